@@ -1,0 +1,3 @@
+"""lorgnette: LoRA for models that see."""
+
+__version__ = "0.1.0"

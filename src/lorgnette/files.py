@@ -1,0 +1,65 @@
+"""Write beside, then rename: a file or folder is whole or it is as it was before."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorgnette.errors import LorgnetteError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file to write beside `path`; it takes the name `path` once the block ends without an error."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            with open(beside, "rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_whole(path: Path) -> Iterator[Path]:
+    """The same for a folder. What stood at `path` is removed only when the new folder is complete."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with _explained(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            if path.exists():
+                os.replace(path, retired)
+            os.replace(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LorgnetteError(
+            f"cannot write: {error.strerror or error}",
+            where=str(path),
+            remedy="free some space or choose another folder; what stood there before is untouched",
+        ) from error

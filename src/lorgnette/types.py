@@ -1,0 +1,152 @@
+"""The spine: what flows from room to room.
+
+    Example → Encoded → PackedBatch → Prediction        (Score joins with the metrics)
+
+Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, S segments (examples) in
+it, P image tokens, R label rows, N pictures.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+Role = Literal["system", "user", "assistant"]
+IGNORED = -100
+"""Label of a token on which no loss is taken (the value every Hugging Face model ignores)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture where it lies; reading it is the data room's work."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One speaker's turn: texts and pictures in the order the model sees them."""
+
+    role: Role
+    parts: tuple[str | Picture, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation as a person would write it: no tokens, no model.
+
+    row is the place in the source file that a person would look at: the line of a CSV or JSONL file, the 1-based
+    item of a JSON list.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    source: Path
+    row: int
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Picture))
+
+    @property
+    def where(self) -> str:
+        return f"{self.source}, row {self.row}"
+
+    @property
+    def reference(self) -> str:
+        """The last assistant's text: what a prediction is held against ("" where there is none)."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+
+    @property
+    def prompt(self) -> "Example":
+        """The same conversation up to the last assistant's turn: what a prediction starts from."""
+        last = max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=len(self.turns))
+        return Example(self.id, self.turns[:last], self.source, self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that cannot be used: where it stands, what is wrong, what to do."""
+
+    source: Path
+    row: int
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.source}, row {self.row}: {self.what}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureGrid:
+    """A picture as the vision tower gets it. t, h, w count patches; merge² patches make one image token."""
+
+    picture: Picture
+    t: int
+    h: int
+    w: int
+    merge: int
+
+    @property
+    def tokens(self) -> int:
+        return self.t * self.h * self.w // self.merge**2
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example in tokens. labels[i] is tokens[i] where loss is taken on predicting it, else IGNORED."""
+
+    example: Example
+    tokens: Int32[np.ndarray, " T"]
+    labels: Int32[np.ndarray, " T"]
+    positions: Int32[np.ndarray, "3 T"]
+    grids: tuple[PictureGrid, ...]
+
+    @property
+    def label_count(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One forward pass: several examples in one row, built on the host, one copy to the device, no read-back.
+
+    starts:       [S+1] first row of each segment, and T; attention never crosses a segment's border.
+    image_rows:   [P] rows whose embedding is an image feature, in the order of `grids`.
+    feature_rows: [P] row of each in the concatenated features of `grids`.
+    grids:        the distinct pictures of this pass.
+    label_rows:   [R] rows whose hidden state predicts targets[r]; the loss is Σ weights · cross-entropy.
+    """
+
+    tokens: Int32[np.ndarray, " T"]
+    positions: Int32[np.ndarray, "3 T"]
+    starts: Int32[np.ndarray, " S+1"]
+    image_rows: Int32[np.ndarray, " P"]
+    feature_rows: Int32[np.ndarray, " P"]
+    label_rows: Int32[np.ndarray, " R"]
+    targets: Int32[np.ndarray, " R"]
+    weights: Float32[np.ndarray, " R"]
+    grids: tuple[PictureGrid, ...]
+    examples: tuple[Example, ...]
+
+    @property
+    def segments(self) -> Iterator[tuple[int, int]]:
+        return zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model said to one example. adapter names the run it came from; None is the untuned model."""
+
+    example: Example
+    text: str
+    adapter: str | None = None
+    stopped: bool = field(default=True)
+    """False: cut off at the longest length allowed, the model had not finished."""
