@@ -101,13 +101,17 @@ class PictureGrid:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example in tokens. labels[i] is tokens[i] where loss is taken on predicting it, else IGNORED."""
+    """One example in tokens. labels[i] is tokens[i] where loss is taken on predicting it, else IGNORED.
+
+    image_starts[n] is the row of the first token of the n-th picture, which has grids[n].
+    """
 
     example: Example
     tokens: Int32[np.ndarray, " T"]
     labels: Int32[np.ndarray, " T"]
     positions: Int32[np.ndarray, "3 T"]
     grids: tuple[PictureGrid, ...]
+    image_starts: tuple[int, ...]
 
     @property
     def label_count(self) -> int:

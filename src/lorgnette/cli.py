@@ -1,0 +1,201 @@
+"""The verbs on the command line, in the order of the work; no logic. Heavy imports wait for the verb that needs them."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from lorgnette import __version__
+from lorgnette.errors import LorgnetteError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune Qwen-VL models on your own pictures with LoRA, and see that it worked.",
+)
+recipes = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
+console = Console(stderr=True)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.lr=1e-4")]
+Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
+OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")]
+Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
+DataPath = Annotated[Path, typer.Argument(help="a CSV, a conversations JSON, or a messages JSON or JSONL")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorgnette {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None: ...
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="folder for the pictures and the run")] = None,
+    pictures: Annotated[int, typer.Option(min=8, help="how many pictures to draw")] = 500,
+    words: Words = None,
+) -> None:
+    """See it work: draw pictures, tune the built-in model on them, open the page."""
+    from lorgnette import run
+
+    run.demo(out, pictures=pictures, words=words or [], console=console)
+
+
+@app.command()
+def prepare(
+    source: DataPath,
+    out: Annotated[Path, typer.Option(help="folder the JSON files are written to")] = Path("data"),
+    prompt: Prompt = "COCO Yes:",
+    holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
+    split: Annotated[
+        Literal["picture", "tail"], typer.Option(help="picture: no picture in both parts; tail: literally the last rows")
+    ] = "picture",
+    rows: Rows = None,
+    on_bad_row: OnBadRow = "error",
+) -> None:
+    """A source → conversations JSON, split into a training and a test part."""
+    from lorgnette import run
+
+    run.prepare(
+        source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, on_bad_row=on_bad_row, console=console
+    )
+
+
+@app.command()
+def check(
+    source: DataPath,
+    prompt: Prompt = "COCO Yes:",
+    rows: Rows = None,
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one."""
+    from lorgnette import run
+
+    raise typer.Exit(run.check(source, prompt=prompt, rows=rows, as_json=json, console=console))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    words: Words = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
+) -> None:
+    """Tune an adapter, answer the held-out pictures with and without it, write the page."""
+    from lorgnette import run
+
+    if resume is not None:
+        if recipe or words:
+            raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
+        run.resume(resume, console=console)
+        return
+    if recipe is not None and "=" in recipe:
+        recipe, words = None, [recipe, *(words or [])]
+    run.train(recipe, words or [], console=console)
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(help="a picture, a folder of pictures, or a data file")],
+    adapter: Annotated[Path | None, typer.Option(help="a run's adapter folder; without: the untuned model")] = None,
+    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+    prompt: Annotated[str | None, typer.Option(help="what to ask; default: the adapter's prompt")] = None,
+    both: Annotated[bool, typer.Option("--both", help="the untuned model's answer beside the tuned one's")] = False,
+    out: Annotated[Path | None, typer.Option(help="also write the answers as JSONL")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    temperature: Annotated[float | None, typer.Option(min=0.01, help="draw answers at this temperature")] = None,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+) -> None:
+    """Answers to pictures, with or without an adapter."""
+    from lorgnette import run
+
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    run.predict(
+        source, adapter=adapter, model=model, prompt=prompt, both=both, out=out, sampling=sampling, device=device,
+        console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    adapter: Annotated[Path, typer.Argument(help="a run's adapter folder")],
+    source: DataPath,
+    out: Annotated[Path, typer.Option(help="the page")] = Path("compare.html"),
+    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+    rows: Rows = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+) -> None:
+    """One page: every picture with reference, untuned and tuned answer."""
+    from lorgnette import run
+
+    run.compare(
+        adapter, source, out=out, model=model, rows=rows, max_new_tokens=max_new_tokens, device=device, console=console
+    )
+
+
+app.add_typer(recipes, name="recipe")
+
+
+@recipes.command("list")
+def recipe_list() -> None:
+    """The recipes there are, one a line."""
+    from lorgnette import recipe as shelf
+
+    for name, first in shelf.titles():
+        typer.echo(f"{name:24} {first}")
+
+
+@recipes.command("show")
+def recipe_show(name: str) -> None:
+    """Print a recipe."""
+    from lorgnette import recipe as shelf
+
+    typer.echo(shelf.find(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Copy a recipe, to be changed."""
+    from lorgnette import recipe as shelf
+
+    typer.echo(shelf.copy(name, to))
+
+
+def main() -> None:
+    """The command `lorgnette`. A person's mistake is one line and exit status 1 or 2; ours keeps its traceback."""
+    # What libraries tell each other's programmers is not for the person at this terminal.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except LorgnetteError as error:
+        console.print(f"[bold red]lorgnette:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        console.print("stopped", highlight=False)
+        sys.exit(130)
+
+
+def _escaped(error: LorgnetteError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

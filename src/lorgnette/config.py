@@ -1,0 +1,198 @@
+"""The run's settings: one frozen tree. A recipe (YAML) is read first, then `key=value` words, later ones winning.
+
+Knows nothing about what the settings do. Every setting is named once, here, with its meaning and its unit;
+`docs/settings.md` is printed from this file.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+
+from lorgnette.errors import UsageError
+
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Tower = Literal["language", "merger", "vision"]
+TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
+
+
+def _listed(value: Any) -> Any:
+    """`a,b` on the command line means a list; one word is a list of one."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.strip("[]").split(",") if word.strip())
+    return value
+
+
+def _sized(value: Any) -> Any:
+    """`280x280` and `280` say what `[280, 280]` says."""
+    value = _listed(value.replace("x", ",", 1)) if isinstance(value, str) else value
+    sides = (value,) if isinstance(value, int) else value
+    return sides * 2 if isinstance(sides, tuple) and len(sides) == 1 else sides
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    path: Path | None = Field(None, description="the examples: a CSV, a conversations JSON, a messages JSON or JSONL")
+    test: Path | None = Field(None, description="held-out examples in a file of their own; else `holdout` are split off")
+    holdout: int = Field(4, ge=0, description="how many examples at the end are held out for the test")
+    split: Literal["picture", "tail"] = Field(
+        "picture", description="picture: no picture stands in both parts; tail: literally the last `holdout` rows"
+    )
+    prompt: str = Field("COCO Yes:", description="what the user asks, where the data does not say (a CSV)")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="error: refuse to start over broken rows; skip: leave them out and name each"
+    )
+    rows: PositiveInt | None = Field(None, description="use the first so many rows only")
+
+
+class Encode(Section):
+    size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_sized)] = Field(
+        (280, 280), description="height and width every picture is resized to, in pixels; null: keep its shape"
+    )
+    image_tokens: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_listed)] = Field(
+        (4, 1280), description="fewest and most tokens of a picture that keeps its shape (size=null)"
+    )
+    end_token: Literal["template", "<|endoftext|>"] = Field(
+        "template", description="what ends an answer: the chat template's token, or the tutorial's <|endoftext|>"
+    )
+    max_tokens: PositiveInt = Field(8192, description="longest example in tokens; a longer one is a broken row")
+
+
+class Lora(Section):
+    rank: PositiveInt = Field(64, description="rank of the two factors")
+    alpha: PositiveInt = Field(16, description="scale: alpha/rank, or alpha/√rank with rslora")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
+    rslora: bool = Field(False, description="rank-stabilised scaling")
+    targets: Annotated[tuple[Target, ...], BeforeValidator(_listed)] = Field(
+        LANGUAGE_TARGETS, min_length=1, description="projections of the language model that are adapted"
+    )
+    towers: Annotated[tuple[Tower, ...], BeforeValidator(_listed)] = Field(
+        ("language",), min_length=1, description="parts of the model that are adapted: language, merger, vision"
+    )
+
+
+class Train(Section):
+    epochs: int = Field(2, ge=1, description="passes over the examples")
+    max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps")
+    batch_size: PositiveInt = Field(4, description="examples a micro-batch; a step takes batch_size × accumulation")
+    accumulation: PositiveInt = Field(4, description="micro-batches a step")
+    pass_tokens: PositiveInt = Field(
+        16384, description="most tokens in one forward pass; a step is cut into as many passes as it needs"
+    )
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    log_steps: PositiveInt = Field(10, description="steps between two lines of the log (the first is always logged)")
+    save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last is always saved)")
+    eval_steps: PositiveInt | None = Field(None, description="steps between two eval losses; null: after each epoch")
+
+
+class Predict(Section):
+    max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
+    batch_size: PositiveInt = Field(32, description="examples answered at once")
+
+
+class Track(Section):
+    to: Annotated[tuple[TrackerName, ...], BeforeValidator(_listed)] = Field(
+        ("auto",), min_length=1, description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab if there"
+    )
+    project: str = Field("lorgnette", description="the tracker's project")
+    experiment: str | None = Field(None, description="the tracker's experiment; null: the run folder's name")
+
+
+class Settings(Section):
+    model: str = Field("Qwen/Qwen2-VL-2B-Instruct", description="a checkpoint's folder; `demo` is the built-in model")
+    run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
+    seed: int = Field(0, ge=0, description="of the order of examples, the adapter's start and dropout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on a CPU")
+    data: Data = Data()
+    encode: Encode = Encode()
+    lora: Lora = Lora()
+    train: Train = Train()
+    predict: Predict = Predict()
+    track: Track = Track()
+
+
+SECTIONS = {name: f.annotation for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
+
+
+def names() -> list[str]:
+    """Every setting's full name, in the order of the tree."""
+    found: list[str] = []
+    for name in Settings.model_fields:
+        section = SECTIONS.get(name)
+        found += [f"{name}.{inner}" for inner in section.model_fields] if section else [name]
+    return found
+
+
+def load(recipe: Mapping[str, Any] | None, words: Iterable[str] = (), *, where: str = "recipe") -> Settings:
+    """The settings of a recipe's tree with `key=value` words laid over it.
+
+    `data=PATH` is short for `data.path=PATH`. Raises UsageError that names an unknown setting's nearest neighbour,
+    or the value that does not fit.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in (recipe or {}).items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            for inner, inner_value in value.items():
+                _lay(tree, f"{name}.{inner}", inner_value, where)
+        else:
+            _lay(tree, str(name), value, where)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"'{word}' is not a setting", remedy="write key=value, as in train.lr=1e-4")
+        _lay(tree, key, None if text == "null" else text, "command line")
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_first_fault(error), where=where, remedy="see docs/settings.md") from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's tree. Raises UsageError where the file is missing, no YAML, or no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("no such recipe", where=str(path), remedy="`lorgnette recipe list` shows those there are") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"recipe cannot be read: {error}", where=str(path), remedy="it must be YAML") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UsageError("recipe is not a mapping", where=str(path), remedy="write `setting: value` lines")
+    return tree or {}
+
+
+def dump(settings: Settings) -> str:
+    """The whole tree as YAML, which `read_recipe` and `load` read back to the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _lay(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    if key == "data" and isinstance(value, str):
+        key = "data.path"
+    if key not in names():
+        near = difflib.get_close_matches(key, names(), n=1, cutoff=0.4)
+        remedy = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
+        raise UsageError(f"unknown setting {key}", where=where, remedy=remedy)
+    section, _, inner = key.rpartition(".")
+    (tree.setdefault(section, {}) if section else tree)[inner or key] = value
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"] if isinstance(part, str) and part in _words())
+    return f"{name or 'settings'} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _words() -> set[str]:
+    return {word for name in names() for word in name.split(".")} | set(get_args(Tower))

@@ -1,0 +1,69 @@
+"""A file that would not open as a picture → what it is instead, and what to do about it.
+
+Knows nothing about decoding; it looks at the first bytes only.
+"""
+
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from lorgnette.errors import LorgnetteError
+
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_AGAIN = "get the file again (it was cut off or damaged on its way), or remove its row"
+_LFS = ("a git-lfs pointer, not the picture itself", "run `git lfs pull` where the file came from")
+_PAGE = ("a web page (HTML or XML), not a picture", "the download got an error page: download the picture again")
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+
+
+def unreadable(path: Path, error: Exception) -> LorgnetteError:
+    """The error to raise for whatever Pillow or the operating system said about this file."""
+    what, remedy = _described(path, error)
+    return LorgnetteError(what, where=str(path), remedy=remedy)
+
+
+def _described(path: Path, error: Exception) -> tuple[str, str]:
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        said = f" ({_said(error)})" if str(error) else ""
+        return f"picture is too large to be decoded{said}", "scale it down, or remove its row"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"picture cannot be read: {error.strerror}", "check the path, its permissions and the disk"
+    head = _first_bytes(path)
+    return _not_a_picture(head) or _damaged(head, error)
+
+
+def _damaged(head: bytes, error: Exception) -> tuple[str, str]:
+    if isinstance(error, UnidentifiedImageError):
+        if head.startswith(_MAGIC):
+            return "picture is damaged: its header makes no sense", _AGAIN
+        return "not a picture in a format that can be read", "save it as JPEG or PNG, or remove its row"
+    if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
+        return f"picture carries an oversized text chunk: {_said(error)}", "save it again without its metadata"
+    return f"picture cannot be decoded: {_said(error)}", _AGAIN
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError:
+        return b""
+
+
+def _not_a_picture(head: bytes) -> tuple[str, str] | None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    heic = head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
+    signs = (
+        (text.startswith(b"version https://git-lfs"), _LFS),
+        (b"<svg" in text, ("an SVG drawing, which is not made of pixels", "convert it to PNG")),
+        (text.startswith(_PAGES), _PAGE),
+        (heic, ("a HEIC/HEIF picture, which cannot be read here", "convert to JPEG or PNG")),
+        (head.startswith(b"%PDF"), ("a PDF document, not a picture", "convert its pages to PNG")),
+        (not head.strip(b"\0"), ("the file holds zeros where a picture should start", _AGAIN)),
+    )
+    return next((described for shown, described in signs if shown), None)

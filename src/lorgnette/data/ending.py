@@ -1,0 +1,63 @@
+"""Does a picture's file end as its format says it should? A few bytes read, nothing decoded.
+
+Knows nothing about Pillow. A wrong "no" costs one decode; a wrong "yes" would let a cut-off file through to
+training, so every format that cannot say cheaply where it ends gets a "no".
+"""
+
+import os
+from pathlib import Path
+from typing import IO
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+
+
+def complete(path: Path) -> bool:
+    """True only where the end proves that nothing was cut off: JPEG up to its EOI marker, PNG to IEND, WebP to the
+    length in its header. False asks for a full decode. (A download that stopped, and a preallocated file of the
+    right size with zeros at its end, both miss these marks.)"""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head.startswith(b"\xff\xd8"):
+            return _tail(file, 2) == b"\xff\xd9"
+        if head.startswith(_PNG):
+            return _png_chunks(file)[0]
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return _webp_complete(file, int.from_bytes(head[4:8], "little"))
+    return False
+
+
+def late_metadata(file: IO[bytes]) -> bool:
+    """Does a PNG hold text or EXIF behind its pixels, where a look at the header does not see the orientation?"""
+    place = file.tell()
+    try:
+        return _png_chunks(file)[1]
+    finally:
+        file.seek(place)
+
+
+def _tail(file: IO[bytes], count: int) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - count))
+    return file.read(count)
+
+
+def _webp_complete(file: IO[bytes], declared: int) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    return size >= declared + 8 and any(_tail(file, 64))
+
+
+def _png_chunks(file: IO[bytes]) -> tuple[bool, bool]:
+    """(IEND reached, metadata after the first IDAT), by hopping from chunk to chunk."""
+    size = file.seek(0, os.SEEK_END)
+    place, pixels, late = len(_PNG), False, False
+    while place + 12 <= size:
+        file.seek(place)
+        head = file.read(8)
+        kind = head[4:]
+        if kind == b"IEND":
+            return True, late
+        pixels = pixels or kind == b"IDAT"
+        late = late or (pixels and kind in _PNG_METADATA)
+        place += 12 + int.from_bytes(head[:4], "big")
+    return False, late

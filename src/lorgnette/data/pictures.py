@@ -1,0 +1,176 @@
+"""A picture's file → its size, or its pixels; whatever is wrong with it → an error that names it.
+
+Knows nothing about examples, captions, or the sizes a model wants.
+"""
+
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageFile
+
+from lorgnette.data import ending
+from lorgnette.data.colour import rgb
+from lorgnette.data.diagnosis import unreadable
+from lorgnette.errors import LorgnetteError
+
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".avif", ".avifs", ".mpo", ".jp2", ".j2k", ".ico", ".ppm", ".pgm", ".pbm", ".qoi", ".heic", ".heif"),
+    )
+)
+"""What counts as a picture in a folder. HEIC is among them so that it is named as unreadable, not passed over."""
+MAX_ASPECT = 200
+"""Longer side over shorter side; every Qwen-VL processor refuses a picture beyond it."""
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI"),
+    "HEIF",  # only where the user has registered a plugin for it
+)
+"""Named one by one: Pillow's other readers start programs (EPS, WMF) or take almost any bytes for a picture."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+"""The filter as `warnings` keeps it."""
+_lock = threading.Lock()
+
+
+def header(path: Path) -> tuple[int, int]:
+    """(width, height) as seen, that is after the EXIF orientation, from the header alone."""
+    with _opened(path) as image:
+        turn = _orientation(image)
+        # Pillow gives a TIFF's size already turned, and turns its pixels when it loads them.
+        size = (image.height, image.width) if turn >= 5 and image.format != "TIFF" else image.size
+    return _shaped(path, size)
+
+
+def load(path: Path) -> Image.Image:
+    """The first frame, upright, in 8-bit RGB on white, detached from its file."""
+    with _opened(path) as image:
+        _shaped(path, image.size)  # before the pixels: a refused picture costs no decode
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        seen = rgb(image)
+        if turn is not None:
+            seen = seen.transpose(turn)
+        elif seen is image:
+            seen = image.copy()  # what is handed out must not hold on to the closed file
+    _shaped(path, seen.size)
+    seen.info.clear()
+    return seen
+
+
+def verified(path: Path) -> tuple[int, int]:
+    """`header`, and proof that the picture was not cut off.
+
+    JPEG, PNG and WebP prove it by how they end (a few bytes); where they do not, and for every other format, the
+    picture is decoded to find out. Damage in the middle of a file shows only when it is decoded.
+    """
+    size = header(path)
+    try:
+        whole = ending.complete(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return size if whole else load(path).size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """The picture open in Pillow, its file closed afterwards; all that goes wrong meanwhile is explained."""
+    _must_be_a_file(path)
+    _quieten()
+    try:
+        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
+            yield image
+    except LorgnetteError:
+        raise
+    except Exception as error:  # decoders fed with broken bytes raise nearly anything: struct.error, KeyError, …
+        raise unreadable(path, error) from error
+
+
+def _must_be_a_file(path: Path) -> None:
+    """Before opening: a pipe would block for ever, a device never end."""
+    where = str(path)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LorgnetteError("picture is missing", where=where, remedy=_missing_remedy(path)) from error
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it, a folder that may not be entered
+        raise LorgnetteError(f"picture cannot be reached: {error}", where=where, remedy="correct the path") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise LorgnetteError("a folder stands where a picture should", where=where, remedy="name a file inside it")
+    if not stat.S_ISREG(status.st_mode):
+        raise LorgnetteError("not an ordinary file", where=where, remedy="name a picture's file")
+    if status.st_size == 0:
+        raise LorgnetteError(
+            "picture is empty (zero bytes)", where=where, remedy="get the file again, or remove its row"
+        )
+
+
+def _missing_remedy(path: Path) -> str:
+    if "\\" in path.name:
+        return "write / instead of \\ in the path"
+    return "correct the path (relative paths start at the data file's folder), or put the picture there"
+
+
+def _shaped(path: Path, size: tuple[int, int]) -> tuple[int, int]:
+    width, height = size
+    if min(size) < 1:
+        raise LorgnetteError(
+            f"picture has no area ({width}×{height})", where=str(path), remedy="replace it, or remove its row"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise LorgnetteError(
+            f"picture is too narrow: {width}×{height} is beyond {MAX_ASPECT}:1, the model's limit",
+            where=str(path),
+            remedy="crop it, or remove its row",
+        )
+    return width, height
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation 1–8; 1 where there is none or it cannot be read (viewers show such a picture as it lies).
+
+    Read here and not by ImageOps.exif_transpose, which writes the EXIF back and fails on tags of a wrong type.
+    """
+    if image.format == "PNG" and image.fp is not None and not ending.late_metadata(image.fp):
+        # PngImageFile.getexif decodes the whole picture in case EXIF follows the pixels; here none does.
+        read = Image.Image.getexif
+    else:
+        read = type(image).getexif
+    try:
+        value = read(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF raises nearly anything, and must not cost the picture
+        return 1
+    return value if value in _TURNS else 1
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow can open. Its plugins are loaded here, once: racing threads miss some."""
+    with _lock:
+        Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _quieten() -> None:
+    """Keep Pillow's own warnings (odd EXIF, many pixels) off the user's screen: what matters is raised.
+
+    `warnings.catch_warnings` swaps the process's list of filters and is not safe in threads. One filter, which
+    matches modules inside PIL only, is put at the front instead, and again whenever something has displaced it.
+    """
+    if not warnings.filters or warnings.filters[0] != _QUIET:
+        with _lock:
+            warnings.filterwarnings("ignore", module=_QUIET[3].pattern)

@@ -1,0 +1,109 @@
+"""Examples → a training part and a test part.
+
+Knows nothing about forms, prompts or what is written where.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lorgnette.errors import UsageError
+from lorgnette.types import Example
+
+Split = Literal["picture", "tail"]
+
+
+def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[list[Example], list[Example]]:
+    """(training part, test part), both in the source's order.
+
+    "tail": the last `holdout` rows, as the tutorial does. Where a picture has several captions it can then stand in
+    both parts, and the test asks for what was trained.
+    "picture": rows that show a common picture stay together. From the end towards the start, each such group goes
+    into the test part if it still fits. Where `holdout` is not met exactly so, the test part is larger: those and
+    the smallest group passed over, or one such group alone, whichever is fewer rows (the last of equals).
+    """
+    if not 0 <= holdout < len(examples):
+        raise UsageError(
+            f"holdout is {holdout}, but there are {len(examples)} usable rows",
+            remedy="hold out fewer rows than there are, so that some are left to train on",
+        )
+    place = len(examples) - holdout
+    test = _groups_from_end(examples, holdout) if split == "picture" else set(range(place, len(examples)))
+    if holdout and len(test) == len(examples):
+        raise UsageError(
+            f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
+            remedy="hold out fewer rows, or use split=tail to hold out rows whatever they show",
+        )
+    train = [example for i, example in enumerate(examples) if i not in test]
+    return train, [example for i, example in enumerate(examples) if i in test]
+
+
+def shared_pictures(train: Iterable[Example], test: Iterable[Example]) -> int:
+    """How many pictures stand in both parts."""
+    one, other = list(train), list(test)
+    same = identities(picture.path for example in (*one, *other) for picture in example.pictures)
+    first, second = ({same[picture.path] for example in part for picture in example.pictures} for part in (one, other))
+    return len(first & second)
+
+
+def identities(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each path → one path for the same picture: the same file, or a file of the same bytes (SHA-256).
+
+    Only files of equal size are hashed: others cannot be copies.
+    """
+    resolved = {path: path.resolve() for path in paths}
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in dict.fromkeys(resolved.values()):
+        by_size[file.stat().st_size].append(file)
+    first: dict[Path, Path] = {}
+    for files in by_size.values():
+        known: dict[str, Path] = {}
+        for file in files:
+            first[file] = file if len(files) == 1 else known.setdefault(_digest(file), file)
+    return {path: first[file] for path, file in resolved.items()}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _groups_from_end(examples: Sequence[Example], holdout: int) -> set[int]:
+    test: set[int] = set()
+    passed: list[list[int]] = []
+    for group in sorted(_groups(examples), key=lambda rows: rows[-1], reverse=True):
+        if len(test) == holdout:
+            break
+        if len(test) + len(group) <= holdout:
+            test.update(group)
+        else:
+            passed.append(group)
+    if len(test) == holdout:
+        return test
+    smallest: list[int] = min(passed, key=len)
+    ways = [test.union(smallest), *(set(group) for group in passed if len(group) >= holdout)]
+    return min(ways, key=len)
+
+
+def _groups(examples: Sequence[Example]) -> list[list[int]]:
+    """Rows joined by a common picture, also by way of other rows; a row without pictures is alone."""
+    same = identities(picture.path for example in examples for picture in example.pictures)
+    leader = list(range(len(examples)))
+    shown_by: dict[Path, int] = {}
+    for row, example in enumerate(examples):
+        for picture in example.pictures:
+            other = shown_by.setdefault(same[picture.path], row)
+            leader[_root(leader, row)] = _root(leader, other)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row in range(len(examples)):
+        groups[_root(leader, row)].append(row)
+    return list(groups.values())
+
+
+def _root(leader: list[int], row: int) -> int:
+    while leader[row] != row:
+        leader[row] = leader[leader[row]]
+        row = leader[row]
+    return row

@@ -1,0 +1,275 @@
+"""Teach the tiny model to see: `python -m lorgnette.demo.pretrain --out DIR --minutes 9`.
+
+Writes a checkpoint folder and its manifest.json; saved about once a minute, and when interrupted. Needs no file that
+this package does not make itself. On a CPU it runs too (`--steps 100 --batch 32 --workers 1`), only slowly.
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import platform
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import Qwen2VLForConditionalGeneration
+
+from lorgnette.demo.checkpoint import ENCODED_SIDE, PATCH, count_parameters, make_checkpoint, save_weights
+from lorgnette.demo.exam import Marks, examine, held_out
+from lorgnette.demo.lessons import Lesson, Lessons
+from lorgnette.demo.tower import patches, vision_features
+from lorgnette.files import write_json
+
+WARM_UP = 0.02
+RESERVED = 25.0
+"""Seconds of --minutes kept for the last exam and for saving."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """steps ends the run after so many steps; without it, minutes does (the whole run, start to saved)."""
+
+    out: Path
+    minutes: float = 9.0
+    steps: int | None = None
+    batch: int = 512
+    lr: float = 1e-3
+    seed: int = 0
+    workers: int = 15
+    device: str = "auto"
+    compile: bool = False
+    examined: int = 256
+    report_seconds: float = 60.0
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run, its output folder left open."""
+        given = [f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if _written(name, value)]
+        return " ".join(["python -m lorgnette.demo.pretrain --out DIR", *given])
+
+
+def _written(name: str, value: object) -> bool:
+    return name not in ("out", "compile", "device") and value is not None
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the run stands. The learning rate is a function of the share of the run that is done."""
+
+    settings: Settings
+    began: float
+    step: int = 0
+    loss: float = math.nan
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def share(self) -> float:
+        if self.settings.steps is not None:
+            return self.step / self.settings.steps
+        return self.elapsed / max(1.0, self.settings.minutes * 60 - RESERVED)
+
+    @property
+    def rate(self) -> float:
+        """A short rise, then half a cosine down to nothing."""
+        share = min(1.0, self.share)
+        return self.settings.lr * min(1.0, (share + 1e-4) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def stream(settings: Settings) -> Iterator[Lesson]:
+    """Batches from the worker processes, fetched by a thread of this one: unpickling overlaps the GPU's launches."""
+    lessons = Lessons(settings.out, settings.batch, settings.seed)
+    workers: dict[str, Any] = {}
+    if settings.workers:
+        workers = {"prefetch_factor": 2, "worker_init_fn": _deaf, "multiprocessing_context": "fork"}
+    loader = DataLoader(lessons, batch_size=None, collate_fn=_as_is, num_workers=settings.workers, **workers)
+    batches = iter(loader)
+    if not settings.workers:
+        yield from batches
+        return
+    waiting: queue.Queue[Lesson | BaseException] = queue.Queue(maxsize=4)
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                waiting.put(batch)
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread
+            waiting.put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    while True:
+        batch = waiting.get()
+        if isinstance(batch, BaseException):
+            raise batch
+        yield batch
+
+
+def _as_is(batch: Lesson) -> Lesson:
+    return batch
+
+
+def _deaf(worker: int) -> None:
+    """A worker ends when its parent does; Ctrl-C and TERM are for the parent, which saves first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+
+
+def lesson_loss(model: Any, batch: Lesson, device: torch.device) -> Tensor:
+    """Mean cross-entropy over the answers' tokens; logits are made at the label rows only."""
+
+    def on_device(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    pictures = on_device(batch.pictures)
+    tokens = on_device(batch.tokens).long()
+    features = vision_features(model.model.visual, patches(pictures), ENCODED_SIDE // PATCH)
+    embedded = model.model.language_model.embed_tokens(tokens)
+    rows = embedded.flatten(0, 1).index_copy(
+        0, on_device(batch.image_rows).long(), features.flatten(0, 1).to(embedded.dtype)
+    )
+    hidden = model.model.language_model(
+        inputs_embeds=rows.view_as(embedded),
+        position_ids=on_device(batch.positions).long(),
+        attention_mask=None,
+        use_cache=False,
+    ).last_hidden_state
+    chosen = hidden.flatten(0, 1).index_select(0, on_device(batch.label_rows).long())
+    return functional.cross_entropy(model.lm_head(chosen).float(), on_device(batch.targets).long())
+
+
+def make_optimizer(model: Any, device: torch.device) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.type == "cuda")
+
+
+def train(model: Any, settings: Settings, device: torch.device, began: float) -> Progress:
+    """The loop. Stops at the end of the schedule, or early and in good order on Ctrl-C or TERM."""
+    progress, optimizer = Progress(settings, began), make_optimizer(model, device)
+    loss_of = torch.compile(lesson_loss) if settings.compile else lesson_loss
+    reported, smooth = time.monotonic(), torch.zeros((), device=device)
+    since = 0
+    try:
+        for batch in stream(settings):
+            for group in optimizer.param_groups:
+                group["lr"] = progress.rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = loss_of(model, batch, device)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            smooth += loss.detach()
+            progress.step, since = progress.step + 1, since + 1
+            done = progress.share >= 1
+            if done or time.monotonic() - reported >= settings.report_seconds:
+                progress.loss = float(smooth) / since
+                speed = since * settings.batch / (time.monotonic() - reported)
+                report(model, progress, speed, examine_now=not done)
+                smooth.zero_()
+                reported, since = time.monotonic(), 0
+            if done:
+                break
+    except KeyboardInterrupt:
+        say(f"interrupted after {progress.step} steps; saving")
+    return progress
+
+
+def report(model: Any, progress: Progress, speed: float, examine_now: bool) -> None:
+    """One line; the weights are saved on the way, so a run that is killed keeps its last minute."""
+    settings = progress.settings
+    line = f"step {progress.step}  loss {progress.loss:.4f}  {speed:.0f} pictures/s  {progress.elapsed:.0f} s"
+    if examine_now:
+        save_weights(model, settings.out)
+        line += f"  {examine(settings.out, held_out(min(64, settings.examined)), str(model.device))}"
+    say(line)
+
+
+def manifest(settings: Settings, progress: Progress, marks: Marks, parameters: int, device: str) -> dict[str, Any]:
+    weights = (settings.out / "model.safetensors").read_bytes()
+    return {
+        "command": settings.command,
+        "seed": settings.seed,
+        "steps": progress.step,
+        "pictures_seen": progress.step * settings.batch,
+        "seconds": round(progress.elapsed),
+        "loss": round(progress.loss, 4) if math.isfinite(progress.loss) else None,
+        "held_out": asdict(marks),
+        "parameters": parameters,
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "bytes": len(weights),
+    }
+
+
+def pretrain(settings: Settings) -> dict[str, Any]:
+    """Make, train, examine and save; return the manifest."""
+    began = time.monotonic()
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    torch.set_float32_matmul_precision("high")
+    make_checkpoint(settings.out, settings.seed)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(settings.out, dtype=torch.float32).to(device).train()
+    progress = train(model, settings, device, began)
+    save_weights(model, settings.out)
+    marks = examine(settings.out, held_out(settings.examined), name)
+    shown = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    written = manifest(settings, progress, marks, count_parameters(model), shown)
+    write_json(settings.out / "manifest.json", written)
+    say(f"{marks}\n" + "\n".join(marks.examples))
+    return written
+
+
+def say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+def read_settings(arguments: list[str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser(prog="python -m lorgnette.demo.pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=Settings.minutes, help="the whole run, start to saved")
+    parser.add_argument("--steps", type=int, help="end after so many steps instead")
+    parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--lr", type=float, default=Settings.lr)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--workers", type=int, default=Settings.workers, help="processes that draw; 0: none")
+    parser.add_argument("--device", default=Settings.device)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--examined", type=int, default=Settings.examined, help="held-out scenes at the end")
+    parser.add_argument("--report-seconds", type=float, default=Settings.report_seconds)
+    return Settings(**vars(parser.parse_args(arguments)))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    transformers.utils.logging.disable_progress_bar()
+    pretrain(read_settings())

@@ -1,0 +1,89 @@
+"""The checkpoint's chat template, rendered once per shape of conversation.
+
+The template is rendered with a mark in the place of every text, so that no text can be mistaken for a control token
+or upset the template; the texts are put between the pieces afterwards, by `encoder.py`.
+"""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2.ext
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Picture, Role, Turn
+
+# Noncharacters (Unicode keeps U+FDD0–U+FDEF free for a program's own use): they stand in no template.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+Shape = tuple[tuple[Role, tuple[bool, ...]], ...]
+"""What a conversation looks like to the template: per turn its role and, per part, whether it is a picture."""
+
+
+class ChatTemplate:
+    """A Jinja chat template, as the hub's checkpoints carry it."""
+
+    def __init__(self, source: str, where: str) -> None:
+        # The environment that transformers renders chat templates in (utils/chat_template_utils.py).
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.globals["raise_exception"] = _refuse
+        self._where = where
+        self.source = source
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise LorgnetteError(f"chat template cannot be read: {error}", where=where) from None
+        self.pieces = lru_cache(maxsize=256)(self._pieces)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "ChatTemplate":
+        """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one."""
+        plain = folder / "chat_template.jinja"
+        if plain.exists():
+            return cls(plain.read_text(encoding="utf-8"), str(plain))
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            path = folder / name
+            source = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+            if isinstance(source, str):
+                return cls(source, str(path))
+        raise LorgnetteError(
+            "checkpoint has no chat template", where=str(folder), remedy="use an Instruct checkpoint, whole"
+        )
+
+    def _pieces(self, shape: Shape, answer: bool) -> tuple[str | int, ...]:
+        """The rendered conversation: strings are the template's own, a number n stands for the n-th text.
+
+        answer: end where the assistant is to speak.
+        """
+        messages: list[dict[str, Any]] = []
+        texts = 0
+        for role, parts in shape:
+            content = []
+            for is_picture in parts:
+                content.append({"type": "image"} if is_picture else {"type": "text", "text": f"{_OPEN}{texts}{_CLOSE}"})
+                texts += not is_picture
+            messages.append({"role": role, "content": content})
+        try:
+            rendered = self._template.render(messages=messages, add_generation_prompt=answer)
+        except TemplateError as error:
+            raise LorgnetteError(f"chat template refuses the conversation: {error}", where=self._where) from None
+        split = _MARK.split(rendered)
+        pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
+        if [piece for piece in pieces if isinstance(piece, int)] != list(range(texts)):
+            raise LorgnetteError("chat template does not keep every text once and in order", where=self._where)
+        return pieces
+
+
+def shape_of(turns: tuple[Turn, ...]) -> Shape:
+    return tuple((turn.role, tuple(isinstance(part, Picture) for part in turn.parts)) for turn in turns)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)

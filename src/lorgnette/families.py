@@ -1,0 +1,65 @@
+"""Facts per model family: a table, so that no other file asks which model it has.
+
+Keyed by the checkpoint's `model_type`. Knows nothing about weights.
+"""
+
+import re
+from dataclasses import dataclass
+
+from lorgnette.config import Target, Tower
+from lorgnette.errors import LorgnetteError
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model family.
+
+    vision_linears, merger_linears: linear layers of a vision block and of the merger, under `visual.blocks.N.` and
+    `visual.merger.`, as transformers names them.
+    """
+
+    model_type: str
+    class_name: str
+    vision_linears: tuple[str, ...]
+    merger_linears: tuple[str, ...]
+
+    def target_pattern(self, targets: tuple[Target, ...], towers: tuple[Tower, ...]) -> str:
+        """The regular expression over full module names for PEFT's `target_modules` (it uses fullmatch).
+
+        Names alone would not do: on Qwen2.5-VL the vision tower's MLP has gate, up and down projections too.
+        """
+        attention = [t for t in targets if t in _ATTENTION]
+        mlp = [t for t in targets if t not in _ATTENTION]
+        parts = []
+        if "language" in towers:
+            kinds = [f"{block}\\.({'|'.join(found)})" for block, found in (("self_attn", attention), ("mlp", mlp)) if found]
+            parts.append(rf"language_model\.layers\.\d+\.({'|'.join(kinds)})")
+        if "vision" in towers:
+            parts.append(rf"visual\.blocks\.\d+\.({'|'.join(map(re.escape, self.vision_linears))})")
+        if "merger" in towers:
+            parts.append(rf"visual\.merger\.({'|'.join(map(re.escape, self.merger_linears))})")
+        return rf".*\.({'|'.join(parts)})" if len(parts) > 1 else rf".*\.{parts[0]}"
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(
+            model_type="qwen2_vl",
+            class_name="Qwen2VLForConditionalGeneration",
+            vision_linears=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+            merger_linears=("mlp.0", "mlp.2"),
+        ),
+    )
+}
+
+
+def family_of(model_type: str | None, where: str) -> Family:
+    """The family of a checkpoint. Raises LorgnetteError for one that is not supported."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise LorgnetteError(
+        f"model_type {model_type!r} is not supported", where=where, remedy=f"supported: {', '.join(FAMILIES)}"
+    )

@@ -1,0 +1,88 @@
+"""The LoRA adapter: PEFT's own modules and PEFT's own two files.
+
+A saved adapter loads with plain `PeftModel.from_pretrained`; one whose names do not all match is an error here, where
+PEFT only warns.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lorgnette.config import Lora
+from lorgnette.errors import LorgnetteError
+from lorgnette.families import Family
+from lorgnette.model.contract import Contract
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "PeftModel":
+    """A fresh adapter: A drawn from `seed`, B zero, so that the model answers as before. Its weights are fp32
+    whatever the model's dtype (PEFT's default), and the only ones that are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=family.target_pattern(lora.targets, lora.towers),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def write(model: "PeftModel", folder: Path, contract: Contract) -> None:
+    """PEFT's two files and `lorgnette.json` into a folder that is there."""
+    configs: dict[str, Any] = model.peft_config
+    for config in configs.values():
+        config.base_model_name_or_path = contract.model
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    contract.write(folder)
+
+
+def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> "PeftModel":
+    """The saved adapter on its base model. Raises LorgnetteError where files are missing or broken, or names do not
+    match one for one."""
+    from peft import PeftModel
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise LorgnetteError(f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter`")
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            saved = set(file.keys())
+        loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except SafetensorError as error:
+        raise LorgnetteError(f"adapter cannot be read: {error}", where=str(folder / WEIGHTS)) from None
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise LorgnetteError(f"adapter does not fit the model: {first}", where=str(folder)) from None
+    wanted = {_saved_name(name) for name in adapter_state(loaded)}
+    if saved != wanted:
+        odd = sorted(saved ^ wanted)
+        raise LorgnetteError(
+            f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
+            f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
+            where=str(folder),
+            remedy="give the base model the adapter was trained on",
+        )
+    return loaded
+
+
+def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """The adapter's own parameters by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def _saved_name(name: str) -> str:
+    return name.replace(".default.", ".")

@@ -1,0 +1,95 @@
+"""Attention over packed rows, plugged into transformers through its public `AttentionInterface`.
+
+    rows      0 ─────── 5 ── 8 ───────────── 16          starts = [0, 5, 8, 16]
+    padded    ┌ 0…4 · · · ┐
+    [S, L]    │ 5…7 · · · · · │   one causal call; a row's padding stands behind it, where a causal
+              └ 8………………15 ┘   query never looks, so that no mask is needed and the result is exact
+
+On CUDA in bfloat16 the flash kernels inside torch take the segments as they are (`varlen_attn`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "lorgnette_packed"
+# torch 2.11 takes grouped heads as they come; from 2.12 on it wants to be told.
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Where the examples of a packed row stand.
+
+    slots: [T] place of each row in the padded [S, L]; starts: [S+1] on the device; longest: L.
+    """
+
+    slots: Int[Tensor, " T"]
+    starts: Int[Tensor, " S+1"]
+    count: int
+    longest: int
+
+
+def segments_of(starts: list[int], device: torch.device) -> Segments:
+    lengths = [b - a for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    longest = max(lengths)
+    rows = torch.cat([torch.arange(length) + i * longest for i, length in enumerate(lengths)])
+    moved = torch.tensor(starts, dtype=torch.int32)
+    return Segments(rows.to(device, non_blocking=True), moved.to(device, non_blocking=True), len(lengths), longest)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segments: Segments | None = None,
+    **rest: Any,
+) -> tuple[Float[Tensor, "1 T H D"], None]:
+    """The attention function of every decoder layer; without `segments` (generation) it is transformers' SDPA."""
+    if segments is None:
+        plain: Callable[..., Any] = sdpa_attention_forward
+        return plain(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _flash(query, key, value, scaling, segments), None
+    return _padded(query, key, value, scaling, segments), None
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
+    S, L = segments.count, segments.longest
+    T, D = query.shape[2], query.shape[3]
+
+    def spread(rows: Float[Tensor, "1 H T D"]) -> Float[Tensor, "S H L D"]:
+        heads = rows.shape[1]
+        padded = rows.new_zeros(S * L, heads, D).index_copy(0, segments.slots, rows[0].transpose(0, 1))
+        return padded.view(S, L, heads, D).transpose(1, 2)
+
+    attended = scaled_dot_product_attention(
+        spread(query), spread(key), spread(value), is_causal=True, scale=scaling, enable_gqa=True
+    )
+    return attended.transpose(1, 2).reshape(S * L, -1, D).index_select(0, segments.slots).view(1, T, -1, D)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
+    q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
+    attended = varlen_attn(
+        q, k, v, segments.starts, segments.starts, segments.longest, segments.longest,
+        scale=scaling, window_size=(-1, 0), **_GROUPED,
+    )  # fmt: skip
+    return attended[None]
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

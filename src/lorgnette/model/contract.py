@@ -1,0 +1,63 @@
+"""`lorgnette.json`: what an adapter was trained with, kept in its folder and honoured ever after.
+
+The commonest "my tuned model is bad" is another resolution, prompt or template at prediction than in training; the
+second commonest is another base model. Needs no torch.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lorgnette.config import Encode
+from lorgnette.errors import LorgnetteError
+from lorgnette.files import write_json
+from lorgnette.model.checkpoint import Checkpoint
+
+FILE = "lorgnette.json"
+
+
+class Contract(BaseModel):
+    """model: the name or folder it was trained from; fingerprint: of that model's weights (Checkpoint.fingerprint)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format: int = 1
+    family: str
+    model: str
+    revision: str | None
+    fingerprint: str
+    prompt: str
+    chat_template: str
+    encode: Encode
+
+    def write(self, adapter: Path) -> None:
+        write_json(adapter / FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, adapter: Path) -> "Contract":
+        """Raises LorgnetteError where the folder is no adapter of ours."""
+        path = adapter / FILE
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            raise LorgnetteError(
+                f"no adapter here: {FILE} is missing", where=str(adapter), remedy="name a run's `adapter` folder"
+            ) from None
+        except (ValueError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            raise LorgnetteError(f"{FILE} cannot be read: {first}", where=str(path)) from None
+
+    def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
+        """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
+        where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with model=…"
+        if checkpoint.family.model_type != self.family:
+            raise LorgnetteError(
+                f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}", where=where, remedy=remedy
+            )
+        if checkpoint.fingerprint != self.fingerprint:
+            raise LorgnetteError("base model has other weights than the adapter was trained on", where=where, remedy=remedy)
+        if chat_template != self.chat_template:
+            raise LorgnetteError(
+                "base model has another chat template than the adapter was trained on", where=where, remedy=remedy
+            )

@@ -1,0 +1,66 @@
+"""Weights from a checkpoint's folder into transformers' module, on one device."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.model.attention import NAME
+from lorgnette.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`: CUDA where there is one. Raises LorgnetteError where CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LorgnetteError("no CUDA device is to be seen", where="device=cuda", remedy="use device=auto or device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+    """The model in evaluation mode with every weight frozen.
+
+    Raises LorgnetteError where the file lacks weights the model needs, or holds others.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # its remarks on loading are answered by `info` below
+    transformers.utils.logging.disable_progress_bar()
+    cls = getattr(transformers, checkpoint.family.class_name)
+    try:
+        model, info = cls.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            device_map={"": device} if device.type == "cuda" else None,
+            attn_implementation={"text_config": NAME, "vision_config": "sdpa"},
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise LorgnetteError(
+            f"weights cannot be loaded: {first}", where=str(checkpoint.folder), remedy="download the checkpoint again"
+        ) from error
+    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    if wrong:
+        raise LorgnetteError(
+            f"weights do not fit the model: {len(info['missing_keys'])} missing, {len(info['unexpected_keys'])} "
+            f"unexpected ({', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''})",
+            where=str(checkpoint.folder),
+            remedy="download the checkpoint again, whole",
+        )
+    # The checkpoint's own sampling habits (Qwen2-VL's: temperature 0.01, top_k 1) would mix into every generate call.
+    model.generation_config = transformers.GenerationConfig()
+    return model.requires_grad_(False).eval()
+
+
+def seed(number: int) -> None:
+    """Where dropout's random numbers start, on the CPU and on CUDA."""
+    torch.manual_seed(number)

@@ -1,0 +1,66 @@
+"""The reference engine: transformers' modules and PEFT's adapter, driven from a PackedBatch. Runs everywhere.
+
+It goes through public seams only: the language model takes `inputs_embeds` and `position_ids`, the attention function
+is ours by name, and the head sees the rows that predict a label and no others.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lorgnette.model.attention import segments_of
+from lorgnette.model.features import Features
+from lorgnette.types import PackedBatch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class ReferenceEngine:
+    """Losses of packed batches; gradients land in the adapter's `.grad`."""
+
+    def __init__(self, model: "PeftModel", features: Features) -> None:
+        base = model.get_base_model()
+        self.model, self.features = model, features
+        self._decoder = base.get_submodule("model.language_model")
+        self._head = base.get_submodule("lm_head")
+        self._embedding = base.get_input_embeddings()
+        self.device = self._embedding.weight.device
+        self._dtype = self._embedding.weight.dtype
+
+    def label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
+        """Cross-entropy of every label, in fp32."""
+        with self._autocast():
+            hidden = self._decoder(
+                inputs_embeds=self._embedded(batch)[None],
+                position_ids=self._moved(batch.positions)[:, None],
+                attention_mask={"full_attention": None},  # segments say what may see what: no mask is built
+                use_cache=False,
+                segments=segments_of(batch.starts.tolist(), self.device),
+            ).last_hidden_state[0]
+            logits = self._head(hidden.index_select(0, self._moved(batch.label_rows)))
+        return cross_entropy(logits.float(), self._moved(batch.targets).long(), reduction="none")
+
+    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Σ weights · cross-entropy. The passes of a step add up to its mean loss."""
+        return (self.label_losses(batch) * self._moved(batch.weights)).sum()
+
+    def _embedded(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
+        embedded: Tensor = self._embedding(self._moved(batch.tokens))
+        if not batch.grids:
+            return embedded
+        features = self.features.of(batch.grids).to(embedded.dtype).index_select(0, self._moved(batch.feature_rows))
+        return embedded.index_copy(0, self._moved(batch.image_rows).long(), features)
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """bf16 weights with fp32 adapters: PEFT's default pairing, computed in bf16."""
+        half = self._dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self._dtype) if half else nullcontext()

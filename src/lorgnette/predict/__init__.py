@@ -1,0 +1,1 @@
+"""5 · Example* → Prediction*. Knows nothing about optimizers, pages or where examples come from."""

@@ -1,0 +1,41 @@
+"""The recipes that come with lorgnette, and a person's own: a YAML file of settings, its first line a comment that
+says what it is for."""
+
+import difflib
+from pathlib import Path
+
+from lorgnette.errors import UsageError
+from lorgnette.files import write_text
+
+_PACKAGE = Path(__file__).parent
+# Beside the package when installed, at the root of a checkout otherwise.
+SHELF = next(folder for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if folder.is_dir())
+
+
+def titles() -> list[tuple[str, str]]:
+    """(name, first line) of every recipe on the shelf."""
+    return [(path.stem, _title(path)) for path in sorted(SHELF.glob("*.yaml"))]
+
+
+def find(name: str) -> Path:
+    """A recipe by name, or a file of one's own. Raises UsageError with the nearest name."""
+    for path in (Path(name), SHELF / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, [known for known, _ in titles()], n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`lorgnette recipe list` shows those there are"
+    raise UsageError("no such recipe", where=name, remedy=remedy)
+
+
+def copy(name: str, to: Path | None) -> Path:
+    """Copy a recipe to `to` (default: NAME.yaml here). Raises UsageError where a file stands there."""
+    source = find(name)
+    target = to or Path(source.name)
+    if target.exists():
+        raise UsageError("file exists", where=str(target), remedy="name another: `lorgnette recipe copy NAME FILE`")
+    write_text(target, source.read_text(encoding="utf-8"))
+    return target
+
+
+def _title(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()

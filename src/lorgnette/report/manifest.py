@@ -1,0 +1,80 @@
+"""What a run was made with: versions, machine, seed, hashes, command. No names of people or hosts.
+
+Versions are read from the installed packages' metadata; none of them is imported.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "tokenizers", "safetensors", "triton")
+
+
+def manifest(
+    *,
+    seed: int,
+    command: Sequence[str],
+    device: str | None = None,
+    hashes: Mapping[str, str] | None = None,
+    started: datetime | None = None,
+) -> dict[str, object]:
+    """hashes: what was read (data files, weights) → sha256, as `sha256` gives it. device: its name, where one is used.
+
+    The home folder is written `~` everywhere: a manifest is something people hand on.
+    """
+    return {
+        "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+        "command": _discreet(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
+        "seed": seed,
+        "versions": _versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "memory_gib": _memory_gib(),
+            "device": device,
+        },
+        "sha256": {_discreet(name): value for name, value in (hashes or {}).items()},
+    }
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _cpu_model() -> str:
+    """Linux names the model only in /proc/cpuinfo; elsewhere platform.processor() does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and not every Unix has these names
+        return None
+
+
+def _discreet(text: str) -> str:
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text

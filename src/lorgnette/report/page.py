@@ -1,0 +1,154 @@
+"""One HTML file that shows a run: before and after, curves, facts, settings. It opens anywhere and asks for nothing.
+
+    Page → write_page → report.html
+
+Pictures lie in it as thumbnails, curves as drawn lines; a policy in its head forbids every request. Knows nothing
+about where a page's numbers come from.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lorgnette.files import write_text
+from lorgnette.report.chart import Chart, Curve, charts, figure
+from lorgnette.report.predictions import PredictionRow
+from lorgnette.report.thumbnail import UnreadableError, jpeg
+
+PICTURE_BYTES = 16_000_000
+"""For all pictures together, before base64 makes them a third larger."""
+MOST_BYTES, FEWEST_BYTES = 90_000, 4_000
+"""Of one picture."""
+SHOWN = 60
+"""Rows in sight at once; the others are folded away."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """facts: (label, value) of the run. scores: (metric, before, after) of the model.
+
+    settings may be nested. next_steps are commands to copy. summary: one sentence; without it the loss makes one.
+    """
+
+    title: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    facts: Sequence[tuple[str, str]] = ()
+    curves: Sequence[Curve] = ()
+    rows: Sequence[PredictionRow] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
+    summary: str = ""
+    scores: Sequence[tuple[str, str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture as the template gets it: an address with the bytes in it, or what stands in its place."""
+
+    name: str
+    source: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    row: PredictionRow
+    pictures: tuple[_Shown, ...]
+    verdict: str
+
+
+def write_page(path: Path, page: Page) -> None:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = charts(page.curves)
+    cards = _cards(page.rows)
+    write_text(
+        path,
+        environment.get_template("page.html.j2").render(
+            page=page,
+            summary=page.summary or _summary(page.curves),
+            cards=cards[:SHOWN],
+            folded=cards[SHOWN:],
+            has_base=any(row.base is not None for row in page.rows),
+            charts=drawn,
+            data=[_data(chart) for chart in drawn],
+            settings=flattened(page.settings),
+        ),
+    )
+
+
+def flattened(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names with the values as one would type them."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            rows += flattened(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", _typed(value)))
+    return rows
+
+
+def _typed(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_typed(item) for item in value) + "]"
+    return "{}" if value == {} else str(value)
+
+
+def _summary(curves: Sequence[Curve]) -> str:
+    losses = next((curve.points for curve in curves if curve.name == "loss"), [])
+    if len(losses) < 2:
+        return ""
+    return f"{figure(losses[-1][0])} steps; loss {figure(losses[0][1])} → {figure(losses[-1][1])}."
+
+
+def _cards(rows: Sequence[PredictionRow]) -> list[_Card]:
+    places = list(dict.fromkeys(path for row in rows for path in row.pictures))
+    budget = min(MOST_BYTES, max(FEWEST_BYTES, PICTURE_BYTES // max(1, sum(len(row.pictures) for row in rows))))
+    shown = {path: _shown(path, budget) for path in places}
+    return [_Card(row, tuple(shown[path] for path in row.pictures), _verdict(row)) for row in rows]
+
+
+def _shown(path: Path, budget: int) -> _Shown:
+    try:
+        encoded = base64.b64encode(jpeg(path, budget)).decode("ascii")
+    except UnreadableError as error:
+        return _Shown(path.name, problem=str(error))
+    return _Shown(path.name, source=f"data:image/jpeg;base64,{encoded}")
+
+
+def _verdict(row: PredictionRow) -> str:
+    """What a glance should catch. Case, spaces and a full stop do not count."""
+    if row.tuned is None:
+        return ""
+    if row.reference and _bare(row.tuned) == _bare(row.reference):
+        return "matches the reference"
+    if row.base is not None and _bare(row.tuned) == _bare(row.base):
+        return "unchanged"
+    return ""
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).rstrip(".。").casefold()
+
+
+def _data(chart: Chart) -> dict[str, Any]:
+    """What the crosshair reads."""
+    return {
+        "x": chart.x_range,
+        "y": chart.y_range,
+        "lines": [{"name": line.name, "colour": line.colour, "points": line.points} for line in chart.lines],
+    }

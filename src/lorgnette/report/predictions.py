@@ -1,0 +1,85 @@
+"""What the model said before and after, one row an example, as trackers, the page and predictions.jsonl show it.
+
+Knows nothing about models; a row holds texts and the places of its pictures.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.files import write_text
+from lorgnette.report.thumbnail import UnreadableError, thumbnail
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """base is the untuned model's answer, tuned the adapter's; None where that model was not asked."""
+
+    id: str
+    pictures: tuple[Path, ...]
+    prompt: str
+    reference: str
+    base: str | None = None
+    tuned: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """The texts beside each other, a line each: what a tracker shows under the picture."""
+        parts = [("reference", self.reference or None), ("before", self.base), ("after", self.tuned)]
+        return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)
+
+
+def pictured(rows: Sequence[PredictionRow], side: int) -> Iterator[tuple[Image.Image, str]]:
+    """Each picture with its row's caption. One that cannot be read is passed over: its row's texts are shown anyway."""
+    for row in rows:
+        for path in row.pictures:
+            with contextlib.suppress(UnreadableError):
+                yield thumbnail(path, side), row.caption
+
+
+def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
+    """One JSON object a line; pictures as the texts of their paths."""
+    lines = (
+        {
+            "id": row.id,
+            "pictures": [str(picture) for picture in row.pictures],
+            "prompt": row.prompt,
+            "reference": row.reference,
+            "base": row.base,
+            "tuned": row.tuned,
+        }
+        for row in rows
+    )
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    try:
+        # Not splitlines(): it also breaks at U+2028 and the like, which JSON leaves bare inside a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LorgnetteError(f"predictions cannot be read: {error}", where=str(path)) from error
+    return [_row(line, f"{path}, line {count}") for count, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _row(line: str, where: str) -> PredictionRow:
+    try:
+        value: dict[str, Any] = json.loads(line)
+        return PredictionRow(
+            id=value["id"],
+            pictures=tuple(Path(picture) for picture in value["pictures"]),
+            prompt=value["prompt"],
+            reference=value["reference"],
+            base=value["base"],
+            tuned=value["tuned"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise LorgnetteError(
+            f"not a prediction ({type(error).__name__}: {error})", where=where, remedy="run `lorgnette predict` again"
+        ) from error

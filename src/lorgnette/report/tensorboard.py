@@ -1,0 +1,53 @@
+"""TensorBoard as a tracker: event files under folder/tensorboard. Knows nothing about training."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorgnette.report.predictions import PredictionRow
+from lorgnette.report.thumbnail import UnreadableError, thumbnail
+
+PICTURE_SIDE = 448
+
+
+class TensorboardTracker:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "tensorboard"
+        self._writer: Any = None
+
+    @property
+    def address(self) -> str | None:
+        return f"tensorboard --logdir {self._folder}" if self._writer else None
+
+    def start(self, settings: Mapping[str, object]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder))
+        self._writer.add_text("settings", _indented(json.dumps(settings, ensure_ascii=False, indent=2, default=str)), 0)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+        """Each picture under Prediction/<id>, its texts beside it; a picture that cannot be read has its texts only."""
+        import numpy as np
+
+        for row in rows:
+            for place, path in enumerate(row.pictures):
+                name = f"Prediction/{row.id}" + (f"/{place + 1}" if place else "")
+                with contextlib.suppress(UnreadableError):
+                    pixels = np.asarray(thumbnail(path, PICTURE_SIDE))
+                    self._writer.add_image(name, pixels, step, dataformats="HWC")
+            self._writer.add_text(f"Prediction/{row.id}", _indented(row.caption), step)
+
+    def finish(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+def _indented(text: str) -> str:
+    """As Markdown's code, which keeps line breaks and stars."""
+    return "\n".join("    " + line for line in text.split("\n"))

@@ -1,0 +1,35 @@
+"""What a person sees while it works: one line a fact, a bar for whatever takes long.
+
+Knows nothing about what is being done.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Terminal:
+    """Lines and bars on a console (standard error, so that answers can be piped)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """A bar with the time left; call what it gives with (how many more, a word beside the bar)."""
+        columns = (
+            TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
+            task = progress.add_task(what, total=total, completed=done, beside="")
+            yield lambda more, beside="": progress.update(task, advance=more, beside=escape(beside))

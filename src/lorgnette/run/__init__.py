@@ -1,0 +1,36 @@
+"""The verbs, for the command line and for Python alike:
+
+    from lorgnette import run
+    folder = run.train(run.settings("coco-caption", model="demo", data="captions.csv"))
+
+The only room that knows all the others; it says who hands what to whom, and has no logic beyond that. A verb's file
+is imported when the verb is first used: `check` must not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorgnette.run.answering import compare, predict
+    from lorgnette.run.preparing import check, prepare
+    from lorgnette.run.showing import demo
+    from lorgnette.run.tuning import resume, settings, train
+
+__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "settings", "train"]
+
+_FILES = {
+    "prepare": "preparing",
+    "check": "preparing",
+    "settings": "tuning",
+    "train": "tuning",
+    "resume": "tuning",
+    "predict": "answering",
+    "compare": "answering",
+    "demo": "showing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"lorgnette.run has no verb {name!r}")
+    return getattr(import_module(f"lorgnette.run.{_FILES[name]}"), name)

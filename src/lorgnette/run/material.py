@@ -1,0 +1,113 @@
+"""What a training is made from: the checkpoint, its encoder, and the encoded examples, looked over before a run
+folder is made and before weights are read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lorgnette import data
+from lorgnette.config import Settings
+from lorgnette.encode.encoder import Encoder
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.report.manifest import sha256
+from lorgnette.report.terminal import Terminal
+from lorgnette.run.opened import checkpoint_of
+from lorgnette.types import Encoded, Example, PictureGrid, Problem
+
+
+@dataclass(frozen=True)
+class Material:
+    """examples are trained on, held_out never; problems are the rows left out (on_bad_row=skip)."""
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    examples: list[Encoded]
+    held_out: list[Encoded]
+    problems: list[Problem]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, settings: Settings, terminal: Terminal) -> "Material":
+        """Raises LorgnetteError or UsageError for whatever would stop the training later."""
+        if settings.data.path is None:
+            raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")
+        checkpoint = checkpoint_of(settings.model)
+        encoder = Encoder.of_folder(checkpoint.folder, settings.encode)
+        files = tuple(path for path in (settings.data.path, settings.data.test) if path is not None)
+        rows, problems = _read(settings, settings.data.path)
+        if settings.data.test is not None:
+            test, more = _read(settings, settings.data.test)
+            problems += more
+        else:
+            rows, test = data.split(rows, holdout=settings.data.holdout, by=settings.data.split)
+        examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))
+        _judge(problems, settings.data.on_bad_row)
+        for problem in problems:
+            terminal.warn(f"left out: {problem}")
+        _some(examples, settings.data.path)
+        return cls(checkpoint, encoder, examples, held_out, problems, files)
+
+    @property
+    def grids(self) -> list[PictureGrid]:
+        """The distinct pictures."""
+        return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
+
+    def without(
+        self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: Literal["error", "skip"]
+    ) -> "Material":
+        """The material without the rows whose pictures could not be decoded after all."""
+        if not failed:
+            return self
+        lost = [e for part in (self.examples, self.held_out) for e in part if not failed.keys().isdisjoint(e.grids)]
+        problems = [
+            Problem(e.example.source, e.example.row, error.what, error.remedy or "replace the picture")
+            for e in lost
+            for error in [next(failed[grid] for grid in e.grids if grid in failed)]
+        ]
+        _judge(problems, on_bad_row)
+        examples, held_out = ([e for e in part if e not in lost] for part in (self.examples, self.held_out))
+        _some(examples, self.files[0])
+        return replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
+
+    def demand_unchanged(self, manifest: Path) -> None:
+        """Raises LorgnetteError where data or weights are others than the run was started with: a resumed run that
+        saw other rows would not be the run it claims to be."""
+        try:
+            known = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            raise LorgnetteError(f"manifest cannot be read: {error}", where=str(manifest)) from None
+        now = [sha256(path) for path in self.files] + [self.checkpoint.fingerprint]
+        if list(known.values()) != now:
+            raise LorgnetteError(
+                "data or weights have changed since the run was started",
+                where=", ".join(map(str, self.files)),
+                remedy="put them back as they were, or start a new run",
+            )
+
+
+def _read(settings: Settings, path: Path) -> tuple[list[Example], list[Problem]]:
+    rows = data.read(path, prompt=settings.data.prompt, rows=settings.data.rows)
+    return data.usable(rows, on_bad_row=settings.data.on_bad_row)
+
+
+def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Problem]) -> list[Encoded]:
+    encoded = []
+    for example in examples:
+        try:
+            encoded.append(encoder.encode(example))
+        except LorgnetteError as error:
+            problems.append(Problem(example.source, example.row, error.what, error.remedy or "mend or remove the row"))
+    return encoded
+
+
+def _judge(problems: Sequence[Problem], on_bad_row: Literal["error", "skip"]) -> None:
+    if problems and on_bad_row == "error":
+        raise data.broken_rows(problems)
+
+
+def _some(examples: Sequence[Encoded], path: Path) -> None:
+    if not examples:
+        raise LorgnetteError("no example is left to train on", where=str(path), remedy="`lorgnette check` says why")

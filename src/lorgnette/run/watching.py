@@ -1,0 +1,95 @@
+"""What happens beside the training: the log, the trackers, the bar, checkpoints, Ctrl-C, and seconds per stage."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from lorgnette.report.folder import RunFolder
+from lorgnette.report.log import RunLog
+from lorgnette.report.terminal import Terminal
+from lorgnette.report.trackers import Tracker, scalars
+from lorgnette.train import checkpoints
+from lorgnette.train.loop import StepReport
+
+
+class Stages:
+    """Seconds of each stage, said on the terminal and written to the log once there is one."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self.seconds: dict[str, float] = {}
+        self.log: RunLog | None = None
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begun
+        self._terminal.say(f"{name:<10} {self.seconds[name]:.1f} s")
+        if self.log is not None:
+            self.log.write({"kind": "stage", "name": name, "seconds": self.seconds[name]})
+
+
+class Stop:
+    """Ctrl-C: the first finishes the step and saves, the second stops at once."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self.asked = False
+
+    def __enter__(self) -> "Stop":
+        self._before = signal.signal(signal.SIGINT, self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._terminal.warn("stopping after this step; Ctrl-C again stops at once, without saving")
+
+
+class Watching:
+    """The training loop's watcher."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        log: RunLog,
+        trackers: Sequence[Tracker],
+        save: Callable[[Path], None],
+        advance: Callable[[int, str], None],
+        stop: Stop,
+    ) -> None:
+        self._folder, self._log, self._trackers = folder, log, trackers
+        self._save, self._advance, self._stop = save, advance, stop
+
+    def stepped(self, step: int, loss: float) -> None:
+        self._advance(1, f"loss {loss:.3f}")
+
+    def logged(self, report: StepReport) -> None:
+        self._record({"kind": "train", **asdict(report)})
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self._record({"kind": "eval", "step": step, "eval_loss": loss})
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
+        self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+
+    def stop(self) -> bool:
+        return self._stop.asked
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self._log.write(record)
+        for tracker in self._trackers:
+            tracker.log(scalars(record), record["step"])

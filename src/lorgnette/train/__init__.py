@@ -1,0 +1,1 @@
+"""4 · PackedBatch* → adapter. Knows nothing about files of examples, pages or trackers."""

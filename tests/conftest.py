@@ -1,0 +1,130 @@
+"""Fixtures of the whole suite: a tiny random Qwen2-VL, odd pictures, conversations about them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lorgnette.types import Example, Picture, Turn
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A folder of real inputs beside the checkout; the test skips where it is absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs the real inputs in ../shared/data/{name}")
+        return SHARED / name
+
+    return find
+
+
+def make_tiny(folder: Path, *, seed: int = 0, **vision: int) -> Path:
+    """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from lorgnette.demo.checkpoint import save_weights
+    from lorgnette.demo.tokenizer import ROWS, write_tokenizer
+
+    folder.mkdir(parents=True)
+    ids = write_tokenizer(folder)
+    named = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "eos_token_id": "<|im_end|>",
+        "bos_token_id": "<|endoftext|>",
+    }
+    tree = {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "vocab_size": ROWS,
+        "torch_dtype": "float32",
+        "vision_config": {
+            "depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64, "in_chans": 3,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision,
+        },
+        **{name: ids[token] for name, token in named.items()},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(tree))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+            }
+        )
+    )  # fmt: skip
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "do_sample": True, "top_k": 1})
+    )
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.08)
+    save_weights(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Qwen2-VL in the hub's layout."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Noise in odd shapes: wide, tall, tiny, square."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    made = []
+    for i, (width, height) in enumerate([(160, 120), (100, 33), (28, 28), (300, 50), (17, 200), (112, 112)]):
+        path = folder / f"{i}.png"
+        PIL.Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+        made.append(path)
+    return made
+
+
+@pytest.fixture(scope="session")
+def example(pictures: list[Path]) -> Callable[..., Example]:
+    """example(("user", 0, "what?"), ("assistant", "a cat")): numbers are pictures."""
+
+    def build(*turns: tuple[str | int, ...]) -> Example:
+        built = tuple(
+            Turn(role, tuple(Picture(pictures[part]) if isinstance(part, int) else part for part in parts))  # type: ignore[arg-type]
+            for role, *parts in turns
+        )
+        return Example(f"{turns!r}", built, Path("examples.json"), 1)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def conversations(example: Callable[..., Example]) -> list[Example]:
+    """One picture, several, several turns, text only, a repeated picture, odd texts."""
+    return [
+        example(("user", 0, "COCO Yes:"), ("assistant", "A small red car.")),
+        example(("user", "Compare ", 1, " with ", 2), ("assistant", "the second"), ("user", 3), ("assistant", "long 新 é")),
+        example(("system", "Be short."), ("user", "no picture"), ("assistant", "none\n")),
+        example(("user", 0, "COCO Yes:"), ("assistant", "b")),
+        example(("user", 4, 5, "two?"), ("assistant", "a ball and a star <|im_end|> <|image_pad|>")),
+    ]

@@ -1,0 +1,58 @@
+import getpass
+import json
+import platform
+import socket
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from lorgnette.report.manifest import manifest, sha256
+
+
+def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"abc")
+    started = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=8)))
+    made = manifest(
+        seed=42,
+        command=["/opt/bin/lorgnette", "train", "my pictures.csv"],
+        device="NVIDIA H100",
+        hashes={"data.csv": sha256(tmp_path / "data.csv")},
+        started=started,
+    )
+    assert made["started"] == "2026-01-01T19:04:05+00:00"
+    assert made["command"] == "lorgnette train 'my pictures.csv'"
+    assert made["sha256"] == {"data.csv": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    text = json.dumps(made)
+    versions, machine = made["versions"], made["machine"]
+    assert isinstance(versions, dict)
+    assert isinstance(machine, dict)
+    assert versions["python"] == platform.python_version()
+    assert versions["torch"]
+    assert machine["device"] == "NVIDIA H100"
+    assert machine["cores"] > 0
+    assert machine["cpu"]
+    assert socket.gethostname() not in text
+
+
+def test_people_stay_out_of_it() -> None:
+    home = str(Path.home())
+    made = manifest(
+        seed=1, command=["lorgnette", "train", f"{home}/pictures.csv"], hashes={f"{home}/pictures.csv": "0"}
+    )
+    assert home not in json.dumps(made)
+    assert made["command"] == "lorgnette train '~/pictures.csv'" or "~/pictures.csv" in str(made["command"])
+    assert getpass.getuser() not in json.dumps({"command": made["command"], "sha256": made["sha256"]})
+
+
+def test_nothing_heavy_is_imported() -> None:
+    """Neither by the manifest nor by the room as a whole."""
+    code = (
+        "import sys, lorgnette.report.manifest as m, lorgnette.report.page, lorgnette.report.trackers, "
+        "lorgnette.report.log, lorgnette.report.folder\n"
+        "m.manifest(seed=1, command=[])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'swanlab', 'wandb', 'tensorboard'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.report.predictions import PredictionRow, pictured, read_predictions, write_predictions
+
+ROWS = [
+    PredictionRow("a", (Path("one.png"), Path("two.png")), "COCO Yes:", "一只猫\n两行", "a cat", "猫"),
+    PredictionRow("b", (), "hello \u2028 there", "", None, None),
+]
+
+
+def test_they_come_back_as_they_were(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions.jsonl", ROWS)
+    assert read_predictions(tmp_path / "predictions.jsonl") == ROWS
+    assert "一只猫" in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('\n{"id": "a"}\n')
+    with pytest.raises(LorgnetteError, match="line 2"):
+        read_predictions(path)
+    with pytest.raises(LorgnetteError, match="cannot be read"):
+        read_predictions(tmp_path / "absent.jsonl")
+
+
+def test_the_caption_holds_what_was_said() -> None:
+    assert ROWS[0].caption == "reference: 一只猫\n两行\nbefore: a cat\nafter: 猫"
+    assert ROWS[1].caption == ""
+
+
+def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "two.png")
+    row = PredictionRow("a", (tmp_path / "one.png", tmp_path / "two.png"), "", "r")
+    assert [(picture.size, caption) for picture, caption in pictured([row], 15)] == [((15, 10), "reference: r")]
