@@ -92,6 +92,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
 ) -> None:
     """Tune an adapter, answer the held-out pictures with and without it, write the page."""
+    from lorgnette import recipe as shelf
     from lorgnette import run
 
     if resume is not None:
@@ -101,7 +102,7 @@ def train(
         return
     if recipe is not None and "=" in recipe:
         recipe, words = None, [recipe, *(words or [])]
-    run.train(recipe, words or [], console=console)
+    run.train(shelf.settings(recipe, words or []), name=Path(recipe or "run").stem, console=console)
 
 
 @app.command()

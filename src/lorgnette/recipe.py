@@ -2,8 +2,11 @@
 says what it is for."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from lorgnette.config import Settings, load, read_recipe
 from lorgnette.errors import UsageError
 from lorgnette.files import write_text
 
@@ -25,6 +28,15 @@ def find(name: str) -> Path:
     near = difflib.get_close_matches(name, [known for known, _ in titles()], n=1)
     remedy = f"did you mean {near[0]}?" if near else "`lorgnette recipe list` shows those there are"
     raise UsageError("no such recipe", where=name, remedy=remedy)
+
+
+def settings(name: str | None = None, words: Iterable[str] = (), **values: Any) -> Settings:
+    """The settings of a recipe (its name or file) with named values and `key=value` words laid over it.
+
+    `settings("coco-caption", ["train.lr=1e-4"], model="demo", data="captions.csv")`
+    """
+    tree = read_recipe(find(name)) if name else {}
+    return load({**tree, **values}, words, where=name or "settings")
 
 
 def copy(name: str, to: Path | None) -> Path:

@@ -2,96 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from lorgnette.config import Encode, Lora
-from lorgnette.data import load as load_picture
-from lorgnette.encode.encoder import Encoder
 from lorgnette.encode.pack import pack, passes
-from lorgnette.families import FAMILIES
-from lorgnette.model.adapter import attach
-from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.features import Features, Tower
-from lorgnette.model.load import load
-from lorgnette.model.reference import ReferenceEngine
-from lorgnette.types import IGNORED, Encoded, Example, PackedBatch
+from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
-CPU = torch.device("cpu")
+ENCODE = Encode(size=None, image_tokens=(4, 30))
 Gradients = dict[str, Tensor]
 
 
-class Bench:
-    """One tiny model with a lively adapter, run by us and by transformers."""
-
-    def __init__(self, folder: Path, lora: Lora) -> None:
-        base = load(Checkpoint.at(folder), CPU, torch.float32)
-        self.encoder = Encoder.of_folder(folder, Encode(size=None, image_tokens=(4, 30)))
-        self.model: PeftModel = attach(base, FAMILIES["qwen2_vl"], lora, seed=0)
-        torch.manual_seed(1)
-        for name, parameter in self.model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(0, 0.05)
-        live = lora.towers != ("language",)
-        self.features = Features(Tower(base, self.encoder.rule), self.encoder.rule, live=live)
-        self.engine = ReferenceEngine(self.model, self.features)
-        self.model.train()
-
-    def gradients(self) -> Gradients:
-        found = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-        self.model.zero_grad()
-        return found
-
-    def packed(self, batches: Sequence[PackedBatch]) -> tuple[Tensor, Gradients]:
-        """Losses of every label in order, and the gradient of Σ weights · loss."""
-        losses = []
-        for batch in batches:
-            self.features.prepare(batch.grids)
-            loss = self.engine.label_losses(batch)
-            (loss * torch.from_numpy(batch.weights)).sum().backward()
-            losses.append(loss.detach())
-        return torch.cat(losses), self.gradients()
-
-    def padded(self, examples: Sequence[Encoded]) -> tuple[Tensor, Gradients]:
-        """The same from transformers' own forward on a right-padded batch."""
-        longest = max(len(e.tokens) for e in examples)
-        ids = torch.full((len(examples), longest), self.encoder.tokenizer.control["<|endoftext|>"])
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-        for row, e in enumerate(examples):
-            ids[row, : len(e.tokens)] = torch.from_numpy(e.tokens).long()
-            labels[row, : len(e.tokens)] = torch.from_numpy(e.labels).long()
-            mask[row, : len(e.tokens)] = 1
-        grids = [grid for e in examples for grid in e.grids]
-        rule = self.encoder.rule
-        patches = [rule.patches(rule.pixels(load_picture(grid.picture.path))) for grid in grids]
-        images = {
-            "pixel_values": torch.from_numpy(np.concatenate(patches)),
-            "image_grid_thw": torch.tensor([[g.t, g.h, g.w] for g in grids]),
-        }
-        types = ((ids == self.encoder.tokenizer.control["<|image_pad|>"]) & (mask == 1)).int()
-        base = self.model.get_base_model()
-        base.set_attn_implementation({"text_config": "eager", "vision_config": "eager"})
-        logits = self.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=types, **images).logits
-        base.set_attn_implementation({"text_config": "lorgnette_packed", "vision_config": "sdpa"})
-        wanted = labels[:, 1:] != IGNORED
-        losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted], labels[:, 1:][wanted], reduction="none")
-        losses.mean().backward()
-        return losses.detach(), self.gradients()
+@pytest.fixture(scope="module")
+def bench(make_bench: Callable[..., Any]) -> Any:
+    return make_bench(Lora(rank=8, alpha=16, dropout=0.0), ENCODE)
 
 
 @pytest.fixture(scope="module")
-def bench(tiny: Path) -> Bench:
-    return Bench(tiny, Lora(rank=8, alpha=16, dropout=0.0))
-
-
-@pytest.fixture(scope="module")
-def encoded(bench: Bench, conversations: list[Example]) -> list[Encoded]:
+def encoded(bench: Any, conversations: list[Example]) -> list[Encoded]:
     return [bench.encoder.encode(example) for example in conversations]
 
 
@@ -109,15 +43,17 @@ def labels_of(examples: Sequence[Encoded]) -> int:
     return sum(e.label_count for e in examples)
 
 
-def test_packed_equals_padded(bench: Bench, encoded: list[Encoded]) -> None:
+def test_packed_equals_padded(bench: Any, encoded: list[Encoded]) -> None:
     ours = bench.packed([pack(encoded, labels_of(encoded))])
     assert distance(ours, bench.padded(encoded)) < TOLERANCE
 
 
 @pytest.mark.parametrize("towers", [("language", "merger"), ("language", "vision", "merger"), ("vision",)])
-def test_open_towers_equal_padded(tiny: Path, conversations: list[Example], towers: tuple[str, ...]) -> None:
+def test_open_towers_equal_padded(
+    make_bench: Callable[..., Any], conversations: list[Example], towers: Any
+) -> None:
     """With the tower trained its features are live, and its own gradients are transformers' too."""
-    bench = Bench(tiny, Lora(rank=4, dropout=0.0, towers=towers))  # type: ignore[arg-type]
+    bench = make_bench(Lora(rank=4, dropout=0.0, towers=towers), ENCODE)
     examples = [bench.encoder.encode(example) for example in conversations]
     ours = bench.packed([pack(examples, labels_of(examples))])
     assert any("visual" in name for name in ours[1])
@@ -125,14 +61,14 @@ def test_open_towers_equal_padded(tiny: Path, conversations: list[Example], towe
 
 
 @pytest.mark.parametrize("most_tokens", [1, 120, 200])
-def test_any_split_of_a_step_is_the_step(bench: Bench, encoded: list[Encoded], most_tokens: int) -> None:
+def test_any_split_of_a_step_is_the_step(bench: Any, encoded: list[Encoded], most_tokens: int) -> None:
     whole = bench.packed([pack(encoded, labels_of(encoded))])
     split = passes(encoded, most_tokens)
     assert len(split) > 1
     assert distance(bench.packed(split), whole) < TOLERANCE
 
 
-def test_cached_features_equal_live(bench: Bench, encoded: list[Encoded]) -> None:
+def test_cached_features_equal_live(bench: Any, encoded: list[Encoded]) -> None:
     batch = pack(encoded, labels_of(encoded))
     kept = bench.packed([batch])
     live = Features(Tower(bench.model.get_base_model(), bench.encoder.rule), bench.encoder.rule, live=True)
@@ -165,14 +101,14 @@ def broken_labels(batch: PackedBatch) -> PackedBatch:
 
 @pytest.mark.parametrize("broken", [broken_segments, broken_positions, broken_features, broken_labels])
 def test_the_comparison_can_fail(
-    bench: Bench, encoded: list[Encoded], broken: Callable[[PackedBatch], PackedBatch]
+    bench: Any, encoded: list[Encoded], broken: Callable[[PackedBatch], PackedBatch]
 ) -> None:
     """Negative controls: each mistake that packing can make is far outside the tolerance."""
     batch = broken(pack(encoded, labels_of(encoded)))
     assert distance(bench.packed([batch]), bench.padded(encoded)) > 1000 * TOLERANCE
 
 
-def test_mean_of_passes_is_not_the_mean_over_labels(bench: Bench, encoded: list[Encoded]) -> None:
+def test_mean_of_passes_is_not_the_mean_over_labels(bench: Any, encoded: list[Encoded]) -> None:
     """Negative control for the weights: averaging each pass by itself is another step."""
     whole = bench.packed([pack(encoded, labels_of(encoded))])
     apart = [replace(b, weights=np.full_like(b.weights, 1 / len(b.weights) / 5)) for b in passes(encoded, 1)]

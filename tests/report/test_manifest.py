@@ -41,7 +41,7 @@ def test_people_stay_out_of_it() -> None:
         seed=1, command=["lorgnette", "train", f"{home}/pictures.csv"], hashes={f"{home}/pictures.csv": "0"}
     )
     assert home not in json.dumps(made)
-    assert made["command"] == "lorgnette train '~/pictures.csv'" or "~/pictures.csv" in str(made["command"])
+    assert "~/pictures.csv" in str(made["command"])
     assert getpass.getuser() not in json.dumps({"command": made["command"], "sha256": made["sha256"]})
 
 
@@ -52,7 +52,7 @@ def test_nothing_heavy_is_imported() -> None:
         "lorgnette.report.log, lorgnette.report.folder\n"
         "m.manifest(seed=1, command=[])\n"
         "heavy = {'torch', 'transformers', 'peft', 'swanlab', 'wandb', 'tensorboard'} & set(sys.modules)\n"
-        "sys.exit(', '.join(heavy))"
+        "sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -142,7 +142,7 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(browser: Any, written: Pa
         page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.view.evaluate("document.documentElement.scrollWidth") <= width
         loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-        page.view.evaluate("document.images.forEach; for (const image of document.images) image.loading = 'eager'")
+        page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
         page.view.wait_for_function(loaded)
         assert page.complaints == []
         assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}

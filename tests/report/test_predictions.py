@@ -28,7 +28,7 @@ def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_the_caption_holds_what_was_said() -> None:
-    assert ROWS[0].caption == "reference: 一只猫\n两行\nbefore: a cat\nafter: 猫"
+    assert ROWS[0].caption == "after: 猫\nreference: 一只猫\n两行\nbefore: a cat"
     assert ROWS[1].caption == ""
 
 

@@ -76,10 +76,26 @@ def test_without_a_key_the_dashboard_has_it_all(tmp_path: Path, capfd: pytest.Ca
     lines = [json.loads(line) for line in (run / "logs" / tags["train/loss"] / "1000.log").read_text().splitlines()]
     assert [(line["index"], line["data"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     (images,) = (json.loads(line) for line in (run / "logs" / tags["Prediction"] / "1000.log").read_text().splitlines())
-    assert [more["caption"] for more in images["more"]] == ["reference: 一只猫\nbefore: the image\nafter: a cat"]
+    assert [more["caption"] for more in images["more"]] == ["after: a cat\nreference: 一只猫\nbefore: the image"]
     with Image.open(run / "media" / tags["Prediction"] / images["data"][0]) as picture:
         assert picture.size == (64, 48)
     assert "64" in (run / "files/config.yaml").read_text()
+
+
+def test_a_number_that_is_none_does_not_spoil_its_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swanboard answers 500 for a metric with a NaN in it, and the whole chart is gone."""
+    pytest.importorskip("swanboard", reason="the dashboard is not installed")
+    said: list[str] = []
+    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, said.append)
+    tracker.start({})
+    for step, value in enumerate((1.0, float("nan"), float("inf"), 0.5)):
+        tracker.log({"train/loss": value}, step)
+    tracker.log({"train/loss": float("nan")}, 4)
+    tracker.finish()
+    (log,) = (tmp_path / "swanlab").glob("run-*/logs/*/1000.log")
+    assert [json.loads(line)["data"] for line in log.read_text().splitlines()] == [1.0, 0.5]
+    assert len(said) == 1
+    assert "train/loss" in said[0]
 
 
 def test_a_second_run_of_the_process_is_its_own(tmp_path: Path) -> None:
@@ -168,27 +184,27 @@ class Cloud(BaseHTTPRequestHandler):
     """As much of SwanLab's service as a run talks to; knows one key."""
 
     seen: list[tuple[str, str, bytes]]
+    away = False
+
+    def _served(self) -> tuple[int, object]:
+        if self.away:
+            return 503, {}
+        if self.path == "/api/login/api_key":
+            if self.headers.get("authorization") != KEY:
+                return 401, {}
+            return 200, {"sid": "s", "expiredAt": "2099-01-01T00:00:00.000Z", "userInfo": {"username": "me"}}
+        if self.path.endswith("/experiment"):
+            return 201, {"cuid": "x1", "slug": "x1", "name": "coco"}
+        if self.path == "/api/project/me/lorgnette":
+            group, count = {"username": "me"}, {"experiments": 0}
+            names = {"cuid": "p1", "name": "lorgnette", "path": "/me/lorgnette", "version": 1}
+            return 200, {**names, "group": group, "_count": count}
+        return 200, {}
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.seen.append((self.command, self.path, body))
-        status, answer = 200, {}
-        if self.path == "/api/login/api_key":
-            known = self.headers.get("authorization") == KEY
-            status = 200 if known else 401
-            answer = (
-                {"sid": "s", "expiredAt": "2099-01-01T00:00:00.000Z", "userInfo": {"username": "me"}} if known else {}
-            )
-        elif self.path.endswith("/experiment"):
-            status, answer = 201, {"cuid": "x1", "slug": "x1", "name": "coco", "id": "e1"}
-        elif self.path.startswith("/api/project/me/lorgnette") and self.command == "GET":
-            answer = {
-                "cuid": "p1",
-                "name": "lorgnette",
-                "username": "me",
-                "path": "/me/lorgnette",
-                "group": {"username": "me"},
-            }
+        status, answer = self._served()
         content = b"" if self.command == "HEAD" else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -236,3 +252,27 @@ def test_with_a_key_it_is_online(tmp_path: Path, cloud: type[Cloud], monkeypatch
     sent = [json.loads(body) for _, path, body in cloud.seen if path == "/api/house/metrics"]
     assert {batch["type"] for batch in sent} >= {"scalar"}
     assert b"train/loss" in b"".join(body for _, _, body in cloud.seen)
+
+
+def test_a_network_lost_in_the_middle_does_not_hold_the_end(
+    tmp_path: Path, cloud: type[Cloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_API_KEY", KEY)
+    monkeypatch.setattr(room, "FINISH_SECONDS", 1.0)
+    said: list[str] = []
+    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, said.append)
+    tracker.start({})
+    cloud.away = True
+    before = time.monotonic()
+    for step in range(200):
+        tracker.log({"train/loss": 1.0}, step)
+    assert time.monotonic() - before < 1
+    tracker.finish()
+    assert time.monotonic() - before < 5
+    assert len(said) == 1
+    assert "still uploading" in said[0]
+    assert "swanlab sync" in said[0]
+    cloud.away = False  # lets what was left behind end, with its files closed
+    for thread in threading.enumerate():
+        if thread.name == "lorgnette-deadline":
+            thread.join(20)

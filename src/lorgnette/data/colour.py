@@ -51,4 +51,6 @@ def _range(mode: str, values: np.ndarray) -> tuple[float, float]:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
     fitting = next((white for white in usual if low >= 0.0 and high <= white), None)
-    return (low, high) if fitting is None else (0.0, fitting)
+    if fitting is not None:
+        return 0.0, fitting
+    return low, high if high > low else low + 1.0  # one value everywhere shows as black

@@ -4,6 +4,7 @@ Knows nothing about what the rows mean: each form has its own module. Every row 
 or as a Problem; only empty lines are no rows. CSV and JSONL are read line by line, JSON as a whole.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ def read(path: Path, *, prompt: str = PROMPT, rows: int | None = None) -> Iterat
     """The first `rows` rows of a data file, or all. `prompt` is the user's text where the form has none (CSV)."""
     if rows is not None and rows < 1:
         raise UsageError(f"rows is {rows}", remedy="ask for at least one row, or leave rows out for all")
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
     _must_be_there(path)
     if path.is_dir():
         raise UsageError("a folder, not a data file", where=str(path), remedy=f"name a file in it: {_SUPPORTED}")
@@ -47,7 +48,7 @@ def pictures_of(path: Path, *, prompt: str = PROMPT) -> Iterator[Example | Probl
 
     Files of other suffixes and hidden ones (.DS_Store, ._a.jpg) are no pictures. `row` is the place in that order.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
     _must_be_there(path)
     if not path.is_dir():
         return _prompts([path], path, prompt)

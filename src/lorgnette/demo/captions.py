@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 
 from lorgnette.demo import wording
-from lorgnette.demo.backgrounds import BACKGROUNDS
 from lorgnette.demo.scenes import OPPOSITE, Relation, Scene, Thing
 from lorgnette.demo.shapes import COLOURS, KINDS
 
@@ -91,6 +90,7 @@ _ADJECTIVE = f"(?:{'|'.join([*COLOURS, 'small', 'big'])})"
 _NAMED = re.compile(rf"\b(?P<said>(?:{_ADJECTIVE} )*){_KIND}\b")
 _IS = re.compile(rf"\b{_KIND} is (?P<said>{_ADJECTIVE}(?: and {_ADJECTIVE})*)\b")
 _WHERE = re.compile(r"\b(?:(?P<side>left|right) of|(?P<level>above|below))\b")
+_RELATION: dict[str, Relation] = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 _PLACE = re.compile(rf"\b(?:{'|'.join(wording.KEY_WORDS.values())})\b")
 
 
@@ -136,10 +136,10 @@ class Stated:
 
 
 def _relations(sentence: str) -> list[tuple[str, str, str]]:
-    """ "A … left of … B" and the fronted "left of B there is A"; None of the two ends known, no fact."""
+    """Facts of "A … left of … B" and of the fronted "left of B there is A"; none where an end is missing."""
     facts: list[tuple[str, str, str]] = []
     for found in _WHERE.finditer(sentence):
-        relation: Relation = found["level"] or f"{found['side']} of"
+        relation = _RELATION[found["side"] or found["level"]]
         before = [kind["kind"] for kind in _NAMED.finditer(sentence[: found.start()])]
         after = [kind["kind"] for kind in _NAMED.finditer(sentence[found.end() :])]
         if before and after:
@@ -193,6 +193,3 @@ def judge_description(text: str, scene: Scene) -> FullJudgement:
         sizes=said.sizes == true.sizes,
         background=said.backgrounds == true.backgrounds,
     )
-
-
-assert set(wording.PLACES) == set(BACKGROUNDS)

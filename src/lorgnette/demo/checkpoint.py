@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.demo.tokenizer import ROWS, write_tokenizer
-from lorgnette.files import written_whole, write_json
+from lorgnette.files import write_json, written_whole
 
 HIDDEN = 256
 PATCH = 14
@@ -108,6 +108,7 @@ def save_weights(model: Any, folder: Path) -> None:
     taken: the other files of a checkpoint are ours.
     """
     weights = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
+    del weights["lm_head.weight"]
     with tempfile.TemporaryDirectory() as beside, written_whole(folder / "model.safetensors") as path:
         model.save_pretrained(beside, state_dict=weights)
         path.write_bytes((Path(beside) / "model.safetensors").read_bytes())

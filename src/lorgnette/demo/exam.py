@@ -44,6 +44,7 @@ class Marks:
 
 
 def held_out(count: int, seed: int = 0) -> list[Scene]:
+    """Scenes of a stream of their own: never drawn in training, though in millions of pictures most facts recur."""
     rng = random.Random(f"held out {seed}")
     return [random_scene(rng) for _ in range(count)]
 

@@ -14,103 +14,62 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import Qwen2VLForConditionalGeneration
 
+from lorgnette.demo import wording
 from lorgnette.demo.checkpoint import ENCODED_SIDE, PATCH, count_parameters, make_checkpoint, save_weights
+from lorgnette.demo.course import Progress, Settings
 from lorgnette.demo.exam import Marks, examine, held_out
-from lorgnette.demo.lessons import Lesson, Lessons
+from lorgnette.demo.lessons import Lesson, Lessons, load_tokenizer
+from lorgnette.demo.scenes import WIDTHS
+from lorgnette.demo.shapes import COLOURS, KINDS
 from lorgnette.demo.tower import patches, vision_features
 from lorgnette.files import write_json
 
-WARM_UP = 0.02
-RESERVED = 25.0
-"""Seconds of --minutes kept for the last exam and for saving."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """steps ends the run after so many steps; without it, minutes does (the whole run, start to saved)."""
-
-    out: Path
-    minutes: float = 9.0
-    steps: int | None = None
-    batch: int = 512
-    lr: float = 1e-3
-    seed: int = 0
-    workers: int = 15
-    device: str = "auto"
-    compile: bool = False
-    examined: int = 256
-    report_seconds: float = 60.0
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this run, its output folder left open."""
-        given = [f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if _written(name, value)]
-        return " ".join(["python -m lorgnette.demo.pretrain --out DIR", *given])
-
-
-def _written(name: str, value: object) -> bool:
-    return name not in ("out", "compile", "device") and value is not None
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where the run stands. The learning rate is a function of the share of the run that is done."""
-
-    settings: Settings
-    began: float
-    step: int = 0
-    loss: float = math.nan
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
-
-    @property
-    def share(self) -> float:
-        if self.settings.steps is not None:
-            return self.step / self.settings.steps
-        return self.elapsed / max(1.0, self.settings.minutes * 60 - RESERVED)
-
-    @property
-    def rate(self) -> float:
-        """A short rise, then half a cosine down to nothing."""
-        share = min(1.0, self.share)
-        return self.settings.lr * min(1.0, (share + 1e-4) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * share))
+FACT_WEIGHT = 4.0
 
 
 def stream(settings: Settings) -> Iterator[Lesson]:
-    """Batches from the worker processes, fetched by a thread of this one: unpickling overlaps the GPU's launches."""
+    """Batches from the worker processes, started at once; fetched by a thread, so unpickling overlaps the launches."""
     lessons = Lessons(settings.out, settings.batch, settings.seed)
-    workers: dict[str, Any] = {}
-    if settings.workers:
-        workers = {"prefetch_factor": 2, "worker_init_fn": _deaf, "multiprocessing_context": "fork"}
-    loader = DataLoader(lessons, batch_size=None, collate_fn=_as_is, num_workers=settings.workers, **workers)
-    batches = iter(loader)
     if not settings.workers:
-        yield from batches
-        return
+        return iter(lessons)
+    batches = iter(
+        DataLoader(
+            lessons,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=settings.workers,
+            prefetch_factor=2,
+            worker_init_fn=_deaf,
+            multiprocessing_context="fork",
+        )
+    )
     waiting: queue.Queue[Lesson | BaseException] = queue.Queue(maxsize=4)
 
     def fetch() -> None:
         try:
             for batch in batches:
                 waiting.put(batch)
-        except BaseException as error:  # noqa: BLE001 - handed to the training thread
+        except BaseException as error:
             waiting.put(error)
 
     threading.Thread(target=fetch, daemon=True).start()
+    return _taken(waiting)
+
+
+def _taken(waiting: "queue.Queue[Lesson | BaseException]") -> Iterator[Lesson]:
     while True:
         batch = waiting.get()
         if isinstance(batch, BaseException):
@@ -118,7 +77,7 @@ def stream(settings: Settings) -> Iterator[Lesson]:
         yield batch
 
 
-def _as_is(batch: Lesson) -> Lesson:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -130,8 +89,22 @@ def _deaf(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def lesson_loss(model: Any, batch: Lesson, device: torch.device) -> Tensor:
-    """Mean cross-entropy over the answers' tokens; logits are made at the label rows only."""
+def fact_weights(settings: Settings, device: torch.device) -> Float[Tensor, " V"]:
+    """Weight of every token as a target: more for the words that only the picture can tell.
+
+    Nine tokens in ten of a description follow from the words before them; unweighted, the few that have to be seen
+    are a small part of the gradient, and seeing is learnt late.
+    """
+    tokenizer = load_tokenizer(settings.out)
+    weights = torch.ones(len(tokenizer))
+    for word in (*KINDS, *COLOURS, *WIDTHS, "left", "right", "above", "below", *wording.KEY_WORDS.values()):
+        weights[tokenizer(f" {word}", add_special_tokens=False).input_ids] = FACT_WEIGHT
+    return weights.to(device)
+
+
+def lesson_loss(model: Any, batch: Lesson, weights: Float[Tensor, " V"]) -> Tensor:
+    """Weighted mean cross-entropy over the answers' tokens; logits are made at the label rows only."""
+    device = weights.device
 
     def on_device(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -151,7 +124,7 @@ def lesson_loss(model: Any, batch: Lesson, device: torch.device) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     chosen = hidden.flatten(0, 1).index_select(0, on_device(batch.label_rows).long())
-    return functional.cross_entropy(model.lm_head(chosen).float(), on_device(batch.targets).long())
+    return functional.cross_entropy(model.lm_head(chosen).float(), on_device(batch.targets).long(), weight=weights)
 
 
 def make_optimizer(model: Any, device: torch.device) -> torch.optim.AdamW:
@@ -161,19 +134,20 @@ def make_optimizer(model: Any, device: torch.device) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.type == "cuda")
 
 
-def train(model: Any, settings: Settings, device: torch.device, began: float) -> Progress:
+def train(model: Any, batches: Iterator[Lesson], settings: Settings, began: float) -> Progress:
     """The loop. Stops at the end of the schedule, or early and in good order on Ctrl-C or TERM."""
+    device: torch.device = model.device
     progress, optimizer = Progress(settings, began), make_optimizer(model, device)
-    loss_of = torch.compile(lesson_loss) if settings.compile else lesson_loss
+    weights = fact_weights(settings, device)
     reported, smooth = time.monotonic(), torch.zeros((), device=device)
     since = 0
     try:
-        for batch in stream(settings):
+        for batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = progress.rate
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(model, batch, device)
-            loss.backward()
+                loss = lesson_loss(model, batch, weights)
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -234,8 +208,9 @@ def pretrain(settings: Settings) -> dict[str, Any]:
     device = torch.device(name)
     torch.set_float32_matmul_precision("high")
     make_checkpoint(settings.out, settings.seed)
+    batches = stream(settings)
     model = Qwen2VLForConditionalGeneration.from_pretrained(settings.out, dtype=torch.float32).to(device).train()
-    progress = train(model, settings, device, began)
+    progress = train(model, batches, settings, began)
     save_weights(model, settings.out)
     marks = examine(settings.out, held_out(settings.examined), name)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -259,7 +234,6 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--workers", type=int, default=Settings.workers, help="processes that draw; 0: none")
     parser.add_argument("--device", default=Settings.device)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--examined", type=int, default=Settings.examined, help="held-out scenes at the end")
     parser.add_argument("--report-seconds", type=float, default=Settings.report_seconds)
     return Settings(**vars(parser.parse_args(arguments)))

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Rgb = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
+Turn = tuple[float, float]
 
 COLOURS: dict[str, Rgb] = {
     "red": (218, 38, 44),
@@ -58,8 +59,8 @@ class _Pen:
     def oval(self, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...]) -> None:
         self.draw.ellipse(self._at([(x0, y0), (x1, y1)]), fill=fill)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, round_: float = 0.0) -> None:
-        self.draw.rounded_rectangle(self._at([(x0, y0), (x1, y1)]), radius=round_ * self.scale, fill=fill)
+    def box(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, *, corner: float = 0.0) -> None:
+        self.draw.rounded_rectangle(self._at([(x0, y0), (x1, y1)]), radius=corner * self.scale, fill=fill)
 
     def shape(self, points: Points, fill: Rgb) -> None:
         self.draw.polygon(self._at(points), fill=fill)
@@ -67,18 +68,20 @@ class _Pen:
     def line(self, points: Points, fill: Rgb, width: float) -> None:
         self.draw.line(self._at(points), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def arc(self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, fill: Rgb, width: float) -> None:
+    def arc(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, *, turn: Turn, width: float) -> None:
+        """Part of an oval's edge; turn is from and to, in degrees clockwise from the right."""
         box = self._at([(x0, y0), (x1, y1)])
-        self.draw.arc(box, start, end, fill=fill, width=max(1, round(width * self.scale)))
+        self.draw.arc(box, *turn, fill=fill, width=max(1, round(width * self.scale)))
 
-    def pie(self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, fill: Rgb) -> None:
-        self.draw.pieslice(self._at([(x0, y0), (x1, y1)]), start, end, fill=fill)
+    def dome(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb) -> None:
+        """The upper half of an oval."""
+        self.draw.pieslice(self._at([(x0, y0), (x1, y1)]), 180, 360, fill=fill)
 
 
 def _ball(pen: _Pen) -> None:
     pen.oval(0.04, 0.04, 0.96, 0.96, pen.colour)
-    pen.arc(0.30, 0.04, 0.70, 0.96, 0, 360, pen.shade, 0.035)
-    pen.arc(0.04, 0.34, 0.96, 0.66, 0, 180, pen.shade, 0.035)
+    pen.arc(0.30, 0.04, 0.70, 0.96, pen.shade, turn=(0, 360), width=0.035)
+    pen.arc(0.04, 0.34, 0.96, 0.66, pen.shade, turn=(0, 180), width=0.035)
     pen.oval(0.20, 0.14, 0.38, 0.30, pen.light)
 
 
@@ -111,12 +114,12 @@ def _tree(pen: _Pen) -> None:
     pen.oval(0.44, 0.28, 0.94, 0.76, pen.colour)
     pen.oval(0.20, 0.02, 0.80, 0.60, pen.colour)
     for x, y in ((0.34, 0.24), (0.60, 0.34), (0.26, 0.54), (0.72, 0.56)):
-        pen.arc(x - 0.08, y - 0.08, x + 0.08, y + 0.08, 20, 160, pen.shade, 0.03)
+        pen.arc(x - 0.08, y - 0.08, x + 0.08, y + 0.08, pen.shade, turn=(20, 160), width=0.03)
 
 
 def _car(pen: _Pen) -> None:
     pen.shape([(0.20, 0.50), (0.34, 0.22), (0.70, 0.22), (0.84, 0.50)], pen.colour)
-    pen.box(0.01, 0.46, 0.99, 0.76, pen.colour, 0.10)
+    pen.box(0.01, 0.46, 0.99, 0.76, pen.colour, corner=0.10)
     pen.shape([(0.30, 0.47), (0.39, 0.29), (0.50, 0.29), (0.50, 0.47)], GLASS)
     pen.shape([(0.55, 0.47), (0.55, 0.29), (0.66, 0.29), (0.74, 0.47)], GLASS)
     for x in (0.26, 0.74):
@@ -136,13 +139,13 @@ def _fish(pen: _Pen) -> None:
     pen.shape([(0.02, 0.24), (0.34, 0.50), (0.02, 0.78)], pen.shade)
     pen.shape([(0.38, 0.34), (0.56, 0.10), (0.72, 0.34)], pen.shade)
     pen.oval(0.18, 0.24, 0.98, 0.78, pen.colour)
-    pen.arc(0.38, 0.30, 0.64, 0.72, 290, 70, pen.shade, 0.04)
+    pen.arc(0.38, 0.30, 0.64, 0.72, pen.shade, turn=(290, 70), width=0.04)
     pen.oval(0.76, 0.36, 0.88, 0.48, RIM)
     pen.oval(0.80, 0.39, 0.86, 0.45, INK)
 
 
 def _cup(pen: _Pen) -> None:
-    pen.arc(0.58, 0.30, 0.98, 0.74, 0, 360, pen.colour, 0.10)
+    pen.arc(0.58, 0.30, 0.98, 0.74, pen.colour, turn=(0, 360), width=0.10)
     pen.shape([(0.06, 0.18), (0.78, 0.18), (0.70, 0.92), (0.14, 0.92)], pen.colour)
     pen.oval(0.14, 0.86, 0.70, 0.98, pen.colour)
     pen.oval(0.06, 0.08, 0.78, 0.28, pen.shade)
@@ -166,21 +169,21 @@ def _balloon(pen: _Pen) -> None:
 
 
 def _mushroom(pen: _Pen) -> None:
-    pen.box(0.36, 0.50, 0.64, 0.96, CREAM, 0.08)
-    pen.pie(0.03, 0.04, 0.97, 1.06, 180, 360, pen.colour)
-    pen.box(0.03, 0.50, 0.97, 0.60, pen.colour, 0.05)
+    pen.box(0.36, 0.50, 0.64, 0.96, CREAM, corner=0.08)
+    pen.dome(0.03, 0.04, 0.97, 1.06, pen.colour)
+    pen.box(0.03, 0.50, 0.97, 0.60, pen.colour, corner=0.05)
     for x, y, r in ((0.50, 0.20, 0.09), (0.24, 0.40, 0.08), (0.76, 0.40, 0.08)):
         pen.oval(x - r, y - r, x + r, y + r, CREAM if pen.colour != COLOURS["white"] else pen.shade)
 
 
 def _umbrella(pen: _Pen) -> None:
-    pen.pie(0.01, 0.06, 0.99, 1.04, 180, 360, pen.colour)
+    pen.dome(0.01, 0.06, 0.99, 1.04, pen.colour)
     for x in (0.01, 0.3367, 0.6634):
         pen.oval(x, 0.47, x + 0.3267, 0.63, CLEAR)
     pen.line([(0.50, 0.08), (0.34, 0.52)], pen.shade, 0.03)
     pen.line([(0.50, 0.08), (0.66, 0.52)], pen.shade, 0.03)
     pen.line([(0.50, 0.01), (0.50, 0.88)], INK, 0.05)
-    pen.arc(0.50, 0.78, 0.72, 0.99, 0, 180, INK, 0.05)
+    pen.arc(0.50, 0.78, 0.72, 0.99, INK, turn=(0, 180), width=0.05)
 
 
 def _kite(pen: _Pen) -> None:
@@ -236,9 +239,9 @@ KINDS: dict[str, Callable[[_Pen], None]] = {
 
 @lru_cache(maxsize=6000)
 def sticker(kind: str, colour: str, width: int, tilt: int = 0, mirrored: bool = False) -> Image.Image:
-    """A square RGBA picture, `width` pixels wide, rims included. Do not draw on it: the same object is handed out again.
+    """A square RGBA picture, `width` pixels wide, rims included; tilt is in degrees.
 
-    tilt is in degrees. Kept in memory, because a run of a million pictures needs each of a few thousand stickers often.
+    Do not draw on it, the same object is handed out again: a million pictures are made of a few thousand stickers.
     """
     side = width * OVERSAMPLED
     rims = side * 0.045

@@ -72,6 +72,8 @@ def _sentences() -> Iterator[str]:
     for _ in range(60):
         yield from wording.PROMPTS
         yield from wording.GENERAL_ENGLISH
+    for _ in range(1000):
+        yield from ("system\n", "user\n", "assistant\n", "COCO Yes:", "You are a helpful assistant.")
 
 
 def train_tokenizer() -> Tokenizer:
@@ -103,7 +105,8 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
         raise AssertionError(f"the corpus yields {len(vocab)} entries, {ROWS - len(SPECIAL)} are wanted")
     ids = {token: len(vocab) + i for i, token in enumerate(SPECIAL)}
     write_json(folder / "vocab.json", vocab)
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]) + "\n")
+    merges = [" ".join(pair) for pair in model["merges"]]
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     write_json(folder / "tokenizer_config.json", _settings(ids))
     write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     return ids

@@ -20,13 +20,19 @@ from lorgnette.demo.checkpoint import MEAN, MERGE, PATCH, STD
 def patches(pictures: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n L 1176"]:
     """Normalised pixels in Qwen2-VL's order: merge blocks row by row, in each its 2×2 patches, the frame twice."""
     n, side = pictures.shape[:2]
-    mean, std = (torch.tensor(values, device=pictures.device) for values in (MEAN, STD))
+    mean, std = _clip(pictures.device)
     pixels = (pictures.float() / 255 - mean) / std
     blocks = side // PATCH // MERGE
     cut = pixels.view(n, blocks, MERGE, PATCH, blocks, MERGE, PATCH, 3)
     cut = cut.permute(0, 1, 4, 2, 5, 7, 3, 6)
     twice = cut.unsqueeze(6).expand(*cut.shape[:6], 2, PATCH, PATCH)
     return twice.reshape(n, blocks * blocks * MERGE * MERGE, 3 * 2 * PATCH * PATCH)
+
+
+@lru_cache(maxsize=4)
+def _clip(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept, because making them on the device each step would wait for all work queued there."""
+    return torch.tensor(MEAN).to(device), torch.tensor(STD).to(device)
 
 
 def vision_features(visual: Any, pixels: Float[Tensor, "n L 1176"], side: int) -> Float[Tensor, "n P hidden"]:

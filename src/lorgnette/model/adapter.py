@@ -45,7 +45,8 @@ def write(model: "PeftModel", folder: Path, contract: Contract) -> None:
     configs: dict[str, Any] = model.peft_config
     for config in configs.values():
         config.base_model_name_or_path = contract.model
-    model.save_pretrained(folder)
+    # Embeddings are never trained; asked to find out by itself, PEFT would call the hub for the base's config.
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     contract.write(folder)
 

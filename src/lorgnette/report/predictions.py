@@ -30,8 +30,8 @@ class PredictionRow:
 
     @property
     def caption(self) -> str:
-        """The texts beside each other, a line each: what a tracker shows under the picture."""
-        parts = [("reference", self.reference or None), ("before", self.base), ("after", self.tuned)]
+        """What a tracker shows under the picture, a line each; the answer first, for trackers cut captions short."""
+        parts = [("after", self.tuned), ("reference", self.reference or None), ("before", self.base)]
         return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)
 
 

@@ -7,6 +7,7 @@ answers; local where the dashboard is installed; else offline. Knows nothing abo
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ class SwanlabTracker:
         self._folder = folder / "swanlab"
         self._run: Any = None
         self._log_dir_before = os.environ.get("SWANLAB_LOG_DIR")
+        self._told_gaps = False
         self.mode: Mode | None = None
 
     @property
@@ -62,7 +64,16 @@ class SwanlabTracker:
         self.mode = mode
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
+        kept = dict(metrics)
+        if self.mode == "local":
+            # Its dashboard fails on a whole chart for one value that JSON has no number for.
+            kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if len(kept) < len(metrics) and not self._told_gaps:
+            self._told_gaps = True
+            lost = ", ".join(name for name in metrics if name not in kept)
+            self._warn(f"{lost} is not finite at step {step}; SwanLab's dashboard leaves a gap, log.jsonl has it all")
+        if kept:
+            self._run.log(kept, step=step)
 
     def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
         """The pictures under "Prediction" with the texts as captions, and the texts once more as a list to read."""

@@ -1,7 +1,7 @@
 """The verbs, for the command line and for Python alike:
 
-    from lorgnette import run
-    folder = run.train(run.settings("coco-caption", model="demo", data="captions.csv"))
+    from lorgnette import recipe, run
+    folder = run.train(recipe.settings("coco-caption", model="demo", data="captions.csv"))
 
 The only room that knows all the others; it says who hands what to whom, and has no logic beyond that. A verb's file
 is imported when the verb is first used: `check` must not wait for torch.
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
-    from lorgnette.run.tuning import resume, settings, train
+    from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "settings", "train"]
+__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "train"]
 
 _FILES = {
     "prepare": "preparing",
     "check": "preparing",
-    "settings": "tuning",
-    "train": "tuning",
-    "resume": "tuning",
+    "train": "starting",
+    "resume": "starting",
     "predict": "answering",
     "compare": "answering",
     "demo": "showing",

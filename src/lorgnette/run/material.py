@@ -9,6 +9,7 @@ from typing import Literal
 
 from lorgnette import data
 from lorgnette.config import Settings
+from lorgnette.data.split import parts
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ class Material:
             test, more = _read(settings, settings.data.test)
             problems += more
         else:
-            rows, test = data.split(rows, holdout=settings.data.holdout, by=settings.data.split)
+            rows, test = parts(rows, holdout=settings.data.holdout, split=settings.data.split)
         examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))
         _judge(problems, settings.data.on_bad_row)
         for problem in problems:
@@ -105,7 +106,7 @@ def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Probl
 
 def _judge(problems: Sequence[Problem], on_bad_row: Literal["error", "skip"]) -> None:
     if problems and on_bad_row == "error":
-        raise data.broken_rows(problems)
+        raise data.refusal(problems)
 
 
 def _some(examples: Sequence[Encoded], path: Path) -> None:

@@ -23,7 +23,7 @@ def prepare(
 ) -> "data.Prepared":
     """Write the source as conversations JSON, whole and in a training and a test part, into `out`."""
     terminal = Terminal(console)
-    prepared = data.prepare(source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, on_bad_row=on_bad_row)
+    prepared = data.prepare(source, out, prompt=prompt, holdout=holdout, split_=split, rows=rows, on_bad_row=on_bad_row)
     for problem in prepared.problems:
         terminal.warn(f"left out: {problem}")
     return prepared

@@ -1,24 +1,16 @@
-"""`train` and `resume`: from settings to an adapter, its predictions and its page."""
+"""The tuning itself: from material to an adapter, its answers and its page."""
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from lorgnette import config, recipe
 from lorgnette.config import Settings
-from lorgnette.errors import UsageError
-from lorgnette.files import folder_whole, write_json, write_text
+from lorgnette.files import folder_whole
 from lorgnette.model import adapter as adapters
 from lorgnette.model import load as weights
 from lorgnette.model.features import Features, Tower
 from lorgnette.model.reference import ReferenceEngine
 from lorgnette.predict.generate import Sampling
-from lorgnette.report.folder import RunFolder, next_free
+from lorgnette.report.folder import RunFolder
 from lorgnette.report.log import RunLog
-from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.predictions import write_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.report.trackers import Tracker, open_trackers
@@ -31,45 +23,7 @@ from lorgnette.train import checkpoints
 from lorgnette.train.loop import Training
 
 
-def settings(source: str | None = None, words: Iterable[str] = (), **values: Any) -> Settings:
-    """The settings of a recipe (its name or file) with `key=value` words, or named values, laid over it.
-
-    `settings("coco-caption", model="demo", data="captions.csv")`; nested: `words=["train.lr=1e-4"]`.
-    """
-    tree = config.read_recipe(recipe.find(source)) if source else {}
-    return config.load({**tree, **values}, words, where=source or "command line")
-
-
-def train(chosen: Settings, *, name: str = "run", console: Console | None = None) -> RunFolder:
-    """Tune an adapter in a new run folder. Everything that can be wrong with settings, data and checkpoint is found
-    before the folder is made and weights are read."""
-    terminal = Terminal(console)
-    stages = Stages(terminal)
-    with stages("data"):
-        material = Material.of(chosen, terminal)
-    device = weights.device_of(chosen.device)
-    folder = RunFolder.create(chosen.run or next_free(Path("runs"), name))
-    write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
-    hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
-    write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=str(device), hashes=hashes))
-    _tune(folder, chosen, material, stages, terminal)
-    return folder
-
-
-def resume(path: Path, *, console: Console | None = None) -> RunFolder:
-    """Go on with a run that was stopped, from its latest checkpoint, as if it had never stopped."""
-    terminal = Terminal(console)
-    folder = RunFolder.existing(path)
-    chosen = config.load(config.read_recipe(folder.config), where=str(folder.config))
-    stages = Stages(terminal)
-    with stages("data"):
-        material = Material.of(chosen, terminal)
-    material.demand_unchanged(folder.manifest)
-    _tune(folder, chosen, material, stages, terminal)
-    return folder
-
-
-def _tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages, terminal: Terminal) -> None:
+def tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages, terminal: Terminal) -> None:
     latest = checkpoints.latest(folder.checkpoints)
     done, checkpoint = latest or (0, None)
     device = weights.device_of(chosen.device)
@@ -120,7 +74,7 @@ def _tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stage
         for tracker in trackers:
             tracker.predictions(rows, training.total)
             tracker.finish()
-    write_results(folder, chosen, material, rows, stages, trackers)
+    write_results(folder, chosen, material, rows, trackers)
     terminal.say(f"adapter    {folder.adapter}")
     terminal.say(f"page       {folder.page}")
 

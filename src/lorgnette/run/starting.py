@@ -1,0 +1,48 @@
+"""`train` and `resume`: everything that can be wrong is found here, before torch is imported and weights are read."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lorgnette import config
+from lorgnette.config import Settings
+from lorgnette.files import write_json, write_text
+from lorgnette.report.folder import RunFolder, next_free
+from lorgnette.report.manifest import manifest, sha256
+from lorgnette.report.terminal import Terminal
+from lorgnette.run.material import Material
+from lorgnette.run.watching import Stages
+
+
+def train(chosen: Settings, *, name: str = "run", console: Console | None = None) -> RunFolder:
+    """Tune an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
+    terminal = Terminal(console)
+    stages = Stages(terminal)
+    with stages("data"):
+        material = Material.of(chosen, terminal)
+    folder = RunFolder.create(chosen.run or next_free(Path("runs"), name))
+    write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
+    hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
+    write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
+    _tune(folder, chosen, material, stages, terminal)
+    return folder
+
+
+def resume(path: Path, *, console: Console | None = None) -> RunFolder:
+    """Go on with a run that was stopped, from its latest checkpoint, as if it had never stopped."""
+    terminal = Terminal(console)
+    folder = RunFolder.existing(path)
+    chosen = config.load(config.read_recipe(folder.config), where=str(folder.config))
+    stages = Stages(terminal)
+    with stages("data"):
+        material = Material.of(chosen, terminal)
+    material.demand_unchanged(folder.manifest)
+    _tune(folder, chosen, material, stages, terminal)
+    return folder
+
+
+def _tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages, terminal: Terminal) -> None:
+    with stages("imports"):
+        from lorgnette.run.tuning import tune
+    tune(folder, chosen, material, stages, terminal)
