@@ -93,7 +93,7 @@ def test_first_frame(tmp_path: Path) -> None:
         (lambda path: path.touch(), "zero bytes"),
         (lambda path: path.write_text("<html>404</html>"), "web page"),
         (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"), "damaged"),
-        (lambda path: os.mkfifo(path), "not an ordinary file"),
+        (os.mkfifo, "not an ordinary file"),
         (lambda path: Image.new("1", (2010, 10)).save(path), "too narrow: 2010×10"),
         (lambda path: Image.new("1", (10, 2010)).save(path), "too narrow: 10×2010"),
         (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture"),

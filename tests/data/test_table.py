@@ -161,8 +161,8 @@ def test_any_text_is_rows_or_a_named_error(body: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             rows = read(Path(folder) / "c.csv", "image_path,caption\n" + body)
-        except LorgnetteError as error:
-            assert error.remedy
+        except LorgnetteError:  # a quote that is never closed
+            assert '"' in body
             return
     lines = [line for line in body.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line]
     assert len(rows) <= len(lines)

@@ -25,11 +25,15 @@ class Terminal:
 
     @contextmanager
     def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """A bar with the time left; call what it gives with (how many more, a word beside the bar)."""
+        """A bar with the time left; call what it gives with (how many more, a word beside the bar). Without a
+        terminal there is nothing to draw on: the lines said meanwhile have to do."""
+        if not self._console.is_terminal:
+            yield lambda more, beside="": None
+            return
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
+        with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(what, total=total, completed=done, beside="")
             yield lambda more, beside="": progress.update(task, advance=more, beside=escape(beside))

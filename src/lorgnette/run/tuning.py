@@ -57,7 +57,7 @@ def tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages
             adapters.write(model, to, contract)
 
         with stages("steps"), terminal.bar("steps", training.total, done=training.step) as advance, Stop(terminal) as stop:
-            watching = Watching(folder, log, trackers, save, advance, stop)
+            watching = Watching(folder, terminal, log, trackers, save, advance, stop)
             finished = training.run(watching)
         if not finished:
             for tracker in trackers:

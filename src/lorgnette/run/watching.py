@@ -64,13 +64,14 @@ class Watching:
     def __init__(
         self,
         folder: RunFolder,
+        terminal: Terminal,
         log: RunLog,
         trackers: Sequence[Tracker],
         save: Callable[[Path], None],
         advance: Callable[[int, str], None],
         stop: Stop,
     ) -> None:
-        self._folder, self._log, self._trackers = folder, log, trackers
+        self._folder, self._terminal, self._log, self._trackers = folder, terminal, log, trackers
         self._save, self._advance, self._stop = save, advance, stop
 
     def stepped(self, step: int, loss: float) -> None:
@@ -78,9 +79,14 @@ class Watching:
 
     def logged(self, report: StepReport) -> None:
         self._record({"kind": "train", **asdict(report)})
+        self._terminal.say(
+            f"step {report.step:<5} loss {report.loss:.4f}  lr {report.lr:.2e}  grad norm {report.grad_norm:.2f}  "
+            f"{report.tokens_per_s:.0f} tokens/s"
+        )
 
     def evaluated(self, step: int, loss: float) -> None:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
+        self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)

@@ -95,6 +95,8 @@ class Training:
         Raises LorgnetteError on a loss or gradient that is not finite, naming the rows of that step; the adapter
         keeps the values it had before it.
         """
+        if self.step == 0 and self.held_out:
+            watcher.evaluated(0, self.evaluate())
         self.engine.model.train()
         clock, waited, tokens = time.perf_counter(), 0.0, 0
         for batches, wait in self._ahead():

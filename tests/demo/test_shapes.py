@@ -1,0 +1,60 @@
+"""Every sticker shows its colour, and no two kinds look alike at the size the model sees."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorgnette.demo.shapes import COLOURS, KINDS, sticker
+
+
+def main_colour(kind: str, colour: str) -> str:
+    """The palette's colour nearest to most of the sticker's own pixels, rims left out."""
+    pixels = np.asarray(sticker(kind, colour, 90)).reshape(-1, 4).astype(int)
+    shown = pixels[(pixels[:, 3] == 255) & (pixels[:, :3].max(axis=1) > 60)][:, :3]
+    if colour != "white":
+        shown = shown[shown.min(axis=1) < 235]
+    palette = np.asarray(list(COLOURS.values()))
+    nearest = np.abs(shown[:, None] - palette).sum(axis=2).argmin(axis=1)
+    return list(COLOURS)[np.bincount(nearest, minlength=len(palette)).argmax()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_main_area_has_the_colour(kind: str) -> None:
+    assert {colour: main_colour(kind, colour) for colour in COLOURS} == {colour: colour for colour in COLOURS}
+
+
+def test_colours_are_far_apart() -> None:
+    for one, other in itertools.combinations(COLOURS.values(), 2):
+        assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 100
+
+
+def test_kinds_differ_at_the_smallest_size_the_model_sees() -> None:
+    def seen(kind: str) -> np.ndarray:
+        flat = Image.new("RGB", (50, 50), (128, 128, 128))
+        flat.paste(sticker(kind, "red", 50), mask=sticker(kind, "red", 50))
+        return np.asarray(flat.resize((25, 25), Image.Resampling.BICUBIC)).astype(int)
+
+    pictures = {kind: seen(kind) for kind in KINDS}
+    for one, other in itertools.combinations(KINDS, 2):
+        assert np.abs(pictures[one] - pictures[other]).mean() > 8, (one, other)
+
+
+def test_a_sticker_stays_inside_its_square_and_has_a_rim_all_round() -> None:
+    for kind in KINDS:
+        cut = sticker(kind, "blue", 94)
+        assert cut.size == (94, 94)
+        assert cut.mode == "RGBA"
+        alpha = np.asarray(cut)[..., 3]
+        assert alpha[[0, -1], :].max() < 255, kind
+        assert alpha[:, [0, -1]].max() < 255, kind
+        top = alpha.argmax(axis=0)[alpha.any(axis=0)].min()
+        assert alpha[top + 1].any()
+
+
+def test_mirrored_and_tilted_are_other_pictures_of_the_same_thing() -> None:
+    plain, mirrored = sticker("fish", "red", 60), sticker("fish", "red", 60, mirrored=True)
+    assert plain.tobytes() != mirrored.tobytes()
+    assert plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).getbbox() == mirrored.getbbox()
+    assert sticker("fish", "red", 60, tilt=7).tobytes() != plain.tobytes()
