@@ -63,7 +63,7 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "model"
     settings = Settings(out, steps=3, batch=4, workers=0, device="cpu", examined=2, report_seconds=1e-9)
     written = pretrain.pretrain(settings)
-    assert written == json.loads((out / "manifest.json").read_text())
+    assert json.loads(json.dumps(written)) == json.loads((out / "manifest.json").read_text())
     assert (written["steps"], written["pictures_seen"]) == (3, 12)
     assert written["parameters"] <= 6_000_000
     assert written["sha256"] == hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
@@ -77,12 +77,12 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_same_batch_again_and_again_is_learnt(untrained: Path) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).train()
     batch, weights = make_lesson(untrained, 4), torch.ones(1024)
-    before = float(lesson_loss(model, batch, weights))
-    settings = Settings(untrained, steps=12, batch=4, report_seconds=1e9)
+    before = lesson_loss(model, batch, weights).item()
+    settings = Settings(untrained, steps=30, batch=4, report_seconds=1e9)
     progress = pretrain.train(model, itertools.repeat(batch), settings, began=0.0)
     assert before > 6.5
     assert progress.loss < before
-    assert float(lesson_loss(model, batch, weights)) < 4.5
+    assert lesson_loss(model, batch, weights).item() < 4.0
 
 
 def test_an_interrupted_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

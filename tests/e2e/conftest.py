@@ -7,25 +7,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import pytest
 
-WORDS = ["a red car", "two dogs on a couch", "a man with a hat", "snow", "a plate of food", "the blue cat"]
+COLOURS = ["red", "green", "blue", "yellow", "black", "white", "magenta", "cyan"]
+WORDS = ["a red car", "two dogs on a couch", "a man with a hat", "snow", "a plate", "the blue cat", "bees", "one tree"]
 
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    """A CSV of 12 rows on 6 pictures."""
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        noise = rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)
-        PIL.Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    """A CSV of 16 rows on 8 pictures, each of one colour."""
+    for i, colour in enumerate(COLOURS):
+        PIL.Image.new("RGB", (90, 70), colour).save(tmp_path / f"{i}.png")
     path = tmp_path / "captions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
-        rows.writerows([f"{i % 6}.png", f"{WORDS[i % 6]} {'again' * (i // 6)}".strip()] for i in range(12))
+        rows.writerows([f"{i % 8}.png", f"{WORDS[i % 8]} {'again' * (i // 8)}".strip()] for i in range(16))
     return path
 
 

@@ -16,12 +16,12 @@ def texts(tmp_path: Path, lorgnette: Run, *words: object) -> list[tuple[str, str
 
 
 def test_eight_examples_are_memorised(tmp_path: Path, tiny: Path, captions: Path, lorgnette: Run) -> None:
-    six = captions.read_text().splitlines()[:7]
-    captions.write_text("\n".join(six) + "\n")
+    eight = captions.read_text().splitlines()[:9]
+    captions.write_text("\n".join(eight) + "\n")
     done = lorgnette(
         "train", f"model={tiny}", "data=captions.csv", "data.holdout=0", "encode.size=56", "lora.rank=32",
-        "lora.alpha=64", "lora.dropout=0", "train.batch_size=6", "train.accumulation=1", "train.epochs=60",
-        "train.lr=0.02", "train.schedule=cosine", "track.to=none", "run=run",
+        "lora.alpha=64", "lora.dropout=0", "train.batch_size=8", "train.accumulation=1", "train.epochs=60",
+        "train.lr=0.01", "train.schedule=cosine", "track.to=none", "run=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     learned = texts(tmp_path, lorgnette, "--adapter", "run/adapter")

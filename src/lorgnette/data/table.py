@@ -19,7 +19,7 @@ COLUMNS = ("image_path", "caption")
 
 def examples(path: Path, *, prompt: str) -> Iterator[Example | Problem]:
     """Row by row, never the whole file. Columns beyond the two are not read; empty lines are not rows."""
-    reader = csv.reader(lines(path))
+    reader = csv.reader(lines(path), strict=True)
     names = _header(reader, path)
     number = 0
     while True:
