@@ -1,5 +1,6 @@
 """The verbs on the command line, in the order of the work; no logic. Heavy imports wait for the verb that needs them."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -23,7 +24,9 @@ console = Console(stderr=True)
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.lr=1e-4")]
 Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
-OnBadRow = Annotated[Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")]
+OnBadRow = Annotated[
+    Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")
+]
 Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
 DataPath = Annotated[Path, typer.Argument(help="a CSV, a conversations JSON, or a messages JSON or JSONL")]
 
@@ -36,7 +39,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None: ...
 
 
@@ -59,7 +64,8 @@ def prepare(
     prompt: Prompt = "COCO Yes:",
     holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
     split: Annotated[
-        Literal["picture", "tail"], typer.Option(help="picture: no picture in both parts; tail: literally the last rows")
+        Literal["picture", "tail"],
+        typer.Option(help="picture: no picture in both parts; tail: literally the last rows"),
     ] = "picture",
     rows: Rows = None,
     on_bad_row: OnBadRow = "error",
@@ -77,12 +83,16 @@ def check(
     source: DataPath,
     prompt: Prompt = "COCO Yes:",
     rows: Rows = None,
-    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one."""
     from lorgnette import run
 
-    raise typer.Exit(run.check(source, prompt=prompt, rows=rows, as_json=json, console=console))
+    report = run.check(source, prompt=prompt, rows=rows, console=console)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -100,9 +110,10 @@ def train(
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         run.resume(resume, console=console)
         return
+    given = words or []
     if recipe is not None and "=" in recipe:
-        recipe, words = None, [recipe, *(words or [])]
-    run.train(shelf.settings(recipe, words or []), name=Path(recipe or "run").stem, console=console)
+        recipe, given = None, [recipe, *given]
+    run.train(shelf.settings(recipe, given), name=Path(recipe or "run").stem, console=console)
 
 
 @app.command()

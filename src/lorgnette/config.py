@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from lorgnette.errors import UsageError
 
-LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LANGUAGE_TARGETS: tuple["Target", ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Tower = Literal["language", "merger", "vision"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
@@ -40,7 +40,9 @@ class Section(BaseModel):
 
 class Data(Section):
     path: Path | None = Field(None, description="the examples: a CSV, a conversations JSON, a messages JSON or JSONL")
-    test: Path | None = Field(None, description="held-out examples in a file of their own; else `holdout` are split off")
+    test: Path | None = Field(
+        None, description="held-out examples in a file of their own; else `holdout` are split off"
+    )
     holdout: int = Field(4, ge=0, description="how many examples at the end are held out for the test")
     split: Literal["picture", "tail"] = Field(
         "picture", description="picture: no picture stands in both parts; tail: literally the last `holdout` rows"
@@ -114,7 +116,9 @@ class Settings(Section):
     run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
     seed: int = Field(0, ge=0, description="of the order of examples, the adapter's start and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on a CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
+    )
     data: Data = Data()
     encode: Encode = Encode()
     lora: Lora = Lora()
@@ -164,7 +168,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError("no such recipe", where=str(path), remedy="`lorgnette recipe list` shows those there are") from None
+        raise UsageError(
+            "no such recipe", where=str(path), remedy="`lorgnette recipe list` shows those there are"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"recipe cannot be read: {error}", where=str(path), remedy="it must be YAML") from None
     if tree is not None and not isinstance(tree, dict):

@@ -34,7 +34,9 @@ class Family:
         mlp = [t for t in targets if t not in _ATTENTION]
         parts = []
         if "language" in towers:
-            kinds = [f"{block}\\.({'|'.join(found)})" for block, found in (("self_attn", attention), ("mlp", mlp)) if found]
+            kinds = [
+                f"{block}\\.({'|'.join(found)})" for block, found in (("self_attn", attention), ("mlp", mlp)) if found
+            ]
             parts.append(rf"language_model\.layers\.\d+\.({'|'.join(kinds)})")
         if "vision" in towers:
             parts.append(rf"visual\.blocks\.\d+\.({'|'.join(map(re.escape, self.vision_linears))})")

@@ -32,7 +32,9 @@ def lorgnette(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]
     """lorgnette("train", …) → the finished process, run in tmp_path."""
 
     def run(*words: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+        )
 
     return run
 

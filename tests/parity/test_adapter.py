@@ -14,10 +14,10 @@ from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 from lorgnette.config import Encode, Lora
 from lorgnette.encode.pack import pack
 from lorgnette.model import adapter as adapters
+from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.model.features import Features, Tower
 from lorgnette.model.load import load as load_weights
-from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.reference import ReferenceEngine
 from lorgnette.predict.generate import ENDS, Sampling, answers
 from lorgnette.types import Encoded, Example
@@ -80,12 +80,16 @@ def plain_texts(model: Any, bench: Any, examples: list[Example]) -> list[str]:
     return texts
 
 
-def test_plain_peft_loads_ours(tiny: Path, bench: Any, saved: Path, conversations: list[Example], encoded: list[Encoded]) -> None:
+def test_plain_peft_loads_ours(
+    tiny: Path, bench: Any, saved: Path, conversations: list[Example], encoded: list[Encoded]
+) -> None:
     theirs = PeftModel.from_pretrained(plain(tiny), saved).eval()
     losses = our_losses(bench, bench.model, encoded)
     targets = torch.from_numpy(pack(encoded, 1).targets).long()
     logits = plain_logits(theirs, bench, encoded)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), losses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="none"), losses, atol=1e-5, rtol=0
+    )
     pictured = [conversations[i] for i in (0, 1, 3, 4)]
     given = [p.text for p in answers(bench.model, bench.encoder, pictured, SAMPLING, adapter="tuned")]
     assert given == plain_texts(theirs, bench, pictured)
@@ -101,10 +105,14 @@ def test_ours_loads_plain_pefts(tiny: Path, bench: Any, tmp_path: Path, encoded:
     losses = our_losses(bench, adapters.load(base, tmp_path), encoded)
     targets = torch.from_numpy(pack(encoded, 1).targets).long()
     logits = plain_logits(theirs.eval(), bench, encoded)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), losses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="none"), losses, atol=1e-5, rtol=0
+    )
 
 
-def test_the_comparison_can_fail(tiny: Path, bench: Any, saved: Path, conversations: list[Example], encoded: list[Encoded]) -> None:
+def test_the_comparison_can_fail(
+    tiny: Path, bench: Any, saved: Path, conversations: list[Example], encoded: list[Encoded]
+) -> None:
     """Negative control: the base model, and an adapter scaled by 1.1, give other losses and texts."""
     losses = our_losses(bench, bench.model, encoded)
     targets = torch.from_numpy(pack(encoded, 1).targets).long()
@@ -112,7 +120,9 @@ def test_the_comparison_can_fail(tiny: Path, bench: Any, saved: Path, conversati
     untuned = torch.nn.functional.cross_entropy(plain_logits(base, bench, encoded), targets, reduction="none")
     assert (untuned - losses).abs().max() > 1e-2
     pictured = conversations[:1]
-    assert plain_texts(base, bench, pictured) == [p.text for p in answers(bench.model, bench.encoder, pictured, SAMPLING)]
+    assert plain_texts(base, bench, pictured) == [
+        p.text for p in answers(bench.model, bench.encoder, pictured, SAMPLING)
+    ]
     settings = json.loads((saved / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "tiny"
 
@@ -120,7 +130,8 @@ def test_the_comparison_can_fail(tiny: Path, bench: Any, saved: Path, conversati
 def test_without_the_adapter_the_base_answers(tiny: Path, bench: Any, conversations: list[Example]) -> None:
     pictured = conversations[:2]
     tuned, untuned = (
-        [p.text for p in answers(bench.model, bench.encoder, pictured, SAMPLING, adapter=name)] for name in ("tuned", None)
+        [p.text for p in answers(bench.model, bench.encoder, pictured, SAMPLING, adapter=name)]
+        for name in ("tuned", None)
     )
     assert untuned == plain_texts(plain(tiny), bench, pictured)
     assert tuned != untuned

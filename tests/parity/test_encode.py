@@ -19,7 +19,9 @@ from lorgnette.types import IGNORED, Encoded, Example, Picture
 class ImageOnly(Qwen2VLProcessor):
     """transformers builds a video processor, which wants torchvision, unless the signature lacks one."""
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any) -> None:
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any
+    ) -> None:
         super().__init__(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **rest)
 
 
@@ -95,7 +97,9 @@ def test_labels_are_the_answers_and_their_ends(folder: Path, conversations: list
         answers = [turn.text + token for turn in example.turns if turn.role == "assistant"]
         assert labelled(encoder, encoded) == "".join(answers)
         assert all(np.flatnonzero(encoded.labels != IGNORED) > 0)
-        assert (encoded.tokens == encoder.tokenizer.control["<|image_pad|>"]).sum() == sum(g.tokens for g in encoded.grids)
+        assert (encoded.tokens == encoder.tokenizer.control["<|image_pad|>"]).sum() == sum(
+            g.tokens for g in encoded.grids
+        )
 
 
 def test_known_tokenisations(shared: Any) -> None:

@@ -49,9 +49,7 @@ def test_packed_equals_padded(bench: Any, encoded: list[Encoded]) -> None:
 
 
 @pytest.mark.parametrize("towers", [("language", "merger"), ("language", "vision", "merger"), ("vision",)])
-def test_open_towers_equal_padded(
-    make_bench: Callable[..., Any], conversations: list[Example], towers: Any
-) -> None:
+def test_open_towers_equal_padded(make_bench: Callable[..., Any], conversations: list[Example], towers: Any) -> None:
     """With the tower trained its features are live, and its own gradients are transformers' too."""
     bench = make_bench(Lora(rank=4, dropout=0.0, towers=towers), ENCODE)
     examples = [bench.encoder.encode(example) for example in conversations]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -96,7 +95,9 @@ def reference(
     return theirs(bench, encoded, tmp_path_factory.mktemp("trainer"))
 
 
-def run(make_bench: Callable[..., Any], captions: list[Example], settings: Train) -> tuple[dict[str, Tensor], list[float]]:
+def run(
+    make_bench: Callable[..., Any], captions: list[Example], settings: Train
+) -> tuple[dict[str, Tensor], list[float]]:
     bench = make_bench(LORA, TUTORIAL)
     return ours(bench, [bench.encoder.encode(caption) for caption in captions], settings)
 

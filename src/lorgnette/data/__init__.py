@@ -11,11 +11,11 @@
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
 
-from lorgnette.data.check import Lengths, OnBadRow, Report, check, usable
+from lorgnette.data.check import Lengths, OnBadRow, Report, check, refusal, usable
 from lorgnette.data.pictures import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
 from lorgnette.data.source import PROMPT, pictures_of, read
-from lorgnette.data.split import Split
+from lorgnette.data.split import Split, parts
 
 __all__ = [
     "PROMPT",
@@ -28,9 +28,11 @@ __all__ = [
     "check",
     "header",
     "load",
+    "parts",
     "pictures_of",
     "prepare",
     "read",
+    "refusal",
     "usable",
     "verified",
 ]

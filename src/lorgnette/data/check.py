@@ -4,7 +4,7 @@ Knows nothing about forms of files, tokens or models.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -111,19 +111,23 @@ def usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow) -> tuple[
     if total == 0:
         raise LorgnetteError("there are no rows", remedy="name a data file that has some")
     if problems and (on_bad_row == "error" or not examples):
-        way_out = ", or go on without them: data.on_bad_row=skip" if examples else ""
-        raise LorgnetteError(
-            f"{len(problems)} of {total} rows cannot be used:\n{_listing(problems)}\n",
-            remedy=f"fix them{way_out}",
-        )
+        raise refusal(problems, total)
     return examples, problems
+
+
+def refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
+    """The error that names the rows which keep a training from starting."""
+    way_out = ", or go on without them: data.on_bad_row=skip" if len(problems) < total else ""
+    return LorgnetteError(
+        f"{len(problems)} of {total} rows cannot be used:\n{_listing(problems)}\n", remedy=f"fix them{way_out}"
+    )
 
 
 def _lengths(answers: list[int]) -> Lengths | None:
     return Lengths(min(answers), median(answers), fmean(answers), max(answers)) if answers else None
 
 
-def _listing(problems: list[Problem]) -> str:
+def _listing(problems: Sequence[Problem]) -> str:
     listed = [f"  {problem}" for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return "\n".join([*listed, f"  … and {more} more"] if more > 0 else listed)

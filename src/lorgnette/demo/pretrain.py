@@ -240,6 +240,8 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
 
 
 def _interrupt(*_: object) -> None:
+    """TERM, often sent to the workers too; torch would call their end a crash in the midst of our saving."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 

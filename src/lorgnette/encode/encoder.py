@@ -29,7 +29,7 @@ class Encoder:
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate, rule: PictureRule, encode: Encode) -> None:
         self.tokenizer, self.template, self.rule, self.settings = tokenizer, template, rule, encode
         self._image = tokenizer.control[IMAGE]
-        self._end = tokenizer.control[END if encode.end_token == "template" else encode.end_token]
+        self._end = tokenizer.control[END if encode.end_token == "template" else encode.end_token]  # noqa: S105
         self._controls = re.compile("(" + "|".join(map(re.escape, tokenizer.control)) + ")")
         self._grid_of = lru_cache(maxsize=None)(self._grid)
 
@@ -37,7 +37,10 @@ class Encoder:
     def of_folder(cls, folder: Path, encode: Encode) -> "Encoder":
         """The encoder of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
         return cls(
-            TextTokenizer.of_folder(folder), ChatTemplate.of_folder(folder), PictureRule.of_folder(folder, encode), encode
+            TextTokenizer.of_folder(folder),
+            ChatTemplate.of_folder(folder),
+            PictureRule.of_folder(folder, encode),
+            encode,
         )
 
     def encode(self, example: Example, *, answer: bool = False) -> Encoded:
@@ -50,12 +53,13 @@ class Encoder:
         tokens: list[int] = []
         labels: list[int] = []
         image_starts: list[int] = []
-        for ids, trained in self._runs(example, answer):
-            if ids == [self._image]:
+        for run, trained in self._runs(example, answer):
+            repeats = 1
+            if run == [self._image]:
                 image_starts.append(len(tokens))
-                ids = ids * grids[len(image_starts) - 1].tokens
-            tokens += ids
-            labels += ids if trained else [IGNORED] * len(ids)
+                repeats = grids[len(image_starts) - 1].tokens
+            tokens += run * repeats
+            labels += run if trained else [IGNORED] * len(run) * repeats
         if len(tokens) > self.settings.max_tokens:
             raise LorgnetteError(
                 f"{len(tokens)} tokens ({sum(grid.tokens for grid in grids)} of them pictures), "

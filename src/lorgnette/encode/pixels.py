@@ -84,7 +84,8 @@ class PictureRule:
     def patches(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "N D"]:
         """Normalised patches, D = 3 · temporal · patch²: the rows in the merger's order, the frame repeated in time."""
         levels = np.arange(256, dtype=np.float64) * (1 / 255)
-        table = (levels.astype(np.float32)[:, None] - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        table = (levels.astype(np.float32)[:, None] - mean) / std
         rows, columns = pixels.shape[0] // self.patch, pixels.shape[1] // self.patch
         image = np.stack([table[pixels[:, :, channel], channel] for channel in range(3)])
         blocks = image.reshape(

@@ -13,9 +13,7 @@ from jaxtyping import Int32
 from lorgnette.types import PictureGrid
 
 
-def positions(
-    length: int, image_starts: Sequence[int], grids: Sequence[PictureGrid]
-) -> Int32[np.ndarray, "3 T"]:
+def positions(length: int, image_starts: Sequence[int], grids: Sequence[PictureGrid]) -> Int32[np.ndarray, "3 T"]:
     """Positions of a row of `length` tokens whose n-th image begins at image_starts[n] and has grids[n]."""
     found = np.empty((3, length), np.int32)
     at, position = 0, 0

@@ -58,7 +58,9 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise LorgnetteError(f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter`")
+            raise LorgnetteError(
+                f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter`"
+            )
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())

@@ -11,6 +11,7 @@ On CUDA in bfloat16 the flash kernels inside torch take the segments as they are
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "lorgnette_packed"
+_SDPA: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
 # torch 2.11 takes grouped heads as they come; from 2.12 on it wants to be told.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
@@ -41,7 +43,7 @@ class Segments:
 
 
 def segments_of(starts: list[int], device: torch.device) -> Segments:
-    lengths = [b - a for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    lengths = [b - a for a, b in pairwise(starts)]
     longest = max(lengths)
     rows = torch.cat([torch.arange(length) + i * longest for i, length in enumerate(lengths)])
     moved = torch.tensor(starts, dtype=torch.int32)
@@ -60,8 +62,8 @@ def packed_attention(
 ) -> tuple[Float[Tensor, "1 T H D"], None]:
     """The attention function of every decoder layer; without `segments` (generation) it is transformers' SDPA."""
     if segments is None:
-        plain: Callable[..., Any] = sdpa_attention_forward
-        return plain(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        attended, _ = _SDPA(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        return attended, None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash(query, key, value, scaling, segments), None
     return _padded(query, key, value, scaling, segments), None
@@ -84,11 +86,11 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, se
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
-    attended = varlen_attn(
+    attended: Any = varlen_attn(
         q, k, v, segments.starts, segments.starts, segments.longest, segments.longest,
         scale=scaling, window_size=(-1, 0), **_GROUPED,
     )  # fmt: skip
-    return attended[None]
+    return attended[None]  # type: ignore[no-any-return]
 
 
 AttentionInterface.register(NAME, packed_attention)

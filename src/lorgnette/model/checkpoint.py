@@ -67,9 +67,13 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         return (single,)
     remedy = "download the checkpoint again, whole"
     if not index.is_file():
-        raise LorgnetteError("checkpoint has no weights: model.safetensors is missing", where=str(folder), remedy=remedy)
+        raise LorgnetteError(
+            "checkpoint has no weights: model.safetensors is missing", where=str(folder), remedy=remedy
+        )
     try:
-        shards = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        shards = sorted(
+            {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        )
     except (ValueError, KeyError, AttributeError) as error:
         raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), remedy=remedy) from None
     missing = [shard.name for shard in shards if not shard.is_file()]

@@ -53,10 +53,14 @@ class Contract(BaseModel):
         where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with model=…"
         if checkpoint.family.model_type != self.family:
             raise LorgnetteError(
-                f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}", where=where, remedy=remedy
+                f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}",
+                where=where,
+                remedy=remedy,
             )
         if checkpoint.fingerprint != self.fingerprint:
-            raise LorgnetteError("base model has other weights than the adapter was trained on", where=where, remedy=remedy)
+            raise LorgnetteError(
+                "base model has other weights than the adapter was trained on", where=where, remedy=remedy
+            )
         if chat_template != self.chat_template:
             raise LorgnetteError(
                 "base model has another chat template than the adapter was trained on", where=where, remedy=remedy

@@ -72,7 +72,8 @@ class Features:
             elif good:
                 with torch.no_grad():
                     features = self._tower(list(good), list(good.values()))
-                self._kept |= dict(zip(good, features.split([grid.tokens for grid in good]), strict=True))
+                parts = torch.split(features, [grid.tokens for grid in good])  # type: ignore[no-untyped-call]
+                self._kept |= dict(zip(good, parts, strict=True))
             seen(len(decoded))
         return failed
 

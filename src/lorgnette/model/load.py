@@ -17,7 +17,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def device_of(name: str) -> torch.device:
     """`auto`: CUDA where there is one. Raises LorgnetteError where CUDA is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise LorgnetteError("no CUDA device is to be seen", where="device=cuda", remedy="use device=auto or device=cpu")
+        raise LorgnetteError(
+            "no CUDA device is to be seen", where="device=cuda", remedy="use device=auto or device=cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -26,10 +26,13 @@ MOST_BYTES, FEWEST_BYTES = 90_000, 4_000
 SHOWN = 60
 """Rows in sight at once; the others are folded away."""
 
+Score = tuple[str, str, str]
+"""What is measured, its value before and its value after."""
+
 
 @dataclass(frozen=True)
 class Page:
-    """facts: (label, value) of the run. scores: (metric, before, after) of the model.
+    """facts: (label, value) of the run. scores: of the model.
 
     settings may be nested. next_steps are commands to copy. summary: one sentence; without it the loss makes one.
     """
@@ -43,7 +46,7 @@ class Page:
     notes: Sequence[str] = ()
     next_steps: Sequence[str] = ()
     summary: str = ""
-    scores: Sequence[tuple[str, str, str]] = ()
+    scores: Sequence[Score] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,19 @@
 Knows nothing about what is being done.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """(how many more are done, a word beside the bar)"""
+
+    def __call__(self, more: int, beside: str = "") -> None: ...
 
 
 class Terminal:
@@ -24,11 +31,10 @@ class Terminal:
         self._console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """A bar with the time left; call what it gives with (how many more, a word beside the bar). Without a
-        terminal there is nothing to draw on: the lines said meanwhile have to do."""
+    def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+        """A bar with the time left; without a terminal to draw on, nothing: the lines said meanwhile have to do."""
         if not self._console.is_terminal:
-            yield lambda more, beside="": None
+            yield _nowhere
             return
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -36,4 +42,11 @@ class Terminal:
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(what, total=total, completed=done, beside="")
-            yield lambda more, beside="": progress.update(task, advance=more, beside=escape(beside))
+
+            def advance(more: int, beside: str = "") -> None:
+                progress.update(task, advance=more, beside=escape(beside))
+
+            yield advance
+
+
+def _nowhere(more: int, beside: str = "") -> None: ...

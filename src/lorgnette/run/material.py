@@ -5,11 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from lorgnette import data
 from lorgnette.config import Settings
-from lorgnette.data.split import parts
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.checkpoint import Checkpoint
@@ -43,9 +41,10 @@ class Material:
             test, more = _read(settings, settings.data.test)
             problems += more
         else:
-            rows, test = parts(rows, holdout=settings.data.holdout, split=settings.data.split)
+            rows, test = data.parts(rows, holdout=settings.data.holdout, split=settings.data.split)
+        found = len(problems)
         examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))
-        _judge(problems, settings.data.on_bad_row)
+        _judge(problems[found:], len(rows) + len(test), settings.data.on_bad_row)
         for problem in problems:
             terminal.warn(f"left out: {problem}")
         _some(examples, settings.data.path)
@@ -56,9 +55,7 @@ class Material:
         """The distinct pictures."""
         return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
 
-    def without(
-        self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: Literal["error", "skip"]
-    ) -> "Material":
+    def without(self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: data.OnBadRow) -> "Material":
         """The material without the rows whose pictures could not be decoded after all."""
         if not failed:
             return self
@@ -68,7 +65,7 @@ class Material:
             for e in lost
             for error in [next(failed[grid] for grid in e.grids if grid in failed)]
         ]
-        _judge(problems, on_bad_row)
+        _judge(problems, len(self.examples) + len(self.held_out), on_bad_row)
         examples, held_out = ([e for e in part if e not in lost] for part in (self.examples, self.held_out))
         _some(examples, self.files[0])
         return replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
@@ -104,9 +101,9 @@ def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Probl
     return encoded
 
 
-def _judge(problems: Sequence[Problem], on_bad_row: Literal["error", "skip"]) -> None:
+def _judge(problems: Sequence[Problem], total: int, on_bad_row: data.OnBadRow) -> None:
     if problems and on_bad_row == "error":
-        raise data.refusal(problems)
+        raise data.refusal(problems, total)
 
 
 def _some(examples: Sequence[Encoded], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model as a verb asks for it: `demo` or a folder, its encoder, and its weights with an adapter where there is one."""
+"""A model as a verb asks for it: `demo` or a folder; its encoder; its weights, with an adapter where there is one."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,7 @@
 """`prepare` and `check`: a source looked over and put in order. No torch."""
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
@@ -14,29 +13,50 @@ def prepare(
     source: Path,
     out: Path = Path("data"),
     *,
-    prompt: str = "COCO Yes:",
+    prompt: str = data.PROMPT,
     holdout: int = 4,
-    split: Literal["picture", "tail"] = "picture",
+    split: data.Split = "picture",
     rows: int | None = None,
-    on_bad_row: Literal["error", "skip"] = "error",
+    on_bad_row: data.OnBadRow = "error",
     console: Console | None = None,
-) -> "data.Prepared":
-    """Write the source as conversations JSON, whole and in a training and a test part, into `out`."""
+) -> data.Prepared:
+    """Write the source as conversations JSON into `out`: whole, and in a training and a test part."""
     terminal = Terminal(console)
-    prepared = data.prepare(source, out, prompt=prompt, holdout=holdout, split_=split, rows=rows, on_bad_row=on_bad_row)
+    prepared = data.prepare(source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, on_bad_row=on_bad_row)
     for problem in prepared.problems:
         terminal.warn(f"left out: {problem}")
+    if prepared.tidied:
+        terminal.warn(f"{prepared.tidied} rows lost blanks around a picture's text, which this form does not keep")
+    if prepared.shared_pictures:
+        terminal.warn(f"{prepared.shared_pictures} pictures stand in both parts: the test asks for what was trained")
+    terminal.say(f"all        {prepared.all}, {prepared.train_rows + prepared.test_rows} examples")
+    terminal.say(f"train      {prepared.train}, {prepared.train_rows}")
+    terminal.say(f"test       {prepared.test}, {prepared.test_rows}")
     return prepared
 
 
 def check(
     source: Path,
     *,
-    prompt: str = "COCO Yes:",
+    prompt: str = data.PROMPT,
     rows: int | None = None,
-    as_json: bool = False,
     console: Console | None = None,
-) -> "data.Report":
+) -> data.Report:
     """Look a data set over from headers and text; say what is there and name every broken row."""
+    terminal = Terminal(console)
     report = data.check(data.read(source, prompt=prompt, rows=rows))
+    for problem in report.problems:
+        terminal.warn(str(problem))
+    for line in _lines(report):
+        terminal.say(line)
     return report
+
+
+def _lines(report: data.Report) -> Iterator[str]:
+    yield f"rows       {report.rows}, {report.usable} usable, {len(report.problems)} broken"
+    yield f"pictures   {report.pictures}, used {report.pictures + report.repeats} times"
+    if report.smallest and report.largest:
+        yield f"sizes      {report.smallest[0]}×{report.smallest[1]} to {report.largest[0]}×{report.largest[1]} pixels"
+    if report.answers:
+        answers = report.answers
+        yield f"answers    {answers.shortest} to {answers.longest} characters, {answers.mean:.0f} on average"

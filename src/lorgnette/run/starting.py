@@ -11,11 +11,14 @@ from lorgnette.files import write_json, write_text
 from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
+from lorgnette.run.job import Job, Scoring, unscored
 from lorgnette.run.material import Material
-from lorgnette.run.watching import Stages
+from lorgnette.run.stages import Stages
 
 
-def train(chosen: Settings, *, name: str = "run", console: Console | None = None) -> RunFolder:
+def train(
+    chosen: Settings, *, name: str = "run", console: Console | None = None, score: Scoring = unscored
+) -> RunFolder:
     """Tune an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
     terminal = Terminal(console)
     stages = Stages(terminal)
@@ -25,7 +28,7 @@ def train(chosen: Settings, *, name: str = "run", console: Console | None = None
     write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
     hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
     write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
-    _tune(folder, chosen, material, stages, terminal)
+    _tune(Job(folder, chosen, material, stages, terminal, score))
     return folder
 
 
@@ -38,11 +41,11 @@ def resume(path: Path, *, console: Console | None = None) -> RunFolder:
     with stages("data"):
         material = Material.of(chosen, terminal)
     material.demand_unchanged(folder.manifest)
-    _tune(folder, chosen, material, stages, terminal)
+    _tune(Job(folder, chosen, material, stages, terminal))
     return folder
 
 
-def _tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages, terminal: Terminal) -> None:
-    with stages("imports"):
+def _tune(job: Job) -> None:
+    with job.stages("imports"):
         from lorgnette.run.tuning import tune
-    tune(folder, chosen, material, stages, terminal)
+    tune(job)

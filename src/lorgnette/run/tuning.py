@@ -1,94 +1,124 @@
 """The tuning itself: from material to an adapter, its answers and its page."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorgnette.config import Settings
 from lorgnette.files import folder_whole
 from lorgnette.model import adapter as adapters
 from lorgnette.model import load as weights
 from lorgnette.model.features import Features, Tower
 from lorgnette.model.reference import ReferenceEngine
 from lorgnette.predict.generate import Sampling
-from lorgnette.report.folder import RunFolder
 from lorgnette.report.log import RunLog
-from lorgnette.report.predictions import write_predictions
-from lorgnette.report.terminal import Terminal
+from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
-from lorgnette.run.material import Material
+from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of
 from lorgnette.run.results import write_results
-from lorgnette.run.watching import Stages, Stop, Watching
+from lorgnette.run.watching import Stop, Watching
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import Training
 
+if TYPE_CHECKING:
+    from peft import PeftModel
 
-def tune(folder: RunFolder, chosen: Settings, material: Material, stages: Stages, terminal: Terminal) -> None:
-    latest = checkpoints.latest(folder.checkpoints)
-    done, checkpoint = latest or (0, None)
-    device = weights.device_of(chosen.device)
-    with RunLog.resumed(folder.log, done) as log:
-        stages.log = log
-        with stages("weights"):
-            base = weights.load(material.checkpoint, device, weights.dtype_of(chosen.dtype, device))
-        live = bool({"vision", "merger"} & set(chosen.lora.towers))
-        features = Features(Tower(base, material.encoder.rule), material.encoder.rule, live=live)
-        with stages("features"), terminal.bar("pictures", len(material.grids)) as advance:
-            material = material.without(features.prepare(material.grids, seen=advance), chosen.data.on_bad_row)
-        for problem in material.problems:
+
+def tune(job: Job) -> None:
+    """Train from the latest checkpoint or the start, save the adapter, answer the held-out examples, write the page.
+
+    Raises KeyboardInterrupt where Ctrl-C stopped the training, once its checkpoint is saved and the way on is said.
+    """
+    checkpoint = checkpoints.latest(job.folder.checkpoints)
+    with RunLog.resumed(job.folder.log, checkpoint[0] if checkpoint else 0) as log:
+        job.stages.log = log
+        job, training, model = _loaded(job, checkpoint[1] if checkpoint else None)
+        for problem in job.material.problems:
             log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-        with stages("adapter"):
-            if checkpoint is None:
-                model = adapters.attach(base, material.checkpoint.family, chosen.lora, chosen.seed)
-            else:
-                model = adapters.load(base, checkpoint, trainable=True)
-        training = Training(
-            ReferenceEngine(model, features), material.examples, material.held_out, chosen.train, chosen.seed
-        )
-        if checkpoint is None:
-            weights.seed(chosen.seed)
-        else:
-            training.restore(checkpoints.restore(checkpoint, device))
-            terminal.say(f"resumed    at step {training.step} of {training.total}")
-        contract = contract_of(chosen, material.checkpoint, material.encoder)
-        trackers = _trackers(folder, chosen, terminal)
-
-        def save(to: Path) -> None:
-            adapters.write(model, to, contract)
-
-        with stages("steps"), terminal.bar("steps", training.total, done=training.step) as advance, Stop(terminal) as stop:
-            watching = Watching(folder, terminal, log, trackers, save, advance, stop)
-            finished = training.run(watching)
-        if not finished:
+        trackers = _trackers(job)
+        try:
+            _trained(job, training, model, log, trackers)
+            rows = _answers(job, model)
+            for tracker in trackers:
+                tracker.predictions(rows, training.total)
+        finally:
             for tracker in trackers:
                 tracker.finish()
-            terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {folder.path}")
-            raise KeyboardInterrupt
-        with stages("save"), folder_whole(folder.adapter) as beside:
-            save(beside)
-        opened = Opened(model, material.encoder, contract, chosen.model)
-        sampling = Sampling(max_new_tokens=chosen.predict.max_new_tokens, batch_size=chosen.predict.batch_size)
-        with stages("answers"):
-            rows = answered(opened, [encoded.example for encoded in material.held_out], sampling, terminal)
-            write_predictions(folder.predictions, rows)
-        for tracker in trackers:
-            tracker.predictions(rows, training.total)
-            tracker.finish()
-    write_results(folder, chosen, material, rows, trackers)
-    terminal.say(f"adapter    {folder.adapter}")
-    terminal.say(f"page       {folder.page}")
+    scores = job.score(rows)
+    for name, before, after in scores:
+        job.terminal.say(f"{name:<20} {before:>10} → {after}")
+    write_results(job, rows, scores, [tracker.address for tracker in trackers if tracker.address])
+    job.terminal.say(f"adapter    {job.folder.adapter}")
+    job.terminal.say(f"page       {job.folder.page}")
 
 
-def _trackers(folder: RunFolder, chosen: Settings, terminal: Terminal) -> list[Tracker]:
+def _loaded(job: Job, checkpoint: Path | None) -> "tuple[Job, Training, PeftModel]":
+    """Weights, features, adapter and optimizer; the job without the rows whose pictures could not be decoded."""
+    chosen, material, device = job.settings, job.material, weights.device_of(job.settings.device)
+    with job.stages("weights"):
+        base = weights.load(material.checkpoint, device, weights.dtype_of(chosen.dtype, device))
+    rule = material.encoder.rule
+    features = Features(Tower(base, rule), rule, live=set(chosen.lora.towers) != {"language"})
+    with job.stages("features"), job.terminal.bar("pictures", len(material.grids)) as advance:
+        material = material.without(features.prepare(material.grids, seen=advance), chosen.data.on_bad_row)
+    with job.stages("adapter"):
+        if checkpoint is None:
+            model = adapters.attach(base, material.checkpoint.family, chosen.lora, chosen.seed)
+            weights.seed(chosen.seed)
+        else:
+            model = adapters.load(base, checkpoint, trainable=True)
+    engine = ReferenceEngine(model, features)
+    training = Training(engine, material.examples, material.held_out, chosen.train, chosen.seed)
+    if checkpoint is not None:
+        training.restore(checkpoints.restore(checkpoint, device))
+        job.terminal.say(f"resumed    at step {training.step} of {training.total}")
+    return replace(job, material=material), training, model
+
+
+def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trackers: list[Tracker]) -> None:
+    """Take the steps that are left and save the adapter."""
+    contract = contract_of(job.settings, job.material.checkpoint, job.material.encoder)
+
+    def save(folder: Path) -> None:
+        adapters.write(model, folder, contract)
+
+    with (
+        job.stages("steps"),
+        job.terminal.bar("steps", training.total, done=training.step) as advance,
+        Stop(job.terminal) as stop,
+    ):
+        finished = training.run(Watching(job, log, trackers, save=save, advance=advance, stop=stop))
+    if not finished:
+        job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
+        raise KeyboardInterrupt
+    with job.stages("save"), folder_whole(job.folder.adapter) as beside:
+        save(beside)
+
+
+def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
+    """The held-out examples answered without and with the adapter."""
+    settings = job.settings.predict
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    examples = [encoded.example for encoded in job.material.held_out]
+    with job.stages("answers"):
+        opened = Opened(model, job.material.encoder, None, job.settings.model)
+        rows = answered(opened, examples, sampling, job.terminal)
+        write_predictions(job.folder.predictions, rows)
+    return rows
+
+
+def _trackers(job: Job) -> list[Tracker]:
+    track = job.settings.track
     trackers = open_trackers(
-        chosen.track.to,
-        project=chosen.track.project,
-        experiment=chosen.track.experiment or folder.path.name,
-        folder=folder.path,
-        warn=terminal.warn,
+        track.to,
+        project=track.project,
+        experiment=track.experiment or job.folder.path.name,
+        folder=job.folder.path,
+        warn=job.terminal.warn,
     )
     for tracker in trackers:
-        tracker.start(chosen.model_dump(mode="json"))
+        tracker.start(job.settings.model_dump(mode="json"))
         if tracker.address:
-            terminal.say(f"tracker    {tracker.address}")
+            job.terminal.say(f"tracker    {tracker.address}")
     return trackers

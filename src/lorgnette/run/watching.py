@@ -1,38 +1,18 @@
-"""What happens beside the training: the log, the trackers, the bar, checkpoints, Ctrl-C, and seconds per stage."""
+"""What happens beside the training: the log, the trackers, the bar, checkpoints, Ctrl-C."""
 
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from lorgnette.report.folder import RunFolder
 from lorgnette.report.log import RunLog
-from lorgnette.report.terminal import Terminal
+from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
+from lorgnette.run.job import Job
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
-
-
-class Stages:
-    """Seconds of each stage, said on the terminal and written to the log once there is one."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self.seconds: dict[str, float] = {}
-        self.log: RunLog | None = None
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - begun
-        self._terminal.say(f"{name:<10} {self.seconds[name]:.1f} s")
-        if self.log is not None:
-            self.log.write({"kind": "stage", "name": name, "seconds": self.seconds[name]})
 
 
 class Stop:
@@ -63,15 +43,15 @@ class Watching:
 
     def __init__(
         self,
-        folder: RunFolder,
-        terminal: Terminal,
+        job: Job,
         log: RunLog,
         trackers: Sequence[Tracker],
+        *,
         save: Callable[[Path], None],
-        advance: Callable[[int, str], None],
+        advance: Advance,
         stop: Stop,
     ) -> None:
-        self._folder, self._terminal, self._log, self._trackers = folder, terminal, log, trackers
+        self._folder, self._terminal, self._log, self._trackers = job.folder, job.terminal, log, trackers
         self._save, self._advance, self._stop = save, advance, stop
 
     def stepped(self, step: int, loss: float) -> None:

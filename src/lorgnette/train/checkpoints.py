@@ -1,6 +1,6 @@
 """Checkpoints: the adapter, the optimizer's state and the random state after a step, whole or not at all.
 
-    checkpoints/step-000100/   adapter_model.safetensors  adapter_config.json  lorgnette.json  state.pt
+checkpoints/step-000100/   adapter_model.safetensors  adapter_config.json  lorgnette.json  state.pt
 """
 
 from collections.abc import Callable
@@ -36,7 +36,9 @@ def restore(checkpoint: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise LorgnetteError(
-            f"checkpoint cannot be read: {error}", where=str(checkpoint), remedy="remove it, and resume from the one before"
+            f"checkpoint cannot be read: {error}",
+            where=str(checkpoint),
+            remedy="remove it, and resume from the one before",
         ) from None
     random = state.pop("random")
     torch.set_rng_state(random["cpu"])
@@ -46,4 +48,4 @@ def restore(checkpoint: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _random_state() -> dict[str, torch.Tensor | None]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None}
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}

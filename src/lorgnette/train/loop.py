@@ -178,5 +178,3 @@ def _not_finite(step: int, loss: float, norm: float, batches: Sequence[PackedBat
         where=f"its rows: {named}{more}",
         remedy="look at these rows with `lorgnette check`; a lower train.lr or dtype=float32 may help",
     )
-
-
