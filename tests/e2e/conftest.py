@@ -33,7 +33,7 @@ def lorgnette(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]
 
     def run(*words: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+            command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False
         )
 
     return run

@@ -25,7 +25,7 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     seconds = {record["name"]: log.number(record["seconds"]) for record in records if record.get("kind") == "stage"}
     losses = curves[0].points
     page = Page(
-        title=job.folder.path.name,
+        title=chosen.track.experiment or job.folder.path.name,
         summary=f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s; "
         f"loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}.",
         settings=chosen.model_dump(mode="json"),
