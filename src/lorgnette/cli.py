@@ -1,4 +1,7 @@
-"""The verbs on the command line, in the order of the work; no logic. Heavy imports wait for the verb that needs them."""
+"""The verbs on the command line, in the order of the work; no logic.
+
+Heavy imports wait for the verb that needs them: `--help` answers at once.
+"""
 
 import json
 import sys
@@ -110,9 +113,10 @@ def train(
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         run.resume(resume, console=console)
         return
-    given = words or []
+    given = list(words or [])
     if recipe is not None and "=" in recipe:
-        recipe, given = None, [recipe, *given]
+        given.insert(0, recipe)
+        recipe = None
     run.train(shelf.settings(recipe, given), name=Path(recipe or "run").stem, console=console)
 
 

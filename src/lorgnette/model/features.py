@@ -72,7 +72,7 @@ class Features:
             elif good:
                 with torch.no_grad():
                     features = self._tower(list(good), list(good.values()))
-                parts = torch.split(features, [grid.tokens for grid in good])  # type: ignore[no-untyped-call]
+                parts = torch.split(features, [grid.tokens for grid in good])
                 self._kept |= dict(zip(good, parts, strict=True))
             seen(len(decoded))
         return failed
