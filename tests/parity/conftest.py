@@ -28,14 +28,16 @@ Gradients = dict[str, Tensor]
 class Bench:
     """One tiny model with a lively adapter, run by us and by transformers."""
 
-    def __init__(self, folder: Path, lora: Lora, encode: Encode) -> None:
-        base = load(Checkpoint.at(folder), CPU, torch.float32)
+    def __init__(
+        self, folder: Path, lora: Lora, encode: Encode, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+    ) -> None:
+        base = load(Checkpoint.at(folder), device, dtype)
         self.encoder = Encoder.of_folder(folder, encode)
         self.model: PeftModel = attach(base, FAMILIES["qwen2_vl"], lora, seed=0)
         torch.manual_seed(1)
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
-                parameter.data.normal_(0, 0.05)
+                parameter.data.copy_(torch.randn(parameter.shape) * 0.05)  # drawn on the CPU: alike everywhere
         live = lora.towers != ("language",)
         self.features = Features(Tower(base, self.encoder.rule), self.encoder.rule, live=live)
         self.engine = ReferenceEngine(self.model, self.features)
@@ -52,7 +54,7 @@ class Bench:
         for batch in batches:
             self.features.prepare(batch.grids)
             loss = self.engine.label_losses(batch)
-            (loss * torch.from_numpy(batch.weights)).sum().backward()
+            (loss * torch.from_numpy(batch.weights).to(loss.device)).sum().backward()
             losses.append(loss.detach())
         return torch.cat(losses), self.gradients()
 
@@ -73,7 +75,8 @@ class Bench:
             "image_grid_thw": torch.tensor([[g.t, g.h, g.w] for g in grids]),
         }
         types = ((ids == self.encoder.tokenizer.control["<|image_pad|>"]) & (mask == 1)).int()
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": types, **images}
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": types, **images}
+        return {name: values.to(self.engine.device) for name, values in inputs.items()}
 
     def padded(self, examples: Sequence[Encoded]) -> tuple[Tensor, Gradients]:
         """The same as `packed` from transformers' own forward and attention."""
@@ -91,5 +94,5 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def make_bench(tiny: Path) -> Callable[..., Any]:
-    """make_bench(Lora(…), Encode(…))"""
-    return lambda lora, encode: Bench(tiny, lora, encode)
+    """make_bench(Lora(…), Encode(…)[, device, dtype])"""
+    return lambda *words: Bench(tiny, *words)

@@ -1,5 +1,6 @@
 """Weights from a checkpoint's folder into transformers' module, on one device."""
 
+import resource
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +62,13 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
     # The checkpoint's own sampling habits (Qwen2-VL's: temperature 0.01, top_k 1) would mix into every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory used so far: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def seed(number: int) -> None:

@@ -92,6 +92,7 @@ def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trac
     if not finished:
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
+    log.write({"kind": "memory", "peak_gib": weights.peak_gib(weights.device_of(job.settings.device))})
     with job.stages("save"), folder_whole(job.folder.adapter) as beside:
         save(beside)
 

@@ -1,0 +1,48 @@
+"""On a GPU in bfloat16 the engine is no further from an fp32 reference than transformers' own bfloat16 is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorgnette.config import Encode, Lora
+from lorgnette.encode.pack import pack
+from lorgnette.types import Encoded, Example
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+LORA = Lora(rank=8, alpha=16, dropout=0.0)
+ENCODE = Encode(size=None, image_tokens=(4, 30))
+
+
+@pytest.fixture(scope="module")
+def benches(make_bench: Callable[..., Any], tiny: Path) -> tuple[Any, Any]:
+    """(fp32, bf16) on the GPU, the same weights."""
+    device = torch.device("cuda")
+    return make_bench(LORA, ENCODE, device, torch.float32), make_bench(LORA, ENCODE, device, torch.bfloat16)
+
+
+def error(losses: torch.Tensor, reference: torch.Tensor) -> float:
+    return (losses.float() - reference).square().mean().sqrt().item()
+
+
+def test_no_further_from_fp32_than_transformers(benches: tuple[Any, Any], conversations: list[Example]) -> None:
+    exact, half = benches
+    encoded: list[Encoded] = [exact.encoder.encode(example) for example in conversations]
+    reference, _ = exact.padded(encoded)
+    ours, gradients = half.packed([pack(encoded, sum(e.label_count for e in encoded))])
+    with torch.autocast("cuda", torch.bfloat16):
+        theirs, _ = half.padded(encoded)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert error(ours, reference) <= 1.1 * error(theirs, reference)
+    assert error(ours, reference) > 0
+
+
+def test_fp32_on_the_gpu_equals_transformers(benches: tuple[Any, Any], conversations: list[Example]) -> None:
+    exact, _ = benches
+    encoded = [exact.encoder.encode(example) for example in conversations]
+    ours, _ = exact.packed([pack(encoded, sum(e.label_count for e in encoded))])
+    theirs, _ = exact.padded(encoded)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
