@@ -1,5 +1,6 @@
 """The checkpoint is small, in the hub's layout, and plain transformers loads it whole."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+import lorgnette.demo
 from lorgnette.demo.checkpoint import count_parameters, make_checkpoint, save_weights
 
 FILES = {
@@ -64,3 +66,15 @@ def test_saving_leaves_the_model_in_its_own_precision(untrained: Path, tmp_path:
     stored = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in stored
+
+
+def test_the_shipped_model_is_this_codes_and_what_its_manifest_says(untrained: Path) -> None:
+    shipped = Path(lorgnette.demo.__file__).parent / "model"
+    written = json.loads((shipped / "manifest.json").read_text())
+    assert written["sha256"] == hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
+    assert sum(path.stat().st_size for path in shipped.iterdir()) < 12_000_000
+    assert written["held_out"]["right"] > 0.95
+    for name in FILES - {"model.safetensors"}:
+        assert (shipped / name).read_text() == (untrained / name).read_text(), name
+    _, found = AutoModelForImageTextToText.from_pretrained(shipped, dtype="auto", output_loading_info=True)
+    assert {name: keys for name, keys in found.items() if keys} == {}

@@ -34,3 +34,10 @@ def test_right_texts_pass(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(exam, "descriptions", lambda model, tokenizer, scenes, prompt: [caption(s) for s in scenes])
     result = examine(untrained, held_out(3), "cpu")
     assert (result.right, result.sizes, result.background) == (1.0, 1.0, 0.0)
+
+
+def test_the_shipped_model_describes_scenes_right_on_this_machine() -> None:
+    """Eight scenes, greedily, on the CPU: drawing, encoding and weights fit together."""
+    result = examine(Path(exam.__file__).parent / "model", held_out(8, seed=1), "cpu")
+    assert result.right >= 7 / 8
+    assert all(len(text.split()) >= 40 for text in result.examples)
