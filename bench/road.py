@@ -36,7 +36,7 @@ def run(job: Path, folder: Path, words: list[str]) -> dict[str, Any]:
     steps = [r for r in records if r["kind"] == "train"]
     return {
         "wall_s": wall,
-        "start_s": wall - sum(stages.values()),
+        "start_s": wall - sum(stages.values()) + stages["decoding"],
         "stages_s": stages,
         "steady_ms_per_step": 1000 * statistics.median(r["seconds"] / (b - a) for r, a, b in windows(steps)),
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps[2:]),

@@ -5,12 +5,14 @@ Knows nothing about what the settings do. Every setting is named once, here, wit
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lorgnette.errors import UsageError
 
@@ -32,6 +34,12 @@ def _sized(value: Any) -> Any:
     value = _listed(value.replace("x", ",", 1)) if isinstance(value, str) else value
     sides = (value,) if isinstance(value, int) else value
     return sides * 2 if isinstance(sides, tuple) and len(sides) == 1 else sides
+
+
+def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("ascending", "the fewest are more than the most")
+    return pair
 
 
 class Section(BaseModel):
@@ -58,8 +66,8 @@ class Encode(Section):
     size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_sized)] = Field(
         (280, 280), description="height and width every picture is resized to, in pixels; null: keep its shape"
     )
-    image_tokens: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_listed)] = Field(
-        (4, 1280), description="fewest and most tokens of a picture that keeps its shape (size=null)"
+    image_tokens: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_listed), AfterValidator(_ascending)] = (
+        Field((4, 1280), description="fewest and most tokens of a picture that keeps its shape (size=null)")
     )
     end_token: Literal["template", "<|endoftext|>"] = Field(
         "template", description="what ends an answer: the chat template's token, or the tutorial's <|endoftext|>"
@@ -139,28 +147,35 @@ def names() -> list[str]:
     return found
 
 
-def load(recipe: Mapping[str, Any] | None, words: Iterable[str] = (), *, where: str = "recipe") -> Settings:
-    """The settings of a recipe's tree with `key=value` words laid over it.
+def load(
+    recipe: Mapping[str, Any] | None,
+    words: Iterable[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+    where: str = "recipe",
+) -> Settings:
+    """The settings of a recipe's tree with a second tree's values, then `key=value` words, laid over it one by one.
 
     `data=PATH` is short for `data.path=PATH`. Raises UsageError that names an unknown setting's nearest neighbour,
     or the value that does not fit.
     """
+    given = [(key, value, where) for key, value in _flat(recipe or {})]
+    given += [(key, value, "arguments") for key, value in _flat(values or {})]
+    given += [(*_parsed(word), "command line") for word in words]
     tree: dict[str, Any] = {}
-    for name, value in (recipe or {}).items():
-        if name in SECTIONS and isinstance(value, Mapping):
-            for inner, inner_value in value.items():
-                _lay(tree, f"{name}.{inner}", inner_value, where)
-        else:
-            _lay(tree, str(name), value, where)
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise UsageError(f"'{word}' is not a setting", remedy="write key=value, as in train.lr=1e-4")
-        _lay(tree, key, None if text == "null" else text, "command line")
+    places: dict[str, str] = {}
+    for key, value, place in given:
+        name = _known(key, value, place)
+        section, _, inner = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[inner] = value
+        places[name] = place
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(_first_fault(error), where=where, remedy="see docs/settings.md") from None
+        fault = error.errors()[0]
+        name = ".".join(part for part in fault["loc"] if isinstance(part, str))
+        what = f"{name} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        raise UsageError(what, where=places[name], remedy="see docs/settings.md") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -183,22 +198,52 @@ def dump(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _lay(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
-    if key == "data" and isinstance(value, str):
-        key = "data.path"
+def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if name in SECTIONS and isinstance(value, Mapping | None):  # None: a section's name with nothing below it
+            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
+        else:
+            yield str(name), value
+
+
+def _parsed(word: str) -> tuple[str, str | None]:
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise UsageError(f"'{word}' is not a setting", remedy="write key=value, as in train.lr=1e-4")
+    return key, None if text == "null" else text
+
+
+def _known(key: str, value: Any, where: str) -> str:
+    """The full name of a setting."""
+    if key == "data" and isinstance(value, str | Path):
+        return "data.path"
     if key not in names():
         near = difflib.get_close_matches(key, names(), n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
         raise UsageError(f"unknown setting {key}", where=where, remedy=remedy)
-    section, _, inner = key.rpartition(".")
-    (tree.setdefault(section, {}) if section else tree)[inner or key] = value
+    return key
 
 
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    name = ".".join(str(part) for part in fault["loc"] if isinstance(part, str) and part in _words())
-    return f"{name or 'settings'} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+def as_markdown() -> str:
+    """The page docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "A recipe holds them as YAML; `key=value` words on the command line win over it, and `data=PATH` is short for",
+        "`data.path=PATH`. Printed by `make docs` from `src/lorgnette/config.py`.",
+    ]
+    top = [(name, field) for name, field in Settings.model_fields.items() if name not in SECTIONS]
+    tables = [("The run", "", top)]
+    tables += [(name, f"{name}.", list(section.model_fields.items())) for name, section in SECTIONS.items() if section]
+    for title, prefix, fields in tables:
+        lines += ["", f"## {title}", "", "| setting | default | meaning |", "|---|---|---|"]
+        lines += [f"| `{prefix}{name}` | `{_shown(field.default)}` | {field.description} |" for name, field in fields]
+    return "\n".join(lines) + "\n"
 
 
-def _words() -> set[str]:
-    return {word for name in names() for word in name.split(".")} | set(get_args(Tower))
+def _shown(default: Any) -> str:
+    return "null" if default is None else ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_markdown())

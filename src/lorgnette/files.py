@@ -19,8 +19,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
-            with open(beside, "rb+") as written:
-                os.fsync(written.fileno())
+            _to_disk(beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -36,12 +35,19 @@ def folder_whole(path: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         try:
             yield beside
+            for file in beside.rglob("*"):
+                _to_disk(file)
             if path.exists():
+                shutil.rmtree(retired, ignore_errors=True)
                 os.replace(path, retired)
             os.replace(beside, path)
+        except BaseException:
+            if retired.exists() and not path.exists():
+                os.replace(retired, path)
+            raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-            shutil.rmtree(retired, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,6 +57,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _to_disk(path: Path) -> None:
+    if path.is_file():
+        with open(path, "rb+") as written:
+            os.fsync(written.fileno())
 
 
 @contextmanager

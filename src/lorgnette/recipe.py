@@ -36,7 +36,7 @@ def settings(name: str | None = None, words: Iterable[str] = (), **values: Any) 
     `settings("coco-caption", ["train.lr=1e-4"], model="demo", data="captions.csv")`
     """
     tree = read_recipe(find(name)) if name else {}
-    return load({**tree, **values}, words, where=name or "settings")
+    return load(tree, words, values=values, where=name or "settings")
 
 
 def copy(name: str, to: Path | None) -> Path:

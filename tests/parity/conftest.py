@@ -39,7 +39,7 @@ class Bench:
             if "lora_B" in name:
                 parameter.data.copy_(torch.randn(parameter.shape) * 0.05)  # drawn on the CPU: alike everywhere
         live = lora.towers != ("language",)
-        self.features = Features(Tower(base, self.encoder.rule), self.encoder.rule, live=live)
+        self.features = Features(Tower(base), self.encoder.rule, live=live)
         self.engine = ReferenceEngine(self.model, self.features)
         self.model.train()
 

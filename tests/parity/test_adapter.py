@@ -59,7 +59,7 @@ def plain_logits(model: Any, bench: Any, encoded: list[Encoded]) -> Tensor:
 
 
 def our_losses(bench: Any, model: Any, encoded: list[Encoded]) -> Tensor:
-    features = Features(Tower(model.get_base_model(), bench.encoder.rule), bench.encoder.rule, live=False)
+    features = Features(Tower(model.get_base_model()), bench.encoder.rule, live=False)
     batch = pack(encoded, 1)
     features.prepare(batch.grids)
     with torch.no_grad():

@@ -69,7 +69,7 @@ def test_any_split_of_a_step_is_the_step(bench: Any, encoded: list[Encoded], mos
 def test_cached_features_equal_live(bench: Any, encoded: list[Encoded]) -> None:
     batch = pack(encoded, labels_of(encoded))
     kept = bench.packed([batch])
-    live = Features(Tower(bench.model.get_base_model(), bench.encoder.rule), bench.encoder.rule, live=True)
+    live = Features(Tower(bench.model.get_base_model()), bench.encoder.rule, live=True)
     live.prepare(batch.grids)
     torch.testing.assert_close(live.of(batch.grids), bench.features.of(batch.grids), atol=1e-5, rtol=0)
     bench.engine.features = live

@@ -15,12 +15,9 @@ from lorgnette.data import header
 from lorgnette.encode.pixels import PictureRule
 from lorgnette.encode.positions import positions
 from lorgnette.encode.template import ChatTemplate, shape_of
-from lorgnette.encode.tokenizer import TextTokenizer
+from lorgnette.encode.tokenizer import END, IMAGE, TextTokenizer
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import IGNORED, Encoded, Example, Picture, PictureGrid
-
-IMAGE = "<|image_pad|>"
-END = "<|im_end|>"
 
 
 class Encoder:

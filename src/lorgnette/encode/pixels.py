@@ -15,8 +15,6 @@ from jaxtyping import Float32, UInt8
 from lorgnette.config import Encode
 from lorgnette.errors import LorgnetteError
 
-LONGEST_ASPECT = 200
-
 
 @dataclass(frozen=True, slots=True)
 class PictureRule:
@@ -44,9 +42,15 @@ class PictureRule:
             mean, std = (tuple(map(float, tree[name])) for name in ("image_mean", "image_std"))
             temporal = int(tree["temporal_patch_size"])
         except FileNotFoundError:
-            raise LorgnetteError("preprocessor_config.json is missing", where=str(folder)) from None
+            raise LorgnetteError(
+                "preprocessor_config.json is missing", where=str(folder), remedy="download the checkpoint again, whole"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise LorgnetteError(f"preprocessor_config.json cannot be read: {error!r}", where=str(path)) from None
+            raise LorgnetteError(
+                f"preprocessor_config.json cannot be read: {error!r}",
+                where=str(path),
+                remedy="download the checkpoint again, whole",
+            ) from None
         side = patch * merge
         least, most = (tokens * side * side for tokens in encode.image_tokens)
         return cls(patch, merge, temporal, mean, std, encode.size, least, most)  # type: ignore[arg-type]

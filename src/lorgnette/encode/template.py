@@ -21,6 +21,8 @@ from lorgnette.types import Picture, Role, Turn
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
+_REMEDY = "use an Instruct checkpoint of a vision model, whole"
+
 Shape = tuple[tuple[Role, tuple[bool, ...]], ...]
 """What a conversation looks like to the template: per turn its role and, per part, whether it is a picture."""
 
@@ -39,23 +41,23 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise LorgnetteError(f"chat template cannot be read: {error}", where=where) from None
+            raise LorgnetteError(f"chat template cannot be read: {error}", where=where, remedy=_REMEDY) from None
         self.pieces = lru_cache(maxsize=256)(self._pieces)
 
     @classmethod
     def of_folder(cls, folder: Path) -> "ChatTemplate":
         """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one."""
-        plain = folder / "chat_template.jinja"
-        if plain.exists():
-            return cls(plain.read_text(encoding="utf-8"), str(plain))
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            path = folder / name
-            source = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+        for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
+            if not path.exists():
+                continue
+            try:
+                text = path.read_text(encoding="utf-8")
+                source = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
+            except (ValueError, AttributeError) as error:
+                raise LorgnetteError(f"{path.name} cannot be read: {error}", where=str(path), remedy=_REMEDY) from None
             if isinstance(source, str):
                 return cls(source, str(path))
-        raise LorgnetteError(
-            "checkpoint has no chat template", where=str(folder), remedy="use an Instruct checkpoint, whole"
-        )
+        raise LorgnetteError("checkpoint has no chat template", where=str(folder), remedy=_REMEDY)
 
     def _pieces(self, shape: Shape, answer: bool) -> tuple[str | int, ...]:
         """The rendered conversation: strings are the template's own, a number n stands for the n-th text.
@@ -72,12 +74,16 @@ class ChatTemplate:
             messages.append({"role": role, "content": content})
         try:
             rendered = self._template.render(messages=messages, add_generation_prompt=answer)
-        except TemplateError as error:
-            raise LorgnetteError(f"chat template refuses the conversation: {error}", where=self._where) from None
+        except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which adds up contents
+            raise LorgnetteError(
+                f"chat template refuses the conversation: {error}", where=self._where, remedy=_REMEDY
+            ) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
         if [piece for piece in pieces if isinstance(piece, int)] != list(range(texts)):
-            raise LorgnetteError("chat template does not keep every text once and in order", where=self._where)
+            raise LorgnetteError(
+                "chat template does not keep every text once and in order", where=self._where, remedy=_REMEDY
+            )
         return pieces
 
 

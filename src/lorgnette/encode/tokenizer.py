@@ -15,6 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lorgnette.errors import LorgnetteError
 
+IMAGE, END, TEXT_END = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
+
 # The pre-tokenization of every Qwen2 and Qwen3 checkpoint (tokenization_qwen2.py of transformers). vocab.json and
 # merges.txt do not carry it; tokenizer.json does.
 _QWEN2_WORDS = (
@@ -38,21 +40,30 @@ class TextTokenizer:
     def of_folder(cls, folder: Path) -> "TextTokenizer":
         """Read `tokenizer.json`, or `vocab.json` + `merges.txt` + `tokenizer_config.json`.
 
-        Raises LorgnetteError where neither is there or one cannot be read.
+        Raises LorgnetteError where neither is there, one cannot be read, or a control token that every example needs
+        is not among them.
         """
         try:
             whole = folder / "tokenizer.json"
-            return cls._of_json(whole) if whole.exists() else cls._of_vocabulary(folder)
+            found = cls._of_json(whole) if whole.exists() else cls._of_vocabulary(folder)
         except FileNotFoundError as error:
             raise LorgnetteError(
                 f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}",
                 where=str(folder),
                 remedy="download the checkpoint again, whole",
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the tokenizers library raises nothing narrower
             raise LorgnetteError(
                 f"tokenizer cannot be read: {error}", where=str(folder), remedy="download the checkpoint again, whole"
             ) from None
+        absent = [name for name in (IMAGE, END, TEXT_END) if name not in found.control]
+        if absent:
+            raise LorgnetteError(
+                f"tokenizer has no {', '.join(absent)}",
+                where=str(folder),
+                remedy="use an Instruct checkpoint of a vision model, whole",
+            )
+        return found
 
     @classmethod
     def _of_json(cls, path: Path) -> "TextTokenizer":

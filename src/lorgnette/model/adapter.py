@@ -4,6 +4,7 @@ A saved adapter loads with plain `PeftModel.from_pretrained`; one whose names do
 PEFT only warns.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_REMEDY = "give a whole adapter, and the base model it was trained on"
 
 
 def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "PeftModel":
@@ -41,12 +43,15 @@ def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "
 
 
 def write(model: "PeftModel", folder: Path, contract: Contract) -> None:
-    """PEFT's two files and `lorgnette.json` into a folder that is there."""
+    """PEFT's two files and `lorgnette.json` into a folder that is there. Raises OSError where the disk is full."""
     configs: dict[str, Any] = model.peft_config
     for config in configs.values():
         config.base_model_name_or_path = contract.model
     # Embeddings are never trained; asked to find out by itself, PEFT would call the hub for the base's config.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    try:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     contract.write(folder)
 
@@ -59,17 +64,19 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise LorgnetteError(
-                f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter`"
+                f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter` folder"
             )
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())
         loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except SafetensorError as error:
-        raise LorgnetteError(f"adapter cannot be read: {error}", where=str(folder / WEIGHTS)) from None
-    except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise LorgnetteError(f"adapter does not fit the model: {first}", where=str(folder)) from None
+        raise LorgnetteError(f"adapter cannot be read: {error}", where=str(folder / WEIGHTS), remedy=_REMEDY) from None
+    except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
+        fault = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), remedy=_REMEDY) from None
+    except (ValueError, TypeError, KeyError, re.error) as error:
+        raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(folder), remedy=_REMEDY) from None
     wanted = {_saved_name(name) for name in adapter_state(loaded)}
     if saved != wanted:
         odd = sorted(saved ^ wanted)
@@ -77,7 +84,7 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
             f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
             f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
             where=str(folder),
-            remedy="give the base model the adapter was trained on",
+            remedy=_REMEDY,
         )
     return loaded
 

@@ -12,6 +12,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.families import Family, family_of
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
+_REMEDY = "download the checkpoint again, whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Checkpoint:
         try:
             family = family_of(json.loads(config.read_text(encoding="utf-8")).get("model_type"), str(config))
         except (ValueError, AttributeError) as error:
-            raise LorgnetteError(f"config.json cannot be read: {error}", where=str(config)) from None
+            raise LorgnetteError(f"config.json cannot be read: {error}", where=str(config), remedy=_REMEDY) from None
         return cls(folder, family, _weight_files(folder))
 
     @property
@@ -65,18 +66,19 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return (single,)
-    remedy = "download the checkpoint again, whole"
     if not index.is_file():
         raise LorgnetteError(
-            "checkpoint has no weights: model.safetensors is missing", where=str(folder), remedy=remedy
+            "checkpoint has no weights: model.safetensors is missing", where=str(folder), remedy=_REMEDY
         )
     try:
         shards = sorted(
             {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         )
-    except (ValueError, KeyError, AttributeError) as error:
-        raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), remedy=remedy) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), remedy=_REMEDY) from None
+    if not shards:
+        raise LorgnetteError("weight index names no file", where=str(index), remedy=_REMEDY)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise LorgnetteError(f"weights are missing: {', '.join(missing)}", where=str(folder), remedy=remedy)
+        raise LorgnetteError(f"weights are missing: {', '.join(missing)}", where=str(folder), remedy=_REMEDY)
     return tuple(shards)

@@ -6,6 +6,7 @@ second commonest is another base model. Needs no torch.
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +16,7 @@ from lorgnette.files import write_json
 from lorgnette.model.checkpoint import Checkpoint
 
 FILE = "lorgnette.json"
+_REMEDY = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
 class Contract(BaseModel):
@@ -22,7 +24,7 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: int = 1
+    format: Literal[1] = 1
     family: str
     model: str
     revision: str | None
@@ -40,13 +42,16 @@ class Contract(BaseModel):
         path = adapter / FILE
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise LorgnetteError(
                 f"no adapter here: {FILE} is missing", where=str(adapter), remedy="name a run's `adapter` folder"
             ) from None
-        except (ValueError, ValidationError) as error:
-            first = str(error).splitlines()[0]
-            raise LorgnetteError(f"{FILE} cannot be read: {first}", where=str(path)) from None
+        except ValidationError as error:
+            fault = error.errors()[0]
+            what = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
+            raise LorgnetteError(f"{FILE} does not fit: {what}", where=str(path), remedy=_REMEDY) from None
+        except ValueError as error:
+            raise LorgnetteError(f"{FILE} cannot be read: {error}", where=str(path), remedy=_REMEDY) from None
 
     def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
         """Raises LorgnetteError where the base model is not the one the adapter was trained on."""

@@ -4,6 +4,7 @@ import resource
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.attention import NAME
@@ -31,7 +32,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
     """The model in evaluation mode with every weight frozen.
 
-    Raises LorgnetteError where the file lacks weights the model needs, or holds others.
+    Raises LorgnetteError where the files are broken, lack weights the model needs, or hold others.
     """
     import transformers
 
@@ -45,17 +46,24 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
             device_map={"": device} if device.type == "cuda" else None,
             attn_implementation={"text_config": NAME, "vision_config": "sdpa"},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LorgnetteError(
-            f"weights cannot be loaded: {first}", where=str(checkpoint.folder), remedy="download the checkpoint again"
+            f"weights cannot be loaded: {str(error).strip().splitlines()[0]}",
+            where=str(checkpoint.folder),
+            remedy="download the checkpoint again, whole",
         ) from error
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    odd = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    wrong = [name for names in odd.values() for name in names]
     if wrong:
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in odd.items() if names)
         raise LorgnetteError(
-            f"weights do not fit the model: {len(info['missing_keys'])} missing, {len(info['unexpected_keys'])} "
-            f"unexpected ({', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''})",
+            f"weights do not fit the model: {counts} ({', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''})",
             where=str(checkpoint.folder),
             remedy="download the checkpoint again, whole",
         )

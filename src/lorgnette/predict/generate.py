@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from lorgnette.data import load as load_picture
-from lorgnette.encode.encoder import END, IMAGE, Encoder
+from lorgnette.encode.encoder import Encoder
+from lorgnette.encode.tokenizer import END, IMAGE, TEXT_END
 from lorgnette.types import Encoded, Example, Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENDS = (END, "<|endoftext|>")
+ENDS = (END, TEXT_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +49,34 @@ def answers(
     torch.manual_seed(sampling.seed)
     left = iter(examples)
     model.eval()
-    with _without_adapter(model) if adapter is None else nullcontext():
-        while group := list(islice(left, sampling.batch_size)):
-            yield from _batch(model, encoder, group, sampling, adapter)
-            seen(len(group))
+    while group := list(islice(left, sampling.batch_size)):
+        with _without_adapter(model) if adapter is None else nullcontext():
+            answered = _batch(model, encoder, group, sampling, adapter)
+        yield from answered
+        seen(len(group))
 
 
 def _batch(
     model: "PreTrainedModel", encoder: Encoder, examples: list[Example], sampling: Sampling, adapter: str | None
-) -> Iterator[Prediction]:
+) -> list[Prediction]:
     encoded = [encoder.encode(example, answer=True) for example in examples]
     inputs = _padded(encoded, encoder, next(model.parameters()).device)
     with torch.inference_mode():
         rows = model.generate(**inputs, generation_config=_configuration(encoder, sampling))
     width = inputs["input_ids"].shape[1]
     ends = {encoder.tokenizer.control[name] for name in ENDS}
+    made = []
     for example, row in zip(examples, rows[:, width:].tolist(), strict=True):
         length = next((i for i, number in enumerate(row) if number in ends), None)
-        yield Prediction(example, encoder.tokenizer.text_of(row[:length]), adapter, stopped=length is not None)
+        text = encoder.tokenizer.text_of(row[:length])
+        made.append(Prediction(example, text, adapter, stopped=length is not None))
+    return made
 
 
 def _padded(encoded: Sequence[Encoded], encoder: Encoder, device: torch.device) -> dict[str, Any]:
     """The batch as transformers takes it, padded on the left: [B, L] ids, mask and token types, and the patches."""
     longest = max(len(e.tokens) for e in encoded)
-    ids = np.full((len(encoded), longest), encoder.tokenizer.control["<|endoftext|>"], np.int64)
+    ids = np.full((len(encoded), longest), encoder.tokenizer.control[TEXT_END], np.int64)
     mask = np.zeros_like(ids)
     for row, e in enumerate(encoded):
         ids[row, longest - len(e.tokens) :] = e.tokens
@@ -96,7 +101,7 @@ def _configuration(encoder: Encoder, sampling: Sampling) -> Any:
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=[encoder.tokenizer.control[name] for name in ENDS],
-        pad_token_id=encoder.tokenizer.control["<|endoftext|>"],
+        pad_token_id=encoder.tokenizer.control[TEXT_END],
         **(drawn if sampling.temperature is not None else {"do_sample": False}),
     )
 

@@ -32,7 +32,7 @@ def tune(job: Job) -> None:
     """
     checkpoint = checkpoints.latest(job.folder.checkpoints)
     with RunLog.resumed(job.folder.log, checkpoint[0] if checkpoint else 0) as log:
-        job.stages.log = log
+        job.stages.keep(log)
         job, training, model = _loaded(job, checkpoint[1] if checkpoint else None)
         for problem in job.material.problems:
             log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
@@ -59,9 +59,10 @@ def _loaded(job: Job, checkpoint: Path | None) -> "tuple[Job, Training, PeftMode
     with job.stages("weights"):
         base = weights.load(material.checkpoint, device, weights.dtype_of(chosen.dtype, device))
     rule = material.encoder.rule
-    features = Features(Tower(base, rule), rule, live=set(chosen.lora.towers) != {"language"})
+    features = Features(Tower(base), rule, live=set(chosen.lora.towers) != {"language"})
     with job.stages("features"), job.terminal.bar("pictures", len(material.grids)) as advance:
         material = material.without(features.prepare(material.grids, seen=advance), chosen.data.on_bad_row)
+    job.stages.part("decoding", features.seconds_waited)
     with job.stages("adapter"):
         if checkpoint is None:
             model = adapters.attach(base, material.checkpoint.family, chosen.lora, chosen.seed)

@@ -5,7 +5,8 @@ checkpoints/step-000100/   adapter_model.safetensors  adapter_config.json  lorgn
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
 import torch
 
@@ -20,31 +21,42 @@ def save(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], st
     path = checkpoints / f"step-{step:06d}"
     with folder_whole(path) as beside:
         write_adapter(beside)
-        torch.save({**state, "random": _random_state()}, beside / STATE)
+        with open(beside / STATE, "wb") as file:
+            _save({**state, "random": _random_state()}, file)
     return path
 
 
 def latest(checkpoints: Path) -> tuple[int, Path] | None:
     """The newest whole checkpoint and its step; None where there is none yet."""
-    found = sorted(path for path in checkpoints.glob("step-*") if (path / STATE).is_file())
-    return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
+    whole = (path for path in checkpoints.glob("step-*") if (path / STATE).is_file())
+    named = ((path.name.removeprefix("step-"), path) for path in whole)
+    return max(((int(step), path) for step, path in named if step.isdecimal()), default=None)
 
 
 def restore(checkpoint: Path, device: torch.device) -> dict[str, Any]:
     """The state that was saved; the random state is put back too, so that dropout goes on where it stopped."""
     try:
         state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        random = state.pop("random")
+    except (OSError, RuntimeError, ValueError, EOFError, TypeError, LookupError, UnpicklingError) as error:
         raise LorgnetteError(
-            f"checkpoint cannot be read: {error}",
+            f"checkpoint cannot be read: {f'{error}'.partition('. ')[0] or 'it is empty'}",
             where=str(checkpoint),
             remedy="remove it, and resume from the one before",
         ) from None
-    random = state.pop("random")
     torch.set_rng_state(random["cpu"])
     if device.type == "cuda" and random["cuda"] is not None:
         torch.cuda.set_rng_state(random["cuda"], device)
     return state
+
+
+def _save(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # the file's own error ("No space left on device") is behind it
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _random_state() -> dict[str, torch.Tensor | None]:

@@ -1,0 +1,105 @@
+"""Every command, tree and snippet of README and docs is executed or compared."""
+
+import doctest
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from lorgnette import cli, config
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "lorgnette"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_life_of_one_example(here: Path) -> None:
+    page = ROOT / "docs" / "architecture.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried > 20
+    assert not failed
+
+
+def test_the_tree_is_the_house() -> None:
+    tree = next(block for block in blocks(ROOT / "docs" / "architecture.md", "") if "src/lorgnette/" in block)
+    named = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
+    there = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith("__")}
+    assert named == there
+
+
+def test_settings_page_is_printed_from_the_settings() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.as_markdown()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_readme_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        assert {word for line in re.findall(r"make ([a-z ]+)`", text) for word in line.split()} <= targets
+
+
+@pytest.fixture
+def own_pictures(here: Path, tiny: Path) -> Path:
+    """What README's reader has: a model folder, two CSVs, a photo."""
+    shutil.copytree(tiny, here / "Qwen2-VL-2B-Instruct")
+    PIL.Image.new("RGB", (64, 48), "red").save(here / "photo.jpg")
+    for name in ("captions", "more"):
+        rows = []
+        for i in range(8):
+            PIL.Image.new("RGB", (64, 48), (30 * i, 90, 10)).save(here / f"{name}{i}.png")
+            rows.append(f"{name}{i}.png,picture number {i}")
+        (here / f"{name}.csv").write_text("\n".join(["image_path,caption", *rows]) + "\n")
+    return here
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lorgnette")]
+
+
+def test_readme_commands_and_python_run(own_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWANLAB_MODE", "disabled")
+    for words in commands(ROOT / "README.md"):
+        cli.app(words, standalone_mode=False)
+    assert (own_pictures / "runs" / "coco-caption" / "report.html").is_file()
+    assert (own_pictures / "compare.html").is_file()
+    [code] = blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (own_pictures / "runs" / "captions" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_data_page_forms_are_read(here: Path, form: str) -> None:
+    from lorgnette import data
+
+    (here / "pictures").mkdir()
+    for name in ("0001.jpg", "0002.jpg"):
+        PIL.Image.new("RGB", (64, 48), "red").save(here / "pictures" / name)
+    for i, block in enumerate(blocks(ROOT / "docs" / "data.md", form)):
+        path = here / f"{i}.{form if not block.startswith('{') else 'jsonl'}"
+        path.write_text(block if not block.startswith("{") else json.dumps(json.loads(block)) + "\n")
+        assert not data.check(data.read(path)).problems
