@@ -3,6 +3,7 @@
 Heavy imports wait for the verb that needs them: `--help` answers at once.
 """
 
+import io
 import json
 import sys
 import warnings
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from lorgnette import __version__
 from lorgnette.errors import LorgnetteError
+from lorgnette.report.terminal import Terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,13 +90,14 @@ def check(
     rows: Rows = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
-    """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one."""
+    """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one,
+    or no good one."""
     from lorgnette import run
 
     report = run.check(source, prompt=prompt, rows=rows, console=console)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
-    if report.problems:
+    if not report.usable or report.problems:
         raise typer.Exit(1)
 
 
@@ -132,7 +135,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     temperature: Annotated[float | None, typer.Option(min=0.01, help="draw answers at this temperature")] = None,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
 ) -> None:
     """Answers to pictures, with or without an adapter."""
@@ -186,7 +189,7 @@ def recipe_show(name: str) -> None:
     """Print a recipe."""
     from lorgnette import recipe as shelf
 
-    typer.echo(shelf.find(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(shelf.text(name), nl=False)
 
 
 @recipes.command("copy")
@@ -201,17 +204,21 @@ def main() -> None:
     """The command `lorgnette`. A person's mistake is one line and exit status 1 or 2; ours keeps its traceback."""
     # What libraries tell each other's programmers is not for the person at this terminal.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # An answer or a file's name that the terminal has no letters for is written out, and costs no run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except LorgnetteError as error:
-        console.print(f"[bold red]lorgnette:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        Terminal(console).fail(f"lorgnette: {error}")
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A file or folder that may not be entered, a name too long, a disk that fails: the system's word for it.
+        Terminal(console).fail(f"lorgnette: {error.strerror} · {error.filename} · correct the path or its permissions")
+        sys.exit(1)
     except KeyboardInterrupt:
-        console.print("stopped", highlight=False)
+        Terminal(console).say("stopped")
         sys.exit(130)
-
-
-def _escaped(error: LorgnetteError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

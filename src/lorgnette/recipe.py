@@ -22,6 +22,8 @@ def titles() -> list[tuple[str, str]]:
 
 def find(name: str) -> Path:
     """A recipe by name, or a file of one's own. Raises UsageError with the nearest name."""
+    if Path(name).suffix.lower() in (".csv", ".json", ".jsonl"):
+        raise UsageError("a data file, not a recipe", where=name, remedy=f"write data={name}")
     for path in (Path(name), SHELF / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -39,13 +41,22 @@ def settings(name: str | None = None, words: Iterable[str] = (), **values: Any) 
     return load(tree, words, values=values, where=name or "settings")
 
 
+def text(name: str) -> str:
+    """A recipe as it stands in its file. Raises UsageError where it is no text."""
+    path = find(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError("not a recipe: its file is no text", where=str(path), remedy="name a YAML file") from None
+
+
 def copy(name: str, to: Path | None) -> Path:
     """Copy a recipe to `to` (default: NAME.yaml here). Raises UsageError where a file stands there."""
     source = find(name)
     target = to or Path(source.name)
     if target.exists():
         raise UsageError("file exists", where=str(target), remedy="name another: `lorgnette recipe copy NAME FILE`")
-    write_text(target, source.read_text(encoding="utf-8"))
+    write_text(target, text(name))
     return target
 
 

@@ -98,8 +98,13 @@ def check(rows: Iterable[Example | Problem]) -> Report:
     )
 
 
-def usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow) -> tuple[list[Example], list[Problem]]:
-    """The rows to go on with, and those left out; "error" leaves none out but raises, naming them."""
+def usable(
+    rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, where: Path | None = None
+) -> tuple[list[Example], list[Problem]]:
+    """The rows to go on with, and those left out; "error" leaves none out but raises, naming them.
+
+    where: the file they are from, for the error that there are none.
+    """
     examples: list[Example] = []
     problems: list[Problem] = []
     for row, _ in _judged(rows):
@@ -109,7 +114,9 @@ def usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow) -> tuple[
             examples.append(row)
     total = len(examples) + len(problems)
     if total == 0:
-        raise LorgnetteError("there are no rows", remedy="name a data file that has some")
+        raise LorgnetteError(
+            "there are no rows", where=where and str(where), remedy="name a data file that has some"
+        )
     if problems and (on_bad_row == "error" or not examples):
         raise refusal(problems, total)
     return examples, problems
@@ -117,7 +124,7 @@ def usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow) -> tuple[
 
 def refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
     """The error that names the rows which keep a training from starting."""
-    way_out = ", or go on without them: data.on_bad_row=skip" if len(problems) < total else ""
+    way_out = ", or go on without them: data.on_bad_row=skip (prepare: --on-bad-row skip)" if len(problems) < total else ""
     return LorgnetteError(
         f"{len(problems)} of {total} rows cannot be used:\n{_listing(problems)}\n", remedy=f"fix them{way_out}"
     )

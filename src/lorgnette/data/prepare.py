@@ -50,7 +50,7 @@ def prepare(
 
     A file that stands there with the same content is left alone; with other content, nothing at all is written.
     """
-    examples, problems = usable(_holdable(read(source, prompt=prompt, rows=rows)), on_bad_row=on_bad_row)
+    examples, problems = usable(_holdable(read(source, prompt=prompt, rows=rows)), on_bad_row=on_bad_row, where=source)
     train, test = parts(examples, holdout=holdout, split=split)
     made = [conversations.written(example) for example in examples]
     record = dict(zip(map(id, examples), (each for each, _ in made), strict=True))
@@ -102,7 +102,7 @@ def _stands(path: Path, content: list[dict[str, Any]]) -> bool | None:
     """Is this very content there? None: nothing is there."""
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError):
         return False

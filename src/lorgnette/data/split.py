@@ -27,6 +27,7 @@ def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[l
     if not 0 <= holdout < len(examples):
         raise UsageError(
             f"holdout is {holdout}, but there are {len(examples)} usable rows",
+            where="holdout",
             remedy="hold out fewer rows than there are, so that some are left to train on",
         )
     place = len(examples) - holdout
@@ -34,6 +35,7 @@ def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[l
     if holdout and len(test) == len(examples):
         raise UsageError(
             f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
+            where="holdout",
             remedy="hold out fewer rows, or use split=tail to hold out rows whatever they show",
         )
     train = [example for i, example in enumerate(examples) if i not in test]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -25,10 +24,17 @@ class Terminal:
         self._console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._print(text)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+        self._print(text, style="yellow")
+
+    def fail(self, text: str) -> None:
+        self._print(text, style="red")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        """As it is: what looks like markup or an :emoji: in a path or a caption is text."""
+        self._console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
@@ -38,13 +44,13 @@ class Terminal:
             return
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}"),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(what, total=total, completed=done, beside="")
 
             def advance(more: int, beside: str = "") -> None:
-                progress.update(task, advance=more, beside=escape(beside))
+                progress.update(task, advance=more, beside=beside)
 
             yield advance
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import typer
 from rich.console import Console
 
 from lorgnette import data
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.files import written_whole
 from lorgnette.predict.generate import Sampling, answers
 from lorgnette.report.page import Page, write_page
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.opened import Opened
+from lorgnette.run.opened import Asked, Opened, enough_memory
 from lorgnette.types import Example, Problem
 
 
@@ -33,12 +35,14 @@ def predict(
     """Answers to a picture, a folder of pictures or a data file: printed, and written to `out` as JSONL."""
     if both and adapter is None:
         raise UsageError("--both compares with an adapter", remedy="name one with --adapter")
-    terminal = Terminal(console)
-    opened = Opened.of(model, adapter, device)
-    asked = prompt or (opened.contract.prompt if opened.contract else "COCO Yes:")
-    examples = _examples(source, asked)
+    if out is not None:
+        _must_be_writable(out, source)
+    asked = Asked.of(model, adapter)
+    if prompt is None:
+        prompt = asked.contract.prompt if asked.contract else data.PROMPT
+    examples = _examples(source, prompt)
     rows = answered(
-        opened, examples, Sampling(**(sampling or {})), terminal,
+        asked.opened(device), examples, Sampling(**(sampling or {})), Terminal(console),
         base=both or adapter is None, tuned=adapter is not None,
     )  # fmt: skip
     for row in rows:
@@ -61,13 +65,14 @@ def compare(
 ) -> Path:
     """The page of a data file's pictures with reference, untuned and tuned answer."""
     terminal = Terminal(console)
-    opened = Opened.of(model, adapter, device)
-    assert opened.contract is not None  # an adapter was asked for
-    examples = _examples(source, opened.contract.prompt, rows)
-    found = answered(opened, examples, Sampling(max_new_tokens=max_new_tokens), terminal)
-    facts = [("Base model", opened.base), ("Adapter", str(adapter)), ("Data", str(source))]
+    _must_be_writable(out, source)
+    asked = Asked.of(model, adapter)
+    assert asked.contract is not None  # an adapter was asked for
+    examples = _examples(source, asked.contract.prompt, rows)
+    found = answered(asked.opened(device), examples, Sampling(max_new_tokens=max_new_tokens), terminal)
+    facts = [("Base model", asked.base), ("Adapter", str(adapter)), ("Data", str(source))]
     summary = f"{len(found)} examples, answered without and with the adapter."
-    settings = opened.contract.model_dump(mode="json", exclude={"chat_template"})
+    settings = asked.contract.model_dump(mode="json", exclude={"chat_template"})
     write_page(out, Page("Before and after", summary=summary, facts=facts, settings=settings, rows=found))
     terminal.say(f"page       {out}")
     return out
@@ -86,7 +91,7 @@ def answered(
     texts: dict[str, list[str]] = {}
     for name, wanted, adapter in (("before", base, None), ("after", tuned, "tuned")):
         if wanted:
-            with terminal.bar(name, len(examples)) as advance:
+            with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
                 given = answers(opened.model, opened.encoder, examples, sampling, adapter=adapter, seen=advance)
                 texts[name] = [prediction.text for prediction in given]
     return [
@@ -102,15 +107,30 @@ def answered(
     ]
 
 
+def _must_be_writable(out: Path, source: Path) -> None:
+    """Before the model is asked: what it says must find a place, and not the place of what it was asked about."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UsageError("the answers would overwrite what they answer", where=f"--out {out}", remedy="name another")
+    if out.is_dir():
+        raise UsageError("a folder, not a file", where=f"--out {out}", remedy="name a file in it")
+    with written_whole(out.with_name(f".{out.name}.probe")) as beside:
+        beside.touch()
+    out.with_name(f".{out.name}.probe").unlink()
+
+
 def _examples(source: Path, prompt: str, rows: int | None = None) -> list[Example]:
     """A picture or a folder asks `prompt`; a data file asks what it says. A broken row is an error here too."""
-    is_data = source.suffix.lower() in (".csv", ".json", ".jsonl")
-    read = data.read(source, prompt=prompt, rows=rows) if is_data else data.pictures_of(source, prompt=prompt)
-    found = list(read)
-    broken = [row for row in found if isinstance(row, Problem)]
+    if source.suffix.lower() in (".csv", ".json", ".jsonl"):
+        read = data.read(source, prompt=prompt, rows=rows)
+        examples, broken = data.usable(read, on_bad_row="skip", where=source)
+    else:
+        found = list(islice(data.pictures_of(source, prompt=prompt), rows))
+        examples = [row for row in found if isinstance(row, Example)]
+        broken = [row for row in found if isinstance(row, Problem)]
     if broken:
-        raise UsageError(str(broken[0]), remedy=f"{len(broken)} broken rows: `lorgnette check {source}` lists them")
-    return [row for row in found if isinstance(row, Example)]
+        refused = data.refusal(broken, len(examples) + len(broken))
+        raise LorgnetteError(refused.what, remedy="mend or remove them, and ask again")
+    return examples
 
 
 def _line(row: PredictionRow, both: bool) -> str:

@@ -16,6 +16,8 @@ from lorgnette.report.terminal import Terminal
 from lorgnette.run.opened import checkpoint_of
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
 
+_MEND = "mend or remove the row"
+
 
 @dataclass(frozen=True)
 class Material:
@@ -35,7 +37,7 @@ class Material:
             raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")
         checkpoint = checkpoint_of(settings.model)
         encoder = Encoder.of_folder(checkpoint.folder, settings.encode)
-        files = tuple(path for path in (settings.data.path, settings.data.test) if path is not None)
+        files = tuple(dict.fromkeys(path for path in (settings.data.path, settings.data.test) if path is not None))
         rows, problems = _read(settings, settings.data.path)
         if settings.data.test is not None:
             test, more = _read(settings, settings.data.test)
@@ -45,8 +47,7 @@ class Material:
         found = len(problems)
         examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))
         _judge(problems[found:], len(rows) + len(test), settings.data.on_bad_row)
-        for problem in problems:
-            terminal.warn(f"left out: {problem}")
+        _told(problems, terminal)
         _some(examples, settings.data.path)
         return cls(checkpoint, encoder, examples, held_out, problems, files)
 
@@ -55,18 +56,23 @@ class Material:
         """The distinct pictures."""
         return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
 
-    def without(self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: data.OnBadRow) -> "Material":
+    def without(
+        self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: data.OnBadRow, terminal: Terminal
+    ) -> "Material":
         """The material without the rows whose pictures could not be decoded after all."""
         if not failed:
             return self
-        lost = [e for part in (self.examples, self.held_out) for e in part if not failed.keys().isdisjoint(e.grids)]
         problems = [
-            Problem(e.example.source, e.example.row, error.what, error.remedy or "replace the picture")
-            for e in lost
-            for error in [next(failed[grid] for grid in e.grids if grid in failed)]
+            Problem(e.example.source, e.example.row, f"{error.what} ({grid.picture.path})", error.remedy or _MEND)
+            for part in (self.examples, self.held_out)
+            for e in part
+            for grid, error in [(grid, failed[grid]) for grid in e.grids if grid in failed][:1]
         ]
         _judge(problems, len(self.examples) + len(self.held_out), on_bad_row)
-        examples, held_out = ([e for e in part if e not in lost] for part in (self.examples, self.held_out))
+        _told(problems, terminal)
+        examples, held_out = (
+            [e for e in part if failed.keys().isdisjoint(e.grids)] for part in (self.examples, self.held_out)
+        )
         _some(examples, self.files[0])
         return replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
 
@@ -74,11 +80,13 @@ class Material:
         """Raises LorgnetteError where data or weights are others than the run was started with: a resumed run that
         saw other rows would not be the run it claims to be."""
         try:
-            known = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError) as error:
-            raise LorgnetteError(f"manifest cannot be read: {error}", where=str(manifest)) from None
+            known = list(json.loads(manifest.read_text(encoding="utf-8"))["sha256"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LorgnetteError(
+                f"manifest cannot be read: {error!r}", where=str(manifest), remedy="start a new run"
+            ) from None
         now = [sha256(path) for path in self.files] + [self.checkpoint.fingerprint]
-        if list(known.values()) != now:
+        if known != now:
             raise LorgnetteError(
                 "data or weights have changed since the run was started",
                 where=", ".join(map(str, self.files)),
@@ -88,7 +96,7 @@ class Material:
 
 def _read(settings: Settings, path: Path) -> tuple[list[Example], list[Problem]]:
     rows = data.read(path, prompt=settings.data.prompt, rows=settings.data.rows)
-    return data.usable(rows, on_bad_row=settings.data.on_bad_row)
+    return data.usable(rows, on_bad_row=settings.data.on_bad_row, where=path)
 
 
 def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Problem]) -> list[Encoded]:
@@ -97,13 +105,18 @@ def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Probl
         try:
             encoded.append(encoder.encode(example))
         except LorgnetteError as error:
-            problems.append(Problem(example.source, example.row, error.what, error.remedy or "mend or remove the row"))
+            problems.append(Problem(example.source, example.row, error.what, error.remedy or _MEND))
     return encoded
 
 
 def _judge(problems: Sequence[Problem], total: int, on_bad_row: data.OnBadRow) -> None:
     if problems and on_bad_row == "error":
         raise data.refusal(problems, total)
+
+
+def _told(problems: Sequence[Problem], terminal: Terminal) -> None:
+    for problem in problems:
+        terminal.warn(f"left out: {problem}")
 
 
 def _some(examples: Sequence[Encoded], path: Path) -> None:

@@ -1,11 +1,14 @@
 """A model as a verb asks for it: `demo` or a folder; its encoder; its weights, with an adapter where there is one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorgnette.config import Encode, Settings
 from lorgnette.encode.encoder import Encoder
+from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 
@@ -35,30 +38,65 @@ def contract_of(settings: Settings, checkpoint: Checkpoint, encoder: Encoder) ->
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to answer: its weights (with the adapter where one was asked for) and the adapter's encoder.
+    """A model ready to answer: its weights (with the adapter where one was asked for) and the adapter's encoder."""
+
+    model: "PreTrainedModel"
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model and perhaps an adapter as a verb asks for them, looked over; no weights are read yet.
 
     contract: the adapter's; None for an untuned model.
     """
 
-    model: "PreTrainedModel"
+    base: str
+    adapter: Path | None
+    checkpoint: Checkpoint
     encoder: Encoder
     contract: Contract | None
-    base: str
 
     @classmethod
-    def of(cls, model: str | None, adapter: Path | None, device: str, encode: Encode | None = None) -> "Opened":
-        """Everything is looked at before weights are read. Raises LorgnetteError where base and adapter do not fit."""
+    def of(cls, model: str | None, adapter: Path | None) -> "Asked":
+        """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
         contract = Contract.read(adapter) if adapter else None
+        if contract and model is None and contract.model != "demo" and not Path(contract.model).exists():
+            raise LorgnetteError(
+                "the adapter's base model is gone", where=contract.model, remedy="say where it is now: --model FOLDER"
+            )
         base = model or (contract.model if contract else "demo")
         checkpoint = checkpoint_of(base)
-        encoder = Encoder.of_folder(checkpoint.folder, contract.encode if contract else encode or Encode())
+        encoder = Encoder.of_folder(checkpoint.folder, contract.encode if contract else Encode())
         if contract:
             contract.demand(checkpoint, encoder.template.source)
+        return cls(base, adapter, checkpoint, encoder, contract)
+
+    def opened(self, device: str) -> Opened:
+        """Read the weights."""
         from lorgnette.model import adapter as adapters
         from lorgnette.model import load as weights
 
         place = weights.device_of(device)
-        loaded = weights.load(checkpoint, place, weights.dtype_of("auto", place))
-        if adapter:
-            loaded = adapters.load(loaded, adapter)
-        return cls(loaded, encoder, contract, base)
+        loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
+        return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Memory that runs out is a setting too large, not a defect."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise LorgnetteError(_brief(error), where="memory", remedy=remedy) from error
+    except RuntimeError as error:  # torch has no type of its own for a CPU's memory
+        if "can't allocate memory" not in str(error):
+            raise
+        raise LorgnetteError(_brief(error), where="memory", remedy=remedy) from error
+
+
+def _brief(error: BaseException) -> str:
+    said = str(error).strip() or "no more is to be had"
+    return f"memory is full: {said.splitlines()[0].partition('. GPU ')[0].rpartition('DefaultCPUAllocator: ')[2]}"

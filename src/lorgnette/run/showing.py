@@ -61,6 +61,7 @@ def _scores(rows: Sequence[PredictionRow], scenes: dict[Path, Scene]) -> list[Sc
         [judge(text, scenes[row.pictures[0]]) for row, text in zip(rows, texts, strict=True)] for texts in answers
     ]
     words = [sum(len(text.split()) for text in texts) / len(rows) for texts in answers]
+    alike = [sum(text == row.reference for row, text in zip(rows, texts, strict=True)) for texts in answers]
 
     def counted(name: str, right: Callable[[Judgement], bool]) -> Score:
         before, after = (f"{sum(map(right, found))} of {len(rows)}" for found in judged)
@@ -71,5 +72,6 @@ def _scores(rows: Sequence[PredictionRow], scenes: dict[Path, Scene]) -> list[Sc
         counted("both colours right", lambda found: found.colours),
         counted("relation right", lambda found: found.relation),
         counted("all three right", lambda found: found.right),
+        ("word for word the reference", f"{alike[0]} of {len(rows)}", f"{alike[1]} of {len(rows)}"),
         ("words an answer", f"{words[0]:.0f}", f"{words[1]:.0f}"),
     ]

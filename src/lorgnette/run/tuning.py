@@ -104,7 +104,7 @@ def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
-        opened = Opened(model, job.material.encoder, None, job.settings.model)
+        opened = Opened(model, job.material.encoder)
         rows = answered(opened, examples, sampling, job.terminal)
         write_predictions(job.folder.predictions, rows)
     return rows
