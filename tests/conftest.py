@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a tiny random Qwen2-VL, odd pictures, conversations about them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def shared() -> Callable[[str], Path]:
     return find
 
 
-def make_tiny(folder: Path, *, seed: int = 0, **vision: int) -> Path:
-    """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform."""
+def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> Path:
+    """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform; its tokenizer is the
+    demo's, or that of a folder with a real checkpoint's files."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -34,7 +36,13 @@ def make_tiny(folder: Path, *, seed: int = 0, **vision: int) -> Path:
     from lorgnette.demo.tokenizer import ROWS, write_tokenizer
 
     folder.mkdir(parents=True)
-    ids = write_tokenizer(folder)
+    if tokenizer is None:
+        ids, rows = write_tokenizer(folder), ROWS
+    else:
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"):
+            shutil.copyfile(tokenizer / name, folder / name)
+        control = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+        ids, rows = {token["content"]: int(number) for number, token in control.items()}, 151936
     named = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
@@ -56,11 +64,11 @@ def make_tiny(folder: Path, *, seed: int = 0, **vision: int) -> Path:
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
-        "vocab_size": ROWS,
+        "vocab_size": rows,
         "torch_dtype": "float32",
         "vision_config": {
             "depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 64, "in_chans": 3,
-            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
         },
         **{name: ids[token] for name, token in named.items()},
     }  # fmt: skip
@@ -90,6 +98,12 @@ def make_tiny(folder: Path, *, seed: int = 0, **vision: int) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Qwen2-VL in the hub's layout."""
     return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_real(tmp_path_factory: pytest.TempPathFactory, shared: Callable[[str], Path]) -> Path:
+    """The same with Qwen2-VL's real tokenizer."""
+    return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", tokenizer=shared("qwen2-vl"))
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +144,37 @@ def conversations(example: Callable[..., Example]) -> list[Example]:
         example(("user", 0, "COCO Yes:"), ("assistant", "b")),
         example(("user", 4, 5, "two?"), ("assistant", "a ball and a star <|im_end|> <|image_pad|>")),
     ]
+
+
+class Said(NamedTuple):
+    """What a command left: its exit status, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    def refused(self, status: int, *parts: str) -> None:
+        """One message that holds these parts: what, where and what to do; no traceback."""
+        assert self.status == status, self.err
+        assert "Traceback" not in self.err
+        assert self.err.count("lorgnette: ") == 1, self.err
+        message = self.err[self.err.index("lorgnette: ") :]
+        assert " · " in message, message
+        for part in parts:
+            assert part in message, message
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """cli("train", …) → the command line in this process, in tmp_path: without the seconds that importing costs."""
+    from lorgnette.cli import main
+
+    def run(*words: object) -> Said:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["lorgnette", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Said(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -8,21 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from plain import ImageOnly
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette.config import Encode
 from lorgnette.encode.encoder import Encoder
 from lorgnette.types import IGNORED, Encoded, Example, Picture
-
-
-class ImageOnly(Qwen2VLProcessor):
-    """transformers builds a video processor, which wants torchvision, unless the signature lacks one."""
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any
-    ) -> None:
-        super().__init__(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **rest)
 
 
 @pytest.fixture(scope="module", params=["own tokenizer", "real tokenizer"])

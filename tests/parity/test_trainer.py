@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain import InOrder, Losses
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from lorgnette.config import Encode, Lora, Train
 from lorgnette.train.loop import Training
@@ -17,30 +17,6 @@ from lorgnette.types import Encoded, Example
 
 STEPS, PER_STEP, SEED = 20, 16, 3
 SETTINGS = Train(epochs=20, batch_size=4, accumulation=4, lr=1e-4, max_steps=STEPS, pass_tokens=700)
-
-
-class InOrder(Trainer):
-    """The Trainer's own loop over examples in the order given."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
-
-
-class Silent:
-    """A watcher that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def stepped(self, step: int, loss: float) -> None:
-        self.losses.append(loss)
-
-    def logged(self, report: Any) -> None: ...
-    def evaluated(self, step: int, loss: float) -> None: ...
-    def checkpoint(self, step: int, state: Any) -> None: ...
-
-    def stop(self) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +47,9 @@ def theirs(bench: Any, encoded: list[Encoded], folder: Path, **changed: Any) -> 
 
 def ours(bench: Any, encoded: list[Encoded], settings: Train) -> tuple[dict[str, Tensor], list[float]]:
     bench.features.prepare(grid for e in encoded for grid in e.grids)
-    watcher = Silent()
+    watcher = Losses()
     Training(bench.engine, encoded, [], settings, SEED).run(watcher)
-    return adapter_of(bench.model), watcher.losses
+    return adapter_of(bench.model), watcher.kept
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -10,6 +10,7 @@ from rich.console import Console
 from lorgnette import recipe
 from lorgnette.demo.captions import Judgement, caption, judge
 from lorgnette.demo.scenes import Scene, draw, random_scene
+from lorgnette.errors import UsageError
 from lorgnette.files import written_whole
 from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.page import Score
@@ -28,7 +29,10 @@ def demo(
     """Draw pictures with short captions, prepare CSV and JSON, tune the built-in model on them, and show what it says
     of the held-out ones before and after."""
     terminal = Terminal(console)
+    recipe.settings("demo", words)  # a wrong one is found before anything is drawn
     folder = out or next_free(Path("runs"), "demo")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError("something stands here already", where=f"--out {folder}", remedy="name a new folder")
     scenes = _drawn(folder, pictures, terminal)
     holdout = min(HELD_OUT, pictures // 4)
     prepared = prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
@@ -55,7 +59,11 @@ def _drawn(folder: Path, count: int, terminal: Terminal) -> dict[Path, Scene]:
 
 
 def _scores(rows: Sequence[PredictionRow], scenes: dict[Path, Scene]) -> list[Score]:
-    """How many answers state what is to be seen, and how long they are, before and after."""
+    """How many answers state what is to be seen, and how long they are, before and after. Of the drawn pictures, that
+    is: words can give other data."""
+    rows = [row for row in rows if row.pictures and row.pictures[0] in scenes]
+    if not rows:
+        return []
     answers = [[row.base or "" for row in rows], [row.tuned or "" for row in rows]]
     judged = [
         [judge(text, scenes[row.pictures[0]]) for row, text in zip(rows, texts, strict=True)] for texts in answers

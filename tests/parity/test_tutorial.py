@@ -1,0 +1,129 @@
+"""The tutorial's own computation, written out with plain transformers + peft: its processor calls, its masking, its
+end token, its collator's padding on the left, its accumulation. Ours takes the same 20 steps from its own files."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from plain import ImageOnly, InOrder, Losses
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, TrainingArguments
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from lorgnette import data
+from lorgnette.config import Encode, Lora, Train
+from lorgnette.train.loop import Training
+from lorgnette.train.schedule import members
+from lorgnette.types import Example
+
+STEPS, SEED = 20, 5
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> Path:
+    """The tutorial's data step: a CSV, made into data_vl.json and its parts."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    words = ["A man riding a wave.", "two dogs on a couch", "Snow", "a plate of rice and beans", "a red bus ", "猫"]
+    with (folder / "coco-2024-dataset.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_path", "caption"])
+        rows.writerows([str(pictures[i % 6]), f"{words[i % 6]}{i // 6}"] for i in range(36))
+    data.prepare(folder / "coco-2024-dataset.csv", folder, holdout=4, split="tail")
+    return folder
+
+
+def processed(row: dict[str, Any], processor: Any, tokenizer: Any) -> dict[str, Any]:
+    """The tutorial's process_func."""
+    conversation = row["conversations"]
+    path = conversation[0]["value"].split("<|vision_start|>")[1].split("<|vision_end|>")[0]
+    image = PIL.Image.open(path).convert("RGB").resize((280, 280))
+    content = [{"type": "image"}, {"type": "text", "text": "COCO Yes:"}]
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[image], padding=True, return_tensors="pt")
+    prompt = inputs["input_ids"][0].tolist()
+    answer = tokenizer(conversation[1]["value"], add_special_tokens=False)["input_ids"]
+    ids = prompt + answer + [tokenizer.pad_token_id]
+    return {
+        "input_ids": ids,
+        "labels": [-100] * len(prompt) + answer + [tokenizer.pad_token_id],
+        "pixel_values": inputs["pixel_values"],
+        "image_grid_thw": inputs["image_grid_thw"],
+        "mm_token_type_ids": inputs["mm_token_type_ids"][0].tolist() + [0] * (len(ids) - len(prompt)),
+    }
+
+
+def collated(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """DataCollatorForSeq2Seq under a tokenizer that pads on the left, as Qwen2-VL's does."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        return torch.tensor([[value] * (longest - len(row[name])) + row[name] for row in rows])
+
+    return {
+        "input_ids": padded("input_ids", pad),
+        "labels": padded("labels", -100),
+        "mm_token_type_ids": padded("mm_token_type_ids", 0),
+        "attention_mask": torch.tensor([[0] * (longest - n) + [1] * n for n in (len(r["input_ids"]) for r in rows)]),
+        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
+        "image_grid_thw": torch.cat([row["image_grid_thw"] for row in rows]),
+    }
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of the tutorial's training, step by step."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    template = json.loads((tiny / "chat_template.json").read_text())["chat_template"]
+    processor = ImageOnly(Qwen2VLImageProcessorPil(), tokenizer, chat_template=template)
+    raw = json.loads((prepared / "data_vl_train.json").read_text(encoding="utf-8"))
+    rows = [processed(row, processor, tokenizer) for row in raw]
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32)
+    lora = LoraConfig(
+        task_type=TaskType.CAUSAL_LM, target_modules=PROJECTIONS, inference_mode=False, r=64, lora_alpha=16,
+        lora_dropout=0.0, bias="none",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path_factory.mktemp("output")), per_device_train_batch_size=4, report_to=[],
+        gradient_accumulation_steps=4, logging_steps=1, num_train_epochs=1, save_strategy="no", learning_rate=1e-4,
+        use_cpu=True, disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
+    )  # fmt: skip
+    order = [i for step in range(STEPS) for i in members(step, len(rows), 16, SEED)]
+    trainer = InOrder(
+        model=get_peft_model(model, lora), args=arguments, train_dataset=[rows[i] for i in order],
+        data_collator=lambda group: collated(group, tokenizer.pad_token_id),
+    )  # fmt: skip
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def ours(make_bench: Callable[..., Any], prepared: Path, encode: Encode) -> list[float]:
+    bench = make_bench(Lora(rank=64, alpha=16, dropout=0.0), encode)
+    for name, parameter in bench.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()  # as a fresh adapter is
+    rows = [row for row in data.read(prepared / "data_vl_train.json") if isinstance(row, Example)]
+    encoded = [bench.encoder.encode(row) for row in rows]
+    bench.features.prepare(grid for e in encoded for grid in e.grids)
+    losses = Losses()
+    Training(bench.engine, encoded, [], Train(epochs=20, max_steps=STEPS, pass_tokens=600), SEED).run(losses)
+    return losses.kept
+
+
+def test_twenty_steps_of_the_tutorial(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
+    literal = Encode(size=(280, 280), end_token="<|endoftext|>")
+    assert ours(make_bench, prepared, literal) == pytest.approx(theirs, abs=1e-4)
+    assert theirs[0] - theirs[-1] > 1e-3  # something was learned
+
+
+def test_the_comparison_can_fail(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
+    """Negative control: the chat template's end token, our default, is another training."""
+    found = ours(make_bench, prepared, Encode(size=(280, 280)))
+    assert max(abs(a - b) for a, b in zip(found, theirs, strict=True)) > 1e-3
