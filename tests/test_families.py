@@ -10,7 +10,7 @@ from torch import nn
 
 from lorgnette.config import LANGUAGE_TARGETS, Target, Tower
 from lorgnette.errors import LorgnetteError
-from lorgnette.families import FAMILIES, family_of
+from lorgnette.families import FAMILIES, Family, family_of
 
 TWO = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 99}
 
@@ -32,7 +32,7 @@ def touched(name: str, targets: tuple[Target, ...], towers: tuple[Tower, ...], f
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
-def test_each_tower_is_all_of_its_layers_and_nothing_else(family: transformers.PretrainedConfig) -> None:
+def test_each_tower_is_all_of_its_layers_and_nothing_else(family: Family) -> None:
     every = linears(family.class_name)
     rest = {"lm_head"} | {name for name in every if "patch_embed" in name}
     language = {name for name in every if ".language_model." in name}

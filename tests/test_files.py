@@ -12,7 +12,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.files import folder_whole, write_json, write_text, written_whole
 
 
-class Unplugged(Exception):
+class UnpluggedError(Exception):
     """Something that is no fault of the disk."""
 
 
@@ -53,14 +53,16 @@ def test_a_folder_is_replaced_as_a_whole(place: Path) -> None:
     assert contents(place) == {"page": "old", "run/b/c": "new"}
 
 
-@pytest.mark.parametrize("failure", [Unplugged, KeyboardInterrupt])
+@pytest.mark.parametrize("failure", [UnpluggedError, KeyboardInterrupt])
 def test_a_block_that_fails_leaves_everything_as_it_was(place: Path, failure: type[BaseException]) -> None:
-    with pytest.raises(failure), written_whole(place / "page") as beside:
+    def begun(beside: Path) -> None:
         beside.write_text("half")
         raise failure
+
+    with pytest.raises(failure), written_whole(place / "page") as beside:
+        begun(beside)
     with pytest.raises(failure), folder_whole(place / "run") as beside:
-        (beside / "a").write_text("half")
-        raise failure
+        begun(beside / "a")
     assert contents(place) == BEFORE
     assert len(list(place.iterdir())) == 2
 

@@ -214,10 +214,11 @@ def main() -> None:
         Terminal(console).fail(f"lorgnette: {error}")
         sys.exit(error.exit_status)
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        # A file or folder that may not be entered, a name too long, a disk that fails: the system's word for it.
-        Terminal(console).fail(f"lorgnette: {error.strerror} · {error.filename} · correct the path or its permissions")
+        # A folder that may not be entered, a name too long, a disk that is full: the system's own words.
+        where = error.filename or "a file"
+        Terminal(console).fail(f"lorgnette: {error.strerror} · {where} · see to its path, its permissions and the disk")
         sys.exit(1)
     except KeyboardInterrupt:
         Terminal(console).say("stopped")

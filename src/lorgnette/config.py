@@ -96,7 +96,7 @@ class Train(Section):
     pass_tokens: PositiveInt = Field(
         16384, description="most tokens in one forward pass; a step is cut into as many passes as it needs"
     )
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
@@ -122,7 +122,7 @@ class Track(Section):
 class Settings(Section):
     model: str = Field("Qwen/Qwen2-VL-2B-Instruct", description="a checkpoint's folder; `demo` is the built-in model")
     run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
-    seed: int = Field(0, ge=0, description="of the order of examples, the adapter's start and dropout")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the order of examples, the adapter's start and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
@@ -187,7 +187,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
             "no such recipe", where=str(path), remedy="`lorgnette recipe list` shows those there are"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"recipe cannot be read: {error}", where=str(path), remedy="it must be YAML") from None
+        said = " ".join(str(error).split())
+        raise UsageError(f"recipe cannot be read: {said}", where=str(path), remedy="it must be YAML") from None
     if tree is not None and not isinstance(tree, dict):
         raise UsageError("recipe is not a mapping", where=str(path), remedy="write `setting: value` lines")
     return tree or {}

@@ -60,7 +60,7 @@ FAMILIES = {
 
 def family_of(model_type: str | None, where: str) -> Family:
     """The family of a checkpoint. Raises LorgnetteError for one that is not supported."""
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise LorgnetteError(
         f"model_type {model_type!r} is not supported", where=where, remedy=f"supported: {', '.join(FAMILIES)}"

@@ -52,7 +52,8 @@ def folder_whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with written_whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        # A file name that is not UTF-8 comes as half a character; written out, it is also what JSON makes of it.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

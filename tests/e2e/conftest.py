@@ -4,7 +4,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -56,3 +56,40 @@ def command(*words: object) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def quick(tiny: Path) -> Callable[..., list[str]]:
+    """quick("train.lr=1", run="other") → the words of a training of two steps."""
+
+    def words(*more: str, **top: object) -> list[str]:
+        given = {"model": tiny, "data": "captions.csv", "run": "run", **top}
+        return [
+            "train", *(f"{name}={value}" for name, value in given.items()), "encode.size=28", "lora.rank=2",
+            "train.batch_size=4", "train.accumulation=2", "train.epochs=1", "train.save_steps=1", "track.to=none",
+            "predict.max_new_tokens=2", "data.holdout=2", *more,
+        ]  # fmt: skip
+
+    return words
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """volume("size=200k") → a file system of its own, mounted with these options; again: with others."""
+    place = tmp_path / "volume"
+
+    def mount(options: str) -> Path:
+        again = "remount," if place.is_mount() else ""
+        place.mkdir(exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", again + options, "none", place], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"needs to mount a small file system: {done.stderr.strip()}")
+        return place
+
+    try:
+        yield mount
+    finally:
+        if place.is_mount():
+            subprocess.run(["umount", "--lazy", place], check=True)

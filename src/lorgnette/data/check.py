@@ -114,9 +114,8 @@ def usable(
             examples.append(row)
     total = len(examples) + len(problems)
     if total == 0:
-        raise LorgnetteError(
-            "there are no rows", where=where and str(where), remedy="name a data file that has some"
-        )
+        place = str(where) if where else None
+        raise LorgnetteError("there are no rows", where=place, remedy="name a data file that has some")
     if problems and (on_bad_row == "error" or not examples):
         raise refusal(problems, total)
     return examples, problems
@@ -124,7 +123,8 @@ def usable(
 
 def refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
     """The error that names the rows which keep a training from starting."""
-    way_out = ", or go on without them: data.on_bad_row=skip (prepare: --on-bad-row skip)" if len(problems) < total else ""
+    skip = "data.on_bad_row=skip (prepare: --on-bad-row skip)"
+    way_out = f", or go on without them: {skip}" if len(problems) < total else ""
     return LorgnetteError(
         f"{len(problems)} of {total} rows cannot be used:\n{_listing(problems)}\n", remedy=f"fix them{way_out}"
     )

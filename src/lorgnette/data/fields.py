@@ -1,42 +1,99 @@
-"""One raw row's fields: text that is text, a path that can be one, keys that are all read.
+"""One raw row's fields: text that is text, keys that are all read, and where the row stands.
 
 Knows nothing about the form (CSV, conversations, messages) the row came in. A field that cannot be used raises a
-LorgnetteError; the reader turns it into the row's Problem.
+LorgnetteError; `Place.judged` turns it into the row's Problem.
 """
 
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
+from lorgnette.data.shelf import NoPlace, Shelf
 from lorgnette.data.text import kind
-from lorgnette.errors import LorgnetteError
-from lorgnette.types import Picture, Problem
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.types import Example, Picture, Problem
 
-_ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
+PROMPT = "COCO Yes:"
+"""The tutorial's."""
+Row = Example | Problem
+_MOVING = {"video", "videos", "audio", "audios"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller wants of a source besides its name; see `source.read`."""
+
+    prompt: str = PROMPT
+    name: str | None = None
+    images_from: Path | None = None
+    pictures_to: Path | None = None
+    seed: int = 0
+
+    def shelf(self, source: Path, *folders: Path) -> Shelf:
+        return Shelf(source, folders=folders, images_from=self.images_from, pictures_to=self.pictures_to)
+
+    def unnamed(self, source: Path) -> "Asked":
+        """For a form that has one part only: a name would say nothing."""
+        if self.name is not None:
+            raise UsageError(
+                f"name is {self.name!r}, but this file has no parts with names",
+                where=str(source),
+                remedy="leave it out (it picks a split of dataset_coco.json or an entry of dataset_info.json)",
+            )
+        return self
 
 
 class Place(NamedTuple):
-    """Where a row stands: its file, the row a person would look at, and its number among the data rows."""
+    """Where a row stands: its file, the row a person would look at, and its number among the data rows; and what
+    its source's rows have in common: the shelf of pictures and the prompt."""
 
     source: Path
     row: int
     number: int
-
-    @property
-    def folder(self) -> Path:
-        return self.source.parent
+    shelf: Shelf | None = None
+    prompt: str = PROMPT
 
     @property
     def id(self) -> str:
         """The tutorial's name for its rows."""
         return f"identity_{self.number}"
 
+    def picture(self, text: object, name: str, *, or_folder: Path | None = None) -> Picture:
+        shelf = self.shelf or Shelf(self.source)
+        return shelf.picture(string(text, name), or_folder=or_folder)
+
     def problem(self, error: LorgnetteError) -> Problem:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
         return Problem(self.source, self.row, what, error.remedy or "correct the row, or remove it")
+
+    def judged(self, make: Callable[[], list[Example]]) -> Iterator[Row]:
+        """The examples made of this row, or its Problem."""
+        try:
+            yield from make()
+        except NoPlace:
+            raise
+        except LorgnetteError as error:
+            yield self.problem(error)
+
+
+@dataclass(slots=True)
+class Places:
+    """The places of one source's rows, one after the other."""
+
+    source: Path
+    shelf: Shelf
+    prompt: str
+    count: int = 0
+
+    def next(self, row: int | None = None) -> Place:
+        """row: where a person finds it, if that is not its number."""
+        self.count += 1
+        return Place(self.source, self.count if row is None else row, self.count, self.shelf, self.prompt)
+
+
+def places(source: Path, asked: Asked, *folders: Path) -> Places:
+    return Places(source, asked.shelf(source, *folders), asked.prompt)
 
 
 def string(value: object, name: str) -> str:
@@ -76,32 +133,13 @@ def identity(record: Mapping[str, Any], place: Place) -> str:
 def must_be_read(record: Mapping[str, Any], known: Sequence[str], unread: Sequence[str]) -> None:
     """Refuse keys that carry something to learn from and that this form does not read: it would be lost unseen."""
     lost = [key for key in unread if key not in known and record.get(key)]
+    if moving := [key for key in lost if key in _MOVING]:
+        raise LorgnetteError(
+            f"the row holds {', '.join(map(repr, moving))}; only pictures and text can be learned from",
+            remedy="remove the row, or give single pictures of it",
+        )
     if lost:
         raise LorgnetteError(
             f"the row holds {', '.join(map(repr, lost))}, which this form does not read",
             remedy=f"remove it, or say it with {', '.join(map(repr, known))}",
         )
-
-
-def picture(text: str, folder: Path, *, or_folder: Path | None = None) -> Picture:
-    """A picture's path as written, taken from `folder`; where nothing stands there, from `or_folder` if given.
-
-    The result is absolute and normalised; `~` is a character like any other. The file itself is not looked into.
-    """
-    written = text.strip()
-    if not written:
-        raise LorgnetteError("a picture's path is empty", remedy="write the path, or remove the row")
-    if "\0" in written:
-        raise LorgnetteError("a picture's path holds a NUL character", remedy="correct the path")
-    if written.lower().startswith("file://"):
-        written = unquote(urlsplit(written).path)
-    elif _ADDRESS.match(written):
-        short = written if len(written) <= 60 else written[:57] + "…"
-        raise LorgnetteError(
-            f"a picture's path is an address, not a file: {short}", remedy="download it, and write the file's path"
-        )
-    path = os.path.abspath(folder / written)
-    if or_folder is not None and not os.path.isabs(written) and not os.path.exists(path):
-        other = os.path.abspath(or_folder / written)
-        path = other if os.path.exists(other) else path
-    return Picture(Path(path))

@@ -41,6 +41,8 @@ class PictureRule:
             patch, merge = int(tree["patch_size"]), int(tree["merge_size"])
             mean, std = (tuple(map(float, tree[name])) for name in ("image_mean", "image_std"))
             temporal = int(tree["temporal_patch_size"])
+            if min(patch, merge, temporal) < 1:
+                raise ValueError("a size below 1")
         except FileNotFoundError:
             raise LorgnetteError(
                 "preprocessor_config.json is missing", where=str(folder), remedy="download the checkpoint again, whole"

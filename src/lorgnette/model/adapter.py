@@ -5,6 +5,7 @@ PEFT only warns.
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,14 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())
-        loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except SafetensorError as error:
         raise LorgnetteError(f"adapter cannot be read: {error}", where=str(folder / WEIGHTS), remedy=_REMEDY) from None
     except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
-        fault = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        lines = str(error).splitlines()
+        fault = " ".join(line.strip() for line in lines[1:3] or lines)
         raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), remedy=_REMEDY) from None
     except (ValueError, TypeError, KeyError, re.error) as error:
         raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(folder), remedy=_REMEDY) from None

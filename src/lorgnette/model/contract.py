@@ -55,7 +55,7 @@ class Contract(BaseModel):
 
     def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
         """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
-        where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with model=…"
+        where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with --model"
         if checkpoint.family.model_type != self.family:
             raise LorgnetteError(
                 f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}",

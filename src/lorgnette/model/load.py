@@ -4,7 +4,6 @@ import resource
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.attention import NAME
@@ -48,7 +47,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a broken config.json or weight file raises nearly anything in there
         raise LorgnetteError(
             f"weights cannot be loaded: {str(error).strip().splitlines()[0]}",
             where=str(checkpoint.folder),

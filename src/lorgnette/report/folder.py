@@ -53,20 +53,24 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A folder for a new run; an empty one that stands there is taken."""
+        cls.must_be_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            taken = any(path.iterdir())
         except OSError as error:
             raise LorgnetteError(
                 f"run folder cannot be made: {error.strerror or error}", where=str(path), remedy="choose another name"
             ) from error
-        if taken:
+        return cls(path)
+
+    @staticmethod
+    def must_be_free(path: Path) -> None:
+        """Raises UsageError where something stands already; makes nothing."""
+        if path.is_dir() and any(path.iterdir()):
             raise UsageError(
                 "run folder exists and is not empty",
                 where=str(path),
                 remedy=f"choose another name, or go on with that run: lorgnette train --resume {path}",
             )
-        return cls(path)
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":

@@ -53,7 +53,10 @@ class RunLog:
             raise _unwritable(self.path, error) from error
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # what a full disk did not take is tried once more here
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     def __enter__(self) -> "RunLog":
         return self

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import typer
@@ -11,7 +12,6 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.files import written_whole
 from lorgnette.predict.generate import Sampling, answers
 from lorgnette.report.page import Page, write_page
 from lorgnette.report.predictions import PredictionRow, write_predictions
@@ -113,9 +113,14 @@ def _must_be_writable(out: Path, source: Path) -> None:
         raise UsageError("the answers would overwrite what they answer", where=f"--out {out}", remedy="name another")
     if out.is_dir():
         raise UsageError("a folder, not a file", where=f"--out {out}", remedy="name a file in it")
-    with written_whole(out.with_name(f".{out.name}.probe")) as beside:
-        beside.touch()
-    out.with_name(f".{out.name}.probe").unlink()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise LorgnetteError(
+            f"cannot write: {error.strerror}", where=f"--out {out}", remedy="name another place"
+        ) from error
 
 
 def _examples(source: Path, prompt: str, rows: int | None = None) -> list[Example]:

@@ -78,8 +78,9 @@ class Asked:
         from lorgnette.model import load as weights
 
         place = weights.device_of(device)
-        loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
-        return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
+        with enough_memory("free some, or use --device cpu"):
+            loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
+            return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lorgnette import data
+from lorgnette.errors import UsageError
 from lorgnette.report.terminal import Terminal
 
 
@@ -22,6 +23,8 @@ def prepare(
 ) -> data.Prepared:
     """Write the source as conversations JSON into `out`: whole, and in a training and a test part."""
     terminal = Terminal(console)
+    if out.exists() and not out.is_dir():
+        raise UsageError("a file, not a folder", where=f"--out {out}", remedy="name another")
     prepared = data.prepare(source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, on_bad_row=on_bad_row)
     for problem in prepared.problems:
         terminal.warn(f"left out: {problem}")
@@ -47,6 +50,8 @@ def check(
     report = data.check(data.read(source, prompt=prompt, rows=rows))
     for problem in report.problems:
         terminal.warn(str(problem))
+    if not report.rows:
+        terminal.warn(f"{source}: there are no rows; name a data file that has some")
     for line in _lines(report):
         terminal.say(line)
     return report

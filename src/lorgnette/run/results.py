@@ -23,11 +23,13 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     records = log.read(job.folder.log)
     curves = [Curve(name, log.series(records, kind, field)) for name, (kind, field) in CURVES.items()]
     seconds = {record["name"]: log.number(record["seconds"]) for record in records if record.get("kind") == "stage"}
-    losses = curves[0].points
+    summary, losses = "", curves[0].points
+    if losses:  # a log that somebody removed has none
+        took = f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s"
+        summary = f"{took}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
     page = Page(
         title=chosen.track.experiment or job.folder.path.name,
-        summary=f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s; "
-        f"loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}.",
+        summary=summary,
         settings=chosen.model_dump(mode="json"),
         facts=[
             ("Base model", chosen.model),

@@ -1,6 +1,8 @@
 """`train` and `resume`: everything that can be wrong is found here, before torch is imported and weights are read."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -22,13 +24,16 @@ def train(
     """Tune an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
     terminal = Terminal(console)
     stages = Stages(terminal)
+    if chosen.run is not None:
+        RunFolder.must_be_free(chosen.run)
     with stages("data"):
         material = Material.of(chosen, terminal)
     folder = RunFolder.create(chosen.run or next_free(Path("runs"), name))
-    write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
-    hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
-    write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
-    _tune(Job(folder, chosen, material, stages, terminal, score))
+    with _taken_back(folder):
+        write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
+        hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
+        write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
+        _tune(Job(folder, chosen, material, stages, terminal, score))
     return folder
 
 
@@ -43,6 +48,20 @@ def resume(path: Path, *, console: Console | None = None) -> RunFolder:
     material.demand_unchanged(folder.manifest)
     _tune(Job(folder, chosen, material, stages, terminal))
     return folder
+
+
+@contextmanager
+def _taken_back(folder: RunFolder) -> Iterator[None]:
+    """A run that fails before its log is begun, that is before its first step, leaves nothing: its name is free."""
+    try:
+        yield
+    except BaseException:
+        if not folder.log.exists():
+            with suppress(OSError):  # not empty: then it holds what was not made here
+                folder.config.unlink(missing_ok=True)
+                folder.manifest.unlink(missing_ok=True)
+                folder.path.rmdir()
+        raise
 
 
 def _tune(job: Job) -> None:

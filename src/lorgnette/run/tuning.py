@@ -15,7 +15,7 @@ from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
 from lorgnette.run.job import Job
-from lorgnette.run.opened import Opened, contract_of
+from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
 from lorgnette.run.watching import Stop, Watching
 from lorgnette.train import checkpoints
@@ -30,16 +30,18 @@ def tune(job: Job) -> None:
 
     Raises KeyboardInterrupt where Ctrl-C stopped the training, once its checkpoint is saved and the way on is said.
     """
-    checkpoint = checkpoints.latest(job.folder.checkpoints)
-    with RunLog.resumed(job.folder.log, checkpoint[0] if checkpoint else 0) as log:
-        job.stages.keep(log)
-        job, training, model = _loaded(job, checkpoint[1] if checkpoint else None)
-        for problem in job.material.problems:
-            log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-        trackers = _trackers(job)
+    trackers = _trackers(job)
+    step, checkpoint = checkpoints.latest(job.folder.checkpoints) or (0, None)
+    with enough_memory("lower train.pass_tokens, encode.size or lora.rank"):
+        job, training, model = _loaded(job, checkpoint)
         try:
-            _trained(job, training, model, log, trackers)
-            rows = _answers(job, model)
+            _start(trackers, job)
+            with RunLog.resumed(job.folder.log, step) as log:
+                job.stages.keep(log)
+                for problem in job.material.problems:
+                    log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
+                _trained(job, training, model, log, trackers)
+                rows = _answers(job, model)
             for tracker in trackers:
                 tracker.predictions(rows, training.total)
         finally:
@@ -61,7 +63,9 @@ def _loaded(job: Job, checkpoint: Path | None) -> "tuple[Job, Training, PeftMode
     rule = material.encoder.rule
     features = Features(Tower(base), rule, live=set(chosen.lora.towers) != {"language"})
     with job.stages("features"), job.terminal.bar("pictures", len(material.grids)) as advance:
-        material = material.without(features.prepare(material.grids, seen=advance), chosen.data.on_bad_row)
+        material = material.without(
+            features.prepare(material.grids, seen=advance), chosen.data.on_bad_row, job.terminal
+        )
     job.stages.part("decoding", features.seconds_waited)
     with job.stages("adapter"):
         if checkpoint is None:
@@ -111,16 +115,19 @@ def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
 
 
 def _trackers(job: Job) -> list[Tracker]:
+    """Not started yet: one that is not installed is an error before weights are read."""
     track = job.settings.track
-    trackers = open_trackers(
+    return open_trackers(
         track.to,
         project=track.project,
         experiment=track.experiment or job.folder.path.name,
         folder=job.folder.path,
         warn=job.terminal.warn,
     )
+
+
+def _start(trackers: list[Tracker], job: Job) -> None:
     for tracker in trackers:
         tracker.start(job.settings.model_dump(mode="json"))
         if tracker.address:
             job.terminal.say(f"tracker    {tracker.address}")
-    return trackers
