@@ -3,7 +3,7 @@
     Example → Encoded → PackedBatch → Prediction        (Score joins with the metrics)
 
 Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, S segments (examples) in
-it, P image tokens, R label rows, N pictures.
+it, B = S + 1 their borders, P image tokens, R label rows.
 """
 
 from collections.abc import Iterator
@@ -122,7 +122,7 @@ class Encoded:
 class PackedBatch:
     """One forward pass: several examples in one row, built on the host, one copy to the device, no read-back.
 
-    starts:       [S+1] first row of each segment, and T; attention never crosses a segment's border.
+    starts:       [B] first row of each segment, and T; attention never crosses a segment's border.
     image_rows:   [P] rows whose embedding is an image feature, in the order of `grids`.
     feature_rows: [P] row of each in the concatenated features of `grids`.
     grids:        the distinct pictures of this pass.
@@ -131,7 +131,7 @@ class PackedBatch:
 
     tokens: Int32[np.ndarray, " T"]
     positions: Int32[np.ndarray, "3 T"]
-    starts: Int32[np.ndarray, " S+1"]
+    starts: Int32[np.ndarray, " B"]
     image_rows: Int32[np.ndarray, " P"]
     feature_rows: Int32[np.ndarray, " P"]
     label_rows: Int32[np.ndarray, " R"]

@@ -5,12 +5,13 @@ PEFT only warns.
 """
 
 import re
-import warnings
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from lorgnette.config import Lora
 from lorgnette.errors import LorgnetteError
@@ -60,7 +61,7 @@ def write(model: "PeftModel", folder: Path, contract: Contract) -> None:
 def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> "PeftModel":
     """The saved adapter on its base model. Raises LorgnetteError where files are missing or broken, or names do not
     match one for one."""
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -68,11 +69,12 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
                 f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter` folder"
             )
     try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            saved = set(file.keys())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
-            loaded = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        saved = {_todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = not trainable
+        loaded = get_peft_model(model, config)
+        _demand_names(saved.keys(), {_saved_name(name) for name in adapter_state(loaded)}, folder)
+        set_peft_model_state_dict(loaded, saved)
     except SafetensorError as error:
         raise LorgnetteError(f"adapter cannot be read: {error}", where=str(folder / WEIGHTS), remedy=_REMEDY) from None
     except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
@@ -81,16 +83,7 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
         raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), remedy=_REMEDY) from None
     except (ValueError, TypeError, KeyError, re.error) as error:
         raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(folder), remedy=_REMEDY) from None
-    wanted = {_saved_name(name) for name in adapter_state(loaded)}
-    if saved != wanted:
-        odd = sorted(saved ^ wanted)
-        raise LorgnetteError(
-            f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
-            f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
-            where=str(folder),
-            remedy=_REMEDY,
-        )
-    return loaded
+    return loaded.eval()
 
 
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
@@ -98,5 +91,23 @@ def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if ".lora_" in name}
 
 
+def _demand_names(saved: Set[str], wanted: Set[str], folder: Path) -> None:
+    """PEFT would only warn, and answer with an adapter that is half there or not there at all."""
+    odd = sorted(saved ^ wanted)
+    if odd:
+        raise LorgnetteError(
+            f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
+            f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
+            where=str(folder),
+            remedy=_REMEDY,
+        )
+
+
 def _saved_name(name: str) -> str:
     return name.replace(".default.", ".")
+
+
+def _todays_name(name: str) -> str:
+    """Until transformers 4.52 the decoder's layers stood at `model.layers` and the tower at `visual`."""
+    name = re.sub(r"^base_model\.model\.model\.layers\.", "base_model.model.model.language_model.layers.", name)
+    return re.sub(r"^base_model\.model\.visual\.", "base_model.model.model.visual.", name)

@@ -33,11 +33,11 @@ _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(var
 class Segments:
     """Where the examples of a packed row stand.
 
-    slots: [T] place of each row in the padded [S, L]; starts: [S+1] on the device; longest: L.
+    slots: [T] place of each row in the padded [S, L]; starts: [B = S + 1] on the device; longest: L.
     """
 
     slots: Int[Tensor, " T"]
-    starts: Int[Tensor, " S+1"]
+    starts: Int[Tensor, " B"]
     count: int
     longest: int
 
@@ -52,14 +52,14 @@ def segments_of(starts: list[int], device: torch.device) -> Segments:
 
 def packed_attention(
     module: nn.Module,
-    query: Float[Tensor, "1 H T D"],
-    key: Float[Tensor, "1 K T D"],
-    value: Float[Tensor, "1 K T D"],
+    query: Float[Tensor, "batch H T D"],
+    key: Float[Tensor, "batch K N D"],
+    value: Float[Tensor, "batch K N D"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     segments: Segments | None = None,
     **rest: Any,
-) -> tuple[Float[Tensor, "1 T H D"], None]:
+) -> tuple[Float[Tensor, "batch T H D"], None]:
     """The attention function of every decoder layer; without `segments` (generation) it is transformers' SDPA."""
     if segments is None:
         attended, _ = _SDPA(module, query, key, value, attention_mask, scaling=scaling, **rest)

@@ -10,27 +10,31 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorgnette.config import Encode
+from lorgnette.config import Data, Encode
 from lorgnette.errors import LorgnetteError
 from lorgnette.files import write_json
 from lorgnette.model.checkpoint import Checkpoint
 
 FILE = "lorgnette.json"
+PEFT_FILE = "adapter_config.json"
 _REMEDY = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
 class Contract(BaseModel):
-    """model: the name or folder it was trained from; fingerprint: of that model's weights (Checkpoint.fingerprint)."""
+    """model: the name or folder it was trained from; fingerprint: of that model's weights (Checkpoint.fingerprint).
+
+    None stands where it is not known, for an adapter that was not trained here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     format: Literal[1] = 1
-    family: str
+    family: str | None
     model: str
     revision: str | None
-    fingerprint: str
+    fingerprint: str | None
     prompt: str
-    chat_template: str
+    chat_template: str | None
     encode: Encode
 
     def write(self, adapter: Path) -> None:
@@ -53,9 +57,32 @@ class Contract(BaseModel):
         except ValueError as error:
             raise LorgnetteError(f"{FILE} cannot be read: {error}", where=str(path), remedy=_REMEDY) from None
 
+    @classmethod
+    def of(cls, adapter: Path) -> "Contract":
+        """The adapter's own, or, for one that PEFT alone has written, what the tutorial trains with: nothing in such a
+        folder says otherwise, so say it to whoever asks."""
+        foreign = adapter / PEFT_FILE
+        if (adapter / FILE).exists() or not foreign.is_file():
+            return cls.read(adapter)
+        try:
+            base = json.loads(foreign.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (ValueError, AttributeError) as error:
+            raise LorgnetteError(f"{PEFT_FILE} cannot be read: {error}", where=str(foreign), remedy=_REMEDY) from None
+        return cls(
+            family=None, model=base or "unknown", revision=None, fingerprint=None, prompt=Data().prompt,
+            chat_template=None, encode=Encode(),
+        )  # fmt: skip
+
+    @property
+    def known(self) -> bool:
+        """Whether the adapter was trained here, so that its base model can be told from another."""
+        return self.fingerprint is not None
+
     def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
         """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
         where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with --model"
+        if not self.known:
+            return
         if checkpoint.family.model_type != self.family:
             raise LorgnetteError(
                 f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}",

@@ -25,8 +25,8 @@ from lorgnette.types import PictureGrid
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Pixels = UInt8[np.ndarray, "H W 3"]
-Patches = Float32[np.ndarray, "N D"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+Patches = Float32[np.ndarray, "_ D"]
 Made = Pixels | Patches | LorgnetteError
 Make = Callable[[PIL.Image.Image], Pixels | Patches]
 

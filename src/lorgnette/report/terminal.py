@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Advance(Protocol):
@@ -32,9 +33,9 @@ class Terminal:
     def fail(self, text: str) -> None:
         self._print(text, style="red")
 
-    def _print(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str = "") -> None:
         """As it is: what looks like markup or an :emoji: in a path or a caption is text."""
-        self._console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(text, style), highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Advance]:

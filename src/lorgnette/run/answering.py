@@ -37,12 +37,13 @@ def predict(
         raise UsageError("--both compares with an adapter", remedy="name one with --adapter")
     if out is not None:
         _must_be_writable(out, source)
-    asked = Asked.of(model, adapter)
+    terminal = Terminal(console)
+    asked = _asked(model, adapter, terminal)
     if prompt is None:
         prompt = asked.contract.prompt if asked.contract else data.PROMPT
     examples = _examples(source, prompt)
     rows = answered(
-        asked.opened(device), examples, Sampling(**(sampling or {})), Terminal(console),
+        asked.opened(device), examples, Sampling(**(sampling or {})), terminal,
         base=both or adapter is None, tuned=adapter is not None,
     )  # fmt: skip
     for row in rows:
@@ -66,7 +67,7 @@ def compare(
     """The page of a data file's pictures with reference, untuned and tuned answer."""
     terminal = Terminal(console)
     _must_be_writable(out, source)
-    asked = Asked.of(model, adapter)
+    asked = _asked(model, adapter, terminal)
     assert asked.contract is not None  # an adapter was asked for
     examples = _examples(source, asked.contract.prompt, rows)
     found = answered(asked.opened(device), examples, Sampling(max_new_tokens=max_new_tokens), terminal)
@@ -105,6 +106,17 @@ def answered(
         )
         for i, example in enumerate(examples)
     ]
+
+
+def _asked(model: str | None, adapter: Path | None, terminal: Terminal) -> Asked:
+    asked = Asked.of(model, adapter)
+    if asked.contract and not asked.contract.known:
+        height, width = asked.contract.encode.size or (0, 0)
+        terminal.warn(
+            f"{adapter} does not say what it was trained with (no lorgnette.json): pictures are taken at "
+            f"{height}×{width}, as the tutorial trains, and whether {asked.base} is its base model cannot be told"
+        )
+    return asked
 
 
 def _must_be_writable(out: Path, source: Path) -> None:

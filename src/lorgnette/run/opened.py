@@ -60,7 +60,7 @@ class Asked:
     @classmethod
     def of(cls, model: str | None, adapter: Path | None) -> "Asked":
         """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
-        contract = Contract.read(adapter) if adapter else None
+        contract = Contract.of(adapter) if adapter else None
         if contract and model is None and contract.model != "demo" and not Path(contract.model).exists():
             raise LorgnetteError(
                 "the adapter's base model is gone", where=contract.model, remedy="say where it is now: --model FOLDER"

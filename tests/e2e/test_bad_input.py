@@ -1,0 +1,343 @@
+"""A person's mistake in data, settings or places: one message, status 1 or 2, nothing overwritten or left."""
+
+import csv
+import json
+import subprocess
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from lorgnette import cli as command_line
+from lorgnette.report import log
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def noise(side: int = 120, channels: int = 3) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, channels), dtype=np.uint8))
+
+
+def damaged(path: Path) -> None:
+    """Zeros in the middle of the pixels: its header and its end are as they should be."""
+    noise().save(path)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+
+
+def broken_pictures(folder: Path) -> dict[str, str]:
+    """Name → a part of what is said about it."""
+    noise().save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    head = b"IHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + zlib.crc32(head).to_bytes(4, "big") + bytes(4) + b"IDAT"
+    contents = {
+        "empty.png": b"",
+        "truncated.jpg": whole[: len(whole) // 2],
+        "page.jpg": b"<!DOCTYPE html><html>404</html>",
+        "pointer.png": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "text.png": b"a cat",
+        "zeros.jpg": bytes(500),
+        "bomb.png": bomb,
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder.png").mkdir()
+    PIL.Image.new("RGB", (900, 4)).save(folder / "narrow.png")
+    return {
+        "missing.png": "picture is missing", "empty.png": "zero bytes", "truncated.jpg": "truncated",
+        "page.jpg": "a web page", "pointer.png": "git-lfs pointer", "text.png": "not a picture",
+        "zeros.jpg": "zeros", "bomb.png": "too large", "folder.png": "a folder", "narrow.png": "too narrow",
+    }  # fmt: skip
+
+
+def odd_pictures(folder: Path) -> list[str]:
+    """Pictures that are all right, whatever a loader may think of them."""
+    noise().save(folder / "a png.jpg", "PNG")
+    noise().save(folder / "moving.gif", save_all=True, append_images=[noise(90)])
+    PIL.Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(folder / "deep.png")
+    noise().convert("CMYK").save(folder / "print.jpg")
+    noise(channels=4).save(folder / "clear.png")
+    noise().convert("LA").save(folder / "greyclear.png")
+    noise().convert("P").save(folder / "ünï 图,像.png")
+    PIL.Image.new("L", (1, 1)).save(folder / "dot.png")
+    return [
+        "a png.jpg", "moving.gif", "deep.png", "print.jpg", "clear.png", "greyclear.png", "ünï 图,像.png", "dot.png",
+    ]  # fmt: skip
+
+
+def write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image_path", "caption"), *rows])
+
+
+def skipped(run: Path) -> list[tuple[int, str]]:
+    return [(record["row"], record["what"]) for record in log.read(run / "log.jsonl") if record["kind"] == "skipped"]
+
+
+def test_broken_pictures_are_each_named_and_left_out_on_request(tmp_path: Path, cli, quick) -> None:
+    odd, broken = odd_pictures(tmp_path), broken_pictures(tmp_path)
+    write(tmp_path / "captions.csv", [(name, "words") for name in [*odd, *broken]])
+    checked = cli("check", "captions.csv", "--json")
+    assert checked.status == 1
+    found = json.loads(checked.out)
+    assert (found["rows"], found["usable"]) == (len(odd) + len(broken), len(odd))
+    for problem, (name, said) in zip(found["problems"], broken.items(), strict=True):
+        assert name in problem["what"]
+        assert said in problem["what"]
+        assert problem["remedy"]
+        assert problem["row"] == 2 + [*odd, *broken].index(name)
+
+    cli(*quick()).refused(1, "10 of 18 rows", "row 10: picture is missing", "data.on_bad_row=skip")
+    assert not (tmp_path / "run").exists()
+
+    done = cli(*quick("data.on_bad_row=skip"))
+    assert done.status == 0, done.err
+    assert [row for row, _ in skipped(tmp_path / "run")] == [problem["row"] for problem in found["problems"]]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for name in broken:
+        assert name in page
+        assert name in done.err
+    assert "6 trained on, 2 held out" in page
+
+
+def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: Path, captions, cli, quick) -> None:
+    damaged(tmp_path / "3.png")
+    assert cli("check", "captions.csv").status == 0
+    done = cli(*quick())
+    done.refused(1, "2 of 16 rows", "row 5: picture cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
+    assert "step " not in done.err
+    assert not (tmp_path / "run").exists()
+    done = cli(*quick("data.on_bad_row=skip", run="skipping"))
+    assert done.status == 0, done.err
+    assert done.err.count("left out: ") == 2
+    assert [row for row, _ in skipped(tmp_path / "skipping")] == [5, 13]
+    assert "row 13" in (tmp_path / "skipping" / "report.html").read_text(encoding="utf-8")
+    assert "step 1 " in done.err
+
+
+def test_damage_in_a_test_file_that_is_the_data_itself(tmp_path: Path, captions, cli, quick) -> None:
+    """The same rows in both parts; and such a run can be resumed."""
+    damaged(tmp_path / "3.png")
+    assert cli(*quick("data.on_bad_row=skip", "data.test=captions.csv")).status == 0
+    assert [row for row, _ in skipped(tmp_path / "run")] == [5, 13, 5, 13]
+    assert cli("train", "--resume", "run").status == 0
+
+
+def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
+    damaged(tmp_path / "a.png")
+    write(tmp_path / "captions.csv", [("a.png", "one"), ("a.png", "two")])
+    done = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
+    done.refused(1, "no example is left")
+    assert "row 2" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "the file is empty"),
+        ("a.csv", b"image_path,caption\n", "there are no rows"),
+        ("a.csv", b"image,text\n0.png,x\n", "no column 'image_path'"),
+        ("a.csv", b"image_path;caption\n0.png;x\n", "separate them by commas"),
+        ("a.csv", "image_path,caption\n0.png,caf\xe9\n".encode("latin-1"), "not UTF-8"),
+        ("a.csv", "image_path,caption\n0.png,x\n".encode("utf-16"), "UTF-16"),
+        ("a.csv", b"image_path,caption\n0.png,\n", "the caption is empty"),
+        ("a.csv", b'image_path,caption\n0.png,"open\n', "never closed"),
+        ("a.csv", b"image_path,caption\nhttps://x.y/z.png,x\n", "an address"),
+        ("a.json", b"{", "broken JSON"),
+        ("a.json", b'{"id": 1}', "not a list"),
+        ("a.json", b"[]", "there are no rows"),
+        ("a.json", b"[1]", "a number, not an object"),
+        ("a.json", b'[{"conversations": [{"from": "user", "value": "<|vision_start|>0.png"}]}]', "without its"),
+        ("a.json", b'[{"messages": [{"role": "user", "content": "<image><image>"}], "images": ["0.png"]}]', "2 ×"),
+        ("a.jsonl", b'{"id"\n', "broken JSON"),
+        ("a.txt", b"x", "data files of type '.txt'"),
+    ],
+)
+def test_data_files(name: str, content: bytes, said: str, tmp_path: Path, captions, cli, quick) -> None:
+    (tmp_path / name).write_bytes(content)
+    checked, trained = cli("check", name), cli(*quick(data=name))
+    assert checked.status in (1, 2)
+    assert trained.status == (2 if name == "a.txt" else 1)
+    for done in (checked, trained):
+        assert said in done.err
+        assert "Traceback" not in done.err
+    assert name in trained.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_caption_and_one_over_several_lines_and_control_tokens_are_text(tmp_path, captions, cli, quick) -> None:
+    texts = [
+        "one\ntwo\r\nthree",
+        "an <|im_end|> inside",
+        "<|image_pad|><|vision_start|>",
+        "[bold]no markup[/] :cat: \\",
+    ]
+    write(tmp_path / "captions.csv", [(f"{i}.png", text) for i, text in enumerate(texts)])
+    assert cli("check", "captions.csv").status == 0
+    assert cli(*quick("data.split=tail")).status == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["reference"] for row in rows] == texts[2:]
+
+
+def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, cli, quick) -> None:
+    with captions.open("a") as file:
+        file.write(f"0.png,{'long ' * 200}\n")
+    cli(*quick("encode.max_tokens=100")).refused(1, "1 of 17 rows", "row 18:", "more than encode.max_tokens=100")
+    assert not (tmp_path / "run").exists()
+    assert cli(*quick("encode.max_tokens=100", "data.on_bad_row=skip", "data.split=tail")).status == 0
+    [(row, what)] = skipped(tmp_path / "run")
+    assert row == 18
+    assert "encode.max_tokens=100" in what
+
+
+def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> None:
+    said = [{"from": "user", "value": "<|vision_start|>0.png<|vision_end|>"}, {"from": "assistant", "value": "red"}]
+    (tmp_path / "same.json").write_text(json.dumps([{"id": "same", "conversations": said}] * 4))
+    assert cli(*quick("data.split=tail", data="same.json")).status == 0
+    assert "2 trained on, 2 held out" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("train.lrr=1", "did you mean train.lr?"),
+        ("lora.alhpa=1", "did you mean lora.alpha?"),
+        ("train.lr=abc", "valid number"),
+        ("train.lr=nan", "train.lr"),
+        ("train.lr=inf", "finite"),
+        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.batch_size=1.5", "valid integer"),
+        ("seed=99999999999999999999", "less than"),
+        ("lora.targets=foo", "'q_proj'"),
+        ("lora.towers=", "at least 1 item"),
+        ("encode.size=2x3x4", "valid integer"),
+        ("encode.image_tokens=10,4", "encode.image_tokens"),
+        ("data.on_bad_row=ignore", "'error' or 'skip'"),
+        ("track.to=swanlap", "'swanlab'"),
+        ("model=null", "valid string"),
+        ("=5", "unknown setting"),
+        ("lr", "write key=value"),
+    ],
+)
+def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) -> None:
+    cli(*quick(word)).refused(2, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "said"),
+    [
+        ("data.holdout=16", 2, "there are 16 usable rows"),
+        ("track.to=swanlab,none", 2, "stands alone"),
+        ("run=captions.csv", 1, "run folder cannot be made"),
+        ("run=captions.csv/run", 1, "run folder cannot be made"),
+        ("run=/proc/nowhere/run", 1, "run folder cannot be made"),
+        (f"run={'x' * 300}", 1, "File name too long"),
+        (f"model={'x' * 300}", 1, "ile name too long"),
+        ("data=nowhere.csv", 1, "does not exist"),
+        ("data=.", 2, "a folder, not a data file"),
+        ("data.test=nowhere.csv", 1, "does not exist"),
+        ("lora.rank=1000000000", 1, "memory is full"),
+    ],
+)
+def test_what_only_the_start_can_tell(word, status, said, tmp_path: Path, captions, cli, quick) -> None:
+    before = captions.read_bytes()
+    cli(*quick(word)).refused(status, said)
+    assert not (tmp_path / "run").exists()
+    assert captions.read_bytes() == before
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path, captions, cli, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.report.trackers.installed", lambda package: False)
+    cli(*quick("track.to=wandb")).refused(2, "not installed", "pip install 'lorgnette[wandb]'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_is_none(tmp_path: Path, captions, cli) -> None:
+    (tmp_path / "odd.yaml").write_text("train: [")
+    (tmp_path / "list.yaml").write_text("- a")
+    (tmp_path / "typo.yaml").write_text("train: {lrr: 1}")
+    cli("train", "coco-captoin").refused(2, "did you mean coco-caption?")
+    cli("train", "captions.csv").refused(2, "a data file, not a recipe", "write data=captions.csv")
+    cli("train", "0.png").refused(2, "recipe cannot be read")
+    cli("train", "odd.yaml").refused(2, "recipe cannot be read", "odd.yaml")
+    cli("train", "list.yaml").refused(2, "not a mapping")
+    cli("train", "typo.yaml").refused(2, "did you mean train.lr?", "typo.yaml")
+    cli("train", "x" * 300).refused(1, "File name too long")
+    cli("train").refused(2, "no data", "data=captions.csv")
+    cli("recipe", "show", "0.png").refused(2, "not a recipe")
+    cli("recipe", "copy", "demo", "captions.csv").refused(2, "file exists")
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path, captions, cli, quick) -> None:
+    assert cli(*quick()).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    cli(*quick()).refused(2, "exists and is not empty", "--resume run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    cli(*quick(run="mine")).refused(2, "exists and is not empty")
+    cli("demo", "--out", "mine").refused(2, "something stands here already")
+    cli("demo", "--out", "captions.csv").refused(2, "something stands here already")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_demo_looks_at_its_words_before_it_draws(tmp_path: Path, cli) -> None:
+    cli("demo", "train.lr=abc").refused(2, "train.lr")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prepare(tmp_path: Path, captions, cli) -> None:
+    cli("prepare", "captions.csv", "--out", "0.png").refused(2, "a file, not a folder")
+    cli("prepare", "captions.csv", "--holdout", 16).refused(2, "there are 16 usable rows")
+    cli("prepare", "captions.csv", "--out", "/proc/nowhere").refused(1, "cannot write")
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data_vl_test.json").write_text("mine")
+    cli("prepare", "captions.csv").refused(2, "with other content")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["data_vl_test.json"]
+    write(tmp_path / "broken.csv", [("0.png", "x"), ("gone.png", "x")])
+    cli("prepare", "broken.csv").refused(1, "row 3: picture is missing", "--on-bad-row skip")
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, quick, monkeypatch) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorgnette.model.load.load", pressed)
+    assert cli(*quick()).status == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_defect_of_ours_keeps_its_traceback(captions, quick, monkeypatch, tmp_path: Path) -> None:
+    """Negative control: what is no person's mistake is not explained away."""
+
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lorgnette.model.load.load", defect)
+    monkeypatch.setattr("sys.argv", ["lorgnette", *quick()])
+    with pytest.raises(ZeroDivisionError):
+        command_line.main()
+
+
+def test_in_a_process_of_its_own(tmp_path: Path, captions: Path, lorgnette: Run, quick) -> None:
+    """The same from outside: nothing but the message is said."""
+    damaged(tmp_path / "3.png")
+    done = lorgnette(*quick())
+    assert done.returncode == 1
+    assert not done.stdout
+    lines = [line for line in done.stderr.splitlines() if "FutureWarning" not in line and "pynvml" not in line]
+    shown = [line for line in lines if not line.startswith(("data ", "imports ", "weights ", "features "))]
+    assert shown[0] == "lorgnette: 2 of 16 rows cannot be used:"
+    assert len(shown) == 4
+    assert not (tmp_path / "run").exists()

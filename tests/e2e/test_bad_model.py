@@ -1,0 +1,248 @@
+"""Models, adapters, runs and places that are broken: one message, status 1 or 2, nothing overwritten, nothing left."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorgnette.report import log
+from lorgnette.train import checkpoints
+
+Change = Callable[[Path], object]
+
+
+def cut(name: str, kept: int) -> Change:
+    return lambda folder: os.truncate(folder / name, kept)
+
+
+def gone(*names: str) -> Change:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def text(name: str, content: str) -> Change:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def edited(name: str, **values: object) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def no_template(folder: Path) -> None:
+    (folder / "chat_template.json").unlink()
+    edited("tokenizer_config.json", chat_template=None)(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shutil.rmtree, "no such checkpoint"),
+        (gone("config.json"), "config.json is missing"),
+        (text("config.json", "{"), "config.json cannot be read"),
+        (edited("config.json", model_type="llama"), "model_type 'llama' is not supported"),
+        (edited("config.json", model_type=["x"]), "is not supported"),
+        (edited("config.json", num_hidden_layers=3), "weights do not fit the model: 12 missing"),
+        (edited("config.json", hidden_size=128), "of another shape"),
+        (edited("config.json", vocab_size="x"), "weights cannot be loaded"),
+        (gone("model.safetensors"), "model.safetensors is missing"),
+        (cut("model.safetensors", 20000), "weights cannot be loaded"),
+        (cut("model.safetensors", 0), "weights cannot be loaded"),
+        (text("model.safetensors", "version https://git-lfs.github.com/spec/v1\n" * 3), "weights cannot be loaded"),
+        (gone("vocab.json"), "tokenizer is missing"),
+        (text("vocab.json", "{"), "tokenizer cannot be read"),
+        (edited("tokenizer_config.json", added_tokens_decoder={}), "tokenizer has no <|image_pad|>"),
+        (gone("preprocessor_config.json"), "preprocessor_config.json is missing"),
+        (edited("preprocessor_config.json", patch_size=0), "preprocessor_config.json cannot be read"),
+        (no_template, "no chat template"),
+        (text("chat_template.json", "{"), "chat_template.json cannot be read"),
+        (text("chat_template.json", '{"chat_template": "{% for"}'), "chat template cannot be read"),
+    ],
+)
+def test_a_broken_model(change: Change, said: str, tmp_path: Path, tiny: Path, captions, cli, quick) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    change(tmp_path / "model")
+    for words in (quick(model="model"), ["predict", "0.png", "--model", "model"]):
+        cli(*words).refused(1, said, "model")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, captions, cli, quick) -> Path:
+    """A run that is done."""
+    assert cli(*quick()).status == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shutil.rmtree, "no adapter here"),
+        (gone("lorgnette.json"), "no adapter here: lorgnette.json is missing"),
+        (text("lorgnette.json", "{"), "lorgnette.json"),
+        (edited("lorgnette.json", encode={"size": "big"}), "lorgnette.json"),
+        (edited("lorgnette.json", model="/gone"), "the adapter's base model is gone"),
+        (edited("lorgnette.json", fingerprint="0"), "other weights than the adapter was trained on"),
+        (edited("lorgnette.json", chat_template="x"), "another chat template"),
+        (gone("adapter_model.safetensors"), "adapter_model.safetensors is missing"),
+        (cut("adapter_model.safetensors", 500), "adapter cannot be read"),
+        (cut("adapter_model.safetensors", 0), "adapter cannot be read"),
+        (text("adapter_config.json", "{}"), "adapter_config.json"),
+        (edited("adapter_config.json", r=4), "adapter does not fit the model"),
+        (edited("adapter_config.json", target_modules=["q_proj"]), "4 of 4 adapter tensors match the model"),
+    ],
+)
+def test_a_broken_adapter(change: Change, said: str, trained: Path, cli) -> None:
+    change(trained / "adapter")
+    cli("predict", "0.png", "--adapter", "run/adapter").refused(1, said)
+    cli("compare", "run/adapter", "captions.csv").refused(1, said)
+    assert not Path("compare.html").exists()
+
+
+def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
+    cli("predict", "0.png", "--adapter", "run/adapter", "--model", "demo").refused(1, "other weights", "--model")
+    cli("predict", "0.png", "--adapter", "run").refused(1, "no adapter here", "name a run's `adapter` folder")
+
+
+def test_what_to_answer_is_looked_at_before_weights_are_read(
+    tmp_path: Path, tiny: Path, captions, cli, monkeypatch
+) -> None:
+    monkeypatch.setattr("lorgnette.model.load.load", lambda *_: pytest.fail("weights were read"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("a cat")
+    (tmp_path / "mixed").mkdir()
+    shutil.copy(tmp_path / "0.png", tmp_path / "mixed" / "a.png")
+    (tmp_path / "mixed" / "b.png").touch()
+    with (tmp_path / "broken.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image_path", "caption"), ("0.png", "x"), ("gone.png", "x"), ("1.png", "")])
+    (tmp_path / "none.csv").write_text("image_path,caption\n")
+    for source, *said in (
+        ("empty", "no picture in this folder"),
+        ("notes.txt", "not a picture"),
+        ("nowhere", "does not exist"),
+        ("mixed", "1 of 2 rows", "b.png", "zero bytes"),
+        ("broken.csv", "2 of 3 rows", "row 3: picture is missing", "row 4: the caption is empty"),
+        ("none.csv", "there are no rows"),
+    ):
+        cli("predict", source, "--model", tiny).refused(1, source, *said)
+    cli("predict", "0.png", "--both", "--model", tiny).refused(2, "--both compares with an adapter", "--adapter")
+    before = captions.read_bytes()
+    for out, status, what in (
+        ("captions.csv", 2, "would overwrite what they answer"),
+        ("mixed", 2, "a folder, not a file"),
+        ("captions.csv/x", 1, "cannot write"),
+        ("/proc/nowhere/x", 1, "cannot write"),
+    ):
+        cli("predict", "captions.csv", "--model", tiny, "--out", out).refused(status, what, f"--out {out}")
+    assert captions.read_bytes() == before
+
+
+def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, monkeypatch) -> None:
+    monkeypatch.setattr("lorgnette.model.load.load", lambda *_: pytest.fail("weights were read"))
+    for out, status in (("captions.csv", 2), ("run", 2), ("captions.csv/x.html", 1), ("/proc/nowhere/x.html", 1)):
+        cli("compare", "run/adapter", "captions.csv", "--out", out).refused(status, f"--out {out}")
+    assert captions.read_text().startswith("image_path")
+
+
+@pytest.mark.parametrize(
+    "words", [["--temperature", "nan"], ["--top-p", "nan"], ["--seed", "9" * 30], ["--batch-size", "0"], ["--nope"]]
+)
+def test_options(words: list[str], tiny: Path, captions, cli) -> None:
+    done = cli("predict", "0.png", "--model", tiny, *words)
+    assert done.status == 2
+    assert words[0] in done.err
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) -> None:
+    (tmp_path / "odd").mkdir()
+    try:
+        shutil.copy(tmp_path / "0.png", os.fsencode(tmp_path / "odd") + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system keeps no such name")
+    done = cli("predict", "odd", "--model", tiny, "--max-new-tokens", 2, "--out", "said.jsonl")
+    assert done.status == 0, done.err
+    assert done.out.startswith("\\udcff.png")
+    assert json.loads((tmp_path / "said.jsonl").read_text())["id"] == "\udcff.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        (shutil.rmtree, 2, "no such run folder"),
+        (gone("config.yaml"), 2, "not a run folder"),
+        (text("config.yaml", "a: ["), 2, "config.yaml"),
+        (text("config.yaml", "data: {path: captions.csv, prefix: x}"), 2, "unknown setting data.prefix"),
+        (gone("manifest.json"), 1, "manifest cannot be read"),
+        (text("manifest.json", "[]"), 1, "manifest cannot be read"),
+        (text("log.jsonl", "no record\n{}\n"), 1, "log.jsonl, line 1"),
+        (cut("checkpoints/step-000002/state.pt", 100), 1, "checkpoint cannot be read"),
+        (text("checkpoints/step-000002/state.pt", "no checkpoint " * 50), 1, "checkpoint cannot be read"),
+        (cut("checkpoints/step-000002/adapter_model.safetensors", 100), 1, "adapter cannot be read"),
+    ],
+)
+def test_a_broken_run(change: Change, status: int, said: str, trained: Path, cli) -> None:
+    change(trained)
+    before = sorted(path for path in trained.rglob("*") if path.is_file())
+    cli("train", "--resume", "run").refused(status, said)
+    assert sorted(path for path in trained.rglob("*") if path.is_file()) == before
+
+
+def test_a_resumed_run_keeps_its_settings(trained: Path, cli) -> None:
+    for words in (["train.lr=1"], ["demo"]):
+        done = cli("train", *words, "--resume", "run")
+        assert done.status == 2
+        assert "a resumed run keeps its settings" in done.err
+    assert cli("train", "--resume", "run").status == 0  # all done already: the page is written again
+    (trained / "log.jsonl").unlink()
+    assert cli("train", "--resume", "run").status == 0
+
+
+@pytest.mark.parametrize("at", ["step-000001", "step-000002", "adapter", "predictions.jsonl", "report.html"])
+def test_a_disk_that_is_full_at_the_last_moment(at: str, tmp_path, captions, cli, quick, monkeypatch) -> None:
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        cli(*quick()).refused(1, "No space left on device", at, "free some space")
+    assert not (tmp_path / "run" / at).exists()
+    assert not list((tmp_path / "run").rglob("*.part"))
+    done = cli("train", "--resume", "run")
+    assert done.status == 0, done.err
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("size", ["size=8k", "size=60k", "size=130k", "size=200k"])
+def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
+    """Wherever it is cut short, what stands there is whole, and with more room the run goes on to its end."""
+    run = volume(size) / "run"
+    cli(*quick(run=run)).refused(1, "No space left on device", str(run))
+    assert not (run / "adapter").exists()
+    assert not list(run.rglob("*.part"))
+    for checkpoint in run.glob("checkpoints/*"):
+        assert checkpoints.restore(checkpoint, __import__("torch").device("cpu"))
+    volume("size=4m")
+    done = cli("train", "--resume", run)
+    assert done.status == 0, done.err
+    assert [record["step"] for record in log.read(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
+
+
+def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:
+    place = volume("ro,size=1m")
+    cli(*quick(run=place / "run")).refused(1, "run folder cannot be made")
+    cli("prepare", "captions.csv", "--out", place / "data").refused(1, "cannot write")
+    cli("predict", "0.png", "--model", tiny, "--out", place / "said.jsonl").refused(1, "cannot write")
+    cli("recipe", "copy", "demo", place / "demo.yaml").refused(1, "cannot write")
+    cli("demo", "--out", place / "demo", "--pictures", 8).refused(1, "Read-only")
+    assert not list(place.iterdir())

@@ -1,0 +1,131 @@
+"""What happens beside the training: the log and every tracker get the same; Ctrl-C stops once, then at once."""
+
+import io
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorgnette.report import log
+from lorgnette.report.log import RunLog
+from lorgnette.report.terminal import Terminal
+from lorgnette.report.trackers import Guarded
+from lorgnette.run.job import Job
+from lorgnette.run.watching import Stop, Watching
+from lorgnette.train import checkpoints
+from lorgnette.train.loop import StepReport
+
+REPORT = StepReport(step=10, epoch=0.5, loss=1.25, lr=1e-4, grad_norm=2.5, tokens_per_s=900.4, data_wait=0.1, seconds=2)
+
+
+class Recorder:
+    """A tracker that keeps what it is told; from `fails_at` on it fails."""
+
+    address = None
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.told: list[tuple[int, dict[str, float]]] = []
+        self._fails_at = fails_at
+
+    def start(self, settings: Any) -> None: ...
+
+    def log(self, metrics: Any, step: int) -> None:
+        if self._fails_at is not None and step >= self._fails_at:
+            raise ConnectionError("no network")
+        self.told.append((step, dict(metrics)))
+
+    def predictions(self, rows: Any, step: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@pytest.fixture
+def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[..., tuple[Watching, Path, list[Any]]]]:
+    """watching(tracker, …) → the watcher, its run's folder, and what the bar was told."""
+    logs: list[RunLog] = []
+
+    def made(*trackers: Recorder) -> tuple[Watching, Path, list[Any]]:
+        started = job()
+        advanced: list[Any] = []
+        guarded = [Guarded(f"tracker {i}", tracker, terminal.warn) for i, tracker in enumerate(trackers)]
+
+        def advance(more: int, beside: str = "") -> None:
+            advanced.append((more, beside))
+
+        def save(folder: Path) -> None:
+            (folder / "adapter").write_text("weights")
+
+        logs.append(RunLog(started.folder.log))
+        watcher = Watching(started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal))
+        return watcher, started.folder.path, advanced
+
+    yield made
+    for kept in logs:
+        kept.close()
+
+
+def test_several_trackers_and_the_log_get_the_same(watching: Any, said: io.StringIO) -> None:
+    one, other = Recorder(), Recorder()
+    watcher, run, advanced = watching(one, other)
+    watcher.stepped(10, 1.25)
+    watcher.logged(REPORT)
+    watcher.evaluated(10, 1.5)
+    assert advanced == [(1, "loss 1.250")]
+    assert one.told == other.told
+    assert [(step, sorted(metrics)[:2]) for step, metrics in one.told] == [
+        (10, ["train/data_wait", "train/epoch"]),
+        (10, ["eval/loss"]),
+    ]
+    assert one.told[0][1]["train/loss"] == 1.25
+    records = log.read(run / "log.jsonl")
+    assert [(r["kind"], r["step"], r.get("loss"), r.get("eval_loss")) for r in records] == [
+        ("train", 10, 1.25, None),
+        ("eval", 10, None, 1.5),
+    ]
+    assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in said.getvalue()
+
+
+def test_a_tracker_that_fails_stops_nothing(watching: Any, said: io.StringIO) -> None:
+    failing, healthy = Recorder(fails_at=20), Recorder()
+    watcher, run, _ = watching(failing, healthy)
+    for step in (10, 20, 30):
+        watcher.logged(replace(REPORT, step=step))
+    assert [step for step, _ in healthy.told] == [10, 20, 30]
+    assert [step for step, _ in failing.told] == [10]
+    assert said.getvalue().count("tracker 0 could not log and is off from here: no network") == 1
+    assert [record["step"] for record in log.read(run / "log.jsonl")] == [10, 20, 30]
+
+
+def test_a_checkpoint_is_saved_and_logged(watching: Any) -> None:
+    watcher, run, _ = watching()
+    watcher.checkpoint(7, {"step": 7})
+    step, path = checkpoints.latest(run / "checkpoints") or (0, run)
+    assert step == 7
+    assert (path / "adapter").read_text() == "weights"
+    assert checkpoints.restore(path, torch.device("cpu")) == {"step": 7}
+    assert log.read(run / "log.jsonl")[0]["text"] == "checkpoint step-000007"
+
+
+def test_the_first_ctrl_c_asks_and_the_second_stops(terminal: Terminal, said: io.StringIO) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Stop(terminal) as stop:
+        assert not stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        assert "stopping after this step; Ctrl-C again stops at once" in said.getvalue()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_watcher_passes_it_on(watching: Any) -> None:
+    watcher, _, _ = watching()
+    assert not watcher.stop()
+    with watcher._stop:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert watcher.stop()

@@ -1,0 +1,157 @@
+"""The verbs as they are typed: their names, what they import, and how quickly they answer."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+import lorgnette
+from lorgnette import config
+
+VERBS = ["demo", "prepare", "check", "train", "predict", "compare", "recipe"]
+HEAVY = ("torch", "transformers", "peft")
+LOADED = f"""
+import sys
+from lorgnette.cli import main
+try:
+    main()
+except SystemExit as stopped:
+    assert not stopped.code, stopped.code
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def python(*words: object, at: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=at, capture_output=True, text=True, errors="replace", timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    for i in range(3):
+        PIL.Image.new("RGB", (40, 40), (i * 80, 0, 0)).save(tmp_path / f"{i}.png")
+    path = tmp_path / "captions.csv"
+    path.write_text("image_path,caption\n0.png,black\n1.png,dark red\n2.png,red\n")
+    return path
+
+
+def test_the_verbs(cli) -> None:
+    """Frozen: whoever renames one breaks scripts. In the order of the work."""
+    listed = cli("--help").out.partition("Commands:")[2].splitlines()
+    assert [line.split()[0] for line in listed if line.strip() and not line.startswith("   ")] == VERBS
+
+
+def test_every_verb_explains_itself(cli) -> None:
+    for verb in VERBS:
+        done = cli(verb, "--help")
+        assert done.status == 0
+        assert done.out.startswith(f"Usage: lorgnette {verb} ")
+    assert cli("recipe", "copy", "-h").status == 0
+
+
+def test_no_word_at_all_is_a_question_for_help(cli) -> None:
+    done = cli()
+    assert done.status == 2
+    assert "Commands:" in done.out + done.err
+
+
+def test_a_verb_there_is_not(cli) -> None:
+    done = cli("trian")
+    assert done.status == 2
+    assert "Did you mean 'train'?" in done.err
+
+
+def test_version(cli) -> None:
+    assert cli("--version").out == f"lorgnette {lorgnette.__version__}\n"
+
+
+def test_as_a_module() -> None:
+    done = python("-m", "lorgnette", "--version")
+    assert (done.returncode, done.stdout) == (0, f"lorgnette {lorgnette.__version__}\n")
+
+
+def test_help_answers_within_a_second() -> None:
+    """The best of a few: other work on this machine must not fail it."""
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        done = python("-m", "lorgnette", "--help")
+        seconds.append(time.perf_counter() - begun)
+        assert done.returncode == 0
+        if seconds[-1] < 1:
+            break
+    assert min(seconds) < 1, seconds
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["recipe", "list"],
+        ["check", "captions.csv"],
+        ["prepare", "captions.csv", "--holdout", "1"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_needs_no_weights_imports_no_torch(words: list[str], captions: Path) -> None:
+    done = python("-c", LOADED, *words, at=captions.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_settings() -> None:
+    """Frozen: each is named in somebody's recipe."""
+    assert config.names() == [
+        "model", "run", "seed", "device", "dtype",
+        "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.rows",
+        "encode.size", "encode.image_tokens", "encode.end_token", "encode.max_tokens",
+        "lora.rank", "lora.alpha", "lora.dropout", "lora.rslora", "lora.targets", "lora.towers",
+        "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.pass_tokens", "train.lr",
+        "train.schedule", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.log_steps",
+        "train.save_steps", "train.eval_steps",
+        "predict.max_new_tokens", "predict.batch_size",
+        "track.to", "track.project", "track.experiment",
+    ]  # fmt: skip
+
+
+def test_recipes(tmp_path: Path, cli) -> None:
+    listed = cli("recipe", "list")
+    assert listed.status == 0
+    assert "coco-caption " in listed.out
+    shown = cli("recipe", "show", "coco-caption")
+    assert shown.out.startswith("# ")
+    assert cli("recipe", "copy", "coco-caption").out == "coco-caption.yaml\n"
+    assert cli("recipe", "copy", "coco-caption", "mine.yaml").status == 0
+    assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == shown.out
+    assert cli("recipe", "show", "mine.yaml").out == shown.out
+    cli("recipe", "copy", "coco-caption").refused(2, "file exists", "coco-caption.yaml")
+    cli("recipe", "show", "coco-capton").refused(2, "did you mean coco-caption?")
+
+
+def test_check_says_what_is_there(captions: Path, cli) -> None:
+    done = cli("check", "captions.csv")
+    assert done.status == 0
+    assert not done.out
+    assert done.err.splitlines() == [
+        "rows       3, 3 usable, 0 broken",
+        "pictures   3, used 3 times",
+        "sizes      40×40 to 40×40 pixels",
+        "answers    3 to 8 characters, 5 on average",
+    ]
+
+
+def test_a_letter_the_terminal_has_not(captions: Path) -> None:
+    """A terminal of an older code page gets it written out."""
+    captions.rename(captions.with_name("图.csv"))
+    code = "import sys; sys.stderr.reconfigure(encoding='latin-1'); from lorgnette.cli import main; main()"
+    done = python("-c", code, "check", "图.csv", "--rows", "9", at=captions.parent)
+    assert done.returncode == 0, done.stderr
+    done = python("-c", code, "check", "图片.csv", at=captions.parent)
+    assert done.returncode == 1
+    assert "\\u56fe\\u7247.csv" in done.stderr
