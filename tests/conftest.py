@@ -10,8 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import settings
 
 from lorgnette.types import Example, Picture, Turn
+
+settings.register_profile("house", deadline=None)  # a busy machine is no fault
+settings.load_profile("house")
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

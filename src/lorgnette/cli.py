@@ -64,8 +64,11 @@ def demo(
 
 @app.command()
 def prepare(
-    source: DataPath,
-    out: Annotated[Path, typer.Option(help="folder the JSON files are written to")] = Path("data"),
+    source: Annotated[
+        Path,
+        typer.Argument(help="a data file or folder of any form, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder the files are written to")] = Path("data"),
     prompt: Prompt = "COCO Yes:",
     holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
     split: Annotated[
@@ -73,14 +76,25 @@ def prepare(
         typer.Option(help="picture: no picture in both parts; tail: literally the last rows"),
     ] = "picture",
     rows: Rows = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="so many rows, drawn fairly")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 0,
+    to: Annotated[
+        Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the form to write")
+    ] = "json",
+    name: Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")] = None,
+    images_from: Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")] = None,
+    image_column: Annotated[str | None, typer.Option(help="the column with pictures, where in doubt")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="the column with captions, where in doubt")] = None,
     on_bad_row: OnBadRow = "error",
 ) -> None:
-    """A source → conversations JSON, split into a training and a test part."""
+    """A source → conversations JSON (or another form), split into a training and a test part."""
     from lorgnette import run
 
     run.prepare(
-        source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, on_bad_row=on_bad_row, console=console
-    )
+        source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, sample=sample, seed=seed, to=to, name=name,
+        images_from=images_from, image_column=image_column, caption_column=caption_column, on_bad_row=on_bad_row,
+        console=console,
+    )  # fmt: skip
 
 
 @app.command()
@@ -172,6 +186,17 @@ def compare(
     )
 
 
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5092,
+) -> None:
+    """SwanLab's local dashboard of a run, until Ctrl-C."""
+    from lorgnette import run
+
+    run.watch(folder, port=port, console=console)
+
+
 app.add_typer(recipes, name="recipe")
 
 
@@ -209,7 +234,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="lorgnette")
     except LorgnetteError as error:
         Terminal(console).fail(f"lorgnette: {error}")
         sys.exit(error.exit_status)

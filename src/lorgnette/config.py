@@ -47,7 +47,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    path: Path | None = Field(None, description="the examples: a CSV, a conversations JSON, a messages JSON or JSONL")
+    path: Path | None = Field(
+        None, description="the examples: a data file or folder of any form (docs/data.md), hf:NAME or modelscope:NAME"
+    )
     test: Path | None = Field(
         None, description="held-out examples in a file of their own; else `holdout` are split off"
     )
@@ -60,6 +62,9 @@ class Data(Section):
         "error", description="error: refuse to start over broken rows; skip: leave them out and name each"
     )
     rows: PositiveInt | None = Field(None, description="use the first so many rows only")
+    images_from: str | None = Field(
+        None, description="a folder, a zip or an address where pictures are looked for by their file name"
+    )
 
 
 class Encode(Section):
@@ -104,11 +109,17 @@ class Train(Section):
     log_steps: PositiveInt = Field(10, description="steps between two lines of the log (the first is always logged)")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last is always saved)")
     eval_steps: PositiveInt | None = Field(None, description="steps between two eval losses; null: after each epoch")
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many eval losses without a new best; null: train to the end"
+    )
 
 
 class Predict(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
     batch_size: PositiveInt = Field(32, description="examples answered at once")
+    size: Literal["trained", "native"] = Field(
+        "trained", description="trained: pictures as in training; native: as large as they are, as the tutorial tests"
+    )
 
 
 class Track(Section):
@@ -120,7 +131,12 @@ class Track(Section):
 
 
 class Settings(Section):
-    model: str = Field("Qwen/Qwen2-VL-2B-Instruct", description="a checkpoint's folder; `demo` is the built-in model")
+    model: str = Field(
+        "Qwen/Qwen2-VL-2B-Instruct", description="a name on a hub, or a folder; `demo` is the built-in model"
+    )
+    model_source: Literal["auto", "hf", "modelscope"] = Field(
+        "auto", description="the hub a name is looked up on; auto: whichever has it, cached ones first"
+    )
     run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
     seed: int = Field(0, ge=0, lt=2**63, description="of the order of examples, the adapter's start and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
@@ -196,7 +212,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def dump(settings: Settings) -> str:
     """The whole tree as YAML, which `read_recipe` and `load` read back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    folds = "\x85" in settings.model_dump_json()  # PyYAML reads this line break as a space unless it is escaped
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=not folds)
 
 
 def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -37,8 +37,27 @@ def settings(name: str | None = None, words: Iterable[str] = (), **values: Any) 
 
     `settings("coco-caption", ["train.lr=1e-4"], model="demo", data="captions.csv")`
     """
-    tree = read_recipe(find(name)) if name else {}
+    tree = _tree(find(name)) if name else {}
     return load(tree, words, values=values, where=name or "settings")
+
+
+def _tree(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's tree laid over that of the recipe it `inherits`."""
+    tree = read_recipe(path)
+    if "inherits" not in tree:
+        return tree
+    parent = find(str(tree.pop("inherits")))
+    if parent in (path, *heirs):
+        raise UsageError("a recipe inherits itself", where=str(path), remedy="remove the line `inherits`")
+    under = _tree(parent, (path, *heirs))
+    sections = {
+        name: {**under[name], **tree[name]} for name in under.keys() & tree.keys() if _both_maps(under, tree, name)
+    }
+    return {**under, **tree, **sections}
+
+
+def _both_maps(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+    return isinstance(one[name], dict) and isinstance(other[name], dict)
 
 
 def text(name: str) -> str:

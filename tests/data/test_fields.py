@@ -3,13 +3,14 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data import fields
-from lorgnette.errors import LorgnetteError
+from lorgnette.data.shelf import NoPlaceError
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.types import Example, Problem
 
 PLACE = fields.Place(Path("/data/a.jsonl"), 7, 3)
 
 
 def test_place() -> None:
-    assert PLACE.folder == Path("/data")
     assert PLACE.id == "identity_3"
     problem = PLACE.problem(LorgnetteError("wrong", where="b.jpg", remedy="right it"))
     assert (problem.row, problem.what, problem.remedy) == (7, "wrong (b.jpg)", "right it")
@@ -44,41 +45,37 @@ def test_identity() -> None:
 
 
 def test_keys_that_would_be_lost() -> None:
-    fields.must_be_read({"id": 1, "video": None, "note": "x"}, ("id",), ("video",))
-    with pytest.raises(LorgnetteError, match="'video'"):
-        fields.must_be_read({"id": 1, "video": "a.mp4"}, ("id",), ("video",))
+    fields.must_be_read({"id": 1, "video": None, "note": "x"}, ("id",), ("video", "tools"))
+    with pytest.raises(LorgnetteError, match="'video'; only pictures and text can be learned from"):
+        fields.must_be_read({"id": 1, "video": "a.mp4"}, ("id",), ("video", "tools"))
+    with pytest.raises(LorgnetteError, match="'tools', which this form does not read"):
+        fields.must_be_read({"id": 1, "tools": ["x"]}, ("id",), ("video", "tools"))
 
 
-@pytest.mark.parametrize(
-    ("written", "path"),
-    [
-        ("a.jpg", "/data/a.jpg"),
-        (" ./b/../a.jpg ", "/data/a.jpg"),
-        ("/elsewhere/a.jpg", "/elsewhere/a.jpg"),
-        ("~/a.jpg", "/data/~/a.jpg"),
-        ("file:///x/a%20b.jpg", "/x/a b.jpg"),
-        ("图像 space,comma.jpg", "/data/图像 space,comma.jpg"),
-        ("C:/a.jpg", "/data/C:/a.jpg"),
-    ],
-)
-def test_paths(written: str, path: str) -> None:
-    assert fields.picture(written, Path("/data")).path == Path(path)
+def test_a_row_is_its_examples_or_its_problem() -> None:
+    good = Example("1", (), PLACE.source, 7)
+    assert list(PLACE.judged(lambda: [good, good])) == [good, good]
+
+    def broken() -> list[Example]:
+        raise LorgnetteError("wrong", remedy="right it")
+
+    assert list(PLACE.judged(broken)) == [Problem(PLACE.source, 7, "wrong", "right it")]
+
+    def full() -> list[Example]:
+        raise NoPlaceError("no space left")
+
+    with pytest.raises(NoPlaceError):  # the disk, not the row
+        list(PLACE.judged(full))
 
 
-@pytest.mark.parametrize("written", ["", "  ", "a\0b", "https://host/a.jpg", "data:image/png;base64," + "A" * 99])
-def test_what_is_no_path(written: str) -> None:
-    with pytest.raises(LorgnetteError) as caught:
-        fields.picture(written, Path("/data"))
-    assert len(caught.value.what) < 120
-    assert caught.value.remedy
+def test_places_follow_each_other() -> None:
+    places = fields.places(Path("/data/a.csv"), fields.Asked(prompt="q"))
+    one, two = places.next(5), places.next()
+    assert (one.row, one.number, two.row, two.number, two.prompt) == (5, 1, 2, 2, "q")
+    assert one.picture("a.jpg", "x").path == Path("/data/a.jpg")
 
 
-def test_the_other_folder_serves_where_the_first_has_nothing(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for folder in (one, other):
-        folder.mkdir()
-    (other / "a.jpg").touch()
-    assert fields.picture("a.jpg", one, or_folder=other).path == other / "a.jpg"
-    assert fields.picture("b.jpg", one, or_folder=other).path == one / "b.jpg"
-    (one / "a.jpg").touch()
-    assert fields.picture("a.jpg", one, or_folder=other).path == one / "a.jpg"
+def test_a_name_needs_parts() -> None:
+    assert fields.Asked().unnamed(Path("a.csv")) == fields.Asked()
+    with pytest.raises(UsageError, match="'val'"):
+        fields.Asked(name="val").unnamed(Path("a.csv"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorgnette.data import prepare, read
+from lorgnette.data import EXPORTS, To, prepare, read
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
 
@@ -152,6 +152,44 @@ def test_csv_to_json_and_back_keeps_every_character(texts: list[str]) -> None:
         made = prepare(path, folder / "out", holdout=0)
         assert content(made.all) == content(path)
         assert [row.reference for row in read(made.all) if isinstance(row, Example)] == texts
+
+
+@pytest.mark.parametrize("to", ["csv", "llava", "llama-factory", "swift", "openai"])
+def test_other_forms(captions: Path, tmp_path: Path, to: To) -> None:
+    made = prepare(captions, tmp_path / "out", to=to, holdout=2)
+    suffix = EXPORTS[to].suffix
+    assert [path.name for path in (made.all, made.train, made.test)] == [
+        f"data_vl{part}{suffix}" for part in ("", "_train", "_test")
+    ]
+    assert (made.train_rows, made.test_rows, made.tidied) == (4, 2, 0)
+    texts = [row.reference for row in read(captions) if isinstance(row, Example)]
+    assert [row.reference for row in read(made.all) if isinstance(row, Example)] == texts
+    assert [row.reference for row in read(made.train) if isinstance(row, Example)] == texts[:4]
+    if to == "llama-factory":
+        info = tmp_path / "out" / "dataset_info.json"
+        assert [row.reference for row in read(info, name="data_vl_test") if isinstance(row, Example)] == texts[4:]
+    assert prepare(captions, tmp_path / "out", to=to, holdout=2) == made
+
+
+def test_a_sample_and_pictures_from_elsewhere(
+    picture: Callable[..., Path], table: Callable[..., Path], tmp_path: Path
+) -> None:
+    for i in range(30):
+        picture(f"else/{i}.png", colour=(i, 0, 0))
+    path = table([(f"{i}.png", str(i)) for i in range(30)])
+    made = prepare(path, tmp_path / "out", holdout=1, sample=5, seed=3, images_from=tmp_path / "else")
+    again = prepare(path, tmp_path / "again", holdout=1, sample=5, seed=3, images_from=tmp_path / "else")
+    assert made.train_rows == 4
+    assert content(made.all) == content(again.all)
+    assert max(int(row.reference) for row in read(made.all) if isinstance(row, Example)) > 10
+
+
+def test_pictures_inside_the_source_lie_beside_what_is_written(captions: Path, tmp_path: Path) -> None:
+    openai = prepare(captions, tmp_path / "openai", to="openai", holdout=1).all
+    made = prepare(openai, tmp_path / "out", holdout=1)
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 6
+    assert not (tmp_path / "openai" / "data_vl.jsonl.pictures").exists()
+    assert [turns for _, turns in content(made.all)] == [turns for _, turns in content(made.train) + content(made.test)]
 
 
 def test_the_real_captions(shared: Path, tmp_path: Path) -> None:

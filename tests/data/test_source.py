@@ -30,7 +30,7 @@ def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path)
     assert (one.reference, two.reference, two.id) == ("a", "b", "identity_2")
     assert isinstance(three, Problem)
     assert isinstance(four, Problem)
-    assert "'query'" in three.what
+    assert "the answer is null" in three.what
     assert "text, not an object" in four.what
 
 
@@ -70,6 +70,19 @@ def test_rows_are_limited(table: Callable[..., Path]) -> None:
     path = table([("a.jpg", ""), ("b.jpg", "b"), ("c.jpg", "c")])
     assert [row.row for row in read(path, rows=2)] == [2, 3]
     assert len(list(read(path, rows=9))) == 3
+
+
+def test_a_fair_sample_keeps_the_order(table: Callable[..., Path]) -> None:
+    path = table([(f"{i}.jpg", f"{i}" if i % 2 else "") for i in range(200)])
+
+    def drawn(**asked: int) -> list[int]:
+        return [row.row for row in read(path, **asked)]  # type: ignore[arg-type]
+
+    assert len(drawn(sample=20)) == 20
+    assert drawn(sample=20) == sorted(drawn(sample=20)) == drawn(sample=20, seed=0) != drawn(sample=20, seed=1)
+    assert max(drawn(sample=20)) > 100
+    assert max(drawn(sample=5, rows=10)) <= 11  # of the first ten
+    assert drawn(sample=500) == drawn()
 
 
 def test_a_long_file_is_not_read_ahead(tmp_path: Path) -> None:
@@ -113,8 +126,9 @@ def test_what_cannot_be_a_source_is_told_at_once(
 
 
 def test_rows_must_be_some(table: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError):
-        read(table([]), rows=0)
+    for asked in ({"rows": 0}, {"sample": 0}):
+        with pytest.raises(UsageError, match="is 0"):
+            read(table([]), **asked)  # type: ignore[arg-type]
 
 
 def test_a_relative_source_gives_absolute_pictures(table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +177,3 @@ def test_real_inputs(shared: Path) -> None:
         rows = list(read(shared / name))
         assert len(rows) == count
         assert all(isinstance(row, Example) for row in rows)
-    for path in (shared / "formats").rglob("*.json*"):
-        rows = list(read(path))
-        assert len(rows) == 3
-        assert all(isinstance(row, Example) == (path.name == "conversations.jsonl") for row in rows)

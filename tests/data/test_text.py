@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.text import json_list, json_value, kind, lines
+from lorgnette.data.text import decoded, json_file, json_value, kind, lines
 from lorgnette.errors import LorgnetteError
 
 
@@ -42,25 +42,29 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     [
         (b'[{"a": 1},\n {"b" 2}]', "line 2, column 7", "correct"),
         (b'{"a": 1}\n{"a": 2}', "Extra data at line 2, column 1", ".jsonl"),
-        (b'{"images": [], "annotations": []}', "an object with the keys 'images', 'annotations'", "list"),
-        (b"3", "a number", "list"),
         (b"", "line 1, column 1", "correct"),
         (b"[" * 100_000, "nested too deeply", "correct"),
         (b"[" + b"9" * 5000 + b"]", "broken JSON", "correct"),
         (b'["\xff"]', "not UTF-8", "UTF-8"),
     ],
 )
-def test_what_is_not_a_json_list(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
+def test_what_is_not_json(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
     path = file(tmp_path, content)
     with pytest.raises(LorgnetteError) as caught:
-        json_list(path)
+        json_file(path)
     assert what in caught.value.what
     assert str(path) in (caught.value.where or "")
     assert remedy in (caught.value.remedy or "")
 
 
 def test_values_and_their_names(tmp_path: Path) -> None:
-    assert json_list(file(tmp_path, b"[1, null]")) == [1, None]
+    assert json_file(file(tmp_path, b"[1, null]")) == [1, None]
     assert json_value('{"a": "\\u00e9"}') == {"a": "é"}
     named = [kind(value) for value in (None, True, 1, 1.5, "", [], {})]
     assert named == ["null", "true or false", "a number", "a number", "text", "a list", "an object"]
+
+
+def test_a_small_text_in_one_piece() -> None:
+    assert decoded("\ufeffé\n".encode(), "a.txt") == "é\n"
+    with pytest.raises(LorgnetteError, match=r"a\.txt is not UTF-8: byte 2"):
+        decoded(b"a\xe9", "a.txt")

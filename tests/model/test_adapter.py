@@ -53,11 +53,17 @@ def test_a_fresh_adapter_is_its_seeds_and_says_nothing(loaded: Callable[[], Any]
 
 
 def test_only_the_adapter_is_trained(loaded: Callable[[], Any]) -> None:
-    model = adapter.attach(loaded().to(torch.bfloat16), FAMILY, Lora(rank=4, rslora=True), seed=0)
+    model = adapter.attach(loaded().to(torch.bfloat16), FAMILY, Lora(rank=4), seed=0)
     state = adapter_state(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(state)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    assert next(iter(model.peft_config.values())).use_rslora
+
+
+def test_the_settings_are_pefts(loaded: Callable[[], Any]) -> None:
+    lora = Lora(rank=3, alpha=7, dropout=0.25, rslora=True, targets=("v_proj",), towers=("language",))
+    config = adapter.attach(loaded(), FAMILY, lora, seed=0).peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 7, 0.25, True)
+    assert config.target_modules == FAMILY.target_pattern(("v_proj",), ("language",))
 
 
 def test_what_is_saved_comes_back(saved: Path, tuned: Any, loaded: Callable[[], Any], contract: Contract) -> None:

@@ -8,45 +8,44 @@ import torch
 
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
-from lorgnette.run.opened import BUILT_IN, Asked, checkpoint_of, contract_of, enough_memory
+from lorgnette.report.terminal import Terminal
+from lorgnette.run.opened import Asked, contract_of, enough_memory
+
+TERMINAL = Terminal()
 
 
 @pytest.fixture
 def adapter(chosen: Callable[..., Settings], tmp_path: Path) -> Path:
     """What stands beside an adapter's weights: `lorgnette.json`."""
     settings = chosen("data.prompt=What?", "encode.size=56")
-    asked = Asked.of(settings.model, None)
+    asked = Asked.of(settings.model, None, TERMINAL)
     folder = tmp_path / "adapter"
     folder.mkdir()
     contract_of(settings, asked.checkpoint, asked.encoder).write(folder)
     return folder
 
 
-def test_demo_is_the_built_in_model() -> None:
-    assert checkpoint_of("demo").folder == BUILT_IN
-
-
 def test_an_adapter_brings_its_base_and_its_encoding(adapter: Path, tiny: Path) -> None:
-    asked = Asked.of(None, adapter)
+    asked = Asked.of(None, adapter, TERMINAL)
     assert asked.checkpoint.folder == tiny.resolve()
     assert asked.encoder.rule.size == (56, 56)
     assert asked.contract is not None
     assert asked.contract.prompt == "What?"
-    assert Asked.of(str(tiny), None).encoder.rule.size == (280, 280)
+    assert Asked.of(str(tiny), None, TERMINAL).encoder.rule.size == (280, 280)
 
 
 def test_a_base_model_that_has_moved(adapter: Path, tiny: Path, tmp_path: Path) -> None:
     file = adapter / "lorgnette.json"
     file.write_text(file.read_text().replace(str(tiny.resolve()), "/gone"))
     with pytest.raises(LorgnetteError, match=r"the adapter's base model is gone · /gone · .*--model"):
-        Asked.of(None, adapter)
-    assert Asked.of(str(tiny), adapter).base == str(tiny)
+        Asked.of(None, adapter, TERMINAL)
+    assert Asked.of(str(tiny), adapter, TERMINAL).base == str(tiny)
     with pytest.raises(LorgnetteError, match=r"other weights .* was trained on /gone: give that with --model"):
-        Asked.of("demo", adapter)
+        Asked.of("demo", adapter, TERMINAL)
 
 
 def test_an_untuned_model_answers(tiny: Path) -> None:
-    opened = Asked.of(str(tiny), None).opened("cpu")
+    opened = Asked.of(str(tiny), None, TERMINAL).opened("cpu")
     assert not opened.model.training
     assert not any(p.requires_grad for p in opened.model.parameters())
 

@@ -1,9 +1,10 @@
 """Room 1: source → Example. Reads data files and pictures, and says what is wrong with them.
 
-    read(path)         a CSV, JSON or JSONL file → Example or Problem, row by row
+    read(path)         a data file or folder of any form → Example or Problem, row by row
     pictures_of(path)  a picture or a folder of pictures → prompts without answers
     check(rows)        → Report, from text and picture headers only
     usable(rows)       → the examples to go on with, or an error that lists what to fix
+    export(rows, …)    → a file in a form that others read
     prepare(…)         any source → the tutorial's data_vl.json and its train and test parts
     header, verified   a picture's size as seen · the same, and that it was not cut off
     load               a picture's pixels: upright 8-bit RGB on white
@@ -12,20 +13,27 @@ Knows nothing about tokens, models or devices, and imports neither torch nor tra
 """
 
 from lorgnette.data.check import Lengths, OnBadRow, Report, check, refusal, usable
+from lorgnette.data.export import Exported, export
+from lorgnette.data.fields import PROMPT
+from lorgnette.data.forms import EXPORTS, To
 from lorgnette.data.pictures import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
-from lorgnette.data.source import PROMPT, pictures_of, read
+from lorgnette.data.source import pictures_of, read
 from lorgnette.data.split import Split, parts
 
 __all__ = [
+    "EXPORTS",
     "PROMPT",
     "SUFFIXES",
+    "Exported",
     "Lengths",
     "OnBadRow",
     "Prepared",
     "Report",
     "Split",
+    "To",
     "check",
+    "export",
     "header",
     "load",
     "parts",

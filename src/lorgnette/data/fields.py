@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorgnette.data.shelf import NoPlace, Shelf
+from lorgnette.data.shelf import NoPlaceError, Shelf
 from lorgnette.data.text import kind
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Picture, Problem
@@ -60,8 +60,16 @@ class Place(NamedTuple):
         return f"identity_{self.number}"
 
     def picture(self, text: object, name: str, *, or_folder: Path | None = None) -> Picture:
-        shelf = self.shelf or Shelf(self.source)
-        return shelf.picture(string(text, name), or_folder=or_folder)
+        """A picture by its path (or data URI) as written under `name`."""
+        return self._shelf.picture(string(text, name), or_folder=or_folder)
+
+    def laid(self, content: bytes, suffix: str) -> Picture:
+        """A picture from its bytes."""
+        return self._shelf.laid(content, suffix)
+
+    @property
+    def _shelf(self) -> Shelf:
+        return self.shelf or Shelf(self.source)
 
     def problem(self, error: LorgnetteError) -> Problem:
         what = error.what if error.where is None else f"{error.what} ({error.where})"
@@ -71,7 +79,7 @@ class Place(NamedTuple):
         """The examples made of this row, or its Problem."""
         try:
             yield from make()
-        except NoPlace:
+        except NoPlaceError:
             raise
         except LorgnetteError as error:
             yield self.problem(error)

@@ -1,49 +1,76 @@
-"""A data file of any form → its examples, one by one; a folder of pictures → prompts.
+"""A source of any form → its examples, one by one; a folder of pictures → prompts.
 
-Knows nothing about what the rows mean: each form has its own module. Every row of the file comes out, as an Example
-or as a Problem; only empty lines are no rows. CSV and JSONL are read line by line, JSON as a whole.
+Knows nothing about what the rows mean: the forms do. Every row of the source comes out, as an Example or as a Problem;
+only empty lines are no rows. CSV, JSONL and tars are read row by row, JSON as a whole.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from lorgnette.data import conversations, fields, messages, table
+from lorgnette.data import fields
+from lorgnette.data.fields import PROMPT, Row
+from lorgnette.data.forms import FILES, folder
 from lorgnette.data.pictures import SUFFIXES, verified
-from lorgnette.data.text import json_list, json_value, kind, lines
+from lorgnette.data.sample import sampled
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Example, Picture, Problem, Turn
+from lorgnette.types import Example, Picture, Turn
 
-PROMPT = "COCO Yes:"
-"""The tutorial's."""
-_FORMS: dict[str, Callable[[Mapping[str, Any], fields.Place], Example]] = {
-    "conversations": conversations.example,
-    "messages": messages.example,
-}
-_SUPPORTED = ".csv (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages')"
+_SUPPORTED = (
+    ".csv (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's annotations, "
+    "dataset_info.json), .tar (WebDataset), or a folder of pictures with metadata.csv or .txt files"
+)
 
 
-def read(path: Path, *, prompt: str = PROMPT, rows: int | None = None) -> Iterator[Example | Problem]:
-    """The first `rows` rows of a data file, or all. `prompt` is the user's text where the form has none (CSV)."""
-    if rows is not None and rows < 1:
-        raise UsageError(f"rows is {rows}", remedy="ask for at least one row, or leave rows out for all")
+def read(
+    path: Path,
+    *,
+    prompt: str = PROMPT,
+    rows: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    images_from: Path | None = None,
+    pictures_to: Path | None = None,
+) -> Iterator[Row]:
+    """The rows of a data file or folder.
+
+    prompt: the user's text where the form has none (captions).
+    rows: the first so many; sample: so many of these, drawn fairly by `seed`, in the source's order.
+    name: the part of a source that has several: an entry of dataset_info.json, a split of dataset_coco.json.
+    images_from: a folder or zip in which pictures are looked up first, by path as written, then by file name.
+    pictures_to: where pictures that lie inside the source or a zip are laid down; else a folder beside it,
+    `<file>.pictures`.
+    """
+    for what, count in (("rows", rows), ("sample", sample)):
+        if count is not None and count < 1:
+            raise UsageError(f"{what} is {count}", remedy=f"ask for at least one row, or leave {what} out for all")
     path = Path(os.path.abspath(path))
     _must_be_there(path)
+    asked = fields.Asked(prompt, name, images_from, pictures_to, seed)
+    found = islice(_opened(path, asked), rows)
+    return found if sample is None else _drawn(found, sample, seed)
+
+
+def _drawn(rows: Iterator[Row], sample: int, seed: int) -> Iterator[Row]:
+    yield from sampled(rows, sample, seed)
+
+
+def _opened(path: Path, asked: fields.Asked) -> Iterator[Row]:
     if path.is_dir():
-        raise UsageError("a folder, not a data file", where=str(path), remedy=f"name a file in it: {_SUPPORTED}")
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return islice(table.examples(path, prompt=prompt), rows)
-    if suffix == ".json":
-        return islice(_listed(path), rows)
-    if suffix == ".jsonl":
-        return islice(_lined(path), rows)
-    raise UsageError(f"data files of type {suffix or '(none)'!r} cannot be read", where=str(path), remedy=_SUPPORTED)
+        return folder.examples(path, asked)
+    form = FILES.get(path.suffix.lower())
+    if form is None:
+        raise UsageError(
+            f"data files of type {path.suffix.lower() or '(none)'!r} cannot be read",
+            where=str(path),
+            remedy=f"give {_SUPPORTED}",
+        )
+    return form(path, asked)
 
 
-def pictures_of(path: Path, *, prompt: str = PROMPT) -> Iterator[Example | Problem]:
+def pictures_of(path: Path, *, prompt: str = PROMPT) -> Iterator[Row]:
     """A picture, or the pictures right in a folder by name: each with the prompt, and no answer yet.
 
     Files of other suffixes and hidden ones (.DS_Store, ._a.jpg) are no pictures. `row` is the place in that order.
@@ -58,7 +85,7 @@ def pictures_of(path: Path, *, prompt: str = PROMPT) -> Iterator[Example | Probl
     return _prompts(found, path, prompt)
 
 
-def _prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Example | Problem]:
+def _prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Row]:
     for row, file in enumerate(files, start=1):
         try:
             verified(file)
@@ -75,41 +102,3 @@ def _must_be_there(path: Path) -> None:
     except (OSError, ValueError) as error:
         said = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error}"
         raise LorgnetteError(said, where=str(path), remedy="correct the path") from error
-
-
-def _listed(path: Path) -> Iterator[Example | Problem]:
-    for number, item in enumerate(json_list(path), start=1):
-        yield _one(item, fields.Place(path, number, number))
-
-
-def _lined(path: Path) -> Iterator[Example | Problem]:
-    number = 0
-    for row, line in enumerate(lines(path), start=1):
-        if not line.strip():
-            continue
-        number += 1
-        place = fields.Place(path, row, number)
-        try:
-            item = json_value(line)
-        except LorgnetteError as error:
-            yield place.problem(error)
-            continue
-        yield _one(item, place)
-
-
-def _one(item: object, place: fields.Place) -> Example | Problem:
-    try:
-        if not isinstance(item, dict):
-            raise LorgnetteError(
-                f"the row is {kind(item)}, not an object", remedy="write {…} per row (one list in all: name it .json)"
-            )
-        forms = [key for key in _FORMS if key in item]
-        if len(forms) == 1:
-            return _FORMS[forms[0]](item, place)
-        found = ", ".join(repr(key) for key in list(item)[:8]) or "no key at all"
-        raise LorgnetteError(
-            f"the row has both {forms[0]!r} and {forms[1]!r}" if forms else f"the row has {found}",
-            remedy="give it either 'conversations' or 'messages'",
-        )
-    except LorgnetteError as error:
-        return place.problem(error)

@@ -55,7 +55,7 @@ def identities(paths: Iterable[Path]) -> dict[Path, Path]:
 
     Only files of equal size are hashed: others cannot be copies.
     """
-    resolved = {path: path.resolve() for path in paths}
+    resolved = {path: path.resolve() for path in dict.fromkeys(paths)}
     by_size: dict[int, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(resolved.values()):
         by_size[file.stat().st_size].append(file)

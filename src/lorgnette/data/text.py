@@ -4,7 +4,7 @@ Knows nothing about examples, columns or roles.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lorgnette.errors import LorgnetteError
 _UTF8 = "save the file as UTF-8 (in Excel: 'CSV UTF-8')"
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path) -> Generator[str, None, None]:
     """Line by line with their ends, so that quoted line breaks stay as they are; a BOM is dropped."""
     try:
         # surrogateescape, because a strict decoder fails on a whole buffer and cannot say which line it was.
@@ -27,23 +27,23 @@ def lines(path: Path) -> Iterator[str]:
         ) from error
 
 
-def json_list(path: Path) -> list[Any]:
-    """The whole file, which must be one JSON list."""
+def decoded(content: bytes, name: str) -> str:
+    """A small text in one piece; a BOM is dropped."""
     try:
-        value = json_value("".join(lines(path)))
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LorgnetteError(f"{name} is not UTF-8: byte {error.start + 1}", remedy=_UTF8) from error
+
+
+def json_file(path: Path) -> Any:
+    """The whole file, which must be one JSON value."""
+    try:
+        return json_value("".join(lines(path)))
     except LorgnetteError as error:
         if error.where is not None:
             raise
         hint = " (one object per line? then name the file .jsonl)" if "Extra data" in error.what else ""
         raise LorgnetteError(error.what, where=str(path), remedy=f"correct the file there{hint}") from error
-    if not isinstance(value, list):
-        keys = f" with the keys {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, dict) else ""
-        raise LorgnetteError(
-            f"the file holds {kind(value)}{keys}, not a list of examples",
-            where=str(path),
-            remedy='make it a list: [{"id": …, "conversations": […]}, …]',
-        )
-    return value
 
 
 def json_value(text: str) -> Any:

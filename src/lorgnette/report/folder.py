@@ -4,6 +4,7 @@
       config.yaml        the resolved settings
       manifest.json      versions, machine, seed, hashes, command
       adapter/           PEFT's own form
+      best/              the adapter of the lowest eval loss, where that is not the last
       checkpoints/       what a resume starts from
       log.jsonl          every step
       predictions.jsonl  before and after on the held-out examples
@@ -33,6 +34,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
 
     @property
     def checkpoints(self) -> Path:

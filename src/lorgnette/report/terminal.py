@@ -3,12 +3,22 @@
 Knows nothing about what is being done.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 
@@ -16,6 +26,10 @@ class Advance(Protocol):
     """(how many more are done, a word beside the bar)"""
 
     def __call__(self, more: int, beside: str = "") -> None: ...
+
+
+Transfer = Callable[[int, int], None]
+"""(how many more files, how many more bytes)"""
 
 
 class Terminal:
@@ -54,6 +68,30 @@ class Terminal:
                 progress.update(task, advance=more, beside=beside)
 
             yield advance
+
+    @contextmanager
+    def transfer(self, what: str) -> Iterator[Transfer]:
+        """Files and bytes as they come in."""
+        if not self._console.is_terminal:
+            yield _nothing
+            return
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description:<10}"), TextColumn("{task.fields[files]} files"),
+            DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(what, total=None, files=0)
+            files = 0
+
+            def came(more: int, size: int) -> None:
+                nonlocal files
+                files += more
+                progress.update(task, advance=size, files=files)
+
+            yield came
+
+
+def _nothing(more: int, size: int) -> None: ...
 
 
 def _nowhere(more: int, beside: str = "") -> None: ...

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
+    from lorgnette.run.looking import watch
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "train"]
+__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
@@ -26,6 +27,7 @@ _FILES = {
     "predict": "answering",
     "compare": "answering",
     "demo": "showing",
+    "watch": "looking",
 }
 
 

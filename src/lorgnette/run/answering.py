@@ -109,7 +109,7 @@ def answered(
 
 
 def _asked(model: str | None, adapter: Path | None, terminal: Terminal) -> Asked:
-    asked = Asked.of(model, adapter)
+    asked = Asked.of(model, adapter, terminal)
     if asked.contract and not asked.contract.known:
         height, width = asked.contract.encode.size or (0, 0)
         terminal.warn(

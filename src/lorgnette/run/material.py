@@ -13,7 +13,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.report.manifest import sha256
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.opened import checkpoint_of
+from lorgnette.run.located import data_table, local, model_folder
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
 
 _MEND = "mend or remove the row"
@@ -33,22 +33,23 @@ class Material:
     @classmethod
     def of(cls, settings: Settings, terminal: Terminal) -> "Material":
         """Raises LorgnetteError or UsageError for whatever would stop the training later."""
-        if settings.data.path is None:
+        table = data_table(settings, terminal)
+        if table is None:
             raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")
-        checkpoint = checkpoint_of(settings.model)
-        encoder = Encoder.of_folder(checkpoint.folder, settings.encode)
-        files = tuple(dict.fromkeys(path for path in (settings.data.path, settings.data.test) if path is not None))
-        rows, problems = _read(settings, settings.data.path)
+        files = tuple(dict.fromkeys(path for path in (table, settings.data.test) if path is not None))
+        rows, problems = _read(settings, table)
         if settings.data.test is not None:
             test, more = _read(settings, settings.data.test)
             problems += more
         else:
             rows, test = data.parts(rows, holdout=settings.data.holdout, split=settings.data.split)
+        checkpoint = Checkpoint.at(model_folder(settings.model, settings.model_source, terminal))
+        encoder = Encoder.of_folder(checkpoint.folder, settings.encode)
         found = len(problems)
         examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))
         _judge(problems[found:], len(rows) + len(test), settings.data.on_bad_row)
         _told(problems, terminal)
-        _some(examples, settings.data.path)
+        _some(examples, table)
         return cls(checkpoint, encoder, examples, held_out, problems, files)
 
     @property
@@ -95,7 +96,14 @@ class Material:
 
 
 def _read(settings: Settings, path: Path) -> tuple[list[Example], list[Problem]]:
-    rows = data.read(path, prompt=settings.data.prompt, rows=settings.data.rows)
+    """The usable rows of a file. A collected table holds the rows that were asked for; others are cut here."""
+    collected = str(path) != str(settings.data.path)
+    rows = data.read(
+        path,
+        prompt=settings.data.prompt,
+        rows=None if collected else settings.data.rows,
+        images_from=local(settings.data.images_from),
+    )
     return data.usable(rows, on_bad_row=settings.data.on_bad_row, where=path)
 
 

@@ -11,23 +11,18 @@ from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
+from lorgnette.report.terminal import Terminal
+from lorgnette.run.located import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BUILT_IN = Path(__file__).parents[1] / "demo" / "model"
-
-
-def checkpoint_of(model: str) -> Checkpoint:
-    """`demo` is the built-in model; anything else is a folder."""
-    return Checkpoint.at(BUILT_IN if model == "demo" else Path(model))
 
 
 def contract_of(settings: Settings, checkpoint: Checkpoint, encoder: Encoder) -> Contract:
     """What an adapter trained under these settings must be used with."""
     return Contract(
         family=checkpoint.family.model_type,
-        model=settings.model if settings.model == "demo" else str(Path(settings.model).resolve()),
+        model=_lasting(settings.model),
         revision=checkpoint.revision,
         fingerprint=checkpoint.fingerprint,
         prompt=settings.data.prompt,
@@ -58,15 +53,16 @@ class Asked:
     contract: Contract | None
 
     @classmethod
-    def of(cls, model: str | None, adapter: Path | None) -> "Asked":
+    def of(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "Asked":
         """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
         contract = Contract.of(adapter) if adapter else None
-        if contract and model is None and contract.model != "demo" and not Path(contract.model).exists():
-            raise LorgnetteError(
-                "the adapter's base model is gone", where=contract.model, remedy="say where it is now: --model FOLDER"
-            )
         base = model or (contract.model if contract else "demo")
-        checkpoint = checkpoint_of(base)
+        folder = model_folder(base, "auto", terminal)
+        if contract and model is None and not folder.exists():
+            raise LorgnetteError(
+                "the adapter's base model is gone", where=base, remedy="say where it is now: --model FOLDER"
+            )
+        checkpoint = Checkpoint.at(folder)
         encoder = Encoder.of_folder(checkpoint.folder, contract.encode if contract else Encode())
         if contract:
             contract.demand(checkpoint, encoder.template.source)
@@ -81,6 +77,11 @@ class Asked:
         with enough_memory("free some, or use --device cpu"):
             loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
+
+
+def _lasting(model: str) -> str:
+    """A model's name as it will be understood elsewhere: a folder by its whole path, a hub's name as it is."""
+    return str(Path(model).resolve()) if model != "demo" and Path(model).exists() else model
 
 
 @contextmanager

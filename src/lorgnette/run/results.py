@@ -6,6 +6,7 @@ from lorgnette.report import log
 from lorgnette.report.chart import Curve
 from lorgnette.report.page import Page, Score, write_page
 from lorgnette.report.predictions import PredictionRow
+from lorgnette.report.reading import reading
 from lorgnette.run.job import Job
 
 CURVES = {
@@ -27,6 +28,9 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     if losses:  # a log that somebody removed has none
         took = f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s"
         summary = f"{took}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
+    notes = reading(losses, curves[1].points, curves[3].points, str(job.folder.best))
+    for note in notes:
+        job.terminal.say(note)
     page = Page(
         title=chosen.track.experiment or job.folder.path.name,
         summary=summary,
@@ -41,6 +45,7 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
         curves=curves,
         rows=rows,
         scores=scores,
+        notes=notes,
         problems=[str(problem) for problem in material.problems],
         next_steps=[f"lorgnette predict --adapter {job.folder.adapter} PICTURE", *addresses],
     )

@@ -1,9 +1,11 @@
 """The tuning itself: from material to an adapter, its answers and its page."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorgnette.encode.encoder import Encoder
 from lorgnette.files import folder_whole
 from lorgnette.model import adapter as adapters
 from lorgnette.model import load as weights
@@ -20,6 +22,9 @@ from lorgnette.run.results import write_results
 from lorgnette.run.watching import Stop, Watching
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import Training
+
+NATIVE_TOKENS = (4, 16384)
+"""Of a picture in Qwen2-VL's own preprocessor_config.json: 3,136 to 12,845,056 pixels."""
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,6 +105,8 @@ def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trac
     log.write({"kind": "memory", "peak_gib": weights.peak_gib(weights.device_of(job.settings.device))})
     with job.stages("save"), folder_whole(job.folder.adapter) as beside:
         save(beside)
+    if training.best_step == training.step:
+        shutil.rmtree(job.folder.best, ignore_errors=True)  # the last is the best
 
 
 def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
@@ -108,10 +115,19 @@ def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
-        opened = Opened(model, job.material.encoder)
+        opened = Opened(model, _asking(job))
         rows = answered(opened, examples, sampling, job.terminal)
         write_predictions(job.folder.predictions, rows)
     return rows
+
+
+def _asking(job: Job) -> Encoder:
+    """The encoder of the held-out examples: training's, or, for predict.size=native, one that takes pictures as large
+    as they are, within what the hub's checkpoints allow."""
+    if job.settings.predict.size == "trained":
+        return job.material.encoder
+    native = job.settings.encode.model_copy(update={"size": None, "image_tokens": NATIVE_TOKENS})
+    return Encoder.of_folder(job.material.checkpoint.folder, native)
 
 
 def _trackers(job: Job) -> list[Tracker]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from lorgnette.files import folder_whole
 from lorgnette.report.log import RunLog
 from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
@@ -67,6 +68,10 @@ class Watching:
     def evaluated(self, step: int, loss: float) -> None:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
+
+    def best(self, step: int) -> None:
+        with folder_whole(self._folder.best) as beside:
+            self._save(beside)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)

@@ -53,6 +53,7 @@ class Watcher(Protocol):
     def stepped(self, step: int, loss: float) -> None: ...
     def logged(self, report: StepReport) -> None: ...
     def evaluated(self, step: int, loss: float) -> None: ...
+    def best(self, step: int) -> None: ...
     def checkpoint(self, step: int, state: dict[str, Any]) -> None: ...
     def stop(self) -> bool: ...
 
@@ -75,6 +76,13 @@ class Training:
         self.step = 0
         self.window_loss = 0.0
         self.window_steps = 0
+        self.best_step, self.best_loss, self.worse = 0, math.inf, 0
+
+    @property
+    def done(self) -> bool:
+        """The last step is taken, or `patience` eval losses have passed without a new best."""
+        patience = self.settings.patience
+        return self.step == self.total or (patience is not None and self.worse >= patience)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the adapter's own weights."""
@@ -82,22 +90,27 @@ class Training:
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "window": [self.window_loss, self.window_steps],
+            "best": [self.best_step, self.best_loss, self.worse],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.window_loss, self.window_steps = state["window"]
+        self.best_step, self.best_loss, self.worse = state["best"]
 
     def run(self, watcher: Watcher) -> bool:
-        """Train to the last step. False where the watcher stopped it before: a checkpoint was asked for then too.
+        """Train until `done`. False where the watcher stopped it before: a checkpoint was asked for then too.
 
         Raises LorgnetteError on a loss or gradient that is not finite, naming the rows of that step; the adapter
         keeps the values it had before it.
         """
         if self.step == 0 and self.held_out:
             watcher.evaluated(0, self.evaluate())
+        if self.done:
+            return True
         self.engine.model.train()
+        eval_steps = self.settings.eval_steps or self.epoch_steps
         clock, waited, tokens = time.perf_counter(), 0.0, 0
         for batches, wait in self._ahead():
             lr = learning_rate(
@@ -118,14 +131,24 @@ class Training:
                 )
                 self.window_loss, self.window_steps = 0.0, 0
                 clock, waited, tokens = time.perf_counter(), 0.0, 0
-            if self.held_out and self.step % (self.settings.eval_steps or self.epoch_steps) == 0:
-                watcher.evaluated(self.step, self.evaluate())
-            stopping = watcher.stop() and self.step < self.total
-            if stopping or self.step % self.settings.save_steps == 0 or self.step == self.total:
+            if self.held_out and (self.step % eval_steps == 0 or self.step == self.total):
+                self._held(watcher)
+            stopping = watcher.stop() and not self.done
+            if stopping or self.step % self.settings.save_steps == 0 or self.done:
                 watcher.checkpoint(self.step, self.state())
-            if stopping:
-                return False
+            if stopping or self.done:
+                return not stopping
         return True
+
+    def _held(self, watcher: Watcher) -> None:
+        """An eval loss, and whether it is the best so far."""
+        loss = self.evaluate()
+        watcher.evaluated(self.step, loss)
+        if loss < self.best_loss:
+            self.best_step, self.best_loss, self.worse = self.step, loss, 0
+            watcher.best(self.step)
+        else:
+            self.worse += 1
 
     def evaluate(self) -> float:
         """The mean loss over the held-out labels, without dropout."""

@@ -1,0 +1,75 @@
+"""n-grams of many texts at once, as numbers: what BLEU and CIDEr-D count.
+
+Texts are rows; row r of order n has `len(tokens) - n + 1` grams. Two grams of one order are the same number exactly
+where their tokens are the same.
+"""
+
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Num
+
+Tokens = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """The distinct grams of each row, in the order of (row, gram).
+
+    rows, ids, counts: [M] which row, which gram, how often; kinds: how many different ids there are.
+    """
+
+    rows: Int64[np.ndarray, " M"]
+    ids: Int64[np.ndarray, " M"]
+    counts: Int64[np.ndarray, " M"]
+    kinds: int
+
+    def keys(self, rows: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " M"]:
+        """One number for a (row, gram)."""
+        keys: Int64[np.ndarray, " M"] = rows * self.kinds + self.ids
+        return keys
+
+
+def grams(texts: Sequence[Tokens], orders: int = 4) -> list[Grams]:
+    """Grams of the orders 1 … orders."""
+    numbers: dict[str, int] = {}
+    words = np.array([numbers.setdefault(word, len(numbers)) for text in texts for word in text], np.int64)
+    sizes = lengths(texts)
+    rows = np.repeat(np.arange(len(texts)), sizes)
+    left = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(words))  # tokens from here to the text's end
+    made, ids, kinds = [], words, max(1, len(numbers))
+    for order in range(1, orders + 1):
+        if order > 1:
+            starts = left >= order
+            following = np.zeros_like(words)
+            following[: len(words) - order + 1] = words[order - 1 :]
+            joined = ids * max(1, len(numbers)) + following
+            distinct, inverse = np.unique(joined[starts], return_inverse=True)
+            ids = np.zeros_like(words)
+            ids[starts], kinds = inverse, max(1, len(distinct))
+        here = left >= order
+        keys, counts = np.unique(rows[here] * kinds + ids[here], return_counts=True)
+        made.append(Grams(keys // kinds, keys % kinds, counts.astype(np.int64), kinds))
+    return made
+
+
+def flat(references: Sequence[Sequence[Tokens]]) -> tuple[list[Tokens], Int64[np.ndarray, " R"]]:
+    """All references in one list, and the example each belongs to."""
+    owners = np.repeat(np.arange(len(references)), lengths(references))
+    return [text for texts in references for text in texts], owners
+
+
+def lookup(
+    table: Int64[np.ndarray, " M"], values: Num[np.ndarray, " M"], keys: Int64[np.ndarray, " Q"]
+) -> Num[np.ndarray, " Q"]:
+    """values[i] where table[i] == key, else 0; table is sorted and its numbers are distinct."""
+    if not len(table):
+        return np.zeros(len(keys), values.dtype)
+    at = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return np.where(table[at] == keys, values[at], 0)
+
+
+def lengths(texts: Iterable[Sized]) -> Int64[np.ndarray, " R"]:
+    """How many tokens each text has."""
+    return np.array([len(text) for text in texts], np.int64)

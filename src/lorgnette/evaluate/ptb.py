@@ -1,0 +1,94 @@
+"""English text to Penn Treebank tokens as coco-caption counts them, without Java.
+
+What is imitated: Stanford CoreNLP 3.4.1's PTBTokenizer with `-preserveLines -lowerCase`, then coco-caption's list of
+punctuation that is dropped (pycocoevalcap/tokenizer/ptbtokenizer.py). The rules were written from what that program
+does, not from its grammar. Known differences: tags with attributes, telephone numbers in brackets, `word,3D`; and a
+text that ends in a single letter and a full stop, where the official answer depends on the next text of its batch.
+"""
+
+import re
+
+DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+"""coco-caption's list. Its -LRB-, -RRB-, -LCB-, -RCB- never match: by then the tokens are lower case."""
+
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_BRACKET = re.compile(r"[][(){}]")
+_REWRITTEN = str.maketrans(
+    {
+        **dict.fromkeys("‘’‛", "'"), **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",
+        "£": " # ", "€": " $ ", "¢": " cents ", "…": " ... ", "–": " -- ", "—": " -- ",
+        "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "\u00ad": "", "\u00a0": " ",
+    }
+)  # fmt: skip
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
+_ENTITY = re.compile("|".join(_ENTITIES))
+
+# Abbreviations that keep their full stop; the second group does so before a number only.
+_ABBREVIATED = (
+    "adj adm adv al ala alex apr ariz assn assoc asst att atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
+    "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs "
+    "hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md mfg mich minn mlle mme mo mon "
+    "mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc ppte ppty pres prof pt pte ptes pty ptys pvt "
+    "rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ "
+    "va vs vt wed wis wisc wm wyo"
+).replace(" ", "|")
+_NUMBERED = "art|ca|fig|figs|no|nos|op|pp|prop"
+
+# Words that begin a sentence: before one of them, a letter and a full stop are no initial.
+_STARTS = (
+    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
+    "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
+).replace(" ", "|")
+_CUT = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
+"""Two words written as one, and the letters of the first."""
+
+_L, _A = "[^\\W\\d_]\u0301?", "[^\\W_²³¹]\u0301?"  # a letter; a letter or digit
+_PIECE = f"(?:{_L}(?:{_A})*(?:[.!?]{_L}(?:{_A})*)*|(?:{_A})+)"  # man · foo.jpg · a!b · 3x3
+_WORD = f"(?:(?:{_A})+(?:_(?:{_A})+)+|{_PIECE})"
+_SLASHED = f"(?:{_A})+(?:-(?:{_L})+)*(?:/(?:{_A})+(?:-(?:{_L})+)*){{1,2}}"  # and/or · 24/7
+_HYPHENED = f"(?:{_A})(?:{_A}|[.,])*(?:-(?:{_A})+)+"  # up-to-date · 1,000-foot · u.s.-based
+_CLITIC = r"'(?i:s|re|ve|ll|d|m)(?!\w)"
+_NOT = r"(?i:n't)(?!\w)"
+_NUMBER = r"\d*(?:[.,:]\d+)+"
+
+_TOKEN = re.compile(
+    r"\s*({})".format(
+        "|".join(
+            [
+                r"[a-zA-Z]+(?!\S)",
+                r"</?[a-zA-Z!?][^<>\s]*>|&\#\d+;",
+                r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]+@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
+                r"[:;=]['-]?[()]|:[DP](?!\w)|>_<",
+                f"{_CLITIC}|{_NOT}",
+                f"(?i:{'|'.join(_CUT)})(?!\\w)",
+                r"'[nN](?:'|(?!\w))|'(?i:em|cause|til)(?!\w)|'\d\ds?(?![\w'])|(?i:ol)'(?!\w)|[yY]'(?=(?i:all))",
+                rf"\d+-\d+/\d+(?!\w)|{_HYPHENED}|{_SLASHED}",
+                rf"(?!\w\.\s*(?:\Z|\s(?:{_STARTS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
+                f"(?i:{_ABBREVIATED})\\.(?!{_L})|(?i:{_NUMBERED})\\.(?=\\s?\\d)",
+                r"[A-Z]+(?:&[A-Z]+)+(?!\w)",
+                f"{_NUMBER}|[-+](?:{_NUMBER}|\\d+)(?!\\w)",
+                f"(?:{_A})+?(?={_NOT})",
+                f"[dDoOlL]'(?!(?i:s|re|ve|ll|d|m)(?!\\w)){_WORD}|(?i:ma'am)|{_WORD}\\.(?=[,;:])|{_WORD}",
+                r"\.\.\.+|\. \. \.|--+|[?!]+|_+|\*+|''|``",
+                r"[^\s\u200d\ufe0f\U00010000-\U0010ffff]",
+            ]
+        )
+    )
+)
+"""Tried in this order: a plain word (nearly all of them are), tag, address, face, contraction, compound, abbreviation,
+number, word, sign."""
+
+
+def tokens(text: str) -> list[str]:
+    """What coco-caption counts of an English text: lower case, contractions cut, most punctuation gone."""
+    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text).translate(_REWRITTEN)
+    made: list[str] = []
+    for token in _TOKEN.findall(text):
+        word = token.lower()
+        if word in _CUT:
+            made += [word[: _CUT[word]], word[_CUT[word] :]]
+        elif word[0].isalnum():
+            made.append(word)
+        elif word not in DROPPED and not word.startswith(("..", "--", ". ")):
+            made.append(_BRACKET.sub(lambda found: _BRACKETS[found.group()], word))
+    return made

@@ -1,0 +1,110 @@
+"""ModelScope over its REST routes: a repository's files. Its client is not needed, and no script is ever executed.
+
+Honours MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN, and the login that its client saved.
+"""
+
+import io
+import os
+import pickle
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from lorgnette.hub.line import Line
+from lorgnette.hub.repository import Kind, Listed, Repository, checked
+from lorgnette.hub.trouble import SourceError
+
+ENDPOINT = "https://modelscope.cn"
+PAGE, MOST_PAGES = 200, 500
+
+
+def endpoint() -> str:
+    given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or ENDPOINT
+    return (given if given.lower().startswith(("http://", "https://")) else f"https://{given}").rstrip("/")
+
+
+def headers() -> dict[str, str]:
+    """The token, sent in both ways its client sends it; nothing where there is none."""
+    given = os.environ.get("MODELSCOPE_API_TOKEN")
+    token = _saved_login() if given is None else given
+    return {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+
+
+def cache(kind: Kind, name: str, revision: str) -> Path:
+    """Where its client keeps a repository: the folder it used up to 1.37 if that exists, else today's."""
+    base = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope").expanduser()
+    owner, _, rest = name.partition("/")
+    for older in (base / f"{kind}s", base / "hub" / f"{kind}s"):
+        if (folder := older / owner / rest.replace(".", "___")).is_dir() and any(folder.iterdir()):
+            return folder
+    return base / f"{kind}s" / name.replace("/", "--") / "snapshots" / revision
+
+
+def files(line: Line, kind: Kind, name: str, revision: str = "master") -> Repository:
+    """Every file of a model or data set, with size and sha256."""
+    top = f"{endpoint()}/api/v1/{kind}s/{checked(name, 'modelscope')}/repo"
+    sent = headers()
+    query = {"Revision": revision, "Recursive": "True"}
+    if kind == "model":
+        entries = _entries(line, f"{top}/files?{urllib.parse.urlencode(query)}", sent, name)
+    else:
+        entries = _pages(line, top, query, sent, name)
+    listed = []
+    for entry in entries:
+        if entry.get("Type") != "tree" and isinstance(path := entry.get("Path"), str):
+            url = f"{top}?{urllib.parse.urlencode({'Revision': revision, 'FilePath': path})}"
+            listed.append(Listed(path, int(entry.get("Size") or 0), entry.get("Sha256") or None, url))
+    return Repository("modelscope", name, revision, tuple(listed), sent)
+
+
+def _pages(line: Line, top: str, query: dict[str, str], sent: dict[str, str], name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for number in range(1, MOST_PAGES + 1):
+        page = urllib.parse.urlencode({**query, "PageNumber": number, "PageSize": PAGE})
+        entries = _entries(line, f"{top}/tree?{page}", sent, name)
+        found += entries
+        if len(entries) < PAGE:
+            return found
+    raise SourceError(
+        f"more than {PAGE * MOST_PAGES:,} files",
+        where=f"modelscope:{name}",
+        remedy="download it with ModelScope's client",
+    )
+
+
+def _entries(line: Line, url: str, sent: dict[str, str], name: str) -> list[dict[str, Any]]:
+    """One answer of the listing; ModelScope reports some failures inside a 200."""
+    answer = line.json(url, sent)
+    data = answer.get("Data") if isinstance(answer, dict) else None
+    if not isinstance(data, dict | list) or answer.get("Success") is False:
+        message = answer.get("Message") if isinstance(answer, dict) else None
+        raise SourceError(
+            f"ModelScope says: {' '.join(str(message or 'nothing that can be read').split())[:200]}",
+            where=f"modelscope:{name}",
+            remedy="check the name and MODELSCOPE_API_TOKEN",
+        )
+    entries = data if isinstance(data, list) else data.get("Files") or []
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+class _Anything:
+    """Stands for every class in the saved login, so that reading it can run nothing."""
+
+
+class _Jar(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        return _Anything
+
+
+def _saved_login() -> str | None:
+    """The session that ModelScope's client saved: a pickled cookie jar, of which only plain values are read."""
+    home = Path(os.environ.get("MODELSCOPE_HOME") or Path.home() / ".modelscope").expanduser()
+    try:
+        jar = _Jar(io.BytesIO((home / "credentials" / "cookies").read_bytes())).load()
+        for domain in vars(jar)["_cookies"].values():
+            for path in domain.values():
+                if "m_session_id" in path:
+                    return str(vars(path["m_session_id"])["value"])
+    except Exception:  # no login, or one in a form that is not known here
+        return None
+    return None

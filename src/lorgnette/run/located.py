@@ -1,0 +1,72 @@
+"""Names → places: a data set on a hub becomes a table and pictures on disk, a model's name its folder.
+
+What is there already is not fetched again, so that a start after a kill, or a second run, goes on from the disk.
+"""
+
+from pathlib import Path
+
+from lorgnette.config import Settings
+from lorgnette.hub.collect import Collected, collect
+from lorgnette.hub.models import Source, fetch_model
+from lorgnette.hub.sources import is_source, parse
+from lorgnette.report.terminal import Terminal
+
+BUILT_IN = Path(__file__).parents[1] / "demo" / "model"
+DATA = Path("data")
+"""Where data sets are collected, each in a folder of its own."""
+
+
+def model_folder(model: str, source: Source, terminal: Terminal) -> Path:
+    """`demo` is the built-in model; a folder is itself; OWNER/NAME comes from a hub, or its cache."""
+    if model == "demo":
+        return BUILT_IN
+    if Path(model).exists() or not _hub_name(model):
+        return Path(model)
+    with terminal.transfer("model") as seen:
+        return fetch_model(model, source=source, seen=seen, say=terminal.say)
+
+
+def data_table(settings: Settings, terminal: Terminal) -> Path | None:
+    """The data as a file: of a source on a hub its captions.csv, collected under data/."""
+    path = settings.data.path
+    if path is None:
+        return None
+    if str(path).startswith("coco:"):
+        return Path(str(path).removeprefix("coco:"))
+    if not is_source(str(path)):
+        return path
+    out = collection(str(path), settings.data.rows)
+    with terminal.transfer("data") as seen:
+        collected = collect(
+            str(path), out, rows=settings.data.rows, images_from=settings.data.images_from, seen=seen, say=terminal.say
+        )
+    told(collected, terminal)
+    return collected.table
+
+
+def collection(source: str, rows: int | None) -> Path:
+    """The folder a source is collected in: another source, or another number of rows, is another folder."""
+    address = parse(source)
+    words = [*address.name.split("/"), *address.asked, *([str(rows)] if rows else [])]
+    return DATA / "-".join(words)
+
+
+def local(images_from: str | None) -> Path | None:
+    """Where pictures are looked for, if that is a folder or a zip on this machine."""
+    return Path(images_from) if images_from and "://" not in images_from else None
+
+
+def told(collected: Collected, terminal: Terminal) -> None:
+    """What was fetched, from where, and what is missing."""
+    terminal.say(
+        f"fetched    {collected.files} files, {collected.bytes / 1e6:.1f} MB; {collected.pictures} pictures, "
+        f"{collected.captions} captions in {collected.table}"
+    )
+    for source, count in collected.served.items():
+        terminal.say(f"           {count} pictures from {source}")
+    for missing in collected.missing:
+        terminal.warn(f"missing: {missing.place}: {missing.what} ({missing.picture}); {missing.remedy}")
+
+
+def _hub_name(model: str) -> bool:
+    return not model.startswith((".", "/", "~")) and model.count("/") == 1

@@ -1,0 +1,63 @@
+import io
+import random
+from typing import Any
+
+import pytest
+
+from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.ranged import Ranged
+from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.trouble import SourceError
+
+QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+CONTENT = random.Random(0).randbytes(300_000)
+
+
+def opened(line: Line, url: str, size: int | None = len(CONTENT), **more: Any) -> Ranged:
+    return Ranged(line, Repository("hf", "a/b", "main", ()), Listed("x", size, None, url), **more)
+
+
+def test_it_reads_as_the_file_itself(hub: Any) -> None:
+    rng, plain = random.Random(1), io.BytesIO(CONTENT)
+    with Line(patience=QUICK) as line:
+        ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000)
+        for _ in range(200):
+            place, whence = rng.choice([(rng.randrange(320_000), 0), (rng.randrange(500), 1), (-rng.randrange(900), 2)])
+            assert ranged.seek(place, whence) == plain.seek(place, whence)
+            count = rng.choice([0, 1, 500, 20_000, -1])
+            assert ranged.read(count) == plain.read(count)
+            assert ranged.tell() == plain.tell()
+
+
+def test_small_reads_share_a_request_and_large_ones_cost_what_they_are(hub: Any) -> None:
+    with Line(patience=QUICK) as line:
+        ranged = opened(line, hub.put("/x", CONTENT), ahead=50_000)
+        assert b"".join(ranged.read(100) for _ in range(400)) == CONTENT[:40_000]
+        assert (len(hub.log), hub.served) == (1, 50_000)
+        ranged.seek(100_000)
+        assert ranged.read(150_000) == CONTENT[100_000:250_000]
+        assert (len(hub.log), hub.served) == (2, 200_000)
+
+
+def test_a_size_that_is_not_listed_is_asked_for(hub: Any) -> None:
+    with Line(patience=QUICK) as line:
+        ranged = opened(line, hub.put("/x", CONTENT), size=None)
+        assert ranged.seek(-10, io.SEEK_END) == len(CONTENT) - 10
+        assert ranged.read() == CONTENT[-10:]
+
+
+def test_a_cut_goes_on_where_it_was(hub: Any, trick: Any) -> None:
+    url = hub.put("/x", CONTENT)
+    hub.trick("/x", trick(cut=100_000), trick(status=502), trick(cut=100_000))
+    with Line(patience=QUICK) as line:
+        assert opened(line, url).read() == CONTENT
+    assert hub.served == len(CONTENT)
+
+
+def test_servers_without_ranges_and_files_that_changed_are_named(hub: Any) -> None:
+    with Line(patience=QUICK) as line:
+        with pytest.raises(SourceError, match="the file has changed while it was read"):
+            opened(line, hub.put("/x", CONTENT + b"more")).read(10)
+        hub.ranges = False
+        with pytest.raises(SourceError, match="the server does not give parts of a file"):
+            opened(line, hub.put("/x", CONTENT)).read(10)

@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.splits import by_name, canonical, layout, pick
+
+
+def repository(*paths: str, card: Any = None) -> Repository:
+    return Repository("hf", "me/set", "main", tuple(Listed(path, 1, None, "u") for path in paths), card=card or {})
+
+
+def shown(*paths: str, card: Any = None) -> dict[str, dict[str, list[str]]]:
+    found = layout(repository(*paths, card=card))
+    return {
+        config: {s: [file.path for file in files] for s, files in splits.items()} for config, splits in found.items()
+    }
+
+
+def test_names_speak_of_splits() -> None:
+    for path, split in {
+        "data/train-00000-of-00002.parquet": "train",
+        "data/val-0.parquet": "validation",
+        "captions_train2014.csv": "train",
+        "val.csv.zip": "validation",
+        "test/0.tar": "test",
+        "dev/x.jsonl": "validation",
+        "0000.parquet": "train",
+        "latest/constrained.csv": "train",
+        "train/test-0.parquet": "test",
+    }.items():
+        assert by_name(path) == split
+    assert canonical("valid") == "validation"
+    assert canonical("restval") == "restval"
+
+
+def test_layouts_by_name() -> None:
+    assert shown("data/train-1.parquet", "data/train-0.parquet", "data/val-0.parquet", "README.md", "x.csv") == {
+        "default": {"train": ["data/train-0.parquet", "data/train-1.parquet"], "validation": ["data/val-0.parquet"]}
+    }
+    assert shown("en/train.parquet", "de/train.parquet", "de/test.parquet") == {
+        "en": {"train": ["en/train.parquet"]},
+        "de": {"train": ["de/train.parquet"], "test": ["de/test.parquet"]},
+    }
+    assert shown("train/0.tar", "test/0.tar", "nshards.txt") == {
+        "default": {"train": ["train/0.tar"], "test": ["test/0.tar"]}
+    }
+    assert shown("train.csv", "dataset_infos.json", "configuration.json") == {"default": {"train": ["train.csv"]}}
+    assert shown("set.py", "README.md", "dataset_infos.json") == {}
+
+
+def test_layouts_as_the_card_declares_them() -> None:
+    paths = ("de/a.parquet", "de/b.parquet", "en/a.parquet", "x.jpg")
+    card = {
+        "configs": [
+            {
+                "config_name": "de",
+                "data_files": [{"split": "train", "path": "de/a.*"}, {"split": "dev", "path": ["de/b.*"]}],
+            },
+            {"config_name": "en", "data_files": "*.parquet", "data_dir": "en"},
+            {"config_name": "all", "data_files": ["**/a.parquet"]},
+            {"config_name": "map", "data_files": {"one": "de/*"}},
+            {"config_name": "empty", "data_files": "none/*"},
+            {"config_name": "odd"},
+        ]
+    }
+    assert shown(*paths, card=card) == {
+        "de": {"train": ["de/a.parquet"], "dev": ["de/b.parquet"]},
+        "en": {"train": ["en/a.parquet"]},
+        "all": {"train": ["de/a.parquet", "en/a.parquet"]},
+        "map": {"one": ["de/a.parquet", "de/b.parquet"]},
+    }
+
+
+def test_a_split_is_picked() -> None:
+    found = layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
+    assert pick(found, ("en",), where="x")[:2] == ("en", "train")
+    assert pick(found, ("en", "dev"), where="x")[:2] == ("en", "validation")
+    assert pick(found, ("de",), where="x")[:2] == ("de", "test")
+    for asked, match in {
+        (): "there are several configs: de, en · x · write x:CONFIG",
+        ("fr", "train"): "there is no config 'fr' · x · there are de, en",
+        ("en", "test"): "there is no split 'test'; there are train, validation · x · write x:train",
+        ("a", "b", "c"): "too many colons",
+    }.items():
+        with pytest.raises(LorgnetteError, match=match):
+            pick(found, asked, where="x")

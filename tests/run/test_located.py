@@ -1,0 +1,60 @@
+"""Names become places: the built-in model, folders, and what a hub's source is collected into."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorgnette.config import Settings
+from lorgnette.hub.collect import Collected, Missing
+from lorgnette.report.terminal import Terminal
+from lorgnette.run import located
+
+TERMINAL = Terminal()
+
+
+def test_demo_and_folders_are_themselves(tiny: Path) -> None:
+    assert located.model_folder("demo", "auto", TERMINAL) == located.BUILT_IN
+    assert located.model_folder(str(tiny), "auto", TERMINAL) == tiny
+    for gone in ("./not/here", "/not/here", "nothere", "a/b/c"):
+        assert located.model_folder(gone, "auto", TERMINAL) == Path(gone)
+
+
+def test_a_name_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def fetched(name: str, *, source: str, **rest: object) -> Path:
+        asked.append((name, source))
+        return tmp_path
+
+    monkeypatch.setattr(located, "fetch_model", fetched)
+    assert located.model_folder("Qwen/Qwen2-VL-2B-Instruct", "modelscope", TERMINAL) == tmp_path
+    assert asked == [("Qwen/Qwen2-VL-2B-Instruct", "modelscope")]
+
+
+def test_each_source_and_number_of_rows_has_its_folder() -> None:
+    places = [
+        located.collection(source, rows)
+        for source, rows in (
+            ("modelscope:modelscope/coco_2014_caption", 500),
+            ("modelscope:modelscope/coco_2014_caption", None),
+            ("modelscope:modelscope/coco_2014_caption:validation", 500),
+            ("hf:someone/captions:en:train", 500),
+        )
+    ]
+    assert places[0] == Path("data/modelscope-coco_2014_caption-500")
+    assert len(set(places)) == 4
+
+
+def test_local_data_is_not_collected(chosen: Callable[..., Settings], captions: Path) -> None:
+    assert located.data_table(chosen(), TERMINAL) == chosen().data.path
+    assert located.data_table(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
+
+
+def test_what_came_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = Missing("row 7", "http://127.0.0.1/7.jpg", "not found (404)", "give --images-from")
+    collected = Collected(tmp_path / "captions.csv", "master", 9, 9, 8, 8, 1_500_000, {"a zip": 8}, (missing,))
+    located.told(collected, Terminal())
+    said = capsys.readouterr().err
+    for part in ("8 files, 1.5 MB", "9 captions", "8 pictures from a zip", "row 7: not found (404)", "--images-from"):
+        assert part in said
