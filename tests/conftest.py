@@ -32,23 +32,8 @@ def shared() -> Callable[[str], Path]:
     return find
 
 
-def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> Path:
-    """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform; its tokenizer is the
-    demo's, or that of a folder with a real checkpoint's files."""
-    import torch
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    from lorgnette.demo.checkpoint import save_weights
-    from lorgnette.demo.tokenizer import ROWS, write_tokenizer
-
-    folder.mkdir(parents=True)
-    if tokenizer is None:
-        ids, rows = write_tokenizer(folder), ROWS
-    else:
-        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"):
-            shutil.copyfile(tokenizer / name, folder / name)
-        control = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-        ids, rows = {token["content"]: int(number) for number, token in control.items()}, 151936
+def tiny_config(ids: dict[str, int], rows: int) -> dict[str, object]:
+    """A flat config.json, as the hub's is."""
     named = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
@@ -57,7 +42,7 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
         "eos_token_id": "<|im_end|>",
         "bos_token_id": "<|endoftext|>",
     }
-    tree = {
+    return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
         "hidden_size": 64,
@@ -78,7 +63,26 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
         },
         **{name: ids[token] for name, token in named.items()},
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(tree))
+
+
+def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> Path:
+    """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform; its tokenizer is the
+    demo's, or that of a folder with a real checkpoint's files."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from lorgnette.demo.checkpoint import save_weights
+    from lorgnette.demo.tokenizer import ROWS, write_tokenizer
+
+    folder.mkdir(parents=True)
+    if tokenizer is None:
+        ids, rows = write_tokenizer(folder), ROWS
+    else:
+        for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"):
+            shutil.copyfile(tokenizer / name, folder / name)
+        control = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+        ids, rows = {token["content"]: int(number) for number, token in control.items()}, 151936
+    (folder / "config.json").write_text(json.dumps(tiny_config(ids, rows)))
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
             {

@@ -92,14 +92,46 @@ def test_readme_commands_and_python_run(own_pictures: Path, monkeypatch: pytest.
     assert (own_pictures / "runs" / "captions" / "adapter").is_dir()
 
 
-@pytest.mark.parametrize("form", ["csv", "json"])
-def test_data_page_forms_are_read(here: Path, form: str) -> None:
+def test_data_page_forms_are_read(here: Path) -> None:
+    """Each block is the file named right before it; the pictures are where the page says they may lie."""
     from lorgnette import data
 
-    (here / "pictures").mkdir()
-    for name in ("0001.jpg", "0002.jpg"):
-        PIL.Image.new("RGB", (64, 48), "red").save(here / "pictures" / name)
-    for i, block in enumerate(blocks(ROOT / "docs" / "data.md", form)):
-        path = here / f"{i}.{form if not block.startswith('{') else 'jsonl'}"
-        path.write_text(block if not block.startswith("{") else json.dumps(json.loads(block)) + "\n")
-        assert not data.check(data.read(path)).problems
+    for folder, name in (("pictures", "0001"), ("pictures", "0002"), ("images", "0001"), ("val2014", "0002")):
+        (here / folder).mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (64, 48), "red").save(here / folder / f"{name}.jpg")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w.]+)`:\n\n```(?:csv|json)\n(.*?)```", page, re.DOTALL)
+    assert len(named) == page.count("```csv") + page.count("```json")
+    read = {}
+    for name, block in named:
+        path = here / name
+        path.write_text(block if path.suffix != ".jsonl" else lined(block), encoding="utf-8")
+        report = data.check(data.read(path))
+        assert not report.problems or name == "pets.json"  # its columns are named by dataset_info.json
+        read[name] = report.usable
+    assert {name: count for name, count in read.items() if count != 1} == {
+        "captions_train2017.json": 2,
+        "dataset_coco.json": 2,
+        "pets.json": 0,
+        "swift.jsonl": 3,
+    }
+    assert data.check(data.read(here)).usable == 1  # metadata.csv makes it a described folder
+
+
+def lined(block: str) -> str:
+    """Objects one after the other, each on a line of its own."""
+    lines, rest = [], block.strip()
+    while rest:
+        value, end = json.JSONDecoder().raw_decode(rest)
+        lines.append(json.dumps(value) + "\n")
+        rest = rest[end:].strip()
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("to", ["json", "csv", "llava", "llama-factory", "swift", "openai"])
+def test_data_page_names_every_export(to: str) -> None:
+    from lorgnette.data import EXPORTS
+
+    [row] = re.findall(rf"^\| {to} \| `(\.\w+)`", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert EXPORTS[to].suffix == row  # type: ignore[index]
+    assert len(EXPORTS) == 6

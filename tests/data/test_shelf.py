@@ -68,6 +68,11 @@ def test_images_from_a_folder_by_path_then_by_name(tmp_path: Path) -> None:
     assert found.picture("/gone/b.jpg").path == there / "b.jpg"
     assert found.picture("own.jpg").path == tmp_path / "own.jpg"
     assert found.picture("c.jpg").path == there / "c.jpg"  # where it is missed
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    assert found.picture("in/a.jpg").path == there / "in/a.jpg"  # asked first
+    assert found.picture("b.jpg").path == found.picture(str(tmp_path / "b.jpg")).path == there / "b.jpg"
     assert found.picture(str(tmp_path / "own.jpg")).path == tmp_path / "own.jpg"
 
 

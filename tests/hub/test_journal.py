@@ -10,10 +10,8 @@ from lorgnette.hub.journal import Journal, Noted
 REQUEST: dict[str, Any] = {"source": "hf:a/b", "image_column": None}
 
 
-def note(number: int, **more: Any) -> Noted:
-    return Noted(
-        f"row {number}", (f"c {number}", "二"), f"{number}.jpg", [number, "x"], url=f"http://h/{number}", **more
-    )
+def note(row: int, **more: Any) -> Noted:
+    return Noted(f"row {row}", (f"c {row}", "二"), f"{row}.jpg", [row, "x"], url=f"http://h/{row}", **more)
 
 
 def rows(out: Path) -> Path:

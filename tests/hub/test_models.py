@@ -172,3 +172,43 @@ def test_after_a_kill_the_weights_go_on(source: Any, hub: Any, trick: Any, tmp_p
     log = len(hub.log)
     subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert len(hub.log) == log
+
+
+def test_free_space_is_looked_at_before_the_weights(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    hub.repo("hf", "models", NAME, model())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(LorgnetteError, match=r"are to come and 0\.0 MB are free"):
+        get()
+    assert not hub.asked("-of-")
+
+
+def test_offline_nobody_is_asked(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repo("hf", "models", NAME, model())
+    hub.repo("modelscope", "models", NAME, model())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LorgnetteError, match="it is in no cache, and HF_HUB_OFFLINE is set"):
+        get()
+    with pytest.raises(LorgnetteError, match="HF_HUB_OFFLINE forbids"):
+        get(source="hf")
+    assert not hub.log
+    assert get(source="modelscope")[0].is_dir()
+    assert get()[1][0].startswith(f"{NAME}: from ModelScope's cache")
+
+
+def test_a_second_process_waits(hub: Any, trick: Any, tmp_path: Path) -> None:
+    hub.repo("modelscope", "models", NAME, model())
+    hub.trick(SHARDS[0], trick(pause=1.5))
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", CHILD, NAME, "modelscope"], stdout=subprocess.DEVNULL
+    )
+    for _ in range(2000):
+        if hub.asked(SHARDS[0]):
+            break
+        time.sleep(0.01)
+    folder, said = get(source="modelscope")
+    assert child.wait(10) == 0
+    assert any(line.startswith("waiting for another process") for line in said)
+    assert len(hub.asked(SHARDS[0])) == 1
+    assert whole(folder)

@@ -20,7 +20,7 @@ def opened(line: Line, url: str, size: int | None = len(CONTENT), **more: Any) -
 def test_it_reads_as_the_file_itself(hub: Any) -> None:
     rng, plain = random.Random(1), io.BytesIO(CONTENT)
     with Line(patience=QUICK) as line:
-        ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000)
+        ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=40_000)
         for _ in range(200):
             place, whence = rng.choice([(rng.randrange(320_000), 0), (rng.randrange(500), 1), (-rng.randrange(900), 2)])
             assert ranged.seek(place, whence) == plain.seek(place, whence)
@@ -61,3 +61,22 @@ def test_servers_without_ranges_and_files_that_changed_are_named(hub: Any) -> No
         hub.ranges = False
         with pytest.raises(SourceError, match="the server does not give parts of a file"):
             opened(line, hub.put("/x", CONTENT)).read(10)
+
+
+def test_reading_on_asks_for_more_each_time(hub: Any) -> None:
+    with Line(patience=QUICK) as line:
+        ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=40_000)
+        assert b"".join(ranged.read(1000) for _ in range(300)) == CONTENT
+    sizes = [each.headers["Range"] for each in hub.log]
+    assert sizes[:4] == ["bytes=0-9999", "bytes=10000-29999", "bytes=30000-69999", "bytes=70000-109999"]
+    assert hub.served == len(CONTENT)
+
+
+def test_parts_read_in_turns_are_not_asked_for_again(hub: Any) -> None:
+    with Line(patience=QUICK) as line:
+        ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=10_000)
+        for step in range(20):
+            for start in (0, 100_000):
+                ranged.seek(start + step * 1000)
+                assert ranged.read(1000) == CONTENT[start + step * 1000 :][:1000]
+    assert len(hub.log) == 4

@@ -270,3 +270,36 @@ def test_of_many_rows_the_first_are_named_and_the_rest_counted() -> None:
     where = str(caught.value.where)
     assert where.count("x.csv, row") == 16
     assert where.endswith("; and 4 more")
+
+
+class Told(Training):
+    """A training whose eval losses are told beforehand."""
+
+    def tell(self, losses: list[float]) -> "Told":
+        self.told = iter(losses)
+        return self
+
+    def evaluate(self) -> float:
+        return next(self.told)
+
+
+def test_the_best_so_far_is_said_each_time_it_falls() -> None:
+    notes = Notes()
+    training = Told(Bigrams(), EXAMPLES, HELD_OUT, changed(eval_steps=1), seed=3).tell(
+        [1, 3.0, 2.0, 2.5, 1.5, 1.7, 1.5]
+    )
+    assert training.run(notes)
+    assert notes.bests == [1, 2, 4]  # the untuned model's own loss is no candidate: there is no adapter to keep
+    assert (training.best_step, training.best_loss) == (4, 1.5)
+
+
+def test_patience_ends_a_run_that_no_longer_learns() -> None:
+    notes, settings = Notes(), changed(eval_steps=1, patience=2, save_steps=100)
+    training = Told(Bigrams(), EXAMPLES, HELD_OUT, settings, seed=3).tell([9, 3.0, 2.0, 2.5, 2.2, 0.1])
+    assert training.run(notes)
+    assert notes.steps("stepped") == [1, 2, 3, 4]
+    assert notes.steps("checkpoint") == [4]
+    again, later = Told(Bigrams(), EXAMPLES, HELD_OUT, settings, seed=3), Notes()
+    again.restore(training.state())
+    assert again.run(later)  # resumed, it is finished still
+    assert later.events == []

@@ -122,7 +122,7 @@ def _must_be_a_file(path: Path) -> None:
 def _missing_remedy(path: Path) -> str:
     if "\\" in path.name:
         return "write / instead of \\ in the path"
-    return "correct the path (relative paths start at the data file's folder), or put the picture there"
+    return "correct the path (relative paths start at the data file's folder), or say where pictures lie: images_from"
 
 
 def _shaped(path: Path, size: tuple[int, int]) -> tuple[int, int]:

@@ -54,7 +54,6 @@ class Shelf:
             images_from = Path(os.path.abspath(images_from))
             if images_from.is_dir():
                 self._first = images_from
-                self._folders.insert(0, images_from)
             else:
                 self._zip = _Zip(images_from)
         inside = source if self._zip is None or images_from is None else images_from
@@ -93,13 +92,14 @@ class Shelf:
         return Picture(Path((there or places)[0]))
 
     def _places(self, written: str, or_folder: Path | None) -> Iterator[str]:
+        folders = (*self._folders, *([or_folder] if or_folder else ()))
+        if self._first is not None:
+            yield os.path.abspath(self._first / written.lstrip("/"))
+            yield str(self._first / os.path.basename(written))
         if os.path.isabs(written):
             yield os.path.abspath(written)
         else:
-            for folder in (*self._folders, *([or_folder] if or_folder else ())):
-                yield os.path.abspath(folder / written)
-        if self._first is not None:
-            yield str(self._first / os.path.basename(written))
+            yield from (os.path.abspath(folder / written) for folder in folders)
 
     def laid(self, content: bytes, suffix: str) -> Picture:
         """A picture's bytes as a file of this shelf. The suffix only helps people: content says what a picture is."""

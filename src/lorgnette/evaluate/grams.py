@@ -42,8 +42,7 @@ def grams(texts: Sequence[Tokens], orders: int = 4) -> list[Grams]:
     for order in range(1, orders + 1):
         if order > 1:
             starts = left >= order
-            following = np.zeros_like(words)
-            following[: len(words) - order + 1] = words[order - 1 :]
+            following = np.append(words[order - 1 :], np.zeros(min(order - 1, len(words)), np.int64))
             joined = ids * max(1, len(numbers)) + following
             distinct, inverse = np.unique(joined[starts], return_inverse=True)
             ids = np.zeros_like(words)

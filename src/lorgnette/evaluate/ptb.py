@@ -46,28 +46,28 @@ _L, _A = "[^\\W\\d_]\u0301?", "[^\\W_²³¹]\u0301?"  # a letter; a letter or di
 _PIECE = f"(?:{_L}(?:{_A})*(?:[.!?]{_L}(?:{_A})*)*|(?:{_A})+)"  # man · foo.jpg · a!b · 3x3
 _WORD = f"(?:(?:{_A})+(?:_(?:{_A})+)+|{_PIECE})"
 _SLASHED = f"(?:{_A})+(?:-(?:{_L})+)*(?:/(?:{_A})+(?:-(?:{_L})+)*){{1,2}}"  # and/or · 24/7
-_HYPHENED = f"(?:{_A})(?:{_A}|[.,])*(?:-(?:{_A})+)+"  # up-to-date · 1,000-foot · u.s.-based
+_HYPHENED = f"(?:{_A})(?:{_A}|[.,]){{0,40}}(?:-(?:{_A})+)+"  # up-to-date · 1,000-foot · u.s.-based
 _CLITIC = r"'(?i:s|re|ve|ll|d|m)(?!\w)"
 _NOT = r"(?i:n't)(?!\w)"
 _NUMBER = r"\d*(?:[.,:]\d+)+"
 
 _TOKEN = re.compile(
-    r"\s*({})".format(
+    r" ?({})".format(
         "|".join(
             [
                 r"[a-zA-Z]+(?!\S)",
                 r"</?[a-zA-Z!?][^<>\s]*>|&\#\d+;",
-                r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]+@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
+                r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
                 r"[:;=]['-]?[()]|:[DP](?!\w)|>_<",
                 f"{_CLITIC}|{_NOT}",
                 f"(?i:{'|'.join(_CUT)})(?!\\w)",
                 r"'[nN](?:'|(?!\w))|'(?i:em|cause|til)(?!\w)|'\d\ds?(?![\w'])|(?i:ol)'(?!\w)|[yY]'(?=(?i:all))",
                 rf"\d+-\d+/\d+(?!\w)|{_HYPHENED}|{_SLASHED}",
-                rf"(?!\w\.\s*(?:\Z|\s(?:{_STARTS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
-                f"(?i:{_ABBREVIATED})\\.(?!{_L})|(?i:{_NUMBERED})\\.(?=\\s?\\d)",
+                rf"(?!\w\.(?:\Z| (?:{_STARTS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
+                f"(?i:{_ABBREVIATED})\\.(?!{_L})|(?i:{_NUMBERED})\\.(?= ?\\d)",
                 r"[A-Z]+(?:&[A-Z]+)+(?!\w)",
                 f"{_NUMBER}|[-+](?:{_NUMBER}|\\d+)(?!\\w)",
-                f"(?:{_A})+?(?={_NOT})",
+                f"(?:{_A}){{1,40}}?(?={_NOT})",
                 f"[dDoOlL]'(?!(?i:s|re|ve|ll|d|m)(?!\\w)){_WORD}|(?i:ma'am)|{_WORD}\\.(?=[,;:])|{_WORD}",
                 r"\.\.\.+|\. \. \.|--+|[?!]+|_+|\*+|''|``",
                 r"[^\s\u200d\ufe0f\U00010000-\U0010ffff]",
@@ -82,6 +82,7 @@ number, word, sign."""
 def tokens(text: str) -> list[str]:
     """What coco-caption counts of an English text: lower case, contractions cut, most punctuation gone."""
     text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text).translate(_REWRITTEN)
+    text = " ".join(text.split())
     made: list[str] = []
     for token in _TOKEN.findall(text):
         word = token.lower()

@@ -82,7 +82,7 @@ def collect(
     choice = Choice(rows, sample, seed, image_column, caption_column)
     request = {"source": address.text, "image_column": image_column, "caption_column": caption_column}
     with Journal.open(out, request, choice.key) as journal:
-        asked = {"rows": rows, "sample": sample, "seed": seed, "images_from": images_from}
+        asked = {"rows": rows, "sample": sample, "seed": seed, "images_from": images_from and shown(images_from)}
         if (done := _finished(out, asked)) is not None:
             say(f"{address.text}: already in {out}, nothing to fetch")
             return done

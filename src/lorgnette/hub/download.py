@@ -56,14 +56,13 @@ def download(
             return download(wanted, line=own, seen=seen)
     unique = _once(wanted)
     room_for(unique)
-    tally = _Tally(seen)
+    tally, left = _Tally(seen), _Left(unique)
     with ThreadPoolExecutor(line.workers) as pool:
-        futures = [pool.submit(_one, line, each, tally) for each in unique]
+        futures = [pool.submit(_some, line, left, tally) for _ in range(min(line.workers, len(unique)))]
         try:
             _all(futures)
         except BaseException:
             line.stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
     return Downloaded(tally.files, tally.bytes, tally.kept, tuple(tally.failed[path] for path in sorted(tally.failed)))
 
@@ -119,16 +118,30 @@ class _Tally:
             self.failed[wanted.path] = Failure(wanted.url, wanted.path, error.what, error.remedy or "")
 
 
-def _one(line: Line, wanted: Wanted, tally: _Tally) -> None:
-    if stands(wanted):
-        tally.done(kept=True)
-        return
-    try:
-        fetch(line, wanted, tally.came)
-    except SourceError as error:
-        tally.fail(wanted, error)
-    else:
-        tally.done(kept=False)
+class _Left:
+    """What nobody has taken yet, handed to one thread at a time."""
+
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self._wanted, self._lock = iter(wanted), threading.Lock()
+
+    def take(self) -> Wanted | None:
+        with self._lock:
+            return next(self._wanted, None)
+
+
+def _some(line: Line, left: _Left, tally: _Tally) -> None:
+    """One thread's share."""
+    while (wanted := left.take()) is not None:
+        line.check()
+        if stands(wanted):
+            tally.done(kept=True)
+            continue
+        try:
+            fetch(line, wanted, tally.came)
+        except SourceError as error:
+            tally.fail(wanted, error)
+        else:
+            tally.done(kept=False)
 
 
 def _all(futures: Sequence[Future[None]]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import httpx2
 
 from lorgnette.hub import trouble
+from lorgnette.hub.line import Line
 from lorgnette.hub.repository import Kind, Listed, Repository, checked
-from lorgnette.hub.trouble import PassingError, SourceError
+from lorgnette.hub.trouble import SourceError
 
 
 def endpoint() -> str:
@@ -33,16 +34,27 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def files(name: str, kind: Kind, revision: str | None = None) -> Repository:
+def offline() -> bool:
+    """Does HF_HUB_OFFLINE forbid to ask anybody?"""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def files(line: Line, name: str, kind: Kind, revision: str | None = None) -> Repository:
     """Every file, at the commit that `revision` (or main) names now."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     api, where = HfApi(endpoint=endpoint()), f"hf:{checked(name, 'hf')}"
-    with explained(where):
-        info = api.repo_info(name, repo_type=kind, revision=revision, timeout=30)
-        commit = str(info.sha or revision or "main")
-        entries = list(api.list_repo_tree(name, repo_type=kind, revision=commit, recursive=True))
+
+    def ask() -> tuple[Any, list[Any]]:
+        with explained(where):
+            info = api.repo_info(name, repo_type=kind, revision=revision, timeout=30)
+            return info, list(api.list_repo_tree(name, repo_type=kind, revision=info.sha or revision, recursive=True))
+
+    info, entries = line.persist(endpoint(), ask)
+    commit = str(info.sha or revision or "main")
     prefix = "datasets/" if kind == "dataset" else ""
     listed = []
     for entry in entries:
@@ -68,16 +80,20 @@ def blobs(name: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
 
 
-def download(name: str, revision: str, paths: Sequence[str]) -> Path:
+def download(line: Line, name: str, revision: str, paths: Sequence[str]) -> Path:
     """These files of a model in the client's cache; what is there is not fetched."""
     from huggingface_hub import snapshot_download
 
     bars = importlib.import_module("huggingface_hub.utils")
     loud = not bars.are_progress_bars_disabled()
     bars.disable_progress_bars()
-    try:
+
+    def ask() -> Path:
         with explained(f"hf:{name}"):
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(paths), endpoint=endpoint()))
+
+    try:
+        return line.persist(endpoint(), ask)
     finally:
         if loud:
             bars.enable_progress_bars()
@@ -86,49 +102,42 @@ def download(name: str, revision: str, paths: Sequence[str]) -> Path:
 @contextmanager
 def explained(where: str) -> Iterator[None]:
     """What the client raises, in the sentences of `trouble`."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
-    except errors.OfflineModeIsEnabled as error:
-        raise SourceError(
-            "HF_HUB_OFFLINE forbids to ask the hub", where=where, remedy="unset HF_HUB_OFFLINE"
-        ) from error
-    except errors.GatedRepoError as error:
-        raise SourceError(
-            "no rights to read this (403): its terms must be accepted",
-            where=where,
-            remedy="accept them on its page, then set HF_TOKEN or run `hf auth login`",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise SourceError(
-            f"there is no such repository, or it is private ({_status(error)})",
-            where=where,
-            remedy="check the name; for a private one set HF_TOKEN or run `hf auth login`",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            "there is no such revision", where=where, remedy="take main, or one of its branches"
-        ) from error
-    except errors.HFValidationError as error:
-        raise SourceError("this is no repository's name", where=where, remedy="write OWNER/NAME") from error
-    except errors.HfHubHTTPError as error:
-        told = trouble.of_status(error.response, where)
-        raise _at(told, where) from error
-    except httpx2.HTTPError as error:
-        raise _at(trouble.of_transport(error, endpoint()), where) from error
-    except errors.LocalEntryNotFoundError as error:
-        cause = error.__cause__
-        if isinstance(cause, httpx2.HTTPError):
-            raise _at(trouble.of_transport(cause, endpoint()), where) from error
-        raise SourceError(
+    except errors.LocalEntryNotFoundError as error:  # what it raises for most failures while it looks for a snapshot
+        raise _told(error.__cause__, where) or SourceError(
             "it is not in the cache, and the hub cannot be asked", where=where, remedy="check the network"
         ) from error
+    except (httpx2.HTTPError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:
+        raise _told(error, where) or error from error
+    except OSError as error:
+        raise trouble.of_disk(error, Path(constants.HF_HUB_CACHE)) from error
 
 
-def _at(error: SourceError, where: str) -> SourceError:
-    kind = PassingError if isinstance(error, PassingError) else SourceError
-    return kind(error.what, where=where, remedy=error.remedy)
+def _told(error: BaseException | None, where: str) -> SourceError | None:
+    from huggingface_hub import errors
+
+    known = {
+        errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE forbids to ask the hub", "unset HF_HUB_OFFLINE"),
+        errors.GatedRepoError: (
+            "no rights to read this (403): its terms must be accepted",
+            "accept them on its page, then set HF_TOKEN or run `hf auth login`",
+        ),
+        errors.RepositoryNotFoundError: (
+            f"there is no such repository, or it is private ({_status(error)})",
+            "check the name; for a private one set HF_TOKEN or run `hf auth login`",
+        ),
+        errors.RevisionNotFoundError: ("there is no such revision", "take main, or one of its branches"),
+        errors.HFValidationError: ("this is no repository's name", "write OWNER/NAME"),
+    }
+    for kind, (what, remedy) in known.items():
+        if isinstance(error, kind):
+            return SourceError(what, where=where, remedy=remedy)
+    if isinstance(error, errors.HfHubHTTPError):
+        return trouble.at(trouble.of_status(error.response, where), where)
+    return trouble.at(trouble.of_transport(error, endpoint()), where) if isinstance(error, httpx2.HTTPError) else None
 
 
 def _status(error: Any) -> str:

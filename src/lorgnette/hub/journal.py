@@ -120,21 +120,20 @@ class Journal:
 
     def _read_rows(self) -> None:
         """The rows up to a line that a kill has torn, or to a picture that is gone; what follows is read anew."""
-        lines = list(_lines(self._rows))
-        for line in lines:
+        whole = True
+        for line in _lines(self._rows):
             if line.get("end"):
                 self.ended = True
                 continue
             noted = Noted(**{**line, "captions": tuple(line["captions"])})
             if noted.picture and not noted.url and not (self.out / "pictures" / noted.picture).is_file():
+                whole = self.ended = False
                 break
             self.notes.append(noted)
             self.names[noted.picture] = noted.key
-        if self._rows.exists():
-            self.ended = self.ended and len(self.notes) + 1 == len(lines)
+        if self._rows.is_file() and not (whole and self._rows.read_bytes()[-1:] in (b"", b"\n")):
             with written_whole(self._rows) as beside, beside.open("w", encoding="utf-8") as file:
-                kept = [asdict(noted) for noted in self.notes] + [{"end": True}] * self.ended
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+                file.writelines(json.dumps(asdict(noted), ensure_ascii=False) + "\n" for noted in self.notes)
 
 
 def _take(out: Path, request: Mapping[str, Any]) -> None:

@@ -6,12 +6,15 @@ weights come over `download`: after a kill they go on where they were (Hugging F
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import filelock
+
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub import huggingface, modelscope
+from lorgnette.hub import huggingface, modelscope, trouble
 from lorgnette.hub.download import Seen, download, unseen
 from lorgnette.hub.fetch import Wanted
 from lorgnette.hub.line import Line, Patience
@@ -52,11 +55,34 @@ def fetch_model(
         if cached is not None and whole(cached):
             say(f"{name}: from {TITLES[hub]}'s cache, {cached}")
             return cached
+    if source == "auto" and huggingface.offline():
+        raise LorgnetteError("it is in no cache, and HF_HUB_OFFLINE is set", where=name, remedy="unset HF_HUB_OFFLINE")
     hubs.sort(key=lambda hub: not _begun(hub, name, revision))
     with Line(patience=patience) as line:
         repository = _first(hubs, name, revision, line, say)
-        say(f"{name}: from {TITLES[repository.hub]}")
-        return _fetch(repository, revision, into, line, seen)
+        folder = into or _home(repository.hub, name, revision)
+        with _alone(folder, say):
+            say(f"{name}: from {TITLES[repository.hub]}")
+            return _fetch(repository, revision, into, line, seen)
+
+
+@contextmanager
+def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time fetches into a folder; a second one waits and then finds it all there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise trouble.of_disk(error, folder) from error
+    lock = filelock.FileLock(folder / ".lorgnette.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"waiting for another process that fetches into {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def whole(folder: Path) -> bool:
@@ -80,9 +106,14 @@ def _cache(hub: str, name: str, revision: str | None) -> Path | None:
     return huggingface.snapshot(name, revision)
 
 
+def _home(hub: str, name: str, revision: str | None) -> Path:
+    """Where what is fetched from a hub lies."""
+    return huggingface.blobs(name) if hub == "hf" else modelscope.cache("model", name, revision or "master")
+
+
 def _begun(hub: str, name: str, revision: str | None) -> bool:
-    folder = huggingface.blobs(name) if hub == "hf" else modelscope.cache("model", name, revision or "master")
-    return folder.is_dir() and any(folder.iterdir())
+    home = _home(hub, name, revision)
+    return home.is_dir() and any(home.iterdir())
 
 
 def _first(hubs: list[str], name: str, revision: str | None, line: Line, say: Callable[[str], None]) -> Repository:
@@ -91,7 +122,7 @@ def _first(hubs: list[str], name: str, revision: str | None, line: Line, say: Ca
     for hub in hubs:
         try:
             if hub == "hf":
-                return huggingface.files(name, "model", revision)
+                return huggingface.files(line, name, "model", revision)
             return modelscope.files(line, "model", name, revision or "master")
         except SourceError as error:
             errors[hub] = error
@@ -117,7 +148,7 @@ def _into_cache(repository: Repository, revision: str | None, files: list[Listed
     """Hugging Face's cache: what has a hash is put beside its other blobs, the client itself does the rest."""
     plain = [file.path for file in files if not file.sha256]
     if plain:
-        huggingface.download(repository.name, repository.revision, plain)
+        huggingface.download(line, repository.name, repository.revision, plain)
     folder = huggingface.blobs(repository.name)
     hashed = {file.sha256: file for file in files if file.sha256}
     wanted = [
@@ -126,7 +157,7 @@ def _into_cache(repository: Repository, revision: str | None, files: list[Listed
         if hash_
     ]
     _have(wanted, line, seen)
-    return huggingface.download(repository.name, revision or "main", [file.path for file in files])
+    return huggingface.download(line, repository.name, revision or "main", [file.path for file in files])
 
 
 def _have(wanted: list[Wanted], line: Line, seen: Seen) -> None:

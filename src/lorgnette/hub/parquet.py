@@ -18,7 +18,7 @@ from lorgnette.hub.repository import Listed, Repository
 from lorgnette.hub.rows import Choice, Row, Token, captions
 
 AT_ONCE, GROUPS, ROWS_A_GROUP = 16, 16, 25
-_STREAM = 1 << 20
+_AHEAD, _STREAM = 64 << 10, 2 << 20
 _NAMES, _NUMBERS = ("file_name", "filename"), ("cocoid", "image_id")
 
 
@@ -92,7 +92,7 @@ class ParquetRows:
     def _open(self, index: int) -> Any:
         parquet, arrow = _arrow()
         try:
-            source = Ranged(self.line, self.repository, self.files[index])
+            source = Ranged(self.line, self.repository, self.files[index], ahead=_AHEAD, most=_AHEAD)
             return parquet.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM)
         except (arrow.ArrowException, OSError) as error:
             raise self._broken(index, error) from error

@@ -58,7 +58,7 @@ def names(url: str, number: int | None, split: str) -> tuple[str, ...]:
 def place(where: str, line: Line) -> Place:
     """What --images-from names."""
     if where.startswith(("http://", "https://")):
-        return _Host(where, where.rstrip("/"), line)
+        return _Host(trouble.shown(where), where.rstrip("/"), line)
     path = Path(where).expanduser()
     if path.is_dir():
         return _Folder(where, path)

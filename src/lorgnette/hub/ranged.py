@@ -10,16 +10,20 @@ from lorgnette.hub.line import Line
 from lorgnette.hub.repository import Listed, Repository
 from lorgnette.hub.trouble import PassingError, SourceError
 
+_WINDOWS = 4
+
 
 class Ranged(io.RawIOBase):
-    """ahead: the fewest bytes asked for at once."""
+    """ahead: the fewest bytes asked for at once; reading on behind what was read asks for more each time, up to
+    `most`. The last few parts are kept, because columns are read in turns."""
 
-    def __init__(self, line: Line, repository: Repository, file: Listed, *, ahead: int = 64 << 10) -> None:
+    def __init__(
+        self, line: Line, repository: Repository, file: Listed, *, ahead: int = 64 << 10, most: int = 4 << 20
+    ) -> None:
         super().__init__()
         self._line, self._file, self._headers = line, file, repository.sent(file)
-        self._ahead, self._place = ahead, 0
-        self._start, self._window = 0, b""
-        self._size = file.size
+        self._ahead, self._most, self._place, self._size = ahead, most, 0, file.size
+        self._windows: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
         return True
@@ -43,17 +47,25 @@ class Ranged(io.RawIOBase):
     def read(self, count: int | None = -1) -> bytes:
         left = max(0, self.size() - self._place)
         count = left if count is None or count < 0 else min(count, left)
-        first = self._place - self._start
-        if count and not 0 <= first <= first + count <= len(self._window):
-            self._fill(self._place, min(max(count, self._ahead), left))
-            first = 0
+        start, window = self._window(count, left)
         self._place += count
-        return self._window[first : first + count]
+        return window[self._place - count - start : self._place - start]
+
+    def _window(self, count: int, left: int) -> tuple[int, bytes]:
+        """A part of the file that holds the next `count` bytes."""
+        place = self._place
+        grown = self._ahead
+        for start, window in self._windows:
+            if start <= place and place + count <= start + len(window):
+                return start, window
+            if start <= place <= start + len(window):
+                grown = min(self._most, 2 * len(window))
+        return self._fill(place, min(max(count, grown, self._ahead), left)) if count else (place, b"")
 
     def readall(self) -> bytes:
         return self.read(-1)
 
-    def _fill(self, start: int, count: int) -> None:
+    def _fill(self, start: int, count: int) -> tuple[int, bytes]:
         taken = bytearray()
 
         def ask() -> None:
@@ -66,7 +78,8 @@ class Ranged(io.RawIOBase):
                 raise PassingError("the connection was cut", where=trouble.shown(self._file.url), remedy=trouble.KEPT)
 
         self._line.persist(self._file.url, ask, lambda: len(taken))
-        self._start, self._window = start, bytes(taken)
+        self._windows = [*self._windows, (start, bytes(taken))][-_WINDOWS:]
+        return self._windows[-1]
 
     def _fits(self, status: int, said: str, start: int) -> None:
         """Is it the part asked for, of the file that was listed?"""

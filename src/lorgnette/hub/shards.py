@@ -19,7 +19,7 @@ from lorgnette.hub.repository import Listed, Repository, inside
 from lorgnette.hub.rows import Choice, Row, Token, captions
 
 LARGEST = 256 << 20
-_AHEAD = 1 << 20
+_AHEAD = 256 << 10
 _TEXTS = ("txt", "caption", "captions", "text", "cap")
 
 

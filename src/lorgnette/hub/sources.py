@@ -67,7 +67,7 @@ def open_rows(
     """List the repository, pin its revision, and choose the reader of its format."""
     revision = journal.revision or address.revision
     if address.hub == "hf":
-        repository = huggingface.files(address.name, "dataset", revision)
+        repository = huggingface.files(line, address.name, "dataset", revision)
     else:
         repository = modelscope.files(line, "dataset", address.name, revision or "master")
     journal.pin(repository.revision)

@@ -43,6 +43,15 @@ class PassingError(SourceError):
         self.wait, self.unreachable = wait, unreachable
 
 
+def at(error: SourceError, where: str) -> SourceError:
+    """The same, said of another place."""
+    if isinstance(error, PassingError):
+        return PassingError(
+            error.what, where=where, remedy=error.remedy, wait=error.wait, unreachable=error.unreachable
+        )
+    return SourceError(error.what, where=where, remedy=error.remedy)
+
+
 def shown(url: str) -> str:
     """An address for an error line: without passwords and signatures."""
     parts = urllib.parse.urlsplit(url)

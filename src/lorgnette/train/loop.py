@@ -111,26 +111,27 @@ class Training:
             return True
         self.engine.model.train()
         eval_steps = self.settings.eval_steps or self.epoch_steps
-        clock, waited, tokens = time.perf_counter(), 0.0, 0
+        busy, waited, tokens = 0.0, 0.0, 0
         for batches, wait in self._ahead():
             lr = learning_rate(
                 self.step, self.total, peak=self.settings.lr, warmup=self.settings.warmup_steps,
                 schedule=self.settings.schedule,
             )  # fmt: skip
+            begun = time.perf_counter()
             loss, grad_norm = self._step(batches, lr)
             self.step += 1
+            busy += wait + time.perf_counter() - begun
             waited, tokens = waited + wait, tokens + sum(len(batch.tokens) for batch in batches)
             self.window_loss, self.window_steps = self.window_loss + loss, self.window_steps + 1
             watcher.stepped(self.step, loss)
             if self.step == 1 or self.step % self.settings.log_steps == 0 or self.step == self.total:
-                seconds = time.perf_counter() - clock
                 epoch = self.step / self.epoch_steps
                 mean = self.window_loss / self.window_steps
                 watcher.logged(
-                    StepReport(self.step, epoch, mean, lr, grad_norm, tokens / seconds, waited / seconds, seconds)
+                    StepReport(self.step, epoch, mean, lr, grad_norm, tokens / busy, waited / busy, busy)
                 )
                 self.window_loss, self.window_steps = 0.0, 0
-                clock, waited, tokens = time.perf_counter(), 0.0, 0
+                busy, waited, tokens = 0.0, 0.0, 0
             if self.held_out and (self.step % eval_steps == 0 or self.step == self.total):
                 self._held(watcher)
             stopping = watcher.stop() and not self.done
