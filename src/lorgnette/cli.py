@@ -33,7 +33,9 @@ OnBadRow = Annotated[
     Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")
 ]
 Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
-DataPath = Annotated[Path, typer.Argument(help="a CSV, a conversations JSON, or a messages JSON or JSONL")]
+Part = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
+ImagesFrom = Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")]
+DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
 
 
 def _version(asked: bool) -> None:
@@ -81,8 +83,8 @@ def prepare(
     to: Annotated[
         Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the form to write")
     ] = "json",
-    name: Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")] = None,
-    images_from: Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")] = None,
+    name: Part = None,
+    images_from: ImagesFrom = None,
     image_column: Annotated[str | None, typer.Option(help="the column with pictures, where in doubt")] = None,
     caption_column: Annotated[str | None, typer.Option(help="the column with captions, where in doubt")] = None,
     on_bad_row: OnBadRow = "error",
@@ -102,13 +104,15 @@ def check(
     source: DataPath,
     prompt: Prompt = "COCO Yes:",
     rows: Rows = None,
+    name: Part = None,
+    images_from: ImagesFrom = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one,
     or no good one."""
     from lorgnette import run
 
-    report = run.check(source, prompt=prompt, rows=rows, console=console)
+    report = run.check(source, prompt=prompt, rows=rows, name=name, images_from=images_from, console=console)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
     if not report.usable or report.problems:

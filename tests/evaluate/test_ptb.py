@@ -74,7 +74,7 @@ def test_any_text_has_tokens_without_space_or_capitals(text: str) -> None:
         assert token not in ptb.DROPPED
 
 
-@pytest.mark.parametrize("piece", ["a", "a,", "a.", "a-", "n'", "a/", "<", ".", "1,", "@a", "don't", "www.", ". "])
+@pytest.mark.parametrize("piece", ["a", "a,", "a.", "a-", "n'", "a/", "<", ".", "1,", "@a", "don't", "www.", ". ", " "])
 def test_a_model_that_repeats_itself_is_read_in_time(piece: str) -> None:
     start = time.perf_counter()
     ptb.tokens(piece * 2000)

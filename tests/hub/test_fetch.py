@@ -9,7 +9,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.hub.fetch import Wanted, fetch
 from lorgnette.hub.line import Line, Patience
 
-QUICK = Patience(attempts=3, connect=2, silence=0.5, pause=0.01, longest_pause=0.05, longest_asked=3)
+QUICK = Patience(attempts=3, connect=2, silence=0.8, pause=0.01, longest_pause=0.05, longest_asked=3)
 BIG = bytes(range(256)) * 4000
 
 
@@ -140,7 +140,7 @@ def test_a_slow_picture_comes_and_a_silent_one_is_given_up(
     hub: Any, trick: Any, tmp_path: Path, picture: Callable[..., bytes]
 ) -> None:
     url = hub.put("/a.jpg", picture(1))
-    hub.trick("/a.jpg", trick(pause=0.3), *[trick(pause=0.8)] * 3)
+    hub.trick("/a.jpg", trick(pause=0.2), *[trick(pause=1.3)] * 3)
     get(Wanted(url, tmp_path / "a.jpg"))
     refused(Wanted(url, tmp_path / "b.jpg"), "the server went silent")
 

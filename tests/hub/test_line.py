@@ -41,7 +41,7 @@ def test_the_server_says_how_long_to_wait(hub: Any, trick: Any) -> None:
     hub.trick("/a", trick(status=429, headers={"Retry-After": "1"}))
     start = time.monotonic()
     assert body(url) == b"abc"
-    assert 1 <= time.monotonic() - start < 2
+    assert 1 <= time.monotonic() - start < 6
     hub.trick("/a", trick(status=429, headers={"Retry-After": "3600"}))
     with pytest.raises(SourceError, match=r"a quota is used up \(429\); the server asks to wait 3600 s"):
         body(url)

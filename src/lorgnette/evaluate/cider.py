@@ -34,7 +34,7 @@ def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     weighed = False
     for one in found:
         weights = _weights(one, owners, examples)
-        weighed = weighed or bool(weights.any())
+        weighed = weighed or bool(weights[one.rows >= examples].any())
         alike += _cosines(one, weights, owners, examples)
     shares = np.bincount(owners, minlength=examples)
     values = 10 / ORDERS * np.bincount(owners, alike * fits, minlength=examples) / shares

@@ -69,6 +69,8 @@ class Ranged(io.RawIOBase):
         taken = bytearray()
 
         def ask() -> None:
+            if len(taken) >= count:
+                return
             part = {"Range": f"bytes={start + len(taken)}-{start + count - 1}"}
             with self._line.answer(self._file.url, {**self._headers, **part}) as response:
                 self._fits(response.status_code, response.headers.get("Content-Range", ""), start + len(taken))

@@ -137,7 +137,7 @@ def _must_be_writable(out: Path, source: Path) -> None:
 
 def _examples(source: Path, prompt: str, rows: int | None = None) -> list[Example]:
     """A picture or a folder asks `prompt`; a data file asks what it says. A broken row is an error here too."""
-    if source.suffix.lower() in (".csv", ".json", ".jsonl"):
+    if source.suffix.lower() in (".csv", ".json", ".jsonl", ".tar"):
         read = data.read(source, prompt=prompt, rows=rows)
         examples, broken = data.usable(read, on_bad_row="skip", where=source)
     else:

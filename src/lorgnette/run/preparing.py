@@ -69,11 +69,14 @@ def check(
     *,
     prompt: str = data.PROMPT,
     rows: int | None = None,
+    name: str | None = None,
+    images_from: str | None = None,
     console: Console | None = None,
 ) -> data.Report:
     """Look a data set over from headers and text; say what is there and name every broken row."""
     terminal = Terminal(console)
-    report = data.check(data.read(source, prompt=prompt, rows=rows))
+    read = data.read(source, prompt=prompt, rows=rows, name=name, images_from=local(images_from))
+    report = data.check(read)
     for problem in report.problems:
         terminal.warn(str(problem))
     if not report.rows:
