@@ -88,9 +88,11 @@ def collect(
             return done
         with Line(workers=workers, patience=patience) as line:
             where = place(images_from, line) if images_from else None
-            notes = _noted(address, journal, choice, line, seen, say)
-            gathered = gather(notes, journal, line, where, address.split, seen)
-            journal.add_fetched(line.fetched)
+            try:
+                notes = _noted(address, journal, choice, line, seen, say)
+                gathered = gather(notes, journal, line, where, address.split, seen)
+            finally:
+                journal.add_fetched(line.fetched)
         return _result(notes, gathered, journal, asked, line.fetched, say)
 
 

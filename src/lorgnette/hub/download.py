@@ -84,9 +84,9 @@ def room_for(wanted: Sequence[Wanted]) -> None:
 
 
 def enough(folder: Path, needed: int) -> None:
-    """Raise LorgnetteError where `folder`'s disk has not `needed` bytes and a margin free."""
+    """Raise LorgnetteError where `folder`'s disk has not `needed` bytes and a little more free."""
     free = shutil.disk_usage(_standing(folder)).free
-    if needed and free < needed + _MARGIN:
+    if needed and free < needed + min(_MARGIN, needed // 10):
         raise LorgnetteError(
             f"{_gb(needed)} are to come and {_gb(free)} are free",
             where=str(folder),

@@ -19,6 +19,7 @@ from lorgnette.run.answering import answered
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
+from lorgnette.run.scoring import scored
 from lorgnette.run.watching import Stop, Watching
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import Training
@@ -52,9 +53,9 @@ def tune(job: Job) -> None:
         finally:
             for tracker in trackers:
                 tracker.finish()
-    scores = job.score(rows)
+    scores = [*job.score(rows), *scored(rows, job.settings.predict.metrics)]
     for name, before, after in scores:
-        job.terminal.say(f"{name:<20} {before:>10} → {after}")
+        job.terminal.say(f"{name:<28} {before:>22} → {after}")
     write_results(job, rows, scores, [tracker.address for tracker in trackers if tracker.address])
     job.terminal.say(f"adapter    {job.folder.adapter}")
     job.terminal.say(f"page       {job.folder.page}")

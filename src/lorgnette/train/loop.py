@@ -127,9 +127,7 @@ class Training:
             if self.step == 1 or self.step % self.settings.log_steps == 0 or self.step == self.total:
                 epoch = self.step / self.epoch_steps
                 mean = self.window_loss / self.window_steps
-                watcher.logged(
-                    StepReport(self.step, epoch, mean, lr, grad_norm, tokens / busy, waited / busy, busy)
-                )
+                watcher.logged(StepReport(self.step, epoch, mean, lr, grad_norm, tokens / busy, waited / busy, busy))
                 self.window_loss, self.window_steps = 0.0, 0
                 busy, waited, tokens = 0.0, 0.0, 0
             if self.held_out and (self.step % eval_steps == 0 or self.step == self.total):
