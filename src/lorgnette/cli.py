@@ -191,6 +191,18 @@ def compare(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="an adapter's folder")],
+    out: Annotated[Path, typer.Argument(help="folder of the merged checkpoint")],
+    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+) -> None:
+    """Base and adapter as one checkpoint in the hub's layout."""
+    from lorgnette import run
+
+    run.merge(adapter, out, model=model, console=console)
+
+
+@app.command()
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5092,

@@ -85,7 +85,6 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
     ("change", "said"),
     [
         (shutil.rmtree, "no adapter here"),
-        (gone("lorgnette.json"), "no adapter here: lorgnette.json is missing"),
         (text("lorgnette.json", "{"), "lorgnette.json"),
         (edited("lorgnette.json", encode={"size": "big"}), "lorgnette.json"),
         (edited("lorgnette.json", model="/gone"), "the adapter's base model is gone"),

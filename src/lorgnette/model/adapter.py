@@ -72,6 +72,7 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
         saved = {_todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not trainable
+        config.base_model_name_or_path = None  # whether this is its base is for the contract to say, not for PEFT
         loaded = get_peft_model(model, config)
         _demand_names(saved.keys(), {_saved_name(name) for name in adapter_state(loaded)}, folder)
         set_peft_model_state_dict(loaded, saved)

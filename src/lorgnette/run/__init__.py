@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
     from lorgnette.run.looking import watch
+    from lorgnette.run.merging import merge
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
@@ -28,6 +29,7 @@ _FILES = {
     "compare": "answering",
     "demo": "showing",
     "watch": "looking",
+    "merge": "merging",
 }
 
 

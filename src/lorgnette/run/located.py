@@ -26,6 +26,11 @@ def model_folder(model: str, source: Source, terminal: Terminal) -> Path:
         return fetch_model(model, source=source, seen=seen, say=terminal.say)
 
 
+def lasting(model: str) -> str:
+    """A model's name as it will be understood elsewhere: a folder by its whole path, a hub's name as it is."""
+    return str(Path(model).resolve()) if model != "demo" and Path(model).exists() else model
+
+
 def data_table(settings: Settings, terminal: Terminal) -> Path | None:
     """The data as a file: of a source on a hub its captions.csv, collected under data/."""
     path = settings.data.path

@@ -12,7 +12,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import model_folder
+from lorgnette.run.located import lasting, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ def contract_of(settings: Settings, checkpoint: Checkpoint, encoder: Encoder) ->
     """What an adapter trained under these settings must be used with."""
     return Contract(
         family=checkpoint.family.model_type,
-        model=_lasting(settings.model),
+        model=lasting(settings.model),
         revision=checkpoint.revision,
         fingerprint=checkpoint.fingerprint,
         prompt=settings.data.prompt,
@@ -77,11 +77,6 @@ class Asked:
         with enough_memory("free some, or use --device cpu"):
             loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
-
-
-def _lasting(model: str) -> str:
-    """A model's name as it will be understood elsewhere: a folder by its whole path, a hub's name as it is."""
-    return str(Path(model).resolve()) if model != "demo" and Path(model).exists() else model
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.job import Job, Scoring, unscored
+from lorgnette.run.located import lasting
 from lorgnette.run.material import Material
 from lorgnette.run.stages import Stages
 
@@ -30,7 +31,7 @@ def train(
         material = Material.of(chosen, terminal)
     folder = RunFolder.create(chosen.run or next_free(Path("runs"), name))
     with _taken_back(folder):
-        write_text(folder.config, config.dump(chosen.model_copy(update={"run": folder.path})))
+        write_text(folder.config, config.dump(_placed(chosen, folder)))
         hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
         write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
         _tune(Job(folder, chosen, material, stages, terminal, score))
@@ -48,6 +49,18 @@ def resume(path: Path, *, console: Console | None = None) -> RunFolder:
     material.demand_unchanged(folder.manifest)
     _tune(Job(folder, chosen, material, stages, terminal))
     return folder
+
+
+def _placed(chosen: Settings, folder: RunFolder) -> Settings:
+    """The settings with whole paths: a run can be resumed from another folder than it was started in."""
+    data = {name: path.resolve() for name in ("path", "test") if (path := getattr(chosen.data, name)) and path.exists()}
+    return chosen.model_copy(
+        update={
+            "run": folder.path.resolve(),
+            "model": lasting(chosen.model),
+            "data": chosen.data.model_copy(update=data),
+        }
+    )
 
 
 @contextmanager
