@@ -76,6 +76,12 @@ def own_pictures(here: Path, tiny: Path) -> Path:
     return here
 
 
+def test_the_tutorials_one_command_is_the_one_that_is_tested() -> None:
+    [block] = blocks(ROOT / "README.md", "bash")
+    assert block == "lorgnette train coco-caption\n"
+    assert '"train", "coco-caption"' in (ROOT / "tests" / "hub" / "test_road.py").read_text(encoding="utf-8")
+
+
 def commands(page: Path) -> list[list[str]]:
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lorgnette")]
