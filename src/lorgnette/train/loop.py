@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +47,17 @@ class StepReport:
     seconds: float
 
 
+@dataclass(slots=True)
+class Window:
+    """What the next line of the log will cover. seconds: of the steps alone, without evaluation and saving."""
+
+    loss: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
 class Watcher(Protocol):
     """Who is told what happens."""
 
@@ -74,8 +85,7 @@ class Training:
             self.parameters, lr=train.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=train.weight_decay, fused=True
         )
         self.step = 0
-        self.window_loss = 0.0
-        self.window_steps = 0
+        self.window = Window()
         self.best_step, self.best_loss, self.worse = 0, math.inf, 0
 
     @property
@@ -89,14 +99,14 @@ class Training:
         return {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
-            "window": [self.window_loss, self.window_steps],
+            "window": asdict(self.window),
             "best": [self.best_step, self.best_loss, self.worse],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.window_loss, self.window_steps = state["window"]
+        self.window = Window(**state["window"])
         self.best_step, self.best_loss, self.worse = state["best"]
 
     def run(self, watcher: Watcher) -> bool:
@@ -111,25 +121,11 @@ class Training:
             return True
         self.engine.model.train()
         eval_steps = self.settings.eval_steps or self.epoch_steps
-        busy, waited, tokens = 0.0, 0.0, 0
         for batches, wait in self._ahead():
-            lr = learning_rate(
-                self.step, self.total, peak=self.settings.lr, warmup=self.settings.warmup_steps,
-                schedule=self.settings.schedule,
-            )  # fmt: skip
-            begun = time.perf_counter()
-            loss, grad_norm = self._step(batches, lr)
-            self.step += 1
-            busy += wait + time.perf_counter() - begun
-            waited, tokens = waited + wait, tokens + sum(len(batch.tokens) for batch in batches)
-            self.window_loss, self.window_steps = self.window_loss + loss, self.window_steps + 1
+            loss, lr, grad_norm = self._taken(batches, wait)
             watcher.stepped(self.step, loss)
             if self.step == 1 or self.step % self.settings.log_steps == 0 or self.step == self.total:
-                epoch = self.step / self.epoch_steps
-                mean = self.window_loss / self.window_steps
-                watcher.logged(StepReport(self.step, epoch, mean, lr, grad_norm, tokens / busy, waited / busy, busy))
-                self.window_loss, self.window_steps = 0.0, 0
-                busy, waited, tokens = 0.0, 0.0, 0
+                watcher.logged(self._line(lr, grad_norm))
             if self.held_out and (self.step % eval_steps == 0 or self.step == self.total):
                 self._held(watcher)
             stopping = watcher.stop() and not self.done
@@ -138,6 +134,36 @@ class Training:
             if stopping or self.done:
                 return not stopping
         return True
+
+    def _taken(self, batches: Sequence[PackedBatch], wait: float) -> tuple[float, float, float]:
+        """Take a step: its loss, learning rate and gradient norm."""
+        begun = time.perf_counter()
+        settings = self.settings
+        lr = learning_rate(
+            self.step, self.total, peak=settings.lr, warmup=settings.warmup_steps, schedule=settings.schedule
+        )
+        loss, grad_norm = self._step(batches, lr)
+        self.step += 1
+        self.window.loss += loss
+        self.window.steps += 1
+        self.window.tokens += sum(len(batch.tokens) for batch in batches)
+        self.window.seconds += wait + time.perf_counter() - begun
+        self.window.waited += wait
+        return loss, lr, grad_norm
+
+    def _line(self, lr: float, grad_norm: float) -> StepReport:
+        """The log's line over the window, which begins anew."""
+        window, self.window = self.window, Window()
+        return StepReport(
+            self.step,
+            epoch=self.step / self.epoch_steps,
+            loss=window.loss / window.steps,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens_per_s=window.tokens / window.seconds,
+            data_wait=window.waited / window.seconds,
+            seconds=window.seconds,
+        )
 
     def _held(self, watcher: Watcher) -> None:
         """An eval loss, and whether it is the best so far."""
