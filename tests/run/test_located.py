@@ -56,5 +56,5 @@ def test_what_came_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str
     collected = Collected(tmp_path / "captions.csv", "master", 9, 9, 8, 8, 1_500_000, {"a zip": 8}, (missing,))
     located.told(collected, Terminal())
     said = capsys.readouterr().err
-    for part in ("8 files, 1.5 MB", "9 captions", "8 pictures from a zip", "row 7: not found (404)", "--images-from"):
+    for part in ("8 files, 1.5 MB", "9 captions", "8 pictures", "row 7: not found (404)", "--images-from"):
         assert part in said

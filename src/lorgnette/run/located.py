@@ -62,13 +62,11 @@ def local(images_from: str | None) -> Path | None:
 
 
 def told(collected: Collected, terminal: Terminal) -> None:
-    """What was fetched, from where, and what is missing."""
+    """What was fetched, and what is missing; `collect` itself says which source served the pictures."""
     terminal.say(
         f"fetched    {collected.files} files, {collected.bytes / 1e6:.1f} MB; {collected.pictures} pictures, "
         f"{collected.captions} captions in {collected.table}"
     )
-    for source, count in collected.served.items():
-        terminal.say(f"           {count} pictures from {source}")
     for missing in collected.missing:
         terminal.warn(f"missing: {missing.place}: {missing.what} ({missing.picture}); {missing.remedy}")
 
