@@ -21,18 +21,21 @@ from lorgnette.types import Example, Problem
 
 
 def predict(
-    source: Path,
+    source: Path | str,
     *,
-    adapter: Path | None = None,
+    adapter: Path | str | None = None,
     model: str | None = None,
     prompt: str | None = None,
     both: bool = False,
-    out: Path | None = None,
+    out: Path | str | None = None,
     sampling: Mapping[str, Any] | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> list[PredictionRow]:
     """Answers to a picture, a folder of pictures or a data file: printed, and written to `out` as JSONL."""
+    source = Path(source)
+    adapter = Path(adapter) if adapter else None
+    out = Path(out) if out else None
     if both and adapter is None:
         raise UsageError("--both compares with an adapter", remedy="name one with --adapter")
     if out is not None:
@@ -54,10 +57,10 @@ def predict(
 
 
 def compare(
-    adapter: Path,
-    source: Path,
+    adapter: Path | str,
+    source: Path | str,
     *,
-    out: Path = Path("compare.html"),
+    out: Path | str = Path("compare.html"),
     model: str | None = None,
     rows: int | None = None,
     max_new_tokens: int = 128,
@@ -66,6 +69,7 @@ def compare(
 ) -> Path:
     """The page of a data file's pictures with reference, untuned and tuned answer."""
     terminal = Terminal(console)
+    adapter, source, out = Path(adapter), Path(source), Path(out)
     _must_be_writable(out, source)
     asked = _asked(model, adapter, terminal)
     assert asked.contract is not None  # an adapter was asked for

@@ -15,11 +15,12 @@ from lorgnette.report.trackers import installed
 HOST = "127.0.0.1"
 
 
-def watch(path: Path, *, port: int = 5092, console: Console | None = None) -> None:
+def watch(path: Path | str, *, port: int = 5092, console: Console | None = None) -> None:
     """Serve SwanLab's local dashboard of a run until Ctrl-C.
 
     Raises LorgnetteError where the run has no SwanLab folder, or the dashboard is not installed.
     """
+    path = Path(path)
     folder = RunFolder.existing(path).path / "swanlab"
     if not folder.is_dir():
         raise LorgnetteError(

@@ -9,9 +9,10 @@ from lorgnette.report.terminal import Terminal
 from lorgnette.run.opened import Asked, enough_memory
 
 
-def merge(adapter: Path, out: Path, *, model: str | None = None, console: Console | None = None) -> Path:
+def merge(adapter: Path | str, out: Path | str, *, model: str | None = None, console: Console | None = None) -> Path:
     """Write the merged checkpoint to `out`, on the CPU in float32, and read it back. Refuses a folder that is there."""
     terminal = Terminal(console)
+    adapter, out = Path(adapter), Path(out)
     if out.exists():
         raise UsageError("something is there already", where=str(out), remedy="name a folder that is not there yet")
     asked = Asked.of(model, adapter, terminal)

@@ -14,8 +14,8 @@ from lorgnette.run.located import local, told
 
 
 def prepare(
-    source: Path,
-    out: Path = Path("data"),
+    source: Path | str,
+    out: Path | str = Path("data"),
     *,
     prompt: str = data.PROMPT,
     holdout: int = 4,
@@ -38,6 +38,7 @@ def prepare(
     several (a split, an entry of dataset_info.json).
     """
     terminal = Terminal(console)
+    source, out = Path(source), Path(out)
     if out.exists() and not out.is_dir():
         raise UsageError("a file, not a folder", where=f"--out {out}", remedy="name another")
     if is_source(str(source)):
@@ -65,7 +66,7 @@ def prepare(
 
 
 def check(
-    source: Path,
+    source: Path | str,
     *,
     prompt: str = data.PROMPT,
     rows: int | None = None,
@@ -75,6 +76,7 @@ def check(
 ) -> data.Report:
     """Look a data set over from headers and text; say what is there and name every broken row."""
     terminal = Terminal(console)
+    source = Path(source)
     read = data.read(source, prompt=prompt, rows=rows, name=name, images_from=local(images_from))
     report = data.check(read)
     for problem in report.problems:

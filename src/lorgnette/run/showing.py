@@ -24,13 +24,13 @@ HELD_OUT = 64
 
 
 def demo(
-    out: Path | None = None, *, pictures: int = 500, words: Sequence[str] = (), console: Console | None = None
+    out: Path | str | None = None, *, pictures: int = 500, words: Sequence[str] = (), console: Console | None = None
 ) -> RunFolder:
     """Draw pictures with short captions, prepare CSV and JSON, tune the built-in model on them, and show what it says
     of the held-out ones before and after."""
     terminal = Terminal(console)
     recipe.settings("demo", words)  # a wrong one is found before anything is drawn
-    folder = out or next_free(Path("runs"), "demo")
+    folder = Path(out) if out else next_free(Path("runs"), "demo")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError("something stands here already", where=f"--out {folder}", remedy="name a new folder")
     scenes = _drawn(folder, pictures, terminal)

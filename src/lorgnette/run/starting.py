@@ -38,10 +38,10 @@ def train(
     return folder
 
 
-def resume(path: Path, *, console: Console | None = None) -> RunFolder:
+def resume(path: Path | str, *, console: Console | None = None) -> RunFolder:
     """Go on with a run that was stopped, from its latest checkpoint, as if it had never stopped."""
     terminal = Terminal(console)
-    folder = RunFolder.existing(path)
+    folder = RunFolder.existing(Path(path))
     chosen = config.load(config.read_recipe(folder.config), where=str(folder.config))
     stages = Stages(terminal)
     with stages("data"):
