@@ -258,8 +258,14 @@ def as_markdown() -> str:
     tables += [(name, f"{name}.", list(section.model_fields.items())) for name, section in SECTIONS.items() if section]
     for title, prefix, fields in tables:
         lines += ["", f"## {title}", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{prefix}{name}` | `{_shown(field.default)}` | {field.description} |" for name, field in fields]
+        lines += [
+            f"| `{prefix}{name}` | `{_shown(field.default)}` | {_cell(field.description)} |" for name, field in fields
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", r"\|")
 
 
 def _shown(default: Any) -> str:

@@ -168,3 +168,14 @@ def test_changes_since_the_start_are_refused(chosen: Chosen, captions: Path, tmp
         manifest.write_text(content)
         with pytest.raises(LorgnetteError, match="manifest cannot be read"):
             material.demand_unchanged(manifest)
+
+
+def test_the_prompt_is_what_the_examples_ask(chosen: Callable[..., Settings], terminal: Terminal) -> None:
+    assert Material.of(chosen("data.prompt=What?"), terminal).prompt == "What?"
+
+
+def test_a_test_file_is_taken_whole(chosen: Callable[..., Settings], captions: Path, terminal: Terminal) -> None:
+    other = captions.with_name("test.csv")
+    other.write_text(captions.read_text())
+    material = Material.of(chosen("data.rows=2", f"data.test={other}"), terminal)
+    assert (len(material.examples), len(material.held_out)) == (2, 6)

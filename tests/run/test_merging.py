@@ -19,6 +19,7 @@ def test_an_adapter_becomes_a_model(chosen: Callable[..., Settings], tmp_path: P
     out = merge(folder.adapter, tmp_path / "merged")
     asked = Asked.of(str(out), None, Terminal())
     assert asked.checkpoint.family.model_type == "qwen2_vl"
+    assert asked.encoder.rule.size == (28, 28)  # a merged model is asked as its adapter was trained
     with pytest.raises(UsageError, match="something is there already"):
         merge(folder.adapter, out)
 

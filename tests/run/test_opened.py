@@ -34,6 +34,13 @@ def test_an_adapter_brings_its_base_and_its_encoding(adapter: Path, tiny: Path) 
     assert Asked.of(str(tiny), None, TERMINAL).encoder.rule.size == (280, 280)
 
 
+def test_the_built_in_model_is_asked_at_its_own_size() -> None:
+    asked = Asked.of("demo", None, TERMINAL)
+    assert asked.encoder.rule.size == (112, 112)
+    assert asked.contract is not None
+    assert asked.contract.fingerprint == asked.checkpoint.fingerprint
+
+
 def test_a_base_model_that_has_moved(adapter: Path, tiny: Path, tmp_path: Path) -> None:
     file = adapter / "lorgnette.json"
     file.write_text(file.read_text().replace(str(tiny.resolve()), "/gone"))

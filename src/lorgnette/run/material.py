@@ -2,6 +2,7 @@
 folder is made and before weights are read."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.hub.sources import is_source
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.report.manifest import sha256
 from lorgnette.report.terminal import Terminal
@@ -57,6 +59,12 @@ class Material:
         """The distinct pictures."""
         return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
 
+    @property
+    def prompt(self) -> str:
+        """What the examples ask most often: what to ask a picture that comes without words."""
+        asked = Counter(e.example.turns[-2].text for e in self.examples if len(e.example.turns) > 1)
+        return asked.most_common(1)[0][0] if asked else ""
+
     def without(
         self, failed: dict[PictureGrid, LorgnetteError], on_bad_row: data.OnBadRow, terminal: Terminal
     ) -> "Material":
@@ -96,12 +104,13 @@ class Material:
 
 
 def _read(settings: Settings, path: Path) -> tuple[list[Example], list[Problem]]:
-    """The usable rows of a file. A collected table holds the rows that were asked for; others are cut here."""
-    collected = str(path) != str(settings.data.path)
+    """The usable rows of a file. A table collected from a hub holds the rows that were asked for, and a test file is
+    taken whole; others are cut here."""
+    whole = is_source(str(settings.data.path)) or path == settings.data.test
     rows = data.read(
         path,
         prompt=settings.data.prompt,
-        rows=None if collected else settings.data.rows,
+        rows=None if whole else settings.data.rows,
         images_from=local(settings.data.images_from),
     )
     return data.usable(rows, on_bad_row=settings.data.on_bad_row, where=path)

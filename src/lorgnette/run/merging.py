@@ -27,6 +27,9 @@ def merge(adapter: Path | str, out: Path | str, *, model: str | None = None, con
     with enough_memory("merging needs four bytes a weight, twice"):
         loaded = weights.load(asked.checkpoint, cpu, torch.float32)
         merged(adapters.load(loaded, adapter), asked.checkpoint, out)
-        weights.load(Checkpoint.at(out), cpu, torch.bfloat16)  # every name and shape is where it should be
+        made = Checkpoint.at(out)
+        weights.load(made, cpu, torch.bfloat16)  # every name and shape is where it should be
+    if asked.contract:
+        asked.contract.model_copy(update={"fingerprint": made.fingerprint}).write(out)
     terminal.say(f"merged     {out}")
     return out

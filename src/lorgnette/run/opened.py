@@ -10,7 +10,7 @@ from lorgnette.config import Encode, Settings
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.contract import Contract
+from lorgnette.model.contract import FILE, Contract
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import lasting, model_folder
 
@@ -43,7 +43,7 @@ class Opened:
 class Asked:
     """A model and perhaps an adapter as a verb asks for them, looked over; no weights are read yet.
 
-    contract: the adapter's; None for an untuned model.
+    contract: the adapter's, or a merged model's own; None for an untuned model.
     """
 
     base: str
@@ -63,10 +63,12 @@ class Asked:
                 "the adapter's base model is gone", where=base, remedy="say where it is now: --model FOLDER"
             )
         checkpoint = Checkpoint.at(folder)
-        encoder = Encoder.of_folder(checkpoint.folder, contract.encode if contract else Encode())
+        own = Contract.read(folder) if (folder / FILE).is_file() else None  # a merged model brings its adapter's
+        trained = contract or own
+        encoder = Encoder.of_folder(checkpoint.folder, trained.encode if trained else Encode())
         if contract:
             contract.demand(checkpoint, encoder.template.source)
-        return cls(base, adapter, checkpoint, encoder, contract)
+        return cls(base, adapter, checkpoint, encoder, trained)
 
     def opened(self, device: str) -> Opened:
         """Read the weights."""

@@ -23,7 +23,10 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     chosen, material = job.settings, job.material
     records = log.read(job.folder.log)
     curves = [Curve(name, log.series(records, kind, field)) for name, (kind, field) in CURVES.items()]
-    seconds = {record["name"]: log.number(record["seconds"]) for record in records if record.get("kind") == "stage"}
+    seconds: dict[str, float] = {}
+    for record in records:  # a resumed run has several of each
+        if record.get("kind") == "stage":
+            seconds[record["name"]] = seconds.get(record["name"], 0.0) + (log.number(record["seconds"]) or 0.0)
     summary, losses = "", curves[0].points
     if losses:  # a log that somebody removed has none
         took = f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s"
@@ -40,7 +43,7 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
             ("Adapter", f"LoRA rank {chosen.lora.rank}, alpha {chosen.lora.alpha}, on {', '.join(chosen.lora.towers)}"),
             ("Examples", f"{len(material.examples)} trained on, {len(material.held_out)} held out"),
             ("Pictures", f"{len(material.grids)} distinct"),
-            *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items() if value is not None),
+            *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
         ],
         curves=curves,
         rows=rows,

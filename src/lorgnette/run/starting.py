@@ -14,7 +14,7 @@ from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.job import Job, Scoring, unscored
-from lorgnette.run.located import lasting
+from lorgnette.run.located import lasting, local
 from lorgnette.run.material import Material
 from lorgnette.run.stages import Stages
 
@@ -54,11 +54,13 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunFolder:
 def _placed(chosen: Settings, folder: RunFolder) -> Settings:
     """The settings with whole paths: a run can be resumed from another folder than it was started in."""
     data = {name: path.resolve() for name in ("path", "test") if (path := getattr(chosen.data, name)) and path.exists()}
+    place = local(chosen.data.images_from)
+    pictures = {"images_from": str(place.resolve())} if place and place.exists() else {}
     return chosen.model_copy(
         update={
             "run": folder.path.resolve(),
             "model": lasting(chosen.model),
-            "data": chosen.data.model_copy(update=data),
+            "data": chosen.data.model_copy(update={**data, **pictures}),
         }
     )
 

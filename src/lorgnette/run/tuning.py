@@ -90,6 +90,7 @@ def _loaded(job: Job, checkpoint: Path | None) -> "tuple[Job, Training, PeftMode
 def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trackers: list[Tracker]) -> None:
     """Take the steps that are left and save the adapter."""
     contract = contract_of(job.settings, job.material.checkpoint, job.material.encoder)
+    contract = contract.model_copy(update={"prompt": job.material.prompt or contract.prompt})
 
     def save(folder: Path) -> None:
         adapters.write(model, folder, contract)
