@@ -61,7 +61,7 @@ def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[.
             (folder / "adapter").write_text("weights")
 
         logs.append(RunLog(started.folder.log))
-        watcher = Watching(started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal))
+        watcher = Watching(started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal), total=99)
         return watcher, started.folder.path, advanced
 
     yield made

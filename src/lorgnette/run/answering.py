@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.predict.generate import Sampling, answers
+from lorgnette.predict.generate import Sampling
 from lorgnette.report.page import Page, write_page
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
@@ -97,7 +97,7 @@ def answered(
     for name, wanted, adapter in (("before", base, None), ("after", tuned, "tuned")):
         if wanted:
             with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
-                given = answers(opened.model, opened.encoder, examples, sampling, adapter=adapter, seen=advance)
+                given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
                 texts[name] = [prediction.text for prediction in given]
     return [
         PredictionRow(

@@ -51,9 +51,11 @@ class Watching:
         save: Callable[[Path], None],
         advance: Advance,
         stop: Stop,
+        total: int,
     ) -> None:
+        """total: steps of the run."""
         self._folder, self._terminal, self._log, self._trackers = job.folder, job.terminal, log, trackers
-        self._save, self._advance, self._stop = save, advance, stop
+        self._save, self._advance, self._stop, self._total = save, advance, stop, total
 
     def stepped(self, step: int, loss: float) -> None:
         self._advance(1, f"loss {loss:.3f}")
@@ -70,12 +72,19 @@ class Watching:
         self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
 
     def best(self, step: int) -> None:
+        if step == self._total:
+            return  # it is saved in a moment as the adapter
         with folder_whole(self._folder.best) as beside:
             self._save(beside)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
         self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+
+    def smaller(self, step: int, tokens: int) -> None:
+        text = f"step {step} did not fit into memory: from here on in passes of at most {tokens} tokens"
+        self._terminal.warn(text)
+        self._log.write({"kind": "event", "step": step, "text": text, "level": "warning"})
 
     def stop(self) -> bool:
         return self._stop.asked
