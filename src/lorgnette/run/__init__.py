@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
+    from lorgnette.run.planning import plan
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "merge", "plan", "predict", "prepare", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
     "check": "preparing",
+    "plan": "planning",
     "train": "starting",
     "resume": "starting",
     "predict": "answering",

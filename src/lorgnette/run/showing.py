@@ -36,7 +36,7 @@ def demo(
     scenes = _drawn(folder, pictures, terminal)
     holdout = min(HELD_OUT, pictures // 4)
     prepared = prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
-    paths = [f"data.path={prepared.train}", f"data.test={prepared.test}", f"run={folder / 'run'}"]
+    paths = [f"data.path={prepared.train}", f"data.test={prepared.test}", f"run={folder / 'demo'}"]
     chosen = recipe.settings("demo", [*paths, *words])
     return train(chosen, console=console, score=lambda rows: _scores(rows, scenes))
 
