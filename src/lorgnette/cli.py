@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
 console = Console(stderr=True)
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.lr=1e-4")]
 Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
@@ -251,6 +253,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="lorgnette")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has made it of Ctrl-C, without a word
+            Terminal(console).say("stopped")
+        raise
     except LorgnetteError as error:
         Terminal(console).fail(f"lorgnette: {error}")
         sys.exit(error.exit_status)
@@ -263,4 +269,4 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         Terminal(console).say("stopped")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -34,6 +34,14 @@ def test_an_adapter_brings_its_base_and_its_encoding(adapter: Path, tiny: Path) 
     assert Asked.of(str(tiny), None, TERMINAL).encoder.rule.size == (280, 280)
 
 
+def test_a_run_may_stand_for_its_adapter(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert Asked.of(None, tmp_path, TERMINAL).adapter == adapter
+    (tmp_path / "config.yaml").unlink()  # no run, only a folder that holds an adapter
+    with pytest.raises(LorgnetteError, match="no adapter here"):
+        Asked.of(None, tmp_path, TERMINAL)
+
+
 def test_the_built_in_model_is_asked_at_its_own_size() -> None:
     asked = Asked.of("demo", None, TERMINAL)
     assert asked.encoder.rule.size == (112, 112)

@@ -47,7 +47,7 @@ def predict(
     examples = _examples(source, prompt)
     rows = answered(
         asked.opened(device), examples, Sampling(**(sampling or {})), terminal,
-        base=both or adapter is None, tuned=adapter is not None,
+        base=both or adapter is None, tuned=adapter is not None, smaller="a smaller --batch-size needs less",
     )  # fmt: skip
     for row in rows:
         typer.echo(_line(row, both))
@@ -91,12 +91,13 @@ def answered(
     *,
     base: bool = True,
     tuned: bool = True,
+    smaller: str = "free some, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Every example with the answers that were asked for, in order."""
+    """Every example with the answers that were asked for, in order. smaller: what to do where memory runs out."""
     texts: dict[str, list[str]] = {}
     for name, wanted, adapter in (("before", base, None), ("after", tuned, "tuned")):
         if wanted:
-            with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
+            with terminal.bar(name, len(examples)) as advance, enough_memory(smaller):
                 given = answers(opened.model, opened.encoder, examples, sampling, adapter=adapter, seen=advance)
                 texts[name] = [prediction.text for prediction in given]
     return [

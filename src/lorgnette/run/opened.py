@@ -11,6 +11,7 @@ from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import FILE, Contract
+from lorgnette.report.folder import RunFolder
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import lasting, model_folder
 
@@ -54,7 +55,9 @@ class Asked:
 
     @classmethod
     def of(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "Asked":
-        """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
+        """`adapter` may be the run that made it. Raises LorgnetteError where one is not there, or base and adapter do
+        not fit."""
+        adapter = adapter and _of_run(adapter)
         contract = Contract.of(adapter) if adapter else None
         base = model or (contract.model if contract else "demo")
         folder = model_folder(base, "auto", terminal)
@@ -79,6 +82,12 @@ class Asked:
         with enough_memory("free some, or use --device cpu"):
             loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
+
+
+def _of_run(named: Path) -> Path:
+    """The adapter of a run, where a run's folder is named; else what is named."""
+    run = RunFolder(named)
+    return run.adapter if run.config.is_file() and run.adapter.is_dir() else named
 
 
 @contextmanager

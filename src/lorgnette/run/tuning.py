@@ -118,7 +118,8 @@ def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
         opened = Opened(model, _asking(job))
-        rows = answered(opened, examples, sampling, job.terminal)
+        smaller = f"lower predict.batch_size in {job.folder.config}, then: lorgnette train --resume {job.folder.path}"
+        rows = answered(opened, examples, sampling, job.terminal, smaller=smaller)
         write_predictions(job.folder.predictions, rows)
     return rows
 

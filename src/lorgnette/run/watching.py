@@ -76,6 +76,7 @@ class Watching:
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
         self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+        checkpoints.rotate(self._folder.checkpoints, best=state["best"][0])
 
     def stop(self) -> bool:
         return self._stop.asked
