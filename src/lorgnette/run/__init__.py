@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
+    from lorgnette.run.verifying import verify
 
-__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "verify", "watch"]
 
 _FILES = {
     "prepare": "preparing",
@@ -27,6 +28,7 @@ _FILES = {
     "resume": "starting",
     "predict": "answering",
     "compare": "answering",
+    "verify": "verifying",
     "demo": "showing",
     "watch": "looking",
     "merge": "merging",

@@ -57,7 +57,7 @@ class Asked:
     def of(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "Asked":
         """`adapter` may be the run that made it. Raises LorgnetteError where one is not there, or base and adapter do
         not fit."""
-        adapter = adapter and _of_run(adapter)
+        adapter = adapter and adapter_of(adapter)
         contract = Contract.of(adapter) if adapter else None
         base = model or (contract.model if contract else "demo")
         folder = model_folder(base, "auto", terminal)
@@ -84,7 +84,7 @@ class Asked:
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
 
 
-def _of_run(named: Path) -> Path:
+def adapter_of(named: Path) -> Path:
     """The adapter of a run, where a run's folder is named; else what is named."""
     run = RunFolder(named)
     return run.adapter if run.config.is_file() and run.adapter.is_dir() else named

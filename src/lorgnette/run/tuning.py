@@ -9,6 +9,7 @@ from lorgnette.encode.encoder import Encoder
 from lorgnette.files import folder_whole
 from lorgnette.model import adapter as adapters
 from lorgnette.model import load as weights
+from lorgnette.model import witness
 from lorgnette.model.features import Features, Tower
 from lorgnette.model.reference import ReferenceEngine
 from lorgnette.predict.generate import Sampling
@@ -94,6 +95,7 @@ def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trac
 
     def save(folder: Path) -> None:
         adapters.write(model, folder, contract)
+        witness.write(folder, training.engine, job.material.encoder, contract.prompt)
 
     with (
         job.stages("steps"),

@@ -25,9 +25,10 @@ ROWS_NAMED = 16
 
 
 class Engine(Protocol):
-    """What the loop asks of a model."""
+    """What the loop asks of a model; features are for whoever shows it a picture that is not in the data."""
 
     model: Any
+    features: Any
 
     def loss(self, batch: PackedBatch) -> Float[Tensor, ""]: ...
 
