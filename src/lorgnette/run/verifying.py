@@ -96,7 +96,7 @@ def verify(
     for name, line in lines:
         terminal.say(f"{name:<10} {line}")
     if not verdict.good:
-        terminal.fail(f"lorgnette: this adapter is not good · {adapter} · {REMEDY}")
+        terminal.fail(f"lorgnette: this adapter is not good · {adapter} · see above; else {REMEDY}")
     return verdict
 
 
@@ -172,7 +172,7 @@ def _base(model: str | None, adapter: Path, terminal: Terminal, findings: list[F
         kept = Witness.read(adapter)
         other = kept.difference(adapter, asked.encoder, asked.contract.prompt) if kept else None
     except LorgnetteError as error:
-        findings.append(Finding("base", False, f"{error.what} ({error.where})"))
+        findings.append(Finding("base", False, f"{error.what} ({error.where}): {error.remedy}"))
         return None
     if asked.contract.known:
         findings.append(Finding("base", True, f"{asked.base} has the weights and the template it was trained with"))
