@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorgnette import run
+from lorgnette.config import Encode
+from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import UsageError
 from lorgnette.model.adapter import CONFIG, WEIGHTS
+from lorgnette.model.inventory import inventory
 from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
+from lorgnette.report.terminal import Terminal
 from lorgnette.run import verifying
 from lorgnette.run.located import BUILT_IN
+from lorgnette.run.opened import Asked
 from lorgnette.run.verifying import Verdict, verify
 
 Change = Callable[[Path], object]
@@ -160,6 +166,7 @@ def test_other_weights_and_another_scale(copied: Path) -> None:
     edited(CONFIG, lora_alpha=4)(copied)
     verdict = verify(copied)
     assert faults(verdict)["witness"].endswith(": these are not the weights that were saved")
+    assert not verdict.lines  # how to use it is said of good ones
     assert "moved" not in faults(verdict)
 
 
@@ -183,6 +190,22 @@ def test_sentences_of_what_is_found_elsewhere() -> None:
     assert (good, told.startswith("the adapter moves nothing: ")) == (False, True)
     good, told = found(far, far)["merged"]
     assert (good, told.startswith("answers otherwise: ")) == (False, True)
+
+
+def test_what_vllm_refuses_is_to_be_merged(copied: Path) -> None:
+    edited(CONFIG, use_dora=True, bias="all")(copied)
+    lines = dict(verifying.use(Asked.of(None, copied, Terminal()), inventory(copied)))
+    assert lines["vLLM"] == "would refuse it: it is a DoRA; biases are trained. Merge it: lorgnette merge"
+    assert lines["PEFT"].startswith("PeftModel.from_pretrained(")
+
+
+def test_a_base_is_named_as_others_find_it(copied: Path, tiny: Path) -> None:
+    asked = Asked.of(None, copied, Terminal())
+    assert verifying.name_elsewhere(asked) == str(BUILT_IN)
+    assert verifying.name_elsewhere(replace(asked, base="Qwen/Qwen2-VL-2B-Instruct")) == "Qwen/Qwen2-VL-2B-Instruct"
+    free = Encoder.of_folder(tiny, Encode(size=None, image_tokens=(4, 30)))
+    said = verifying.pictures_elsewhere(replace(asked, encoder=free))
+    assert said == """--mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 23520}'"""
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:

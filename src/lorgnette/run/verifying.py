@@ -90,8 +90,10 @@ def verify(
         for finding in more:
             _say(terminal, finding)
         findings += more
-        samples, lines = found.samples, use(asked, contents)
+        samples = found.samples
         say_texts(terminal, samples)
+        if all(finding.good is not False for finding in more):
+            lines = use(asked, contents)
     verdict = Verdict(adapter, tuple(findings), samples, lines)
     for name, line in lines:
         terminal.say(f"{name:<10} {line}")
