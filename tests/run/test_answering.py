@@ -37,9 +37,9 @@ def test_broken_rows_are_all_named(captions: Path) -> None:
     with captions.open("a") as file:
         file.write("gone.png,a\nred.png,\n")
     with pytest.raises(LorgnetteError, match=r"2 of 8 rows(.|\n)*row 8(.|\n)*row 9(.|\n)*and ask again") as refused:
-        answering._examples(captions, "what?")
+        answering.examples_of(captions, "what?")
     assert refused.value.exit_status == 1
-    assert len(answering._examples(captions, "what?", rows=6)) == 6
+    assert len(answering.examples_of(captions, "what?", rows=6)) == 6
 
 
 @pytest.mark.parametrize("out", [lambda source: source, lambda source: source.parent])

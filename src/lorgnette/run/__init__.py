@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
+    from lorgnette.run.verifying import verify
 
-__all__ = ["check", "compare", "demo", "merge", "plan", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "merge", "plan", "predict", "prepare", "resume", "train", "verify", "watch"]
 
 _FILES = {
     "prepare": "preparing",
@@ -29,6 +30,7 @@ _FILES = {
     "resume": "starting",
     "predict": "answering",
     "compare": "answering",
+    "verify": "verifying",
     "demo": "showing",
     "watch": "looking",
     "merge": "merging",

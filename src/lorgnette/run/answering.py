@@ -44,10 +44,10 @@ def predict(
     asked = _asked(model, adapter, terminal)
     if prompt is None:
         prompt = asked.contract.prompt if asked.contract else data.PROMPT
-    examples = _examples(source, prompt)
+    examples = examples_of(source, prompt)
     rows = answered(
         asked.opened(device), examples, Sampling(**(sampling or {})), terminal,
-        base=both or adapter is None, tuned=adapter is not None,
+        base=both or adapter is None, tuned=adapter is not None, smaller="a smaller --batch-size needs less",
     )  # fmt: skip
     for row in rows:
         typer.echo(_line(row, both))
@@ -73,7 +73,7 @@ def compare(
     _must_be_writable(out, source)
     asked = _asked(model, adapter, terminal)
     assert asked.contract is not None  # an adapter was asked for
-    examples = _examples(source, asked.contract.prompt, rows)
+    examples = examples_of(source, asked.contract.prompt, rows)
     found = answered(asked.opened(device), examples, Sampling(max_new_tokens=max_new_tokens), terminal)
     facts = [("Base model", asked.base), ("Adapter", str(adapter)), ("Data", str(source))]
     summary = f"{len(found)} examples, answered without and with the adapter."
@@ -91,12 +91,13 @@ def answered(
     *,
     base: bool = True,
     tuned: bool = True,
+    smaller: str = "free some, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Every example with the answers that were asked for, in order."""
+    """Every example with the answers that were asked for, in order. smaller: what to do where memory runs out."""
     texts: dict[str, list[str]] = {}
     for name, wanted, adapter in (("before", base, None), ("after", tuned, "tuned")):
         if wanted:
-            with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
+            with terminal.bar(name, len(examples)) as advance, enough_memory(smaller):
                 given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
                 texts[name] = [prediction.text for prediction in given]
     return [
@@ -139,7 +140,7 @@ def _must_be_writable(out: Path, source: Path) -> None:
         ) from error
 
 
-def _examples(source: Path, prompt: str, rows: int | None = None) -> list[Example]:
+def examples_of(source: Path, prompt: str, rows: int | None = None) -> list[Example]:
     """A picture or a folder asks `prompt`; a data file asks what it says. A broken row is an error here too."""
     if source.suffix.lower() in (".csv", ".json", ".jsonl", ".tar"):
         read = data.read(source, prompt=prompt, rows=rows)
