@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.model.adapter import CONFIG, WEIGHTS
+from lorgnette.model.adapter_files import CONFIG, WEIGHTS
 from lorgnette.model.inventory import inventory
 
 Tensors = dict[str, torch.Tensor]

@@ -35,6 +35,7 @@ def merge(
     from lorgnette.model import adapter as adapters
     from lorgnette.model import load as weights
     from lorgnette.model.checkpoint import Checkpoint
+    from lorgnette.model.device import device_of
     from lorgnette.model.inventory import inventory
     from lorgnette.model.merge import merge as merged
 
