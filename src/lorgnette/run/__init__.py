@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
+    from lorgnette.run.checking import check
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
-    from lorgnette.run.preparing import check, prepare
+    from lorgnette.run.preparing import prepare
+    from lorgnette.run.previewing import preview
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "preview", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
-    "check": "preparing",
+    "check": "checking",
+    "preview": "previewing",
     "train": "starting",
     "resume": "starting",
     "predict": "answering",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorgnette.config import Settings
 from lorgnette.hub.collect import Collected, collect
-from lorgnette.hub.models import Source, fetch_model
+from lorgnette.hub.models import Source, cached, fetch_model
 from lorgnette.hub.sources import is_source, parse
 from lorgnette.report.terminal import Terminal
 
@@ -24,6 +24,16 @@ def model_folder(model: str, source: Source, terminal: Terminal) -> Path:
         return Path(model)
     with terminal.transfer("model") as seen:
         return fetch_model(model, source=source, seen=seen, say=terminal.say)
+
+
+def at_hand(model: str, source: Source) -> Path | None:
+    """The same without a download: None for a hub's name that is in no cache."""
+    if model == "demo":
+        return BUILT_IN
+    if Path(model).exists() or not _hub_name(model):
+        return Path(model)
+    found = cached(model, source=source)
+    return found[1] if found else None
 
 
 def lasting(model: str) -> str:
