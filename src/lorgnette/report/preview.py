@@ -15,7 +15,7 @@ from rich.text import Text
 from lorgnette.encode.pieces import Piece
 from lorgnette.report.boxed import Box, boxed
 
-TRAINED = ("black on green", "black on bright_green")
+TRAINED = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """By turns, so that one sees where a token ends."""
 UNTRAINED = ("default", "dim")
 _COLUMNS = 56
