@@ -11,7 +11,9 @@ import pytest
 import lorgnette
 from lorgnette import config
 
-VERBS = ["demo", "prepare", "check", "plan", "train", "predict", "compare", "verify", "merge", "watch", "recipe"]
+VERBS = [
+    "demo", "prepare", "check", "preview", "plan", "train", "predict", "compare", "verify", "merge", "watch", "recipe",
+]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft")
 LOADED = f"""
 import sys
@@ -95,7 +97,8 @@ def test_help_answers_within_a_second() -> None:
         ["--help"],
         ["train", "--help"],
         ["recipe", "list"],
-        ["check", "captions.csv"],
+        ["check", "captions.csv", "model=demo", "--out", "check.html"],
+        ["preview", "data=captions.csv", "model=demo"],
         ["plan", "demo", "data=captions.csv", "data.holdout=1", "--json"],
         ["prepare", "captions.csv", "--holdout", "1"],
     ],
@@ -137,14 +140,25 @@ def test_recipes(tmp_path: Path, cli) -> None:
 
 
 def test_check_says_what_is_there(captions: Path, cli) -> None:
-    done = cli("check", "captions.csv")
+    done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
     assert done.status == 0
     assert not done.out
     assert done.err.splitlines() == [
+        "no row can be held out: holdout is 4, but there are 3 usable rows; hold out fewer rows than there are, so "
+        "that some are left to train on",
         "rows       3, 3 usable, 0 broken",
         "pictures   3, used 3 times",
         "sizes      40×40 to 40×40 pixels",
         "answers    3 to 8 characters, 5 on average",
+        "scripts    Latin 3",
+        "looks      3 pictures compared",
+        "tokens     127 to 130 an example, 129 in the middle",
+        "in all     386 tokens, 78 % pictures, 3 % trained",
+        f"           127  {bar} 1",
+        "           128",
+        f"           129  {bar} 1",
+        f"           130  {bar} 1",
+        "verdict    Nothing was found against its rows.",
     ]
 
 

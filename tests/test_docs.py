@@ -2,9 +2,12 @@
 
 import doctest
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import PIL.Image
@@ -14,7 +17,8 @@ from lorgnette import cli, config
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -96,6 +100,37 @@ def test_readme_commands_and_python_run(own_pictures: Path, monkeypatch: pytest.
     [code] = blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert (own_pictures / "runs" / "captions" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_a_guides_commands_run_and_print_what_it_says(page: Path, here: Path) -> None:
+    """The `sh` blocks of a page are one script, in an empty folder; a `text` block holds lines, or parts of them, that
+    the block before it prints."""
+    found = re.findall(r"```(sh|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    mark, bin_folder = "– block –", here / "bin"
+    bin_folder.mkdir()
+    for name, command in (("python", ""), ("lorgnette", "-m lorgnette")):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+        (bin_folder / name).chmod(0o755)
+    script = "set -eu\n" + "".join(f"echo '{mark}'\n{text}" for kind, text in found if kind == "sh")
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "COLUMNS": "400",
+        "SWANLAB_MODE": "disabled",
+    }
+    (here / "empty").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=here / "empty", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    printed = done.stdout.split(f"{mark}\n")
+    block = 0
+    for kind, text in found:
+        block += kind == "sh"
+        for line in text.splitlines() if kind == "text" else ():
+            assert line in printed[block], line
 
 
 def test_data_page_forms_are_read(here: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.console import Console
 from lorgnette import __version__
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.terminal import Terminal
+
+if TYPE_CHECKING:
+    from lorgnette.config import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +41,17 @@ Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many row
 Part = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
 ImagesFrom = Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")]
 DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
+
+
+def _settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settings]":
+    """A run's name and settings; the first word may be a setting where a recipe could stand."""
+    from lorgnette import recipe as shelf
+
+    given = list(words or [])
+    if recipe is not None and "=" in recipe:
+        given.insert(0, recipe)
+        recipe = None
+    return Path(recipe or "run").stem, shelf.settings(recipe, given)
 
 
 def _version(asked: bool) -> None:
@@ -104,20 +118,28 @@ def prepare(
 @app.command()
 def check(
     source: DataPath,
-    prompt: Prompt = "COCO Yes:",
+    words: Words = None,
+    recipe: Annotated[str | None, typer.Option(help="the recipe whose settings to check by")] = None,
+    prompt: Annotated[str | None, typer.Option(help="what the user asks; default: data.prompt")] = None,
     rows: Rows = None,
     name: Part = None,
     images_from: ImagesFrom = None,
+    looks: Annotated[bool, typer.Option("--looks/--no-looks", help="compare what pictures look like")] = True,
+    out: Annotated[Path | None, typer.Option(help="also write a page")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
-    """Look a data set over, from headers and text alone; every broken row is named. Exit status 1 if there is one,
-    or no good one."""
+    """Look a data set over before a GPU is spent on it; every row in question is named. Exit status 1 if training
+    would refuse to start over one, or there is no good one."""
+    from lorgnette import recipe as shelf
     from lorgnette import run
 
-    report = run.check(source, prompt=prompt, rows=rows, name=name, images_from=images_from, console=console)
+    found = run.check(
+        source, chosen=shelf.settings(recipe, words or []), prompt=prompt, rows=rows, name=name,
+        images_from=images_from, looks=looks, out=out, console=console,
+    )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
-    if not report.usable or report.problems:
+        typer.echo(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))
+    if found.stops:
         raise typer.Exit(1)
 
 
@@ -132,12 +154,26 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """What `train` will compute, what memory and time it will take, and what makes it fit; no weights are read."""
-    from lorgnette import recipe as shelf
     from lorgnette import run
 
-    made = run.plan(shelf.settings(*_recipe_and_words(recipe, words)), memory=memory, gpu=gpu, console=console)
+    _, chosen = _settings(recipe, words)
+    made = run.plan(chosen, memory=memory, gpu=gpu, console=console)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def preview(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    words: Words = None,
+    rows: Annotated[int, typer.Option(min=1, help="how many, from the start")] = 4,
+    out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
+) -> None:
+    """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
+    from lorgnette import run
+
+    _, chosen = _settings(recipe, words)
+    run.preview(chosen, rows=rows, out=out, console=console)
 
 
 @app.command()
@@ -147,7 +183,6 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
 ) -> None:
     """Tune an adapter, answer the held-out pictures with and without it, write the page."""
-    from lorgnette import recipe as shelf
     from lorgnette import run
 
     if resume is not None:
@@ -155,8 +190,8 @@ def train(
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         run.resume(resume, console=console)
         return
-    recipe, given = _recipe_and_words(recipe, words)
-    run.train(shelf.settings(recipe, given), name=Path(recipe or "run").stem, console=console)
+    name, chosen = _settings(recipe, words)
+    run.train(chosen, name=name, console=console)
 
 
 @app.command()
@@ -278,13 +313,6 @@ def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) 
     from lorgnette import recipe as shelf
 
     typer.echo(shelf.copy(name, to))
-
-
-def _recipe_and_words(recipe: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:
-    """A setting in the recipe's place is a word."""
-    if recipe is not None and "=" in recipe:
-        return None, [recipe, *(words or [])]
-    return recipe, list(words or [])
 
 
 def main() -> None:

@@ -84,6 +84,31 @@ class Problem:
         return f"{self.source}, row {self.row}: {self.what}; {self.remedy}"
 
 
+FindingKind = Literal[
+    "unusable", "over-budget",  # training refuses to start
+    "leak", "look-alike-leak", "copy", "look-alike", "repeated-row",
+    "overlong-answer", "no-end", "control-text", "stray-marker", "odd-shape", "tiny",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What somebody should know of a row before it is trained on. pictures: those to look at, at most two."""
+
+    kind: FindingKind
+    problem: Problem
+    pictures: tuple[Path, ...] = ()
+
+    @classmethod
+    def at(cls, row: Example, kind: FindingKind, what: str, remedy: str, *pictures: Path) -> "Finding":
+        return cls(kind, Problem(row.source, row.row, what, remedy), pictures)
+
+    @property
+    def stops(self) -> bool:
+        """Training refuses to start over it; everything else is for a person to judge."""
+        return self.kind in ("unusable", "over-budget")
+
+
 @dataclass(frozen=True, slots=True)
 class PictureGrid:
     """A picture as the vision tower gets it. t, h, w count patches; merge² patches make one image token."""

@@ -94,3 +94,21 @@ def test_no_picture_is_in_both_parts_and_no_row_in_neither(shown: list[str], hol
         except UsageError:
             return
         assert holdout <= len(test) < len(shown)
+
+
+def test_files_alike_in_size_and_middle_are_told_apart(tmp_path: Path) -> None:
+    """And are read whole only then."""
+    contents = {
+        "a": b"1" * 5000,
+        "b": b"1" * 5000,
+        "head": b"2" + b"1" * 4999,
+        "tail": b"1" * 4999 + b"2",
+        "c": b"1" * 4999,
+    }
+    contents["middle"] = b"1" * 2500 + b"2" + b"1" * 2499
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    same = identities(tmp_path / name for name in contents)
+    assert {path.name: first.name for path, first in same.items()} == {
+        name: "a" if name == "b" else name for name in contents
+    }

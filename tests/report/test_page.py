@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,6 @@ from PIL import Image
 from lorgnette.report.chart import Curve
 from lorgnette.report.page import Page, flattened, write_page
 from lorgnette.report.predictions import PredictionRow
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 def a_page(folder: Path) -> Page:
@@ -96,40 +94,6 @@ def test_settings_are_flattened_as_one_would_type_them() -> None:
     assert flattened(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """The page in a window, with everything it asked for and complained about."""
-
-    def __init__(self, browser: Any, path: Path, **window: Any) -> None:
-        self.context = browser.new_context(**window)
-        self.view = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.view.on("console", lambda message: self.complaints.append(message.text))
-        self.view.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.view.on("request", lambda request: self.requests.append(request.url))
-        self.view.goto(path.as_uri())
-
-    def paper(self) -> str:
-        return str(self.view.evaluate("getComputedStyle(document.body).backgroundColor"))
-
-    def __enter__(self) -> "Opened":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     write_page(tmp_path / "report.html", a_page(tmp_path))
@@ -137,8 +101,8 @@ def written(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("width", [320, 360, 1280])
-def test_a_browser_shows_it_whole_and_asks_for_nothing(browser: Any, written: Path, width: int) -> None:
-    with Opened(browser, written, viewport={"width": width, "height": 800}) as page:
+def test_a_browser_shows_it_whole_and_asks_for_nothing(opened: Callable[..., Any], written: Path, width: int) -> None:
+    with opened(written, viewport={"width": width, "height": 800}) as page:
         page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.view.evaluate("document.documentElement.scrollWidth") <= width
         loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
@@ -149,8 +113,8 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(browser: Any, written: Pa
         assert len([url for url in page.requests if url.startswith("file")]) == 1
 
 
-def test_dark_differs_and_the_keyboard_switches_it(browser: Any, written: Path) -> None:
-    with Opened(browser, written, color_scheme="light") as light, Opened(browser, written, color_scheme="dark") as dark:
+def test_dark_differs_and_the_keyboard_switches_it(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written, color_scheme="light") as light, opened(written, color_scheme="dark") as dark:
         assert light.paper() != dark.paper()
         light.view.keyboard.press("Tab")
         assert light.view.evaluate("document.activeElement.id") == "theme"
@@ -163,8 +127,8 @@ def test_dark_differs_and_the_keyboard_switches_it(browser: Any, written: Path) 
         assert light.paper() != dark.paper()
 
 
-def test_curves_are_read_off_with_pointer_and_arrows(browser: Any, written: Path) -> None:
-    with Opened(browser, written) as page:
+def test_curves_are_read_off_with_pointer_and_arrows(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written) as page:
         plot, readout = page.view.locator(".plot").first, page.view.locator(".readout").first
         plot.focus()
         page.view.keyboard.press("End")
@@ -179,8 +143,8 @@ def test_curves_are_read_off_with_pointer_and_arrows(browser: Any, written: Path
         assert page.complaints == []
 
 
-def test_it_prints_in_light_colours_with_the_details_open(browser: Any, written: Path) -> None:
-    with Opened(browser, written, color_scheme="dark") as page:
+def test_it_prints_in_light_colours_with_the_details_open(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written, color_scheme="dark") as page:
         page.view.emulate_media(media="print")
         assert page.paper() == "rgb(255, 255, 255)"
         page.view.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -1,4 +1,4 @@
-"""`prepare` and `check` say what they found, and what they had to change."""
+"""`prepare` says what it found, and what it had to change."""
 
 import io
 from pathlib import Path
@@ -7,23 +7,7 @@ import pytest
 from rich.console import Console
 
 from lorgnette.errors import UsageError
-from lorgnette.run import check, prepare
-
-
-def test_what_check_says(captions: Path, said: io.StringIO) -> None:
-    with captions.open("a") as file:
-        file.write("gone.png,nothing\n")
-    report = check(captions, console=Console(file=said))
-    assert (report.rows, report.usable) == (7, 6)
-    lines = said.getvalue().splitlines()
-    assert lines[0].startswith(f"{captions}, row 8: picture is missing")
-    assert lines[1] == "rows       7, 6 usable, 1 broken"
-
-
-def test_no_rows_are_nothing_to_be_content_with(tmp_path: Path, said: io.StringIO) -> None:
-    (tmp_path / "none.csv").write_text("image_path,caption\n")
-    assert check(tmp_path / "none.csv", console=Console(file=said)).usable == 0
-    assert "there are no rows" in said.getvalue()
+from lorgnette.run import prepare
 
 
 def test_what_prepare_says(captions: Path, tmp_path: Path, said: io.StringIO) -> None:

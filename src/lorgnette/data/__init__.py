@@ -3,6 +3,7 @@
     read(path)         a data file or folder of any form → Example or Problem, row by row
     pictures_of(path)  a picture or a folder of pictures → prompts without answers
     check(rows)        → Report, from text and picture headers only
+    survey(rows)       → the rows and what their pictures look like; repeats, oddities, scripts: what is odd about them
     usable(rows)       → the examples to go on with, or an error that lists what to fix
     export(rows, …)    → a file in a form that others read
     prepare(…)         any source → the tutorial's data_vl.json and its train and test parts
@@ -12,14 +13,18 @@
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
 
-from lorgnette.data.check import Lengths, OnBadRow, Report, check, refusal, usable
+from lorgnette.data.check import Lengths, OnBadRow, Report, check, refusal, report_of, usable
 from lorgnette.data.export import Exported, export
 from lorgnette.data.fields import PROMPT
 from lorgnette.data.forms import EXPORTS, To
+from lorgnette.data.oddities import oddities
 from lorgnette.data.pictures import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
+from lorgnette.data.repeats import repeats
+from lorgnette.data.scripts import scripts
 from lorgnette.data.source import pictures_of, read
 from lorgnette.data.split import Split, parts
+from lorgnette.data.survey import Look, Survey, survey
 
 __all__ = [
     "EXPORTS",
@@ -27,20 +32,27 @@ __all__ = [
     "SUFFIXES",
     "Exported",
     "Lengths",
+    "Look",
     "OnBadRow",
     "Prepared",
     "Report",
     "Split",
+    "Survey",
     "To",
     "check",
     "export",
     "header",
     "load",
+    "oddities",
     "parts",
     "pictures_of",
     "prepare",
     "read",
     "refusal",
+    "repeats",
+    "report_of",
+    "scripts",
+    "survey",
     "usable",
     "verified",
 ]

@@ -3,23 +3,17 @@
 Knows nothing about forms of files, tokens or models.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from lorgnette.data.fields import Place
-from lorgnette.data.pictures import verified
-from lorgnette.data.turns import must_be_learnable
+from lorgnette.data.survey import Survey, judged, survey
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
 OnBadRow = Literal["error", "skip"]
-_BLOCK = 1024
 _SHOWN = 10
 
 
@@ -72,28 +66,22 @@ class Report:
 
 
 def check(rows: Iterable[Example | Problem]) -> Report:
-    """Look at every row; keep nothing of the good ones but their measures."""
-    count = uses = 0
-    problems: list[Problem] = []
-    sizes: dict[Path, tuple[int, int]] = {}
-    answers: list[int] = []
-    for row, looks in _judged(rows):
-        count += 1
-        if isinstance(row, Problem):
-            problems.append(row)
-            continue
-        uses += len(row.pictures)
-        sizes |= looks
-        answers += [len(turn.text) for turn in row.turns if turn.role == "assistant"]
-    by_area = sorted(set(sizes.values()), key=lambda size: (size[0] * size[1], size))
+    """Look at every row, and say what there is."""
+    return report_of(survey(rows))
+
+
+def report_of(seen: Survey) -> Report:
+    sizes = sorted({look.size for look in seen.looks.values()}, key=lambda size: (size[0] * size[1], size))
+    uses = sum(len(row.pictures) for row in seen.examples)
+    answers = [len(turn.text) for row in seen.examples for turn in row.turns if turn.role == "assistant"]
     return Report(
-        rows=count,
-        usable=count - len(problems),
-        problems=tuple(problems),
-        pictures=len(sizes),
-        repeats=uses - len(sizes),
-        smallest=by_area[0] if by_area else None,
-        largest=by_area[-1] if by_area else None,
+        rows=len(seen.examples) + len(seen.problems),
+        usable=len(seen.examples),
+        problems=tuple(seen.problems),
+        pictures=len(seen.looks),
+        repeats=uses - len(seen.looks),
+        smallest=sizes[0] if sizes else None,
+        largest=sizes[-1] if sizes else None,
         answers=_lengths(answers),
     )
 
@@ -107,7 +95,7 @@ def usable(
     """
     examples: list[Example] = []
     problems: list[Problem] = []
-    for row, _ in _judged(rows):
+    for row, _ in judged(rows):
         if isinstance(row, Problem):
             problems.append(row)
         else:
@@ -138,51 +126,3 @@ def _listing(problems: Sequence[Problem]) -> str:
     listed = [f"  {problem}" for problem in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return "\n".join([*listed, f"  … and {more} more"] if more > 0 else listed)
-
-
-class _Unreadable(NamedTuple):
-    """What is kept of an error: the error itself would hold on to every frame it went through."""
-
-    what: str
-    remedy: str
-
-
-_Look = tuple[int, int] | _Unreadable
-
-
-def _judged(rows: Iterable[Example | Problem]) -> Iterator[tuple[Example | Problem, dict[Path, tuple[int, int]]]]:
-    """Every row in its order, with its pictures' sizes; each picture is looked at once.
-
-    Block by block, so that memory grows with the number of pictures and not of rows. Threads, because on a network
-    drive the wait is the work.
-    """
-    seen: dict[Path, _Look] = {}
-    todo = iter(rows)
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1)), thread_name_prefix="headers") as pool:
-        while block := list(islice(todo, _BLOCK)):
-            paths = {picture.path: None for row in block if isinstance(row, Example) for picture in row.pictures}
-            new = [path for path in paths if path not in seen]
-            seen.update(zip(new, pool.map(_look, new), strict=True))
-            for row in block:
-                yield (row, {}) if isinstance(row, Problem) else _judge(row, seen)
-
-
-def _look(path: Path) -> _Look:
-    try:
-        return verified(path)
-    except LorgnetteError as error:
-        return _Unreadable(error.what, error.remedy or "correct or remove the row")
-
-
-def _judge(example: Example, seen: dict[Path, _Look]) -> tuple[Example | Problem, dict[Path, tuple[int, int]]]:
-    sizes: dict[Path, tuple[int, int]] = {}
-    try:
-        must_be_learnable(example.turns)
-        for picture in example.pictures:
-            look = seen[picture.path]
-            if isinstance(look, _Unreadable):
-                raise LorgnetteError(look.what, where=str(picture.path), remedy=look.remedy)
-            sizes[picture.path] = look
-    except LorgnetteError as error:
-        return Place(example.source, example.row, example.row).problem(error), {}
-    return example, sizes

@@ -56,10 +56,16 @@ def header(path: Path) -> tuple[int, int]:
     return _shaped(path, size)
 
 
-def load(path: Path) -> Image.Image:
-    """The first frame, upright, in 8-bit RGB on white, detached from its file."""
+def load(path: Path, *, least: int | None = None) -> Image.Image:
+    """The first frame, upright, in 8-bit RGB on white, detached from its file.
+
+    least: a smaller picture will do, with sides of so many pixels or more; a JPEG is then decoded at a fraction of
+    its size (its own 8×8 cosine blocks, scaled), which takes a fifth of the time.
+    """
     with _opened(path) as image:
         _shaped(path, image.size)  # before the pixels: a refused picture costs no decode
+        if least is not None:
+            image.draft(None, (least, least))  # None: in its own mode
         image.load()
         turn = _TURNS.get(_orientation(image))
         seen = rgb(image)

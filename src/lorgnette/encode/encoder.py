@@ -26,7 +26,7 @@ class Encoder:
     def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate, rule: PictureRule, encode: Encode) -> None:
         self.tokenizer, self.template, self.rule, self.settings = tokenizer, template, rule, encode
         self._image = tokenizer.control[IMAGE]
-        self._end = tokenizer.control[END if encode.end_token == "template" else encode.end_token]  # noqa: S105
+        self.end = tokenizer.control[END if encode.end_token == "template" else encode.end_token]  # noqa: S105
         self._controls = re.compile("(" + "|".join(map(re.escape, tokenizer.control)) + ")")
         self._grid_of = lru_cache(maxsize=None)(self._grid)
 
@@ -95,7 +95,7 @@ class Encoder:
                     continue
                 yield self.tokenizer.cached_ids(plain), False
                 ends = open_answer and chunk == END
-                yield [self._end if ends else self.tokenizer.control[chunk]], ends
+                yield [self.end if ends else self.tokenizer.control[chunk]], ends
                 plain, open_answer = "", open_answer and not ends
         yield self.tokenizer.cached_ids(plain), False
 

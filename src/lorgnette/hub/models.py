@@ -49,12 +49,10 @@ def fetch_model(
         raise LorgnetteError("no such model folder", where=name, remedy="give a folder, or OWNER/NAME as on a hub")
     if into is not None and whole(into):
         return into
-    hubs: list[str] = ["hf", "modelscope"] if source == "auto" else [source]
-    for hub in hubs:
-        cached = _cache(hub, checked(name, hub), revision) if into is None else None
-        if cached is not None and whole(cached):
-            say(f"{name}: from {TITLES[hub]}'s cache, {cached}")
-            return cached
+    if into is None and (found := cached(name, source=source, revision=revision)):
+        say(f"{name}: from {TITLES[found[0]]}'s cache, {found[1]}")
+        return found[1]
+    hubs = _hubs(source)
     if source == "auto" and huggingface.offline():
         raise LorgnetteError("it is in no cache, and HF_HUB_OFFLINE is set", where=name, remedy="unset HF_HUB_OFFLINE")
     hubs.sort(key=lambda hub: not _begun(hub, name, revision))
@@ -64,6 +62,19 @@ def fetch_model(
         with _alone(folder, say):
             say(f"{name}: from {TITLES[repository.hub]}")
             return _fetch(repository, revision, into, line, seen)
+
+
+def cached(name: str, *, source: Source = "auto", revision: str | None = None) -> tuple[str, Path] | None:
+    """The hub in whose cache a whole model lies, and its folder there. Asks no hub."""
+    for hub in _hubs(source):
+        folder = _cache(hub, checked(name, hub), revision)
+        if folder is not None and whole(folder):
+            return hub, folder
+    return None
+
+
+def _hubs(source: Source) -> list[str]:
+    return ["hf", "modelscope"] if source == "auto" else [source]
 
 
 @contextmanager

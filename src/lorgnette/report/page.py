@@ -6,18 +6,14 @@ Pictures lie in it as thumbnails, curves as drawn lines; a policy in its head fo
 about where a page's numbers come from.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from lorgnette.files import write_text
 from lorgnette.report.chart import Chart, Curve, charts, figure
+from lorgnette.report.html import Shown, write_html
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.thumbnail import UnreadableError, jpeg
 
 PICTURE_BYTES = 16_000_000
 """For all pictures together, before base64 makes them a third larger."""
@@ -50,43 +46,27 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """A picture as the template gets it: an address with the bytes in it, or what stands in its place."""
-
-    name: str
-    source: str = ""
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class _Card:
     row: PredictionRow
-    pictures: tuple[_Shown, ...]
+    pictures: tuple[Shown, ...]
     verdict: str
 
 
 def write_page(path: Path, page: Page) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = charts(page.curves)
     cards = _cards(page.rows)
-    write_text(
+    write_html(
         path,
-        environment.get_template("page.html.j2").render(
-            page=page,
-            summary=page.summary or _summary(page.curves),
-            cards=cards[:SHOWN],
-            folded=cards[SHOWN:],
-            has_base=any(row.base is not None for row in page.rows),
-            charts=drawn,
-            data=[_data(chart) for chart in drawn],
-            settings=flattened(page.settings),
-        ),
+        "page.html.j2",
+        title=page.title,
+        lead=page.summary or _summary(page.curves),
+        data=[_data(chart) for chart in drawn],
+        page=page,
+        cards=cards[:SHOWN],
+        folded=cards[SHOWN:],
+        has_base=any(row.base is not None for row in page.rows),
+        charts=drawn,
+        settings=flattened(page.settings),
     )
 
 
@@ -121,16 +101,8 @@ def _summary(curves: Sequence[Curve]) -> str:
 def _cards(rows: Sequence[PredictionRow]) -> list[_Card]:
     places = list(dict.fromkeys(path for row in rows for path in row.pictures))
     budget = min(MOST_BYTES, max(FEWEST_BYTES, PICTURE_BYTES // max(1, sum(len(row.pictures) for row in rows))))
-    shown = {path: _shown(path, budget) for path in places}
+    shown = {path: Shown.of(path, budget) for path in places}
     return [_Card(row, tuple(shown[path] for path in row.pictures), _verdict(row)) for row in rows]
-
-
-def _shown(path: Path, budget: int) -> _Shown:
-    try:
-        encoded = base64.b64encode(jpeg(path, budget)).decode("ascii")
-    except UnreadableError as error:
-        return _Shown(path.name, problem=str(error))
-    return _Shown(path.name, source=f"data:image/jpeg;base64,{encoded}")
 
 
 def _verdict(row: PredictionRow) -> str:

@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorgnette.run.answering import compare, predict
+    from lorgnette.run.checking import check
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
     from lorgnette.run.planning import plan
-    from lorgnette.run.preparing import check, prepare
+    from lorgnette.run.preparing import prepare
+    from lorgnette.run.previewing import preview
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
     from lorgnette.run.verifying import verify
 
-__all__ = ["check", "compare", "demo", "merge", "plan", "predict", "prepare", "resume", "train", "verify", "watch"]
+__all__ = [
+    "check", "compare", "demo", "merge", "plan", "predict", "prepare", "preview", "resume", "train", "verify", "watch",
+]  # fmt: skip
 
 _FILES = {
     "prepare": "preparing",
-    "check": "preparing",
+    "check": "checking",
+    "preview": "previewing",
     "plan": "planning",
     "train": "starting",
     "resume": "starting",

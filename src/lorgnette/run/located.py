@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorgnette.config import Settings
 from lorgnette.hub.collect import Collected, collect
-from lorgnette.hub.models import Source, fetch_model
+from lorgnette.hub.models import Source, cached, fetch_model
 from lorgnette.hub.sources import is_source, parse
 from lorgnette.report.terminal import Terminal
 
@@ -34,6 +34,17 @@ def hub_of(model: str) -> tuple[str, Source]:
     word, colon, name = model.partition(":")
     hub = _WRITTEN.get(word) if colon and not Path(model).exists() else None
     return (name, hub) if hub else (model, "auto")
+
+
+def at_hand(model: str) -> Path | None:
+    """The same without a download: None for a hub's name that is in no cache."""
+    if model == "demo":
+        return BUILT_IN
+    name, hub = hub_of(model)
+    if hub == "auto" and (Path(name).exists() or not _hub_name(name)):
+        return Path(name)
+    found = cached(name, source=hub)
+    return found[1] if found else None
 
 
 def lasting(model: str) -> str:

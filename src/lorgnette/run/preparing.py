@@ -1,6 +1,5 @@
-"""`prepare` and `check`: a source looked over and put in order. No torch."""
+"""`prepare`: a source looked over and put in order. No torch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -63,36 +62,3 @@ def prepare(
     terminal.say(f"train      {prepared.train}, {prepared.train_rows}")
     terminal.say(f"test       {prepared.test}, {prepared.test_rows}")
     return prepared
-
-
-def check(
-    source: Path | str,
-    *,
-    prompt: str = data.PROMPT,
-    rows: int | None = None,
-    name: str | None = None,
-    images_from: str | None = None,
-    console: Console | None = None,
-) -> data.Report:
-    """Look a data set over from headers and text; say what is there and name every broken row."""
-    terminal = Terminal(console)
-    source = Path(source)
-    read = data.read(source, prompt=prompt, rows=rows, name=name, images_from=local(images_from))
-    report = data.check(read)
-    for problem in report.problems:
-        terminal.warn(str(problem))
-    if not report.rows:
-        terminal.warn(f"{source}: there are no rows; name a data file that has some")
-    for line in _lines(report):
-        terminal.say(line)
-    return report
-
-
-def _lines(report: data.Report) -> Iterator[str]:
-    yield f"rows       {report.rows}, {report.usable} usable, {len(report.problems)} broken"
-    yield f"pictures   {report.pictures}, used {report.pictures + report.repeats} times"
-    if report.smallest and report.largest:
-        yield f"sizes      {report.smallest[0]}×{report.smallest[1]} to {report.largest[0]}×{report.largest[1]} pixels"
-    if report.answers:
-        answers = report.answers
-        yield f"answers    {answers.shortest} to {answers.longest} characters, {answers.mean:.0f} on average"

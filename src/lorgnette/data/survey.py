@@ -1,0 +1,102 @@
+"""Every row and every picture of a source, looked at once: text, headers, and if asked a sketch of each picture.
+
+Knows nothing about forms of files, tokens or models, nor about which part a row will be in.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from lorgnette.data.alike import sketch
+from lorgnette.data.fields import Place
+from lorgnette.data.pictures import verified
+from lorgnette.data.turns import must_be_learnable
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Example, Problem
+
+_BLOCK = 1024
+
+
+class Look(NamedTuple):
+    """What is kept of a picture: (width, height) as seen, and its sketch if one was asked for and could be had."""
+
+    size: tuple[int, int]
+    sketch: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The rows in the source's order. looks: the pictures of the usable ones, in the order of their first use."""
+
+    examples: list[Example]
+    problems: list[Problem]
+    looks: dict[Path, Look]
+
+    def joined(self, other: "Survey") -> "Survey":
+        return Survey(self.examples + other.examples, self.problems + other.problems, self.looks | other.looks)
+
+
+def survey(rows: Iterable[Example | Problem], *, sketched: bool = False) -> Survey:
+    """Look at every row. sketched: at every picture's pixels too, if only roughly, so that look-alikes are found and
+    damage in the middle of a file as well."""
+    found = Survey([], [], {})
+    for row, looks in judged(rows, sketched=sketched):
+        if isinstance(row, Problem):
+            found.problems.append(row)
+        else:
+            found.examples.append(row)
+            found.looks.update(looks)
+    return found
+
+
+def judged(
+    rows: Iterable[Example | Problem], *, sketched: bool = False
+) -> Iterator[tuple[Example | Problem, dict[Path, Look]]]:
+    """Every row in its order, with its pictures' looks; each picture is looked at once.
+
+    Block by block, so that memory grows with the number of pictures and not of rows. Threads, because on a network
+    drive the wait is the work, and Pillow decodes beside Python.
+    """
+    seen: dict[Path, Look | _Unreadable] = {}
+    todo = iter(rows)
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1)), thread_name_prefix="headers") as pool:
+        while block := list(islice(todo, _BLOCK)):
+            paths = {picture.path: None for row in block if isinstance(row, Example) for picture in row.pictures}
+            new = [path for path in paths if path not in seen]
+            seen.update(zip(new, pool.map(partial(_look, sketched=sketched), new), strict=True))
+            for row in block:
+                yield (row, {}) if isinstance(row, Problem) else _judge(row, seen)
+
+
+class _Unreadable(NamedTuple):
+    """What is kept of an error: the error itself would hold on to every frame it went through."""
+
+    what: str
+    remedy: str
+
+
+def _look(path: Path, *, sketched: bool) -> Look | _Unreadable:
+    try:
+        size = verified(path)
+        return Look(size, sketch(path, size) if sketched else None)
+    except LorgnetteError as error:
+        return _Unreadable(error.what, error.remedy or "correct or remove the row")
+
+
+def _judge(example: Example, seen: dict[Path, Look | _Unreadable]) -> tuple[Example | Problem, dict[Path, Look]]:
+    looks: dict[Path, Look] = {}
+    try:
+        must_be_learnable(example.turns)
+        for picture in example.pictures:
+            look = seen[picture.path]
+            if isinstance(look, _Unreadable):
+                raise LorgnetteError(look.what, where=str(picture.path), remedy=look.remedy)
+            looks[picture.path] = look
+    except LorgnetteError as error:
+        return Place(example.source, example.row, example.row).problem(error), {}
+    return example, looks

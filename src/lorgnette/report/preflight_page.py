@@ -1,0 +1,68 @@
+"""The page of `check`: the verdict, what is there, and every kind of finding with pictures to look at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorgnette.report.html import Shown, write_html
+from lorgnette.report.preflight import TITLES, Preflight, facts
+from lorgnette.types import Finding
+
+SHOWN = 12
+"""Findings of one kind that show their pictures."""
+TOLD = 200
+"""Findings of one kind that are told at all; the others are counted."""
+_BYTES = 24_000
+"""Of one picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    title: str
+    stops: bool
+    count: int
+    cards: Sequence[tuple[str, str, tuple[Shown, ...]]]
+    """(where, what and what to do, pictures) of the first."""
+    told: Sequence[str]
+    """The ones after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    name: str
+    count: int
+    percent: float
+    """Of the longest."""
+
+
+def write_preflight(path: Path, found: Preflight) -> None:
+    tokens = found.tokens.bins if found.tokens else ()
+    write_html(
+        path,
+        "preflight.html.j2",
+        title=found.title,
+        lead=found.verdict,
+        kinds=list(_kinds(found)),
+        advice=found.advice,
+        facts=[(name.capitalize(), value) for name, value in facts(found)],
+        tokens=_bars([(f"{low}–{high - 1}" if high - low > 1 else str(low), count) for low, high, count in tokens]),
+        scripts=_bars([(name, count) for name, (count, _) in found.scripts.items()]),
+    )
+
+
+def _kinds(found: Preflight) -> Iterator[_Kind]:
+    for kind, listed in found.by_kind.items():
+        cards = [_card(each) for each in listed[:SHOWN]]
+        told = [str(each.problem) for each in listed[SHOWN:TOLD]]
+        yield _Kind(TITLES[kind], listed[0].stops, len(listed), cards, told)
+
+
+def _card(each: Finding) -> tuple[str, str, tuple[Shown, ...]]:
+    problem = each.problem
+    shown = tuple(Shown.of(path, _BYTES) for path in each.pictures)
+    return f"{problem.source.name}, row {problem.row}", f"{problem.what}; {problem.remedy}", shown
+
+
+def _bars(counts: Sequence[tuple[str, int]]) -> list[_Bar]:
+    most = max((count for _, count in counts), default=1)
+    return [_Bar(name, count, round(100 * count / most, 1)) for name, count in counts]

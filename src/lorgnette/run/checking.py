@@ -1,0 +1,119 @@
+"""`check`: the pre-flight over a whole data set, as a training with these settings would meet it. No torch, no weights,
+nothing downloaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lorgnette import data
+from lorgnette.config import Settings
+from lorgnette.encode.budget import Tokens, counted
+from lorgnette.encode.encoder import Encoder
+from lorgnette.errors import UsageError
+from lorgnette.report.preflight import Parts, Preflight, facts, histogram, warnings
+from lorgnette.report.preflight_page import write_preflight
+from lorgnette.report.terminal import Terminal
+from lorgnette.run.located import at_hand, local
+from lorgnette.types import Example, Finding
+
+
+def check(
+    source: Path | str,
+    *,
+    chosen: Settings | None = None,
+    prompt: str | None = None,
+    rows: int | None = None,
+    name: str | None = None,
+    images_from: str | None = None,
+    looks: bool = True,
+    out: Path | str | None = None,
+    console: Console | None = None,
+) -> Preflight:
+    """Look a data set over; say what is there, and name every row that would stop a training or is worth a look.
+
+    chosen: the settings to check by: the split, the token budget, the model whose tokenizer counts. prompt, rows and
+    images_from go before theirs. looks: also compare the pictures' looks, which decodes each at a fraction. out: a
+    page. Nothing is fetched: a model that is not on this machine means that tokens are not counted, and it is said.
+    """
+    terminal = Terminal(console)
+    chosen = _with(chosen or Settings(), prompt, rows, images_from)
+    source = Path(source)
+    seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
+    test = _surveyed(chosen.data.test, chosen, None, None, looks) if chosen.data.test else None
+    trained, held, why_none = _parts(seen, test, chosen)
+    whole = seen if test is None else seen.joined(test)
+    tokens, unfit, unchecked = _tokens([*trained, *held], chosen)
+    sketches = {path: look.sketch for path, look in whole.looks.items() if look.sketch is not None}
+    if not looks:
+        unchecked.append("look-alikes: left out, as asked")
+    elif len(sketches) < len(whole.looks):
+        unchecked.append(f"look-alikes among {len(whole.looks) - len(sketches)} huge pictures that are no JPEGs")
+    found = Preflight(
+        title=source.name,
+        report=data.report_of(whole),
+        findings=[
+            *(Finding("unusable", problem) for problem in whole.problems),
+            *unfit,
+            *data.repeats(trained, held, sketches),
+            *data.oddities([*trained, *held], whole.looks, chosen.encode.size),
+        ],
+        parts=Parts(len(trained), len(held), len({p.path for row in held for p in row.pictures}), why_none),
+        scripts=data.scripts([*trained, *held]),
+        tokens=tokens,
+        compared=len(sketches),
+        unchecked=unchecked,
+    )
+    _told(found, source, terminal)
+    if out is not None:
+        write_preflight(Path(out), found)
+        terminal.say(f"page       {out}")
+    return found
+
+
+def _with(chosen: Settings, prompt: str | None, rows: int | None, images_from: str | None) -> Settings:
+    given = {"prompt": prompt, "rows": rows, "images_from": images_from}
+    told = {name: value for name, value in given.items() if value is not None}
+    return chosen.model_copy(update={"data": chosen.data.model_copy(update=told)})
+
+
+def _surveyed(path: Path, chosen: Settings, name: str | None, rows: int | None, looks: bool) -> data.Survey:
+    pictures = local(chosen.data.images_from)
+    read = data.read(path, prompt=chosen.data.prompt, rows=rows, name=name, images_from=pictures)
+    return data.survey(read, sketched=looks)
+
+
+def _parts(
+    seen: data.Survey, test: data.Survey | None, chosen: Settings
+) -> tuple[Sequence[Example], Sequence[Example], str]:
+    """(trained on, held out, why none is)."""
+    if test is not None:
+        return seen.examples, test.examples, ""
+    try:
+        return *data.parts(seen.examples, holdout=chosen.data.holdout, split=chosen.data.split), ""
+    except UsageError as error:
+        return seen.examples, [], f"{error.what}; {error.remedy}" if seen.examples else ""
+
+
+def _tokens(rows: Sequence[Example], chosen: Settings) -> tuple[Tokens | None, list[Finding], list[str]]:
+    """The rows' tokens, which rows have the wrong ones, and why nothing was counted."""
+    folder = at_hand(chosen.model)
+    if folder is None:
+        return None, [], [f"tokens: {chosen.model} is not on this machine; name a model that is (model=FOLDER)"]
+    encoder = Encoder.of_folder(folder, chosen.encode)
+    return *counted(encoder, rows, longest_answer=chosen.predict.max_new_tokens), []
+
+
+def _told(found: Preflight, source: Path, terminal: Terminal) -> None:
+    for finding in found.findings:
+        if finding.stops:
+            terminal.fail(str(finding.problem))
+    for line in warnings(found):
+        terminal.warn(line)
+    if not found.report.rows:
+        terminal.warn(f"{source}: there are no rows; name a data file that has some")
+    for name, value in facts(found):
+        terminal.say(f"{name:<10} {value}")
+    for line in histogram(found.tokens) if found.tokens else ():
+        terminal.say(f"{'':<10} {line}")
+    terminal.say(f"verdict    {found.verdict}")

@@ -1,0 +1,104 @@
+"""The same picture saved anew is found, another one is not."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorgnette.data.alike import groups, sketch
+from lorgnette.data.pictures import header
+from lorgnette.demo.scenes import draw, random_scene
+
+
+def sketched(path: Path) -> bytes:
+    found = sketch(path, header(path))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "how"),
+    [
+        ("a.jpg", (320, 240), {"quality": 30}),
+        ("a.png", (320, 240), {}),
+        ("a.webp", (320, 240), {"quality": 60}),
+        ("a.jpg", (160, 120), {"quality": 85}),
+        ("a.jpg", (640, 480), {"quality": 85}),
+        ("a.jpg", (203, 151), {"quality": 85}),
+    ],
+)
+def test_saved_anew_it_is_found_among_others(tmp_path: Path, name: str, size: tuple[int, int], how: Any) -> None:
+    rng = Random(3)
+    whole = [draw(random_scene(rng)).convert("RGB").resize((320, 240)) for _ in range(20)]
+    for number, picture in enumerate(whole):
+        picture.save(tmp_path / f"{number}.jpg", quality=92)
+    whole[7].resize(size).save(tmp_path / name, **how)
+    paths = [*(tmp_path / f"{number}.jpg" for number in range(20)), tmp_path / name]
+    assert groups([sketched(path) for path in paths]) == [[7, 20]]
+
+
+def test_real_photographs_are_all_different_and_all_found_again(shared: Path, tmp_path: Path) -> None:
+    photographs = sorted((shared / "coco").rglob("*.jpg"))
+    again = []
+    for path in photographs:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / path.name, quality=60)
+        again.append(tmp_path / path.name)
+    sketches = [sketched(path) for path in photographs]
+    assert groups(sketches) == []
+    count = len(photographs)
+    assert groups([*sketches, *map(sketched, again)]) == [[place, place + count] for place in range(count)]
+
+
+def test_drawn_scenes_and_formulas_differ(shared: Path) -> None:
+    """Much in common with each other: the same shapes elsewhere or in other colours, the same kind of print."""
+    rng = Random(20140)
+    scenes = [
+        draw(random_scene(rng)).convert("RGB").resize((16, 16), Image.Resampling.BOX).tobytes() for _ in range(300)
+    ]
+    assert groups(scenes) == []
+    assert groups([sketched(path) for path in sorted((shared / "latex").rglob("*.png"))]) == []
+
+
+def test_colour_counts_and_so_does_the_side(tmp_path: Path) -> None:
+    red, blue = bytes((200, 30, 30)) * 256, bytes((30, 30, 200)) * 256
+    assert groups([red, blue]) == []
+    left = np.full((16, 16, 3), 255, np.uint8)
+    left[:, :4] = 0
+    assert groups([left.tobytes(), left[:, ::-1].tobytes(), left.tobytes()]) == [[0, 2]]
+
+
+def test_nothing_and_one() -> None:
+    assert groups([]) == groups([bytes(768)]) == []
+
+
+def test_many_of_one_picture_are_one_group() -> None:
+    assert groups([bytes(768)] * 500) == [list(range(500))]
+
+
+def test_a_turned_picture_is_sketched_as_it_is_seen(tmp_path: Path) -> None:
+    picture = draw(random_scene(Random(1))).convert("RGB").resize((400, 240))
+    picture.save(tmp_path / "upright.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif)
+    assert groups([sketched(tmp_path / "upright.jpg"), sketched(tmp_path / "turned.jpg")]) == [[0, 1]]
+
+
+def test_a_huge_picture_is_not_decoded_whole(picture: Callable[..., Path]) -> None:
+    path = picture("a.png")
+    assert sketch(path, (8000, 8000)) is None
+
+
+def test_twenty_thousand_are_compared_in_seconds() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (20_000, 4, 4, 3), dtype=np.uint8)
+    sketches = [cells.repeat(4, 0).repeat(4, 1).tobytes() for cells in coarse]
+    begun = time.process_time()
+    assert groups([*sketches, sketches[5]]) == [[5, 20_000]]
+    assert time.process_time() - begun < 20

@@ -1,0 +1,53 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorgnette.data.survey import judged, survey
+from lorgnette.types import Example, Picture, Problem, Turn
+
+
+def row(number: int, *paths: Path) -> Example:
+    turns = (Turn("user", (*map(Picture, paths), "q")), Turn("assistant", ("a",)))
+    return Example("x", turns, Path("a.json"), number)
+
+
+def test_rows_keep_their_order_and_pictures_are_told_once(picture: Callable[..., Path], tmp_path: Path) -> None:
+    one, other = picture("one.png"), picture("other.jpg", size=(50, 40))
+    seen = survey([row(1, one), Problem(Path("a"), 2, "w", "r"), row(3, other, one), row(4, tmp_path / "gone.png")])
+    assert [example.row for example in seen.examples] == [1, 3]
+    assert [problem.row for problem in seen.problems] == [2, 4]
+    assert [(path.name, look.size, look.sketch) for path, look in seen.looks.items()] == [
+        ("one.png", (32, 24), None),
+        ("other.jpg", (50, 40), None),
+    ]
+
+
+def test_a_sketch_is_taken_only_where_asked(picture: Callable[..., Path]) -> None:
+    path = picture("one.png", (200, 30, 30))
+    [(_, looks)] = judged([row(1, path)], sketched=True)
+    assert looks[path].sketch == bytes((200, 30, 30)) * 256
+
+
+def test_damage_in_the_middle_is_found_where_pixels_are_looked_at(picture: Callable[..., Path]) -> None:
+    """Its header and its end are whole."""
+    path = picture("torn.png", size=(300, 300))
+    content = path.read_bytes()
+    middle = content.index(b"IDAT") + 8
+    path.write_bytes(content[:middle] + bytes(20) + content[middle + 20 :])
+    assert survey([row(1, path)]).examples
+    [problem] = survey([row(1, path)], sketched=True).problems
+    assert (problem.row, str(path) in problem.what) == (1, True)
+
+
+def test_two_surveys_are_one(picture: Callable[..., Path], tmp_path: Path) -> None:
+    one, other = survey([row(1, picture("a.png"))]), survey([row(2, picture("b.png")), row(3, tmp_path / "gone.png")])
+    both = one.joined(other)
+    assert [example.row for example in both.examples] == [1, 2]
+    assert [problem.row for problem in both.problems] == [3]
+    assert len(both.looks) == 2
+
+
+@pytest.mark.parametrize("sketched", [True, False])
+def test_nothing(sketched: bool) -> None:
+    assert survey([], sketched=sketched).looks == {}
