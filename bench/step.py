@@ -3,8 +3,8 @@
     python bench/step.py JOB --out results.json
 
 JOB is bench/job.py's. The pictures' features are random numbers: the tower is not measured here. Figures are medians
-of device-synchronised steps after the pass's recording; model TFLOP/s count 4 FLOP a frozen and 6 a trained parameter
-of the language model and row computed, without attention.
+of steps after the pass's recording. Model FLOPs are 4 a frozen and 6 a trained parameter of the language model, without
+attention: by row that is computed, and by token that is trained on, of which some share rows.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ceiling import matmul_tflops
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
@@ -47,82 +48,78 @@ class Drawn:
         return torch.cat([self._kept[grid] for grid in grids])
 
 
-def ceiling() -> float:
-    """bf16 matmul of 8192³, TFLOP/s."""
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
-    for _ in range(10):
-        a @ b
-    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begun.record()
-    for _ in range(50):
-        a @ b
-    ended.record()
-    torch.cuda.synchronize()
-    return 50 * 2 * 8192**3 / begun.elapsed_time(ended) / 1e9
+class Steps:
+    """An engine on the job's examples, its optimizer, and the steps it has taken."""
 
+    def __init__(self, job: Path, encoded: list[Encoded], samples: int, lora: Lora) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        checkpoint = Checkpoint.at(job / "model")
+        text = TextShape.of(config_of(checkpoint))
+        shape = AdapterShape(text, lora.targets, lora.rank, lora.alpha / lora.rank)
+        begun = time.perf_counter()
+        self.decoder = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16)
+        torch.cuda.synchronize()
+        self.weights_s = time.perf_counter() - begun
+        self.adapter = FlatAdapter(shape, DEVICE)
+        self.adapter.take(FlatAdapter.drawn(shape, 0))
+        drawn: Any = Drawn(text.hidden)
+        self.engine = FastEngine(self.decoder, self.adapter, drawn, dropout=lora.dropout, seed=0)
+        self.optimizer = Optimizer(self.engine.parameters, Train())
+        self.encoded, self.samples = encoded, samples
+        self.rows: list[int] = []
+        self.tokens: list[int] = []
 
-def measured(job: Path, encoded: list[Encoded], samples: int, lora: Lora, steps: int, limit: float) -> dict[str, Any]:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    checkpoint = Checkpoint.at(job / "model")
-    text = TextShape.of(config_of(checkpoint))
-    begun = time.perf_counter()
-    shape = AdapterShape(text, lora.targets, lora.rank, lora.alpha / lora.rank)
-    decoder = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16)
-    torch.cuda.synchronize()
-    loaded = time.perf_counter()
-    adapter = FlatAdapter(shape, DEVICE)
-    adapter.take(FlatAdapter.drawn(shape, 0))
-    torch.cuda.synchronize()
-    attached = time.perf_counter()
-    engine = FastEngine(decoder, adapter, Drawn(text.hidden), dropout=lora.dropout, seed=0)  # type: ignore[arg-type]
-    optimizer = Optimizer(engine.parameters, Train())
-    times, losses, rows = [], [], []
-
-    def step(i: int) -> torch.Tensor:
-        chosen = [encoded[(i * samples + k) % len(encoded)] for k in range(samples)]
-        batches = passes(chosen, 16384, share=engine.share)
-        rows.append(sum(len(batch.tokens) for batch in batches))
-        loss = torch.stack([engine.backward(batch, i) for batch in batches]).sum()
-        made = optimizer.step(loss, 1e-4)
-        engine.updated()
+    def take(self, i: int) -> torch.Tensor:
+        chosen = [self.encoded[(i * self.samples + k) % len(self.encoded)] for k in range(self.samples)]
+        batches = passes(chosen, 16384, share=self.engine.share)
+        self.rows.append(sum(len(batch.tokens) for batch in batches))
+        self.tokens.append(sum(len(passes([e], 1)[0].tokens) for e in chosen))
+        loss = torch.stack([self.engine.backward(batch, i) for batch in batches]).sum()
+        made = self.optimizer.step(loss, 1e-4)
+        self.engine.updated()
         return made
 
-    for i in range(steps):
+    def alone(self, count: int) -> list[float]:
+        """Seconds of steps that nothing overlaps with."""
+        seconds = []
+        for i in range(count):
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            self.take(i)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+    def running(self, count: int) -> float:
+        """Seconds a step, one behind the other, as in a training."""
         torch.cuda.synchronize()
-        started = time.perf_counter()
-        losses.append(step(i))
+        begun = time.perf_counter()
+        for i in range(count):
+            self.take(i)
         torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    warm = times[steps // 2 :]
+        return (time.perf_counter() - begun) / count
+
+
+def measured(job: Path, encoded: list[Encoded], samples: int, lora: Lora, limit: float) -> dict[str, Any]:
+    steps = Steps(job, encoded, samples, lora)
+    seconds = steps.alone(24)
     torch.cuda.set_sync_debug_mode("error")
-    step(steps)
+    steps.take(0)
     torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for i in range(20):
-        losses.append(step(i))
-    issued = time.perf_counter() - started
-    torch.cuda.synchronize()
-    running = (time.perf_counter() - started) / 20
-    tokens = statistics.mean(
-        sum(len(e.tokens) - 2 for e in encoded[k : k + samples]) for k in range(0, samples * 4, samples)
-    )
-    frozen = sum(linear.weight.shape[0] * linear.inputs for linear in decoder.linears)
-    flop = statistics.mean(rows) * (4 * frozen + 6 * adapter.values.numel())
-    found = {
-        "samples": samples, "dropout": lora.dropout, "rank": lora.rank, "rows": statistics.mean(rows), "tokens": tokens,
-        "weights_s": loaded - begun, "adapter_s": attached - loaded, "first_steps_s": times[:4],
-        "ms_per_step": 1000 * statistics.median(warm), "ms_per_step_running": 1000 * running,
-        "host_ms_per_step": 1000 * issued / 20, "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    running = steps.running(20)
+    frozen = sum(linear.weight.shape[0] * linear.inputs for linear in steps.decoder.linears)
+    flop = (4 * frozen + 6 * steps.adapter.values.numel()) / running / 1e12
+    rows, tokens = statistics.mean(steps.rows), statistics.mean(steps.tokens)
+    return {
+        "samples": samples, "dropout": lora.dropout, "rank": lora.rank, "rows": rows, "tokens": tokens,
+        "weights_s": steps.weights_s, "first_steps_s": seconds[:4], "ms_per_step": 1000 * running,
+        "ms_per_step_alone": 1000 * statistics.median(seconds[12:]),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
-        "model_tflops": flop / running / 1e12, "share_of_ceiling": flop / running / 1e12 / limit,
-        "recordings": sum(s.graph is not None for s in engine._stations.values()),
-        "rooms": [list(map(str, (r.rows, r.segments, r.labels, r.longest))) for r in engine._stations],
-        "loss": [losses[0].tolist(), losses[-1].tolist()],
+        "share_of_ceiling_by_rows": flop * rows / limit, "share_of_ceiling_by_tokens": flop * tokens / limit,
+        "kernels": profiled(steps.take),
     }  # fmt: skip
-    found["kernels"] = profiled(step)
-    return found
 
 
 def profiled(step: Any) -> dict[str, Any]:
@@ -150,11 +147,11 @@ if __name__ == "__main__":
     given = parser.parse_args()
     encoder = Encoder.of_folder(given.job / "model", Encode())
     encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
-    limit = ceiling()
+    limit = matmul_tflops()
     found = []
     for samples in given.samples:
         for dropout in given.dropout:
-            found.append(measured(given.job, encoded, samples, Lora(dropout=dropout), 24, limit))
+            found.append(measured(given.job, encoded, samples, Lora(dropout=dropout), limit))
             print(json.dumps({k: v for k, v in found[-1].items() if k != "kernels"}))
             for row in found[-1]["kernels"]["top"][:22]:
                 print("   ", *row)

@@ -144,6 +144,20 @@ def check(
 
 
 @app.command()
+def preview(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    words: Words = None,
+    rows: Annotated[int, typer.Option(min=1, help="how many, from the start")] = 4,
+    out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
+) -> None:
+    """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
+    from lorgnette import run
+
+    _, chosen = _settings(recipe, words)
+    run.preview(chosen, rows=rows, out=out, console=console)
+
+
+@app.command()
 def plan(
     recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
     words: Words = None,
@@ -160,20 +174,6 @@ def plan(
     made = run.plan(chosen, memory=memory, gpu=gpu, console=console)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
-
-
-@app.command()
-def preview(
-    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
-    words: Words = None,
-    rows: Annotated[int, typer.Option(min=1, help="how many, from the start")] = 4,
-    out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
-) -> None:
-    """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
-    from lorgnette import run
-
-    _, chosen = _settings(recipe, words)
-    run.preview(chosen, rows=rows, out=out, console=console)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.model.adapter import WEIGHTS
+from lorgnette.model.adapter_files import WEIGHTS
 from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.merging import merge

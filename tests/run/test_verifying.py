@@ -17,7 +17,7 @@ from lorgnette import run
 from lorgnette.config import Encode
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import UsageError
-from lorgnette.model.adapter import CONFIG, WEIGHTS
+from lorgnette.model.adapter_files import CONFIG, WEIGHTS
 from lorgnette.model.inventory import inventory
 from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
 from lorgnette.report.terminal import Terminal
