@@ -12,6 +12,8 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model import fast_model
 from lorgnette.model.device import device_of, dtype_of
 from lorgnette.model.features import Features
+from lorgnette.model.memory import GIB, Fit, Work, fit, usable
+from lorgnette.model.shapes import TextShape, VisionShape, config_of
 from lorgnette.model.store import Store, store_of
 from lorgnette.run.job import Job
 from lorgnette.run.material import Material
@@ -24,14 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model in training: what the loop steps, what answers, the adapter's factors as they are when asked for, and
-    the material without the rows whose pictures could not be decoded."""
+    """A model in training: what the loop steps, what answers, the adapter's factors as they are when asked for, the
+    material without the rows whose pictures could not be decoded, and the most tokens that a pass may hold."""
 
     engine: Engine
     model: Union[fast_model.FastModel, "PeftModel"]
     state: Callable[[], Mapping[str, torch.Tensor]]
     features: Features
     material: Material
+    pass_tokens: int
 
 
 def tuned(job: Job, saved: Path | None, *, beside: Sequence[PictureGrid] = ()) -> Tuned:
@@ -64,11 +67,12 @@ def _fast(
     chosen, checkpoint = job.settings, job.material.checkpoint
     features = fast_model.features_of(checkpoint, job.material.encoder.rule, device, dtype, _store(job, device, dtype))
     grouped = chosen.data.group_captions == "image"
-    per_step = chosen.train.batch_size * chosen.train.accumulation
     share: Share = "none" if chosen.lora.dropout and not grouped else "tree"
+    room = _room(job, device)
+    per_step = chosen.train.batch_size * chosen.train.accumulation
     opening = fast_model.Opening(
-        checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=0,
-        first=passes(job.material.examples[:per_step], chosen.train.pass_tokens, share=share)[0],
+        checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
+        first=passes(job.material.examples[:per_step], room.rows, share=share)[0],
     )  # fmt: skip
     with job.stages("weights"):
         opening.decoder()
@@ -76,7 +80,7 @@ def _fast(
     with job.stages("engine"):
         engine = opening.engine()
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)
-    return Tuned(engine, model, engine.adapter.on_cpu, features, material)
+    return Tuned(engine, model, engine.adapter.on_cpu, features, material, room.rows)
 
 
 def _reference(
@@ -99,7 +103,35 @@ def _reference(
             torch.manual_seed(chosen.seed)  # where dropout's random numbers start, on the CPU and on CUDA
         else:
             model = adapters.load(base, saved, trainable=True)
-    return Tuned(ReferenceEngine(model, features), model, lambda: adapters.adapter_state(model), features, material)
+    engine, rows = ReferenceEngine(model, features), chosen.train.pass_tokens
+    return Tuned(engine, model, lambda: adapters.adapter_state(model), features, material, rows)
+
+
+def _room(job: Job, device: torch.device) -> Fit:
+    """Passes and recomputed layers that the device's free memory holds, by the memory model's word: nothing is lowered
+    where all fits. Where nothing would, the smallest, and an out-of-memory error may say so."""
+    chosen, material = job.settings, job.material
+    encoded = [*material.examples, *material.held_out]
+    longest = max(len(e.tokens) for e in encoded)
+    most = max(chosen.train.pass_tokens, longest)
+    if device.type == "cpu":
+        return Fit(most, 0, 0)
+    per_step = chosen.train.batch_size * chosen.train.accumulation
+    config, rows = config_of(material.checkpoint), min(most, per_step * longest)
+    held_out = min(most, sum(len(e.tokens) for e in material.held_out))
+    work = Work(
+        "fast", TextShape.of(config), VisionShape.of(config), chosen.lora.targets, chosen.lora.rank,
+        dropout=chosen.lora.dropout > 0, rows=rows, labels=min(rows, per_step * max(e.label_count for e in encoded)),
+        number_bytes=4 if chosen.dtype == "float32" else 2, tower="while features are made", rooms=2,
+        held_out_rows=held_out, held_out_labels=held_out, feature_rows=sum(grid.tokens for grid in material.grids),
+    )  # fmt: skip
+    free = usable(torch.cuda.mem_get_info(device)[0] / GIB)
+    found = fit(work, longest, free) or Fit(longest, work.text.layers, free)
+    if found.again or found.rows < rows:
+        again = f", {found.again} of {work.text.layers} layers run twice" if found.again else ""
+        job.terminal.say(f"memory     {free / GIB:.1f} GiB are free: passes of at most {found.rows} tokens{again}")
+        return found
+    return Fit(most, 0, found.peak)
 
 
 def _prepared(job: Job, features: Features, beside: Sequence[PictureGrid]) -> Material:

@@ -126,7 +126,7 @@ def _work(settings: Settings, material: Material, made: Plan) -> Work:
         made.engine, TextShape.of(config), VisionShape.of(config), settings.lora.targets, settings.lora.rank,
         dropout=settings.lora.dropout > 0, rows=made.steps.largest[0], labels=made.steps.largest[1],
         number_bytes=4 if settings.dtype == "float32" else 2,
-        tower="to the end", held_out_rows=held_out[0], held_out_labels=held_out[1],
+        tower="while features are made", held_out_rows=held_out[0], held_out_labels=held_out[1],
         rooms=len({padded(rows) for rows in made.steps.sizes}),
         feature_rows=sum(grid.tokens for grid in material.grids),
         open_patches=made.steps.largest[0] * merge**2 if open_tower else 0,

@@ -50,7 +50,7 @@ def tune(job: Job) -> None:
 
         training = Training(
             made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed,
-            grouped=job.settings.data.group_captions == "image",
+            grouped=job.settings.data.group_captions == "image", pass_tokens=made.pass_tokens,
         )  # fmt: skip
         if checkpoint is not None:
             training.restore(checkpoints.restore(checkpoint, device_of(job.settings.device)))

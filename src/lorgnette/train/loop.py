@@ -125,8 +125,10 @@ class Training:
         seed: int,
         *,
         grouped: bool = False,
+        pass_tokens: int | None = None,
     ) -> None:
-        """grouped: a step takes all captions of its pictures together."""
+        """grouped: a step takes all captions of its pictures together; pass_tokens: fewer than the settings', where
+        memory is short."""
         self.engine, self.examples, self.held_out, self.settings, self.seed = engine, examples, held_out, train, seed
         self.per_step = train.batch_size * train.accumulation
         self.epoch_steps = steps_in_epoch(len(examples), self.per_step)
@@ -134,7 +136,7 @@ class Training:
         self.total = min(whole, train.max_steps or whole)
         self._groups = Groups.by_picture(examples) if grouped else None
         self.optimizer = Optimizer(engine.parameters, train)
-        self.pass_tokens = train.pass_tokens
+        self.pass_tokens = pass_tokens or train.pass_tokens
         self.step = 0
         self.window = Window()
         self.best_step, self.best_loss, self.worse = 0, math.inf, 0
