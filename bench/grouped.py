@@ -36,7 +36,8 @@ def make_data(out: Path, pictures: int) -> None:
 def losses(out: Path, grouping: str, seed: int) -> list[float]:
     folder = out / f"{grouping}-{seed}"
     command = [
-        sys.executable, "-m", "lorgnette", "train", "demo", f"data={out / 'train.csv'}", f"data.test={out / 'test.csv'}",
+        sys.executable, "-m", "lorgnette", "train", "demo", f"data={out / 'train.csv'}",
+        f"data.test={out / 'test.csv'}",
         f"data.group_captions={grouping}", f"seed={seed}", f"run={folder}", "track.to=none", "train.epochs=2",
         "train.eval_steps=10", "predict.metrics=none", "predict.max_new_tokens=1",
     ]  # fmt: skip

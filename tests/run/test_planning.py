@@ -146,8 +146,8 @@ def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings
 def test_the_tutorials_job(job: Callable[..., Settings], console: Console) -> None:
     made = plan(job(), console=console)
     assert made.memory is not None
-    assert made.memory.fullest in ("loss", "backward")
-    weights = made.memory.items["weights"] + made.memory.items["vision tower"]
+    begun = made.memory.moments["features"]  # the tower goes once they are made
+    weights = begun["weights"] + begun["vision tower"]
     assert weights / 1e9 == pytest.approx(4.42 + 0.25, rel=0.01)  # the checkpoint's file, and the factors in bf16
     assert made.memory.items["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
     assert made.rows.grouped < 0.3 * made.rows.packed  # five captions a photograph
