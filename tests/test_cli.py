@@ -11,7 +11,7 @@ import pytest
 import lorgnette
 from lorgnette import config
 
-VERBS = ["demo", "prepare", "check", "train", "predict", "compare", "merge", "watch", "recipe"]
+VERBS = ["demo", "prepare", "check", "train", "predict", "evaluate", "compare", "merge", "watch", "recipe"]
 HEAVY = ("torch", "transformers", "peft")
 LOADED = f"""
 import sys

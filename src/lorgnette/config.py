@@ -117,8 +117,8 @@ class Train(Section):
 class Predict(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
     batch_size: PositiveInt = Field(32, description="examples answered at once")
-    metrics: Literal["caption", "latex", "none"] = Field(
-        "caption", description="how the held-out answers are scored: BLEU, ROUGE-L, CIDEr-D; or exact match and edits"
+    metrics: Literal["caption", "latex", "demo", "none"] = Field(
+        "caption", description="scores of held-out answers: BLEU, ROUGE-L, CIDEr-D; exact match and edits; demo's facts"
     )
     size: Literal["trained", "native"] = Field(
         "trained", description="trained: pictures as in training; native: as large as they are, as the tutorial tests"

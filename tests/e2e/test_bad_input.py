@@ -183,7 +183,7 @@ def test_a_long_caption_and_one_over_several_lines_and_control_tokens_are_text(t
     assert cli("check", "captions.csv").status == 0
     assert cli(*quick("data.split=tail")).status == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["reference"] for row in rows] == texts[2:]
+    assert [row["references"] for row in rows] == [[text] for text in texts[2:]]
 
 
 def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, cli, quick) -> None:

@@ -1,6 +1,7 @@
 """Room 1: source → Example. Reads data files and pictures, and says what is wrong with them.
 
     read(path)         a data file or folder of any form → Example or Problem, row by row
+    speaks(path)       whether it is such a source, or bare pictures
     pictures_of(path)  a picture or a folder of pictures → prompts without answers
     check(rows)        → Report, from text and picture headers only
     usable(rows)       → the examples to go on with, or an error that lists what to fix
@@ -18,7 +19,7 @@ from lorgnette.data.fields import PROMPT
 from lorgnette.data.forms import EXPORTS, To
 from lorgnette.data.pictures import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
-from lorgnette.data.source import pictures_of, read
+from lorgnette.data.source import pictures_of, read, speaks
 from lorgnette.data.split import Split, parts
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "prepare",
     "read",
     "refusal",
+    "speaks",
     "usable",
     "verified",
 ]

@@ -7,10 +7,13 @@ at its own size; so nothing here knows how wide a page is.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 BOX = 1000
 MOST_POINTS = 600
 SMOOTHED_FROM = 40
+COLOURS = 6
+"""Of lines, as page.css names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Chart:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the crosshair reads."""
+        return {
+            "x": self.x_range,
+            "y": self.y_range,
+            "lines": [{"name": line.name, "colour": line.colour, "points": line.points} for line in self.lines],
+        }
+
 
 def charts(curves: Sequence[Curve]) -> list[Chart]:
     """One for each curve, but a curve named "eval X" joins the one named X. Curves without a finite point are left."""
@@ -58,6 +70,11 @@ def charts(curves: Sequence[Curve]) -> list[Chart]:
         base = curve.name.removeprefix("eval").lstrip(" _/")
         groups.setdefault(base if base in names else curve.name, []).append(curve)
     return [_chart(name, group) for name, group in groups.items() if any(_finite(c.points) for c in group)]
+
+
+def overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
+    """Curves of one kind from several runs in one chart; none where no curve has a finite point."""
+    return [_chart(name, list(curves))] if any(_finite(curve.points) for curve in curves) else []
 
 
 def figure(value: float) -> str:
@@ -77,7 +94,7 @@ def _chart(name: str, curves: list[Curve]) -> Chart:
     every = [point for _, points in kept for point in points]
     x_range = _range([x for x, _ in every])
     y_range, y_steps = _nice([y for _, y in every])
-    lines = [_line(curve.name, place, points, x_range, y_range) for place, (curve, points) in enumerate(kept)]
+    lines = [_line(name, curve.name, place, points, x_range, y_range) for place, (curve, points) in enumerate(kept)]
     return Chart(
         name=name,
         sentence="; ".join(_sentence(curve, points) for curve, points in kept),
@@ -103,15 +120,20 @@ def _sentence(curve: Curve, points: list[tuple[float, float]]) -> str:
 
 
 def _line(
-    name: str, place: int, points: list[tuple[float, float]], xs: tuple[float, float], ys: tuple[float, float]
+    kind: str,
+    name: str,
+    place: int,
+    points: list[tuple[float, float]],
+    xs: tuple[float, float],
+    ys: tuple[float, float],
 ) -> Line:
     drawn = _thinned(points)
     # Only a loss is noise around a trend; a smoothed learning rate or gradient norm would be a curve that never was.
-    smooth = _thinned(_running_mean(points)) if "loss" in name and len(points) >= SMOOTHED_FROM else []
+    smooth = _thinned(_running_mean(points)) if "loss" in kind and len(points) >= SMOOTHED_FROM else []
     few = points if len(points) <= 30 else []
     return Line(
         name=name,
-        colour=place % 2 + 1,
+        colour=place % COLOURS + 1,
         path=_path(drawn, xs, ys),
         smooth=_path(smooth, xs, ys),
         # A line of no length with round ends: the only dot that stays round in a stretched box.

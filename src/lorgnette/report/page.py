@@ -6,35 +6,45 @@ Pictures lie in it as thumbnails, curves as drawn lines; a policy in its head fo
 about where a page's numbers come from.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from lorgnette.files import write_text
-from lorgnette.report.chart import Chart, Curve, charts, figure
+from lorgnette.report.chart import Curve, charts, figure
+from lorgnette.report.embedded import Shown, embedded
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.thumbnail import UnreadableError, jpeg
+from lorgnette.report.template import rendered
 
-PICTURE_BYTES = 16_000_000
-"""For all pictures together, before base64 makes them a third larger."""
-MOST_BYTES, FEWEST_BYTES = 90_000, 4_000
-"""Of one picture."""
-SHOWN = 60
-"""Rows in sight at once; the others are folded away."""
+SHOWN = 12
+"""Rows in sight at once; the others are folded away, so that the curves are not far."""
 
-Score = tuple[str, str, str]
-"""What is measured, its value before and its value after."""
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is measured, its value before and after as shown, whether after is better, and what a reader must know."""
+
+    name: str
+    before: str
+    after: str
+    better: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A held-out picture over the training. frames: (step, what the model said after it); 0 is the untuned model."""
+
+    row: PredictionRow
+    frames: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
 class Page:
     """facts: (label, value) of the run. scores: of the model.
 
-    settings may be nested. next_steps are commands to copy. summary: one sentence; without it the loss makes one.
+    settings may be nested. gains: by how much each row's answer came closer to its references, where that is measured.
+    next_steps are commands to copy. summary: one sentence; without it the loss makes one.
     """
 
     title: str
@@ -47,44 +57,41 @@ class Page:
     next_steps: Sequence[str] = ()
     summary: str = ""
     scores: Sequence[Score] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """A picture as the template gets it: an address with the bytes in it, or what stands in its place."""
-
-    name: str
-    source: str = ""
-    problem: str = ""
+    gains: Sequence[float | None] = ()
+    film: Sequence[Strip] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
     row: PredictionRow
-    pictures: tuple[_Shown, ...]
+    pictures: tuple[Shown, ...]
     verdict: str
+    better: bool
 
 
 def write_page(path: Path, page: Page) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Raises ValueError where there are gains, but not one for every row."""
     drawn = charts(page.curves)
-    cards = _cards(page.rows)
+    rows = [*page.rows, *(strip.row for strip in page.film)]
+    shown = embedded(path for row in rows for path in row.pictures)
+    gains = page.gains or [None] * len(page.rows)
+    cards = [
+        _Card(row, tuple(shown[path] for path in row.pictures), *_verdict(row, gain))
+        for row, gain in zip(page.rows, gains, strict=True)
+    ]
     write_text(
         path,
-        environment.get_template("page.html.j2").render(
+        rendered(
+            "page.html.j2",
+            title=page.title,
             page=page,
             summary=page.summary or _summary(page.curves),
             cards=cards[:SHOWN],
             folded=cards[SHOWN:],
             has_base=any(row.base is not None for row in page.rows),
+            strips=[(strip, tuple(shown[path] for path in strip.row.pictures)) for strip in page.film],
             charts=drawn,
-            data=[_data(chart) for chart in drawn],
+            data={"charts": [chart.data for chart in drawn]},
             settings=flattened(page.settings),
         ),
     )
@@ -118,40 +125,20 @@ def _summary(curves: Sequence[Curve]) -> str:
     return f"{figure(losses[-1][0])} steps; loss {figure(losses[0][1])} → {figure(losses[-1][1])}."
 
 
-def _cards(rows: Sequence[PredictionRow]) -> list[_Card]:
-    places = list(dict.fromkeys(path for row in rows for path in row.pictures))
-    budget = min(MOST_BYTES, max(FEWEST_BYTES, PICTURE_BYTES // max(1, sum(len(row.pictures) for row in rows))))
-    shown = {path: _shown(path, budget) for path in places}
-    return [_Card(row, tuple(shown[path] for path in row.pictures), _verdict(row)) for row in rows]
-
-
-def _shown(path: Path, budget: int) -> _Shown:
-    try:
-        encoded = base64.b64encode(jpeg(path, budget)).decode("ascii")
-    except UnreadableError as error:
-        return _Shown(path.name, problem=str(error))
-    return _Shown(path.name, source=f"data:image/jpeg;base64,{encoded}")
-
-
-def _verdict(row: PredictionRow) -> str:
-    """What a glance should catch. Case, spaces and a full stop do not count."""
+def _verdict(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
+    """What a glance should catch, and whether it is for the better. Case, spaces and a full stop do not count."""
     if row.tuned is None:
-        return ""
-    if row.reference and _bare(row.tuned) == _bare(row.reference):
-        return "matches the reference"
-    if row.base is not None and _bare(row.tuned) == _bare(row.base):
-        return "unchanged"
-    return ""
+        return "", False
+    goals = [_bare(text) for text in row.references]
+    before, after = _bare(row.base or ""), _bare(row.tuned)
+    if after in goals:
+        return "matches the reference", row.base is not None and before not in goals
+    if row.base is not None and after == before:
+        return "unchanged", False
+    if not gain:
+        return "", False
+    return ("closer to the reference", True) if gain > 0 else ("further from the reference", False)
 
 
 def _bare(text: str) -> str:
     return " ".join(text.split()).rstrip(".。").casefold()
-
-
-def _data(chart: Chart) -> dict[str, Any]:
-    """What the crosshair reads."""
-    return {
-        "x": chart.x_range,
-        "y": chart.y_range,
-        "lines": [{"name": line.name, "colour": line.colour, "points": line.points} for line in chart.lines],
-    }

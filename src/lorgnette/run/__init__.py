@@ -11,14 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorgnette.run.answering import compare, predict
+    from lorgnette.run.answering import predict
+    from lorgnette.run.comparing import compare
+    from lorgnette.run.evaluating import evaluate
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "merge", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "evaluate", "merge", "predict", "prepare", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
@@ -26,7 +28,8 @@ _FILES = {
     "train": "starting",
     "resume": "starting",
     "predict": "answering",
-    "compare": "answering",
+    "evaluate": "evaluating",
+    "compare": "comparing",
     "demo": "showing",
     "watch": "looking",
     "merge": "merging",

@@ -26,7 +26,8 @@ def merge(adapter: Path | str, out: Path | str, *, model: str | None = None, con
     cpu = torch.device("cpu")
     with enough_memory("merging needs four bytes a weight, twice"):
         loaded = weights.load(asked.checkpoint, cpu, torch.float32)
-        merged(adapters.load(loaded, adapter), asked.checkpoint, out)
+        assert asked.adapter is not None
+        merged(adapters.load(loaded, asked.adapter), asked.checkpoint, out)
         made = Checkpoint.at(out)
         weights.load(made, cpu, torch.bfloat16)  # every name and shape is where it should be
     if asked.contract:

@@ -12,7 +12,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import FILE, Contract
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import lasting, model_folder
+from lorgnette.run.located import adapter_folder, lasting, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +55,7 @@ class Asked:
     @classmethod
     def of(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "Asked":
         """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
+        adapter = adapter_folder(adapter) if adapter else None
         contract = Contract.of(adapter) if adapter else None
         base = model or (contract.model if contract else "demo")
         folder = model_folder(base, "auto", terminal)

@@ -16,6 +16,7 @@ from lorgnette.report.log import RunLog
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
+from lorgnette.run.filmstrip import Filmstrip
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
@@ -53,9 +54,9 @@ def tune(job: Job) -> None:
         finally:
             for tracker in trackers:
                 tracker.finish()
-    scores = [*job.score(rows), *scored(rows, job.settings.predict.metrics)]
-    for name, before, after in scores:
-        job.terminal.say(f"{name:<28} {before:>22} → {after}")
+    scores = scored(rows, job.settings.predict.metrics)
+    for score in scores:
+        job.terminal.say(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
     write_results(job, rows, scores, [tracker.address for tracker in trackers if tracker.address])
     job.terminal.say(f"adapter    {job.folder.adapter}")
     job.terminal.say(f"page       {job.folder.page}")
@@ -100,7 +101,10 @@ def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trac
         job.terminal.bar("steps", training.total, done=training.step) as advance,
         Stop(job.terminal) as stop,
     ):
-        finished = training.run(Watching(job, log, trackers, save=save, advance=advance, stop=stop))
+        watching = Watching(
+            job, log, trackers, total=training.total, save=save, advance=advance, stop=stop, film=_film(job, model)
+        )
+        finished = training.run(watching)
     if not finished:
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
@@ -121,6 +125,11 @@ def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
         rows = answered(opened, examples, sampling, job.terminal)
         write_predictions(job.folder.predictions, rows)
     return rows
+
+
+def _film(job: Job, model: "PeftModel") -> Filmstrip:
+    chosen, examples = job.settings.predict, [encoded.example for encoded in job.material.held_out]
+    return Filmstrip(Opened(model, _asking(job)), examples, chosen.metrics, most_tokens=chosen.max_new_tokens)
 
 
 def _asking(job: Job) -> Encoder:
