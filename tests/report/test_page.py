@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +6,8 @@ import pytest
 from PIL import Image
 
 from lorgnette.report.chart import Curve
-from lorgnette.report.page import Page, flattened, write_page
+from lorgnette.report.page import Page, Score, Strip, flattened, write_page
 from lorgnette.report.predictions import PredictionRow
-
-CHROMIUM = Path("/usr/bin/chromium")
-
 
 def a_page(folder: Path) -> Page:
     Image.new("RGB", (640, 480), "teal").save(folder / "one.jpg")
@@ -31,15 +27,17 @@ def a_page(folder: Path) -> Page:
             Curve("lr", [(float(step), 1e-4 * (1 - step / 62)) for step in range(62)]),
         ],
         rows=[
-            PredictionRow("a", (folder / "one.jpg",), "COCO Yes:", "a cat", "The image shows <b>a cat</b>", "A cat."),
-            PredictionRow("b", (folder / "one.jpg", folder / "two.png"), "请描述：", "一只猫", "", "一只狗"),
-            PredictionRow("c", (folder / "gone.jpg",), "صف:", "قطة", long, None),
-            PredictionRow("d", (), "", "", "same", "same"),
+            PredictionRow("a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."),
+            PredictionRow("b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"),
+            PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
+            PredictionRow("d", (), "", (), "same", "same"),
         ],
         problems=["data.csv, row 7: picture cannot be decoded"],
         notes=["a note"],
         next_steps=["lorgnette predict --adapter runs/coco/adapter picture.jpg"],
-        scores=[("CIDEr", "12.4", "98.1")],
+        scores=[Score("CIDEr", "12.4", "98.1", better=True), Score("odd", "–", "–", note="one picture says nothing")],
+        gains=[0.5, -0.25, None, None],
+        film=[Strip(PredictionRow("a", (folder / "one.jpg",), "", ("a cat",)), ((0, "The image"), (31, "A cat.")))],
     )
 
 
@@ -52,8 +50,12 @@ def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
         assert text in html
     assert "matches the reference" in html
     assert "unchanged" in html
+    assert "further from the reference" in html
+    assert "Reference 2" in html
+    assert "one picture says nothing" in html
+    assert "step 31" in html
     assert "the file is gone" in html
-    assert html.count("data:image/jpeg;base64,") == 3
+    assert html.count("data:image/jpeg;base64,") == 4
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html
 
@@ -71,7 +73,7 @@ def test_without_a_summary_the_loss_makes_one(tmp_path: Path) -> None:
 
 
 def test_predictions_alone_are_not_called_before_and_after(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", "r", None, "t")]))
+    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
     html = (tmp_path / "report.html").read_text()
     assert ">Predictions<" in html
     assert "Before" not in html
@@ -83,12 +85,12 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) ->
     for place in range(25):
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
-    rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", "r", "b", "t") for row in range(1000)]
+    rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", ("r",), "b", "t") for row in range(1000)]
     write_page(tmp_path / "report.html", Page(title="many", rows=rows))
     html = (tmp_path / "report.html").read_bytes()
     assert len(html) < 30_000_000
     assert html.count(b"<article") == 1000
-    assert b"940 more" in html
+    assert b"988 more" in html
 
 
 def test_settings_are_flattened_as_one_would_type_them() -> None:
@@ -96,38 +98,17 @@ def test_settings_are_flattened_as_one_would_type_them() -> None:
     assert flattened(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """The page in a window, with everything it asked for and complained about."""
-
-    def __init__(self, browser: Any, path: Path, **window: Any) -> None:
-        self.context = browser.new_context(**window)
-        self.view = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.view.on("console", lambda message: self.complaints.append(message.text))
-        self.view.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.view.on("request", lambda request: self.requests.append(request.url))
-        self.view.goto(path.as_uri())
-
-    def paper(self) -> str:
-        return str(self.view.evaluate("getComputedStyle(document.body).backgroundColor"))
-
-    def __enter__(self) -> "Opened":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
+def test_only_what_is_better_is_green(tmp_path: Path) -> None:
+    rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
+        [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
+    )]  # fmt: skip
+    write_page(tmp_path / "p.html", Page(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
+    html = (tmp_path / "p.html").read_text()
+    cards = html.split("<article")[1:]
+    assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
+    scores = [Score("a", "1", "2", better=True), Score("b", "1", "1")]
+    write_page(tmp_path / "p.html", Page(title="x", scores=scores))
+    assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
 
 
 @pytest.fixture
@@ -137,8 +118,8 @@ def written(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("width", [320, 360, 1280])
-def test_a_browser_shows_it_whole_and_asks_for_nothing(browser: Any, written: Path, width: int) -> None:
-    with Opened(browser, written, viewport={"width": width, "height": 800}) as page:
+def test_a_browser_shows_it_whole_and_asks_for_nothing(opened: Any, written: Path, width: int) -> None:
+    with opened(written, viewport={"width": width, "height": 800}) as page:
         page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.view.evaluate("document.documentElement.scrollWidth") <= width
         loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
@@ -149,8 +130,8 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(browser: Any, written: Pa
         assert len([url for url in page.requests if url.startswith("file")]) == 1
 
 
-def test_dark_differs_and_the_keyboard_switches_it(browser: Any, written: Path) -> None:
-    with Opened(browser, written, color_scheme="light") as light, Opened(browser, written, color_scheme="dark") as dark:
+def test_dark_differs_and_the_keyboard_switches_it(opened: Any, written: Path) -> None:
+    with opened(written, color_scheme="light") as light, opened(written, color_scheme="dark") as dark:
         assert light.paper() != dark.paper()
         light.view.keyboard.press("Tab")
         assert light.view.evaluate("document.activeElement.id") == "theme"
@@ -163,8 +144,8 @@ def test_dark_differs_and_the_keyboard_switches_it(browser: Any, written: Path) 
         assert light.paper() != dark.paper()
 
 
-def test_curves_are_read_off_with_pointer_and_arrows(browser: Any, written: Path) -> None:
-    with Opened(browser, written) as page:
+def test_curves_are_read_off_with_pointer_and_arrows(opened: Any, written: Path) -> None:
+    with opened(written) as page:
         plot, readout = page.view.locator(".plot").first, page.view.locator(".readout").first
         plot.focus()
         page.view.keyboard.press("End")
@@ -179,8 +160,8 @@ def test_curves_are_read_off_with_pointer_and_arrows(browser: Any, written: Path
         assert page.complaints == []
 
 
-def test_it_prints_in_light_colours_with_the_details_open(browser: Any, written: Path) -> None:
-    with Opened(browser, written, color_scheme="dark") as page:
+def test_it_prints_in_light_colours_with_the_details_open(opened: Any, written: Path) -> None:
+    with opened(written, color_scheme="dark") as page:
         page.view.emulate_media(media="print")
         assert page.paper() == "rgb(255, 255, 255)"
         page.view.evaluate("dispatchEvent(new Event('beforeprint'))")

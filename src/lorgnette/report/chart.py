@@ -73,7 +73,8 @@ def charts(curves: Sequence[Curve]) -> list[Chart]:
 
 
 def overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
-    """Curves of one kind from several runs in one chart; none where no curve has a finite point."""
+    """Curves of one kind from several runs in one chart; none where no curve has a finite point. A curve's colour is its
+    place's, also where one before it is empty."""
     return [_chart(name, list(curves))] if any(_finite(curve.points) for curve in curves) else []
 
 
@@ -89,15 +90,15 @@ def figure(value: float) -> str:
 
 
 def _chart(name: str, curves: list[Curve]) -> Chart:
-    kept = [(curve, _finite(curve.points)) for curve in curves]
-    kept = [(curve, points) for curve, points in kept if points]
-    every = [point for _, points in kept for point in points]
+    kept = [(place, curve, _finite(curve.points)) for place, curve in enumerate(curves)]
+    kept = [(place, curve, points) for place, curve, points in kept if points]
+    every = [point for _, _, points in kept for point in points]
     x_range = _range([x for x, _ in every])
     y_range, y_steps = _nice([y for _, y in every])
-    lines = [_line(name, curve.name, place, points, x_range, y_range) for place, (curve, points) in enumerate(kept)]
+    lines = [_line(name, curve.name, place, points, x_range, y_range) for place, curve, points in kept]
     return Chart(
         name=name,
-        sentence="; ".join(_sentence(curve, points) for curve, points in kept),
+        sentence="; ".join(_sentence(curve, points) for _, curve, points in kept),
         lines=lines,
         x_ticks=[_tick(x, x_range) for x in _whole_steps(x_range)],
         y_ticks=[_tick(y, y_range) for y in y_steps],

@@ -19,7 +19,7 @@ const coloured = () => {
       const value = each[side][place], difference = value === null ? 0 : sign * (value - each[over][place]);
       answer.classList.toggle("better", difference > 0);
       answer.classList.toggle("worse", difference < 0);
-      answer.querySelector(".mark").textContent = value === null ? "" : value.toFixed(3);
+      answer.querySelector(".score").textContent = value === null ? "" : value.toFixed(3);
     });
     card.querySelector(".gain").textContent = gained[place] === null ? "" : signed(gained[place]);
   });

@@ -22,10 +22,11 @@ DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What lies between a side and the side `over`: the difference with its interval and p, as text."""
+    """What lies between a side and the side `over`: the difference with p, and its interval, as text."""
 
     over: int
     text: str
+    interval: str
     verdict: Literal["better", "worse", "unsure"]
 
 

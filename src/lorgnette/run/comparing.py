@@ -115,14 +115,15 @@ def _cell(score: Score, gaps: Sequence[tuple[int, Difference]]) -> Cell:
     if score.value is None:
         return Cell("–")
     interval = f"{score.interval[0]:.3f} to {score.interval[1]:.3f}" if score.interval else ""
-    return Cell(f"{score.value:.3f}", interval, tuple(Gap(over, _between(gap), verdict(gap)) for over, gap in gaps))
+    return Cell(f"{score.value:.3f}", interval, tuple(_gap(over, gap) for over, gap in gaps))
 
 
-def _between(gap: Difference) -> str:
+def _gap(over: int, gap: Difference) -> Gap:
     assert gap.value is not None
     if gap.interval is None:
-        return _signed(gap.value)
-    return f"{_signed(gap.value)} ({_signed(gap.interval[0])} to {_signed(gap.interval[1])}), p {gap.chance:.3f}"
+        return Gap(over, _signed(gap.value), "", verdict(gap))
+    low, high = map(_signed, gap.interval)
+    return Gap(over, f"{_signed(gap.value)}, p {gap.chance:.3f}", f"{low} to {high}", verdict(gap))
 
 
 def _signed(value: float) -> str:
@@ -142,16 +143,19 @@ def _summary(sides: Sequence[Contender], found: Measured, asked: int) -> str:
         return said
     place, last = found.names.index(found.main), len(sides) - 1
     gap, sign = found.gaps[last, 0][place], direction(found.main)
+    between = _gap(0, gap)
+    sure = f" ({between.interval})" if between.interval else ""
     closer, further = (sum(turn * sign * value > 0 for value in gap.per_example) for turn in (1, -1))
     return (
-        f"{said} In {found.main}, {sides[last].name} differs from {sides[0].name} by {_between(gap)}: closer to the "
+        f"{said} In {found.main}, {sides[last].name} differs from {sides[0].name} by {between.text}{sure}: closer to the "
         f"reference in {closer}, further in {further}."
     )
 
 
 def _charts(sides: Sequence[Contender]) -> list[Chart]:
     """Loss, eval loss and learning rate of the runs whose log is at hand."""
-    logs = [(side.name, log.read(side.run.log)) for side in sides if side.run is not None and side.run.log.is_file()]
+    runs = [(side.name, side.run) for side in sides]
+    logs = [(name, log.read(run.log) if run is not None and run.log.is_file() else []) for name, run in runs]
     drawn: list[Chart] = []
     for name in ("loss", "eval loss", "lr"):
         kind, value = CURVES[name]

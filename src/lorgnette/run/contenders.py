@@ -121,10 +121,11 @@ def _base(others: Sequence[Asked], model: str | None, terminal: Terminal) -> Con
 
 
 def _names(words: Sequence[str]) -> list[str]:
-    """As typed, without the `adapter` at the end; of a long path its last two folders where nobody else has them."""
-    whole = [word.rstrip("/").removesuffix("/adapter") or word for word in words]
-    brief = [name if len(name) <= 24 else "/".join(Path(name).parts[-2:]) for name in whole]
-    return [short if brief.count(short) == 1 else name for short, name in zip(brief, whole, strict=True)]
+    """As typed, without what every run has in it, and of a long path the last two folders; where that is somebody
+    else's name too, whole."""
+    bare = [word.rstrip("/").removesuffix("/adapter").removesuffix("/predictions.jsonl") for word in words]
+    brief = [name if len(name) <= 24 else "/".join(Path(name).parts[-2:]) for name in bare]
+    return [short if brief.count(short) == 1 else word for short, word in zip(brief, words, strict=True)]
 
 
 def _run_of(adapter: Path) -> RunFolder | None:

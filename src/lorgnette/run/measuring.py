@@ -75,7 +75,7 @@ def style_rows(found: Sequence[Style]) -> list[tuple[str, tuple[str, ...]]]:
         ("begin with", tuple(", ".join(f"{word} {_share(part)}" for word, part in one.openings) for one in found)),
         ("end with a full stop", tuple(_share(one.stopped) for one in found)),
         ("say a sentence twice", tuple(_share(one.repeating) for one in found)),
-        ("stand there more than once", tuple(_share(one.shared) for one in found)),
+        ("said more than once", tuple(_share(one.shared) for one in found)),
         ("empty", tuple(_share(one.empty) for one in found)),
         ("texts", tuple(str(one.texts) for one in found)),
     ]
