@@ -108,7 +108,10 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     log_steps: PositiveInt = Field(10, description="steps between two lines of the log (the first is always logged)")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last is always saved)")
-    eval_steps: PositiveInt | None = Field(None, description="steps between two eval losses; null: after each epoch")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="steps between two eval losses, and between two looks at four held-out answers; null: each epoch",
+    )
     patience: PositiveInt | None = Field(
         None, description="stop after so many eval losses without a new best; null: train to the end"
     )

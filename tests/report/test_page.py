@@ -9,6 +9,7 @@ from lorgnette.report.chart import Curve
 from lorgnette.report.page import Page, Score, Strip, flattened, write_page
 from lorgnette.report.predictions import PredictionRow
 
+
 def a_page(folder: Path) -> Page:
     Image.new("RGB", (640, 480), "teal").save(folder / "one.jpg")
     Image.new("RGB", (300, 900), "orange").save(folder / "two.png")
@@ -27,8 +28,12 @@ def a_page(folder: Path) -> Page:
             Curve("lr", [(float(step), 1e-4 * (1 - step / 62)) for step in range(62)]),
         ],
         rows=[
-            PredictionRow("a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."),
-            PredictionRow("b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"),
+            PredictionRow(
+                "a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."
+            ),
+            PredictionRow(
+                "b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"
+            ),
             PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
             PredictionRow("d", (), "", (), "same", "same"),
         ],
