@@ -202,7 +202,8 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
     (tmp_path / "same.json").write_text(json.dumps([{"id": "same", "conversations": said}] * 4))
     assert cli(*quick("data.split=tail", data="same.json")).status == 0
     assert "2 trained on, 2 held out" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 2
+    [line] = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["references"] == ["red", "red"]  # the same question: asked once, and no answer lost
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def charts(curves: Sequence[Curve]) -> list[Chart]:
 
 
 def overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
-    """Curves of one kind from several runs in one chart; none where no curve has a finite point. A curve's colour is its
-    place's, also where one before it is empty."""
+    """Curves of one kind from several runs in one chart; none where no curve has a finite point. A curve's colour is
+    its place's, also where one before it is empty."""
     return [_chart(name, list(curves))] if any(_finite(curve.points) for curve in curves) else []
 
 

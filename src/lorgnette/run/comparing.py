@@ -147,8 +147,8 @@ def _summary(sides: Sequence[Contender], found: Measured, asked: int) -> str:
     sure = f" ({between.interval})" if between.interval else ""
     closer, further = (sum(turn * sign * value > 0 for value in gap.per_example) for turn in (1, -1))
     return (
-        f"{said} In {found.main}, {sides[last].name} differs from {sides[0].name} by {between.text}{sure}: closer to the "
-        f"reference in {closer}, further in {further}."
+        f"{said} In {found.main}, {sides[last].name} differs from {sides[0].name} by {between.text}{sure}: closer to "
+        f"the reference in {closer}, further in {further}."
     )
 
 
