@@ -11,7 +11,7 @@ import pytest
 import lorgnette
 from lorgnette import config
 
-VERBS = ["demo", "prepare", "check", "train", "predict", "evaluate", "compare", "merge", "watch", "recipe"]
+VERBS = ["demo", "prepare", "check", "plan", "train", "predict", "evaluate", "compare", "merge", "watch", "recipe"]
 HEAVY = ("torch", "transformers", "peft")
 LOADED = f"""
 import sys
@@ -96,6 +96,7 @@ def test_help_answers_within_a_second() -> None:
         ["train", "--help"],
         ["recipe", "list"],
         ["check", "captions.csv"],
+        ["plan", "demo", "data=captions.csv", "data.holdout=1", "--json"],
         ["prepare", "captions.csv", "--holdout", "1"],
     ],
     ids=lambda words: " ".join(words[:2]),
@@ -108,16 +109,16 @@ def test_what_needs_no_weights_imports_no_torch(words: list[str], captions: Path
 def test_the_settings() -> None:
     """Frozen: each is named in somebody's recipe."""
     assert config.names() == [
-        "model", "model_source", "run", "seed", "device", "dtype",
+        "model", "engine", "run", "seed", "device", "dtype",
         "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.rows",
-        "data.images_from",
+        "data.images_from", "data.group_captions",
         "encode.size", "encode.image_tokens", "encode.end_token", "encode.max_tokens",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.rslora", "lora.targets", "lora.towers",
         "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.pass_tokens", "train.lr",
         "train.schedule", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.log_steps",
         "train.save_steps", "train.eval_steps", "train.patience",
         "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.size",
-        "track.to", "track.project", "track.experiment",
+        "track.to", "track.project",
     ]  # fmt: skip
 
 

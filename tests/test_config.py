@@ -41,7 +41,7 @@ TREES = st.fixed_dictionaries(
         "train": st.fixed_dictionaries(
             {}, optional={"lr": st.floats(1e-30, 1e9), "max_grad_norm": st.just(float("inf")), "weight_decay": SHARE}
         ),
-        "track": st.fixed_dictionaries({}, optional={"experiment": st.none() | TEXT}),
+        "track": st.fixed_dictionaries({}, optional={"project": TEXT}),
     },
 )
 
@@ -167,6 +167,7 @@ def test_a_word_without_equals_is_refused() -> None:
         "encode.size=0", "encode.size=1x2x3", "encode.image_tokens=9,4", "encode.image_tokens=9", "lora.dropout=1",
         "lora.targets=", "lora.targets=lm_head", "lora.towers=tongue", "device=tpu", "dtype=int4", "data.holdout=-1",
         "data.rows=0", "track.to=", "data.prompt=null", "seed=-1", "lora.rslora=perhaps", "train.schedule=polynomial",
+        "engine=slow", "data.group_captions=perhaps",
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_named_with_its_place(word: str) -> None:

@@ -58,7 +58,7 @@ def test_labels_are_counted() -> None:
 def test_segments_are_the_rows_between_starts() -> None:
     starts = np.array([0, 5, 8], np.int32)
     batch = PackedBatch(
-        EMPTY, EMPTY.reshape(3, 0), starts, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY.astype(np.float32), (), ()
+        EMPTY, EMPTY.reshape(3, 0), starts, EMPTY, starts, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY.astype(np.float32), (), ()
     )
     assert list(batch.segments) == [(0, 5), (5, 8)]
 

@@ -126,6 +126,25 @@ def check(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    words: Words = None,
+    memory: Annotated[float | None, typer.Option(min=1, help="the GPU's memory in GiB; default: usual sizes")] = None,
+    gpu: Annotated[
+        Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"], typer.Option(help="what the time is predicted for")
+    ] = "H200",
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
+) -> None:
+    """What `train` will compute, what memory and time it will take, and what makes it fit; no weights are read."""
+    from lorgnette import recipe as shelf
+    from lorgnette import run
+
+    made = run.plan(shelf.settings(*_recipe_and_words(recipe, words)), memory=memory, gpu=gpu, console=console)
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
+
+
+@app.command()
 def train(
     recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
     words: Words = None,
@@ -140,10 +159,7 @@ def train(
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         run.resume(resume, console=console)
         return
-    given = list(words or [])
-    if recipe is not None and "=" in recipe:
-        given.insert(0, recipe)
-        recipe = None
+    recipe, given = _recipe_and_words(recipe, words)
     run.train(shelf.settings(recipe, given), name=Path(recipe or "run").stem, console=console)
 
 
@@ -275,6 +291,13 @@ def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) 
     from lorgnette import recipe as shelf
 
     typer.echo(shelf.copy(name, to))
+
+
+def _recipe_and_words(recipe: str | None, words: list[str] | None) -> tuple[str | None, list[str]]:
+    """A setting in the recipe's place is a word."""
+    if recipe is not None and "=" in recipe:
+        return None, [recipe, *(words or [])]
+    return recipe, list(words or [])
 
 
 def main() -> None:

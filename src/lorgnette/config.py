@@ -65,6 +65,11 @@ class Data(Section):
     images_from: str | None = Field(
         None, description="a folder, a zip or an address where pictures are looked for by their file name"
     )
+    group_captions: Literal["none", "image"] = Field(
+        "none",
+        description="image: all captions of a picture in one packed batch, the picture computed once; changes the "
+        "order of examples",
+    )
 
 
 class Encode(Section):
@@ -132,16 +137,17 @@ class Track(Section):
     to: Annotated[tuple[TrackerName, ...], BeforeValidator(_listed)] = Field(
         ("auto",), min_length=1, description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab if there"
     )
-    project: str = Field("lorgnette", description="the tracker's project")
-    experiment: str | None = Field(None, description="the tracker's experiment; null: the run folder's name")
+    project: str = Field("lorgnette", description="the tracker's project; the experiment is called as the run's folder")
 
 
 class Settings(Section):
     model: str = Field(
-        "Qwen/Qwen2-VL-2B-Instruct", description="a name on a hub, or a folder; `demo` is the built-in model"
+        "Qwen/Qwen2-VL-2B-Instruct",
+        description="a folder, or a name on the hub that has it (a cached one first; hf:NAME or modelscope:NAME: on "
+        "that hub); `demo` is the built-in model",
     )
-    model_source: Literal["auto", "hf", "modelscope"] = Field(
-        "auto", description="the hub a name is looked up on; auto: whichever has it, cached ones first"
+    engine: Literal["auto", "fast", "reference"] = Field(
+        "auto", description="auto: fast on CUDA where it supports the run, else reference"
     )
     run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
     seed: int = Field(0, ge=0, lt=2**63, description="of the order of examples, the adapter's start and dropout")

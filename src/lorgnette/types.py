@@ -2,8 +2,8 @@
 
     Example → Encoded → PackedBatch → Prediction        (Score joins with the metrics)
 
-Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, S segments (examples) in
-it, B = S + 1 their borders, P image tokens, R label rows.
+Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, S segments in it,
+B = S + 1 their borders, N keys, P image tokens, R labels.
 """
 
 from collections.abc import Iterator
@@ -122,16 +122,25 @@ class Encoded:
 class PackedBatch:
     """One forward pass: several examples in one row, built on the host, one copy to the device, no read-back.
 
-    starts:       [B] first row of each segment, and T; attention never crosses a segment's border.
-    image_rows:   [P] rows whose embedding is an image feature, in the order of `grids`.
+    A segment is an example, or where examples share rows, an edge of the tree of them: a run of rows with the same
+    ancestors. Its queries are its own rows; its keys are its ancestors' rows, then its own. Attention is causal with
+    the last query on the last key ("bottom right"), so that a row sees what it would see in each of its examples.
+
+    starts:       [B] first row of each segment, and T. Every row is in one segment.
+    key_rows:     [N] rows gathered as keys and values, segment by segment; without sharing 0, 1 … T - 1.
+    key_starts:   [B] first key of each segment, and N; without sharing `starts`.
+    image_rows:   [P] rows whose embedding is an image feature.
     feature_rows: [P] row of each in the concatenated features of `grids`.
     grids:        the distinct pictures of this pass.
-    label_rows:   [R] rows whose hidden state predicts targets[r]; the loss is Σ weights · cross-entropy.
+    label_rows:   [R] rows whose hidden state predicts targets[r], example by example; the loss is Σ weights ·
+                  cross-entropy. A row shared by examples that go on differently stands here several times.
     """
 
     tokens: Int32[np.ndarray, " T"]
     positions: Int32[np.ndarray, "3 T"]
     starts: Int32[np.ndarray, " B"]
+    key_rows: Int32[np.ndarray, " N"]
+    key_starts: Int32[np.ndarray, " B"]
     image_rows: Int32[np.ndarray, " P"]
     feature_rows: Int32[np.ndarray, " P"]
     label_rows: Int32[np.ndarray, " R"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lorgnette.encode.pack import pack, passes
 from lorgnette.encode.positions import positions
+from lorgnette.encode.share import Share
 from lorgnette.types import IGNORED, Encoded, Example, Picture, PictureGrid
 
 IMAGE = 1_000_000
@@ -60,6 +61,8 @@ def test_nothing_is_lost_or_moved(
     for batch in batches:
         assert len(batch.weights) == len(batch.targets) == len(batch.label_rows)
         assert batch.starts[-1] == len(batch.tokens) == batch.positions.shape[1]
+        np.testing.assert_array_equal(batch.key_rows, np.arange(len(batch.tokens)))
+        np.testing.assert_array_equal(batch.key_starts, batch.starts)
         assert len(set(batch.grids)) == len(batch.grids)
         ends = np.cumsum([grid.tokens for grid in batch.grids])
         images = []
@@ -100,10 +103,11 @@ def test_text_alone_has_no_images() -> None:
     assert batch.label_rows.tolist() == [2, 3, 4, 5]
 
 
-def test_everything_goes_to_the_device_in_small_integers() -> None:
-    batch = pack([made(0, 1, GRIDS[0], "a")], 1)
+@pytest.mark.parametrize("share", ["none", "tree"])
+def test_everything_goes_to_the_device_in_small_integers(share: Share) -> None:
+    batch = pack([made(0, 1, GRIDS[0], "a"), made(0, 1, GRIDS[0], "ab")], 1, share=share)
     arrays = [batch.tokens, batch.positions, batch.starts, batch.image_rows, batch.feature_rows, batch.label_rows]
-    assert {array.dtype for array in [*arrays, batch.targets]} == {np.dtype(np.int32)}
+    assert {array.dtype for array in [*arrays, batch.key_rows, batch.key_starts, batch.targets]} == {np.dtype(np.int32)}
     assert batch.weights.dtype == np.float32
 
 

@@ -9,10 +9,12 @@ import torch
 
 from lorgnette.config import Encode, Lora
 from lorgnette.families import FAMILIES
-from lorgnette.model import adapter
+from lorgnette.model import adapter, adapter_files
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.model.load import load
+
+LORA = Lora(rank=4, alpha=8, dropout=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +39,7 @@ def contract(tiny: Path) -> Contract:
 @pytest.fixture(scope="session")
 def tuned(loaded: Callable[[], Any]) -> Any:
     """A model whose adapter has been moved from zero."""
-    model = adapter.attach(loaded(), FAMILIES["qwen2_vl"], Lora(rank=4, alpha=8, dropout=0.5), seed=0)
+    model = adapter.attach(loaded(), FAMILIES["qwen2_vl"], LORA, seed=0)
     torch.manual_seed(0)
     for parameter in adapter.adapter_state(model).values():
         parameter.data.normal_(0, 0.05)
@@ -47,5 +49,5 @@ def tuned(loaded: Callable[[], Any]) -> Any:
 @pytest.fixture(scope="session")
 def saved(tuned: Any, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    adapter.write(tuned, folder, contract)
+    adapter_files.write(folder, adapter.adapter_state(tuned), FAMILIES["qwen2_vl"], LORA, contract)
     return folder

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,20 +12,28 @@ from lorgnette.config import Encode
 from lorgnette.data import header
 from lorgnette.encode.pixels import PictureRule
 from lorgnette.model import features as module
-from lorgnette.model.features import Features, Tower
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.features import Features, Late, Tower
+from lorgnette.model.store import Store
+from lorgnette.model.tower import VisionTower
 from lorgnette.types import Picture, PictureGrid
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+CPU = torch.device("cpu")
+WIDTH = 2
 
 
 class Counted(Tower):
     """A tower that remembers what it was given: a picture's feature is its first patch's first number."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.calls: list[list[PictureGrid]] = []
+        self.device, self.dtype = torch.device(device), torch.float32
 
-    def __call__(self, grids: Sequence[PictureGrid], patches: Sequence[np.ndarray]) -> Tensor:
+    def __call__(self, grids: Sequence[PictureGrid], patches: Tensor) -> Tensor:
         self.calls.append(list(grids))
-        assert [len(p) for p in patches] == [g.h * g.w for g in grids]
-        return torch.cat([torch.full((g.tokens, 2), float(p[0, 0])) for g, p in zip(grids, patches, strict=True)])
+        firsts = [part[0, 0] for part in patches.split([g.h * g.w for g in grids])]
+        return torch.cat([first.expand(g.tokens, WIDTH) for g, first in zip(grids, firsts, strict=True)])
 
 
 @pytest.fixture
@@ -108,3 +115,113 @@ def test_groups_bound_the_towers_memory_and_change_nothing(
     grouped.prepare(grids, seen=sizes.append)
     assert len(sizes) > 3
     torch.testing.assert_close(grouped.of(grids), whole.of(grids), atol=1e-5, rtol=0)
+
+
+def opened(folder: Path) -> Store:
+    return Store(folder, "set", WIDTH, torch.float32)
+
+
+def test_a_second_run_finds_the_features_and_makes_no_tower(
+    rule: PictureRule, grids: list[PictureGrid], tmp_path: Path
+) -> None:
+    first = Features(Counted(), rule, live=False, store=opened(tmp_path))
+    first.prepare(grids)
+    wanted = first.of(grids)
+    assert first.finish() is None
+
+    def never() -> Tower:
+        raise AssertionError
+
+    second = Features(Late(CPU, torch.float32, never), rule, live=False, store=opened(tmp_path))
+    assert second.prepare(grids) == {}
+    assert second.found == len(grids)
+    assert torch.equal(second.of(grids), wanted)
+    second.finish()
+
+
+def test_bytes_and_size_say_whether_a_picture_is_stored(
+    rule: PictureRule, grids: list[PictureGrid], tiny: Path, tmp_path: Path
+) -> None:
+    first = Features(Counted(), rule, live=False, store=opened(tmp_path))
+    first.prepare(grids[:1])
+    first.finish()
+    (copied := tmp_path / "copied.png").write_bytes(grids[0].picture.path.read_bytes())
+    smaller = PictureRule.of_folder(tiny, Encode(size=(56, 56)))
+    for other, grid, found in (
+        (rule, PictureGrid(Picture(copied), 1, grids[0].h, grids[0].w, 2), 1),
+        (smaller, PictureGrid(Picture(copied), 1, 4, 4, 2), 0),
+        (rule, grids[1], 0),
+    ):
+        features = Features(tower := Counted(), other, live=False, store=opened(tmp_path))
+        features.prepare([grid])
+        assert (features.found, len(tower.calls)) == (found, 1 - found)
+        features.finish()
+
+
+def test_the_tower_is_made_once_and_only_when_it_is_needed(rule: PictureRule, grids: list[PictureGrid]) -> None:
+    made: list[Counted] = []
+
+    def make() -> Counted:
+        made.append(Counted())
+        return made[-1]
+
+    features = Features(Late(CPU, torch.float32, make), rule, live=False)
+    assert made == []
+    features.prepare(grids[:2])
+    features.prepare(grids[2:])
+    assert len(made) == 1
+
+
+def test_a_live_tower_stores_nothing(rule: PictureRule, grids: list[PictureGrid], tmp_path: Path) -> None:
+    features = Features(Counted(), rule, live=True, store=(store := opened(tmp_path)))
+    features.prepare(grids)
+    features.of(grids)
+    features.finish()
+    store.close()
+    assert not (tmp_path / "set" / "rows").exists()
+
+
+def test_a_store_that_cannot_be_written_is_reported_and_costs_nothing(
+    rule: PictureRule, grids: list[PictureGrid], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorgnette.model.store.MOST_BYTES", 16)
+    features = Features(Counted(), rule, live=False, store=opened(tmp_path))
+    features.prepare(grids)
+    assert len(features.of(grids)) == sum(grid.tokens for grid in grids)
+    error = features.finish()
+    assert error is not None
+    assert error.what == "feature store is full"
+
+
+@CUDA
+@pytest.mark.parametrize("most", [0, 400, None])
+def test_what_does_not_fit_the_device_lies_in_pinned_memory(
+    rule: PictureRule, grids: list[PictureGrid], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, most: int | None
+) -> None:
+    monkeypatch.setattr(module, "PATCHES_AT_ONCE", 60)
+    features = Features(Counted("cuda"), rule, live=False, device_bytes=most, store=opened(tmp_path))
+    features.prepare(grids)
+    held = {
+        "device" if part.is_cuda else "pinned" for part in features._kept.values() if part.is_cuda or part.is_pinned()
+    }
+    assert held == {0: {"pinned"}, 400: {"pinned", "device"}, None: {"device"}}[most]
+    plain = Features(Counted(), rule, live=False)
+    plain.prepare(grids)
+    assert torch.equal(features.of(grids).cpu(), plain.of(grids))
+    assert features.finish() is None
+    again = Features(Counted("cuda"), rule, live=False, store=opened(tmp_path))
+    again.prepare(grids)
+    assert again.found == len(grids)
+    assert torch.equal(again.of(grids).cpu(), plain.of(grids))
+    again.finish()
+
+
+def test_our_tower_and_transformers_give_the_same_features(
+    rule: PictureRule, grids: list[PictureGrid], loaded: Callable[[], Any], tiny: Path
+) -> None:
+    ours = Late(CPU, torch.float32, lambda: VisionTower.read(Checkpoint.at(tiny), CPU, torch.float32))
+    made, wanted = (Features(tower, rule, live=False) for tower in (ours, Tower(loaded())))
+    made.prepare(grids)
+    wanted.prepare(grids)
+    torch.testing.assert_close(made.of(grids), wanted.of(grids), atol=1e-5, rtol=0)
+    assert not torch.allclose(made.of(grids), wanted.of(grids[::-1]), atol=1e-3)

@@ -13,7 +13,9 @@ from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.config import Encode, Lora
 from lorgnette.encode.pack import pack
+from lorgnette.families import FAMILIES
 from lorgnette.model import adapter as adapters
+from lorgnette.model import adapter_files
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.model.features import Features, Tower
@@ -23,6 +25,7 @@ from lorgnette.predict.generate import ENDS, Sampling, answers
 from lorgnette.types import Encoded, Example
 
 ENCODE = Encode(size=None, image_tokens=(4, 30))
+LORA = Lora(rank=8, alpha=32, dropout=0.05)
 SAMPLING = Sampling(max_new_tokens=12, batch_size=2)
 CONTRACT = Contract(
     family="qwen2_vl", model="tiny", revision=None, fingerprint="f", prompt="p", chat_template="t", encode=ENCODE
@@ -31,13 +34,13 @@ CONTRACT = Contract(
 
 @pytest.fixture(scope="module")
 def bench(make_bench: Callable[..., Any]) -> Any:
-    return make_bench(Lora(rank=8, alpha=32, dropout=0.05), ENCODE)
+    return make_bench(LORA, ENCODE)
 
 
 @pytest.fixture(scope="module")
 def saved(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    adapters.write(bench.model, folder, CONTRACT)
+    adapter_files.write(folder, adapters.adapter_state(bench.model), FAMILIES["qwen2_vl"], LORA, CONTRACT)
     return folder
 
 

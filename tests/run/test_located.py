@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.config import Settings
+from lorgnette.errors import LorgnetteError
 from lorgnette.hub.collect import Collected, Missing
 from lorgnette.report.terminal import Terminal
 from lorgnette.run import located
@@ -14,13 +15,13 @@ TERMINAL = Terminal()
 
 
 def test_demo_and_folders_are_themselves(tiny: Path) -> None:
-    assert located.model_folder("demo", "auto", TERMINAL) == located.BUILT_IN
-    assert located.model_folder(str(tiny), "auto", TERMINAL) == tiny
-    for gone in ("./not/here", "/not/here", "nothere", "a/b/c"):
-        assert located.model_folder(gone, "auto", TERMINAL) == Path(gone)
+    assert located.model_folder("demo", TERMINAL) == located.BUILT_IN
+    assert located.model_folder(str(tiny), TERMINAL) == tiny
+    for gone in ("./not/here", "/not/here", "nothere", "a/b/c", "C:models/qwen/here"):
+        assert located.model_folder(gone, TERMINAL) == Path(gone)
 
 
-def test_a_name_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []
 
     def fetched(name: str, *, source: str, **rest: object) -> Path:
@@ -28,8 +29,27 @@ def test_a_name_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         return tmp_path
 
     monkeypatch.setattr(located, "fetch_model", fetched)
-    assert located.model_folder("Qwen/Qwen2-VL-2B-Instruct", "modelscope", TERMINAL) == tmp_path
-    assert asked == [("Qwen/Qwen2-VL-2B-Instruct", "modelscope")]
+    monkeypatch.chdir(tmp_path)
+    name = "Qwen/Qwen2-VL-2B-Instruct"
+    for model in (name, f"hf:{name}", f"modelscope:{name}"):
+        assert located.model_folder(model, TERMINAL) == tmp_path
+    (tmp_path / name).mkdir(parents=True)  # a folder of that name is not what was asked for
+    assert located.model_folder(f"modelscope:{name}", TERMINAL) == tmp_path
+    assert located.model_folder(name, TERMINAL) == Path(name)
+    assert asked == [(name, "auto"), (name, "hf"), (name, "modelscope"), (name, "modelscope")]
+
+
+def test_a_hubs_name_that_is_none_is_refused() -> None:
+    for model in ("hf:nothere", "modelscope:./Qwen/x", "hf:"):
+        with pytest.raises(LorgnetteError, match=r"no such model folder .*OWNER/NAME"):
+            located.model_folder(model, TERMINAL)
+
+
+def test_a_folder_may_be_called_as_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hf:mine").mkdir()
+    assert located.model_folder("hf:mine", TERMINAL) == Path("hf:mine")
+    assert located.hub_of("hf:mine/its") == ("mine/its", "hf")
 
 
 def test_each_source_and_number_of_rows_has_its_folder() -> None:

@@ -34,6 +34,13 @@ def test_an_adapter_brings_its_base_and_its_encoding(adapter: Path, tiny: Path) 
     assert Asked.of(str(tiny), None, TERMINAL).encoder.rule.size == (280, 280)
 
 
+def test_an_adapter_names_its_base_as_everybody_does(chosen: Callable[..., Settings]) -> None:
+    """`modelscope:` before it is our own way of writing; PEFT is told the name."""
+    asked = Asked.of(chosen().model, None, TERMINAL)
+    for model, named in (("modelscope:Qwen/Q", "Qwen/Q"), ("Qwen/Q", "Qwen/Q"), ("demo", "demo")):
+        assert contract_of(chosen(f"model={model}"), asked.checkpoint, asked.encoder).model == named
+
+
 def test_the_built_in_model_is_asked_at_its_own_size() -> None:
     asked = Asked.of("demo", None, TERMINAL)
     assert asked.encoder.rule.size == (112, 112)

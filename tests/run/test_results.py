@@ -9,7 +9,7 @@ from lorgnette.run.results import write_results
 
 
 def test_the_page_says_what_was_done(job: Callable[..., Job]) -> None:
-    done = job("track.experiment=first try")
+    done = job("run=first try")
     with RunLog(done.folder.log) as log:
         for step, loss in ((1, 2.5), (10, 1.25)):
             log.write({"kind": "train", "step": step, "loss": loss, "lr": 1e-4, "grad_norm": 1.0})

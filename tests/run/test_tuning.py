@@ -48,7 +48,7 @@ def test_the_life_of_a_training(job: Callable[..., Job], recorder: Recorder, sai
     records = log.read(started.folder.log)
     stages = [record["name"] for record in records if record["kind"] == "stage"]
     assert [name for name in stages if name != "decoding"] == [
-        "weights", "features", "adapter", "steps", "save", "answers",
+        "transformers", "weights", "features", "adapter", "steps", "save", "answers",
     ]  # fmt: skip
     assert {path.name for path in started.folder.path.iterdir()} == {
         "adapter", "checkpoints", "log.jsonl", "predictions.jsonl", "report.html",

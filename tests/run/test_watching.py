@@ -73,7 +73,7 @@ def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[.
 
         logs.append(RunLog(started.folder.log))
         watcher = Watching(
-            started, logs[-1], guarded, total=10, save=save, advance=advance, stop=Stop(terminal), film=Film()
+            started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal), total=99, film=Film()
         )
         return watcher, started.folder.path, advanced
 
@@ -87,18 +87,18 @@ def test_several_trackers_and_the_log_get_the_same(watching: Any, said: io.Strin
     watcher, run, advanced = watching(one, other)
     watcher.stepped(10, 1.25)
     watcher.logged(REPORT)
-    watcher.evaluated(10, 1.5)
+    watcher.evaluated(99, 1.5)
     assert advanced == [(1, "loss 1.250")]
     assert one.told == other.told
     assert [(step, sorted(metrics)[:2]) for step, metrics in one.told] == [
         (10, ["train/data_wait", "train/epoch"]),
-        (10, ["eval/loss"]),
+        (99, ["eval/loss"]),
     ]
     assert one.told[0][1]["train/loss"] == 1.25
     records = log.read(run / "log.jsonl")
     assert [(r["kind"], r["step"], r.get("loss"), r.get("eval_loss")) for r in records] == [
         ("train", 10, 1.25, None),
-        ("eval", 10, None, 1.5),
+        ("eval", 99, None, 1.5),
     ]
     assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in said.getvalue()
 
@@ -106,7 +106,7 @@ def test_several_trackers_and_the_log_get_the_same(watching: Any, said: io.Strin
 def test_the_film_goes_to_the_log_and_the_trackers_but_not_at_the_end(watching: Any) -> None:
     tracker = Recorder()
     watcher, run, _ = watching(tracker)
-    for step in (0, 5, 10):
+    for step in (0, 5, 99):
         watcher.evaluated(step, 1.0)
     assert tracker.shown == [(0, ["a dog"]), (5, ["a dog"])]
     assert (5, {"eval/ROUGE-L": 1.0}) in tracker.told

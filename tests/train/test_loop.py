@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lorgnette.config import Train
+from lorgnette.encode.pack import Share
 from lorgnette.errors import LorgnetteError
 from lorgnette.train.loop import StepReport, Training
 from lorgnette.types import IGNORED, Encoded, Example, PackedBatch
@@ -22,24 +23,40 @@ from lorgnette.types import IGNORED, Encoded, Example, PackedBatch
 WORDS = 8
 
 
-class Bigrams(nn.Module):
+class Bigrams:
     """The engine: each token's row of a matrix predicts the next one."""
 
+    share: Share = "none"
+    share_in_evaluation: Share = "none"
+
     def __init__(self) -> None:
-        super().__init__()
         torch.manual_seed(0)
         self.table = nn.Parameter(torch.randn(WORDS, WORDS))
+        self.parameters = [self.table]
         self.dropout = nn.Dropout(0.2)
         self.spoil: Callable[[PackedBatch, Tensor], Tensor] = lambda batch, loss: loss
+        self.most_rows: int | None = None
+        self.updates = 0
 
-    @property
-    def model(self) -> nn.Module:
-        return self
+    def backward(self, batch: PackedBatch, draw: int) -> Tensor:
+        if self.most_rows is not None and len(batch.tokens) > self.most_rows:
+            raise torch.OutOfMemoryError
+        self.dropout.train()
+        loss = self.spoil(batch, self.weighted(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def loss(self, batch: PackedBatch) -> Tensor:
+        self.dropout.eval()
+        return self.weighted(batch).detach()
+
+    def updated(self) -> None:
+        self.updates += 1
+
+    def weighted(self, batch: PackedBatch) -> Tensor:
         rows = torch.from_numpy(batch.tokens[batch.label_rows]).long()
         losses = cross_entropy(self.dropout(self.table[rows]), torch.from_numpy(batch.targets).long(), reduction="none")
-        return self.spoil(batch, (losses * torch.from_numpy(batch.weights)).sum())
+        return (losses * torch.from_numpy(batch.weights)).sum()
 
 
 class Notes:
@@ -68,6 +85,9 @@ class Notes:
 
     def best(self, step: int) -> None:
         self.bests.append(step)
+
+    def smaller(self, step: int, tokens: int) -> None:
+        self.events.append(("smaller", step))
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         self.events.append(("checkpoint", step))
@@ -163,6 +183,22 @@ def test_how_a_step_is_cut_does_not_matter(cut: dict[str, int]) -> None:
     torch.testing.assert_close(cut_table, table, atol=1e-5, rtol=0)
 
 
+def test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes() -> None:
+    def trained(most_rows: int | None) -> tuple[Notes, Bigrams]:
+        engine, notes = Bigrams(), Notes()
+        engine.dropout.p, engine.most_rows = 0.0, most_rows
+        Training(engine, EXAMPLES, [], TRAIN, seed=3).run(notes)
+        return notes, engine
+
+    (whole, engine), (cut, small) = trained(None), trained(9)
+    assert cut.losses == pytest.approx(whole.losses, abs=1e-6)
+    torch.testing.assert_close(small.table, engine.table, atol=1e-5, rtol=0)
+    assert cut.steps("smaller") == [1], "the smaller passes are kept for the steps after it"
+    assert engine.updates == small.updates == 6
+    with pytest.raises(torch.OutOfMemoryError, match="a pass of one example"):
+        trained(1)
+
+
 def test_held_out_loss_is_a_mean_over_labels_without_dropout() -> None:
     engine = Bigrams()
     training = Training(engine, EXAMPLES, HELD_OUT, TRAIN, seed=0)
@@ -172,7 +208,6 @@ def test_held_out_loss_is_a_mean_over_labels_without_dropout() -> None:
     assert training.evaluate() == training.evaluate() == pytest.approx(expected, abs=1e-6)
     cut = Training(engine, EXAMPLES, HELD_OUT, changed(pass_tokens=1), seed=0)
     assert cut.evaluate() == pytest.approx(expected, abs=1e-6)
-    assert engine.training
     assert engine.table.grad is None
 
 

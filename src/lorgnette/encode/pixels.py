@@ -87,11 +87,16 @@ class PictureRule:
         height, width = self.resized(picture.width, picture.height)
         return np.asarray(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
-    def patches(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "N D"]:
-        """Normalised patches, D = 3 · temporal · patch²: the rows in the merger's order, the frame repeated in time."""
+    def levels(self) -> Float32[np.ndarray, "256 3"]:
+        """What each of a byte's values becomes in each channel."""
         levels = np.arange(256, dtype=np.float64) * (1 / 255)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        table = (levels.astype(np.float32)[:, None] - mean) / std
+        normalised: np.ndarray = (levels.astype(np.float32)[:, None] - mean) / std
+        return normalised
+
+    def patches(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "N D"]:
+        """Normalised patches, D = 3 · temporal · patch²: the rows in the merger's order, the frame repeated in time."""
+        table = self.levels()
         rows, columns = pixels.shape[0] // self.patch, pixels.shape[1] // self.patch
         image = np.stack([table[pixels[:, :, channel], channel] for channel in range(3)])
         blocks = image.reshape(

@@ -41,9 +41,9 @@ def fetch_model(
     say: Callable[[str], None] = lambda text: None,
     patience: Patience | None = None,
 ) -> Path:
-    """The folder of a model: `name` itself where that is one, else from a cache, else from a hub. auto: the hub that
-    has it in its cache or has begun to, then Hugging Face, then ModelScope."""
-    if (folder := Path(name).expanduser()).is_dir():
+    """The folder of a model: from a cache, else from a hub. auto: `name` itself where that is a folder, else the hub
+    that has it in its cache or has begun to, then Hugging Face, then ModelScope."""
+    if source == "auto" and (folder := Path(name).expanduser()).is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise LorgnetteError("no such model folder", where=name, remedy="give a folder, or OWNER/NAME as on a hub")

@@ -1,64 +1,132 @@
 """Image features: what the vision tower makes of a picture, [tokens, hidden].
 
+    a picture's file ─ kept on disk? ─ yes ────────────────────────────▶ features
+                                     └ no ─ decode, resize ─ bytes ─▶ device: patches ─ tower ─▶ features ─▶ disk
+
 While the tower is frozen a picture has the same features in every step and every epoch, so each distinct picture is
-put through it once, before training. With the tower open to training, features are made anew in every pass.
+put through it once, before training, or never where a run before did. With the tower open to training, features are
+made anew in every pass. On CUDA nothing here waits for the device.
 """
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-import PIL.Image
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lorgnette.data import load as load_picture
 from lorgnette.encode.pixels import PictureRule
 from lorgnette.errors import LorgnetteError
+from lorgnette.model.patchify import Patchify
+from lorgnette.model.store import Store, key_of
 from lorgnette.types import PictureGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-Patches = Float32[np.ndarray, "_ D"]
-Made = Pixels | Patches | LorgnetteError
-Make = Callable[[PIL.Image.Image], Pixels | Patches]
 
 PATCHES_AT_ONCE = 16384
 """Patches put through the tower in one call: bounds its memory, and is plenty to fill a GPU."""
+_GROUPS_AHEAD = 8
+_DEVICE_SHARE = 0.25
+"""Of the device's memory that is free when the first feature is made: what features may take of it."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A vision tower as this file needs it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, grids: Sequence[PictureGrid], patches: Tensor) -> Tensor:
+        """Patches [N, D] of the pictures one after the other, on `device` in `dtype`, to features [P, C]."""
 
 
 class Tower:
-    """The vision tower of a loaded model, as a function from patches to features."""
+    """The vision tower of a model that transformers has loaded."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._visual = model.get_submodule("model.visual")
-        self._parameter = next(self._visual.parameters())
+        parameter = next(self._visual.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
 
-    def __call__(self, grids: Sequence[PictureGrid], patches: Sequence[Patches]) -> Float[Tensor, "P C"]:
-        """Features of the pictures one after the other."""
-        device, dtype = self._parameter.device, self._parameter.dtype
-        shapes = torch.tensor([[grid.t, grid.h, grid.w] for grid in grids], device=device)
-        made = self._visual(torch.from_numpy(np.concatenate(patches)).to(device, dtype), grid_thw=shapes)
-        features: Tensor = made.pooler_output
+    def __call__(self, grids: Sequence[PictureGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
+        shapes = torch.tensor([[grid.t, grid.h, grid.w] for grid in grids], device=self.device)
+        features: Tensor = self._visual(patches, grid_thw=shapes).pooler_output
         return features
 
 
-class Features:
-    """Features by picture: made once and kept (frozen tower), or made from kept pixels in every pass (live)."""
+class Late:
+    """A tower that is made when the first picture needs it: where every picture's features are on disk, never."""
 
-    def __init__(self, tower: Tower, rule: PictureRule, *, live: bool) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, make: Callable[[], Embedder]) -> None:
+        self.device, self.dtype, self._make = device, dtype, make
+
+    def __call__(self, grids: Sequence[PictureGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
+        return self.tower(grids, patches)
+
+    @cached_property
+    def tower(self) -> Embedder:
+        return self._make()
+
+    def forget(self) -> None:
+        """Give the tower's memory back; a picture that comes later has it made again."""
+        self.__dict__.pop("tower", None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A picture looked at: its features from disk, its pixels, or what is wrong with it; and its key in the store."""
+
+    key: bytes | None
+    got: Tensor | Pixels | LorgnetteError
+
+
+class Features:
+    """Features by picture: made once and kept (frozen tower), or made from kept pixels in every pass (live).
+
+    device_bytes: how much of a CUDA device's memory they may take, the rest lies in pinned memory of the host; None
+    is a share of what is free.
+    """
+
+    def __init__(
+        self,
+        tower: Embedder,
+        rule: PictureRule,
+        *,
+        live: bool,
+        store: Store | None = None,
+        device_bytes: int | None = None,
+    ) -> None:
         self._tower, self._rule, self._live = tower, rule, live
+        self._store = None if live else store
+        self._device_bytes = device_bytes
+        self._writer = ThreadPoolExecutor(1, "feature store")
+        self._writes: list[Future[None]] = []
         self._pixels: dict[PictureGrid, Pixels] = {}
         self._kept: dict[PictureGrid, Float[Tensor, "P C"]] = {}
         self.seconds_waited = 0.0
         """How long `prepare` had nothing to do but wait for pictures to be decoded."""
+        self.found = 0
+        """Pictures whose features were on disk."""
+
+    @property
+    def device(self) -> torch.device:
+        return self._tower.device
+
+    @cached_property
+    def _patchify(self) -> Patchify:
+        return Patchify(self._rule, self._tower.device, self._tower.dtype)
 
     def prepare(
         self, grids: Iterable[PictureGrid], *, seen: Callable[[int], None] = lambda count: None
@@ -69,51 +137,124 @@ class Features:
         """
         failed: dict[PictureGrid, LorgnetteError] = {}
         new = [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._kept]
-        for decoded in self._decoded(new, self._rule.pixels if self._live else self._patches):
-            failed |= {grid: got for grid, got in decoded.items() if isinstance(got, LorgnetteError)}
-            good = {grid: got for grid, got in decoded.items() if not isinstance(got, LorgnetteError)}
+        for group in self._looked_at(new):
+            failed |= {grid: one.got for grid, one in group.items() if isinstance(one.got, LorgnetteError)}
+            pixels = {grid: one.got for grid, one in group.items() if isinstance(one.got, np.ndarray)}
             if self._live:
-                self._pixels |= good
-            elif good:
-                with torch.no_grad():
-                    features = self._tower(list(good), list(good.values()))
-                parts = torch.split(features, [grid.tokens for grid in good])
-                self._kept |= dict(zip(good, parts, strict=True))
-            seen(len(decoded))
+                self._pixels |= pixels
+            else:
+                self._take({grid: one.got for grid, one in group.items() if isinstance(one.got, Tensor)})
+                self._make(pixels, {grid: one.key for grid, one in group.items()})
+            seen(len(group))
         return failed
+
+    def rest(self) -> None:
+        """No more pictures are expected soon: give the tower's memory back, if it can be had again."""
+        if isinstance(self._tower, Late):
+            self._tower.forget()
 
     def of(self, grids: Sequence[PictureGrid]) -> Float[Tensor, "P C"]:
         """Features of the pictures one after the other, as PackedBatch.feature_rows counts them."""
         if self._live:
-            return self._tower(grids, [self._rule.patches(self._pixels[grid]) for grid in grids])
-        return torch.cat([self._kept[grid] for grid in grids])
+            return self._tower(grids, self._patchify([self._pixels[grid] for grid in grids]))
+        return torch.cat([self._kept[grid].to(self._tower.device, non_blocking=True) for grid in grids])
 
-    def _decoded(self, grids: Sequence[PictureGrid], make: Make) -> Iterator[dict[PictureGrid, Made]]:
-        """Groups of decoded pictures; the next group is decoded while the tower works on this one."""
+    def finish(self) -> LorgnetteError | None:
+        """Wait until what was made is on disk, and close the store. Returns what kept it from being written, if
+        anything did: the run goes on without."""
+        self._writer.shutdown()
+        errors = [write.exception() for write in self._writes]
+        if self._store is not None:
+            self._store.close()
+        for error in errors:
+            if isinstance(error, LorgnetteError):
+                return error
+            if error is not None:
+                raise error
+        return None
+
+    def _make(self, pixels: Mapping[PictureGrid, Pixels], keys: Mapping[PictureGrid, bytes | None]) -> None:
+        """Put pictures through the tower, those of one size side by side."""
+        grids = sorted(pixels, key=lambda grid: (grid.h, grid.w))
+        if not grids:
+            return
+        with torch.no_grad():
+            features = self._tower(grids, self._patchify([pixels[grid] for grid in grids]))
+        self._keep(grids, features)
+        if self._store is not None:
+            self._write(self._store, [keys[grid] for grid in grids], [grid.tokens for grid in grids], features)
+
+    def _take(self, found: Mapping[PictureGrid, Float[Tensor, "_ C"]]) -> None:
+        """Features from disk; on a CPU they stay where the file is mapped."""
+        self.found += len(found)
+        if self._tower.device.type == "cpu":
+            self._kept |= found
+        elif found:
+            rows, width = sum(map(len, found.values())), next(iter(found.values())).shape[1]
+            host = torch.empty(rows, width, dtype=self._tower.dtype, pin_memory=True)
+            torch.cat(list(found.values()), out=host)
+            self._keep(list(found), host.to(self._tower.device, non_blocking=True))
+
+    def _keep(self, grids: Sequence[PictureGrid], features: Float[Tensor, "P C"]) -> None:
+        """On the device while they may take more of it, then on the host."""
+        if features.is_cuda:
+            if self._device_bytes is None:
+                self._device_bytes = int(_DEVICE_SHARE * torch.cuda.mem_get_info(features.device)[0])
+            self._device_bytes -= features.nbytes
+            if self._device_bytes < 0:
+                features = _to_host(features)
+        self._kept |= dict(zip(grids, torch.split(features, [grid.tokens for grid in grids]), strict=True))
+
+    def _write(
+        self, store: Store, keys: Sequence[bytes | None], rows: Sequence[int], features: Float[Tensor, "P C"]
+    ) -> None:
+        """Behind the run's back: a thread waits for the copy to the host and appends it to the store."""
+        host, copied = features, None
+        if features.is_cuda:
+            host = _to_host(features)
+            copied = torch.cuda.current_stream(features.device).record_event()
+
+        def append() -> None:
+            if copied is not None:
+                copied.synchronize()
+            parts = zip(keys, torch.split(host, list(rows)), strict=True)
+            store.append({key: part for key, part in parts if key is not None})
+
+        self._writes.append(self._writer.submit(append))
+
+    def _looked_at(self, grids: Sequence[PictureGrid]) -> Iterator[dict[PictureGrid, _Seen]]:
+        """Groups of pictures, decoded or found; the next groups are decoded while the tower works on this one."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting: deque[dict[PictureGrid, Future[Made]]] = deque()
+            waiting: deque[dict[PictureGrid, Future[_Seen]]] = deque()
             for group in _grouped(grids):
-                waiting.append({grid: pool.submit(_decode, grid, make) for grid in group})
-                if len(waiting) == 2:
+                waiting.append({grid: pool.submit(self._look, grid) for grid in group})
+                if len(waiting) == _GROUPS_AHEAD:
                     yield self._awaited(waiting.popleft())
             while waiting:
                 yield self._awaited(waiting.popleft())
 
-    def _awaited(self, group: dict[PictureGrid, "Future[Made]"]) -> dict[PictureGrid, Made]:
+    def _awaited(self, group: dict[PictureGrid, "Future[_Seen]"]) -> dict[PictureGrid, _Seen]:
         begun = time.perf_counter()
         made = {grid: future.result() for grid, future in group.items()}
         self.seconds_waited += time.perf_counter() - begun
         return made
 
-    def _patches(self, picture: PIL.Image.Image) -> Patches:
-        return self._rule.patches(self._rule.pixels(picture))
+    def _look(self, grid: PictureGrid) -> _Seen:
+        key = None
+        try:
+            if self._store is not None:
+                key = key_of(grid)
+                found = self._store.get(key) if key is not None else None
+                if found is not None and len(found) == grid.tokens:
+                    return _Seen(key, found)
+            return _Seen(key, self._rule.pixels(load_picture(grid.picture.path)))
+        except LorgnetteError as error:
+            return _Seen(key, error)
 
 
-def _decode(grid: PictureGrid, make: Make) -> Made:
-    try:
-        return make(load_picture(grid.picture.path))
-    except LorgnetteError as error:
-        return error
+def _to_host(features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
+    """Into pinned memory, in the stream's own time."""
+    return torch.empty(features.shape, dtype=features.dtype, pin_memory=True).copy_(features, non_blocking=True)
 
 
 def _grouped(grids: Sequence[PictureGrid]) -> Iterator[list[PictureGrid]]:

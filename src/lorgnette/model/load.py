@@ -1,6 +1,5 @@
-"""Weights from a checkpoint's folder into transformers' module, on one device."""
+"""Weights from a checkpoint's folder into transformers' module, on one device, for the reference engine."""
 
-import resource
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,21 +10,6 @@ from lorgnette.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def device_of(name: str) -> torch.device:
-    """`auto`: CUDA where there is one. Raises LorgnetteError where CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise LorgnetteError(
-            "no CUDA device is to be seen", where="device=cuda", remedy="use device=auto or device=cpu"
-        )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
 
 
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
@@ -71,15 +55,3 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
     # The checkpoint's own sampling habits (Qwen2-VL's: temperature 0.01, top_k 1) would mix into every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory used so far: of the GPU where there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-
-
-def seed(number: int) -> None:
-    """Where dropout's random numbers start, on the CPU and on CUDA."""
-    torch.manual_seed(number)

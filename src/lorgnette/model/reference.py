@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lorgnette.encode.pack import Share
 from lorgnette.model.attention import segments_of
 from lorgnette.model.features import Features
 from lorgnette.types import PackedBatch
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 class ReferenceEngine:
     """Losses of packed batches; gradients land in the adapter's `.grad`."""
 
+    share: Share = "none"
+    share_in_evaluation: Share = "none"
+
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()
         self.model, self.features = model, features
@@ -32,6 +36,27 @@ class ReferenceEngine:
         self._embedding = base.get_input_embeddings()
         self.device = self._embedding.weight.device
         self._dtype = self._embedding.weight.dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def backward(self, batch: PackedBatch, draw: int) -> Float[Tensor, ""]:
+        """Σ weights · cross-entropy under dropout, which torch draws from a state of its own; the gradient is added
+        up."""
+        self.model.train()
+        loss = self.weighted(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @torch.no_grad()
+    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """Σ weights · cross-entropy without dropout. The passes of a step add up to its mean loss."""
+        self.model.eval()
+        return self.weighted(batch)
+
+    def updated(self) -> None:
+        """Nothing to do: the optimizer's parameters are PEFT's own."""
+
+    def weighted(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        return (self.label_losses(batch) * self._moved(batch.weights)).sum()
 
     def label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
         """Cross-entropy of every label, in fp32."""
@@ -45,10 +70,6 @@ class ReferenceEngine:
             ).last_hidden_state[0]
             logits = self._head(hidden.index_select(0, self._moved(batch.label_rows)))
         return cross_entropy(logits.float(), self._moved(batch.targets).long(), reduction="none")
-
-    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """Σ weights · cross-entropy. The passes of a step add up to its mean loss."""
-        return (self.label_losses(batch) * self._moved(batch.weights)).sum()
 
     def _embedded(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
         embedded: Tensor = self._embedding(self._moved(batch.tokens))

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from lorgnette.run.evaluating import evaluate
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
+    from lorgnette.run.planning import plan
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
 
-__all__ = ["check", "compare", "demo", "evaluate", "merge", "predict", "prepare", "resume", "train", "watch"]
+__all__ = ["check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "resume", "train", "watch"]
 
 _FILES = {
     "prepare": "preparing",
     "check": "preparing",
+    "plan": "planning",
     "train": "starting",
     "resume": "starting",
     "predict": "answering",

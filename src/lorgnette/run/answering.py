@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.predict.generate import Sampling, answers
+from lorgnette.predict.generate import Sampling
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import local
@@ -89,7 +89,7 @@ def texts(
     """What a model says to every question; without its adapter where that is None. name: what the bar calls it."""
     examples = [question.example for question in asked]
     with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
-        given = answers(opened.model, opened.encoder, examples, sampling, adapter=adapter, seen=advance)
+        given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
         return [prediction.text for prediction in given]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lorgnette.evaluate import metrics
-from lorgnette.predict.generate import Sampling, answers
+from lorgnette.predict.generate import Sampling
 from lorgnette.report import log
 from lorgnette.report.chart import Curve
 from lorgnette.report.page import Strip
@@ -42,8 +42,7 @@ class Frame:
 
 
 class Filmstrip:
-    """Asks the model that is being trained. Nothing of the training is touched: neither its random numbers nor its
-    mode."""
+    """Asks the model that is being trained, and leaves its random numbers alone."""
 
     def __init__(self, opened: Opened, held_out: Sequence[Example], group: Group, *, most_tokens: int) -> None:
         self._opened, self._group = opened, group
@@ -52,11 +51,9 @@ class Filmstrip:
 
     def frame(self) -> Frame:
         """The answers now."""
-        model, examples = self._opened.model, [question.example for question in self._asked]
-        training, place = model.training, next(model.parameters()).device
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            given = list(answers(model, self._opened.encoder, examples, self._sampling, adapter="tuned"))
-        model.train(training)
+        examples = [question.example for question in self._asked]
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
+            given = list(self._opened.answers(examples, self._sampling, adapter="tuned"))
         rows = tuple(
             PredictionRow(one.example.id, one.pictures, one.prompt, one.references, tuned=prediction.text)
             for one, prediction in zip(self._asked, given, strict=True)

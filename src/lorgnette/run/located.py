@@ -13,18 +13,28 @@ from lorgnette.report.folder import RunFolder
 from lorgnette.report.terminal import Terminal
 
 BUILT_IN = Path(__file__).parents[1] / "demo" / "model"
+_WRITTEN: dict[str, Source] = {"hf": "hf", "modelscope": "modelscope"}
 DATA = Path("data")
 """Where data sets are collected, each in a folder of its own."""
 
 
-def model_folder(model: str, source: Source, terminal: Terminal) -> Path:
-    """`demo` is the built-in model; a folder is itself; OWNER/NAME comes from a hub, or its cache."""
+def model_folder(model: str, terminal: Terminal) -> Path:
+    """`demo` is the built-in model; a folder is itself; OWNER/NAME comes from a hub, or its cache: from the one that
+    hf:OWNER/NAME or modelscope:OWNER/NAME says, or whichever has it."""
     if model == "demo":
         return BUILT_IN
-    if Path(model).exists() or not _hub_name(model):
-        return Path(model)
+    name, hub = hub_of(model)
+    if hub == "auto" and (Path(name).exists() or not _hub_name(name)):
+        return Path(name)
     with terminal.transfer("model") as seen:
-        return fetch_model(model, source=source, seen=seen, say=terminal.say)
+        return fetch_model(name, source=hub, seen=seen, say=terminal.say)
+
+
+def hub_of(model: str) -> tuple[str, Source]:
+    """A model's name, and the hub that is written before it."""
+    word, colon, name = model.partition(":")
+    hub = _WRITTEN.get(word) if colon and not Path(model).exists() else None
+    return (name, hub) if hub else (model, "auto")
 
 
 def lasting(model: str) -> str:

@@ -45,7 +45,7 @@ class Material:
             problems += more
         else:
             rows, test = data.parts(rows, holdout=settings.data.holdout, split=settings.data.split)
-        checkpoint = Checkpoint.at(model_folder(settings.model, settings.model_source, terminal))
+        checkpoint = Checkpoint.at(model_folder(settings.model, terminal))
         encoder = Encoder.of_folder(checkpoint.folder, settings.encode)
         found = len(problems)
         examples, held_out = (_encoded(encoder, part, problems) for part in (rows, test))

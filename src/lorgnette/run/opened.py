@@ -1,6 +1,6 @@
 """A model as a verb asks for it: `demo` or a folder; its encoder; its weights, with an adapter where there is one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,22 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import FILE, Contract
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import adapter_folder, lasting, model_folder
+from lorgnette.run.located import adapter_folder, hub_of, lasting, model_folder
+from lorgnette.types import Example, Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from lorgnette.model.fast_model import FastModel
+    from lorgnette.predict.generate import Sampling
+
 
 def contract_of(settings: Settings, checkpoint: Checkpoint, encoder: Encoder) -> Contract:
     """What an adapter trained under these settings must be used with."""
+    name, hub = hub_of(settings.model)
     return Contract(
         family=checkpoint.family.model_type,
-        model=lasting(settings.model),
+        model=lasting(name) if hub == "auto" else name,  # without the hub: so others know it who read this adapter
         revision=checkpoint.revision,
         fingerprint=checkpoint.fingerprint,
         prompt=settings.data.prompt,
@@ -35,8 +40,24 @@ def contract_of(settings: Settings, checkpoint: Checkpoint, encoder: Encoder) ->
 class Opened:
     """A model ready to answer: its weights (with the adapter where one was asked for) and the adapter's encoder."""
 
-    model: "PreTrainedModel"
+    model: "PreTrainedModel | FastModel"
     encoder: Encoder
+
+    def answers(
+        self,
+        examples: Sequence[Example],
+        sampling: "Sampling",
+        *,
+        adapter: str | None,
+        seen: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[Prediction]:
+        """Answers by the engine that holds the model; without its adapter where `adapter` is None."""
+        from lorgnette.model.fast_model import FastModel
+        from lorgnette.predict import decode, generate
+
+        if isinstance(self.model, FastModel):
+            return decode.answers(self.model, self.encoder, examples, sampling, adapter=adapter, seen=seen)
+        return generate.answers(self.model, self.encoder, examples, sampling, adapter=adapter, seen=seen)
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Asked:
         adapter = adapter_folder(adapter) if adapter else None
         contract = Contract.of(adapter) if adapter else None
         base = model or (contract.model if contract else "demo")
-        folder = model_folder(base, "auto", terminal)
+        folder = model_folder(base, terminal)
         if contract and model is None and not folder.exists():
             raise LorgnetteError(
                 "the adapter's base model is gone", where=base, remedy="say where it is now: --model FOLDER"
@@ -72,13 +93,22 @@ class Asked:
         return cls(base, adapter, checkpoint, encoder, trained)
 
     def opened(self, device: str) -> Opened:
-        """Read the weights."""
-        from lorgnette.model import adapter as adapters
-        from lorgnette.model import load as weights
+        """Read the weights: on CUDA by our own engine where it knows this model and adapter."""
+        from lorgnette.model import fast_model
+        from lorgnette.model.adapter_files import SavedAdapter
+        from lorgnette.model.device import device_of, dtype_of
 
-        place = weights.device_of(device)
+        place = device_of(device)
+        dtype = dtype_of("auto", place)
+        saved = SavedAdapter.read(self.adapter) if self.adapter else None
         with enough_memory("free some, or use --device cpu"):
-            loaded = weights.load(self.checkpoint, place, weights.dtype_of("auto", place))
+            if place.type == "cuda" and fast_model.unsupported_answers(self.checkpoint, saved) is None:
+                features = fast_model.features_of(self.checkpoint, self.encoder.rule, place, dtype)
+                return Opened(fast_model.opened(self.checkpoint, saved, features, dtype), self.encoder)
+            from lorgnette.model import adapter as adapters
+            from lorgnette.model import load as weights
+
+            loaded = weights.load(self.checkpoint, place, dtype)
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
 
 

@@ -38,7 +38,7 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     for note in notes:
         job.terminal.say(note)
     page = Page(
-        title=chosen.track.experiment or job.folder.path.name,
+        title=job.folder.path.resolve().name,
         summary=summary,
         settings=chosen.model_dump(mode="json"),
         facts=[

@@ -34,7 +34,7 @@ def demo(
     _draw(folder, pictures, terminal)
     holdout = min(HELD_OUT, pictures // 4)
     prepared = prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
-    paths = [f"data.path={prepared.train}", f"data.test={prepared.test}", f"run={folder / 'run'}"]
+    paths = [f"data.path={prepared.train}", f"data.test={prepared.test}", f"run={folder / 'demo'}"]
     chosen = recipe.settings("demo", [*paths, *words])
     return train(chosen, console=console)
 

@@ -3,19 +3,17 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorgnette.encode.encoder import Encoder
 from lorgnette.files import folder_whole
-from lorgnette.model import adapter as adapters
-from lorgnette.model import load as weights
-from lorgnette.model.features import Features, Tower
-from lorgnette.model.reference import ReferenceEngine
+from lorgnette.model import adapter_files
+from lorgnette.model.device import device_of, peak_gib
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.log import RunLog
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
+from lorgnette.run.engines import Tuned, tuned
 from lorgnette.run.filmstrip import Filmstrip
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
@@ -28,9 +26,6 @@ from lorgnette.train.loop import Training
 NATIVE_TOKENS = (4, 16384)
 """Of a picture in Qwen2-VL's own preprocessor_config.json: 3,136 to 12,845,056 pixels."""
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 
 def tune(job: Job) -> None:
     """Train from the latest checkpoint or the start, save the adapter, answer the held-out examples, write the page.
@@ -40,18 +35,28 @@ def tune(job: Job) -> None:
     trackers = _trackers(job)
     step, checkpoint = checkpoints.latest(job.folder.checkpoints) or (0, None)
     with enough_memory("lower train.pass_tokens, encode.size or lora.rank"):
-        job, training, model = _loaded(job, checkpoint)
+        made = tuned(job, checkpoint)
+        job = replace(job, material=made.material)
+        training = Training(
+            made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed
+        )
+        if checkpoint is not None:
+            training.restore(checkpoints.restore(checkpoint, device_of(job.settings.device)))
+            job.terminal.say(f"resumed    at step {training.step} of {training.total}")
         try:
             _start(trackers, job)
             with RunLog.resumed(job.folder.log, step) as log:
                 job.stages.keep(log)
                 for problem in job.material.problems:
                     log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-                _trained(job, training, model, log, trackers)
-                rows = _answers(job, model)
+                _trained(job, training, made, log, trackers)
+                rows = _answers(job, made)
             for tracker in trackers:
                 tracker.predictions(rows, training.total)
         finally:
+            unkept = made.features.finish()
+            if unkept is not None:
+                job.terminal.warn(f"features are not kept on disk: {unkept}")
             for tracker in trackers:
                 tracker.finish()
     scores = scored(rows, job.settings.predict.metrics)
@@ -62,39 +67,13 @@ def tune(job: Job) -> None:
     job.terminal.say(f"page       {job.folder.page}")
 
 
-def _loaded(job: Job, checkpoint: Path | None) -> "tuple[Job, Training, PeftModel]":
-    """Weights, features, adapter and optimizer; the job without the rows whose pictures could not be decoded."""
-    chosen, material, device = job.settings, job.material, weights.device_of(job.settings.device)
-    with job.stages("weights"):
-        base = weights.load(material.checkpoint, device, weights.dtype_of(chosen.dtype, device))
-    rule = material.encoder.rule
-    features = Features(Tower(base), rule, live=set(chosen.lora.towers) != {"language"})
-    with job.stages("features"), job.terminal.bar("pictures", len(material.grids)) as advance:
-        material = material.without(
-            features.prepare(material.grids, seen=advance), chosen.data.on_bad_row, job.terminal
-        )
-    job.stages.part("decoding", features.seconds_waited)
-    with job.stages("adapter"):
-        if checkpoint is None:
-            model = adapters.attach(base, material.checkpoint.family, chosen.lora, chosen.seed)
-            weights.seed(chosen.seed)
-        else:
-            model = adapters.load(base, checkpoint, trainable=True)
-    engine = ReferenceEngine(model, features)
-    training = Training(engine, material.examples, material.held_out, chosen.train, chosen.seed)
-    if checkpoint is not None:
-        training.restore(checkpoints.restore(checkpoint, device))
-        job.terminal.say(f"resumed    at step {training.step} of {training.total}")
-    return replace(job, material=material), training, model
-
-
-def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trackers: list[Tracker]) -> None:
+def _trained(job: Job, training: Training, made: Tuned, log: RunLog, trackers: list[Tracker]) -> None:
     """Take the steps that are left and save the adapter."""
     contract = contract_of(job.settings, job.material.checkpoint, job.material.encoder)
     contract = contract.model_copy(update={"prompt": job.material.prompt or contract.prompt})
 
     def save(folder: Path) -> None:
-        adapters.write(model, folder, contract)
+        adapter_files.write(folder, made.state(), job.material.checkpoint.family, job.settings.lora, contract)
 
     with (
         job.stages("steps"),
@@ -102,34 +81,34 @@ def _trained(job: Job, training: Training, model: "PeftModel", log: RunLog, trac
         Stop(job.terminal) as stop,
     ):
         watching = Watching(
-            job, log, trackers, total=training.total, save=save, advance=advance, stop=stop, film=_film(job, model)
+            job, log, trackers, save=save, advance=advance, stop=stop, total=training.total, film=_film(job, made)
         )
         finished = training.run(watching)
     if not finished:
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
-    log.write({"kind": "memory", "peak_gib": weights.peak_gib(weights.device_of(job.settings.device))})
+    log.write({"kind": "memory", "peak_gib": peak_gib(device_of(job.settings.device))})
     with job.stages("save"), folder_whole(job.folder.adapter) as beside:
         save(beside)
     if training.best_step == training.step:
         shutil.rmtree(job.folder.best, ignore_errors=True)  # the last is the best
 
 
-def _answers(job: Job, model: "PeftModel") -> list[PredictionRow]:
+def _answers(job: Job, made: Tuned) -> list[PredictionRow]:
     """The held-out examples answered without and with the adapter."""
     settings = job.settings.predict
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
-        opened = Opened(model, _asking(job))
+        opened = Opened(made.model, _asking(job))
         rows = answered(opened, examples, sampling, job.terminal)
         write_predictions(job.folder.predictions, rows)
     return rows
 
 
-def _film(job: Job, model: "PeftModel") -> Filmstrip:
+def _film(job: Job, made: Tuned) -> Filmstrip:
     chosen, examples = job.settings.predict, [encoded.example for encoded in job.material.held_out]
-    return Filmstrip(Opened(model, _asking(job)), examples, chosen.metrics, most_tokens=chosen.max_new_tokens)
+    return Filmstrip(Opened(made.model, _asking(job)), examples, chosen.metrics, most_tokens=chosen.max_new_tokens)
 
 
 def _asking(job: Job) -> Encoder:
@@ -147,7 +126,7 @@ def _trackers(job: Job) -> list[Tracker]:
     return open_trackers(
         track.to,
         project=track.project,
-        experiment=track.experiment or job.folder.path.name,
+        experiment=job.folder.path.resolve().name,
         folder=job.folder.path,
         warn=job.terminal.warn,
     )

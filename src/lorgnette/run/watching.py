@@ -49,15 +49,16 @@ class Watching:
         log: RunLog,
         trackers: Sequence[Tracker],
         *,
-        total: int,
         save: Callable[[Path], None],
         advance: Advance,
         stop: Stop,
+        total: int,
         film: Filmstrip,
     ) -> None:
-        self._film, self._last = film, total
+        """total: steps of the run."""
+        self._film = film
         self._folder, self._terminal, self._log, self._trackers = job.folder, job.terminal, log, trackers
-        self._save, self._advance, self._stop = save, advance, stop
+        self._save, self._advance, self._stop, self._total = save, advance, stop, total
 
     def stepped(self, step: int, loss: float) -> None:
         self._advance(1, f"loss {loss:.3f}")
@@ -72,7 +73,7 @@ class Watching:
     def evaluated(self, step: int, loss: float) -> None:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
-        if step < self._last:  # the run's own final answers come right after the last one
+        if step < self._total:  # the run's own final answers come right after the last one
             self._show(step, self._film.frame())
 
     def _show(self, step: int, frame: Frame) -> None:
@@ -83,12 +84,19 @@ class Watching:
             tracker.predictions(frame.rows, step)
 
     def best(self, step: int) -> None:
+        if step == self._total:
+            return  # it is saved in a moment as the adapter
         with folder_whole(self._folder.best) as beside:
             self._save(beside)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
         self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+
+    def smaller(self, step: int, tokens: int) -> None:
+        text = f"step {step} did not fit into memory: from here on in passes of at most {tokens} tokens"
+        self._terminal.warn(text)
+        self._log.write({"kind": "event", "step": step, "text": text, "level": "warning"})
 
     def stop(self) -> bool:
         return self._stop.asked

@@ -6,6 +6,7 @@ its labels, however many passes it was cut into.
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,20 +17,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.config import Train
-from lorgnette.encode.pack import passes
+from lorgnette.encode.pack import Share, passes
 from lorgnette.errors import LorgnetteError
-from lorgnette.train.schedule import learning_rate, members, steps_in_epoch
+from lorgnette.train.optimizer import Optimizer
+from lorgnette.train.schedule import Groups, grouped_members, learning_rate, members, steps_in_epoch
 from lorgnette.types import Encoded, PackedBatch
 
 ROWS_NAMED = 16
 
 
 class Engine(Protocol):
-    """What the loop asks of a model."""
+    """What the loop asks of a model. Losses and gradients stay on its device."""
 
-    model: Any
+    @property
+    def parameters(self) -> Sequence[Tensor]: ...
 
-    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]: ...
+    @property
+    def share(self) -> Share:
+        """What examples of a pass may share in training."""
+        ...
+
+    @property
+    def share_in_evaluation(self) -> Share:
+        """The same where there is no dropout."""
+        ...
+
+    def backward(self, batch: PackedBatch, draw: int) -> Float[Tensor, ""]:
+        """The pass's loss; its gradient is added to the parameters'. draw: a number that dropout is drawn from."""
+        ...
+
+    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """The same without dropout and gradient."""
+        ...
+
+    def updated(self) -> None:
+        """The parameters have changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +81,23 @@ class Window:
     waited: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A step that was launched. numbers: [loss, gradient norm], on their way to the host until `there`."""
+
+    step: int
+    lr: float
+    batches: Sequence[PackedBatch]
+    numbers: Tensor
+    there: torch.Event | None
+
+    def read(self) -> tuple[float, float]:
+        if self.there is not None:
+            self.there.synchronize()
+        loss, norm = self.numbers.tolist()
+        return loss, norm
+
+
 class Watcher(Protocol):
     """Who is told what happens."""
 
@@ -66,6 +106,7 @@ class Watcher(Protocol):
     def evaluated(self, step: int, loss: float) -> None: ...
     def best(self, step: int) -> None: ...
     def checkpoint(self, step: int, state: dict[str, Any]) -> None: ...
+    def smaller(self, step: int, tokens: int) -> None: ...
     def stop(self) -> bool: ...
 
 
@@ -73,20 +114,31 @@ class Training:
     """A run between its steps: optimizer, counters, and the window the next log line covers."""
 
     def __init__(
-        self, engine: Engine, examples: Sequence[Encoded], held_out: Sequence[Encoded], train: Train, seed: int
+        self,
+        engine: Engine,
+        examples: Sequence[Encoded],
+        held_out: Sequence[Encoded],
+        train: Train,
+        seed: int,
+        *,
+        grouped: bool = False,
     ) -> None:
+        """grouped: a step takes all captions of its pictures together."""
         self.engine, self.examples, self.held_out, self.settings, self.seed = engine, examples, held_out, train, seed
         self.per_step = train.batch_size * train.accumulation
         self.epoch_steps = steps_in_epoch(len(examples), self.per_step)
         whole = self.epoch_steps * train.epochs
         self.total = min(whole, train.max_steps or whole)
-        self.parameters = [p for p in engine.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=train.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=train.weight_decay, fused=True
-        )
+        self._groups = Groups.by_picture(examples) if grouped else None
+        self.optimizer = Optimizer(engine.parameters, train)
+        self.pass_tokens = train.pass_tokens
         self.step = 0
         self.window = Window()
         self.best_step, self.best_loss, self.worse = 0, math.inf, 0
+        self._unread: deque[Taken] = deque()
+        self._clock = time.perf_counter()
+        self._lag = 1 if engine.parameters[0].is_cuda else 0
+        """Steps the host may be ahead: while it reads one step's loss, the device works on the next."""
 
     @property
     def done(self) -> bool:
@@ -98,14 +150,14 @@ class Training:
         """What a checkpoint keeps besides the adapter's own weights."""
         return {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state(),
             "window": asdict(self.window),
             "best": [self.best_step, self.best_loss, self.worse],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.restore(state["optimizer"])
         self.window = Window(**state["window"])
         self.best_step, self.best_loss, self.worse = state["best"]
 
@@ -119,46 +171,90 @@ class Training:
             watcher.evaluated(0, self.evaluate())
         if self.done:
             return True
-        self.engine.model.train()
         eval_steps = self.settings.eval_steps or self.epoch_steps
+        self._clock = time.perf_counter()
         for batches, wait in self._ahead():
-            loss, lr, grad_norm = self._taken(batches, wait)
-            watcher.stepped(self.step, loss)
-            if self.step == 1 or self.step % self.settings.log_steps == 0 or self.step == self.total:
-                watcher.logged(self._line(lr, grad_norm))
-            if self.held_out and (self.step % eval_steps == 0 or self.step == self.total):
+            self.window.waited += wait
+            self._take(batches, watcher)
+            evaluating = bool(self.held_out) and (self.step % eval_steps == 0 or self.step == self.total)
+            saving = watcher.stop() or self.step % self.settings.save_steps == 0 or self.done
+            self._read(watcher, 0 if evaluating or saving else self._lag)
+            if evaluating:
                 self._held(watcher)
             stopping = watcher.stop() and not self.done
-            if stopping or self.step % self.settings.save_steps == 0 or self.done:
+            if stopping or saving or self.done:
+                self._read(watcher, 0)
                 watcher.checkpoint(self.step, self.state())
             if stopping or self.done:
                 return not stopping
+            if evaluating or saving:
+                self._clock = time.perf_counter()
         return True
 
-    def _taken(self, batches: Sequence[PackedBatch], wait: float) -> tuple[float, float, float]:
-        """Take a step: its loss, learning rate and gradient norm."""
-        begun = time.perf_counter()
+    def _take(self, batches: Sequence[PackedBatch], watcher: Watcher) -> None:
+        """Launch a step. One that the device's memory does not hold is cut into smaller passes: the same step."""
         settings = self.settings
         lr = learning_rate(
             self.step, self.total, peak=settings.lr, warmup=settings.warmup_steps, schedule=settings.schedule
         )
-        loss, grad_norm = self._step(batches, lr)
+        while True:
+            try:
+                loss = self._backward(batches)
+                break
+            except torch.OutOfMemoryError:
+                batches = self._smaller(batches, watcher)
+        numbers = self.optimizer.step(loss, lr)
+        self.engine.updated()
         self.step += 1
-        self.window.loss += loss
-        self.window.steps += 1
-        self.window.tokens += sum(len(batch.tokens) for batch in batches)
-        self.window.seconds += wait + time.perf_counter() - begun
-        self.window.waited += wait
-        return loss, lr, grad_norm
+        there = None
+        if numbers.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+            there = torch.cuda.current_stream().record_event()
+        self._unread.append(Taken(self.step, lr, batches, numbers, there))
 
-    def _line(self, lr: float, grad_norm: float) -> StepReport:
+    def _backward(self, batches: Sequence[PackedBatch]) -> Tensor:
+        losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(batches)]
+        return torch.stack(losses).sum()
+
+    def _smaller(self, batches: Sequence[PackedBatch], watcher: Watcher) -> list[PackedBatch]:
+        """The step in passes of half the tokens. Raises torch.OutOfMemoryError where they are single examples."""
+        longest = max(len(batch.tokens) for batch in batches)
+        if all(len(batch.examples) == 1 for batch in batches):
+            raise torch.OutOfMemoryError(f"a pass of one example, {longest} tokens, does not fit")
+        torch.cuda.empty_cache()
+        for parameter in self.engine.parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        self.pass_tokens = longest // 2
+        watcher.smaller(self.step + 1, self.pass_tokens)
+        return self._packed(self.step)
+
+    def _read(self, watcher: Watcher, lag: int) -> None:
+        """Tell of the steps that the host is more than `lag` behind on."""
+        while len(self._unread) > lag:
+            taken = self._unread.popleft()
+            loss, norm = taken.read()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.step = taken.step - 1
+                raise _not_finite(taken.step, loss, norm, taken.batches)
+            now = time.perf_counter()
+            self.window.seconds += now - self._clock
+            self._clock = now
+            self.window.loss += loss
+            self.window.steps += 1
+            self.window.tokens += sum(len(batch.tokens) for batch in taken.batches)
+            watcher.stepped(taken.step, loss)
+            if taken.step == 1 or taken.step % self.settings.log_steps == 0 or taken.step == self.total:
+                watcher.logged(self._line(taken, norm))
+
+    def _line(self, taken: Taken, grad_norm: float) -> StepReport:
         """The log's line over the window, which begins anew."""
         window, self.window = self.window, Window()
         return StepReport(
-            self.step,
-            epoch=self.step / self.epoch_steps,
+            taken.step,
+            epoch=taken.step / self.epoch_steps,
             loss=window.loss / window.steps,
-            lr=lr,
+            lr=taken.lr,
             grad_norm=grad_norm,
             tokens_per_s=window.tokens / window.seconds,
             data_wait=window.waited / window.seconds,
@@ -176,29 +272,9 @@ class Training:
             self.worse += 1
 
     def evaluate(self) -> float:
-        """The mean loss over the held-out labels, without dropout."""
-        self.engine.model.eval()
-        with torch.no_grad():
-            batches = passes(self.held_out, self.settings.pass_tokens)
-            loss = sum(self.engine.loss(batch).item() for batch in batches)
-        self.engine.model.train()
-        return loss
-
-    def _step(self, batches: Sequence[PackedBatch], lr: float) -> tuple[float, float]:
-        losses = []
-        for batch in batches:
-            loss = self.engine.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        mean, grad_norm = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # the step's one read-back
-        if not (math.isfinite(mean) and math.isfinite(grad_norm)):
-            raise _not_finite(self.step + 1, mean, grad_norm, batches)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return mean, grad_norm
+        """The mean loss over the held-out labels, without dropout. Captions of a picture share it."""
+        batches = passes(self.held_out, self.pass_tokens, share=self.engine.share_in_evaluation)
+        return sum(self.engine.loss(batch).item() for batch in batches)
 
     def _ahead(self) -> Iterator[tuple[list[PackedBatch], float]]:
         """The batches of every step left, packed one step ahead on a thread, and the seconds waited for each."""
@@ -213,8 +289,11 @@ class Training:
                 yield batches, wait
 
     def _packed(self, step: int) -> list[PackedBatch]:
-        chosen = members(step, len(self.examples), self.per_step, self.seed)
-        return passes([self.examples[i] for i in chosen], self.settings.pass_tokens)
+        if self._groups is None:
+            chosen = members(step, len(self.examples), self.per_step, self.seed)
+        else:
+            chosen = grouped_members(step, self._groups, self.per_step, self.seed)
+        return passes([self.examples[i] for i in chosen], self.pass_tokens, share=self.engine.share)
 
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[PackedBatch]) -> LorgnetteError:

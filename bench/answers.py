@@ -1,0 +1,154 @@
+"""Time answers of our own decoder at 2B's shapes: 256 captions of at most 20 tokens, from features that are there.
+
+    python bench/answers.py JOB --out results.json [--count 256] [--tokens 20] [--rounding]
+
+JOB is bench/job.py's. The pictures' features are random numbers: the tower is not measured here. Random weights do not
+stop, so every answer is `tokens` long. For the base and for the model with its adapter, unmerged: all of it, from
+examples to texts, the first time (kernels are compiled, steps recorded) and again; then, device-synchronised, reading
+the prompts and each step. The floor of a step is the bytes it cannot but read, weights once and every row's cached keys
+and values, at the rate of a copy. --rounding also says where bf16 answers part from fp32's, over 16 prompts.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from step import DEVICE, Drawn, profiled
+
+from lorgnette import data
+from lorgnette.config import Encode, Lora
+from lorgnette.encode.encoder import Encoder
+from lorgnette.model.build import decoder_of
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.fast_model import FastModel
+from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.shapes import TextShape, config_of
+from lorgnette.predict.decode import answers
+from lorgnette.predict.generate import Sampling
+from lorgnette.predict.rounding import rounding
+from lorgnette.report.manifest import manifest
+from lorgnette.types import Encoded, Example, PictureGrid
+
+
+class Ready(Drawn):
+    """Random features, of every picture from the start."""
+
+    def prepare(self, grids: Iterable[PictureGrid]) -> dict[PictureGrid, Exception]:
+        self.of(list(grids))
+        return {}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def bandwidth() -> float:
+    """Of a copy of 4 GB, read and written, bytes/s."""
+    source = torch.empty(2**31, dtype=torch.bfloat16, device=DEVICE)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 5 * 2 * source.nbytes / seconds(lambda: [target.copy_(source) for _ in range(5)])
+
+
+def model_of(job: Path, lora: Lora, dtype: torch.dtype, features: Any) -> FastModel:
+    checkpoint = Checkpoint.at(job / "model")
+    shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, lora.alpha / lora.rank)
+    decoder, adapter = decoder_of(checkpoint, shape, DEVICE, dtype), FlatAdapter(shape, DEVICE)
+    adapter.take(FlatAdapter.drawn(shape, 0))
+    torch.manual_seed(0)
+    adapter.values.data.add_(torch.randn_like(adapter.values.data), alpha=1e-3)  # B is zero as it is drawn
+    adapter.attach(decoder)
+    return FastModel(decoder, adapter, features)
+
+
+def measured(
+    model: FastModel, encoder: Encoder, examples: list[Example], sampling: Sampling, tuned: bool, rate: float
+) -> dict[str, Any]:
+    torch.cuda.reset_peak_memory_stats()
+    name = "tuned" if tuned else None
+
+    def everything() -> None:
+        said = list(answers(model, encoder, examples, sampling, adapter=name))
+        assert len(said) == len(examples)
+
+    runs = [seconds(everything) for _ in range(6)]
+    prompts = [encoder.encode(example, answer=True) for example in examples]
+    encoding = seconds(lambda: [encoder.encode(example, answer=True) for example in examples])
+    speaker, n = model.speaker, sampling.max_new_tokens
+    reading = [seconds(lambda: speaker.begin(prompts, n, tuned=tuned)) for _ in range(5)]
+    cache = speaker.begin(prompts, n, tuned=tuned)
+    tokens = cache.logits[: len(prompts)].argmax(-1)
+    steps = [seconds(lambda: speaker.step(cache, tokens, tuned=tuned)) for _ in range(n - 1)]
+    cache = speaker.begin(prompts, n, tuned=tuned)
+    running = seconds(lambda: [speaker.step(cache, tokens, tuned=tuned) for _ in range(n - 1)]) / (n - 1)
+    choosing = statistics.median(seconds(lambda: cache.logits.argmax(-1)) for _ in range(5))
+    cache = speaker.begin(prompts, n, tuned=tuned)
+    kernels = profiled(lambda _: speaker.step(cache, tokens, tuned=tuned))
+    prefill = profiled(lambda _: speaker.begin(prompts, n, tuned=tuned))
+    return {
+        "adapter": tuned, "answers": len(examples), "tokens": n, "prompt_tokens": sum(len(p.tokens) for p in prompts),
+        "first_s": runs[0], "again_s": statistics.median(runs[1:]), "runs_s": runs, "encoding_s": encoding,
+        "reading_ms": 1000 * statistics.median(reading), "step_ms": 1000 * statistics.median(steps),
+        "step_ms_running": 1000 * running, "choosing_ms": 1000 * choosing,
+        "floor_ms": 1000 * floor_bytes(model, prompts, n, tuned) / rate,
+        "room": [cache.room.rows, cache.room.places], "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "step_kernels": kernels, "reading_kernels": prefill,
+    }  # fmt: skip
+
+
+def floor_bytes(model: FastModel, prompts: list[Encoded], tokens: int, tuned: bool) -> float:
+    """Weights and head once, and the keys and values of every row halfway through its answer."""
+    decoder, shape = model.decoder, model.decoder.shape
+    columns = sum(linear.weight.shape[0] * (linear.width if tuned else linear.inputs) for linear in decoder.linears)
+    if tuned:
+        columns += sum((linear.width - linear.inputs) * linear.inputs for linear in decoder.linears)
+    rows = sum(len(prompt.tokens) + tokens / 2 for prompt in prompts)
+    kept = rows * shape.layers * 2 * shape.kv_heads * shape.head_dim
+    return (columns + decoder.head.numel() + kept) * decoder.head.element_size()
+
+
+def parted(job: Path, lora: Lora, model: FastModel, prompts: list[Encoded], tokens: int) -> dict[str, Any]:
+    exact = model_of(job, lora, torch.float32, model.features)
+    found = rounding(model.speaker, exact.speaker, prompts, tokens, tuned=True)
+    print(found)
+    return {"error": found.error, "median_gap": found.median_gap, "said": str(found).splitlines()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--rounding", action="store_true")
+    given = parser.parse_args()
+    encoder, lora = Encoder.of_folder(given.job / "model", Encode()), Lora()
+    rows = [row for row in data.read(given.job / "captions.csv") if isinstance(row, Example)]
+    examples = list(islice(cycle(rows), given.count))
+    features = Ready(TextShape.of(config_of(Checkpoint.at(given.job / "model"))).hidden)
+    model, rate = model_of(given.job, lora, torch.bfloat16, features), bandwidth()
+    sampling = Sampling(max_new_tokens=given.tokens, batch_size=given.count)
+    found: dict[str, Any] = {"copy_tb_per_s": rate / 1e12, "runs": []}
+    for tuned in (False, True):
+        found["runs"].append(measured(model, encoder, examples, sampling, tuned, rate))
+        print(json.dumps({k: v for k, v in found["runs"][-1].items() if not k.endswith("kernels")}))
+        for part in ("step_kernels", "reading_kernels"):
+            kernels = found["runs"][-1][part]
+            print("  ", part, "busy", kernels["busy_ms"], "ms,", kernels["count"])
+            for row in kernels["top"][:14]:
+                print("     ", *row)
+    if given.rounding:
+        prompts = [encoder.encode(example, answer=True) for example in examples[:16]]
+        found["rounding"] = parted(given.job, lora, model, prompts, given.tokens)
+    found["made_with"] = manifest(seed=0, command=["bench/answers.py"], device=torch.cuda.get_device_name())
+    given.out.write_text(json.dumps(found, indent=1) + "\n")

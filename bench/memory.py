@@ -1,0 +1,118 @@
+"""Hold the predicted peak memory (model/memory.py) against the measured one, at settings that differ in every term.
+
+    python bench/memory.py JOB --out results.json
+
+JOB is bench/job.py's. Every setting starts afresh: its weights are read, and steps of the same samples are taken until
+the fast engine has recorded them. Features are random numbers, as in bench/step.py. `reserved_gib` is what torch's
+allocator held at that point, `reserved_two_rooms_gib` what it held after steps of half the samples as well: the error
+is of `peak_gib`, what was allocated.
+"""
+
+import argparse
+import gc
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from step import DEVICE, Drawn
+
+from lorgnette import data
+from lorgnette.config import Encode, Lora, Train
+from lorgnette.encode.encoder import Encoder
+from lorgnette.encode.pack import passes
+from lorgnette.model.build import decoder_of
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.fast import FastEngine
+from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.memory import GIB, EngineName, Work, predicted
+from lorgnette.model.shapes import TextShape, VisionShape, config_of
+from lorgnette.report.manifest import manifest
+from lorgnette.train.optimizer import Optimizer
+from lorgnette.types import Encoded, PackedBatch
+
+SETTINGS: tuple[tuple[EngineName, int, int, float, int], ...] = (
+    ("fast", 1000, 64, 0.05, 0), ("fast", 2000, 64, 0.05, 0), ("fast", 2000, 64, 0.0, 0), ("fast", 4000, 16, 0.05, 0),
+    ("fast", 8000, 64, 0.05, 0), ("fast", 8000, 16, 0.0, 0), ("fast", 8000, 64, 0.05, 14), ("fast", 8000, 64, 0.05, 28),
+    ("fast", 4000, 16, 0.0, 14), ("fast", 2000, 64, 0.0, 28),
+    ("reference", 1000, 64, 0.05, 0), ("reference", 2000, 64, 0.05, 0), ("reference", 2000, 16, 0.0, 0),
+    ("reference", 4000, 64, 0.0, 0), ("reference", 8000, 16, 0.05, 0),
+)  # fmt: skip
+"""(engine, rows a step, rank, dropout, layers run twice)"""
+
+
+def built(job: Path, name: EngineName, lora: Lora, again: int) -> tuple[Any, Drawn]:
+    checkpoint = Checkpoint.at(job / "model")
+    text = TextShape.of(config_of(checkpoint))
+    features: Any = Drawn(text.hidden)
+    if name == "fast":
+        shape = AdapterShape(text, lora.targets, lora.rank, lora.alpha / lora.rank)
+        decoder, adapter = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16), FlatAdapter(shape, DEVICE)
+        adapter.take(FlatAdapter.drawn(shape, 0))
+        return FastEngine(decoder, adapter, features, dropout=lora.dropout, seed=0, again=again), features
+    from lorgnette.model import adapter as adapters
+    from lorgnette.model import load
+    from lorgnette.model.reference import ReferenceEngine
+
+    base = load.load(checkpoint, DEVICE, torch.bfloat16)
+    return ReferenceEngine(adapters.attach(base, checkpoint.family, lora, seed=0), features), features
+
+
+def measured(
+    job: Path, encoded: Sequence[Encoded], name: EngineName, rows: int, rank: int, dropout: float, again: int
+) -> dict[str, Any]:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    lora = Lora(rank=rank, dropout=dropout)
+    engine, features = built(job, name, lora, again)
+    optimizer = Optimizer(engine.parameters, Train())
+    count = next(n for n in range(1, len(encoded)) if sum(len(e.tokens) - 2 for e in encoded[:n]) >= rows)
+    [batch] = passes(encoded[:count], 2 * rows, share="none")
+    steps(engine, optimizer, batch)
+    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    [half] = passes(encoded[: count // 2], 2 * rows, share="none")
+    steps(engine, optimizer, half)
+    config = config_of(Checkpoint.at(job / "model"))
+    work = Work(
+        name, TextShape.of(config), VisionShape.of(config), lora.targets, rank, dropout=dropout > 0,
+        rows=len(batch.tokens), labels=len(batch.targets), again=again,
+        feature_rows=sum(map(len, features._kept.values())),
+    )  # fmt: skip
+    said = predicted(work)
+    return {
+        "engine": name, "rows": work.rows, "labels": work.labels, "rank": rank, "dropout": dropout, "again": again,
+        "peak_gib": peak / GIB, "predicted_gib": said.peak / GIB, "error_percent": 100 * (said.peak / peak - 1),
+        "fullest": said.fullest, "items_gib": {item: size / GIB for item, size in said.items.items()},
+        "reserved_gib": reserved / GIB, "reserved_two_rooms_gib": torch.cuda.max_memory_reserved() / GIB,
+        "loss": engine.loss(replace(batch, examples=())).item(),
+    }  # fmt: skip
+
+
+def steps(engine: Any, optimizer: Optimizer, batch: PackedBatch) -> None:
+    """Four: as it comes, while it is recorded, played back twice."""
+    for draw in range(4):
+        optimizer.step(engine.backward(batch, draw), 1e-4)
+        engine.updated()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    encoder = Encoder.of_folder(given.job / "model", Encode())
+    encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
+    found = []
+    for setting in SETTINGS:
+        found.append(measured(given.job, encoded, *setting))
+        assert math.isfinite(found[-1]["loss"])
+        print(json.dumps({k: v for k, v in found[-1].items() if k != "items_gib"}), flush=True)
+    worst = max(abs(run["error_percent"]) for run in found)
+    print(f"{len(found)} settings, at most {worst:.1f} % off")
+    made = manifest(seed=0, command=["bench/memory.py"], device=torch.cuda.get_device_name())
+    given.out.write_text(json.dumps({"worst_percent": worst, "runs": found, "made_with": made}, indent=1) + "\n")

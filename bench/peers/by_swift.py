@@ -1,0 +1,53 @@
+"""ms-swift's `sft`, vision tower and merger frozen."""
+
+import json
+import os
+
+from given import PROMPT, TRAINER, given
+
+os.environ |= {"MAX_PIXELS": "78400", "USE_HF": "1"}
+
+from meter import Meter
+from swift import callbacks_map, sft_main
+
+run = given()
+rows = [
+    {
+        "messages": [
+            {"role": "user", "content": f"<image>{PROMPT}"},
+            {"role": "assistant", "content": caption},
+        ],
+        "images": [str(picture)],
+    }
+    for picture, caption in run.samples
+]
+data = run.out / "rows.jsonl"
+data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+callbacks_map["meter"] = lambda args, trainer: Meter(run)
+settings = TRAINER | {
+    "model": run.model,
+    "model_type": "qwen2_vl",
+    "template": "qwen2_vl",
+    "dataset": data,
+    "split_dataset_ratio": 0,
+    "load_from_cache_file": False,
+    "max_length": 1024,
+    "tuner_type": "lora",
+    "torch_dtype": "bfloat16",
+    "lora_rank": run.lora["r"],
+    "lora_alpha": run.lora["lora_alpha"],
+    "lora_dropout": run.dropout,
+    "target_modules": "all-linear",
+    "freeze_vit": True,
+    "freeze_aligner": True,
+    "vit_gradient_checkpointing": False,
+    "attn_impl": "sdpa",
+    "warmup_steps": 0,
+    "check_model": False,
+    "callbacks": "meter",
+    "output_dir": run.out,
+}
+words = [
+    (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)) for name, value in settings.items()
+]
+sft_main([word for pair in words for word in pair])

@@ -1,0 +1,41 @@
+"""transformers' Trainer with PEFT, the collator written by hand as its documentation shows.
+
+The adapter in bf16 without autocast: the faster of the two ways.
+"""
+
+from typing import Any
+
+import torch
+from given import DEVICE, LANGUAGE, PROMPT, TRAINER, given
+from meter import Meter
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
+
+ANSWER = "<|im_start|>assistant\n"
+run = given()
+processor = AutoProcessor.from_pretrained(run.model)
+processor.tokenizer.padding_side = "right"
+model = Qwen2VLForConditionalGeneration.from_pretrained(
+    run.model, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=DEVICE
+)
+model.config.use_cache = False
+lora = LoraConfig(task_type="CAUSAL_LM", target_modules=LANGUAGE, **run.lora)
+model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+question = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+start, *head = processor.tokenizer(ANSWER)["input_ids"]
+
+
+def collate(samples: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
+    pictures = [Image.open(picture) for picture, _ in samples]
+    texts = [f"{question}{caption}<|im_end|>" for _, caption in samples]
+    batch = dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for row, tokens in zip(labels, batch["input_ids"], strict=True):
+        row[: (tokens == start).nonzero()[-1].item() + 1 + len(head)] = -100  # up to where the answer begins
+    return batch | {"labels": labels}
+
+
+arguments = TrainingArguments(run.out, **(TRAINER | {"bf16": False}), remove_unused_columns=False)
+Trainer(model, arguments, data_collator=collate, train_dataset=run.samples, callbacks=[Meter(run)]).train()

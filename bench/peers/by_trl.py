@@ -1,0 +1,30 @@
+"""TRL's SFTTrainer on prompts and completions with pictures."""
+
+import torch
+from datasets import Dataset, Image, List
+from given import DEVICE, LANGUAGE, PROMPT, TRAINER, given
+from meter import Meter
+from peft import LoraConfig
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from trl import SFTConfig, SFTTrainer
+
+run = given()
+model = Qwen2VLForConditionalGeneration.from_pretrained(
+    run.model, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=DEVICE
+)
+rows = [
+    {
+        "images": [str(picture)],
+        "prompt": [{"role": "user", "content": PROMPT}],
+        "completion": [{"role": "assistant", "content": caption}],
+    }
+    for picture, caption in run.samples
+]
+SFTTrainer(
+    model,
+    SFTConfig(str(run.out), **TRAINER, max_length=None, completion_only_loss=True),
+    train_dataset=Dataset.from_list(rows).cast_column("images", List(Image())),
+    processing_class=AutoProcessor.from_pretrained(run.model),
+    peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=LANGUAGE, **run.lora),
+    callbacks=[Meter(run)],
+).train()

@@ -1,0 +1,188 @@
+"""Time the vision tower on the benchmark job: its parts, its rate, and the road from JPEG to features.
+
+    python bench/tower.py JOB --out FILE [--reference]
+
+JOB is made by bench/job.py. Writes seconds for the weights, features/s and TFLOP/s at several batches, each part's
+share, and `Features.prepare` with an empty and with a full store; --reference also times transformers' tower.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorgnette.config import Encode
+from lorgnette.encode.pixels import PictureRule
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.features import Features, Late
+from lorgnette.model.kernels.gelu import quick_gelu_
+from lorgnette.model.kernels.layernorm import layer_norm
+from lorgnette.model.kernels.rotary_vision import rotate_
+from lorgnette.model.shapes import VisionShape
+from lorgnette.model.store import store_of
+from lorgnette.model.tower import EPS, VisionTower, attention
+from lorgnette.report.manifest import manifest
+from lorgnette.types import Picture, PictureGrid
+
+CUDA = torch.device("cuda")
+SIDE = 20  # patches along the edge of a 280×280 picture
+PICTURES = (16, 41, 64, 82, 128)
+
+
+def flop(shape: VisionShape, grid: PictureGrid) -> float:
+    """Of one picture: two for every multiplication and addition of the products and of attention."""
+    patches, wide = grid.h * grid.w, shape.embed * shape.merge**2
+    block = shape.embed * (4 * shape.embed + 2 * shape.mlp + 2 * patches)
+    merger = grid.tokens * wide * (wide + shape.out)
+    return 2.0 * (patches * (shape.patch_numbers * shape.embed + shape.depth * block) + merger)
+
+
+def milliseconds(work: Callable[[], Any], repeats: int = 10) -> float:
+    """The median on the device's clock, after two rounds that do not count."""
+    times = []
+    for _ in range(repeats + 2):
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        work()
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(begun.elapsed_time(ended))
+    return statistics.median(times[2:])
+
+
+@contextmanager
+def seconds(into: dict[str, Any], name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    torch.cuda.synchronize()
+    into[name] = time.perf_counter() - begun
+
+
+def ceiling() -> float:
+    """TFLOP/s of an 8192³ product."""
+    a, b = (torch.randn(8192, 8192, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / milliseconds(lambda: a @ b, 30) / 1e9
+
+
+def rate(tower: Callable[..., Tensor], shape: VisionShape, count: int) -> dict[str, float]:
+    grids = [PictureGrid(Picture(Path(str(i))), 1, SIDE, SIDE, shape.merge) for i in range(count)]
+    patches = torch.randn(count * SIDE**2, shape.patch_numbers, device=CUDA, dtype=torch.bfloat16)
+    with torch.no_grad():
+        took = milliseconds(lambda: tower(grids, patches))
+    return {
+        "pictures": count,
+        "ms": took,
+        "tflop_s": sum(flop(shape, grid) for grid in grids) / took / 1e9,
+        "features_s": 1000 * sum(grid.tokens for grid in grids) / took,
+    }
+
+
+def parts(tower: VisionTower, count: int) -> dict[str, dict[str, float]]:
+    """Each part of a block alone: ms, and TFLOP/s or TB/s."""
+    shape, rows = tower.shape, count * SIDE**2
+    grids = [PictureGrid(Picture(Path(str(i))), 1, SIDE, SIDE, shape.merge) for i in range(count)]
+
+    def made(*size: int) -> Tensor:
+        return torch.randn(*size, device=CUDA, dtype=torch.bfloat16)
+
+    x, y, qkv, hidden = (made(rows, wide) for wide in (shape.embed, shape.embed, 3 * shape.embed, shape.mlp))
+    heads = qkv.view(rows, 3, shape.heads, shape.head_dim)
+    spans, places = tower._spans(grids), tower._places(grids)
+    of, shift = tower._of, tower._shifts[1]
+    norm = (of("blocks.0.norm1.weight"), of("blocks.0.norm1.bias"), EPS)
+    products = {
+        "qkv": (lambda: tower._linear(x, "blocks.0.attn.qkv"), shape.embed * 3 * shape.embed),
+        "proj": (lambda: x.addmm_(y, of("blocks.0.attn.proj.weight").T, beta=0.5), shape.embed**2),
+        "fc1": (lambda: tower._linear(x, "blocks.0.mlp.fc1"), shape.embed * shape.mlp),
+        "fc2": (lambda: x.addmm_(hidden, of("blocks.0.mlp.fc2.weight").T, beta=0.5), shape.embed * shape.mlp),
+        "attention": (lambda: attention(heads, spans), 2 * SIDE**2 * shape.embed),
+    }
+    passes = {
+        "layer_norm": (lambda: layer_norm(x, shift, *norm), 2 * shape.embed),
+        "rotate": (lambda: rotate_(heads, places, *tower._table), 4 * shape.embed),
+        "quick_gelu": (lambda: quick_gelu_(hidden), 2 * shape.mlp),
+    }
+    found = {}
+    for name, (work, multiplications) in products.items():
+        took = milliseconds(work)
+        found[name] = {"ms": took, "tflop_s": 2 * rows * multiplications / took / 1e9}
+    for name, (work, numbers) in passes.items():
+        took = milliseconds(work)
+        found[name] = {"ms": took, "tb_s": 2 * rows * numbers / took / 1e9}
+    return found
+
+
+def road(job: Path, checkpoint: Checkpoint, tower: VisionTower) -> dict[str, Any]:
+    """The job's own pictures from JPEG to features: store empty, then full."""
+    os.environ["XDG_CACHE_HOME"] = str(job / "cache")
+    shutil.rmtree(job / "cache", ignore_errors=True)
+    rule = PictureRule.of_folder(checkpoint.folder, Encode(size=(14 * SIDE, 14 * SIDE)))
+    grids = [PictureGrid(Picture(path), 1, SIDE, SIDE, rule.merge) for path in sorted((job / "pictures").iterdir())]
+    found: dict[str, Any] = {"pictures": len(grids)}
+    kept: list[Tensor] = []
+    for name in ("without_store", "empty_store", "full_store"):
+        store = None
+        with seconds(found, f"{name}_open_s"):
+            if name != "without_store":
+                store = store_of(checkpoint, rule, CUDA, torch.bfloat16)
+        features = Features(Late(CUDA, torch.bfloat16, lambda: tower), rule, live=False, store=store)
+        with seconds(found, f"{name}_s"):
+            failed = features.prepare(grids)
+        assert not failed
+        found[f"{name}_waited_s"] = features.seconds_waited
+        kept.append(features.of(grids))
+        with seconds(found, f"{name}_finish_s"):
+            assert features.finish() is None
+        found[f"{name}_found"] = features.found
+    found["stored_as_made"] = torch.equal(kept[1], kept[2])
+    return found
+
+
+def reference(checkpoint: Checkpoint, counts: Sequence[int], shape: VisionShape) -> list[dict[str, float]]:
+    from lorgnette.model.features import Tower
+    from lorgnette.model.load import load
+
+    theirs = Tower(load(checkpoint, CUDA, torch.bfloat16))
+    return [rate(theirs, shape, count) for count in counts]
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    checkpoint, found = Checkpoint.at(given.job / "model"), {}
+    torch.cuda.init()
+    for name in ("weights_first_s", "weights_again_s"):
+        with seconds(found, name):
+            tower = VisionTower.read(checkpoint, CUDA, torch.bfloat16)
+    found["weights_gb"] = sum(tensor.nbytes for tensor in tower._weights.values()) / 1e9
+    one = PictureGrid(Picture(Path("one")), 1, SIDE, SIDE, tower.shape.merge)
+    with seconds(found, "first_call_s"):
+        tower([one], torch.zeros(SIDE**2, tower.shape.patch_numbers, device=CUDA, dtype=torch.bfloat16))
+    found["gflop_a_picture"] = flop(tower.shape, one) / 1e9
+    found["matmul_tflop_s"] = ceiling()
+    found["rates"] = [rate(tower, tower.shape, count) for count in PICTURES]
+    found["parts_at_41_pictures"] = parts(tower, 41)
+    found["road"] = road(given.job, checkpoint, tower)
+    if given.reference:
+        found["transformers"] = reference(checkpoint, PICTURES[:3], tower.shape)
+    found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--reference", action="store_true")
+    given = parser.parse_args()
+    figures = measured(given)
+    made = manifest(seed=0, command=["bench/tower.py"], device=torch.cuda.get_device_name())
+    given.out.write_text(json.dumps({"figures": figures, "made_with": made}, indent=2) + "\n")
+    print(json.dumps(figures, indent=1))

@@ -1,0 +1,29 @@
+"""Where a model is computed, and in which numbers."""
+
+import resource
+
+import torch
+
+from lorgnette.errors import LorgnetteError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`: CUDA where there is one. Raises LorgnetteError where CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LorgnetteError(
+            "no CUDA device is to be seen", where="device=cuda", remedy="use device=auto or device=cpu"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory used so far: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

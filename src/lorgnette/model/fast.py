@@ -1,0 +1,303 @@
+"""The fast engine: our own decoder, forward and backward, on packed batches.
+
+On CUDA a pass of some shape is recorded the second time it comes, as a CUDA graph, and from then on played back in one
+launch: at 2B's shapes the GPU is through a step before a host that launches its 1,500 kernels one by one. A graph wants
+its sizes fixed, so a batch is padded up to a shape that was recorded: padding rows are a segment of their own that no
+label depends on. The host never waits for the device inside a step.
+
+On a CPU the same code runs unpadded and unrecorded: the kernels' plain definitions, to be compared with `reference`.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32
+from torch import Tensor
+
+from lorgnette.encode.pack import Share
+from lorgnette.model.decoder import Decoder, Rows
+from lorgnette.model.features import Features
+from lorgnette.model.flat import FlatAdapter
+from lorgnette.model.kernels.dropout import Mask
+from lorgnette.model.kernels.gather_sum import Copies, copies_of
+from lorgnette.model.varlen import Borders
+from lorgnette.types import PackedBatch
+
+MOST_RECORDED = 24
+"""Graphs kept. Their memory is one pool, but each holds its launches: some megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The sizes a pass is padded to: rows, gathered key rows (None: every row once, in order), rows of the last layer,
+    segments, labels, longest query and key segment."""
+
+    rows: int
+    keys: int | None
+    last: int
+    segments: int
+    labels: int
+    longest: int
+
+    @classmethod
+    def of(cls, batch: PackedBatch, *, padded: bool) -> "Room":
+        rows, shared, last = len(batch.tokens), _shared(batch), len(_last_rows(batch)[0])
+        longest = int(max(np.diff(batch.starts).max(), np.diff(batch.key_starts).max()))
+        if not padded:
+            keys = len(batch.key_rows) if shared else None
+            return cls(rows, keys, last, len(batch.starts) - 1, len(batch.targets), longest)
+        wide = _rounded(rows + 1, 32)  # one padding row at the least, for padding keys to be
+        return cls(
+            wide,
+            _rounded(len(batch.key_rows) + wide - rows, 16) if shared else None,
+            _rounded(last + 1, 4),
+            _rounded(len(batch.starts), 4),  # one more than it has: the padding's
+            _rounded(len(batch.targets), 2),
+            max(_rounded(longest, 2), wide // 8),  # padding is a segment too
+        )
+
+    def holds(self, batch: "Room") -> bool:
+        """Whether a batch of those sizes fits without much waste."""
+        fits = (self.keys is None) == (batch.keys is None) and all(
+            mine >= its
+            for mine, its in (
+                (self.rows, batch.rows), (self.keys or 0, batch.keys or 0), (self.last, batch.last),
+                (self.segments, batch.segments), (self.labels, batch.labels), (self.longest, batch.longest),
+            )
+        )  # fmt: skip
+        padding = self.rows - batch.rows
+        return fits and 0 < padding <= min(self.longest, batch.rows // 24 + 32) and self.last > batch.last
+
+
+def _rounded(count: int, parts: int) -> int:
+    """Up to the next of `parts` even steps between two powers of two (of 16 at the least)."""
+    step = max(16, (1 << max(count - 1, 1).bit_length()) // (2 * parts))
+    return -(-count // step) * step
+
+
+def _last_rows(batch: PackedBatch) -> tuple[Int32[np.ndarray, " M"], Int32[np.ndarray, " B"]]:
+    """Of every segment the rows from the first that predicts anything, and the segments' borders among them."""
+    first = np.full(len(batch.starts) - 1, len(batch.tokens), np.int64)
+    segment = np.searchsorted(batch.starts, batch.label_rows, side="right") - 1
+    np.minimum.at(first, segment, batch.label_rows)
+    needed = np.arange(len(batch.tokens)) >= np.repeat(first, np.diff(batch.starts))
+    counts = np.add.reduceat(needed, batch.starts[:-1].astype(np.int64)) if len(first) else np.zeros(0, np.int64)
+    return np.flatnonzero(needed).astype(np.int32), np.cumsum([0, *counts]).astype(np.int32)
+
+
+def _shared(batch: PackedBatch) -> bool:
+    return len(batch.key_rows) != len(batch.tokens) or bool((np.diff(batch.key_rows) != 1).any())
+
+
+class Station:
+    """A room's tensors on the device, filled anew for every pass: one copy of everything that is a number.
+
+    x: [T, C] embedded rows; loss: what the pass gave; graph: its recording, once there is one.
+    """
+
+    def __init__(self, room: Room, decoder: Decoder) -> None:
+        device = decoder.embedding.device
+        self.room = room
+        self.x = torch.zeros(room.rows, decoder.shape.hidden, dtype=decoder.embedding.dtype, device=device)
+        self.loss = torch.zeros((), device=device)
+        self.losses: Float32[Tensor, " R"] = torch.zeros(room.labels, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.passes = 0
+        self._sizes = {name: len(values) for name, values in self._columns(None).items()}
+        self._numbers = torch.zeros(sum(self._sizes.values()), dtype=torch.int32, device=device)
+        parts = dict(zip(self._sizes, torch.split(self._numbers, list(self._sizes.values())), strict=True))
+        self.tokens, self.image_rows, self.feature_rows = parts["tokens"], parts["image_rows"], parts["feature_rows"]
+        self.key = parts["key"][0]
+        keyed = room.keys is not None
+        self.rows = Rows(
+            positions=parts["positions"].view(3, -1),
+            borders=Borders(parts["starts"], parts["key_starts"], room.longest, room.longest),
+            key_rows=parts["key_rows"] if keyed else None,
+            key_copies=Copies(parts["key_places"], parts["key_copies"]) if keyed else None,
+            last_rows=parts["last_rows"],
+            last_borders=Borders(parts["last_starts"], parts["key_starts"], room.longest, room.longest),
+            label_rows=parts["label_rows"],
+            label_copies=Copies(parts["label_places"], parts["label_copies"]),
+            targets=parts["targets"],
+            weights=parts["weights"].view(torch.float32),
+        )
+
+    def fill(self, batch: PackedBatch, key: int) -> None:
+        """Send the batch. key: of this pass's dropout."""
+        columns = self._columns(batch)
+        columns["key"][0] = key
+        host = torch.from_numpy(np.concatenate(list(columns.values())))
+        if self._numbers.is_cuda:
+            host = host.pin_memory()
+        self._numbers.copy_(host, non_blocking=True)
+
+    def _columns(self, batch: PackedBatch | None) -> dict[str, Int32[np.ndarray, " n"]]:
+        """Every number of a pass, padded to the room; None: zeros of the same sizes."""
+        room = self.room
+        T, B, R, N, M = room.rows, room.segments + 1, room.labels, room.keys or 0, room.last
+        sizes = {
+            "tokens": T, "positions": 3 * T, "starts": B, "key_starts": B, "key_rows": N, "key_places": N,
+            "key_copies": T + 1 if N else 0, "last_rows": M, "last_starts": B, "label_rows": R, "label_places": R,
+            "label_copies": M + 1, "targets": R, "weights": R, "image_rows": T, "feature_rows": T, "key": 1,
+        }  # fmt: skip
+        made = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+        if batch is None:
+            return made
+        last, last_starts = _last_rows(batch)
+        filled = {
+            "tokens": batch.tokens, "targets": batch.targets, "image_rows": batch.image_rows,
+            "feature_rows": batch.feature_rows, "label_rows": np.searchsorted(last, batch.label_rows),
+        }  # fmt: skip
+        for name, values in filled.items():
+            made[name][: len(values)] = values
+        made["last_rows"][: len(last)], made["last_rows"][len(last) :] = last, room.rows - 1
+        made["last_starts"][: len(last_starts)], made["last_starts"][len(last_starts) :] = last_starts, M
+        made["positions"].reshape(3, T)[:, : len(batch.tokens)] = batch.positions
+        made["weights"].view(np.float32)[: len(batch.weights)] = batch.weights
+        self._fill_borders(made, batch)
+        made["label_places"][:], made["label_copies"][:] = copies_of(made["label_rows"], M)
+        if N:
+            made["key_places"][:], made["key_copies"][:] = copies_of(made["key_rows"], T)
+        return made
+
+    def _fill_borders(self, made: dict[str, Int32[np.ndarray, " n"]], batch: PackedBatch) -> None:
+        """Segments; then the padding rows' own, which see padding; then empty ones."""
+        room, count = self.room, len(batch.starts)
+        made["starts"][:count], made["starts"][count:] = batch.starts, room.rows
+        keys = room.rows if room.keys is None else room.keys
+        made["key_starts"][:count], made["key_starts"][count:] = batch.key_starts, keys
+        if room.keys is not None:
+            made["key_rows"][: len(batch.key_rows)] = batch.key_rows
+            made["key_rows"][len(batch.key_rows) :] = room.rows - 1
+
+
+class FastEngine:
+    """Losses of packed batches; gradients are added up in the flat adapter's `.grad`."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        adapter: FlatAdapter,
+        features: Features,
+        *,
+        dropout: float,
+        seed: int,
+        grouped: bool = False,
+        again: int = 0,
+    ) -> None:
+        """grouped: passes hold all captions of a picture, which share its rows under dropout too, masks included;
+        again: so many layers are run a second time in the backward pass instead of being kept (memory.py says how many
+        must)."""
+        self.decoder, self.adapter, self.features = decoder, adapter, features
+        self.device = decoder.embedding.device
+        self.parameters = [adapter.values]
+        self._spread = adapter.attach(decoder)
+        self.share: Share = "none" if dropout and not grouped else "tree"
+        self.share_in_evaluation: Share = "tree"
+        self._dropout, self._seed, self._again = dropout, seed, again
+        self._stations: dict[Room, Station] = {}
+        self._memory = torch.cuda.MemPool() if self._recording else None
+        """Of all passes, recorded or not: one that was recorded leaves its memory to the next."""
+
+    @property
+    def _recording(self) -> bool:
+        """In fp32, which the flash kernels do not know, attention goes segment by segment, and is not for a graph."""
+        return self.device.type == "cuda" and self.decoder.embedding.dtype != torch.float32
+
+    def backward(self, batch: PackedBatch, draw: int) -> Float32[Tensor, ""]:
+        """Σ weights · cross-entropy, on the device; its gradient is added up. draw: what dropout's masks are drawn
+        from."""
+        station = self._entered(batch, draw)
+        station.passes += 1
+        if station.graph is None and self._recording and station.passes > 1:
+            self._record(station)
+        if station.graph is None:
+            self._pass(station)
+        else:
+            station.graph.replay()
+        return station.loss.clone()
+
+    def rehearse(self, batch: PackedBatch) -> None:
+        """Run and record a pass of this shape on no pictures: kernels are compiled and loaded, and the first step that
+        counts is played back. May run on a thread while features are made."""
+        if self._recording:
+            station = self._station(batch)
+            station.fill(batch, 0)
+            self._pass(station)
+            self._record(station)
+            assert self.adapter.values.grad is not None
+            self.adapter.values.grad.zero_()
+
+    @torch.no_grad()
+    def label_losses(self, batch: PackedBatch) -> Float32[Tensor, " R"]:
+        """Cross-entropy of every label, in fp32, without dropout."""
+        station = self._entered(batch)
+        passed = self.decoder.forward(station.x, station.rows, None, again=len(self.decoder.layers))
+        return self.decoder.losses(passed)[: len(batch.targets)]
+
+    def loss(self, batch: PackedBatch) -> Float32[Tensor, ""]:
+        """Σ weights · cross-entropy, without dropout and gradient."""
+        losses = self.label_losses(batch)
+        return (losses * torch.from_numpy(batch.weights).to(self.device, non_blocking=True)).sum()
+
+    def updated(self) -> None:
+        """The optimizer has changed the masters: copy them to where they are computed with."""
+        self._spread()
+
+    @torch.no_grad()
+    def _entered(self, batch: PackedBatch, draw: int = 0) -> Station:
+        """The batch on the device, its rows embedded."""
+        station = self._station(batch)
+        station.fill(batch, _drawn(self._seed, draw))
+        torch.index_select(self.decoder.embedding, 0, station.tokens, out=station.x)
+        if batch.grids:
+            count = len(batch.image_rows)
+            features = self.features.of(batch.grids).to(station.x.dtype)
+            rows = features.index_select(0, station.feature_rows[:count])
+            station.x.index_copy_(0, station.image_rows[:count].long(), rows)
+        return station
+
+    def _station(self, batch: PackedBatch) -> Station:
+        exact = Room.of(batch, padded=False)
+        if not self._recording:
+            return Station(exact, self.decoder)
+        need = replace(exact, segments=exact.segments + 1)
+        for room, station in self._stations.items():
+            if room.holds(need):
+                return station
+        made = Station(Room.of(batch, padded=True), self.decoder)
+        if len(self._stations) == MOST_RECORDED:
+            self._stations.pop(next(iter(self._stations)))
+        self._stations[made.room] = made
+        return made
+
+    def _pass(self, station: Station) -> None:
+        with nullcontext() if self._memory is None else torch.cuda.use_mem_pool(self._memory):
+            self._computed(station)
+
+    @torch.no_grad()
+    def _computed(self, station: Station) -> None:
+        mask = Mask(station.key, self._dropout) if self._dropout else None
+        passed = self.decoder.forward(station.x, station.rows, mask, again=self._again)
+        losses, dx = self.decoder.losses_and_gradient(passed)
+        torch.sum(losses * station.rows.weights, 0, out=station.loss)
+        self.decoder.backward(passed, dx)
+
+    def _record(self, station: Station) -> None:
+        assert self._memory is not None
+        graph = torch.cuda.CUDAGraph()
+        pool: Any = self._memory.id  # torch's stubs know the other kind of handle alone
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads use the device
+            self._computed(station)
+        station.graph = graph
+
+
+def _drawn(seed: int, number: int) -> int:
+    """A key that no other pass of this run has: 31 bits of SplitMix64's finalizer (Steele et al. 2014)."""
+    bits = (seed * 0x9E3779B97F4A7C15 + number + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1)
+    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
+    return (bits ^ (bits >> 31)) >> 33

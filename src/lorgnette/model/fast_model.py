@@ -1,0 +1,131 @@
+"""A model as our own engine holds it: decoder, adapter and image features, without transformers and PEFT."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorgnette.config import Lora
+from lorgnette.encode.pixels import PictureRule
+from lorgnette.model.adapter_files import SavedAdapter, scale_of
+from lorgnette.model.build import bare, decoder_of
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.decoder import Decoder
+from lorgnette.model.fast import FastEngine
+from lorgnette.model.features import Features, Late
+from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.inference import Speaker
+from lorgnette.model.shapes import TextShape, VisionShape, config_of
+from lorgnette.model.shapes import unsupported as unknown
+from lorgnette.model.store import Store
+from lorgnette.model.tower import VisionTower
+from lorgnette.types import PackedBatch
+
+
+@dataclass(frozen=True)
+class FastModel:
+    """adapter: None for an untuned model."""
+
+    decoder: Decoder
+    adapter: FlatAdapter | None
+    features: Features
+
+    @cached_property
+    def speaker(self) -> Speaker:
+        """Kept with what it has recorded."""
+        return Speaker(self.decoder, self.features)
+
+
+def features_of(
+    checkpoint: Checkpoint, rule: PictureRule, device: torch.device, dtype: torch.dtype, store: Store | None = None
+) -> Features:
+    """Features of a frozen tower, which is read when the first picture needs it."""
+    tower = Late(device, dtype, lambda: VisionTower.read(checkpoint, device, dtype))
+    return Features(tower, rule, live=False, store=store)
+
+
+def opened(checkpoint: Checkpoint, saved: SavedAdapter | None, features: Features, dtype: torch.dtype) -> FastModel:
+    """The model with a saved adapter, to answer. Raises LorgnetteError where the files do not fit."""
+    text = TextShape.of(config_of(checkpoint))
+    device = features.device
+    if saved is None:
+        return FastModel(decoder_of(checkpoint, bare(text), device, dtype), None, features)
+    shape = saved.shape(text)
+    decoder, adapter = decoder_of(checkpoint, shape, device, dtype), FlatAdapter(shape, device)
+    adapter.load(saved.state)
+    adapter.attach(decoder)
+    return FastModel(decoder, adapter, features)
+
+
+class Opening:
+    """A model to be trained, on its way while its pictures are made into features: weights are read and the adapter is
+    drawn on threads, and then the engine rehearses a first pass."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        lora: Lora,
+        features: Features,
+        dtype: torch.dtype,
+        *,
+        seed: int,
+        saved: Path | None,
+        grouped: bool,
+        again: int,
+        first: PackedBatch,
+    ) -> None:
+        """saved: the checkpoint folder of a run that is resumed; first: a batch as the training will see it."""
+        shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, scale_of(lora))
+        pool = ThreadPoolExecutor(3, "opening")
+        self._decoder = pool.submit(decoder_of, checkpoint, shape, features.device, dtype)
+        values = pool.submit(_values, shape, seed, saved)
+
+        def rehearsed() -> FastEngine:
+            engine = FastEngine(
+                self._decoder.result(), FlatAdapter(shape, features.device), features,
+                dropout=lora.dropout, seed=seed, grouped=grouped, again=again,
+            )  # fmt: skip
+            engine.rehearse(first)
+            engine.adapter.take(values.result())
+            engine.updated()
+            return engine
+
+        self._engine = pool.submit(rehearsed)
+        pool.shutdown(wait=False)
+
+    def decoder(self) -> Decoder:
+        """Wait for the weights. Raises LorgnetteError where the files are broken or do not fit."""
+        return self._decoder.result()
+
+    def engine(self) -> FastEngine:
+        """Wait for all of it. Raises LorgnetteError as `decoder` does."""
+        return self._engine.result()
+
+
+def unsupported(checkpoint: Checkpoint, lora: Lora) -> str | None:
+    """Why this training is not for our own engine, or None where it is."""
+    if lora.towers != ("language",):
+        return "the vision tower is trained, and features are live"
+    return unknown(config_of(checkpoint))
+
+
+def unsupported_answers(checkpoint: Checkpoint, saved: SavedAdapter | None) -> str | None:
+    """Why this model cannot answer by our own engine, or None where it can."""
+    config = config_of(checkpoint)
+    reason = unknown(config)
+    if reason is None and saved is not None:
+        reason = saved.unsupported(TextShape.of(config), VisionShape.of(config))
+    return reason
+
+
+def _values(shape: AdapterShape, seed: int, saved: Path | None) -> Tensor:
+    if saved is None:
+        return FlatAdapter.drawn(shape, seed)
+    read = SavedAdapter.read(saved)
+    read.shape(shape.text)
+    adapter = FlatAdapter(shape, torch.device("cpu"))
+    adapter.load(read.state)
+    return adapter.values.detach()

@@ -1,0 +1,2 @@
+"""The fast engine's own kernels: each file holds one operation, as plain torch (its definition, used on a CPU and in
+tests) and as a Triton kernel (used on CUDA), behind one function that picks."""

@@ -1,0 +1,66 @@
+"""Sums over rows that were gathered more than once: the gradient of a gather, in a fixed order.
+
+`index_add_` on a GPU adds in whatever order its threads come, so that two equal runs differ; here every row adds up
+its copies one after the other, in fp32.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Where each of T rows went: row t went to places[starts[t] : starts[t + 1]] (T + 1 starts)."""
+
+    places: Int32[Tensor, " N"]
+    starts: Int32[Tensor, " B"]
+
+
+def copies_of(rows: Int32[np.ndarray, " N"], count: int) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
+    """(places, starts) of a gather of `rows` out of `count`, on the host."""
+    places = np.argsort(rows, kind="stable").astype(np.int32)
+    starts = np.searchsorted(rows[places], np.arange(count + 1)).astype(np.int32)
+    return places, starts
+
+
+def gather_sum(copied: Float[Tensor, "N C"], copies: Copies, out: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+    """out[t] = the sum of t's copies; 0 for a row that was not gathered. `out` may be columns of a wider matrix."""
+    if not copied.is_cuda:
+        return out.copy_(gather_sum_reference(copied, copies))
+    width = copied.shape[1]
+    block = min(1024, triton.next_power_of_2(width))
+    _gather_sum[(len(out), triton.cdiv(width, block))](
+        copied, copies.places, copies.starts, out, width, copied.stride(0), out.stride(0), BLOCK=block
+    )
+    return out
+
+
+def gather_sum_reference(copied: Float[Tensor, "N C"], copies: Copies) -> Float[Tensor, "T C"]:
+    counts = copies.starts.diff()
+    row = torch.repeat_interleave(torch.arange(len(counts), device=copied.device), counts)
+    total = torch.zeros(len(counts), copied.shape[1], device=copied.device)
+    return total.index_add_(0, row, copied[copies.places.long()].float()).to(copied.dtype)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _gather_sum(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        there = at < C
+        total = tl.zeros((BLOCK,), tl.float32)
+        for i in range(tl.load(starts + row), tl.load(starts + row + 1)):
+            place = tl.load(places + i).to(tl.int64)
+            total += tl.load(copied + place * copied_stride + at, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + row * out_stride + at, total.to(out.dtype.element_ty), mask=there)

@@ -1,0 +1,37 @@
+"""The vision tower's activation, x · sigmoid(1.702 x), in place (the sigmoid form of Hendrycks & Gimpel 2016).
+
+cuBLAS can add a bias and the tanh form of GELU to its product, not this one.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch without CUDA comes without it
+    triton = None
+
+_BLOCK = 2048
+
+
+def quick_gelu_(x: Float[Tensor, "N M"]) -> None:
+    """In place; x is contiguous. The result is rounded once."""
+    if not x.is_cuda:
+        x.copy_(quick_gelu_reference(x))
+        return
+    _quick_gelu[(triton.cdiv(x.numel(), _BLOCK),)](x, x.numel(), BLOCK=_BLOCK, num_warps=8)
+
+
+def quick_gelu_reference(x: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+    return (x.float() * torch.sigmoid(1.702 * x.float())).to(x.dtype)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _quick_gelu(x, size, BLOCK: tl.constexpr):
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+        tl.store(x + at, (value * tl.sigmoid(1.702 * value)).to(x.dtype.element_ty), mask=at < size)

@@ -1,0 +1,131 @@
+"""Residual addition and RMS norm, together: the residual stream is read and written once.
+
+    x' = x + delta            xn = weight · x' / √(mean(x'²) + eps)            (Zhang & Sennrich 2019)
+
+Sums are fp32 whatever the tensors are; each result is rounded once.
+"""
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch without CUDA comes without it
+    triton = None
+
+
+def add_norm(
+    x: Float[Tensor, "T C"],
+    delta: Float[Tensor, "T C"] | None,
+    weight: Float[Tensor, " C"],
+    eps: float,
+    out: Float[Tensor, "T C"],
+) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"]]:
+    """Writes xn into `out` (which may be columns of a wider matrix); returns x' and 1 / √(mean(x'²) + eps)."""
+    if not x.is_cuda:
+        summed = x if delta is None else x + delta
+        normed, scale = norm_reference(summed, weight, eps)
+        out.copy_(normed)
+        return summed, scale
+    summed = x if delta is None else torch.empty_like(x)
+    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(x.shape[1])
+    _add_norm[(len(x),)](
+        x, x if delta is None else delta, weight, summed, out, scale, x.shape[1], out.stride(0), eps,
+        ADD=delta is not None, BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+    return summed, scale
+
+
+def norm_again(
+    x: Float[Tensor, "T C"], scale: Float32[Tensor, " T"], weight: Float[Tensor, " C"]
+) -> Float[Tensor, "T C"]:
+    """xn, from what `add_norm` returned: the same numbers."""
+    if not x.is_cuda:
+        return (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    _norm_again[(len(x),)](x, scale, weight, out, x.shape[1], BLOCK=block, num_warps=_warps(block))
+    return out
+
+
+def norm_backward(
+    grad: Float[Tensor, "T C"],
+    x: Float[Tensor, "T C"],
+    scale: Float32[Tensor, " T"],
+    weight: Float[Tensor, " C"],
+    residual: Float[Tensor, "T C"],
+) -> Float[Tensor, "T C"]:
+    """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), added to `residual`, the
+    gradient that reaches x' past the norm; in place of `residual`. The weight is frozen."""
+    if not x.is_cuda:
+        return residual.add_(norm_backward_reference(grad, x, scale, weight))
+    block = triton.next_power_of_2(x.shape[1])
+    _norm_backward[(len(x),)](
+        grad, x, scale, weight, residual, x.shape[1], grad.stride(0), BLOCK=block, num_warps=_warps(block)
+    )
+    return residual
+
+
+def norm_reference(
+    x: Float[Tensor, "T C"], weight: Float[Tensor, " C"], eps: float
+) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"]]:
+    scale = torch.rsqrt(x.float().square().mean(-1) + eps)
+    return (weight.float() * (x.float() * scale[:, None])).to(x.dtype), scale
+
+
+def norm_backward_reference(
+    grad: Float[Tensor, "T C"], x: Float[Tensor, "T C"], scale: Float32[Tensor, " T"], weight: Float[Tensor, " C"]
+) -> Float[Tensor, "T C"]:
+    """dx = s · (g·w) − x · s³ · mean(g·w·x)."""
+    through = grad.float() * weight.float()
+    mean = (through * x.float()).mean(-1, keepdim=True)
+    return (scale[:, None] * (through - x.float() * scale[:, None].square() * mean)).to(x.dtype)
+
+
+def _warps(block: int) -> int:
+    return 4 if block <= 2048 else 8
+
+
+if triton is not None:
+
+    @triton.jit
+    def _add_norm(x, delta, weight, summed, out, scale, C, out_stride, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.arange(0, BLOCK)
+        there = at < C
+        value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
+        if ADD:
+            value += tl.load(delta + row * C + at, mask=there, other=0.0).to(tl.float32)
+            rounded = value.to(summed.dtype.element_ty)
+            tl.store(summed + row * C + at, rounded, mask=there)
+            value = rounded.to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(value * value) / C + eps)
+        tl.store(scale + row, inverse)
+        w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + row * out_stride + at, (w * (value * inverse)).to(out.dtype.element_ty), mask=there)
+
+    @triton.jit
+    def _norm_again(x, scale, weight, out, C, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.arange(0, BLOCK)
+        there = at < C
+        value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
+        w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + row * C + at, (w * (value * tl.load(scale + row))).to(out.dtype.element_ty), mask=there)
+
+    @triton.jit
+    def _norm_backward(grad, x, scale, weight, residual, C, grad_stride, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.arange(0, BLOCK)
+        there = at < C
+        g = tl.load(grad + row * grad_stride + at, mask=there, other=0.0).to(tl.float32)
+        value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
+        through = g * tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+        s = tl.load(scale + row)
+        mean = tl.sum(through * value) / C
+        past = tl.load(residual + row * C + at, mask=there, other=0.0).to(tl.float32)
+        made = past + s * (through - value * s * s * mean)
+        tl.store(residual + row * C + at, made.to(residual.dtype.element_ty), mask=there)

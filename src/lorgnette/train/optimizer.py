@@ -1,0 +1,58 @@
+"""AdamW on clipped gradients, decided on the device: the host does not wait to see whether a step is finite.
+
+A step whose loss or gradient is not finite is not taken, and none is after it: the parameters keep the values they had
+before it until the host has read of it, some steps later.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from lorgnette.config import Train
+
+_GUARD = 1e-6
+"""clip_grad_norm_'s, against a norm of 0."""
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), β 0.9 and 0.999, ε 1e-8: the fused kernel that torch.optim.AdamW calls, which
+    also divides by what clipping asks for, and leaves the step out where it is told to.
+
+    It is called directly because torch.optim brings torch.compile's machinery with it: seconds of imports.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], train: Train) -> None:
+        self._parameters, self._most, self._decay = list(parameters), train.max_grad_norm, train.weight_decay
+        self._mean, self._square = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+        device = parameters[0].device
+        self._steps = [torch.zeros((), device=device) for _ in parameters]
+        self._spoiled = torch.zeros((), device=device)
+        """1 once a step was not finite."""
+
+    @torch.no_grad()
+    def step(self, loss: Tensor, lr: float) -> Float32[Tensor, " 2"]:
+        """Update the parameters and clear their gradients. Returns [loss, gradient norm before clipping], still on the
+        device."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        norm = torch.nn.utils.get_total_norm(grads)
+        torch.maximum(self._spoiled, (~torch.isfinite(loss + norm)).float(), out=self._spoiled)
+        torch._foreach_add_(self._steps, 1 - self._spoiled)
+        torch._fused_adamw_(
+            self._parameters, grads, self._mean, self._square, [], self._steps,
+            lr=lr, beta1=0.9, beta2=0.999, weight_decay=self._decay, eps=1e-8, amsgrad=False, maximize=False,
+            grad_scale=((norm + _GUARD) / self._most).clamp_min(1.0), found_inf=self._spoiled,
+        )  # fmt: skip
+        torch._foreach_zero_(grads)
+        return torch.stack([loss, norm])
+
+    def state(self) -> dict[str, Any]:
+        return {"mean": self._mean, "square": self._square, "steps": self._steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises KeyError or RuntimeError for the state of other parameters."""
+        for name, mine in self.state().items():
+            for tensor, saved in zip(mine, state[name], strict=True):
+                tensor.copy_(saved)

@@ -1,0 +1,40 @@
+"""Patches made from bytes on the device are bit for bit those made on the host, which are the processor's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lorgnette.config import Encode
+from lorgnette.encode.pixels import PictureRule
+from lorgnette.model.patchify import Patchify
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+SIZES = [(28, 56), (84, 28), (84, 28), (28, 28), (140, 112)]
+
+
+@pytest.fixture
+def rule(tiny: Path) -> PictureRule:
+    return PictureRule.of_folder(tiny, Encode(size=None, image_tokens=(1, 30)))
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    drawn = np.random.default_rng(0)
+    return [drawn.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bit_equal_to_the_host(rule: PictureRule, pictures: list[np.ndarray], device: str, dtype: torch.dtype) -> None:
+    made = Patchify(rule, torch.device(device), dtype)(pictures).cpu()
+    wanted = torch.from_numpy(np.concatenate([rule.patches(picture) for picture in pictures])).to(dtype)
+    assert torch.equal(made, wanted)
+    assert not torch.equal(made, wanted.flip(0))
+
+
+def test_one_picture_is_not_copied_together(rule: PictureRule, pictures: list[np.ndarray]) -> None:
+    [first, *_] = pictures
+    made = Patchify(rule, torch.device("cpu"), torch.float32)([first])
+    assert torch.equal(made, torch.from_numpy(rule.patches(first)))

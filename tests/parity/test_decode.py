@@ -1,0 +1,275 @@
+"""Answers from our own decoder are those of transformers' `generate`, token for token; every step's logits are those
+of a full pass over the text so far."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lorgnette.config import Encode, Lora
+from lorgnette.demo.scenes import draw, random_scene
+from lorgnette.encode.encoder import Encoder
+from lorgnette.model.adapter import attach
+from lorgnette.model.build import bare, decoder_of
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.fast_model import FastModel
+from lorgnette.model.features import Features
+from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.inference import Speaker
+from lorgnette.model.load import load
+from lorgnette.model.shapes import TextShape, config_of
+from lorgnette.model.tower import VisionTower
+from lorgnette.predict import decode, generate
+from lorgnette.predict.generate import Sampling
+from lorgnette.run.located import BUILT_IN
+from lorgnette.types import Encoded, Example, Picture, Turn
+
+ENCODE = Encode(size=None, image_tokens=(4, 30))
+LORA = Lora(rank=8, alpha=16, dropout=0.0)
+SAMPLING = Sampling(max_new_tokens=12)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def fast(bench: Any, folder: Path, dtype: torch.dtype = torch.float32) -> FastModel:
+    """The bench's weights and adapter in our own decoder."""
+    checkpoint = Checkpoint.at(folder)
+    shape = AdapterShape(TextShape.of(config_of(checkpoint)), LORA.targets, LORA.rank, LORA.alpha / LORA.rank)
+    decoder = decoder_of(checkpoint, shape, bench.engine.device, dtype)
+    adapter = FlatAdapter(shape, bench.engine.device)
+    state = {n.replace(".default.", "."): p.detach() for n, p in bench.model.named_parameters() if "lora_" in n}
+    adapter.load(state)
+    adapter.attach(decoder)
+    return FastModel(decoder, adapter, bench.features)
+
+
+@pytest.fixture(scope="module", params=[CPU, pytest.param(CUDA, marks=NEEDS_CUDA)], ids=str)
+def bench(make_bench: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
+    return make_bench(LORA, ENCODE, request.param, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(bench: Any, tiny: Path) -> FastModel:
+    return fast(bench, tiny)
+
+
+@pytest.fixture(scope="module")
+def asked(conversations: list[Example], example: Callable[..., Example]) -> list[Example]:
+    """The suite's conversations, and prompts that others begin with, end in a picture or stand twice."""
+    return [
+        *conversations,
+        example(("user", "no picture, and longer"), ("assistant", "a")),
+        example(("user", 0, 1, 2, 3, "which?"), ("assistant", "b")),
+        example(("user", "look: ", 4), ("assistant", "c")),
+        conversations[0],
+    ]
+
+
+@pytest.fixture(scope="module", params=["tuned", None], ids=["tuned", "base"])
+def adapter(request: pytest.FixtureRequest) -> str | None:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def theirs(bench: Any, asked: list[Example], adapter: str | None) -> list[tuple[str, bool]]:
+    """transformers' answers, each asked alone: no padding that could matter."""
+    one = replace(SAMPLING, batch_size=1)
+    return said(generate.answers(bench.model, bench.encoder, asked, one, adapter=adapter))
+
+
+def said(predictions: Any) -> list[tuple[str, bool]]:
+    return [(p.text, p.stopped) for p in predictions]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
+def test_greedy_answers_are_transformers(
+    bench: Any,
+    model: FastModel,
+    asked: list[Example],
+    theirs: list[tuple[str, bool]],
+    adapter: str | None,
+    batch_size: int,
+) -> None:
+    sampling = replace(SAMPLING, batch_size=batch_size)
+    assert said(decode.answers(model, bench.encoder, asked, sampling, adapter=adapter)) == theirs
+    assert len({text for text, _ in theirs}) > 4
+
+
+def test_tuned_and_base_are_not_the_same(bench: Any, model: FastModel, asked: list[Example]) -> None:
+    tuned, base = (said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter=name)) for name in ("t", None))
+    assert tuned != base
+
+
+def test_an_answer_ends_where_transformers_ends_it(bench: Any, model: FastModel, asked: list[Example]) -> None:
+    """With tokens that the tiny model does say as ends: at once, later, and not at all, in one batch."""
+    prompts = prepared(bench, asked)
+    whole = decode.written(model.speaker, prompts, greedy, 12, [], tuned=True)
+    ends = [int(whole[0, 0]), int(whole[1, 4])]
+    rows = decode.written(model.speaker, prompts, greedy, 12, ends, tuned=True).tolist()
+    lengths = set()
+    for prompt, row, free in zip(prompts, rows, whole.tolist(), strict=True):
+        length = next((i for i, token in enumerate(free) if token in ends), 12)
+        lengths.add(length)
+        assert row == [*free[: length + 1], *[free[min(length, 11)]] * 12][: len(row)]
+        assert generated(bench, prompt, ends) == free[: length + 1]
+    assert 0 in lengths
+    assert len(lengths) > 1
+
+
+def greedy(logits: Tensor, place: int) -> Tensor:
+    return logits.argmax(-1)
+
+
+def prepared(bench: Any, examples: Sequence[Example]) -> list[Encoded]:
+    prompts = [bench.encoder.encode(example, answer=True) for example in examples]
+    assert not bench.features.prepare(grid for prompt in prompts for grid in prompt.grids)
+    return prompts
+
+
+def generated(bench: Any, prompt: Encoded, ends: list[int]) -> list[int]:
+    from transformers import GenerationConfig
+
+    bench.model.eval()
+    inputs = generate._padded([prompt], bench.encoder, bench.engine.device)
+    settings = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
+    with torch.no_grad():
+        row = bench.model.generate(**inputs, generation_config=settings)[0]
+    return row[len(prompt.tokens) :].tolist()  # type: ignore[no-any-return]
+
+
+def test_when_all_have_ended_nothing_more_is_said(bench: Any, model: FastModel, asked: list[Example]) -> None:
+    prompts = prepared(bench, asked[:1] * 3)
+    first = int(decode.written(model.speaker, prompts, greedy, 1, [], tuned=True)[0, 0])
+    assert decode.written(model.speaker, prompts, greedy, 100, [first], tuned=True).shape == (3, decode.LOOK_EVERY)
+
+
+def longer(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
+    """The prompt with the answer so far."""
+    more = np.array(tokens, np.int32)
+    positions = prompt.positions.max() + 1 + np.arange(len(more), dtype=np.int32)
+    return replace(
+        prompt,
+        tokens=np.concatenate([prompt.tokens, more]),
+        positions=np.concatenate([prompt.positions, np.stack([positions] * 3)], 1),
+    )
+
+
+def distances(model: FastModel, prompts: list[Encoded], shift: int = 0, steps: int = 10) -> list[float]:
+    """Of each step's logits from those of one pass over prompt and answer so far. shift: added to the next position."""
+    cache = model.speaker.begin(prompts, steps + 1, tuned=True)
+    cache.positions.add_(shift)
+    found, spoken = [], [[] for _ in prompts]
+    logits = cache.logits[: len(prompts)].clone()
+    for _ in range(steps):
+        tokens = logits.argmax(-1)
+        for row, token in zip(spoken, tokens.tolist(), strict=True):
+            row.append(token)
+        logits = model.speaker.step(cache, tokens, tuned=True).clone()
+        kept = [part.clone() for part in (cache.lengths, cache.positions)]
+        other = Speaker(model.decoder, model.features)
+        texts = [longer(prompt, row) for prompt, row in zip(prompts, spoken, strict=True)]
+        full = other.begin(texts, 1, tuned=True).logits[: len(prompts)]
+        assert all(torch.equal(a, b) for a, b in zip(kept, (cache.lengths, cache.positions), strict=True))
+        found.append((logits - full).abs().max().item())
+    return found
+
+
+def test_every_steps_logits_are_those_of_a_full_pass(bench: Any, model: FastModel, asked: list[Example]) -> None:
+    assert max(distances(model, prepared(bench, asked))) < 1e-4
+
+
+def test_the_comparison_can_fail(bench: Any, model: FastModel, asked: list[Example]) -> None:
+    """Negative control: a next position that is off by one shows in every step."""
+    assert min(distances(model, prepared(bench, asked), shift=1, steps=3)) > 1e-2
+
+
+def test_prompts_cut_into_passes_are_the_prompts(
+    bench: Any, model: FastModel, asked: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = prepared(bench, asked)
+    whole = model.speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)].clone()
+    monkeypatch.setattr("lorgnette.model.inference.ROWS_AT_ONCE", 60)
+    cut = Speaker(model.decoder, model.features).begin(prompts, 1, tuned=True).logits[: len(prompts)]
+    torch.testing.assert_close(cut, whole, atol=1e-4, rtol=0)
+
+
+def test_a_changed_adapter_answers_at_once(bench: Any, tiny: Path, asked: list[Example]) -> None:
+    """What the optimizer writes is what the next answer is made with, recorded or not."""
+    model = fast(bench, tiny)
+    before = [said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter="t")) for _ in range(2)]
+    for linear in model.decoder.linears:
+        linear.weight[:, linear.inputs :].zero_()
+    after = said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter="t"))
+    assert before[0] == before[1] != after
+    assert after == said(decode.answers(model, bench.encoder, asked, SAMPLING))
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    """The built-in model, which has learned to speak and to stop, with an adapter that disturbs it."""
+    checkpoint, encoder = Checkpoint.at(BUILT_IN), Encoder.of_folder(BUILT_IN, Encode(size=(112, 112)))
+    model = attach(load(checkpoint, CPU, torch.float32), checkpoint.family, LORA, seed=0)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.02)
+    features = Features(VisionTower.read(checkpoint, CPU, torch.float32), encoder.rule, live=False)
+    return SimpleNamespace(model=model, encoder=encoder, features=features, engine=SimpleNamespace(device=CPU))
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    folder, chance = tmp_path_factory.mktemp("drawings"), random.Random(3)
+    made = []
+    for i in range(5):
+        draw(random_scene(chance)).save(folder / f"{i}.png")
+        turn = Turn("user", (Picture(folder / f"{i}.png"), "COCO Yes:"))
+        made.append(Example(str(i), (turn,), folder / "captions.csv", i))
+    return made
+
+
+def test_the_built_in_models_captions(demo: Any, drawings: list[Example], adapter: str | None) -> None:
+    """Its own tower and decoder against transformers', sentences of different lengths in a batch."""
+    sampling = Sampling(max_new_tokens=90, batch_size=3)
+    wanted = said(generate.answers(demo.model, demo.encoder, drawings, sampling, adapter=adapter))
+    assert said(decode.answers(fast(demo, BUILT_IN), demo.encoder, drawings, sampling, adapter=adapter)) == wanted
+    if adapter is None:
+        assert all(stopped for _, stopped in wanted)
+        assert len({len(text) for text, _ in wanted}) > 1
+
+
+def test_a_decoder_without_room_for_an_adapter(demo: Any, drawings: list[Example]) -> None:
+    checkpoint = Checkpoint.at(BUILT_IN)
+    shape = bare(TextShape.of(config_of(checkpoint)))
+    model = FastModel(decoder_of(checkpoint, shape, CPU, torch.float32), None, demo.features)
+    wanted = said(decode.answers(fast(demo, BUILT_IN), demo.encoder, drawings, SAMPLING))
+    for name in (None, "merged"):
+        assert said(decode.answers(model, demo.encoder, drawings, SAMPLING, adapter=name)) == wanted
+
+
+@NEEDS_CUDA
+def test_bf16_is_no_further_from_fp32_than_transformers(
+    make_bench: Callable[..., Any], tiny: Path, asked: list[Example]
+) -> None:
+    """The logits of every answer's first token, ours from the cache's pass and theirs from their own forward."""
+    exact, half = (make_bench(LORA, ENCODE, CUDA, dtype) for dtype in (torch.float32, torch.bfloat16))
+    prompts = prepared(exact, asked)
+    prepared(half, asked)
+    wanted = fast(exact, tiny).speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)].clone()
+    ours = fast(half, tiny, torch.bfloat16).speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)]
+    half.model.eval()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        inputs = [generate._padded([prompt], half.encoder, CUDA) for prompt in prompts]
+        theirs = torch.cat([half.model(**one).logits[:, -1].float() for one in inputs])
+
+    def error(logits: Tensor) -> float:
+        return (logits - wanted).square().mean().sqrt().item()
+
+    assert 0 < error(ours) <= 1.1 * error(theirs)
