@@ -11,7 +11,9 @@ import pytest
 import lorgnette
 from lorgnette import config
 
-VERBS = ["demo", "prepare", "check", "plan", "train", "predict", "evaluate", "compare", "merge", "watch", "recipe"]
+VERBS = [
+    "demo", "prepare", "check", "plan", "train", "predict", "evaluate", "compare", "verify", "merge", "watch", "recipe",
+]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft")
 LOADED = f"""
 import sys
@@ -157,3 +159,12 @@ def test_a_letter_the_terminal_has_not(captions: Path) -> None:
     done = python("-c", code, "check", "图片.csv", at=captions.parent)
     assert done.returncode == 1
     assert "\\u56fe\\u7247.csv" in done.stderr
+
+
+def test_ctrl_c_is_answered_in_one_line(captions: Path, cli, monkeypatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorgnette.run.preparing.check", stopped)
+    done = cli("check", "captions.csv")
+    assert (done.status, done.out, done.err) == (130, "", "stopped\n")

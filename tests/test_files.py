@@ -53,6 +53,20 @@ def test_a_folder_is_replaced_as_a_whole(place: Path) -> None:
     assert contents(place) == {"page": "old", "run/b/c": "new"}
 
 
+def test_a_folders_files_are_as_open_as_the_folder(place: Path) -> None:
+    """safetensors writes for the owner alone; whoever may enter the folder is meant to read it."""
+    before = os.umask(0o027)
+    try:
+        with folder_whole(place / "run") as beside:
+            (beside / "weights").write_text("new")
+            (beside / "weights").chmod(0o600)
+            (beside / "tool").write_text("new")
+            (beside / "tool").chmod(0o700)
+    finally:
+        os.umask(before)
+    assert [(place / "run" / name).stat().st_mode & 0o777 for name in ("weights", "tool")] == [0o640, 0o740]
+
+
 @pytest.mark.parametrize("failure", [UnpluggedError, KeyboardInterrupt])
 def test_a_block_that_fails_leaves_everything_as_it_was(place: Path, failure: type[BaseException]) -> None:
     def begun(beside: Path) -> None:

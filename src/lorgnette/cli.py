@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
 console = Console(stderr=True)
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.lr=1e-4")]
 Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
@@ -243,15 +245,36 @@ def compare(
 
 
 @app.command()
-def merge(
-    adapter: Annotated[Path, typer.Argument(help="a run, or an adapter's folder")],
-    out: Annotated[Path, typer.Argument(help="folder of the merged checkpoint")],
+def verify(
+    adapter: Annotated[Path, typer.Argument(help="an adapter's folder, or its run's")],
     model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+    data: Annotated[Path | None, typer.Option(help="pictures or a data file to ask about; without: drawn ones")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="of the data, the first so many")] = 4,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> None:
-    """Base and adapter as one checkpoint in the hub's layout."""
+    """Does this adapter do anything, and anywhere else too? Asked in a process of plain transformers and peft. Exit
+    status 1 where something is wrong with it."""
     from lorgnette import run
 
-    run.merge(adapter, out, model=model, console=console)
+    verdict = run.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
+    if as_json:
+        typer.echo(json.dumps(verdict.as_dict(), ensure_ascii=False, indent=2))
+    if not verdict.good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="an adapter's folder, or its run's")],
+    out: Annotated[Path, typer.Argument(help="folder of the merged checkpoint")],
+    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the merged model is asked")] = "auto",
+) -> None:
+    """Base and adapter as one checkpoint in the hub's layout, compared with the two of them."""
+    from lorgnette import run
+
+    run.merge(adapter, out, model=model, device=device, console=console)
 
 
 @app.command()
@@ -310,6 +333,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="lorgnette")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has made it of Ctrl-C, without a word
+            Terminal(console).say("stopped")
+        raise
     except LorgnetteError as error:
         Terminal(console).fail(f"lorgnette: {error}")
         sys.exit(error.exit_status)
@@ -322,4 +349,4 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         Terminal(console).say("stopped")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -27,7 +27,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_whole(path: Path) -> Iterator[Path]:
-    """The same for a folder. What stood at `path` is removed only when the new folder is complete."""
+    """The same for a folder. What stood at `path` is removed only when the new folder is complete.
+
+    Its files may be read by whoever may enter it: safetensors makes them for their owner alone (mode 0600).
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     retired = path.with_name(f".{path.name}.{os.getpid()}.old")
     with _explained(path):
@@ -36,7 +39,9 @@ def folder_whole(path: Path) -> Iterator[Path]:
         try:
             yield beside
             for file in beside.rglob("*"):
-                _to_disk(file)
+                if file.is_file():
+                    file.chmod(file.stat().st_mode | (beside.stat().st_mode & 0o666))  # the umask's, as mkdir took it
+                    _to_disk(file)
             if path.exists():
                 shutil.rmtree(retired, ignore_errors=True)
                 os.replace(path, retired)
@@ -61,9 +66,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    if path.is_file():
-        with open(path, "rb+") as written:
-            os.fsync(written.fileno())
+    with open(path, "rb+") as written:
+        os.fsync(written.fileno())
 
 
 @contextmanager

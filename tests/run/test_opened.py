@@ -41,6 +41,14 @@ def test_an_adapter_names_its_base_as_everybody_does(chosen: Callable[..., Setti
         assert contract_of(chosen(f"model={model}"), asked.checkpoint, asked.encoder).model == named
 
 
+def test_a_run_may_stand_for_its_adapter(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert Asked.of(None, tmp_path, TERMINAL).adapter == adapter
+    (tmp_path / "config.yaml").unlink()  # no run, only a folder that holds an adapter
+    with pytest.raises(LorgnetteError, match="no adapter here"):
+        Asked.of(None, tmp_path, TERMINAL)
+
+
 def test_the_built_in_model_is_asked_at_its_own_size() -> None:
     asked = Asked.of("demo", None, TERMINAL)
     assert asked.encoder.rule.size == (112, 112)

@@ -1,6 +1,7 @@
 """The page of a run, from its log alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from lorgnette.report.log import RunLog
 from lorgnette.report.page import Score
@@ -8,8 +9,8 @@ from lorgnette.run.job import Job
 from lorgnette.run.results import write_results
 
 
-def test_the_page_says_what_was_done(job: Callable[..., Job]) -> None:
-    done = job("run=first try")
+def test_the_page_says_what_was_done(job: Callable[..., Job], tmp_path: Path) -> None:
+    done = job(f"run={tmp_path / 'first try'}")
     with RunLog(done.folder.log) as log:
         for step, loss in ((1, 2.5), (10, 1.25)):
             log.write({"kind": "train", "step": step, "loss": loss, "lr": 1e-4, "grad_norm": 1.0})

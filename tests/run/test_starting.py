@@ -43,7 +43,9 @@ def test_what_others_put_there_stays(chosen: Chosen, tmp_path: Path, monkeypatch
     monkeypatch.setattr(starting, "_tune", tune)
     with pytest.raises(KeyboardInterrupt):
         train(chosen())
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"notes.txt", "config.yaml", "manifest.json"}
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "run")  # it is a run still
 
 
 def test_a_taken_name_is_found_before_the_data_is_read(

@@ -127,12 +127,15 @@ def test_a_tracker_that_fails_stops_nothing(watching: Any, said: io.StringIO) ->
 
 def test_a_checkpoint_is_saved_and_logged(watching: Any) -> None:
     watcher, run, _ = watching()
-    watcher.checkpoint(7, {"step": 7})
+    for step in (7, 8, 9, 10):
+        watcher.checkpoint(step, {"step": step, "best": [7, 0.5, 0]})
     step, path = checkpoints.latest(run / "checkpoints") or (0, run)
-    assert step == 7
+    assert step == 10
     assert (path / "adapter").read_text() == "weights"
-    assert checkpoints.restore(path, torch.device("cpu")) == {"step": 7}
+    assert checkpoints.restore(path, torch.device("cpu"))["step"] == 10
     assert log.read(run / "log.jsonl")[0]["text"] == "checkpoint step-000007"
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {"step-000007", "step-000009", "step-000010"}  # the best and the newest two
 
 
 def test_the_first_ctrl_c_asks_and_the_second_stops(terminal: Terminal, said: io.StringIO) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.train.checkpoints import STATE, latest, restore, save
+from lorgnette.train.checkpoints import STATE, latest, restore, rotate, save
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,20 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / STATE).touch()
     assert latest(tmp_path) == (1_000_000, tmp_path / "step-1000000")
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10, 20):
+        save(tmp_path, step, adapter, {})
+    (tmp_path / "step-1-backup").mkdir()  # a person's own
+    (tmp_path / "step-1-backup" / STATE).touch()
+    rotate(tmp_path, best=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000002", "step-000010", "step-000020", "step-1-backup",
+    ]  # fmt: skip
+    rotate(tmp_path, best=0)  # none yet
+    assert latest(tmp_path) == (20, tmp_path / "step-000020")
+    assert not (tmp_path / "step-000002").exists()
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ WORDS = 8
 class Bigrams:
     """The engine: each token's row of a matrix predicts the next one."""
 
+    dtype = torch.float32
     share: Share = "none"
     share_in_evaluation: Share = "none"
 

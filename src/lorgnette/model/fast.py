@@ -203,9 +203,13 @@ class FastEngine:
         """Of all passes, recorded or not: one that was recorded leaves its memory to the next."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embedding.dtype
+
+    @property
     def _recording(self) -> bool:
         """In fp32, which the flash kernels do not know, attention goes segment by segment, and is not for a graph."""
-        return self.device.type == "cuda" and self.decoder.embedding.dtype != torch.float32
+        return self.device.type == "cuda" and self.dtype != torch.float32
 
     def backward(self, batch: PackedBatch, draw: int) -> Float32[Tensor, ""]:
         """Σ weights · cross-entropy, on the device; its gradient is added up. draw: what dropout's masks are drawn

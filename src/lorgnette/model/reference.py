@@ -35,7 +35,7 @@ class ReferenceEngine:
         self._head = base.get_submodule("lm_head")
         self._embedding = base.get_input_embeddings()
         self.device = self._embedding.weight.device
-        self._dtype = self._embedding.weight.dtype
+        self.dtype = self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def backward(self, batch: PackedBatch, draw: int) -> Float[Tensor, ""]:
@@ -83,5 +83,5 @@ class ReferenceEngine:
 
     def _autocast(self) -> AbstractContextManager[object]:
         """bf16 weights with fp32 adapters: PEFT's default pairing, computed in bf16."""
-        half = self._dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self._dtype) if half else nullcontext()
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()

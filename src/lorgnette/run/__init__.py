@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from lorgnette.run.preparing import check, prepare
     from lorgnette.run.showing import demo
     from lorgnette.run.starting import resume, train
+    from lorgnette.run.verifying import verify
 
-__all__ = ["check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "resume", "train", "watch"]
+__all__ = [
+    "check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "resume", "train", "verify", "watch",
+]  # fmt: skip
 
 _FILES = {
     "prepare": "preparing",
@@ -32,6 +35,7 @@ _FILES = {
     "predict": "answering",
     "evaluate": "evaluating",
     "compare": "comparing",
+    "verify": "verifying",
     "demo": "showing",
     "watch": "looking",
     "merge": "merging",

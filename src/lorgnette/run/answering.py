@@ -48,7 +48,7 @@ def predict(
     examples = examples_of(source, prompt, images_from=local(images_from))
     rows = answered(
         asked.opened(device), examples, Sampling(**(sampling or {})), terminal,
-        base=both or adapter is None, tuned=adapter is not None,
+        base=both or adapter is None, tuned=adapter is not None, smaller="a smaller --batch-size needs less",
     )  # fmt: skip
     for row in rows:
         typer.echo(_line(row, both))
@@ -65,12 +65,14 @@ def answered(
     *,
     base: bool = True,
     tuned: bool = True,
+    smaller: str = "free some, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Every (picture, prompt) of the examples once, with the answers that were asked for, in order."""
+    """Every (picture, prompt) of the examples once, with the answers that were asked for, in order. smaller: what to do
+    where memory runs out."""
     asked = questions(examples)
     unasked: Sequence[str | None] = [None] * len(asked)
-    before = texts(opened, asked, sampling, terminal, name="before", adapter=None) if base else unasked
-    after = texts(opened, asked, sampling, terminal, name="after", adapter="tuned") if tuned else unasked
+    before = texts(opened, asked, sampling, terminal, "before", None, smaller) if base else unasked
+    after = texts(opened, asked, sampling, terminal, "after", "tuned", smaller) if tuned else unasked
     return [
         PredictionRow(one.example.id, one.pictures, one.prompt, one.references, base=first, tuned=second)
         for one, first, second in zip(asked, before, after, strict=True)
@@ -82,13 +84,13 @@ def texts(
     asked: Sequence[Question],
     sampling: Sampling,
     terminal: Terminal,
-    *,
     name: str,
     adapter: str | None,
+    smaller: str = "a smaller --batch-size needs less",
 ) -> list[str]:
     """What a model says to every question; without its adapter where that is None. name: what the bar calls it."""
     examples = [question.example for question in asked]
-    with terminal.bar(name, len(examples)) as advance, enough_memory("a smaller --batch-size needs less"):
+    with terminal.bar(name, len(examples)) as advance, enough_memory(smaller):
         given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
         return [prediction.text for prediction in given]
 

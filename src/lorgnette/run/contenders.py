@@ -16,8 +16,7 @@ from lorgnette.report.page import flattened
 from lorgnette.report.predictions import PredictionRow, read_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.answering import asked_of, texts
-from lorgnette.run.located import adapter_folder
-from lorgnette.run.opened import Asked
+from lorgnette.run.opened import Asked, adapter_of
 from lorgnette.run.questions import Question
 
 BASE = "base"
@@ -39,9 +38,7 @@ class Contender:
         """One to every question. Raises LorgnetteError where a file has none to some."""
         if self.asked is not None:
             opened = self.asked.opened(device)
-            return texts(
-                opened, asked, sampling, terminal, name=self.name, adapter="tuned" if self.asked.adapter else None
-            )
+            return texts(opened, asked, sampling, terminal, self.name, "tuned" if self.asked.adapter else None)
         assert self.said is not None
         missing = [question for question in asked if _key(question) not in self.said]
         if missing:
@@ -97,7 +94,7 @@ def _contender(word: str, name: str, model: str | None, terminal: Terminal) -> C
     path = Path(word)
     if is_answers(word):
         return Contender(name, said=_tuned(read_predictions(path)), run=_run_of(path.parent / "adapter"))
-    adapter = adapter_folder(path)
+    adapter = adapter_of(path)
     if adapter == path and ((path / "config.json").is_file() or word == "demo" or not _placed(path)):
         return Contender(name, asked=Asked.of(word, None, terminal))
     return Contender(name, asked=asked_of(model, adapter, terminal), run=_run_of(adapter))

@@ -1,6 +1,6 @@
 """The engine of a training: ours where it computes what is asked for, else transformers' and PEFT's, saying why."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -16,6 +16,7 @@ from lorgnette.model.store import Store, store_of
 from lorgnette.run.job import Job
 from lorgnette.run.material import Material
 from lorgnette.train.loop import Engine
+from lorgnette.types import PictureGrid
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,8 +34,9 @@ class Tuned:
     material: Material
 
 
-def tuned(job: Job, saved: Path | None) -> Tuned:
-    """The model in its place, its pictures' features made. saved: the checkpoint of a run that goes on.
+def tuned(job: Job, saved: Path | None, *, beside: Sequence[PictureGrid] = ()) -> Tuned:
+    """The model in its place, its pictures' features made. saved: the checkpoint of a run that goes on; beside:
+    pictures that are not the data's.
 
     Raises LorgnetteError where files are broken, and UsageError where an engine was asked for that cannot do it.
     """
@@ -42,7 +44,7 @@ def tuned(job: Job, saved: Path | None) -> Tuned:
     dtype = dtype_of(job.settings.dtype, device)
     reason = _why_not_fast(job, device)
     job.terminal.say(f"engine     {'fast' if reason is None else f'reference ({reason})'}")
-    return (_fast if reason is None else _reference)(job, saved, device, dtype)
+    return (_fast if reason is None else _reference)(job, saved, device, dtype, beside)
 
 
 def _why_not_fast(job: Job, device: torch.device) -> str | None:
@@ -56,7 +58,9 @@ def _why_not_fast(job: Job, device: torch.device) -> str | None:
     return "on a CPU" if asked == "auto" and device.type == "cpu" else reason
 
 
-def _fast(job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype) -> Tuned:
+def _fast(
+    job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype, beside: Sequence[PictureGrid]
+) -> Tuned:
     chosen, checkpoint = job.settings, job.material.checkpoint
     features = fast_model.features_of(checkpoint, job.material.encoder.rule, device, dtype, _store(job, device, dtype))
     grouped = chosen.data.group_captions == "image"
@@ -68,14 +72,16 @@ def _fast(job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype
     )  # fmt: skip
     with job.stages("weights"):
         opening.decoder()
-    material = _prepared(job, features)
+    material = _prepared(job, features, beside)
     with job.stages("engine"):
         engine = opening.engine()
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)
     return Tuned(engine, model, engine.adapter.on_cpu, features, material)
 
 
-def _reference(job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype) -> Tuned:
+def _reference(
+    job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype, beside: Sequence[PictureGrid]
+) -> Tuned:
     with job.stages("transformers"):
         from lorgnette.model import adapter as adapters
         from lorgnette.model import load as weights
@@ -86,7 +92,7 @@ def _reference(job: Job, saved: Path | None, device: torch.device, dtype: torch.
     with job.stages("weights"):
         base = weights.load(checkpoint, device, dtype)
     features = Features(Tower(base), rule, live=set(chosen.lora.towers) != {"language"})
-    material = _prepared(job, features)
+    material = _prepared(job, features, beside)
     with job.stages("adapter"):
         if saved is None:
             model = adapters.attach(base, checkpoint.family, chosen.lora, chosen.seed)
@@ -96,10 +102,11 @@ def _reference(job: Job, saved: Path | None, device: torch.device, dtype: torch.
     return Tuned(ReferenceEngine(model, features), model, lambda: adapters.adapter_state(model), features, material)
 
 
-def _prepared(job: Job, features: Features) -> Material:
+def _prepared(job: Job, features: Features, beside: Sequence[PictureGrid]) -> Material:
     """The pictures' features made; the material without those that could not be decoded."""
     with job.stages("features"), job.terminal.bar("pictures", len(job.material.grids)) as advance:
         failed = features.prepare(job.material.grids, seen=advance)
+        features.prepare(beside)
         features.rest()
         if features.device.type == "cuda":
             torch.cuda.synchronize()  # so that the stage's seconds are its own

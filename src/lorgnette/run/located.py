@@ -9,7 +9,6 @@ from lorgnette.config import Settings
 from lorgnette.hub.collect import Collected, collect
 from lorgnette.hub.models import Source, fetch_model
 from lorgnette.hub.sources import is_source, parse
-from lorgnette.report.folder import RunFolder
 from lorgnette.report.terminal import Terminal
 
 BUILT_IN = Path(__file__).parents[1] / "demo" / "model"
@@ -40,12 +39,6 @@ def hub_of(model: str) -> tuple[str, Source]:
 def lasting(model: str) -> str:
     """A model's name as it will be understood elsewhere: a folder by its whole path, a hub's name as it is."""
     return str(Path(model).resolve()) if model != "demo" and Path(model).exists() else model
-
-
-def adapter_folder(path: Path) -> Path:
-    """A run's folder means the adapter in it; any other folder is itself."""
-    inside = RunFolder(path).adapter
-    return inside if RunFolder(path).config.is_file() and inside.is_dir() else path
 
 
 def data_table(settings: Settings, terminal: Terminal) -> Path | None:

@@ -1,36 +1,85 @@
 """`merge`: base and adapter as one checkpoint that needs neither PEFT nor us."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.opened import Asked, enough_memory
 
+LOST = 0.1
+"""A share of the adapter's movement lost to rounding above which it is worth a warning."""
 
-def merge(adapter: Path | str, out: Path | str, *, model: str | None = None, console: Console | None = None) -> Path:
-    """Write the merged checkpoint to `out`, on the CPU in float32, and read it back. Refuses a folder that is there."""
+
+def merge(
+    adapter: Path | str,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Path:
+    """Write the merged checkpoint to `out`, on the CPU in float32, and compare its answers with base and adapter in a
+    process of plain transformers and peft. Refuses a folder that is there."""
     terminal = Terminal(console)
     adapter, out = Path(adapter), Path(out)
     if out.exists():
         raise UsageError("something is there already", where=str(out), remedy="name a folder that is not there yet")
     asked = Asked.of(model, adapter, terminal)
+    assert asked.adapter is not None
+    assert asked.contract is not None
     import torch
 
     from lorgnette.model import adapter as adapters
     from lorgnette.model import load as weights
     from lorgnette.model.checkpoint import Checkpoint
+    from lorgnette.model.device import device_of
+    from lorgnette.model.inventory import inventory
     from lorgnette.model.merge import merge as merged
 
-    cpu = torch.device("cpu")
+    faults = inventory(asked.adapter).faults
+    if faults:
+        raise LorgnetteError("; ".join(faults), where=str(asked.adapter), remedy="`lorgnette verify` says more")
     with enough_memory("merging needs four bytes a weight, twice"):
-        loaded = weights.load(asked.checkpoint, cpu, torch.float32)
-        assert asked.adapter is not None
+        loaded = weights.load(asked.checkpoint, torch.device("cpu"), torch.float32)
         merged(adapters.load(loaded, asked.adapter), asked.checkpoint, out)
-        made = Checkpoint.at(out)
-        weights.load(made, cpu, torch.bfloat16)  # every name and shape is where it should be
-    if asked.contract:
-        asked.contract.model_copy(update={"fingerprint": made.fingerprint}).write(out)
+        del loaded
+    made = Checkpoint.at(out)
+    asked.contract.model_copy(update={"fingerprint": made.fingerprint}).write(out)
     terminal.say(f"merged     {out}")
+    _compare(asked, out, device_of(device).type, terminal)
+    path = str(out.resolve())
+    terminal.say(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
+    terminal.say(f"vLLM       vllm serve {shlex.quote(path)}")
     return out
+
+
+def _compare(asked: Asked, out: Path, device: str, terminal: Terminal) -> None:
+    """Ask the merged folder what base and adapter are asked, and say what rounding has cost.
+
+    Raises LorgnetteError where the folder does not answer as a checkpoint of its own should.
+    """
+    from lorgnette.model.merge import stored_dtype
+    from lorgnette.predict.elsewhere import Distance, ask
+    from lorgnette.run.verifying import moved, pictures_elsewhere, say_texts
+
+    assert asked.adapter is not None
+    assert asked.contract is not None
+    found = ask(asked.checkpoint, asked.adapter, asked.encoder, asked.contract.prompt, merged=out, device=device)
+    if found.failed is not None or found.names.missing:
+        terminal.warn("compared   not: plain peft does not take the adapter (lorgnette verify); merged, it is usable")
+        return
+    if not found.same_inputs:
+        raise LorgnetteError(
+            "the merged folder makes other inputs than its base", where=str(out), remedy="remove it, and merge again"
+        )
+    tuned = Distance.over([sample.moved for sample in found.samples])
+    lost = Distance.over([sample.rounded for sample in found.samples])
+    share = lost.total_variation / tuned.total_variation if tuned.total_variation else 0.0
+    terminal.say(f"adapter    moves the base by {moved(tuned)}, on {len(found.samples)} pictures")
+    say = terminal.say if share < LOST else terminal.warn
+    say(f"rounding   to {stored_dtype(asked.checkpoint)} moves it by {moved(lost)}: {share:.1%} of that")
+    say_texts(terminal, found.samples)
+    terminal.say(f"pictures   {pictures_elsewhere(asked)}")

@@ -11,8 +11,9 @@ from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import FILE, Contract
+from lorgnette.report.folder import RunFolder
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import adapter_folder, hub_of, lasting, model_folder
+from lorgnette.run.located import hub_of, lasting, model_folder
 from lorgnette.types import Example, Prediction
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class Asked:
 
     @classmethod
     def of(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "Asked":
-        """Raises LorgnetteError where one is not there, or base and adapter do not fit."""
-        adapter = adapter_folder(adapter) if adapter else None
+        """`adapter` may be the run that made it. Raises LorgnetteError where one is not there, or base and adapter do
+        not fit."""
+        adapter = adapter and adapter_of(adapter)
         contract = Contract.of(adapter) if adapter else None
         base = model or (contract.model if contract else "demo")
         folder = model_folder(base, terminal)
@@ -110,6 +112,12 @@ class Asked:
 
             loaded = weights.load(self.checkpoint, place, dtype)
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
+
+
+def adapter_of(named: Path) -> Path:
+    """The adapter of a run, where a run's folder is named; else what is named."""
+    run = RunFolder(named)
+    return run.adapter if run.config.is_file() and run.adapter.is_dir() else named
 
 
 @contextmanager

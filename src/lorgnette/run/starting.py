@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -65,15 +65,18 @@ def _placed(chosen: Settings, folder: RunFolder) -> Settings:
 
 @contextmanager
 def _taken_back(folder: RunFolder) -> Iterator[None]:
-    """A run that fails before its log is begun, that is before its first step, leaves nothing: its name is free."""
+    """A run that fails before its log is begun, that is before its first step, leaves nothing: its name is free.
+
+    Where others have put something there (a tracker does, before the log), it stays a run that can be resumed.
+    """
     try:
         yield
     except BaseException:
-        if not folder.log.exists():
-            with suppress(OSError):  # not empty: then it holds what was not made here
-                folder.config.unlink(missing_ok=True)
-                folder.manifest.unlink(missing_ok=True)
-                folder.path.rmdir()
+        ours = (folder.config, folder.manifest)
+        if set(folder.path.iterdir()) <= set(ours):
+            for path in ours:
+                path.unlink(missing_ok=True)
+            folder.path.rmdir()
         raise
 
 

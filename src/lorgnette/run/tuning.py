@@ -1,12 +1,15 @@
 """The tuning itself: from material to an adapter, its answers and its page."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lorgnette.encode.encoder import Encoder
 from lorgnette.files import folder_whole
-from lorgnette.model import adapter_files
+from lorgnette.model import adapter_files, witness
+from lorgnette.model.contract import Contract
 from lorgnette.model.device import device_of, peak_gib
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.log import RunLog
@@ -35,11 +38,21 @@ def tune(job: Job) -> None:
     trackers = _trackers(job)
     step, checkpoint = checkpoints.latest(job.folder.checkpoints) or (0, None)
     with enough_memory("lower train.pass_tokens, encode.size or lora.rank"):
-        made = tuned(job, checkpoint)
+        contract = _contract(job)
+        with TemporaryDirectory() as scratch:
+            asked = witness.question(Path(scratch), job.material.encoder, contract.prompt)
+            made = tuned(job, checkpoint, beside=asked.grids)
         job = replace(job, material=made.material)
+
+        def save(folder: Path) -> None:
+            family = job.material.checkpoint.family
+            adapter_files.write(folder, made.state(), family, job.settings.lora, contract)
+            witness.write(folder, made.engine, asked, job.material.encoder, contract.prompt)
+
         training = Training(
-            made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed
-        )
+            made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed,
+            grouped=job.settings.data.group_captions == "image",
+        )  # fmt: skip
         if checkpoint is not None:
             training.restore(checkpoints.restore(checkpoint, device_of(job.settings.device)))
             job.terminal.say(f"resumed    at step {training.step} of {training.total}")
@@ -49,7 +62,7 @@ def tune(job: Job) -> None:
                 job.stages.keep(log)
                 for problem in job.material.problems:
                     log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-                _trained(job, training, made, log, trackers)
+                _trained(job, training, log, trackers, save, _film(job, made))
                 rows = _answers(job, made)
             for tracker in trackers:
                 tracker.predictions(rows, training.total)
@@ -67,22 +80,27 @@ def tune(job: Job) -> None:
     job.terminal.say(f"page       {job.folder.page}")
 
 
-def _trained(job: Job, training: Training, made: Tuned, log: RunLog, trackers: list[Tracker]) -> None:
-    """Take the steps that are left and save the adapter."""
+def _contract(job: Job) -> Contract:
+    """With the prompt that the data ask, where they ask."""
     contract = contract_of(job.settings, job.material.checkpoint, job.material.encoder)
-    contract = contract.model_copy(update={"prompt": job.material.prompt or contract.prompt})
+    return contract.model_copy(update={"prompt": job.material.prompt or contract.prompt})
 
-    def save(folder: Path) -> None:
-        adapter_files.write(folder, made.state(), job.material.checkpoint.family, job.settings.lora, contract)
 
+def _trained(
+    job: Job,
+    training: Training,
+    log: RunLog,
+    trackers: list[Tracker],
+    save: Callable[[Path], None],
+    film: Filmstrip,
+) -> None:
+    """Take the steps that are left and save the adapter."""
     with (
         job.stages("steps"),
         job.terminal.bar("steps", training.total, done=training.step) as advance,
         Stop(job.terminal) as stop,
     ):
-        watching = Watching(
-            job, log, trackers, save=save, advance=advance, stop=stop, total=training.total, film=_film(job, made)
-        )
+        watching = Watching(job, log, trackers, save=save, advance=advance, stop=stop, total=training.total, film=film)
         finished = training.run(watching)
     if not finished:
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
@@ -101,7 +119,8 @@ def _answers(job: Job, made: Tuned) -> list[PredictionRow]:
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
         opened = Opened(made.model, _asking(job))
-        rows = answered(opened, examples, sampling, job.terminal)
+        smaller = f"lower predict.batch_size in {job.folder.config}, then: lorgnette train --resume {job.folder.path}"
+        rows = answered(opened, examples, sampling, job.terminal, smaller=smaller)
         write_predictions(job.folder.predictions, rows)
     return rows
 

@@ -92,6 +92,7 @@ class Watching:
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
         self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+        checkpoints.rotate(self._folder.checkpoints, best=state["best"][0])
 
     def smaller(self, step: int, tokens: int) -> None:
         text = f"step {step} did not fit into memory: from here on in passes of at most {tokens} tokens"

@@ -3,6 +3,7 @@
 checkpoints/step-000100/   adapter_model.safetensors  adapter_config.json  lorgnette.json  state.pt
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.files import folder_whole
 
 STATE = "state.pt"
+KEPT = 2
+"""Checkpoints that are kept: the newest may be broken by a failing disk, as its remedy says."""
 
 
 def save(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], state: dict[str, Any]) -> Path:
@@ -28,9 +31,21 @@ def save(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], st
 
 def latest(checkpoints: Path) -> tuple[int, Path] | None:
     """The newest whole checkpoint and its step; None where there is none yet."""
+    return max(_whole(checkpoints), default=None)
+
+
+def rotate(checkpoints: Path, *, best: int) -> None:
+    """Remove all whole checkpoints but the newest `KEPT` and the one of step `best`, should there be one: optimizer
+    states are twice the adapter's size, and a long run would fill the disk with them."""
+    for step, path in sorted(_whole(checkpoints))[:-KEPT]:
+        if step != best:
+            shutil.rmtree(path)
+
+
+def _whole(checkpoints: Path) -> list[tuple[int, Path]]:
     whole = (path for path in checkpoints.glob("step-*") if (path / STATE).is_file())
     named = ((path.name.removeprefix("step-"), path) for path in whole)
-    return max(((int(step), path) for step, path in named if step.isdecimal()), default=None)
+    return [(int(step), path) for step, path in named if step.isdecimal()]
 
 
 def restore(checkpoint: Path, device: torch.device) -> dict[str, Any]:

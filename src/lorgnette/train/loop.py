@@ -33,6 +33,9 @@ class Engine(Protocol):
     def parameters(self) -> Sequence[Tensor]: ...
 
     @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
     def share(self) -> Share:
         """What examples of a pass may share in training."""
         ...

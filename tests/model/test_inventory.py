@@ -1,0 +1,131 @@
+"""What is in an adapter's files, and every way in which they may be broken."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.model.adapter_files import CONFIG, WEIGHTS
+from lorgnette.model.inventory import inventory
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+def rewritten(folder: Path, change: Any) -> Path:
+    tensors: Tensors = change(load_file(folder / WEIGHTS))
+    save_file(tensors, folder / WEIGHTS)
+    return folder
+
+
+def test_a_whole_adapter(saved: Path) -> None:
+    found = inventory(saved)
+    assert (found.modules, found.silent, found.rank, found.faults, found.vllm) == (14, 0, 4, (), ())
+    assert {kind.name: kind.modules for kind in found.kinds} == {
+        "self_attn.q_proj": 2, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "self_attn.o_proj": 2,
+        "mlp.gate_proj": 2, "mlp.up_proj": 2, "mlp.down_proj": 2,
+    }  # fmt: skip
+    tensors = load_file(saved / WEIGHTS)
+    largest = max(t.abs().max().item() for name, t in tensors.items() if name.endswith("q_proj.lora_B.weight"))
+    assert next(kind.largest for kind in found.kinds if kind.name == "self_attn.q_proj") == largest
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        (
+            lambda t: {name: x * 0 if "lora_B" in name else x for name, x in t.items()},
+            ["B is zero in all 14 modules: the adapter does nothing"],
+        ),
+        (lambda t: {name: x for name, x in t.items() if "lora_A" in name}, ["14 of 14 modules have only one of their"]),
+        (lambda t: {name: x / 0 if "0.mlp.up_proj" in name else x for name, x in t.items()}, ["2 of 28 tensors hold"]),
+        (lambda t: {"odd": torch.zeros(1)}, ["there is no LoRA tensor in it"]),
+        (lambda t: {name: x * 0 if "q_proj" in name else x for name, x in t.items()}, []),
+    ],
+)
+def test_faults(copied: Path, change: Any, faults: list[str]) -> None:
+    found = inventory(rewritten(copied, change)).faults
+    assert len(found) == len(faults)
+    assert all(one.startswith(start) for one, start in zip(found, faults, strict=True))
+
+
+def test_silent_modules_are_counted(copied: Path) -> None:
+    found = inventory(rewritten(copied, lambda t: {n: x * 0 if "q_proj" in n else x for n, x in t.items()}))
+    assert found.silent == 2
+    assert [kind.name for kind in found.kinds if kind.silent] == ["self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("cut", [-1, -10_000, 300, 9, 5])
+def test_a_file_cut_short_says_how_much_is_there(copied: Path, cut: int) -> None:
+    path = copied / WEIGHTS
+    whole = path.stat().st_size
+    os.truncate(path, whole + cut if cut < 0 else cut)
+    with pytest.raises(LorgnetteError) as caught:
+        inventory(copied)
+    if cut < 0:
+        assert caught.value.what == f"{WEIGHTS} is cut short: {whole + cut} of {whole} bytes are there"
+    else:
+        assert caught.value.what.startswith((f"{WEIGHTS} is cut short: {cut} of ", f"{WEIGHTS} cannot be read"))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 4])
+def test_no_safetensors_at_all(copied: Path, content: bytes) -> None:
+    (copied / WEIGHTS).write_bytes(content)
+    with pytest.raises(LorgnetteError, match=f"{WEIGHTS} cannot be read"):
+        inventory(copied)
+
+
+@pytest.mark.parametrize(("name", "content"), [(CONFIG, "{"), (CONFIG, "[]"), (CONFIG, "{}")])
+def test_a_broken_config(copied: Path, name: str, content: str) -> None:
+    (copied / name).write_text(content)
+    with pytest.raises(LorgnetteError, match=f"{name} cannot be read"):
+        inventory(copied)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_file(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(LorgnetteError, match=f"{name} is missing"):
+        inventory(copied)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"use_dora": True}, "it is a DoRA"),
+        ({"bias": "all"}, "biases are trained"),
+        ({"lora_bias": True}, "biases are trained"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
+        ({"layer_replication": [[0, 2]]}, "layers are replicated"),
+        ({"init_lora_weights": "pissa_niter_4"}, "it starts from pissa_niter_4, which changes the base"),
+        ({"init_lora_weights": "gaussian", "use_rslora": True}, None),
+    ],
+)
+def test_what_vllm_refuses(copied: Path, changed: dict[str, Any], said: str | None) -> None:
+    config = json.loads((copied / CONFIG).read_text())
+    (copied / CONFIG).write_text(json.dumps(config | changed))
+    assert inventory(copied).vllm == ((said,) if said else ())
+
+
+def test_vllms_ranks(copied: Path) -> None:
+    def ranked(rank: int) -> Path:
+        name = "base_model.model.model.visual.blocks.0.attn.qkv.lora_{}.weight"
+        return rewritten(
+            copied, lambda _: {name.format("A"): torch.ones(rank, 2), name.format("B"): torch.ones(2, rank)}
+        )
+
+    assert [inventory(ranked(rank)).vllm_rank for rank in (1, 2, 16, 17, 64, 300, 512)] == [1, 8, 16, 32, 64, 320, 512]
+    assert inventory(ranked(600)).vllm == (
+        "rank 600 is above its limit of 512",
+        "the vision tower is adapted, which it leaves out or refuses",
+    )
