@@ -105,13 +105,6 @@ class Opening:
         return self._engine.result()
 
 
-def unsupported(checkpoint: Checkpoint, lora: Lora) -> str | None:
-    """Why this training is not for our own engine, or None where it is."""
-    if lora.towers != ("language",):
-        return "the vision tower is trained, and features are live"
-    return unknown(config_of(checkpoint))
-
-
 def unsupported_answers(checkpoint: Checkpoint, saved: SavedAdapter | None) -> str | None:
     """Why this model cannot answer by our own engine, or None where it can."""
     config = config_of(checkpoint)
