@@ -40,6 +40,12 @@ OnBadRow = Annotated[
 Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
 Part = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
 ImagesFrom = Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")]
+WHO = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
+BaseModel = Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")]
+AskPrompt = Annotated[str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")]
+Metrics = Annotated[
+    str | None, typer.Option(help="caption, latex, or names with commas; default: what the run was scored by")
+]
 DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
 
 
@@ -197,10 +203,13 @@ def train(
 @app.command()
 def predict(
     source: Annotated[Path, typer.Argument(help="a picture, a folder of pictures, or a data file")],
-    adapter: Annotated[Path | None, typer.Option(help="a run's adapter folder; without: the untuned model")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="a run, or its adapter folder; without: the untuned model")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
     prompt: Annotated[str | None, typer.Option(help="what to ask; default: the adapter's prompt")] = None,
     both: Annotated[bool, typer.Option("--both", help="the untuned model's answer beside the tuned one's")] = False,
+    images_from: ImagesFrom = None,
     out: Annotated[Path | None, typer.Option(help="also write the answers as JSONL")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -220,27 +229,54 @@ def predict(
         "seed": seed,
     }
     run.predict(
-        source, adapter=adapter, model=model, prompt=prompt, both=both, out=out, sampling=sampling, device=device,
-        console=console,
+        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, out=out,
+        sampling=sampling, device=device, console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[str, typer.Argument(metavar="WHO", help=WHO)],
+    source: DataPath,
+    metrics: Metrics = None,
+    out: Annotated[Path | None, typer.Option(help="folder for predictions.jsonl and scores.json")] = None,
+    model: BaseModel = None,
+    prompt: AskPrompt = None,
+    rows: Rows = None,
+    images_from: ImagesFrom = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+) -> None:
+    """Answers held against the data's own, in the field's metrics with their intervals."""
+    from lorgnette import run
+
+    run.evaluate(
+        adapter, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
 
 
 @app.command()
 def compare(
-    adapter: Annotated[Path, typer.Argument(help="a run's adapter folder")],
-    source: DataPath,
-    out: Annotated[Path, typer.Option(help="the page")] = Path("compare.html"),
-    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
+    those: Annotated[list[str], typer.Argument(metavar="WHO [WHO]... DATA", help=f"{WHO}; then the data to ask about")],
+    out: Annotated[Path | None, typer.Option(help="the page; default: compare.html, or the next free name")] = None,
+    metrics: Metrics = None,
+    model: BaseModel = None,
+    prompt: AskPrompt = None,
     rows: Rows = None,
+    images_from: ImagesFrom = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
 ) -> None:
-    """One page: every picture with reference, untuned and tuned answer."""
+    """One page: scores, style and every picture with all answers. One alone is compared with its base."""
     from lorgnette import run
 
     run.compare(
-        adapter, source, out=out, model=model, rows=rows, max_new_tokens=max_new_tokens, device=device, console=console
-    )
+        *those, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
+    )  # fmt: skip
 
 
 @app.command()

@@ -113,7 +113,10 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     log_steps: PositiveInt = Field(10, description="steps between two lines of the log (the first is always logged)")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last is always saved)")
-    eval_steps: PositiveInt | None = Field(None, description="steps between two eval losses; null: after each epoch")
+    eval_steps: PositiveInt | None = Field(
+        None,
+        description="steps between two eval losses, and between two looks at four held-out answers; null: each epoch",
+    )
     patience: PositiveInt | None = Field(
         None, description="stop after so many eval losses without a new best; null: train to the end"
     )
@@ -122,8 +125,8 @@ class Train(Section):
 class Predict(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
     batch_size: PositiveInt = Field(32, description="examples answered at once")
-    metrics: Literal["caption", "latex", "none"] = Field(
-        "caption", description="how the held-out answers are scored: BLEU, ROUGE-L, CIDEr-D; or exact match and edits"
+    metrics: Literal["caption", "latex", "demo", "none"] = Field(
+        "caption", description="scores of held-out answers: BLEU, ROUGE-L, CIDEr-D; exact match and edits; demo's facts"
     )
     size: Literal["trained", "native"] = Field(
         "trained", description="trained: pictures as in training; native: as large as they are, as the tutorial tests"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.source import pictures_of, read
+from lorgnette.data.source import pictures_of, read, speaks
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
@@ -156,6 +156,24 @@ def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> N
     assert [turn.role for turn in one.turns] == ["user"]
     assert one.turns[0].text == "what?"
     assert one.prompt.turns == one.turns
+
+
+def test_what_says_what_it_shows_is_no_folder_of_bare_pictures(picture: Callable[..., Path], tmp_path: Path) -> None:
+    shown = picture("a.png")
+    assert not speaks(shown)
+    assert not speaks(shown.parent)
+    (shown.parent / "b.txt").write_text("of another picture")
+    assert not speaks(shown.parent)
+    (shown.parent / "a.txt").write_text("a")
+    assert speaks(shown.parent)
+    for name in ("metadata.csv", "metadata.jsonl", "shard.tar"):
+        folder = tmp_path / name.partition(".")[2]
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+        assert speaks(folder)
+        assert speaks(folder / name)
+    with pytest.raises(LorgnetteError, match="does not exist"):
+        speaks(tmp_path / "gone")
 
 
 def test_one_picture(picture: Callable[..., Path]) -> None:

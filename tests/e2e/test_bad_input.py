@@ -184,7 +184,7 @@ def test_a_long_caption_and_one_over_several_lines_and_control_tokens_are_text(t
     assert cli("check", "captions.csv").status == 0
     assert cli(*quick("data.split=tail")).status == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["reference"] for row in rows] == texts[2:]
+    assert [row["references"] for row in rows] == [[text] for text in texts[2:]]
 
 
 def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, cli, quick) -> None:
@@ -203,7 +203,8 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
     (tmp_path / "same.json").write_text(json.dumps([{"id": "same", "conversations": said}] * 4))
     assert cli(*quick("data.split=tail", data="same.json")).status == 0
     assert "2 trained on, 2 held out" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 2
+    [line] = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["references"] == ["red", "red"]  # the same question: asked once, and no answer lost
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def texts(tmp_path: Path, lorgnette: Run, *words: object) -> list[tuple[str, str
     done = lorgnette("predict", "captions.csv", "--out", "said.jsonl", "--max-new-tokens", 24, *words)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    return [(row["tuned"] or row["base"], row["reference"]) for row in rows]
+    return [(row["tuned"] or row["base"], *row["references"]) for row in rows]
 
 
 def test_eight_examples_are_memorised(tmp_path: Path, tiny: Path, captions: Path, lorgnette: Run) -> None:

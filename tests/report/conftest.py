@@ -1,4 +1,4 @@
-"""A real browser, for pages that people look at."""
+"""A real browser for the pages: Debian's Chromium, headless, through Playwright. Tests that need it skip without."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -52,12 +52,12 @@ def opened(browser: Any) -> Callable[..., Opened]:
 
 @pytest.fixture
 def is_fit_to_look_at(opened: Callable[..., Opened]) -> Callable[[Path], None]:
-    """A page on a wide and a narrow screen, light and dark: nothing to scroll sideways, nothing asked for, no
+    """A page on a wide screen and two narrow ones, light and dark: nothing to scroll sideways, nothing asked for, no
     complaint, every picture there."""
 
     def look(path: Path) -> None:
         papers = set()
-        for width in (1200, 390):
+        for width in (1200, 390, 320):
             for scheme in ("light", "dark"):
                 with opened(path, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
                     page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lorgnette.report.chart import MOST_POINTS, Curve, charts, figure
+from lorgnette.report.chart import MOST_POINTS, Curve, charts, figure, overlay
 
 
 def test_the_eval_curve_joins_its_own() -> None:
@@ -19,6 +19,14 @@ def test_the_eval_curve_joins_its_own() -> None:
         ("eval x", ["eval x"]),
     ]
     assert drawn[0].sentence == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
+
+
+def test_several_runs_in_one_chart_keep_their_places_colours() -> None:
+    curves = [Curve("base", []), Curve("a", [(1, 2.0), (2, 1.0)]), Curve("b", [(1, 3.0), (2, 2.0)])]
+    [chart] = overlay("eval loss", curves)
+    assert [(line.name, line.colour) for line in chart.lines] == [("a", 2), ("b", 3)]
+    assert [line["name"] for line in chart.data["lines"]] == ["a", "b"]
+    assert overlay("lr", [Curve("base", [])]) == []
 
 
 def test_points_lie_where_the_ticks_say() -> None:

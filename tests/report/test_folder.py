@@ -40,6 +40,11 @@ def test_only_a_run_folder_can_be_resumed(tmp_path: Path) -> None:
     assert RunFolder.existing(tmp_path) == RunFolder(tmp_path)
 
 
+def test_a_number_stands_before_the_suffix(tmp_path: Path) -> None:
+    (tmp_path / "compare.html").touch()
+    assert next_free(tmp_path, "compare", ".html") == tmp_path / "compare-2.html"
+
+
 def test_the_next_free_name(tmp_path: Path) -> None:
     assert next_free(tmp_path, "coco") == tmp_path / "coco"
     (tmp_path / "coco").mkdir()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lorgnette.report.chart import Curve
-from lorgnette.report.page import Page, flattened, write_page
+from lorgnette.report.page import Page, Score, Strip, flattened, write_page
 from lorgnette.report.predictions import PredictionRow
 
 
@@ -29,15 +29,21 @@ def a_page(folder: Path) -> Page:
             Curve("lr", [(float(step), 1e-4 * (1 - step / 62)) for step in range(62)]),
         ],
         rows=[
-            PredictionRow("a", (folder / "one.jpg",), "COCO Yes:", "a cat", "The image shows <b>a cat</b>", "A cat."),
-            PredictionRow("b", (folder / "one.jpg", folder / "two.png"), "请描述：", "一只猫", "", "一只狗"),
-            PredictionRow("c", (folder / "gone.jpg",), "صف:", "قطة", long, None),
-            PredictionRow("d", (), "", "", "same", "same"),
+            PredictionRow(
+                "a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."
+            ),
+            PredictionRow(
+                "b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"
+            ),
+            PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
+            PredictionRow("d", (), "", (), "same", "same"),
         ],
         problems=["data.csv, row 7: picture cannot be decoded"],
         notes=["a note"],
         next_steps=["lorgnette predict --adapter runs/coco/adapter picture.jpg"],
-        scores=[("CIDEr", "12.4", "98.1")],
+        scores=[Score("CIDEr", "12.4", "98.1", better=True), Score("odd", "–", "–", note="one picture says nothing")],
+        gains=[0.5, -0.25, None, None],
+        film=[Strip(PredictionRow("a", (folder / "one.jpg",), "", ("a cat",)), ((0, "The image"), (31, "A cat.")))],
     )
 
 
@@ -50,8 +56,12 @@ def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
         assert text in html
     assert "matches the reference" in html
     assert "unchanged" in html
+    assert "further from the reference" in html
+    assert "Reference 2" in html
+    assert "one picture says nothing" in html
+    assert "step 31" in html
     assert "the file is gone" in html
-    assert html.count("data:image/jpeg;base64,") == 3
+    assert html.count("data:image/jpeg;base64,") == 4
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html
 
@@ -69,7 +79,7 @@ def test_without_a_summary_the_loss_makes_one(tmp_path: Path) -> None:
 
 
 def test_predictions_alone_are_not_called_before_and_after(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", "r", None, "t")]))
+    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
     html = (tmp_path / "report.html").read_text()
     assert ">Predictions<" in html
     assert "Before" not in html
@@ -81,17 +91,30 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) ->
     for place in range(25):
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
-    rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", "r", "b", "t") for row in range(1000)]
+    rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", ("r",), "b", "t") for row in range(1000)]
     write_page(tmp_path / "report.html", Page(title="many", rows=rows))
     html = (tmp_path / "report.html").read_bytes()
     assert len(html) < 30_000_000
     assert html.count(b"<article") == 1000
-    assert b"940 more" in html
+    assert b"988 more" in html
 
 
 def test_settings_are_flattened_as_one_would_type_them() -> None:
     nested = {"a": {"b": {"c": None}, "d": True}, "e": [1, "x"], "f": {}}
     assert flattened(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
+
+
+def test_only_what_is_better_is_green(tmp_path: Path) -> None:
+    rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
+        [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
+    )]  # fmt: skip
+    write_page(tmp_path / "p.html", Page(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
+    html = (tmp_path / "p.html").read_text()
+    cards = html.split("<article")[1:]
+    assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
+    scores = [Score("a", "1", "2", better=True), Score("b", "1", "1")]
+    write_page(tmp_path / "p.html", Page(title="x", scores=scores))
+    assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.report.predictions import PredictionRow, pictured, read_predictions, write_predictions
 
 ROWS = [
-    PredictionRow("a", (Path("one.png"), Path("two.png")), "COCO Yes:", "一只猫\n两行", "a cat", "猫"),
-    PredictionRow("b", (), "hello \u2028 there", "", None, None),
+    PredictionRow("a", (Path("one.png"), Path("two.png")), "COCO Yes:", ("一只猫\n两行", "猫"), "a cat", "猫"),
+    PredictionRow("b", (), "hello \u2028 there", (), None, None),
 ]
 
 
@@ -28,11 +28,11 @@ def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_the_caption_holds_what_was_said() -> None:
-    assert ROWS[0].caption == "after: 猫\nreference: 一只猫\n两行\nbefore: a cat"
+    assert ROWS[0].caption == "after: 猫\nreference: 一只猫\n两行\nreference: 猫\nbefore: a cat"
     assert ROWS[1].caption == ""
 
 
 def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "two.png")
-    row = PredictionRow("a", (tmp_path / "one.png", tmp_path / "two.png"), "", "r")
+    row = PredictionRow("a", (tmp_path / "one.png", tmp_path / "two.png"), "", ("r",))
     assert [(picture.size, caption) for picture, caption in pictured([row], 15)] == [((15, 10), "reference: r")]

@@ -43,8 +43,8 @@ def recorded(folder: Path, said: list[str]) -> SwanlabTracker:
         tracker.log({"train/loss": 1 / step, "train/lr": 1e-4, "train/grad_norm": 2.0}, step)
     tracker.log({"eval/loss": 0.7}, 3)
     rows = [
-        PredictionRow("identity_1", (folder / "one.png",), "COCO Yes:", "一只猫", "the image", "a cat"),
-        PredictionRow("identity_2", (folder / "gone.png",), "COCO Yes:", "a dog", None, "a dog"),
+        PredictionRow("identity_1", (folder / "one.png",), "COCO Yes:", ("一只猫",), "the image", "a cat"),
+        PredictionRow("identity_2", (folder / "gone.png",), "COCO Yes:", ("a dog",), None, "a dog"),
     ]
     tracker.predictions(rows, 3)
     tracker.finish()

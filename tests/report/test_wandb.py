@@ -47,7 +47,7 @@ def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.Ca
     tracker.start({"lora": {"r": 64}, "path": tmp_path})
     tracker.log({"train/loss": 1.0}, 1)
     tracker.log({"train/loss": 0.5}, 2)
-    tracker.predictions([PredictionRow("a", (tmp_path / "one.png",), "p", "a cat", "b", "一只猫")], 2)
+    tracker.predictions([PredictionRow("a", (tmp_path / "one.png",), "p", ("a cat",), "b", "一只猫")], 2)
     tracker.finish()
     (record,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     assert record.stat().st_size > 100

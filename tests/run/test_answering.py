@@ -12,7 +12,7 @@ from lorgnette.run import answering, predict
 
 
 def test_a_lone_answer_is_a_line_of_json() -> None:
-    row = PredictionRow("a", (), "what?", "", base='it "is"\ntwo lines', tuned=None)
+    row = PredictionRow("a", (), "what?", (), base='it "is"\ntwo lines', tuned=None)
     name, _, text = answering._line(row, both=False).partition("\t")
     assert (name, json.loads(text)) == ("a", 'it "is"\ntwo lines')
     assert answering._line(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
@@ -22,7 +22,7 @@ def test_an_empty_prompt_is_a_prompt(captions: Path, tiny: Path, capsys: pytest.
     sampling = {"max_new_tokens": 1}
     for prompt, asked in ((None, "COCO Yes:"), ("", ""), ("What?", "What?")):
         rows = predict(captions.with_name("red.png"), model=str(tiny), prompt=prompt, sampling=sampling)
-        assert [(row.prompt, row.reference, row.tuned) for row in rows] == [(asked, "", None)]
+        assert [(row.prompt, row.references, row.tuned) for row in rows] == [(asked, (), None)]
     assert capsys.readouterr().out.count("red.png\t") == 3
 
 
@@ -30,23 +30,34 @@ def test_answers_are_written_whole(captions: Path, tiny: Path, tmp_path: Path) -
     out = tmp_path / "new" / "said.jsonl"
     rows = predict(captions, model=str(tiny), out=out, sampling={"max_new_tokens": 2, "batch_size": 4})
     assert read_predictions(out) == rows
-    assert [row.reference for row in rows][:2] == ["it is red", "it is green"]
+    assert [row.references for row in rows][:2] == [("it is red",), ("it is green",)]
 
 
-def test_broken_rows_are_all_named(captions: Path) -> None:
-    with captions.open("a") as file:
-        file.write("gone.png,a\nred.png,\n")
-    with pytest.raises(LorgnetteError, match=r"2 of 8 rows(.|\n)*row 8(.|\n)*row 9(.|\n)*and ask again") as refused:
-        answering.examples_of(captions, "what?")
-    assert refused.value.exit_status == 1
-    assert len(answering.examples_of(captions, "what?", rows=6)) == 6
+def test_several_captions_of_a_picture_are_one_question(captions: Path, tiny: Path, capsys) -> None:
+    captions.write_text("image_path,caption\nred.png,one\nblue.png,two\nred.png,three\n")
+    rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1})
+    assert [(row.pictures[0].name, row.references) for row in rows] == [
+        ("red.png", ("one", "three")),
+        ("blue.png", ("two",)),
+    ]
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_pictures_from_elsewhere(captions: Path, tiny: Path) -> None:
+    (captions.parent / "there").mkdir()
+    captions.with_name("red.png").rename(captions.parent / "there" / "red.png")
+    captions.write_text("image_path,caption\nsomewhere/red.png,one\n")
+    with pytest.raises(LorgnetteError, match="missing"):
+        predict(captions, model=str(tiny))
+    place = str(captions.parent / "there")
+    assert len(predict(captions, model=str(tiny), images_from=place, sampling={"max_new_tokens": 1})) == 1
 
 
 @pytest.mark.parametrize("out", [lambda source: source, lambda source: source.parent])
 def test_a_place_that_is_taken(out: Callable[[Path], Path], captions: Path) -> None:
     with pytest.raises(UsageError, match="--out"):
-        answering._must_be_writable(out(captions), captions)
+        answering.must_be_writable(out(captions), captions)
     link = captions.with_name("link.csv")
     link.symlink_to(captions)
     with pytest.raises(UsageError, match="overwrite"):
-        answering._must_be_writable(link, captions)
+        answering.must_be_writable(link, captions)

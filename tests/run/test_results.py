@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorgnette.report.log import RunLog
+from lorgnette.report.page import Score
 from lorgnette.run.job import Job
 from lorgnette.run.results import write_results
 
@@ -14,7 +15,7 @@ def test_the_page_says_what_was_done(job: Callable[..., Job], tmp_path: Path) ->
         for step, loss in ((1, 2.5), (10, 1.25)):
             log.write({"kind": "train", "step": step, "loss": loss, "lr": 1e-4, "grad_norm": 1.0})
         log.write({"kind": "stage", "name": "steps", "seconds": 3.2})
-    write_results(done, [], [("right", "1 of 2", "2 of 2")], ["http://here"])
+    write_results(done, [], [Score("right", "1 of 2", "2 of 2")], ["http://here"])
     page = done.folder.page.read_text(encoding="utf-8")
     for part in ("first try", "10 steps on 4 examples in 3 s; loss 2.5", "2 of 2", "http://here"):
         assert part in page

@@ -1,40 +1,91 @@
 """Held-out answers in numbers: several captions of a picture are several references of one answer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.run.scoring import scored
+from lorgnette.run.scoring import gains, scored
 
 
-def row(picture: str, reference: str, base: str | None, tuned: str | None) -> PredictionRow:
-    return PredictionRow(reference, (Path(picture),), "COCO Yes:", reference, base, tuned)
+def row(picture: str, references: str | tuple[str, ...], base: str | None, tuned: str | None) -> PredictionRow:
+    given = (references,) if isinstance(references, str) else references
+    return PredictionRow(picture, (Path(picture),), "COCO Yes:", given, base, tuned)
 
 
 ROWS = [
-    row("a.png", "a dog runs on the grass", "The image depicts an animal.", "a dog runs on the grass"),
-    row("a.png", "a brown dog running", "The image depicts an animal.", "a dog runs on the grass"),
+    row(
+        "a.png",
+        ("a dog runs on the grass", "a brown dog running"),
+        "The image depicts an animal.",
+        "a dog runs on the grass",
+    ),
     row("b.png", "two red cars on a street", "The image depicts vehicles.", "two red cars on a street"),
 ]
 
 
 def test_caption_metrics_before_and_after() -> None:
-    scores = {name: (before, after) for name, before, after in scored(ROWS, "caption")}
+    scores = {score.name: score for score in scored(ROWS, "caption")}
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
-    assert scores["ROUGE-L"][1].startswith("1.000 (")
-    assert float(scores["BLEU-1"][0].split()[0]) < 0.5
+    assert scores["ROUGE-L"].after.startswith("1.000 (")
+    assert float(scores["BLEU-1"].before.split()[0]) < 0.5
+    assert all(score.better for score in scores.values())
+    turned = [replace(row, base=row.tuned, tuned=row.base) for row in ROWS]
+    assert not any(score.better for score in scored(turned, "caption"))
+
+
+def test_a_metric_that_means_nothing_says_why() -> None:
+    [cider] = [score for score in scored(ROWS[:1], "caption") if score.name == "CIDEr-D"]
+    assert (cider.before, cider.after, cider.better) == ("–", "–", False)
+    assert "picture" in cider.note or "example" in cider.note
 
 
 def test_formulas_are_held_token_by_token() -> None:
     rows = [row("a.png", "x ^ { 2 }", "x", "x^{2}"), row("b.png", r"\\alpha + 1", "b", r"\\alpha+2")]
-    scores = {name: after.split()[0] for name, _, after in scored(rows, "latex")}
-    assert scores["latex-exact-match"] == "0.500"
+    scores = {score.name: score for score in scored(rows, "latex")}
+    assert scores["latex-exact-match"].after.split()[0] == "0.500"
+    assert scores["latex-edit-distance"].better  # the lower one
+
+
+def test_gains_are_by_row_and_signed() -> None:
+    rows = [*ROWS, row("c.png", (), "x", "y"), replace(ROWS[1], base=ROWS[1].tuned, tuned="no")]
+    gained = gains(rows, "caption")
+    assert gained[0] is not None
+    assert gained[0] > 0
+    assert gained[2] is None
+    assert gained[3] is not None
+    assert gained[3] < 0
+    assert gains(rows, "none") == [None] * 4
+    [better] = gains([row("a.png", "x+1", "y", "x+1")], "latex")
+    assert better is not None
+    assert better > 0
+
+
+CAPTION = "A small red car to the left of a big green tree."
+
+
+def test_the_demos_facts_are_read_off_the_references() -> None:
+    rows = [
+        row("a.png", CAPTION, "The image shows a big green tree. A small red car is left of the tree.", CAPTION),
+        row("b.png", CAPTION, "nothing", "A small red car to the right of a big green tree."),
+    ]
+    scores = {score.name: score for score in scored(rows, "demo")}
+    assert (scores["both objects right"].before, scores["both objects right"].after) == ("1 of 2", "2 of 2")
+    assert (scores["relation right"].after, scores["all three right"].after) == ("1 of 2", "1 of 2")
+    assert scores["word for word the reference"].after == "1 of 2"
+    assert not scores["words an answer"].better
+
+
+def test_other_data_than_the_demos_has_no_facts() -> None:
+    """`lorgnette demo data=mine.csv`: nobody drew those."""
+    assert scored(ROWS, "demo") == []
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [row("a.png", "", "x", "y")], [row("a.png", "r", None, "y")]], ids=["none", "no reference", "no base"]
+    "rows", [[], [row("a.png", (), "x", "y")], [row("a.png", "r", None, "y")]], ids=["none", "no reference", "no base"]
 )
 def test_nothing_to_hold_against_is_no_score(rows: list[PredictionRow]) -> None:
     assert scored(rows, "caption") == []
+    assert gains(rows, "caption") == [None] * len(rows)
     assert scored(ROWS, "none") == []

@@ -42,7 +42,8 @@ def test_the_life_of_a_training(job: Callable[..., Job], recorder: Recorder, sai
     started = job()
     tuning.tune(started)
     assert recorder.told == [
-        ("start", 1), (0, "eval/loss"), (1, "train/epoch"), (2, "train/epoch"), (2, "eval/loss"), (2, 2), "finish",
+        ("start", 1), (0, "eval/loss"), (0, "eval/ROUGE-L"), (0, 2),
+        (1, "train/epoch"), (2, "train/epoch"), (2, "eval/loss"), (2, 2), "finish",
     ]  # fmt: skip
     records = log.read(started.folder.log)
     stages = [record["name"] for record in records if record["kind"] == "stage"]

@@ -13,8 +13,10 @@ import torch
 
 from lorgnette.report import log
 from lorgnette.report.log import RunLog
+from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.terminal import Terminal
 from lorgnette.report.trackers import Guarded
+from lorgnette.run.filmstrip import Frame
 from lorgnette.run.job import Job
 from lorgnette.run.watching import Stop, Watching
 from lorgnette.train import checkpoints
@@ -30,6 +32,7 @@ class Recorder:
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.told: list[tuple[int, dict[str, float]]] = []
+        self.shown: list[tuple[int, list[str]]] = []
         self._fails_at = fails_at
 
     def start(self, settings: Any) -> None: ...
@@ -39,9 +42,17 @@ class Recorder:
             raise ConnectionError("no network")
         self.told.append((step, dict(metrics)))
 
-    def predictions(self, rows: Any, step: int) -> None: ...
+    def predictions(self, rows: Any, step: int) -> None:
+        self.shown.append((step, [row.tuned for row in rows]))
 
     def finish(self) -> None: ...
+
+
+class Film:
+    """Always the same answer."""
+
+    def frame(self) -> Frame:
+        return Frame((PredictionRow("a", (), "", ("a dog",), tuned="a dog"),), {"ROUGE-L": 1.0})
 
 
 @pytest.fixture
@@ -61,7 +72,9 @@ def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[.
             (folder / "adapter").write_text("weights")
 
         logs.append(RunLog(started.folder.log))
-        watcher = Watching(started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal), total=99)
+        watcher = Watching(
+            started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal), total=99, film=Film()
+        )
         return watcher, started.folder.path, advanced
 
     yield made
@@ -74,20 +87,31 @@ def test_several_trackers_and_the_log_get_the_same(watching: Any, said: io.Strin
     watcher, run, advanced = watching(one, other)
     watcher.stepped(10, 1.25)
     watcher.logged(REPORT)
-    watcher.evaluated(10, 1.5)
+    watcher.evaluated(99, 1.5)
     assert advanced == [(1, "loss 1.250")]
     assert one.told == other.told
     assert [(step, sorted(metrics)[:2]) for step, metrics in one.told] == [
         (10, ["train/data_wait", "train/epoch"]),
-        (10, ["eval/loss"]),
+        (99, ["eval/loss"]),
     ]
     assert one.told[0][1]["train/loss"] == 1.25
     records = log.read(run / "log.jsonl")
     assert [(r["kind"], r["step"], r.get("loss"), r.get("eval_loss")) for r in records] == [
         ("train", 10, 1.25, None),
-        ("eval", 10, None, 1.5),
+        ("eval", 99, None, 1.5),
     ]
     assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in said.getvalue()
+
+
+def test_the_film_goes_to_the_log_and_the_trackers_but_not_at_the_end(watching: Any) -> None:
+    tracker = Recorder()
+    watcher, run, _ = watching(tracker)
+    for step in (0, 5, 99):
+        watcher.evaluated(step, 1.0)
+    assert tracker.shown == [(0, ["a dog"]), (5, ["a dog"])]
+    assert (5, {"eval/ROUGE-L": 1.0}) in tracker.told
+    frames = [record for record in log.read(run / "log.jsonl") if record["kind"] == "frame"]
+    assert frames == [{"kind": "frame", "answers": ["a dog"], "step": step} for step in (0, 5)]
 
 
 def test_a_tracker_that_fails_stops_nothing(watching: Any, said: io.StringIO) -> None:

@@ -1,6 +1,7 @@
 """Room 1: source → Example. Reads data files and pictures, and says what is wrong with them.
 
     read(path)         a data file or folder of any form → Example or Problem, row by row
+    speaks(path)       whether it is such a source, or bare pictures
     pictures_of(path)  a picture or a folder of pictures → prompts without answers
     check(rows)        → Report, from text and picture headers only
     survey(rows)       → the rows and what their pictures look like; repeats, oddities, scripts: what is odd about them
@@ -22,7 +23,7 @@ from lorgnette.data.pictures import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
 from lorgnette.data.repeats import repeats
 from lorgnette.data.scripts import scripts
-from lorgnette.data.source import pictures_of, read
+from lorgnette.data.source import pictures_of, read, speaks
 from lorgnette.data.split import Split, parts
 from lorgnette.data.survey import Look, Survey, survey
 
@@ -52,6 +53,7 @@ __all__ = [
     "repeats",
     "report_of",
     "scripts",
+    "speaks",
     "survey",
     "usable",
     "verified",

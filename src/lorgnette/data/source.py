@@ -70,6 +70,13 @@ def _opened(path: Path, asked: fields.Asked) -> Iterator[Row]:
     return form(path, asked)
 
 
+def speaks(path: Path) -> bool:
+    """Whether `read` is the way to read it: a data file, or a folder that says what its pictures show. Anything else is
+    a picture or a folder of bare pictures, for `pictures_of`."""
+    _must_be_there(path)
+    return folder.speaks(path) if path.is_dir() else path.suffix.lower() in FILES
+
+
 def pictures_of(path: Path, *, prompt: str = PROMPT) -> Iterator[Row]:
     """A picture, or the pictures right in a folder by name: each with the prompt, and no answer yet.
 

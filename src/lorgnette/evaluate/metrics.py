@@ -4,7 +4,7 @@ METEOR is left out: the 1.5 that the field reports needs Java or its 60 MB table
 without them the number would carry the name and not be comparable.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,10 +63,14 @@ def score(
     seed: int = 0,
 ) -> list[Score]:
     """The metrics of one answer per example, held against the example's references; in the order of the names."""
-    found = tally(names, hypotheses, references)
+    return scores(tally(names, hypotheses, references), samples=samples, seed=seed)
+
+
+def scores(found: Mapping[str, Tally], *, samples: int = SAMPLES, seed: int = 0) -> list[Score]:
+    """What the metrics add up, as values with their intervals."""
     meant = {name: one for name, one in found.items() if one.value is not None}
     sure: dict[str, tuple[float, float]] = {}
-    if meant and len(hypotheses) > 1:
+    if meant and all(len(one.counts) > 1 for one in meant.values()):
         sure = dict(zip(meant, intervals(list(meant.values()), samples, seed), strict=True))
     return [_score(name, one, sure.get(name)) for name, one in found.items()]
 
@@ -88,7 +92,7 @@ def compare(
 
 def tally(names: Iterable[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Tally]:
     """What each metric adds up. Every view of the texts is made once, and so is every count."""
-    metrics = {name: _metric(name) for name in names}
+    metrics = {name: known(name) for name in names}
     for i, texts in enumerate(references):
         if not texts:
             raise LorgnetteError("has no reference", where=f"example {i + 1}", remedy="leave it out, or give it one")
@@ -107,7 +111,8 @@ def tally(names: Iterable[str], hypotheses: Sequence[str], references: Sequence[
     return made
 
 
-def _metric(name: str) -> Metric:
+def known(name: str) -> Metric:
+    """Raises UsageError for a name that is no metric's."""
     if name not in METRICS:
         raise UsageError("no such metric", where=name, remedy=f"one of {', '.join(METRICS)}")
     return METRICS[name]

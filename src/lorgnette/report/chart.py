@@ -7,10 +7,13 @@ at its own size; so nothing here knows how wide a page is.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 BOX = 1000
 MOST_POINTS = 600
 SMOOTHED_FROM = 40
+COLOURS = 6
+"""Of lines, as page.css names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Chart:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the crosshair reads."""
+        return {
+            "x": self.x_range,
+            "y": self.y_range,
+            "lines": [{"name": line.name, "colour": line.colour, "points": line.points} for line in self.lines],
+        }
+
 
 def charts(curves: Sequence[Curve]) -> list[Chart]:
     """One for each curve, but a curve named "eval X" joins the one named X. Curves without a finite point are left."""
@@ -58,6 +70,12 @@ def charts(curves: Sequence[Curve]) -> list[Chart]:
         base = curve.name.removeprefix("eval").lstrip(" _/")
         groups.setdefault(base if base in names else curve.name, []).append(curve)
     return [_chart(name, group) for name, group in groups.items() if any(_finite(c.points) for c in group)]
+
+
+def overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
+    """Curves of one kind from several runs in one chart; none where no curve has a finite point. A curve's colour is
+    its place's, also where one before it is empty."""
+    return [_chart(name, list(curves))] if any(_finite(curve.points) for curve in curves) else []
 
 
 def figure(value: float) -> str:
@@ -72,15 +90,15 @@ def figure(value: float) -> str:
 
 
 def _chart(name: str, curves: list[Curve]) -> Chart:
-    kept = [(curve, _finite(curve.points)) for curve in curves]
-    kept = [(curve, points) for curve, points in kept if points]
-    every = [point for _, points in kept for point in points]
+    kept = [(place, curve, _finite(curve.points)) for place, curve in enumerate(curves)]
+    kept = [(place, curve, points) for place, curve, points in kept if points]
+    every = [point for _, _, points in kept for point in points]
     x_range = _range([x for x, _ in every])
     y_range, y_steps = _nice([y for _, y in every])
-    lines = [_line(curve.name, place, points, x_range, y_range) for place, (curve, points) in enumerate(kept)]
+    lines = [_line(name, curve.name, place, points, x_range, y_range) for place, curve, points in kept]
     return Chart(
         name=name,
-        sentence="; ".join(_sentence(curve, points) for curve, points in kept),
+        sentence="; ".join(_sentence(curve, points) for _, curve, points in kept),
         lines=lines,
         x_ticks=[_tick(x, x_range) for x in _whole_steps(x_range)],
         y_ticks=[_tick(y, y_range) for y in y_steps],
@@ -103,15 +121,20 @@ def _sentence(curve: Curve, points: list[tuple[float, float]]) -> str:
 
 
 def _line(
-    name: str, place: int, points: list[tuple[float, float]], xs: tuple[float, float], ys: tuple[float, float]
+    kind: str,
+    name: str,
+    place: int,
+    points: list[tuple[float, float]],
+    xs: tuple[float, float],
+    ys: tuple[float, float],
 ) -> Line:
     drawn = _thinned(points)
     # Only a loss is noise around a trend; a smoothed learning rate or gradient norm would be a curve that never was.
-    smooth = _thinned(_running_mean(points)) if "loss" in name and len(points) >= SMOOTHED_FROM else []
+    smooth = _thinned(_running_mean(points)) if "loss" in kind and len(points) >= SMOOTHED_FROM else []
     few = points if len(points) <= 30 else []
     return Line(
         name=name,
-        colour=place % 2 + 1,
+        colour=place % COLOURS + 1,
         path=_path(drawn, xs, ys),
         smooth=_path(smooth, xs, ys),
         # A line of no length with round ends: the only dot that stays round in a stretched box.

@@ -94,10 +94,11 @@ class RunFolder:
         return folder
 
 
-def next_free(parent: Path, name: str) -> Path:
-    """parent/name, or the first of parent/name-2, parent/name-3, … that is not taken (an empty folder is free)."""
-    path, count = parent / name, 1
+def next_free(parent: Path, name: str, suffix: str = "") -> Path:
+    """parent/name, or the first of parent/name-2, parent/name-3, … that is not taken (an empty folder is free). The
+    suffix stands behind the number."""
+    path, count = parent / f"{name}{suffix}", 1
     while path.is_file() or (path.is_dir() and any(path.iterdir())):
         count += 1
-        path = parent / f"{name}-{count}"
+        path = parent / f"{name}-{count}{suffix}"
     return path

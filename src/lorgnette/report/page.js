@@ -73,7 +73,7 @@ const wire = (figure, chart) => {
   });
 };
 const data = JSON.parse(document.getElementById("data").textContent);
-for (const figure of document.querySelectorAll(".chart")) wire(figure, data[Number(figure.dataset.chart)]);
+for (const figure of document.querySelectorAll(".chart")) wire(figure, data.charts[Number(figure.dataset.chart)]);
 
 if (navigator.clipboard) {
   for (const button of document.querySelectorAll(".copy")) {

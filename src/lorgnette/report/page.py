@@ -9,28 +9,42 @@ about where a page's numbers come from.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lorgnette.report.chart import Chart, Curve, charts, figure
-from lorgnette.report.html import Shown, write_html
+from lorgnette.files import write_text
+from lorgnette.report.chart import Curve, charts, figure
+from lorgnette.report.embedded import Shown, embedded
 from lorgnette.report.predictions import PredictionRow
+from lorgnette.report.template import rendered
 
-PICTURE_BYTES = 16_000_000
-"""For all pictures together, before base64 makes them a third larger."""
-MOST_BYTES, FEWEST_BYTES = 90_000, 4_000
-"""Of one picture."""
-SHOWN = 60
-"""Rows in sight at once; the others are folded away."""
+SHOWN = 12
+"""Rows in sight at once; the others are folded away, so that the curves are not far."""
 
-Score = tuple[str, str, str]
-"""What is measured, its value before and its value after."""
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is measured, its value before and after as shown, whether after is better, and what a reader must know."""
+
+    name: str
+    before: str
+    after: str
+    better: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A held-out picture over the training. frames: (step, what the model said after it); 0 is the untuned model."""
+
+    row: PredictionRow
+    frames: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
 class Page:
     """facts: (label, value) of the run. scores: of the model.
 
-    settings may be nested. next_steps are commands to copy. summary: one sentence; without it the loss makes one.
+    settings may be nested. gains: by how much each row's answer came closer to its references, where that is measured.
+    next_steps are commands to copy. summary: one sentence; without it the loss makes one.
     """
 
     title: str
@@ -43,6 +57,8 @@ class Page:
     next_steps: Sequence[str] = ()
     summary: str = ""
     scores: Sequence[Score] = ()
+    gains: Sequence[float | None] = ()
+    film: Sequence[Strip] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +66,34 @@ class _Card:
     row: PredictionRow
     pictures: tuple[Shown, ...]
     verdict: str
+    better: bool
 
 
 def write_page(path: Path, page: Page) -> None:
+    """Raises ValueError where there are gains, but not one for every row."""
     drawn = charts(page.curves)
-    cards = _cards(page.rows)
-    write_html(
+    rows = [*page.rows, *(strip.row for strip in page.film)]
+    shown = embedded(path for row in rows for path in row.pictures)
+    gains = page.gains or [None] * len(page.rows)
+    cards = [
+        _Card(row, tuple(shown[path] for path in row.pictures), *_verdict(row, gain))
+        for row, gain in zip(page.rows, gains, strict=True)
+    ]
+    write_text(
         path,
-        "page.html.j2",
-        title=page.title,
-        lead=page.summary or _summary(page.curves),
-        data=[_data(chart) for chart in drawn],
-        page=page,
-        cards=cards[:SHOWN],
-        folded=cards[SHOWN:],
-        has_base=any(row.base is not None for row in page.rows),
-        charts=drawn,
-        settings=flattened(page.settings),
+        rendered(
+            "page.html.j2",
+            title=page.title,
+            page=page,
+            summary=page.summary or _summary(page.curves),
+            cards=cards[:SHOWN],
+            folded=cards[SHOWN:],
+            has_base=any(row.base is not None for row in page.rows),
+            strips=[(strip, tuple(shown[path] for path in strip.row.pictures)) for strip in page.film],
+            charts=drawn,
+            data={"charts": [chart.data for chart in drawn]},
+            settings=flattened(page.settings),
+        ),
     )
 
 
@@ -98,32 +125,20 @@ def _summary(curves: Sequence[Curve]) -> str:
     return f"{figure(losses[-1][0])} steps; loss {figure(losses[0][1])} → {figure(losses[-1][1])}."
 
 
-def _cards(rows: Sequence[PredictionRow]) -> list[_Card]:
-    places = list(dict.fromkeys(path for row in rows for path in row.pictures))
-    budget = min(MOST_BYTES, max(FEWEST_BYTES, PICTURE_BYTES // max(1, sum(len(row.pictures) for row in rows))))
-    shown = {path: Shown.of(path, budget) for path in places}
-    return [_Card(row, tuple(shown[path] for path in row.pictures), _verdict(row)) for row in rows]
-
-
-def _verdict(row: PredictionRow) -> str:
-    """What a glance should catch. Case, spaces and a full stop do not count."""
+def _verdict(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
+    """What a glance should catch, and whether it is for the better. Case, spaces and a full stop do not count."""
     if row.tuned is None:
-        return ""
-    if row.reference and _bare(row.tuned) == _bare(row.reference):
-        return "matches the reference"
-    if row.base is not None and _bare(row.tuned) == _bare(row.base):
-        return "unchanged"
-    return ""
+        return "", False
+    goals = [_bare(text) for text in row.references]
+    before, after = _bare(row.base or ""), _bare(row.tuned)
+    if after in goals:
+        return "matches the reference", row.base is not None and before not in goals
+    if row.base is not None and after == before:
+        return "unchanged", False
+    if not gain:
+        return "", False
+    return ("closer to the reference", True) if gain > 0 else ("further from the reference", False)
 
 
 def _bare(text: str) -> str:
     return " ".join(text.split()).rstrip(".。").casefold()
-
-
-def _data(chart: Chart) -> dict[str, Any]:
-    """What the crosshair reads."""
-    return {
-        "x": chart.x_range,
-        "y": chart.y_range,
-        "lines": [{"name": line.name, "colour": line.colour, "points": line.points} for line in chart.lines],
-    }

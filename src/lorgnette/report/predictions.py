@@ -19,19 +19,21 @@ from lorgnette.report.thumbnail import UnreadableError, thumbnail
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """base is the untuned model's answer, tuned the adapter's; None where that model was not asked."""
+    """base is the untuned model's answer, tuned the adapter's; None where that model was not asked. references: every
+    answer that the data has to this prompt on these pictures."""
 
     id: str
     pictures: tuple[Path, ...]
     prompt: str
-    reference: str
+    references: tuple[str, ...]
     base: str | None = None
     tuned: str | None = None
 
     @property
     def caption(self) -> str:
         """What a tracker shows under the picture, a line each; the answer first, for trackers cut captions short."""
-        parts = [("after", self.tuned), ("reference", self.reference or None), ("before", self.base)]
+        given = [("reference", text) for text in self.references]
+        parts = [("after", self.tuned), *given, ("before", self.base)]
         return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)
 
 
@@ -50,7 +52,7 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
             "id": row.id,
             "pictures": [str(picture) for picture in row.pictures],
             "prompt": row.prompt,
-            "reference": row.reference,
+            "references": list(row.references),
             "base": row.base,
             "tuned": row.tuned,
         }
@@ -75,7 +77,7 @@ def _row(line: str, where: str) -> PredictionRow:
             id=value["id"],
             pictures=tuple(Path(picture) for picture in value["pictures"]),
             prompt=value["prompt"],
-            reference=value["reference"],
+            references=tuple(value["references"]),
             base=value["base"],
             tuned=value["tuned"],
         )

@@ -1,11 +1,13 @@
 """The page of `check`: the verdict, what is there, and every kind of finding with pictures to look at."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.report.html import Shown, write_html
+from lorgnette.files import write_text
+from lorgnette.report.embedded import Shown, embedded
 from lorgnette.report.preflight import TITLES, Preflight, facts
+from lorgnette.report.template import rendered
 from lorgnette.types import Finding
 
 SHOWN = 12
@@ -37,30 +39,32 @@ class _Bar:
 
 def write_preflight(path: Path, found: Preflight) -> None:
     tokens = found.tokens.bins if found.tokens else ()
-    write_html(
-        path,
+    html = rendered(
         "preflight.html.j2",
         title=found.title,
-        lead=found.verdict,
+        summary=found.verdict,
         kinds=list(_kinds(found)),
         advice=found.advice,
         facts=[(name.capitalize(), value) for name, value in facts(found)],
         tokens=_bars([(f"{low}–{high - 1}" if high - low > 1 else str(low), count) for low, high, count in tokens]),
         scripts=_bars([(name, count) for name, (count, _) in found.scripts.items()]),
+        data={},
     )
+    write_text(path, html)
 
 
 def _kinds(found: Preflight) -> Iterator[_Kind]:
+    first = [each for listed in found.by_kind.values() for each in listed[:SHOWN]]
+    shown = embedded((picture for each in first for picture in each.pictures), most=_BYTES)
     for kind, listed in found.by_kind.items():
-        cards = [_card(each) for each in listed[:SHOWN]]
+        cards = [_card(each, shown) for each in listed[:SHOWN]]
         told = [str(each.problem) for each in listed[SHOWN:TOLD]]
         yield _Kind(TITLES[kind], listed[0].stops, len(listed), cards, told)
 
 
-def _card(each: Finding) -> tuple[str, str, tuple[Shown, ...]]:
-    problem = each.problem
-    shown = tuple(Shown.of(path, _BYTES) for path in each.pictures)
-    return f"{problem.source.name}, row {problem.row}", f"{problem.what}; {problem.remedy}", shown
+def _card(each: Finding, shown: Mapping[Path, Shown]) -> tuple[str, str, tuple[Shown, ...]]:
+    problem, pictures = each.problem, tuple(shown[path] for path in each.pictures)
+    return f"{problem.source.name}, row {problem.row}", f"{problem.what}; {problem.remedy}", pictures
 
 
 def _bars(counts: Sequence[tuple[str, int]]) -> list[_Bar]:

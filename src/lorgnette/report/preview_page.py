@@ -6,21 +6,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorgnette.report.html import Shown, data_uri, write_html
+from lorgnette.files import write_text
+from lorgnette.report.embedded import Shown, data_uri
 from lorgnette.report.preview import PreviewRow, boxed_picture, described, shown
+from lorgnette.report.template import rendered
 
 
 def write_preview(path: Path, title: str, rows: Sequence[PreviewRow]) -> None:
     pieces = [piece for row in rows for piece in row.pieces]
     trained = sum(piece.count for piece in pieces if piece.trained)
-    write_html(
-        path,
+    html = rendered(
         "preview.html.j2",
         title=title,
-        lead=f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} as the model gets them: "
+        summary=f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} as the model gets them: "
         f"loss is taken on {trained} of {sum(piece.count for piece in pieces)} tokens.",
         rows=[(row, _pictures(row), [(piece, shown(piece)) for piece in row.pieces]) for row in rows],
+        data={},
     )
+    write_text(path, html)
 
 
 def _pictures(row: PreviewRow) -> list[tuple[Shown, str]]:

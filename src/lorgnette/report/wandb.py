@@ -56,7 +56,7 @@ class WandbTracker:
         import wandb
 
         columns = ["id", "prompt", "reference", "before", "after"]
-        table = wandb.Table(columns, [[r.id, r.prompt, r.reference, r.base, r.tuned] for r in rows])
+        table = wandb.Table(columns, [[r.id, r.prompt, "\n".join(r.references), r.base, r.tuned] for r in rows])
         images = [wandb.Image(picture, caption=caption) for picture, caption in pictured(rows, PICTURE_SIDE)]
         media = {"Prediction texts": table} | ({"Prediction": images} if images else {})
         with _kept_inside(self._folder / "wandb"):

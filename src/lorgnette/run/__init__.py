@@ -11,8 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorgnette.run.answering import compare, predict
+    from lorgnette.run.answering import predict
     from lorgnette.run.checking import check
+    from lorgnette.run.comparing import compare
+    from lorgnette.run.evaluating import evaluate
     from lorgnette.run.looking import watch
     from lorgnette.run.merging import merge
     from lorgnette.run.planning import plan
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     from lorgnette.run.verifying import verify
 
 __all__ = [
-    "check", "compare", "demo", "merge", "plan", "predict", "prepare", "preview", "resume", "train", "verify", "watch",
+    "check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "preview", "resume", "train", "verify",
+    "watch",
 ]  # fmt: skip
 
 _FILES = {
+    "demo": "showing",
     "prepare": "preparing",
     "check": "checking",
     "preview": "previewing",
@@ -34,11 +38,11 @@ _FILES = {
     "train": "starting",
     "resume": "starting",
     "predict": "answering",
-    "compare": "answering",
+    "evaluate": "evaluating",
+    "compare": "comparing",
     "verify": "verifying",
-    "demo": "showing",
-    "watch": "looking",
     "merge": "merging",
+    "watch": "looking",
 }
 
 

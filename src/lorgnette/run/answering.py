@@ -1,8 +1,7 @@
-"""`predict` and `compare`: answers with and without an adapter, as lines or as a page."""
+"""`predict`: answers with and without an adapter, as lines."""
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,11 +12,12 @@ from rich.console import Console
 from lorgnette import data
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.predict.generate import Sampling
-from lorgnette.report.page import Page, write_page
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
+from lorgnette.run.located import local
 from lorgnette.run.opened import Asked, Opened, enough_memory
-from lorgnette.types import Example, Problem
+from lorgnette.run.questions import Question, examples_of, questions
+from lorgnette.types import Example
 
 
 def predict(
@@ -27,6 +27,7 @@ def predict(
     model: str | None = None,
     prompt: str | None = None,
     both: bool = False,
+    images_from: str | None = None,
     out: Path | str | None = None,
     sampling: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -39,12 +40,12 @@ def predict(
     if both and adapter is None:
         raise UsageError("--both compares with an adapter", remedy="name one with --adapter")
     if out is not None:
-        _must_be_writable(out, source)
+        must_be_writable(out, source)
     terminal = Terminal(console)
-    asked = _asked(model, adapter, terminal)
+    asked = asked_of(model, adapter, terminal)
     if prompt is None:
         prompt = asked.contract.prompt if asked.contract else data.PROMPT
-    examples = examples_of(source, prompt)
+    examples = examples_of(source, prompt, images_from=local(images_from))
     rows = answered(
         asked.opened(device), examples, Sampling(**(sampling or {})), terminal,
         base=both or adapter is None, tuned=adapter is not None, smaller="a smaller --batch-size needs less",
@@ -54,33 +55,6 @@ def predict(
     if out is not None:
         write_predictions(out, rows)
     return rows
-
-
-def compare(
-    adapter: Path | str,
-    source: Path | str,
-    *,
-    out: Path | str = Path("compare.html"),
-    model: str | None = None,
-    rows: int | None = None,
-    max_new_tokens: int = 128,
-    device: str = "auto",
-    console: Console | None = None,
-) -> Path:
-    """The page of a data file's pictures with reference, untuned and tuned answer."""
-    terminal = Terminal(console)
-    adapter, source, out = Path(adapter), Path(source), Path(out)
-    _must_be_writable(out, source)
-    asked = _asked(model, adapter, terminal)
-    assert asked.contract is not None  # an adapter was asked for
-    examples = examples_of(source, asked.contract.prompt, rows)
-    found = answered(asked.opened(device), examples, Sampling(max_new_tokens=max_new_tokens), terminal)
-    facts = [("Base model", asked.base), ("Adapter", str(adapter)), ("Data", str(source))]
-    summary = f"{len(found)} examples, answered without and with the adapter."
-    settings = asked.contract.model_dump(mode="json", exclude={"chat_template"})
-    write_page(out, Page("Before and after", summary=summary, facts=facts, settings=settings, rows=found))
-    terminal.say(f"page       {out}")
-    return out
 
 
 def answered(
@@ -93,27 +67,36 @@ def answered(
     tuned: bool = True,
     smaller: str = "free some, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Every example with the answers that were asked for, in order. smaller: what to do where memory runs out."""
-    texts: dict[str, list[str]] = {}
-    for name, wanted, adapter in (("before", base, None), ("after", tuned, "tuned")):
-        if wanted:
-            with terminal.bar(name, len(examples)) as advance, enough_memory(smaller):
-                given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
-                texts[name] = [prediction.text for prediction in given]
+    """Every (picture, prompt) of the examples once, with the answers that were asked for, in order. smaller: what to do
+    where memory runs out."""
+    asked = questions(examples)
+    unasked: Sequence[str | None] = [None] * len(asked)
+    before = texts(opened, asked, sampling, terminal, "before", None, smaller) if base else unasked
+    after = texts(opened, asked, sampling, terminal, "after", "tuned", smaller) if tuned else unasked
     return [
-        PredictionRow(
-            id=example.id,
-            pictures=tuple(picture.path for picture in example.pictures),
-            prompt="\n".join(turn.text for turn in example.prompt.turns if turn.role == "user"),
-            reference=example.reference,
-            base=texts["before"][i] if base else None,
-            tuned=texts["after"][i] if tuned else None,
-        )
-        for i, example in enumerate(examples)
+        PredictionRow(one.example.id, one.pictures, one.prompt, one.references, base=first, tuned=second)
+        for one, first, second in zip(asked, before, after, strict=True)
     ]
 
 
-def _asked(model: str | None, adapter: Path | None, terminal: Terminal) -> Asked:
+def texts(
+    opened: Opened,
+    asked: Sequence[Question],
+    sampling: Sampling,
+    terminal: Terminal,
+    name: str,
+    adapter: str | None,
+    smaller: str = "a smaller --batch-size needs less",
+) -> list[str]:
+    """What a model says to every question; without its adapter where that is None. name: what the bar calls it."""
+    examples = [question.example for question in asked]
+    with terminal.bar(name, len(examples)) as advance, enough_memory(smaller):
+        given = opened.answers(examples, sampling, adapter=adapter, seen=advance)
+        return [prediction.text for prediction in given]
+
+
+def asked_of(model: str | None, adapter: Path | None, terminal: Terminal) -> Asked:
+    """The model looked over; an adapter that does not say what it was trained with is told of."""
     asked = Asked.of(model, adapter, terminal)
     if asked.contract and not asked.contract.known:
         height, width = asked.contract.encode.size or (0, 0)
@@ -124,7 +107,7 @@ def _asked(model: str | None, adapter: Path | None, terminal: Terminal) -> Asked
     return asked
 
 
-def _must_be_writable(out: Path, source: Path) -> None:
+def must_be_writable(out: Path, source: Path) -> None:
     """Before the model is asked: what it says must find a place, and not the place of what it was asked about."""
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError("the answers would overwrite what they answer", where=f"--out {out}", remedy="name another")
@@ -138,21 +121,6 @@ def _must_be_writable(out: Path, source: Path) -> None:
         raise LorgnetteError(
             f"cannot write: {error.strerror}", where=f"--out {out}", remedy="name another place"
         ) from error
-
-
-def examples_of(source: Path, prompt: str, rows: int | None = None) -> list[Example]:
-    """A picture or a folder asks `prompt`; a data file asks what it says. A broken row is an error here too."""
-    if source.suffix.lower() in (".csv", ".json", ".jsonl", ".tar"):
-        read = data.read(source, prompt=prompt, rows=rows)
-        examples, broken = data.usable(read, on_bad_row="skip", where=source)
-    else:
-        found = list(islice(data.pictures_of(source, prompt=prompt), rows))
-        examples = [row for row in found if isinstance(row, Example)]
-        broken = [row for row in found if isinstance(row, Problem)]
-    if broken:
-        refused = data.refusal(broken, len(examples) + len(broken))
-        raise LorgnetteError(refused.what, remedy="mend or remove them, and ask again")
-    return examples
 
 
 def _line(row: PredictionRow, both: bool) -> str:

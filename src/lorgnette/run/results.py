@@ -7,7 +7,9 @@ from lorgnette.report.chart import Curve
 from lorgnette.report.page import Page, Score, write_page
 from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.reading import reading
+from lorgnette.run import filmstrip
 from lorgnette.run.job import Job
+from lorgnette.run.scoring import gains
 
 CURVES = {
     "loss": ("train", "loss"),
@@ -23,6 +25,7 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     chosen, material = job.settings, job.material
     records = log.read(job.folder.log)
     curves = [Curve(name, log.series(records, kind, field)) for name, (kind, field) in CURVES.items()]
+    metric = filmstrip.curve(records, rows, chosen.predict.metrics)
     seconds: dict[str, float] = {}
     for record in records:  # a resumed run has several of each
         if record.get("kind") == "stage":
@@ -45,9 +48,11 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
             ("Pictures", f"{len(material.grids)} distinct"),
             *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
         ],
-        curves=curves,
+        curves=[*curves[:2], *metric, *curves[2:]],
         rows=rows,
         scores=scores,
+        gains=gains(rows, chosen.predict.metrics),
+        film=filmstrip.strips(records, rows),
         notes=notes,
         problems=[str(problem) for problem in material.problems],
         next_steps=[f"lorgnette predict --adapter {job.folder.adapter} PICTURE", *addresses],

@@ -1,40 +1,114 @@
 """The answers to the held-out examples in numbers, before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from lorgnette.demo.captions import Stated
 from lorgnette.evaluate import metrics
+from lorgnette.evaluate.metrics import METRICS
 from lorgnette.evaluate.score import Score as Measured
 from lorgnette.report.page import Score
 from lorgnette.report.predictions import PredictionRow
 
-GROUPS = {"caption": metrics.CAPTION, "latex": metrics.LATEX, "none": ()}
+Group = Literal["caption", "latex", "demo", "none"]
+"""The setting predict.metrics."""
+GROUPS: Mapping[Group, tuple[str, ...]] = {
+    "caption": metrics.CAPTION,
+    "latex": metrics.LATEX,
+    "demo": ("exact-match", *metrics.CAPTION),
+    "none": (),
+}
+"""What `evaluate` and `compare` measure; at the end of a demo's training its facts are counted instead."""
+FINEST: Mapping[Group, str] = {"caption": "ROUGE-L", "latex": "latex-edit-distance", "demo": "ROUGE-L"}
+"""The metric that says most of a single answer, and of a few."""
 
 
-def scored(rows: Sequence[PredictionRow], group: Literal["caption", "latex", "none"]) -> list[Score]:
-    """The group's metrics over the rows that have a reference, each with its 95 % interval.
-
-    Rows on the same picture and prompt are one example with several references, as caption metrics count them.
-    """
-    asked = [row for row in rows if row.reference and row.base is not None and row.tuned is not None]
-    references: dict[tuple[object, ...], list[str]] = {}
-    first: dict[tuple[object, ...], PredictionRow] = {}
-    for row in asked:
-        references.setdefault((*row.pictures, row.prompt), []).append(row.reference)
-        first.setdefault((*row.pictures, row.prompt), row)
-    if not first or not GROUPS[group]:
+def scored(rows: Sequence[PredictionRow], group: Group) -> list[Score]:
+    """The group's metrics over the rows that have a reference and both answers, each with its 95 % interval."""
+    asked = _judged(rows)
+    if not asked or not GROUPS[group]:
         return []
-    held = list(references.values())
+    if group == "demo":
+        return _facts(asked)
+    held = [row.references for row in asked]
     before, after = (
         metrics.score(GROUPS[group], texts, held)
-        for texts in ([row.base or "" for row in first.values()], [row.tuned or "" for row in first.values()])
+        for texts in ([row.base or "" for row in asked], [row.tuned or "" for row in asked])
     )
-    return [(one.name, _shown(one), _shown(other)) for one, other in zip(before, after, strict=True)]
+    return [
+        Score(one.name, shown(one), shown(other), _better(one, other), other.note or "")
+        for one, other in zip(before, after, strict=True)
+    ]
 
 
-def _shown(score: Measured) -> str:
+def gains(rows: Sequence[PredictionRow], group: Group) -> list[float | None]:
+    """By how much each row's answer came closer to its references, in the group's finest metric; None where the row
+    has no reference or lacks an answer, and everywhere where nothing is measured."""
+    asked = _judged(rows)
+    if group not in FINEST or not asked:
+        return [None] * len(rows)
+    name = FINEST[group]
+    [found] = metrics.compare(
+        [name], [row.base or "" for row in asked], [row.tuned or "" for row in asked], [row.references for row in asked]
+    )
+    sign = direction(name)
+    gained = dict(zip((id(row) for row in asked), found.per_example, strict=True))
+    return [sign * gained[id(row)] if id(row) in gained else None for row in rows]
+
+
+def direction(name: str) -> int:
+    """1 where a higher value of the metric is better, else -1."""
+    return 1 if METRICS[name].better == "higher" else -1
+
+
+def shown(score: Measured) -> str:
+    """A value with its interval."""
     if score.value is None:
         return "–"
     if score.interval is None:
         return f"{score.value:.3f}"
     return f"{score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})"
+
+
+def _judged(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
+    return [row for row in rows if row.references and row.base is not None and row.tuned is not None]
+
+
+def _better(before: Measured, after: Measured) -> bool:
+    if before.value is None or after.value is None:
+        return False
+    return direction(after.name) * (after.value - before.value) > 0
+
+
+def _facts(rows: Sequence[PredictionRow]) -> list[Score]:
+    """How many answers state what is to be seen on the demo's pictures, which the caption says in full, and how long
+    they are."""
+    rows = [row for row in rows if len(Stated.read(row.references[0]).kinds) == 2]
+    if not rows:  # other data: nobody drew that
+        return []
+    truths = [Stated.read(row.references[0]) for row in rows]
+    answers = [[row.base or "" for row in rows], [row.tuned or "" for row in rows]]
+    said = [[Stated.read(text) for text in texts] for texts in answers]
+
+    def counted(name: str, right: Callable[[Stated, Stated], bool]) -> Score:
+        before, after = (sum(map(right, found, truths)) for found in said)
+        return Score(name, f"{before} of {len(rows)}", f"{after} of {len(rows)}", better=after > before)
+
+    alike = [sum(text in row.references for row, text in zip(rows, texts, strict=True)) for texts in answers]
+    words = [sum(len(text.split()) for text in texts) / len(rows) for texts in answers]
+    return [
+        counted("both objects right", lambda one, true: one.kinds == true.kinds),
+        counted("both colours right", lambda one, true: one.colours == true.colours),
+        counted("relation right", lambda one, true: one.relations == true.relations),
+        counted(
+            "all three right",
+            lambda one, true: (one.kinds, one.colours, one.relations) == (true.kinds, true.colours, true.relations),
+        ),
+        Score(
+            "word for word the reference",
+            f"{alike[0]} of {len(rows)}",
+            f"{alike[1]} of {len(rows)}",
+            better=alike[1] > alike[0],
+        ),
+        Score("words an answer", f"{words[0]:.0f}", f"{words[1]:.0f}"),
+    ]

@@ -13,15 +13,13 @@ from lorgnette.files import write_json, write_text
 from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.job import Job, Scoring, unscored
+from lorgnette.run.job import Job
 from lorgnette.run.located import lasting, local
 from lorgnette.run.material import Material
 from lorgnette.run.stages import Stages
 
 
-def train(
-    chosen: Settings, *, name: str = "run", console: Console | None = None, score: Scoring = unscored
-) -> RunFolder:
+def train(chosen: Settings, *, name: str = "run", console: Console | None = None) -> RunFolder:
     """Tune an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
     terminal = Terminal(console)
     stages = Stages(terminal)
@@ -34,7 +32,7 @@ def train(
         write_text(folder.config, config.dump(_placed(chosen, folder)))
         hashes = {str(path): sha256(path) for path in material.files} | {"weights": material.checkpoint.fingerprint}
         write_json(folder.manifest, manifest(seed=chosen.seed, command=sys.argv, device=chosen.device, hashes=hashes))
-        _tune(Job(folder, chosen, material, stages, terminal, score))
+        _tune(Job(folder, chosen, material, stages, terminal))
     return folder
 
 

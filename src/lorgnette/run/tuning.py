@@ -17,6 +17,7 @@ from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
 from lorgnette.run.engines import Tuned, tuned
+from lorgnette.run.filmstrip import Filmstrip
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
@@ -61,7 +62,7 @@ def tune(job: Job) -> None:
                 job.stages.keep(log)
                 for problem in job.material.problems:
                     log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-                _trained(job, training, log, trackers, save)
+                _trained(job, training, log, trackers, save, _film(job, made))
                 rows = _answers(job, made)
             for tracker in trackers:
                 tracker.predictions(rows, training.total)
@@ -71,9 +72,9 @@ def tune(job: Job) -> None:
                 job.terminal.warn(f"features are not kept on disk: {unkept}")
             for tracker in trackers:
                 tracker.finish()
-    scores = [*job.score(rows), *scored(rows, job.settings.predict.metrics)]
-    for name, before, after in scores:
-        job.terminal.say(f"{name:<28} {before:>22} → {after}")
+    scores = scored(rows, job.settings.predict.metrics)
+    for score in scores:
+        job.terminal.say(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
     write_results(job, rows, scores, [tracker.address for tracker in trackers if tracker.address])
     job.terminal.say(f"adapter    {job.folder.adapter}")
     job.terminal.say(f"page       {job.folder.page}")
@@ -85,16 +86,22 @@ def _contract(job: Job) -> Contract:
     return contract.model_copy(update={"prompt": job.material.prompt or contract.prompt})
 
 
-def _trained(job: Job, training: Training, log: RunLog, trackers: list[Tracker], save: Callable[[Path], None]) -> None:
+def _trained(
+    job: Job,
+    training: Training,
+    log: RunLog,
+    trackers: list[Tracker],
+    save: Callable[[Path], None],
+    film: Filmstrip,
+) -> None:
     """Take the steps that are left and save the adapter."""
     with (
         job.stages("steps"),
         job.terminal.bar("steps", training.total, done=training.step) as advance,
         Stop(job.terminal) as stop,
     ):
-        finished = training.run(
-            Watching(job, log, trackers, save=save, advance=advance, stop=stop, total=training.total)
-        )
+        watching = Watching(job, log, trackers, save=save, advance=advance, stop=stop, total=training.total, film=film)
+        finished = training.run(watching)
     if not finished:
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
@@ -116,6 +123,11 @@ def _answers(job: Job, made: Tuned) -> list[PredictionRow]:
         rows = answered(opened, examples, sampling, job.terminal, smaller=smaller)
         write_predictions(job.folder.predictions, rows)
     return rows
+
+
+def _film(job: Job, made: Tuned) -> Filmstrip:
+    chosen, examples = job.settings.predict, [encoded.example for encoded in job.material.held_out]
+    return Filmstrip(Opened(made.model, _asking(job)), examples, chosen.metrics, most_tokens=chosen.max_new_tokens)
 
 
 def _asking(job: Job) -> Encoder:

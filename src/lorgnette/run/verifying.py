@@ -18,8 +18,8 @@ from lorgnette.model.inventory import REMEDY, Inventory, inventory
 from lorgnette.model.witness import TOLERANCE, Witness
 from lorgnette.predict.elsewhere import Distance, Found, Sample, ask
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.answering import examples_of
 from lorgnette.run.opened import Asked, adapter_of
+from lorgnette.run.questions import examples_of
 
 ALIKE = 1e-2
 """Largest difference of a log-probability that summing in another order makes in float32; usually it is below 1e-4."""
@@ -84,7 +84,7 @@ def verify(
         _say(terminal, finding)
     if contents and asked and asked.contract and all(finding.good is not False for finding in findings):
         prompt = asked.contract.prompt
-        examples = examples_of(Path(source), prompt, rows) if source else ()
+        examples = examples_of(Path(source), prompt, rows=rows) if source else ()
         found = ask(asked.checkpoint, adapter, asked.encoder, prompt, examples, device=device_of(device).type)
         more = _elsewhere(found, Witness.read(adapter))
         for finding in more:

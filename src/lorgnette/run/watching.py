@@ -11,6 +11,7 @@ from lorgnette.files import folder_whole
 from lorgnette.report.log import RunLog
 from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
+from lorgnette.run.filmstrip import Filmstrip, Frame
 from lorgnette.run.job import Job
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
@@ -52,8 +53,10 @@ class Watching:
         advance: Advance,
         stop: Stop,
         total: int,
+        film: Filmstrip,
     ) -> None:
         """total: steps of the run."""
+        self._film = film
         self._folder, self._terminal, self._log, self._trackers = job.folder, job.terminal, log, trackers
         self._save, self._advance, self._stop, self._total = save, advance, stop, total
 
@@ -70,6 +73,15 @@ class Watching:
     def evaluated(self, step: int, loss: float) -> None:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
+        if step < self._total:  # the run's own final answers come right after the last one
+            self._show(step, self._film.frame())
+
+    def _show(self, step: int, frame: Frame) -> None:
+        self._log.write({**frame.record, "step": step})
+        if frame.scores:
+            self._record({"kind": "eval", "step": step, **frame.scores})
+        for tracker in self._trackers:
+            tracker.predictions(frame.rows, step)
 
     def best(self, step: int) -> None:
         if step == self._total:

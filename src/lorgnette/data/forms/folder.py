@@ -34,13 +34,25 @@ def examples(path: Path, asked: fields.Asked) -> Iterator[fields.Row]:
         return (row for tar in tars for row in shards.examples(tar, asked))
     pictures = {file for file in files if file.suffix.lower() in SUFFIXES}
     texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
-    if not any(picture.with_suffix("") in texts for picture in pictures):
+    if not _paired(pictures, texts):
         raise UsageError(
             "a folder, not a data file, and nothing in it says what its pictures show",
             where=str(path),
             remedy="name a file in it, or add metadata.csv (file_name,caption) or a .txt to each picture",
         )
     return _pairs(path, pictures, texts, asked)
+
+
+def speaks(path: Path) -> bool:
+    """Whether a file in the folder says what its pictures show; if none does, it is a folder of bare pictures."""
+    files = {file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")}
+    texts = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
+    spoken = any(file.name in _METADATA or file.suffix.lower() == ".tar" for file in files)
+    return spoken or _paired({file for file in files if file.suffix.lower() in SUFFIXES}, texts)
+
+
+def _paired(pictures: set[Path], texts: dict[Path, Path]) -> bool:
+    return any(picture.with_suffix("") in texts for picture in pictures)
 
 
 def _described(metadata: Path, asked: fields.Asked) -> Iterator[fields.Row]:
