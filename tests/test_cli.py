@@ -12,8 +12,8 @@ import lorgnette
 from lorgnette import config
 
 VERBS = [
-    "demo", "prepare", "check", "preview", "plan", "train", "predict", "evaluate", "compare", "verify", "merge", "watch",
-    "recipe",
+    "demo", "prepare", "check", "preview", "plan", "train", "predict", "evaluate", "compare", "verify", "merge",
+    "watch", "recipe",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft")
 LOADED = f"""

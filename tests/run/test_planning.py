@@ -12,7 +12,6 @@ from rich.console import Console
 from lorgnette import recipe
 from lorgnette.config import Settings, load
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.model import fast_model
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.memory import predicted
 from lorgnette.model.shapes import config_of
@@ -152,7 +151,7 @@ def test_the_tutorials_job(job: Callable[..., Settings], console: Console) -> No
     begun = made.memory.moments["features"]  # the tower goes once they are made
     weights = begun["weights"] + begun["vision tower"]
     assert weights / 1e9 == pytest.approx(4.42 + 0.25, rel=0.01)  # the checkpoint's file, and the factors in bf16
-    assert made.memory.items["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
+    assert made.memory.moments["backward"]["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
     assert made.rows.grouped < 0.3 * made.rows.packed  # five captions a photograph
 
 
