@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lorgnette.run.verifying import verify
 
 __all__ = [
-    "check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "preview", "resume", "train", "verify",
-    "watch",
+    "check", "compare", "demo", "evaluate", "merge", "plan", "predict", "prepare", "preview", "resume", "train",
+    "verify", "watch",
 ]  # fmt: skip
 
 _FILES = {
