@@ -1,5 +1,7 @@
 """The gradient of a gather: rows gathered never, once and often."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def copies(rows: np.ndarray, count: int, device: str = "cpu") -> Copies:
 
 def test_copies_say_where_rows_went() -> None:
     places, starts = copies_of(ROWS, 8)
-    went = [places[a:b].tolist() for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    went = [places[a:b].tolist() for a, b in pairwise(starts)]
     assert went == [[5], [1, 2, 4, 7], [], [], [0], [], [3, 6], []]
 
 
