@@ -175,16 +175,6 @@ def test_a_tree_has_every_beginning_once(step: list[Runs]) -> None:
     assert set(batch.starts[1:] - 1) <= set(batch.label_rows)  # no row is there for nothing
 
 
-@given(step=STEPS)
-def test_a_prefix_is_what_all_begin_with(step: list[Runs]) -> None:
-    examples = [said(*runs) for runs in step]
-    batch = pack(examples, 1, share="prefix")
-    whole = [int(np.flatnonzero(encoded.labels != IGNORED)[-1]) for encoded in examples]
-    pairs = [beginnings([examples[0], encoded]) for encoded in examples[1:]]
-    common = min((whole[0] + n - both for n, both in zip(whole[1:], pairs, strict=True)), default=0)
-    assert len(batch.tokens) == sum(whole) - (len(examples) - 1) * common
-
-
 def rows(share: Share, *examples: Encoded) -> int:
     batch = pack(examples, 1, share=share)
     assert distance([batch], examples) < TOLERANCE
@@ -197,10 +187,8 @@ def test_captions_of_a_picture_share_it() -> None:
     captions = [said(*asked, f"!{answer}", "\n") for answer in ("abcd", "abxy", "q", "ab")]
     assert rows("none", *captions) == 12 * 4 + 3 + 3 + 0 + 1
     assert rows("tree", *captions) == 12 + 3 + 1
-    assert rows("prefix", *captions) == 12 + 3 + 3 + 1
     others = [said("sys", OTHER, "ask", "!abcd"), said("sys", HIGH, "ask", "!abcd")]
     assert rows("tree", *captions, *others) == 16 + 2 * (6 + 3 + 3)
-    assert rows("prefix", *captions, *others) == 3 + 6 * 9 + 3 + 3 + 0 + 1 + 2 * 3
 
 
 def test_equal_examples_and_the_beginning_of_another_add_no_row() -> None:
@@ -231,7 +219,6 @@ def test_the_same_token_elsewhere_is_another_row() -> None:
     example = said("sys", "ask", "!ab")
     moved = replace(example, positions=example.positions + (np.arange(len(example.tokens)) >= 2).astype(np.int32))
     assert rows("tree", example, moved) == 2 + 2 * 5
-    assert rows("prefix", example, moved) == 2 + 2 * 5
 
 
 def test_a_pass_holds_more_where_more_is_shared() -> None:
@@ -239,9 +226,6 @@ def test_a_pass_holds_more_where_more_is_shared() -> None:
     assert [len(b.examples) for b in passes(captions, 28, share="none")] == [2, 2, 2]
     assert [len(b.examples) for b in passes(captions, 24, share="tree")] == [6]
     assert [len(b.examples) for b in passes(captions, 23, share="tree")] == [5, 1]
-    shorter = [*captions[:2], said("sys", "!x")]  # two have 12 of 14 rows in common, all three have 3
-    assert [len(b.examples) for b in passes(shorter, 25, share="prefix")] == [3]
-    assert [len(b.examples) for b in passes(shorter, 24, share="prefix")] == [2, 1]
 
 
 def test_a_tree_says_where_an_example_hangs() -> None:

@@ -69,6 +69,8 @@ class Room:
             )
         )  # fmt: skip
         padding = self.rows - batch.rows
+        if self.keys is not None and batch.keys is not None and self.keys - batch.keys < padding:
+            return False  # every padding row sees a key of its own
         return fits and 0 < padding <= min(self.longest, batch.rows // 24 + 32) and self.last > batch.last
 
 
@@ -226,7 +228,7 @@ class FastEngine:
 
     def rehearse(self, batch: PackedBatch) -> None:
         """Run and record a pass of this shape on no pictures: kernels are compiled and loaded, and the first step that
-        counts is played back. May run on a thread while features are made."""
+        counts is played back."""
         if self._recording:
             station = self._station(batch)
             station.fill(batch, 0)

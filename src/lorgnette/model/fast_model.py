@@ -1,5 +1,6 @@
 """A model as our own engine holds it: decoder, adapter and image features, without transformers and PEFT."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +63,7 @@ def opened(checkpoint: Checkpoint, saved: SavedAdapter | None, features: Feature
 
 class Opening:
     """A model to be trained, on its way while its pictures are made into features: weights are read and the adapter is
-    drawn on threads, and then the engine rehearses a first pass."""
+    drawn on threads."""
 
     def __init__(
         self,
@@ -79,37 +80,30 @@ class Opening:
     ) -> None:
         """saved: the checkpoint folder of a run that is resumed; first: a batch as the training will see it."""
         shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, scale_of(lora))
-        pool = ThreadPoolExecutor(3, "opening")
+        pool = ThreadPoolExecutor(2, "opening")
         self._decoder = pool.submit(decoder_of, checkpoint, shape, features.device, dtype)
-        values = pool.submit(_values, shape, seed, saved)
-
-        def rehearsed() -> FastEngine:
-            engine = FastEngine(
-                self._decoder.result(), FlatAdapter(shape, features.device), features,
-                dropout=lora.dropout, seed=seed, grouped=grouped, again=again,
-            )  # fmt: skip
-            engine.rehearse(first)
-            engine.adapter.take(values.result())
-            engine.updated()
-            return engine
-
-        self._engine = pool.submit(rehearsed)
+        self._values = pool.submit(_values, shape, seed, saved)
         pool.shutdown(wait=False)
+        self._adapter = FlatAdapter(shape, features.device)
+        self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
+            decoder, self._adapter, features, dropout=lora.dropout, seed=seed, grouped=grouped, again=again
+        )
+        self._first = first
 
     def decoder(self) -> Decoder:
         """Wait for the weights. Raises LorgnetteError where the files are broken or do not fit."""
         return self._decoder.result()
 
     def engine(self) -> FastEngine:
-        """Wait for all of it. Raises LorgnetteError as `decoder` does."""
-        return self._engine.result()
+        """Wait for all of it, and rehearse. Raises LorgnetteError as `decoder` does.
 
-
-def unsupported(checkpoint: Checkpoint, lora: Lora) -> str | None:
-    """Why this training is not for our own engine, or None where it is."""
-    if lora.towers != ("language",):
-        return "the vision tower is trained, and features are live"
-    return unknown(config_of(checkpoint))
+        Not on a thread: while a pass is recorded nothing else may use the device.
+        """
+        engine = self._made(self._decoder.result())
+        engine.rehearse(self._first)
+        self._adapter.take(self._values.result())
+        engine.updated()
+        return engine
 
 
 def unsupported_answers(checkpoint: Checkpoint, saved: SavedAdapter | None) -> str | None:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Union
 
 import torch
 
-from lorgnette.encode.pack import Share, passes
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.encode.pack import passes
+from lorgnette.errors import LorgnetteError
 from lorgnette.model import fast_model
 from lorgnette.model.device import device_of, dtype_of
 from lorgnette.model.features import Features
 from lorgnette.model.memory import GIB, Fit, Work, fit, usable
 from lorgnette.model.shapes import TextShape, VisionShape, config_of
 from lorgnette.model.store import Store, store_of
+from lorgnette.run.choosing import engine_for, share_of
 from lorgnette.run.job import Job
 from lorgnette.run.material import Material
 from lorgnette.train.loop import Engine
@@ -45,20 +46,9 @@ def tuned(job: Job, saved: Path | None, *, beside: Sequence[PictureGrid] = ()) -
     """
     device = device_of(job.settings.device)
     dtype = dtype_of(job.settings.dtype, device)
-    reason = _why_not_fast(job, device)
-    job.terminal.say(f"engine     {'fast' if reason is None else f'reference ({reason})'}")
-    return (_fast if reason is None else _reference)(job, saved, device, dtype, beside)
-
-
-def _why_not_fast(job: Job, device: torch.device) -> str | None:
-    """Why this run takes the reference engine; None where it takes ours."""
-    asked = job.settings.engine
-    if asked == "reference":
-        return "as asked for"
-    reason = fast_model.unsupported(job.material.checkpoint, job.settings.lora)
-    if asked == "fast" and reason is not None:
-        raise UsageError(f"the fast engine cannot do this: {reason}", where="engine=fast", remedy="use engine=auto")
-    return "on a CPU" if asked == "auto" and device.type == "cpu" else reason
+    engine, why = engine_for(job.settings, config_of(job.material.checkpoint), on_gpu=device.type == "cuda")
+    job.terminal.say(f"engine     {engine}{f' ({why})' if why else ''}")
+    return (_fast if engine == "fast" else _reference)(job, saved, device, dtype, beside)
 
 
 def _fast(
@@ -67,7 +57,7 @@ def _fast(
     chosen, checkpoint = job.settings, job.material.checkpoint
     features = fast_model.features_of(checkpoint, job.material.encoder.rule, device, dtype, _store(job, device, dtype))
     grouped = chosen.data.group_captions == "image"
-    share: Share = "none" if chosen.lora.dropout and not grouped else "tree"
+    share = share_of(chosen, "fast")
     room = _room(job, device)
     per_step = chosen.train.batch_size * chosen.train.accumulation
     opening = fast_model.Opening(

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from lorgnette.config import Settings
 from lorgnette.encode.share import Share
-from lorgnette.errors import UsageError
 from lorgnette.model.memory import GIB, EngineName, Fit, Memory, Work, fit, padded, predicted, usable
 from lorgnette.model.shapes import TextShape, VisionShape, config_of, unsupported
 from lorgnette.model.speed import GPUS, Time, expected
 from lorgnette.report.terminal import Terminal
+from lorgnette.run.choosing import engine_for, share_of
 from lorgnette.run.counting import Rows, Steps, Tokens, held_out_of, rows_of, steps_of
 from lorgnette.run.material import Material
 
@@ -65,33 +65,10 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
     return made
 
 
-def engine_for(settings: Settings, config: Mapping[str, Any]) -> tuple[EngineName, str | None]:
-    """The engine that runs these settings on a GPU; of the reference engine, why.
-
-    Raises UsageError where engine=fast is asked for and cannot be.
-    """
-    if settings.engine == "reference":
-        return "reference", "as asked for"
-    live = settings.lora.towers != ("language",)
-    why = "the vision tower is trained, and features are live" if live else unsupported(config)
-    if settings.engine == "fast" and why is not None:
-        raise UsageError(f"the fast engine cannot do this: {why}", where="engine=fast", remedy="use engine=auto")
-    if settings.engine == "auto" and settings.device == "cpu":
-        why = "on a CPU"
-    return ("reference", why) if why else ("fast", None)
-
-
-def share_of(settings: Settings, engine: EngineName) -> Share:
-    """What the examples of a pass share; under dropout, which every example draws for itself, only what they are
-    grouped for."""
-    apart = settings.lora.dropout and settings.data.group_captions == "none"
-    return "none" if engine == "reference" or apart else "tree"
-
-
 def _planned(settings: Settings, material: Material, memory: float | None, gpu: str) -> Plan:
     train, examples = settings.train, material.examples
     config = config_of(material.checkpoint)
-    engine, why = engine_for(settings, config)
+    engine, why = engine_for(settings, config, on_gpu=settings.device != "cpu")
     share = share_of(settings, engine)
     grouped = settings.data.group_captions == "image"
     steps = steps_of(examples, train, settings.seed, share, grouped=grouped)

@@ -1,0 +1,55 @@
+"""Residual addition and RMS norm are torch's, and so is their gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+from lorgnette.model.kernels.norm import add_norm, norm_again, norm_backward
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+EPS = 1e-6
+
+
+def drawn(T: int, C: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """x, delta, weight, the gradient of xn (columns of a wider matrix), the gradient past the norm."""
+    torch.manual_seed(T * C)
+    made = [torch.randn(T, C), torch.randn(T, C), torch.rand(C) + 0.5, torch.randn(T, C + 5), torch.randn(T, C)]
+    return [tensor.to(dtype) for tensor in made]
+
+
+@pytest.mark.parametrize(("T", "C"), [(1, 3), (7, 33)])
+@pytest.mark.parametrize("added", [True, False])
+def test_forward_and_backward_are_autograds(T: int, C: int, added: bool) -> None:
+    x, delta, weight, grad, residual = drawn(T, C)
+    leaf = (x + delta if added else x.clone()).requires_grad_()
+    wanted = rms_norm(leaf, (C,), weight, EPS)
+    ((wanted * grad[:, 2 : 2 + C]).sum() + (leaf * residual).sum()).backward()
+    wide = torch.zeros(T, C + 4)
+    summed, scale = add_norm(x, delta if added else None, weight, EPS, wide[:, 3 : 3 + C])
+    torch.testing.assert_close(summed, leaf.detach())
+    torch.testing.assert_close(wide[:, 3 : 3 + C], wanted.detach(), atol=1e-5, rtol=1e-5)
+    assert not wide[:, :3].any()
+    assert not wide[:, 3 + C :].any()
+    assert torch.equal(norm_again(summed, scale, weight), wide[:, 3 : 3 + C])
+    made = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
+    assert made.data_ptr() == residual.data_ptr()
+    torch.testing.assert_close(made, leaf.grad, atol=1e-5, rtol=1e-5)
+
+
+def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Tensor) -> list[Tensor]:
+    C = x.shape[1]
+    wide = torch.zeros_like(grad)
+    summed, scale = add_norm(x, delta, weight, EPS, wide[:, 1 : 1 + C])
+    assert torch.equal(norm_again(summed, scale, weight), wide[:, 1 : 1 + C])
+    plain = add_norm(x, None, weight, EPS, torch.empty_like(x))[1]
+    return [summed, scale, plain, wide, norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)]
+
+
+@CUDA
+@pytest.mark.parametrize(("T", "C"), [(1, 3), (37, 333), (5, 3584)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernel_is_its_reference(T: int, C: int, dtype: torch.dtype, close: float) -> None:
+    made = passed(*(tensor.cuda() for tensor in drawn(T, C, dtype)))
+    for one, wanted in zip(made, passed(*drawn(T, C, dtype)), strict=True):
+        torch.testing.assert_close(one.cpu(), wanted, atol=close, rtol=close)
