@@ -105,7 +105,7 @@ def test_readme_commands_and_python_run(own_pictures: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guides_commands_run_and_print_what_it_says(page: Path, here: Path) -> None:
     """The `sh` blocks of a page are one script, in an empty folder; a `text` block holds lines, or parts of them, that
-    the block before it prints."""
+    the block before it prints; a block without a word is not of this script, and the page says what of."""
     found = re.findall(r"```(sh|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     mark, bin_folder = "– block –", here / "bin"
     bin_folder.mkdir()
