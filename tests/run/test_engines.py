@@ -48,6 +48,22 @@ def test_a_model_is_made_ready_and_takes_a_step(job: Callable[..., Job], said: i
     ready.features.finish()
 
 
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_what_dropout_drops_is_the_seeds(job: Callable[..., Job], tmp_path: Path, engine: str) -> None:
+    """Whatever was drawn before; another seed drops something else."""
+    found = []
+    for i, seed in enumerate((3, 3, 4)):
+        torch.rand(i)
+        words = ("lora.dropout=0.5", f"seed={seed}", f"run={tmp_path / str(i)}")
+        made = tuned(job("device=cpu", f"engine={engine}", *words), None)
+        stepped(made)  # until then B is zero, and what is dropped before it does not show
+        batch = passes(made.material.examples, made.pass_tokens)[0]
+        found.append(made.engine.backward(batch, 1).item())
+        assert found[-1] != pytest.approx(made.engine.loss(batch).item(), rel=1e-5)
+        made.features.finish()
+    assert found[0] == found[1] != found[2]
+
+
 def test_auto_on_a_cpu_says_why_it_is_the_reference(job: Callable[..., Job], said: io.StringIO) -> None:
     tuned(job("device=cpu"), None)
     assert "engine     reference (on a CPU)" in said.getvalue()
