@@ -58,13 +58,32 @@ def test_the_scale_is_pefts(copied: Path, shapes: tuple[TextShape, VisionShape])
         ("peft_type", "LOHA"), ("bias", "all"), ("fan_in_fan_out", True), ("use_dora", True), ("lora_bias", True),
         ("rank_pattern", {"q_proj": 8}), ("alpha_pattern", {"q_proj": 8}), ("layers_to_transform", [0]),
         ("layer_replication", [[0, 2]]), ("modules_to_save", ["lm_head"]), ("target_parameters", ["a"]),
-        ("trainable_token_indices", [1]), ("exclude_modules", ["q_proj"]),
+        ("trainable_token_indices", [1]), ("exclude_modules", ["q_proj"]), ("alora_invocation_tokens", [10, 11]),
+        ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"), ("use_qalora", True), ("use_bdlora", {}),
+        ("arrow_config", {}), ("kasa_config", {}), ("monteclora_config", {}), ("velora_config", {}),
     ],
 )  # fmt: skip
 def test_what_our_engine_cannot_compute_is_named(
     copied: Path, shapes: tuple[TextShape, VisionShape], setting: str, value: Any
 ) -> None:
     assert changed(copied, **{setting: value}).unsupported(*shapes) == f"the adapter's {setting} {value!r}"
+
+
+@pytest.mark.parametrize("value", [True, False, "gaussian", "orthogonal", "eva"])
+def test_how_factors_were_first_drawn_does_not_matter(
+    copied: Path, shapes: tuple[TextShape, VisionShape], value: Any
+) -> None:
+    assert changed(copied, init_lora_weights=value).unsupported(*shapes) is None
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"alora_invocation_tokens": [10, 11]}], ids=str)
+def test_the_same_tensors_may_mean_something_else(saved: Path, copied: Path, loaded: Any, settings: Any) -> None:
+    """Why such settings are refused: PEFT computes something else from the files."""
+    changed(copied, **settings)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        plain, other = (PeftModel.from_pretrained(loaded(), f)(input_ids=tokens).logits for f in (saved, copied))
+    assert (plain - other).abs().max() > 1e-2
 
 
 def test_an_adapter_of_the_vision_tower_is_not_ours(copied: Path, shapes: tuple[TextShape, VisionShape]) -> None:
