@@ -13,6 +13,8 @@ from lorgnette.config import Train
 from lorgnette.encode.pack import passes
 from lorgnette.errors import UsageError
 from lorgnette.model.adapter_files import WEIGHTS
+from lorgnette.model.fast import FastEngine
+from lorgnette.model.reference import ReferenceEngine
 from lorgnette.report import log
 from lorgnette.run import tuning
 from lorgnette.run.engines import Tuned, tuned
@@ -35,10 +37,13 @@ def stepped(made: Tuned) -> float:
     return before - made.engine.loss(batch).item()
 
 
-@pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_a_model_is_made_ready_and_takes_a_step(job: Callable[..., Job], said: io.StringIO, engine: str) -> None:
+@pytest.mark.parametrize(("engine", "kind"), [("fast", FastEngine), ("reference", ReferenceEngine)])
+def test_a_model_is_made_ready_and_takes_a_step(
+    job: Callable[..., Job], said: io.StringIO, engine: str, kind: type
+) -> None:
     ready = tuned(job("device=cpu", f"engine={engine}", "lora.dropout=0"), None)
     assert f"engine     {engine}" in said.getvalue()
+    assert type(ready.engine) is kind
     assert len(ready.state()) == 2 * 7 * 2
     assert all(not tensor.any() for name, tensor in ready.state().items() if "lora_B" in name)
     assert ready.pass_tokens >= max(len(e.tokens) for e in ready.material.examples)
@@ -65,7 +70,8 @@ def test_what_dropout_drops_is_the_seeds(job: Callable[..., Job], tmp_path: Path
 
 
 def test_auto_on_a_cpu_says_why_it_is_the_reference(job: Callable[..., Job], said: io.StringIO) -> None:
-    tuned(job("device=cpu"), None)
+    made = tuned(job("device=cpu"), None)
+    assert type(made.engine) is ReferenceEngine
     assert "engine     reference (on a CPU)" in said.getvalue()
 
 
