@@ -1,51 +1,73 @@
-"""Layers that are run again in the backward pass change nothing. (The numbers: parity/test_fast.py.)"""
+"""What is left out, run again or made in parts changes nothing. (The numbers: parity/test_fast.py.)"""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lorgnette.config import LANGUAGE_TARGETS
 from lorgnette.encode.encoder import Encoder
-from lorgnette.encode.pack import pack
+from lorgnette.encode.pack import Share, pack
 from lorgnette.model import decoder as decoders
 from lorgnette.model.build import decoder_of
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
-from lorgnette.model.decoder import Decoder
+from lorgnette.model.decoder import Decoder, Rows
 from lorgnette.model.fast import Room, Station
 from lorgnette.model.flat import AdapterShape, FlatAdapter
 from lorgnette.model.kernels.dropout import Mask
+from lorgnette.model.kernels.gather_sum import Copies, copies_of
 from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.types import Example
+from lorgnette.types import Encoded, Example, PackedBatch
 
 CPU = torch.device("cpu")
 Made = tuple[Decoder, FlatAdapter, Station]
 
 
 @pytest.fixture
-def made(tiny: Path, contract: Contract, conversations: list[Example]) -> Made:
-    """A decoder with a lively adapter, and a batch whose picture rows hold noise."""
-    checkpoint, encoder = Checkpoint.at(tiny), Encoder.of_folder(tiny, contract.encode)
+def encoded(tiny: Path, contract: Contract, conversations: list[Example]) -> list[Encoded]:
+    encoder = Encoder.of_folder(tiny, contract.encode)
+    return [encoder.encode(example) for example in conversations]
+
+
+@pytest.fixture
+def lively(tiny: Path) -> tuple[Decoder, FlatAdapter]:
+    """A decoder with a lively adapter."""
+    checkpoint = Checkpoint.at(tiny)
     shape = AdapterShape(TextShape.of(config_of(checkpoint)), LANGUAGE_TARGETS, 4, 2.0)
     decoder, adapter = decoder_of(checkpoint, shape, CPU, torch.float32), FlatAdapter(shape, CPU)
     torch.manual_seed(0)
     adapter.take(torch.randn(adapter.values.shape) * 0.1)
     adapter.attach(decoder)
-    batch = pack([encoder.encode(example) for example in conversations], 10, share="tree")
+    return decoder, adapter
+
+
+@pytest.fixture
+def made(lively: tuple[Decoder, FlatAdapter], encoded: list[Encoded]) -> Made:
+    return *lively, stationed(lively[0], pack(encoded, 10, share="tree"))
+
+
+def stationed(decoder: Decoder, batch: PackedBatch) -> Station:
+    """The batch, with noise in every row for what is embedded."""
     station = Station(Room.of(batch, padded=False), decoder)
     station.fill(batch, 3)
+    torch.manual_seed(1)
     station.x.normal_(0, 0.1)
-    return decoder, adapter, station
+    return station
 
 
-def stepped(made: Made, again: int, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
+def stepped(
+    made: Made, again: int = 0, dropout: float = 0.0, rows: Rows | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every label's loss, and the gradient. rows: other ones than the station's."""
     decoder, adapter, station = made
     assert adapter.values.grad is not None
     adapter.values.grad.zero_()
     with torch.no_grad():
         mask = Mask(station.key, dropout) if dropout else None
-        passed = decoder.forward(station.x, station.rows, mask, again=again)
+        passed = decoder.forward(station.x, rows or station.rows, mask, again=again)
         losses, dx = decoder.losses_and_gradient(passed)
         torch.testing.assert_close(decoder.losses(passed), losses)
         decoder.backward(passed, dx)
@@ -62,23 +84,61 @@ def test_running_layers_again_changes_nothing(made: Made, dropout: float) -> Non
         assert torch.equal(also, gradient)
 
 
+@pytest.mark.parametrize(("which", "share"), [(slice(None), "tree"), (slice(None), "none"), (slice(1, 2), "none")])
+def test_the_last_layer_leaves_out_what_predicts_nothing(
+    lively: tuple[Decoder, FlatAdapter], encoded: list[Encoded], which: slice, share: Share
+) -> None:
+    """The second conversation has two answers: its first labels are in the middle, and rows without any follow."""
+    batch = pack(encoded[which], 10, share=share)
+    made = *lively, stationed(lively[0], batch)
+    rows, T = made[2].rows, len(batch.tokens)
+    assert len(np.unique(batch.label_rows)) < len(rows.last_rows) < T
+    copies = Copies(*map(torch.from_numpy, copies_of(batch.label_rows, T)))
+    every = replace(
+        rows, last_rows=torch.arange(T, dtype=torch.int32), last_borders=rows.borders,
+        label_rows=torch.from_numpy(batch.label_rows), label_copies=copies,
+    )  # fmt: skip
+    losses, gradient = stepped(made)
+    whole, also = stepped(made, rows=every)
+    torch.testing.assert_close(losses, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, also, atol=1e-5, rtol=1e-4)
+    moved = replace(every, label_rows=every.label_rows - 1)
+    assert (stepped(made, rows=moved)[0] - whole).abs().max() > 0.1  # the comparison can fail
+
+
+def test_a_row_may_predict_several_labels(lively: tuple[Decoder, FlatAdapter], encoded: list[Encoded]) -> None:
+    """As where examples share a row and go on differently: losses stand side by side, gradients add up."""
+    one = pack(encoded, 10)
+    other = replace(one, targets=one.targets[::-1].copy(), weights=one.weights * 3)
+    both = replace(
+        one, label_rows=np.tile(one.label_rows, 2), targets=np.concatenate([one.targets, other.targets]),
+        weights=np.concatenate([one.weights, other.weights]),
+    )  # fmt: skip
+    (first, a), (second, b), (losses, gradient) = (
+        stepped((*lively, stationed(lively[0], batch))) for batch in (one, other, both)
+    )
+    torch.testing.assert_close(losses, torch.cat([first, second]))
+    torch.testing.assert_close(gradient, a + b, atol=1e-5, rtol=1e-4)
+    assert (first - second).abs().max() > 0.1
+
+
 def test_logits_made_in_parts_are_the_same(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, gradient = stepped(made, 0, 0.0)
+    losses, gradient = stepped(made)
     monkeypatch.setattr(decoders, "LABELS_AT_ONCE", 3)
-    same, also = stepped(made, 0, 0.0)
+    same, also = stepped(made)
     torch.testing.assert_close(same, losses)
     torch.testing.assert_close(also, gradient)
 
 
 def test_the_gradient_is_the_losses_slope(made: Made) -> None:
-    """Along a random direction of the adapter's values, by differences."""
+    """Along itself, by differences."""
     decoder, adapter, station = made
-    _, gradient = stepped(made, 0, 0.0)
+    _, gradient = stepped(made)
     before, spread = adapter.values.detach().clone(), adapter.attach(decoder)
     direction = gradient / gradient.norm()
     found = []
     for step in (1e-2, -1e-2):
         adapter.take(before + step * direction)
         spread()
-        found.append((stepped(made, 0, 0.0)[0] * station.rows.weights).sum().item())
+        found.append((stepped(made)[0] * station.rows.weights).sum().item())
     assert (found[0] - found[1]) / 2e-2 == pytest.approx(gradient.norm().item(), rel=2e-2)

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lorgnette.encode.encoder import Encoder
 from lorgnette.encode.pack import Share, pack
@@ -17,6 +19,8 @@ from lorgnette.model.contract import Contract
 from lorgnette.model.fast import FastEngine, Room, Station, _drawn, _last_rows
 from lorgnette.types import Example, PackedBatch
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 @pytest.fixture(scope="module")
 def packed(tiny: Path, contract: Contract, conversations: list[Example]) -> Callable[[Share], PackedBatch]:
@@ -26,36 +30,80 @@ def packed(tiny: Path, contract: Contract, conversations: list[Example]) -> Call
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Path, saved: Path, contract: Contract) -> FastEngine:
+def make_engine(tiny: Path, saved: Path, contract: Contract) -> Callable[..., FastEngine]:
+    """make_engine(0.3[, seed=, grouped=, device=, dtype=]) → with the saved adapter and so much dropout."""
     checkpoint, rule = Checkpoint.at(tiny), Encoder.of_folder(tiny, contract.encode).rule
-    features = fast_model.features_of(checkpoint, rule, torch.device("cpu"), torch.float32)
-    model = fast_model.opened(checkpoint, SavedAdapter.read(saved), features, torch.float32)
-    assert model.adapter is not None
-    return FastEngine(model.decoder, model.adapter, features, dropout=0.0, seed=0)
+
+    def make(dropout: float = 0.0, *, device: str = "cpu", dtype: Any = torch.float32, **named: Any) -> FastEngine:
+        features = fast_model.features_of(checkpoint, rule, torch.device(device), dtype)
+        model = fast_model.opened(checkpoint, SavedAdapter.read(saved), features, dtype)
+        assert model.adapter is not None
+        return FastEngine(model.decoder, model.adapter, features, dropout=dropout, **{"seed": 0, **named})
+
+    return make
 
 
-@pytest.mark.parametrize("share", ["none", "tree"])
-def test_padding_changes_neither_loss_nor_gradient(engine: FastEngine, packed: Callable, share: Share) -> None:
-    batch = packed(share)
+def passed(engine: FastEngine, batch: PackedBatch, draw: int = 0) -> tuple[float, Tensor]:
+    """Loss and gradient of one pass."""
     engine.features.prepare(batch.grids)
     grad = engine.adapter.values.grad
     assert grad is not None
     grad.zero_()
-    loss, wanted = engine.backward(batch, 0), grad.clone()
-    entered = engine._entered(batch)
-    room = Room.of(batch, padded=True)
-    exact = Room.of(batch, padded=False)
+    return engine.backward(batch, draw).item(), grad.clone()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("share", ["none", "tree"])
+def test_padding_changes_neither_loss_nor_gradient(
+    make_engine: Callable[..., FastEngine], packed: Callable, share: Share, dropout: float
+) -> None:
+    engine, batch = make_engine(dropout), packed(share)
+    loss, wanted = passed(engine, batch)
+    exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
     room = replace(room, rows=max(room.rows, exact.rows + room.last - exact.last))  # plain attention: a key for each
     if room.keys is not None and exact.keys is not None:
         room = replace(room, keys=max(room.keys, exact.keys + room.rows - exact.rows))
-    station = Station(room, engine.decoder)
-    station.fill(batch, 0)
+    station, entered = Station(room, engine.decoder), engine._entered(batch)
+    station.fill(batch, _drawn(0, 0))
     station.x[: exact.rows] = entered.x
+    station.x[exact.rows :].normal_()  # as an earlier, longer batch left it
+    grad = engine.adapter.values.grad
+    assert grad is not None
     grad.zero_()
     engine._computed(station)
-    torch.testing.assert_close(station.loss, loss)
+    assert station.loss.item() == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
     assert wanted.any()
+    station.rows.weights[len(batch.targets) :] = 0.01  # padding that weighs is seen: the comparison can fail
+    grad.zero_()
+    engine._computed(station)
+    assert station.loss.item() != pytest.approx(loss, rel=1e-2)
+    assert (grad - wanted).abs().max() > 1e-4
+
+
+def test_a_draw_says_what_is_dropped(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
+    batch, engine = packed("none"), make_engine(0.3)
+    loss, gradient = passed(engine, batch, 5)
+    same, also = passed(make_engine(0.3), batch, 5)
+    assert same == loss
+    assert torch.equal(also, gradient)
+    plain = passed(make_engine(), batch)[0]
+    for other in (passed(engine, batch, 6)[0], passed(make_engine(0.3, seed=1), batch, 5)[0]):
+        assert other not in (loss, plain)
+    assert engine.loss(batch).item() == pytest.approx(plain, rel=1e-6)
+    before = engine.adapter.values.grad
+    assert before is not None
+    engine.backward(batch, 5)
+    twice = before.clone()
+    engine.backward(batch, 5)
+    torch.testing.assert_close(before - twice, gradient, rtol=1e-4, atol=1e-5)  # gradients are added up
+
+
+def test_rows_are_shared_where_masks_are(make_engine: Callable[..., FastEngine]) -> None:
+    assert make_engine().share == "tree"
+    assert make_engine(0.3).share == "none"
+    assert make_engine(0.3, grouped=True).share == "tree"
+    assert make_engine(0.3).share_in_evaluation == "tree"
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
@@ -70,6 +118,13 @@ def test_a_room_holds_what_it_was_made_for(packed: Callable, share: Share) -> No
     assert not room.holds(replace(need, labels=room.labels + 1))
     assert not room.holds(replace(need, keys=1 if need.keys is None else None))
     assert not replace(room, rows=room.rows * 4).holds(need), "too much of it would be padding"
+    for name in ("rows", "last", "segments", "longest"):
+        assert not replace(room, **{name: getattr(need, name) - 1}).holds(need)
+    assert not replace(room, rows=exact.rows, longest=10_000).holds(need), "no row for padding keys to be"
+    if room.keys is not None:
+        tight = replace(need, keys=room.keys - (room.rows - need.rows) + 1)
+        assert not room.holds(tight), "a padding row would see no key"
+        assert room.holds(replace(tight, keys=tight.keys - 1))
 
 
 def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:
@@ -82,7 +137,52 @@ def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:
         np.testing.assert_array_equal(rows[borders[i] : borders[i + 1]], np.arange(labels.min(), end))
 
 
+def test_a_segment_without_labels_has_no_last_rows(packed: Callable) -> None:
+    """As where examples branch off before any answer; labels need not come in order."""
+    batch = replace(
+        packed("none"), tokens=np.zeros(10, np.int32), starts=np.array([0, 4, 7, 10], np.int32),
+        label_rows=np.array([8, 2, 9, 8], np.int32),
+    )  # fmt: skip
+    rows, borders = _last_rows(batch)
+    assert rows.tolist() == [2, 3, 8, 9]
+    assert borders.tolist() == [0, 2, 2, 4]
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_padded_room_has_a_row_and_a_key_to_spare(packed: Callable, shared: int) -> None:
+    for rows in range(3, 3000, 37):
+        own = np.arange(rows, dtype=np.int32)
+        batch = replace(
+            packed("none"), tokens=own, starts=np.array([0, rows - 1, rows], np.int32), targets=own[:1],
+            key_rows=np.concatenate([own[:-1], own[:shared], own[-1:]]), label_rows=own[[rows // 2]],
+            key_starts=np.array([0, rows - 1, rows + shared], np.int32),
+        )  # fmt: skip
+        exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
+        assert (room.keys is None) == (not shared)
+        assert exact.rows < room.rows <= max(exact.rows * 1.07, exact.rows + 16)
+        assert room.holds(replace(exact, segments=exact.segments + 1))
+
+
 def test_keys_of_dropout_are_all_different() -> None:
     keys = {_drawn(seed, number) for seed in range(20) for number in range(100)}
     assert len(keys) == 2000
     assert all(0 <= key < 2**31 for key in keys)
+
+
+@CUDA
+def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
+    batch = packed("none")
+    engine, plain = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    before = engine.adapter.values.detach().clone()
+    engine.rehearse(batch)
+    assert engine.adapter.values.grad is not None
+    assert not engine.adapter.values.grad.any()
+    assert torch.equal(engine.adapter.values, before)
+    (station,) = engine._stations.values()
+    assert station.graph is not None
+    found, wanted = passed(engine, batch, 5), passed(plain, batch, 5)
+    assert next(iter(plain._stations.values())).graph is None
+    assert found[0] == wanted[0]
+    assert torch.equal(found[1], wanted[1])
+    assert wanted[1].isfinite().all()
+    assert wanted[1].any()

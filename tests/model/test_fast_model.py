@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from lorgnette.encode.pack import pack
 from lorgnette.model.adapter_files import CONFIG, SavedAdapter
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
+from lorgnette.model.fast import FastEngine
 from lorgnette.model.fast_model import Opening, features_of, opened, unsupported_answers
-from lorgnette.model.features import Features
+from lorgnette.model.features import Features, Tower
 from lorgnette.model.flat import FlatAdapter
+from lorgnette.model.reference import ReferenceEngine
 from lorgnette.types import Example, PackedBatch
 
 CPU = torch.device("cpu")
@@ -32,6 +35,24 @@ def features(tiny: Path, contract: Contract, batch: PackedBatch) -> Features:
     made = features_of(Checkpoint.at(tiny), Encoder.of_folder(tiny, contract.encode).rule, CPU, torch.float32)
     assert not made.prepare(batch.grids)
     return made
+
+
+def test_a_saved_adapter_gives_the_references_losses(
+    tiny: Path, saved: Path, tuned: Any, contract: Contract, features: Features, batch: PackedBatch
+) -> None:
+    model = opened(Checkpoint.at(tiny), SavedAdapter.read(saved), features, torch.float32)
+    assert model.adapter is not None
+    rule = Encoder.of_folder(tiny, contract.encode).rule
+    theirs = Features(Tower(tuned.get_base_model()), rule, live=False)
+    theirs.prepare(batch.grids)
+    reference = ReferenceEngine(tuned.eval(), theirs)
+    with torch.no_grad():
+        wanted = reference.label_losses(batch)
+        with tuned.disable_adapter():
+            bare = reference.label_losses(batch)
+    found = FastEngine(model.decoder, model.adapter, features, dropout=0.5, seed=0).label_losses(batch)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+    assert (found - bare).abs().max() > 1e-2  # the comparison can fail
 
 
 def test_an_untuned_model_has_no_adapter(tiny: Path, features: Features) -> None:

@@ -12,7 +12,7 @@ from lorgnette.families import FAMILIES
 from lorgnette.model import adapter
 from lorgnette.model.build import decoder_of
 from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.flat import GROUPS, AdapterShape, FlatAdapter
 from lorgnette.model.shapes import TextShape, config_of
 
 CPU = torch.device("cpu")
@@ -47,13 +47,45 @@ def test_what_is_loaded_comes_back_and_is_a_copy(shape: AdapterShape, tuned: Any
     found = flat.on_cpu()
     assert all(torch.equal(found[name], p) for name, p in state.items())
     assert sum(t.numel() for t in found.values()) == flat.values.numel()
+    flat.take(torch.zeros_like(flat.values))
+    assert all(t.any() for t in found.values())
 
 
-def test_attached_factors_follow_their_masters_when_spread(tiny: Path, shape: AdapterShape) -> None:
-    flat = FlatAdapter(shape, CPU)
-    layer = (decoder := decoder_of(Checkpoint.at(tiny), shape, CPU, torch.float32)).layers[1]
+@pytest.mark.parametrize("targets", [LANGUAGE_TARGETS, ("q_proj", "v_proj", "up_proj")])
+def test_attached_factors_lie_where_they_are_computed_with(
+    tiny: Path, shape: AdapterShape, targets: tuple[Any, ...]
+) -> None:
+    """s·A of a group stacked, B in blocks on the diagonal, zero elsewhere; a change shows once it is spread."""
+    shape = AdapterShape(shape.text, targets, 4, 2.0)
+    decoder, flat = decoder_of(Checkpoint.at(tiny), shape, CPU, torch.float32), FlatAdapter(shape, CPU)
     spread = flat.attach(decoder)
-    assert not layer.o.weight[:, layer.o.inputs :].any()
+    assert not any(matrix.weight[:, matrix.inputs :].any() for matrix in decoder.linears)
+    torch.manual_seed(0)
     flat.take(torch.randn(flat.values.shape))
+    before = [matrix.weight.clone() for matrix in decoder.linears]
+    assert not any(weight[:, m.inputs :].any() for weight, m in zip(before, decoder.linears, strict=True))
     spread()
-    assert torch.equal(layer.o.weight[:, layer.o.inputs :], flat.named[shape.name(1, "o_proj", "B")])
+    for number, layer in enumerate(decoder.layers):
+        for matrix, group in zip(layer.linears, GROUPS, strict=True):
+            adapted = [target for target in group if target in targets]
+            each = {f: [flat.named[shape.name(number, target, f)] for target in adapted] for f in "AB"}
+            blocks = iter(each["B"])
+            rows = [next(blocks) if t in targets else torch.zeros(shape.outputs(t), 0) for t in group]
+            assert torch.equal(matrix.weight[:, matrix.inputs :], torch.block_diag(*rows))
+            assert torch.equal(matrix._a, 2.0 * torch.cat(each["A"]) if adapted else torch.empty(0, matrix.inputs))
+    for weight, matrix in zip(before, decoder.linears, strict=True):
+        assert torch.equal(matrix.weight[:, : matrix.inputs], weight[:, : matrix.inputs])
+
+
+def test_gradients_are_one_vector(tiny: Path, shape: AdapterShape) -> None:
+    """What a matrix adds to its factors' gradients stands in `values.grad`, under PEFT's names."""
+    decoder, flat = decoder_of(Checkpoint.at(tiny), shape, CPU, torch.float32), FlatAdapter(shape, CPU)
+    flat.attach(decoder)
+    factors = decoder.layers[1].gate_up.factors
+    assert factors is not None
+    factors.grad_a[4:].fill_(1.0)
+    factors.grad_b[0].fill_(2.0)
+    changed = {name: grad.unique().tolist() for name, grad in flat.named_grads.items() if grad.any()}
+    assert changed == {shape.name(1, "up_proj", "A"): [1.0], shape.name(1, "gate_proj", "B"): [2.0]}
+    assert flat.values.grad is not None
+    assert flat.values.grad.sum() == 4 * 64 + 2 * 96 * 4

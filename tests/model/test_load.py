@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.attention import NAME
 from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.load import device_of, dtype_of, load, seed
+from lorgnette.model.load import load
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 ONE = "layers.0.mlp.gate_proj.weight"
 SAVED, OURS = f"model.{ONE}", f"model.language_model.{ONE}"  # on the hub, and in transformers
 
@@ -64,23 +64,3 @@ def test_a_download_that_was_cut_off_is_refused(tiny: Path, tmp_path: Path, kept
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     assert refused(folder).what.startswith("weights cannot be loaded: ")
-
-
-def test_the_device_and_dtype_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [device_of(name).type for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [device_of(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
-    with pytest.raises(LorgnetteError, match=r"no CUDA device .* · device=cuda · use device="):
-        device_of("cuda")
-    assert [dtype_of("auto", device) for device in (CPU, CUDA)] == [torch.float32, torch.bfloat16]
-    assert dtype_of("bfloat16", CPU) == torch.bfloat16
-    assert dtype_of("float32", CUDA) == torch.float32
-
-
-def test_dropout_starts_where_the_seed_says() -> None:
-    def drawn(number: int) -> list[float]:
-        seed(number)
-        return torch.rand(3).tolist()
-
-    assert drawn(1) == drawn(1) != drawn(2)

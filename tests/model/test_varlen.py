@@ -8,8 +8,21 @@ from torch import Tensor
 
 from lorgnette.model.varlen import Borders, attend, attend_backward
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 QUERIES, KEYS = [0, 5, 8, 12], [0, 5, 13, 17]
 """Three segments; the second sees five rows before its own."""
+
+
+def drawn(D: int = 8) -> list[Tensor]:
+    """q, k, v and the gradient of what is attended."""
+    torch.manual_seed(0)
+    return [torch.randn(12, 4, D), torch.randn(17, 2, D), torch.randn(17, 2, D), torch.randn(12, 4, D)]
+
+
+def borders(empty: int, device: str = "cpu") -> Borders:
+    """empty: segments without rows behind the others."""
+    ends = (torch.tensor([*b, *[b[-1]] * empty], dtype=torch.int32, device=device) for b in (QUERIES, KEYS))
+    return Borders(*ends, 5, 8)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,17 +37,40 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("empty", [0, 2])
 def test_it_is_the_dense_softmax(empty: int) -> None:
-    """empty: segments without rows behind the others."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(12, 4, 8), torch.randn(17, 2, 8), torch.randn(17, 2, 8)
-    grad = torch.randn(12, 4, 8)
+    q, k, v, grad = drawn()
     leaves = [rows.clone().requires_grad_() for rows in (q, k, v)]
     wanted = dense(*leaves)
     gradients = torch.autograd.grad(wanted, leaves, grad)
-    starts, key_starts = (torch.tensor([*b, *[b[-1]] * empty], dtype=torch.int32) for b in (QUERIES, KEYS))
-    borders = Borders(starts, key_starts, 5, 8)
     with torch.no_grad():
-        found, kept = attend(q, k, v, borders)
+        found, kept = attend(q, k, v, borders(empty))
         torch.testing.assert_close(found, wanted)
-        for one, other in zip(attend_backward(grad, q, k, v, found, borders, kept), gradients, strict=True):
+        for one, other in zip(attend_backward(grad, q, k, v, found, borders(empty), kept), gradients, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_a_row_sees_its_ancestors_and_no_later_row() -> None:
+    q, k, v, _ = drawn()
+    found, _ = attend(q, k, v, borders(0))
+    for key, rows in ((4, [4]), (5, [5, 6, 7]), (11, [6, 7]), (12, [7]), (13, [8, 9, 10, 11])):
+        moved = v.clone()
+        moved[key] += 1
+        changed = (attend(q, k, moved, borders(0))[0] != found).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == rows
+
+
+@CUDA
+@pytest.mark.parametrize("empty", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_flash_kernels_are_the_plain_softmax(empty: int, dtype: torch.dtype) -> None:
+    """Of the same rounded inputs; keys and values are columns of one matrix, as the decoder passes them."""
+    q, k, v, grad = (rows.to(dtype) for rows in drawn(64))
+    exact = [rows.float() for rows in (q, k, v, grad)]
+    wanted, _ = attend(*exact[:3], borders(empty))
+    gradients = attend_backward(exact[3], *exact[:3], wanted, borders(empty), None)
+    kv, there = torch.cat([k, v], 1).cuda(), borders(empty, "cuda")
+    moved = q.cuda(), kv[:, :2], kv[:, 2:]
+    found, kept = attend(*moved, there)
+    assert kept is not None
+    made = attend_backward(grad.cuda(), *moved, found, there, kept)
+    for one, other in zip((found, *made), (wanted, *gradients), strict=True):
+        torch.testing.assert_close(one.float().cpu(), other, atol=2e-2, rtol=2e-2)

@@ -29,8 +29,12 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layers_to_transform": (None,),
     "layer_replication": (None,), "modules_to_save": (None, []), "lora_bias": (False, None),
     "target_parameters": (None, []), "trainable_token_indices": (None,), "exclude_modules": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the frozen weights too
+    "alora_invocation_tokens": (None,), "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,),
+    "use_bdlora": (False, None), "use_qalora": (False, None), "velora_config": (None,),
 }  # fmt: skip
-"""Settings of PEFT's that our own engine computes, with the values it knows."""
+"""Settings of PEFT's that our own engine computes, with the values it knows. Some change what is computed and leave the
+tensors' names and shapes as they are (activated LoRA, PiSSA, OLoRA)."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class FlatAdapter:
 
     def on_cpu(self) -> dict[str, Tensor]:
         """A copy of the masters by name, made in one piece."""
-        return _views(self.shape, self.values.detach().cpu())
+        return _views(self.shape, self.values.detach().to("cpu", copy=True))
 
     @staticmethod
     def drawn(shape: AdapterShape, seed: int) -> Tensor:

@@ -53,7 +53,7 @@ def stored(checkpoint: Checkpoint) -> dict[str, Stored]:
         found |= {_todays_name(name): entry for name, entry in _header(path, checkpoint).items()}
     config = config_of(checkpoint)
     tied = config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
-    if EMBEDDING in found and (tied or HEAD not in found):
+    if tied and EMBEDDING in found:
         found[HEAD] = found[EMBEDDING]
     return found
 
