@@ -1,5 +1,6 @@
 """Rooms that passes are padded to, and that padding is not seen. (The numbers: parity/test_fast.py.)"""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,19 @@ from lorgnette.model.adapter_files import SavedAdapter
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.model.fast import FastEngine, Room, Station, _drawn, _last_rows
-from lorgnette.types import Example, PackedBatch
+from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
-def packed(tiny: Path, contract: Contract, conversations: list[Example]) -> Callable[[Share], PackedBatch]:
+def encoded(tiny: Path, contract: Contract, conversations: list[Example]) -> list[Encoded]:
     encoder = Encoder.of_folder(tiny, contract.encode)
-    encoded = [encoder.encode(example) for example in conversations]
+    return [encoder.encode(example) for example in conversations]
+
+
+@pytest.fixture(scope="module")
+def packed(encoded: list[Encoded]) -> Callable[[Share], PackedBatch]:
     return lambda share: pack(encoded, 10, share=share)
 
 
@@ -60,9 +65,6 @@ def test_padding_changes_neither_loss_nor_gradient(
     engine, batch = make_engine(dropout), packed(share)
     loss, wanted = passed(engine, batch)
     exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
-    room = replace(room, rows=max(room.rows, exact.rows + room.last - exact.last))  # plain attention: a key for each
-    if room.keys is not None and exact.keys is not None:
-        room = replace(room, keys=max(room.keys, exact.keys + room.rows - exact.rows))
     station, entered = Station(room, engine.decoder), engine._entered(batch)
     station.fill(batch, _drawn(0, 0))
     station.x[: exact.rows] = entered.x
@@ -110,21 +112,56 @@ def test_rows_are_shared_where_masks_are(make_engine: Callable[..., FastEngine])
 def test_a_room_holds_what_it_was_made_for(packed: Callable, share: Share) -> None:
     batch = packed(share)
     exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
-    need = replace(exact, segments=exact.segments + 1)
     assert (exact.keys is None) == (share == "none")
     assert exact.rows == len(batch.tokens) < room.rows
-    assert room.holds(need)
-    assert not exact.holds(need)
-    assert not room.holds(replace(need, labels=room.labels + 1))
-    assert not room.holds(replace(need, keys=1 if need.keys is None else None))
-    assert not replace(room, rows=room.rows * 4).holds(need), "too much of it would be padding"
+    assert room.holds(exact)
+    assert not exact.holds(exact), "no row for padding keys to be"
+    assert not room.holds(replace(exact, labels=room.labels + 1))
+    assert not room.holds(replace(exact, keys=1 if exact.keys is None else None))
+    assert not replace(room, rows=room.rows * 4, longest=10_000).holds(exact), "too much of it would be padding"
     for name in ("rows", "last", "segments", "longest"):
-        assert not replace(room, **{name: getattr(need, name) - 1}).holds(need)
-    assert not replace(room, rows=exact.rows, longest=10_000).holds(need), "no row for padding keys to be"
-    if room.keys is not None:
-        tight = replace(need, keys=room.keys - (room.rows - need.rows) + 1)
-        assert not room.holds(tight), "a padding row would see no key"
-        assert room.holds(replace(tight, keys=tight.keys - 1))
+        assert not replace(room, **{name: getattr(exact, name) - 1}).holds(exact)
+        if name != "longest":
+            assert not replace(room, **{name: getattr(exact, name)}).holds(exact)
+    assert not replace(room, segments=exact.segments + 1, last=exact.last + room.longest + 1).holds(exact)
+
+
+@pytest.mark.parametrize("share", ["none", "tree"])
+def test_no_segment_of_a_room_is_longer_than_its_longest(
+    make_engine: Callable[..., FastEngine],
+    tiny: Path,
+    contract: Contract,
+    example: Callable[..., Example],
+    share: Share,
+) -> None:
+    """What stands behind the longest that the flash kernels are told of they leave as it was in memory."""
+    encoder = Encoder.of_folder(tiny, contract.encode)
+    captions = (example(("user", 0, "COCO Yes:"), ("assistant", f"{i} red cars")) for i in range(90))
+    encoded = [encoder.encode(caption) for caption in captions]
+    draw, stations, tight = random.Random(0), list[Station](), 0
+    decoder = make_engine().decoder
+    for _ in range(40):
+        batch = pack(draw.sample(encoded, draw.randint(1, 90)), 10, share=share)
+        exact = Room.of(batch, padded=False)
+        if not any(station.room.holds(exact) for station in stations):
+            stations.append(Station(Room.of(batch, padded=True), decoder))
+        for station in stations:
+            if station.room.holds(exact):
+                station.fill(batch, 0)
+                rows, room = station.rows, station.room
+                for borders, end in (
+                    (rows.borders.queries, room.rows),
+                    (rows.borders.keys, room.keys or room.rows),
+                    (rows.last_borders.queries, room.last),
+                ):
+                    lengths = borders.diff()
+                    assert borders[0] == 0
+                    assert borders[-1] == end
+                    assert lengths.min() >= 0
+                    assert lengths.max() <= room.longest
+                padding = (room.keys or room.rows) - (exact.keys or exact.rows)
+                tight += padding > room.longest
+    assert share == "none" or tight, "one segment for all of the padding would have been too long in some"
 
 
 def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:

@@ -58,6 +58,29 @@ def test_a_row_sees_its_ancestors_and_no_later_row() -> None:
         assert changed.nonzero().flatten().tolist() == rows
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_rows_before_all_keys_attend_to_nothing(device: str) -> None:
+    """As padding's may: a segment of 200 rows and three keys, between others, and one of rows alone."""
+    torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    q, k, v, grad = (torch.randn(n, h, 64, device=device, dtype=dtype) for n, h in ((212, 4), (9, 2), (9, 2), (212, 4)))
+    ends = (torch.tensor(at, dtype=torch.int32, device=device) for at in ([0, 4, 204, 209, 212], [0, 4, 7, 9, 9]))
+    there = Borders(*ends, 200, 4)
+    found, kept = attend(q, k, v, there)
+    dq, dk, dv = attend_backward(grad, q, k, v, found, there, kept)
+    blind = [*range(4, 201), *range(204, 207), *range(209, 212)]
+    assert not found[blind].any()
+    assert not dq[blind].any()
+    assert all(rows.isfinite().all() for rows in (found, dq, dk, dv))
+    others = [row for row in range(212) if row not in blind]
+    assert found[others].flatten(1).any(1).all()
+    assert dk.flatten(1).any(1)[1:].all()  # one key alone leaves no choice: the first segment's is with others
+    again, _ = attend(
+        q[201:204], k[4:7], v[4:7], Borders(*(torch.tensor([0, 3], dtype=torch.int32, device=device),) * 2, 3, 3)
+    )
+    torch.testing.assert_close(found[201:204], again)
+
+
 @CUDA
 @pytest.mark.parametrize("empty", [0, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

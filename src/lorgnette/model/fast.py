@@ -49,29 +49,34 @@ class Room:
         if not padded:
             keys = len(batch.key_rows) if shared else None
             return cls(rows, keys, last, len(batch.starts) - 1, len(batch.targets), longest)
-        wide = _rounded(rows + 1, 32)  # one padding row at the least, for padding keys to be
-        return cls(
+        wide, longest = _rounded(rows + 1, 32), _rounded(longest, 2)  # one padding row at the least, for padding to be
+        room = cls(
             wide,
             _rounded(len(batch.key_rows) + wide - rows, 16) if shared else None,
             _rounded(last + 1, 4),
-            _rounded(len(batch.starts), 4),  # one more than it has: the padding's
+            len(batch.starts),  # one more than it has: the padding's
             _rounded(len(batch.targets), 2),
-            max(_rounded(longest, 2), wide // 8),  # padding is a segment too
+            longest,
         )
+        segments = len(batch.starts) - 1 + -(-room._padding(cls.of(batch, padded=False)) // longest)
+        return replace(room, segments=_rounded(segments, 4))
 
     def holds(self, batch: "Room") -> bool:
         """Whether a batch of those sizes fits without much waste."""
         fits = (self.keys is None) == (batch.keys is None) and all(
             mine >= its
             for mine, its in (
-                (self.rows, batch.rows), (self.keys or 0, batch.keys or 0), (self.last, batch.last),
-                (self.segments, batch.segments), (self.labels, batch.labels), (self.longest, batch.longest),
+                (self.rows, batch.rows + 1), (self.keys or 0, batch.keys or 0), (self.last, batch.last + 1),
+                (self.segments, batch.segments + 1), (self.labels, batch.labels), (self.longest, batch.longest),
             )
         )  # fmt: skip
-        padding = self.rows - batch.rows
-        if self.keys is not None and batch.keys is not None and self.keys - batch.keys < padding:
-            return False  # every padding row sees a key of its own
-        return fits and 0 < padding <= min(self.longest, batch.rows // 24 + 32) and self.last > batch.last
+        if not fits or self.rows - batch.rows > batch.rows // 24 + 32:
+            return False
+        return self._padding(batch) <= (self.segments - batch.segments) * self.longest
+
+    def _padding(self, batch: "Room") -> int:
+        """The most rows of a kind that are not the batch's: what padding's own segments must hold."""
+        return max(self.rows - batch.rows, (self.keys or 0) - (batch.keys or 0), self.last - batch.last)
 
 
 def _rounded(count: int, parts: int) -> int:
@@ -156,24 +161,26 @@ class Station:
         for name, values in filled.items():
             made[name][: len(values)] = values
         made["last_rows"][: len(last)], made["last_rows"][len(last) :] = last, room.rows - 1
-        made["last_starts"][: len(last_starts)], made["last_starts"][len(last_starts) :] = last_starts, M
         made["positions"].reshape(3, T)[:, : len(batch.tokens)] = batch.positions
         made["weights"].view(np.float32)[: len(batch.weights)] = batch.weights
-        self._fill_borders(made, batch)
+        borders = {
+            "starts": (batch.starts, T),
+            "key_starts": (batch.key_starts, N or T),
+            "last_starts": (last_starts, M),
+        }
+        for name, (starts, end) in borders.items():
+            made[name][: len(starts)], made[name][len(starts) :] = starts, _cut(int(starts[-1]), end, B - len(starts))
         made["label_places"][:], made["label_copies"][:] = copies_of(made["label_rows"], M)
         if N:
+            made["key_rows"][: len(batch.key_rows)], made["key_rows"][len(batch.key_rows) :] = batch.key_rows, T - 1
             made["key_places"][:], made["key_copies"][:] = copies_of(made["key_rows"], T)
         return made
 
-    def _fill_borders(self, made: dict[str, Int32[np.ndarray, " n"]], batch: PackedBatch) -> None:
-        """Segments; then the padding rows' own, which see padding; then empty ones."""
-        room, count = self.room, len(batch.starts)
-        made["starts"][:count], made["starts"][count:] = batch.starts, room.rows
-        keys = room.rows if room.keys is None else room.keys
-        made["key_starts"][:count], made["key_starts"][count:] = batch.key_starts, keys
-        if room.keys is not None:
-            made["key_rows"][: len(batch.key_rows)] = batch.key_rows
-            made["key_rows"][len(batch.key_rows) :] = room.rows - 1
+
+def _cut(start: int, end: int, parts: int) -> Int32[np.ndarray, " parts"]:
+    """Borders of padding's segments, as even as can be: the flash kernels leave what stands in a segment behind the
+    longest that they were told of as it was in memory."""
+    return (start + (end - start) * np.arange(1, parts + 1, dtype=np.int64) // parts).astype(np.int32)
 
 
 class FastEngine:
@@ -270,9 +277,8 @@ class FastEngine:
         exact = Room.of(batch, padded=False)
         if not self._recording:
             return Station(exact, self.decoder)
-        need = replace(exact, segments=exact.segments + 1)
         for room, station in self._stations.items():
-            if room.holds(need):
+            if room.holds(exact):
                 return station
         made = Station(Room.of(batch, padded=True), self.decoder)
         if len(self._stations) == MOST_RECORDED:

@@ -2,7 +2,8 @@
 
     queries  0 ─── 5 ── 8 ─────── 16      segments' own rows
     keys     0 ─── 5 ─────── 13 ────── 26  their ancestors' rows, then their own: a row sees its segment's keys up to
-                                           itself (causal, aligned at the bottom right)
+                                           itself (causal, aligned at the bottom right); one that stands before
+                                           them all sees none, and attends to zero
 
 On CUDA in half precision the flash kernels inside torch take queries and keys as they are, with grouped heads;
 elsewhere every segment is plain attention.
@@ -85,7 +86,7 @@ def _attended(
         keys, values = (rows[k0:k1].repeat_interleave(repeat, 1) for rows in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q[q0:q1], keys) * q.shape[-1] ** -0.5
         seen = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool, device=q.device).tril((k1 - k0) - (q1 - q0))
-        likely = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        likely = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) * seen
         parts.append(torch.einsum("hqk,khd->qhd", likely, values))
     return torch.cat(parts)
 
