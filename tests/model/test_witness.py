@@ -27,7 +27,7 @@ def write(folder: Path, model: Any, encoder: Encoder, *, live: bool = False) -> 
     folder.mkdir(exist_ok=True)
     asked = witness.question(folder, encoder, "What?")
     engine.features.prepare(asked.grids)
-    witness.write(folder, engine, asked, encoder, "What?")
+    witness.witnessed(engine, asked, encoder, "What?").write(folder)
 
 
 @pytest.fixture

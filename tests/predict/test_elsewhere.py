@@ -44,7 +44,7 @@ def lively(tiny: Path, encode: Encode, folder: Path) -> tuple[Any, Encoder]:
     engine = ReferenceEngine(model, Features(Tower(base), encoder.rule, live=False))
     asked = witness.question(folder, encoder, "What?")
     engine.features.prepare(asked.grids)
-    witness.write(folder, engine, asked, encoder, "What?")
+    witness.witnessed(engine, asked, encoder, "What?").write(folder)
     return model.eval(), encoder
 
 

@@ -48,8 +48,10 @@ def test_a_model_is_made_ready_and_takes_a_step(
     assert all(not tensor.any() for name, tensor in ready.state().items() if "lora_B" in name)
     assert ready.pass_tokens >= max(len(e.tokens) for e in ready.material.examples)
     assert ready.features.of(ready.material.grids[:1]).shape[1] == 64
+    before = ready.state()
     assert stepped(ready) > 0.01
     assert all(tensor.any() for tensor in ready.state().values())
+    assert not any(tensor.any() for name, tensor in before.items() if "lora_B" in name), "a copy stays what it was"
     ready.features.finish()
 
 

@@ -19,6 +19,7 @@ from lorgnette.report.trackers import Guarded
 from lorgnette.run.filmstrip import Frame
 from lorgnette.run.job import Job
 from lorgnette.run.watching import Stop, Watching
+from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
 
@@ -59,6 +60,7 @@ class Film:
 def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[..., tuple[Watching, Path, list[Any]]]]:
     """watching(tracker, …) → the watcher, its run's folder, and what the bar was told."""
     logs: list[RunLog] = []
+    writing = Writing()
 
     def made(*trackers: Recorder) -> tuple[Watching, Path, list[Any]]:
         started = job()
@@ -68,13 +70,17 @@ def watching(job: Callable[..., Job], terminal: Terminal) -> Iterator[Callable[.
         def advance(more: int, beside: str = "") -> None:
             advanced.append((more, beside))
 
-        def save(folder: Path) -> None:
-            (folder / "adapter").write_text("weights")
+        def snapshot() -> Callable[[Path], None]:
+            def write(folder: Path) -> None:
+                (folder / "adapter").write_text("weights")
+
+            return write
 
         logs.append(RunLog(started.folder.log))
         watcher = Watching(
-            started, logs[-1], guarded, save=save, advance=advance, stop=Stop(terminal), total=99, film=Film()
-        )
+            started, logs[-1], guarded, snapshot=snapshot, writing=writing, advance=advance, stop=Stop(terminal),
+            total=99, film=Film(),
+        )  # fmt: skip
         return watcher, started.folder.path, advanced
 
     yield made
@@ -129,6 +135,7 @@ def test_a_checkpoint_is_saved_and_logged(watching: Any) -> None:
     watcher, run, _ = watching()
     for step in (7, 8, 9, 10):
         watcher.checkpoint(step, {"step": step, "best": [7, 0.5, 0]})
+    watcher._writing.wait()
     step, path = checkpoints.latest(run / "checkpoints") or (0, run)
     assert step == 10
     assert (path / "adapter").read_text() == "weights"

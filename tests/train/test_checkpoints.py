@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.train.checkpoints import STATE, latest, restore, rotate, save
+from lorgnette.train.checkpoints import STATE, latest, random_state, restore, rotate, save
 
 CPU = torch.device("cpu")
 
@@ -19,19 +19,23 @@ def adapter(folder: Path) -> None:
     (folder / "adapter").write_text("weights")
 
 
+def state(**more: Any) -> dict[str, Any]:
+    return {**more, "random": random_state()}
+
+
 def test_it_holds_adapter_and_state_under_its_step(tmp_path: Path) -> None:
-    state = {"step": 3, "optimizer": {"m": torch.arange(3)}, "window": [0.5, 2]}
-    path = save(tmp_path / "checkpoints", 3, adapter, state)
+    kept = {"step": 3, "optimizer": {"m": torch.arange(3)}, "window": [0.5, 2]}
+    path = save(tmp_path / "checkpoints", 3, adapter, state(**kept))
     assert path == tmp_path / "checkpoints" / "step-000003"
     assert {file.name for file in path.iterdir()} == {"adapter", STATE}
     back = restore(path, CPU)
     assert (back["step"], back["window"], back["optimizer"]["m"].tolist()) == (3, [0.5, 2], [0, 1, 2])
-    assert back.keys() == state.keys()
+    assert back.keys() == kept.keys()
 
 
 def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    path = save(tmp_path, 1, adapter, {})
+    path = save(tmp_path, 1, adapter, state())
     wanted = torch.rand(4)
     restore(path, CPU)
     assert torch.equal(torch.rand(4), wanted)
@@ -40,7 +44,7 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
 def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
     assert latest(tmp_path / "none") is None
     for step in (100, 999_999, 20, 1_000_000):
-        save(tmp_path, step, adapter, {})
+        save(tmp_path, step, adapter, state())
     (tmp_path / "step-2000000").mkdir()  # no state: not whole
     (tmp_path / ".step-3000000.12.part").mkdir()
     (tmp_path / ".step-3000000.12.part" / STATE).touch()
@@ -52,7 +56,7 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
-        save(tmp_path, step, adapter, {})
+        save(tmp_path, step, adapter, state())
     (tmp_path / "step-1-backup").mkdir()  # a person's own
     (tmp_path / "step-1-backup" / STATE).touch()
     rotate(tmp_path, best=2)
@@ -65,9 +69,9 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    save(tmp_path, 1, adapter, {"step": 1, "try": 1})
-    save(tmp_path, 1, adapter, {"step": 1, "try": 2})
-    assert restore(tmp_path / "step-000001", CPU)["try"] == 2
+    save(tmp_path, 1, adapter, state(step=1, attempt=1))
+    save(tmp_path, 1, adapter, state(step=1, attempt=2))
+    assert restore(tmp_path / "step-000001", CPU)["attempt"] == 2
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -83,7 +87,7 @@ def small_disk() -> Any:
 @pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_said_and_leaves_no_half_of_it(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"cannot write: File too large · .*step-000001 · free some space"):
-        save(tmp_path, 1, adapter, {"m": torch.zeros(100_000)})
+        save(tmp_path, 1, adapter, state(m=torch.zeros(100_000)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,7 +120,7 @@ def cut(path: Path) -> None:
     ids=["gone", "cut", "empty", "words", "pickle", "code", "list", "foreign"],
 )
 def test_a_broken_state_is_named_with_the_way_on(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
-    path = save(tmp_path, 1, adapter, {"step": 1})
+    path = save(tmp_path, 1, adapter, state(step=1))
     break_it(path / STATE)
     before = torch.get_rng_state()
     with pytest.raises(LorgnetteError, match=r"checkpoint cannot be read: .") as caught:

@@ -53,6 +53,11 @@ def test_it_goes_on_from_its_state() -> None:
             put(second, step)
             resumed.step(LOSS, 0.01)
             assert all(map(torch.equal, first, second))
+    before = optimizer.state()
+    put(first, 0)
+    optimizer.step(LOSS, 0.01)
+    for name, after in optimizer.state().items():
+        assert not any(map(torch.equal, before[name], after)), "a copy stays what it was"
     with pytest.raises(RuntimeError):
         Optimizer([torch.zeros(2, 2), torch.zeros(3)], TRAIN).restore(optimizer.state())
 

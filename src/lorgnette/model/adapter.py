@@ -62,3 +62,8 @@ def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> 
 def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's own parameters by the name they have in its file, in the model's order."""
     return {name.replace(".default.", "."): p for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def copied(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """`adapter_state` as it is now, on the CPU."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in adapter_state(model).items()}

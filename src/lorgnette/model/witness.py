@@ -71,6 +71,11 @@ class Witness(BaseModel):
                 remedy="copy the adapter's folder again",
             ) from None
 
+    def write(self, adapter: Path) -> None:
+        """With its picture, into the adapter's folder."""
+        _drawn().save(adapter / PICTURE)
+        write_json(adapter / FILE, self.model_dump(mode="json"))
+
     def difference(self, adapter: Path, encoder: Encoder, prompt: str) -> str | None:
         """What the encoder would do otherwise than training did, in words; None: nothing."""
         now, then = (settings.model_dump(mode="json") for settings in (encoder.settings, self.encode))
@@ -98,17 +103,14 @@ def question(folder: Path, encoder: Encoder, prompt: str) -> Encoded:
     return _encoded(folder / PICTURE, encoder, prompt)
 
 
-def write(folder: Path, engine: Engine, encoded: Encoded, encoder: Encoder, prompt: str) -> None:
-    """Draw the picture into the adapter's folder, ask the engine for its loss, and keep both. encoded: `question`'s,
-    with its picture's features at hand."""
-    _drawn().save(folder / PICTURE)
+def witnessed(engine: Engine, encoded: Encoded, encoder: Encoder, prompt: str) -> Witness:
+    """Ask the engine for its loss. encoded: `question`'s, with its picture's features at hand."""
     tokens, answer = _parts(encoded)
     loss = engine.loss(pack([encoded], encoded.label_count)).item()
     dtype = "float32" if engine.dtype == torch.float32 else "bfloat16"
-    made = Witness(
+    return Witness(
         prompt=prompt, encode=encoder.settings, tokens=tokens, answer=answer, loss=round(loss, 6), dtype=dtype
     )
-    write_json(folder / FILE, made.model_dump(mode="json"))
 
 
 def _drawn() -> Image:

@@ -14,6 +14,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._alone = Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _mend(path)
@@ -47,8 +49,9 @@ class RunLog:
     def write(self, record: Mapping[str, Any]) -> None:
         line = _line(record)
         try:
-            self._file.write(line)
-            self._file.flush()
+            with self._alone:
+                self._file.write(line)
+                self._file.flush()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model in training: what the loop steps, what answers, the adapter's factors as they are when asked for, the
-    material without the rows whose pictures could not be decoded, and the most tokens that a pass may hold."""
+    """A model in training: what the loop steps, what answers, a copy of the adapter's factors as they are when asked
+    for, the material without the rows whose pictures could not be decoded, and the most tokens that a pass may hold."""
 
     engine: Engine
     model: Union[fast_model.FastModel, "PeftModel"]
@@ -94,7 +94,7 @@ def _reference(
         else:
             model = adapters.load(base, saved, trainable=True)
     engine, rows = ReferenceEngine(model, features), chosen.train.pass_tokens
-    return Tuned(engine, model, lambda: adapters.adapter_state(model), features, material, rows)
+    return Tuned(engine, model, lambda: adapters.copied(model), features, material, rows)
 
 
 def _room(job: Job, device: torch.device) -> Fit:

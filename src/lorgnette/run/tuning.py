@@ -22,7 +22,8 @@ from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
 from lorgnette.run.scoring import scored
-from lorgnette.run.watching import Stop, Watching
+from lorgnette.run.watching import Snapshot, Stop, Watching
+from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import Training
 
@@ -44,10 +45,15 @@ def tune(job: Job) -> None:
             made = tuned(job, checkpoint, beside=asked.grids)
         job = replace(job, material=made.material)
 
-        def save(folder: Path) -> None:
-            family = job.material.checkpoint.family
-            adapter_files.write(folder, made.state(), family, job.settings.lora, contract)
-            witness.write(folder, made.engine, asked, job.material.encoder, contract.prompt)
+        def snapshot() -> Callable[[Path], None]:
+            state, family = made.state(), job.material.checkpoint.family
+            seen = witness.witnessed(made.engine, asked, job.material.encoder, contract.prompt)
+
+            def write(folder: Path) -> None:
+                adapter_files.write(folder, state, family, job.settings.lora, contract)
+                seen.write(folder)
+
+            return write
 
         training = Training(
             made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed,
@@ -58,11 +64,11 @@ def tune(job: Job) -> None:
             job.terminal.say(f"resumed    at step {training.step} of {training.total}")
         try:
             _start(trackers, job)
-            with RunLog.resumed(job.folder.log, step) as log:
+            with RunLog.resumed(job.folder.log, step) as log, Writing() as writing:
                 job.stages.keep(log)
                 for problem in job.material.problems:
                     log.write({"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.what})
-                _trained(job, training, log, trackers, save, _film(job, made))
+                _trained(job, training, log, trackers, snapshot, writing, _film(job, made))
                 rows = _answers(job, made)
             for tracker in trackers:
                 tracker.predictions(rows, training.total)
@@ -91,23 +97,28 @@ def _trained(
     training: Training,
     log: RunLog,
     trackers: list[Tracker],
-    save: Callable[[Path], None],
+    snapshot: Snapshot,
+    writing: Writing,
     film: Filmstrip,
 ) -> None:
-    """Take the steps that are left and save the adapter."""
+    """Take the steps that are left and save the adapter; the last checkpoint may still be written."""
     with (
         job.stages("steps"),
         job.terminal.bar("steps", training.total, done=training.step) as advance,
         Stop(job.terminal) as stop,
     ):
-        watching = Watching(job, log, trackers, save=save, advance=advance, stop=stop, total=training.total, film=film)
+        watching = Watching(
+            job, log, trackers, snapshot=snapshot, writing=writing, advance=advance, stop=stop, total=training.total,
+            film=film,
+        )  # fmt: skip
         finished = training.run(watching)
     if not finished:
+        writing.wait()
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
     log.write({"kind": "memory", "peak_gib": peak_gib(device_of(job.settings.device))})
     with job.stages("save"), folder_whole(job.folder.adapter) as beside:
-        save(beside)
+        snapshot()(beside)
     if training.best_step == training.step:
         shutil.rmtree(job.folder.best, ignore_errors=True)  # the last is the best
 

@@ -13,8 +13,12 @@ from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
 from lorgnette.run.filmstrip import Filmstrip, Frame
 from lorgnette.run.job import Job
+from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
+
+Snapshot = Callable[[], Callable[[Path], None]]
+"""The adapter as it is now: what writes it into a folder, at any later time and on any thread."""
 
 
 class Stop:
@@ -49,16 +53,18 @@ class Watching:
         log: RunLog,
         trackers: Sequence[Tracker],
         *,
-        save: Callable[[Path], None],
+        snapshot: Snapshot,
+        writing: Writing,
         advance: Advance,
         stop: Stop,
         total: int,
         film: Filmstrip,
     ) -> None:
-        """total: steps of the run."""
+        """snapshot: of the adapter; total: steps of the run."""
         self._film = film
         self._folder, self._terminal, self._log, self._trackers = job.folder, job.terminal, log, trackers
-        self._save, self._advance, self._stop, self._total = save, advance, stop, total
+        self._snapshot, self._writing = snapshot, writing
+        self._advance, self._stop, self._total = advance, stop, total
 
     def stepped(self, step: int, loss: float) -> None:
         self._advance(1, f"loss {loss:.3f}")
@@ -86,13 +92,23 @@ class Watching:
     def best(self, step: int) -> None:
         if step == self._total:
             return  # it is saved in a moment as the adapter
-        with folder_whole(self._folder.best) as beside:
-            self._save(beside)
+        write = self._snapshot()
+
+        def save() -> None:
+            with folder_whole(self._folder.best) as beside:
+                write(beside)
+
+        self._writing(save)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        path = checkpoints.save(self._folder.checkpoints, step, self._save, state)
-        self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
-        checkpoints.rotate(self._folder.checkpoints, best=state["best"][0])
+        write, random, folder = self._snapshot(), checkpoints.random_state(), self._folder.checkpoints
+
+        def save() -> None:
+            path = checkpoints.save(folder, step, write, {**state, "random": random})
+            self._log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
+            checkpoints.rotate(folder, best=state["best"][0])
+
+        self._writing(save)
 
     def smaller(self, step: int, tokens: int) -> None:
         text = f"step {step} did not fit into memory: from here on in passes of at most {tokens} tokens"

@@ -20,12 +20,12 @@ KEPT = 2
 
 
 def save(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` finished steps."""
+    """Write the checkpoint of `step` finished steps. state: with `random_state()` as "random"."""
     path = checkpoints / f"step-{step:06d}"
     with folder_whole(path) as beside:
         write_adapter(beside)
         with open(beside / STATE, "wb") as file:
-            _save({**state, "random": _random_state()}, file)
+            _save(state, file)
     return path
 
 
@@ -74,5 +74,5 @@ def _save(state: dict[str, Any], file: BinaryIO) -> None:
         raise
 
 
-def _random_state() -> dict[str, torch.Tensor | None]:
+def random_state() -> dict[str, torch.Tensor | None]:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}

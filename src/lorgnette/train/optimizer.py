@@ -49,10 +49,15 @@ class Optimizer:
         return torch.stack([loss, norm])
 
     def state(self) -> dict[str, Any]:
+        """A copy, on the CPU."""
+        return {name: [tensor.to("cpu", copy=True) for tensor in mine] for name, mine in self._kept.items()}
+
+    @property
+    def _kept(self) -> dict[str, list[Tensor]]:
         return {"mean": self._mean, "square": self._square, "steps": self._steps}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises KeyError or RuntimeError for the state of other parameters."""
-        for name, mine in self.state().items():
+        for name, mine in self._kept.items():
             for tensor, saved in zip(mine, state[name], strict=True):
                 tensor.copy_(saved)
