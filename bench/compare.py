@@ -40,10 +40,12 @@ Run = dict[str, Any]
 
 
 def ours(name: str, job: Path, work: Path) -> Run:
-    """A run of lorgnette. Making the pictures' features is training here: peers do that work in every step."""
+    """A run of lorgnette. Making the pictures' features and recording the first pass is training here: peers do that
+    work in their steps. Evaluation and saving on the way are not: no peer does them here."""
     shutil.rmtree(work / "cache" / "lorgnette", ignore_errors=True)  # features kept by the run before
     folder = work / name / "run"
     words = ["train.log_steps=5", *(["lora.dropout=0"] if name.endswith(NO_DROPOUT) else [])]
+    begun = time.time()
     try:
         run = road.run(job, folder, words)
     except subprocess.CalledProcessError as error:
@@ -52,11 +54,13 @@ def ours(name: str, job: Path, work: Path) -> Run:
     lines = [r for r in records if r["kind"] == "train"]
     after = [line for line in lines if line["step"] > WARM_UP]
     stages = run["stages_s"]
-    training = stages.get("features", 0.0) + stages["steps"]
-    saved = run["wall_s"] - stages.get("answers", 0.0)
+    training = stages["features"] + stages["engine"] + sum(line["seconds"] for line in lines)
+    saved = (folder / "adapter").stat().st_ctime - begun  # when it took its name
+    beside = stages["features"] + stages["engine"] + stages["steps"] - training
     return {
-        "prep_s": saved - training - stages["save"],
+        "prep_s": saved - training - beside - stages["save"],
         "training_s": training,
+        "evaluating_s": beside,
         "saved_s": saved,
         "process_s": run["wall_s"],
         "stages_s": {"start": run["start_s"], **stages},

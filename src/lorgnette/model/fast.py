@@ -8,7 +8,8 @@ label depends on. The host never waits for the device inside a step.
 On a CPU the same code runs unpadded and unrecorded: the kernels' plain definitions, to be compared with `reference`.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,6 +184,37 @@ def _cut(start: int, end: int, parts: int) -> Int32[np.ndarray, " parts"]:
     return (start + (end - start) * np.arange(1, parts + 1, dtype=np.int64) // parts).astype(np.int32)
 
 
+class Lane:
+    """A stream of its own with a pool of memory for all passes, recorded or not: what one leaves is the next one's,
+    where on two streams each would keep its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._memory = device, torch.cuda.MemPool()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """What is launched here runs behind what was launched before, and before what is launched next."""
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._memory):
+            yield
+        here.wait_stream(self._stream)
+
+    @contextmanager
+    def recorded(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """What is launched here runs whenever the graph is replayed. The host does not wait, as torch.cuda.graph would
+        have it do; other threads may use the device meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        pool: Any = self._memory.id  # torch's stubs know the other kind of handle alone
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool, "thread_local")
+            try:
+                yield graph
+            finally:
+                graph.capture_end()
+
+
 class FastEngine:
     """Losses of packed batches; gradients are added up in the flat adapter's `.grad`."""
 
@@ -208,8 +240,7 @@ class FastEngine:
         self.share_in_evaluation: Share = "tree"
         self._dropout, self._seed, self._again = dropout, seed, again
         self._stations: dict[Room, Station] = {}
-        self._memory = torch.cuda.MemPool() if self._recording else None
-        """Of all passes, recorded or not: one that was recorded leaves its memory to the next."""
+        self._lane = Lane(self.device) if self._recording else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -287,7 +318,7 @@ class FastEngine:
         return made
 
     def _pass(self, station: Station) -> None:
-        with nullcontext() if self._memory is None else torch.cuda.use_mem_pool(self._memory):
+        with nullcontext() if self._lane is None else self._lane.entered():
             self._computed(station)
 
     @torch.no_grad()
@@ -299,10 +330,8 @@ class FastEngine:
         self.decoder.backward(passed, dx)
 
     def _record(self, station: Station) -> None:
-        assert self._memory is not None
-        graph = torch.cuda.CUDAGraph()
-        pool: Any = self._memory.id  # torch's stubs know the other kind of handle alone
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads use the device
+        assert self._lane is not None
+        with self._lane.recorded() as graph:
             self._computed(station)
         station.graph = graph
 

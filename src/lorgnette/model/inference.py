@@ -147,7 +147,7 @@ class Speaker:
     def _recorded(self, cache: Cache, tuned: bool) -> torch.cuda.CUDAGraph:
         """Record the step, and take it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # others write features
             self._step(cache, tuned)
         graph.replay()
         return graph
