@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from safetensors.torch import save_file
 
-from lorgnette.demo.checkpoint import save_weights
+from lorgnette.model.shapes import TextShape, VisionShape
 
 BUILT_IN = Path(__file__).parents[1] / "src" / "lorgnette" / "demo" / "model"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json", "generation_config.json")
@@ -49,12 +49,23 @@ def make_model(folder: Path, tokenizer: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     images = json.loads((BUILT_IN / "preprocessor_config.json").read_text()) | {"max_pixels": 12845056}
     (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
-    torch.set_default_dtype(torch.float32)
-    save_weights(model, folder)
+    weights = {
+        hub_name(name): drawn(name, size, device)
+        for name, size in (TextShape.of(config).weights() | VisionShape.of(config).weights()).items()
+    }
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def drawn(name: str, size: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """As transformers draws them: matrices normal, norms one, biases zero."""
+    made = torch.empty(size, dtype=torch.bfloat16, device=device)
+    return made.normal_(0, 0.02) if len(size) > 1 else made.fill_(name.endswith("weight"))
+
+
+def hub_name(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
 def make_pictures(out: Path, count: int) -> None:

@@ -39,7 +39,7 @@ class Optimizer:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         norm = torch.nn.utils.get_total_norm(grads)
         torch.maximum(self._spoiled, (~torch.isfinite(loss + norm)).float(), out=self._spoiled)
-        torch._foreach_add_(self._steps, 1 - self._spoiled)
+        torch._foreach_add_(self._steps, [1 - self._spoiled] * len(self._steps))  # a single tensor would be asked for
         torch._fused_adamw_(
             self._parameters, grads, self._mean, self._square, [], self._steps,
             lr=lr, beta1=0.9, beta2=0.999, weight_decay=self._decay, eps=1e-8, amsgrad=False, maximize=False,
