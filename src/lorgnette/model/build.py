@@ -17,6 +17,13 @@ def decoder_of(checkpoint: Checkpoint, shape: AdapterShape, device: torch.device
 
     Raises LorgnetteError where the files are broken or do not fit.
     """
+    decoder, places = blank(shape, device, dtype)
+    read_into(checkpoint, places)
+    return decoder
+
+
+def blank(shape: AdapterShape, device: torch.device, dtype: torch.dtype) -> tuple[Decoder, dict[str, Tensor]]:
+    """The decoder with nothing in its memory yet, and the place of each of its weights by name."""
     text = shape.text
     layers = [_layer(shape, i, device, dtype) for i in range(text.layers)]
     embedding = torch.empty(text.vocab, text.hidden, device=device, dtype=dtype)
@@ -27,8 +34,7 @@ def decoder_of(checkpoint: Checkpoint, shape: AdapterShape, device: torch.device
         places[HEAD] = head
     for i, layer in enumerate(layers):
         places |= {f"model.language_model.layers.{i}.{name}": place for name, place in _places(shape, layer)}
-    read_into(checkpoint, places)
-    return Decoder(text, embedding, layers, norm, head)
+    return Decoder(text, embedding, layers, norm, head), places
 
 
 def bare(text: TextShape) -> AdapterShape:

@@ -264,14 +264,19 @@ class FastEngine:
             station.graph.replay()
         return station.loss.clone()
 
+    @torch.no_grad()
+    def warm(self, batch: PackedBatch) -> Station:
+        """Run a pass of this shape on no pictures, and once more as in evaluation: every kernel is there then."""
+        station = self._station(batch)
+        station.fill(batch, 0)
+        self._pass(station)
+        self.decoder.losses(self.decoder.forward(station.x, station.rows, None, again=len(self.decoder.layers)))
+        return station
+
     def rehearse(self, batch: PackedBatch) -> None:
-        """Run and record a pass of this shape on no pictures: kernels are compiled and loaded, and the first step that
-        counts is played back."""
+        """Run a pass of this shape on no pictures and record it: the first step that counts is played back."""
         if self._recording:
-            station = self._station(batch)
-            station.fill(batch, 0)
-            self._pass(station)
-            self._record(station)
+            self._record(self.warm(batch))
             assert self.adapter.values.grad is not None
             self.adapter.values.grad.zero_()
 

@@ -1,7 +1,7 @@
 """A model as our own engine holds it: decoder, adapter and image features, without transformers and PEFT."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorgnette.config import Lora
 from lorgnette.encode.pixels import PictureRule
+from lorgnette.model import warm
 from lorgnette.model.adapter_files import SavedAdapter, scale_of
 from lorgnette.model.build import bare, decoder_of
 from lorgnette.model.checkpoint import Checkpoint
@@ -62,8 +63,8 @@ def opened(checkpoint: Checkpoint, saved: SavedAdapter | None, features: Feature
 
 
 class Opening:
-    """A model to be trained, on its way while its pictures are made into features: weights are read and the adapter is
-    drawn on threads."""
+    """A model to be trained, on its way while its pictures are made into features: weights are read (the tower's, if it
+    is needed, before the decoder's), kernels are warmed and the adapter is drawn on threads."""
 
     def __init__(
         self,
@@ -79,11 +80,21 @@ class Opening:
         first: PackedBatch,
     ) -> None:
         """saved: the checkpoint folder of a run that is resumed; first: a batch as the training will see it."""
-        shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, scale_of(lora))
-        pool = ThreadPoolExecutor(2, "opening")
-        self._decoder = pool.submit(decoder_of, checkpoint, shape, features.device, dtype)
-        self._values = pool.submit(_values, shape, seed, saved)
-        pool.shutdown(wait=False)
+        config, device = config_of(checkpoint), features.device
+        shape = AdapterShape(TextShape.of(config), lora.targets, lora.rank, scale_of(lora))
+        reading, warming, drawing = (ThreadPoolExecutor(1, name) for name in ("reading", "warming", "drawing"))
+        self._warm: list[Future[None]] = []
+        if device.type == "cuda" and features.late is not None and first.grids:
+            self._warm.append(warming.submit(warm.tower, VisionShape.of(config), first.grids, device, dtype))
+            features.late.begin(reading, self._warm[0])
+        self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
+        if device.type == "cuda":
+            self._warm.append(
+                warming.submit(warm.decoder, shape, first, features, dtype, dropout=lora.dropout, grouped=grouped)
+            )
+        self._values = drawing.submit(_values, shape, seed, saved)
+        for pool in (reading, warming, drawing):
+            pool.shutdown(wait=False)
         self._adapter = FlatAdapter(shape, features.device)
         self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
             decoder, self._adapter, features, dropout=lora.dropout, seed=seed, grouped=grouped, again=again
@@ -99,6 +110,8 @@ class Opening:
 
         Not on a thread: while a pass is recorded nothing else may use the device.
         """
+        for warmed in self._warm:
+            warmed.result()
         engine = self._made(self._decoder.result())
         engine.rehearse(self._first)
         self._adapter.take(self._values.result())

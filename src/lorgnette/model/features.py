@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -71,13 +71,22 @@ class Late:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, make: Callable[[], Embedder]) -> None:
         self.device, self.dtype, self._make = device, dtype, make
+        self._coming: tuple[Future[Embedder], Future[None]] | None = None
 
     def __call__(self, grids: Sequence[PictureGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         return self.tower(grids, patches)
 
+    def begin(self, pool: Executor, ready: Future[None]) -> None:
+        """Make it on a thread: a picture is going to need it. ready: what its first use waits for besides."""
+        self._coming = pool.submit(self._make), ready
+
     @cached_property
     def tower(self) -> Embedder:
-        return self._make()
+        if self._coming is None:
+            return self._make()
+        (making, ready), self._coming = self._coming, None
+        ready.result()
+        return making.result()
 
     def forget(self) -> None:
         """Give the tower's memory back; a picture that comes later has it made again."""
@@ -147,6 +156,12 @@ class Features:
                 self._make(pixels, {grid: one.key for grid, one in group.items()})
             seen(len(group))
         return failed
+
+    @property
+    def late(self) -> Late | None:
+        """The tower, where it is not there yet and will be needed: no picture's features can be on disk."""
+        needed = self._store is None or self._store.empty
+        return self._tower if needed and isinstance(self._tower, Late) else None
 
     def rest(self) -> None:
         """No more pictures are expected soon: give the tower's memory back, if it can be had again."""

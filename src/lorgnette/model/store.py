@@ -103,6 +103,10 @@ class Store:
         except OSError as error:
             raise self._trouble(f"cannot be opened: {error.strerror or error}") from error
 
+    @property
+    def empty(self) -> bool:
+        return not self._places
+
     def get(self, key: bytes) -> Float[Tensor, "P C"] | None:
         """The picture's features, as a view of the file; None where they were not there when the set was opened."""
         if key not in self._places or self._map is None:

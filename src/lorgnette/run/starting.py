@@ -10,6 +10,7 @@ from rich.console import Console
 from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.files import write_json, write_text
+from lorgnette.model import driver
 from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
@@ -82,5 +83,7 @@ def _taken_back(folder: RunFolder) -> Iterator[None]:
 
 def _tune(job: Job) -> None:
     with job.stages("imports"):
+        if job.settings.device != "cpu":
+            driver.wake()
         from lorgnette.run.tuning import tune
     tune(job)

@@ -117,8 +117,11 @@ def _trained(
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
     log.write({"kind": "memory", "peak_gib": peak_gib(device_of(job.settings.device))})
-    with job.stages("save"), folder_whole(job.folder.adapter) as beside:
-        snapshot()(beside)
+    with job.stages("save"):
+        write = snapshot()
+        with folder_whole(job.folder.adapter) as beside:
+            write(beside)
+    watching.keep(training.step, training.state(), write)
     if training.best_step == training.step:
         shutil.rmtree(job.folder.best, ignore_errors=True)  # the last is the best
 

@@ -101,7 +101,11 @@ class Watching:
         self._writing(save)
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        write, random, folder = self._snapshot(), checkpoints.random_state(), self._folder.checkpoints
+        self.keep(step, state, self._snapshot())
+
+    def keep(self, step: int, state: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """A checkpoint of an adapter that `write` writes."""
+        random, folder = checkpoints.random_state(), self._folder.checkpoints
 
         def save() -> None:
             path = checkpoints.save(folder, step, write, {**state, "random": random})

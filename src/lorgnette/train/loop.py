@@ -145,7 +145,6 @@ class Training:
         self._lag = 1 if engine.parameters[0].is_cuda else 0
         """Steps the host may be ahead: while it reads one step's loss, the device works on the next."""
 
-    @property
     def done(self) -> bool:
         """The last step is taken, or `patience` eval losses have passed without a new best."""
         patience = self.settings.patience
@@ -167,14 +166,15 @@ class Training:
         self.best_step, self.best_loss, self.worse = state["best"]
 
     def run(self, watcher: Watcher) -> bool:
-        """Train until `done`. False where the watcher stopped it before: a checkpoint was asked for then too.
+        """Train until `done`. False where the watcher stopped it before: a checkpoint was asked for then. What is to be
+        kept of the last step is the caller's to say.
 
         Raises LorgnetteError on a loss or gradient that is not finite, naming the rows of that step; the adapter
         keeps the values it had before it.
         """
         if self.step == 0 and self.held_out:
             watcher.evaluated(0, self.evaluate())
-        if self.done:
+        if self.done():
             return True
         eval_steps = self.settings.eval_steps or self.epoch_steps
         self._clock = time.perf_counter()
@@ -182,16 +182,19 @@ class Training:
             self.window.waited += wait
             self._take(batches, watcher)
             evaluating = bool(self.held_out) and (self.step % eval_steps == 0 or self.step == self.total)
-            saving = watcher.stop() or self.step % self.settings.save_steps == 0 or self.done
-            self._read(watcher, 0 if evaluating or saving else self._lag)
+            saving = watcher.stop() or self.step % self.settings.save_steps == 0
+            self._read(watcher, 0 if evaluating or saving or self.step == self.total else self._lag)
             if evaluating:
                 self._held(watcher)
-            stopping = watcher.stop() and not self.done
-            if stopping or saving or self.done:
+            if self.done():
+                self._read(watcher, 0)
+                return True
+            stopping = watcher.stop()
+            if stopping or saving:
                 self._read(watcher, 0)
                 watcher.checkpoint(self.step, self.state())
-            if stopping or self.done:
-                return not stopping
+            if stopping:
+                return False
             if evaluating or saving:
                 self._clock = time.perf_counter()
         return True

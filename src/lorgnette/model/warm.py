@@ -1,0 +1,54 @@
+"""Kernels compiled, loaded and chosen before they are needed: the models in small, run on zeros on a thread, while the
+weights of the real ones are read and pictures are decoded.
+
+A first call is slow for reasons that have nothing to do with its numbers: Triton compiles or looks in its cache, the
+driver loads each kernel, cuBLAS chooses among its own. The widths and the rows are the real ones, so that the choices
+are; only the layers are few.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import cycle
+
+import torch
+
+from lorgnette.model.build import blank
+from lorgnette.model.fast import FastEngine
+from lorgnette.model.features import PATCHES_AT_ONCE, Features
+from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.shapes import VisionShape
+from lorgnette.model.tower import VisionTower
+from lorgnette.types import PackedBatch, PictureGrid
+
+LAYERS = 2
+"""The last layer of a decoder is another than those before it."""
+
+
+def tower(shape: VisionShape, grids: Iterable[PictureGrid], device: torch.device, dtype: torch.dtype) -> None:
+    """grids: some of those that will be asked for; they are repeated until a call is full."""
+    small = replace(shape, depth=1)
+    weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in small.weights().items()}
+    full = list(_full(grids))
+    rows = sum(grid.t * grid.h * grid.w for grid in full)
+    VisionTower(small, weights)(full, torch.zeros(rows, small.patch_numbers, device=device, dtype=dtype))
+
+
+def decoder(
+    shape: AdapterShape, batch: PackedBatch, features: Features, dtype: torch.dtype, *, dropout: float, grouped: bool
+) -> None:
+    """batch: one as the training will see it. Forward and backward, and forward as it is evaluated."""
+    small = replace(shape, text=replace(shape.text, layers=LAYERS))
+    made, places = blank(small, features.device, dtype)
+    for place in places.values():
+        place.zero_()
+    engine = FastEngine(made, FlatAdapter(small, features.device), features, dropout=dropout, seed=0, grouped=grouped)
+    engine.warm(batch)
+
+
+def _full(grids: Iterable[PictureGrid]) -> Iterator[PictureGrid]:
+    rows = 0
+    for grid in cycle(grids):
+        rows += grid.t * grid.h * grid.w
+        if rows > PATCHES_AT_ONCE:
+            return
+        yield grid

@@ -1,0 +1,37 @@
+"""Waking the driver harms nobody, with a device and without."""
+
+import threading
+
+import pytest
+
+from lorgnette.model import driver
+
+
+def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        assert name == "libcuda.so.1"
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", none)
+    driver._wake()
+
+
+@pytest.mark.parametrize("status", [0, 100])
+def test_a_context_is_asked_for_where_there_is_a_device(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    asked: list[str] = []
+
+    class Driver:
+        def cuInit(self, flags: int) -> int:  # noqa: N802  the driver's own name
+            asked.append("init")
+            return status
+
+        def cuDevicePrimaryCtxRetain(self, context: object, device: int) -> int:  # noqa: N802
+            asked.append(f"device {device}")
+            return 0
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", lambda name: Driver())
+    driver.wake()
+    for thread in threading.enumerate():
+        if thread.name == "driver":
+            thread.join()
+    assert asked == (["init", "device 0"] if status == 0 else ["init"])

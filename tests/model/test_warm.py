@@ -1,0 +1,67 @@
+"""Warming runs what will run, on the real widths and rows, and leaves nothing behind. (What it spares is measured.)"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorgnette.config import LANGUAGE_TARGETS
+from lorgnette.encode.encoder import Encoder
+from lorgnette.encode.pack import pack
+from lorgnette.model import fast_model, warm
+from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.contract import Contract
+from lorgnette.model.fast import FastEngine
+from lorgnette.model.features import PATCHES_AT_ONCE
+from lorgnette.model.flat import AdapterShape
+from lorgnette.model.shapes import TextShape, VisionShape, config_of
+from lorgnette.model.tower import VisionTower
+from lorgnette.types import Example, Picture, PictureGrid
+
+CPU = torch.device("cpu")
+
+
+def test_the_tower_is_called_with_as_much_as_it_will_be(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[VisionTower, Sequence[PictureGrid], Tensor]] = []
+
+    def call(self: VisionTower, grids: Sequence[PictureGrid], patches: Tensor) -> Tensor:
+        called.append((self, grids, patches))
+        return patches
+
+    monkeypatch.setattr(VisionTower, "__call__", call)
+    shape = VisionShape.of(config_of(Checkpoint.at(tiny)))
+    grids = [PictureGrid(Picture(tiny / f"{h}.png"), 1, h, 20, shape.merge) for h in (10, 30)]
+    warm.tower(shape, grids, CPU, torch.float32)
+    ((tower, seen, patches),) = called
+    assert (tower.shape.depth, tower.shape.embed) == (1, shape.embed)
+    assert patches.shape == (sum(grid.h * grid.w for grid in seen), shape.patch_numbers)
+    assert PATCHES_AT_ONCE - 30 * 20 < len(patches) <= PATCHES_AT_ONCE
+    assert set(seen) == set(grids)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_decoder_runs_in_small(
+    tiny: Path, contract: Contract, conversations: list[Example], monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """Forward and backward with dropout, forward without, through a middle layer and a last one."""
+    checkpoint, encoder = Checkpoint.at(tiny), Encoder.of_folder(tiny, contract.encode)
+    batch = pack([encoder.encode(example) for example in conversations], 10)
+    features = fast_model.features_of(checkpoint, encoder.rule, CPU, torch.float32)
+    shape = AdapterShape(TextShape.of(config_of(checkpoint)), LANGUAGE_TARGETS, 4, 2.0)
+    engines: list[Any] = []
+    run = FastEngine.warm
+
+    def watched(self: FastEngine, batch: Any) -> Any:
+        engines.append(self)
+        return run(self, batch)
+
+    monkeypatch.setattr(FastEngine, "warm", watched)
+    warm.decoder(shape, batch, features, torch.float32, dropout=dropout, grouped=False)
+    (engine,) = engines
+    assert len(engine.decoder.layers) == warm.LAYERS
+    assert (engine.decoder.shape.hidden, engine.decoder.shape.vocab) == (shape.text.hidden, shape.text.vocab)
+    assert engine._dropout == dropout
+    assert engine.adapter.values.grad.isfinite().all()
