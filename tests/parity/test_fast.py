@@ -173,12 +173,14 @@ class TestOnAGpu:
         batches = passes(encoded, 10_000)
         engine.features.prepare(grid for batch in batches for grid in batch.grids)
         optimizer = Optimizer(engine.parameters, Train())
-        for draw in range(4):
-            torch.cuda.set_sync_debug_mode("error" if draw == 3 else "default")
-            loss = torch.stack([engine.backward(batch, draw) for batch in batches]).sum()
-            optimizer.step(loss, 1e-4)
-            engine.updated()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            for draw in range(4):
+                torch.cuda.set_sync_debug_mode("error" if draw == 3 else "default")
+                loss = torch.stack([engine.backward(batch, draw) for batch in batches]).sum()
+                optimizer.step(loss, 1e-4)
+                engine.updated()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def error(values: Tensor, reference: Tensor) -> float:

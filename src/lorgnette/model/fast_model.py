@@ -84,9 +84,10 @@ class Opening:
         shape = AdapterShape(TextShape.of(config), lora.targets, lora.rank, scale_of(lora))
         reading, warming, drawing = (ThreadPoolExecutor(1, name) for name in ("reading", "warming", "drawing"))
         self._warm: list[Future[None]] = []
-        if device.type == "cuda" and features.late is not None and first.grids:
+        self._late = features.late if device.type == "cuda" and first.grids else None
+        if self._late is not None:
             self._warm.append(warming.submit(warm.tower, VisionShape.of(config), first.grids, device, dtype))
-            features.late.begin(reading, self._warm[0])
+            self._late.begin(reading, self._warm[0])
         self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
         if device.type == "cuda":
             self._warm.append(
@@ -101,12 +102,14 @@ class Opening:
         )
         self._first = first
 
-    def decoder(self) -> Decoder:
-        """Wait for the weights. Raises LorgnetteError where the files are broken or do not fit."""
-        return self._decoder.result()
+    def tower(self) -> None:
+        """Wait for the vision tower, where it is on its way. Raises LorgnetteError where the files are broken or do not
+        fit."""
+        if self._late is not None:
+            self._late.wait()
 
     def engine(self) -> FastEngine:
-        """Wait for all of it, and rehearse. Raises LorgnetteError as `decoder` does.
+        """Wait for all of it, and rehearse. Raises LorgnetteError as `tower` does.
 
         Not on a thread: while a pass is recorded nothing else may use the device.
         """

@@ -80,6 +80,10 @@ class Late:
         """Make it on a thread: a picture is going to need it. ready: what its first use waits for besides."""
         self._coming = pool.submit(self._make), ready
 
+    def wait(self) -> None:
+        """Until it is there. Raises LorgnetteError where it cannot be made."""
+        _ = self.tower
+
     @cached_property
     def tower(self) -> Embedder:
         if self._coming is None:

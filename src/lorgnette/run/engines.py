@@ -64,9 +64,9 @@ def _fast(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
         first=passes(job.material.examples[:per_step], room.rows, share=share)[0],
     )  # fmt: skip
+    with job.stages("weights"):  # the tower's; the decoder's are read while features are made
+        opening.tower()
     material = _prepared(job, features, beside)
-    with job.stages("weights"):  # what is left to wait for: they were read meanwhile
-        opening.decoder()
     with job.stages("engine"):
         engine = opening.engine()
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)
