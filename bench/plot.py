@@ -1,6 +1,6 @@
 """Print the README's table of a comparison and draw its chart.
 
-    python bench/plot.py results.json [more.json …] [--svg docs/bench.svg]
+    python bench/plot.py results.json [more.json …] [--svg docs/bench.svg] [--without NAME …]
 
 Files of several calls are put side by side; every ratio is to lorgnette's own runs in the same call.
 """
@@ -71,7 +71,8 @@ def cell(show: Any, row: Row) -> str:
 
 
 def reason(row: Row) -> str:
-    return "did not run: " + row["failed"].splitlines()[-1].replace("|", "\\|")
+    first, *_, last = [*row["failed"].splitlines()[:1], *row["failed"].splitlines()]
+    return "no figures: " + (first if "none after" in first else last).replace("|", "\\|")
 
 
 def chart(found: dict[str, Row]) -> str:
@@ -88,7 +89,7 @@ def chart(found: dict[str, Row]) -> str:
             body.append(f'<rect class="{part}" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR}"/>')
             left += width
         body.append(f'<text x="{left + 6:.1f}" y="{top + 16}">{row["saved_s"]:.1f} s</text>')
-    legend = {"prep": "before the first step", "training": "training", "save": "saving"}
+    legend = {"prep": "before the first step", "training": "training", "save": "evaluating, saving"}
     for place, (part, text) in enumerate(legend.items()):
         left = LABEL + place * 170
         body.append(f'<rect class="{part}" x="{left}" y="8" width="12" height="12"/>')
@@ -108,7 +109,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--svg", type=Path, default=Path("docs/bench.svg"))
+    parser.add_argument("--without", nargs="*", default=[], help="names to leave out")
     given = parser.parse_args()
     found = rows([json.loads(path.read_text(encoding="utf-8")) for path in given.results])
+    found = {name: row for name, row in found.items() if name not in given.without}
     print(table(found))
     given.svg.write_text(chart(found), encoding="utf-8")

@@ -73,7 +73,7 @@ def test_table_and_chart(compare: ModuleType, plot: ModuleType, tmp_path: Path) 
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(plot.COLUMNS) + 2}
     assert "TRL 1.16.0 | 10.0 | 21.0 | 32.0" in lines[3]
     assert lines[3].endswith("| 7.0 |")
-    assert "did not run: boom \\| bang" in lines[4]
+    assert "no figures: boom \\| bang" in lines[4]
     drawn = plot.chart(found)
     bars = [float(e.get("width", 0)) for e in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")][:6]
     assert bars[4] == pytest.approx(7 * bars[1], rel=0.01)

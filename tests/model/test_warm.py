@@ -17,6 +17,7 @@ from lorgnette.model.contract import Contract
 from lorgnette.model.fast import FastEngine
 from lorgnette.model.features import PATCHES_AT_ONCE
 from lorgnette.model.flat import AdapterShape
+from lorgnette.model.memory import WARM_LAYERS
 from lorgnette.model.shapes import TextShape, VisionShape, config_of
 from lorgnette.model.tower import VisionTower
 from lorgnette.types import Example, Picture, PictureGrid
@@ -61,7 +62,7 @@ def test_the_decoder_runs_in_small(
     monkeypatch.setattr(FastEngine, "warm", watched)
     warm.decoder(shape, batch, features, torch.float32, dropout=dropout, grouped=False)
     (engine,) = engines
-    assert len(engine.decoder.layers) == warm.LAYERS
+    assert len(engine.decoder.layers) == WARM_LAYERS
     assert (engine.decoder.shape.hidden, engine.decoder.shape.vocab) == (shape.text.hidden, shape.text.vocab)
     assert engine._dropout == dropout
     assert engine.adapter.values.grad.isfinite().all()

@@ -1,6 +1,6 @@
 """How much of a GPU's memory a run needs, from shapes alone, and what makes it fit into less. Needs no torch.
 
-    features   weights · tower · what it computes with · features (and in the fast engine, a rehearsed pass)
+    features   weights · tower · what it computes with · features (and in the fast engine, a pass in small)
     loss       weights · adapter · features · what every layer keeps · logits
     backward   weights · adapter · features · what every layer keeps · one layer's gradients
     held-out   weights · adapter · features · one layer, nothing kept · logits
@@ -34,6 +34,8 @@ FEATURES_SHARE = 0.25
 (features.py)."""
 _LABELS_AT_ONCE = 2048  # rows of logits of the fast engine (decoder.py)
 _WORKSPACE = 2 * 32 * 2**20  # cuBLAS's, of two streams on Hopper
+WARM_LAYERS = 2
+"""Of the model in small that warms the kernels: a decoder's last layer is another than those before it."""
 _OUTSIDE = GIB // 2  # the CUDA context and its kernels, which torch does not count
 _SLACK = 0.05  # of the device: what the allocator cannot use for the holes in it
 
@@ -199,9 +201,11 @@ def _fast(work: Work) -> Memory:
         "loss": here | {"activations": activations, "logits": _logits_fast(work, work.labels)},
         "backward": here | backward,
     }
-    if work.tower != "never":  # a pass is rehearsed meanwhile; the optimizer has no moments yet
+    if work.tower != "never":  # kernels are warmed meanwhile (warm.py); the optimizer has no moments yet
+        small = number * _count(replace(text, layers=WARM_LAYERS).weights())
+        warmed = {"warming": small + rows * WARM_LAYERS * layer + _logits_fast(work, work.labels)}
         made = _making_features(work, {"weights": here["weights"]})
-        moments["features"] = {**made, **backward, "adapter": here["adapter"] // 2}
+        moments["features"] = {**made, **warmed, "adapter": here["adapter"] // 2}
     if work.held_out_rows:
         wide = padded(work.held_out_rows)
         once = wide * (layer + number * (widest + 2 * text.hidden))

@@ -16,12 +16,10 @@ from lorgnette.model.build import blank
 from lorgnette.model.fast import FastEngine
 from lorgnette.model.features import PATCHES_AT_ONCE, Features
 from lorgnette.model.flat import AdapterShape, FlatAdapter
+from lorgnette.model.memory import WARM_LAYERS
 from lorgnette.model.shapes import VisionShape
 from lorgnette.model.tower import VisionTower
 from lorgnette.types import PackedBatch, PictureGrid
-
-LAYERS = 2
-"""The last layer of a decoder is another than those before it."""
 
 
 def tower(shape: VisionShape, grids: Iterable[PictureGrid], device: torch.device, dtype: torch.dtype) -> None:
@@ -37,7 +35,7 @@ def decoder(
     shape: AdapterShape, batch: PackedBatch, features: Features, dtype: torch.dtype, *, dropout: float, grouped: bool
 ) -> None:
     """batch: one as the training will see it. Forward and backward, and forward as it is evaluated."""
-    small = replace(shape, text=replace(shape.text, layers=LAYERS))
+    small = replace(shape, text=replace(shape.text, layers=WARM_LAYERS))
     made, places = blank(small, features.device, dtype)
     for place in places.values():
         place.zero_()
