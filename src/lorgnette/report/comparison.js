@@ -51,16 +51,22 @@ const apart = (kept, moved) => {  // nobody is compared with itself
   if (chosen(kept) === chosen(moved)) by(moved).value = chosen(kept) === 0 ? 1 : 0;
 };
 
+const show = (card, block) => {  // twice: cards on the way are laid out only once they are passed, and move it
+  const now = () => card.scrollIntoView({ block, behavior: "instant" });
+  now();
+  requestAnimationFrame(now);
+};
+
 const walk = (step) => {
   const shown = [...by("cards").children].filter((card) => !card.hidden);
   const at = shown.indexOf(document.activeElement.closest(".pair"));
   const next = shown[at < 0 ? (step > 0 ? 0 : shown.length - 1) : at + step];
   if (!next) return;
   next.focus({ preventScroll: true });
-  next.scrollIntoView({ block: "start", behavior: "instant" });
+  show(next, "start");
 };
 
-const ordered = (value) => { by("order").value = value; sorted(); by("cards").firstElementChild.scrollIntoView({ block: "nearest" }); };
+const ordered = (value) => { by("order").value = value; sorted(); show(by("cards").firstElementChild, "nearest"); };
 const keys = { j: () => walk(1), k: () => walk(-1), "/": () => by("find").focus() };
 const onCard = { ArrowDown: () => walk(1), ArrowUp: () => walk(-1) };
 if (measured) Object.assign(keys, { g: () => ordered("gain"), l: () => ordered("loss"), o: () => ordered("data") });
