@@ -1,7 +1,8 @@
 /* Sorts, filters and walks through the pictures. data.metrics[m].each[side][card] is the value of a single answer. */
 const by = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".pair")];
-const words = cards.map((card) => card.textContent.replace(/\s+/g, " ").toLowerCase());
+const named = (card) => [...card.querySelectorAll("img")].map((picture) => picture.alt).join(" ");
+const words = cards.map((card) => `${card.textContent} ${named(card)}`.replace(/\s+/g, " ").toLowerCase());
 const chosen = (id) => Number(by(id).value);
 const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
 const measured = data.metrics.length > 0;

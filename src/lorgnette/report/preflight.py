@@ -144,7 +144,7 @@ def facts(found: Preflight) -> Iterator[tuple[str, str]]:
     """(name, value) of what is there."""
     report = found.report
     yield "rows", f"{report.rows}, {report.usable} usable, {len(report.problems)} broken"
-    yield "pictures", f"{report.pictures}, used {report.pictures + report.repeats} times"
+    yield "pictures", f"{report.pictures}, used {_many(report.pictures + report.repeats, 'time')}"
     if report.smallest and report.largest:
         yield "sizes", f"{_span(*('×'.join(map(str, size)) for size in (report.smallest, report.largest)))} pixels"
     if report.answers:
@@ -154,11 +154,10 @@ def facts(found: Preflight) -> Iterator[tuple[str, str]]:
         several = len(found.scripts) > 1
         yield "scripts", ", ".join(_script(name, *each, several) for name, each in found.scripts.items())
     if found.parts.held_out:
-        pictures = found.parts.held_out_pictures
-        held = f"{found.parts.held_out} held out, on {pictures} {'picture' if pictures == 1 else 'pictures'}"
+        held = f"{found.parts.held_out} held out, on {_many(found.parts.held_out_pictures, 'picture')}"
         yield "parts", f"{found.parts.trained} trained on, {held}"
     if found.compared:
-        yield "looks", f"{found.compared} pictures compared"
+        yield "looks", f"{_many(found.compared, 'picture')} compared"
     if found.unchecked:
         yield "unchecked", "; ".join(found.unchecked)
     if tokens := found.tokens:
@@ -181,6 +180,10 @@ def histogram(tokens: Tokens) -> Iterator[str]:
 
 def _script(name: str, count: int, first: Example, several: bool) -> str:
     return f"{name} {count}" + (f" (first in row {first.row})" if several else "")
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _span(least: object, most: object) -> str:
