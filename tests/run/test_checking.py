@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from lorgnette import config
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.preflight import Preflight
 from lorgnette.run import check
 from lorgnette.run.located import BUILT_IN
@@ -48,6 +48,8 @@ def test_a_model_that_is_not_here_is_said_and_not_fetched(captions: Path, said: 
     assert not found.stops
     assert "nobody/has-this is not on this machine" in said.getvalue()
     assert "look-alikes: left out, as asked" in said.getvalue()
+    with pytest.raises(LorgnetteError, match="no such model · nowhere · name a folder that is there, OWNER/NAME"):
+        check(captions, chosen=config.load(None, ["model=nowhere"]), looks=False)
 
 
 def test_several_captions_a_picture_hold_out_one_picture(captions: Path, said: io.StringIO) -> None:
@@ -270,7 +272,6 @@ def test_answers_without_an_end_are_found_in_every_row(tmp_path: Path) -> None:
 
 def test_training_refuses_what_check_says_it_refuses(chosen: Callable[..., config.Settings], tmp_path: Path) -> None:
     """And starts on what check lets pass, however odd."""
-    from lorgnette.errors import LorgnetteError
     from lorgnette.report.terminal import Terminal
     from lorgnette.run.material import Material
 
