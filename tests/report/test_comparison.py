@@ -128,7 +128,20 @@ def test_the_keyboard_is_enough(opened: Any, written: Path) -> None:
         assert shown(page) == []
         keys.press("Escape")
         assert shown(page) == COLOURS
+        keys.press("/")
+        keys.type("yellow")
+        keys.press("Enter")
+        assert (at(), shown(page)) == ("yellow", ["yellow"])
+        keys.press("/")
+        keys.press("Escape")
         page.view.select_option("#side", "2")
+        page.view.focus("#side")
+        keys.press("j")  # a letter in a list chooses there
+        assert at() == "None"
+        page.view.select_option("#side", "2")
+        keys.press("Escape")
+        keys.press("j")
+        assert at() == "red"
         page.view.locator("body").press("l")
         assert shown(page)[0] == "green"
         keys.press("j")
@@ -138,7 +151,9 @@ def test_the_keyboard_is_enough(opened: Any, written: Path) -> None:
         keys.press("o")
         assert shown(page) == COLOURS
         keys.press("Control+f")  # the browser's own
-        assert page.view.locator(".keys kbd").all_text_contents() == ["j", "k", "↓", "↑", "/", "Esc", "g", "l", "o"]
+        assert page.view.locator(".keys kbd").all_text_contents() == [
+            "j", "k", "↓", "↑", "/", "Enter", "Esc", "g", "l", "o",
+        ]  # fmt: skip
         assert page.complaints == []
 
 

@@ -74,7 +74,7 @@ if (measured) Object.assign(keys, { g: () => ordered("gain"), l: () => ordered("
 
 by("tools").hidden = false;
 document.querySelector(".keys").hidden = false;
-by("tools").addEventListener("submit", (event) => event.preventDefault());
+by("tools").addEventListener("submit", (event) => { event.preventDefault(); walk(1); });
 by("find").addEventListener("input", filtered);
 if (measured) {
   const again = () => { by("yardstick").value = by("over").value; coloured(); sorted(); };
@@ -88,7 +88,11 @@ if (measured) {
 filtered();
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape" && event.target === by("find")) { by("find").value = ""; filtered(); by("find").blur(); return; }
+  if (event.key === "Escape" && event.target.closest("#tools")) {  // out of a field, so that letters are keys again
+    if (event.target === by("find")) { by("find").value = ""; filtered(); }
+    event.target.blur();
+    return;
+  }
   if (event.target.closest("input, select, textarea, .plot")) return;
   const act = keys[event.key] ?? (event.target.closest(".pair") ? onCard[event.key] : undefined);
   if (act) { event.preventDefault(); act(); }
