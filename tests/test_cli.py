@@ -98,7 +98,7 @@ def test_help_answers_within_a_second() -> None:
         ["--help"],
         ["train", "--help"],
         ["recipe", "list"],
-        ["check", "captions.csv", "model=demo", "--out", "check.html"],
+        ["check", "captions.csv", "model=demo", "data.holdout=1", "--out", "check.html"],
         ["preview", "data=captions.csv", "model=demo"],
         ["plan", "demo", "data=captions.csv", "data.holdout=1", "--json"],
         ["prepare", "captions.csv", "--holdout", "1"],
@@ -142,14 +142,14 @@ def test_recipes(tmp_path: Path, cli) -> None:
 
 def test_check_says_what_is_there(captions: Path, cli) -> None:
     done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
-    assert done.status == 0
+    assert done.status == 1
     assert not done.out
     assert done.err.splitlines() == [
         "no row can be held out: holdout is 4, but there are 3 usable rows; hold out fewer rows than there are, so "
         "that some are left to train on",
         "rows       3, 3 usable, 0 broken",
         "pictures   3, used 3 times",
-        "sizes      40×40 to 40×40 pixels",
+        "sizes      40×40 pixels",
         "answers    3 to 8 characters, 5 on average",
         "scripts    Latin 3",
         "looks      3 pictures compared",
@@ -159,15 +159,17 @@ def test_check_says_what_is_there(captions: Path, cli) -> None:
         "           128",
         f"           129  {bar} 1",
         f"           130  {bar} 1",
-        "verdict    Nothing was found against its rows.",
+        "verdict    Training would not start: no row can be held out.",
     ]
+    done = cli("check", "captions.csv", "model=demo", "data.holdout=1")
+    assert (done.status, done.err.splitlines()[-1]) == (0, "verdict    Nothing was found against its rows.")
 
 
 def test_a_letter_the_terminal_has_not(captions: Path) -> None:
     """A terminal of an older code page gets it written out."""
     captions.rename(captions.with_name("图.csv"))
     code = "import sys; sys.stderr.reconfigure(encoding='latin-1'); from lorgnette.cli import main; main()"
-    done = python("-c", code, "check", "图.csv", "--rows", "9", at=captions.parent)
+    done = python("-c", code, "check", "图.csv", "data.holdout=1", at=captions.parent)
     assert done.returncode == 0, done.stderr
     done = python("-c", code, "check", "图片.csv", at=captions.parent)
     assert done.returncode == 1

@@ -135,7 +135,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Look a data set over before a GPU is spent on it; every row in question is named. Exit status 1 if training
-    would refuse to start over one, or there is no good one."""
+    would refuse to start on it."""
     from lorgnette import recipe as shelf
     from lorgnette import run
 

@@ -67,7 +67,7 @@ def test_whole_pictures_from_the_end(tmp_path: Path, shown: str, holdout: int, e
 @pytest.mark.parametrize("holdout", [-1, 2, 3])
 @pytest.mark.parametrize("split", ["picture", "tail"])
 def test_too_many_or_too_few(tmp_path: Path, holdout: int, split: str) -> None:
-    with pytest.raises(UsageError, match="2 usable rows"):
+    with pytest.raises(UsageError, match="are 2 usable rows"):
         parts(rows(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
 
 

@@ -103,6 +103,8 @@ def test_it_filters(opened: Any, written: Path) -> None:
         page.view.fill("#find", "BASE gre")
         assert shown(page) == ["green"]
         assert page.view.text_content("#count") == "1 of 4"
+        page.view.fill("#find", "blue.png")  # a picture's file is named nowhere in the text
+        assert shown(page) == ["blue"]
         page.view.fill("#find", "nowhere")
         assert shown(page) == []
         assert page.view.locator("#none").is_visible()
@@ -126,7 +128,20 @@ def test_the_keyboard_is_enough(opened: Any, written: Path) -> None:
         assert shown(page) == []
         keys.press("Escape")
         assert shown(page) == COLOURS
+        keys.press("/")
+        keys.type("yellow")
+        keys.press("Enter")
+        assert (at(), shown(page)) == ("yellow", ["yellow"])
+        keys.press("/")
+        keys.press("Escape")
         page.view.select_option("#side", "2")
+        page.view.focus("#side")
+        keys.press("j")  # a letter in a list chooses there
+        assert at() == "None"
+        page.view.select_option("#side", "2")
+        keys.press("Escape")
+        keys.press("j")
+        assert at() == "red"
         page.view.locator("body").press("l")
         assert shown(page)[0] == "green"
         keys.press("j")
@@ -136,7 +151,9 @@ def test_the_keyboard_is_enough(opened: Any, written: Path) -> None:
         keys.press("o")
         assert shown(page) == COLOURS
         keys.press("Control+f")  # the browser's own
-        assert page.view.locator(".keys kbd").all_text_contents() == ["j", "k", "↓", "↑", "/", "Esc", "g", "l", "o"]
+        assert page.view.locator(".keys kbd").all_text_contents() == [
+            "j", "k", "↓", "↑", "/", "Enter", "Esc", "g", "l", "o",
+        ]  # fmt: skip
         assert page.complaints == []
 
 
@@ -172,4 +189,13 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(opened: Any, tmp_p
         page.view.keyboard.press("g")
         gains = [b - a for a, b in zip(values[0], values[1], strict=True)]
         assert shown(page)[:5] == [f"n{i}" for i in sorted(range(1000), key=lambda i: -round(gains[i], 4))[:5]]
+        page.view.keyboard.press("l")
+        for _ in range(3):  # the picture walked to stands below the tools, however far the way was
+            page.view.keyboard.press("j")
+            page.view.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            top, tools = page.view.evaluate(
+                "[document.activeElement, document.getElementById('tools')].map(e => e.getBoundingClientRect().top)"
+            )
+            assert tools == 0
+            assert 80 < top < 96
         assert page.complaints == []

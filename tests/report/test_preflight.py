@@ -43,6 +43,11 @@ def test_the_verdict() -> None:
     assert found(findings=[tiny, unusable, tiny]).verdict == (
         "Training would not start: 1 of 400 rows cannot be used; 2 findings are worth a look."
     )
+    too_few = Parts(3, 0, 0, "too few")
+    assert found(parts=too_few).verdict == "Training would not start: no row can be held out."
+    assert found(parts=too_few, findings=[tiny]).verdict.endswith("held out; 1 finding is worth a look.")
+    assert found(parts=too_few).stops
+    assert list(warnings(found(parts=too_few))) == []  # it is an error
     nothing = found(report=Report(0, 0, (), 0, 0, None, None, None))
     assert (nothing.verdict, nothing.stops) == ("There are no rows.", True)
 
@@ -79,6 +84,12 @@ def test_facts() -> None:
         "in all": "500 tokens, 80 % pictures, 10 % trained",
     }
     assert "on 1 picture" in dict(facts(found(parts=Parts(3, 1, 1))))["parts"]
+    one = Report(1, 1, (), 1, 0, (40, 40), (40, 40), Lengths(3, 3, 3.0, 3))
+    said = dict(facts(found(report=one, compared=1)))
+    assert said["pictures"] == "1, used 1 time"
+    assert said["sizes"] == "40×40 pixels"
+    assert said["answers"] == "3 characters, 3 on average"
+    assert said["looks"] == "1 picture compared"
 
 
 def test_the_histogram_in_lines() -> None:

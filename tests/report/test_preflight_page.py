@@ -47,6 +47,7 @@ def test_everything_is_on_it_escaped_or_counted(written: Path) -> None:
     assert f"{TOLD + 51 - SHOWN} more" in html
     assert "and 51 that only --json names" in html
     assert "400–599" in html
+    assert html.count('class="barred"') == 4  # two of three bins, two scripts: nothing has no bar
 
 
 def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
@@ -55,6 +56,9 @@ def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
     html = (tmp_path / "x.html").read_text()
     assert "<article" not in html
     assert "Nothing was found against its rows." in html
+    assert 'class="stops"' not in html
+    write_preflight(tmp_path / "y.html", Preflight("y", report, (), Parts(9, 0, 0, "too few"), {}, None, 0))
+    assert 'aria-labelledby="advice" class="stops"' in (tmp_path / "y.html").read_text()
 
 
 def test_a_browser_shows_it_whole(written: Path, is_fit_to_look_at: Callable[[Path], None]) -> None:

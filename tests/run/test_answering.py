@@ -1,12 +1,11 @@
 """Answers are asked for before weights are read, and printed one a line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import LorgnetteError
 from lorgnette.report.predictions import PredictionRow, read_predictions
 from lorgnette.run import answering, predict
 
@@ -51,13 +50,3 @@ def test_pictures_from_elsewhere(captions: Path, tiny: Path) -> None:
         predict(captions, model=str(tiny))
     place = str(captions.parent / "there")
     assert len(predict(captions, model=str(tiny), images_from=place, sampling={"max_new_tokens": 1})) == 1
-
-
-@pytest.mark.parametrize("out", [lambda source: source, lambda source: source.parent])
-def test_a_place_that_is_taken(out: Callable[[Path], Path], captions: Path) -> None:
-    with pytest.raises(UsageError, match="--out"):
-        answering.must_be_writable(out(captions), captions)
-    link = captions.with_name("link.csv")
-    link.symlink_to(captions)
-    with pytest.raises(UsageError, match="overwrite"):
-        answering.must_be_writable(link, captions)

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from lorgnette import config
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.preflight import Preflight
 from lorgnette.run import check
 from lorgnette.run.located import BUILT_IN
@@ -47,6 +48,8 @@ def test_a_model_that_is_not_here_is_said_and_not_fetched(captions: Path, said: 
     assert not found.stops
     assert "nobody/has-this is not on this machine" in said.getvalue()
     assert "look-alikes: left out, as asked" in said.getvalue()
+    with pytest.raises(LorgnetteError, match="no such model · nowhere · name a folder that is there, OWNER/NAME"):
+        check(captions, chosen=config.load(None, ["model=nowhere"]), looks=False)
 
 
 def test_several_captions_a_picture_hold_out_one_picture(captions: Path, said: io.StringIO) -> None:
@@ -67,6 +70,22 @@ def test_the_last_rows_may_leak_where_they_are_held_out_whatever_they_show(capti
     found = check(captions, chosen=tail, console=Console(file=said))
     assert [(each.kind, each.problem.row) for each in found.findings] == [("leak", 4)]
     assert not check(captions, chosen=config.load(None, ["data.holdout=1"]), console=Console(file=said)).findings
+
+
+def test_a_hold_out_that_leaves_nothing_stops_as_it_stops_training(captions: Path, said: io.StringIO) -> None:
+    few = config.load(None, ["model=demo", "data.holdout=6"])
+    assert check(captions, chosen=few, console=Console(file=said)).stops
+    assert "no row can be held out: holdout is 6, but there are 6 usable rows" in " ".join(said.getvalue().split())
+    assert not check(captions, chosen=config.load(None, ["model=demo"]), console=Console(file=said)).stops
+
+
+def test_the_page_takes_the_place_of_nothing_it_is_made_from(captions: Path, tmp_path: Path) -> None:
+    other = shutil.copy(captions, tmp_path / "test.csv")
+    before = captions.read_bytes()
+    for out in (captions, other, tmp_path):
+        with pytest.raises(UsageError, match="--out"):
+            check(captions, chosen=config.load(None, [f"data.test={other}"]), out=out)
+    assert captions.read_bytes() == other.read_bytes() == before
 
 
 def test_page_and_rows(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
@@ -253,7 +272,6 @@ def test_answers_without_an_end_are_found_in_every_row(tmp_path: Path) -> None:
 
 def test_training_refuses_what_check_says_it_refuses(chosen: Callable[..., config.Settings], tmp_path: Path) -> None:
     """And starts on what check lets pass, however odd."""
-    from lorgnette.errors import LorgnetteError
     from lorgnette.report.terminal import Terminal
     from lorgnette.run.material import Material
 

@@ -96,9 +96,21 @@ def test_pictures_without_references_are_compared_by_style(runs: Path, captions:
     html = page.read_text(encoding="utf-8")
     assert 'id="scores"' not in html
     assert 'id="style"' in html
+    assert "1 question, 2 answers each" in html
+    assert "1 of 1 questions have no reference and are not scored" in html
 
 
-def test_nothing_is_written_where_an_answer_is_missing(runs: Path, captions: Path) -> None:
+def test_nothing_is_asked_where_an_answer_is_missing(
+    runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorgnette.model.load.load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(LorgnetteError, match=r"no answer to \d of 6"):
-        compare("two/predictions.jsonl", captions, out="never.html")
+        compare("four", "two/predictions.jsonl", captions, out="never.html")
     assert not Path("never.html").exists()
+
+
+def test_answers_are_not_overwritten_by_the_page_made_of_them(runs: Path, captions: Path) -> None:
+    before = Path("two/predictions.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="would overwrite what it is made from"):
+        compare("base", "two/predictions.jsonl", captions, out="two/predictions.jsonl")
+    assert Path("two/predictions.jsonl").read_bytes() == before

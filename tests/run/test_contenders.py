@@ -68,7 +68,9 @@ def test_the_base_alone_is_the_built_in_one(terminal: Terminal) -> None:
     [
         (["one/gone"], "no adapter here"),
         (["/nowhere/adapter"], "no adapter here"),
-        (["gone"], "no such checkpoint"),
+        (["gone"], "nothing here has this name(.|\n)*a file of answers"),
+        (["gone.jsonl"], "nothing here has this name"),
+        (["one/config.yaml"], "a file, and not one of answers"),
         (["one", "one"], "the same one twice"),
     ],
 )
@@ -106,8 +108,9 @@ def test_a_file_answers_what_it_was_asked(captions: Path, tmp_path: Path, termin
         questions(examples_of(captions, "Where?", rows=1)),
         questions(examples_of(captions, "What?", rows=2)),
     ):
-        with pytest.raises(LorgnetteError, match=rf"no answer to 1 of {len(other)}(.|\n)*lorgnette predict"):
-            side.answers(other, Sampling(), terminal, "cpu")
+        for ask in (side.demand_answers, lambda those: side.answers(those, Sampling(), terminal, "cpu")):
+            with pytest.raises(LorgnetteError, match=rf"no answer to 1 of {len(other)}(.|\n)*lorgnette predict"):
+                ask(other)
 
 
 def test_a_lone_file_needs_both_halves(tmp_path: Path) -> None:

@@ -34,13 +34,22 @@ def test_gaps_are_those_of_the_paired_test_and_turn_with_the_yardstick() -> None
     assert [gap.value for gap in found.gaps[0, 1]] == [-(gap.value or 0) for gap in found.gaps[1, 0]]
     low, high = found.gaps[0, 1][0].interval or (0, 0)
     assert low <= (found.gaps[0, 1][0].value or 0) <= high < 0
-    assert [verdict(found.gaps[pair][0]) for pair in ((1, 0), (0, 1), (2, 1))] == ["better", "worse", "unsure"]
     assert found.scores[1][0].value == 1.0
     assert found.main == "ROUGE-L"
 
 
+def test_a_handful_is_never_sure() -> None:
+    """However far apart: three pictures, and an interval that leaves out zero."""
+    few, many = (measured(["ROUGE-L"], ASKED * n, [BAD * n, GOOD * n, GOOD * n]) for n in (1, 4))
+    low, _ = few.gaps[1, 0][0].interval or (0, 0)
+    assert low > 0
+    pairs = ((1, 0), (0, 1), (2, 1))
+    assert [verdict(few.gaps[pair][0]) for pair in pairs] == ["unsure"] * 3
+    assert [verdict(many.gaps[pair][0]) for pair in pairs] == ["better", "worse", "unsure"]
+
+
 def test_lower_is_better_where_it_is() -> None:
-    found = measured(["latex-edit-distance"], ASKED, [BAD, GOOD])
+    found = measured(["latex-edit-distance"], ASKED * 4, [BAD * 4, GOOD * 4])
     assert (found.gaps[1, 0][0].value or 0) < 0
     assert verdict(found.gaps[1, 0][0]) == "better"
 

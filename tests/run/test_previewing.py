@@ -63,6 +63,13 @@ def test_boxes_are_drawn_where_it_is_clear_on_which_picture(captions: Path) -> N
     assert list(two.boxes) == []
 
 
+def test_data_is_not_overwritten(captions: Path) -> None:
+    before = captions.read_bytes()
+    with pytest.raises(UsageError, match="would overwrite what it is made from"):
+        preview(settings(captions), out=captions)
+    assert captions.read_bytes() == before
+
+
 def test_what_is_missing_is_said(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no data"):
         preview(config.load(None, ["model=demo"]))

@@ -211,6 +211,9 @@ def test_a_base_is_named_as_others_find_it(copied: Path, tiny: Path) -> None:
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such adapter"):
         verify(tmp_path / "nowhere")
+    (tmp_path / "captions.csv").touch()
+    with pytest.raises(UsageError, match="no adapter in it"):
+        verify(tmp_path)
 
 
 def test_on_the_command_line(trained: Path, copied: Path, cli: Callable[..., Any]) -> None:

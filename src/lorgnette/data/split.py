@@ -26,8 +26,9 @@ def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[l
     the smallest group passed over, or one such group alone, whichever is fewer rows (the last of equals).
     """
     if not 0 <= holdout < len(examples):
+        there = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
         raise UsageError(
-            f"holdout is {holdout}, but there are {len(examples)} usable rows",
+            f"holdout is {holdout}, but there {there}",
             where="holdout",
             remedy="hold out fewer rows than there are, so that some are left to train on",
         )

@@ -32,7 +32,7 @@ class Checkpoint:
             raise LorgnetteError(
                 "no such checkpoint" if not folder.exists() else "not a checkpoint: config.json is missing",
                 where=str(folder),
-                remedy="name a folder that holds config.json and model.safetensors, or `demo`",
+                remedy="name a folder that holds config.json and model.safetensors, OWNER/NAME on a hub, or `demo`",
             )
         try:
             family = family_of(json.loads(config.read_text(encoding="utf-8")).get("model_type"), str(config))

@@ -1,7 +1,8 @@
 /* Sorts, filters and walks through the pictures. data.metrics[m].each[side][card] is the value of a single answer. */
 const by = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".pair")];
-const words = cards.map((card) => card.textContent.replace(/\s+/g, " ").toLowerCase());
+const named = (card) => [...card.querySelectorAll("img")].map((picture) => picture.alt).join(" ");
+const words = cards.map((card) => `${card.textContent} ${named(card)}`.replace(/\s+/g, " ").toLowerCase());
 const chosen = (id) => Number(by(id).value);
 const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
 const measured = data.metrics.length > 0;
@@ -51,23 +52,29 @@ const apart = (kept, moved) => {  // nobody is compared with itself
   if (chosen(kept) === chosen(moved)) by(moved).value = chosen(kept) === 0 ? 1 : 0;
 };
 
+const show = (card, block) => {  // twice: cards on the way are laid out only once they are passed, and move it
+  const now = () => card.scrollIntoView({ block, behavior: "instant" });
+  now();
+  requestAnimationFrame(now);
+};
+
 const walk = (step) => {
   const shown = [...by("cards").children].filter((card) => !card.hidden);
   const at = shown.indexOf(document.activeElement.closest(".pair"));
   const next = shown[at < 0 ? (step > 0 ? 0 : shown.length - 1) : at + step];
   if (!next) return;
   next.focus({ preventScroll: true });
-  next.scrollIntoView({ block: "start", behavior: "instant" });
+  show(next, "start");
 };
 
-const ordered = (value) => { by("order").value = value; sorted(); by("cards").firstElementChild.scrollIntoView({ block: "nearest" }); };
+const ordered = (value) => { by("order").value = value; sorted(); show(by("cards").firstElementChild, "nearest"); };
 const keys = { j: () => walk(1), k: () => walk(-1), "/": () => by("find").focus() };
 const onCard = { ArrowDown: () => walk(1), ArrowUp: () => walk(-1) };
 if (measured) Object.assign(keys, { g: () => ordered("gain"), l: () => ordered("loss"), o: () => ordered("data") });
 
 by("tools").hidden = false;
 document.querySelector(".keys").hidden = false;
-by("tools").addEventListener("submit", (event) => event.preventDefault());
+by("tools").addEventListener("submit", (event) => { event.preventDefault(); walk(1); });
 by("find").addEventListener("input", filtered);
 if (measured) {
   const again = () => { by("yardstick").value = by("over").value; coloured(); sorted(); };
@@ -81,7 +88,11 @@ if (measured) {
 filtered();
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape" && event.target === by("find")) { by("find").value = ""; filtered(); by("find").blur(); return; }
+  if (event.key === "Escape" && event.target.closest("#tools")) {  // out of a field, so that letters are keys again
+    if (event.target === by("find")) { by("find").value = ""; filtered(); }
+    event.target.blur();
+    return;
+  }
   if (event.target.closest("input, select, textarea, .plot")) return;
   const act = keys[event.key] ?? (event.target.closest(".pair") ? onCard[event.key] : undefined);
   if (act) { event.preventDefault(); act(); }

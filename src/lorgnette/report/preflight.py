@@ -35,7 +35,7 @@ _BAR = 32
 
 @dataclass(frozen=True)
 class Parts:
-    """How the usable rows are split. why_none: why no row could be held out."""
+    """How the usable rows are split. why_none: why no row could be held out, over which training does not start."""
 
     trained: int
     held_out: int
@@ -60,7 +60,8 @@ class Preflight:
     @property
     def stops(self) -> bool:
         """Would training refuse to start over these rows?"""
-        return not self.report.usable or any(finding.stops for finding in self.findings)
+        refused = bool(self.parts.why_none) or any(finding.stops for finding in self.findings)
+        return refused or not self.report.usable
 
     @property
     def by_kind(self) -> dict[FindingKind, list[Finding]]:
@@ -78,13 +79,13 @@ class Preflight:
         if not self.report.rows:
             return "There are no rows."
         if self.stops:
-            said = f"Training would not start: {stopping} of {self.report.rows} rows cannot be used."
-            return f"{said[:-1]}; {looks}." if looks else said
+            cause = f"{stopping} of {self.report.rows} rows cannot be used" if stopping else "no row can be held out"
+            return f"Training would not start: {'; '.join(filter(None, [cause, looks]))}."
         return f"Nothing keeps a training from starting; {looks}." if looks else "Nothing was found against its rows."
 
     @property
     def advice(self) -> list[str]:
-        """On the hold-out as a whole."""
+        """On the hold-out as a whole; where none is possible, that stops a training."""
         if self.parts.why_none:
             return [f"no row can be held out: {self.parts.why_none}"]
         if self.parts.held_out_pictures == 1 and self.parts.held_out > 1:
@@ -127,7 +128,7 @@ def _finding(each: Finding) -> dict[str, Any]:
 
 
 def warnings(found: Preflight) -> Iterator[str]:
-    """Findings that stop nothing, the first of each kind, and how many more there are; then the advice."""
+    """What stops nothing: findings, the first of each kind, and how many more there are; then the advice."""
     for kind, listed in found.by_kind.items():
         if listed[0].stops:
             continue
@@ -135,32 +136,32 @@ def warnings(found: Preflight) -> Iterator[str]:
         if len(listed) > LISTED:
             title = TITLES[kind]
             yield f"… {title[0].lower()}{title[1:]}: {len(listed) - LISTED} more (--json or --out names all)"
-    yield from found.advice
+    if not found.parts.why_none:
+        yield from found.advice
 
 
 def facts(found: Preflight) -> Iterator[tuple[str, str]]:
     """(name, value) of what is there."""
     report = found.report
     yield "rows", f"{report.rows}, {report.usable} usable, {len(report.problems)} broken"
-    yield "pictures", f"{report.pictures}, used {report.pictures + report.repeats} times"
+    yield "pictures", f"{report.pictures}, used {_many(report.pictures + report.repeats, 'time')}"
     if report.smallest and report.largest:
-        yield "sizes", f"{report.smallest[0]}×{report.smallest[1]} to {report.largest[0]}×{report.largest[1]} pixels"
+        yield "sizes", f"{_span(*('×'.join(map(str, size)) for size in (report.smallest, report.largest)))} pixels"
     if report.answers:
         lengths = report.answers
-        yield "answers", f"{lengths.shortest} to {lengths.longest} characters, {lengths.mean:.0f} on average"
+        yield "answers", f"{_span(lengths.shortest, lengths.longest)} characters, {lengths.mean:.0f} on average"
     if found.scripts:
         several = len(found.scripts) > 1
         yield "scripts", ", ".join(_script(name, *each, several) for name, each in found.scripts.items())
     if found.parts.held_out:
-        pictures = found.parts.held_out_pictures
-        held = f"{found.parts.held_out} held out, on {pictures} {'picture' if pictures == 1 else 'pictures'}"
+        held = f"{found.parts.held_out} held out, on {_many(found.parts.held_out_pictures, 'picture')}"
         yield "parts", f"{found.parts.trained} trained on, {held}"
     if found.compared:
-        yield "looks", f"{found.compared} pictures compared"
+        yield "looks", f"{_many(found.compared, 'picture')} compared"
     if found.unchecked:
         yield "unchecked", "; ".join(found.unchecked)
     if tokens := found.tokens:
-        yield "tokens", f"{tokens.shortest} to {tokens.longest} an example, {tokens.median:g} in the middle"
+        yield "tokens", f"{_span(tokens.shortest, tokens.longest)} an example, {tokens.median:g} in the middle"
         share = (
             f"{_percent(tokens.of_pictures, tokens.total)} pictures, {_percent(tokens.trained, tokens.total)} trained"
         )
@@ -179,6 +180,14 @@ def histogram(tokens: Tokens) -> Iterator[str]:
 
 def _script(name: str, count: int, first: Example, several: bool) -> str:
     return f"{name} {count}" + (f" (first in row {first.row})" if several else "")
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _span(least: object, most: object) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -45,6 +45,7 @@ def write_preflight(path: Path, found: Preflight) -> None:
         summary=found.verdict,
         kinds=list(_kinds(found)),
         advice=found.advice,
+        refused=bool(found.parts.why_none),
         facts=[(name.capitalize(), value) for name, value in facts(found)],
         tokens=_bars([(f"{low}–{high - 1}" if high - low > 1 else str(low), count) for low, high, count in tokens]),
         scripts=_bars([(name, count) for name, (count, _) in found.scripts.items()]),

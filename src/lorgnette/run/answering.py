@@ -3,20 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import typer
 from rich.console import Console
 
 from lorgnette import data
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import UsageError
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import local
 from lorgnette.run.opened import Asked, Opened, enough_memory
 from lorgnette.run.questions import Question, examples_of, questions
+from lorgnette.run.target import must_be_writable
 from lorgnette.types import Example
 
 
@@ -105,22 +105,6 @@ def asked_of(model: str | None, adapter: Path | None, terminal: Terminal) -> Ask
             f"{height}×{width}, as the tutorial trains, and whether {asked.base} is its base model cannot be told"
         )
     return asked
-
-
-def must_be_writable(out: Path, source: Path) -> None:
-    """Before the model is asked: what it says must find a place, and not the place of what it was asked about."""
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UsageError("the answers would overwrite what they answer", where=f"--out {out}", remedy="name another")
-    if out.is_dir():
-        raise UsageError("a folder, not a file", where=f"--out {out}", remedy="name a file in it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise LorgnetteError(
-            f"cannot write: {error.strerror}", where=f"--out {out}", remedy="name another place"
-        ) from error
 
 
 def _line(row: PredictionRow, both: bool) -> str:

@@ -15,6 +15,7 @@ from lorgnette.report.preflight import Parts, Preflight, facts, histogram, warni
 from lorgnette.report.preflight_page import write_preflight
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import at_hand, local
+from lorgnette.run.target import must_be_writable
 from lorgnette.types import Example, Finding
 
 
@@ -39,6 +40,8 @@ def check(
     terminal = Terminal(console)
     chosen = _with(chosen or Settings(), prompt, rows, images_from)
     source = Path(source)
+    if out is not None:
+        must_be_writable(Path(out), source, *([chosen.data.test] if chosen.data.test else []))
     seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
     test = _surveyed(chosen.data.test, chosen, None, None, looks) if chosen.data.test else None
     trained, held, why_none = _parts(seen, test, chosen)
@@ -108,6 +111,8 @@ def _told(found: Preflight, source: Path, terminal: Terminal) -> None:
     for finding in found.findings:
         if finding.stops:
             terminal.fail(str(finding.problem))
+    for line in found.advice if found.parts.why_none else ():
+        terminal.fail(line)
     for line in warnings(found):
         terminal.warn(line)
     if not found.report.rows:

@@ -1,6 +1,6 @@
 """`compare`: one page that sets the answers of several side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,13 +15,13 @@ from lorgnette.report.chart import Chart, Curve, overlay
 from lorgnette.report.comparison import Card, Cell, Comparison, Gap, MetricRow, write_comparison
 from lorgnette.report.folder import next_free
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.answering import must_be_writable
 from lorgnette.run.contenders import BASE, Contender, contenders, halves, is_answers, prompts_of
 from lorgnette.run.evaluating import asked_questions, usual
 from lorgnette.run.measuring import Measured, meaning, measured, style_rows, verdict, wanted
 from lorgnette.run.questions import Question
 from lorgnette.run.results import CURVES
 from lorgnette.run.scoring import direction
+from lorgnette.run.target import must_be_writable
 
 
 def compare(
@@ -48,11 +48,11 @@ def compare(
     words, source = [str(one) for one in those[:-1]], Path(those[-1])
     page = Path(out) if out else next_free(Path(), "compare", ".html")
     replaced = page.is_file()
-    must_be_writable(page, source)
+    must_be_writable(page, source, *(Path(word) for word in words if is_answers(word)))
     sides = _sides(words, model, terminal)
     names = wanted(metrics, usual(sides))
     asked = asked_questions(sides, source, prompt=prompt, rows=rows, images_from=images_from)
-    notes = _notes(sides, asked)
+    notes = list(_notes(sides, asked))
     for note in notes:
         terminal.warn(note)
     sampling = Sampling(max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -100,13 +100,16 @@ def _page(
     )
 
 
-def _notes(sides: Sequence[Contender], asked: Sequence[Question]) -> list[str]:
-    """What a reader must know before believing the scores: a side may be asked otherwise than in its training."""
+def _notes(sides: Sequence[Contender], asked: Sequence[Question]) -> Iterator[str]:
+    """What a reader must know before believing the scores: a side may be asked otherwise than in its training, and
+    not all may be scored."""
     trained, now = prompts_of(sides), {question.prompt for question in asked}
-    if len(trained) < 2:
-        return []
-    asking = repr(asked[0].prompt) if len(now) == 1 else "what the data says"
-    return [f"trained with different prompts ({', '.join(map(repr, trained))}); all are asked {asking}"]
+    if len(trained) > 1:
+        asking = repr(asked[0].prompt) if len(now) == 1 else "what the data says"
+        yield f"trained with different prompts ({', '.join(map(repr, trained))}); all are asked {asking}"
+    bare = sum(not question.references for question in asked)
+    if bare:
+        yield f"{bare} of {len(asked)} questions have no reference and are not scored"
 
 
 def _row(place: int, found: Measured, cards: int) -> MetricRow:
@@ -150,7 +153,7 @@ def _spread(values: Sequence[float], judged: Sequence[int], cards: int) -> tuple
 
 def _summary(sides: Sequence[Contender], found: Measured, asked: int) -> str:
     """What the page says in a sentence: the last of them against the first, in the metric that says most."""
-    said = f"{asked} questions, {len(sides)} answers each."
+    said = f"{asked} {'question' if asked == 1 else 'questions'}, {len(sides)} answers each."
     if not found.main:
         return said
     place, last = found.names.index(found.main), len(sides) - 1

@@ -21,6 +21,7 @@ from lorgnette.run.questions import Question
 
 BASE = "base"
 """How the untuned model of the others is named."""
+WHO = "an adapter or its run, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
 ROWS_NAMED = 5
 
 
@@ -39,7 +40,14 @@ class Contender:
         if self.asked is not None:
             opened = self.asked.opened(device)
             return texts(opened, asked, sampling, terminal, self.name, "tuned" if self.asked.adapter else None)
+        self.demand_answers(asked)
         assert self.said is not None
+        return [self.said[_key(question)] for question in asked]
+
+    def demand_answers(self, asked: Sequence[Question]) -> None:
+        """Raises LorgnetteError where a file lacks some: looked at before any model is asked."""
+        if self.said is None:
+            return
         missing = [question for question in asked if _key(question) not in self.said]
         if missing:
             named = "; ".join(f"{question.example.id} ({question.prompt!r})" for question in missing[:ROWS_NAMED])
@@ -48,7 +56,6 @@ class Contender:
                 where=self.name,
                 remedy="answers are found by picture and prompt; have the same data answered: `lorgnette predict`",
             )
-        return [self.said[_key(question)] for question in asked]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -94,6 +101,12 @@ def _contender(word: str, name: str, model: str | None, terminal: Terminal) -> C
     path = Path(word)
     if is_answers(word):
         return Contender(name, said=_tuned(read_predictions(path)), run=_run_of(path.parent / "adapter"))
+    if path.is_file():
+        raise UsageError(
+            "a file, and not one of answers (.jsonl)", where=word, remedy=f"name {WHO}; the data comes last"
+        )
+    if not path.exists() and word != "demo" and len(path.parts) == 1:
+        raise UsageError("nothing here has this name", where=word, remedy=f"name {WHO}")
     adapter = adapter_of(path)
     if adapter == path and ((path / "config.json").is_file() or word == "demo" or not _placed(path)):
         return Contender(name, asked=Asked.of(word, None, terminal))

@@ -14,12 +14,12 @@ from lorgnette.files import write_json
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.answering import must_be_writable
 from lorgnette.run.contenders import BASE, Contender, contenders, prompts_of
 from lorgnette.run.located import local
 from lorgnette.run.measuring import Measured, measured, style_rows, wanted
 from lorgnette.run.questions import Question, examples_of, questions
 from lorgnette.run.scoring import GROUPS, shown
+from lorgnette.run.target import must_be_writable
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 
@@ -73,6 +73,8 @@ def asked_questions(
     asked = questions(examples_of(source, asking, rows=rows, images_from=local(images_from)))
     if not asked:
         raise LorgnetteError("there is nothing to ask", where=str(source), remedy="name data that has rows")
+    for side in sides:
+        side.demand_answers(asked)
     return asked
 
 

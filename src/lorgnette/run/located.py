@@ -6,6 +6,7 @@ What is there already is not fetched again, so that a start after a kill, or a s
 from pathlib import Path
 
 from lorgnette.config import Settings
+from lorgnette.errors import LorgnetteError
 from lorgnette.hub.collect import Collected, collect
 from lorgnette.hub.models import Source, cached, fetch_model
 from lorgnette.hub.sources import is_source, parse
@@ -37,11 +38,15 @@ def hub_of(model: str) -> tuple[str, Source]:
 
 
 def at_hand(model: str) -> Path | None:
-    """The same without a download: None for a hub's name that is in no cache."""
+    """The same without a download: None for a hub's name that is in no cache. Raises LorgnetteError for a folder that
+    is not there."""
     if model == "demo":
         return BUILT_IN
     name, hub = hub_of(model)
     if hub == "auto" and (Path(name).exists() or not _hub_name(name)):
+        if not Path(name).exists():
+            remedy = "name a folder that is there, OWNER/NAME on a hub, or `demo`"
+            raise LorgnetteError("no such model", where=name, remedy=remedy)
         return Path(name)
     found = cached(name, source=hub)
     return found[1] if found else None

@@ -16,6 +16,9 @@ Verdict = Literal["better", "worse", "unsure"]
 MAIN = ("CIDEr-D", "latex-edit-distance", "ROUGE-L")
 """The one by which answers are sorted at first: the first of these that is measured and means something."""
 
+CHANCE = 0.05
+"""A difference with a p of this or more may be chance."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -58,8 +61,9 @@ def measured(names: Sequence[str], asked: Sequence[Question], sides: Sequence[Se
 
 
 def verdict(gap: Difference) -> Verdict:
-    """Sure where the interval leaves out zero."""
-    if gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1]:
+    """Sure where the interval leaves out zero and p says so too: an interval resampled from a handful of examples is
+    too narrow, while their p is about 2 / 2**n at the least."""
+    if gap.interval is None or gap.chance is None or gap.chance >= CHANCE or gap.interval[0] <= 0 <= gap.interval[1]:
         return "unsure"
     return "better" if direction(gap.name) * gap.interval[0] > 0 else "worse"
 

@@ -15,6 +15,7 @@ from lorgnette.report.preview import PreviewPicture, PreviewRow, print_rows
 from lorgnette.report.preview_page import write_preview
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import at_hand, data_table, local
+from lorgnette.run.target import must_be_writable
 from lorgnette.types import Encoded, Example, Problem
 
 
@@ -32,6 +33,8 @@ def preview(
     table = data_table(chosen, terminal)
     if table is None:
         raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")
+    if out is not None:
+        must_be_writable(Path(out), table)
     folder = at_hand(chosen.model)
     if folder is None:
         raise LorgnetteError(

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.model.adapter_files import WEIGHTS
+from lorgnette.model.contract import FILE, PEFT_FILE
 from lorgnette.model.device import device_of
 from lorgnette.model.inventory import REMEDY, Inventory, inventory
 from lorgnette.model.witness import TOLERANCE, Witness
@@ -74,8 +76,12 @@ def verify(
     Raises LorgnetteError only where asking is not possible; what is wrong with the adapter is a finding.
     """
     terminal, adapter = Terminal(console), adapter_of(Path(adapter))
-    if not adapter.is_dir():
-        raise UsageError("no such adapter", where=str(adapter), remedy="name a run, or its `adapter` folder")
+    if not any((adapter / name).exists() for name in (FILE, PEFT_FILE, WEIGHTS)):
+        raise UsageError(
+            "no such adapter" if not adapter.exists() else "no adapter in it",
+            where=str(adapter),
+            remedy="name a run, or its `adapter` folder",
+        )
     findings: list[Finding] = []
     samples: tuple[Sample, ...] = ()
     lines: tuple[tuple[str, str], ...] = ()
