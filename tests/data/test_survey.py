@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,23 @@ def test_a_sketch_is_taken_only_where_asked(picture: Callable[..., Path]) -> Non
     path = picture("one.png", (200, 30, 30))
     [(_, looks)] = judged([row(1, path)], sketched=True)
     assert looks[path].sketch == bytes((200, 30, 30)) * 256
+
+
+def test_a_file_is_opened_once_for_its_size_its_end_and_its_sketch(
+    picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture("one.jpg", size=(300, 200))
+    opened: list[Path] = []
+    real = Path.open
+
+    def counted(self: Path, *given: str) -> Any:
+        opened.append(self)
+        return real(self, *given)
+
+    monkeypatch.setattr(Path, "open", counted)
+    seen = survey([row(1, path), row(2, path)], sketched=True)
+    assert seen.looks[path].sketch
+    assert opened == [path]
 
 
 def test_damage_in_the_middle_is_found_where_pixels_are_looked_at(picture: Callable[..., Path]) -> None:

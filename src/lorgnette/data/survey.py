@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lorgnette.data.alike import sketch
+from lorgnette.data import alike
 from lorgnette.data.fields import Place
-from lorgnette.data.pictures import verified
+from lorgnette.data.pictures import glimpse, verified
 from lorgnette.data.turns import must_be_learnable
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
@@ -82,8 +82,10 @@ class _Unreadable(NamedTuple):
 
 def _look(path: Path, *, sketched: bool) -> Look | _Unreadable:
     try:
-        size = verified(path)
-        return Look(size, sketch(path, size) if sketched else None)
+        if not sketched:
+            return Look(verified(path), None)
+        size, seen = glimpse(path, least=alike.LEAST, most=alike.MOST)
+        return Look(size, alike.sketch(seen, size) if seen else None)
     except LorgnetteError as error:
         return _Unreadable(error.what, error.remedy or "correct or remove the row")
 

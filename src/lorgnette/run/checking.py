@@ -1,7 +1,7 @@
 """`check`: the pre-flight over a whole data set, as a training with these settings would meet it. No torch, no weights,
 nothing downloaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -41,9 +41,10 @@ def check(
     source = Path(source)
     seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
     test = _surveyed(chosen.data.test, chosen, None, None, looks) if chosen.data.test else None
-    trained, held, why_none = _parts(seen, test, chosen)
     whole = seen if test is None else seen.joined(test)
-    tokens, unfit, unchecked = _tokens([*trained, *held], chosen)
+    same = data.identities(whole.looks)
+    trained, held, why_none = _parts(seen, test, same, chosen)
+    tokens, unfit, unchecked = _tokens([*trained, *held], whole.looks, chosen)
     sketches = {path: look.sketch for path, look in whole.looks.items() if look.sketch is not None}
     if not looks:
         unchecked.append("look-alikes: left out, as asked")
@@ -55,7 +56,7 @@ def check(
         findings=[
             *(Finding("unusable", problem) for problem in whole.problems),
             *unfit,
-            *data.repeats(trained, held, sketches),
+            *data.repeats(trained, held, same, sketches),
             *data.oddities([*trained, *held], whole.looks, chosen.encode.size),
         ],
         parts=Parts(len(trained), len(held), len({p.path for row in held for p in row.pictures}), why_none),
@@ -84,23 +85,25 @@ def _surveyed(path: Path, chosen: Settings, name: str | None, rows: int | None, 
 
 
 def _parts(
-    seen: data.Survey, test: data.Survey | None, chosen: Settings
+    seen: data.Survey, test: data.Survey | None, same: Mapping[Path, Path], chosen: Settings
 ) -> tuple[Sequence[Example], Sequence[Example], str]:
     """(trained on, held out, why none is)."""
     if test is not None:
         return seen.examples, test.examples, ""
     try:
-        return *data.parts(seen.examples, holdout=chosen.data.holdout, split=chosen.data.split), ""
+        return *data.parts(seen.examples, holdout=chosen.data.holdout, split=chosen.data.split, same=same), ""
     except UsageError as error:
         return seen.examples, [], f"{error.what}; {error.remedy}" if seen.examples else ""
 
 
-def _tokens(rows: Sequence[Example], chosen: Settings) -> tuple[Tokens | None, list[Finding], list[str]]:
+def _tokens(
+    rows: Sequence[Example], looks: Mapping[Path, data.Look], chosen: Settings
+) -> tuple[Tokens | None, list[Finding], list[str]]:
     """The rows' tokens, which rows have the wrong ones, and why nothing was counted."""
     folder = at_hand(chosen.model)
     if folder is None:
         return None, [], [f"tokens: {chosen.model} is not on this machine; name a model that is (model=FOLDER)"]
-    encoder = Encoder.of_folder(folder, chosen.encode)
+    encoder = Encoder.of_folder(folder, chosen.encode, size_of=lambda path: looks[path].size)
     return *counted(encoder, rows, longest_answer=chosen.predict.max_new_tokens), []
 
 
