@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from lorgnette import config
+from lorgnette.errors import UsageError
 from lorgnette.report.preflight import Preflight
 from lorgnette.run import check
 from lorgnette.run.located import BUILT_IN
@@ -67,6 +68,19 @@ def test_the_last_rows_may_leak_where_they_are_held_out_whatever_they_show(capti
     found = check(captions, chosen=tail, console=Console(file=said))
     assert [(each.kind, each.problem.row) for each in found.findings] == [("leak", 4)]
     assert not check(captions, chosen=config.load(None, ["data.holdout=1"]), console=Console(file=said)).findings
+
+
+def test_an_address_for_a_files_pictures_is_refused(captions: Path, said: io.StringIO) -> None:
+    """Not so the settings' own where their data came from a hub, and the pictures with it."""
+    with pytest.raises(UsageError, match="download it, and name the folder or zip"):
+        check(captions, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
+    of_file = config.load(None, ["data.images_from=http://127.0.0.1/x.zip"])
+    with pytest.raises(UsageError, match="download it"):
+        check(captions, chosen=of_file, console=Console(file=said))
+    of_hub = config.load(None, ["data=hf:some/one", "data.images_from=http://127.0.0.1/x.zip"])
+    assert not check(captions, chosen=of_hub, console=Console(file=said)).stops
+    with pytest.raises(UsageError, match="download it"):
+        check(captions, chosen=of_hub, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
 
 
 def test_page_and_rows(captions: Path, tmp_path: Path, said: io.StringIO) -> None:

@@ -14,7 +14,7 @@ from lorgnette.errors import UsageError
 from lorgnette.report.preflight import Parts, Preflight, facts, histogram, warnings
 from lorgnette.report.preflight_page import write_preflight
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import at_hand, local
+from lorgnette.run.located import at_hand, local, pictures_of
 from lorgnette.types import Example, Finding
 
 
@@ -59,7 +59,7 @@ def check(
             *data.repeats(trained, held, same, sketches),
             *data.oddities([*trained, *held], whole.looks, chosen.encode.size),
         ],
-        parts=Parts(len(trained), len(held), len({p.path for row in held for p in row.pictures}), why_none),
+        parts=Parts.of(trained, held, why_none),
         scripts=data.scripts([*trained, *held]),
         tokens=tokens,
         compared=len(sketches),
@@ -75,11 +75,12 @@ def check(
 def _with(chosen: Settings, prompt: str | None, rows: int | None, images_from: str | None) -> Settings:
     given = {"prompt": prompt, "rows": rows, "images_from": images_from}
     told = {name: value for name, value in given.items() if value is not None}
+    local(images_from)  # the settings' own may be an address: of the pictures of a data set that is on a hub
     return chosen.model_copy(update={"data": chosen.data.model_copy(update=told)})
 
 
 def _surveyed(path: Path, chosen: Settings, name: str | None, rows: int | None, looks: bool) -> data.Survey:
-    pictures = local(chosen.data.images_from)
+    pictures = pictures_of(chosen)
     read = data.read(path, prompt=chosen.data.prompt, rows=rows, name=name, images_from=pictures)
     return data.survey(read, sketched=looks)
 
