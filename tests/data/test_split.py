@@ -86,6 +86,15 @@ def test_copies_and_links_are_the_same_picture(picture: Callable[..., Path], tmp
     assert same[original] == same[copy] == same[link] == same[beside] != same[other]
 
 
+def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(b"the same")
+    assert len(set(identities(files, {files[0]: 1, files[1]: 2, files[2]: 1}).values())) == 2
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
+    assert identities(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
+
+
 def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path) -> None:
     examples = rows(tmp_path, "a", "b", "c")
     same = {tmp_path / "a": tmp_path / "a", tmp_path / "b": tmp_path / "b", tmp_path / "c": tmp_path / "b"}

@@ -1,10 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorgnette.data.survey import judged, survey
+from lorgnette.data.survey import _BLOCK, judged, survey
 from lorgnette.types import Example, Picture, Problem, Turn
 
 
@@ -45,6 +45,22 @@ def test_a_file_is_opened_once_for_its_size_its_end_and_its_sketch(
     seen = survey([row(1, path), row(2, path)], sketched=True)
     assert seen.looks[path].sketch
     assert opened == [path]
+
+
+def test_the_next_pictures_are_looked_at_while_rows_are_dealt_with(picture: Callable[..., Path]) -> None:
+    paths = [picture(f"{number}.png", (number, 0, 0)) for number in range(5)]
+    shown = [(paths[number * 5 // (3 * _BLOCK)], paths[0]) for number in range(3 * _BLOCK)]
+    read: list[int] = []
+
+    def rows() -> Iterator[Example]:
+        for number, both in enumerate(shown):
+            read.append(number)
+            yield row(number, *both)
+
+    taken = judged(rows(), sketched=True)
+    assert next(taken)[0] == row(0, paths[0], paths[0])
+    assert len(read) == 2 * _BLOCK
+    assert [tuple(looks) for _, looks in taken] == [tuple(dict.fromkeys(both)) for both in shown[1:]]
 
 
 def test_damage_in_the_middle_is_found_where_pixels_are_looked_at(picture: Callable[..., Path]) -> None:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from lorgnette.errors import UsageError
@@ -15,6 +16,7 @@ from lorgnette.types import Example
 
 Split = Literal["picture", "tail"]
 _SAMPLE = 1024
+_UNKNOWN: Mapping[Path, Hashable] = MappingProxyType({})
 
 
 def parts(
@@ -58,18 +60,20 @@ def shared_pictures(train: Iterable[Example], test: Iterable[Example]) -> int:
     return len(first & second)
 
 
-def identities(paths: Iterable[Path]) -> dict[Path, Path]:
+def identities(paths: Iterable[Path], looks: Mapping[Path, Hashable] = _UNKNOWN) -> dict[Path, Path]:
     """Each path → one path for the same picture: the same file, or a file of the same bytes (SHA-256).
 
     Only files of equal size and with the same bytes in their middle are hashed: others cannot be copies, and of
-    100,000 photographs half share their size with another.
+    100,000 photographs half share their size with another. looks: what is known of pictures and the same for the same
+    bytes; files that differ in it are not even opened.
     """
     folder = cache(Path.resolve)  # of many pictures: each on its own costs as much as reading its header
     resolved = {
         path: path.resolve() if path.is_symlink() else folder(path.parent) / path.name for path in dict.fromkeys(paths)
     }
+    known = {file: looks.get(path) for path, file in resolved.items()}
     first: dict[Path, Path] = {}
-    for same_size in _grouped(dict.fromkeys(resolved.values()), lambda file: file.stat().st_size):
+    for same_size in _grouped(known, lambda file: (file.stat().st_size, known[file])):
         for files in _grouped(same_size, _middle):
             for same in _grouped(files, _digest):
                 first |= dict.fromkeys(same, same[0])

@@ -4,11 +4,11 @@ Knows nothing about forms of files, tokens or models, nor about which part a row
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,18 +59,30 @@ def judged(
 ) -> Iterator[tuple[Example | Problem, dict[Path, Look]]]:
     """Every row in its order, with its pictures' looks; each picture is looked at once.
 
-    Block by block, so that memory grows with the number of pictures and not of rows. Threads, because on a network
-    drive the wait is the work, and Pillow decodes beside Python.
+    Block by block, so that memory grows with the number of pictures and not of rows; a block's pictures are looked at
+    while the rows before it are dealt with. Threads, because on a network drive the wait is the work, and Pillow
+    decodes beside Python.
     """
     seen: dict[Path, Look | _Unreadable] = {}
-    todo = iter(rows)
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1)), thread_name_prefix="headers") as pool:
-        while block := list(islice(todo, _BLOCK)):
-            paths = {picture.path: None for row in block if isinstance(row, Example) for picture in row.pictures}
-            new = [path for path in paths if path not in seen]
-            seen.update(zip(new, pool.map(partial(_look, sketched=sketched), new), strict=True))
+        asked = _asked(rows, lambda paths: pool.map(partial(_look, sketched=sketched), paths))
+        for (block, looks), _ in pairwise(chain(asked, [((), ())])):
+            seen.update(looks)
             for row in block:
                 yield (row, {}) if isinstance(row, Problem) else _judge(row, seen)
+
+
+def _asked(
+    rows: Iterable[Example | Problem], look: Callable[[list[Path]], Iterable["Look | _Unreadable"]]
+) -> Iterator[tuple[Sequence[Example | Problem], Iterable[tuple[Path, "Look | _Unreadable"]]]]:
+    """Blocks of rows, each with the looks, on their way, of the pictures that no block before it had."""
+    known: set[Path] = set()
+    todo = iter(rows)
+    while block := list(islice(todo, _BLOCK)):
+        paths = {picture.path: None for row in block if isinstance(row, Example) for picture in row.pictures}
+        new = [path for path in paths if path not in known]
+        known.update(new)
+        yield block, zip(new, look(new), strict=True)
 
 
 class _Unreadable(NamedTuple):

@@ -42,7 +42,7 @@ def check(
     seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
     test = _surveyed(chosen.data.test, chosen, None, None, looks) if chosen.data.test else None
     whole = seen if test is None else seen.joined(test)
-    same = data.identities(whole.looks)
+    same = data.identities(whole.looks, whole.looks)
     trained, held, why_none = _parts(seen, test, same, chosen)
     tokens, unfit, unchecked = _tokens([*trained, *held], whole.looks, chosen)
     sketches = {path: look.sketch for path, look in whole.looks.items() if look.sketch is not None}
