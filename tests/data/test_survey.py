@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorgnette.data.survey import _BLOCK, judged, survey
+from lorgnette.data.survey import _BLOCK, _TASK, judged, survey
 from lorgnette.types import Example, Picture, Problem, Turn
 
 
@@ -85,3 +85,12 @@ def test_two_surveys_are_one(picture: Callable[..., Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("sketched", [True, False])
 def test_nothing(sketched: bool) -> None:
     assert survey([], sketched=sketched).looks == {}
+
+
+def test_each_of_many_pictures_has_its_own_look(picture: Callable[..., Path]) -> None:
+    """Also where threads take several at a time, and the last ones are fewer."""
+    paths = [picture(f"{number}.png", (number, 0, 0), (20 + number, 20)) for number in range(2 * _TASK + 5)]
+    seen = survey((row(number, path) for number, path in enumerate(paths)), sketched=True)
+    assert [(look.size[0], look.sketch and look.sketch[0]) for look in seen.looks.values()] == [
+        (20 + number, number) for number in range(len(paths))
+    ]
