@@ -39,7 +39,9 @@ OnBadRow = Annotated[
 ]
 Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
 Part = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
-ImagesFrom = Annotated[str | None, typer.Option(help="a folder, zip or address with pictures by file name")]
+ImagesFrom = Annotated[
+    str | None, typer.Option(help="a folder or zip with pictures by file name; of data on a hub also an address")
+]
 WHO = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
 BaseModel = Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")]
 AskPrompt = Annotated[str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")]

@@ -63,7 +63,9 @@ class Data(Section):
     )
     rows: PositiveInt | None = Field(None, description="use the first so many rows only")
     images_from: str | None = Field(
-        None, description="a folder, a zip or an address where pictures are looked for by their file name"
+        None,
+        description="a folder or a zip where pictures are looked for by their file name; of data on a hub also an "
+        "address",
     )
     group_captions: Literal["none", "image"] = Field(
         "none",

@@ -1,7 +1,6 @@
 """The same picture saved anew is found, another one is not."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.alike import groups, sketch
-from lorgnette.data.pictures import header
+from lorgnette.data.alike import LEAST, MOST, groups, sketch
+from lorgnette.data.pictures import glimpse, load
 from lorgnette.demo.scenes import draw, random_scene
 
 
 def sketched(path: Path) -> bytes:
-    found = sketch(path, header(path))
-    assert found is not None
-    return found
+    size, seen = glimpse(path, least=LEAST, most=MOST)
+    assert seen is not None
+    return sketch(seen, size)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +41,14 @@ def test_saved_anew_it_is_found_among_others(tmp_path: Path, name: str, size: tu
     assert groups([sketched(path) for path in paths]) == [[7, 20]]
 
 
-def test_real_photographs_are_all_different_and_all_found_again(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [0.5, 0.63, 1 / 3])
+def test_real_photographs_are_all_different_and_all_found_again(shared: Path, tmp_path: Path, scale: float) -> None:
     photographs = sorted((shared / "coco").rglob("*.jpg"))
     again = []
     for path in photographs:
         with Image.open(path) as image:
-            image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / path.name, quality=60)
+            size = (int(image.width * scale), int(image.height * scale))
+            image.convert("RGB").resize(size).save(tmp_path / path.name, quality=60)
         again.append(tmp_path / path.name)
     sketches = [sketched(path) for path in photographs]
     assert groups(sketches) == []
@@ -90,9 +91,31 @@ def test_a_turned_picture_is_sketched_as_it_is_seen(tmp_path: Path) -> None:
     assert groups([sketched(tmp_path / "upright.jpg"), sketched(tmp_path / "turned.jpg")]) == [[0, 1]]
 
 
-def test_a_huge_picture_is_not_decoded_whole(picture: Callable[..., Path]) -> None:
-    path = picture("a.png")
-    assert sketch(path, (8000, 8000)) is None
+@pytest.mark.parametrize("size", [(640, 427), (500, 375), (280, 280), (211, 97), (45, 33), (16, 16), (9, 5)])
+def test_a_jpeg_at_a_fraction_gives_the_cells_of_the_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Also where its blocks reach beyond the picture, and where cells end within a pixel."""
+    rng = np.random.default_rng(7)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8)).resize(size).save(path, quality=95, subsampling=0)
+    cells, whole = (np.frombuffer(made, np.uint8).astype(int) for made in (sketched(path), sketch(load(path), size)))
+    assert np.abs(cells - whole).mean() < 1.5
+    assert np.abs(cells - whole).max() < 10
+
+
+def test_a_cell_is_the_mean_over_its_area() -> None:
+    """20 pixels on 16 cells: the second cell has 3/4 of the second pixel and half of the third."""
+    seen = Image.new("RGB", (20, 16))
+    for place, level in enumerate((10, 100, 200)):
+        seen.paste((level, level, level), (place, 0, place + 1, 16))
+    cells = np.frombuffer(sketch(seen, seen.size), np.uint8).reshape(16, 16, 3)
+    assert cells[3, :3, 0].tolist() == [round((10 + 0.25 * 100) / 1.25), round((0.75 * 100 + 0.5 * 200) / 1.25), 80]
+    assert cells[:, 3:].max() == 0
+
+
+def test_a_large_picture_is_reduced_on_the_way() -> None:
+    small = draw(random_scene(Random(5))).convert("RGB").resize((160, 120))
+    large = small.resize((160 * 9 + 5, 120 * 9 + 4), Image.Resampling.BICUBIC)
+    assert groups([sketch(small, small.size), sketch(large, large.size)]) == [[0, 1]]
 
 
 def test_twenty_thousand_are_compared_in_seconds() -> None:

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.pictures import header, load, verified
+from lorgnette.data.pictures import glimpse, header, load, verified
 from lorgnette.errors import LorgnetteError
 
-LOOKS: list[Callable[[Path], object]] = [header, load, verified]
+MANY = 1 << 25
+
+
+def glimpsed(path: Path) -> tuple[int, int]:
+    return glimpse(path, least=32, most=MANY)[0]
+
+
+LOOKS: list[Callable[[Path], object]] = [header, load, verified, glimpsed]
 
 
 def quartered() -> Image.Image:
@@ -46,7 +53,7 @@ def test_seen_as_the_camera_held_it(tmp_path: Path, suffix: str, turn: int) -> N
     }
     expected = quartered().transpose(upright[turn]) if turn in upright else quartered()
     seen = load(path)
-    assert seen.size == expected.size == header(path) == verified(path)
+    assert seen.size == expected.size == header(path) == verified(path) == glimpsed(path)
     difference = np.abs(np.asarray(seen, dtype=int) - np.asarray(expected, dtype=int))
     assert np.median(difference) <= 4
 
@@ -140,13 +147,35 @@ def test_verified_never_passes_a_picture_that_cannot_be_loaded(tmp_path: Path, s
     for length in range(1, len(content), max(1, len(content) // 200)):
         cut.write_bytes(content[:length])
         outcomes = []
-        for look in (verified, load):
+        for look in (verified, load, glimpsed):
             try:
                 look(cut)
                 outcomes.append("fine")
             except LorgnetteError:
                 outcomes.append("refused")
-        assert outcomes[0] == outcomes[1], length
+        assert outcomes[0] == outcomes[1] == outcomes[2], length
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_glimpse_of_a_jpeg_is_a_fraction_of_it(tmp_path: Path, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    path = tmp_path / "a.jpg"
+    Image.linear_gradient("L").resize((640, 480)).save(path, exif=exif)
+    size, seen = glimpse(path, least=32, most=10)
+    assert size == ((480, 640) if turned else (640, 480))
+    assert seen is not None
+    assert seen.size == (size[0] // 8, size[1] // 8)
+    assert seen.mode == "RGB"
+
+
+def test_a_glimpse_does_not_decode_what_is_huge_and_can_only_be_had_whole(
+    picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture("a.png", size=(40, 30))
+    assert glimpse(path, least=8, most=1200)[1] is not None
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("decoded"))
+    assert glimpse(path, least=8, most=1199) == ((40, 30), None)
 
 
 def test_verified_passes_junk_behind_a_jpeg(picture: Callable[..., Path]) -> None:
@@ -185,9 +214,9 @@ def test_every_nasty_file_is_loaded_or_named(shared: Path) -> None:
             image = load(path)
             assert image.mode == "RGB"
             assert "x".join(map(str, image.size)) == row["rgb_after_transpose"]
-            assert header(path) == verified(path) == image.size
+            assert header(path) == verified(path) == glimpsed(path) == image.size
             continue
-        for look in (load, verified):
+        for look in (load, verified, glimpsed):
             with pytest.raises(LorgnetteError) as caught:
                 look(path)
             assert caught.value.where == str(path)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data.repeats import repeats
+from lorgnette.data.split import identities
 from lorgnette.types import Example, Picture, Turn
 
 RED, DARK_RED, BLUE = (bytes(colour) * 256 for colour in ((200, 30, 30), (199, 30, 30), (30, 30, 200)))
@@ -17,7 +18,8 @@ def row(number: int, *paths: Path, text: str = "a", source: str = "a.csv") -> Ex
 def told(
     train: Sequence[Example], test: Sequence[Example] = (), sketches: dict[Path, bytes] | None = None
 ) -> list[tuple[str, int, str]]:
-    found = repeats(train, test, sketches or {})
+    same = identities(picture.path for row in (*train, *test) for picture in row.pictures)
+    found = repeats(train, test, same, sketches or {})
     return [(each.kind, each.problem.row, each.problem.what) for each in found]
 
 

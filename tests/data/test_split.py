@@ -80,8 +80,28 @@ def test_copies_and_links_are_the_same_picture(picture: Callable[..., Path], tmp
     copy, link = tmp_path / "copy.png", tmp_path / "link.png"
     copy.write_bytes(original.read_bytes())
     link.symlink_to(original)
-    same = identities([original, copy, link, other])
-    assert same[original] == same[copy] == same[link] != same[other]
+    (tmp_path / "linked").symlink_to(tmp_path)
+    beside = tmp_path / "linked" / "a.png"
+    same = identities([original, copy, link, beside, other])
+    assert same[original] == same[copy] == same[link] == same[beside] != same[other]
+
+
+def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(b"the same")
+    assert len(set(identities(files, {files[0]: 1, files[1]: 2, files[2]: 1}).values())) == 2
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
+    assert identities(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
+
+
+def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path) -> None:
+    examples = rows(tmp_path, "a", "b", "c")
+    same = {tmp_path / "a": tmp_path / "a", tmp_path / "b": tmp_path / "b", tmp_path / "c": tmp_path / "b"}
+    for letter in "abc":
+        (tmp_path / letter).unlink()
+    train, test = parts(examples, holdout=1, split="picture", same=same)
+    assert ([each.row for each in train], [each.row for each in test]) == ([1, 2], [0])
 
 
 @given(st.lists(st.text(alphabet="abcdefgh", max_size=2), min_size=2, max_size=20), st.integers(1, 5))

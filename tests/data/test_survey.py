@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lorgnette.data.survey import judged, survey
+from lorgnette.data.survey import _BLOCK, _TASK, judged, survey
 from lorgnette.types import Example, Picture, Problem, Turn
 
 
@@ -29,6 +30,39 @@ def test_a_sketch_is_taken_only_where_asked(picture: Callable[..., Path]) -> Non
     assert looks[path].sketch == bytes((200, 30, 30)) * 256
 
 
+def test_a_file_is_opened_once_for_its_size_its_end_and_its_sketch(
+    picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture("one.jpg", size=(300, 200))
+    opened: list[Path] = []
+    real = Path.open
+
+    def counted(self: Path, *given: str) -> Any:
+        opened.append(self)
+        return real(self, *given)
+
+    monkeypatch.setattr(Path, "open", counted)
+    seen = survey([row(1, path), row(2, path)], sketched=True)
+    assert seen.looks[path].sketch
+    assert opened == [path]
+
+
+def test_the_next_pictures_are_looked_at_while_rows_are_dealt_with(picture: Callable[..., Path]) -> None:
+    paths = [picture(f"{number}.png", (number, 0, 0)) for number in range(5)]
+    shown = [(paths[number * 5 // (3 * _BLOCK)], paths[0]) for number in range(3 * _BLOCK)]
+    read: list[int] = []
+
+    def rows() -> Iterator[Example]:
+        for number, both in enumerate(shown):
+            read.append(number)
+            yield row(number, *both)
+
+    taken = judged(rows(), sketched=True)
+    assert next(taken)[0] == row(0, paths[0], paths[0])
+    assert len(read) == 2 * _BLOCK
+    assert [tuple(looks) for _, looks in taken] == [tuple(dict.fromkeys(both)) for both in shown[1:]]
+
+
 def test_damage_in_the_middle_is_found_where_pixels_are_looked_at(picture: Callable[..., Path]) -> None:
     """Its header and its end are whole."""
     path = picture("torn.png", size=(300, 300))
@@ -51,3 +85,12 @@ def test_two_surveys_are_one(picture: Callable[..., Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("sketched", [True, False])
 def test_nothing(sketched: bool) -> None:
     assert survey([], sketched=sketched).looks == {}
+
+
+def test_each_of_many_pictures_has_its_own_look(picture: Callable[..., Path]) -> None:
+    """Also where threads take several at a time, and the last ones are fewer."""
+    paths = [picture(f"{number}.png", (number, 0, 0), (20 + number, 20)) for number in range(2 * _TASK + 5)]
+    seen = survey((row(number, path) for number, path in enumerate(paths)), sketched=True)
+    assert [(look.size[0], look.sketch and look.sketch[0]) for look in seen.looks.values()] == [
+        (20 + number, number) for number in range(len(paths))
+    ]

@@ -24,6 +24,20 @@ def encoder(tiny: Path) -> Encoder:
     return Encoder.of_folder(tiny, Encode(size=(56, 84)))
 
 
+def test_who_knows_the_sizes_need_not_have_pictures_read(tiny: Path, tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def known(path: Path) -> tuple[int, int]:
+        asked.append(path)
+        return 280, 140
+
+    encoder = Encoder.of_folder(tiny, Encode(size=None), size_of=known)
+    gone = Picture(tmp_path / "gone.png")
+    [grid] = encoder.encode(Example("x", (Turn("user", (gone,)), Turn("assistant", ("a",))), Path("x"), 1)).grids
+    assert (grid.w, grid.h) == (20, 10)
+    assert asked == [gone.path]
+
+
 def labelled(encoder: Encoder, encoded: Encoded) -> str:
     return encoder.tokenizer.shown(encoded.labels[encoded.labels != IGNORED].tolist())
 

@@ -56,6 +56,7 @@ def test_the_hold_out_is_judged() -> None:
     assert found().advice == []
     assert found(parts=Parts(3, 1, 1)).advice == []
     [one] = found(parts=Parts(395, 5, 1)).advice
+    assert Parts(395, 5, 1).advice == [one]
     assert one.startswith("the hold-out is one picture with 5 answers")
     assert found(parts=Parts(3, 0, 0, "too few")).advice == ["no row can be held out: too few"]
     assert found(parts=Parts(3, 2, 0)).advice == []  # text alone

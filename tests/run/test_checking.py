@@ -88,6 +88,19 @@ def test_the_page_takes_the_place_of_nothing_it_is_made_from(captions: Path, tmp
     assert captions.read_bytes() == other.read_bytes() == before
 
 
+def test_an_address_for_a_files_pictures_is_refused(captions: Path, said: io.StringIO) -> None:
+    """Not so the settings' own where their data came from a hub, and the pictures with it."""
+    with pytest.raises(UsageError, match="download it, and name the folder or zip"):
+        check(captions, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
+    of_file = config.load(None, ["data.images_from=http://127.0.0.1/x.zip"])
+    with pytest.raises(UsageError, match="download it"):
+        check(captions, chosen=of_file, console=Console(file=said))
+    of_hub = config.load(None, ["data=hf:some/one", "data.images_from=http://127.0.0.1/x.zip"])
+    assert not check(captions, chosen=of_hub, console=Console(file=said)).stops
+    with pytest.raises(UsageError, match="download it"):
+        check(captions, chosen=of_hub, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
+
+
 def test_page_and_rows(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
     found = check(captions, rows=2, prompt="What?", out=tmp_path / "x.html", console=Console(file=said))
     assert found.report.rows == 2

@@ -14,8 +14,11 @@ from lorgnette.config import Settings
 from lorgnette.data import PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.contract import Contract
+from lorgnette.predict.generate import Sampling
 from lorgnette.report.predictions import read_predictions, write_predictions
 from lorgnette.run import compare, comparing, train
+from lorgnette.run.opened import Weights
+from lorgnette.run.questions import examples_of, questions
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,27 @@ def test_alone_it_is_compared_with_its_base(runs: Path, captions: Path) -> None:
         compare("two")
 
 
+def test_a_base_is_asked_in_its_adapters_weights_and_says_what_it_says_alone(
+    runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorgnette.model import load
+
+    read: list[Path] = []
+    real = load.load
+    monkeypatch.setattr(
+        load, "load", lambda checkpoint, *given: read.append(checkpoint.folder) or real(checkpoint, *given)
+    )
+    sides = comparing._sides(["base", "two", "four"], None, comparing.Terminal(Console(file=io.StringIO())))
+    asked = questions(examples_of(captions, PROMPT))
+    weights, terminal = Weights("cpu"), comparing.Terminal(Console(file=io.StringIO()))
+    together = [side.answers(asked, Sampling(max_new_tokens=6), terminal, weights) for side in sides]
+    assert len(read) == 2  # base and two are one, four another
+    for side, said in zip(sides, together, strict=True):
+        alone = replace(side, inside=None).answers(asked, Sampling(max_new_tokens=6), terminal, Weights("cpu"))
+        assert alone == said
+    assert len(read) == 5
+
+
 def test_who_was_trained_with_another_prompt_is_told_of(runs: Path, captions: Path) -> None:
     """On the terminal and on the page; not where the prompts are one."""
     said = io.StringIO()
@@ -98,6 +122,12 @@ def test_pictures_without_references_are_compared_by_style(runs: Path, captions:
     assert 'id="style"' in html
     assert "1 question, 2 answers each" in html
     assert "1 of 1 questions have no reference and are not scored" in html
+
+
+def test_an_address_for_a_files_pictures_is_refused(runs: Path, captions: Path) -> None:
+    with pytest.raises(UsageError, match=r"an address, .* · images_from https://x/y\.zip · download it"):
+        compare("base", "two", captions, images_from="https://x/y.zip", out="never.html")
+    assert not Path("never.html").exists()
 
 
 def test_nothing_is_asked_where_an_answer_is_missing(

@@ -14,6 +14,7 @@ from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.run import train
 from lorgnette.run.contenders import contenders, halves, prompts_of
+from lorgnette.run.opened import Weights
 from lorgnette.run.questions import examples_of, questions
 
 
@@ -41,6 +42,8 @@ def test_a_run_is_its_adapter_and_base_is_its_base(run: Path, tiny: Path, termin
     assert base.asked is not None
     assert (base.asked.adapter, base.asked.checkpoint.folder) == (None, tiny)
     assert base.asked.encoder is by_run.asked.encoder  # its resolution too
+    assert base.inside is by_run.asked
+    assert model.inside is None
     assert model.asked is not None
     assert model.asked.adapter is None
     assert (base.name, by_run.name, by_adapter.name) == ("base", "one", "one/adapter")
@@ -101,14 +104,15 @@ def test_a_file_answers_what_it_was_asked(captions: Path, tmp_path: Path, termin
     asked = questions(examples_of(captions, "What?", rows=1))
     path = answers(tmp_path / "a.jsonl", asked[0].pictures[0], base="before", tuned="after")
     [side] = contenders([str(path)], None, terminal)
-    assert side.answers(asked, Sampling(), terminal, "cpu") == ["after"]
+    weights = Weights("cpu")
+    assert side.answers(asked, Sampling(), terminal, weights) == ["after"]
     base, tuned = halves(path)
-    assert [one.answers(asked, Sampling(), terminal, "cpu") for one in (base, tuned)] == [["before"], ["after"]]
+    assert [one.answers(asked, Sampling(), terminal, weights) for one in (base, tuned)] == [["before"], ["after"]]
     for other in (
         questions(examples_of(captions, "Where?", rows=1)),
         questions(examples_of(captions, "What?", rows=2)),
     ):
-        for ask in (side.demand_answers, lambda those: side.answers(those, Sampling(), terminal, "cpu")):
+        for ask in (side.demand_answers, lambda those: side.answers(those, Sampling(), terminal, weights)):
             with pytest.raises(LorgnetteError, match=rf"no answer to 1 of {len(other)}(.|\n)*lorgnette predict"):
                 ask(other)
 

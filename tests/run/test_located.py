@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.config import Settings
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.collect import Collected, Missing
 from lorgnette.report.terminal import Terminal
 from lorgnette.run import located
@@ -69,6 +69,20 @@ def test_each_source_and_number_of_rows_has_its_folder() -> None:
 def test_local_data_is_not_collected(chosen: Callable[..., Settings], captions: Path) -> None:
     assert located.data_table(chosen(), TERMINAL) == chosen().data.path
     assert located.data_table(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
+
+
+def test_pictures_are_looked_for_on_this_machine(chosen: Callable[..., Settings]) -> None:
+    assert located.local(None) is None
+    assert located.local("x.zip") == located.pictures_of(chosen("data.images_from=x.zip")) == Path("x.zip")
+    for hub in ("hf", "modelscope"):
+        assert located.pictures_of(chosen(f"data={hub}:a/b", "data.images_from=https://x/")) is None
+        assert located.pictures_of(chosen(f"data={hub}:a/b", "data.images_from=x.zip")) == Path("x.zip")
+    for asked in (
+        lambda: located.local("https://x/"),
+        lambda: located.pictures_of(chosen("data.images_from=http://x")),
+    ):
+        with pytest.raises(UsageError, match=r"an address.* name the folder or zip"):
+            asked()
 
 
 def test_what_came_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -174,6 +174,15 @@ def test_the_prompt_is_what_the_examples_ask(chosen: Callable[..., Settings], te
     assert Material.of(chosen("data.prompt=What?"), terminal).prompt == "What?"
 
 
+def test_a_hold_out_of_one_picture_is_told_of(chosen: Chosen, captions: Path, terminal, said: io.StringIO) -> None:
+    Material.of(chosen(), terminal)
+    assert said.getvalue() == ""
+    rows = [f"{colour}.png,{n} {colour}\n" for colour in ("red", "green", "blue") for n in range(3)]
+    captions.write_text("image_path,caption\n" + "".join(rows))
+    Material.of(chosen(), terminal)
+    assert "the hold-out is one picture with 3 answers" in said.getvalue()
+
+
 def test_a_test_file_is_taken_whole(chosen: Callable[..., Settings], captions: Path, terminal: Terminal) -> None:
     other = captions.with_name("test.csv")
     other.write_text(captions.read_text())

@@ -9,7 +9,7 @@ import torch
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.opened import Asked, contract_of, enough_memory
+from lorgnette.run.opened import Asked, Weights, contract_of, enough_memory
 
 TERMINAL = Terminal()
 
@@ -94,3 +94,13 @@ def test_too_little_memory_is_a_setting_too_large(error: Exception, said: str) -
 def test_other_errors_are_not_about_memory() -> None:
     with pytest.raises(RuntimeError, match="shape"), enough_memory("use less"):
         raise RuntimeError("shape mismatch")
+
+
+def test_weights_stay_open_for_the_next_that_asks_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, again = Asked.of(str(tiny), None, TERMINAL), Asked.of("demo", None, TERMINAL)
+    opened: list[Asked] = []
+    monkeypatch.setattr(Asked, "opened", lambda asked, device: (opened.append(asked), device, len(opened)))
+    weights = Weights("cpu")
+    assert weights.of(one) is weights.of(one)
+    assert weights.of(again) is not weights.of(one)
+    assert opened == [one, again, one]

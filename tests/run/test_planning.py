@@ -155,6 +155,16 @@ def test_the_tutorials_job(job: Callable[..., Settings], console: Console) -> No
     assert made.rows.grouped < 0.3 * made.rows.packed  # five captions a photograph
 
 
+def test_the_guides_figures_are_what_plan_says(job: Callable[..., Settings], said: io.StringIO) -> None:
+    plan(job(), console=Console(file=said, width=500))
+    told = [line.rstrip() for line in said.getvalue().splitlines()]
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "will-it-fit.md"
+    [block] = [text for text in guide.read_text(encoding="utf-8").split("```") if text.startswith("\nexamples ")]
+    lines = [line for line in block.strip().splitlines() if line.strip() != "…"]
+    assert len(lines) > 12
+    assert [line for line in lines if line not in told] == []
+
+
 def test_less_memory_lowers_rows_then_layers(job: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
     large = job("train.batch_size=64", "encode.size=560")
     plan(large, console=console)

@@ -26,3 +26,9 @@ def test_what_prepare_says(captions: Path, tmp_path: Path, said: io.StringIO) ->
 def test_a_file_is_no_folder_to_write_to(captions: Path) -> None:
     with pytest.raises(UsageError, match="a file, not a folder"):
         prepare(captions, captions)
+
+
+def test_an_address_for_a_files_pictures_is_refused(captions: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="download it, and name the folder or zip"):
+        prepare(captions, tmp_path / "data", images_from="https://x/y.zip")
+    assert not (tmp_path / "data").exists()

@@ -8,6 +8,7 @@
     usable(rows)       → the examples to go on with, or an error that lists what to fix
     export(rows, …)    → a file in a form that others read
     prepare(…)         any source → the tutorial's data_vl.json and its train and test parts
+    identities(paths)  which of them are one picture, by their bytes
     header, verified   a picture's size as seen · the same, and that it was not cut off
     load               a picture's pixels: upright 8-bit RGB on white
 
@@ -24,7 +25,7 @@ from lorgnette.data.prepare import Prepared, prepare
 from lorgnette.data.repeats import repeats
 from lorgnette.data.scripts import scripts
 from lorgnette.data.source import pictures_of, read, speaks
-from lorgnette.data.split import Split, parts
+from lorgnette.data.split import Split, identities, parts
 from lorgnette.data.survey import Look, Survey, survey
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "check",
     "export",
     "header",
+    "identities",
     "load",
     "oddities",
     "parts",

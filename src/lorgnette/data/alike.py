@@ -9,34 +9,45 @@ Knows nothing about rows.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
-
-from lorgnette.data.pictures import load
 
 SIDE = 16
 CELL, MEAN = 26, 4.0
 """Most by which any cell, and the cells on average, may differ, of 0–255. bench/LOG.md says what that finds."""
-_DECODED = 4 * SIDE
-_MOST_PIXELS = 1 << 25
-"""Beyond it only a JPEG, which is decoded at a fraction, is worth a sketch."""
+LEAST = 2 * SIDE
+"""Pixels of a side that a sketch is made from, at least."""
+MOST = 1 << 25
+"""Pixels beyond which only a JPEG, which is decoded at a fraction, is worth a sketch."""
+_FINE = 8 * SIDE
 
 
-def sketch(path: Path, size: tuple[int, int]) -> bytes | None:
-    """16×16 cells of RGB, row by row; None for a huge picture that could only be decoded whole.
+def sketch(seen: Image.Image, size: tuple[int, int]) -> bytes:
+    """16×16 cells of RGB, row by row. seen: the picture, or a JPEG decoded at a fraction of its size (width, height).
 
-    Raises LorgnetteError where the picture cannot be decoded.
+    A cell is the mean over its area to fractions of a pixel: whole pixels (Pillow's BOX) shift its edges by as much as
+    an eighth of it, which shows wherever dark meets light.
     """
-    if size[0] * size[1] > _MOST_PIXELS and path.suffix.lower() not in (".jpg", ".jpeg"):
-        return None
-    seen = load(path, least=_DECODED)
     # A JPEG's last row and column of blocks may reach beyond the picture.
     fraction = 2 ** -round(math.log2(size[0] / seen.width))
-    box = (0, 0, min(seen.width, size[0] * fraction), min(seen.height, size[1] * fraction))
-    return seen.resize((SIDE, SIDE), Image.Resampling.BOX, box=box).tobytes()
+    width, height = (min(own, whole * fraction) for own, whole in zip(seen.size, size, strict=True))
+    if (factor := min(seen.size) // _FINE) > 1:
+        seen, width, height = seen.reduce(factor), width / factor, height / factor
+    rows = _shares(seen.height, height) @ np.asarray(seen, np.float32).reshape(seen.height, -1)
+    cells = _shares(seen.width, width) @ rows.reshape(SIDE, seen.width, 3)
+    return cells.round().astype(np.uint8).tobytes()
+
+
+@lru_cache(maxsize=1024)
+def _shares(pixels: int, used: float) -> Float32[np.ndarray, "S P"]:
+    """What each of SIDE cells, laid over the first `used` pixels, takes of each pixel."""
+    edges, starts = np.linspace(0, used, SIDE + 1), np.arange(pixels)
+    covered = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    shares: np.ndarray = covered.clip(0) * SIDE / used
+    return shares.astype(np.float32)
 
 
 def groups(sketches: Sequence[bytes]) -> list[list[int]]:
@@ -49,14 +60,15 @@ def groups(sketches: Sequence[bytes]) -> list[list[int]]:
     means = _means(cells)
     order = np.argsort(means[:, 0], kind="stable")
     cells, means = cells[order], means[order]
+    quarter = means[:, 1].copy()  # one number a picture, side by side, rules out most of the neighbours
     ends = np.searchsorted(means[:, 0], means[:, 0] + MEAN, side="right")
     taken = np.zeros(len(order), bool)
     found: list[list[int]] = []
     for place, end in enumerate(ends.tolist()):
         if taken[place] or end == place + 1:
             continue
-        near = np.flatnonzero((np.abs(means[place + 1 : end] - means[place]) <= MEAN).all(axis=1)) + place + 1
-        near = near[~taken[near]]
+        near = np.flatnonzero(np.abs(quarter[place + 1 : end] - quarter[place]) <= MEAN) + place + 1
+        near = near[(np.abs(means[near] - means[place]) <= MEAN).all(axis=1) & ~taken[near]]
         same = near[_alike(cells[near], cells[place])] if len(near) else near
         if len(same):
             taken[same] = True

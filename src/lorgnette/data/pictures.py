@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from lorgnette.data import ending
 from lorgnette.data.colour import rgb
@@ -50,32 +50,30 @@ _lock = threading.Lock()
 def header(path: Path) -> tuple[int, int]:
     """(width, height) as seen, that is after the EXIF orientation, from the header alone."""
     with _opened(path) as image:
-        turn = _orientation(image)
-        # Pillow gives a TIFF's size already turned, and turns its pixels when it loads them.
-        size = (image.height, image.width) if turn >= 5 and image.format != "TIFF" else image.size
-    return _shaped(path, size)
+        return _shaped(path, _size(image))
 
 
-def load(path: Path, *, least: int | None = None) -> Image.Image:
-    """The first frame, upright, in 8-bit RGB on white, detached from its file.
-
-    least: a smaller picture will do, with sides of so many pixels or more; a JPEG is then decoded at a fraction of
-    its size (its own 8×8 cosine blocks, scaled), which takes a fifth of the time.
-    """
+def load(path: Path) -> Image.Image:
+    """The first frame, upright, in 8-bit RGB on white, detached from its file."""
     with _opened(path) as image:
         _shaped(path, image.size)  # before the pixels: a refused picture costs no decode
-        if least is not None:
-            image.draft(None, (least, least))  # None: in its own mode
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        seen = rgb(image)
-        if turn is not None:
-            seen = seen.transpose(turn)
-        elif seen is image:
-            seen = image.copy()  # what is handed out must not hold on to the closed file
-    _shaped(path, seen.size)
-    seen.info.clear()
-    return seen
+        return _shown(path, image)
+
+
+def glimpse(path: Path, *, least: int, most: int) -> tuple[tuple[int, int], Image.Image | None]:
+    """`verified`, and the picture as `load` gives it but perhaps smaller, from one look at the file.
+
+    least: sides of so many pixels will do: a JPEG is decoded at a fraction of its size (its own 8×8 cosine blocks,
+    scaled). most: beyond so many pixels a picture that can only be decoded whole is not shown but None.
+    """
+    with _opened(path) as image:
+        size = _shaped(path, _size(image))
+        scaled = isinstance(image, JpegImagePlugin.JpegImageFile)
+        if scaled or size[0] * size[1] <= most:
+            if scaled:
+                image.draft(None, (least, least))  # None: in its own mode
+            return size, _shown(path, image)
+    return verified(path), None
 
 
 def verified(path: Path) -> tuple[int, int]:
@@ -90,6 +88,26 @@ def verified(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise unreadable(path, error) from error
     return size if whole else load(path).size
+
+
+def _size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """As seen. Pillow gives a TIFF's size already turned, and turns its pixels when it loads them."""
+    turned = _orientation(image) >= 5 and image.format != "TIFF"
+    return (image.height, image.width) if turned else image.size
+
+
+def _shown(path: Path, image: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of an open picture, which is still to be decoded."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    seen = rgb(image)
+    if turn is not None:
+        seen = seen.transpose(turn)
+    elif seen is image:
+        seen = image.copy()  # what is handed out must not hold on to the closed file
+    _shaped(path, seen.size)
+    seen.info.clear()
+    return seen
 
 
 @contextmanager

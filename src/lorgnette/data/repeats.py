@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lorgnette.data import alike
-from lorgnette.data.split import identities
 from lorgnette.types import Example, Finding, FindingKind, Turn
 
 _ONE_PART = "keep one of them, or put all of the picture's rows into one part"
 
 
-def repeats(train: Sequence[Example], test: Sequence[Example], sketches: Mapping[Path, bytes]) -> Iterator[Finding]:
-    """Findings over both parts. sketches: of the pictures whose looks are to be compared."""
-    same = identities(picture.path for part in (train, test) for row in part for picture in row.pictures)
+def repeats(
+    train: Sequence[Example], test: Sequence[Example], same: Mapping[Path, Path], sketches: Mapping[Path, bytes]
+) -> Iterator[Finding]:
+    """Findings over both parts. same: `identities` of their pictures. sketches: of those whose looks are compared."""
     trained, tested = _first_rows(train), _first_rows(test)
     first = tested | trained
     yield from _rows((*train, *test))

@@ -5,8 +5,10 @@ Knows nothing about forms, prompts or what is written where.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from lorgnette.errors import UsageError
@@ -14,10 +16,13 @@ from lorgnette.types import Example
 
 Split = Literal["picture", "tail"]
 _SAMPLE = 1024
+_UNKNOWN: Mapping[Path, Hashable] = MappingProxyType({})
 
 
-def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[list[Example], list[Example]]:
-    """(training part, test part), both in the source's order.
+def parts(
+    examples: Sequence[Example], *, holdout: int, split: Split, same: Mapping[Path, Path] | None = None
+) -> tuple[list[Example], list[Example]]:
+    """(training part, test part), both in the source's order. same: `identities` of all pictures, if known.
 
     "tail": the last `holdout` rows, as the tutorial does. Where a picture has several captions it can then stand in
     both parts, and the test asks for what was trained.
@@ -33,7 +38,11 @@ def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[l
             remedy="hold out fewer rows than there are, so that some are left to train on",
         )
     place = len(examples) - holdout
-    test = _groups_from_end(examples, holdout) if split == "picture" else set(range(place, len(examples)))
+    if split == "picture":
+        same = identities(_paths(examples)) if same is None else same
+        test = _groups_from_end(_groups(examples, same), holdout)
+    else:
+        test = set(range(place, len(examples)))
     if holdout and len(test) == len(examples):
         raise UsageError(
             f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
@@ -47,20 +56,25 @@ def parts(examples: Sequence[Example], *, holdout: int, split: Split) -> tuple[l
 def shared_pictures(train: Iterable[Example], test: Iterable[Example]) -> int:
     """How many pictures stand in both parts."""
     one, other = list(train), list(test)
-    same = identities(picture.path for example in (*one, *other) for picture in example.pictures)
+    same = identities(_paths((*one, *other)))
     first, second = ({same[picture.path] for example in part for picture in example.pictures} for part in (one, other))
     return len(first & second)
 
 
-def identities(paths: Iterable[Path]) -> dict[Path, Path]:
+def identities(paths: Iterable[Path], looks: Mapping[Path, Hashable] = _UNKNOWN) -> dict[Path, Path]:
     """Each path → one path for the same picture: the same file, or a file of the same bytes (SHA-256).
 
     Only files of equal size and with the same bytes in their middle are hashed: others cannot be copies, and of
-    100,000 photographs half share their size with another.
+    100,000 photographs half share their size with another. looks: what is known of pictures and the same for the same
+    bytes; files that differ in it are not even opened.
     """
-    resolved = {path: path.resolve() for path in dict.fromkeys(paths)}
+    folder = cache(Path.resolve)  # of many pictures: each on its own costs as much as reading its header
+    resolved = {
+        path: path.resolve() if path.is_symlink() else folder(path.parent) / path.name for path in dict.fromkeys(paths)
+    }
+    known = {file: looks.get(path) for path, file in resolved.items()}
     first: dict[Path, Path] = {}
-    for same_size in _grouped(dict.fromkeys(resolved.values()), lambda file: file.stat().st_size):
+    for same_size in _grouped(known, lambda file: (file.stat().st_size, known[file])):
         for files in _grouped(same_size, _middle):
             for same in _grouped(files, _digest):
                 first |= dict.fromkeys(same, same[0])
@@ -89,10 +103,14 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _groups_from_end(examples: Sequence[Example], holdout: int) -> set[int]:
+def _paths(examples: Iterable[Example]) -> Iterator[Path]:
+    return (picture.path for example in examples for picture in example.pictures)
+
+
+def _groups_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
     test: set[int] = set()
     passed: list[list[int]] = []
-    for group in sorted(_groups(examples), key=lambda rows: rows[-1], reverse=True):
+    for group in sorted(groups, key=lambda rows: rows[-1], reverse=True):
         if len(test) == holdout:
             break
         if len(test) + len(group) <= holdout:
@@ -106,9 +124,8 @@ def _groups_from_end(examples: Sequence[Example], holdout: int) -> set[int]:
     return min(ways, key=len)
 
 
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
+def _groups(examples: Sequence[Example], same: Mapping[Path, Path]) -> list[list[int]]:
     """Rows joined by a common picture, also by way of other rows; a row without pictures is alone."""
-    same = identities(picture.path for example in examples for picture in example.pictures)
     leader = list(range(len(examples)))
     shown_by: dict[Path, int] = {}
     for row, example in enumerate(examples):

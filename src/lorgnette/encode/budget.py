@@ -41,7 +41,7 @@ def counted(encoder: Encoder, rows: Iterable[Example], *, longest_answer: int) -
     longest_answer: `predict.max_new_tokens`, the end token included.
     """
     encode = encoder.settings.model_copy(update={"max_tokens": _UNBOUNDED})
-    unbounded = Encoder(encoder.tokenizer, encoder.template, encoder.rule, encode)
+    unbounded = Encoder(encoder.tokenizer, encoder.template, encoder.rule, encode, encoder.size_of)
     lengths: list[int] = []
     of_pictures = trained = 0
     findings: list[Finding] = []
@@ -108,5 +108,7 @@ def _of_answers(encoded: Encoded, end: int, longest: int) -> Iterable[Finding]:
 
 def _runs(labels: Int32[np.ndarray, " T"]) -> list[tuple[int, int]]:
     """(first, behind the last) of each run of labels."""
-    edges = np.flatnonzero(np.diff((labels != IGNORED).astype(np.int8), prepend=0, append=0))
+    trained = np.zeros(len(labels) + 2, bool)
+    trained[1:-1] = labels != IGNORED
+    edges = np.flatnonzero(trained[1:] != trained[:-1])
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -4,7 +4,7 @@ Loss is taken on the assistant's texts and on the token that ends each, nowhere 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,25 +19,36 @@ from lorgnette.encode.tokenizer import END, IMAGE, TextTokenizer
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import IGNORED, Encoded, Example, Picture, PictureGrid
 
+SizeOf = Callable[[Path], tuple[int, int]]
+"""A picture's (width, height) as seen."""
+
 
 class Encoder:
     """Tokens of one checkpoint under one run's settings."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate, rule: PictureRule, encode: Encode) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate, rule: PictureRule, encode: Encode,
+        size_of: SizeOf = header,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.template, self.rule, self.settings = tokenizer, template, rule, encode
+        self.size_of = size_of
         self._image = tokenizer.control[IMAGE]
         self.end = tokenizer.control[END if encode.end_token == "template" else encode.end_token]  # noqa: S105
         self._controls = re.compile("(" + "|".join(map(re.escape, tokenizer.control)) + ")")
         self._grid_of = lru_cache(maxsize=None)(self._grid)
 
     @classmethod
-    def of_folder(cls, folder: Path, encode: Encode) -> "Encoder":
-        """The encoder of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
+    def of_folder(cls, folder: Path, encode: Encode, *, size_of: SizeOf = header) -> "Encoder":
+        """The encoder of a checkpoint's folder. size_of: for who knows the pictures' sizes already.
+
+        Raises LorgnetteError naming the file that is missing or broken.
+        """
         return cls(
             TextTokenizer.of_folder(folder),
             ChatTemplate.of_folder(folder),
             PictureRule.of_folder(folder, encode),
             encode,
+            size_of,
         )
 
     def encode(self, example: Example, *, answer: bool = False) -> Encoded:
@@ -100,5 +111,5 @@ class Encoder:
         yield self.tokenizer.cached_ids(plain), False
 
     def _grid(self, picture: Picture) -> PictureGrid:
-        height, width = self.rule.resized(*header(picture.path))
+        height, width = self.rule.resized(*self.size_of(picture.path))
         return PictureGrid(picture, 1, height // self.rule.patch, width // self.rule.patch, self.rule.merge)

@@ -42,6 +42,22 @@ class Parts:
     held_out_pictures: int
     why_none: str = ""
 
+    @classmethod
+    def of(cls, trained: Sequence[Example], held: Sequence[Example], why_none: str = "") -> "Parts":
+        return cls(len(trained), len(held), len({p.path for row in held for p in row.pictures}), why_none)
+
+    @property
+    def advice(self) -> list[str]:
+        """On the hold-out as a whole; `train` says it too."""
+        if self.why_none:
+            return [f"no row can be held out: {self.why_none}"]
+        if self.held_out_pictures == 1 and self.held_out > 1:
+            return [
+                f"the hold-out is one picture with {self.held_out} answers, and its scores are that picture's; "
+                "hold out more (data.holdout=50), or name a file (data.test=FILE)"
+            ]
+        return []
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -85,15 +101,7 @@ class Preflight:
 
     @property
     def advice(self) -> list[str]:
-        """On the hold-out as a whole; where none is possible, that stops a training."""
-        if self.parts.why_none:
-            return [f"no row can be held out: {self.parts.why_none}"]
-        if self.parts.held_out_pictures == 1 and self.parts.held_out > 1:
-            return [
-                f"the hold-out is one picture with {self.parts.held_out} answers, and its scores are that picture's; "
-                "hold out more (data.holdout=50), or name a file (data.test=FILE)"
-            ]
-        return []
+        return self.parts.advice
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -1,7 +1,7 @@
 """`check`: the pre-flight over a whole data set, as a training with these settings would meet it. No torch, no weights,
 nothing downloaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from lorgnette.errors import UsageError
 from lorgnette.report.preflight import Parts, Preflight, facts, histogram, warnings
 from lorgnette.report.preflight_page import write_preflight
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import at_hand, local
+from lorgnette.run.located import at_hand, local, pictures_of
 from lorgnette.run.target import must_be_writable
 from lorgnette.types import Example, Finding
 
@@ -44,9 +44,10 @@ def check(
         must_be_writable(Path(out), source, *([chosen.data.test] if chosen.data.test else []))
     seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
     test = _surveyed(chosen.data.test, chosen, None, None, looks) if chosen.data.test else None
-    trained, held, why_none = _parts(seen, test, chosen)
     whole = seen if test is None else seen.joined(test)
-    tokens, unfit, unchecked = _tokens([*trained, *held], chosen)
+    same = data.identities(whole.looks, whole.looks)
+    trained, held, why_none = _parts(seen, test, same, chosen)
+    tokens, unfit, unchecked = _tokens([*trained, *held], whole.looks, chosen)
     sketches = {path: look.sketch for path, look in whole.looks.items() if look.sketch is not None}
     if not looks:
         unchecked.append("look-alikes: left out, as asked")
@@ -58,10 +59,10 @@ def check(
         findings=[
             *(Finding("unusable", problem) for problem in whole.problems),
             *unfit,
-            *data.repeats(trained, held, sketches),
+            *data.repeats(trained, held, same, sketches),
             *data.oddities([*trained, *held], whole.looks, chosen.encode.size),
         ],
-        parts=Parts(len(trained), len(held), len({p.path for row in held for p in row.pictures}), why_none),
+        parts=Parts.of(trained, held, why_none),
         scripts=data.scripts([*trained, *held]),
         tokens=tokens,
         compared=len(sketches),
@@ -77,33 +78,36 @@ def check(
 def _with(chosen: Settings, prompt: str | None, rows: int | None, images_from: str | None) -> Settings:
     given = {"prompt": prompt, "rows": rows, "images_from": images_from}
     told = {name: value for name, value in given.items() if value is not None}
+    local(images_from)  # the settings' own may be an address: of the pictures of a data set that is on a hub
     return chosen.model_copy(update={"data": chosen.data.model_copy(update=told)})
 
 
 def _surveyed(path: Path, chosen: Settings, name: str | None, rows: int | None, looks: bool) -> data.Survey:
-    pictures = local(chosen.data.images_from)
+    pictures = pictures_of(chosen)
     read = data.read(path, prompt=chosen.data.prompt, rows=rows, name=name, images_from=pictures)
     return data.survey(read, sketched=looks)
 
 
 def _parts(
-    seen: data.Survey, test: data.Survey | None, chosen: Settings
+    seen: data.Survey, test: data.Survey | None, same: Mapping[Path, Path], chosen: Settings
 ) -> tuple[Sequence[Example], Sequence[Example], str]:
     """(trained on, held out, why none is)."""
     if test is not None:
         return seen.examples, test.examples, ""
     try:
-        return *data.parts(seen.examples, holdout=chosen.data.holdout, split=chosen.data.split), ""
+        return *data.parts(seen.examples, holdout=chosen.data.holdout, split=chosen.data.split, same=same), ""
     except UsageError as error:
         return seen.examples, [], f"{error.what}; {error.remedy}" if seen.examples else ""
 
 
-def _tokens(rows: Sequence[Example], chosen: Settings) -> tuple[Tokens | None, list[Finding], list[str]]:
+def _tokens(
+    rows: Sequence[Example], looks: Mapping[Path, data.Look], chosen: Settings
+) -> tuple[Tokens | None, list[Finding], list[str]]:
     """The rows' tokens, which rows have the wrong ones, and why nothing was counted."""
     folder = at_hand(chosen.model)
     if folder is None:
         return None, [], [f"tokens: {chosen.model} is not on this machine; name a model that is (model=FOLDER)"]
-    encoder = Encoder.of_folder(folder, chosen.encode)
+    encoder = Encoder.of_folder(folder, chosen.encode, size_of=lambda path: looks[path].size)
     return *counted(encoder, rows, longest_answer=chosen.predict.max_new_tokens), []
 
 

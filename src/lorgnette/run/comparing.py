@@ -18,6 +18,7 @@ from lorgnette.report.terminal import Terminal
 from lorgnette.run.contenders import BASE, Contender, contenders, halves, is_answers, prompts_of
 from lorgnette.run.evaluating import asked_questions, usual
 from lorgnette.run.measuring import Measured, meaning, measured, style_rows, verdict, wanted
+from lorgnette.run.opened import Weights
 from lorgnette.run.questions import Question
 from lorgnette.run.results import CURVES
 from lorgnette.run.scoring import direction
@@ -56,7 +57,8 @@ def compare(
     for note in notes:
         terminal.warn(note)
     sampling = Sampling(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = [side.answers(asked, sampling, terminal, device) for side in sides]
+    weights = Weights(device)
+    answers = [side.answers(asked, sampling, terminal, weights) for side in sides]
     found = measured(names, asked, answers)
     write_comparison(page, _page(sides, source, asked, answers, found, notes))
     terminal.say(_summary(sides, found, len(asked)))

@@ -16,7 +16,7 @@ from lorgnette.report.page import flattened
 from lorgnette.report.predictions import PredictionRow, read_predictions
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.answering import asked_of, texts
-from lorgnette.run.opened import Asked, adapter_of
+from lorgnette.run.opened import Asked, Weights, adapter_of
 from lorgnette.run.questions import Question
 
 BASE = "base"
@@ -28,17 +28,19 @@ ROWS_NAMED = 5
 @dataclass(frozen=True)
 class Contender:
     """name: as it was typed, short enough for a table's head. One of asked and said is there: a model, or answers that
-    were given before, by pictures and prompt. run: the folder it was trained in, if that is at hand."""
+    were given before, by pictures and prompt. run: the folder it was trained in, if that is at hand. inside: the tuned
+    model whose weights this untuned one is asked in, so that they are read once for both."""
 
     name: str
     asked: Asked | None = None
     said: Mapping[tuple[object, ...], str] | None = None
     run: RunFolder | None = None
+    inside: Asked | None = None
 
-    def answers(self, asked: Sequence[Question], sampling: Sampling, terminal: Terminal, device: str) -> list[str]:
+    def answers(self, asked: Sequence[Question], sampling: Sampling, terminal: Terminal, weights: Weights) -> list[str]:
         """One to every question. Raises LorgnetteError where a file has none to some."""
         if self.asked is not None:
-            opened = self.asked.opened(device)
+            opened = weights.of(self.inside or self.asked)
             return texts(opened, asked, sampling, terminal, self.name, "tuned" if self.asked.adapter else None)
         self.demand_answers(asked)
         assert self.said is not None
@@ -124,7 +126,7 @@ def _base(others: Sequence[Asked], model: str | None, terminal: Terminal) -> Con
     if tuned is None:
         return Contender(BASE, asked=Asked.of(model, None, terminal))
     if tuned.adapter is not None:
-        return Contender(BASE, asked=replace(tuned, adapter=None, contract=None))
+        return Contender(BASE, asked=replace(tuned, adapter=None, contract=None), inside=tuned)
     assert tuned.contract is not None
     untuned = Asked.of(model or tuned.contract.model, None, terminal)
     return Contender(BASE, asked=replace(untuned, encoder=tuned.encoder, contract=None))

@@ -17,6 +17,7 @@ from lorgnette.report.terminal import Terminal
 from lorgnette.run.contenders import BASE, Contender, contenders, prompts_of
 from lorgnette.run.located import local
 from lorgnette.run.measuring import Measured, measured, style_rows, wanted
+from lorgnette.run.opened import Weights
 from lorgnette.run.questions import Question, examples_of, questions
 from lorgnette.run.scoring import GROUPS, shown
 from lorgnette.run.target import must_be_writable
@@ -54,7 +55,8 @@ def evaluate(
         raise LorgnetteError("no answer to hold a prediction against", where=str(source), remedy="add the references")
     if len(judged) < len(asked):
         terminal.warn(f"{len(asked) - len(judged)} of {len(asked)} questions have no reference and are not scored")
-    texts = side.answers(asked, Sampling(max_new_tokens=max_new_tokens, batch_size=batch_size), terminal, device)
+    sampling = Sampling(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    texts = side.answers(asked, sampling, terminal, Weights(device))
     found = measured(names, asked, [texts])
     for line in _lines(found):
         typer.echo(line)

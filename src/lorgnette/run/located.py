@@ -6,7 +6,7 @@ What is there already is not fetched again, so that a start after a kill, or a s
 from pathlib import Path
 
 from lorgnette.config import Settings
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.collect import Collected, collect
 from lorgnette.hub.models import Source, cached, fetch_model
 from lorgnette.hub.sources import is_source, parse
@@ -83,8 +83,22 @@ def collection(source: str, rows: int | None) -> Path:
 
 
 def local(images_from: str | None) -> Path | None:
-    """Where pictures are looked for, if that is a folder or a zip on this machine."""
-    return Path(images_from) if images_from and "://" not in images_from else None
+    """Where the pictures of a file on this machine are looked for. Raises UsageError for an address: that is asked
+    while a data set is fetched from a hub, and never for a file's pictures."""
+    if images_from and "://" in images_from:
+        raise UsageError(
+            "an address, and only the pictures of a data set on a hub are fetched",
+            where=f"images_from {images_from}",
+            remedy="download it, and name the folder or zip",
+        )
+    return Path(images_from) if images_from else None
+
+
+def pictures_of(settings: Settings) -> Path | None:
+    """The same of a run's settings; None where its data came from a hub and its pictures with them from an address."""
+    images_from = settings.data.images_from
+    fetched = settings.data.path is not None and is_source(str(settings.data.path))
+    return None if fetched and images_from and "://" in images_from else local(images_from)
 
 
 def told(collected: Collected, terminal: Terminal) -> None:

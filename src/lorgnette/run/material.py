@@ -14,8 +14,9 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.sources import is_source
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.report.manifest import sha256
+from lorgnette.report.preflight import Parts
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import data_table, local, model_folder
+from lorgnette.run.located import data_table, model_folder, pictures_of
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
 
 _MEND = "mend or remove the row"
@@ -52,6 +53,8 @@ class Material:
         _judge(problems[found:], len(rows) + len(test), settings.data.on_bad_row)
         _told(problems, terminal)
         _some(examples, table)
+        for line in Parts.of([e.example for e in examples], [e.example for e in held_out]).advice:
+            terminal.warn(line)
         return cls(checkpoint, encoder, examples, held_out, problems, files)
 
     @property
@@ -111,7 +114,7 @@ def _read(settings: Settings, path: Path) -> tuple[list[Example], list[Problem]]
         path,
         prompt=settings.data.prompt,
         rows=None if whole else settings.data.rows,
-        images_from=local(settings.data.images_from),
+        images_from=pictures_of(settings),
     )
     return data.usable(rows, on_bad_row=settings.data.on_bad_row, where=path)
 

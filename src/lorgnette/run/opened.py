@@ -114,6 +114,20 @@ class Asked:
             return Opened(adapters.load(loaded, self.adapter) if self.adapter else loaded, self.encoder)
 
 
+class Weights:
+    """The model that was asked last, on a device: whoever comes next with the same one finds it open."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._open: tuple[Asked, Opened] | None = None
+
+    def of(self, asked: Asked) -> Opened:
+        if self._open is None or self._open[0] != asked:
+            self._open = None  # makes room before the next is read
+            self._open = asked, asked.opened(self._device)
+        return self._open[1]
+
+
 def adapter_of(named: Path) -> Path:
     """The adapter of a run, where a run's folder is named; else what is named."""
     run = RunFolder(named)

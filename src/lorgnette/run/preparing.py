@@ -47,7 +47,7 @@ def prepare(
                 image_column=image_column, caption_column=caption_column, seen=seen, say=terminal.say,
             )  # fmt: skip
         told(collected, terminal)
-        source, rows, sample, name = collected.table, None, None, None
+        source, rows, sample, name, images_from = collected.table, None, None, None, None
     prepared = data.prepare(
         Path(str(source).removeprefix("coco:")), out, prompt=prompt, holdout=holdout, split=split, rows=rows,
         sample=sample, seed=seed, to=to, name=name, images_from=local(images_from), on_bad_row=on_bad_row,

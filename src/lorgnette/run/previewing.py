@@ -14,7 +14,7 @@ from lorgnette.report.boxed import boxes
 from lorgnette.report.preview import PreviewPicture, PreviewRow, print_rows
 from lorgnette.report.preview_page import write_preview
 from lorgnette.report.terminal import Terminal
-from lorgnette.run.located import at_hand, data_table, local
+from lorgnette.run.located import at_hand, data_table, pictures_of
 from lorgnette.run.target import must_be_writable
 from lorgnette.types import Encoded, Example, Problem
 
@@ -43,8 +43,7 @@ def preview(
             remedy="name one that is: model=FOLDER, or model=demo",
         )
     encoder = Encoder.of_folder(folder, chosen.encode)
-    pictures = local(chosen.data.images_from)
-    read = data.read(table, prompt=chosen.data.prompt, rows=rows, images_from=pictures)
+    read = data.read(table, prompt=chosen.data.prompt, rows=rows, images_from=pictures_of(chosen))
     shown = [_row(row, encoder) for row in read]
     if not shown:
         raise LorgnetteError("there are no rows", where=str(table), remedy="name a data file that has some")

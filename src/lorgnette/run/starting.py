@@ -15,7 +15,7 @@ from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.job import Job
-from lorgnette.run.located import lasting, local
+from lorgnette.run.located import lasting, pictures_of
 from lorgnette.run.material import Material
 from lorgnette.run.stages import Stages
 
@@ -53,7 +53,7 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunFolder:
 def _placed(chosen: Settings, folder: RunFolder) -> Settings:
     """The settings with whole paths: a run can be resumed from another folder than it was started in."""
     data = {name: path.resolve() for name in ("path", "test") if (path := getattr(chosen.data, name)) and path.exists()}
-    place = local(chosen.data.images_from)
+    place = pictures_of(chosen)
     pictures = {"images_from": str(place.resolve())} if place and place.exists() else {}
     return chosen.model_copy(
         update={
