@@ -120,7 +120,7 @@ def test_the_settings() -> None:
         "lora.rank", "lora.alpha", "lora.dropout", "lora.rslora", "lora.targets", "lora.towers",
         "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.pass_tokens", "train.lr",
         "train.schedule", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.log_steps",
-        "train.save_steps", "train.eval_steps", "train.patience",
+        "train.save_steps", "train.eval_steps", "train.best", "train.patience",
         "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.size",
         "track.to", "track.project",
     ]  # fmt: skip

@@ -119,8 +119,14 @@ class Train(Section):
         None,
         description="steps between two eval losses, and between two looks at four held-out answers; null: each epoch",
     )
+    best: str = Field(
+        "loss",
+        min_length=1,
+        description="what the best step is known by: the eval loss, or a metric by its name (ROUGE-L, CIDEr-D, "
+        "exact-match, edit-distance, …), for which all that is held out is answered each time",
+    )
     patience: PositiveInt | None = Field(
-        None, description="stop after so many eval losses without a new best; null: train to the end"
+        None, description="stop after so many evaluations without a new best; null: train to the end"
     )
 
 

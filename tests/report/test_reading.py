@@ -1,6 +1,6 @@
 """The curves' reading: falling, risen again, harmful, nothing held out."""
 
-from lorgnette.report.reading import reading
+from lorgnette.report.reading import judged, reading
 
 FALLING = [(1.0, 3.0), (10.0, 2.0), (20.0, 1.0), (30.0, 0.5)]
 
@@ -21,6 +21,21 @@ def test_risen_again_is_learning_by_heart() -> None:
     assert "lowest after step 10: 2" in text
     assert "rose to 2.6 while the training loss went on falling, and the gradient norm rose" in text
     assert "runs/a/best" in text
+
+
+def test_what_another_number_chose_is_not_said_of_the_loss() -> None:
+    evals = [(0.0, 3.0), (10.0, 2.0), (20.0, 2.6)]
+    assert "kept" in " ".join(reading(FALLING, evals, [], "best"))
+    assert "kept" not in " ".join(reading(FALLING, evals, [], None))
+
+
+def test_a_metric_says_which_step_it_chose() -> None:
+    points = [(0.0, 0.9), (10.0, 0.4), (20.0, 0.2), (30.0, 0.3)]
+    [higher], [lower] = (judged("ROUGE-L of 9 held-out pictures", points, "a/best", higher=h) for h in (True, False))
+    assert "step 10 was best: 0.4 (0.9 before tuning); its adapter is kept in a/best" in higher
+    assert "step 20 was best: 0.2" in lower
+    assert "the last, as saved" in judged("x", points[:2], "a/best", higher=True)[0]
+    assert judged("x", points[:1], "a/best", higher=True) == []
 
 
 def test_a_wobble_is_no_rise() -> None:

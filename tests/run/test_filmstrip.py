@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorgnette.predict.generate import Sampling
 from lorgnette.report import log
 from lorgnette.report.predictions import PredictionRow
 from lorgnette.run import filmstrip, tuning
@@ -28,8 +29,8 @@ def test_at_most_four_short_answers(captions: Path, tiny: Path, terminal) -> Non
     with captions.open("a") as file:
         file.write("red.png,once more\n")
     opened = Asked.of(str(tiny), None, terminal).opened("cpu")
-    film = Filmstrip(opened, examples_of(captions, "p"), "caption", most_tokens=500)
-    assert film._sampling.max_new_tokens == 32
+    film = Filmstrip(opened, examples_of(captions, "p"), "ROUGE-L", Sampling(500, 7))
+    assert film._sampling == Sampling(32, 4)
     before = torch.get_rng_state()
     made = film.frame()
     assert torch.equal(torch.get_rng_state(), before)
@@ -39,9 +40,40 @@ def test_at_most_four_short_answers(captions: Path, tiny: Path, terminal) -> Non
     assert made.record == {"kind": "frame", "answers": [row.tuned for row in made.rows]}
 
 
+def test_a_judge_asks_all_that_is_held_out_in_full(captions: Path, tiny: Path, terminal) -> None:
+    opened = Asked.of(str(tiny), None, terminal).opened("cpu")
+    whole, examples = Sampling(40, 3), examples_of(captions, "p")
+    film = Filmstrip(opened, examples, "CIDEr-D", whole, judges=True)
+    assert film._sampling == whole
+    assert len(film._asked) == len(examples) > filmstrip.PICTURES
+    assert len(film.frame().rows) == filmstrip.PICTURES
+
+
+def test_the_best_by_a_metric_is_kept_where_the_loss_would_keep_another(
+    job: Callable[..., Job], monkeypatch, said
+) -> None:
+    """The loss of this training falls to its end; a metric that is said to be best after step 1 keeps that one."""
+    words = ("lora.dropout=0", "train.eval_steps=1", "train.epochs=2", "data.holdout=2")
+    steps: list[float] = []
+
+    def frame(self: Filmstrip) -> filmstrip.Frame:
+        steps.append(len(steps))
+        return filmstrip.Frame((), {"ROUGE-L": {0: 0.1, 1: 0.9}.get(len(steps) - 1, 0.5)})
+
+    monkeypatch.setattr(Filmstrip, "frame", frame)
+    by_metric = job(*words, "train.best=ROUGE-L")
+    tuning.tune(by_metric)
+    assert (by_metric.folder.best / "adapter_model.safetensors").exists()
+    assert "step 1 was best: 0.9 (0.1 before tuning); its adapter is kept in" in " ".join(said.getvalue().split())
+    shutil.rmtree(by_metric.folder.path)
+    by_loss = job(*words)
+    tuning.tune(by_loss)
+    assert not by_loss.folder.best.exists()  # the last is the best
+
+
 def test_nothing_is_measured_where_that_is_asked_for(captions: Path, tiny: Path, terminal) -> None:
     opened = Asked.of(str(tiny), None, terminal).opened("cpu")
-    assert Filmstrip(opened, examples_of(captions, "p"), "none", most_tokens=1).frame().scores == {}
+    assert Filmstrip(opened, examples_of(captions, "p"), None, Sampling(1, 1)).frame().scores == {}
 
 
 def test_the_training_is_the_same(job: Callable[..., Job], monkeypatch) -> None:
@@ -79,7 +111,7 @@ def test_the_last_column_is_the_final_answer() -> None:
 
 def test_the_metric_beside_the_eval_loss_ends_with_the_final_answers() -> None:
     records = [{"kind": "eval", "step": 0, "ROUGE-L": 0.1}, {"kind": "eval", "step": 20, "eval_loss": 1.0}]
-    [drawn] = curve(records, ROWS, "caption")
+    [drawn] = curve(records, ROWS, "ROUGE-L")
     assert drawn.name == "ROUGE-L of 4 held-out pictures"
     assert drawn.points == [(0.0, 0.1), (20.0, pytest.approx(1.0))]
-    assert curve(records, ROWS, "none") == []
+    assert curve(records, ROWS, None) == []

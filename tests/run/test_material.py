@@ -48,6 +48,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_metric_that_there_is_not_chooses_no_step(chosen: Chosen, terminal: Terminal) -> None:
+    with pytest.raises(UsageError, match=r"no such metric · train\.best=METEOR · loss, or one of BLEU-1, "):
+        Material.of(chosen("train.best=METEOR"), terminal)
+    assert Material.of(chosen("train.best=BLEU-4"), terminal).examples
+
+
 @settings(max_examples=40, deadline=None)
 @given(kinds=st.lists(st.sampled_from([*GOOD, *BROKEN]), max_size=12), holdout=st.integers(0, 3))
 def test_no_row_disappears(kinds: list[str], holdout: int, mixed: Path, tiny: Path) -> None:

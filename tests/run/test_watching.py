@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorgnette.errors import UsageError
 from lorgnette.report import log
 from lorgnette.report.log import RunLog
 from lorgnette.report.predictions import PredictionRow
@@ -51,6 +52,8 @@ class Recorder:
 
 class Film:
     """Always the same answer."""
+
+    judges, metric = False, "CIDEr-D"
 
     def frame(self) -> Frame:
         return Frame((PredictionRow("a", (), "", ("a dog",), tuned="a dog"),), {"ROUGE-L": 1.0})
@@ -118,6 +121,21 @@ def test_the_film_goes_to_the_log_and_the_trackers_but_not_at_the_end(watching: 
     assert (5, {"eval/ROUGE-L": 1.0}) in tracker.told
     frames = [record for record in log.read(run / "log.jsonl") if record["kind"] == "frame"]
     assert frames == [{"kind": "frame", "answers": ["a dog"], "step": step} for step in (0, 5)]
+
+
+def test_a_step_is_known_by_its_loss_or_by_the_film(watching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, run, _ = watching()
+    assert watcher.evaluated(5, 1.25) == 1.25
+    monkeypatch.setattr(Film, "judges", True)
+    assert watcher.evaluated(5, 1.25) == -1.0  # ROUGE-L: higher is better
+    assert watcher.evaluated(99, 1.25) == -1.0  # of the last step too
+    frame = Frame((), {"latex-edit-distance": 0.25})
+    monkeypatch.setattr(Film, "frame", lambda self: frame)
+    assert watcher.evaluated(7, 1.25) == 0.25
+    monkeypatch.setattr(Film, "frame", lambda self: Frame((), {}))
+    with pytest.raises(UsageError, match=r"no value .*train\.best=CIDEr-D.*data\.holdout=50"):
+        watcher.evaluated(7, 1.25)
+    assert log.series(log.read(run / "log.jsonl"), "eval", "ROUGE-L") == [(5, 1.0), (5, 1.0), (99, 1.0)]
 
 
 def test_a_tracker_that_fails_stops_nothing(watching: Any, said: io.StringIO) -> None:

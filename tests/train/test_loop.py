@@ -71,6 +71,7 @@ class Notes:
         self.bests: list[int] = []
         self.states: dict[int, bytes] = {}
         self.stop_at = stop_at
+        self.mark: Callable[[int], float] | None = None
 
     def stepped(self, step: int, loss: float) -> None:
         self.events.append(("stepped", step))
@@ -80,9 +81,10 @@ class Notes:
         self.events.append(("logged", report.step))
         self.reports.append(report)
 
-    def evaluated(self, step: int, loss: float) -> None:
+    def evaluated(self, step: int, loss: float) -> float:
         self.events.append(("evaluated", step))
         self.evals.append(loss)
+        return loss if self.mark is None else self.mark(step)
 
     def best(self, step: int) -> None:
         self.bests.append(step)
@@ -327,7 +329,18 @@ def test_the_best_so_far_is_said_each_time_it_falls() -> None:
     )
     assert training.run(notes)
     assert notes.bests == [1, 2, 4]  # the untuned model's own loss is no candidate: there is no adapter to keep
-    assert (training.best_step, training.best_loss) == (4, 1.5)
+    assert (training.best_step, training.best_mark) == (4, 1.5)
+
+
+def test_the_watcher_may_know_the_best_by_another_number() -> None:
+    notes = Notes()
+    notes.mark = lambda step: -0.1 * min(step, 6 - step)
+    training = Told(Bigrams(), EXAMPLES, HELD_OUT, changed(eval_steps=1, patience=2), seed=3).tell(
+        [9, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    )
+    assert training.run(notes)
+    assert notes.bests == [1, 2, 3]
+    assert training.step == 5  # by its loss it would have gone on
 
 
 def test_patience_ends_a_run_that_no_longer_learns() -> None:

@@ -13,8 +13,9 @@ RISE = 0.01
 """By how much an eval loss must stand above the lowest to count as a rise: a hundredth of it."""
 
 
-def reading(losses: Points, evals: Points, norms: Points, best: str) -> list[str]:
-    """losses and evals: training and held-out loss; norms: gradient norms; best: where the best adapter is kept."""
+def reading(losses: Points, evals: Points, norms: Points, best: str | None) -> list[str]:
+    """losses and evals: training and held-out loss; norms: gradient norms; best: where the adapter of the lowest eval
+    loss is kept, None where another number chose."""
     if len(evals) < 2:
         return ["Nothing was held out, so nothing can be said of over-fitting."] if losses and not evals else []
     low_step, low = min(evals[1:], key=lambda point: (point[1], point[0]))
@@ -29,12 +30,25 @@ def reading(losses: Points, evals: Points, norms: Points, best: str) -> list[str
         told = "while the training loss went on falling" if _falls(losses, low_step) else "after that"
         norm = ", and the gradient norm rose, as the tutorial warns," if _rises(norms, low_step) else ""
         said.append(
-            f"It then rose to {last:.3g} {told}{norm}: the model was learning the examples by heart. The adapter of "
-            f"step {low_step:.0f} is kept in {best}; fewer epochs, or train.patience, end a run there."
+            f"It then rose to {last:.3g} {told}{norm}: the model was learning the examples by heart. "
+            + (f"The adapter of step {low_step:.0f} is kept in {best}; fewer" if best else "Fewer")
+            + " epochs, or train.patience, end a run there."
         )
     elif low_step == last_step:
         said.append("It was still falling at the end: more steps may improve it.")
     return said
+
+
+def judged(name: str, points: Points, best: str, *, higher: bool) -> list[str]:
+    """Which step a metric chose. points: of the steps that might be chosen, the untuned model's first; higher: is
+    better."""
+    if len(points) < 2:
+        return []
+    sign = -1 if higher else 1
+    step, value = min(points[1:], key=lambda point: (sign * point[1], point[0]))
+    last = step == points[-1][0]
+    kept = "the last, as saved" if last else f"its adapter is kept in {best}"
+    return [f"By {name} step {step:.0f} was best: {value:.3g} ({points[0][1]:.3g} before tuning); {kept}."]
 
 
 def _falls(points: Points, since: float) -> bool:

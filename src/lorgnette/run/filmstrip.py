@@ -2,8 +2,9 @@
 
 The answers go to the log and the trackers; the page shows them side by side, the last column being the run's own final
 answers. Four pictures and 32 tokens cost about as much as one batch of the final answers, so this is always on where
-something is held out. Their metric is drawn beside the eval loss, which alone decides which step is the best one: a
-metric of four answers is too noisy to choose by.
+something is held out. Their metric is drawn beside the eval loss, which decides which step is the best one: a metric
+of four answers is too noisy to choose by. Where a metric is to choose (`train.best`), all that is held out is
+answered, in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ from lorgnette.report.page import Strip
 from lorgnette.report.predictions import PredictionRow
 from lorgnette.run.opened import Opened
 from lorgnette.run.questions import questions
-from lorgnette.run.scoring import FINEST, Group
 from lorgnette.types import Example
 
 PICTURES = 4
@@ -31,7 +31,8 @@ KIND = "frame"
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What the handful was answered after a step; scores: metric → value, empty where nothing is measured."""
+    """What the handful was answered after a step; scores: metric → value of all that was asked, empty where nothing is
+    measured."""
 
     rows: tuple[PredictionRow, ...]
     scores: Mapping[str, float]
@@ -44,10 +45,15 @@ class Frame:
 class Filmstrip:
     """Asks the model that is being trained, and leaves its random numbers alone."""
 
-    def __init__(self, opened: Opened, held_out: Sequence[Example], group: Group, *, most_tokens: int) -> None:
-        self._opened, self._group = opened, group
-        self._asked = questions(held_out)[:PICTURES]
-        self._sampling = Sampling(max_new_tokens=min(TOKENS, most_tokens), batch_size=PICTURES)
+    def __init__(
+        self, opened: Opened, held_out: Sequence[Example], metric: str | None, whole: Sampling, *, judges: bool = False
+    ) -> None:
+        """metric: None measures nothing; whole: how answers are given in full; judges: the metric chooses the best
+        step."""
+        self._opened, self.metric, self.judges = opened, metric, judges
+        self._asked = questions(held_out)[: None if judges else PICTURES]
+        short = replace(whole, max_new_tokens=min(TOKENS, whole.max_new_tokens), batch_size=PICTURES)
+        self._sampling = whole if judges else short
 
     def frame(self) -> Frame:
         """The answers now."""
@@ -58,7 +64,7 @@ class Filmstrip:
             PredictionRow(one.example.id, one.pictures, one.prompt, one.references, tuned=prediction.text)
             for one, prediction in zip(self._asked, given, strict=True)
         )
-        return Frame(rows, _scores(rows, self._group))
+        return Frame(rows[:PICTURES], _scores(rows, self.metric))
 
 
 def strips(records: Sequence[log.Record], rows: Sequence[PredictionRow]) -> list[Strip]:
@@ -75,15 +81,17 @@ def strips(records: Sequence[log.Record], rows: Sequence[PredictionRow]) -> list
     ]
 
 
-def curve(records: Sequence[log.Record], rows: Sequence[PredictionRow], group: Group) -> list[Curve]:
-    """The handful's metric over the training; none where nothing is measured."""
-    if group not in FINEST:
+def curve(
+    records: Sequence[log.Record], rows: Sequence[PredictionRow], metric: str | None, *, judges: bool = False
+) -> list[Curve]:
+    """The metric of what was asked over the training; none where nothing is measured."""
+    if metric is None:
         return []
-    points = dict(log.series(list(records), "eval", FINEST[group]))
-    final = tuple(replace(row, base=None) for row in rows[:PICTURES])
+    points = dict(log.series(list(records), "eval", metric))
+    final = tuple(replace(row, base=None) for row in rows[: None if judges else PICTURES])
     if points:
-        points |= {float(_last(records)): value for value in _scores(final, group).values()}
-    return [Curve(f"{FINEST[group]} of {len(final)} held-out pictures", sorted(points.items()))]
+        points |= {float(_last(records)): value for value in _scores(final, metric).values()}
+    return [Curve(f"{metric} of {len(final)} held-out pictures", sorted(points.items()))]
 
 
 def _last(records: Sequence[log.Record]) -> int:
@@ -91,9 +99,9 @@ def _last(records: Sequence[log.Record]) -> int:
     return max((record["step"] for record in records if record.get("kind") in ("train", "eval")), default=0)
 
 
-def _scores(rows: Sequence[PredictionRow], group: Group) -> dict[str, float]:
+def _scores(rows: Sequence[PredictionRow], metric: str | None) -> dict[str, float]:
     judged = [row for row in rows if row.references]
-    if group not in FINEST or not judged:
+    if metric is None or not judged:
         return {}
-    tallies = metrics.tally([FINEST[group]], [row.tuned or "" for row in judged], [row.references for row in judged])
+    tallies = metrics.tally([metric], [row.tuned or "" for row in judged], [row.references for row in judged])
     return {name: tally.value for name, tally in tallies.items() if tally.value is not None}

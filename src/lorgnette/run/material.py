@@ -17,6 +17,7 @@ from lorgnette.report.manifest import sha256
 from lorgnette.report.preflight import Parts
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import data_table, model_folder, pictures_of
+from lorgnette.run.scoring import judge_of
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
 
 _MEND = "mend or remove the row"
@@ -36,6 +37,7 @@ class Material:
     @classmethod
     def of(cls, settings: Settings, terminal: Terminal) -> "Material":
         """Raises LorgnetteError or UsageError for whatever would stop the training later."""
+        judge_of(settings)
         table = data_table(settings, terminal)
         if table is None:
             raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")

@@ -6,10 +6,10 @@ from lorgnette.report import log
 from lorgnette.report.chart import Curve
 from lorgnette.report.page import Page, Score, write_page
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.reading import reading
+from lorgnette.report.reading import judged, reading
 from lorgnette.run import filmstrip
 from lorgnette.run.job import Job
-from lorgnette.run.scoring import gains
+from lorgnette.run.scoring import direction, gains, judge_of, watched
 
 CURVES = {
     "loss": ("train", "loss"),
@@ -25,7 +25,8 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     chosen, material = job.settings, job.material
     records = log.read(job.folder.log)
     curves = [Curve(name, log.series(records, kind, field)) for name, (kind, field) in CURVES.items()]
-    metric = filmstrip.curve(records, rows, chosen.predict.metrics)
+    judge = judge_of(chosen)
+    metric = filmstrip.curve(records, rows, watched(chosen), judges=judge is not None)
     seconds: dict[str, float] = {}
     for record in records:  # a resumed run has several of each
         if record.get("kind") == "stage":
@@ -34,7 +35,11 @@ def write_results(job: Job, rows: Sequence[PredictionRow], scores: Sequence[Scor
     if losses:  # a log that somebody removed has none
         took = f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s"
         summary = f"{took}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
-    notes = reading(losses, curves[1].points, curves[3].points, str(job.folder.best))
+    best = str(job.folder.best)
+    notes = reading(losses, curves[1].points, curves[3].points, None if judge else best)
+    if judge:
+        [drawn] = metric
+        notes += judged(drawn.name, drawn.points, best, higher=direction(judge) > 0)
     for note in notes:
         job.terminal.say(note)
     page = Page(

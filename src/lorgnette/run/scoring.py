@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from lorgnette.config import Settings
 from lorgnette.demo.captions import Stated
+from lorgnette.errors import UsageError
 from lorgnette.evaluate import metrics
 from lorgnette.evaluate.metrics import METRICS
 from lorgnette.evaluate.score import Score as Measured
@@ -21,6 +23,24 @@ GROUPS: Mapping[Group, tuple[str, ...]] = {
 """What `evaluate` and `compare` measure; at the end of a demo's training its facts are counted instead."""
 FINEST: Mapping[Group, str] = {"caption": "ROUGE-L", "latex": "latex-edit-distance", "demo": "ROUGE-L"}
 """The metric that says most of a single answer, and of a few."""
+
+
+def judge_of(settings: Settings) -> str | None:
+    """The metric that chooses the best step, None where the eval loss does. Raises UsageError for one there is not."""
+    if settings.train.best == "loss":
+        return None
+    try:
+        metrics.known(settings.train.best)
+    except UsageError as error:
+        raise UsageError(
+            error.what, where=f"train.best={settings.train.best}", remedy=f"loss, or {error.remedy}"
+        ) from None
+    return settings.train.best
+
+
+def watched(settings: Settings) -> str | None:
+    """The metric that is watched during a training: the one that judges, or that says most of a few answers."""
+    return judge_of(settings) or FINEST.get(settings.predict.metrics)
 
 
 def scored(rows: Sequence[PredictionRow], group: Group) -> list[Score]:

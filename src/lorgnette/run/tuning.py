@@ -21,7 +21,7 @@ from lorgnette.run.filmstrip import Filmstrip
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
 from lorgnette.run.results import write_results
-from lorgnette.run.scoring import scored
+from lorgnette.run.scoring import judge_of, scored, watched
 from lorgnette.run.watching import Snapshot, Stop, Watching
 from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
@@ -128,20 +128,26 @@ def _trained(
 
 def _answers(job: Job, made: Tuned) -> list[PredictionRow]:
     """The held-out examples answered without and with the adapter."""
-    settings = job.settings.predict
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     examples = [encoded.example for encoded in job.material.held_out]
     with job.stages("answers"):
         opened = Opened(made.model, _asking(job))
         smaller = f"lower predict.batch_size in {job.folder.config}, then: lorgnette train --resume {job.folder.path}"
-        rows = answered(opened, examples, sampling, job.terminal, smaller=smaller)
+        rows = answered(opened, examples, _sampling(job), job.terminal, smaller=smaller)
         write_predictions(job.folder.predictions, rows)
     return rows
 
 
 def _film(job: Job, made: Tuned) -> Filmstrip:
-    chosen, examples = job.settings.predict, [encoded.example for encoded in job.material.held_out]
-    return Filmstrip(Opened(made.model, _asking(job)), examples, chosen.metrics, most_tokens=chosen.max_new_tokens)
+    examples = [encoded.example for encoded in job.material.held_out]
+    return Filmstrip(
+        Opened(made.model, _asking(job)), examples, watched(job.settings), _sampling(job),
+        judges=judge_of(job.settings) is not None,
+    )  # fmt: skip
+
+
+def _sampling(job: Job) -> Sampling:
+    chosen = job.settings.predict
+    return Sampling(max_new_tokens=chosen.max_new_tokens, batch_size=chosen.batch_size)
 
 
 def _asking(job: Job) -> Encoder:

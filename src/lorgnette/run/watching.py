@@ -7,12 +7,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from lorgnette.errors import UsageError
 from lorgnette.files import folder_whole
 from lorgnette.report.log import RunLog
 from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
 from lorgnette.run.filmstrip import Filmstrip, Frame
 from lorgnette.run.job import Job
+from lorgnette.run.scoring import direction
 from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
@@ -76,11 +78,23 @@ class Watching:
             f"{report.tokens_per_s:.0f} tokens/s"
         )
 
-    def evaluated(self, step: int, loss: float) -> None:
+    def evaluated(self, step: int, loss: float) -> float:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self._terminal.say(f"step {step:<5} eval loss {loss:.4f}")
-        if step < self._total:  # the run's own final answers come right after the last one
-            self._show(step, self._film.frame())
+        if step == self._total and not self._film.judges:
+            return loss  # the run's own final answers come right after
+        frame = self._film.frame()
+        self._show(step, frame)
+        if not self._film.judges:
+            return loss
+        if not frame.scores:
+            raise UsageError(
+                "the metric has no value for what is held out", where=f"train.best={self._film.metric}",
+                remedy="hold out more (data.holdout=50), or name another metric",
+            )  # fmt: skip
+        [(name, value)] = frame.scores.items()
+        self._terminal.say(f"step {step:<5} {name} {value:.4f}")
+        return -direction(name) * value
 
     def _show(self, step: int, frame: Frame) -> None:
         self._log.write({**frame.record, "step": step})

@@ -106,7 +106,10 @@ class Watcher(Protocol):
 
     def stepped(self, step: int, loss: float) -> None: ...
     def logged(self, report: StepReport) -> None: ...
-    def evaluated(self, step: int, loss: float) -> None: ...
+    def evaluated(self, step: int, loss: float) -> float:
+        """What the step is known by, lower is better: the eval loss, or another number of the watcher's."""
+        ...
+
     def best(self, step: int) -> None: ...
     def checkpoint(self, step: int, state: dict[str, Any]) -> None: ...
     def smaller(self, step: int, tokens: int) -> None: ...
@@ -139,14 +142,14 @@ class Training:
         self.pass_tokens = pass_tokens or train.pass_tokens
         self.step = 0
         self.window = Window()
-        self.best_step, self.best_loss, self.worse = 0, math.inf, 0
+        self.best_step, self.best_mark, self.worse = 0, math.inf, 0
         self._unread: deque[Taken] = deque()
         self._clock = time.perf_counter()
         self._lag = 1 if engine.parameters[0].is_cuda else 0
         """Steps the host may be ahead: while it reads one step's loss, the device works on the next."""
 
     def done(self) -> bool:
-        """The last step is taken, or `patience` eval losses have passed without a new best."""
+        """The last step is taken, or `patience` evaluations have passed without a new best."""
         patience = self.settings.patience
         return self.step == self.total or (patience is not None and self.worse >= patience)
 
@@ -156,14 +159,14 @@ class Training:
             "step": self.step,
             "optimizer": self.optimizer.state(),
             "window": asdict(self.window),
-            "best": [self.best_step, self.best_loss, self.worse],
+            "best": [self.best_step, self.best_mark, self.worse],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.optimizer.restore(state["optimizer"])
         self.window = Window(**state["window"])
-        self.best_step, self.best_loss, self.worse = state["best"]
+        self.best_step, self.best_mark, self.worse = state["best"]
 
     def run(self, watcher: Watcher) -> bool:
         """Train until `done`. False where the watcher stopped it before: a checkpoint was asked for then. What is to be
@@ -270,11 +273,10 @@ class Training:
         )
 
     def _held(self, watcher: Watcher) -> None:
-        """An eval loss, and whether it is the best so far."""
-        loss = self.evaluate()
-        watcher.evaluated(self.step, loss)
-        if loss < self.best_loss:
-            self.best_step, self.best_loss, self.worse = self.step, loss, 0
+        """An eval loss, and whether the step is the best so far."""
+        mark = watcher.evaluated(self.step, self.evaluate())
+        if mark < self.best_mark:
+            self.best_step, self.best_mark, self.worse = self.step, mark, 0
             watcher.best(self.step)
         else:
             self.worse += 1
