@@ -1,6 +1,8 @@
 """A picture goes through a frozen tower once; one that cannot be decoded is handed back with its reason."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from lorgnette.config import Encode
 from lorgnette.data import header
 from lorgnette.encode.pixels import PictureRule
+from lorgnette.errors import LorgnetteError
 from lorgnette.model import features as module
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.features import Features, Late, Tower
@@ -170,6 +173,55 @@ def test_the_tower_is_made_once_and_only_when_it_is_needed(rule: PictureRule, gr
     features.prepare(grids[:2])
     features.prepare(grids[2:])
     assert len(made) == 1
+
+
+def test_a_tower_that_was_begun_is_waited_for_and_made_once(rule: PictureRule, grids: list[PictureGrid]) -> None:
+    made: list[Counted] = []
+    order: list[str] = []
+
+    def make() -> Counted:
+        order.append("made")
+        made.append(Counted())
+        return made[-1]
+
+    late = Late(CPU, torch.float32, make)
+    features = Features(late, rule, live=False)
+    assert features.late is late
+    with ThreadPoolExecutor(1) as pool:
+        late.begin(pool, pool.submit(order.append, "ready"))
+        late.wait()
+        assert order == ["ready", "made"]
+        features.prepare(grids)
+        assert len(made) == 1
+    features.rest()
+    features.prepare([replace(grids[0], t=2)])
+    assert len(made) == 2  # given back, it is made again when it is needed
+
+
+def test_a_tower_that_cannot_be_made_or_got_ready_says_so() -> None:
+    def broken() -> Counted:
+        raise LorgnetteError("weights cannot be loaded")
+
+    with ThreadPoolExecutor(1) as pool:
+        for make, ready in ((broken, list), (Counted, broken)):
+            late = Late(CPU, torch.float32, make)
+            late.begin(pool, pool.submit(ready))
+            with pytest.raises(LorgnetteError, match="cannot be loaded"):
+                late.wait()
+
+
+def test_a_tower_is_expected_where_no_picture_can_be_on_disk(
+    rule: PictureRule, grids: list[PictureGrid], tmp_path: Path
+) -> None:
+    late = Late(CPU, torch.float32, Counted)
+    first = Features(late, rule, live=False, store=opened(tmp_path))
+    assert first.late is late
+    first.prepare(grids[:1])
+    first.finish()
+    again = Features(late, rule, live=False, store=opened(tmp_path))
+    assert again.late is None
+    again.finish()
+    assert Features(Counted(), rule, live=False).late is None  # it is there already
 
 
 def test_a_live_tower_stores_nothing(rule: PictureRule, grids: list[PictureGrid], tmp_path: Path) -> None:
