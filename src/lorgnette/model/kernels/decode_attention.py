@@ -8,6 +8,8 @@ the same time and put together by their highest scores (Dao et al. 2023, "Flash-
 rounded once.
 """
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
@@ -64,6 +66,7 @@ def decode_attention_reference(
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _attend(
         q, cache, lengths, out, summed, total, highest, scale, L, q_stride, out_stride,
         K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
@@ -104,6 +107,7 @@ if triton is not None:
             tl.store(summed + kept[:, None] * D_BLOCK + at[None, :], value)
 
     @triton.jit
+    @no_type_check
     def _join(
         summed, total, highest, out, out_stride,
         K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,

@@ -6,6 +6,7 @@ backward pass makes the same masks again, and a CPU and a GPU make the same ones
 """
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Float32, Int, Int64
@@ -83,16 +84,19 @@ def _hashed(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def mixed(bits):
         bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
         bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
         return bits ^ (bits >> 16)
 
     @triton.jit
+    @no_type_check
     def salted(key, salt):
         return mixed((tl.load(key) + salt.to(tl.int64) * 0x9E3779B9).to(tl.uint32))
 
     @triton.jit(do_not_specialize=["salt", "T", "threshold"])
+    @no_type_check
     def _dropped(
         x, made, key, salt, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr
     ):  # one program a row and block of columns, all masks
@@ -107,6 +111,7 @@ if triton is not None:
             tl.store(made + (i * T + row) * C + at, kept.to(made.dtype.element_ty), mask=there)
 
     @triton.jit(do_not_specialize=["salt", "T", "threshold"])
+    @no_type_check
     def _add_dropped(out, grads, key, salt, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

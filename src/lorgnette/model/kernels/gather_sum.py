@@ -5,6 +5,7 @@ its copies one after the other, in fp32.
 """
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ def gather_sum_reference(copied: Float[Tensor, "N C"], copies: Copies) -> Float[
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _gather_sum(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

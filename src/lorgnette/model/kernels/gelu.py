@@ -3,6 +3,8 @@
 cuBLAS can add a bias and the tanh form of GELU to its product, not this one.
 """
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +33,7 @@ def quick_gelu_reference(x: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _quick_gelu(x, size, BLOCK: tl.constexpr):
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)

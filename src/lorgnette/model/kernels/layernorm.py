@@ -6,6 +6,8 @@ A matrix product that adds onto the stream (β = 1) has no room for a bias too. 
 row, `shift`, and come in here, where the stream is read anyway. Sums are fp32; the result is rounded once.
 """
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -51,6 +53,7 @@ def _warps(block: int) -> int:
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _layer_norm(x, shift, weight, bias, made, C, eps, BLOCK: tl.constexpr):
         start = tl.program_id(0).to(tl.int64) * C
         at = tl.arange(0, BLOCK)

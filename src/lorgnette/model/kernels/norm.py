@@ -5,6 +5,8 @@
 Sums are fp32 whatever the tensors are; each result is rounded once.
 """
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -92,6 +94,7 @@ def _warps(block: int) -> int:
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _add_norm(x, delta, weight, summed, out, scale, C, out_stride, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
@@ -108,6 +111,7 @@ if triton is not None:
         tl.store(out + row * out_stride + at, (w * (value * inverse)).to(out.dtype.element_ty), mask=there)
 
     @triton.jit
+    @no_type_check
     def _norm_again(x, scale, weight, out, C, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
@@ -117,6 +121,7 @@ if triton is not None:
         tl.store(out + row * C + at, (w * (value * tl.load(scale + row))).to(out.dtype.element_ty), mask=there)
 
     @triton.jit
+    @no_type_check
     def _norm_backward(grad, x, scale, weight, residual, C, grad_stride, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)

@@ -6,6 +6,7 @@ Every pair of channels turns with one of the three coordinates of M-RoPE. The gr
 """
 
 from collections.abc import Sequence
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -83,6 +84,7 @@ def rotate_reference(
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _turn(source, out, cos, sin, COUNT: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
         """COUNT heads of one row, side by side in source and in out."""
         at = tl.arange(0, HALF)
@@ -95,6 +97,7 @@ if triton is not None:
         tl.store(out + place + HALF, (second * cos + first * sin).to(out.dtype.element_ty), mask=there)
 
     @triton.jit
+    @no_type_check
     def _rotate(rows, cos, sin, stride, HEADS: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = row * HALF + tl.arange(0, HALF)
@@ -102,6 +105,7 @@ if triton is not None:
         _turn(rows + row * stride, rows + row * stride, c, s, HEADS, HEAD_BLOCK, HALF)
 
     @triton.jit
+    @no_type_check
     def _rotate_back(
         dq, dk, dv, cos, sin, out, q_stride, k_stride, v_stride,
         HEADS: tl.constexpr, NARROW: tl.constexpr, HEAD_BLOCK: tl.constexpr, NARROW_BLOCK: tl.constexpr,

@@ -4,6 +4,8 @@ A head's D numbers are two halves of D/2; number i of the first turns with numbe
 turn with the patch's row, the others with its column (transformers' qwen2_vl).
 """
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
@@ -47,6 +49,7 @@ def rotated_reference(
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _rotate(
         qkv, places, cos, sin,
         ROW: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,

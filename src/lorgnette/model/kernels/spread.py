@@ -6,6 +6,7 @@ is an eighth of a step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import no_type_check
 
 import torch
 from jaxtyping import Float, Float32
@@ -58,6 +59,7 @@ class Spread:
 if triton is not None:
 
     @triton.jit
+    @no_type_check
     def _spread(flat, table, scales, HALF: tl.constexpr, BLOCK: tl.constexpr):
         number = tl.program_id(0)
         source, address = tl.load(table + 5 * number), tl.load(table + 5 * number + 1)

@@ -1,5 +1,7 @@
 """SwiGLU: silu(gate) · up (Shazeer 2020), and its gradient, which makes the product again instead of keeping it."""
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -92,6 +94,7 @@ if triton is not None:
     _DRAWN = ["salt", "threshold"]
 
     @triton.jit(do_not_specialize=_DRAWN)
+    @no_type_check
     def _swiglu(
         gate_up, out, seen, F, out_stride, key, salt, threshold, scale, DROP: tl.constexpr, BLOCK: tl.constexpr
     ):
@@ -108,6 +111,7 @@ if triton is not None:
             tl.store(seen + row * F + at, kept.to(out.dtype.element_ty), mask=there)
 
     @triton.jit(do_not_specialize=_DRAWN)
+    @no_type_check
     def _swiglu_backward(
         gate_up, grad, dropped_grad, out, F, grad_stride, out_stride, key, salt, threshold, scale,
         DROP: tl.constexpr, BLOCK: tl.constexpr,
