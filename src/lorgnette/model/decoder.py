@@ -8,16 +8,19 @@ columns beside an input (lora_linear.py). One layer:
                                                                └──────────────────── + ────────────────────────────┴─
 
 The backward pass is written out: it keeps what it needs and no more (about 50 kB a row and layer at 2B's shapes), and
-adds the factors' gradients where the optimizer wants them. Only the adapter is trained, so no other gradient is made.
+adds the factors' gradients where the optimizer wants them: beside the rest, which does not wait for them. Only the
+adapter is trained, so no other gradient is made.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
+from lorgnette.model.beside import Beside
 from lorgnette.model.kernels.cross_entropy import cross_entropy_
 from lorgnette.model.kernels.dropout import Mask
 from lorgnette.model.kernels.gather_sum import Copies, gather_sum
@@ -114,6 +117,7 @@ class Decoder:
         device = embedding.device
         self._axes = axes_of(shape.mrope_section, device)
         self._frequency = frequencies(shape.head_dim, shape.rope_theta, device)
+        self._beside = Beside(device)
 
     def turns(self, positions: Int[Tensor, "3 T"]) -> tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]:
         """Cosine and sine of every row's turn, for every layer."""
@@ -154,6 +158,7 @@ class Decoder:
             if isinstance(saved, tuple):
                 _, saved = self._layer(i, *saved, passed)
             dx = self._layer_backward(i, saved, dx, passed)
+        self._beside.join()
 
     def _layer(
         self, number: int, x: Float[Tensor, "T C"], delta: Float[Tensor, "T C"] | None, passed: Pass
@@ -188,13 +193,14 @@ class Decoder:
     ) -> Float[Tensor, "T C"]:
         """The gradient by the layer's input from that by its output; nothing needs the first layer's."""
         layer, mask = self.layers[number], passed.mask
-        dx = self._mlp_backward(layer, saved, dx, mask)
+        dx, gate_up_grads = self._mlp_backward(layer, saved, dx, mask)
         dau = layer.o.through(dx)
-        layer.o.add_factor_grads(dx, dau, *_split(saved.au, layer.o.inputs), mask)
+        o_grads = partial(layer.o.add_factor_grads, dx, dau, *_split(saved.au, layer.o.inputs), mask)
+        self._beside(gate_up_grads, o_grads)
         dqkv = self._attention_backward(number, saved, layer.o.add_input_grad(dau, mask), passed)
         dxu = layer.qkv.through(dqkv)
         xn = norm_again(saved.x0, saved.scale0, layer.norm1)
-        layer.qkv.add_factor_grads(dqkv, dxu, xn, saved.u_qkv, mask)
+        self._beside(partial(layer.qkv.add_factor_grads, dqkv, dxu, xn, saved.u_qkv, mask))
         if number == 0:
             return dx
         if self._last(number):
@@ -203,22 +209,20 @@ class Decoder:
 
     def _mlp_backward(
         self, layer: Layer, saved: Saved, dx: Float[Tensor, "M C"], mask: Mask | None
-    ) -> Float[Tensor, "M C"]:
-        """The gradient by x₁; in place of dx, and of what was saved of gate and up."""
-        drop, salt = _drop(layer.down, mask), layer.down.salt
+    ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
+        """The gradient by x₁, and what adds the gradients of gate's and up's factors. In place of what was saved of
+        gate and up."""
         dmu = layer.down.through(dx)
         m = torch.empty_like(saved.gate_up[:, : layer.down.inputs])
-        if drop is None:
-            dgate_up, seen = swiglu_backward(saved.gate_up, layer.down.add_input_grad(dmu, mask), m), None
-        else:
-            dm, by_seen = dmu[:, : layer.down.inputs], layer.down.dropped_grad(dmu)
-            dgate_up, seen = swiglu_backward(saved.gate_up, dm, m, drop, salt, by_seen), m[None]
-        layer.down.add_factor_grads(dx, dmu, m, saved.u_down, mask, seen)
-        del m, seen, dmu
+        added = layer.down.added(dmu, mask)
+        dgate_up = swiglu_backward(saved.gate_up, dmu[:, : layer.down.inputs], m, added)
+        seen = None if added is None or mask is None else m[None]
+        self._beside(partial(layer.down.add_factor_grads, dx, dmu, m, saved.u_down, mask, seen))
         dxu = layer.gate_up.through(dgate_up)
         xn = norm_again(saved.x1, saved.scale1, layer.norm2)
-        layer.gate_up.add_factor_grads(dgate_up, dxu, xn, saved.u_gate_up, mask)
-        return norm_backward(layer.gate_up.add_input_grad(dxu, mask), saved.x1, saved.scale1, layer.norm2, dx)
+        grads = partial(layer.gate_up.add_factor_grads, dgate_up, dxu, xn, saved.u_gate_up, mask)
+        dx = norm_backward(layer.gate_up.add_input_grad(dxu, mask), saved.x1, saved.scale1, layer.norm2, dx)
+        return dx, grads
 
     def _attention_backward(
         self, number: int, saved: Saved, grad: Float[Tensor, "M _"], passed: Pass
@@ -273,7 +277,7 @@ class Decoder:
             _, scale = add_norm(x, None, self.norm, self.shape.eps, normed)
             logits = normed @ self.head.T
             losses = cross_entropy_(logits, rows.targets[part], rows.weights[part])
-            yield losses, norm_backward(logits @ self.head, x, scale, self.norm, torch.zeros_like(x))
+            yield losses, norm_backward(logits @ self.head, x, scale, self.norm)
 
 
 def _drop(linear: LoraLinear, mask: Mask | None) -> Mask | None:

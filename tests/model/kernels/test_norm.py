@@ -32,9 +32,12 @@ def test_forward_and_backward_are_autograds(T: int, C: int, added: bool) -> None
     assert not wide[:, :3].any()
     assert not wide[:, 3 + C :].any()
     assert torch.equal(norm_again(summed, scale, weight), wide[:, 3 : 3 + C])
+    past = residual.clone()
     made = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
-    assert made.data_ptr() == residual.data_ptr()
+    assert torch.equal(residual, past)  # it is read by others meanwhile
     torch.testing.assert_close(made, leaf.grad, atol=1e-5, rtol=1e-5)
+    alone = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)
+    torch.testing.assert_close(alone, made - residual, atol=1e-5, rtol=1e-5)
 
 
 def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Tensor) -> list[Tensor]:
@@ -43,7 +46,8 @@ def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Ten
     summed, scale = add_norm(x, delta, weight, EPS, wide[:, 1 : 1 + C])
     assert torch.equal(norm_again(summed, scale, weight), wide[:, 1 : 1 + C])
     plain = add_norm(x, None, weight, EPS, torch.empty_like(x))[1]
-    return [summed, scale, plain, wide, norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)]
+    backward = (grad[:, 2 : 2 + C], summed, scale, weight)
+    return [summed, scale, plain, wide, norm_backward(*backward, residual), norm_backward(*backward)]
 
 
 @CUDA

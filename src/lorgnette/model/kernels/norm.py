@@ -58,17 +58,19 @@ def norm_backward(
     x: Float[Tensor, "T C"],
     scale: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
-    residual: Float[Tensor, "T C"],
+    residual: Float[Tensor, "T C"] | None = None,
 ) -> Float[Tensor, "T C"]:
-    """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), added to `residual`, the
-    gradient that reaches x' past the norm; in place of `residual`. The weight is frozen."""
+    """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), and `residual`, the gradient that
+    reaches x' past the norm. The weight is frozen."""
     if not x.is_cuda:
-        return residual.add_(norm_backward_reference(grad, x, scale, weight))
-    block = triton.next_power_of_2(x.shape[1])
+        made = norm_backward_reference(grad, x, scale, weight)
+        return made if residual is None else residual + made
+    block, out = triton.next_power_of_2(x.shape[1]), torch.empty_like(x)
     _norm_backward[(len(x),)](
-        grad, x, scale, weight, residual, x.shape[1], grad.stride(0), BLOCK=block, num_warps=_warps(block)
-    )
-    return residual
+        grad, x, scale, weight, x if residual is None else residual, out, x.shape[1], grad.stride(0),
+        ADD=residual is not None, BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+    return out
 
 
 def norm_reference(
@@ -122,7 +124,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _norm_backward(grad, x, scale, weight, residual, C, grad_stride, BLOCK: tl.constexpr):
+    def _norm_backward(grad, x, scale, weight, residual, out, C, grad_stride, ADD: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
         there = at < C
@@ -131,6 +133,7 @@ if triton is not None:
         through = g * tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
         s = tl.load(scale + row)
         mean = tl.sum(through * value) / C
-        past = tl.load(residual + row * C + at, mask=there, other=0.0).to(tl.float32)
-        made = past + s * (through - value * s * s * mean)
-        tl.store(residual + row * C + at, made.to(residual.dtype.element_ty), mask=there)
+        made = s * (through - value * s * s * mean)
+        if ADD:
+            made += tl.load(residual + row * C + at, mask=there, other=0.0).to(tl.float32)
+        tl.store(out + row * C + at, made.to(out.dtype.element_ty), mask=there)
