@@ -51,7 +51,7 @@ def made(lively: tuple[Decoder, FlatAdapter], encoded: list[Encoded]) -> Made:
 
 def stationed(decoder: Decoder, batch: PackedBatch) -> Station:
     """The batch, with noise in every row for what is embedded."""
-    station = Station(Room.of(batch, padded=False), decoder)
+    station = Station(Room.of(batch), decoder)
     station.fill(batch, 3)
     torch.manual_seed(1)
     station.x.normal_(0, 0.1)

@@ -64,7 +64,7 @@ def test_padding_changes_neither_loss_nor_gradient(
 ) -> None:
     engine, batch = make_engine(dropout), packed(share)
     loss, wanted = passed(engine, batch)
-    exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
+    exact, room = Room.of(batch), Room.of(batch).padded()
     station, entered = Station(room, engine.decoder), engine._entered(batch)
     station.fill(batch, _drawn(0, 0))
     station.x[: exact.rows] = entered.x
@@ -111,7 +111,7 @@ def test_rows_are_shared_where_masks_are(make_engine: Callable[..., FastEngine])
 @pytest.mark.parametrize("share", ["none", "tree"])
 def test_a_room_holds_what_it_was_made_for(packed: Callable, share: Share) -> None:
     batch = packed(share)
-    exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
+    exact, room = Room.of(batch), Room.of(batch).padded()
     assert (exact.keys is None) == (share == "none")
     assert exact.rows == len(batch.tokens) < room.rows
     assert room.holds(exact)
@@ -142,9 +142,9 @@ def test_no_segment_of_a_room_is_longer_than_its_longest(
     decoder = make_engine().decoder
     for _ in range(40):
         batch = pack(draw.sample(encoded, draw.randint(1, 90)), 10, share=share)
-        exact = Room.of(batch, padded=False)
+        exact = Room.of(batch)
         if not any(station.room.holds(exact) for station in stations):
-            stations.append(Station(Room.of(batch, padded=True), decoder))
+            stations.append(Station(exact.padded(), decoder))
         for station in stations:
             if station.room.holds(exact):
                 station.fill(batch, 0)
@@ -162,6 +162,21 @@ def test_no_segment_of_a_room_is_longer_than_its_longest(
                 padding = (room.keys or room.rows) - (exact.keys or exact.rows)
                 tight += padding > room.longest
     assert share == "none" or tight, "one segment for all of the padding would have been too long in some"
+
+
+@pytest.mark.parametrize("share", ["none", "tree"])
+def test_one_room_is_around_batches_that_are_alike(
+    tiny: Path, contract: Contract, example: Callable[..., Example], share: Share
+) -> None:
+    encoder = Encoder.of_folder(tiny, contract.encode)
+    encoded = [encoder.encode(example(("user", i % 5, "Say:"), ("assistant", "red " * (9 + i % 7)))) for i in range(99)]
+    draw = random.Random(1)
+    batches = [pack(draw.sample(encoded, 30), 10, share=share) for _ in range(20)]
+    short = pack(encoded[:3], 10, share=share)
+    room = Room.around([*batches, short])
+    assert all(room.holds(Room.of(batch)) for batch in batches)
+    assert not room.holds(Room.of(short)), "the end of an epoch would be padded to a whole step"
+    assert not all(Room.of(batches[0]).padded().holds(Room.of(batch)) for batch in batches)
 
 
 def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:
@@ -194,7 +209,7 @@ def test_a_padded_room_has_a_row_and_a_key_to_spare(packed: Callable, shared: in
             key_rows=np.concatenate([own[:-1], own[:shared], own[-1:]]), label_rows=own[[rows // 2]],
             key_starts=np.array([0, rows - 1, rows + shared], np.int32),
         )  # fmt: skip
-        exact, room = (Room.of(batch, padded=padded) for padded in (False, True))
+        exact, room = Room.of(batch), Room.of(batch).padded()
         assert (room.keys is None) == (not shared)
         assert exact.rows < room.rows <= max(exact.rows * 1.07, exact.rows + 16)
         assert room.holds(replace(exact, segments=exact.segments + 1))
@@ -211,7 +226,7 @@ def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., F
     batch = packed("none")
     engine, plain = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     before = engine.adapter.values.detach().clone()
-    engine.rehearse(batch)
+    engine.rehearse([batch])
     assert engine.adapter.values.grad is not None
     assert not engine.adapter.values.grad.any()
     assert torch.equal(engine.adapter.values, before)

@@ -67,7 +67,7 @@ def test_an_opening_ends_with_the_adapter_that_was_drawn_or_saved(
 ) -> None:
     opening = Opening(
         Checkpoint.at(tiny), Lora(rank=4, alpha=8), features, torch.float32, seed=5,
-        saved=saved if resumed else None, grouped=False, again=1, first=batch,
+        saved=saved if resumed else None, grouped=False, again=1, coming=[batch],
     )  # fmt: skip
     engine = opening.engine()
     if resumed:

@@ -99,9 +99,9 @@ def test_what_a_layer_keeps_is_what_is_counted(
     decoder: Decoder, work: Work, tiny: Path, conversations: list[Example]
 ) -> None:
     batch = pack([Encoder.of_folder(tiny, Encode(size=(28, 28))).encode(conversations[0])], labels_in_step=1)
-    room = fast.Room.of(batch, padded=True)
+    room = fast.Room.of(batch).padded()
     assert (room.rows, room.labels) == (padded(len(batch.tokens)), memory._rounded(len(batch.targets), 2))
-    station = fast.Station(fast.Room.of(batch, padded=False), decoder)
+    station = fast.Station(fast.Room.of(batch), decoder)
     station.fill(batch, 0)
     first, last = (_bytes(saved, work) for saved in decoder.forward(station.x, station.rows, None).layers)
     rows, last_rows = len(station.x), len(station.rows.last_rows)

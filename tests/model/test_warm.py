@@ -55,12 +55,12 @@ def test_the_decoder_runs_in_small(
     engines: list[Any] = []
     run = FastEngine.warm
 
-    def watched(self: FastEngine, batch: Any) -> Any:
+    def watched(self: FastEngine, batches: Any) -> Any:
         engines.append(self)
-        return run(self, batch)
+        return run(self, batches)
 
     monkeypatch.setattr(FastEngine, "warm", watched)
-    warm.decoder(shape, batch, features, torch.float32, dropout=dropout, grouped=False)
+    warm.decoder(shape, [batch], features, torch.float32, dropout=dropout, grouped=False)
     (engine,) = engines
     assert len(engine.decoder.layers) == WARM_LAYERS
     assert (engine.decoder.shape.hidden, engine.decoder.shape.vocab) == (shape.text.hidden, shape.text.vocab)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lorgnette.config import Encode, Lora, Train
+from lorgnette.train.batches import Batches
 from lorgnette.train.loop import Training
 from lorgnette.train.schedule import members
 from lorgnette.types import Encoded, Example
@@ -48,7 +49,7 @@ def theirs(bench: Any, encoded: list[Encoded], folder: Path, **changed: Any) -> 
 def ours(bench: Any, encoded: list[Encoded], settings: Train) -> tuple[dict[str, Tensor], list[float]]:
     bench.features.prepare(grid for e in encoded for grid in e.grids)
     watcher = Losses()
-    Training(bench.engine, encoded, [], settings, SEED).run(watcher)
+    Training(bench.engine, Batches.of(encoded, settings, SEED, grouped=False), [], settings).run(watcher)
     return adapter_of(bench.model), watcher.kept
 
 

@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
+from lorgnette.train.batches import Batches
 from lorgnette.train.loop import Training
 from lorgnette.train.schedule import members
 from lorgnette.types import Example
@@ -113,7 +114,8 @@ def ours(make_bench: Callable[..., Any], prepared: Path, encode: Encode) -> list
     encoded = [bench.encoder.encode(row) for row in rows]
     bench.features.prepare(grid for e in encoded for grid in e.grids)
     losses = Losses()
-    Training(bench.engine, encoded, [], Train(epochs=20, max_steps=STEPS, pass_tokens=600), SEED).run(losses)
+    settings = Train(epochs=20, max_steps=STEPS, pass_tokens=600)
+    Training(bench.engine, Batches.of(encoded, settings, SEED, grouped=False), [], settings).run(losses)
     return losses.kept
 
 

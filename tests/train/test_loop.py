@@ -4,7 +4,7 @@
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from lorgnette.config import Train
 from lorgnette.encode.pack import Share
 from lorgnette.errors import LorgnetteError
+from lorgnette.train.batches import Batches
 from lorgnette.train.loop import StepReport, Training
 from lorgnette.types import IGNORED, Encoded, Example, PackedBatch
 
@@ -123,7 +124,7 @@ def ran(
 ) -> tuple[Notes, Bigrams]:
     engine, notes = Bigrams(), Notes(stop_at)
     torch.manual_seed(1)
-    finished = Training(engine, EXAMPLES, held_out or [], train, seed=3).run(notes)
+    finished = training_of(engine, EXAMPLES, held_out or [], train, 3).run(notes)
     assert finished is (stop_at is None)
     return notes, engine
 
@@ -178,7 +179,7 @@ def test_how_a_step_is_cut_does_not_matter(cut: dict[str, int]) -> None:
     def trained(train: Train) -> tuple[list[float], Tensor]:
         engine, notes = Bigrams(), Notes()
         engine.dropout.p = 0.0
-        Training(engine, EXAMPLES, [], train, seed=3).run(notes)
+        training_of(engine, EXAMPLES, [], train, 3).run(notes)
         return notes.losses, engine.table.detach()
 
     (losses, table), (cut_losses, cut_table) = trained(TRAIN), trained(changed(**cut))
@@ -190,7 +191,7 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes() -> None:
     def trained(most_rows: int | None) -> tuple[Notes, Bigrams]:
         engine, notes = Bigrams(), Notes()
         engine.dropout.p, engine.most_rows = 0.0, most_rows
-        Training(engine, EXAMPLES, [], TRAIN, seed=3).run(notes)
+        training_of(engine, EXAMPLES, [], TRAIN, 3).run(notes)
         return notes, engine
 
     (whole, engine), (cut, small) = trained(None), trained(9)
@@ -204,12 +205,12 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_smaller_passes() -> None:
 
 def test_held_out_loss_is_a_mean_over_labels_without_dropout() -> None:
     engine = Bigrams()
-    training = Training(engine, EXAMPLES, HELD_OUT, TRAIN, seed=0)
+    training = training_of(engine, EXAMPLES, HELD_OUT, TRAIN, 0)
     pairs = [(a, b) for e in HELD_OUT for a, b in zip(e.tokens[:-1], e.tokens[1:], strict=True)]
     rows, targets = (torch.tensor(np.array(side)).long() for side in zip(*pairs, strict=True))
     expected = cross_entropy(engine.table[rows], targets).item()
     assert training.evaluate() == training.evaluate() == pytest.approx(expected, abs=1e-6)
-    cut = Training(engine, EXAMPLES, HELD_OUT, changed(pass_tokens=1), seed=0)
+    cut = training_of(engine, EXAMPLES, HELD_OUT, changed(pass_tokens=1), 0)
     assert cut.evaluate() == pytest.approx(expected, abs=1e-6)
     assert engine.table.grad is None
 
@@ -222,7 +223,7 @@ def test_the_seed_orders_the_examples() -> None:
     def losses(seed: int) -> list[float]:
         notes = Notes()
         torch.manual_seed(1)
-        Training(Bigrams(), EXAMPLES, [], TRAIN, seed=seed).run(notes)
+        training_of(Bigrams(), EXAMPLES, [], TRAIN, seed).run(notes)
         return notes.losses
 
     assert losses(3) == losses(3) != losses(4)
@@ -235,7 +236,7 @@ def test_stopped_anywhere_and_resumed_is_never_stopped(stop_at: int) -> None:
     assert stopped.steps("stepped") == list(range(1, stop_at + 1))
     assert stopped.events[-1] == ("checkpoint", stop_at)
     random = torch.get_rng_state()
-    resumed = Training(half, EXAMPLES, [], TRAIN, seed=3)
+    resumed = training_of(half, EXAMPLES, [], TRAIN, 3)
     resumed.restore(torch.load(io.BytesIO(stopped.states[stop_at]), weights_only=True))
     torch.set_rng_state(random)
     rest = Notes()
@@ -248,14 +249,14 @@ def test_stopped_anywhere_and_resumed_is_never_stopped(stop_at: int) -> None:
 
 def test_a_stop_at_the_last_step_is_the_end() -> None:
     engine, notes = Bigrams(), Notes(stop_at=6)
-    assert Training(engine, EXAMPLES, [], TRAIN, seed=3).run(notes)
+    assert training_of(engine, EXAMPLES, [], TRAIN, 3).run(notes)
     assert notes.steps("checkpoint") == [4]
 
 
 def test_a_finished_run_resumed_is_finished() -> None:
     whole, engine = ran(held_out=HELD_OUT)
     before = engine.table.detach().clone()
-    training = Training(engine, EXAMPLES, HELD_OUT, TRAIN, seed=3)
+    training = training_of(engine, EXAMPLES, HELD_OUT, TRAIN, 3)
     training.restore(torch.load(io.BytesIO(whole.states[4]), weights_only=True))
     training.step = 6
     notes = Notes()
@@ -282,7 +283,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_learned(spoiled: Callable[[
         return spoiled(loss) if len(notes.losses) == 2 else loss
 
     engine.spoil = spoil
-    training = Training(engine, EXAMPLES, [], changed(save_steps=1), seed=3)
+    training = training_of(engine, EXAMPLES, [], changed(save_steps=1), 3)
     with pytest.raises(LorgnetteError, match=r"step 3: loss .* not finite, the step was not taken") as caught:
         training.run(notes)
     assert torch.equal(engine.table, tables[-1])
@@ -292,6 +293,12 @@ def test_what_is_not_finite_stops_the_run_and_is_not_learned(spoiled: Callable[[
     assert caught.value.where.startswith("its rows: x.csv, row ")
     assert {int(part.rsplit(" ", 1)[1]) for part in caught.value.where.split("; ")} == rows
     assert "train.lr" in str(caught.value.remedy)
+
+
+def training_of(
+    engine: Bigrams, examples: Sequence[Encoded], held_out: Sequence[Encoded], train: Train, seed: int
+) -> Training:
+    return Training(engine, Batches.of(examples, train, seed, grouped=False), held_out, train)
 
 
 def taken(step: int) -> list[int]:
@@ -305,7 +312,7 @@ def test_of_many_rows_the_first_are_named_and_the_rest_counted() -> None:
     engine.spoil = lambda batch, loss: loss * float("nan")
     examples = [made(i) for i in range(20)]
     with pytest.raises(LorgnetteError) as caught:
-        Training(engine, examples, [], changed(batch_size=20, pass_tokens=9), seed=3).run(Notes())
+        training_of(engine, examples, [], changed(batch_size=20, pass_tokens=9), 3).run(Notes())
     where = str(caught.value.where)
     assert where.count("x.csv, row") == 16
     assert where.endswith("; and 4 more")

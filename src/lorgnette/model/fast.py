@@ -8,7 +8,7 @@ label depends on. The host never waits for the device inside a step.
 On a CPU the same code runs unpadded and unrecorded: the kernels' plain definitions, to be compared with `reference`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,23 +44,38 @@ class Room:
     longest: int
 
     @classmethod
-    def of(cls, batch: PackedBatch, *, padded: bool) -> "Room":
-        rows, shared, last = len(batch.tokens), _shared(batch), len(_last_rows(batch)[0])
-        longest = int(max(np.diff(batch.starts).max(), np.diff(batch.key_starts).max()))
-        if not padded:
-            keys = len(batch.key_rows) if shared else None
-            return cls(rows, keys, last, len(batch.starts) - 1, len(batch.targets), longest)
-        wide, longest = _rounded(rows + 1, 32), _rounded(longest, 2)  # one padding row at the least, for padding to be
-        room = cls(
+    def of(cls, batch: PackedBatch) -> "Room":
+        """The batch's own sizes."""
+        return cls(
+            len(batch.tokens),
+            len(batch.key_rows) if _shared(batch) else None,
+            len(_last_rows(batch)[0]),
+            len(batch.starts) - 1,
+            len(batch.targets),
+            int(max(np.diff(batch.starts).max(), np.diff(batch.key_starts).max())),
+        )
+
+    @classmethod
+    def around(cls, batches: Sequence[PackedBatch]) -> "Room":
+        """For the largest of these batches and those of nearly its size, so that one recording serves them all."""
+        rooms = [cls.of(batch) for batch in batches]
+        largest = max(rooms, key=lambda room: room.rows)
+        alike = [r for r in rooms if r.rows > 0.9 * largest.rows and (r.keys is None) == (largest.keys is None)]
+        sizes = [max(getattr(room, name) or 0 for room in alike) for name in cls.__slots__]
+        return replace(cls(*sizes), keys=sizes[1] or None).padded()
+
+    def padded(self) -> "Room":
+        """Room for a batch of these sizes and a little more."""
+        wide, longest = _rounded(self.rows + 1, 64), _rounded(self.longest, 2)  # a padding row, for padding to be
+        room = Room(
             wide,
-            _rounded(len(batch.key_rows) + wide - rows, 16) if shared else None,
-            _rounded(last + 1, 4),
-            len(batch.starts),  # one more than it has: the padding's
-            _rounded(len(batch.targets), 2),
+            None if self.keys is None else _rounded(self.keys + wide - self.rows, 16),
+            _rounded(self.last + 1, 4),
+            self.segments + 1,  # one more than it has: the padding's
+            _rounded(self.labels, 2),
             longest,
         )
-        segments = len(batch.starts) - 1 + -(-room._padding(cls.of(batch, padded=False)) // longest)
-        return replace(room, segments=_rounded(segments, 4))
+        return replace(room, segments=_rounded(self.segments + -(-room._padding(self) // longest), 4))
 
     def holds(self, batch: "Room") -> bool:
         """Whether a batch of those sizes fits without much waste."""
@@ -265,18 +280,19 @@ class FastEngine:
         return station.loss.clone()
 
     @torch.no_grad()
-    def warm(self, batch: PackedBatch) -> Station:
-        """Run a pass of this shape on no pictures, and once more as in evaluation: every kernel is there then."""
-        station = self._station(batch)
-        station.fill(batch, 0)
+    def warm(self, batches: Sequence[PackedBatch]) -> Station:
+        """Run a pass on no pictures, in the room that these batches will share, and once more as in evaluation: every
+        kernel is there then."""
+        station = self._made(Room.around(batches))
+        station.fill(max(batches, key=lambda batch: len(batch.tokens)), 0)
         self._pass(station)
         self.decoder.losses(self.decoder.forward(station.x, station.rows, None, again=len(self.decoder.layers)))
         return station
 
-    def rehearse(self, batch: PackedBatch) -> None:
-        """Run a pass of this shape on no pictures and record it: the first step that counts is played back."""
+    def rehearse(self, batches: Sequence[PackedBatch]) -> None:
+        """Run a pass on no pictures and record it: the steps of these batches are played back from the first."""
         if self._recording:
-            self._record(self.warm(batch))
+            self._record(self.warm(batches))
             assert self.adapter.values.grad is not None
             self.adapter.values.grad.zero_()
 
@@ -310,16 +326,19 @@ class FastEngine:
         return station
 
     def _station(self, batch: PackedBatch) -> Station:
-        exact = Room.of(batch, padded=False)
+        exact = Room.of(batch)
         if not self._recording:
             return Station(exact, self.decoder)
         for room, station in self._stations.items():
             if room.holds(exact):
                 return station
-        made = Station(Room.of(batch, padded=True), self.decoder)
+        return self._made(exact.padded())
+
+    def _made(self, room: Room) -> Station:
+        made = Station(room, self.decoder)
         if len(self._stations) == MOST_RECORDED:
             self._stations.pop(next(iter(self._stations)))
-        self._stations[made.room] = made
+        self._stations[room] = made
         return made
 
     def _pass(self, station: Station) -> None:

@@ -1,6 +1,6 @@
 """A model as our own engine holds it: decoder, adapter and image features, without transformers and PEFT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,21 +77,21 @@ class Opening:
         saved: Path | None,
         grouped: bool,
         again: int,
-        first: PackedBatch,
+        coming: Sequence[PackedBatch],
     ) -> None:
-        """saved: the checkpoint folder of a run that is resumed; first: a batch as the training will see it."""
+        """saved: the checkpoint folder of a run that is resumed; coming: batches that the training begins with."""
         config, device = config_of(checkpoint), features.device
         shape = AdapterShape(TextShape.of(config), lora.targets, lora.rank, scale_of(lora))
         reading, warming, drawing = (ThreadPoolExecutor(1, name) for name in ("reading", "warming", "drawing"))
         self._warm: list[Future[None]] = []
-        self._late = features.late if device.type == "cuda" and first.grids else None
+        self._late = features.late if device.type == "cuda" and coming[0].grids else None
         if self._late is not None:
-            self._warm.append(warming.submit(warm.tower, VisionShape.of(config), first.grids, device, dtype))
+            self._warm.append(warming.submit(warm.tower, VisionShape.of(config), coming[0].grids, device, dtype))
             self._late.begin(reading, self._warm[0])
         self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
         if device.type == "cuda":
             self._warm.append(
-                warming.submit(warm.decoder, shape, first, features, dtype, dropout=lora.dropout, grouped=grouped)
+                warming.submit(warm.decoder, shape, coming, features, dtype, dropout=lora.dropout, grouped=grouped)
             )
         self._values = drawing.submit(_values, shape, seed, saved)
         for pool in (reading, warming, drawing):
@@ -100,7 +100,7 @@ class Opening:
         self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
             decoder, self._adapter, features, dropout=lora.dropout, seed=seed, grouped=grouped, again=again
         )
-        self._first = first
+        self._coming = coming
 
     def tower(self) -> None:
         """Wait for the vision tower, where it is on its way. Raises LorgnetteError where the files are broken or do not
@@ -116,7 +116,7 @@ class Opening:
         for warmed in self._warm:
             warmed.result()
         engine = self._made(self._decoder.result())
-        engine.rehearse(self._first)
+        engine.rehearse(self._coming)
         self._adapter.take(self._values.result())
         engine.updated()
         return engine

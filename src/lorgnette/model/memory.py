@@ -161,7 +161,7 @@ def fit(work: Work, longest: int, available_bytes: int) -> Fit | None:
 
 def padded(rows: int) -> int:
     """Rows that the fast engine pads a pass of so many to on CUDA (fast.py: `Room`)."""
-    return _rounded(rows + 1, 32)
+    return _rounded(rows + 1, 64)
 
 
 def _rounded(count: int, parts: int) -> int:

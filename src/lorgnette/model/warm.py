@@ -6,7 +6,7 @@ driver loads each kernel, cuBLAS chooses among its own. The widths and the rows 
 are; only the layers are few.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 
@@ -32,15 +32,21 @@ def tower(shape: VisionShape, grids: Iterable[PictureGrid], device: torch.device
 
 
 def decoder(
-    shape: AdapterShape, batch: PackedBatch, features: Features, dtype: torch.dtype, *, dropout: float, grouped: bool
+    shape: AdapterShape,
+    batches: Sequence[PackedBatch],
+    features: Features,
+    dtype: torch.dtype,
+    *,
+    dropout: float,
+    grouped: bool,
 ) -> None:
-    """batch: one as the training will see it. Forward and backward, and forward as it is evaluated."""
+    """batches: as the training will see them. Forward and backward, and forward as it is evaluated."""
     small = replace(shape, text=replace(shape.text, layers=WARM_LAYERS))
     made, places = blank(small, features.device, dtype)
     for place in places.values():
         place.zero_()
     engine = FastEngine(made, FlatAdapter(small, features.device), features, dropout=dropout, seed=0, grouped=grouped)
-    engine.warm(batch)
+    engine.warm(batches)
 
 
 def _full(grids: Iterable[PictureGrid]) -> Iterator[PictureGrid]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Union
 
 import torch
 
-from lorgnette.encode.pack import passes
 from lorgnette.errors import LorgnetteError
 from lorgnette.model import fast_model
 from lorgnette.model.device import device_of, dtype_of
@@ -18,8 +17,12 @@ from lorgnette.model.store import Store, store_of
 from lorgnette.run.choosing import engine_for, share_of
 from lorgnette.run.job import Job
 from lorgnette.run.material import Material
+from lorgnette.train.batches import Batches
 from lorgnette.train.loop import Engine
 from lorgnette.types import PictureGrid
+
+EXAMPLES_AHEAD = 1024
+"""Of the first steps: one pass is recorded that has room for them all."""
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +54,12 @@ def tuned(job: Job, saved: Path | None, *, beside: Sequence[PictureGrid] = ()) -
     return (_fast if engine == "fast" else _reference)(job, saved, device, dtype, beside)
 
 
+def batches_of(job: Job) -> Batches:
+    """The training's."""
+    chosen = job.settings
+    return Batches.of(job.material.examples, chosen.train, chosen.seed, grouped=chosen.data.group_captions == "image")
+
+
 def _fast(
     job: Job, saved: Path | None, device: torch.device, dtype: torch.dtype, beside: Sequence[PictureGrid]
 ) -> Tuned:
@@ -59,10 +68,10 @@ def _fast(
     grouped = chosen.data.group_captions == "image"
     share = share_of(chosen, "fast")
     room = _room(job, device)
-    per_step = chosen.train.batch_size * chosen.train.accumulation
+    coming = batches_of(job).coming(EXAMPLES_AHEAD, room.rows, share)
     opening = fast_model.Opening(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
-        first=passes(job.material.examples[:per_step], room.rows, share=share)[0],
+        coming=coming,
     )  # fmt: skip
     with job.stages("weights"):  # the tower's; the decoder's are read while features are made
         opening.tower()

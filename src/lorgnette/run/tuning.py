@@ -16,7 +16,7 @@ from lorgnette.report.log import RunLog
 from lorgnette.report.predictions import PredictionRow, write_predictions
 from lorgnette.report.trackers import Tracker, open_trackers
 from lorgnette.run.answering import answered
-from lorgnette.run.engines import Tuned, tuned
+from lorgnette.run.engines import Tuned, batches_of, tuned
 from lorgnette.run.filmstrip import Filmstrip
 from lorgnette.run.job import Job
 from lorgnette.run.opened import Opened, contract_of, enough_memory
@@ -56,9 +56,8 @@ def tune(job: Job) -> None:
             return write
 
         training = Training(
-            made.engine, job.material.examples, job.material.held_out, job.settings.train, job.settings.seed,
-            grouped=job.settings.data.group_captions == "image", pass_tokens=made.pass_tokens,
-        )  # fmt: skip
+            made.engine, batches_of(job), job.material.held_out, job.settings.train, pass_tokens=made.pass_tokens
+        )
         if checkpoint is not None:
             training.restore(checkpoints.restore(checkpoint, device_of(job.settings.device)))
             job.terminal.say(f"resumed    at step {training.step} of {training.total}")

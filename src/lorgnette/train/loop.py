@@ -19,8 +19,9 @@ from torch import Tensor
 from lorgnette.config import Train
 from lorgnette.encode.pack import Share, passes
 from lorgnette.errors import LorgnetteError
+from lorgnette.train.batches import Batches
 from lorgnette.train.optimizer import Optimizer
-from lorgnette.train.schedule import Groups, grouped_members, learning_rate, members, steps_in_epoch
+from lorgnette.train.schedule import learning_rate
 from lorgnette.types import Encoded, PackedBatch
 
 ROWS_NAMED = 16
@@ -122,22 +123,15 @@ class Training:
     def __init__(
         self,
         engine: Engine,
-        examples: Sequence[Encoded],
+        batches: Batches,
         held_out: Sequence[Encoded],
         train: Train,
-        seed: int,
         *,
-        grouped: bool = False,
         pass_tokens: int | None = None,
     ) -> None:
-        """grouped: a step takes all captions of its pictures together; pass_tokens: fewer than the settings', where
-        memory is short."""
-        self.engine, self.examples, self.held_out, self.settings, self.seed = engine, examples, held_out, train, seed
-        self.per_step = train.batch_size * train.accumulation
-        self.epoch_steps = steps_in_epoch(len(examples), self.per_step)
-        whole = self.epoch_steps * train.epochs
-        self.total = min(whole, train.max_steps or whole)
-        self._groups = Groups.by_picture(examples) if grouped else None
+        """pass_tokens: fewer than the settings', where memory is short."""
+        self.engine, self.batches, self.held_out, self.settings = engine, batches, held_out, train
+        self.epoch_steps, self.total = batches.epoch_steps, batches.total
         self.optimizer = Optimizer(engine.parameters, train)
         self.pass_tokens = pass_tokens or train.pass_tokens
         self.step = 0
@@ -299,11 +293,7 @@ class Training:
                 yield batches, wait
 
     def _packed(self, step: int) -> list[PackedBatch]:
-        if self._groups is None:
-            chosen = members(step, len(self.examples), self.per_step, self.seed)
-        else:
-            chosen = grouped_members(step, self._groups, self.per_step, self.seed)
-        return passes([self.examples[i] for i in chosen], self.pass_tokens, share=self.engine.share)
+        return self.batches.step(step, self.pass_tokens, self.engine.share)
 
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[PackedBatch]) -> LorgnetteError:
