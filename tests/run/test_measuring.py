@@ -69,5 +69,6 @@ def test_metrics_are_a_group_or_names() -> None:
     assert wanted(None, ("ROUGE-L",)) == ("ROUGE-L",)
     assert wanted("latex", ()) == LATEX
     assert wanted("ANLS, token-F1", ()) == ("ANLS", "token-F1")
-    with pytest.raises(UsageError, match="no such metric"):
+    assert wanted("latex,ANLS,ANLS,latex-BLEU", ()) == (*LATEX, "ANLS")
+    with pytest.raises(UsageError, match="no such metric · --metrics METEOR · caption, latex, demo, none, or one of"):
         wanted("METEOR", ())

@@ -10,7 +10,7 @@ from lorgnette.evaluate.metrics import METRICS
 from lorgnette.evaluate.score import Score
 from lorgnette.evaluate.style import Style, style
 from lorgnette.run.questions import Question
-from lorgnette.run.scoring import direction
+from lorgnette.run.scoring import direction, names_of
 
 Verdict = Literal["better", "worse", "unsure"]
 MAIN = ("CIDEr-D", "latex-edit-distance", "ROUGE-L")
@@ -100,12 +100,9 @@ def _turned(gaps: Sequence[Difference]) -> tuple[Difference, ...]:
 
 
 def wanted(given: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """The metrics of `--metrics`: a group's name, or metrics' names with commas. Raises UsageError for another word."""
-    groups = {"caption": metrics.CAPTION, "latex": metrics.LATEX}
-    names = tuple(default) if given is None else groups.get(given) or tuple(word.strip() for word in given.split(","))
-    for name in names:
-        metrics.known(name)
-    return names
+    """The metrics of `--metrics`, each once: names of metrics and groups, with commas. Raises UsageError for another
+    word."""
+    return tuple(default) if given is None else names_of((word.strip() for word in given.split(",")), "--metrics ")
 
 
 def meaning(name: str) -> str:
