@@ -1,6 +1,7 @@
 """`evaluate`: answers held against references, as a table with intervals and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _scores(found: Measured, side: Contender, source: Path) -> dict[str, Any]:
             for one in found.scores[0]
         },
         "style": {
-            name: dict(zip(("answers", "references"), row, strict=False))
-            for name, row in style_rows([found.styles[0], *([found.reference_style] if found.reference_style else [])])
+            "answers": asdict(found.styles[0]),
+            "references": asdict(found.reference_style) if found.reference_style else None,
         },
     }
