@@ -46,7 +46,8 @@ WHO = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
 BaseModel = Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")]
 AskPrompt = Annotated[str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")]
 Metrics = Annotated[
-    str | None, typer.Option(help="caption, latex, or names with commas; default: what the run was scored by")
+    str | None,
+    typer.Option(help="caption, latex, or names (docs/metrics.md), with commas; default: what the run was scored by"),
 ]
 DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
 

@@ -133,8 +133,11 @@ class Train(Section):
 class Predict(Section):
     max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
     batch_size: PositiveInt = Field(32, description="examples answered at once")
-    metrics: Literal["caption", "latex", "demo", "none"] = Field(
-        "caption", description="scores of held-out answers: BLEU, ROUGE-L, CIDEr-D; exact match and edits; demo's facts"
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        ("caption",),
+        min_length=1,
+        description="scores of held-out answers: caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo "
+        "(its facts), none, or metrics by name (ANLS,token-F1,box-IoU; docs/metrics.md)",
     )
     size: Literal["trained", "native"] = Field(
         "trained", description="trained: pictures as in training; native: as large as they are, as the tutorial tests"

@@ -1,6 +1,8 @@
 """Every metric by its name: what holds of all of them."""
 
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +115,10 @@ def test_a_thousand_pictures_take_moments() -> None:
     start = time.perf_counter()
     score(CAPTION, texts[:1000], [texts[1000 + 5 * i : 1005 + 5 * i] for i in range(1000)])
     assert time.perf_counter() - start < 10
+
+
+def test_the_page_names_every_metric_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {name for cell in table for name in re.findall(r"`([^`]+)`", cell)}
+    assert named | {"BLEU-2", "BLEU-3"} == set(METRICS)

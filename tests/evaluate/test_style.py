@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorgnette.evaluate import views
 from lorgnette.evaluate.style import style
 
 
@@ -21,6 +22,13 @@ def test_chinese_is_counted_by_characters_and_stops_too() -> None:
     found = style(["一只猫。一只猫。", "他说“好。”"])
     assert found.words == 4.5
     assert (found.stopped, found.repeating) == (1.0, 0.5)
+
+
+def test_of_formulas_tokens_are_counted() -> None:
+    found = style([r"\frac { a } b", r"\frac{a}{b}"], views.latex)
+    assert (found.unit, found.words) == ("tokens", 6)
+    assert found.openings == ((r"\frac", 1.0),)
+    assert (style(["a"]).unit, style(["(a) b"]).openings) == ("words", (("(", 1.0),))
 
 
 def test_a_repeated_word_is_no_repeated_sentence() -> None:

@@ -161,6 +161,17 @@ def test_a_browser_shows_it_whole(written: Path, is_fit_to_look_at: Callable[[Pa
     is_fit_to_look_at(written)
 
 
+def test_a_phone_has_two_sides_in_sight_and_no_keys(opened: Any, written: Path) -> None:
+    with opened(written, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        assert not page.view.locator(".keys").is_visible()
+        page.view.evaluate("window.scrollTo(0, 0)")
+        cell = page.view.locator(".sides tbody tr").first.locator("td").nth(1)
+        box = cell.bounding_box()
+        assert box["x"] + box["width"] <= 390
+    with opened(written) as page:
+        assert page.view.locator(".keys").is_visible()
+
+
 def test_without_references_there_is_nothing_to_sort_by(opened: Any, tmp_path: Path) -> None:
     cards = [Card("a", (), "what?", (), ("yes", "no")), Card("b", (), "", (), ("", "maybe"))]
     write_comparison(tmp_path / "c.html", Comparison("t", "", ("x", "y"), cards))

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,35 @@ def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
         read_predictions(path)
     with pytest.raises(LorgnetteError, match="cannot be read"):
         read_predictions(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("tuned", 5, "5 is no text"),
+        ("prompt", None, "null is no text"),
+        ("pictures", "a.png", '"a.png" is no list of texts'),
+        ("references", [["a"]], r'\["a"\] is no text'),
+    ],
+)
+def test_a_value_of_another_kind_is_named(field: str, value: object, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, ROWS)
+    first, second, _ = path.read_text(encoding="utf-8").split("\n")
+    path.write_text(first + "\n" + json.dumps(json.loads(second) | {field: value}), encoding="utf-8")
+    with pytest.raises(LorgnetteError, match=f"{said}(.|\n)*line 2"):
+        read_predictions(path)
+
+
+def test_it_is_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, ROWS)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_predictions(path) == ROWS
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(LorgnetteError, match="in UTF-8"):
+        read_predictions(path)
 
 
 def test_the_caption_holds_what_was_said() -> None:

@@ -105,6 +105,7 @@ def test_a_file_answers_what_it_was_asked(captions: Path, tmp_path: Path, termin
     path = answers(tmp_path / "a.jsonl", asked[0].pictures[0], base="before", tuned="after")
     [side] = contenders([str(path)], None, terminal)
     weights = Weights("cpu")
+    assert side.looked_over(asked) == []
     assert side.answers(asked, Sampling(), terminal, weights) == ["after"]
     base, tuned = halves(path)
     assert [one.answers(asked, Sampling(), terminal, weights) for one in (base, tuned)] == [["before"], ["after"]]
@@ -112,9 +113,18 @@ def test_a_file_answers_what_it_was_asked(captions: Path, tmp_path: Path, termin
         questions(examples_of(captions, "Where?", rows=1)),
         questions(examples_of(captions, "What?", rows=2)),
     ):
-        for ask in (side.demand_answers, lambda those: side.answers(those, Sampling(), terminal, weights)):
+        for ask in (side.looked_over, lambda those: side.answers(those, Sampling(), terminal, weights)):
             with pytest.raises(LorgnetteError, match=rf"no answer to 1 of {len(other)}(.|\n)*lorgnette predict"):
                 ask(other)
+
+
+def test_a_file_whose_pictures_moved_is_told_of(captions: Path, tmp_path: Path, terminal: Terminal) -> None:
+    asked = questions(examples_of(captions, "What?", rows=1))
+    [side] = contenders(
+        [str(answers(tmp_path / "a.jsonl", Path("/gone") / asked[0].pictures[0].name, tuned="yes"))], None, terminal
+    )
+    [note] = side.looked_over(asked)
+    assert "1 of 1 answers are found by their pictures' file names" in note
 
 
 def test_a_lone_file_needs_both_halves(tmp_path: Path) -> None:

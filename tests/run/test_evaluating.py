@@ -22,7 +22,8 @@ def test_predictions_and_scores_are_written(captions: Path, tiny: Path, tmp_path
     assert scores["metrics"]["BLEU-1"]["value"] == found.scores[0][0].value
     assert len(scores["metrics"]["ROUGE-L"]["per_example"]) == 2
     assert scores["scored"] == [0, 1]
-    assert scores["style"]["texts"] == {"answers": "2", "references": "3"}
+    assert {who: manner["texts"] for who, manner in scores["style"].items()} == {"answers": 2, "references": 3}
+    assert scores["style"]["references"]["words"] == found.reference_style.words
     out = capsys.readouterr().out
     assert "BLEU-1 " in out
     assert "references" in out

@@ -65,9 +65,19 @@ def test_without_references_there_is_style_only() -> None:
     assert dict(style_rows(found.styles))["words, on average"] == ("1.0", "2.0")
 
 
+def test_formulas_have_tokens_and_captions_words() -> None:
+    for names, first in (
+        (LATEX, "tokens, on average"),
+        ((*LATEX, "ANLS"), "words, on average"),
+        ((), "words, on average"),
+    ):
+        assert style_rows(measured(names, ASKED, [GOOD]).styles)[0][0] == first
+
+
 def test_metrics_are_a_group_or_names() -> None:
     assert wanted(None, ("ROUGE-L",)) == ("ROUGE-L",)
     assert wanted("latex", ()) == LATEX
     assert wanted("ANLS, token-F1", ()) == ("ANLS", "token-F1")
-    with pytest.raises(UsageError, match="no such metric"):
+    assert wanted("latex,ANLS,ANLS,latex-BLEU", ()) == (*LATEX, "ANLS")
+    with pytest.raises(UsageError, match="no such metric · --metrics METEOR · caption, latex, demo, none, or one of"):
         wanted("METEOR", ())

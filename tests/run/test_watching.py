@@ -123,6 +123,19 @@ def test_the_film_goes_to_the_log_and_the_trackers_but_not_at_the_end(watching: 
     assert frames == [{"kind": "frame", "answers": ["a dog"], "step": step} for step in (0, 5)]
 
 
+def test_a_last_step_that_is_judged_is_shown_to_the_trackers_once(
+    watching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final answers come right after, with the untuned model's."""
+    monkeypatch.setattr(Film, "judges", True)
+    tracker = Recorder()
+    watcher, _, _ = watching(tracker)
+    for step in (5, 99):
+        watcher.evaluated(step, 1.0)
+    assert tracker.shown == [(5, ["a dog"])]
+    assert (99, {"eval/ROUGE-L": 1.0}) in tracker.told
+
+
 def test_a_step_is_known_by_its_loss_or_by_the_film(watching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     watcher, run, _ = watching()
     assert watcher.evaluated(5, 1.25) == 1.25

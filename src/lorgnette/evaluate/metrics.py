@@ -1,7 +1,6 @@
 """The metrics by name, and a set of texts scored by some of them.
 
-METEOR is left out: the 1.5 that the field reports needs Java or its 60 MB table of English paraphrases and WordNet;
-without them the number would carry the name and not be comparable.
+docs/metrics.md names them with their sources, and says why METEOR is left out.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -13,6 +13,9 @@ DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _BRACKET = re.compile(r"[][(){}]")
+SIGNS = {token: sign for sign, token in _BRACKETS.items()}
+"""Tokens that are not written as they are read."""
+
 _REWRITTEN = str.maketrans(
     {
         **dict.fromkeys("‘’‛", "'"), **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",

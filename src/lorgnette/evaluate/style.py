@@ -1,16 +1,18 @@
 """How texts are written, in numbers: length, words, how they begin and end. It needs no references.
 
 Words are those that the caption metrics count (views.words): lower case, without punctuation; a Han character each.
+Of formulas they are LaTeX tokens (views.latex).
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from lorgnette.evaluate import views
+from lorgnette.evaluate import ptb, views
 
 OPENINGS = 3
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]*")
@@ -22,12 +24,14 @@ _BEHIND_STOPS = "\"'”’)」』"
 class Style:
     """Of a set of texts. words, characters, sentences: the mean of a text; words_range: of the middle nine tenths.
 
-    vocabulary: how many different words there are in all of them. openings: the commonest first words and the share of
-    texts that begin with them. stopped: the share that ends with a full stop or its like. repeating: the share in
-    which a sentence stands twice. shared: the share that also stands somewhere else in the set, word for word.
+    unit: what is counted as a word. vocabulary: how many different words there are in all of them. openings: the
+    commonest first words and the share of texts that begin with them. stopped: the share that ends with a full stop or
+    its like. repeating: the share in which a sentence stands twice. shared: the share that also stands somewhere else
+    in the set, word for word.
     """
 
     texts: int
+    unit: Literal["words", "tokens"]
     words: float
     words_range: tuple[float, float]
     characters: float
@@ -40,20 +44,21 @@ class Style:
     empty: float
 
 
-def style(texts: Sequence[str]) -> Style:
-    """Raises ValueError where there are no texts."""
+def style(texts: Sequence[str], view: Callable[[str], list[str]] = views.words) -> Style:
+    """view: what a text's words are. Raises ValueError where there are no texts."""
     if not texts:
         raise ValueError("no texts")
     plain = [views.plain(text) for text in texts]
-    words = [views.words(text) for text in plain]
+    words = [view(text) for text in plain]
     sentences = [[views.plain(one).lower() for one in _SENTENCE.findall(text)] for text in plain]
     counts = [len(one) for one in words]
     low, high = np.quantile(counts, [0.05, 0.95]).tolist()
-    first = Counter(one[0] for one in words if one)
+    first = Counter(ptb.SIGNS.get(one[0], one[0]) for one in words if one)
     same = Counter(plain)
     total = len(texts)
     return Style(
         texts=total,
+        unit="tokens" if view is views.latex else "words",
         words=sum(counts) / total,
         words_range=(low, high),
         characters=sum(map(len, plain)) / total,

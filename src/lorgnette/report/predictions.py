@@ -62,11 +62,14 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:
+    """Raises LorgnetteError for a file that cannot be read, and names the line that is no prediction."""
     try:
         # Not splitlines(): it also breaks at U+2028 and the like, which JSON leaves bare inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise LorgnetteError(f"predictions cannot be read: {error}", where=str(path)) from error
+        raise LorgnetteError(
+            f"predictions cannot be read: {error}", where=str(path), remedy="it must be JSON lines in UTF-8"
+        ) from error
     return [_row(line, f"{path}, line {count}") for count, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -74,14 +77,26 @@ def _row(line: str, where: str) -> PredictionRow:
     try:
         value: dict[str, Any] = json.loads(line)
         return PredictionRow(
-            id=value["id"],
-            pictures=tuple(Path(picture) for picture in value["pictures"]),
-            prompt=value["prompt"],
-            references=tuple(value["references"]),
-            base=value["base"],
-            tuned=value["tuned"],
+            id=_text(value["id"]),
+            pictures=tuple(map(Path, _texts(value["pictures"]))),
+            prompt=_text(value["prompt"]),
+            references=_texts(value["references"]),
+            base=None if value["base"] is None else _text(value["base"]),
+            tuned=None if value["tuned"] is None else _text(value["tuned"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise LorgnetteError(
             f"not a prediction ({type(error).__name__}: {error})", where=where, remedy="run `lorgnette predict` again"
         ) from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{json.dumps(value)[:60]} is no text")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{json.dumps(value)[:60]} is no list of texts")
+    return tuple(map(_text, value))

@@ -103,8 +103,10 @@ def _page(
 
 
 def _notes(sides: Sequence[Contender], asked: Sequence[Question]) -> Iterator[str]:
-    """What a reader must know before believing the scores: a side may be asked otherwise than in its training, and
-    not all may be scored."""
+    """What a reader must know before believing the scores: answers may come from elsewhere, a side may be asked
+    otherwise than in its training, and not all may be scored. Raises LorgnetteError where a file lacks answers."""
+    for side in sides:
+        yield from side.looked_over(asked)
     trained, now = prompts_of(sides), {question.prompt for question in asked}
     if len(trained) > 1:
         asking = repr(asked[0].prompt) if len(now) == 1 else "what the data says"

@@ -2,13 +2,13 @@
 types becomes something that can be asked; nothing is read but headers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorgnette import config
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import UsageError
 from lorgnette.model.contract import PEFT_FILE, Contract
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.folder import RunFolder
@@ -18,22 +18,22 @@ from lorgnette.report.terminal import Terminal
 from lorgnette.run.answering import asked_of, texts
 from lorgnette.run.opened import Asked, Weights, adapter_of
 from lorgnette.run.questions import Question
+from lorgnette.run.said import Said
 
 BASE = "base"
 """How the untuned model of the others is named."""
 WHO = "an adapter or its run, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
-ROWS_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Contender:
     """name: as it was typed, short enough for a table's head. One of asked and said is there: a model, or answers that
-    were given before, by pictures and prompt. run: the folder it was trained in, if that is at hand. inside: the tuned
+    were given before. run: the folder it was trained in, if that is at hand. inside: the tuned
     model whose weights this untuned one is asked in, so that they are read once for both."""
 
     name: str
     asked: Asked | None = None
-    said: Mapping[tuple[object, ...], str] | None = None
+    said: Said | None = None
     run: RunFolder | None = None
     inside: Asked | None = None
 
@@ -42,22 +42,18 @@ class Contender:
         if self.asked is not None:
             opened = weights.of(self.inside or self.asked)
             return texts(opened, asked, sampling, terminal, self.name, "tuned" if self.asked.adapter else None)
-        self.demand_answers(asked)
         assert self.said is not None
-        return [self.said[_key(question)] for question in asked]
+        return self.said.to(asked)
 
-    def demand_answers(self, asked: Sequence[Question]) -> None:
-        """Raises LorgnetteError where a file lacks some: looked at before any model is asked."""
+    def looked_over(self, asked: Sequence[Question]) -> list[str]:
+        """What must be known of a file's answers, before any model is asked. Raises LorgnetteError where it lacks
+        some."""
         if self.said is None:
-            return
-        missing = [question for question in asked if _key(question) not in self.said]
-        if missing:
-            named = "; ".join(f"{question.example.id} ({question.prompt!r})" for question in missing[:ROWS_NAMED])
-            raise LorgnetteError(
-                f"no answer to {len(missing)} of {len(asked)} questions: {named}",
-                where=self.name,
-                remedy="answers are found by picture and prompt; have the same data answered: `lorgnette predict`",
-            )
+            return []
+        self.said.to(asked)
+        moved = self.said.moved(asked)
+        name = f"{self.name}: {moved} of {len(asked)} answers are found by their pictures' file names"
+        return [f"{name}, for the pictures are no longer where it says"] if moved else []
 
     @property
     def settings(self) -> dict[str, str]:
@@ -90,8 +86,8 @@ def halves(path: Path) -> list[Contender]:
     if any(row.base is None or row.tuned is None for row in rows):
         raise UsageError("nothing to compare it with", where=str(path), remedy="name another beside it, such as base")
     run = _run_of(path.parent / "adapter")
-    before = {_row_key(row): row.base for row in rows if row.base is not None}
-    return [Contender(BASE, said=before), Contender(_names([str(path)])[0], said=_tuned(rows), run=run)]
+    before = Said.of(str(path), ((row, row.base) for row in rows))
+    return [Contender(BASE, said=before), Contender(_names([str(path)])[0], said=_tuned(path, rows), run=run)]
 
 
 def is_answers(word: str) -> bool:
@@ -102,7 +98,7 @@ def is_answers(word: str) -> bool:
 def _contender(word: str, name: str, model: str | None, terminal: Terminal) -> Contender:
     path = Path(word)
     if is_answers(word):
-        return Contender(name, said=_tuned(read_predictions(path)), run=_run_of(path.parent / "adapter"))
+        return Contender(name, said=_tuned(path, read_predictions(path)), run=_run_of(path.parent / "adapter"))
     if path.is_file():
         raise UsageError(
             "a file, and not one of answers (.jsonl)", where=word, remedy=f"name {WHO}; the data comes last"
@@ -156,15 +152,6 @@ def prompts_of(those: Sequence[Contender]) -> list[str]:
     return list(dict.fromkeys(contract.prompt for contract in contracts))
 
 
-def _tuned(rows: Sequence[PredictionRow]) -> dict[tuple[object, ...], str]:
-    """A file's answers; where it has two to a question, the tuned model's."""
-    given = {_row_key(row): row.tuned if row.tuned is not None else row.base for row in rows}
-    return {key: text for key, text in given.items() if text is not None}
-
-
-def _row_key(row: PredictionRow) -> tuple[object, ...]:
-    return (*row.pictures, row.prompt)
-
-
-def _key(question: Question) -> tuple[object, ...]:
-    return (*question.pictures, question.prompt)
+def _tuned(path: Path, rows: Sequence[PredictionRow]) -> Said:
+    """A file's answers; of a row with two, the tuned model's."""
+    return Said.of(str(path), ((row, row.base if row.tuned is None else row.tuned) for row in rows))

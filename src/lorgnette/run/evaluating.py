@@ -1,6 +1,7 @@
 """`evaluate`: answers held against references, as a table with intervals and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from lorgnette import config, data
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.evaluate.metrics import METRICS
+from lorgnette.evaluate.metrics import CAPTION, METRICS
 from lorgnette.files import write_json
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.predictions import PredictionRow, write_predictions
@@ -19,7 +20,7 @@ from lorgnette.run.located import local
 from lorgnette.run.measuring import Measured, measured, style_rows, wanted
 from lorgnette.run.opened import Weights
 from lorgnette.run.questions import Question, examples_of, questions
-from lorgnette.run.scoring import GROUPS, shown
+from lorgnette.run.scoring import names_of, shown
 from lorgnette.run.target import must_be_writable
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
@@ -43,13 +44,16 @@ def evaluate(
     """Answers of `who` (an adapter, a run, `base`, a model, a file of answers) to a data file's questions, scored: a
     table is printed; predictions.jsonl and scores.json are written to the folder `out`.
 
-    metrics: caption, latex, or names with commas; default: what the run was scored by, or caption's.
+    metrics: names of groups (caption, latex, demo) and of metrics, with commas; default: what the run was scored by,
+    or caption's.
     """
     terminal, source = Terminal(console), Path(source)
     folder = _free(Path(out), source) if out else None
     [side] = contenders([str(who)], model, terminal)
     names = wanted(metrics, usual([side]))
     asked = asked_questions([side], source, prompt=prompt, rows=rows, images_from=images_from)
+    for note in side.looked_over(asked):
+        terminal.warn(note)
     judged = [question for question in asked if question.references]
     if not judged:
         raise LorgnetteError("no answer to hold a prediction against", where=str(source), remedy="add the references")
@@ -75,16 +79,14 @@ def asked_questions(
     asked = questions(examples_of(source, asking, rows=rows, images_from=local(images_from)))
     if not asked:
         raise LorgnetteError("there is nothing to ask", where=str(source), remedy="name data that has rows")
-    for side in sides:
-        side.demand_answers(asked)
     return asked
 
 
 def usual(sides: Sequence[Contender]) -> tuple[str, ...]:
     """The metrics of the first run among them that was scored; else caption's."""
     runs = [side.run for side in sides if side.run is not None]
-    groups = [config.load(config.read_recipe(run.config), where=str(run.config)).predict.metrics for run in runs]
-    return next((GROUPS[group] for group in groups if group != "none"), GROUPS["caption"])
+    said = [config.load(config.read_recipe(run.config), where=str(run.config)).predict.metrics for run in runs]
+    return next((names for names in map(names_of, said) if names), CAPTION)
 
 
 def _free(out: Path, source: Path) -> Path:
@@ -139,7 +141,7 @@ def _scores(found: Measured, side: Contender, source: Path) -> dict[str, Any]:
             for one in found.scores[0]
         },
         "style": {
-            name: dict(zip(("answers", "references"), row, strict=False))
-            for name, row in style_rows([found.styles[0], *([found.reference_style] if found.reference_style else [])])
+            "answers": asdict(found.styles[0]),
+            "references": asdict(found.reference_style) if found.reference_style else None,
         },
     }

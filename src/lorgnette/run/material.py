@@ -17,7 +17,7 @@ from lorgnette.report.manifest import sha256
 from lorgnette.report.preflight import Parts
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import data_table, model_folder, pictures_of
-from lorgnette.run.scoring import judge_of
+from lorgnette.run.scoring import demand_judge, judge_of, names_of
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
 
 _MEND = "mend or remove the row"
@@ -38,6 +38,7 @@ class Material:
     def of(cls, settings: Settings, terminal: Terminal) -> "Material":
         """Raises LorgnetteError or UsageError for whatever would stop the training later."""
         judge_of(settings)
+        names_of(settings.predict.metrics)
         table = data_table(settings, terminal)
         if table is None:
             raise UsageError("no data", where="data.path", remedy="name a file: data=captions.csv")
@@ -55,6 +56,7 @@ class Material:
         _judge(problems[found:], len(rows) + len(test), settings.data.on_bad_row)
         _told(problems, terminal)
         _some(examples, table)
+        demand_judge(settings, [e.example for e in held_out])
         for line in Parts.of([e.example for e in examples], [e.example for e in held_out]).advice:
             terminal.warn(line)
         return cls(checkpoint, encoder, examples, held_out, problems, files)

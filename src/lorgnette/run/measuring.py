@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorgnette.evaluate import metrics
+from lorgnette.evaluate import metrics, views
 from lorgnette.evaluate.bootstrap import Difference, difference
 from lorgnette.evaluate.metrics import METRICS
 from lorgnette.evaluate.score import Score
 from lorgnette.evaluate.style import Style, style
 from lorgnette.run.questions import Question
-from lorgnette.run.scoring import direction
+from lorgnette.run.scoring import direction, names_of
 
 Verdict = Literal["better", "worse", "unsure"]
 MAIN = ("CIDEr-D", "latex-edit-distance", "ROUGE-L")
@@ -50,13 +50,15 @@ def measured(names: Sequence[str], asked: Sequence[Question], sides: Sequence[Se
         for one, other in pairs
         if one > other
     }
+    formulas = bool(names) and all(METRICS[name].view is views.latex for name in names)
+    view = views.latex if formulas else views.words
     return Measured(
         names=tuple(names),
         judged=judged,
         scores=tuple(tuple(metrics.scores(tallies)) for tallies in found),
         gaps={pair: between[pair] if pair in between else _turned(between[pair[::-1]]) for pair in pairs},
-        styles=tuple(style(texts) for texts in sides),
-        reference_style=style([text for texts in references for text in texts]) if judged else None,
+        styles=tuple(style(texts, view) for texts in sides),
+        reference_style=style([text for texts in references for text in texts], view) if judged else None,
     )
 
 
@@ -70,12 +72,13 @@ def verdict(gap: Difference) -> Verdict:
 
 def style_rows(found: Sequence[Style]) -> list[tuple[str, tuple[str, ...]]]:
     """What a style says, a value for each."""
+    unit = found[0].unit
     return [
-        ("words, on average", tuple(f"{one.words:.1f}" for one in found)),
-        ("words, nine in ten", tuple(f"{one.words_range[0]:.0f} to {one.words_range[1]:.0f}" for one in found)),
+        (f"{unit}, on average", tuple(f"{one.words:.1f}" for one in found)),
+        (f"{unit}, nine in ten", tuple(f"{one.words_range[0]:.0f} to {one.words_range[1]:.0f}" for one in found)),
         ("characters, on average", tuple(f"{one.characters:.0f}" for one in found)),
         ("sentences, on average", tuple(f"{one.sentences:.1f}" for one in found)),
-        ("different words in all", tuple(str(one.vocabulary) for one in found)),
+        (f"different {unit} in all", tuple(str(one.vocabulary) for one in found)),
         ("begin with", tuple(", ".join(f"{word} {_share(part)}" for word, part in one.openings) for one in found)),
         ("end with a full stop", tuple(_share(one.stopped) for one in found)),
         ("say a sentence twice", tuple(_share(one.repeating) for one in found)),
@@ -100,12 +103,9 @@ def _turned(gaps: Sequence[Difference]) -> tuple[Difference, ...]:
 
 
 def wanted(given: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """The metrics of `--metrics`: a group's name, or metrics' names with commas. Raises UsageError for another word."""
-    groups = {"caption": metrics.CAPTION, "latex": metrics.LATEX}
-    names = tuple(default) if given is None else groups.get(given) or tuple(word.strip() for word in given.split(","))
-    for name in names:
-        metrics.known(name)
-    return names
+    """The metrics of `--metrics`, each once: names of metrics and groups, with commas. Raises UsageError for another
+    word."""
+    return tuple(default) if given is None else names_of((word.strip() for word in given.split(",")), "--metrics ")
 
 
 def meaning(name: str) -> str:

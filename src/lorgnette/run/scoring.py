@@ -1,7 +1,6 @@
 """The answers to the held-out examples in numbers, before and after."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lorgnette.config import Settings
 from lorgnette.demo.captions import Stated
@@ -11,68 +10,93 @@ from lorgnette.evaluate.metrics import METRICS
 from lorgnette.evaluate.score import Score as Measured
 from lorgnette.report.page import Score
 from lorgnette.report.predictions import PredictionRow
+from lorgnette.run.questions import questions
+from lorgnette.types import Example
 
-Group = Literal["caption", "latex", "demo", "none"]
-"""The setting predict.metrics."""
-GROUPS: Mapping[Group, tuple[str, ...]] = {
+GROUPS: Mapping[str, tuple[str, ...]] = {
     "caption": metrics.CAPTION,
     "latex": metrics.LATEX,
     "demo": ("exact-match", *metrics.CAPTION),
     "none": (),
 }
-"""What `evaluate` and `compare` measure; at the end of a demo's training its facts are counted instead."""
-FINEST: Mapping[Group, str] = {"caption": "ROUGE-L", "latex": "latex-edit-distance", "demo": "ROUGE-L"}
-"""The metric that says most of a single answer, and of a few."""
+"""Words of predict.metrics and --metrics that stand for several; at a training's end, demo counts facts instead."""
+FINEST = ("ROUGE-L", "latex-edit-distance")
+"""The metrics that say most of a single answer, and of a few: the first of these that is measured."""
+
+
+def names_of(words: Iterable[str], said: str = "predict.metrics=") -> tuple[str, ...]:
+    """The metrics that the words name, groups by their members, each once. Raises UsageError for another word; said:
+    where it was written."""
+    members = [GROUPS[word] if word in GROUPS else (_known(word, said, ", ".join(GROUPS)),) for word in words]
+    return tuple(dict.fromkeys(name for names in members for name in names))
+
+
+def finest(words: Iterable[str]) -> str | None:
+    """The metric that says most of a few answers, of those that the words name; None where they name none."""
+    names = names_of(words)
+    return next((name for name in FINEST if name in names), names[0] if names else None)
 
 
 def judge_of(settings: Settings) -> str | None:
     """The metric that chooses the best step, None where the eval loss does. Raises UsageError for one there is not."""
     if settings.train.best == "loss":
         return None
-    try:
-        metrics.known(settings.train.best)
-    except UsageError as error:
-        raise UsageError(
-            error.what, where=f"train.best={settings.train.best}", remedy=f"loss, or {error.remedy}"
-        ) from None
-    return settings.train.best
+    return _known(settings.train.best, "train.best=", "loss")
+
+
+def demand_judge(settings: Settings, held_out: Sequence[Example]) -> None:
+    """Raises UsageError where a metric is to choose the best step and means nothing for what is held out."""
+    name = judge_of(settings)
+    if name is None:
+        return
+    held = [question.references for question in questions(held_out) if question.references]
+    if metrics.tally([name], [texts[0] for texts in held], held)[name].value is None:
+        raise valueless(name)
+
+
+def valueless(name: str) -> UsageError:
+    """What is wrong where a metric cannot choose."""
+    return UsageError(
+        "the metric has no value for what is held out",
+        where=f"train.best={name}",
+        remedy="hold out more (data.holdout=50), or name another metric",
+    )
 
 
 def watched(settings: Settings) -> str | None:
     """The metric that is watched during a training: the one that judges, or that says most of a few answers."""
-    return judge_of(settings) or FINEST.get(settings.predict.metrics)
+    return judge_of(settings) or finest(settings.predict.metrics)
 
 
-def scored(rows: Sequence[PredictionRow], group: Group) -> list[Score]:
-    """The group's metrics over the rows that have a reference and both answers, each with its 95 % interval."""
+def scored(rows: Sequence[PredictionRow], words: Sequence[str]) -> list[Score]:
+    """What the words name, over the rows that have a reference and both answers, each with its 95 % interval."""
     asked = _judged(rows)
-    if not asked or not GROUPS[group]:
+    if not asked:
         return []
-    if group == "demo":
-        return _facts(asked)
     held = [row.references for row in asked]
+    names = names_of(word for word in words if word != "demo")
     before, after = (
-        metrics.score(GROUPS[group], texts, held)
+        metrics.score(names, texts, held)
         for texts in ([row.base or "" for row in asked], [row.tuned or "" for row in asked])
     )
-    return [
+    found = [
         Score(one.name, shown(one), shown(other), _better(one, other), other.note or "")
         for one, other in zip(before, after, strict=True)
     ]
+    return [*(_facts(asked) if "demo" in words else []), *found]
 
 
-def gains(rows: Sequence[PredictionRow], group: Group) -> list[float | None]:
-    """By how much each row's answer came closer to its references, in the group's finest metric; None where the row
-    has no reference or lacks an answer, and everywhere where nothing is measured."""
-    asked = _judged(rows)
-    if group not in FINEST or not asked:
+def gains(rows: Sequence[PredictionRow], words: Sequence[str]) -> list[float | None]:
+    """By how much each row's answer came closer to its references, in the finest metric; None where the row has no
+    reference or lacks an answer, and everywhere where nothing is measured or the metric means nothing."""
+    asked, name = _judged(rows), finest(words)
+    if name is None or not asked:
         return [None] * len(rows)
-    name = FINEST[group]
     [found] = metrics.compare(
         [name], [row.base or "" for row in asked], [row.tuned or "" for row in asked], [row.references for row in asked]
     )
     sign = direction(name)
-    gained = dict(zip((id(row) for row in asked), found.per_example, strict=True))
+    gained = dict(zip((id(row) for row in asked), found.per_example, strict=found.value is not None))
     return [sign * gained[id(row)] if id(row) in gained else None for row in rows]
 
 
@@ -88,6 +112,14 @@ def shown(score: Measured) -> str:
     if score.interval is None:
         return f"{score.value:.3f}"
     return f"{score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})"
+
+
+def _known(name: str, said: str, others: str) -> str:
+    try:
+        metrics.known(name)
+    except UsageError as error:
+        raise UsageError(error.what, where=f"{said}{name}", remedy=f"{others}, or {error.remedy}") from None
+    return name
 
 
 def _judged(rows: Sequence[PredictionRow]) -> list[PredictionRow]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from lorgnette.errors import UsageError
 from lorgnette.files import folder_whole
 from lorgnette.report.log import RunLog
 from lorgnette.report.terminal import Advance, Terminal
 from lorgnette.report.trackers import Tracker, scalars
 from lorgnette.run.filmstrip import Filmstrip, Frame
 from lorgnette.run.job import Job
-from lorgnette.run.scoring import direction
+from lorgnette.run.scoring import direction, valueless
 from lorgnette.run.writing import Writing
 from lorgnette.train import checkpoints
 from lorgnette.train.loop import StepReport
@@ -88,10 +87,7 @@ class Watching:
         if not self._film.judges:
             return loss
         if not frame.scores:
-            raise UsageError(
-                "the metric has no value for what is held out", where=f"train.best={self._film.metric}",
-                remedy="hold out more (data.holdout=50), or name another metric",
-            )  # fmt: skip
+            raise valueless(self._film.metric or "")
         [(name, value)] = frame.scores.items()
         self._terminal.say(f"step {step:<5} {name} {value:.4f}")
         return -direction(name) * value
@@ -100,6 +96,8 @@ class Watching:
         self._log.write({**frame.record, "step": step})
         if frame.scores:
             self._record({"kind": "eval", "step": step, **frame.scores})
+        if step == self._total:
+            return  # trackers are shown the final answers in a moment, the untuned model's with them
         for tracker in self._trackers:
             tracker.predictions(frame.rows, step)
 

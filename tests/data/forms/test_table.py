@@ -123,6 +123,7 @@ def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
         ('"image_path,caption\na,b\n', "cannot be read as column names", "first line"),
         ('image_path,caption\nb.jpg,x\na.jpg,"open\nb.jpg,closed\n', "starts at line 3 and never closed", "close it"),
         ('image_path,caption\na.jpg,"' + "x\n" * 70_000, "starts at line 2 and never closed", "close it"),
+        ("image_path,caption\na.jpg," + "x " * 70_000 + "\n", "a cell has more than 131,072 characters", "shorten it"),
         (b"image_path,caption\na.jpg,caf\xe9\n", "byte 0xe9 at byte 10 of line 2", "UTF-8"),
         ("image_path,caption\na.jpg,é\n".encode("utf-16"), "UTF-16", "UTF-8"),
     ],

@@ -123,6 +123,12 @@ def _misquoted(error: csv.Error, place: fields.Place, last: int) -> Problem:
                 f"text follows a closing quote{span}", remedy='double the quotes inside a quoted cell: "a ""red"" car"'
             )
         )
+    if "field limit" in str(error) and last == place.row:
+        raise LorgnetteError(
+            f"a cell has more than {csv.field_size_limit():,} characters",
+            where=f"{place.source}, row {place.row}",
+            remedy="shorten it; if it is no cell, a quote before it is not closed",
+        ) from error
     raise LorgnetteError(
         f"a quote is opened in the row that starts at line {place.row} and never closed ({error})",
         where=f"{place.source}, row {place.row}",
