@@ -1,6 +1,8 @@
-"""Waking the driver harms nobody, with a device and without."""
+"""What is begun early harms nobody, with a device and without, with Triton and without."""
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,7 @@ def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("cannot open shared object file")
 
     monkeypatch.setattr(driver.ctypes, "CDLL", none)
-    driver._wake()
+    driver._context()
 
 
 @pytest.mark.parametrize("status", [0, 100])
@@ -35,3 +37,15 @@ def test_a_context_is_asked_for_where_there_is_a_device(monkeypatch: pytest.Monk
         if thread.name == "driver":
             thread.join()
     assert asked == (["init", "device 0"] if status == 0 else ["init"])
+
+
+def test_triton_is_asked_for_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setitem(sys.modules, "triton.runtime.cache", SimpleNamespace(triton_key=lambda: asked.append("key")))
+    for name in ("triton", "triton.runtime"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    driver._fingerprint()
+    assert asked == ["key"]
+    monkeypatch.setitem(sys.modules, "triton.runtime.cache", None)  # as where there is none, or it is elsewhere
+    driver._fingerprint()
+    assert asked == ["key"]

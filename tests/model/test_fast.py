@@ -169,14 +169,28 @@ def test_one_room_is_around_batches_that_are_alike(
     tiny: Path, contract: Contract, example: Callable[..., Example], share: Share
 ) -> None:
     encoder = Encoder.of_folder(tiny, contract.encode)
-    encoded = [encoder.encode(example(("user", i % 5, "Say:"), ("assistant", "red " * (9 + i % 7)))) for i in range(99)]
+    encoded = [encoder.encode(example(("user", 0, "Say:"), ("assistant", "red " * (9 + i % 7)))) for i in range(99)]
     draw = random.Random(1)
-    batches = [pack(draw.sample(encoded, 30), 10, share=share) for _ in range(20)]
-    short = pack(encoded[:3], 10, share=share)
+    batches = [pack(draw.sample(encoded, 60), 10, share=share) for _ in range(20)]
+    short = pack(encoded[:20], 10, share=share)
     room = Room.around([*batches, short])
     assert all(room.holds(Room.of(batch)) for batch in batches)
     assert not room.holds(Room.of(short)), "the end of an epoch would be padded to a whole step"
     assert not all(Room.of(batches[0]).padded().holds(Room.of(batch)) for batch in batches)
+
+
+def test_padding_is_no_rows_copy(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
+    """One row with a copy for every padding key was added up for longer than attention took."""
+    batch = packed("tree")
+    room = Room.of(batch).padded()
+    station = Station(room, make_engine().decoder)
+    station.fill(batch, 0)
+    copies = station.rows.key_copies
+    assert copies is not None
+    assert room.keys is not None
+    assert room.keys > copies.starts[-1] == len(batch.key_rows)
+    assert room.labels > station.rows.label_copies.starts[-1] == len(batch.targets)
+    assert copies.starts.diff().max() == np.bincount(batch.key_rows).max()
 
 
 def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:

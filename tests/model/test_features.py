@@ -188,7 +188,7 @@ def test_a_tower_that_was_begun_is_waited_for_and_made_once(rule: PictureRule, g
     features = Features(late, rule, live=False)
     assert features.late is late
     with ThreadPoolExecutor(1) as pool:
-        late.begin(pool, pool.submit(order.append, "ready"))
+        late.begin(pool, [pool.submit(order.append, "ready")])
         late.wait()
         assert order == ["ready", "made"]
         features.prepare(grids)
@@ -205,7 +205,7 @@ def test_a_tower_that_cannot_be_made_or_got_ready_says_so() -> None:
     with ThreadPoolExecutor(1) as pool:
         for make, ready in ((broken, list), (Counted, broken)):
             late = Late(CPU, torch.float32, make)
-            late.begin(pool, pool.submit(ready))
+            late.begin(pool, [pool.submit(ready)])
             with pytest.raises(LorgnetteError, match="cannot be loaded"):
                 late.wait()
 

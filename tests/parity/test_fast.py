@@ -131,14 +131,16 @@ def test_dropout_is_what_its_masks_say(bench: Any, tiny: Path, encoded: list[Enc
     assert abs(sum(losses) / 40 - plain) < 0.02 * plain
 
 
+@pytest.fixture(scope="module")
+def benches(make_bench: Callable[..., Any]) -> tuple[Any, Any]:
+    """In fp32 and in bf16."""
+    device = torch.device("cuda")
+    return make_bench(LORA, ENCODE, device, torch.float32), make_bench(LORA, ENCODE, device, torch.bfloat16)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGpu:
     """In fp32 the kernels are transformers'; in bf16 no further from fp32 than transformers' own bf16."""
-
-    @pytest.fixture(scope="class")
-    def benches(self, make_bench: Callable[..., Any]) -> tuple[Any, Any]:
-        device = torch.device("cuda")
-        return make_bench(LORA, ENCODE, device, torch.float32), make_bench(LORA, ENCODE, device, torch.bfloat16)
 
     @pytest.mark.parametrize("share", ["none", "tree"])
     def test_in_fp32(self, benches: Any, tiny: Path, conversations: list[Example], share: Share) -> None:

@@ -321,6 +321,10 @@ def test_of_many_rows_the_first_are_named_and_the_rest_counted() -> None:
 class Told(Training):
     """A training whose eval losses are told beforehand."""
 
+    @classmethod
+    def of(cls, train: Train) -> "Told":
+        return cls(Bigrams(), Batches.of(EXAMPLES, train, 3, grouped=False), HELD_OUT, train)
+
     def tell(self, losses: list[float]) -> "Told":
         self.told = iter(losses)
         return self
@@ -331,9 +335,7 @@ class Told(Training):
 
 def test_the_best_so_far_is_said_each_time_it_falls() -> None:
     notes = Notes()
-    training = Told(Bigrams(), EXAMPLES, HELD_OUT, changed(eval_steps=1), seed=3).tell(
-        [1, 3.0, 2.0, 2.5, 1.5, 1.7, 1.5]
-    )
+    training = Told.of(changed(eval_steps=1)).tell([1, 3.0, 2.0, 2.5, 1.5, 1.7, 1.5])
     assert training.run(notes)
     assert notes.bests == [1, 2, 4]  # the untuned model's own loss is no candidate: there is no adapter to keep
     assert (training.best_step, training.best_mark) == (4, 1.5)
@@ -342,9 +344,7 @@ def test_the_best_so_far_is_said_each_time_it_falls() -> None:
 def test_the_watcher_may_know_the_best_by_another_number() -> None:
     notes = Notes()
     notes.mark = lambda step: -0.1 * min(step, 6 - step)
-    training = Told(Bigrams(), EXAMPLES, HELD_OUT, changed(eval_steps=1, patience=2), seed=3).tell(
-        [9, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    )
+    training = Told.of(changed(eval_steps=1, patience=2)).tell([9, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     assert training.run(notes)
     assert notes.bests == [1, 2, 3]
     assert training.step == 5  # by its loss it would have gone on
@@ -352,11 +352,11 @@ def test_the_watcher_may_know_the_best_by_another_number() -> None:
 
 def test_patience_ends_a_run_that_no_longer_learns() -> None:
     notes, settings = Notes(), changed(eval_steps=1, patience=2, save_steps=100)
-    training = Told(Bigrams(), EXAMPLES, HELD_OUT, settings, seed=3).tell([9, 3.0, 2.0, 2.5, 2.2, 0.1])
+    training = Told.of(settings).tell([9, 3.0, 2.0, 2.5, 2.2, 0.1])
     assert training.run(notes)
     assert notes.steps("stepped") == [1, 2, 3, 4]
     assert notes.steps("checkpoint") == []
-    again, later = Told(Bigrams(), EXAMPLES, HELD_OUT, settings, seed=3), Notes()
+    again, later = Told.of(settings), Notes()
     again.restore(training.state())
     assert again.run(later)  # resumed, it is finished still
     assert later.events == []

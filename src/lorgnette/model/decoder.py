@@ -212,11 +212,14 @@ class Decoder:
     ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
         """The gradient by x₁, and what adds the gradients of gate's and up's factors. In place of what was saved of
         gate and up."""
+        drop, salt = _drop(layer.down, mask), layer.down.salt
         dmu = layer.down.through(dx)
         m = torch.empty_like(saved.gate_up[:, : layer.down.inputs])
-        added = layer.down.added(dmu, mask)
-        dgate_up = swiglu_backward(saved.gate_up, dmu[:, : layer.down.inputs], m, added)
-        seen = None if added is None or mask is None else m[None]
+        if drop is None:
+            dgate_up, seen = swiglu_backward(saved.gate_up, layer.down.add_input_grad(dmu, mask), m), None
+        else:
+            dm, by_seen = dmu[:, : layer.down.inputs], layer.down.dropped_grad(dmu)
+            dgate_up, seen = swiglu_backward(saved.gate_up, dm, m, drop, salt, by_seen), m[None]
         self._beside(partial(layer.down.add_factor_grads, dx, dmu, m, saved.u_down, mask, seen))
         dxu = layer.gate_up.through(dgate_up)
         xn = norm_again(saved.x1, saved.scale1, layer.norm2)

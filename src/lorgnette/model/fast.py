@@ -69,7 +69,7 @@ class Room:
         wide, longest = _rounded(self.rows + 1, 64), _rounded(self.longest, 2)  # a padding row, for padding to be
         room = Room(
             wide,
-            None if self.keys is None else _rounded(self.keys + wide - self.rows, 16),
+            None if self.keys is None else _rounded(self.keys + wide - self.rows, 64),
             _rounded(self.last + 1, 4),
             self.segments + 1,  # one more than it has: the padding's
             _rounded(self.labels, 2),
@@ -186,11 +186,17 @@ class Station:
         }
         for name, (starts, end) in borders.items():
             made[name][: len(starts)], made[name][len(starts) :] = starts, _cut(int(starts[-1]), end, B - len(starts))
-        made["label_places"][:], made["label_copies"][:] = copies_of(made["label_rows"], M)
+        _put_copies(made, "label", made["label_rows"][: len(batch.label_rows)], M)
         if N:
             made["key_rows"][: len(batch.key_rows)], made["key_rows"][len(batch.key_rows) :] = batch.key_rows, T - 1
-            made["key_places"][:], made["key_copies"][:] = copies_of(made["key_rows"], T)
+            _put_copies(made, "key", batch.key_rows, T)
         return made
+
+
+def _put_copies(made: dict[str, np.ndarray], name: str, rows: Int32[np.ndarray, " n"], count: int) -> None:
+    """Where each of `count` rows went. What padding took is no row's: hundreds of copies of one row would be added up
+    one after the other, while all others wait."""
+    made[f"{name}_places"][: len(rows)], made[f"{name}_copies"][:] = copies_of(rows, count)
 
 
 def _cut(start: int, end: int, parts: int) -> Int32[np.ndarray, " parts"]:
@@ -280,21 +286,24 @@ class FastEngine:
         return station.loss.clone()
 
     @torch.no_grad()
-    def warm(self, batches: Sequence[PackedBatch]) -> Station:
+    def warm(self, batches: Sequence[PackedBatch]) -> None:
         """Run a pass on no pictures, in the room that these batches will share, and once more as in evaluation: every
         kernel is there then."""
-        station = self._made(Room.around(batches))
-        station.fill(max(batches, key=lambda batch: len(batch.tokens)), 0)
+        station = self._rehearsed(batches)
         self._pass(station)
         self.decoder.losses(self.decoder.forward(station.x, station.rows, None, again=len(self.decoder.layers)))
-        return station
 
     def rehearse(self, batches: Sequence[PackedBatch]) -> None:
-        """Run a pass on no pictures and record it: the steps of these batches are played back from the first."""
+        """Record a pass in the room that these batches will share: their steps are played back from the first.
+
+        Nothing is run. The kernels must be there, as after `warm` of a smaller model."""
         if self._recording:
-            self._record(self.warm(batches))
-            assert self.adapter.values.grad is not None
-            self.adapter.values.grad.zero_()
+            self._record(self._rehearsed(batches))
+
+    def _rehearsed(self, batches: Sequence[PackedBatch]) -> Station:
+        station = self._made(Room.around(batches))
+        station.fill(max(batches, key=lambda batch: len(batch.tokens)), 0)
+        return station
 
     @torch.no_grad()
     def label_losses(self, batch: PackedBatch) -> Float32[Tensor, " R"]:

@@ -82,19 +82,22 @@ class Opening:
         """saved: the checkpoint folder of a run that is resumed; coming: batches that the training begins with."""
         config, device = config_of(checkpoint), features.device
         shape = AdapterShape(TextShape.of(config), lora.targets, lora.rank, scale_of(lora))
-        reading, warming, drawing = (ThreadPoolExecutor(1, name) for name in ("reading", "warming", "drawing"))
+        reading, drawing, tower, decoder = (
+            ThreadPoolExecutor(1, name) for name in ("reading", "drawing", "warming tower", "warming decoder")
+        )
         self._warm: list[Future[None]] = []
         self._late = features.late if device.type == "cuda" and coming[0].grids else None
         if self._late is not None:
-            self._warm.append(warming.submit(warm.tower, VisionShape.of(config), coming[0].grids, device, dtype))
-            self._late.begin(reading, self._warm[0])
-        self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
+            self._warm.append(tower.submit(warm.tower, VisionShape.of(config), coming[0].grids, device, dtype))
         if device.type == "cuda":
             self._warm.append(
-                warming.submit(warm.decoder, shape, coming, features, dtype, dropout=lora.dropout, grouped=grouped)
+                decoder.submit(warm.decoder, shape, coming, features, dtype, dropout=lora.dropout, grouped=grouped)
             )
+        if self._late is not None:
+            self._late.begin(reading, self._warm)
+        self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
         self._values = drawing.submit(_values, shape, seed, saved)
-        for pool in (reading, warming, drawing):
+        for pool in (reading, drawing, tower, decoder):
             pool.shutdown(wait=False)
         self._adapter = FlatAdapter(shape, features.device)
         self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(

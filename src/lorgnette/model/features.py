@@ -71,12 +71,12 @@ class Late:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, make: Callable[[], Embedder]) -> None:
         self.device, self.dtype, self._make = device, dtype, make
-        self._coming: tuple[Future[Embedder], Future[None]] | None = None
+        self._coming: tuple[Future[Embedder], Sequence[Future[None]]] | None = None
 
     def __call__(self, grids: Sequence[PictureGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         return self.tower(grids, patches)
 
-    def begin(self, pool: Executor, ready: Future[None]) -> None:
+    def begin(self, pool: Executor, ready: Sequence[Future[None]]) -> None:
         """Make it on a thread: a picture is going to need it. ready: what its first use waits for besides."""
         self._coming = pool.submit(self._make), ready
 
@@ -89,7 +89,8 @@ class Late:
         if self._coming is None:
             return self._make()
         (making, ready), self._coming = self._coming, None
-        ready.result()
+        for one in ready:
+            one.result()
         return making.result()
 
     def forget(self) -> None:

@@ -22,8 +22,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.model.kernels.dropout import Mask, dropped
-from lorgnette.model.kernels.product import Product, add_product
+from lorgnette.model.kernels.dropout import Mask, add_dropped, dropped
 from lorgnette.model.kernels.spread import Move
 
 
@@ -93,18 +92,16 @@ class LoraLinear:
 
     def add_input_grad(self, dxu: Float[Tensor, "T IR"], mask: Mask | None) -> Float[Tensor, "T I"]:
         """dx, made in place of dx₀."""
-        dx, added = dxu[:, : self.inputs], self.added(dxu, mask)
-        if added is not None and mask is None:
-            dx.addmm_(dxu[:, self.inputs :], self._a)
-        elif added is not None:
-            add_product(dx, added)
+        dx, du = dxu[:, : self.inputs], dxu[:, self.inputs :]
+        if self.factors is not None and mask is None:
+            dx.addmm_(du, self._a)
+        elif self.factors is not None and mask is not None:
+            add_dropped(dx, self.dropped_grad(dxu), mask, self.salt)
         return dx
 
-    def added(self, dxu: Float[Tensor, "T IR"], mask: Mask | None) -> Product | None:
-        """What makes dx of dx₀, to be added: nothing without factors."""
-        if self.factors is None:
-            return None
-        return Product(self._each(dxu[:, self.inputs :]), self._each_a, mask, self.salt)
+    def dropped_grad(self, dxu: Float[Tensor, "T IR"]) -> Float[Tensor, "n T I"]:
+        """Under dropout, the gradients by x as every projection saw it."""
+        return torch.bmm(self._each(dxu[:, self.inputs :]), self._each_a)
 
     def add_factor_grads(
         self,

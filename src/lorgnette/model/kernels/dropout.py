@@ -62,6 +62,19 @@ def dropped(x: Float[Tensor, "T C"], count: int, mask: Mask, salt: int) -> Float
     return made
 
 
+def add_dropped(out: Float[Tensor, "T C"], grads: Float[Tensor, "count T C"], mask: Mask, salt: int) -> None:
+    """out += Σᵢ maskᵢ · gradsᵢ, with the masks of `dropped`: the gradient of x. `out` may be columns."""
+    if not out.is_cuda:
+        for i, grad in enumerate(grads):
+            out.add_((grad.float() * mask.of(out, salt + i)).to(out.dtype))
+        return
+    grid = (len(out), triton.cdiv(out.shape[1], _BLOCK))
+    _add_dropped[grid](
+        out, grads, mask.key, salt, mask.threshold, mask.scale, len(out), out.shape[1], out.stride(0),
+        COUNT=len(grads), BLOCK=_BLOCK, num_warps=2,
+    )  # fmt: skip
+
+
 def _hashed(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & _LOW
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & _LOW
@@ -96,3 +109,17 @@ if triton is not None:
             bits = mixed(place ^ salted(key, salt + i))
             kept = tl.where(bits >= threshold.to(tl.uint32), value, 0.0)
             tl.store(made + (i * T + row) * C + at, kept.to(made.dtype.element_ty), mask=there)
+
+    @triton.jit(do_not_specialize=["salt", "T", "threshold"])
+    @no_type_check
+    def _add_dropped(out, grads, key, salt, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        there = at < C
+        total = tl.load(out + row * stride + at, mask=there, other=0.0).to(tl.float32)
+        place = (row * C + at).to(tl.uint32)
+        for i in tl.static_range(COUNT):
+            grad = tl.load(grads + (i * T + row) * C + at, mask=there, other=0.0).to(tl.float32)
+            bits = mixed(place ^ salted(key, salt + i))
+            total += tl.where(bits >= threshold.to(tl.uint32), grad * scale, 0.0)
+        tl.store(out + row * stride + at, total.to(out.dtype.element_ty), mask=there)

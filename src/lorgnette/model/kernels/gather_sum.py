@@ -1,7 +1,7 @@
 """Sums over rows that were gathered more than once: the gradient of a gather, in a fixed order.
 
 `index_add_` on a GPU adds in whatever order its threads come, so that two equal runs differ; here every row adds up
-its copies in their order, some at a time, in fp32.
+its copies one after the other, in fp32.
 """
 
 from dataclasses import dataclass
@@ -41,9 +41,8 @@ def gather_sum(copied: Float[Tensor, "N C"], copies: Copies, out: Float[Tensor, 
     width = copied.shape[1]
     block = min(1024, triton.next_power_of_2(width))
     _gather_sum[(len(out), triton.cdiv(width, block))](
-        copied, copies.places, copies.starts, out, width, copied.stride(0), out.stride(0),
-        BLOCK=block, COPIES=4096 // block,
-    )  # fmt: skip
+        copied, copies.places, copies.starts, out, width, copied.stride(0), out.stride(0), BLOCK=block
+    )
     return out
 
 
@@ -58,18 +57,12 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _gather_sum(
-        copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr, COPIES: tl.constexpr
-    ):
+    def _gather_sum(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         there = at < C
         total = tl.zeros((BLOCK,), tl.float32)
-        last = tl.load(starts + row + 1)
-        for begin in range(tl.load(starts + row), last, COPIES):  # a shared prefix has as many copies as examples
-            copy = begin + tl.arange(0, COPIES)
-            place = tl.load(places + copy, mask=copy < last, other=0).to(tl.int64)
-            each = (copy < last)[:, None] & there[None, :]
-            values = tl.load(copied + place[:, None] * copied_stride + at[None, :], mask=each, other=0.0)
-            total += tl.sum(values.to(tl.float32), 0)
+        for i in range(tl.load(starts + row), tl.load(starts + row + 1)):
+            place = tl.load(places + i).to(tl.int64)
+            total += tl.load(copied + place * copied_stride + at, mask=there, other=0.0).to(tl.float32)
         tl.store(out + row * out_stride + at, total.to(out.dtype.element_ty), mask=there)

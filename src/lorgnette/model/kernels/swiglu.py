@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from lorgnette.model.kernels.dropout import Mask, dropped
-from lorgnette.model.kernels.product import Product
 
 try:
     import triton
@@ -17,7 +16,6 @@ except ImportError:
     triton = None
 
 _BLOCK = 1024
-_TILE = {"BT": 32, "BC": 128, "num_warps": 4}
 
 
 def swiglu(
@@ -39,21 +37,24 @@ def swiglu(
 
 
 def swiglu_backward(
-    gate_up: Float[Tensor, "T FF"], grad: Float[Tensor, "T F"], out: Float[Tensor, "T F"], added: Product | None = None
+    gate_up: Float[Tensor, "T FF"],
+    grad: Float[Tensor, "T F"],
+    out: Float[Tensor, "T F"],
+    mask: Mask | None = None,
+    salt: int = 0,
+    dropped_grad: Float[Tensor, "1 T F"] | None = None,
 ) -> Float[Tensor, "T FF"]:
-    """The gradient of gate and up, in their own place, from the product's: `grad` and what is `added` to it.
+    """The gradient of gate and up, in their own place; the product of the forward is made again into `out`.
 
-    The product of the forward is made again into `out`, under the mask of what is added, if there is one.
+    With a mask, `out` is the product under it, and `dropped_grad`, the gradient by that, joins `grad`.
     """
+    width = gate_up.shape[1] // 2
     if not gate_up.is_cuda:
-        return _backward_reference(gate_up, grad, out, added)
-    T, F = out.shape
-    u, a, mask, salt = (gate_up[None], gate_up[None], None, 0) if added is None else (
-        added.u, added.a, added.mask, added.salt
-    )  # fmt: skip
-    _swiglu_backward[(triton.cdiv(F, _TILE["BC"]), triton.cdiv(T, _TILE["BT"]))](
-        gate_up, grad, u, a, out, T, F, 0 if added is None else u.shape[2], grad.stride(0), u.stride(1), out.stride(0),
-        *_drawing(mask, gate_up, salt), DROP=mask is not None, BR=16 if added is None else added.block, **_TILE,
+        return _backward_reference(gate_up, grad, out, mask, salt, dropped_grad)
+    grid = (len(gate_up), triton.cdiv(width, _BLOCK))
+    _swiglu_backward[grid](
+        gate_up, grad, grad if dropped_grad is None else dropped_grad, out, width, grad.stride(0), out.stride(0),
+        *_drawing(mask, gate_up, salt), DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return gate_up
 
@@ -64,15 +65,20 @@ def _drawing(mask: Mask | None, like: Tensor, salt: int) -> tuple[Tensor, int, i
 
 
 def _backward_reference(
-    gate_up: Float[Tensor, "T FF"], grad: Float[Tensor, "T F"], out: Float[Tensor, "T F"], added: Product | None
+    gate_up: Float[Tensor, "T FF"],
+    grad: Float[Tensor, "T F"],
+    out: Float[Tensor, "T F"],
+    mask: Mask | None,
+    salt: int,
+    dropped_grad: Float[Tensor, "1 T F"] | None,
 ) -> Float[Tensor, "T FF"]:
     gate, up = gate_up.float().chunk(2, -1)
     out.copy_(swiglu_reference(gate_up))
+    if mask is not None and dropped_grad is not None:
+        kept = mask.of(out, salt)
+        out.copy_(out.float() * kept)
+        grad = grad.float() + dropped_grad[0].float() * kept
     g, sigmoid = grad.float(), gate.sigmoid()
-    if added is not None:
-        g = g + added.made()
-        if added.mask is not None:
-            out.copy_(out.float() * added.mask.of(out, added.salt))
     made = torch.cat([g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid], 1)
     return gate_up.copy_(made)
 
@@ -84,7 +90,6 @@ def swiglu_reference(gate_up: Float[Tensor, "T FF"]) -> Float[Tensor, "T F"]:
 
 if triton is not None:
     from lorgnette.model.kernels.dropout import mixed, salted
-    from lorgnette.model.kernels.product import tile
 
     _DRAWN = ["salt", "threshold"]
 
@@ -105,30 +110,28 @@ if triton is not None:
             kept = tl.where(bits >= threshold.to(tl.uint32), made.to(tl.float32) * scale, 0.0)
             tl.store(seen + row * F + at, kept.to(out.dtype.element_ty), mask=there)
 
-    @triton.jit(do_not_specialize=[*_DRAWN, "T"])
+    @triton.jit(do_not_specialize=_DRAWN)
     @no_type_check
     def _swiglu_backward(
-        gate_up, grad, u, a, out, T, F, R, grad_stride, u_stride, out_stride, key, salt, threshold, scale,
-        DROP: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+        gate_up, grad, dropped_grad, out, F, grad_stride, out_stride, key, salt, threshold, scale,
+        DROP: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        column = tl.program_id(0) * BC + tl.arange(0, BC)
-        row = tl.program_id(1).to(tl.int64) * BT + tl.arange(0, BT)
-        there = (row < T)[:, None] & (column < F)[None, :]
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        there = at < F
         kind = out.dtype.element_ty
-        added = tile(u, a, row, column, T, F, R, u_stride, BT, BC, BR)
-        at = gate_up + row[:, None] * 2 * F + column[None, :]
-        gate = tl.load(at, mask=there, other=0.0).to(tl.float32)
-        up = tl.load(at + F, mask=there, other=0.0).to(tl.float32)
-        g = tl.load(grad + row[:, None] * grad_stride + column[None, :], mask=there, other=0.0).to(tl.float32)
+        gate = tl.load(gate_up + row * 2 * F + at, mask=there, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + row * 2 * F + F + at, mask=there, other=0.0).to(tl.float32)
+        g = tl.load(grad + row * grad_stride + at, mask=there, other=0.0).to(tl.float32)
         sigmoid = tl.sigmoid(gate)
         gated = gate * sigmoid
         made = (gated * up).to(kind)
         if DROP:
-            bits = mixed((row[:, None] * F + column[None, :]).to(tl.uint32) ^ salted(key, salt))
+            bits = mixed((row * F + at).to(tl.uint32) ^ salted(key, salt))
             kept = bits >= threshold.to(tl.uint32)
             made = tl.where(kept, made.to(tl.float32) * scale, 0.0).to(kind)
-            added = tl.where(kept, added * scale, 0.0)
-        g += added
-        tl.store(out + row[:, None] * out_stride + column[None, :], made, mask=there)
-        tl.store(at, (g * up * sigmoid * (1 + gate * (1 - sigmoid))).to(kind), mask=there)
-        tl.store(at + F, (g * gated).to(kind), mask=there)
+            more = tl.load(dropped_grad + row * F + at, mask=there, other=0.0).to(tl.float32)
+            g += tl.where(kept, more * scale, 0.0)
+        tl.store(out + row * out_stride + at, made, mask=there)
+        tl.store(gate_up + row * 2 * F + at, (g * up * sigmoid * (1 + gate * (1 - sigmoid))).to(kind), mask=there)
+        tl.store(gate_up + row * 2 * F + F + at, (g * gated).to(kind), mask=there)
