@@ -1,12 +1,13 @@
 """Time answers of our own decoder at 2B's shapes: 256 captions of at most 20 tokens, from features that are there.
 
-    python bench/answers.py JOB --out results.json [--count 256] [--tokens 20] [--rounding]
+    python bench/answers.py JOB --out results.json [--count 256] [--tokens 20] [--rounding] [--budget 300]
 
 JOB is bench/job.py's. The pictures' features are random numbers: the tower is not measured here. Random weights do not
 stop, so every answer is `tokens` long. For the base and for the model with its adapter, unmerged: all of it, from
 examples to texts, the first time (kernels are compiled, steps recorded) and again; then, device-synchronised, reading
 the prompts and each step. The floor of a step is the bytes it cannot but read, weights once and every row's cached keys
-and values, at the rate of a copy. --rounding also says where bf16 answers part from fp32's, over 16 prompts.
+and values, at the rate of a copy. --rounding also says where bf16 answers part from fp32's, over 16 prompts. The file
+is written after every part; what the budget of seconds cuts off is named in it.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept, device_name
 from step import DEVICE, Drawn, profiled
 
 from lorgnette import data
@@ -32,7 +34,6 @@ from lorgnette.model.shapes import TextShape, config_of
 from lorgnette.predict.decode import answers
 from lorgnette.predict.generate import Sampling
 from lorgnette.predict.rounding import rounding
-from lorgnette.report.manifest import manifest
 from lorgnette.types import Encoded, Example, PictureGrid
 
 
@@ -131,24 +132,31 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounding", action="store_true")
+    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
+    kept = Kept(given.out, ["bench/answers.py"], device_name(), given.budget)
     encoder, lora = Encoder.of_folder(given.job / "model", Encode()), Lora()
     rows = [row for row in data.read(given.job / "captions.csv") if isinstance(row, Example)]
     examples = list(islice(cycle(rows), given.count))
     features = Ready(TextShape.of(config_of(Checkpoint.at(given.job / "model"))).hidden)
     model, rate = model_of(given.job, lora, torch.bfloat16, features), bandwidth()
     sampling = Sampling(max_new_tokens=given.tokens, batch_size=given.count)
-    found: dict[str, Any] = {"copy_tb_per_s": rate / 1e12, "runs": []}
+    kept.keep(copy_tb_per_s=rate / 1e12)
+    runs: list[dict[str, Any]] = []
+    took = 0.0
     for tuned in (False, True):
-        found["runs"].append(measured(model, encoder, examples, sampling, tuned, rate))
-        print(json.dumps({k: v for k, v in found["runs"][-1].items() if not k.endswith("kernels")}))
+        if not kept.fits(took, "tuned" if tuned else "base"):
+            continue
+        begun = kept.left
+        runs.append(measured(model, encoder, examples, sampling, tuned, rate))
+        took = begun - kept.left
+        kept.keep(runs=runs)
+        print(json.dumps({k: v for k, v in runs[-1].items() if not k.endswith("kernels")}), flush=True)
         for part in ("step_kernels", "reading_kernels"):
-            kernels = found["runs"][-1][part]
+            kernels = runs[-1][part]
             print("  ", part, "busy", kernels["busy_ms"], "ms,", kernels["count"])
             for row in kernels["top"][:14]:
                 print("     ", *row)
-    if given.rounding:
+    if given.rounding and kept.fits(took, "rounding"):
         prompts = [encoder.encode(example, answer=True) for example in examples[:16]]
-        found["rounding"] = parted(given.job, lora, model, prompts, given.tokens)
-    found["made_with"] = manifest(seed=0, command=["bench/answers.py"], device=torch.cuda.get_device_name())
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+        kept.keep(rounding=parted(given.job, lora, model, prompts, given.tokens))

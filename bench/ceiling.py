@@ -1,12 +1,20 @@
-"""Print as JSON what this machine is, and the fastest it multiplies: 8192³ in bf16, the median of 50 products."""
+"""Print as JSON what this machine is, the fastest it multiplies, and how fast its host launches kernels.
+
+The product is 8192³ in bf16, the median of 50; the launch is peers/host.py's.
+"""
 
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parent / "peers"))
+from host import launch_us
 
 N = 8192
 
@@ -29,7 +37,8 @@ def matmul_tflops() -> float:
 
 def machine() -> dict[str, object]:
     if not torch.cuda.is_available():
-        return {"gpu": None, "cores": os.cpu_count(), "torch": torch.__version__, "matmul_tflops": None}
+        return {"gpu": None, "cores": os.cpu_count(), "torch": torch.__version__, "matmul_tflops": None,
+                "launch_us": None}  # fmt: skip
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     return {
@@ -41,6 +50,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "matmul_tflops": round(matmul_tflops(), 1),
+        "launch_us": launch_us(),
     }
 
 

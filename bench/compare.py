@@ -1,16 +1,16 @@
 """Run the benchmark job on lorgnette and on its peers, each run a process of its own, all on this machine, now.
 
-    python bench/compare.py JOB --out results.json --peers transformers,trl,… --repeat 2 --wheels DIR
+    python bench/compare.py JOB --out results.json --peers transformers,trl,… --budget 550 --wheels DIR
 
 A peer's packages are installed beside it from DIR/PEER/**.whl; whatever else it needs must be there already. After
-every run the results are written anew. The first run of each fills its caches of compiled kernels: where there are
-more, it stands apart and the figures are the medians of the others.
+every run the results are written anew, and nobody runs a second time before everybody ran once: what the budget cuts
+off are repeats. Compiled kernels are kept from run to run in one place, which is empty at first. So the first run of
+each stands apart where there are more, and the figures are the medians of the others.
 """
 
 import argparse
 import csv
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -21,95 +21,32 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import road
+from kept import Kept
+from process import FailedError
+from runs import HERE, NO_DROPOUT, OURS, Run, installed, ours, peer
 
+import lorgnette
 from lorgnette import data
 from lorgnette.config import Encode
 from lorgnette.encode.encoder import Encoder
-from lorgnette.report import log
-from lorgnette.report.manifest import manifest
 
-HERE = Path(__file__).parent
 PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").glob("by_*.py")))
-NO_DROPOUT = "-dropout0"
-OURS = "lorgnette"
-HELD_OUT, SIDE, EPOCHS, WARM_UP, RANK = 4, 280, 2, 5, 64
+HELD_OUT, SIDE, EPOCHS, RANK = 4, 280, 2, 64
+SHORTEST = 30
+"""Seconds below which no first run is begun: none was ever as quick to its figures."""
+SLOWER = 1.2
+"""Times the last run of the same that must be left for another."""
 FIGURES = ("prep_s", "training_s", "saved_s", "samples_per_s", "steady_samples_per_s", "tokens_per_s",
-           "steady_tokens_per_s", "share", "steady_share", "peak_gib")  # fmt: skip
-Run = dict[str, Any]
-
-
-def ours(name: str, job: Path, work: Path) -> Run:
-    """A run of lorgnette. Making the pictures' features and recording the first pass is training here: peers do that
-    work in their steps. Evaluation and saving on the way are not: no peer does them here."""
-    shutil.rmtree(work / "cache" / "lorgnette", ignore_errors=True)  # features kept by the run before
-    folder = work / name / "run"
-    words = ["train.log_steps=5", *(["lora.dropout=0"] if name.endswith(NO_DROPOUT) else [])]
-    begun = time.time()
-    try:
-        run = road.run(job, folder, words)
-    except subprocess.CalledProcessError as error:
-        return {"failed": f"exit status {error.returncode}"}
-    records = log.read(folder / "log.jsonl")
-    lines = [r for r in records if r["kind"] == "train"]
-    after = [line for line in lines if line["step"] > WARM_UP]
-    stages = run["stages_s"]
-    training = stages["features"] + stages["engine"] + sum(line["seconds"] for line in lines)
-    saved = (folder / "adapter").stat().st_ctime - begun  # when it took its name
-    beside = stages["features"] + stages["engine"] + stages["steps"] - training
-    return {
-        "prep_s": saved - training - beside - stages["save"],
-        "training_s": training,
-        "evaluating_s": beside,
-        "saved_s": saved,
-        "process_s": run["wall_s"],
-        "stages_s": {"start": run["start_s"], **stages},
-        "steps": lines[-1]["step"],
-        "steady_steps": max(0, lines[-1]["step"] - WARM_UP),
-        "steady_s": sum(line["seconds"] for line in after) or None,
-        "peak_gib": run["peak_gib"],
-        "losses": [[line["step"], line["loss"]] for line in lines],
-    }
-
-
-def peer(name: str, job: Path, work: Path, site: Path, limit: float) -> Run:
-    """A run of a peer; {"failed": its last lines} where it ended in an error or took longer than `limit` seconds."""
-    kind, home = name.removesuffix(NO_DROPOUT), work / name
-    out = home / "run"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    caches = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "HF_HOME": "hf",
-              "MODELSCOPE_CACHE": "modelscope"}  # fmt: skip
-    environment = os.environ | {variable: str(home / folder) for variable, folder in caches.items()}
-    environment |= {
-        "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "4",
-        "CUDA_VISIBLE_DEVICES": "0",
-    }  # fmt: skip
-    command = [
-        sys.executable, str(HERE / "peers" / f"by_{kind}.py"), str(work / "pictures"), str(out),
-        f"--model={job / 'model'}", f"--dropout={0 if name.endswith(NO_DROPOUT) else 0.05}",
-    ]  # fmt: skip
-    said = home / "log.txt"
-    with said.open("w") as file:
-        begun = time.time()
-        try:
-            status = subprocess.run(
-                [*command, f"--begun={begun}"],
-                check=False, cwd=home, env=environment, stdout=file, stderr=file, timeout=limit,
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            status = f"none after {limit:.0f} s"
-        wall = time.time() - begun
-    if status != 0:
-        last = said.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-        return {"failed": "\n".join([f"exit status {status}", *last])}
-    return json.loads((out / "run.json").read_text()) | {"process_s": wall}
+           "steady_tokens_per_s", "share", "steady_share", "peak_gib", "reserved_gib", "launch_us")  # fmt: skip
 
 
 def rated(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
     """The run with its rates, whole and after step 5; share: of the measured matmul ceiling, LLM FLOPs only."""
     if "failed" in run:
         return run
+    steps = EPOCHS * -(-job["samples"] // job["samples_a_step"])
+    if run["steps"] != steps:
+        return {"failed": f"took {run['steps']} steps, not {steps}"}
     tokens = job["tokens"] / job["samples"]
     rates = {"": job["samples"] * EPOCHS / run["training_s"]}
     if run["steady_s"]:
@@ -162,22 +99,9 @@ def resized(job: Path, folder: Path) -> None:
         out.writerows(pool.map(small, rows))
 
 
-def site(kind: str, wheels: Path | None, work: Path) -> Path:
-    """The folder with a peer's own packages, installed and compiled outside of what is timed."""
-    folder = work / "sites" / kind
-    files = sorted(map(str, (wheels / kind).rglob("*.whl"))) if wheels else []
-    if files and not folder.exists():
-        install = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(folder)]
-        subprocess.run([sys.executable, *install, *files], check=True)
-        # Not checked: some packages ship templates that are no Python yet.
-        subprocess.run(
-            [sys.executable, "-m", "compileall", "-q", "-j", "0", str(folder)], check=False, capture_output=True
-        )
-    return folder
-
-
 def summary(runs: list[Run]) -> dict[str, Run]:
-    """By name: medians over its runs (without the first, where there are more), and times lorgnette's training time."""
+    """By name: medians over its runs (without the first, where there are more), and times lorgnette's training time:
+    against its later runs where the row has later runs, against its first where the first is all there is."""
     table: dict[str, Run] = {}
     for name in dict.fromkeys(run["name"] for run in runs):
         of = [run for run in runs if run["name"] == name]
@@ -186,42 +110,76 @@ def summary(runs: list[Run]) -> dict[str, Run]:
             table[name] = {"failed": of[-1]["failed"]}
             continue
         rest = good[1:] or good
-        medians = {f: statistics.median(run[f] for run in rest) for f in FIGURES if rest[0].get(f) is not None}
-        table[name] = medians | {"runs": len(rest), "first_training_s": good[0]["training_s"]}
-    if "training_s" in table.get(OURS, {}):
-        for row in table.values():
-            if "training_s" in row:
-                row["times_ours"] = row["training_s"] / table[OURS]["training_s"]
+        measured = {figure: [run[figure] for run in rest if run.get(figure) is not None] for figure in FIGURES}
+        medians = {figure: statistics.median(values) for figure, values in measured.items() if values}
+        table[name] = medians | {"runs": len(rest), "first_training_s": good[0]["training_s"], "cold": len(good) == 1}
+    if "training_s" in (base := table.get(OURS, {})):
+        for row in (row for row in table.values() if "training_s" in row):
+            against = "first_training_s" if row["cold"] else "training_s"
+            row["times_ours"] = row["training_s"] / base[against]
     return table
 
 
-def plan(peers: list[str], repeat: int, own: list[str], times: int) -> list[str]:
+def plan(peers: list[str], repeat: int, own: list[str], times: int, once: list[str]) -> list[str]:
     """The names of the runs in their order: in rounds, so that a machine that drifts drifts for all."""
-    rounds = range(max(repeat, times))
-    return [name for n in rounds for name in (own if n < times else []) + (peers if n < repeat else [])]
+    rounds = [(own if n < times else []) + (peers if n < repeat else []) for n in range(max(repeat, times))]
+    return [name for n, names in enumerate(rounds) for name in names if n == 0 or name not in once]
 
 
 def race(given: argparse.Namespace) -> None:
+    end = time.monotonic() + given.budget
     work, job = given.work.resolve(), given.job.resolve()
-    os.environ["XDG_CACHE_HOME"] = str(work / "cache")
+    shutil.rmtree(work / "kernels", ignore_errors=True)
     resized(job, work / "pictures")
+    sites, runs = prepared(given.peers, given.wheels, work)
     told = subprocess.run([sys.executable, str(HERE / "ceiling.py")], capture_output=True, text=True, check=True)
     machine = json.loads(told.stdout)
     print(told.stdout, flush=True)
     size = counted(job)
-    sites = {kind: site(kind, given.wheels, work) for kind in {p.removesuffix(NO_DROPOUT) for p in given.peers}}
-    runs: list[Run] = []
-    versions: dict[str, dict[str, str]] = {}
-    made = manifest(seed=0, command=["bench/compare.py", *given.peers], device=machine["gpu"])
-    for name in plan(given.peers, given.repeat, given.own, given.times):
-        kind = name.removesuffix(NO_DROPOUT)
-        run = ours(name, job, work) if kind == OURS else peer(name, job, work, sites[kind], given.limit)
-        if "versions" in run:
-            versions[kind] = run.pop("versions")
-        runs.append({"name": name, **rated(run, size, machine["matmul_tflops"])})
+    kept = Kept(given.out, ["bench/compare.py", *given.peers], machine["gpu"], end - time.monotonic())
+    versions = {OURS: {"lorgnette": lorgnette.__version__, "torch": machine["torch"]}}
+    kept.keep(summary=summary(runs), runs=runs, job=size, machine=machine, versions=versions)
+    for name in plan(given.peers, given.repeat, given.own, given.times, given.once):
+        if not due(name, runs, kept):
+            continue
+        kind, limit = name.removesuffix(NO_DROPOUT), min(given.limit, kept.left)
+        before = kept.left
+        run = ours(name, job, work, limit) if kind == OURS else peer(name, job, work, sites[kind], limit)
+        versions[kind] = run.pop("versions", versions.get(kind, {}))
+        runs.append({"name": name, "took_s": before - kept.left, **rated(run, size, machine["matmul_tflops"])})
         print(json.dumps({key: value for key, value in runs[-1].items() if key != "losses"}), flush=True)
-        results = {"summary": summary(runs), "runs": runs, "job": size, "machine": machine, "versions": versions}
-        given.out.write_text(json.dumps(results | {"made_with": made}, indent=2) + "\n", encoding="utf-8")
+        kept.keep(summary=summary(runs), runs=runs, versions=versions)
+
+
+def due(name: str, runs: list[Run], kept: Kept) -> bool:
+    """Whether it is begun: not where it failed before, and not where too little time is left."""
+    before = [run for run in runs if run["name"] == name]
+    if any("failed" in run for run in before):
+        return False
+    if kept.fits(SLOWER * before[-1]["took_s"] if before else SHORTEST, name):
+        return True
+    if not before:
+        runs.append({"name": name, "failed": "not run: the time that was given for all was over"})
+        kept.keep(summary=summary(runs), runs=runs)
+    return False
+
+
+def prepared(names: list[str], wheels: Path | None, work: Path) -> tuple[dict[str, Path], list[Run]]:
+    """Each peer's folder of packages; a run that failed for each whose packages cannot be installed."""
+    failed: dict[str, str] = {}
+
+    def one(kind: str) -> Path:
+        try:
+            return installed(kind, wheels, work)
+        except FailedError as error:
+            failed[kind] = f"its packages cannot be installed: {error}"
+            return work
+
+    kinds = sorted({name.removesuffix(NO_DROPOUT) for name in names})
+    with ThreadPoolExecutor() as pool:
+        sites = dict(zip(kinds, pool.map(one, kinds), strict=True))
+    said = {name: failed.get(name.removesuffix(NO_DROPOUT)) for name in names}
+    return sites, [{"name": name, "failed": why} for name, why in said.items() if why]
 
 
 def names(text: str) -> list[str]:
@@ -238,9 +196,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--peers", type=names, default=list(PEERS), help="NAME or NAME-dropout0, between commas")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each peer")
+    parser.add_argument("--once", type=names, default=["unsloth", "unsloth-dropout0"], help="peers that run only once")
     parser.add_argument("--own", type=names, default=[OURS], help="lorgnette, lorgnette-dropout0, or both")
     parser.add_argument("--times", type=int, default=4, help="runs of lorgnette")
     parser.add_argument("--wheels", type=Path, help="a folder with a folder of wheels for each peer")
     parser.add_argument("--work", type=Path, default=Path("bench/out/compare"))
-    parser.add_argument("--limit", type=float, default=200, help="seconds a peer's run may take")
+    parser.add_argument("--limit", type=float, default=200, help="seconds a run may take")
+    parser.add_argument("--budget", type=float, default=3600, help="seconds everything may take")
     race(parser.parse_args())

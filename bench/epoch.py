@@ -1,27 +1,28 @@
 """An epoch over a large captioned set, projected from a part of it: captions grouped by picture, and not.
 
-    python bench/epoch.py JOB --out results.json [--pictures 8000] [--steps 60]
+    python bench/epoch.py JOB --out results.json [--pictures 8000] [--steps 60] [--budget 400]
 
 Draws pictures with five captions each beside JOB (bench/job.py's), trains on them by the command line with steps of 256
 captions, and reads seconds off the logs: features over all pictures (decoding included), then captions a second of the
-steps alone, those after the tenth. COCO-2014's training set has 82,783 pictures and 414,113 captions.
+steps alone, those after the tenth. COCO-2014's training set has 82,783 pictures and 414,113 captions. The file is
+written after each training; one that the budget of seconds cuts off is read as far as it went, and says so.
 """
 
 import argparse
 import csv
 import json
 import random
-import subprocess
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
+import process
 from job import OBJECTS, SUBJECTS, VERBS, make_picture
+from kept import Kept, device_name
 
 from lorgnette.report import log
-from lorgnette.report.manifest import manifest
 
 PICTURES, CAPTIONS = 82_783, 414_113
 PER_STEP, WARM_UP = 256, 10
@@ -44,17 +45,30 @@ def make_data(out: Path, count: int) -> Path:
     return table
 
 
-def trained(job: Path, table: Path, name: str, words: list[str]) -> dict[str, Any]:
+def trained(job: Path, table: Path, name: str, words: list[str], limit: float) -> dict[str, Any]:
+    """Raises process.FailedError where it ended before there was anything to read."""
     folder = job / name
+    shutil.rmtree(folder, ignore_errors=True)
     command = [
         sys.executable, "-m", "lorgnette", "train", "coco-caption", f"model={job / 'model'}", f"data={table}",
         f"run={folder}", "track.to=none", "data.holdout=0", "train.epochs=1", f"train.batch_size={PER_STEP}",
         "train.accumulation=1", "lora.dropout=0", "data.rows=null", *words,
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    records = log.read(folder / "log.jsonl")
+    cut_off = None
+    try:
+        process.run(command, job / f"{name}.txt", limit)
+    except process.FailedError as failed:
+        cut_off = failed
+    return read(folder / "log.jsonl", cut_off)
+
+
+def read(file: Path, cut_off: process.FailedError | None) -> dict[str, Any]:
+    """What the log says of a training, up to where it was cut off."""
+    records = log.read(file) if file.exists() else []
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     lines = [r for r in records if r["kind"] == "train" and r["step"] > WARM_UP]
+    if cut_off and not lines:
+        raise cut_off
     seconds = sum(r["seconds"] for r in lines)
     steps = lines[-1]["step"] - WARM_UP
     rate = steps * PER_STEP / seconds
@@ -62,7 +76,8 @@ def trained(job: Path, table: Path, name: str, words: list[str]) -> dict[str, An
         "features_s": stages["features"], "decoding_waited_s": stages["decoding"], "steps": steps,
         "captions_per_s": rate, "ms_per_step": 1000 * seconds / steps,
         "tokens_per_s": sum(r["tokens_per_s"] * r["seconds"] for r in lines) / seconds,
-        "peak_gib": next(r["peak_gib"] for r in records if r["kind"] == "memory"),
+        "peak_gib": next((r["peak_gib"] for r in records if r["kind"] == "memory"), None),
+        **({"cut_off": str(cut_off)} if cut_off else {}),
     }  # fmt: skip
 
 
@@ -72,16 +87,15 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--budget", type=float, default=400, help="seconds everything may take")
     given = parser.parse_args()
+    kept = Kept(given.out, ["bench/epoch.py"], device_name(), given.budget)
     table = make_data(given.job, given.pictures)
-    grouped = trained(given.job, table, "grouped", [f"train.max_steps={given.steps}", "data.group_captions=image"])
-    apart = trained(given.job, table, "apart", [f"train.max_steps={given.steps}"])
+    steps = f"train.max_steps={given.steps}"
+    grouped = trained(given.job, table, "grouped", [steps, "data.group_captions=image"], 0.6 * kept.left)
     features = grouped["features_s"] * PICTURES / given.pictures
-    found = {
-        "pictures": given.pictures, "grouped": grouped, "apart": apart,
-        "grouped_over_apart": grouped["captions_per_s"] / apart["captions_per_s"],
-        "coco_2014_epoch_s": {"features": features, "steps": CAPTIONS / grouped["captions_per_s"]},
-        "made_with": manifest(seed=0, command=["bench/epoch.py"], device=torch.cuda.get_device_name()),
-    }  # fmt: skip
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in found.items() if name != "made_with"}, indent=1))
+    epoch = {"features": features, "steps": CAPTIONS / grouped["captions_per_s"]}
+    kept.keep(pictures=given.pictures, grouped=grouped, coco_2014_epoch_s=epoch)
+    apart = trained(given.job, table, "apart", [steps], kept.left)
+    kept.keep(apart=apart, grouped_over_apart=grouped["captions_per_s"] / apart["captions_per_s"])
+    print(json.dumps(kept.found, indent=1))

@@ -1,11 +1,12 @@
 """Hold the predicted peak memory (model/memory.py) against the measured one, at settings that differ in every term.
 
-    python bench/memory.py JOB --out results.json
+    python bench/memory.py JOB --out results.json [--budget 300]
 
 JOB is bench/job.py's. Every setting starts afresh: its weights are read, and steps of the same samples are taken until
 the fast engine has recorded them. Features are random numbers, as in bench/step.py. `reserved_gib` is what torch's
 allocator held at that point, `reserved_two_rooms_gib` what it held after steps of half the samples as well: the error
-is of `peak_gib`, what was allocated.
+is of `peak_gib`, what was allocated. The file is written after every setting; what the budget of seconds cuts off is
+named in it.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept, device_name
 from step import DEVICE, Drawn
 
 from lorgnette import data
@@ -30,18 +32,17 @@ from lorgnette.model.fast import FastEngine
 from lorgnette.model.flat import AdapterShape, FlatAdapter
 from lorgnette.model.memory import GIB, EngineName, Work, predicted
 from lorgnette.model.shapes import TextShape, VisionShape, config_of
-from lorgnette.report.manifest import manifest
 from lorgnette.train.optimizer import Optimizer
 from lorgnette.types import Encoded, PackedBatch
 
 SETTINGS: tuple[tuple[EngineName, int, int, float, int], ...] = (
-    ("fast", 1000, 64, 0.05, 0), ("fast", 2000, 64, 0.05, 0), ("fast", 2000, 64, 0.0, 0), ("fast", 4000, 16, 0.05, 0),
-    ("fast", 8000, 64, 0.05, 0), ("fast", 8000, 16, 0.0, 0), ("fast", 8000, 64, 0.05, 14), ("fast", 8000, 64, 0.05, 28),
-    ("fast", 4000, 16, 0.0, 14), ("fast", 2000, 64, 0.0, 28),
-    ("reference", 1000, 64, 0.05, 0), ("reference", 2000, 64, 0.05, 0), ("reference", 2000, 16, 0.0, 0),
-    ("reference", 4000, 64, 0.0, 0), ("reference", 8000, 16, 0.05, 0),
+    ("fast", 2000, 64, 0.05, 0), ("fast", 8000, 16, 0.0, 0), ("fast", 8000, 64, 0.05, 28), ("fast", 4000, 16, 0.0, 14),
+    ("reference", 2000, 64, 0.05, 0), ("reference", 4000, 64, 0.0, 0), ("reference", 8000, 16, 0.05, 0),
+    ("fast", 8000, 64, 0.05, 0), ("fast", 2000, 64, 0.0, 0), ("fast", 4000, 16, 0.05, 0), ("fast", 2000, 64, 0.0, 28),
+    ("fast", 1000, 64, 0.05, 0), ("fast", 8000, 64, 0.05, 14),
+    ("reference", 1000, 64, 0.05, 0), ("reference", 2000, 16, 0.0, 0),
 )  # fmt: skip
-"""(engine, rows a step, rank, dropout, layers run twice)"""
+"""(engine, rows a step, rank, dropout, layers run twice): the first eight differ in everything already."""
 
 
 def built(job: Path, name: EngineName, lora: Lora, again: int) -> tuple[Any, Drawn]:
@@ -104,15 +105,26 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
+    kept = Kept(given.out, ["bench/memory.py"], device_name(), given.budget)
     encoder = Encoder.of_folder(given.job / "model", Encode())
     encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
-    found = []
+    found: list[dict[str, Any]] = []
+    took = 0.0
     for setting in SETTINGS:
-        found.append(measured(given.job, encoded, *setting))
+        if not kept.fits(took, str(setting)):
+            continue
+        begun = kept.left
+        try:
+            found.append(measured(given.job, encoded, *setting))
+        except torch.OutOfMemoryError as error:
+            kept.keep(did_not_fit=[*kept.found.get("did_not_fit", ()), {"setting": setting, "said": str(error)}])
+            print(f"out of memory: {setting}", flush=True)
+            continue
+        took = max(took, begun - kept.left)
         assert math.isfinite(found[-1]["loss"])
         print(json.dumps({k: v for k, v in found[-1].items() if k != "items_gib"}), flush=True)
-    worst = max(abs(run["error_percent"]) for run in found)
+        worst = max(abs(run["error_percent"]) for run in found)
+        kept.keep(worst_percent=worst, runs=found)
     print(f"{len(found)} settings, at most {worst:.1f} % off")
-    made = manifest(seed=0, command=["bench/memory.py"], device=torch.cuda.get_device_name())
-    given.out.write_text(json.dumps({"worst_percent": worst, "runs": found, "made_with": made}, indent=1) + "\n")

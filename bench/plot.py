@@ -2,11 +2,14 @@
 
     python bench/plot.py results.json [more.json …] [--svg docs/bench.svg] [--without NAME …]
 
-Files of several calls are put side by side; every ratio is to lorgnette's own runs in the same call.
+Files of several calls are put side by side, marked ¹, ², …: every ratio is to lorgnette's own runs in the same call,
+and lorgnette has a row for each. A peer has one: of the calls in which it gave figures, the one with most runs, the
+later if they are even. What each call's machine was is printed beside, to stderr.
 """
 
 import argparse
 import json
+import sys
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,12 @@ COLUMNS = {
     "samples/s, steady": lambda row: f"{row['steady_samples_per_s']:.0f}",
     "tokens/s, steady": lambda row: f"{row['steady_tokens_per_s']:,.0f}",
     "of the matmul ceiling": lambda row: f"{row['steady_share']:.1%}",
-    "peak GiB": lambda row: f"{row['peak_gib']:.1f}",
+    "peak GiB, allocated": lambda row: f"{row['peak_gib']:.1f}",
+    "… reserved": lambda row: f"{row['reserved_gib']:.1f}",
+    "runs": lambda row: "1, the first" if row["cold"] else f"{row['runs']} after a first",
     "× lorgnette's training": lambda row: f"{row['times_ours']:.1f}",
 }
+MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
 WIDTH, LABEL, BAR, GAP = 760, 240, 22, 12
 STYLE = """text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .prep { fill: #9aa4b2 } .training { fill: #2f7d6d } .save { fill: #c9a227 } .axis { stroke: #8b949e }
@@ -39,12 +45,35 @@ Row = dict[str, Any]
 
 
 def rows(results: list[dict[str, Any]]) -> dict[str, Row]:
-    """By label, lorgnette first: the summaries of all calls. lorgnette itself is the first call's."""
-    found: dict[str, Row] = {}
-    for result in results:
+    """By label, lorgnette's first: the summaries of all calls."""
+    of: dict[str, Row] = {}
+    for mark, result in zip(MARKS if len(results) > 1 else " ", results, strict=False):
         for name, row in result["summary"].items():
-            found.setdefault(name, row | {"label": label(name, result["versions"])})
-    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("lorgnette")))
+            new = row | {"label": f"{label(name, result['versions'])} {mark}".strip()}
+            key = f"{name} {mark}" if name.startswith("lorgnette") else name
+            if key not in of or worth(new) >= worth(of[key]):
+                of[key] = new
+    return {
+        row["label"]: of[key] for key, row in sorted(of.items(), key=lambda item: not item[0].startswith("lorgnette"))
+    }
+
+
+def worth(row: Row) -> int:
+    """How many runs stand behind its figures; one that also compiled is worth less than one that did not."""
+    return 0 if "failed" in row else 2 * int(row["runs"]) - bool(row.get("cold"))
+
+
+def calls(results: list[dict[str, Any]]) -> str:
+    """A line for each call: its machine, and what it measured of it and of lorgnette."""
+    lines = []
+    for mark, result in zip(MARKS, results, strict=False):
+        machine, first = result["machine"], result["summary"].get("lorgnette", {}).get("first_training_s")
+        said = [machine["gpu"] or "CPU", f"{machine['cores']} cores", f"torch {machine['torch']}"]
+        said += [f"{machine['matmul_tflops']:.0f} TFLOP/s"] if machine["matmul_tflops"] else []
+        said += [f"{machine['launch_us']:.1f} µs a launch"] if machine.get("launch_us") else []
+        said += [f"lorgnette's first run {first:.1f} s"] if first else []
+        lines.append(f"{mark} {result['made_with']['started'][:10]}: " + ", ".join(said))
+    return "\n".join(lines)
 
 
 def label(name: str, versions: dict[str, dict[str, str]]) -> str:
@@ -77,7 +106,7 @@ def reason(row: Row) -> str:
 
 def chart(found: dict[str, Row]) -> str:
     """Seconds from the process's start to the adapter on disk: one bar each, in three parts."""
-    bars = {row["label"].replace("*", ""): row for row in found.values() if "failed" not in row}
+    bars = {row["label"].replace("*", ""): row for row in found.values() if "saved_s" in row}
     scale = (WIDTH - LABEL - 60) / max(row["saved_s"] for row in bars.values())
     body = []
     for place, (name, row) in enumerate(bars.items()):
@@ -111,7 +140,10 @@ if __name__ == "__main__":
     parser.add_argument("--svg", type=Path, default=Path("docs/bench.svg"))
     parser.add_argument("--without", nargs="*", default=[], help="names to leave out")
     given = parser.parse_args()
-    found = rows([json.loads(path.read_text(encoding="utf-8")) for path in given.results])
-    found = {name: row for name, row in found.items() if name not in given.without}
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
+    for result in results:
+        result["summary"] = {name: row for name, row in result["summary"].items() if name not in given.without}
+    found = rows(results)
     print(table(found))
+    print(calls(results), file=sys.stderr)
     given.svg.write_text(chart(found), encoding="utf-8")

@@ -2,38 +2,40 @@
 
     python bench/road.py JOB --runs 3 --out results.json [SETTING=VALUE …]
 
-Writes seconds of each stage of every run, the whole process's wall time, peak memory, machine and versions.
+Writes seconds of each stage of every run, the whole process's wall time, peak memory, machine and versions: after
+every run, and no run is begun that would outlast the budget.
 """
 
 import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
+import process
+from kept import Kept, device_name
 
 from lorgnette.report import log
-from lorgnette.report.manifest import manifest
 
 
-def run(job: Path, folder: Path, words: list[str]) -> dict[str, Any]:
+def run(
+    job: Path, folder: Path, words: list[str], limit: float, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Raises process.FailedError where it ends in an error or takes longer than `limit` seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [
         sys.executable, "-m", "lorgnette", "train", "coco-caption", f"model={job / 'model'}",
         f"data={job / 'captions.csv'}", f"run={folder}", "track.to=none", *words,
     ]  # fmt: skip
-    begun = time.perf_counter()
-    subprocess.run(command, check=True)
-    wall = time.perf_counter() - begun
+    wall = process.run(command, folder.with_name(f"{folder.name}.txt"), limit, environment=environment)
     records = log.read(folder / "log.jsonl")
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     steps = [r for r in records if r["kind"] == "train"]
+    memory = next(r for r in records if r["kind"] == "memory")
     return {
         "wall_s": wall,
         "start_s": wall - sum(stages.values()) + stages["decoding"],
@@ -41,7 +43,8 @@ def run(job: Path, folder: Path, words: list[str]) -> dict[str, Any]:
         "steady_ms_per_step": 1000 * statistics.median(r["seconds"] / (b - a) for r, a, b in windows(steps)),
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in steps[2:]),
         "data_wait": statistics.mean(r["data_wait"] for r in steps[2:]),
-        "peak_gib": next(r["peak_gib"] for r in records if r["kind"] == "memory"),
+        "peak_gib": memory["peak_gib"],
+        "reserved_gib": memory["reserved_gib"],
         "losses": [steps[0]["loss"], steps[-1]["loss"]],
     }
 
@@ -57,9 +60,12 @@ if __name__ == "__main__":
     parser.add_argument("words", nargs="*")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_intermixed_args()
-    runs = [run(given.job, given.job / "run", given.words) for _ in range(given.runs)]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    made = manifest(seed=0, command=["bench/road.py", *given.words], device=device)
-    given.out.write_text(json.dumps({"runs": runs, "made_with": made}, indent=2) + "\n")
-    print(json.dumps(runs, indent=1))
+    kept = Kept(given.out, ["bench/road.py", *given.words], device_name(), given.budget)
+    runs: list[dict[str, Any]] = []
+    for n in range(given.runs):
+        if kept.fits(runs[-1]["wall_s"] if runs else 0, f"run {n + 1}"):
+            runs.append(run(given.job, given.job / "run", given.words, kept.left))
+            kept.keep(runs=runs)
+            print(json.dumps(runs[-1]), flush=True)

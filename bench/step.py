@@ -1,10 +1,11 @@
 """Time optimizer steps of the fast engine at 2B's shapes: what a step takes, where its time goes, what it needs.
 
-    python bench/step.py JOB --out results.json
+    python bench/step.py JOB --out results.json [--budget 300]
 
 JOB is bench/job.py's. The pictures' features are random numbers: the tower is not measured here. Figures are medians
 of steps after the pass's recording. Model FLOPs are 4 a frozen and 6 a trained parameter of the language model, without
-attention: by row that is computed, and by token that is trained on, of which some share rows.
+attention: by row that is computed, and by token that is trained on, of which some share rows. The file is written
+after every setting; what the budget of seconds cuts off is named in it.
 """
 
 import argparse
@@ -12,11 +13,13 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from ceiling import matmul_tflops
+from kept import Kept, device_name
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
@@ -27,7 +30,6 @@ from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.fast import FastEngine
 from lorgnette.model.flat import AdapterShape, FlatAdapter
 from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.report.manifest import manifest
 from lorgnette.train.optimizer import Optimizer
 from lorgnette.types import Encoded, PictureGrid
 
@@ -144,17 +146,23 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, nargs="*", default=[16, 62])
     parser.add_argument("--dropout", type=float, nargs="*", default=[0.05, 0.0])
+    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
+    kept = Kept(given.out, ["bench/step.py"], device_name(), given.budget)
     encoder = Encoder.of_folder(given.job / "model", Encode())
     encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
     limit = matmul_tflops()
-    found = []
-    for samples in given.samples:
-        for dropout in given.dropout:
-            found.append(measured(given.job, encoded, samples, Lora(dropout=dropout), limit))
-            print(json.dumps({k: v for k, v in found[-1].items() if k != "kernels"}))
-            for row in found[-1]["kernels"]["top"][:22]:
-                print("   ", *row)
-            print("    busy", found[-1]["kernels"]["busy_ms"], found[-1]["kernels"]["count"])
-    made = manifest(seed=0, command=["bench/step.py"], device=torch.cuda.get_device_name())
-    given.out.write_text(json.dumps({"ceiling_tflops": limit, "runs": found, "made_with": made}, indent=1) + "\n")
+    kept.keep(ceiling_tflops=limit)
+    found: list[dict[str, Any]] = []
+    took = 0.0
+    for samples, dropout in product(given.samples, given.dropout):
+        if not kept.fits(took, f"{samples} samples at dropout {dropout}"):
+            continue
+        begun = kept.left
+        found.append(measured(given.job, encoded, samples, Lora(dropout=dropout), limit))
+        took = max(took, begun - kept.left)
+        kept.keep(runs=found)
+        print(json.dumps({k: v for k, v in found[-1].items() if k != "kernels"}), flush=True)
+        for row in found[-1]["kernels"]["top"][:22]:
+            print("   ", *row)
+        print("    busy", found[-1]["kernels"]["busy_ms"], found[-1]["kernels"]["count"])

@@ -1,9 +1,10 @@
 """Time the vision tower on the benchmark job: its parts, its rate, and the road from JPEG to features.
 
-    python bench/tower.py JOB --out FILE [--reference]
+    python bench/tower.py JOB --out FILE [--reference] [--budget 300]
 
 JOB is made by bench/job.py. Writes seconds for the weights, features/s and TFLOP/s at several batches, each part's
-share, and `Features.prepare` with an empty and with a full store; --reference also times transformers' tower.
+share, and `Features.prepare` with an empty and with a full store; --reference also times transformers' tower. The file
+is written after every measurement.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import Kept, device_name
 from torch import Tensor
 
 from lorgnette.config import Encode
@@ -30,12 +32,13 @@ from lorgnette.model.kernels.rotary_vision import rotate_
 from lorgnette.model.shapes import VisionShape
 from lorgnette.model.store import store_of
 from lorgnette.model.tower import EPS, VisionTower, attention
-from lorgnette.report.manifest import manifest
 from lorgnette.types import Picture, PictureGrid
 
 CUDA = torch.device("cuda")
 SIDE = 20  # patches along the edge of a 280×280 picture
 PICTURES = (16, 41, 64, 82, 128)
+LONGEST = 30
+"""Seconds that must be left for each of what comes after the rates."""
 
 
 def flop(shape: VisionShape, grid: PictureGrid) -> float:
@@ -155,8 +158,9 @@ def reference(checkpoint: Checkpoint, counts: Sequence[int], shape: VisionShape)
     return [rate(theirs, shape, count) for count in counts]
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
-    checkpoint, found = Checkpoint.at(given.job / "model"), {}
+def measured(given: argparse.Namespace, kept: Kept) -> dict[str, Any]:
+    checkpoint = Checkpoint.at(given.job / "model")
+    found: dict[str, Any] = {}
     torch.cuda.init()
     for name in ("weights_first_s", "weights_again_s"):
         with seconds(found, name):
@@ -167,12 +171,21 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         tower([one], torch.zeros(SIDE**2, tower.shape.patch_numbers, device=CUDA, dtype=torch.bfloat16))
     found["gflop_a_picture"] = flop(tower.shape, one) / 1e9
     found["matmul_tflop_s"] = ceiling()
-    found["rates"] = [rate(tower, tower.shape, count) for count in PICTURES]
-    found["parts_at_41_pictures"] = parts(tower, 41)
-    found["road"] = road(given.job, checkpoint, tower)
+    found["rates"] = []
+    for count in PICTURES:
+        found["rates"].append(rate(tower, tower.shape, count))
+        kept.keep(figures=found)
+    more: dict[str, Callable[[], Any]] = {
+        "road": lambda: road(given.job, checkpoint, tower),
+        "parts_at_41_pictures": lambda: parts(tower, 41),
+    }
     if given.reference:
-        found["transformers"] = reference(checkpoint, PICTURES[:3], tower.shape)
-    found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        more["transformers"] = lambda: reference(checkpoint, PICTURES[:3], tower.shape)
+    for name, measure in more.items():
+        if kept.fits(LONGEST, name):
+            found[name] = measure()
+            found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            kept.keep(figures=found)
     return found
 
 
@@ -181,8 +194,7 @@ if __name__ == "__main__":
     parser.add_argument("job", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
-    figures = measured(given)
-    made = manifest(seed=0, command=["bench/tower.py"], device=torch.cuda.get_device_name())
-    given.out.write_text(json.dumps({"figures": figures, "made_with": made}, indent=2) + "\n")
-    print(json.dumps(figures, indent=1))
+    kept = Kept(given.out, ["bench/tower.py"], device_name(), given.budget)
+    print(json.dumps(measured(given, kept), indent=1))

@@ -48,6 +48,7 @@ settings = TRAINER | {
     "output_dir": run.out,
 }
 words = [
-    (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)) for name, value in settings.items()
+    (f"--{name}", json.dumps(value) if isinstance(value, bool | dict) else str(value))
+    for name, value in settings.items()
 ]
 sft_main([word for pair in words for word in pair])

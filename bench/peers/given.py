@@ -31,7 +31,9 @@ TRAINER: dict[str, Any] = {
     "dataloader_num_workers": 8,
     "dataloader_persistent_workers": True,
     "dataloader_pin_memory": CUDA,
+    "accelerator_config": {"non_blocking": CUDA},  # copies from pinned memory need not wait for the step before
     "logging_steps": 10,
+    "logging_nan_inf_filter": False,  # it asks the GPU for every step's loss, which empties its queue
     "save_strategy": "no",
     "report_to": "none",
     "use_cpu": not CUDA,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.model.device import device_of, dtype_of, peak_gib
+from lorgnette.model.device import device_of, dtype_of, peak_gib, reserved_gib
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -29,3 +29,9 @@ def test_numbers_are_the_devices_or_those_asked_for() -> None:
 
 def test_a_process_has_used_memory() -> None:
     assert 0.01 < peak_gib(CPU) < 10_000
+
+
+def test_only_a_gpu_has_memory_that_torch_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reserved_gib(CPU) is None
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**30)
+    assert reserved_gib(CUDA) == 3

@@ -23,7 +23,12 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 
 
 def peak_gib(device: torch.device) -> float:
-    """The most memory used so far: of the GPU where there is one, else of the process."""
+    """The most memory used so far: what tensors took of the GPU where there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def reserved_gib(device: torch.device) -> float | None:
+    """The most that torch's allocator has held of the GPU, in use or kept for later; None without a GPU."""
+    return torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None

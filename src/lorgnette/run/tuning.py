@@ -10,7 +10,7 @@ from lorgnette.encode.encoder import Encoder
 from lorgnette.files import folder_whole
 from lorgnette.model import adapter_files, witness
 from lorgnette.model.contract import Contract
-from lorgnette.model.device import device_of, peak_gib
+from lorgnette.model.device import device_of, peak_gib, reserved_gib
 from lorgnette.predict.generate import Sampling
 from lorgnette.report.log import RunLog
 from lorgnette.report.predictions import PredictionRow, write_predictions
@@ -115,7 +115,8 @@ def _trained(
         writing.wait()
         job.terminal.say(f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}")
         raise KeyboardInterrupt
-    log.write({"kind": "memory", "peak_gib": peak_gib(device_of(job.settings.device))})
+    device = device_of(job.settings.device)
+    log.write({"kind": "memory", "peak_gib": peak_gib(device), "reserved_gib": reserved_gib(device)})
     with job.stages("save"):
         write = snapshot()
         with folder_whole(job.folder.adapter) as beside:
