@@ -76,8 +76,8 @@ def test_padding_changes_neither_loss_nor_gradient(
     assert station.loss.item() == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
     assert wanted.any()
-    station.rows.weights[len(batch.targets) :] = 0.01  # padding that weighs is seen: the comparison can fail
-    grad.zero_()
+    station.rows.weights[len(batch.targets) - 1 :] = 0.01  # padding that weighs, and a label that weighs otherwise, are
+    grad.zero_()  # seen: the comparison can fail
     engine._computed(station)
     assert station.loss.item() != pytest.approx(loss, rel=1e-2)
     assert (grad - wanted).abs().max() > 1e-4
@@ -169,14 +169,13 @@ def test_one_room_is_around_batches_that_are_alike(
     tiny: Path, contract: Contract, example: Callable[..., Example], share: Share
 ) -> None:
     encoder = Encoder.of_folder(tiny, contract.encode)
-    encoded = [encoder.encode(example(("user", 0, "Say:"), ("assistant", "red " * (9 + i % 7)))) for i in range(99)]
+    encoded = [encoder.encode(example(("user", 0, "Say:"), ("assistant", f"{i} " * (9 + i % 2)))) for i in range(99)]
     draw = random.Random(1)
     batches = [pack(draw.sample(encoded, 60), 10, share=share) for _ in range(20)]
     short = pack(encoded[:20], 10, share=share)
     room = Room.around([*batches, short])
     assert all(room.holds(Room.of(batch)) for batch in batches)
     assert not room.holds(Room.of(short)), "the end of an epoch would be padded to a whole step"
-    assert not all(Room.of(batches[0]).padded().holds(Room.of(batch)) for batch in batches)
 
 
 def test_padding_is_no_rows_copy(make_engine: Callable[..., FastEngine], packed: Callable) -> None:

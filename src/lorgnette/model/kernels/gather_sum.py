@@ -21,7 +21,8 @@ except ImportError:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Where each of T rows went: row t went to places[starts[t] : starts[t + 1]] (T + 1 starts)."""
+    """Where each of T rows went: row t went to places[starts[t] : starts[t + 1]] (T + 1 starts). What stands behind the
+    last is nobody's."""
 
     places: Int32[Tensor, " N"]
     starts: Int32[Tensor, " B"]
@@ -50,7 +51,8 @@ def gather_sum_reference(copied: Float[Tensor, "N C"], copies: Copies) -> Float[
     counts = copies.starts.diff()
     row = torch.repeat_interleave(torch.arange(len(counts), device=copied.device), counts)
     total = torch.zeros(len(counts), copied.shape[1], device=copied.device)
-    return total.index_add_(0, row, copied[copies.places.long()].float()).to(copied.dtype)
+    places = copies.places[: len(row)].long()
+    return total.index_add_(0, row, copied[places].float()).to(copied.dtype)
 
 
 if triton is not None:
