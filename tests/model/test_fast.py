@@ -76,7 +76,7 @@ def test_padding_changes_neither_loss_nor_gradient(
     assert station.loss.item() == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
     assert wanted.any()
-    station.rows.weights[len(batch.targets) - 1 :] = 0.01  # padding that weighs, and a label that weighs otherwise, are
+    station.rows.weights[len(batch.targets) - 9 :] = 1.0  # padding that weighs, and labels that weigh otherwise, are
     grad.zero_()  # seen: the comparison can fail
     engine._computed(station)
     assert station.loss.item() != pytest.approx(loss, rel=1e-2)

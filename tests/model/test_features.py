@@ -277,3 +277,24 @@ def test_our_tower_and_transformers_give_the_same_features(
     wanted.prepare(grids)
     torch.testing.assert_close(made.of(grids), wanted.of(grids), atol=1e-5, rtol=0)
     assert not torch.allclose(made.of(grids), wanted.of(grids[::-1]), atol=1e-3)
+
+
+def test_what_was_begun_is_what_is_prepared(
+    rule: PictureRule, grids: list[PictureGrid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    load = module.load_picture
+
+    def loading(path: Path) -> Any:
+        looked.append(path)
+        return load(path)
+
+    monkeypatch.setattr(module, "load_picture", loading)
+    plain, early = (Features(Counted(), rule, live=False) for _ in range(2))
+    plain.prepare(grids)
+    looked.clear()
+    early.begin(grids)
+    assert early.prepare(grids) == {}
+    assert early.prepare(grids) == {}
+    assert sorted(looked) == sorted(grid.picture.path for grid in grids), "each once"
+    assert torch.equal(early.of(grids), plain.of(grids))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -127,6 +128,7 @@ class Features:
         self._device_bytes = device_bytes
         self._writer = ThreadPoolExecutor(1, "feature store")
         self._writes: list[Future[None]] = []
+        self._begun: Iterator[dict[PictureGrid, _Seen]] | None = None
         self._pixels: dict[PictureGrid, Pixels] = {}
         self._kept: dict[PictureGrid, Float[Tensor, "P C"]] = {}
         self.seconds_waited = 0.0
@@ -150,8 +152,8 @@ class Features:
         seen(n) is called as n more pictures are done. Returns the pictures that could not be decoded, with why.
         """
         failed: dict[PictureGrid, LorgnetteError] = {}
-        new = [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._kept]
-        for group in self._looked_at(new):
+        begun, self._begun = self._begun, None
+        for group in begun or self._looked_at(self._new(grids)):
             failed |= {grid: one.got for grid, one in group.items() if isinstance(one.got, LorgnetteError)}
             pixels = {grid: one.got for grid, one in group.items() if isinstance(one.got, np.ndarray)}
             if self._live:
@@ -161,6 +163,14 @@ class Features:
                 self._make(pixels, {grid: one.key for grid, one in group.items()})
             seen(len(group))
         return failed
+
+    def begin(self, grids: Iterable[PictureGrid]) -> None:
+        """Begin to decode the pictures that `prepare` is asked for next, while the tower is on its way: later, the
+        decoding threads would keep Python from those that launch what it computes."""
+        self._begun = self._looked_at(self._new(grids))
+
+    def _new(self, grids: Iterable[PictureGrid]) -> list[PictureGrid]:
+        return [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._kept]
 
     @property
     def late(self) -> Late | None:
@@ -243,15 +253,22 @@ class Features:
         self._writes.append(self._writer.submit(append))
 
     def _looked_at(self, grids: Sequence[PictureGrid]) -> Iterator[dict[PictureGrid, _Seen]]:
-        """Groups of pictures, decoded or found; the next groups are decoded while the tower works on this one."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting: deque[dict[PictureGrid, Future[_Seen]]] = deque()
-            for group in _grouped(grids):
+        """Groups of pictures, decoded or found: the first begun at once, the next while the tower works on these."""
+        pool, groups = ThreadPoolExecutor(os.cpu_count()), _grouped(grids)
+        waiting: deque[dict[PictureGrid, Future[_Seen]]] = deque()
+
+        def begin(count: int) -> None:
+            for group in islice(groups, count):
                 waiting.append({grid: pool.submit(self._look, grid) for grid in group})
-                if len(waiting) == _GROUPS_AHEAD:
+
+        def seen() -> Iterator[dict[PictureGrid, _Seen]]:
+            with pool:
+                while waiting:
                     yield self._awaited(waiting.popleft())
-            while waiting:
-                yield self._awaited(waiting.popleft())
+                    begin(1)
+
+        begin(_GROUPS_AHEAD)
+        return seen()
 
     def _awaited(self, group: dict[PictureGrid, "Future[_Seen]"]) -> dict[PictureGrid, _Seen]:
         begun = time.perf_counter()

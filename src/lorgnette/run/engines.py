@@ -73,6 +73,7 @@ def _fast(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
         coming=coming,
     )  # fmt: skip
+    features.begin(job.material.grids)
     with job.stages("weights"):  # the tower's; the decoder's are read while features are made
         opening.tower()
     material = _prepared(job, features, beside)
