@@ -1,11 +1,13 @@
 """The comparison's arithmetic, its table and its chart. What a peer does is seen on a GPU only."""
 
+import io
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TWO_B = {
@@ -79,3 +81,16 @@ def test_table_and_chart(compare: ModuleType, plot: ModuleType, tmp_path: Path) 
     assert bars[4] == pytest.approx(7 * bars[1], rel=0.01)
     assert "prefers-color-scheme: dark" in drawn
     assert "swift" not in drawn
+
+
+def test_photographs_made_from_a_few_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    preflight = __import__("preflight")
+    (few := tmp_path / "few").mkdir()
+    for shade in ("red", "navy"):
+        Image.new("RGB", (700, 500), shade).save(few / f"{shade}.jpg")
+    preflight.make(tmp_path / "made", few, 4)
+    _, *rows = (tmp_path / "made" / "captions.csv").read_text().splitlines()
+    pictures = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
+    assert len(set(pictures)) == len(set(rows)) == 4
+    assert Image.open(io.BytesIO(pictures[0])).size in preflight.SIZES
