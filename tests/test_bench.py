@@ -1,5 +1,6 @@
 """The comparison's arithmetic, its table and its chart. What a peer does is seen on a GPU only."""
 
+import io
 import json
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from lorgnette import __version__
 
@@ -246,3 +248,16 @@ def test_the_results_that_are_kept_here_still_make_the_table(plot: ModuleType) -
     assert "LLaMA-Factory 0.9.5" in plot.table(plot.rows(results))
     assert len(plot.calls(results).splitlines()) == len(files)
     ET.fromstring(plot.chart(plot.rows(results)))
+
+
+def test_photographs_made_from_a_few_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    preflight = __import__("preflight")
+    (few := tmp_path / "few").mkdir()
+    for shade in ("red", "navy"):
+        Image.new("RGB", (700, 500), shade).save(few / f"{shade}.jpg")
+    preflight.make(tmp_path / "made", few, 4)
+    _, *rows = (tmp_path / "made" / "captions.csv").read_text().splitlines()
+    pictures = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
+    assert len(set(pictures)) == len(set(rows)) == 4
+    assert Image.open(io.BytesIO(pictures[0])).size in preflight.SIZES

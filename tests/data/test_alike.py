@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.alike import LEAST, MOST, groups, sketch
+from lorgnette.data.alike import LEAST, MOST, UPPER, groups, sketch, suspects
 from lorgnette.data.pictures import glimpse, load
 from lorgnette.demo.scenes import draw, random_scene
 
 
 def sketched(path: Path) -> bytes:
-    size, seen = glimpse(path, least=LEAST, most=MOST)
+    size, seen, _ = glimpse(path, least=LEAST, most=MOST)
     assert seen is not None
     return sketch(seen, size)
 
@@ -80,6 +80,39 @@ def test_nothing_and_one() -> None:
 
 def test_many_of_one_picture_are_one_group() -> None:
     assert groups([bytes(768)] * 500) == [list(range(500))]
+
+
+def test_whoever_is_in_a_group_is_a_suspect_and_few_others(shared: Path) -> None:
+    photographs = [sketched(path) for path in sorted((shared / "coco").rglob("*.jpg"))]
+    assert suspects(photographs) == []
+    rng = np.random.default_rng(1)
+    again = [
+        np.clip(np.frombuffer(each, np.uint8) + rng.normal(0, 2, 768), 0, 255).astype(np.uint8).tobytes()
+        for each in photographs[::2]
+    ]
+    together = sorted(place for group in groups(photographs + again) for place in group)
+    assert together == suspects(photographs + again) == [*range(0, 80, 2), *range(80, 120)]
+    uppers = [each[:UPPER] for each in photographs + again]
+    assert suspects(uppers) == together
+
+
+def test_the_same_sky_is_suspected_and_no_group() -> None:
+    sky, sea, land = bytes((90, 140, 220)) * 64, bytes((20, 60, 90)) * 192, bytes((90, 160, 60)) * 192
+    assert suspects([sky + sea, land + sky, sky + land]) == [0, 2]
+    assert groups([sky + sea, land + sky, sky + land]) == []
+    assert suspects([]) == suspects([sky]) == []
+
+
+def test_all_of_a_chain_are_suspects() -> None:
+    """Each looks like the next one, the first not like the third."""
+    levels = [100, 106, 112, 118, 200]
+    assert suspects([bytes([level]) * UPPER for level in levels]) == [0, 1, 2, 3]
+
+
+def test_many_white_skies_are_found_in_no_time() -> None:
+    begun = time.process_time()
+    assert len(suspects([bytes([250]) * UPPER] * 20_000)) == 20_000
+    assert time.process_time() - begun < 10
 
 
 def test_a_turned_picture_is_sketched_as_it_is_seen(tmp_path: Path) -> None:

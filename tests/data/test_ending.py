@@ -1,6 +1,9 @@
+import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -53,3 +56,39 @@ def test_late_metadata(tmp_path: Path) -> None:
             file.seek(5)
             assert ending.late_metadata(file) is expected
             assert file.tell() == 5
+
+
+def jpeg(**how: Any) -> bytes:
+    noise = Image.frombytes("RGB", (160, 120), Random(3).randbytes(160 * 120 * 3))
+    noise.save(buffer := io.BytesIO(), "JPEG", **{"quality": 90, **how})
+    return buffer.getvalue()
+
+
+def scan_of(content: bytes) -> int:
+    """Where the only scan of a JPEG without a thumbnail begins."""
+    at = content.index(b"\xff\xda")
+    return at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+
+
+@pytest.mark.parametrize("how", [{}, {"restart_marker_rows": 1}, {"subsampling": 0}, {"optimize": True}])
+def test_the_beginning_of_a_jpeg_is_a_jpeg(how: dict[str, Any]) -> None:
+    content = jpeg(**how)
+    begun = scan_of(content)
+    beginning = ending.beginning(content, begun)
+    assert beginning is not None
+    assert len(beginning) - 2 == begun + round(0.4 * (len(content) - 2 - begun))
+    part, whole = (Image.open(io.BytesIO(each)).convert("RGB") for each in (beginning, content))
+    upper = (0, 0, 160, 32)
+    assert part.crop(upper).tobytes() == whole.crop(upper).tobytes()
+    assert part.getpixel((159, 119)) == (128, 128, 128)
+
+
+def test_only_one_whole_scan_has_a_beginning() -> None:
+    progressive, whole = jpeg(progressive=True), jpeg()
+    begun = scan_of(whole)
+    assert ending.beginning(progressive, scan_of(progressive)) is None
+    assert ending.beginning(whole[:-2], begun) is None
+    assert ending.beginning(whole + b"trailer", begun) is None
+    at = len(whole) * 3 // 4
+    assert ending.beginning(whole[:at] + b"\xff\xc4" + whole[at + 2 :], begun) is None
+    assert ending.beginning(whole[:at] + Random(1).randbytes(2048) + whole[at + 2048 :], begun) is None

@@ -1,10 +1,12 @@
 import csv
+import math
 import os
 import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -162,11 +164,53 @@ def test_a_glimpse_of_a_jpeg_is_a_fraction_of_it(tmp_path: Path, turned: bool) -
     exif[0x0112] = 6 if turned else 1
     path = tmp_path / "a.jpg"
     Image.linear_gradient("L").resize((640, 480)).save(path, exif=exif)
-    size, seen = glimpse(path, least=32, most=10)
+    size, seen, _ = glimpse(path, least=32, most=10)
     assert size == ((480, 640) if turned else (640, 480))
     assert seen is not None
     assert seen.size == (size[0] // 8, size[1] // 8)
     assert seen.mode == "RGB"
+
+
+def busy(size: tuple[int, int] = (640, 480), mode: str = "RGB") -> Image.Image:
+    cells = np.random.default_rng(5).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(640, 480), (427, 640), (161, 121), (3000, 2000)])
+def test_of_a_jpeg_the_upper_part_is_seen_as_in_the_whole(
+    tmp_path: Path, size: tuple[int, int], subsampling: int, mode: str
+) -> None:
+    path = tmp_path / "a.jpg"
+    busy(size, mode).save(path, quality=90, subsampling=subsampling)
+    (told, part, whole), (_, seen, all_of_it) = (glimpse(path, least=32, most=10, upper=each) for each in (0.2, 1.0))
+    assert part is not None
+    assert seen is not None
+    assert (told, whole, all_of_it) == (size, False, True)
+    assert part.size == seen.size
+    upper = (0, 0, seen.width, math.ceil(seen.height * 0.2))
+    assert part.crop(upper).tobytes() == seen.crop(upper).tobytes()
+    assert part.tobytes() != seen.tobytes()
+
+
+@pytest.mark.parametrize("how", ["turned", "progressive", "cmyk", "heavy top", "grey below", "no end"])
+def test_what_has_no_upper_part_to_be_told_apart_is_seen_whole(tmp_path: Path, how: str) -> None:
+    path, exif, picture = tmp_path / "a.jpg", Image.Exif(), busy(mode="CMYK" if how == "cmyk" else "RGB")
+    exif[0x0112] = 3 if how == "turned" else 1
+    if how == "heavy top":  # has most of the bytes
+        picture = Image.new("RGB", (640, 480), "navy")
+        picture.paste(Image.frombytes("RGB", (640, 140), Random(1).randbytes(640 * 140 * 3)))
+    if how == "grey below":
+        picture.paste((128, 128, 128), (0, 150, 640, 480))
+    picture.save(path, exif=exif, progressive=how == "progressive", quality=90)
+    if how == "no end":
+        path.write_bytes(path.read_bytes() + b"a phone's trailer")
+    (_, seen, whole), (_, same, _) = (glimpse(path, least=32, most=10, upper=each) for each in (0.28, 1.0))
+    assert whole
+    assert seen is not None
+    assert same is not None
+    assert seen.tobytes() == same.tobytes()
 
 
 def test_a_glimpse_does_not_decode_what_is_huge_and_can_only_be_had_whole(
@@ -175,7 +219,7 @@ def test_a_glimpse_does_not_decode_what_is_huge_and_can_only_be_had_whole(
     path = picture("a.png", size=(40, 30))
     assert glimpse(path, least=8, most=1200)[1] is not None
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("decoded"))
-    assert glimpse(path, least=8, most=1199) == ((40, 30), None)
+    assert glimpse(path, least=8, most=1199) == ((40, 30), None, False)
 
 
 def test_verified_passes_junk_behind_a_jpeg(picture: Callable[..., Path]) -> None:

@@ -1,10 +1,17 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from lorgnette.data.survey import _BLOCK, _TASK, judged, survey
+from lorgnette.data import alike
+from lorgnette.data.pictures import load
+from lorgnette.data.survey import _BLOCK, _TASK, judged, survey, whole_sketches
+from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Picture, Problem, Turn
 
 
@@ -72,6 +79,57 @@ def test_damage_in_the_middle_is_found_where_pixels_are_looked_at(picture: Calla
     assert survey([row(1, path)]).examples
     [problem] = survey([row(1, path)], sketched=True).problems
     assert (problem.row, str(path) in problem.what) == (1, True)
+
+
+def photograph(path: Path, upper: int, lower: int, **how: Any) -> Path:
+    halves = (np.random.default_rng(seed).integers(0, 255, (20, 40, 3), dtype=np.uint8) for seed in (upper, lower))
+    Image.fromarray(np.concatenate(list(halves))).resize((640, 480), Image.Resampling.BICUBIC).save(path, **how)
+    return path
+
+
+def test_jpegs_are_looked_at_down_to_their_end_only_where_their_upper_quarters_agree(tmp_path: Path) -> None:
+    sky, anew = photograph(tmp_path / "sky.jpg", 1, 2), photograph(tmp_path / "anew.jpg", 1, 2, quality=60)
+    land, other = photograph(tmp_path / "land.jpg", 1, 3), photograph(tmp_path / "other.jpg", 4, 2)
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(sky.read_bytes())
+    png = photograph(tmp_path / "a.png", 4, 2)
+    looks = survey([row(1, sky, anew, land, copy)], sketched=True).looks
+    assert {len(look.sketch or b"") for look in looks.values()} == {alike.UPPER}
+    same = {path: path for path in looks} | {copy: sky}
+    found = whole_sketches(looks, same)
+    assert list(found) == [sky, anew, land]
+    assert {len(sketch) for sketch in found.values()} == {768}
+    assert alike.groups(list(found.values())) == [[0, 1]]
+    assert list(whole_sketches(survey([row(1, sky, other, png)], sketched=True).looks, {other: other, png: png})) == [
+        other,
+        png,
+    ]
+    assert whole_sketches(survey([row(1, sky, other)], sketched=True).looks, {sky: sky, other: other}) == {}
+    assert whole_sketches(survey([row(1, sky, anew)]).looks, {sky: sky, anew: anew}) == {}
+
+
+def test_damage_below_the_upper_part_of_a_jpeg_is_found_as_a_whole_decode_finds_it(tmp_path: Path) -> None:
+    content = photograph(tmp_path / "whole.jpg", 1, 2, quality=95).read_bytes()
+    torn, at = tmp_path / "torn.jpg", len(content) * 3 // 4
+    for seed in range(20):
+        torn.write_bytes(content[:at] + Random(seed).randbytes(4096) + content[at + 4096 :])
+        try:
+            load(torn)
+            refused = False
+        except LorgnetteError:
+            refused = True
+        assert bool(survey([row(1, torn)], sketched=True).problems) == refused
+    torn.write_bytes(content[:at] + b"\xff\xc4" + content[at + 2 :])  # a table's marker, with no table behind it
+    with pytest.raises(LorgnetteError):
+        load(torn)
+    assert survey([row(1, torn)], sketched=True).problems
+
+
+def test_what_is_no_file_is_announced_without_waiting_for_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    rows = [row(1, pipe), row(2, tmp_path / "gone.png"), row(3, Path("a\0b.png")), row(4, tmp_path)]
+    assert [problem.row for problem in survey(rows, sketched=True).problems] == [1, 2, 3, 4]
 
 
 def test_two_surveys_are_one(picture: Callable[..., Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lorgnette.data.repeats import repeats
 from lorgnette.data.scripts import scripts
 from lorgnette.data.source import pictures_of, read, speaks
 from lorgnette.data.split import Split, identities, parts
-from lorgnette.data.survey import Look, Survey, survey
+from lorgnette.data.survey import Look, Survey, survey, whole_sketches
 
 __all__ = [
     "EXPORTS",
@@ -59,4 +59,5 @@ __all__ = [
     "survey",
     "usable",
     "verified",
+    "whole_sketches",
 ]

@@ -9,10 +9,11 @@ Knows nothing about rows.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
 SIDE = 16
@@ -22,6 +23,10 @@ LEAST = 2 * SIDE
 """Pixels of a side that a sketch is made from, at least."""
 MOST = 1 << 25
 """Pixels beyond which only a JPEG, which is decoded at a fraction, is worth a sketch."""
+UPPER = SIDE // 4 * SIDE * 3
+"""Bytes of a sketch that are the picture's upper quarter."""
+UPPER_SEEN = (SIDE // 4 + 0.5) / SIDE
+"""Of a picture's height, so that its upper quarter is right to the last row."""
 _FINE = 8 * SIDE
 
 
@@ -50,40 +55,81 @@ def _shares(pixels: int, used: float) -> Float32[np.ndarray, "S P"]:
     return shares.astype(np.float32)
 
 
+def suspects(sketches: Sequence[bytes]) -> list[int]:
+    """Places of sketches whose upper quarter looks like another's: all that `groups` could put together, and others.
+
+    Of the upper quarter the cells may differ by twice as much on average: what differs may stand there.
+    """
+    laid = _Laid.of([sketch[:UPPER] for sketch in sketches], 2 * MEAN)
+    found = np.zeros(len(sketches), bool)
+    for place in range(len(sketches)):
+        # Of one that is found already, only those that are not need be told: a thousand white skies are no million.
+        same = laid.alike(place, ~found if found[place] else None)
+        if len(same):
+            found[[place, *same.tolist()]] = True
+    return sorted(laid.order[found].tolist())
+
+
 def groups(sketches: Sequence[bytes]) -> list[list[int]]:
-    """Places of sketches that look alike, two or more together; each place in one group at most.
+    """Places of whole sketches that look alike, two or more together; each place in one group at most.
 
     The first of a group, by brightness, speaks for it: the others look like it, not necessarily like each other.
-    Sorted by mean brightness, only neighbours need be compared: 100,000 pictures in seconds.
     """
-    cells = np.frombuffer(b"".join(sketches), np.uint8).reshape(len(sketches), SIDE * SIDE * 3)
-    means = _means(cells)
-    order = np.argsort(means[:, 0], kind="stable")
-    cells, means = cells[order], means[order]
-    quarter = means[:, 1].copy()  # one number a picture, side by side, rules out most of the neighbours
-    ends = np.searchsorted(means[:, 0], means[:, 0] + MEAN, side="right")
-    taken = np.zeros(len(order), bool)
+    laid = _Laid.of(sketches, MEAN)
+    taken = np.zeros(len(sketches), bool)
     found: list[list[int]] = []
-    for place, end in enumerate(ends.tolist()):
-        if taken[place] or end == place + 1:
-            continue
-        near = np.flatnonzero(np.abs(quarter[place + 1 : end] - quarter[place]) <= MEAN) + place + 1
-        near = near[(np.abs(means[near] - means[place]) <= MEAN).all(axis=1) & ~taken[near]]
-        same = near[_alike(cells[near], cells[place])] if len(near) else near
+    for place in range(len(sketches)):
+        same = laid.alike(place, ~taken) if not taken[place] else ()
         if len(same):
             taken[same] = True
-            found.append(sorted(order[[place, *same.tolist()]].tolist()))
+            found.append(sorted(laid.order[[place, *same]].tolist()))
     return sorted(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """Sketches sorted by mean brightness, so that only neighbours need be compared: 100,000 pictures in seconds.
+
+    order: the place of each before. ends: where the neighbours of each end. quarter: one column of means, which rules
+    out most of the neighbours, side by side. most: by which cells may differ on average.
+    """
+
+    order: Int64[np.ndarray, " N"]
+    cells: UInt8[np.ndarray, "N D"]
+    means: Float32[np.ndarray, "N 13"]
+    quarter: Float32[np.ndarray, " N"]
+    ends: list[int]
+    most: float
+
+    @classmethod
+    def of(cls, sketches: Sequence[bytes], most: float) -> "_Laid":
+        cells = np.frombuffer(b"".join(sketches), np.uint8).reshape(
+            len(sketches), len(sketches[0]) if sketches else UPPER
+        )
+        means = _means(cells)
+        order = np.argsort(means[:, 0], kind="stable")
+        cells, means = cells[order], means[order]
+        ends = np.searchsorted(means[:, 0], means[:, 0] + most, side="right").tolist()
+        return cls(order, cells, means, means[:, 1].copy(), ends, most)
+
+    def alike(self, place: int, among: Bool[np.ndarray, " N"] | None) -> Int64[np.ndarray, " S"]:
+        """Which behind it look like the one at this place."""
+        end = self.ends[place]
+        close = np.abs(self.quarter[place + 1 : end] - self.quarter[place]) <= self.most
+        near = np.flatnonzero(close if among is None else close & among[place + 1 : end]) + place + 1
+        near = near[(np.abs(self.means[near] - self.means[place]) <= self.most).all(axis=1)]
+        same: np.ndarray = near[_alike(self.cells[near], self.cells[place], self.most)] if len(near) else near
+        return same
+
+
 def _means(cells: UInt8[np.ndarray, "N D"]) -> np.ndarray:
-    """[N, 13]: the mean of all cells, then of each colour in each quarter. These too must agree to within MEAN, which
-    sorts out nearly all pairs before cells are compared."""
-    half = SIDE // 2
-    quarters = cells.reshape(-1, 2, half, 2, half, 3).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
+    """[N, 13]: the mean of all cells, then of each colour in each quarter. These too must agree as cells must on
+    average, which sorts out nearly all pairs before cells are compared."""
+    high = cells.shape[1] // (SIDE * 3)
+    quarters = cells.reshape(-1, 2, high // 2, 2, SIDE // 2, 3).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
     return np.concatenate([quarters.mean(axis=1, keepdims=True), quarters], axis=1)
 
 
-def _alike(others: UInt8[np.ndarray, "N D"], one: UInt8[np.ndarray, " D"]) -> np.ndarray:
+def _alike(others: UInt8[np.ndarray, "N D"], one: UInt8[np.ndarray, " D"], most: float) -> np.ndarray:
     apart = np.abs(others.astype(np.int16) - one)
-    return np.asarray((apart.max(axis=1) <= CELL) & (apart.mean(axis=1) <= MEAN))
+    return np.asarray((apart.max(axis=1) <= CELL) & (apart.mean(axis=1) <= most))

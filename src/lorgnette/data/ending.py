@@ -8,6 +8,11 @@ import os
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+_EOI = b"\xff\xd9"
+_BEGINNING = 0.4
+"""Of a scan's bytes: of 80 photographs of COCO the upper quarter stands in that much of all but a few."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 
@@ -19,12 +24,28 @@ def complete(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(12)
         if head.startswith(b"\xff\xd8"):
-            return _tail(file, 2) == b"\xff\xd9"
+            return _tail(file, 2) == _EOI
         if head.startswith(_PNG):
             return _png_chunks(file)[0]
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return _webp_complete(file, int.from_bytes(head[4:8], "little"))
     return False
+
+
+def beginning(content: bytes, begun: int) -> bytes | None:
+    """A JPEG of `content`'s first two fifths, its scan begun at `begun`; decoded, it lacks the lower part.
+
+    None unless the content is one whole scan up to EOI: no markers in it but those that restart it (ITU-T T.81, B.1.1.5
+    and B.2.1). Whatever else stands there, other scans as well as damage that a decoder would stop at, asks for a full
+    decode.
+    """
+    if not content.endswith(_EOI):
+        return None
+    scan = np.frombuffer(content, np.uint8)[begun : -len(_EOI)]
+    marks = scan[np.flatnonzero(scan[:-1] == 0xFF) + 1]
+    if ((marks != 0) & ((marks < 0xD0) | (marks > 0xD7))).any():
+        return None
+    return content[: begun + round(_BEGINNING * len(scan))] + _EOI
 
 
 def late_metadata(file: IO[bytes]) -> bool:

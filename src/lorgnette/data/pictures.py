@@ -3,6 +3,8 @@
 Knows nothing about examples, captions, or the sizes a model wants.
 """
 
+import io
+import math
 import re
 import stat
 import threading
@@ -44,6 +46,8 @@ _TURNS = {
 }
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """The filter as `warnings` keeps it."""
+_FILLED = 128
+"""What libjpeg puts where a file has no more: every coefficient zero, which is grey."""
 _lock = threading.Lock()
 
 
@@ -60,20 +64,26 @@ def load(path: Path) -> Image.Image:
         return _shown(path, image)
 
 
-def glimpse(path: Path, *, least: int, most: int) -> tuple[tuple[int, int], Image.Image | None]:
-    """`verified`, and the picture as `load` gives it but perhaps smaller, from one look at the file.
+def glimpse(
+    path: Path, *, least: int, most: int, upper: float = 1.0
+) -> tuple[tuple[int, int], Image.Image | None, bool]:
+    """`verified`, and the picture as `load` gives it but perhaps smaller, from one look at the file; is it whole?
 
     least: sides of so many pixels will do: a JPEG is decoded at a fraction of its size (its own 8×8 cosine blocks,
-    scaled). most: beyond so many pixels a picture that can only be decoded whole is not shown but None.
+    scaled). most: beyond so many pixels a picture that can only be decoded whole is not shown but None. upper: so much
+    of its height will do: where a JPEG's first bytes hold that much, what is below is grey, and the picture not whole.
     """
     with _opened(path) as image:
         size = _shaped(path, _size(image))
-        scaled = isinstance(image, JpegImagePlugin.JpegImageFile)
-        if scaled or size[0] * size[1] <= most:
-            if scaled:
-                image.draft(None, (least, least))  # None: in its own mode
-            return size, _shown(path, image)
-    return verified(path), None
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            seen = _upper(path, image, least, upper) if upper < 1 else None
+            if seen is not None:
+                return size, seen, False
+            image.draft(None, (least, least))  # None: in its own mode
+            return size, _shown(path, image), True
+        if size[0] * size[1] <= most:
+            return size, _shown(path, image), True
+    return verified(path), None, False
 
 
 def verified(path: Path) -> tuple[int, int]:
@@ -88,6 +98,24 @@ def verified(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise unreadable(path, error) from error
     return size if whole else load(path).size
+
+
+def _upper(path: Path, image: JpegImagePlugin.JpegImageFile, least: int, upper: float) -> Image.Image | None:
+    """The picture of which only the upper part is decoded; None where that cannot be had, or not be told apart."""
+    if image.format != "JPEG" or image.mode not in ("L", "RGB") or _orientation(image) != 1 or image.fp is None:
+        return None
+    begun = image.fp.tell()  # Pillow reads a JPEG's header up to where its scan begins
+    image.fp.seek(0)
+    beginning = ending.beginning(image.fp.read(), begun)
+    if beginning is None:
+        return None
+    with Image.open(io.BytesIO(beginning), formats=("JPEG",)) as part:
+        part.draft(None, (least, least))
+        seen = _shown(path, part)
+    blocks = 8 * max(layer[2] for layer in image.layer)  # pixels high, of those that are decoded together
+    known = math.ceil(upper * seen.height) + math.ceil(blocks * seen.height / image.height)
+    below = seen.crop((0, known, *seen.size)) if known < seen.height else None
+    return seen if below is not None and set(below.getextrema()) != {(_FILLED, _FILLED)} else None
 
 
 def _size(image: ImageFile.ImageFile) -> tuple[int, int]:

@@ -4,8 +4,9 @@ Knows nothing about forms of files, tokens or models, nor about which part a row
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -22,7 +23,8 @@ _BLOCK, _TASK = 1024, 16
 
 
 class Look(NamedTuple):
-    """What is kept of a picture: (width, height) as seen, and its sketch if one was asked for and could be had."""
+    """What is kept of a picture: (width, height) as seen, and its sketch if one was asked for and could be had; of a
+    JPEG as a rule the upper quarter's, which most pictures have to themselves."""
 
     size: tuple[int, int]
     sketch: bytes | None
@@ -53,17 +55,44 @@ def survey(rows: Iterable[Example | Problem], *, sketched: bool = False) -> Surv
     return found
 
 
+def whole_sketches(looks: Mapping[Path, Look], same: Mapping[Path, Path]) -> dict[Path, bytes]:
+    """Of the pictures whose upper quarter looks like another's: nothing else can be a look-alike. JPEGs among them are
+    decoded down to their end for it. same: `identities`; of equal files the first stands for all."""
+    first: dict[Path, Path] = {}
+    for path, file in same.items():
+        first.setdefault(file, path)
+    upper = {path: sketch for path in first.values() if (sketch := looks[path].sketch)}
+    paths = list(upper)
+    suspects = [paths[place] for place in alike.suspects(list(upper.values()))]
+    with _pool(decoding=True) as pool:
+        sketches = pool.map(lambda path: _whole(path, upper[path]), suspects)
+        return {path: sketch for path, sketch in zip(suspects, sketches, strict=True) if sketch}
+
+
+def _whole(path: Path, sketch: bytes) -> bytes:
+    if len(sketch) > alike.UPPER:
+        return sketch
+    size, seen, _ = glimpse(path, least=alike.LEAST, most=alike.MOST)
+    return alike.sketch(seen, size) if seen else b""
+
+
+def _pool(*, decoding: bool) -> ThreadPoolExecutor:
+    """Headers are waited for, on a network drive for long; where pictures are decoded, more threads than cores spend
+    half as much again on each other (bench/LOG.md)."""
+    cores = os.cpu_count() or 1
+    return ThreadPoolExecutor(min(16, cores if decoding else 4 * cores), thread_name_prefix="pictures")
+
+
 def judged(
     rows: Iterable[Example | Problem], *, sketched: bool = False
 ) -> Iterator[tuple[Example | Problem, dict[Path, Look]]]:
     """Every row in its order, with its pictures' looks; each picture is looked at once.
 
     Block by block, so that memory grows with the number of pictures and not of rows; a block's pictures are looked at
-    while the rows before it are dealt with. Threads, because on a network drive the wait is the work, and Pillow
-    decodes beside Python.
+    while the rows before it are dealt with. In threads: Pillow decodes beside Python.
     """
     seen: dict[Path, Look | _Unreadable] = {}
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1)), thread_name_prefix="headers") as pool:
+    with _pool(decoding=sketched) as pool:
         asked = _asked(rows, lambda paths: _looks(pool, paths, sketched))
         for (block, looks), _ in pairwise(chain(asked, [((), ())])):
             seen.update(looks)
@@ -73,8 +102,23 @@ def judged(
 
 def _looks(pool: Executor, paths: Sequence[Path], sketched: bool) -> Iterable["Look | _Unreadable"]:
     """On their way. A few are one task: handing each over on its own costs a tenth of a photograph's look."""
+    _announce(paths)
     tasks = [paths[at : at + _TASK] for at in range(0, len(paths), _TASK)]
     return chain.from_iterable(pool.map(lambda task: [_look(path, sketched=sketched) for path in task], tasks))
+
+
+def _announce(paths: Sequence[Path]) -> None:
+    """Let the disk fetch them while pictures before them are decoded; where it cannot, they are waited for."""
+    if not hasattr(os, "posix_fadvise"):  # macOS, Windows
+        return
+    for path in paths:
+        # What cannot be opened is named when it is looked at. Not blocking: it may be a pipe.
+        with suppress(OSError, ValueError):
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(file)
 
 
 def _asked(
@@ -101,8 +145,9 @@ def _look(path: Path, *, sketched: bool) -> Look | _Unreadable:
     try:
         if not sketched:
             return Look(verified(path), None)
-        size, seen = glimpse(path, least=alike.LEAST, most=alike.MOST)
-        return Look(size, alike.sketch(seen, size) if seen else None)
+        size, seen, whole = glimpse(path, least=alike.LEAST, most=alike.MOST, upper=alike.UPPER_SEEN)
+        sketch = alike.sketch(seen, size) if seen else None
+        return Look(size, sketch if whole or sketch is None else sketch[: alike.UPPER])
     except LorgnetteError as error:
         return _Unreadable(error.what, error.remedy or "correct or remove the row")
 

@@ -48,24 +48,24 @@ def check(
     same = data.identities(whole.looks, whole.looks)
     trained, held, why_none = _parts(seen, test, same, chosen)
     tokens, unfit, unchecked = _tokens([*trained, *held], whole.looks, chosen)
-    sketches = {path: look.sketch for path, look in whole.looks.items() if look.sketch is not None}
+    compared = sum(look.sketch is not None for look in whole.looks.values())
     if not looks:
         unchecked.append("look-alikes: left out, as asked")
-    elif len(sketches) < len(whole.looks):
-        unchecked.append(f"look-alikes among {len(whole.looks) - len(sketches)} huge pictures that are no JPEGs")
+    elif compared < len(whole.looks):
+        unchecked.append(f"look-alikes among {len(whole.looks) - compared} huge pictures that are no JPEGs")
     found = Preflight(
         title=source.name,
         report=data.report_of(whole),
         findings=[
             *(Finding("unusable", problem) for problem in whole.problems),
             *unfit,
-            *data.repeats(trained, held, same, sketches),
+            *data.repeats(trained, held, same, data.whole_sketches(whole.looks, same)),
             *data.oddities([*trained, *held], whole.looks, chosen.encode.size),
         ],
         parts=Parts.of(trained, held, why_none),
         scripts=data.scripts([*trained, *held]),
         tokens=tokens,
-        compared=len(sketches),
+        compared=compared,
         unchecked=unchecked,
     )
     _told(found, source, terminal)
