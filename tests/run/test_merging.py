@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.adapter_files import WEIGHTS
-from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
+from lorgnette.predict.elsewhere import Distance, Found, Names, Replayed, Sample
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.merging import merge
 from lorgnette.run.opened import Asked
@@ -70,10 +70,20 @@ def test_what_rounding_costs(
     found(same_inputs=False)
     with pytest.raises(LorgnetteError, match=r"makes other inputs than its base · .*three"):
         merge(folder.adapter, tmp_path / "three")
+    found(lacking=("a",))
+    with pytest.raises(LorgnetteError, match=r"the merged folder lacks weights · .*four"):
+        merge(folder.adapter, tmp_path / "four")
+    found(witness=Replayed(same_tokens=True, loss=0.0))
+    with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
+        merge(folder.adapter, tmp_path / "five")
 
 
 def test_a_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
     path = train(chosen()).adapter / WEIGHTS
+    (path.parent / "lorgnette.json").rename(path.parent / "elsewhere")
+    with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*`lorgnette verify` says more"):
+        merge(path.parent, tmp_path / "merged")
+    (path.parent / "elsewhere").rename(path.parent / "lorgnette.json")
     save_file({name: tensor / 0 for name, tensor in load_file(path).items()}, path)
     with pytest.raises(LorgnetteError, match=r"numbers that are not finite.*`lorgnette verify` says more"):
         merge(path.parent, tmp_path / "merged")

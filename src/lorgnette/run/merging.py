@@ -38,8 +38,11 @@ def merge(
     from lorgnette.model.device import device_of
     from lorgnette.model.inventory import inventory
     from lorgnette.model.merge import merge as merged
+    from lorgnette.model.witness import Witness
+    from lorgnette.run.verifying import encoded_otherwise
 
-    faults = inventory(asked.adapter).faults
+    kept = Witness.read(asked.adapter)
+    faults = [*inventory(asked.adapter).faults, *filter(None, [encoded_otherwise(asked, kept)])]
     if faults:
         raise LorgnetteError("; ".join(faults), where=str(asked.adapter), remedy="`lorgnette verify` says more")
     with enough_memory("merging needs four bytes a weight, twice"):
@@ -62,8 +65,9 @@ def _compare(asked: Asked, out: Path, device: str, terminal: Terminal) -> None:
     Raises LorgnetteError where the folder does not answer as a checkpoint of its own should.
     """
     from lorgnette.model.merge import stored_dtype
+    from lorgnette.model.witness import Witness
     from lorgnette.predict.elsewhere import Distance, ask
-    from lorgnette.run.verifying import moved, pictures_elsewhere, say_texts
+    from lorgnette.run.verifying import moved, pictures_elsewhere, replayed, say_texts
 
     assert asked.adapter is not None
     assert asked.contract is not None
@@ -71,10 +75,15 @@ def _compare(asked: Asked, out: Path, device: str, terminal: Terminal) -> None:
     if found.failed is not None or found.names.missing:
         terminal.warn("compared   not: plain peft does not take the adapter (lorgnette verify); merged, it is usable")
         return
-    if not found.same_inputs:
+    for wrong, what in ((found.lacking, "lacks weights"), (not found.same_inputs, "makes other inputs than its base")):
+        if wrong:
+            raise LorgnetteError(f"the merged folder {what}", where=str(out), remedy="remove it, and merge again")
+    kept = Witness.read(asked.adapter)
+    if kept and found.witness and not (finding := replayed(kept, found)).good:
         raise LorgnetteError(
-            "the merged folder makes other inputs than its base", where=str(out), remedy="remove it, and merge again"
-        )
+            f"the adapter is not the one that was trained: {finding.told}", where=str(asked.adapter),
+            remedy=f"{finding.remedy}, remove {out}, and merge again",
+        )  # fmt: skip
     tuned = Distance.over([sample.moved for sample in found.samples])
     lost = Distance.over([sample.rounded for sample in found.samples])
     share = lost.total_variation / tuned.total_variation if tuned.total_variation else 0.0
