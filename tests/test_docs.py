@@ -12,6 +12,8 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from lorgnette import cli, config
 
@@ -131,6 +133,31 @@ def test_a_guides_commands_run_and_print_what_it_says(page: Path, here: Path) ->
         block += kind == "sh"
         for line in text.splitlines() if kind == "text" else ():
             assert line in printed[block], line
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_no_command_of_a_guide_is_beside_its_script(page: Path) -> None:
+    """A block of another kind would not be run, and nobody would notice."""
+    kinds = {"sh", "text", "python", ""}
+    for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        assert kind in kinds
+        assert kind == "sh" or not re.search(r"^\$? ?lorgnette \w", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_pages_mention_exists(page: Path) -> None:
+    """Verbs, their options and settings that stand in a sentence, where no test runs them."""
+    verbs = get_command(cli.app)
+    assert isinstance(verbs, TyperGroup)
+    settings = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"`([^`]+)`", text):
+        if found := re.match(r"lorgnette ([a-z]+)\b(.*)", span):
+            assert found[1] in verbs.commands, span
+            options = {name for param in verbs.commands[found[1]].params for name in param.opts}
+            assert set(re.findall(r"--[a-z-]+", found[2])) <= options, span
+        if found := re.match(r"((?:data|encode|lora|train|predict|track)\.\w+)(=|$)", span):
+            assert f"`{found[1]}`" in settings, span
 
 
 def test_data_page_forms_are_read(here: Path) -> None:

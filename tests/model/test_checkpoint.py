@@ -1,6 +1,7 @@
 """A checkpoint's folder is whole, of a family we know, and told apart from any other."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -122,3 +123,22 @@ def test_the_revision_is_the_hubs_commit(tiny: Path, tmp_path: Path) -> None:
     assert Checkpoint.at(snapshot).revision == "0123abc"
     (tmp_path / "link").symlink_to(snapshot)
     assert Checkpoint.at(tmp_path / "link").revision == "0123abc"
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_file_that_is_not_whole(copied: Path, files: int) -> None:
+    """Said from its size and header: no weight is read."""
+    weights = sharded(copied)[-1] if files > 1 else copied / "model.safetensors"
+    assert len(Checkpoint.at(copied).weights) == files
+    whole = weights.stat().st_size
+    for size, said in (
+        (whole - 1, f"is cut short: {whole - 1} of {whole} bytes are there"),
+        (100, "is cut short: 100 bytes are there, not its whole header"),
+        (3, "is cut short: 3 bytes are there, not its whole header"),
+        (0, "is empty"),
+    ):
+        os.truncate(weights, size)
+        with pytest.raises(LorgnetteError) as caught:
+            Checkpoint.at(copied)
+        assert caught.value.what == f"weights cannot be loaded: {weights.name} {said}"
+        assert caught.value.remedy == "download the checkpoint again, whole"

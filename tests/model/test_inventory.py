@@ -72,17 +72,40 @@ def test_a_file_cut_short_says_how_much_is_there(copied: Path, cut: int) -> None
     os.truncate(path, whole + cut if cut < 0 else cut)
     with pytest.raises(LorgnetteError) as caught:
         inventory(copied)
-    if cut < 0:
-        assert caught.value.what == f"{WEIGHTS} is cut short: {whole + cut} of {whole} bytes are there"
-    else:
-        assert caught.value.what.startswith((f"{WEIGHTS} is cut short: {cut} of ", f"{WEIGHTS} cannot be read"))
+    there = f"{whole + cut} of {whole} bytes are there" if cut < 0 else f"{cut} bytes are there, not its whole header"
+    assert caught.value.what == f"{WEIGHTS} is cut short: {there}"
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 4])
-def test_no_safetensors_at_all(copied: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n" * 4, "is a Git LFS pointer and not the file itself: `git lfs"),
+        (b"<!DOCTYPE html><html>" * 9, "cannot be read: "),
+    ],
+)
+def test_no_safetensors_at_all(copied: Path, content: bytes, said: str) -> None:
     (copied / WEIGHTS).write_bytes(content)
-    with pytest.raises(LorgnetteError, match=f"{WEIGHTS} cannot be read"):
+    with pytest.raises(LorgnetteError, match=f"{WEIGHTS} {said}"):
         inventory(copied)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"r": 8}, f"{CONFIG} says rank 8, the tensors have rank 4: the two files are not one adapter's"),
+        ({"r": 0}, f"{CONFIG} does not fit: r is 0, lora_alpha 8"),
+        ({"r": None}, f"{CONFIG} does not fit: r is None, lora_alpha 8"),
+        ({"lora_alpha": "x"}, f"{CONFIG} does not fit: r is 4, lora_alpha 'x'"),
+        ({"peft_type": "LOHA"}, f"{CONFIG} says that it is a LOHA, not a LORA"),
+        ({"r": 8, "rank_pattern": {"q_proj": 4}}, None),
+        ({"lora_alpha": 0.5}, None),
+    ],
+)
+def test_settings_that_are_not_the_tensors(copied: Path, changed: dict[str, Any], said: str | None) -> None:
+    config = json.loads((copied / CONFIG).read_text())
+    (copied / CONFIG).write_text(json.dumps(config | changed))
+    assert inventory(copied).faults == ((said,) if said else ())
 
 
 @pytest.mark.parametrize(("name", "content"), [(CONFIG, "{"), (CONFIG, "[]"), (CONFIG, "{}")])
@@ -117,14 +140,31 @@ def test_what_vllm_refuses(copied: Path, changed: dict[str, Any], said: str | No
     assert inventory(copied).vllm == ((said,) if said else ())
 
 
+def test_what_vllm_has_no_place_for(copied: Path) -> None:
+    """Modules beside the decoder's projections, and tensors that are no LoRA factors."""
+    more = {
+        "base_model.model.lm_head.lora_A.weight": torch.ones(4, 2),
+        "base_model.model.lm_head.lora_B.weight": torch.ones(2, 4),
+        "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2),
+    }
+    assert inventory(rewritten(copied, lambda t: t | more)).vllm == (
+        "more is adapted than the decoder's projections: lm_head",
+        "there are tensors beside LoRA's two factors: language_model.embed_tokens.token_adapter.trainable_tokens_delta",
+    )
+
+
 def test_vllms_ranks(copied: Path) -> None:
-    def ranked(rank: int) -> Path:
+    config = json.loads((copied / CONFIG).read_text())
+
+    def ranked(rank: int, **more: Any) -> Path:
+        (copied / CONFIG).write_text(json.dumps(config | {"r": rank} | more))
         name = "base_model.model.model.visual.blocks.0.attn.qkv.lora_{}.weight"
         return rewritten(
             copied, lambda _: {name.format("A"): torch.ones(rank, 2), name.format("B"): torch.ones(2, rank)}
         )
 
     assert [inventory(ranked(rank)).vllm_rank for rank in (1, 2, 16, 17, 64, 300, 512)] == [1, 8, 16, 32, 64, 320, 512]
+    assert inventory(ranked(8, r=64, rank_pattern={"qkv": 8})).vllm_rank == 64  # what vLLM reads is `r`
     assert inventory(ranked(600)).vllm == (
         "rank 600 is above its limit of 512",
         "the vision tower is adapted, which it leaves out or refuses",

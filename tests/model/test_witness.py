@@ -134,8 +134,12 @@ def test_another_picture_rule_is_noticed(kept: Path, tiny: Path, tmp_path: Path)
 def test_an_adapter_without_one(tmp_path: Path) -> None:
     assert Witness.read(tmp_path) is None
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / PICTURE)
-    assert Witness.read(tmp_path) is None
+    with pytest.raises(LorgnetteError, match=r"witness.json is missing"):
+        Witness.read(tmp_path)
     for content in ("{", "{}", "[]"):
         (tmp_path / FILE).write_text(content)
         with pytest.raises(LorgnetteError, match=r"witness.json cannot be read"):
             Witness.read(tmp_path)
+    (tmp_path / PICTURE).unlink()
+    with pytest.raises(LorgnetteError, match=r"witness.png is missing"):
+        Witness.read(tmp_path)

@@ -1,16 +1,20 @@
 """`merge` refuses to write over anything, and its folder is a model like any other."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.model.adapter_files import WEIGHTS
-from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
+from lorgnette.predict.elsewhere import Distance, Found, Names, Replayed, Sample
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.merging import merge
 from lorgnette.run.opened import Asked
@@ -33,12 +37,42 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return answer
 
 
+def in_shards(checkpoint: Path, out: Path) -> Path:
+    """The checkpoint with its weights in two files and an index, as hubs have them."""
+    shutil.copytree(checkpoint, out)
+    tensors = load_file(out / "model.safetensors")
+    (out / "model.safetensors").unlink()
+    place = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(place.values()):
+        save_file({name: t for name, t in tensors.items() if place[name] == file}, out / file, {"format": "pt"})
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    return out
+
+
 def test_an_adapter_becomes_a_model(
-    chosen: Callable[..., Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chosen: Callable[..., Settings], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the real other process, which finds the folder to be a model of its own."""
-    folder = train(chosen("train.lr=1e-2"))
+    """With the real other process, which finds the folder to be a model of its own. The base is laid out as on a hub,
+    in two shards, and the adapter has the names of before transformers 4.52, which that process does not know."""
+    base = in_shards(tiny, tmp_path / "base")
+    folder = train(chosen("train.lr=1e-2", f"model={base}"))
+    weights = {name.replace(".language_model.", "."): t for name, t in load_file(folder.adapter / WEIGHTS).items()}
+    save_file(weights, folder.adapter / WEIGHTS)
     out = merge(folder.path, tmp_path / "merged")
+    assert {path.name for path in out.iterdir()} == {*(path.name for path in base.iterdir()), "lorgnette.json"}
+    for path in base.iterdir():
+        if path.suffix != ".safetensors":
+            assert (out / path.name).read_bytes() == path.read_bytes()
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()  # tied
+    changed = {
+        name
+        for shard in base.glob("*.safetensors")
+        for name, tensor in load_file(shard).items()
+        if not torch.equal(tensor, load_file(out / shard.name)[name])
+    }
+    assert changed
+    assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
     said = capsys.readouterr().err
     for line in (
         f"merged     {out}",
@@ -65,15 +99,25 @@ def test_what_rounding_costs(
     assert "another first choice at 0 of 4: 60.0% of that" in said
     assert "merged: a" in said
     found(names=Names(matched=0, missing=("a",), left_over=("b",)))
-    merge(folder.adapter, tmp_path / "two")
-    assert "compared   not: plain peft does not take the adapter" in capsys.readouterr().err
+    with pytest.raises(LorgnetteError, match="two could not be compared: plain peft does not take the adapter"):
+        merge(folder.adapter, tmp_path / "two")
     found(same_inputs=False)
     with pytest.raises(LorgnetteError, match=r"makes other inputs than its base · .*three"):
         merge(folder.adapter, tmp_path / "three")
+    found(lacking=("a",))
+    with pytest.raises(LorgnetteError, match=r"the merged folder lacks weights · .*four"):
+        merge(folder.adapter, tmp_path / "four")
+    found(witness=Replayed(same_tokens=True, loss=0.0))
+    with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
+        merge(folder.adapter, tmp_path / "five")
 
 
 def test_a_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
     path = train(chosen()).adapter / WEIGHTS
+    (path.parent / "lorgnette.json").rename(path.parent / "elsewhere")
+    with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*`lorgnette verify` says more"):
+        merge(path.parent, tmp_path / "merged")
+    (path.parent / "elsewhere").rename(path.parent / "lorgnette.json")
     save_file({name: tensor / 0 for name, tensor in load_file(path).items()}, path)
     with pytest.raises(LorgnetteError, match=r"numbers that are not finite.*`lorgnette verify` says more"):
         merge(path.parent, tmp_path / "merged")

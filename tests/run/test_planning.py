@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import save_file
 
 from lorgnette import recipe
 from lorgnette.config import Settings, load
@@ -136,7 +137,7 @@ def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings
     folder.mkdir()
     for path in shared("qwen2-vl").glob("*.*"):
         shutil.copy(path, folder)
-    (folder / "model.safetensors").touch()
+    save_file({}, folder / "model.safetensors")
 
     def settings(*words: str) -> Settings:
         data = shared("coco") / "captions.csv"

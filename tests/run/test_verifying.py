@@ -18,6 +18,7 @@ from lorgnette.config import Encode
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import UsageError
 from lorgnette.model.adapter_files import CONFIG, WEIGHTS
+from lorgnette.model.contract import Contract
 from lorgnette.model.inventory import inventory
 from lorgnette.predict.elsewhere import Distance, Found, Names, Sample
 from lorgnette.report.terminal import Terminal
@@ -68,8 +69,16 @@ def encoded(**values: object) -> Change:
     return change
 
 
+def renamed(change: Callable[[str], str]) -> Change:
+    return lambda adapter: save_file(
+        {change(name): tensor for name, tensor in load_file(adapter / WEIGHTS).items()}, adapter / WEIGHTS
+    )
+
+
 def faults(verdict: Verdict) -> dict[str, str]:
+    """What is wrong, each with a remedy."""
     assert not verdict.good
+    assert all(finding.remedy for finding in verdict.findings if finding.good is False)
     return {finding.about: finding.told for finding in verdict.findings if finding.good is False}
 
 
@@ -103,7 +112,11 @@ def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
     ("change", "about", "said"),
     [
         (cut(900_000), "weights", f"{WEIGHTS} is cut short: 900000 of "),
-        (cut(0), "weights", f"{WEIGHTS} cannot be read"),
+        (cut(0), "weights", f"{WEIGHTS} is empty"),
+        (
+            lambda adapter: (adapter / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "weights",
+            f"{WEIGHTS} is a Git LFS pointer and not the file itself: `git lfs pull` fetches it",
+        ),
         (lambda adapter: (adapter / WEIGHTS).unlink(), "weights", f"{WEIGHTS} is missing"),
         (lambda adapter: (adapter / CONFIG).unlink(), "weights", f"{CONFIG} is missing"),
         (
@@ -114,6 +127,13 @@ def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
             weights(lambda name, tensor: None if "lora_B" in name else tensor), "weights",
             "28 of 28 modules have only one of their two factors",
         ),
+        (
+            weights(lambda name, tensor: tensor / 0 if "0.mlp.up_proj.lora_A" in name else tensor), "weights",
+            "1 of 56 tensors hold numbers that are not finite: language_model.layers.0.mlp.up_proj.lora_A.weight",
+        ),
+        (edited(CONFIG, r=8), "weights", f"{CONFIG} says rank 8, the tensors have rank 16: the two files are not one"),
+        (edited(CONFIG, lora_alpha="x"), "weights", f"{CONFIG} does not fit: r is 16, lora_alpha 'x'"),
+        (edited(CONFIG, peft_type="IA3"), "weights", f"{CONFIG} says that it is a IA3, not a LORA"),
         (weights(lambda name, tensor: tensor / 0), "weights", "56 of 56 tensors hold numbers that are not finite"),
         (lambda adapter: (adapter / "lorgnette.json").write_text("{"), "base", "lorgnette.json cannot be read"),
         (edited("lorgnette.json", fingerprint="0"), "base", "base model has other weights than the adapter was"),
@@ -121,7 +141,9 @@ def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
         (encoded(size=[56, 56]), "encoding", "encode.size is [56, 56], was [112, 112]"),
         (encoded(size=None), "encoding", "encode.size is None, was [112, 112]"),
         (edited("lorgnette.json", prompt="What?"), "encoding", "the prompt is another than in training: 'What?'"),
-        (lambda adapter: (adapter / "witness.json").write_text("{"), "base", "witness.json cannot be read"),
+        (lambda adapter: (adapter / "lorgnette.json").unlink(), "encoding", "lorgnette.json is missing, and with it"),
+        (lambda adapter: (adapter / "witness.json").write_text("{"), "encoding", "witness.json cannot be read"),
+        (lambda adapter: (adapter / "witness.png").unlink(), "encoding", "witness.png is missing"),
     ],
 )  # fmt: skip
 def test_what_its_files_tell(
@@ -135,15 +157,34 @@ def test_what_its_files_tell(
 
 
 def test_another_base(copied: Path, tiny: Path, tmp_path: Path) -> None:
-    found = faults(verify(copied, model=str(tiny)))["base"]
-    assert "other weights" in found
-    assert "the adapter was trained on demo: give that with --model" in found
+    verdict = verify(copied, model=str(tiny))
+    assert "other weights" in faults(verdict)["base"]
+    assert verdict.remedies[0].startswith("the adapter was trained on demo: give that with --model")
+    assert verdict.summary == "base and adapter do not fit"  # which of them is at fault nobody knows
     assert "no such checkpoint" in faults(verify(copied, model=str(tmp_path / "nowhere")))["base"]
-    for name in ("lorgnette.json", "witness.json"):  # an adapter that does not say what it was trained on
+    for name in ("lorgnette.json", "witness.json", "witness.png"):  # an adapter that says nothing of its training
         (copied / name).unlink()
     verdict = verify(copied, model=str(tiny))
     assert faults(verdict)["loading"].startswith("plain peft does not take it: size mismatch for ")
     assert {finding.about: finding.good for finding in verdict.findings}["base"] is None
+
+
+def test_a_base_that_is_not_whole(copied: Path, tmp_path: Path) -> None:
+    """Of an adapter that does not say which base it has, too: transformers would draw what is missing by chance."""
+    base = shutil.copytree(BUILT_IN, tmp_path / "base")
+    os.truncate(base / "model.safetensors", 5_000_000)
+    verdict = verify(copied, model=str(base))
+    assert "model.safetensors is cut short: 5000000 of " in faults(verdict)["base"]
+    assert verdict.remedies == ("download the checkpoint again, whole",)
+    tensors = load_file(BUILT_IN / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp" not in name}
+    save_file(kept, base / "model.safetensors", {"format": "pt"})
+    for name in ("lorgnette.json", "witness.json", "witness.png"):
+        (copied / name).unlink()
+    verdict = verify(copied, model=str(base))
+    told = "3 weights are in none of its files, as model.language_model.layers.1.mlp.down_proj.weight"
+    assert faults(verdict) == {"base": told}
+    assert not verdict.lines
 
 
 def test_another_template_in_base_and_adapter(copied: Path, tmp_path: Path) -> None:
@@ -158,14 +199,38 @@ def test_another_template_in_base_and_adapter(copied: Path, tmp_path: Path) -> N
 def test_half_the_modules(copied: Path) -> None:
     weights(lambda name, tensor: None if ".layers.0." in name or ".layers.1." in name else tensor)(copied)
     found = faults(verify(copied))["loading"]
-    assert found.startswith("plain peft finds 28 of 56 tensors; these do not match: base_model.model.model.language_")
+    name = "base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A.weight"
+    assert found == f"plain peft finds 28 of 56 tensors; 28 are missing, as {name}"
 
 
-def test_other_weights_and_another_scale(copied: Path) -> None:
-    """Whole, finite, of the right names and shapes, and not what was saved."""
-    edited(CONFIG, lora_alpha=4)(copied)
+def test_names_from_before_transformers_4_52(copied: Path) -> None:
+    """Peft would ignore them without an error."""
+    renamed(lambda name: name.replace(".language_model.", "."))(copied)
     verdict = verify(copied)
-    assert faults(verdict)["witness"].endswith(": these are not the weights that were saved")
+    assert faults(verdict)["loading"] == (
+        "plain peft finds 0 of 56 tensors: these are names from before transformers 4.52, as "
+        "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    )
+    assert verdict.remedies == ("merge it (lorgnette merge), which reads them, or rename them",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edited(CONFIG, lora_alpha=4),
+        weights(lambda name, tensor: tensor * (0.9 if "lora_B" in name else 1)),  # as another adapter's would be
+        weights(lambda name, tensor: tensor * ("lora_B" not in name or ".layers.3." not in name)),
+    ],
+    ids=["scale", "another adapter's", "silent in places"],
+)
+def test_other_weights_and_another_scale(change: Change, copied: Path) -> None:
+    """Whole, finite, of the right names and shapes, and not what was saved."""
+    change(copied)
+    verdict = verify(copied)
+    assert faults(verdict)["witness"].endswith(
+        ": these are not the weights, or not the scale (lora_alpha, r, use_rslora), that were saved"
+    )
+    assert verdict.remedies[0] == f"copy {WEIGHTS} and {CONFIG} again, both of one adapter"
     assert not verdict.lines  # how to use it is said of good ones
     assert "moved" not in faults(verdict)
 
@@ -192,6 +257,17 @@ def test_sentences_of_what_is_found_elsewhere() -> None:
     assert (good, told.startswith("answers otherwise: ")) == (False, True)
 
 
+def test_names_that_do_not_match_are_told_apart() -> None:
+    def told(missing: tuple[str, ...], left_over: tuple[str, ...]) -> str:
+        finding = verifying._names(Names(matched=2, missing=missing, left_over=left_over))
+        assert finding.good is False
+        return finding.told
+
+    assert told(("a", "b"), ()) == "plain peft finds 2 of 4 tensors; 2 are missing, as a"
+    assert told((), ("c",)) == "plain peft finds 2 of 2 tensors; it has no use for 1, as c"
+    assert told(("a",), ("c",)) == "plain peft finds 2 of 3 tensors; 1 are missing, as a; it has no use for 1, as c"
+
+
 def test_what_vllm_refuses_is_to_be_merged(copied: Path) -> None:
     edited(CONFIG, use_dora=True, bias="all")(copied)
     lines = dict(verifying.use(Asked.of(None, copied, Terminal()), inventory(copied)))
@@ -203,6 +279,9 @@ def test_a_base_is_named_as_others_find_it(copied: Path, tiny: Path) -> None:
     asked = Asked.of(None, copied, Terminal())
     assert verifying.name_elsewhere(asked) == str(BUILT_IN)
     assert verifying.name_elsewhere(replace(asked, base="Qwen/Qwen2-VL-2B-Instruct")) == "Qwen/Qwen2-VL-2B-Instruct"
+    foreign = Contract.of(copied).model_copy(update={"fingerprint": None})
+    said = verifying.pictures_elsewhere(replace(asked, contract=foreign))
+    assert said == "as large as in training: the adapter's folder does not say how large that was"
     free = Encoder.of_folder(tiny, Encode(size=None, image_tokens=(4, 30)))
     said = verifying.pictures_elsewhere(replace(asked, encoder=free))
     assert said == """--mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 23520}'"""

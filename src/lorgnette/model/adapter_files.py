@@ -54,7 +54,7 @@ class SavedAdapter:
                     f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter` folder"
                 )
         try:
-            state = {_todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+            state = {todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
         except SafetensorError as error:
             raise LorgnetteError(
                 f"adapter cannot be read: {error}", where=str(folder / WEIGHTS), remedy=REMEDY
@@ -158,7 +158,8 @@ def _targeted(targets: str | list[str], name: str) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _todays_name(name: str) -> str:
-    """Until transformers 4.52 the decoder's layers stood at `model.layers` and the tower at `visual`."""
+def todays_name(name: str) -> str:
+    """An adapter's tensor as plain peft looks for it. Until transformers 4.52 the decoder's layers stood at
+    `model.layers` and the tower at `visual`."""
     name = re.sub(r"^base_model\.model\.model\.layers\.", "base_model.model.model.language_model.layers.", name)
     return re.sub(r"^base_model\.model\.visual\.", "base_model.model.model.visual.", name)

@@ -12,6 +12,9 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.families import Family, family_of
 
 _SAMPLE_BYTES = 256
+_LARGEST_HEADER = 100_000_000
+"""Bytes: the format's own limit."""
+_POINTER = b"version https://git-lfs"
 _REMEDY = "download the checkpoint again, whole"
 
 
@@ -25,8 +28,8 @@ class Checkpoint:
 
     @classmethod
     def at(cls, folder: Path) -> "Checkpoint":
-        """Raises LorgnetteError for a folder that is missing, has no weights or misses a shard, or whose model_type
-        is not supported."""
+        """Raises LorgnetteError for a folder that is missing, has no weights, misses a shard or has one that was cut
+        short, or whose model_type is not supported."""
         config = folder / "config.json"
         if not config.is_file():
             raise LorgnetteError(
@@ -63,16 +66,46 @@ class Checkpoint:
         return folder.name if folder.parent.name == "snapshots" else None
 
 
+def unwhole(path: Path) -> str | None:
+    """What keeps a safetensors file from being whole, in words, from its header and its size alone; None: nothing that
+    those tell."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(len(_POINTER))
+        length = int.from_bytes(start[:8], "little")
+        file.seek(8)
+        header = file.read(length) if length <= _LARGEST_HEADER else b""
+    if not size:
+        return "is empty"
+    if start == _POINTER:
+        return "is a Git LFS pointer and not the file itself: `git lfs pull` fetches it"
+    if length > _LARGEST_HEADER:
+        return None  # no safetensors file at all
+    if size < 8 or len(header) < length:
+        return f"is cut short: {size} bytes are there, not its whole header"
+    whole = 8 + length + max((end for _, end in _places(header)), default=0)
+    return f"is cut short: {size} of {whole} bytes are there" if size < whole else None
+
+
 def _places(header: bytes) -> list[tuple[int, int]]:
-    """Where every tensor of a safetensors file lies: first and last byte, from the header's end."""
+    """Where every tensor of a safetensors file lies: first byte and the one behind its last, from the header's end."""
     try:
         tensors = json.loads(header)
-        return [tuple(entry["data_offsets"]) for name, entry in tensors.items() if name != "__metadata__"]
+        ends = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
+        return [(int(start), int(end)) for start, end in ends]
     except (ValueError, AttributeError, KeyError, TypeError):
         return []  # a broken file: loading it says so
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
+    files = _named_files(folder)
+    faults = [f"{path.name} {fault}" for path in files if (fault := unwhole(path))]
+    if faults:
+        raise LorgnetteError(f"weights cannot be loaded: {'; '.join(faults)}", where=str(folder), remedy=_REMEDY)
+    return files
+
+
+def _named_files(folder: Path) -> tuple[Path, ...]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return (single,)

@@ -81,6 +81,7 @@ class Contract(BaseModel):
     def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
         """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
         where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with --model"
+        remedy += f"; if it is that, it or {FILE} has changed since"
         if not self.known:
             return
         if checkpoint.family.model_type != self.family:

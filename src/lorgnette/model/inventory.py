@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lorgnette.config import LANGUAGE_TARGETS
 from lorgnette.errors import LorgnetteError
 from lorgnette.model.adapter_files import CONFIG, WEIGHTS
+from lorgnette.model.checkpoint import unwhole
 
 REMEDY = "copy the adapter's folder again, or take a checkpoint of its run"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
@@ -74,7 +76,9 @@ def inventory(adapter: Path) -> Inventory:
         for name, found in kinds.items()
     )
     rank = max((sides["A"].shape[0] for sides in factors.values() if "A" in sides), default=0)
-    return Inventory(listed, rank, _faults(factors, tensors), _refusals(config, tensors, rank))
+    faults = (*_faults_of_config(config, factors), *_faults(factors, tensors))
+    rank = rank if faults else max(rank, config["r"])  # vLLM goes by what is said, rank_pattern or not
+    return Inventory(listed, rank, faults, _refusals(config, tensors, rank))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -95,26 +99,23 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        size, whole = path.stat().st_size, _whole_size(path)
-        short = f"is cut short: {size} of {whole} bytes are there" if size < whole else f"cannot be read: {error}"
-        raise LorgnetteError(f"{path.name} {short}", where=str(path), remedy=REMEDY) from None
+        fault = unwhole(path) or f"cannot be read: {error}"
+        raise LorgnetteError(f"{path.name} {fault}", where=str(path), remedy=REMEDY) from None
 
 
-def _whole_size(path: Path) -> int:
-    """How large a safetensors file says it is: 8 bytes, its header, and up to where its last tensor ends; 0 where it
-    says nothing of the kind."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > 100_000_000:  # the format's own limit of a header
-            return 0
-        header = file.read(length)
-    if len(header) < length:
-        return 8 + length
-    try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, AttributeError, LookupError, TypeError):
-        return 0
-    return 8 + length + int(max(ends, default=0))
+def _faults_of_config(config: Mapping[str, Any], factors: Mapping[str, Mapping[str, torch.Tensor]]) -> tuple[str, ...]:
+    """What makes the adapter another than its tensors are, or none at all."""
+    if config["peft_type"] != "LORA":
+        return (f"{CONFIG} says that it is a {config['peft_type']}, not a LORA",)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        return (f"{CONFIG} does not fit: r is {rank!r}, lora_alpha {alpha!r}",)
+    axis = {"A": 0, "B": 1}
+    ranks = {tensor.shape[axis[side]] for sides in factors.values() for side, tensor in sides.items()}
+    if ranks and ranks != {rank} and not config.get("rank_pattern"):
+        found = ", ".join(map(str, sorted(ranks)))
+        return (f"{CONFIG} says rank {rank}, the tensors have rank {found}: the two files are not one adapter's",)
+    return ()
 
 
 def _faults(factors: Mapping[str, Mapping[str, torch.Tensor]], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
@@ -136,6 +137,11 @@ def _faults(factors: Mapping[str, Mapping[str, torch.Tensor]], tensors: Mapping[
 def _refusals(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], rank: int) -> tuple[str, ...]:
     """What vLLM's reader of PEFT adapters refuses (vllm/lora/peft_helper.py and lora_model.py, 0.33)."""
     start = str(config.get("init_lora_weights", True))
+    factors = {name: _FACTOR.fullmatch(name) for name in tensors}
+    odd = [name for name, factor in factors.items() if not factor]
+    modules = {_kind(factor["module"]) for factor in factors.values() if factor}
+    decoder = {name for name in modules if name.rpartition(".")[2] in LANGUAGE_TARGETS}
+    beside = sorted(name for name in modules - decoder if "visual." not in name)
     found = {
         f"rank {rank} is above its limit of {_VLLM_RANKS[-1]}": rank > _VLLM_RANKS[-1],
         "it is a DoRA": config.get("use_dora"),
@@ -143,6 +149,8 @@ def _refusals(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], ra
         f"modules_to_save is {config.get('modules_to_save')}": config.get("modules_to_save"),
         "layers are replicated": config.get("layer_replication"),
         f"it starts from {start}, which changes the base": start.lower().startswith(_OTHER_BASE),
+        f"more is adapted than the decoder's projections: {', '.join(beside)}": beside,
+        f"there are tensors beside LoRA's two factors: {_named(odd)}": odd,
         "the vision tower is adapted, which it leaves out or refuses": any(".visual." in name for name in tensors),
     }
     return tuple(what for what, is_so in found.items() if is_so)

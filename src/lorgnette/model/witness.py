@@ -58,10 +58,14 @@ class Witness(BaseModel):
 
     @classmethod
     def read(cls, adapter: Path) -> "Witness | None":
-        """None where the adapter has none. Raises LorgnetteError for a broken one."""
+        """None where the adapter has none. Raises LorgnetteError for a broken one, or half of one."""
         path = adapter / FILE
-        if not path.is_file() or not (adapter / PICTURE).is_file():
+        there = [(adapter / name).is_file() for name in (FILE, PICTURE)]
+        if not any(there):
             return None
+        if not all(there):
+            gone = PICTURE if there[0] else FILE
+            raise LorgnetteError(f"{gone} is missing", where=str(adapter), remedy="copy the adapter's folder again")
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, ValidationError) as error:

@@ -85,11 +85,14 @@ class Replayed(_Frozen):
 class Found(_Frozen):
     """names, samples: what was found; failed: why PEFT does not take the adapter, and then there is nothing else.
 
+    lacking: weights that are in no file of the merged folder, or of the base's, and then there is nothing else.
+
     same_inputs: whether a merged folder's processor makes what the base's makes; None where no folder was asked.
     of_lorgnette: modules of ours in that process: none.
     """
 
     failed: str | None = None
+    lacking: tuple[str, ...] = ()
     names: Names = Names(matched=0, missing=(), left_over=())
     witness: Replayed | None = None
     same_inputs: bool | None = None

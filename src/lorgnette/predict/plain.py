@@ -24,11 +24,15 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Base, adapter and merged model on every sample."""
     transformers.utils.logging.set_verbosity_error()
     processor = _processor(asked, asked["base"])
-    model = _model(asked, asked["base"])
+    model, lacking = _model(asked, asked["base"])
+    if lacking:
+        return {"lacking": lacking}
     try:
         with warnings.catch_warnings(record=True):  # of names that do not match, which are compared below
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(model, asked["adapter"]).eval()
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         return {"failed": " ".join(lines[1:2] or lines or [type(error).__name__])}
@@ -53,7 +57,8 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
         model.merge_adapter(safe_merge=True)
     else:
         del model  # two models at once need twice the memory
-        processor, model = _processor(asked, asked["merged"]), _model(asked, asked["merged"])
+        processor = _processor(asked, asked["merged"])
+        model, found["lacking"] = _model(asked, asked["merged"])
         again = [_inputs(asked, processor, sample) for sample in asked["samples"]]
         found["same_inputs"] = all(
             torch.equal(one[name], other[name]) for one, other in zip(prompts, again, strict=True) for name in one
@@ -75,11 +80,14 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _model(asked: dict[str, Any], folder: str) -> Any:
-    """In float32, so that rounding is not mistaken for a difference."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+def _model(asked: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
+    """In float32, so that rounding is not mistaken for a difference; and the weights that the folder has not, for
+    which transformers draws random ones."""
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     model.generation_config = transformers.GenerationConfig()
-    return model.to(asked["device"]).eval()
+    return model.to(asked["device"]).eval(), sorted(info["missing_keys"])
 
 
 def _processor(asked: dict[str, Any], folder: str) -> Any:

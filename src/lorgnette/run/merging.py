@@ -1,7 +1,9 @@
 """`merge`: base and adapter as one checkpoint that needs neither PEFT nor us."""
 
 import shlex
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -38,8 +40,11 @@ def merge(
     from lorgnette.model.device import device_of
     from lorgnette.model.inventory import inventory
     from lorgnette.model.merge import merge as merged
+    from lorgnette.model.witness import Witness
+    from lorgnette.run.verifying import encoded_otherwise
 
-    faults = inventory(asked.adapter).faults
+    kept = Witness.read(asked.adapter)
+    faults = [*inventory(asked.adapter).faults, *filter(None, [encoded_otherwise(asked, kept)])]
     if faults:
         raise LorgnetteError("; ".join(faults), where=str(asked.adapter), remedy="`lorgnette verify` says more")
     with enough_memory("merging needs four bytes a weight, twice"):
@@ -62,19 +67,29 @@ def _compare(asked: Asked, out: Path, device: str, terminal: Terminal) -> None:
     Raises LorgnetteError where the folder does not answer as a checkpoint of its own should.
     """
     from lorgnette.model.merge import stored_dtype
+    from lorgnette.model.witness import Witness
     from lorgnette.predict.elsewhere import Distance, ask
-    from lorgnette.run.verifying import moved, pictures_elsewhere, say_texts
+    from lorgnette.run.verifying import moved, pictures_elsewhere, replayed, say_texts
 
     assert asked.adapter is not None
     assert asked.contract is not None
-    found = ask(asked.checkpoint, asked.adapter, asked.encoder, asked.contract.prompt, merged=out, device=device)
+    with TemporaryDirectory() as place:
+        adapter = _as_peft_reads_it(asked.adapter, Path(place))
+        found = ask(asked.checkpoint, adapter, asked.encoder, asked.contract.prompt, merged=out, device=device)
     if found.failed is not None or found.names.missing:
-        terminal.warn("compared   not: plain peft does not take the adapter (lorgnette verify); merged, it is usable")
-        return
-    if not found.same_inputs:
         raise LorgnetteError(
-            "the merged folder makes other inputs than its base", where=str(out), remedy="remove it, and merge again"
-        )
+            f"{out} could not be compared: plain peft does not take the adapter", where=str(asked.adapter),
+            remedy="`lorgnette verify` says why",
+        )  # fmt: skip
+    for wrong, what in ((found.lacking, "lacks weights"), (not found.same_inputs, "makes other inputs than its base")):
+        if wrong:
+            raise LorgnetteError(f"the merged folder {what}", where=str(out), remedy="remove it, and merge again")
+    kept = Witness.read(asked.adapter)
+    if kept and found.witness and not (finding := replayed(kept, found)).good:
+        raise LorgnetteError(
+            f"the adapter is not the one that was trained: {finding.told}", where=str(asked.adapter),
+            remedy=f"{finding.remedy}, remove {out}, and merge again",
+        )  # fmt: skip
     tuned = Distance.over([sample.moved for sample in found.samples])
     lost = Distance.over([sample.rounded for sample in found.samples])
     share = lost.total_variation / tuned.total_variation if tuned.total_variation else 0.0
@@ -83,3 +98,18 @@ def _compare(asked: Asked, out: Path, device: str, terminal: Terminal) -> None:
     say(f"rounding   to {stored_dtype(asked.checkpoint)} moves it by {moved(lost)}: {share:.1%} of that")
     say_texts(terminal, found.samples)
     terminal.say(f"pictures   {pictures_elsewhere(asked)}")
+
+
+def _as_peft_reads_it(adapter: Path, place: Path) -> Path:
+    """The adapter, or a copy of it under today's names where it has those of before transformers 4.52."""
+    from safetensors.torch import load_file, save_file
+
+    from lorgnette.model.adapter_files import WEIGHTS, todays_name
+
+    tensors = load_file(adapter / WEIGHTS)
+    renamed = {todays_name(name): tensor for name, tensor in tensors.items()}
+    if renamed.keys() == tensors.keys():
+        return adapter
+    copy = shutil.copytree(adapter, place / "adapter")
+    save_file(renamed, copy / WEIGHTS, {"format": "pt"})
+    return copy
