@@ -53,6 +53,20 @@ def test_a_model_that_is_not_here_is_said_and_not_fetched(captions: Path, said: 
         check(captions, chosen=config.load(None, ["model=nowhere"]), looks=False)
 
 
+def test_a_metric_that_training_would_refuse_is_refused(captions: Path, said: io.StringIO) -> None:
+    console = Console(file=said)
+    for word in ("train.best=foo", "predict.metrics=foo"):
+        with pytest.raises(UsageError, match="foo"):
+            check(captions, chosen=config.load(None, [word]), console=console)
+    assert not said.getvalue()
+    one = config.load(None, ["train.best=CIDEr-D", "data.holdout=1"])
+    with pytest.raises(UsageError, match="no value for what is held out"):
+        check(captions, chosen=one, console=console)
+    assert "verdict" in said.getvalue(), "all else is told before"
+    many = config.load(None, ["train.best=ROUGE-L", "data.holdout=2"])
+    check(captions, chosen=many, console=console)
+
+
 def test_several_captions_a_picture_hold_out_one_picture(captions: Path, said: io.StringIO) -> None:
     colours = ("red", "green", "blue")
     rows = [

@@ -33,7 +33,7 @@ FEATURES_SHARE = 0.25
 """Of the memory that is free before the first feature is made: what features may take, the rest lies on the host
 (features.py)."""
 _LABELS_AT_ONCE = 2048  # rows of logits of the fast engine (decoder.py)
-_WORKSPACE = 2 * 32 * 2**20  # cuBLAS's, of two streams on Hopper
+_WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
 WARM_LAYERS = 2
 """Of the model in small that warms the kernels: a decoder's last layer is another than those before it."""
 _OUTSIDE = GIB // 2  # the CUDA context and its kernels, which torch does not count
@@ -184,7 +184,7 @@ def _fast(work: Work) -> Memory:
         "adapter": 16 * factors(work),
         "features": number * work.feature_rows * text.hidden,
         "batches": work.rooms * rows * (number * text.hidden + 32) + rows * 4 * text.head_dim,
-        "libraries": _WORKSPACE,
+        "libraries": 3 * _WORKSPACE,
     }
     layer, last = _kept_fast(work), _kept_last(work, rows, _rounded(work.labels + 1, 4))
     inputs = 2 * number * text.hidden  # of a layer that is run twice: what it adds up
@@ -223,7 +223,7 @@ def _reference(work: Work) -> Memory:
         "vision tower": work.number_bytes * _count(vision.weights()),
         "adapter": 16 * factors(work),
         "features": 0 if work.open_patches else work.number_bytes * work.feature_rows * text.hidden,
-        "libraries": _WORKSPACE,
+        "libraries": 2 * _WORKSPACE,
     }
     kept = {"activations": work.rows * text.layers * _kept_reference(work)}
     if work.number_bytes == 2:
@@ -254,7 +254,7 @@ def _making_features(work: Work, here: Items) -> Items:
         "vision tower": work.number_bytes * _count(vision.weights()),
         "patches": work.number_bytes * patches * widest,
         "features": work.number_bytes * tokens * vision.out,
-        "libraries": _WORKSPACE,
+        "libraries": 2 * _WORKSPACE,
     }
 
 

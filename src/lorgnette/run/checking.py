@@ -15,6 +15,7 @@ from lorgnette.report.preflight import Parts, Preflight, facts, histogram, warni
 from lorgnette.report.preflight_page import write_preflight
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import at_hand, local, pictures_of
+from lorgnette.run.scoring import demand_judge, judge_of, names_of
 from lorgnette.run.target import must_be_writable
 from lorgnette.types import Example, Finding
 
@@ -36,10 +37,14 @@ def check(
     chosen: the settings to check by: the split, the token budget, the model whose tokenizer counts. prompt, rows and
     images_from go before theirs. looks: also compare the pictures' looks, which decodes each at a fraction. out: a
     page. Nothing is fetched: a model that is not on this machine means that tokens are not counted, and it is said.
+    Raises UsageError for a metric that a training would refuse: one there is not at once, one that means nothing for
+    what is held out when all else is told.
     """
     terminal = Terminal(console)
     chosen = _with(chosen or Settings(), prompt, rows, images_from)
     source = Path(source)
+    judge_of(chosen)
+    names_of(chosen.predict.metrics)
     if out is not None:
         must_be_writable(Path(out), source, *([chosen.data.test] if chosen.data.test else []))
     seen = _surveyed(source, chosen, name, chosen.data.rows, looks)
@@ -72,6 +77,7 @@ def check(
     if out is not None:
         write_preflight(Path(out), found)
         terminal.say(f"page       {out}")
+    demand_judge(chosen, held)
     return found
 
 
