@@ -41,6 +41,6 @@ def test_what_is_drawn_can_be_judged_by_its_caption(tmp_path: Path, terminal: Te
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     rows = [PredictionRow("", (), "", (caption,), base="nothing", tuned=caption) for caption in captions]
-    scores = {score.name: (score.before, score.after) for score in scored(rows, "demo")}
+    scores = {score.name: (score.before, score.after) for score in scored(rows, ["demo"])}
     assert scores["both objects right"] == ("0 of 8", "8 of 8")
     assert scores["all three right"] == ("0 of 8", "8 of 8")
