@@ -84,6 +84,22 @@ def test_running_layers_again_changes_nothing(made: Made, dropout: float) -> Non
         assert torch.equal(also, gradient)
 
 
+def test_a_pass_that_memory_does_not_hold_leaves_no_work_under_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[bool] = []
+    monkeypatch.setattr(made[0]._beside, "join", lambda: joined.append(True))
+    stepped(made)
+    assert joined
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    joined.clear()
+    monkeypatch.setattr(made[0], "_attention_backward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        stepped(made)
+    assert joined
+
+
 @pytest.mark.parametrize(("which", "share"), [(slice(None), "tree"), (slice(None), "none"), (slice(1, 2), "none")])
 def test_the_last_layer_leaves_out_what_predicts_nothing(
     lively: tuple[Decoder, FlatAdapter], encoded: list[Encoded], which: slice, share: Share

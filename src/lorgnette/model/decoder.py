@@ -153,12 +153,14 @@ class Decoder:
 
     def backward(self, passed: Pass, dx: Float[Tensor, "M C"]) -> None:
         """Add the factors' gradients. The pass is used up."""
-        for i in reversed(range(len(self.layers))):
-            saved = passed.layers.pop()
-            if isinstance(saved, tuple):
-                _, saved = self._layer(i, *saved, passed)
-            dx = self._layer_backward(i, saved, dx, passed)
-        self._beside.join()
+        try:
+            for i in reversed(range(len(self.layers))):
+                saved = passed.layers.pop()
+                if isinstance(saved, tuple):
+                    _, saved = self._layer(i, *saved, passed)
+                dx = self._layer_backward(i, saved, dx, passed)
+        finally:  # where memory does not hold a pass, no recording ends and no tensor is freed with work under way
+            self._beside.join()
 
     def _layer(
         self, number: int, x: Float[Tensor, "T C"], delta: Float[Tensor, "T C"] | None, passed: Pass
