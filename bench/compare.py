@@ -23,7 +23,7 @@ from typing import Any
 import PIL.Image
 from kept import Kept
 from process import FailedError
-from runs import HERE, NO_DROPOUT, OURS, Run, installed, ours, peer
+from timed import HERE, NO_DROPOUT, OURS, Run, installed, ours, peer
 
 import lorgnette
 from lorgnette import data

@@ -34,7 +34,7 @@ def compare(beside: None) -> ModuleType:
 
 @pytest.fixture
 def runs(beside: None) -> ModuleType:
-    return import_module("runs")
+    return import_module("timed")
 
 
 @pytest.fixture
