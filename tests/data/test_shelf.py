@@ -128,6 +128,17 @@ def uri(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def test_a_zip_with_a_damaged_picture_inside(tmp_path: Path) -> None:
+    """Damage in a deflated stream is zlib's to find, before any checksum is."""
+    path = zipped(tmp_path / "p.zip", **{"a.jpg": bytes(range(256)) * 400})
+    content = bytearray(path.read_bytes())
+    content[45:60] = b"\xff" * 15
+    path.write_bytes(content)
+    found = Shelf(tmp_path / "a.json", images_from=path)
+    with pytest.raises(LorgnetteError, match=r"'a\.jpg' cannot be unpacked: Error -3"):
+        found.picture("a.jpg")
+
+
 def test_a_data_uri_becomes_a_file_once(tmp_path: Path) -> None:
     found = Shelf(tmp_path / "a.jsonl")
     one = found.picture(uri(b"1", "image/jpeg")).path

@@ -59,3 +59,13 @@ def zipfile_stored(folder: Path) -> bytes:
     with zipfile.ZipFile(folder / "s.zip", "w") as archive:
         archive.writestr("a.csv", "x" * 1000)
     return (folder / "s.zip").read_bytes()
+
+
+def test_damage_inside_is_named(tmp_path: Path, zipped: Any) -> None:
+    content = bytearray(zipped(**{"a.csv": bytes(range(256)) * 400}))
+    content[45:60] = b"\xff" * 15
+    with (
+        pytest.raises(LorgnetteError, match="the zip file cannot be read: Error -3"),
+        opened(write(tmp_path / "a.zip", bytes(content))) as archive,
+    ):
+        archive.read("a.csv")

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -177,7 +178,7 @@ class _Zip:
         try:
             with self._file.open(inside(member)) as stream:
                 return limited(stream, member)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, binascii.Error) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise LorgnetteError(
                 f"{member!r} cannot be unpacked: {error}", where=str(self._path), remedy="get the zip again"
             ) from error

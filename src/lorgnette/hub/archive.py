@@ -1,6 +1,7 @@
 """Members of a zip file, read with care: nothing leaves its folder, nothing swells beyond what its size allows."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
                         remedy="do not trust this file; get the data elsewhere",
                     )
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise LorgnetteError(f"the zip file cannot be read: {error}", where=str(path), remedy="get it anew") from error
     except OSError as error:
         raise LorgnetteError(
