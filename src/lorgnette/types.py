@@ -2,11 +2,9 @@
 
     Example → Encoded → PackedBatch → Prediction        (Score joins with the metrics)
 
-Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, S segments in it,
-B = S + 1 their borders, N keys, P image tokens, R labels.
+Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, P image tokens, R labels.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -147,13 +145,11 @@ class Encoded:
 class PackedBatch:
     """One forward pass: several examples in one row, built on the host, one copy to the device, no read-back.
 
-    A segment is an example, or where examples share rows, an edge of the tree of them: a run of rows with the same
-    ancestors. Its queries are its own rows; its keys are its ancestors' rows, then its own. Attention is causal with
-    the last query on the last key ("bottom right"), so that a row sees what it would see in each of its examples.
+    Where examples share rows, they are a tree (encode/share.py), and its rows stand in the order in which a walk comes
+    to them: behind a row are all rows that hang on it, and then those that do not.
 
-    starts:       [B] first row of each segment, and T. Every row is in one segment.
-    key_rows:     [N] rows gathered as keys and values, segment by segment; without sharing 0, 1 … T - 1.
-    key_starts:   [B] first key of each segment, and N; without sharing `starts`.
+    ends:         [T] behind the last row that hangs on each: row t sees the rows k ≤ t with t < ends[k], which are
+                  those that it would see in each of its examples. Without sharing, its example's end.
     image_rows:   [P] rows whose embedding is an image feature.
     feature_rows: [P] row of each in the concatenated features of `grids`.
     grids:        the distinct pictures of this pass.
@@ -163,9 +159,7 @@ class PackedBatch:
 
     tokens: Int32[np.ndarray, " T"]
     positions: Int32[np.ndarray, "3 T"]
-    starts: Int32[np.ndarray, " B"]
-    key_rows: Int32[np.ndarray, " N"]
-    key_starts: Int32[np.ndarray, " B"]
+    ends: Int32[np.ndarray, " T"]
     image_rows: Int32[np.ndarray, " P"]
     feature_rows: Int32[np.ndarray, " P"]
     label_rows: Int32[np.ndarray, " R"]
@@ -173,10 +167,6 @@ class PackedBatch:
     weights: Float32[np.ndarray, " R"]
     grids: tuple[PictureGrid, ...]
     examples: tuple[Example, ...]
-
-    @property
-    def segments(self) -> Iterator[tuple[int, int]]:
-        return zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,13 @@ def test_nothing_is_lost_or_moved(
     left = iter(examples)
     for batch in batches:
         assert len(batch.weights) == len(batch.targets) == len(batch.label_rows)
-        assert batch.starts[-1] == len(batch.tokens) == batch.positions.shape[1]
-        np.testing.assert_array_equal(batch.key_rows, np.arange(len(batch.tokens)))
-        np.testing.assert_array_equal(batch.key_starts, batch.starts)
+        assert batch.ends[-1] == len(batch.tokens) == batch.positions.shape[1] == len(batch.ends)
+        borders = [0, *np.unique(batch.ends).tolist()]
+        np.testing.assert_array_equal(batch.ends, np.repeat(borders[1:], np.diff(borders)))
         assert len(set(batch.grids)) == len(batch.grids)
         ends = np.cumsum([grid.tokens for grid in batch.grids])
-        images = []
-        for (start, end), encoded in zip(batch.segments, left, strict=False):
+        images: list[tuple[int, int]] = []
+        for (start, end), encoded in zip(pairwise(borders), left, strict=False):
             length = end - start
             np.testing.assert_array_equal(batch.tokens[start:end], encoded.tokens[:length])
             np.testing.assert_array_equal(batch.positions[:, start:end], encoded.positions[:, :length])
@@ -99,15 +99,15 @@ def test_a_picture_behind_the_last_answer_is_left_out_and_one_between_answers_is
 def test_text_alone_has_no_images() -> None:
     batch = pack([made(0, 3, "abc"), made(1, 1, "a")], 4)
     assert (batch.image_rows.size, batch.feature_rows.size, batch.grids) == (0, 0, ())
-    assert batch.starts.tolist() == [0, 5, 6]
+    assert batch.ends.tolist() == [5, 5, 5, 5, 5, 6]
     assert batch.label_rows.tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
 def test_everything_goes_to_the_device_in_small_integers(share: Share) -> None:
     batch = pack([made(0, 1, GRIDS[0], "a"), made(0, 1, GRIDS[0], "ab")], 1, share=share)
-    arrays = [batch.tokens, batch.positions, batch.starts, batch.image_rows, batch.feature_rows, batch.label_rows]
-    assert {array.dtype for array in [*arrays, batch.key_rows, batch.key_starts, batch.targets]} == {np.dtype(np.int32)}
+    arrays = [batch.tokens, batch.positions, batch.ends, batch.image_rows, batch.feature_rows, batch.label_rows]
+    assert {array.dtype for array in [*arrays, batch.targets]} == {np.dtype(np.int32)}
     assert batch.weights.dtype == np.float32
 
 

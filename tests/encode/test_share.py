@@ -62,22 +62,18 @@ class Stack:
         ]
         return np.concatenate([*drawn, np.empty((0, WIDTH))])
 
-    def losses(
-        self, x: np.ndarray, at: np.ndarray, sees: list[tuple[np.ndarray, np.ndarray]], rows: np.ndarray, to: np.ndarray
-    ) -> np.ndarray:
-        """Cross-entropy of targets `to` at `rows`. sees: (queries, keys), the last query on the last key."""
+    def losses(self, x: np.ndarray, at: np.ndarray, ends: np.ndarray, rows: np.ndarray, to: np.ndarray) -> np.ndarray:
+        """Cross-entropy of targets `to` at `rows`. ends: behind the last row that sees each."""
+        every = np.arange(len(x))
+        seen = (every <= every[:, None]) & (every[:, None] < ends)
         angles = np.einsum("pt,pf->tf", at, self.turns)[:, None]
         for q, k, v, o, up, down in self.layers:
             query, key = (self._turned((x @ w).reshape(len(x), HEADS, -1), angles) for w in (q, k))
             value = (x @ v).reshape(len(x), HEADS, -1)
-            mixed = np.full_like(x, np.nan)
-            for queries, keys in sees:
-                scores = np.einsum("qhc,khc->hqk", query[queries], key[keys])
-                hidden = np.arange(len(keys)) > np.arange(len(queries))[:, None] + len(keys) - len(queries)
-                weights = np.exp(np.where(hidden, -np.inf, scores - scores.max(-1, keepdims=True)))
-                weights /= weights.sum(-1, keepdims=True)
-                mixed[queries] = np.einsum("hqk,khc->qhc", weights, value[keys]).reshape(len(queries), -1)
-            x = x + mixed @ o
+            scores = np.einsum("qhc,khc->hqk", query, key)
+            weights = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
+            weights /= weights.sum(-1, keepdims=True)
+            x = x + np.einsum("hqk,khc->qhc", weights, value).reshape(x.shape) @ o
             x = x + np.tanh(x @ up) @ down
         logits = x[rows] @ self.head
         most = logits.max(-1)
@@ -85,17 +81,15 @@ class Stack:
 
     def alone(self, encoded: Encoded) -> np.ndarray:
         """An example by itself, none of its rows left out."""
-        x, all_rows = self.embedding[encoded.tokens], np.arange(len(encoded.tokens))
+        x, ends = self.embedding[encoded.tokens], np.full(len(encoded.tokens), len(encoded.tokens))
         x[encoded.tokens == IMAGE] = self.features(encoded.grids)
         labels = np.flatnonzero(encoded.labels != IGNORED)
-        return self.losses(x, encoded.positions, [(all_rows, all_rows)], labels - 1, encoded.tokens[labels])
+        return self.losses(x, encoded.positions, ends, labels - 1, encoded.tokens[labels])
 
     def packed(self, batch: PackedBatch) -> np.ndarray:
         x = self.embedding[batch.tokens]
         x[batch.image_rows] = self.features(batch.grids)[batch.feature_rows]
-        keys = np.split(batch.key_rows, batch.key_starts[1:-1])
-        sees = [(np.arange(*own), seen) for own, seen in zip(batch.segments, keys, strict=True)]
-        return self.losses(x, batch.positions, sees, batch.label_rows, batch.targets)
+        return self.losses(x, batch.positions, batch.ends, batch.label_rows, batch.targets)
 
     @staticmethod
     def _turned(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
@@ -153,18 +147,17 @@ def test_each_example_is_computed_as_if_alone(step: list[Runs], share: Share, mo
 
 
 @given(step=STEPS, share=st.sampled_from(SHARES))
-def test_segments_part_the_rows_and_end_their_own_keys(step: list[Runs], share: Share) -> None:
+def test_behind_a_row_are_all_that_hang_on_it(step: list[Runs], share: Share) -> None:
     examples = [said(*runs) for runs in step]
     batch = pack(examples, 1, share=share)
-    assert batch.starts[0] == batch.key_starts[0] == 0
-    assert (batch.starts[-1], batch.key_starts[-1]) == (len(batch.tokens), len(batch.key_rows))
-    assert (np.diff(batch.starts) > 0).all()
-    for (first, end), keys in zip(batch.segments, np.split(batch.key_rows, batch.key_starts[1:-1]), strict=True):
-        np.testing.assert_array_equal(keys[first - end :], np.arange(first, end))
-        assert (keys[: first - end] < first).all()
+    rows = np.arange(len(batch.tokens))
+    assert (batch.ends > rows).all()
+    assert batch.ends.max() == len(rows)
+    for row, end in zip(rows, batch.ends, strict=True):
+        assert (batch.ends[row:end] <= end).all()  # what hangs on a row ends before the row does
     if share == "none":
-        np.testing.assert_array_equal(batch.key_rows, np.arange(len(batch.tokens)))
-        np.testing.assert_array_equal(batch.key_starts, batch.starts)
+        assert (np.diff(batch.ends) >= 0).all()
+        assert len(np.unique(batch.ends)) == len(examples)
 
 
 @given(step=STEPS)
@@ -172,7 +165,7 @@ def test_a_tree_has_every_beginning_once(step: list[Runs]) -> None:
     examples = [said(*runs) for runs in step]
     batch = pack(examples, 1, share="tree")
     assert len(batch.tokens) == beginnings(examples)
-    assert set(batch.starts[1:] - 1) <= set(batch.label_rows)  # no row is there for nothing
+    assert set(batch.ends - 1) <= set(batch.label_rows)  # no row is there for nothing
 
 
 def rows(share: Share, *examples: Encoded) -> int:
@@ -198,7 +191,7 @@ def test_equal_examples_and_the_beginning_of_another_add_no_row() -> None:
         assert rows("tree", *examples) == rows("none", long)
         batch = pack(examples, 1, share="tree")
         assert len(batch.targets) == sum(encoded.label_count for encoded in examples)
-    assert pack((long, short), 1, share="tree").starts.tolist() == [0, rows("none", long)]
+    assert set(pack((long, short), 1, share="tree").ends) == {rows("none", long)}
 
 
 def test_turns_of_text_alone_share_their_beginning() -> None:
@@ -228,49 +221,47 @@ def test_a_pass_holds_more_where_more_is_shared() -> None:
     assert [len(b.examples) for b in passes(captions, 23, share="tree")] == [5, 1]
 
 
-def test_a_tree_says_where_an_example_hangs() -> None:
+def test_a_tree_is_walked_through_whatever_came_first() -> None:
     tree = Tree("tree")
     assert all(tree.take(said("sys", answer)) for answer in ("!abcd", "!xyz", "!abxy", "!abxz"))
-    assert tree.branches == [(0, 0), (0, 3), (0, 5), (2, 6)]
+    assert (tree.order, tree.shared) == ([0, 2, 3, 1], [0, 5, 6, 3])
     assert not tree.take(said("sys", "!q", "!q"), tree.rows)
     assert tree.take(said("sys", "!abc"), tree.rows)
+    assert (tree.order, tree.shared) == ([4, 0, 2, 3, 1], [0, 5, 5, 6, 3])
     assert (len(tree.examples), tree.rows, sum(tree.kept)) == (5, 6 + 2 + 1, 6 + 5 + 6 + 6 + 5)
+    apart = Tree("none")
+    assert all(apart.take(said("sys", answer)) for answer in ("!b", "!a", "!b"))
+    assert (apart.order, apart.shared) == ([0, 1, 2], [0, 0, 0])
 
 
 def sibling(batch: PackedBatch) -> PackedBatch:
     """The second caption sees the last row of the first."""
-    keys = np.split(batch.key_rows, batch.key_starts[1:-1])
-    keys[1] = np.concatenate([keys[1][:-2], batch.starts[1:2] - 1, keys[1][-2:]])
-    return replace(
-        batch,
-        key_rows=np.concatenate(keys),
-        key_starts=batch.key_starts + np.array([0, 0, *[1] * (len(keys) - 1)], np.int32),
-    )
+    first = batch.ends.min()
+    return replace(batch, ends=np.where(np.arange(len(batch.ends)) == first - 1, first + 2, batch.ends))
 
 
 def orphan(batch: PackedBatch) -> PackedBatch:
-    """Nobody sees more than the own rows."""
-    return replace(batch, key_rows=np.arange(len(batch.tokens), dtype=np.int32), key_starts=batch.starts)
+    """A beginning is seen by the first caption alone."""
+    own = np.arange(1, len(batch.ends) + 1, dtype=np.int32)
+    return replace(batch, ends=np.maximum(np.minimum(batch.ends, batch.ends.min()), own))
 
 
 def stranger(batch: PackedBatch) -> PackedBatch:
-    """The last caption hangs on the first picture."""
-    keys = np.split(batch.key_rows.copy(), batch.key_starts[1:-1])
-    keys[-1][:12] = keys[0][:12]
-    return replace(batch, key_rows=np.concatenate(keys))
+    """The second picture's captions see the first picture."""
+    return replace(batch, ends=np.where(np.arange(len(batch.ends)) < 9, len(batch.ends), batch.ends).astype(np.int32))
 
 
 def late(batch: PackedBatch) -> PackedBatch:
     """Positions of the second caption go on from the first."""
     moved = batch.positions.copy()
-    moved[:, batch.starts[1] : batch.starts[2]] += batch.starts[2] - batch.starts[1]
+    moved[:, batch.ends.min() : batch.ends.min() + 2] += 2
     return replace(batch, positions=moved)
 
 
 def swapped(batch: PackedBatch) -> PackedBatch:
     """A caption's first token is predicted from the end of another caption."""
     moved = batch.label_rows.copy()
-    moved[3] = batch.starts[1] - 1
+    moved[3] = batch.ends.min() - 1
     return replace(batch, label_rows=moved)
 
 
@@ -278,6 +269,6 @@ def swapped(batch: PackedBatch) -> PackedBatch:
 def test_the_comparison_can_fail(broken: Callable[[PackedBatch], PackedBatch]) -> None:
     examples = [said("sys", grid, "ask", answer) for grid in (WIDE, OTHER) for answer in ("!abc", "!xyz")]
     batch = pack(examples, 1, share="tree")
-    assert len(batch.starts) == 5
+    assert len(np.unique(batch.ends)) == 4
     assert distance([batch], examples) < TOLERANCE
     assert distance([broken(batch)], examples) > 1e6 * TOLERANCE

@@ -17,7 +17,7 @@ from lorgnette.model import fast_model
 from lorgnette.model.adapter_files import SavedAdapter
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
-from lorgnette.model.fast import FastEngine, Room, Station, _drawn, _last_rows
+from lorgnette.model.fast import FastEngine, Room, Station, _drawn
 from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -112,56 +112,32 @@ def test_rows_are_shared_where_masks_are(make_engine: Callable[..., FastEngine])
 def test_a_room_holds_what_it_was_made_for(packed: Callable, share: Share) -> None:
     batch = packed(share)
     exact, room = Room.of(batch), Room.of(batch).padded()
-    assert (exact.keys is None) == (share == "none")
     assert exact.rows == len(batch.tokens) < room.rows
     assert room.holds(exact)
-    assert not exact.holds(exact), "no row for padding keys to be"
-    assert not room.holds(replace(exact, labels=room.labels + 1))
-    assert not room.holds(replace(exact, keys=1 if exact.keys is None else None))
-    assert not replace(room, rows=room.rows * 4, longest=10_000).holds(exact), "too much of it would be padding"
-    for name in ("rows", "last", "segments", "longest"):
+    assert not exact.holds(exact), "no row for padding to be"
+    assert not replace(room, rows=room.rows * 4).holds(exact), "too much of it would be padding"
+    for name in ("rows", "last", "labels"):
         assert not replace(room, **{name: getattr(exact, name) - 1}).holds(exact)
-        if name != "longest":
-            assert not replace(room, **{name: getattr(exact, name)}).holds(exact)
-    assert not replace(room, segments=exact.segments + 1, last=exact.last + room.longest + 1).holds(exact)
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
-def test_no_segment_of_a_room_is_longer_than_its_longest(
-    make_engine: Callable[..., FastEngine],
-    tiny: Path,
-    contract: Contract,
-    example: Callable[..., Example],
-    share: Share,
+def test_padding_sees_nothing_and_is_not_seen(
+    make_engine: Callable[..., FastEngine], packed: Callable, share: Share
 ) -> None:
-    """What stands behind the longest that the flash kernels are told of they leave as it was in memory."""
-    encoder = Encoder.of_folder(tiny, contract.encode)
-    captions = (example(("user", 0, "COCO Yes:"), ("assistant", f"{i} red cars")) for i in range(90))
-    encoded = [encoder.encode(caption) for caption in captions]
-    draw, stations, tight = random.Random(0), list[Station](), 0
-    decoder = make_engine().decoder
-    for _ in range(40):
-        batch = pack(draw.sample(encoded, draw.randint(1, 90)), 10, share=share)
-        exact = Room.of(batch)
-        if not any(station.room.holds(exact) for station in stations):
-            stations.append(Station(exact.padded(), decoder))
-        for station in stations:
-            if station.room.holds(exact):
-                station.fill(batch, 0)
-                rows, room = station.rows, station.room
-                for borders, end in (
-                    (rows.borders.queries, room.rows),
-                    (rows.borders.keys, room.keys or room.rows),
-                    (rows.last_borders.queries, room.last),
-                ):
-                    lengths = borders.diff()
-                    assert borders[0] == 0
-                    assert borders[-1] == end
-                    assert lengths.min() >= 0
-                    assert lengths.max() <= room.longest
-                padding = (room.keys or room.rows) - (exact.keys or exact.rows)
-                tight += padding > room.longest
-    assert share == "none" or tight, "one segment for all of the padding would have been too long in some"
+    batch = packed(share)
+    exact, station = Room.of(batch), Station(Room.of(batch).padded(), make_engine().decoder)
+    station.fill(batch, 0)
+    rows = station.rows
+    assert rows.sight.rows.tolist() == list(range(station.room.rows))
+    assert rows.sight.ends[: exact.rows].tolist() == batch.ends.tolist()
+    assert not rows.sight.ends[exact.rows :].any()
+    assert rows.last_sight.rows[: exact.last].tolist() == sorted(set(batch.label_rows.tolist()))
+    assert (rows.last_sight.rows[exact.last :] == station.room.rows - 1).all()
+    assert rows.last_sight.rows[rows.label_rows[: exact.labels].long()].tolist() == batch.label_rows.tolist()
+    for sight in (rows.sight, rows.last_sight):  # no program works for padding alone
+        queries = len(sight.rows) // len(sight.tiles)
+        assert not sight.tiles[-(-exact.rows // queries) + 1 :, 2].any()
+        assert sight.tasks[:, 2].max() <= len(sight.rows)
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
@@ -179,53 +155,21 @@ def test_one_room_is_around_batches_that_are_alike(
 
 
 def test_padding_is_no_rows_copy(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
-    """One row with a copy for every padding key was added up for longer than attention took."""
+    """One row with a copy for every label of padding was added up for longer than attention took."""
     batch = packed("tree")
-    room = Room.of(batch).padded()
-    station = Station(room, make_engine().decoder)
+    station = Station(Room.of(batch).padded(), make_engine().decoder)
     station.fill(batch, 0)
-    copies = station.rows.key_copies
-    assert copies is not None
-    assert room.keys is not None
-    assert room.keys > copies.starts[-1] == len(batch.key_rows)
-    assert room.labels > station.rows.label_copies.starts[-1] == len(batch.targets)
-    assert copies.starts.diff().max() == np.bincount(batch.key_rows).max()
+    copies = station.rows.label_copies
+    assert station.room.labels > copies.starts[-1] == len(batch.targets)
+    assert copies.starts.diff().max() == np.bincount(batch.label_rows).max()
 
 
-def test_last_rows_begin_with_what_predicts(packed: Callable) -> None:
-    batch = packed("none")
-    rows, borders = _last_rows(batch)
-    assert set(batch.label_rows) <= set(rows)
-    assert borders[-1] == len(rows)
-    for i, (start, end) in enumerate(zip(batch.starts[:-1], batch.starts[1:], strict=True)):
-        labels = batch.label_rows[(batch.label_rows >= start) & (batch.label_rows < end)]
-        np.testing.assert_array_equal(rows[borders[i] : borders[i + 1]], np.arange(labels.min(), end))
-
-
-def test_a_segment_without_labels_has_no_last_rows(packed: Callable) -> None:
-    """As where examples branch off before any answer; labels need not come in order."""
-    batch = replace(
-        packed("none"), tokens=np.zeros(10, np.int32), starts=np.array([0, 4, 7, 10], np.int32),
-        label_rows=np.array([8, 2, 9, 8], np.int32),
-    )  # fmt: skip
-    rows, borders = _last_rows(batch)
-    assert rows.tolist() == [2, 3, 8, 9]
-    assert borders.tolist() == [0, 2, 2, 4]
-
-
-@pytest.mark.parametrize("shared", [0, 1])
-def test_a_padded_room_has_a_row_and_a_key_to_spare(packed: Callable, shared: int) -> None:
+def test_a_padded_room_has_a_row_to_spare() -> None:
     for rows in range(3, 3000, 37):
-        own = np.arange(rows, dtype=np.int32)
-        batch = replace(
-            packed("none"), tokens=own, starts=np.array([0, rows - 1, rows], np.int32), targets=own[:1],
-            key_rows=np.concatenate([own[:-1], own[:shared], own[-1:]]), label_rows=own[[rows // 2]],
-            key_starts=np.array([0, rows - 1, rows + shared], np.int32),
-        )  # fmt: skip
-        exact, room = Room.of(batch), Room.of(batch).padded()
-        assert (room.keys is None) == (not shared)
+        exact = Room(rows, rows // 3 + 1, rows // 2)
+        room = exact.padded()
         assert exact.rows < room.rows <= max(exact.rows * 1.07, exact.rows + 16)
-        assert room.holds(replace(exact, segments=exact.segments + 1))
+        assert room.holds(exact)
 
 
 def test_keys_of_dropout_are_all_different() -> None:

@@ -104,7 +104,7 @@ def test_what_a_layer_keeps_is_what_is_counted(
     station = fast.Station(fast.Room.of(batch), decoder)
     station.fill(batch, 0)
     first, last = (_bytes(saved, work) for saved in decoder.forward(station.x, station.rows, None).layers)
-    rows, last_rows = len(station.x), len(station.rows.last_rows)
+    rows, last_rows = len(station.x), len(station.rows.last_sight.rows)
     assert first == rows * memory._kept_fast(work)
     assert last == memory._kept_last(work, rows, last_rows) < first
     twice, _ = decoder.forward(station.x, station.rows, None, again=1).layers

@@ -1,15 +1,14 @@
 """Several examples in one row: what a forward pass eats.
 
-    tokens   | s s s I I I u u a a | s s s I I I u a a a |      s system, I image, u user, a assistant
-    segments | 0 ───────────────── | 1 ───────────────── |      attention stays inside a segment
-    labels                   a a e               a a a e        each predicted by the row before it
+    tokens   s s s I I I u u a a │ s s s I I I u a a a      s system, I image, u user, a assistant
+    ends    10 ───────────────── │20 ─────────────────      the rows that may see one: attention stays inside an example
+    labels                 a a e │             a a a e      each predicted by the row before it
 
 Rows behind the last one that predicts a label are left out: in a causal model nothing depends on them. Where rows are
-shared (`share.py`), a segment is what an example adds, and its keys are all rows the example has:
+shared (`share.py`), an example adds what the one before it has not:
 
-    tokens   | s s s I I I u u a a | a a a |
-    segments | 0 ───────────────── | 1 ─── |
-    keys     | 0 1 2 3 4 5 6 7 8 9 | 0 1 2 3 4 5 6 7 10 11 12 |
+    tokens   s s s I I I u u a a │ a a a
+    ends    13 ───────────── 10─ │13 ───
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,29 +49,26 @@ def cut(examples: Iterable[Encoded], most_tokens: int, *, share: Share = "none")
 
 
 def _packed(tree: Tree, labels_in_step: int) -> PackedBatch:
-    """Row after row, every example adds what it does not share."""
-    paths = _paths(tree)
-    examples, shared = tree.examples, [shared for _, shared in tree.branches]
-    adding = [i for i, path in enumerate(paths) if len(path) > shared[i]]
+    """Row after row in the tree's order. Labels and examples stand in the order in which they were given."""
+    examples, paths = tree.examples, _paths(tree)
+    own = [(examples[i], slice(shared, tree.kept[i])) for i, shared in zip(tree.order, tree.shared, strict=True)]
     labels = [np.flatnonzero(encoded.labels != IGNORED) for encoded in examples]
     image_rows, feature_rows = [], []
     offsets: dict[PictureGrid, int] = {}
     features = 0
-    for encoded, path, begin in zip(examples, paths, shared, strict=True):
+    for i, (encoded, added) in zip(tree.order, own, strict=True):
         for grid, at in zip(encoded.grids, encoded.image_starts, strict=True):
-            if not begin <= at < len(path):
+            if not added.start <= at < added.stop:
                 continue
             if grid not in offsets:
                 offsets[grid] = features
                 features += grid.tokens
-            image_rows.append(path[at : at + grid.tokens])
+            image_rows.append(paths[i][at : at + grid.tokens])
             feature_rows.append(offsets[grid] + np.arange(grid.tokens))
     return PackedBatch(
-        tokens=_joined(examples[i].tokens[shared[i] : len(paths[i])] for i in adding),
-        positions=np.concatenate([examples[i].positions[:, shared[i] : len(paths[i])] for i in adding], axis=1),
-        starts=_borders(len(paths[i]) - shared[i] for i in adding),
-        key_rows=_joined(paths[i] for i in adding),
-        key_starts=_borders(len(paths[i]) for i in adding),
+        tokens=_joined(encoded.tokens[added] for encoded, added in own),
+        positions=np.concatenate([encoded.positions[:, added] for encoded, added in own], axis=1),
+        ends=_ends(tree),
         image_rows=_joined(image_rows),
         feature_rows=_joined(feature_rows),
         label_rows=_joined(path[rows - 1] for path, rows in zip(paths, labels, strict=True)),
@@ -84,20 +80,25 @@ def _packed(tree: Tree, labels_in_step: int) -> PackedBatch:
 
 
 def _paths(tree: Tree) -> list[Int32[np.ndarray, " T"]]:
-    """The rows of every example in the pass, its ancestors' first."""
-    paths: list[Int32[np.ndarray, " T"]] = []
-    end = 0
-    for kept, (parent, shared) in zip(tree.kept, tree.branches, strict=True):
-        path = np.arange(end - shared, end - shared + kept, dtype=np.int32)
-        if shared:
-            path[:shared] = paths[parent][:shared]
-        paths.append(path)
-        end += kept - shared
+    """The rows of every example in the pass, those that it shares first."""
+    paths, path, end = [np.empty(0, np.int32)] * len(tree.kept), np.empty(0, np.int32), 0
+    for i, shared in zip(tree.order, tree.shared, strict=True):
+        added = tree.kept[i] - shared
+        paths[i] = path = np.concatenate([path[:shared], np.arange(end, end + added, dtype=np.int32)])
+        end += added
     return paths
 
 
-def _borders(lengths: Iterable[int]) -> Int32[np.ndarray, " B"]:
-    return np.cumsum([0, *lengths], dtype=np.int32)
+def _ends(tree: Tree) -> Int32[np.ndarray, " T"]:
+    """Behind the last row that hangs on each: from the last example to the first, where the next one begins that has
+    not so many rows in common."""
+    begin = tree.rows
+    ends, next_without = np.empty(tree.rows, np.int32), np.full(max(tree.kept), tree.rows, np.int32)
+    for i, shared in zip(reversed(tree.order), reversed(tree.shared), strict=True):
+        end, begin = begin, begin - (tree.kept[i] - shared)
+        ends[begin:end] = next_without[shared : tree.kept[i]]
+        next_without[shared:] = begin
+    return ends
 
 
 def _joined(parts: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:

@@ -5,8 +5,9 @@
                      ╰─ c c   the third those, and one of the second's
 
 Two rows are the same where their token, position and picture are, and all rows before them: in a causal model nothing
-else reaches them, so what is computed for one holds for the other. An example therefore hangs on the earlier
-one with which it has most in common, and adds rows of its own behind that (none, where it is the other's beginning).
+else reaches them, so what is computed for one holds for the other. In the order of what their rows are known by, an
+example has most in common with its neighbours: it hangs on the one before it, and adds rows of its own behind that
+(none, where it is the other's beginning).
 """
 
 from bisect import bisect
@@ -27,7 +28,9 @@ none). Which part of the picture it is follows from the rows before it."""
 class Tree:
     """The examples of a pass, taken one by one, and the rows they need together.
 
-    kept: of each example, the rows up to the one that predicts its last label.
+    kept: of each example, the rows up to the one that predicts its last label. order: the examples as a walk through
+    the tree comes to them; shared: of each in that order, the rows in common with the one before. Without sharing, the
+    order in which they were taken.
     """
 
     def __init__(self, share: Share) -> None:
@@ -35,11 +38,10 @@ class Tree:
         self.examples: list[Encoded] = []
         self.kept: list[int] = []
         self.rows = 0
-        self.branches: list[tuple[int, int]] = []
-        """(parent, shared) of each example: its first `shared` rows are those of the earlier example `parent`."""
+        self.order: list[int] = []
+        self.shared: list[int] = []
         self._marks: list[Marks] = []
         self._keys: list[bytes] = []
-        self._order: list[int] = []
         self._pictures: dict[PictureGrid, int] = {}
 
     def take(self, encoded: Encoded, most_rows: int | None = None) -> bool:
@@ -48,27 +50,22 @@ class Tree:
         marks = self._marked(encoded, kept)
         key = marks.tobytes()
         at = bisect(self._keys, key)
-        parent, shared = self._nearest(marks, at)
-        rows = self.rows + kept - shared
+        before, behind = (self._common(marks, other) for other in (at - 1, at))
+        rows = self.rows + kept - max(before, behind)
         if self.examples and most_rows is not None and rows > most_rows:
             return False
         self._keys.insert(at, key)
-        self._order.insert(at, len(self.examples))
+        self.order.insert(at, len(self.examples))
+        self.shared[at:] = [before, *([behind, *self.shared[at + 1 :]] if at < len(self.shared) else [])]
         self.examples.append(encoded)
         self.kept.append(kept)
-        self.branches.append((parent, shared))
         self._marks.append(marks)
         self.rows = rows
         return True
 
-    def _nearest(self, marks: Marks, at: int) -> tuple[int, int]:
-        """The example with which most is in common, and how many rows. In the order of their bytes, it is one of the
-        neighbours."""
-        if self.share == "none" or not self.examples:
-            return 0, 0
-        found = [(_common(marks, self._marks[other]), -other) for other in self._order[max(at - 1, 0) : at + 1]]
-        shared, parent = max(found)
-        return -parent, shared
+    def _common(self, marks: Marks, place: int) -> int:
+        """Rows in common with the example at a place in the order."""
+        return _common(marks, self._marks[self.order[place]]) if 0 <= place < len(self.order) else 0
 
     def _marked(self, encoded: Encoded, kept: int) -> Marks:
         if self.share == "none":

@@ -21,15 +21,16 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from lorgnette.model.beside import Beside
+from lorgnette.model.kernels.attention import attend, attend_backward
 from lorgnette.model.kernels.cross_entropy import cross_entropy_
 from lorgnette.model.kernels.dropout import Mask
 from lorgnette.model.kernels.gather_sum import Copies, gather_sum
 from lorgnette.model.kernels.norm import add_norm, norm_again, norm_backward
-from lorgnette.model.kernels.rotary import angles, axes_of, frequencies, rotate, rotate_back
+from lorgnette.model.kernels.rotary import angles, axes_of, frequencies, rotate
 from lorgnette.model.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.model.lora_linear import LoraLinear
 from lorgnette.model.shapes import TextShape
-from lorgnette.model.varlen import Borders, Kept, attend, attend_backward
+from lorgnette.model.sight import Sight
 
 LABELS_AT_ONCE = 2048
 """Rows of logits that exist at one time: 2048 × 151,936 bf16 are 0.6 GB."""
@@ -39,19 +40,14 @@ LABELS_AT_ONCE = 2048
 class Rows:
     """A packed batch on the device.
 
-    positions: [3, T]; borders: of the segments; key_rows: [N] rows gathered as keys and values, and their copies, or
-    None where every row is a key once and in order.
-    last_rows: [M] rows that anything is predicted from, or that stand behind such a one in its segment, and their
-    segments' borders: the last layer makes keys and values of every row, and the rest for these alone.
-    label_rows: [R] places among last_rows, and the copies of each; targets, weights: [R].
+    positions: [3, T]; sight: what every row sees; last_sight: the same of the rows that anything is predicted from: the
+    last layer makes keys and values of every row, and the rest for these M alone.
+    label_rows: [R] places among those, and the copies of each; targets, weights: [R].
     """
 
     positions: Int[Tensor, "3 T"]
-    borders: Borders
-    key_rows: Int32[Tensor, " N"] | None
-    key_copies: Copies | None
-    last_rows: Int32[Tensor, " M"]
-    last_borders: Borders
+    sight: Sight
+    last_sight: Sight
     label_rows: Int32[Tensor, " R"]
     label_copies: Copies
     targets: Int32[Tensor, " R"]
@@ -82,7 +78,7 @@ class Saved:
     u_qkv: Float[Tensor, "T _"]
     qkv: Float[Tensor, "T _"]
     au: Float[Tensor, "M _"]
-    kept: Kept | None
+    lse: Float32[Tensor, "M H"] | None
     x1: Float[Tensor, "M C"]
     scale1: Float32[Tensor, " M"]
     u_gate_up: Float[Tensor, "M _"]
@@ -93,7 +89,7 @@ class Saved:
 @dataclass(slots=True)
 class Pass:
     """A forward pass on its way back. layers: what each kept, or its input alone where it is to be made again; x: the
-    last layer's hidden states, of rows.last_rows."""
+    last layer's hidden states, of the rows that it was asked for."""
 
     rows: Rows
     mask: Mask | None
@@ -118,6 +114,7 @@ class Decoder:
         self._axes = axes_of(shape.mrope_section, device)
         self._frequency = frequencies(shape.head_dim, shape.rope_theta, device)
         self._beside = Beside(device)
+        self._heads = (shape.heads, shape.kv_heads)
 
     def turns(self, positions: Int[Tensor, "3 T"]) -> tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]:
         """Cosine and sine of every row's turn, for every layer."""
@@ -172,15 +169,14 @@ class Decoder:
         x0, scale0 = add_norm(x, delta, layer.norm1, shape.eps, xu[:, :C])
         qkv = layer.qkv.forward(xu, mask)
         u_qkv = xu[:, C:].clone()
-        rotate(qkv, *passed.turns, shape.heads + shape.kv_heads)
-        borders = self._borders(number, passed.rows)
-        attended, kept = attend(*self._heads(number, qkv, passed.rows), borders)
-        M = len(attended)
+        rotate(qkv, *passed.turns, sum(self._heads))
+        sight = self._sight(number, passed.rows)
+        M = len(sight.rows)
         au = x.new_empty(M, layer.o.width)
-        au[:, : layer.o.inputs].view(M, shape.heads, shape.head_dim).copy_(attended)
+        lse = attend(qkv, sight, self._heads, au[:, : layer.o.inputs])
         added = layer.o.forward(au, mask)
         xu = x.new_empty(M, layer.gate_up.width)
-        past = x0.index_select(0, passed.rows.last_rows) if self._last(number) else x0
+        past = x0.index_select(0, sight.rows) if self._last(number) else x0
         x1, scale1 = add_norm(past, added, layer.norm2, shape.eps, xu[:, :C])
         gate_up = layer.gate_up.forward(xu, mask)
         u_gate_up = xu[:, C:].clone()
@@ -188,7 +184,7 @@ class Decoder:
         seen = swiglu(gate_up, mu[:, : layer.down.inputs], _drop(layer.down, mask), layer.down.salt)
         out = layer.down.forward(mu, mask, seen)
         u_down = mu[:, layer.down.inputs :].clone()
-        return out, Saved(x0, scale0, u_qkv, qkv, au, kept, x1, scale1, u_gate_up, gate_up, u_down)
+        return out, Saved(x0, scale0, u_qkv, qkv, au, lse, x1, scale1, u_gate_up, gate_up, u_down)
 
     def _layer_backward(
         self, number: int, saved: Saved, dx: Float[Tensor, "M C"], passed: Pass
@@ -206,7 +202,7 @@ class Decoder:
         if number == 0:
             return dx
         if self._last(number):
-            dx = torch.zeros_like(saved.x0).index_copy_(0, passed.rows.last_rows.long(), dx)
+            dx = torch.zeros_like(saved.x0).index_copy_(0, passed.rows.last_sight.rows.long(), dx)
         return norm_backward(layer.qkv.add_input_grad(dxu, mask), saved.x0, saved.scale0, layer.norm1, dx)
 
     def _mlp_backward(
@@ -233,44 +229,16 @@ class Decoder:
         self, number: int, saved: Saved, grad: Float[Tensor, "M _"], passed: Pass
     ) -> Float[Tensor, "T _"]:
         """The gradient of the projections' output from that of the attended values."""
-        shape, rows = self.shape, passed.rows
-        T, M, inputs = len(saved.qkv), len(grad), self.layers[number].o.inputs
-        q, k, v = self._heads(number, saved.qkv, rows)
-        dq, dk, dv = attend_backward(
-            grad.reshape(M, shape.heads, shape.head_dim), q, k, v,
-            saved.au[:, :inputs].reshape(M, shape.heads, shape.head_dim), self._borders(number, rows), saved.kept,
-        )  # fmt: skip
-        if self._last(number):
-            dq = dq.new_zeros(T, *dq.shape[1:]).index_copy_(0, rows.last_rows.long(), dq)
-        if rows.key_copies is not None:
-            dk, dv = (
-                gather_sum(part.flatten(1), rows.key_copies, part.new_empty(T, part[0].numel())).view(
-                    T, *part.shape[1:]
-                )
-                for part in (dk, dv)
-            )
-        dqkv = torch.empty_like(saved.qkv)
-        rotate_back(dq, dk, dv, *passed.turns, dqkv)
+        inputs, sight = self.layers[number].o.inputs, self._sight(number, passed.rows)
+        dqkv = attend_backward(grad, saved.qkv, saved.au[:, :inputs], saved.lse, sight, self._heads)
+        rotate(dqkv, *passed.turns, sum(self._heads), back=True)
         return dqkv
 
     def _last(self, number: int) -> bool:
         return number == len(self.layers) - 1
 
-    def _borders(self, number: int, rows: Rows) -> Borders:
-        return rows.last_borders if self._last(number) else rows.borders
-
-    def _heads(
-        self, number: int, qkv: Float[Tensor, "T _"], rows: Rows
-    ) -> tuple[Float[Tensor, "M H D"], Float[Tensor, "N K D"], Float[Tensor, "N K D"]]:
-        """Queries, and the gathered keys and values."""
-        shape = self.shape
-        heads = qkv.view(len(qkv), -1, shape.head_dim)
-        q, kv = heads[:, : shape.heads], heads[:, shape.heads :]
-        if self._last(number):
-            q = q.index_select(0, rows.last_rows)
-        if rows.key_rows is not None:
-            kv = kv.index_select(0, rows.key_rows)
-        return q, kv[:, : shape.kv_heads], kv[:, shape.kv_heads :]
+    def _sight(self, number: int, rows: Rows) -> Sight:
+        return rows.last_sight if self._last(number) else rows.sight
 
     def _head(self, passed: Pass) -> Iterable[tuple[Float32[Tensor, " r"], Float[Tensor, "r C"]]]:
         """Losses and their gradient by the hidden state, some labels at a time."""

@@ -2,7 +2,9 @@
 
 import resource
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 
@@ -20,6 +22,12 @@ def device_of(name: str) -> torch.device:
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
     return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """To the device; to CUDA by way of pinned memory, so that the host need not wait."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def peak_gib(device: torch.device) -> float:

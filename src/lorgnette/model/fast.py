@@ -2,15 +2,15 @@
 
 On CUDA a pass of some shape is recorded the second time it comes, as a CUDA graph, and from then on played back in one
 launch: at 2B's shapes the GPU is through a step before a host that launches its 1,500 kernels one by one. A graph wants
-its sizes fixed, so a batch is padded up to a shape that was recorded: padding rows are a segment of their own that no
-label depends on. The host never waits for the device inside a step.
+its sizes fixed, so a batch is padded up to a shape that was recorded: padding rows see nothing and are not seen. The
+host never waits for the device inside a step.
 
 On a CPU the same code runs unpadded and unrecorded: the kernels' plain definitions, to be compared with `reference`.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from lorgnette.model.features import Features
 from lorgnette.model.flat import FlatAdapter
 from lorgnette.model.kernels.dropout import Mask
 from lorgnette.model.kernels.gather_sum import Copies, copies_of
-from lorgnette.model.varlen import Borders
+from lorgnette.model.sight import Sight, cut, cut_sizes
 from lorgnette.types import PackedBatch
 
 MOST_RECORDED = 24
@@ -33,86 +33,39 @@ MOST_RECORDED = 24
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The sizes a pass is padded to: rows, gathered key rows (None: every row once, in order), rows of the last layer,
-    segments, labels, longest query and key segment."""
+    """The sizes a pass is padded to: rows, rows of the last layer, labels."""
 
     rows: int
-    keys: int | None
     last: int
-    segments: int
     labels: int
-    longest: int
 
     @classmethod
     def of(cls, batch: PackedBatch) -> "Room":
         """The batch's own sizes."""
-        return cls(
-            len(batch.tokens),
-            len(batch.key_rows) if _shared(batch) else None,
-            len(_last_rows(batch)[0]),
-            len(batch.starts) - 1,
-            len(batch.targets),
-            int(max(np.diff(batch.starts).max(), np.diff(batch.key_starts).max())),
-        )
+        return cls(len(batch.tokens), len(np.unique(batch.label_rows)), len(batch.targets))
 
     @classmethod
     def around(cls, batches: Sequence[PackedBatch]) -> "Room":
         """For the largest of these batches and those of nearly its size, so that one recording serves them all."""
         rooms = [cls.of(batch) for batch in batches]
-        largest = max(rooms, key=lambda room: room.rows)
-        alike = [r for r in rooms if r.rows > 0.9 * largest.rows and (r.keys is None) == (largest.keys is None)]
-        sizes = [max(getattr(room, name) or 0 for room in alike) for name in cls.__slots__]
-        return replace(cls(*sizes), keys=sizes[1] or None).padded()
+        most = max(room.rows for room in rooms)
+        alike = [room for room in rooms if room.rows > 0.9 * most]
+        return cls(most, max(room.last for room in alike), max(room.labels for room in alike)).padded()
 
     def padded(self) -> "Room":
-        """Room for a batch of these sizes and a little more."""
-        wide, longest = _rounded(self.rows + 1, 64), _rounded(self.longest, 2)  # a padding row, for padding to be
-        room = Room(
-            wide,
-            None if self.keys is None else _rounded(self.keys + wide - self.rows, 64),
-            _rounded(self.last + 1, 4),
-            self.segments + 1,  # one more than it has: the padding's
-            _rounded(self.labels, 2),
-            longest,
-        )
-        return replace(room, segments=_rounded(self.segments + -(-room._padding(self) // longest), 4))
+        """Room for a batch of these sizes and a little more; for a row at the least that is none of the batch's."""
+        return Room(_rounded(self.rows + 1, 64), _rounded(self.last, 4), _rounded(self.labels, 2))
 
     def holds(self, batch: "Room") -> bool:
         """Whether a batch of those sizes fits without much waste."""
-        fits = (self.keys is None) == (batch.keys is None) and all(
-            mine >= its
-            for mine, its in (
-                (self.rows, batch.rows + 1), (self.keys or 0, batch.keys or 0), (self.last, batch.last + 1),
-                (self.segments, batch.segments + 1), (self.labels, batch.labels), (self.longest, batch.longest),
-            )
-        )  # fmt: skip
-        if not fits or self.rows - batch.rows > batch.rows // 24 + 32:
-            return False
-        return self._padding(batch) <= (self.segments - batch.segments) * self.longest
-
-    def _padding(self, batch: "Room") -> int:
-        """The most rows of a kind that are not the batch's: what padding's own segments must hold."""
-        return max(self.rows - batch.rows, (self.keys or 0) - (batch.keys or 0), self.last - batch.last)
+        fits = self.rows > batch.rows and self.last >= batch.last and self.labels >= batch.labels
+        return fits and self.rows - batch.rows <= batch.rows // 24 + 32
 
 
 def _rounded(count: int, parts: int) -> int:
     """Up to the next of `parts` even steps between two powers of two (of 16 at the least)."""
     step = max(16, (1 << max(count - 1, 1).bit_length()) // (2 * parts))
     return -(-count // step) * step
-
-
-def _last_rows(batch: PackedBatch) -> tuple[Int32[np.ndarray, " M"], Int32[np.ndarray, " B"]]:
-    """Of every segment the rows from the first that predicts anything, and the segments' borders among them."""
-    first = np.full(len(batch.starts) - 1, len(batch.tokens), np.int64)
-    segment = np.searchsorted(batch.starts, batch.label_rows, side="right") - 1
-    np.minimum.at(first, segment, batch.label_rows)
-    needed = np.arange(len(batch.tokens)) >= np.repeat(first, np.diff(batch.starts))
-    counts = np.add.reduceat(needed, batch.starts[:-1].astype(np.int64)) if len(first) else np.zeros(0, np.int64)
-    return np.flatnonzero(needed).astype(np.int32), np.cumsum([0, *counts]).astype(np.int32)
-
-
-def _shared(batch: PackedBatch) -> bool:
-    return len(batch.key_rows) != len(batch.tokens) or bool((np.diff(batch.key_rows) != 1).any())
 
 
 class Station:
@@ -124,6 +77,7 @@ class Station:
     def __init__(self, room: Room, decoder: Decoder) -> None:
         device = decoder.embedding.device
         self.room = room
+        self._group = decoder.shape.heads // decoder.shape.kv_heads
         self.x = torch.zeros(room.rows, decoder.shape.hidden, dtype=decoder.embedding.dtype, device=device)
         self.loss = torch.zeros((), device=device)
         self.losses: Float32[Tensor, " R"] = torch.zeros(room.labels, device=device)
@@ -134,14 +88,11 @@ class Station:
         parts = dict(zip(self._sizes, torch.split(self._numbers, list(self._sizes.values())), strict=True))
         self.tokens, self.image_rows, self.feature_rows = parts["tokens"], parts["image_rows"], parts["feature_rows"]
         self.key = parts["key"][0]
-        keyed = room.keys is not None
+        every = torch.arange(room.rows, dtype=torch.int32, device=device)
         self.rows = Rows(
             positions=parts["positions"].view(3, -1),
-            borders=Borders(parts["starts"], parts["key_starts"], room.longest, room.longest),
-            key_rows=parts["key_rows"] if keyed else None,
-            key_copies=Copies(parts["key_places"], parts["key_copies"]) if keyed else None,
-            last_rows=parts["last_rows"],
-            last_borders=Borders(parts["last_starts"], parts["key_starts"], room.longest, room.longest),
+            sight=Sight.among(parts, "", every),
+            last_sight=Sight.among(parts, "last_", parts["last_rows"]),
             label_rows=parts["label_rows"],
             label_copies=Copies(parts["label_places"], parts["label_copies"]),
             targets=parts["targets"],
@@ -159,50 +110,30 @@ class Station:
 
     def _columns(self, batch: PackedBatch | None) -> dict[str, Int32[np.ndarray, " n"]]:
         """Every number of a pass, padded to the room; None: zeros of the same sizes."""
-        room = self.room
-        T, B, R, N, M = room.rows, room.segments + 1, room.labels, room.keys or 0, room.last
+        (T, M, R), group = (self.room.rows, self.room.last, self.room.labels), self._group
         sizes = {
-            "tokens": T, "positions": 3 * T, "starts": B, "key_starts": B, "key_rows": N, "key_places": N,
-            "key_copies": T + 1 if N else 0, "last_rows": M, "last_starts": B, "label_rows": R, "label_places": R,
+            "tokens": T, "positions": 3 * T, "ends": T, "last_rows": M, "label_rows": R, "label_places": R,
             "label_copies": M + 1, "targets": R, "weights": R, "image_rows": T, "feature_rows": T, "key": 1,
+            **cut_sizes("", T, T, group), **cut_sizes("last_", T, M, group),
         }  # fmt: skip
         made = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
         if batch is None:
             return made
-        last, last_starts = _last_rows(batch)
+        last = np.unique(batch.label_rows)
+        label_rows = np.searchsorted(last, batch.label_rows).astype(np.int32)
         filled = {
-            "tokens": batch.tokens, "targets": batch.targets, "image_rows": batch.image_rows,
-            "feature_rows": batch.feature_rows, "label_rows": np.searchsorted(last, batch.label_rows),
+            "tokens": batch.tokens, "targets": batch.targets, "image_rows": batch.image_rows, "ends": batch.ends,
+            "feature_rows": batch.feature_rows, "label_rows": label_rows, "last_rows": last,
         }  # fmt: skip
         for name, values in filled.items():
             made[name][: len(values)] = values
-        made["last_rows"][: len(last)], made["last_rows"][len(last) :] = last, room.rows - 1
+        made["last_rows"][len(last) :] = T - 1  # sees nothing
         made["positions"].reshape(3, T)[:, : len(batch.tokens)] = batch.positions
         made["weights"].view(np.float32)[: len(batch.weights)] = batch.weights
-        borders = {
-            "starts": (batch.starts, T),
-            "key_starts": (batch.key_starts, N or T),
-            "last_starts": (last_starts, M),
-        }
-        for name, (starts, end) in borders.items():
-            made[name][: len(starts)], made[name][len(starts) :] = starts, _cut(int(starts[-1]), end, B - len(starts))
-        _put_copies(made, "label", made["label_rows"][: len(batch.label_rows)], M)
-        if N:
-            made["key_rows"][: len(batch.key_rows)], made["key_rows"][len(batch.key_rows) :] = batch.key_rows, T - 1
-            _put_copies(made, "key", batch.key_rows, T)
-        return made
-
-
-def _put_copies(made: dict[str, np.ndarray], name: str, rows: Int32[np.ndarray, " n"], count: int) -> None:
-    """Where each of `count` rows went. What padding took is no row's: hundreds of copies of one row would be added up
-    one after the other, while all others wait."""
-    made[f"{name}_places"][: len(rows)], made[f"{name}_copies"][:] = copies_of(rows, count)
-
-
-def _cut(start: int, end: int, parts: int) -> Int32[np.ndarray, " parts"]:
-    """Borders of padding's segments, as even as can be: the flash kernels leave what stands in a segment behind the
-    longest that they were told of as it was in memory."""
-    return (start + (end - start) * np.arange(1, parts + 1, dtype=np.int64) // parts).astype(np.int32)
+        # What padding took is no row's copy: hundreds of one row would be added up while all others wait.
+        made["label_places"][: len(label_rows)], made["label_copies"][:] = copies_of(label_rows, M)
+        made |= cut("", np.arange(T, dtype=np.int32), made["ends"], group)
+        return made | cut("last_", made["last_rows"], made["ends"], group)
 
 
 class Lane:
@@ -269,7 +200,7 @@ class FastEngine:
 
     @property
     def _recording(self) -> bool:
-        """In fp32, which the flash kernels do not know, attention goes segment by segment, and is not for a graph."""
+        """In fp32, which the attention kernels are not for, its plain definition asks the device for numbers."""
         return self.device.type == "cuda" and self.dtype != torch.float32
 
     def backward(self, batch: PackedBatch, draw: int) -> Float32[Tensor, ""]:

@@ -21,14 +21,15 @@ from torch import Tensor
 from lorgnette.encode.pack import passes
 from lorgnette.model.cache import Cache, Room
 from lorgnette.model.decoder import Decoder
+from lorgnette.model.device import sent
 from lorgnette.model.features import Features
+from lorgnette.model.kernels.attention import attend
 from lorgnette.model.kernels.decode_attention import decode_attention
 from lorgnette.model.kernels.norm import add_norm
 from lorgnette.model.kernels.rotary import rotate
 from lorgnette.model.kernels.swiglu import swiglu
 from lorgnette.model.lora_linear import LoraLinear
-from lorgnette.model.tower import sent
-from lorgnette.model.varlen import Borders, attend
+from lorgnette.model.sight import Sight
 from lorgnette.types import IGNORED, Encoded, PackedBatch
 
 ROWS_AT_ONCE = 32768
@@ -64,7 +65,7 @@ class Speaker:
         first = 0
         for batch in passes(asked, ROWS_AT_ONCE, share="tree"):
             rows = slice(first, first + len(batch.examples))
-            self._read(batch, lengths[rows], cache, rows, tuned)
+            self._read(batch, cache, rows, tuned)
             first = rows.stop
         begun = np.zeros((2, cache.room.rows), np.int32)
         begun[:, : len(asked)] = lengths, [prompt.positions[0, -1] for prompt in asked]
@@ -97,29 +98,22 @@ class Speaker:
         self._caches.append(Cache.of(room, self.decoder.shape, self.device, self.decoder.embedding.dtype))
         return self._caches[-1]
 
-    def _read(self, batch: PackedBatch, lengths: Sequence[int], cache: Cache, rows: slice, tuned: bool) -> None:
+    def _read(self, batch: PackedBatch, cache: Cache, rows: slice, tuned: bool) -> None:
         """One pass over prompts: their keys and values into the cache's rows, the logits behind each."""
         decoder, shape = self.decoder, self.decoder.shape
-        shared = len(batch.key_rows) != len(batch.tokens) or bool((np.diff(batch.key_rows) != 1).any())
         numbers = [
-            batch.tokens, batch.positions.ravel(), batch.starts, batch.key_starts, batch.key_rows, batch.image_rows,
-            batch.feature_rows, batch.label_rows, _paths(batch, lengths, cache.room.places).ravel(),
+            batch.tokens, batch.positions.ravel(), batch.image_rows, batch.feature_rows, batch.label_rows,
+            _paths(batch, cache.room.places).ravel(),
         ]  # fmt: skip
         flat = sent(np.concatenate(numbers), self.device)
-        tokens, positions, starts, key_starts, key_rows, image_rows, feature_rows, last_rows, paths = torch.split(
-            flat, list(map(len, numbers))
-        )
-        longest = (int(np.diff(batch.starts).max()), int(np.diff(batch.key_starts).max()))
-        borders = Borders(starts, key_starts, *longest)
+        tokens, positions, image_rows, feature_rows, last_rows, paths = torch.split(flat, list(map(len, numbers)))
+        heads, every = (shape.heads, shape.kv_heads), np.arange(len(batch.tokens), dtype=np.int32)
+        sight = Sight.of(every, batch.ends, shape.heads // shape.kv_heads, self.device)
 
         def attention(layer: int, qkv: Float[Tensor, "T _"], out: Float[Tensor, "T _"]) -> None:
-            heads = qkv.view(len(qkv), -1, shape.head_dim)
-            q, kv = heads[:, : shape.heads], heads[:, shape.heads :]
-            torch.index_select(kv, 0, paths, out=cache.places(layer, rows))
-            if shared:
-                kv = kv.index_select(0, key_rows)
-            attended, _ = attend(q, kv[:, : shape.kv_heads], kv[:, shape.kv_heads :], borders)
-            out.view(attended.shape).copy_(attended)
+            keys = qkv.view(len(qkv), -1, shape.head_dim)[:, shape.heads :]
+            torch.index_select(keys, 0, paths, out=cache.places(layer, rows))
+            attend(qkv, sight, heads, out)
 
         x = decoder.embedding.index_select(0, tokens)
         if batch.grids:
@@ -206,11 +200,11 @@ def _open(prompt: Encoded) -> Encoded:
     )
 
 
-def _paths(batch: PackedBatch, lengths: Sequence[int], places: int) -> Int32[np.ndarray, "B L"]:
-    """The pass's row at each place of each prompt: the keys of the segment that the prompt's last row stands in, from
-    the first. Places behind a prompt's end name row 0, and are not looked at."""
-    paths = np.zeros((len(lengths), places), np.int32)
-    segments = np.searchsorted(batch.starts, batch.label_rows, side="right") - 1
-    for path, begin, length in zip(paths, batch.key_starts[segments], lengths, strict=True):
-        path[:length] = batch.key_rows[begin : begin + length]
+def _paths(batch: PackedBatch, places: int) -> Int32[np.ndarray, "B L"]:
+    """The pass's row at each place of each prompt: what the prompt's last row sees. Places behind a prompt's end name
+    row 0, and are not looked at."""
+    paths = np.zeros((len(batch.label_rows), places), np.int32)
+    for path, last in zip(paths, batch.label_rows, strict=True):
+        seen = np.flatnonzero(batch.ends[: last + 1] > last)
+        path[: len(seen)] = seen
     return paths

@@ -186,7 +186,7 @@ def _fast(work: Work) -> Memory:
         "batches": work.rooms * rows * (number * text.hidden + 32) + rows * 4 * text.head_dim,
         "libraries": 3 * _WORKSPACE,
     }
-    layer, last = _kept_fast(work), _kept_last(work, rows, _rounded(work.labels + 1, 4))
+    layer, last = _kept_fast(work), _kept_last(work, rows, _rounded(work.labels, 4))
     inputs = 2 * number * text.hidden  # of a layer that is run twice: what it adds up
     again = min(work.again, text.layers - 1)  # of the layers before the last
     kept = text.layers - 1 - again
@@ -268,8 +268,7 @@ def _kept_fast(work: Work) -> int:
 
 
 def _kept_last(work: Work, rows: int, last_rows: int) -> int:
-    """Bytes of the last layer: x0 and qkv of every row, the rest of those that predict a label. (`_fast` takes as many
-    of them as labels; in a conversation there are also those between its answers.)"""
+    """Bytes of the last layer: x0 and qkv of every row, the rest of those that predict a label."""
     text = work.text
     columns = work.rank * sum(target in work.targets for target in TOGETHER[0])
     every = work.number_bytes * (text.hidden + (text.heads + 2 * text.kv_heads) * text.head_dim + columns) + 4

@@ -66,7 +66,7 @@ class ReferenceEngine:
                 position_ids=self._moved(batch.positions)[:, None],
                 attention_mask={"full_attention": None},  # segments say what may see what: no mask is built
                 use_cache=False,
-                segments=segments_of(batch.starts.tolist(), self.device),
+                segments=segments_of([0, *np.unique(batch.ends).tolist()], self.device),
             ).last_hidden_state[0]
             logits = self._head(hidden.index_select(0, self._moved(batch.label_rows)))
         return cross_entropy(logits.float(), self._moved(batch.targets).long(), reduction="none")

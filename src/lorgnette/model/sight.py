@@ -9,18 +9,22 @@ one run of queries; where it is long, as a shared beginning's is, it is parted i
 added up in order. All of it is counted on the host, into as many numbers as the rows say.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from lorgnette.model.device import sent
+
 BLOCK = 64
 """Keys of a block."""
-PAIRS = 128
+PAIRS = 64
 """Pairs of a query row and a head that a program takes at once, at the most."""
-_PART = 128
-"""Queries of a task, where there are not too many tasks."""
+_PART = (64, 128)
+"""Queries of a task: many small tasks where rows are few, for all processors to have one."""
 _TASKS = 3
 """Tasks there is room for, for every block."""
 
@@ -39,16 +43,41 @@ class Sight:
     tasks: Int32[Tensor, "_ 3"]
     task_starts: Int32[Tensor, " B"]
 
+    @classmethod
+    def among(cls, sent: Mapping[str, Tensor], prefix: str, rows: Int32[Tensor, " M"]) -> "Sight":
+        """Of what `cut` made under that prefix, and `ends`, on the device."""
+        tiles, tasks, starts = (sent[f"{prefix}{name}"] for name in ("tiles", "tasks", "task_starts"))
+        return cls(rows, sent["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
+
+    @classmethod
+    def of(
+        cls, rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int, device: torch.device
+    ) -> "Sight":
+        numbers = {"rows": rows, "ends": ends, **cut("", rows, ends, group)}
+        flat = sent(np.concatenate(list(numbers.values())), device)
+        parts = dict(zip(numbers, torch.split(flat, list(map(len, numbers.values()))), strict=True))
+        return cls.among(parts, "", parts["rows"])
+
 
 def queries_in_tile(group: int) -> int:
     """group: query heads that look at one key head."""
     return max(1, PAIRS // group)
 
 
-def sizes(rows: int, queries: int, group: int) -> tuple[int, int, int]:
-    """How many tiles, tasks and borders of tasks there are."""
+def cut_sizes(prefix: str, rows: int, queries: int, group: int) -> dict[str, int]:
+    """How many numbers `cut` makes of each kind."""
     blocks = -(-rows // BLOCK)
-    return -(-queries // queries_in_tile(group)), _TASKS * blocks, blocks + 1
+    tiles = -(-queries // queries_in_tile(group))
+    return {f"{prefix}tiles": 3 * tiles, f"{prefix}tasks": 3 * _TASKS * blocks, f"{prefix}task_starts": blocks + 1}
+
+
+def cut(
+    prefix: str, rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int
+) -> dict[str, Int32[np.ndarray, " _"]]:
+    """The tiles, tasks and their starts as they are sent: one number after the other."""
+    tasks, starts = tasks_of(rows, ends)
+    tiles = tiles_of(rows, ends, group)
+    return {f"{prefix}tiles": tiles.ravel(), f"{prefix}tasks": tasks.ravel(), f"{prefix}task_starts": starts}
 
 
 def tiles_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int) -> Host:
@@ -71,8 +100,8 @@ def tasks_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"]) -> tu
     until = _until(ends)
     first = np.searchsorted(rows, np.arange(len(until)) * BLOCK)
     length = np.maximum(np.searchsorted(rows, until) - first, 0)
-    room = _TASKS * len(until)
-    part = max(_PART, -(-int(length.sum()) // (room - len(until))))
+    room, total = _TASKS * len(until), int(length.sum())
+    part = max(min(max(total // 64, _PART[0]), _PART[1]), -(-total // (room - len(until))))
     counts = -(-length // part)
     starts = np.concatenate([[0], np.cumsum(counts)])
     block = np.repeat(np.arange(len(until)), counts)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from lorgnette.model.checkpoint import Checkpoint
+from lorgnette.model.device import sent
 from lorgnette.model.kernels.gelu import quick_gelu_
 from lorgnette.model.kernels.layernorm import layer_norm
 from lorgnette.model.kernels.rotary_vision import rotate_
@@ -138,12 +139,6 @@ def places_of(h: int, w: int, merge: int) -> Int32[np.ndarray, "N 2"]:
     rows, columns = np.indices((h, w), dtype=np.int32)
     blocked = np.stack([rows, columns], -1).reshape(h // merge, merge, w // merge, merge, 2)
     return blocked.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
-
-
-def sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """To the device; to CUDA by way of pinned memory, so that the host need not wait."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _shifts(shape: VisionShape, weights: dict[str, Tensor]) -> list[Float32[Tensor, " E"]]:

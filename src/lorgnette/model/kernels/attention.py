@@ -2,7 +2,7 @@
 
     qkv  [T, (H+2K)·D]  queries', keys' and values' heads side by side; H/K = G query heads look at one key head
 
-    S = QKᵀ/√D    P = exp(S − lse)    O = PV        dV = PᵀdO    dS = P ∘ (dO·Vᵀ − Σ dO∘O)    dQ = dS·K/√D   dK = dSᵀQ/√D
+    S = QKᵀ/√D   P = exp(S − lse)   O = PV      dS = P ∘ (dO·Vᵀ − Σ dO∘O)   dQ = dS·K/√D   dK = dSᵀQ/√D   dV = PᵀdO
     (FlashAttention-2: Dao 2023; what a key is seen by as one run of rows: FlashMask, Wang et al. 2024)
 
 A query's G heads are rows of one product, so that a caption of a dozen tokens fills a tile, and every key is read once
@@ -27,8 +27,9 @@ except ImportError:  # torch without CUDA comes without it
 Heads = tuple[int, int]
 """(H, K)."""
 _LOG2E = 1.4426950408889634
-_BACK_PAIRS = 64
+_BACK_PAIRS = 32
 """Pairs at once where keys' gradients are added up."""
+_KEYS_JOINED = 16
 _QUERIES_AT_ONCE = 256
 """Of the plain definition."""
 
@@ -46,7 +47,7 @@ def attend(
     _attend[(len(sight.tiles), heads[1])](
         qkv, sight.rows, sight.ends, sight.tiles, out, lse, sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv),
         qkv.stride(0), out.stride(0), **sizes, QUERIES=queries_in_tile(sizes["G"]), PAIRS=PAIRS, BLOCK=BLOCK,
-        num_warps=8, num_stages=2,
+        num_warps=4, num_stages=2,
     )  # fmt: skip
     return lse
 
@@ -72,7 +73,7 @@ def attend_backward(
     _attend_back[(len(sight.tiles), K)](
         qkv, grad, attended, lse, sight.rows, sight.ends, sight.tiles, dqkv, delta, scale, scale * _LOG2E, M, T,
         qkv.stride(0), grad.stride(0), attended.stride(0), **sizes, QUERIES=queries_in_tile(sizes["G"]), PAIRS=PAIRS,
-        BLOCK=BLOCK, num_warps=8, num_stages=2,
+        BLOCK=BLOCK, num_warps=4, num_stages=2,
     )  # fmt: skip
     parts = torch.empty(len(sight.tasks), K, 2, BLOCK, D, dtype=torch.float32, device=qkv.device)
     _seen_back[(len(sight.tasks), K)](
@@ -80,9 +81,9 @@ def attend_backward(
         grad.stride(0), **sizes, QUERIES=max(1, _BACK_PAIRS // sizes["G"]), PAIRS=_BACK_PAIRS, BLOCK=BLOCK,
         num_warps=4, num_stages=2,
     )  # fmt: skip
-    _join[(len(sight.task_starts) - 1, 2 * K)](
+    _join[(len(sight.task_starts) - 1, 2 * K, BLOCK // _KEYS_JOINED)](
         parts, sight.task_starts, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, D_BLOCK=sizes["D_BLOCK"], BLOCK=BLOCK,
-        num_warps=8,
+        KEYS=_KEYS_JOINED, AT_ONCE=4, num_warps=4,
     )  # fmt: skip
     return dqkv
 
@@ -217,7 +218,11 @@ if triton is not None:
         QUERIES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip  # a task's part of dK and dV, of a key head
         task, head = tl.program_id(0), tl.program_id(1)
-        block, first, end_query = tl.load(tasks + 3 * task), tl.load(tasks + 3 * task + 1), tl.load(tasks + 3 * task + 2)
+        block, first, end_query = (
+            tl.load(tasks + 3 * task),
+            tl.load(tasks + 3 * task + 1),
+            tl.load(tasks + 3 * task + 2),
+        )
         if first < end_query:
             at = tl.arange(0, D_BLOCK)
             key = block * BLOCK + tl.arange(0, BLOCK)
@@ -245,24 +250,26 @@ if triton is not None:
                 dk = tl.dot(ds.to(q.dtype), q, dk)
             part = parts + (task * K + head).to(tl.int64) * (2 * BLOCK * D)
             place = tl.arange(0, BLOCK)[:, None] * D + at[None, :]
-            kept = (at < D)[None, :] & (tl.arange(0, BLOCK) >= 0)[:, None]
-            tl.store(part + place, dk * scale, mask=kept)
-            tl.store(part + BLOCK * D + place, dv, mask=kept)
+            tl.store(part + place, dk * scale, mask=(at < D)[None, :])
+            tl.store(part + BLOCK * D + place, dv, mask=(at < D)[None, :])
 
     @triton.jit
     @no_type_check
     def _join(
         parts, starts, dqkv, T, stride,
         K: tl.constexpr, H: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip  # dK or dV of a block of keys and a head: its tasks' parts, added up
+        KEYS: tl.constexpr, AT_ONCE: tl.constexpr,
+    ):  # fmt: skip  # dK or dV of some keys of a block and a head: its tasks' parts, added up one after the other
         block, column = tl.program_id(0), tl.program_id(1)  # columns: K heads of keys, then K of values
         kind, head = column // K, column % K
-        at, key = tl.arange(0, D_BLOCK)[None, :], tl.arange(0, BLOCK)[:, None]
+        at, key = tl.arange(0, D_BLOCK)[None, :], tl.program_id(2) * KEYS + tl.arange(0, KEYS)[:, None]
         row = block * BLOCK + key
         mine = (at < D) & (row < T)
-        total = tl.zeros((BLOCK, D_BLOCK), tl.float32)
-        for task in range(tl.load(starts + block), tl.load(starts + block + 1)):
-            part = parts + ((task * K + head) * 2 + kind).to(tl.int64) * (BLOCK * D)
-            total += tl.load(part + key * D + at, mask=mine, other=0.0)
+        total = tl.zeros((KEYS, D_BLOCK), tl.float32)
+        end = tl.load(starts + block + 1)
+        for first in range(tl.load(starts + block), end, AT_ONCE):
+            for i in tl.static_range(AT_ONCE):  # read together: nothing waits for one that is on its way
+                part = parts + (((first + i) * K + head) * 2 + kind).to(tl.int64) * (BLOCK * D)
+                total += tl.load(part + key * D + at, mask=mine & (first + i < end), other=0.0)
         place = dqkv + row.to(tl.int64) * stride + (H + column) * D + at
         tl.store(place, total.to(dqkv.dtype.element_ty), mask=mine)

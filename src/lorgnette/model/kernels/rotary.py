@@ -38,36 +38,20 @@ def angles(
 
 
 def rotate(
-    rows: Float[Tensor, "T _"], cos: Float32[Tensor, "T half"], sin: Float32[Tensor, "T half"], heads: int
+    rows: Float[Tensor, "T _"],
+    cos: Float32[Tensor, "T half"],
+    sin: Float32[Tensor, "T half"],
+    heads: int,
+    *,
+    back: bool = False,
 ) -> None:
-    """Turn the first `heads` heads of every row, in place."""
+    """Turn the first `heads` heads of every row, in place; back: as the gradient of what was turned."""
     if not rows.is_cuda:
-        rotate_reference(rows, cos, sin, heads)
+        rotate_reference(rows, cos, -sin if back else sin, heads)
         return
     _rotate[(len(rows),)](
         rows, cos, sin, rows.stride(0),
-        HEADS=heads, HEAD_BLOCK=triton.next_power_of_2(heads), HALF=cos.shape[1], num_warps=4,
-    )  # fmt: skip
-
-
-def rotate_back(
-    dq: Float[Tensor, "T H D"],
-    dk: Float[Tensor, "T K D"],
-    dv: Float[Tensor, "T K D"],
-    cos: Float32[Tensor, "T half"],
-    sin: Float32[Tensor, "T half"],
-    out: Float[Tensor, "T _"],
-) -> None:
-    """The gradient of what `rotate` was given, side by side in `out`: queries, keys and values, which do not turn."""
-    heads, narrow, half = dq.shape[1], dk.shape[1], cos.shape[1]
-    if not out.is_cuda:
-        out.copy_(torch.cat([dq, dk, dv], 1).flatten(1))
-        rotate_reference(out, cos, -sin, heads + narrow)
-        return
-    _rotate_back[(len(out),)](
-        dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0),
-        HEADS=heads, NARROW=narrow, HEAD_BLOCK=triton.next_power_of_2(heads),
-        NARROW_BLOCK=triton.next_power_of_2(narrow), HALF=half, num_warps=4,
+        HEADS=heads, HEAD_BLOCK=triton.next_power_of_2(heads), HALF=cos.shape[1], BACK=back, num_warps=4,
     )  # fmt: skip
 
 
@@ -85,36 +69,19 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _turn(source, out, cos, sin, COUNT: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
-        """COUNT heads of one row, side by side in source and in out."""
-        at = tl.arange(0, HALF)
-        heads = tl.arange(0, BLOCK)[:, None]
-        place = heads * (2 * HALF) + at[None, :]
-        there = (heads < COUNT) & (at < HALF)[None, :]
-        first = tl.load(source + place, mask=there, other=0.0).to(tl.float32)
-        second = tl.load(source + place + HALF, mask=there, other=0.0).to(tl.float32)
-        tl.store(out + place, (first * cos - second * sin).to(out.dtype.element_ty), mask=there)
-        tl.store(out + place + HALF, (second * cos + first * sin).to(out.dtype.element_ty), mask=there)
-
-    @triton.jit
-    @no_type_check
-    def _rotate(rows, cos, sin, stride, HEADS: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        at = row * HALF + tl.arange(0, HALF)
-        c, s = tl.load(cos + at)[None, :], tl.load(sin + at)[None, :]
-        _turn(rows + row * stride, rows + row * stride, c, s, HEADS, HEAD_BLOCK, HALF)
-
-    @triton.jit
-    @no_type_check
-    def _rotate_back(
-        dq, dk, dv, cos, sin, out, q_stride, k_stride, v_stride,
-        HEADS: tl.constexpr, NARROW: tl.constexpr, HEAD_BLOCK: tl.constexpr, NARROW_BLOCK: tl.constexpr,
-        HALF: tl.constexpr,
+    def _rotate(
+        rows, cos, sin, stride,
+        HEADS: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
-        at = row * HALF + tl.arange(0, HALF)
-        c, s = tl.load(cos + at)[None, :], -tl.load(sin + at)[None, :]
-        start = out + row * (HEADS + 2 * NARROW) * 2 * HALF
-        _turn(dq + row * q_stride, start, c, s, HEADS, HEAD_BLOCK, HALF)
-        _turn(dk + row * k_stride, start + HEADS * 2 * HALF, c, s, NARROW, NARROW_BLOCK, HALF)
-        _turn(dv + row * v_stride, start + (HEADS + NARROW) * 2 * HALF, 1.0, 0.0, NARROW, NARROW_BLOCK, HALF)
+        at = tl.arange(0, HALF)
+        c, s = tl.load(cos + row * HALF + at)[None, :], tl.load(sin + row * HALF + at)[None, :]
+        if BACK:
+            s = -s
+        heads = tl.arange(0, HEAD_BLOCK)[:, None]
+        place = rows + row * stride + heads * (2 * HALF) + at[None, :]
+        there = (heads < HEADS) & (at < HALF)[None, :]
+        first = tl.load(place, mask=there, other=0.0).to(tl.float32)
+        second = tl.load(place + HALF, mask=there, other=0.0).to(tl.float32)
+        tl.store(place, (first * c - second * s).to(rows.dtype.element_ty), mask=there)
+        tl.store(place + HALF, (second * c + first * s).to(rows.dtype.element_ty), mask=there)
