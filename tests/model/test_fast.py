@@ -181,7 +181,8 @@ def test_keys_of_dropout_are_all_different() -> None:
 @CUDA
 def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
     batch = packed("none")
-    engine, plain = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    engine, plain, other = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    other.warm([batch])
     before = engine.adapter.values.detach().clone()
     engine.rehearse([batch])
     assert engine.adapter.values.grad is not None

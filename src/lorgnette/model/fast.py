@@ -225,11 +225,15 @@ class FastEngine:
         self.decoder.losses(self.decoder.forward(station.x, station.rows, None, again=len(self.decoder.layers)))
 
     def rehearse(self, batches: Sequence[PackedBatch]) -> None:
-        """Record a pass in the room that these batches will share: their steps are played back from the first.
+        """Record a pass in the room that these batches will share, and play it once for nothing, which brings it to the
+        device: their steps are played back from the first.
 
-        Nothing is run. The kernels must be there, as after `warm` of a smaller model."""
+        The kernels must be there, as after `warm` of a smaller model."""
         if self._recording:
-            self._record(self._rehearsed(batches))
+            station = self._rehearsed(batches)
+            self._record(station).replay()
+            assert self.adapter.values.grad is not None
+            self.adapter.values.grad.zero_()
 
     def _rehearsed(self, batches: Sequence[PackedBatch]) -> Station:
         station = self._made(Room.around(batches))
@@ -293,11 +297,12 @@ class FastEngine:
         torch.sum(losses * station.rows.weights, 0, out=station.loss)
         self.decoder.backward(passed, dx)
 
-    def _record(self, station: Station) -> None:
+    def _record(self, station: Station) -> torch.cuda.CUDAGraph:
         assert self._lane is not None
         with self._lane.recorded() as graph:
             self._computed(station)
         station.graph = graph
+        return graph
 
 
 def _drawn(seed: int, number: int) -> int:

@@ -128,6 +128,8 @@ class Features:
         self._device_bytes = device_bytes
         self._writer = ThreadPoolExecutor(1, "feature store")
         self._writes: list[Future[None]] = []
+        cuda = tower.device.type == "cuda"
+        self._writing = torch.cuda.Stream(tower.device) if cuda else None  # type: ignore[no-untyped-call]
         self._begun: Iterator[dict[PictureGrid, _Seen]] | None = None
         self._pixels: dict[PictureGrid, Pixels] = {}
         self._kept: dict[PictureGrid, Float[Tensor, "P C"]] = {}
@@ -210,9 +212,9 @@ class Features:
             return
         with torch.no_grad():
             features = self._tower(grids, self._patchify([pixels[grid] for grid in grids]))
-        self._keep(grids, features)
+        kept = self._keep(grids, features)
         if self._store is not None:
-            self._write(self._store, [keys[grid] for grid in grids], [grid.tokens for grid in grids], features)
+            self._write(self._store, [keys[grid] for grid in grids], [grid.tokens for grid in grids], kept)
 
     def _take(self, found: Mapping[PictureGrid, Float[Tensor, "_ C"]]) -> None:
         """Features from disk; on a CPU they stay where the file is mapped."""
@@ -225,8 +227,8 @@ class Features:
             torch.cat(list(found.values()), out=host)
             self._keep(list(found), host.to(self._tower.device, non_blocking=True))
 
-    def _keep(self, grids: Sequence[PictureGrid], features: Float[Tensor, "P C"]) -> None:
-        """On the device while they may take more of it, then on the host."""
+    def _keep(self, grids: Sequence[PictureGrid], features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
+        """On the device while they may take more of it, then on the host: where they now are."""
         if features.is_cuda:
             if self._device_bytes is None:
                 self._device_bytes = int(_DEVICE_SHARE * torch.cuda.mem_get_info(features.device)[0])
@@ -234,19 +236,22 @@ class Features:
             if self._device_bytes < 0:
                 features = _to_host(features)
         self._kept |= dict(zip(grids, torch.split(features, [grid.tokens for grid in grids]), strict=True))
+        return features
 
     def _write(
         self, store: Store, keys: Sequence[bytes | None], rows: Sequence[int], features: Float[Tensor, "P C"]
     ) -> None:
-        """Behind the run's back: a thread waits for the copy to the host and appends it to the store."""
-        host, copied = features, None
-        if features.is_cuda:
-            host = _to_host(features)
-            copied = torch.cuda.current_stream(features.device).record_event()
+        """Behind the run's back: a thread waits until they are made, copies them to the host and appends them to the
+        store, one group after the other: no more than one has memory pinned for it."""
+        made = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
         def append() -> None:
-            if copied is not None:
-                copied.synchronize()
+            host = features
+            if made is not None:
+                made.synchronize()
+                with torch.cuda.stream(self._writing):
+                    host = _to_host(features) if features.is_cuda else features
+                    torch.cuda.current_stream(self.device).synchronize()
             parts = zip(keys, torch.split(host, list(rows)), strict=True)
             store.append({key: part for key, part in parts if key is not None})
 

@@ -21,6 +21,7 @@ class Patchify:
         self._rule, self._device = rule, device
         self._table = torch.from_numpy(rule.levels().T.copy()).to(dtype).flatten().to(device)
         self._channels = (torch.arange(3, dtype=torch.int32) * 256).view(3, 1, 1).to(device)
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "N D"]:
         """Patches of the pictures one after the other. Best where pictures of one size stand together."""
@@ -34,12 +35,20 @@ class Patchify:
 
     def _sent(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[Tensor, " B"]:
         size = sum(picture.size for picture in pictures)
-        flat = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        flat = torch.empty(size, dtype=torch.uint8, pin_memory=self._copying is not None)
         target, at = flat.numpy(), 0
         for picture in pictures:
             target[at : at + picture.size] = picture.reshape(-1)
             at += picture.size
-        return flat.to(self._device, non_blocking=True)
+        if self._copying is None:
+            return flat
+        # A stream of its own copies at once: behind what the tower has still to do, every call would pin memory anew.
+        with torch.cuda.stream(self._copying):
+            sent = flat.to(self._device, non_blocking=True)
+        here = torch.cuda.current_stream(self._device)
+        here.wait_stream(self._copying)
+        sent.record_stream(here)
+        return sent
 
     def _patches(self, pixels: UInt8[Tensor, "K H W 3"]) -> Float[Tensor, "N D"]:
         patch, merge = self._rule.patch, self._rule.merge

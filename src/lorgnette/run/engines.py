@@ -19,6 +19,7 @@ from lorgnette.run.job import Job
 from lorgnette.run.material import Material
 from lorgnette.train.batches import Batches
 from lorgnette.train.loop import Engine
+from lorgnette.train.optimizer import warm
 from lorgnette.types import PictureGrid
 
 EXAMPLES_AHEAD = 1024
@@ -77,8 +78,10 @@ def _fast(
     with job.stages("weights"):  # the tower's; the decoder's are read while features are made
         opening.tower()
     material = _prepared(job, features, beside)
-    with job.stages("engine"):
+    with job.stages("engine"):  # the device may still be busy with features
+        warm(device, chosen.train)
         engine = opening.engine()
+        _finished(device)
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)
     return Tuned(engine, model, engine.adapter.on_cpu, features, material, room.rows)
 
@@ -98,6 +101,7 @@ def _reference(
     features = Features(Tower(base), rule, live=set(chosen.lora.towers) != {"language"})
     material = _prepared(job, features, beside)
     with job.stages("adapter"):
+        _finished(device)
         if saved is None:
             model = adapters.attach(base, checkpoint.family, chosen.lora, chosen.seed)
             torch.manual_seed(chosen.seed)  # where dropout's random numbers start, on the CPU and on CUDA
@@ -105,6 +109,12 @@ def _reference(
             model = adapters.load(base, saved, trainable=True)
     engine, rows = ReferenceEngine(model, features), chosen.train.pass_tokens
     return Tuned(engine, model, lambda: adapters.copied(model), features, material, rows)
+
+
+def _finished(device: torch.device) -> None:
+    """Wait for what was launched, so that the steps' seconds are their own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _room(job: Job, device: torch.device) -> Fit:
@@ -140,8 +150,6 @@ def _prepared(job: Job, features: Features, beside: Sequence[PictureGrid]) -> Ma
         failed = features.prepare(job.material.grids, seen=advance)
         features.prepare(beside)
         features.rest()
-        if features.device.type == "cuda":
-            torch.cuda.synchronize()  # so that the stage's seconds are its own
     job.stages.part("decoding", features.seconds_waited)
     return job.material.without(failed, job.settings.data.on_bad_row, job.terminal)
 

@@ -61,3 +61,8 @@ class Optimizer:
         for name, mine in self._kept.items():
             for tensor, saved in zip(mine, state[name], strict=True):
                 tensor.copy_(saved)
+
+
+def warm(device: torch.device, train: Train) -> None:
+    """Take a step of nothing: the kernels are loaded then."""
+    Optimizer([torch.zeros(1, device=device)], train).step(torch.zeros((), device=device), 0.0)
