@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lorgnette.config import Lora
 from lorgnette.encode.pixels import PictureRule
@@ -96,10 +95,10 @@ class Opening:
         if self._late is not None:
             self._late.begin(reading, self._warm)
         self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
-        self._values = drawing.submit(_values, shape, seed, saved)
+        self._adapter = FlatAdapter(shape, device)
+        self._drawn = drawing.submit(_draw, self._adapter, seed, saved)
         for pool in (reading, drawing, tower, decoder):
             pool.shutdown(wait=False)
-        self._adapter = FlatAdapter(shape, features.device)
         self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
             decoder, self._adapter, features, dropout=lora.dropout, seed=seed, grouped=grouped, again=again
         )
@@ -120,7 +119,7 @@ class Opening:
             warmed.result()
         engine = self._made(self._decoder.result())
         engine.rehearse(self._coming)
-        self._adapter.take(self._values.result())
+        self._drawn.result()
         engine.updated()
         return engine
 
@@ -134,11 +133,16 @@ def unsupported_answers(checkpoint: Checkpoint, saved: SavedAdapter | None) -> s
     return reason
 
 
-def _values(shape: AdapterShape, seed: int, saved: Path | None) -> Tensor:
-    if saved is None:
-        return FlatAdapter.drawn(shape, seed)
-    read = SavedAdapter.read(saved)
-    read.shape(shape.text)
-    adapter = FlatAdapter(shape, torch.device("cpu"))
-    adapter.load(read.state)
-    return adapter.values.detach()
+def _draw(adapter: FlatAdapter, seed: int, saved: Path | None) -> None:
+    """Give the adapter its first values, or those that were saved."""
+    device = adapter.values.device
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(beside):  # not behind the tower's pictures
+        if saved is None:
+            adapter.take(FlatAdapter.drawn(adapter.shape, seed))
+        else:
+            read = SavedAdapter.read(saved)
+            read.shape(adapter.shape.text)
+            adapter.load(read.state)
+        if beside is not None:
+            beside.synchronize()

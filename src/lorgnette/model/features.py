@@ -5,7 +5,7 @@
 
 While the tower is frozen a picture has the same features in every step and every epoch, so each distinct picture is
 put through it once, before training, or never where a run before did. With the tower open to training, features are
-made anew in every pass. On CUDA nothing here waits for the device.
+made anew in every pass. On CUDA nothing here waits until the device is done with what it was given last.
 """
 
 import os
@@ -144,7 +144,7 @@ class Features:
 
     @cached_property
     def _patchify(self) -> Patchify:
-        return Patchify(self._rule, self._tower.device, self._tower.dtype)
+        return Patchify(self._rule, self._tower.device, self._tower.dtype, patches=PATCHES_AT_ONCE)
 
     def prepare(
         self, grids: Iterable[PictureGrid], *, seen: Callable[[int], None] = lambda count: None
@@ -170,6 +170,7 @@ class Features:
         """Begin to decode the pictures that `prepare` is asked for next, while the tower is on its way: later, the
         decoding threads would keep Python from those that launch what it computes."""
         self._begun = self._looked_at(self._new(grids))
+        _ = self._patchify  # its memory is pinned before the device is busy
 
     def _new(self, grids: Iterable[PictureGrid]) -> list[PictureGrid]:
         return [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._kept]
@@ -242,16 +243,14 @@ class Features:
         self, store: Store, keys: Sequence[bytes | None], rows: Sequence[int], features: Float[Tensor, "P C"]
     ) -> None:
         """Behind the run's back: a thread waits until they are made, copies them to the host and appends them to the
-        store, one group after the other: no more than one has memory pinned for it."""
+        store, one group after the other."""
         made = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
         def append() -> None:
-            host = features
             if made is not None:
                 made.synchronize()
-                with torch.cuda.stream(self._writing):
-                    host = _to_host(features) if features.is_cuda else features
-                    torch.cuda.current_stream(self.device).synchronize()
+            with torch.cuda.stream(self._writing):  # not behind the tower's next pictures
+                host = features.cpu()
             parts = zip(keys, torch.split(host, list(rows)), strict=True)
             store.append({key: part for key, part in parts if key is not None})
 
@@ -300,11 +299,17 @@ def _to_host(features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
 
 
 def _grouped(grids: Sequence[PictureGrid]) -> Iterator[list[PictureGrid]]:
+    """Groups as even as can be: for a smaller one, other kernels would be chosen and loaded."""
+    total = sum(grid.h * grid.w for grid in grids)
+    share = total / max(1, -(-total // PATCHES_AT_ONCE))
     group: list[PictureGrid] = []
+    size = done = cuts = 0
     for grid in grids:
-        if group and sum(g.h * g.w for g in group) + grid.h * grid.w > PATCHES_AT_ONCE:
+        patches = grid.h * grid.w
+        if group and (done >= share * (cuts + 1) or size + patches > PATCHES_AT_ONCE):
             yield group
-            group = []
+            group, size, cuts = [], 0, cuts + 1
         group.append(grid)
+        size, done = size + patches, done + patches
     if group:
         yield group

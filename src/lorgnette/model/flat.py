@@ -107,7 +107,8 @@ class FlatAdapter:
     def drawn(shape: AdapterShape, seed: int) -> Tensor:
         """A fresh adapter's values, those that PEFT would draw: A uniform (Kaiming, a = √5), B zero.
 
-        PEFT makes a module's two linear layers, which draw their weights, and then draws A again.
+        PEFT makes a module's two linear layers, which draw their weights, and then draws A again. What is drawn for
+        nothing is drawn in one piece: between two of torch's calls, other threads may keep Python for a while.
         """
         generator = torch.Generator().manual_seed(seed)
         values = torch.zeros(sum(math.prod(size) for size in shape.sizes().values()))
@@ -117,10 +118,8 @@ class FlatAdapter:
                 if target not in shape.targets:
                     continue
                 a, b = (views[shape.name(layer, target, factor)] for factor in "AB")
-                for size in (a.shape, b.shape, a.shape):
-                    bound = 1 / math.sqrt(size[1])
-                    drawn = torch.empty(size).uniform_(-bound, bound, generator=generator)
-                a.copy_(drawn)
+                torch.empty(a.numel() + b.numel()).uniform_(generator=generator)
+                a.uniform_(-1 / math.sqrt(a.shape[1]), 1 / math.sqrt(a.shape[1]), generator=generator)
         return values
 
     def attach(self, decoder: Decoder) -> Spread:

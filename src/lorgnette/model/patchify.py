@@ -3,6 +3,7 @@
 Bit for bit what `PictureRule.patches` makes on the host: a byte has 256 values, so normalising is a look-up.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -13,15 +14,34 @@ from torch import Tensor
 
 from lorgnette.encode.pixels import PictureRule
 
+_SLOTS = 4
+
+
+class _Slot:
+    """Bytes on their way, on the host and on the device: memory that is pinned while a GPU works is long in coming."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.there = torch.empty(size, dtype=torch.uint8, device=device)
+        self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        """Once the patches are made of it."""
+
 
 class Patchify:
-    """Pictures of any sizes to one row of patches, in the tower's dtype on its device."""
+    """Pictures of any sizes to one row of patches, in the tower's dtype on its device.
 
-    def __init__(self, rule: PictureRule, device: torch.device, dtype: torch.dtype) -> None:
+    On CUDA the host is ahead of the device by four calls at the most.
+    """
+
+    def __init__(self, rule: PictureRule, device: torch.device, dtype: torch.dtype, *, patches: int = 0) -> None:
+        """patches: the most that are expected of a call."""
         self._rule, self._device = rule, device
         self._table = torch.from_numpy(rule.levels().T.copy()).to(dtype).flatten().to(device)
         self._channels = (torch.arange(3, dtype=torch.int32) * 256).view(3, 1, 1).to(device)
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._slots: deque[_Slot] = deque()
+        if device.type == "cuda":
+            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._slots.extend(_Slot(patches * rule.patch**2 * 3, device) for _ in range(_SLOTS))
 
     def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "N D"]:
         """Patches of the pictures one after the other. Best where pictures of one size stand together."""
@@ -31,24 +51,24 @@ class Patchify:
             end = at + height * width * 3 * len(list(run))
             parts.append(self._patches(flat[at:end].view(-1, height, width, 3)))
             at = end
+        if self._slots:
+            self._slots[-1].read.record()
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _sent(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[Tensor, " B"]:
         size = sum(picture.size for picture in pictures)
-        flat = torch.empty(size, dtype=torch.uint8, pin_memory=self._copying is not None)
-        target, at = flat.numpy(), 0
-        for picture in pictures:
-            target[at : at + picture.size] = picture.reshape(-1)
-            at += picture.size
-        if self._copying is None:
-            return flat
-        # A stream of its own copies at once: behind what the tower has still to do, every call would pin memory anew.
-        with torch.cuda.stream(self._copying):
-            sent = flat.to(self._device, non_blocking=True)
-        here = torch.cuda.current_stream(self._device)
-        here.wait_stream(self._copying)
-        sent.record_stream(here)
-        return sent
+        if not self._slots:
+            return torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures]))
+        slot = self._slots.popleft()
+        slot.read.synchronize()
+        if size > len(slot.host):
+            slot = _Slot(size, self._device)
+        self._slots.append(slot)
+        np.concatenate([picture.reshape(-1) for picture in pictures], out=slot.host[:size].numpy())
+        with torch.cuda.stream(self._copying):  # not behind what the tower has still to do
+            slot.there[:size].copy_(slot.host[:size], non_blocking=True)
+        torch.cuda.current_stream(self._device).wait_stream(self._copying)
+        return slot.there[:size]
 
     def _patches(self, pixels: UInt8[Tensor, "K H W 3"]) -> Float[Tensor, "N D"]:
         patch, merge = self._rule.patch, self._rule.merge

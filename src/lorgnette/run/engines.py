@@ -1,6 +1,7 @@
 """The engine of a training: ours where it computes what is asked for, else transformers' and PEFT's, saying why."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -70,6 +71,9 @@ def _fast(
     share = share_of(chosen, "fast")
     room = _room(job, device)
     coming = batches_of(job).coming(EXAMPLES_AHEAD, room.rows, share)
+    pool = ThreadPoolExecutor(1, "warming optimizer")
+    stepping = pool.submit(warm, device, chosen.train)
+    pool.shutdown(wait=False)
     opening = fast_model.Opening(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
         coming=coming,
@@ -79,7 +83,7 @@ def _fast(
         opening.tower()
     material = _prepared(job, features, beside)
     with job.stages("engine"):  # the device may still be busy with features
-        warm(device, chosen.train)
+        stepping.result()
         engine = opening.engine()
         _finished(device)
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)
