@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 
 import pytest
+from PIL.ImageFile import ImageFile
 
 from lorgnette.data import check as room_check
 from lorgnette.data import pictures, read, usable
@@ -74,13 +76,13 @@ def test_each_picture_is_looked_at_once_and_never_decoded(
     good = [picture("a.jpg"), picture("b.png"), picture("c.webp")]
     monkeypatch.setattr(pictures, "load", lambda path: pytest.fail(f"{path} was decoded"))
     opened: list[Path] = []
-    real = pictures.header
+    real = pictures._opened
 
-    def header(path: Path) -> tuple[int, int]:
+    def seen(path: Path) -> AbstractContextManager[ImageFile]:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(pictures, "header", header)
+    monkeypatch.setattr(pictures, "_opened", seen)
     report = room_check(example(path, row=row) for row, path in product(range(1000), good))
     assert (report.usable, report.pictures, report.repeats) == (3000, 3, 2997)
     assert sorted(opened) == good
