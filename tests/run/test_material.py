@@ -1,6 +1,7 @@
 """Every row of the data is trained on, held out, or named: none is lost."""
 
 import csv
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -127,6 +128,22 @@ def test_pictures_are_looked_at_once_and_others_when_they_are_asked_for(
         for path in (grid.picture.path, other):
             [shown] = material.encoder.encode(Example("x", (Turn("user", (Picture(path),)),), path, 1)).grids
             assert (shown.h, shown.w) == tuple(edge // 14 for edge in material.encoder.rule.resized(*data.header(path)))
+
+
+def test_python_looks_for_waste_again_however_the_reading_ends(chosen: Chosen, captions: Path, terminal) -> None:
+    Material.of(chosen(), terminal)
+    assert gc.isenabled()
+    captions.write_text("image_path,caption\ngone.png,a cat\n")
+    with pytest.raises(LorgnetteError, match="cannot be used"):
+        Material.of(chosen(), terminal)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(LorgnetteError, match="cannot be used"):
+            Material.of(chosen(), terminal)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_no_data(chosen: Chosen, terminal: Terminal) -> None:
