@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 
 import pytest
+from PIL.ImageFile import ImageFile
 
 from lorgnette.data import check as room_check
 from lorgnette.data import pictures, read, usable
@@ -74,13 +76,13 @@ def test_each_picture_is_looked_at_once_and_never_decoded(
     good = [picture("a.jpg"), picture("b.png"), picture("c.webp")]
     monkeypatch.setattr(pictures, "load", lambda path: pytest.fail(f"{path} was decoded"))
     opened: list[Path] = []
-    real = pictures.header
+    real = pictures._opened
 
-    def header(path: Path) -> tuple[int, int]:
+    def seen(path: Path) -> AbstractContextManager[ImageFile]:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(pictures, "header", header)
+    monkeypatch.setattr(pictures, "_opened", seen)
     report = room_check(example(path, row=row) for row, path in product(range(1000), good))
     assert (report.usable, report.pictures, report.repeats) == (3000, 3, 2997)
     assert sorted(opened) == good
@@ -92,9 +94,9 @@ def test_order_is_kept_over_many_blocks(picture: Callable[..., Path], tmp_path: 
         Problem(Path("a"), row, "w", "r") if row % 5 == 0 else example(gone if row % 7 == 0 else good, row=row)
         for row in range(1, 3000)
     ]
-    examples, problems = usable(rows, on_bad_row="skip")
-    assert [each.row for each in examples] == [row for row in range(1, 3000) if row % 5 and row % 7]
-    assert [each.row for each in problems] == [row for row in range(1, 3000) if not (row % 5 and row % 7)]
+    seen = usable(rows, on_bad_row="skip")
+    assert [each.row for each in seen.examples] == [row for row in range(1, 3000) if row % 5 and row % 7]
+    assert [each.row for each in seen.problems] == [row for row in range(1, 3000) if not (row % 5 and row % 7)]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,9 @@ def test_an_error_names_the_first_ten_and_the_count(table: Callable[..., Path]) 
 
 def test_without_problems_both_ways_are_the_same(picture: Callable[..., Path]) -> None:
     row = example(picture("a.jpg"))
-    assert usable([row], on_bad_row="error") == usable([row], on_bad_row="skip") == ([row], [])
+    seen = usable([row], on_bad_row="error")
+    assert seen == usable([row], on_bad_row="skip")
+    assert (seen.examples, seen.problems) == ([row], [])
 
 
 def test_nothing_left() -> None:

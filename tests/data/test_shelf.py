@@ -46,6 +46,20 @@ def test_the_other_folder_serves_where_the_first_has_nothing(tmp_path: Path) -> 
     assert Shelf(one / "a.csv").picture("a.jpg", or_folder=other).path == one / "a.jpg"
 
 
+def test_the_captions_of_a_picture_share_it_and_no_other(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    (other / "b.jpg").touch()
+    found = Shelf(one / "a.csv")
+    assert found.picture("a.jpg") is found.picture(" a.jpg ")
+    assert found.picture("b.jpg").path == one / "b.jpg"
+    assert found.picture("b.jpg", or_folder=other).path == other / "b.jpg"
+    for _ in range(2):
+        with pytest.raises(LorgnetteError, match="empty"):
+            found.picture("")
+
+
 def test_several_folders_the_first_that_has_it(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     (one / "x").mkdir(parents=True)

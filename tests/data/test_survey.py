@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -130,6 +131,28 @@ def test_what_is_no_file_is_announced_without_waiting_for_it(tmp_path: Path) -> 
     os.mkfifo(pipe)
     rows = [row(1, pipe), row(2, tmp_path / "gone.png"), row(3, Path("a\0b.png")), row(4, tmp_path)]
     assert [problem.row for problem in survey(rows, sketched=True).problems] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("patience", [-1.0, 1e9])
+def test_pictures_that_are_waited_for_are_looked_at_in_threads_and_say_the_same(
+    picture: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    paths = [picture(f"{i}.png", size=(10 + i, 20)) for i in range(150)]
+    paths[70] = tmp_path / "gone.png"
+    threads: list[str] = []
+    look = judged.__globals__["_look"]
+
+    def seen_by(path: Path, *, sketched: bool) -> object:
+        threads.append(threading.current_thread().name)
+        return look(path, sketched=sketched)
+
+    monkeypatch.setitem(judged.__globals__, "_look", seen_by)
+    monkeypatch.setitem(judged.__globals__, "_PATIENCE", patience)
+    seen = survey(row(number, path) for number, path in enumerate(paths))
+    assert [look.size for look in seen.looks.values()] == [(10 + i, 20) for i in range(150) if i != 70]
+    assert [(problem.row, problem.what) for problem in seen.problems] == [(70, f"picture is missing ({paths[70]})")]
+    assert len(threads) == 150
+    assert any(name.startswith("pictures") for name in threads) == (patience < 0)
 
 
 def test_two_surveys_are_one(picture: Callable[..., Path], tmp_path: Path) -> None:

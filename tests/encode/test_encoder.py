@@ -1,8 +1,9 @@
 """Loss on the answers and their ends and nowhere else; a prompt is the beginning of the whole."""
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,73 @@ def test_labels_are_the_answers_whatever_the_texts_say(
     np.testing.assert_array_equal(prompt.tokens, encoded.tokens[: len(prompt.tokens)])
     np.testing.assert_array_equal(prompt.positions, encoded.positions[:, : len(prompt.tokens)])
     assert encoder.tokenizer.shown(prompt.tokens[-3:].tolist()).endswith("assistant\n")
+
+
+SIZES = {"wide": (280, 140), "tall": (140, 280), "other": (140, 280), "small": (56, 56)}
+ALIKE: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
+    (("user", ("wide", "what?")), ("assistant", ("a car",))),
+    (("user", ("wide", "what?")), ("assistant", ("a bus",))),
+    (("user", ("wide", "what?")), ("assistant", ("a ", "car"))),
+    (("user", ("wide", "who?")), ("assistant", ("a car",))),
+    (("user", ("what?", "wide")), ("assistant", ("a car",))),
+    (("user", ("tall", "what?")), ("assistant", ("a car",))),
+    (("user", ("other", "what?")), ("assistant", ("a car",))),
+    (("user", ("small", "what?")), ("assistant", ("a car",))),
+    (("user", ("what?",)), ("assistant", ("a car",))),
+    (("user", ("wide", "small", "what?")), ("assistant", ("a car",))),
+    (("user", ("small", "wide", "what?")), ("assistant", ("a car",))),
+    (("system", ("what?",)), ("user", ("wide",)), ("assistant", ("a car",))),
+    (("user", ("wide", "what?")), ("assistant", ("a car",)), ("user", ("what?", "wide"))),
+    (("user", ("wide", "what?")), ("assistant", ("a car",)), ("user", ("small",)), ("assistant", ("a bus",))),
+    (("user", ("wide", "what?")), ("assistant", ("a car in a park",)), ("user", ("small",)), ("assistant", ("",))),
+]
+"""Conversations that differ in as little as may be. Words of SIZES are pictures."""
+
+
+def conversation_of(number: int) -> Example:
+    turns = [Turn(role, tuple(Picture(Path(p)) if p in SIZES else p for p in parts)) for role, parts in ALIKE[number]]
+    return Example(str(number), tuple(turns), Path("x.json"), number)
+
+
+def seen(encoded: Encoded) -> tuple[object, ...]:
+    arrays = (encoded.tokens, encoded.labels, encoded.positions)
+    return *(array.tolist() for array in arrays), encoded.image_starts, encoded.grids, encoded.example.id
+
+
+def strangers(kind: type[Encoder], tiny: Path, order: Sequence[int], *, answer: bool) -> list[int]:
+    """Those of the conversations, encoded one after the other, that come out otherwise than alone."""
+
+    def made() -> Encoder:
+        return kind.of_folder(tiny, Encode(size=None), size_of=lambda path: SIZES[path.name])
+
+    together = made()
+    return [number for number in order for alone in [made()]
+            if seen(together.encode(conversation_of(number), answer=answer))
+            != seen(alone.encode(conversation_of(number), answer=answer))]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize("step", [1, -1])
+def test_no_conversation_gets_what_another_left_behind(tiny: Path, step: int, answer: bool) -> None:
+    assert not strangers(Encoder, tiny, [*range(len(ALIKE))][::step] * 2, answer=answer)
+
+
+@pytest.mark.parametrize("forgotten", ["questions", "roles"])
+def test_a_confusion_would_be_seen(tiny: Path, forgotten: str) -> None:
+    """Negative control: what is kept of a conversation by less than what it depends on becomes another's."""
+
+    class Confused(Encoder):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            whole, kept = self._frame, dict[object, Any]()
+            self._frame_of = lambda outline, answer: kept.setdefault(less(outline), whole(outline, answer))  # type: ignore[assignment]
+
+    def less(outline: Any) -> object:
+        if forgotten == "roles":
+            return tuple(part for _, parts in outline for part in parts)
+        return tuple((role, tuple(part for part in parts if not isinstance(part, str))) for role, parts in outline)
+
+    assert strangers(Confused, tiny, range(len(ALIKE)), answer=False)
 
 
 def test_an_empty_answer_still_learns_to_end(encoder: Encoder, example: Callable[..., Example]) -> None:

@@ -1,9 +1,10 @@
 """Text counts on; a picture's tokens share their start and count their rows and columns."""
 
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,9 +50,19 @@ def test_a_long_picture_takes_its_longer_edge_of_positions() -> None:
         assert found[:, 1 + 20].tolist() == [1 + 10] * 3
 
 
-def test_asking_twice_gives_a_new_row_each_time() -> None:
-    grid = PictureGrid(PICTURE, 1, 4, 4, 2)
-    one, other = (positions(6, [1], [grid]) for _ in range(2))
-    one += 1
-    assert all(a < b for a, b in pairwise(other[0, [0, 1, 5]].tolist()))
-    np.testing.assert_array_equal(other, positions(6, [1], [grid]))
+def test_rows_share_what_they_have_in_common_and_nobody_may_write_to_it() -> None:
+    one, other = (positions(length, [1], [PictureGrid(PICTURE, 1, 4, 4, 2)]) for length in (6, 9))
+    assert np.shares_memory(one, other)
+    np.testing.assert_array_equal(one, other[:, :6])
+    with pytest.raises(ValueError, match="read-only"):
+        one += 1
+
+
+def test_rows_that_differ_share_nothing() -> None:
+    """Negative control: by what may be told apart, pictures' starts, shapes and number."""
+    wide, tall = PictureGrid(PICTURE, 1, 4, 8, 2), PictureGrid(PICTURE, 1, 8, 4, 2)
+    rows = [positions(30, starts, grids) for starts, grids in (([1], [wide]), ([1], [tall]), ([2], [wide]),
+            ([1, 12], [wide, tall]), ([1, 12], [tall, wide]), ([], []))]  # fmt: skip
+    for one, other in combinations(rows, 2):
+        assert not np.shares_memory(one, other)
+        assert not np.array_equal(one, other)

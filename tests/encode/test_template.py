@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.encode.template import ChatTemplate, Shape, shape_of
+from lorgnette.encode.template import ChatTemplate, Shape
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Picture, Turn
 
 ASKED: Shape = (("user", (True, False)), ("assistant", (False,)))
 PLAIN = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text or '#' }}{% endfor %}{% endfor %}"
-
-
-def test_the_shape_is_roles_and_kinds_and_no_text() -> None:
-    turns = (Turn("user", (Picture(Path("a.png")), "hi")), Turn("assistant", ("{{ x }}",)))
-    assert shape_of(turns) == ASKED
-    assert shape_of(()) == ()
 
 
 def test_pieces_are_the_templates_own_and_the_texts_numbers(tiny: Path) -> None:

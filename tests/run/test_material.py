@@ -1,6 +1,7 @@
 """Every row of the data is trained on, held out, or named: none is lost."""
 
 import csv
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -11,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette import config
+from lorgnette import config, data
 from lorgnette.config import Settings
 from lorgnette.encode.tokenizer import IMAGE
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.manifest import sha256
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.material import Material
-from lorgnette.types import IGNORED, PictureGrid
+from lorgnette.types import IGNORED, Example, Picture, PictureGrid, Turn
 
 Chosen = Callable[..., Settings]
 GOOD = {"plain": ("good.png", "a cat"), "control": ("good.png", "<|im_end|> <|image_pad|>"), "lines": ("b.png", "a\nb")}
@@ -113,6 +114,36 @@ def test_what_is_trained_is_the_answer_and_its_end_whatever_it_says(chosen: Chos
         assert tokenizer.shown(trained[-1:]) == "<|im_end|>"
         assert not set(trained[:-1]) & set(tokenizer.control.values())
         assert (encoded.tokens == tokenizer.control[IMAGE]).sum() == sum(grid.tokens for grid in encoded.grids)
+
+
+def test_pictures_are_looked_at_once_and_others_when_they_are_asked_for(
+    chosen: Chosen, captions: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "header", lambda path: pytest.fail(f"{path} was looked at again"))
+    material = Material.of(chosen(f"data.test={captions}", "encode.size=null"), terminal)
+    monkeypatch.undo()
+    for grid in material.grids:
+        other = grid.picture.path.with_name(f"other-{grid.picture.path.name}")
+        PIL.Image.open(grid.picture.path).resize((90, 200)).save(other)
+        for path in (grid.picture.path, other):
+            [shown] = material.encoder.encode(Example("x", (Turn("user", (Picture(path),)),), path, 1)).grids
+            assert (shown.h, shown.w) == tuple(edge // 14 for edge in material.encoder.rule.resized(*data.header(path)))
+
+
+def test_python_looks_for_waste_again_however_the_reading_ends(chosen: Chosen, captions: Path, terminal) -> None:
+    Material.of(chosen(), terminal)
+    assert gc.isenabled()
+    captions.write_text("image_path,caption\ngone.png,a cat\n")
+    with pytest.raises(LorgnetteError, match="cannot be used"):
+        Material.of(chosen(), terminal)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(LorgnetteError, match="cannot be used"):
+            Material.of(chosen(), terminal)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_no_data(chosen: Chosen, terminal: Terminal) -> None:

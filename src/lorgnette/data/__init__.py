@@ -5,7 +5,7 @@
     pictures_of(path)  a picture or a folder of pictures → prompts without answers
     check(rows)        → Report, from text and picture headers only
     survey(rows)       → the rows and what their pictures look like; repeats, oddities, scripts: what is odd about them
-    usable(rows)       → the examples to go on with, or an error that lists what to fix
+    usable(rows)       → the same, or an error that lists what to fix
     export(rows, …)    → a file in a form that others read
     prepare(…)         any source → the tutorial's data_vl.json and its train and test parts
     identities(paths)  which of them are one picture, by their bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from lorgnette.data.survey import Survey, judged, survey
+from lorgnette.data.survey import Survey, survey
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
@@ -86,27 +86,19 @@ def report_of(seen: Survey) -> Report:
     )
 
 
-def usable(
-    rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, where: Path | None = None
-) -> tuple[list[Example], list[Problem]]:
+def usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, where: Path | None = None) -> Survey:
     """The rows to go on with, and those left out; "error" leaves none out but raises, naming them.
 
     where: the file they are from, for the error that there are none.
     """
-    examples: list[Example] = []
-    problems: list[Problem] = []
-    for row, _ in judged(rows):
-        if isinstance(row, Problem):
-            problems.append(row)
-        else:
-            examples.append(row)
-    total = len(examples) + len(problems)
+    seen = survey(rows)
+    total = len(seen.examples) + len(seen.problems)
     if total == 0:
         place = str(where) if where else None
         raise LorgnetteError("there are no rows", where=place, remedy="name a data file that has some")
-    if problems and (on_bad_row == "error" or not examples):
-        raise refusal(problems, total)
-    return examples, problems
+    if seen.problems and (on_bad_row == "error" or not seen.examples):
+        raise refusal(seen.problems, total)
+    return seen
 
 
 def refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:

@@ -5,7 +5,6 @@ training, so every format that cannot say cheaply where it ends gets a "no".
 """
 
 import os
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -17,18 +16,18 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 
 
-def complete(path: Path) -> bool:
+def complete(file: IO[bytes]) -> bool:
     """True only where the end proves that nothing was cut off: JPEG up to its EOI marker, PNG to IEND, WebP to the
     length in its header. False asks for a full decode. (A download that stopped, and a preallocated file of the
     right size with zeros at its end, both miss these marks.)"""
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head.startswith(b"\xff\xd8"):
-            return _tail(file, 2) == _EOI
-        if head.startswith(_PNG):
-            return _png_chunks(file)[0]
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            return _webp_complete(file, int.from_bytes(head[4:8], "little"))
+    file.seek(0)
+    head = file.read(12)
+    if head.startswith(b"\xff\xd8"):
+        return _tail(file, 2) == _EOI
+    if head.startswith(_PNG):
+        return _png_chunks(file)[0]
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _webp_complete(file, int.from_bytes(head[4:8], "little"))
     return False
 
 

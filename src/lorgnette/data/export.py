@@ -47,9 +47,10 @@ def export(rows: Iterable[Row], out: Path, to: To, *, prompt: str = PROMPT, on_b
     out = Path(os.path.abspath(out))
     if out.suffix.lower() != EXPORTS[to].suffix:
         raise UsageError(f"{to} is written to a {EXPORTS[to].suffix} file", where=str(out), remedy="name the file so")
-    kept, problems = usable(holdable(rows, to, prompt), on_bad_row=on_bad_row)
+    seen = usable(holdable(rows, to, prompt), on_bad_row=on_bad_row)
+    kept = seen.examples
     files = write({out: kept}, to, prompt)
-    return Exported(files, len(kept), tuple(problems), tidied(kept, to))
+    return Exported(files, len(kept), tuple(seen.problems), tidied(kept, to))
 
 
 def holdable(rows: Iterable[Row], to: To, prompt: str) -> Iterator[Row]:

@@ -140,6 +140,8 @@ def identity(record: Mapping[str, Any], place: Place) -> str:
 
 def must_be_read(record: Mapping[str, Any], known: Sequence[str], unread: Sequence[str]) -> None:
     """Refuse keys that carry something to learn from and that this form does not read: it would be lost unseen."""
+    if record.keys().isdisjoint(unread):
+        return
     lost = [key for key in unread if key not in known and record.get(key)]
     if moving := [key for key in lost if key in _MOVING]:
         raise LorgnetteError(

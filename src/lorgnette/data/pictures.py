@@ -51,6 +51,14 @@ _FILLED = 128
 _lock = threading.Lock()
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow can open. Its plugins are loaded here, once: racing threads miss some."""
+    with _lock:
+        Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def header(path: Path) -> tuple[int, int]:
     """(width, height) as seen, that is after the EXIF orientation, from the header alone."""
     with _opened(path) as image:
@@ -92,11 +100,10 @@ def verified(path: Path) -> tuple[int, int]:
     JPEG, PNG and WebP prove it by how they end (a few bytes); where they do not, and for every other format, the
     picture is decoded to find out. Damage in the middle of a file shows only when it is decoded.
     """
-    size = header(path)
-    try:
-        whole = ending.complete(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with _opened(path) as image:
+        file = image.fp  # let go of where EXIF stands behind a PNG's pixels, which are decoded for it
+        size = _shaped(path, _size(image))
+        whole = file is not None and ending.complete(file)
     return size if whole else load(path).size
 
 
@@ -144,7 +151,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     _must_be_a_file(path)
     _quieten()
     try:
-        with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
+        with path.open("rb") as file, Image.open(file, formats=formats()) as image:
             yield image
     except LorgnetteError:
         raise
@@ -207,14 +214,6 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     except Exception:  # broken EXIF raises nearly anything, and must not cost the picture
         return 1
     return value if value in _TURNS else 1
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of _FORMATS that this Pillow can open. Its plugins are loaded here, once: racing threads miss some."""
-    with _lock:
-        Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _quieten() -> None:

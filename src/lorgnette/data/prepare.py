@@ -64,17 +64,17 @@ def prepare(
         images_from=images_from,
         pictures_to=pictures_to or out / "pictures",
     )
-    examples, problems = usable(holdable(found, to, prompt), on_bad_row=on_bad_row, where=source)
-    train, test = parts(examples, holdout=holdout, split=split)
+    seen = usable(holdable(found, to, prompt), on_bad_row=on_bad_row, where=source)
+    train, test = parts(seen.examples, holdout=holdout, split=split)
     everything, to_train, to_test = (out / f"data_vl{part}{EXPORTS[to].suffix}" for part in ("", "_train", "_test"))
-    write({everything: examples, to_train: train, to_test: test}, to, prompt)
+    write({everything: seen.examples, to_train: train, to_test: test}, to, prompt)
     return Prepared(
         all=everything,
         train=to_train,
         test=to_test,
         train_rows=len(train),
         test_rows=len(test),
-        problems=tuple(problems),
+        problems=tuple(seen.problems),
         shared_pictures=shared_pictures(train, test) if split == "tail" else 0,
-        tidied=tidied(examples, to),
+        tidied=tidied(seen.examples, to),
     )

@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import unquote, urlsplit
@@ -60,6 +60,7 @@ class Shelf:
         inside = source if self._zip is None or images_from is None else images_from
         self._to = Path(os.path.abspath(pictures_to or inside.with_name(f"{inside.name}.pictures")))
         self._unpacked: dict[str, Path] = {}
+        self._found = lru_cache(maxsize=None)(self._looked_up)  # of many captions each names its picture
 
     def picture(self, text: str, *, or_folder: Path | None = None) -> Picture:
         """A picture's path as written. Where nothing is found the first place counts; nothing is looked into.
@@ -83,7 +84,7 @@ class Shelf:
             )
         return self._found(written, or_folder)
 
-    def _found(self, written: str, or_folder: Path | None) -> Picture:
+    def _looked_up(self, written: str, or_folder: Path | None) -> Picture:
         if self._zip is not None and (member := self._zip.member(written)):
             if member not in self._unpacked:
                 self._unpacked[member] = self.laid(self._zip.content(member), PurePosixPath(member).suffix).path

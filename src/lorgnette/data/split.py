@@ -37,13 +37,15 @@ def parts(
             where="holdout",
             remedy="hold out fewer rows than there are, so that some are left to train on",
         )
+    if not holdout:
+        return list(examples), []
     place = len(examples) - holdout
     if split == "picture":
         same = identities(_paths(examples)) if same is None else same
         test = _groups_from_end(_groups(examples, same), holdout)
     else:
         test = set(range(place, len(examples)))
-    if holdout and len(test) == len(examples):
+    if len(test) == len(examples):
         raise UsageError(
             f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
             where="holdout",

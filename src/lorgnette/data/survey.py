@@ -4,6 +4,7 @@ Knows nothing about forms of files, tokens or models, nor about which part a row
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,12 +15,15 @@ from typing import NamedTuple
 
 from lorgnette.data import alike
 from lorgnette.data.fields import Place
-from lorgnette.data.pictures import glimpse, verified
+from lorgnette.data.pictures import formats, glimpse, verified
 from lorgnette.data.turns import must_be_learnable
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
-_BLOCK, _TASK = 1024, 16
+_BLOCK, _TASK, _TURN = 1024, 16, 64
+_PATIENCE = 0.0003
+"""Seconds that a picture may be waited for before others are looked at meanwhile; of a file at hand a header takes a
+tenth of that, and three times as long where threads contend for Python."""
 
 
 class Look(NamedTuple):
@@ -77,8 +81,8 @@ def _whole(path: Path, sketch: bytes) -> bytes:
 
 
 def _pool(*, decoding: bool) -> ThreadPoolExecutor:
-    """Headers are waited for, on a network drive for long; where pictures are decoded, more threads than cores spend
-    half as much again on each other (bench/LOG.md)."""
+    """What is slow to come is waited for by many; where pictures are decoded, more threads than cores spend half as
+    much again on each other (bench/LOG.md)."""
     cores = os.cpu_count() or 1
     return ThreadPoolExecutor(min(16, cores if decoding else 4 * cores), thread_name_prefix="pictures")
 
@@ -89,22 +93,50 @@ def judged(
     """Every row in its order, with its pictures' looks; each picture is looked at once.
 
     Block by block, so that memory grows with the number of pictures and not of rows; a block's pictures are looked at
-    while the rows before it are dealt with. In threads: Pillow decodes beside Python.
+    while the rows before it are dealt with: in threads where they are decoded, which Pillow does beside Python, or
+    waited for; a header that is at hand is Python's work, and threads would keep each other from it.
     """
+    formats()  # Pillow's plugins are loaded, for which no picture is to blame
     seen: dict[Path, Look | _Unreadable] = {}
     with _pool(decoding=sketched) as pool:
-        asked = _asked(rows, lambda paths: _looks(pool, paths, sketched))
+        asked = _asked(rows, _Looks(pool, sketched))
         for (block, looks), _ in pairwise(chain(asked, [((), ())])):
             seen.update(looks)
             for row in block:
                 yield (row, {}) if isinstance(row, Problem) else _judge(row, seen)
 
 
-def _looks(pool: Executor, paths: Sequence[Path], sketched: bool) -> Iterable["Look | _Unreadable"]:
-    """On their way. A few are one task: handing each over on its own costs a tenth of a photograph's look."""
-    _announce(paths)
-    tasks = [paths[at : at + _TASK] for at in range(0, len(paths), _TASK)]
-    return chain.from_iterable(pool.map(lambda task: [_look(path, sketched=sketched) for path in task], tasks))
+class _Looks:
+    """How pictures are looked at: in threads, or one after the other until one must be waited for."""
+
+    def __init__(self, pool: Executor, sketched: bool) -> None:
+        self._pool, self._sketched = pool, sketched
+        self.threads = sketched
+
+    def __call__(self, paths: Sequence[Path]) -> Iterable["Look | _Unreadable"]:
+        _announce(paths)
+        return self._beside(paths) if self.threads else self._here(paths)
+
+    def _beside(self, paths: Sequence[Path]) -> Iterable["Look | _Unreadable"]:
+        """On their way. A few are one task: handing each over on its own costs a tenth of a photograph's look."""
+        return chain.from_iterable(self._pool.map(self._taken, _cut(paths, _TASK)))
+
+    def _here(self, paths: Sequence[Path]) -> Iterator["Look | _Unreadable"]:
+        for turn in _cut(paths, _TURN):
+            if self.threads:
+                yield from self._beside(turn)
+                continue
+            began, worked = time.perf_counter(), time.thread_time()
+            yield from self._taken(turn)
+            waited = time.perf_counter() - began - (time.thread_time() - worked)
+            self.threads = waited > _PATIENCE * len(turn)
+
+    def _taken(self, paths: Sequence[Path]) -> "list[Look | _Unreadable]":
+        return [_look(path, sketched=self._sketched) for path in paths]
+
+
+def _cut(paths: Sequence[Path], count: int) -> list[Sequence[Path]]:
+    return [paths[at : at + count] for at in range(0, len(paths), count)]
 
 
 def _announce(paths: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ A text token has the same number in all three; an image's tokens share their sta
 the text after an image goes on from the largest coordinate used (get_rope_index of transformers' qwen2_vl).
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -12,22 +13,29 @@ from jaxtyping import Int32
 
 from lorgnette.types import PictureGrid
 
+_STEP = 32
+"""Rows are laid out in multiples of so many tokens, so that captions of about one length share them."""
+_Shape = tuple[int, int, int]
+"""A picture's (time, rows, columns) in tokens."""
+
 
 def positions(length: int, image_starts: Sequence[int], grids: Sequence[PictureGrid]) -> Int32[np.ndarray, "3 T"]:
-    """Positions of a row of `length` tokens whose n-th image begins at image_starts[n] and has grids[n]."""
+    """Positions of a row of `length` tokens whose n-th image begins at image_starts[n] and has grids[n]. Rows that have
+    the same before them are parts of one array, which nobody may write to."""
+    shapes = tuple((grid.t, grid.h // grid.merge, grid.w // grid.merge) for grid in grids)
+    return _laid(math.ceil(length / _STEP) * _STEP, tuple(image_starts), shapes)[:, :length]
+
+
+@lru_cache(maxsize=1024)
+def _laid(length: int, starts: tuple[int, ...], shapes: tuple[_Shape, ...]) -> Int32[np.ndarray, "3 T"]:
     found = np.empty((3, length), np.int32)
     at, position = 0, 0
-    for start, grid in zip(image_starts, grids, strict=True):
+    for start, (t, rows, columns) in zip(starts, shapes, strict=True):
         found[:, at:start] = np.arange(position, position + start - at, dtype=np.int32)
         position += start - at
-        at = start + grid.tokens
-        rows, columns = grid.h // grid.merge, grid.w // grid.merge
-        found[:, start:at] = position + _within(grid.t, rows, columns)
+        at = start + t * rows * columns
+        found[:, start:at] = position + np.indices((t, rows, columns), dtype=np.int32).reshape(3, -1)
         position += max(rows, columns)
     found[:, at:] = np.arange(position, position + length - at, dtype=np.int32)
+    found.flags.writeable = False
     return found
-
-
-@lru_cache(maxsize=4096)
-def _within(t: int, rows: int, columns: int) -> Int32[np.ndarray, "3 P"]:
-    return np.indices((t, rows, columns), dtype=np.int32).reshape(3, -1)

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Picture, Role, Turn
+from lorgnette.types import Role
 
 # Noncharacters (Unicode keeps U+FDD0–U+FDEF free for a program's own use): they stand in no template.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -85,10 +85,6 @@ class ChatTemplate:
                 "chat template does not keep every text once and in order", where=self._where, remedy=_REMEDY
             )
         return pieces
-
-
-def shape_of(turns: tuple[Turn, ...]) -> Shape:
-    return tuple((turn.role, tuple(isinstance(part, Picture) for part in turn.parts)) for turn in turns)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -43,7 +43,8 @@ def examples_of(
     """A picture or a folder of bare pictures asks `prompt`; data asks what it says. A broken row is an error here."""
     if data.speaks(source):
         read = data.read(source, prompt=prompt, rows=rows, images_from=images_from)
-        examples, broken = data.usable(read, on_bad_row="skip", where=source)
+        seen = data.usable(read, on_bad_row="skip", where=source)
+        examples, broken = seen.examples, seen.problems
     else:
         found = list(islice(data.pictures_of(source, prompt=prompt), rows))
         examples = [row for row in found if isinstance(row, Example)]
