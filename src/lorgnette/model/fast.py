@@ -228,12 +228,17 @@ class FastEngine:
         """Record a pass in the room that these batches will share, and play it once for nothing, which brings it to the
         device: their steps are played back from the first.
 
-        The kernels must be there, as after `warm` of a smaller model."""
-        if self._recording:
+        The kernels must be there, as after `warm` of a smaller model. Where memory does not hold a pass, nothing is
+        recorded: the step that asks for it will be cut."""
+        if not self._recording:
+            return
+        try:
             station = self._rehearsed(batches)
             self._record(station).replay()
-            assert self.adapter.values.grad is not None
-            self.adapter.values.grad.zero_()
+        except torch.OutOfMemoryError:
+            self._stations.clear()
+        assert self.adapter.values.grad is not None
+        self.adapter.values.grad.zero_()
 
     def _rehearsed(self, batches: Sequence[PackedBatch]) -> Station:
         station = self._made(Room.around(batches))

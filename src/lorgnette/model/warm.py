@@ -7,6 +7,7 @@ are; only the layers are few.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
 
@@ -46,7 +47,8 @@ def decoder(
     for place in places.values():
         place.zero_()
     engine = FastEngine(made, FlatAdapter(small, features.device), features, dropout=dropout, seed=0, grouped=grouped)
-    engine.warm(batches)
+    with suppress(torch.OutOfMemoryError):  # the step that does not fit will be cut, whatever is loaded by then
+        engine.warm(batches)
 
 
 def _full(grids: Iterable[PictureGrid]) -> Iterator[PictureGrid]:
