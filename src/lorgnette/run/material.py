@@ -11,7 +11,7 @@ from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.hub.sources import is_source
+from lorgnette.hub.address import is_source
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.report.manifest import sha256
 from lorgnette.report.preflight import Parts
