@@ -1,5 +1,7 @@
 """Attention over segments against one dense masked softmax, forward and backward."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -97,3 +99,16 @@ def test_the_flash_kernels_are_the_plain_softmax(empty: int, dtype: torch.dtype)
     made = attend_backward(grad.cuda(), *moved, found, there, kept)
     for one, other in zip((found, *made), (wanted, *gradients), strict=True):
         torch.testing.assert_close(one.float().cpu(), other, atol=2e-2, rtol=2e-2)
+
+
+def test_its_gradients_need_no_sympy() -> None:
+    """Which is a second of imports before the first step."""
+    code = (
+        "import sys, torch\n"
+        "from lorgnette.model.varlen import Borders, attend_backward\n"
+        "q, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)\n"
+        "attend_backward(q, q, q, q, q, Borders(ends, ends, 2, 2), None)\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

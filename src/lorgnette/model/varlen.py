@@ -62,8 +62,9 @@ def attend_backward(
     if kept is None:
         with torch.enable_grad():
             q, k, v = (rows.detach().requires_grad_() for rows in (q, k, v))
-            made = _attended(q, k, v, borders)
-        dq, dk, dv = torch.autograd.grad(made, (q, k, v), grad)
+            # Of a sum: given the gradient of what is no scalar, torch imports sympy to compare their shapes.
+            made = (_attended(q, k, v, borders) * grad).sum()
+        dq, dk, dv = torch.autograd.grad(made, (q, k, v))
         return dq, dk, dv
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         grad, q, k, v, attended, kept.lse, borders.queries, borders.keys, borders.longest_query,
