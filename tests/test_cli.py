@@ -16,6 +16,11 @@ VERBS = [
     "watch", "recipe",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft")
+UNASKED = (
+    *("huggingface_hub", "httpx2", "filelock", "lorgnette.hub.sources", "lorgnette.hub.models"),  # no hub is named
+    *("swanlab", "wandb", "tensorboard", "pyarrow", "lorgnette.demo.scenes", "rich.progress", "PIL.PdfImagePlugin"),
+)
+"""What a run of local files, without a tracker and without a terminal, has no use for."""
 LOADED = f"""
 import sys
 from lorgnette.cli import main
@@ -108,6 +113,28 @@ def test_help_answers_within_a_second() -> None:
 def test_what_needs_no_weights_imports_no_torch(words: list[str], captions: Path) -> None:
     done = python("-c", LOADED, *words, at=captions.parent)
     assert done.returncode == 0, done.stderr
+
+
+TO_TORCH = f"""
+import sys
+from lorgnette.cli import main
+class Stopped:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            unasked = [name for name in {UNASKED!r} if name in sys.modules]
+            sys.exit(f"imported: {{unasked}}" if unasked else 0)
+sys.meta_path.insert(0, Stopped())
+main()
+raise AssertionError("torch was not imported")
+"""
+
+
+def test_a_training_of_local_files_imports_what_it_needs(captions: Path) -> None:
+    """Up to torch, when all that is local has been read and encoded."""
+    words = ("train", "demo", "data=captions.csv", "data.holdout=1", "device=cpu", "track.to=none")
+    done = python("-c", TO_TORCH, *words, at=captions.parent)
+    assert done.returncode == 0, done.stderr
+    assert "data   " in done.stderr
 
 
 def test_the_settings() -> None:

@@ -19,7 +19,7 @@ import pytest
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.collect import collect
 from lorgnette.hub.line import Patience
-from lorgnette.hub.sources import is_source, parse
+from lorgnette.hub.sources import parse
 
 QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
 
@@ -201,10 +201,6 @@ def test_addresses_are_read() -> None:
     assert (address.hub, address.name, address.revision, address.asked) == ("hf", "me/set", "v1", ("config", "test"))
     assert address.text == "hf:me/set@v1:config:test"
     assert parse("modelscope:a/b:val").split == "validation"
-    assert is_source("hf:x/y")
-    assert not is_source("hf")
-    assert not is_source("/data/hf:x.csv")
-    assert not is_source("coco:captions.json")
 
 
 CHILD = """

@@ -28,7 +28,7 @@ def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatc
         asked.append((name, source))
         return tmp_path
 
-    monkeypatch.setattr(located, "fetch_model", fetched)
+    monkeypatch.setattr("lorgnette.hub.models.fetch_model", fetched)
     monkeypatch.chdir(tmp_path)
     name = "Qwen/Qwen2-VL-2B-Instruct"
     for model in (name, f"hf:{name}", f"modelscope:{name}"):

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
@@ -35,6 +36,8 @@ _FORMATS = (
     "HEIF",  # only where the user has registered a plugin for it
 )
 """Named one by one: Pillow's other readers start programs (EPS, WMF) or take almost any bytes for a picture."""
+_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Jpeg2K", "Ico", "Ppm", "Qoi")
+"""Pillow's modules that read them."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,9 +56,11 @@ _lock = threading.Lock()
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Those of _FORMATS that this Pillow can open. Its plugins are loaded here, once: racing threads miss some."""
+    """Those of _FORMATS that this Pillow can open. Their plugins are loaded here, once: racing threads miss some. It is
+    not left to Image.init, which loads all fifty."""
     with _lock:
-        Image.init()
+        for plugin in _PLUGINS:
+            import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

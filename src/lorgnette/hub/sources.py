@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub import huggingface, modelscope, script, splits
+from lorgnette.hub.address import HUBS
 from lorgnette.hub.download import Seen, download, unseen
 from lorgnette.hub.fetch import Wanted
 from lorgnette.hub.journal import Journal
@@ -20,8 +21,6 @@ from lorgnette.hub.rows import Choice, Rows
 from lorgnette.hub.shards import ShardRows
 from lorgnette.hub.table import TableRows
 from lorgnette.hub.trouble import SourceError
-
-HUBS = ("hf", "modelscope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,6 @@ class Address:
     @property
     def split(self) -> str:
         return splits.canonical(self.asked[-1]) if self.asked else "train"
-
-
-def is_source(text: str) -> bool:
-    """Is this an address on a hub, rather than a path?"""
-    return text.partition(":")[0] in HUBS and ":" in text
 
 
 def parse(text: str, split: str | None = None) -> Address:

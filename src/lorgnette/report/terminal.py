@@ -8,17 +8,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
 
@@ -57,6 +46,15 @@ class Terminal:
         if not self._console.is_terminal:
             yield _nowhere
             return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}", markup=False),
@@ -75,6 +73,15 @@ class Terminal:
         if not self._console.is_terminal:
             yield _nothing
             return
+        from rich.progress import (
+            DownloadColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
+
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<10}"), TextColumn("{task.fields[files]} files"),
             DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),

@@ -10,6 +10,8 @@ is imported when the verb is first used: `check` must not wait for torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lorgnette.run.collector import uncollected
+
 if TYPE_CHECKING:
     from lorgnette.run.answering import predict
     from lorgnette.run.checking import check
@@ -49,4 +51,5 @@ _FILES = {
 def __getattr__(name: str) -> Any:
     if name not in _FILES:
         raise AttributeError(f"lorgnette.run has no verb {name!r}")
-    return getattr(import_module(f"lorgnette.run.{_FILES[name]}"), name)
+    with uncollected():
+        return getattr(import_module(f"lorgnette.run.{_FILES[name]}"), name)

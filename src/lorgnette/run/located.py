@@ -1,19 +1,23 @@
 """Names → places: a data set on a hub becomes a table and pictures on disk, a model's name its folder.
 
-What is there already is not fetched again, so that a start after a kill, or a second run, goes on from the disk.
+What is there already is not fetched again, so that a start after a kill, or a second run, goes on from the disk. What
+speaks to a hub is imported where one is named: most runs name none.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.hub.collect import Collected, collect
-from lorgnette.hub.models import Source, cached, fetch_model
-from lorgnette.hub.sources import is_source, parse
+from lorgnette.hub.address import is_source
 from lorgnette.report.terminal import Terminal
 
+if TYPE_CHECKING:
+    from lorgnette.hub.collect import Collected
+    from lorgnette.hub.models import Source
+
 BUILT_IN = Path(__file__).parents[1] / "demo" / "model"
-_WRITTEN: dict[str, Source] = {"hf": "hf", "modelscope": "modelscope"}
+_WRITTEN: "dict[str, Source]" = {"hf": "hf", "modelscope": "modelscope"}
 DATA = Path("data")
 """Where data sets are collected, each in a folder of its own."""
 
@@ -26,11 +30,13 @@ def model_folder(model: str, terminal: Terminal) -> Path:
     name, hub = hub_of(model)
     if hub == "auto" and (Path(name).exists() or not _hub_name(name)):
         return Path(name)
+    from lorgnette.hub.models import fetch_model
+
     with terminal.transfer("model") as seen:
         return fetch_model(name, source=hub, seen=seen, say=terminal.say)
 
 
-def hub_of(model: str) -> tuple[str, Source]:
+def hub_of(model: str) -> "tuple[str, Source]":
     """A model's name, and the hub that is written before it."""
     word, colon, name = model.partition(":")
     hub = _WRITTEN.get(word) if colon and not Path(model).exists() else None
@@ -48,6 +54,8 @@ def at_hand(model: str) -> Path | None:
             remedy = "name a folder that is there, OWNER/NAME on a hub, or `demo`"
             raise LorgnetteError("no such model", where=name, remedy=remedy)
         return Path(name)
+    from lorgnette.hub.models import cached
+
     found = cached(name, source=hub)
     return found[1] if found else None
 
@@ -66,6 +74,8 @@ def data_table(settings: Settings, terminal: Terminal) -> Path | None:
         return Path(str(path).removeprefix("coco:"))
     if not is_source(str(path)):
         return path
+    from lorgnette.hub.collect import collect
+
     out = collection(str(path), settings.data.rows)
     with terminal.transfer("data") as seen:
         collected = collect(
@@ -77,6 +87,8 @@ def data_table(settings: Settings, terminal: Terminal) -> Path | None:
 
 def collection(source: str, rows: int | None) -> Path:
     """The folder a source is collected in: another source, or another number of rows, is another folder."""
+    from lorgnette.hub.sources import parse
+
     address = parse(source)
     words = [*address.name.split("/"), *address.asked, *([str(rows)] if rows else [])]
     return DATA / "-".join(words)
@@ -101,7 +113,7 @@ def pictures_of(settings: Settings) -> Path | None:
     return None if fetched and images_from and "://" in images_from else local(images_from)
 
 
-def told(collected: Collected, terminal: Terminal) -> None:
+def told(collected: "Collected", terminal: Terminal) -> None:
     """What was fetched, and what is missing; `collect` itself says which source served the pictures."""
     terminal.say(
         f"fetched    {collected.files} files, {collected.bytes / 1e6:.1f} MB; {collected.pictures} pictures, "

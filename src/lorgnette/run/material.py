@@ -1,11 +1,9 @@
 """What a training is made from: the checkpoint, its encoder, and the encoded examples, looked over before a run
 folder is made and before weights are read."""
 
-import gc
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +11,12 @@ from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.encode.encoder import Encoder
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.hub.sources import is_source
+from lorgnette.hub.address import is_source
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.report.manifest import sha256
 from lorgnette.report.preflight import Parts
 from lorgnette.report.terminal import Terminal
+from lorgnette.run.collector import uncollected
 from lorgnette.run.located import data_table, model_folder, pictures_of
 from lorgnette.run.scoring import demand_judge, judge_of, names_of
 from lorgnette.types import Encoded, Example, PictureGrid, Problem
@@ -113,20 +112,7 @@ class Material:
             )
 
 
-@contextmanager
-def _unswept() -> Iterator[None]:
-    """Millions of objects are made here, and nearly all are kept: looking through them for waste again and again, as
-    Python does, took a fifth of the time."""
-    swept = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if swept:
-            gc.enable()
-
-
-@_unswept()
+@uncollected()
 def _read(settings: Settings, path: Path) -> data.Survey:
     """The usable rows of a file. A table collected from a hub holds the rows that were asked for, and a test file is
     taken whole; others are cut here."""
@@ -146,7 +132,7 @@ def _size_of(looks: Mapping[Path, data.Look]) -> Callable[[Path], tuple[int, int
     return lambda path: sizes.get(path) or data.header(path)
 
 
-@_unswept()
+@uncollected()
 def _encoded(encoder: Encoder, examples: Sequence[Example], problems: list[Problem]) -> list[Encoded]:
     encoded = []
     for example in examples:

@@ -6,8 +6,7 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.errors import UsageError
-from lorgnette.hub.collect import collect
-from lorgnette.hub.sources import is_source
+from lorgnette.hub.address import is_source
 from lorgnette.report.terminal import Terminal
 from lorgnette.run.located import local, told
 
@@ -41,6 +40,8 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise UsageError("a file, not a folder", where=f"--out {out}", remedy="name another")
     if is_source(str(source)):
+        from lorgnette.hub.collect import collect
+
         with terminal.transfer("data") as seen:
             collected = collect(
                 str(source), out, rows=rows, sample=sample, seed=seed, images_from=images_from, split=name,

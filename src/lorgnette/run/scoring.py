@@ -1,9 +1,9 @@
 """The answers to the held-out examples in numbers, before and after."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lorgnette.config import Settings
-from lorgnette.demo.captions import Stated
 from lorgnette.errors import UsageError
 from lorgnette.evaluate import metrics
 from lorgnette.evaluate.metrics import METRICS
@@ -12,6 +12,9 @@ from lorgnette.report.page import Score
 from lorgnette.report.predictions import PredictionRow
 from lorgnette.run.questions import questions
 from lorgnette.types import Example
+
+if TYPE_CHECKING:
+    from lorgnette.demo.captions import Stated
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "caption": metrics.CAPTION,
@@ -135,6 +138,8 @@ def _better(before: Measured, after: Measured) -> bool:
 def _facts(rows: Sequence[PredictionRow]) -> list[Score]:
     """How many answers state what is to be seen on the demo's pictures, which the caption says in full, and how long
     they are."""
+    from lorgnette.demo.captions import Stated
+
     rows = [row for row in rows if len(Stated.read(row.references[0]).kinds) == 2]
     if not rows:  # other data: nobody drew that
         return []
@@ -142,7 +147,7 @@ def _facts(rows: Sequence[PredictionRow]) -> list[Score]:
     answers = [[row.base or "" for row in rows], [row.tuned or "" for row in rows]]
     said = [[Stated.read(text) for text in texts] for texts in answers]
 
-    def counted(name: str, right: Callable[[Stated, Stated], bool]) -> Score:
+    def counted(name: str, right: "Callable[[Stated, Stated], bool]") -> Score:
         before, after = (sum(map(right, found, truths)) for found in said)
         return Score(name, f"{before} of {len(rows)}", f"{after} of {len(rows)}", better=after > before)
 

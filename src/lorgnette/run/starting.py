@@ -14,6 +14,7 @@ from lorgnette.model import driver
 from lorgnette.report.folder import RunFolder, next_free
 from lorgnette.report.manifest import manifest, sha256
 from lorgnette.report.terminal import Terminal
+from lorgnette.run.collector import uncollected
 from lorgnette.run.job import Job
 from lorgnette.run.located import lasting, pictures_of
 from lorgnette.run.material import Material
@@ -85,5 +86,6 @@ def _tune(job: Job) -> None:
     with job.stages("imports"):
         if job.settings.device != "cpu":
             driver.wake()
-        from lorgnette.run.tuning import tune
+        with uncollected():
+            from lorgnette.run.tuning import tune
     tune(job)

@@ -1,5 +1,8 @@
 """Attention in a tree of rows against one dense masked softmax, forward and backward."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,21 @@ def test_a_row_sees_its_ancestors_and_no_other_row() -> None:
         changed = (attend_reference(moved, sight(rows, ends, 2), (2, 1)) != found).any(1)
         assert changed.nonzero().flatten().tolist() == list(seen)
     assert not found[12:].any()
+
+
+def test_its_gradients_need_no_sympy() -> None:
+    """Which is a second of imports before the first step."""
+    code = (
+        "import sys, numpy, torch\n"
+        "from lorgnette.model.kernels.attention import attend_backward\n"
+        "from lorgnette.model.sight import Sight\n"
+        "rows, qkv = numpy.arange(2, dtype=numpy.int32), torch.ones(2, 12)\n"
+        "sight = Sight.of(rows, rows + 1, 1, torch.device('cpu'))\n"
+        "attend_backward(qkv[:, :4], qkv, qkv[:, :4], None, sight, (1, 1))\n"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 CASES = [

@@ -107,8 +107,9 @@ def _backward_reference(
 ) -> Float[Tensor, "T _"]:
     with torch.enable_grad():
         leaf = qkv.detach().requires_grad_()
-        made = attend_reference(leaf, sight, heads)
-    return torch.autograd.grad(made, leaf, grad)[0]
+        # Of a sum: given the gradient of what is no scalar, torch imports sympy to compare their shapes.
+        made = (attend_reference(leaf, sight, heads) * grad).sum()
+    return torch.autograd.grad(made, leaf)[0]
 
 
 def _fused(rows: Tensor) -> bool:
