@@ -196,3 +196,36 @@ def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., F
     assert torch.equal(found[1], wanted[1])
     assert wanted[1].isfinite().all()
     assert wanted[1].any()
+
+
+@CUDA
+@pytest.mark.parametrize("when", ["rehearsed", "run", "recorded"])
+def test_after_a_pass_that_memory_does_not_hold_smaller_ones_are_recorded(
+    make_engine: Callable[..., FastEngine], packed: Callable, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was recorded before, and whether it ran out while the pass ran or while it was recorded."""
+    batch = packed("none")
+    engine, plain = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    wanted = passed(plain, batch, 5)
+    if when != "rehearsed":
+        for _ in range(2 if when == "recorded" else 1):
+            passed(engine, packed("tree"), 5)
+    if when == "recorded":
+        passed(engine, batch, 5)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.decoder, "losses_and_gradient", full)
+        if when == "rehearsed":
+            engine.rehearse([batch])
+        else:
+            with pytest.raises(torch.OutOfMemoryError):
+                passed(engine, batch, 5)
+    assert not engine._stations
+    for _ in range(3):  # as it comes, while it is recorded, played back
+        loss, gradient = passed(engine, batch, 5)
+        assert loss == wanted[0]
+        assert torch.equal(gradient, wanted[1])
+    assert next(iter(engine._stations.values())).graph is not None

@@ -9,7 +9,7 @@ On a CPU the same code runs unpadded and unrecorded: the kernels' plain definiti
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,9 +149,11 @@ class Lane:
         """What is launched here runs behind what was launched before, and before what is launched next."""
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._memory):
-            yield
-        here.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._memory):
+                yield
+        finally:
+            here.wait_stream(self._stream)
 
     @contextmanager
     def recorded(self) -> Iterator[torch.cuda.CUDAGraph]:
@@ -208,11 +210,12 @@ class FastEngine:
         from."""
         station = self._entered(batch, draw)
         station.passes += 1
-        if station.graph is None and self._recording and station.passes > 1:
-            self._record(station)
-        if station.graph is None:
-            self._pass(station)
-        else:
+        with self._room_made():
+            if station.graph is None and self._recording and station.passes > 1:
+                self._record(station)
+            if station.graph is None:
+                self._pass(station)
+        if station.graph is not None:
             station.graph.replay()
         return station.loss.clone()
 
@@ -232,11 +235,8 @@ class FastEngine:
         recorded: the step that asks for it will be cut."""
         if not self._recording:
             return
-        try:
-            station = self._rehearsed(batches)
-            self._record(station).replay()
-        except torch.OutOfMemoryError:
-            self._stations.clear()
+        with suppress(torch.OutOfMemoryError), self._room_made():
+            self._record(self._rehearsed(batches)).replay()
         assert self.adapter.values.grad is not None
         self.adapter.values.grad.zero_()
 
@@ -289,6 +289,17 @@ class FastEngine:
             self._stations.pop(next(iter(self._stations)))
         self._stations[room] = made
         return made
+
+    @contextmanager
+    def _room_made(self) -> Iterator[None]:
+        """Where memory runs out, what was recorded is given up for what will be cut smaller, with the memory it holds. A
+        pool whose recordings are gone takes no other: there is a new one."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self._stations.clear()
+            self._lane = Lane(self.device) if self._recording else None
+            raise
 
     def _pass(self, station: Station) -> None:
         with nullcontext() if self._lane is None else self._lane.entered():

@@ -37,7 +37,7 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 PATCHES_AT_ONCE = 16384
 """Patches put through the tower in one call: bounds its memory, and is plenty to fill a GPU."""
-_GROUPS_AHEAD = 8
+_GROUPS_AHEAD = 16
 _DEVICE_SHARE = 0.25
 """Of the device's memory that is free when the first feature is made: what features may take of it."""
 

@@ -78,7 +78,7 @@ def _fast(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
         coming=coming,
     )  # fmt: skip
-    features.begin(job.material.grids)
+    features.begin([*job.material.grids, *beside])
     with job.stages("weights"):  # the tower's; the decoder's are read while features are made
         opening.tower()
     material = _prepared(job, features, beside)
@@ -150,9 +150,9 @@ def _room(job: Job, device: torch.device) -> Fit:
 
 def _prepared(job: Job, features: Features, beside: Sequence[PictureGrid]) -> Material:
     """The pictures' features made; the material without those that could not be decoded."""
-    with job.stages("features"), job.terminal.bar("pictures", len(job.material.grids)) as advance:
-        failed = features.prepare(job.material.grids, seen=advance)
-        features.prepare(beside)
+    grids = [*job.material.grids, *beside]
+    with job.stages("features"), job.terminal.bar("pictures", len(grids)) as advance:
+        failed = features.prepare(grids, seen=advance)
         features.rest()
     job.stages.part("decoding", features.seconds_waited)
     return job.material.without(failed, job.settings.data.on_bad_row, job.terminal)
