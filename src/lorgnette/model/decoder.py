@@ -25,7 +25,7 @@ from lorgnette.model.kernels.attention import attend, attend_backward
 from lorgnette.model.kernels.cross_entropy import cross_entropy_
 from lorgnette.model.kernels.dropout import Mask
 from lorgnette.model.kernels.gather_sum import Copies, gather_sum
-from lorgnette.model.kernels.norm import add_norm, norm_again, norm_backward
+from lorgnette.model.kernels.norm import add_norm, norm_backward
 from lorgnette.model.kernels.rotary import angles, axes_of, frequencies, rotate
 from lorgnette.model.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.model.lora_linear import LoraLinear
@@ -166,8 +166,8 @@ class Decoder:
         layer, shape, mask = self.layers[number], self.shape, passed.mask
         T, C = x.shape
         xu = x.new_empty(T, layer.qkv.width)
-        x0, scale0 = add_norm(x, delta, layer.norm1, shape.eps, xu[:, :C])
-        qkv = layer.qkv.forward(xu, mask)
+        x0, scale0, seen = add_norm(x, delta, layer.norm1, shape.eps, xu[:, :C], layer.qkv.drop(mask))
+        qkv = layer.qkv.forward(xu, mask, seen)
         u_qkv = xu[:, C:].clone()
         rotate(qkv, *passed.turns, sum(self._heads))
         sight = self._sight(number, passed.rows)
@@ -177,8 +177,8 @@ class Decoder:
         added = layer.o.forward(au, mask)
         xu = x.new_empty(M, layer.gate_up.width)
         past = x0.index_select(0, sight.rows) if self._last(number) else x0
-        x1, scale1 = add_norm(past, added, layer.norm2, shape.eps, xu[:, :C])
-        gate_up = layer.gate_up.forward(xu, mask)
+        x1, scale1, seen = add_norm(past, added, layer.norm2, shape.eps, xu[:, :C], layer.gate_up.drop(mask))
+        gate_up = layer.gate_up.forward(xu, mask, seen)
         u_gate_up = xu[:, C:].clone()
         mu = x.new_empty(M, layer.down.width)
         seen = swiglu(gate_up, mu[:, : layer.down.inputs], _drop(layer.down, mask), layer.down.salt)
@@ -189,7 +189,7 @@ class Decoder:
     def _layer_backward(
         self, number: int, saved: Saved, dx: Float[Tensor, "M C"], passed: Pass
     ) -> Float[Tensor, "T C"]:
-        """The gradient by the layer's input from that by its output; nothing needs the first layer's."""
+        """The gradient by the layer's input from that by its output."""
         layer, mask = self.layers[number], passed.mask
         dx, gate_up_grads = self._mlp_backward(layer, saved, dx, mask)
         dau = layer.o.through(dx)
@@ -197,13 +197,12 @@ class Decoder:
         self._beside(gate_up_grads, o_grads)
         dqkv = self._attention_backward(number, saved, layer.o.add_input_grad(dau, mask), passed)
         dxu = layer.qkv.through(dqkv)
-        xn = norm_again(saved.x0, saved.scale0, layer.norm1)
-        self._beside(partial(layer.qkv.add_factor_grads, dqkv, dxu, xn, saved.u_qkv, mask))
-        if number == 0:
-            return dx
         if self._last(number):
             dx = torch.zeros_like(saved.x0).index_copy_(0, passed.rows.last_sight.rows.long(), dx)
-        return norm_backward(layer.qkv.add_input_grad(dxu, mask), saved.x0, saved.scale0, layer.norm1, dx)
+        through = layer.qkv.add_input_grad(dxu, mask)
+        dx, xn = norm_backward(through, saved.x0, saved.scale0, layer.norm1, dx)
+        self._beside(partial(layer.qkv.add_factor_grads, dqkv, dxu, xn, saved.u_qkv, mask))
+        return dx
 
     def _mlp_backward(
         self, layer: Layer, saved: Saved, dx: Float[Tensor, "M C"], mask: Mask | None
@@ -220,10 +219,9 @@ class Decoder:
             dgate_up, seen = swiglu_backward(saved.gate_up, dm, m, drop, salt, by_seen), m[None]
         self._beside(partial(layer.down.add_factor_grads, dx, dmu, m, saved.u_down, mask, seen))
         dxu = layer.gate_up.through(dgate_up)
-        xn = norm_again(saved.x1, saved.scale1, layer.norm2)
-        grads = partial(layer.gate_up.add_factor_grads, dgate_up, dxu, xn, saved.u_gate_up, mask)
-        dx = norm_backward(layer.gate_up.add_input_grad(dxu, mask), saved.x1, saved.scale1, layer.norm2, dx)
-        return dx, grads
+        through = layer.gate_up.add_input_grad(dxu, mask)
+        dx, xn = norm_backward(through, saved.x1, saved.scale1, layer.norm2, dx)
+        return dx, partial(layer.gate_up.add_factor_grads, dgate_up, dxu, xn, saved.u_gate_up, mask)
 
     def _attention_backward(
         self, number: int, saved: Saved, grad: Float[Tensor, "M _"], passed: Pass
@@ -247,10 +245,10 @@ class Decoder:
             part = slice(at, at + LABELS_AT_ONCE)
             x = passed.x.index_select(0, rows.label_rows[part])
             normed = torch.empty_like(x)
-            _, scale = add_norm(x, None, self.norm, self.shape.eps, normed)
+            _, scale, _ = add_norm(x, None, self.norm, self.shape.eps, normed)
             logits = normed @ self.head.T
             losses = cross_entropy_(logits, rows.targets[part], rows.weights[part])
-            yield losses, norm_backward(logits @ self.head, x, scale, self.norm)
+            yield losses, norm_backward(logits @ self.head, x, scale, self.norm)[0]
 
 
 def _drop(linear: LoraLinear, mask: Mask | None) -> Mask | None:

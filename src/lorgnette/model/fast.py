@@ -292,8 +292,8 @@ class FastEngine:
 
     @contextmanager
     def _room_made(self) -> Iterator[None]:
-        """Where memory runs out, what was recorded is given up for what will be cut smaller, with the memory it holds. A
-        pool whose recordings are gone takes no other: there is a new one."""
+        """Where memory runs out, what was recorded is given up with what it holds, for what will be cut smaller. A
+        pool whose recordings are all gone takes no other: there is a new one."""
         try:
             yield
         except torch.OutOfMemoryError:

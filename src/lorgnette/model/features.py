@@ -38,6 +38,8 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 PATCHES_AT_ONCE = 16384
 """Patches put through the tower in one call: bounds its memory, and is plenty to fill a GPU."""
 _GROUPS_AHEAD = 16
+_DECODERS = 8
+"""Threads at the most: more of them keep Python from the one that launches, and 8 are as fast as a tower."""
 _DEVICE_SHARE = 0.25
 """Of the device's memory that is free when the first feature is made: what features may take of it."""
 
@@ -258,7 +260,7 @@ class Features:
 
     def _looked_at(self, grids: Sequence[PictureGrid]) -> Iterator[dict[PictureGrid, _Seen]]:
         """Groups of pictures, decoded or found: the first begun at once, the next while the tower works on these."""
-        pool, groups = ThreadPoolExecutor(os.cpu_count()), _grouped(grids)
+        pool, groups = ThreadPoolExecutor(min(os.cpu_count() or 1, _DECODERS)), _grouped(grids)
         waiting: deque[dict[PictureGrid, Future[_Seen]]] = deque()
 
         def begin(count: int) -> None:

@@ -156,14 +156,14 @@ def hidden_states(
     delta: Tensor | None = None
     for i, layer in enumerate(decoder.layers):
         xu = x.new_empty(T, layer.qkv.width)
-        x, _ = add_norm(x, delta, layer.norm1, shape.eps, xu[:, :C])
+        x, _, _ = add_norm(x, delta, layer.norm1, shape.eps, xu[:, :C])
         qkv = _through(layer.qkv, xu, tuned)
         rotate(qkv, *turns, shape.heads + shape.kv_heads)
         au = x.new_empty(T, layer.o.width)
         attention(i, qkv, au[:, : layer.o.inputs])
         added = _through(layer.o, au, tuned)
         xu = x.new_empty(T, layer.gate_up.width)
-        x, _ = add_norm(x, added, layer.norm2, shape.eps, xu[:, :C])
+        x, _, _ = add_norm(x, added, layer.norm2, shape.eps, xu[:, :C])
         gate_up = _through(layer.gate_up, xu, tuned)
         mu = x.new_empty(T, layer.down.width)
         swiglu(gate_up, mu[:, : layer.down.inputs])

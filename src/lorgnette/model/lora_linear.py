@@ -56,6 +56,11 @@ class LoraLinear:
         """Columns of the matrix that `forward` takes: I + R."""
         return self.weight.shape[1]
 
+    def drop(self, mask: Mask | None) -> tuple[Mask, int, int] | None:
+        """How `forward` sees its input under a mask: the mask, for how many projections, the first one's salt; None
+        where there is nothing to be masked."""
+        return None if mask is None or self.factors is None else (mask, len(self.factors.b), self.salt)
+
     def adapt(self, factors: Factors, scale: float) -> list[Move]:
         """Take factors, in the order of their columns. Returns the moves that bring the masters where they are computed
         with: to be made now and whenever they change."""

@@ -230,7 +230,7 @@ class Training:
         for parameter in self.engine.parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        self.pass_tokens = longest // 2
+        self.pass_tokens = min(self.pass_tokens, longest // 2)  # packed ahead, before the last cut
         watcher.smaller(self.step + 1, self.pass_tokens)
         return self._packed(self.step)
 

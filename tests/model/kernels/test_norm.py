@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from lorgnette.model.kernels.norm import add_norm, norm_again, norm_backward
+from lorgnette.model.kernels.dropout import Mask, dropped
+from lorgnette.model.kernels.norm import add_norm, norm_backward
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 EPS = 1e-6
@@ -26,32 +27,39 @@ def test_forward_and_backward_are_autograds(T: int, C: int, added: bool) -> None
     wanted = rms_norm(leaf, (C,), weight, EPS)
     ((wanted * grad[:, 2 : 2 + C]).sum() + (leaf * residual).sum()).backward()
     wide = torch.zeros(T, C + 4)
-    summed, scale = add_norm(x, delta if added else None, weight, EPS, wide[:, 3 : 3 + C])
+    summed, scale, seen = add_norm(x, delta if added else None, weight, EPS, wide[:, 3 : 3 + C])
+    assert seen is None
     torch.testing.assert_close(summed, leaf.detach())
     torch.testing.assert_close(wide[:, 3 : 3 + C], wanted.detach(), atol=1e-5, rtol=1e-5)
     assert not wide[:, :3].any()
     assert not wide[:, 3 + C :].any()
-    assert torch.equal(norm_again(summed, scale, weight), wide[:, 3 : 3 + C])
     past = residual.clone()
-    made = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
+    made, again = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
+    assert torch.equal(again, wide[:, 3 : 3 + C])
     assert torch.equal(residual, past)  # it is read by others meanwhile
     torch.testing.assert_close(made, leaf.grad, atol=1e-5, rtol=1e-5)
-    alone = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)
+    alone, _ = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)
     torch.testing.assert_close(alone, made - residual, atol=1e-5, rtol=1e-5)
 
 
 def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Tensor) -> list[Tensor]:
     C = x.shape[1]
     wide = torch.zeros_like(grad)
-    summed, scale = add_norm(x, delta, weight, EPS, wide[:, 1 : 1 + C])
-    assert torch.equal(norm_again(summed, scale, weight), wide[:, 1 : 1 + C])
-    plain = add_norm(x, None, weight, EPS, torch.empty_like(x))[1]
-    backward = (grad[:, 2 : 2 + C], summed, scale, weight)
-    return [summed, scale, plain, wide, norm_backward(*backward, residual), norm_backward(*backward)]
+    out = wide[:, 1 : 1 + C]
+    mask = Mask(torch.tensor(77, dtype=torch.int32, device=x.device), 0.3)
+    summed, scale, seen = add_norm(x, delta, weight, EPS, out, (mask, 3, 5))
+    assert seen is not None
+    assert torch.equal(seen, dropped(out, 3, mask, 5))
+    assert not torch.equal(seen[0], seen[1])
+    _, plain, none = add_norm(x, None, weight, EPS, torch.empty_like(x))
+    assert none is None
+    made, again = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
+    assert torch.equal(again, out)
+    return [summed, scale, plain, wide, made, norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)[0]]
 
 
 @CUDA
-@pytest.mark.parametrize(("T", "C"), [(1, 3), (37, 333), (5, 3584)])
+@pytest.mark.parametrize(("T", "C"), [(1, 33), (37, 333), (5, 3584)])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_the_kernel_is_its_reference(T: int, C: int, dtype: torch.dtype, close: float) -> None:
     made = passed(*(tensor.cuda() for tensor in drawn(T, C, dtype)))

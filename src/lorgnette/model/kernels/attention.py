@@ -83,7 +83,7 @@ def attend_backward(
     )  # fmt: skip
     _join[(len(sight.task_starts) - 1, 2 * K, BLOCK // _KEYS_JOINED)](
         parts, sight.task_starts, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, D_BLOCK=sizes["D_BLOCK"], BLOCK=BLOCK,
-        KEYS=_KEYS_JOINED, AT_ONCE=4, num_warps=4,
+        KEYS=_KEYS_JOINED, AT_ONCE=8, num_warps=4,
     )  # fmt: skip
     return dqkv
 

@@ -75,6 +75,11 @@ def add_dropped(out: Float[Tensor, "T C"], grads: Float[Tensor, "count T C"], ma
     )  # fmt: skip
 
 
+def drawing(mask: Mask | None, like: Tensor, salt: int) -> tuple[Tensor, int, int, float]:
+    """key, salt, threshold and scale for a kernel, which does not look at them without a mask."""
+    return (like, 0, 0, 1.0) if mask is None else (mask.key, salt, mask.threshold, mask.scale)
+
+
 def _hashed(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B & _LOW
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35 & _LOW

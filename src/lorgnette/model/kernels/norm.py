@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lorgnette.model.kernels.dropout import Mask, drawing, dropped
+
 try:
     import triton
     import triton.language as tl
@@ -24,33 +26,26 @@ def add_norm(
     weight: Float[Tensor, " C"],
     eps: float,
     out: Float[Tensor, "T C"],
-) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"]]:
-    """Writes xn into `out` (which may be columns of a wider matrix); returns x' and 1 / √(mean(x'²) + eps)."""
+    drop: tuple[Mask, int, int] | None = None,
+) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"], Float[Tensor, "n T C"] | None]:
+    """Writes xn into `out` (which may be columns of a wider matrix); returns x', 1 / √(mean(x'²) + eps), and, with
+    `drop`, what `dropped` makes of xn. drop: (mask, how many, the first one's salt)."""
     if not x.is_cuda:
         summed = x if delta is None else x + delta
         normed, scale = norm_reference(summed, weight, eps)
         out.copy_(normed)
-        return summed, scale
+        return summed, scale, None if drop is None else dropped(out, drop[1], drop[0], drop[2])
     summed = x if delta is None else torch.empty_like(x)
     scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    mask, count, salt = drop or (None, 0, 0)
+    seen = None if mask is None else torch.empty(count, *x.shape, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(x.shape[1])
     _add_norm[(len(x),)](
-        x, x if delta is None else delta, weight, summed, out, scale, x.shape[1], out.stride(0), eps,
-        ADD=delta is not None, BLOCK=block, num_warps=_warps(block),
+        x, x if delta is None else delta, weight, summed, out, scale, x if seen is None else seen, len(x), x.shape[1],
+        out.stride(0), eps, *drawing(mask, x, salt), ADD=delta is not None, COUNT=count, BLOCK=block,
+        num_warps=_warps(block),
     )  # fmt: skip
-    return summed, scale
-
-
-def norm_again(
-    x: Float[Tensor, "T C"], scale: Float32[Tensor, " T"], weight: Float[Tensor, " C"]
-) -> Float[Tensor, "T C"]:
-    """xn, from what `add_norm` returned: the same numbers."""
-    if not x.is_cuda:
-        return (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
-    out = torch.empty_like(x)
-    block = triton.next_power_of_2(x.shape[1])
-    _norm_again[(len(x),)](x, scale, weight, out, x.shape[1], BLOCK=block, num_warps=_warps(block))
-    return out
+    return summed, scale, seen
 
 
 def norm_backward(
@@ -59,18 +54,20 @@ def norm_backward(
     scale: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
     residual: Float[Tensor, "T C"] | None = None,
-) -> Float[Tensor, "T C"]:
+) -> tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]:
     """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), and `residual`, the gradient that
-    reaches x' past the norm. The weight is frozen."""
+    reaches x' past the norm; and xn again, the same numbers. The weight is frozen."""
     if not x.is_cuda:
         made = norm_backward_reference(grad, x, scale, weight)
-        return made if residual is None else residual + made
-    block, out = triton.next_power_of_2(x.shape[1]), torch.empty_like(x)
+        normed = (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
+        return made if residual is None else residual + made, normed
+    block = triton.next_power_of_2(x.shape[1])
+    out, normed = torch.empty_like(x), torch.empty_like(x)
     _norm_backward[(len(x),)](
-        grad, x, scale, weight, x if residual is None else residual, out, x.shape[1], grad.stride(0),
+        grad, x, scale, weight, x if residual is None else residual, out, normed, x.shape[1], grad.stride(0),
         ADD=residual is not None, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
-    return out
+    return out, normed
 
 
 def norm_reference(
@@ -94,10 +91,14 @@ def _warps(block: int) -> int:
 
 
 if triton is not None:
+    from lorgnette.model.kernels.dropout import mixed, salted
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["T", "salt", "threshold"])
     @no_type_check
-    def _add_norm(x, delta, weight, summed, out, scale, C, out_stride, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    def _add_norm(
+        x, delta, weight, summed, out, scale, seen, T, C, out_stride, eps, key, salt, threshold, kept_scale,
+        ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
         there = at < C
@@ -110,28 +111,27 @@ if triton is not None:
         inverse = tl.rsqrt(tl.sum(value * value) / C + eps)
         tl.store(scale + row, inverse)
         w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
-        tl.store(out + row * out_stride + at, (w * (value * inverse)).to(out.dtype.element_ty), mask=there)
+        normed = (w * (value * inverse)).to(out.dtype.element_ty)
+        tl.store(out + row * out_stride + at, normed, mask=there)
+        for i in tl.static_range(COUNT):
+            bits = mixed((row * C + at).to(tl.uint32) ^ salted(key, salt + i))
+            kept = tl.where(bits >= threshold.to(tl.uint32), normed.to(tl.float32) * kept_scale, 0.0)
+            tl.store(seen + (i * T + row) * C + at, kept.to(seen.dtype.element_ty), mask=there)
 
     @triton.jit
     @no_type_check
-    def _norm_again(x, scale, weight, out, C, BLOCK: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        at = tl.arange(0, BLOCK)
-        there = at < C
-        value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
-        w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
-        tl.store(out + row * C + at, (w * (value * tl.load(scale + row))).to(out.dtype.element_ty), mask=there)
-
-    @triton.jit
-    @no_type_check
-    def _norm_backward(grad, x, scale, weight, residual, out, C, grad_stride, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    def _norm_backward(
+        grad, x, scale, weight, residual, out, normed, C, grad_stride, ADD: tl.constexpr, BLOCK: tl.constexpr
+    ):
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
         there = at < C
         g = tl.load(grad + row * grad_stride + at, mask=there, other=0.0).to(tl.float32)
         value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
-        through = g * tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+        w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+        through = g * w
         s = tl.load(scale + row)
+        tl.store(normed + row * C + at, (w * (value * s)).to(normed.dtype.element_ty), mask=there)
         mean = tl.sum(through * value) / C
         made = s * (through - value * s * s * mean)
         if ADD:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
 
-from lorgnette.model.kernels.dropout import Mask, dropped
+from lorgnette.model.kernels.dropout import Mask, drawing, dropped
 
 try:
     import triton
@@ -30,7 +30,7 @@ def swiglu(
     seen = None if mask is None else gate_up.new_empty(1, len(gate_up), width)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
     _swiglu[grid](
-        gate_up, out, out if seen is None else seen, width, out.stride(0), *_drawing(mask, gate_up, salt),
+        gate_up, out, out if seen is None else seen, width, out.stride(0), *drawing(mask, gate_up, salt),
         DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return seen
@@ -54,14 +54,9 @@ def swiglu_backward(
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
     _swiglu_backward[grid](
         gate_up, grad, grad if dropped_grad is None else dropped_grad, out, width, grad.stride(0), out.stride(0),
-        *_drawing(mask, gate_up, salt), DROP=mask is not None, BLOCK=_BLOCK,
+        *drawing(mask, gate_up, salt), DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return gate_up
-
-
-def _drawing(mask: Mask | None, like: Tensor, salt: int) -> tuple[Tensor, int, int, float]:
-    """key, salt, threshold and scale for a kernel, which does not look at them without a mask."""
-    return (like, 0, 0, 1.0) if mask is None else (mask.key, salt, mask.threshold, mask.scale)
 
 
 def _backward_reference(
