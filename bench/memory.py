@@ -66,6 +66,7 @@ def measured(
     job: Path, encoded: Sequence[Encoded], name: EngineName, rows: int, rank: int, dropout: float, again: int
 ) -> dict[str, Any]:
     gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()  # of streams that are gone: a training has its own alone
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     lora = Lora(rank=rank, dropout=dropout)

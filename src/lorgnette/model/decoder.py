@@ -181,7 +181,7 @@ class Decoder:
         gate_up = layer.gate_up.forward(xu, mask, seen)
         u_gate_up = xu[:, C:].clone()
         mu = x.new_empty(M, layer.down.width)
-        seen = swiglu(gate_up, mu[:, : layer.down.inputs], _drop(layer.down, mask), layer.down.salt)
+        seen = swiglu(gate_up, mu[:, : layer.down.inputs], layer.down.drop(mask))
         out = layer.down.forward(mu, mask, seen)
         u_down = mu[:, layer.down.inputs :].clone()
         return out, Saved(x0, scale0, u_qkv, qkv, au, lse, x1, scale1, u_gate_up, gate_up, u_down)
@@ -199,8 +199,8 @@ class Decoder:
         dxu = layer.qkv.through(dqkv)
         if self._last(number):
             dx = torch.zeros_like(saved.x0).index_copy_(0, passed.rows.last_sight.rows.long(), dx)
-        through = layer.qkv.add_input_grad(dxu, mask)
-        dx, xn = norm_backward(through, saved.x0, saved.scale0, layer.norm1, dx)
+        through, under = layer.qkv.input_grads(dxu, mask)
+        dx, xn = norm_backward(through, saved.x0, saved.scale0, layer.norm1, dx, under)
         self._beside(partial(layer.qkv.add_factor_grads, dqkv, dxu, xn, saved.u_qkv, mask))
         return dx
 
@@ -209,18 +209,15 @@ class Decoder:
     ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
         """The gradient by x₁, and what adds the gradients of gate's and up's factors. In place of what was saved of
         gate and up."""
-        drop, salt = _drop(layer.down, mask), layer.down.salt
         dmu = layer.down.through(dx)
         m = torch.empty_like(saved.gate_up[:, : layer.down.inputs])
-        if drop is None:
-            dgate_up, seen = swiglu_backward(saved.gate_up, layer.down.add_input_grad(dmu, mask), m), None
-        else:
-            dm, by_seen = dmu[:, : layer.down.inputs], layer.down.dropped_grad(dmu)
-            dgate_up, seen = swiglu_backward(saved.gate_up, dm, m, drop, salt, by_seen), m[None]
+        dm, under = layer.down.input_grads(dmu, mask)
+        dgate_up = swiglu_backward(saved.gate_up, dm, m, under)
+        seen = None if under is None else m[None]
         self._beside(partial(layer.down.add_factor_grads, dx, dmu, m, saved.u_down, mask, seen))
         dxu = layer.gate_up.through(dgate_up)
-        through = layer.gate_up.add_input_grad(dxu, mask)
-        dx, xn = norm_backward(through, saved.x1, saved.scale1, layer.norm2, dx)
+        through, under = layer.gate_up.input_grads(dxu, mask)
+        dx, xn = norm_backward(through, saved.x1, saved.scale1, layer.norm2, dx, under)
         return dx, partial(layer.gate_up.add_factor_grads, dgate_up, dxu, xn, saved.u_gate_up, mask)
 
     def _attention_backward(
@@ -249,11 +246,6 @@ class Decoder:
             logits = normed @ self.head.T
             losses = cross_entropy_(logits, rows.targets[part], rows.weights[part])
             yield losses, norm_backward(logits @ self.head, x, scale, self.norm)[0]
-
-
-def _drop(linear: LoraLinear, mask: Mask | None) -> Mask | None:
-    """The mask, where the matrix has an adapter to see it."""
-    return mask if linear.factors is not None else None
 
 
 def _split(matrix: Float[Tensor, "T _"], inputs: int) -> tuple[Float[Tensor, "T _"], Float[Tensor, "T _"]]:

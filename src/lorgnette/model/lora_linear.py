@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.model.kernels.dropout import Mask, add_dropped, dropped
+from lorgnette.model.kernels.dropout import Drop, Mask, Under, add_dropped, dropped
 from lorgnette.model.kernels.spread import Move
 
 
@@ -56,9 +56,8 @@ class LoraLinear:
         """Columns of the matrix that `forward` takes: I + R."""
         return self.weight.shape[1]
 
-    def drop(self, mask: Mask | None) -> tuple[Mask, int, int] | None:
-        """How `forward` sees its input under a mask: the mask, for how many projections, the first one's salt; None
-        where there is nothing to be masked."""
+    def drop(self, mask: Mask | None) -> Drop | None:
+        """None where nothing is masked."""
         return None if mask is None or self.factors is None else (mask, len(self.factors.b), self.salt)
 
     def adapt(self, factors: Factors, scale: float) -> list[Move]:
@@ -95,18 +94,21 @@ class LoraLinear:
         """[dx₀ | du]."""
         return dy @ self.weight
 
+    def input_grads(self, dxu: Float[Tensor, "T IR"], mask: Mask | None) -> tuple[Float[Tensor, "T I"], Under | None]:
+        """dx, in place of dx₀; under dropout dx₀ alone, and what is to be added to it."""
+        dx, du = dxu[:, : self.inputs], dxu[:, self.inputs :]
+        if self.factors is not None and mask is not None:
+            return dx, (torch.bmm(self._each(du), self._each_a), mask, self.salt)
+        if self.factors is not None:
+            dx.addmm_(du, self._a)
+        return dx, None
+
     def add_input_grad(self, dxu: Float[Tensor, "T IR"], mask: Mask | None) -> Float[Tensor, "T I"]:
         """dx, made in place of dx₀."""
-        dx, du = dxu[:, : self.inputs], dxu[:, self.inputs :]
-        if self.factors is not None and mask is None:
-            dx.addmm_(du, self._a)
-        elif self.factors is not None and mask is not None:
-            add_dropped(dx, self.dropped_grad(dxu), mask, self.salt)
+        dx, under = self.input_grads(dxu, mask)
+        if under is not None:
+            add_dropped(dx, *under)
         return dx
-
-    def dropped_grad(self, dxu: Float[Tensor, "T IR"]) -> Float[Tensor, "n T I"]:
-        """Under dropout, the gradients by x as every projection saw it."""
-        return torch.bmm(self._each(dxu[:, self.inputs :]), self._each_a)
 
     def add_factor_grads(
         self,

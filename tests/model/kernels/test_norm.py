@@ -55,7 +55,22 @@ def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Ten
     assert none is None
     made, again = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual)
     assert torch.equal(again, out)
-    return [summed, scale, plain, wide, made, norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)[0]]
+    alone, _ = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight)
+    past = grad.clone()
+    under, _ = norm_backward(grad[:, 2 : 2 + C], summed, scale, weight, residual, (seen, mask, 5))
+    assert torch.equal(grad, past)
+    return [summed, scale, plain, wide, made, alone, under]
+
+
+def test_what_was_dropped_joins_the_gradient() -> None:
+    x, _, weight, grad, residual = drawn(7, 33)
+    mask, more = Mask(torch.tensor(77, dtype=torch.int32), 0.3), torch.randn(3, 7, 33)
+    joined = grad[:, :33] + sum(part * mask.of(part, 5 + i) for i, part in enumerate(more))
+    _, scale, _ = add_norm(x, None, weight, EPS, torch.empty_like(x))
+    found, _ = norm_backward(grad[:, :33], x, scale, weight, residual, (more, mask, 5))
+    torch.testing.assert_close(found, norm_backward(joined, x, scale, weight, residual)[0], atol=1e-5, rtol=1e-5)
+    other, _ = norm_backward(grad[:, :33], x, scale, weight, residual, (more, mask, 6))
+    assert (found - other).abs().max() > 0.1  # masks of another projection are others
 
 
 @CUDA

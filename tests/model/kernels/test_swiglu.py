@@ -26,9 +26,9 @@ def passed(gate_up: Tensor, grad: Tensor, dropped_grad: Tensor, mask: Mask | Non
     """product (in columns of a wider matrix), product made again, gradient, dropped product if there is one."""
     F = gate_up.shape[1] // 2
     wide, again = torch.zeros_like(grad), torch.zeros_like(grad)
-    seen = swiglu(gate_up, wide[:, 1 : 1 + F], mask, SALT)
-    more = None if mask is None else dropped_grad
-    made = swiglu_backward(gate_up, grad[:, 2 : 2 + F], again[:, 1 : 1 + F], mask, SALT, more)
+    seen = swiglu(gate_up, wide[:, 1 : 1 + F], None if mask is None else (mask, 1, SALT))
+    under = None if mask is None else (dropped_grad, mask, SALT)
+    made = swiglu_backward(gate_up, grad[:, 2 : 2 + F], again[:, 1 : 1 + F], under)
     assert made.data_ptr() == gate_up.data_ptr()
     assert (seen is None) == (mask is None)
     return [wide, again, made] + ([] if seen is None else [seen])

@@ -49,6 +49,12 @@ class Mask:
         return (bits >= self.threshold).float() * self.scale
 
 
+Drop = tuple[Mask, int, int]
+"""How a matrix's projections see its input: the mask, how many they are, the first one's salt."""
+Under = tuple[Float[Tensor, "n T C"], Mask, int]
+"""The gradients by an input as each projection saw it, the mask, the first one's salt: what `add_dropped` adds up."""
+
+
 def dropped(x: Float[Tensor, "T C"], count: int, mask: Mask, salt: int) -> Float[Tensor, "count T C"]:
     """x under `count` masks, salted `salt` and on. `x` may be columns of a wider matrix."""
     if not x.is_cuda:

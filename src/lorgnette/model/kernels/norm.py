@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.model.kernels.dropout import Mask, drawing, dropped
+from lorgnette.model.kernels.dropout import Drop, Under, add_dropped, drawing, dropped
 
 try:
     import triton
@@ -26,10 +26,10 @@ def add_norm(
     weight: Float[Tensor, " C"],
     eps: float,
     out: Float[Tensor, "T C"],
-    drop: tuple[Mask, int, int] | None = None,
+    drop: Drop | None = None,
 ) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"], Float[Tensor, "n T C"] | None]:
     """Writes xn into `out` (which may be columns of a wider matrix); returns x', 1 / √(mean(x'²) + eps), and, with
-    `drop`, what `dropped` makes of xn. drop: (mask, how many, the first one's salt)."""
+    `drop`, what `dropped` makes of xn."""
     if not x.is_cuda:
         summed = x if delta is None else x + delta
         normed, scale = norm_reference(summed, weight, eps)
@@ -54,18 +54,25 @@ def norm_backward(
     scale: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
     residual: Float[Tensor, "T C"] | None = None,
+    under: Under | None = None,
 ) -> tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]:
     """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), and `residual`, the gradient that
-    reaches x' past the norm; and xn again, the same numbers. The weight is frozen."""
+    reaches x' past the norm; and xn again, the same numbers. The weight is frozen. What is `under` a mask joins `grad`.
+    """
     if not x.is_cuda:
+        if under is not None:
+            grad = grad.clone()
+            add_dropped(grad, *under)
         made = norm_backward_reference(grad, x, scale, weight)
         normed = (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
         return made if residual is None else residual + made, normed
     block = triton.next_power_of_2(x.shape[1])
     out, normed = torch.empty_like(x), torch.empty_like(x)
+    grads, mask, salt = under or (x[None], None, 0)
     _norm_backward[(len(x),)](
-        grad, x, scale, weight, x if residual is None else residual, out, normed, x.shape[1], grad.stride(0),
-        ADD=residual is not None, BLOCK=block, num_warps=_warps(block),
+        grad, x, scale, weight, x if residual is None else residual, out, normed, grads, len(x), x.shape[1],
+        grad.stride(0), *drawing(mask, x, salt), ADD=residual is not None, COUNT=0 if mask is None else len(grads),
+        BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return out, normed
 
@@ -118,15 +125,20 @@ if triton is not None:
             kept = tl.where(bits >= threshold.to(tl.uint32), normed.to(tl.float32) * kept_scale, 0.0)
             tl.store(seen + (i * T + row) * C + at, kept.to(seen.dtype.element_ty), mask=there)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["T", "salt", "threshold"])
     @no_type_check
     def _norm_backward(
-        grad, x, scale, weight, residual, out, normed, C, grad_stride, ADD: tl.constexpr, BLOCK: tl.constexpr
-    ):
+        grad, x, scale, weight, residual, out, normed, grads, T, C, grad_stride, key, salt, threshold, kept_scale,
+        ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         at = tl.arange(0, BLOCK)
         there = at < C
         g = tl.load(grad + row * grad_stride + at, mask=there, other=0.0).to(tl.float32)
+        for i in tl.static_range(COUNT):
+            more = tl.load(grads + (i * T + row) * C + at, mask=there, other=0.0).to(tl.float32)
+            bits = mixed((row * C + at).to(tl.uint32) ^ salted(key, salt + i))
+            g += tl.where(bits >= threshold.to(tl.uint32), more * kept_scale, 0.0)
         value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
         w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
         through = g * w

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
 
-from lorgnette.model.kernels.dropout import Mask, drawing, dropped
+from lorgnette.model.kernels.dropout import Drop, Under, drawing, dropped
 
 try:
     import triton
@@ -19,15 +19,16 @@ _BLOCK = 1024
 
 
 def swiglu(
-    gate_up: Float[Tensor, "T FF"], out: Float[Tensor, "T F"], mask: Mask | None = None, salt: int = 0
-) -> Float[Tensor, "1 T F"] | None:
-    """out = silu(gate) · up, where gate_up is [gate | up] side by side; `out` may be columns of a wider matrix. With a
-    mask, returns the product under it too."""
+    gate_up: Float[Tensor, "T FF"], out: Float[Tensor, "T F"], drop: Drop | None = None
+) -> Float[Tensor, "n T F"] | None:
+    """out = silu(gate) · up, where gate_up is [gate | up] side by side; `out` may be columns of a wider matrix. With
+    `drop`, of one projection, returns the product under the mask too."""
     width = gate_up.shape[1] // 2
+    mask, count, salt = drop or (None, 0, 0)
     if not gate_up.is_cuda:
         out.copy_(swiglu_reference(gate_up))
-        return None if mask is None else dropped(out, 1, mask, salt)
-    seen = None if mask is None else gate_up.new_empty(1, len(gate_up), width)
+        return None if mask is None else dropped(out, count, mask, salt)
+    seen = None if mask is None else gate_up.new_empty(count, len(gate_up), width)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
     _swiglu[grid](
         gate_up, out, out if seen is None else seen, width, out.stride(0), *drawing(mask, gate_up, salt),
@@ -40,21 +41,20 @@ def swiglu_backward(
     gate_up: Float[Tensor, "T FF"],
     grad: Float[Tensor, "T F"],
     out: Float[Tensor, "T F"],
-    mask: Mask | None = None,
-    salt: int = 0,
-    dropped_grad: Float[Tensor, "1 T F"] | None = None,
+    under: Under | None = None,
 ) -> Float[Tensor, "T FF"]:
     """The gradient of gate and up, in their own place; the product of the forward is made again into `out`.
 
-    With a mask, `out` is the product under it, and `dropped_grad`, the gradient by that, joins `grad`.
+    What is `under` a mask joins `grad`; `out` is then the product under it.
     """
     width = gate_up.shape[1] // 2
     if not gate_up.is_cuda:
-        return _backward_reference(gate_up, grad, out, mask, salt, dropped_grad)
+        return _backward_reference(gate_up, grad, out, under)
+    more, mask, salt = under or (grad, None, 0)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
     _swiglu_backward[grid](
-        gate_up, grad, grad if dropped_grad is None else dropped_grad, out, width, grad.stride(0), out.stride(0),
-        *drawing(mask, gate_up, salt), DROP=mask is not None, BLOCK=_BLOCK,
+        gate_up, grad, more, out, width, grad.stride(0), out.stride(0), *drawing(mask, gate_up, salt),
+        DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return gate_up
 
@@ -63,16 +63,15 @@ def _backward_reference(
     gate_up: Float[Tensor, "T FF"],
     grad: Float[Tensor, "T F"],
     out: Float[Tensor, "T F"],
-    mask: Mask | None,
-    salt: int,
-    dropped_grad: Float[Tensor, "1 T F"] | None,
+    under: Under | None,
 ) -> Float[Tensor, "T FF"]:
     gate, up = gate_up.float().chunk(2, -1)
     out.copy_(swiglu_reference(gate_up))
-    if mask is not None and dropped_grad is not None:
+    if under is not None:
+        more, mask, salt = under
         kept = mask.of(out, salt)
         out.copy_(out.float() * kept)
-        grad = grad.float() + dropped_grad[0].float() * kept
+        grad = grad.float() + more[0].float() * kept
     g, sigmoid = grad.float(), gate.sigmoid()
     made = torch.cat([g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid], 1)
     return gate_up.copy_(made)
