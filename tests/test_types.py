@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorgnette.types import IGNORED, Encoded, Example, PackedBatch, Picture, PictureGrid, Prediction, Problem, Turn
+from lorgnette.types import IGNORED, Encoded, Example, Picture, PictureGrid, Prediction, Problem, Turn
 
 CAT, DOG = Picture(Path("cat.png")), Picture(Path("dog.png"))
 ASKED = Turn("user", (CAT, "what is ", DOG, "this?"))
@@ -53,14 +53,6 @@ def test_merge_squared_patches_make_a_token() -> None:
 def test_labels_are_counted() -> None:
     labels = np.array([IGNORED, 5, IGNORED, 0], np.int32)
     assert Encoded(EXAMPLE, labels, labels, np.zeros((3, 4), np.int32), (), ()).label_count == 2
-
-
-def test_segments_are_the_rows_between_starts() -> None:
-    starts = np.array([0, 5, 8], np.int32)
-    batch = PackedBatch(
-        EMPTY, EMPTY.reshape(3, 0), starts, EMPTY, starts, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY.astype(np.float32), (), ()
-    )
-    assert list(batch.segments) == [(0, 5), (5, 8)]
 
 
 def test_nothing_on_the_spine_can_be_changed() -> None:
