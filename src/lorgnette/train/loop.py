@@ -230,7 +230,7 @@ class Training:
         for parameter in self.engine.parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        self.pass_tokens = min(self.pass_tokens, longest // 2)  # packed ahead, before the last cut
+        self.pass_tokens = longest // 2
         watcher.smaller(self.step + 1, self.pass_tokens)
         return self._packed(self.step)
 
@@ -283,13 +283,15 @@ class Training:
     def _ahead(self) -> Iterator[tuple[list[PackedBatch], float]]:
         """The batches of every step left, packed one step ahead on a thread, and the seconds waited for each."""
         with ThreadPoolExecutor(1) as pool:
-            packing = pool.submit(self._packed, self.step)
+            packing, most = pool.submit(self._packed, self.step), self.pass_tokens
             for step in range(self.step, self.total):
                 begun = time.perf_counter()
                 batches = packing.result()
+                if self.pass_tokens < most:  # since then, a step did not fit
+                    batches = self._packed(step)
                 wait = time.perf_counter() - begun
                 if step + 1 < self.total:
-                    packing = pool.submit(self._packed, step + 1)
+                    packing, most = pool.submit(self._packed, step + 1), self.pass_tokens
                 yield batches, wait
 
     def _packed(self, step: int) -> list[PackedBatch]:

@@ -60,10 +60,7 @@ def norm_backward(
     reaches x' past the norm; and xn again, the same numbers. The weight is frozen. What is `under` a mask joins `grad`.
     """
     if not x.is_cuda:
-        if under is not None:
-            grad = grad.clone()
-            add_dropped(grad, *under)
-        made = norm_backward_reference(grad, x, scale, weight)
+        made = norm_backward_reference(grad, x, scale, weight, under)
         normed = (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
         return made if residual is None else residual + made, normed
     block = triton.next_power_of_2(x.shape[1])
@@ -85,10 +82,18 @@ def norm_reference(
 
 
 def norm_backward_reference(
-    grad: Float[Tensor, "T C"], x: Float[Tensor, "T C"], scale: Float32[Tensor, " T"], weight: Float[Tensor, " C"]
+    grad: Float[Tensor, "T C"],
+    x: Float[Tensor, "T C"],
+    scale: Float32[Tensor, " T"],
+    weight: Float[Tensor, " C"],
+    under: Under | None = None,
 ) -> Float[Tensor, "T C"]:
     """dx = s · (g·w) − x · s³ · mean(g·w·x)."""
-    through = grad.float() * weight.float()
+    through = grad.float()
+    if under is not None:
+        through = through.clone()
+        add_dropped(through, *under)
+    through = through * weight.float()
     mean = (through * x.float()).mean(-1, keepdim=True)
     return (scale[:, None] * (through - x.float() * scale[:, None].square() * mean)).to(x.dtype)
 
