@@ -63,6 +63,10 @@ def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
         ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}, "rope type 'yarn'"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}, "mrope_section [2, 3, 4] for heads of 16"),
         ({"num_key_value_heads": 3}, "4 heads and 3 key-value heads"),
+        (
+            {"hidden_size": 66, "num_attention_heads": 33, "num_key_value_heads": 1},
+            "33 heads that look at one key-value head",
+        ),
         ({"hidden_size": None}, "config.json cannot be understood"),
         ({"num_hidden_layers": 0}, "a size below 1"),
     ],

@@ -17,6 +17,8 @@ Sizes = dict[str, tuple[int, ...]]
 
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 VISION_THETA = 10000.0
+MOST_GROUPED = 32
+"""Query heads of one key-value head, which the attention kernels take together."""
 _MLP_RATIO = 4  # transformers' own where the config does not say
 
 
@@ -175,6 +177,8 @@ def _odd_sizes(text: TextShape, vision: VisionShape) -> Iterator[str]:
         yield "a size below 1"
     if text.heads % text.kv_heads or text.heads * text.head_dim != text.hidden:
         yield f"{text.heads} heads and {text.kv_heads} key-value heads of a width of {text.hidden}"
+    if text.heads // text.kv_heads > MOST_GROUPED:
+        yield f"{text.heads // text.kv_heads} heads that look at one key-value head"
     if len(text.mrope_section) != 3 or 2 * sum(text.mrope_section) != text.head_dim:
         yield f"mrope_section {list(text.mrope_section)} for heads of {text.head_dim}"
     if vision.heads * vision.head_dim != vision.embed or vision.head_dim % 4:

@@ -61,7 +61,7 @@ class Sight:
 
 def queries_in_tile(group: int) -> int:
     """group: query heads that look at one key head."""
-    return max(1, PAIRS // group)
+    return PAIRS // group
 
 
 def cut_sizes(prefix: str, rows: int, queries: int, group: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lorgnette.model.shapes import MOST_GROUPED
 from lorgnette.model.sight import BLOCK, PAIRS, Sight, queries_in_tile
 
 try:
@@ -27,8 +28,8 @@ except ImportError:  # torch without CUDA comes without it
 Heads = tuple[int, int]
 """(H, K)."""
 _LOG2E = 1.4426950408889634
-_BACK_PAIRS = 32
-"""Pairs at once where keys' gradients are added up."""
+_BACK_PAIRS = MOST_GROUPED
+"""Pairs at once where keys' gradients are added up: of one query at the least."""
 _KEYS_JOINED = 16
 _QUERIES_AT_ONCE = 256
 """Of the plain definition."""
@@ -78,7 +79,7 @@ def attend_backward(
     parts = torch.empty(len(sight.tasks), K, 2, BLOCK, D, dtype=torch.float32, device=qkv.device)
     _seen_back[(len(sight.tasks), K)](
         qkv, grad, lse, delta, sight.rows, sight.ends, sight.tasks, parts, scale, scale * _LOG2E, T, qkv.stride(0),
-        grad.stride(0), **sizes, QUERIES=max(1, _BACK_PAIRS // sizes["G"]), PAIRS=_BACK_PAIRS, BLOCK=BLOCK,
+        grad.stride(0), **sizes, QUERIES=_BACK_PAIRS // sizes["G"], PAIRS=_BACK_PAIRS, BLOCK=BLOCK,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     _join[(len(sight.task_starts) - 1, 2 * K, BLOCK // _KEYS_JOINED)](
@@ -136,6 +137,19 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
+    def _keys_of(
+        qkv, ends, key, head, T, stride, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr
+    ):
+        """(keys, values, who sees them last) of some rows, of a key head."""
+        at = tl.arange(0, D_BLOCK)
+        mine = (key < T)[:, None] & (at < D)[None, :]
+        place = qkv + key.to(tl.int64)[:, None] * stride + (H + head) * D + at[None, :]
+        k = tl.load(place, mask=mine, other=0.0)
+        v = tl.load(place + K * D, mask=mine, other=0.0)
+        return k, v, tl.load(ends + key, mask=key < T, other=0)
+
+    @triton.jit
+    @no_type_check
     def _attend(
         qkv, rows, ends, tiles, out, lse, scale, M, T, stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
@@ -153,11 +167,7 @@ if triton is not None:
         before, gap, count = tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
         for i in range(0, count):
             key = (i + tl.where(i >= before, gap, 0)) * BLOCK + tl.arange(0, BLOCK)
-            end = tl.load(ends + key, mask=key < T, other=0)
-            place = qkv + key.to(tl.int64)[:, None] * stride + (H + head) * D + at[None, :]
-            mine = (key < T)[:, None] & (at < D)[None, :]
-            k = tl.load(place, mask=mine, other=0.0)
-            v = tl.load(place + K * D, mask=mine, other=0.0)
+            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             score = tl.dot(q, tl.trans(k)) * scale
             seen = there[:, None] & (key[None, :] <= row[:, None]) & (row[:, None] < end[None, :])
             score = tl.where(seen, score, float("-inf"))
@@ -198,11 +208,7 @@ if triton is not None:
         before, gap, count = tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
         for i in range(0, count):
             key = (i + tl.where(i >= before, gap, 0)) * BLOCK + tl.arange(0, BLOCK)
-            end = tl.load(ends + key, mask=key < T, other=0)
-            place = qkv + key.to(tl.int64)[:, None] * stride + (H + head) * D + at[None, :]
-            mine = (key < T)[:, None] & (at < D)[None, :]
-            k = tl.load(place, mask=mine, other=0.0)
-            v = tl.load(place + K * D, mask=mine, other=0.0)
+            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             score = tl.dot(q, tl.trans(k)) * scale2
             seen = there[:, None] & (key[None, :] <= row[:, None]) & (row[:, None] < end[None, :])
             likely = tl.where(seen, tl.exp2(score - log[:, None]), 0.0)
@@ -227,11 +233,7 @@ if triton is not None:
         if first < end_query:
             at = tl.arange(0, D_BLOCK)
             key = block * BLOCK + tl.arange(0, BLOCK)
-            end = tl.load(ends + key, mask=key < T, other=0)
-            place = qkv + key.to(tl.int64)[:, None] * stride + (H + head) * D + at[None, :]
-            mine = (key < T)[:, None] & (at < D)[None, :]
-            k = tl.load(place, mask=mine, other=0.0)
-            v = tl.load(place + K * D, mask=mine, other=0.0)
+            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             dk = tl.zeros((BLOCK, D_BLOCK), tl.float32)
             dv = tl.zeros((BLOCK, D_BLOCK), tl.float32)
             for begin in range(first, end_query, QUERIES):
