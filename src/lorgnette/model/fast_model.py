@@ -96,7 +96,8 @@ class Opening:
             self._late.begin(reading, self._warm)
         self._decoder = reading.submit(decoder_of, checkpoint, shape, device, dtype)
         self._adapter = FlatAdapter(shape, device)
-        self._drawn = drawing.submit(_draw, self._adapter, seed, saved)
+        there = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        self._drawn = drawing.submit(_draw, self._adapter, seed, saved, there)
         for pool in (reading, drawing, tower, decoder):
             pool.shutdown(wait=False)
         self._made: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
@@ -133,11 +134,12 @@ def unsupported_answers(checkpoint: Checkpoint, saved: SavedAdapter | None) -> s
     return reason
 
 
-def _draw(adapter: FlatAdapter, seed: int, saved: Path | None) -> None:
-    """Give the adapter its first values, or those that were saved."""
-    device = adapter.values.device
-    beside = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+def _draw(adapter: FlatAdapter, seed: int, saved: Path | None, there: torch.cuda.Event | None) -> None:
+    """Give the adapter its first values, or those that were saved. there: on CUDA, once its memory is zeroed."""
+    beside = torch.cuda.Stream(adapter.values.device) if there else None  # type: ignore[no-untyped-call]
     with torch.cuda.stream(beside):  # not behind the tower's pictures
+        if beside is not None and there is not None:
+            beside.wait_event(there)
         if saved is None:
             adapter.take(FlatAdapter.drawn(adapter.shape, seed))
         else:
