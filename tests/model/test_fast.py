@@ -18,6 +18,7 @@ from lorgnette.model.adapter_files import SavedAdapter
 from lorgnette.model.checkpoint import Checkpoint
 from lorgnette.model.contract import Contract
 from lorgnette.model.fast import FastEngine, Room, Station, _drawn
+from lorgnette.model.sight import queries_in_tile
 from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -125,7 +126,9 @@ def test_padding_sees_nothing_and_is_not_seen(
     make_engine: Callable[..., FastEngine], packed: Callable, share: Share
 ) -> None:
     batch = packed(share)
-    exact, station = Room.of(batch), Station(Room.of(batch).padded(), make_engine().decoder)
+    exact, room = Room.of(batch), Room.of(batch).padded()
+    room = Room(room.rows + 256, room.last + 128, room.labels)
+    station = Station(room, make_engine().decoder)
     station.fill(batch, 0)
     rows = station.rows
     assert rows.sight.rows.tolist() == list(range(station.room.rows))
@@ -134,10 +137,13 @@ def test_padding_sees_nothing_and_is_not_seen(
     assert rows.last_sight.rows[: exact.last].tolist() == sorted(set(batch.label_rows.tolist()))
     assert (rows.last_sight.rows[exact.last :] == station.room.rows - 1).all()
     assert rows.last_sight.rows[rows.label_rows[: exact.labels].long()].tolist() == batch.label_rows.tolist()
-    for sight in (rows.sight, rows.last_sight):  # no program works for padding alone
-        queries = len(sight.rows) // len(sight.tiles)
-        assert not sight.tiles[-(-exact.rows // queries) + 1 :, 2].any()
-        assert sight.tasks[:, 2].max() <= len(sight.rows)
+    queries = queries_in_tile(station._group)
+    for sight, count in ((rows.sight, exact.rows), (rows.last_sight, exact.last)):  # nobody works for padding alone
+        alone = sight.tiles[-(-count // queries) :, 2]
+        assert len(alone)
+        assert not alone.any()
+        assert sight.tiles[0, 2]
+        assert sight.tasks[:, 2].max() <= count
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
@@ -170,6 +176,9 @@ def test_a_padded_room_has_a_row_to_spare() -> None:
         room = exact.padded()
         assert exact.rows < room.rows <= max(exact.rows * 1.07, exact.rows + 16)
         assert room.holds(exact)
+        most = Room(rows, rows, rows).padded()
+        assert most.holds(Room(rows, rows, rows))
+        assert most.last < most.rows, "rows that are no query are told by there being fewer queries"
 
 
 def test_keys_of_dropout_are_all_different() -> None:
@@ -199,9 +208,10 @@ def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., F
 
 
 @CUDA
+@pytest.mark.parametrize("where", ["losses_and_gradient", "_attention_backward"])
 @pytest.mark.parametrize("when", ["rehearsed", "run", "recorded"])
 def test_after_a_pass_that_memory_does_not_hold_smaller_ones_are_recorded(
-    make_engine: Callable[..., FastEngine], packed: Callable, when: str, monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., FastEngine], packed: Callable, when: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was recorded before, and whether it ran out while the pass ran or while it was recorded."""
     batch = packed("none")
@@ -217,7 +227,7 @@ def test_after_a_pass_that_memory_does_not_hold_smaller_ones_are_recorded(
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.decoder, "losses_and_gradient", full)
+        patched.setattr(engine.decoder, where, full)
         if when == "rehearsed":
             engine.rehearse([batch])
         else:

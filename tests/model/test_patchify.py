@@ -38,3 +38,19 @@ def test_one_picture_is_not_copied_together(rule: PictureRule, pictures: list[np
     [first, *_] = pictures
     made = Patchify(rule, torch.device("cpu"), torch.float32)([first])
     assert torch.equal(made, torch.from_numpy(rule.patches(first)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_calls_that_follow_each_other_do_not_mix(rule: PictureRule) -> None:
+    """More than there are slots, one larger than a slot, nothing waited for in between."""
+    draw, device = np.random.default_rng(1), torch.device("cuda")
+    calls = [[draw.integers(0, 256, (28 * n, 56, 3), dtype=np.uint8)] for n in (9, 3, 9, 40, 5, 9, 9, 1, 9)]
+    patchify = Patchify(rule, device, torch.float32, patches=2 * 9 * 4)
+    busy = torch.randn(4096, 4096, device=device)
+    made = []
+    for call in calls:
+        for _ in range(20):
+            busy = busy @ busy / 4096
+        made.append(patchify(call))
+    for call, patches in zip(calls, made, strict=True):
+        assert torch.equal(patches.cpu(), torch.from_numpy(rule.patches(call[0])))

@@ -67,6 +67,7 @@ def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
             {"hidden_size": 66, "num_attention_heads": 33, "num_key_value_heads": 1},
             "33 heads that look at one key-value head",
         ),
+        ({"hidden_size": 4 * 24}, "heads of 24, no power of two"),
         ({"hidden_size": None}, "config.json cannot be understood"),
         ({"num_hidden_layers": 0}, "a size below 1"),
     ],

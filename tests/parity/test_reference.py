@@ -77,7 +77,7 @@ def test_cached_features_equal_live(bench: Any, encoded: list[Encoded]) -> None:
     bench.engine.features = bench.features
 
 
-def broken_segments(batch: PackedBatch) -> PackedBatch:
+def broken_ends(batch: PackedBatch) -> PackedBatch:
     """The second example sees the first."""
     return replace(batch, ends=np.maximum(batch.ends, np.unique(batch.ends)[1]))
 
@@ -97,7 +97,7 @@ def broken_labels(batch: PackedBatch) -> PackedBatch:
     return replace(batch, label_rows=np.minimum(batch.label_rows + 1, len(batch.tokens) - 1).astype(np.int32))
 
 
-@pytest.mark.parametrize("broken", [broken_segments, broken_positions, broken_features, broken_labels])
+@pytest.mark.parametrize("broken", [broken_ends, broken_positions, broken_features, broken_labels])
 def test_the_comparison_can_fail(
     bench: Any, encoded: list[Encoded], broken: Callable[[PackedBatch], PackedBatch]
 ) -> None:

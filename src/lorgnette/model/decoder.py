@@ -89,7 +89,7 @@ class Saved:
 @dataclass(slots=True)
 class Pass:
     """A forward pass on its way back. layers: what each kept, or its input alone where it is to be made again; x: the
-    last layer's hidden states, of the rows that it was asked for."""
+    last layer's hidden states, of `rows.last_sight`'s."""
 
     rows: Rows
     mask: Mask | None

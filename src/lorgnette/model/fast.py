@@ -53,8 +53,10 @@ class Room:
         return cls(most, max(room.last for room in alike), max(room.labels for room in alike)).padded()
 
     def padded(self) -> "Room":
-        """Room for a batch of these sizes and a little more; for a row at the least that is none of the batch's."""
-        return Room(_rounded(self.rows + 1, 64), _rounded(self.last, 4), _rounded(self.labels, 2))
+        """Room for a batch of these sizes and a little more: for a row at least that is none of the batch's, and for fewer
+        rows in the last layer than in the others."""
+        rows = _rounded(self.rows + 1, 64)
+        return Room(rows, min(_rounded(self.last, 4), rows - 1), _rounded(self.labels, 2))
 
     def holds(self, batch: "Room") -> bool:
         """Whether a batch of those sizes fits without much waste."""
@@ -208,9 +210,9 @@ class FastEngine:
     def backward(self, batch: PackedBatch, draw: int) -> Float32[Tensor, ""]:
         """Σ weights · cross-entropy, on the device; its gradient is added up. draw: what dropout's masks are drawn
         from."""
-        station = self._entered(batch, draw)
-        station.passes += 1
-        with self._room_made():
+        with self._forgetting_if_full():
+            station = self._entered(batch, draw)
+            station.passes += 1
             if station.graph is None and self._recording and station.passes > 1:
                 self._record(station)
             if station.graph is None:
@@ -235,7 +237,7 @@ class FastEngine:
         recorded: the step that asks for it will be cut."""
         if not self._recording:
             return
-        with suppress(torch.OutOfMemoryError), self._room_made():
+        with suppress(torch.OutOfMemoryError), self._forgetting_if_full():
             self._record(self._rehearsed(batches)).replay()
         assert self.adapter.values.grad is not None
         self.adapter.values.grad.zero_()
@@ -291,7 +293,7 @@ class FastEngine:
         return made
 
     @contextmanager
-    def _room_made(self) -> Iterator[None]:
+    def _forgetting_if_full(self) -> Iterator[None]:
         """Where memory runs out, what was recorded is given up with what it holds, for what will be cut smaller. A
         pool whose recordings are all gone takes no other: there is a new one."""
         try:

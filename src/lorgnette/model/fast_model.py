@@ -114,7 +114,7 @@ class Opening:
     def engine(self) -> FastEngine:
         """Wait for all of it, and rehearse. Raises LorgnetteError as `tower` does.
 
-        Not on a thread: while a pass is recorded nothing else may use the device.
+        What is rehearsed may read an adapter that is half drawn: nothing of it is kept, and `updated` follows.
         """
         for warmed in self._warm:
             warmed.result()

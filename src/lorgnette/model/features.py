@@ -172,7 +172,8 @@ class Features:
         """Begin to decode the pictures that `prepare` is asked for next, while the tower is on its way: later, the
         decoding threads would keep Python from those that launch what it computes."""
         self._begun = self._looked_at(self._new(grids))
-        _ = self._patchify  # its memory is pinned before the device is busy
+        if self._store is None or self._store.empty:
+            _ = self._patchify  # its memory is pinned before the device is busy
 
     def _new(self, grids: Iterable[PictureGrid]) -> list[PictureGrid]:
         return [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._kept]
@@ -184,7 +185,9 @@ class Features:
         return self._tower if needed and isinstance(self._tower, Late) else None
 
     def rest(self) -> None:
-        """No more pictures are expected soon: give the tower's memory back, if it can be had again."""
+        """No more pictures are expected soon: give the tower's memory back, if it can be had again, and what brings
+        pictures to it."""
+        self.__dict__.pop("_patchify", None)
         if isinstance(self._tower, Late):
             self._tower.forget()
 

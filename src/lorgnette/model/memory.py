@@ -186,7 +186,7 @@ def _fast(work: Work) -> Memory:
         "batches": work.rooms * rows * (number * text.hidden + 32) + rows * 4 * text.head_dim,
         "libraries": 3 * _WORKSPACE,
     }
-    layer, last = _kept_fast(work), _kept_last(work, rows, _rounded(work.labels, 4))
+    layer, last = _kept_fast(work), _kept_last(work, rows, min(_rounded(work.labels, 4), rows - 1))
     inputs = 2 * number * text.hidden  # of a layer that is run twice: what it adds up
     again = min(work.again, text.layers - 1)  # of the layers before the last
     kept = text.layers - 1 - again

@@ -41,28 +41,36 @@ class Patchify:
         self._slots: deque[_Slot] = deque()
         if device.type == "cuda":
             self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._slots.extend(_Slot(patches * rule.patch**2 * 3, device) for _ in range(_SLOTS))
+            self._slots.extend(self._slot(patches * rule.patch**2 * 3) for _ in range(_SLOTS))
 
     def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float[Tensor, "N D"]:
         """Patches of the pictures one after the other. Best where pictures of one size stand together."""
         flat = self._sent(pictures)
         parts, at = [], 0
-        for (height, width, _), run in groupby(picture.shape for picture in pictures):
-            end = at + height * width * 3 * len(list(run))
-            parts.append(self._patches(flat[at:end].view(-1, height, width, 3)))
-            at = end
-        if self._slots:
-            self._slots[-1].read.record()
+        try:
+            for (height, width, _), run in groupby(picture.shape for picture in pictures):
+                end = at + height * width * 3 * len(list(run))
+                parts.append(self._patches(flat[at:end].view(-1, height, width, 3)))
+                at = end
+        finally:
+            if self._slots:
+                self._slots[-1].read.record()
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _slot(self, size: int) -> _Slot:
+        """Its memory is the copying stream's: what another has freed may still be read by what is under way there."""
+        with torch.cuda.stream(self._copying):
+            return _Slot(size, self._device)
 
     def _sent(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[Tensor, " B"]:
         size = sum(picture.size for picture in pictures)
         if not self._slots:
             return torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures]))
-        slot = self._slots.popleft()
+        slot = self._slots[0]
         slot.read.synchronize()
         if size > len(slot.host):
-            slot = _Slot(size, self._device)
+            slot = self._slot(size)
+        self._slots.popleft()
         self._slots.append(slot)
         np.concatenate([picture.reshape(-1) for picture in pictures], out=slot.host[:size].numpy())
         with torch.cuda.stream(self._copying):  # not behind what the tower has still to do

@@ -177,6 +177,8 @@ def _odd_sizes(text: TextShape, vision: VisionShape) -> Iterator[str]:
         yield "a size below 1"
     if text.heads % text.kv_heads or text.heads * text.head_dim != text.hidden:
         yield f"{text.heads} heads and {text.kv_heads} key-value heads of a width of {text.hidden}"
+    if text.head_dim & (text.head_dim - 1):
+        yield f"heads of {text.head_dim}, no power of two"
     if text.heads // text.kv_heads > MOST_GROUPED:
         yield f"{text.heads // text.kv_heads} heads that look at one key-value head"
     if len(text.mrope_section) != 3 or 2 * sum(text.mrope_section) != text.head_dim:

@@ -44,10 +44,10 @@ class Sight:
     task_starts: Int32[Tensor, " B"]
 
     @classmethod
-    def among(cls, sent: Mapping[str, Tensor], prefix: str, rows: Int32[Tensor, " M"]) -> "Sight":
+    def among(cls, parts: Mapping[str, Tensor], prefix: str, rows: Int32[Tensor, " M"]) -> "Sight":
         """Of what `cut` made under that prefix, and `ends`, on the device."""
-        tiles, tasks, starts = (sent[f"{prefix}{name}"] for name in ("tiles", "tasks", "task_starts"))
-        return cls(rows, sent["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
+        tiles, tasks, starts = (parts[f"{prefix}{name}"] for name in ("tiles", "tasks", "task_starts"))
+        return cls(rows, parts["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
 
     @classmethod
     def of(

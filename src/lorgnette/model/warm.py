@@ -3,7 +3,7 @@ weights of the real ones are read and pictures are decoded.
 
 A first call is slow for reasons that have nothing to do with its numbers: Triton compiles or looks in its cache, the
 driver loads each kernel, cuBLAS chooses among its own. The widths and the rows are the real ones, so that the choices
-are; only the layers are few.
+are; only the layers are few. Where memory is too short even for that, the first use is slow, or says so.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,10 +26,11 @@ from lorgnette.types import PackedBatch, PictureGrid
 def tower(shape: VisionShape, grids: Iterable[PictureGrid], device: torch.device, dtype: torch.dtype) -> None:
     """grids: some of those that will be asked for; they are repeated until a call is full."""
     small = replace(shape, depth=1)
-    weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in small.weights().items()}
-    full = list(_full(grids))
-    rows = sum(grid.t * grid.h * grid.w for grid in full)
-    VisionTower(small, weights)(full, torch.zeros(rows, small.patch_numbers, device=device, dtype=dtype))
+    with suppress(torch.OutOfMemoryError):
+        weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in small.weights().items()}
+        full = list(_full(grids))
+        rows = sum(grid.t * grid.h * grid.w for grid in full)
+        VisionTower(small, weights)(full, torch.zeros(rows, small.patch_numbers, device=device, dtype=dtype))
 
 
 def decoder(
@@ -43,12 +44,12 @@ def decoder(
 ) -> None:
     """batches: as the training will see them. Forward and backward, and forward as it is evaluated."""
     small = replace(shape, text=replace(shape.text, layers=WARM_LAYERS))
-    made, places = blank(small, features.device, dtype)
-    for place in places.values():
-        place.zero_()
-    engine = FastEngine(made, FlatAdapter(small, features.device), features, dropout=dropout, seed=0, grouped=grouped)
-    with suppress(torch.OutOfMemoryError):  # the step that does not fit will be cut, whatever is loaded by then
-        engine.warm(batches)
+    with suppress(torch.OutOfMemoryError):
+        made, places = blank(small, features.device, dtype)
+        for place in places.values():
+            place.zero_()
+        adapter = FlatAdapter(small, features.device)
+        FastEngine(made, adapter, features, dropout=dropout, seed=0, grouped=grouped).warm(batches)
 
 
 def _full(grids: Iterable[PictureGrid]) -> Iterator[PictureGrid]:

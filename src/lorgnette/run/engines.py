@@ -18,9 +18,9 @@ from lorgnette.model.store import Store, store_of
 from lorgnette.run.choosing import engine_for, share_of
 from lorgnette.run.job import Job
 from lorgnette.run.material import Material
+from lorgnette.train import optimizer
 from lorgnette.train.batches import Batches
 from lorgnette.train.loop import Engine
-from lorgnette.train.optimizer import warm
 from lorgnette.types import PictureGrid
 
 EXAMPLES_AHEAD = 1024
@@ -72,7 +72,7 @@ def _fast(
     room = _room(job, device)
     coming = batches_of(job).coming(EXAMPLES_AHEAD, room.rows, share)
     pool = ThreadPoolExecutor(1, "warming optimizer")
-    stepping = pool.submit(warm, device, chosen.train)
+    stepping = pool.submit(optimizer.warm, device, chosen.train)
     pool.shutdown(wait=False)
     opening = fast_model.Opening(
         checkpoint, chosen.lora, features, dtype, seed=chosen.seed, saved=saved, grouped=grouped, again=room.again,
@@ -83,7 +83,7 @@ def _fast(
         opening.tower()
     material = _prepared(job, features, beside)
     with job.stages("engine"):  # the device may still be busy with features
-        stepping.result()
+        stepping.result()  # nobody loads kernels while a pass is recorded
         engine = opening.engine()
         _finished(device)
     model = fast_model.FastModel(engine.decoder, engine.adapter, features)

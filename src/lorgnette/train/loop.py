@@ -202,12 +202,8 @@ class Training:
         lr = learning_rate(
             self.step, self.total, peak=settings.lr, warmup=settings.warmup_steps, schedule=settings.schedule
         )
-        while True:
-            try:
-                loss = self._backward(batches)
-                break
-            except torch.OutOfMemoryError:
-                batches = self._smaller(batches, watcher)
+        while (loss := self._tried(batches)) is None:
+            batches = self._smaller(batches, watcher)
         numbers = self.optimizer.step(loss, lr)
         self.engine.updated()
         self.step += 1
@@ -216,6 +212,14 @@ class Training:
             numbers = numbers.to("cpu", non_blocking=True)
             there = torch.cuda.current_stream().record_event()
         self._unread.append(Taken(self.step, lr, batches, numbers, there))
+
+    def _tried(self, batches: Sequence[PackedBatch]) -> Tensor | None:
+        """The step's loss, or None where memory does not hold it: what failed is let go of with the error, and only then
+        can its memory be given back."""
+        try:
+            return self._backward(batches)
+        except torch.OutOfMemoryError:
+            return None
 
     def _backward(self, batches: Sequence[PackedBatch]) -> Tensor:
         losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(batches)]

@@ -62,6 +62,10 @@ def passed(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Ten
     return [summed, scale, plain, wide, made, alone, under]
 
 
+def test_what_is_dropped_is_what_dropped_drops() -> None:
+    passed(*drawn(7, 33))
+
+
 def test_what_was_dropped_joins_the_gradient() -> None:
     x, _, weight, grad, residual = drawn(7, 33)
     mask, more = Mask(torch.tensor(77, dtype=torch.int32), 0.3), torch.randn(3, 7, 33)

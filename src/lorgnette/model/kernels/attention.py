@@ -61,7 +61,7 @@ def attend_backward(
     sight: Sight,
     heads: Heads,
 ) -> Float[Tensor, "T _"]:
-    """The gradient of qkv; 0 for the queries of rows that are none."""
+    """The gradient of qkv; 0 for the queries of rows that are none (all are one where queries are as many as rows)."""
     if lse is None:
         return _backward_reference(grad, qkv, sight, heads)
     sizes, (H, K) = _sizes(qkv, heads), heads

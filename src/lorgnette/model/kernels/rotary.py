@@ -80,7 +80,7 @@ if triton is not None:
             s = -s
         heads = tl.arange(0, HEAD_BLOCK)[:, None]
         place = rows + row * stride + heads * (2 * HALF) + at[None, :]
-        there = (heads < HEADS) & (at < HALF)[None, :]
+        there = heads < HEADS
         first = tl.load(place, mask=there, other=0.0).to(tl.float32)
         second = tl.load(place + HALF, mask=there, other=0.0).to(tl.float32)
         tl.store(place, (first * c - second * s).to(rows.dtype.element_ty), mask=there)
