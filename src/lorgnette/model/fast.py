@@ -53,8 +53,8 @@ class Room:
         return cls(most, max(room.last for room in alike), max(room.labels for room in alike)).padded()
 
     def padded(self) -> "Room":
-        """Room for a batch of these sizes and a little more: for a row at least that is none of the batch's, and for fewer
-        rows in the last layer than in the others."""
+        """Room for a batch of these sizes and a little more: for a row at least that is none of the batch's, and for
+        fewer rows in the last layer than in the others."""
         rows = _rounded(self.rows + 1, 64)
         return Room(rows, min(_rounded(self.last, 4), rows - 1), _rounded(self.labels, 2))
 

@@ -214,8 +214,8 @@ class Training:
         self._unread.append(Taken(self.step, lr, batches, numbers, there))
 
     def _tried(self, batches: Sequence[PackedBatch]) -> Tensor | None:
-        """The step's loss, or None where memory does not hold it: what failed is let go of with the error, and only then
-        can its memory be given back."""
+        """The step's loss, or None where memory does not hold it: what failed is let go of with the error, and only
+        then can its memory be given back."""
         try:
             return self._backward(batches)
         except torch.OutOfMemoryError:
