@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bf16_rounding import rounding
 from kept import Kept, device_name
 from step import DEVICE, Drawn, profiled
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora
-from lorgnette.encode.encoder import Encoder
-from lorgnette.model.build import decoder_of
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.fast_model import FastModel
-from lorgnette.model.flat import AdapterShape, FlatAdapter
-from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.predict.decode import answers
-from lorgnette.predict.generate import Sampling
-from lorgnette.predict.rounding import rounding
+from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.engine.loading import FastModel
+from lorgnette.inference.decode import answers
+from lorgnette.inference.hf_generate import Sampling
+from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.processing.processor import Encoder
 from lorgnette.types import Encoded, Example, PictureGrid
 
 

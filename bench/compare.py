@@ -28,7 +28,7 @@ from timed import HERE, NO_DROPOUT, OURS, Run, installed, ours, peer
 import lorgnette
 from lorgnette import data
 from lorgnette.config import Encode
-from lorgnette.encode.encoder import Encoder
+from lorgnette.processing.processor import Encoder
 
 PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").glob("by_*.py")))
 HELD_OUT, SIDE, EPOCHS, RANK = 4, 280, 2, 64

@@ -22,7 +22,7 @@ import process
 from job import OBJECTS, SUBJECTS, VERBS, make_picture
 from kept import Kept, device_name
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 PICTURES, CAPTIONS = 82_783, 414_113
 PER_STEP, WARM_UP = 256, 10
@@ -64,7 +64,7 @@ def trained(job: Path, table: Path, name: str, words: list[str], limit: float) -
 
 def read(file: Path, cut_off: process.FailedError | None) -> dict[str, Any]:
     """What the log says of a training, up to where it was cut off."""
-    records = log.read(file) if file.exists() else []
+    records = run_log.read(file) if file.exists() else []
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     lines = [r for r in records if r["kind"] == "train" and r["step"] > WARM_UP]
     if cut_off and not lines:

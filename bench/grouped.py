@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lorgnette.demo.captions import describe
 from lorgnette.demo.scenes import draw, random_scene
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 
 def make_data(out: Path, pictures: int) -> None:
@@ -42,7 +42,7 @@ def losses(out: Path, grouping: str, seed: int) -> list[float]:
         "train.eval_steps=10", "predict.metrics=none", "predict.max_new_tokens=1",
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return [record["eval_loss"] for record in log.read(folder / "log.jsonl") if record["kind"] == "eval"]
+    return [record["eval_loss"] for record in run_log.read(folder / "log.jsonl") if record["kind"] == "eval"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import PIL.Image
 import torch
 from safetensors.torch import save_file
 
-from lorgnette.model.shapes import TextShape, VisionShape
+from lorgnette.models.qwen2_vl.config import TextShape, VisionShape
 
 BUILT_IN = Path(__file__).parents[1] / "src" / "lorgnette" / "demo" / "model"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json", "generation_config.json")

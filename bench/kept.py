@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import lorgnette
-from lorgnette.files import write_json
+from lorgnette.io.atomic import write_json
 from lorgnette.report.manifest import manifest
 
 

@@ -24,15 +24,15 @@ from step import DEVICE, Drawn
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
-from lorgnette.encode.encoder import Encoder
-from lorgnette.encode.pack import passes
-from lorgnette.model.build import decoder_of
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.fast import FastEngine
-from lorgnette.model.flat import AdapterShape, FlatAdapter
-from lorgnette.model.memory import GIB, EngineName, Work, predicted
-from lorgnette.model.shapes import TextShape, VisionShape, config_of
-from lorgnette.train.optimizer import Optimizer
+from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.engine.fast import FastEngine
+from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, VisionShape, config_of
+from lorgnette.planning.memory import GIB, EngineName, Work, predicted
+from lorgnette.processing.packing import passes
+from lorgnette.processing.processor import Encoder
+from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, PackedBatch
 
 SETTINGS: tuple[tuple[EngineName, int, int, float, int], ...] = (
@@ -54,11 +54,11 @@ def built(job: Path, name: EngineName, lora: Lora, again: int) -> tuple[Any, Dra
         decoder, adapter = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16), FlatAdapter(shape, DEVICE)
         adapter.take(FlatAdapter.drawn(shape, 0))
         return FastEngine(decoder, adapter, features, dropout=lora.dropout, seed=0, again=again), features
-    from lorgnette.model import adapter as adapters
-    from lorgnette.model import load
-    from lorgnette.model.reference import ReferenceEngine
+    from lorgnette.engine import hf_loading
+    from lorgnette.engine import peft_adapter as adapters
+    from lorgnette.engine.peft_engine import ReferenceEngine
 
-    base = load.load(checkpoint, DEVICE, torch.bfloat16)
+    base = hf_loading.load(checkpoint, DEVICE, torch.bfloat16)
     return ReferenceEngine(adapters.attach(base, checkpoint.family, lora, seed=0), features), features
 
 

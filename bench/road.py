@@ -19,7 +19,7 @@ from typing import Any
 import process
 from kept import Kept, device_name
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
         f"data={job / 'captions.csv'}", f"run={folder}", "track.to=none", *words,
     ]  # fmt: skip
     wall = process.run(command, folder.with_name(f"{folder.name}.txt"), limit, environment=environment)
-    records = log.read(folder / "log.jsonl")
+    records = run_log.read(folder / "log.jsonl")
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     steps = [r for r in records if r["kind"] == "train"]
     memory = next(r for r in records if r["kind"] == "memory")

@@ -23,14 +23,14 @@ from kept import Kept, device_name
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
-from lorgnette.encode.encoder import Encoder
-from lorgnette.encode.pack import passes
-from lorgnette.model.build import decoder_of
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.fast import FastEngine
-from lorgnette.model.flat import AdapterShape, FlatAdapter
-from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.train.optimizer import Optimizer
+from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.engine.fast import FastEngine
+from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.processing.packing import passes
+from lorgnette.processing.processor import Encoder
+from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, PictureGrid
 
 DEVICE = torch.device("cuda")

@@ -13,7 +13,7 @@ from typing import Any
 import process
 import road
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 HERE = Path(__file__).parent
 NO_DROPOUT = "-dropout0"
@@ -40,7 +40,7 @@ def ours(name: str, job: Path, work: Path, limit: float) -> Run:
         run = road.run(job, folder, words, limit, environment)
     except process.FailedError as failed:
         return {"failed": str(failed)}
-    records = log.read(folder / "log.jsonl")
+    records = run_log.read(folder / "log.jsonl")
     lines = [r for r in records if r["kind"] == "train"]
     after = [line for line in lines if line["step"] > WARM_UP]
     stages = {"engine": 0.0, **run["stages_s"]}  # only the fast one takes time to set up

@@ -23,15 +23,15 @@ from kept import Kept, device_name
 from torch import Tensor
 
 from lorgnette.config import Encode
-from lorgnette.encode.pixels import PictureRule
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.features import Features, Late
-from lorgnette.model.kernels.gelu import quick_gelu_
-from lorgnette.model.kernels.layernorm import layer_norm
-from lorgnette.model.kernels.rotary_vision import rotate_
-from lorgnette.model.shapes import VisionShape
-from lorgnette.model.store import store_of
-from lorgnette.model.tower import EPS, VisionTower, attention
+from lorgnette.features.disk_cache import store_of
+from lorgnette.features.image_features import Features, Late
+from lorgnette.kernels.gelu import quick_gelu_
+from lorgnette.kernels.layer_norm import layer_norm
+from lorgnette.kernels.rotary_vision import rotate_
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import VisionShape
+from lorgnette.models.qwen2_vl.vision_tower import EPS, VisionTower, attention
+from lorgnette.processing.image_processor import PictureRule
 from lorgnette.types import Picture, PictureGrid
 
 CUDA = torch.device("cuda")
@@ -151,8 +151,8 @@ def road(job: Path, checkpoint: Checkpoint, tower: VisionTower) -> dict[str, Any
 
 
 def reference(checkpoint: Checkpoint, counts: Sequence[int], shape: VisionShape) -> list[dict[str, float]]:
-    from lorgnette.model.features import Tower
-    from lorgnette.model.load import load
+    from lorgnette.engine.hf_loading import load
+    from lorgnette.features.image_features import Tower
 
     theirs = Tower(load(checkpoint, CUDA, torch.bfloat16))
     return [rate(theirs, shape, count) for count in counts]

@@ -1,17 +1,33 @@
 """Fixtures of the whole suite: a tiny random Qwen2-VL, odd pictures, conversations about them."""
 
+import io
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import settings
+from rich.console import Console
 
+from lorgnette import config
+from lorgnette.config import Encode, Lora, Settings
+from lorgnette.engine import peft_adapter
+from lorgnette.engine.hf_loading import load
+from lorgnette.lora import peft_files
+from lorgnette.lora.metadata import Contract
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.family import FAMILIES
+from lorgnette.report.console import Terminal
+from lorgnette.report.run_dir import RunFolder
+from lorgnette.report.stage_timer import Stages
+from lorgnette.training.data_module import Material
+from lorgnette.training.job import Job
 from lorgnette.types import Example, Picture, Turn
 
 settings.register_profile("house", deadline=None)  # a busy machine is no fault
@@ -69,10 +85,9 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
     """A random Qwen2-VL of 2+2 layers with weights large enough that attention is not uniform; its tokenizer is the
     demo's, or that of a folder with a real checkpoint's files."""
     import torch
+    from demo_model.checkpoint import save_weights
+    from demo_model.tokenizer import ROWS, write_tokenizer
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    from lorgnette.demo.checkpoint import save_weights
-    from lorgnette.demo.tokenizer import ROWS, write_tokenizer
 
     folder.mkdir(parents=True)
     if tokenizer is None:
@@ -188,3 +203,95 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Said(int(stopped.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+LORA = Lora(rank=4, alpha=8, dropout=0.5)
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny: Path) -> Callable[[], Any]:
+    """loaded() → the tiny model, fresh from its folder."""
+    return lambda: load(Checkpoint.at(tiny), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def contract(tiny: Path) -> Contract:
+    return Contract(
+        family="qwen2_vl",
+        model=str(tiny),
+        revision=None,
+        fingerprint=Checkpoint.at(tiny).fingerprint,
+        prompt="COCO Yes:",
+        chat_template="template",
+        encode=Encode(size=None, image_tokens=(4, 30)),
+    )
+
+
+@pytest.fixture(scope="session")
+def tuned(loaded: Callable[[], Any]) -> Any:
+    """A model whose adapter has been moved from zero."""
+    model = peft_adapter.attach(loaded(), FAMILIES["qwen2_vl"], LORA, seed=0)
+    torch.manual_seed(0)
+    for parameter in peft_adapter.adapter_state(model).values():
+        parameter.data.normal_(0, 0.05)
+    return model
+
+
+@pytest.fixture(scope="session")
+def saved(tuned: Any, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    peft_files.write(folder, peft_adapter.adapter_state(tuned), FAMILIES["qwen2_vl"], LORA, contract)
+    return folder
+
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    """A CSV of six rows on six pictures."""
+    for colour in COLOURS:
+        PIL.Image.new("RGB", (60, 40), colour).save(tmp_path / f"{colour}.png")
+    path = tmp_path / "captions.csv"
+    path.write_text("image_path,caption\n" + "".join(f"{colour}.png,it is {colour}\n" for colour in COLOURS))
+    return path
+
+
+@pytest.fixture
+def chosen(tiny: Path, captions: Path) -> Callable[..., Settings]:
+    """chosen("train.lr=1") → the settings of a training of two steps on that data."""
+
+    def settings(*words: str) -> Settings:
+        given = [
+            f"model={tiny}", f"data={captions}", f"run={captions.parent / 'run'}", "encode.size=28", "lora.rank=2",
+            "data.holdout=2", "train.batch_size=2", "train.accumulation=1", "train.epochs=1", "track.to=none",
+            "predict.max_new_tokens=2",
+        ]  # fmt: skip
+        return config.load(None, [*given, *words])
+
+    return settings
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    """What `terminal` was told."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def terminal(said: io.StringIO) -> Terminal:
+    return Terminal(Console(file=said))
+
+
+@pytest.fixture
+def job(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., Job]:
+    """job("train.lr=1") → a job whose run folder is there and whose material is looked over."""
+
+    def made(*words: str) -> Job:
+        settings = chosen(*words)
+        assert settings.run is not None
+        return Job(
+            RunFolder.create(settings.run), settings, Material.of(settings, terminal), Stages(terminal), terminal
+        )
+
+    return made

@@ -207,6 +207,6 @@ def test_ctrl_c_is_answered_in_one_line(captions: Path, cli, monkeypatch) -> Non
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorgnette.run.checking.check", stopped)
+    monkeypatch.setattr("lorgnette.commands.check.check", stopped)
     done = cli("check", "captions.csv")
     assert (done.status, done.out, done.err) == (130, "", "stopped\n")

@@ -1,22 +1,41 @@
-"""lorgnette: LoRA for models that see.
+"""lorgnette: fine-tune Qwen-VL models on your own images with LoRA.
 
 import lorgnette
-settings = lorgnette.recipe.settings("coco-caption", model="demo", data="captions.csv")
-folder = lorgnette.run.train(settings)
+settings = lorgnette.recipes.settings("coco-caption", model="demo", data="captions.csv")
+run = lorgnette.train(settings)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorgnette import recipe, run
+    from lorgnette import recipes
+    from lorgnette.commands.check import check
+    from lorgnette.commands.compare import compare
+    from lorgnette.commands.evaluate import evaluate
+    from lorgnette.commands.merge import merge
+    from lorgnette.commands.plan import plan
+    from lorgnette.commands.predict import predict
+    from lorgnette.commands.prepare import prepare
+    from lorgnette.commands.preview import preview
+    from lorgnette.commands.train import resume, train
+    from lorgnette.commands.verify import verify
+    from lorgnette.commands.watch import watch
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "recipe", "run"]
+__all__ = [
+    "__version__", "check", "compare", "evaluate", "merge", "plan", "predict", "prepare", "preview", "recipes",
+    "resume", "train", "verify", "watch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """The two public rooms, imported when they are first asked for."""
-    if name not in ("recipe", "run"):
-        raise AttributeError(f"lorgnette has no {name!r}")
-    return import_module(f"lorgnette.{name}")
+    """Import a public name on first use: `check` must not wait for what `train` imports."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
+    if name == "recipes":
+        return import_module("lorgnette.recipes")
+    from lorgnette.gc_pause import uncollected
+
+    with uncollected():
+        return getattr(import_module(f"lorgnette.commands.{'train' if name == 'resume' else name}"), name)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lorgnette import __version__
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.terminal import Terminal
+from lorgnette.report.console import Terminal
 
 if TYPE_CHECKING:
     from lorgnette.config import Settings
@@ -54,7 +54,7 @@ DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any for
 
 def _settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settings]":
     """A run's name and settings; the first word may be a setting where a recipe could stand."""
-    from lorgnette import recipe as shelf
+    from lorgnette import recipes as shelf
 
     given = list(words or [])
     if recipe is not None and "=" in recipe:
@@ -84,9 +84,9 @@ def demo(
     words: Words = None,
 ) -> None:
     """See it work: draw pictures, tune the built-in model on them, open the page."""
-    from lorgnette import run
+    from lorgnette.commands.demo import demo as run_demo
 
-    run.demo(out, pictures=pictures, words=words or [], console=console)
+    run_demo(out, pictures=pictures, words=words or [], console=console)
 
 
 @app.command()
@@ -115,9 +115,9 @@ def prepare(
     on_bad_row: OnBadRow = "error",
 ) -> None:
     """A source → conversations JSON (or another form), split into a training and a test part."""
-    from lorgnette import run
+    import lorgnette
 
-    run.prepare(
+    lorgnette.prepare(
         source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, sample=sample, seed=seed, to=to, name=name,
         images_from=images_from, image_column=image_column, caption_column=caption_column, on_bad_row=on_bad_row,
         console=console,
@@ -139,10 +139,10 @@ def check(
 ) -> None:
     """Look a data set over before a GPU is spent on it; every row in question is named. Exit status 1 if training
     would refuse to start on it."""
-    from lorgnette import recipe as shelf
-    from lorgnette import run
+    import lorgnette
+    from lorgnette import recipes as shelf
 
-    found = run.check(
+    found = lorgnette.check(
         source, chosen=shelf.settings(recipe, words or []), prompt=prompt, rows=rows, name=name,
         images_from=images_from, looks=looks, out=out, console=console,
     )  # fmt: skip
@@ -160,10 +160,10 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
 ) -> None:
     """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
-    from lorgnette import run
+    import lorgnette
 
     _, chosen = _settings(recipe, words)
-    run.preview(chosen, rows=rows, out=out, console=console)
+    lorgnette.preview(chosen, rows=rows, out=out, console=console)
 
 
 @app.command()
@@ -177,10 +177,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """What `train` will compute, what memory and time it will take, and what makes it fit; no weights are read."""
-    from lorgnette import run
+    import lorgnette
 
     _, chosen = _settings(recipe, words)
-    made = run.plan(chosen, memory=memory, gpu=gpu, console=console)
+    made = lorgnette.plan(chosen, memory=memory, gpu=gpu, console=console)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
 
@@ -192,15 +192,15 @@ def train(
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
 ) -> None:
     """Tune an adapter, answer the held-out pictures with and without it, write the page."""
-    from lorgnette import run
+    import lorgnette
 
     if resume is not None:
         if recipe or words:
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
-        run.resume(resume, console=console)
+        lorgnette.resume(resume, console=console)
         return
     name, chosen = _settings(recipe, words)
-    run.train(chosen, name=name, console=console)
+    lorgnette.train(chosen, name=name, console=console)
 
 
 @app.command()
@@ -222,7 +222,7 @@ def predict(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
 ) -> None:
     """Answers to pictures, with or without an adapter."""
-    from lorgnette import run
+    import lorgnette
 
     sampling: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -231,7 +231,7 @@ def predict(
         "top_p": top_p,
         "seed": seed,
     }
-    run.predict(
+    lorgnette.predict(
         source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, out=out,
         sampling=sampling, device=device, console=console,
     )  # fmt: skip
@@ -252,9 +252,9 @@ def evaluate(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
 ) -> None:
     """Answers held against the data's own, in the field's metrics with their intervals."""
-    from lorgnette import run
+    import lorgnette
 
-    run.evaluate(
+    lorgnette.evaluate(
         adapter, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
@@ -274,9 +274,9 @@ def compare(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
 ) -> None:
     """One page: scores, style and every picture with all answers. One alone is compared with its base."""
-    from lorgnette import run
+    import lorgnette
 
-    run.compare(
+    lorgnette.compare(
         *those, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
@@ -293,9 +293,9 @@ def verify(
 ) -> None:
     """Does this adapter do anything, and anywhere else too? Asked in a process of plain transformers and peft. Exit
     status 1 where something is wrong with it."""
-    from lorgnette import run
+    import lorgnette
 
-    verdict = run.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
+    verdict = lorgnette.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
     if as_json:
         typer.echo(json.dumps(verdict.as_dict(), ensure_ascii=False, indent=2))
     if not verdict.good:
@@ -310,9 +310,9 @@ def merge(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the merged model is asked")] = "auto",
 ) -> None:
     """Base and adapter as one checkpoint in the hub's layout, compared with the two of them."""
-    from lorgnette import run
+    import lorgnette
 
-    run.merge(adapter, out, model=model, device=device, console=console)
+    lorgnette.merge(adapter, out, model=model, device=device, console=console)
 
 
 @app.command()
@@ -321,9 +321,9 @@ def watch(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5092,
 ) -> None:
     """SwanLab's local dashboard of a run, until Ctrl-C."""
-    from lorgnette import run
+    import lorgnette
 
-    run.watch(folder, port=port, console=console)
+    lorgnette.watch(folder, port=port, console=console)
 
 
 app.add_typer(recipes, name="recipe")
@@ -332,7 +332,7 @@ app.add_typer(recipes, name="recipe")
 @recipes.command("list")
 def recipe_list() -> None:
     """The recipes there are, one a line."""
-    from lorgnette import recipe as shelf
+    from lorgnette import recipes as shelf
 
     for name, first in shelf.titles():
         typer.echo(f"{name:24} {first}")
@@ -341,7 +341,7 @@ def recipe_list() -> None:
 @recipes.command("show")
 def recipe_show(name: str) -> None:
     """Print a recipe."""
-    from lorgnette import recipe as shelf
+    from lorgnette import recipes as shelf
 
     typer.echo(shelf.text(name), nl=False)
 
@@ -349,7 +349,7 @@ def recipe_show(name: str) -> None:
 @recipes.command("copy")
 def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) -> None:
     """Copy a recipe, to be changed."""
-    from lorgnette import recipe as shelf
+    from lorgnette import recipes as shelf
 
     typer.echo(shelf.copy(name, to))
 

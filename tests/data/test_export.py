@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorgnette.data import check, export, read
+from lorgnette.data import export, read
+from lorgnette.data.checks import data_report
+from lorgnette.data.conversation import merged
 from lorgnette.data.export import holdable
-from lorgnette.data.forms import EXPORTS, To, conversations
-from lorgnette.data.forms.conversations import END, START
-from lorgnette.data.turns import merged
+from lorgnette.data.formats import EXPORTS, To, conversations
+from lorgnette.data.formats.conversations import END, START
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Picture, Problem, Turn
 
@@ -174,7 +175,7 @@ def test_a_relative_picture_is_written_absolute(
     picture("a.jpg")
     monkeypatch.chdir(tmp_path)
     export([simple(Picture(Path("a.jpg")))], Path("deep/out.json"), "llava")
-    assert check(read(tmp_path / "deep" / "out.json")).usable == 1
+    assert data_report(read(tmp_path / "deep" / "out.json")).usable == 1
 
 
 @pytest.mark.parametrize("to", FORMS)

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from lorgnette import cli as command_line
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 BESIDE = ("data ", "the hold-out is one picture", "imports ", "engine ", "transformers ", "weights ", "features ")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -78,7 +78,9 @@ def write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def skipped(run: Path) -> list[tuple[int, str]]:
-    return [(record["row"], record["what"]) for record in log.read(run / "log.jsonl") if record["kind"] == "skipped"]
+    return [
+        (record["row"], record["what"]) for record in run_log.read(run / "log.jsonl") if record["kind"] == "skipped"
+    ]
 
 
 def test_broken_pictures_are_each_named_and_left_out_on_request(tmp_path: Path, cli, quick) -> None:
@@ -259,7 +261,7 @@ def test_what_only_the_start_can_tell(word, status, said, tmp_path: Path, captio
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, captions, cli, quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorgnette.report.trackers.installed", lambda package: False)
+    monkeypatch.setattr("lorgnette.report.trackers.tracker.installed", lambda package: False)
     cli(*quick("track.to=wandb")).refused(2, "not installed", "pip install 'lorgnette[wandb]'")
     assert not (tmp_path / "run").exists()
 
@@ -315,7 +317,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, qu
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorgnette.model.load.load", pressed)
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load", pressed)
     assert cli(*quick()).status == 130
     assert not (tmp_path / "run").exists()
 
@@ -327,7 +329,7 @@ def test_a_defect_of_ours_keeps_its_traceback(captions, quick, monkeypatch, tmp_
         raise ZeroDivisionError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorgnette.model.load.load", defect)
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load", defect)
     monkeypatch.setattr("sys.argv", ["lorgnette", *quick()])
     with pytest.raises(ZeroDivisionError):
         command_line.main()

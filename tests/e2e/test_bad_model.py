@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.model.adapter_files import SavedAdapter
-from lorgnette.report import log
-from lorgnette.train import checkpoints
+from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.report import run_log
 
 Change = Callable[[Path], object]
 
@@ -116,7 +115,7 @@ def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
 def test_what_to_answer_is_looked_at_before_weights_are_read(
     tmp_path: Path, tiny: Path, captions, cli, monkeypatch
 ) -> None:
-    monkeypatch.setattr("lorgnette.model.load.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("a cat")
     (tmp_path / "mixed").mkdir()
@@ -147,7 +146,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
 
 
 def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, monkeypatch) -> None:
-    monkeypatch.setattr("lorgnette.model.load.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
     for out, status in (("captions.csv", 2), ("run", 2), ("captions.csv/x.html", 1), ("/proc/nowhere/x.html", 1)):
         cli("compare", "run/adapter", "captions.csv", "--out", out).refused(status, f"--out {out}")
     assert captions.read_text().startswith("image_path")
@@ -233,12 +232,12 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
     assert not list(run.rglob("*.part"))
     for adapter in (run / "adapter", run / "best"):  # the last adapter is there before the last checkpoint is
         assert not adapter.exists() or SavedAdapter.read(adapter)
-    for checkpoint in run.glob("checkpoints/*"):
-        assert checkpoints.restore(checkpoint, __import__("torch").device("cpu"))
+    for folder in run.glob("checkpoints/*"):
+        assert checkpoints.restore(folder, __import__("torch").device("cpu"))
     volume("size=4m")
     done = cli("train", "--resume", run)
     assert done.status == 0, done.err
-    assert [record["step"] for record in log.read(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
+    assert [record["step"] for record in run_log.read(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
 
 
 def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:

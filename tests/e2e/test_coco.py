@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen2VLForConditionalG
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette import cli
-from lorgnette.report import log
+from lorgnette.report import run_log
 from lorgnette.report.predictions import PredictionRow, read_predictions
 
 PROMPT = (
@@ -34,8 +34,8 @@ def run(tiny_real: Path, shared: Callable[[str], Path], tmp_path_factory: pytest
 
 
 def test_loss_falls(run: Path) -> None:
-    losses = log.series(log.read(run / "log.jsonl"), "train", "loss")
-    evals = log.series(log.read(run / "log.jsonl"), "eval", "eval_loss")
+    losses = run_log.series(run_log.read(run / "log.jsonl"), "train", "loss")
+    evals = run_log.series(run_log.read(run / "log.jsonl"), "eval", "eval_loss")
     assert losses[-1][1] < losses[0][1] - 0.5
     assert evals[-1][1] < evals[0][1] - 0.3
 

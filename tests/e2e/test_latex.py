@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 
 def test_formulas_to_latex(tiny: Path, shared: Callable[[str], Path], cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -18,5 +18,5 @@ def test_formulas_to_latex(tiny: Path, shared: Callable[[str], Path], cli: Calla
     for metric in ("latex-exact-match", "latex-edit-distance", "latex-BLEU"):
         assert metric in page
         assert metric in done.err
-    losses = log.series(log.read(tmp_path / "run" / "log.jsonl"), "train", "loss")
+    losses = run_log.series(run_log.read(tmp_path / "run" / "log.jsonl"), "train", "loss")
     assert losses[-1][1] < losses[0][1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 BROKEN = {
     "truncated_jpeg.jpg": "truncated",
@@ -61,7 +61,7 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
     done = cli(*quick("data.on_bad_row=skip", "data.split=tail", *sized, data="nasty.csv"))
     assert done.status == 0, done.err
     run = tmp_path / "run"
-    skipped = [record["row"] for record in log.read(run / "log.jsonl") if record["kind"] == "skipped"]
+    skipped = [record["row"] for record in run_log.read(run / "log.jsonl") if record["kind"] == "skipped"]
     assert sorted(nasty[row - 2] for row in skipped) == sorted(BROKEN)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "34 trained on, 2 held out" in page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.report import log
+from lorgnette.report import run_log
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -32,7 +32,7 @@ def curve(run: Path) -> list[tuple[object, ...]]:
     """What the log says that does not depend on the clock."""
     return [
         (r["kind"], r["step"], r.get("loss"), r.get("lr"), r.get("grad_norm"), r.get("eval_loss"))
-        for r in log.read(run / "log.jsonl")
+        for r in run_log.read(run / "log.jsonl")
         if r["kind"] in ("train", "eval")
     ]
 

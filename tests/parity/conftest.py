@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lorgnette.config import Encode, Lora
 from lorgnette.data import load as load_picture
-from lorgnette.encode.encoder import Encoder
-from lorgnette.families import FAMILIES
-from lorgnette.model.adapter import attach
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.features import Features, Tower
-from lorgnette.model.load import load
-from lorgnette.model.reference import ReferenceEngine
+from lorgnette.engine.hf_loading import load
+from lorgnette.engine.peft_adapter import attach
+from lorgnette.engine.peft_engine import ReferenceEngine
+from lorgnette.features.image_features import Features, Tower
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.family import FAMILIES
+from lorgnette.processing.processor import Encoder
 from lorgnette.types import IGNORED, Encoded, PackedBatch
 
 CPU = torch.device("cpu")

@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.config import Encode, Lora
-from lorgnette.encode.pack import pack
-from lorgnette.families import FAMILIES
-from lorgnette.model import adapter as adapters
-from lorgnette.model import adapter_files
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.contract import Contract
-from lorgnette.model.features import Features, Tower
-from lorgnette.model.load import load as load_weights
-from lorgnette.model.reference import ReferenceEngine
-from lorgnette.predict.generate import ENDS, Sampling, answers
+from lorgnette.engine import peft_adapter as adapters
+from lorgnette.engine.hf_loading import load as load_weights
+from lorgnette.engine.peft_engine import ReferenceEngine
+from lorgnette.features.image_features import Features, Tower
+from lorgnette.inference.hf_generate import ENDS, Sampling, answers
+from lorgnette.lora import peft_files
+from lorgnette.lora.metadata import Contract
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.family import FAMILIES
+from lorgnette.processing.packing import pack
 from lorgnette.types import Encoded, Example
 
 ENCODE = Encode(size=None, image_tokens=(4, 30))
@@ -40,7 +40,7 @@ def bench(make_bench: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="module")
 def saved(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    adapter_files.write(folder, adapters.adapter_state(bench.model), FAMILIES["qwen2_vl"], LORA, CONTRACT)
+    peft_files.write(folder, adapters.adapter_state(bench.model), FAMILIES["qwen2_vl"], LORA, CONTRACT)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorgnette.config import Encode, Lora
-from lorgnette.encode.pack import pack
+from lorgnette.processing.packing import pack
 from lorgnette.types import Encoded, Example
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

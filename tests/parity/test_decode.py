@@ -15,20 +15,20 @@ from torch import Tensor
 
 from lorgnette.config import Encode, Lora
 from lorgnette.demo.scenes import draw, random_scene
-from lorgnette.encode.encoder import Encoder
-from lorgnette.model.adapter import attach
-from lorgnette.model.build import bare, decoder_of
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.fast_model import FastModel
-from lorgnette.model.features import Features
-from lorgnette.model.flat import AdapterShape, FlatAdapter
-from lorgnette.model.inference import Speaker
-from lorgnette.model.load import load
-from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.model.tower import VisionTower
-from lorgnette.predict import decode, generate
-from lorgnette.predict.generate import Sampling
-from lorgnette.run.located import BUILT_IN
+from lorgnette.engine.build_decoder import bare, decoder_of
+from lorgnette.engine.hf_loading import load
+from lorgnette.engine.loading import FastModel
+from lorgnette.engine.peft_adapter import attach
+from lorgnette.features.image_features import Features
+from lorgnette.inference import decode, hf_generate
+from lorgnette.inference.generator import Speaker
+from lorgnette.inference.hf_generate import Sampling
+from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.processing.processor import Encoder
+from lorgnette.resolve import BUILT_IN
 from lorgnette.types import Encoded, Example, Picture, Turn
 
 ENCODE = Encode(size=None, image_tokens=(4, 30))
@@ -81,7 +81,7 @@ def adapter(request: pytest.FixtureRequest) -> str | None:
 def theirs(bench: Any, asked: list[Example], adapter: str | None) -> list[tuple[str, bool]]:
     """transformers' answers, each asked alone: no padding that could matter."""
     one = replace(SAMPLING, batch_size=1)
-    return said(generate.answers(bench.model, bench.encoder, asked, one, adapter=adapter))
+    return said(hf_generate.answers(bench.model, bench.encoder, asked, one, adapter=adapter))
 
 
 def said(predictions: Any) -> list[tuple[str, bool]]:
@@ -137,7 +137,7 @@ def generated(bench: Any, prompt: Encoded, ends: list[int]) -> list[int]:
     from transformers import GenerationConfig
 
     bench.model.eval()
-    inputs = generate._padded([prompt], bench.encoder, bench.engine.device)
+    inputs = hf_generate._padded([prompt], bench.encoder, bench.engine.device)
     settings = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
     with torch.no_grad():
         row = bench.model.generate(**inputs, generation_config=settings)[0]
@@ -195,7 +195,7 @@ def test_prompts_cut_into_passes_are_the_prompts(
 ) -> None:
     prompts = prepared(bench, asked)
     whole = model.speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)].clone()
-    monkeypatch.setattr("lorgnette.model.inference.ROWS_AT_ONCE", 60)
+    monkeypatch.setattr("lorgnette.inference.generator.ROWS_AT_ONCE", 60)
     cut = Speaker(model.decoder, model.features).begin(prompts, 1, tuned=True).logits[: len(prompts)]
     torch.testing.assert_close(cut, whole, atol=1e-4, rtol=0)
 
@@ -238,7 +238,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 def test_the_built_in_models_captions(demo: Any, drawings: list[Example], adapter: str | None) -> None:
     """Its own tower and decoder against transformers', sentences of different lengths in a batch."""
     sampling = Sampling(max_new_tokens=90, batch_size=3)
-    wanted = said(generate.answers(demo.model, demo.encoder, drawings, sampling, adapter=adapter))
+    wanted = said(hf_generate.answers(demo.model, demo.encoder, drawings, sampling, adapter=adapter))
     assert said(decode.answers(fast(demo, BUILT_IN), demo.encoder, drawings, sampling, adapter=adapter)) == wanted
     if adapter is None:
         assert all(stopped for _, stopped in wanted)
@@ -266,7 +266,7 @@ def test_bf16_is_no_further_from_fp32_than_transformers(
     ours = fast(half, tiny, torch.bfloat16).speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)]
     half.model.eval()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        inputs = [generate._padded([prompt], half.encoder, CUDA) for prompt in prompts]
+        inputs = [hf_generate._padded([prompt], half.encoder, CUDA) for prompt in prompts]
         theirs = torch.cat([half.model(**one).logits[:, -1].float() for one in inputs])
 
     def error(logits: Tensor) -> float:

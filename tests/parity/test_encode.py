@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette.config import Encode
-from lorgnette.encode.encoder import Encoder
+from lorgnette.processing.processor import Encoder
 from lorgnette.types import IGNORED, Encoded, Example, Picture
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import Encode, Lora, Train
-from lorgnette.encode.pack import Share, pack, passes
-from lorgnette.model.build import decoder_of
-from lorgnette.model.checkpoint import Checkpoint
-from lorgnette.model.fast import FastEngine
-from lorgnette.model.flat import AdapterShape, FlatAdapter
-from lorgnette.model.shapes import TextShape, config_of
-from lorgnette.train.optimizer import Optimizer
+from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.engine.fast import FastEngine
+from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.processing.packing import Share, pack, passes
+from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5

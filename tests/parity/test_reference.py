@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import Encode, Lora
-from lorgnette.encode.pack import pack, passes
-from lorgnette.model.features import Features, Tower
+from lorgnette.features.image_features import Features, Tower
+from lorgnette.processing.packing import pack, passes
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lorgnette.config import Encode, Lora, Train
-from lorgnette.train.batches import Batches
-from lorgnette.train.loop import Training
-from lorgnette.train.schedule import members
+from lorgnette.training.epoch_order import members
+from lorgnette.training.sampler import Batches
+from lorgnette.training.trainer import Training
 from lorgnette.types import Encoded, Example
 
 STEPS, PER_STEP, SEED = 20, 16, 3

@@ -17,9 +17,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lorgnette import data
 from lorgnette.config import Encode, Lora, Train
-from lorgnette.train.batches import Batches
-from lorgnette.train.loop import Training
-from lorgnette.train.schedule import members
+from lorgnette.training.epoch_order import members
+from lorgnette.training.sampler import Batches
+from lorgnette.training.trainer import Training
 from lorgnette.types import Example
 
 STEPS, SEED = 20, 5

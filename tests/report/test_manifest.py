@@ -46,8 +46,8 @@ def test_people_stay_out_of_it() -> None:
 def test_nothing_heavy_is_imported() -> None:
     """Neither by the manifest nor by the room as a whole."""
     code = (
-        "import sys, lorgnette.report.manifest as m, lorgnette.report.page, lorgnette.report.trackers, "
-        "lorgnette.report.log, lorgnette.report.folder\n"
+        "import sys, lorgnette.report.manifest as m, lorgnette.report.html.page, lorgnette.report.trackers.tracker, "
+        "lorgnette.report.run_log, lorgnette.report.run_dir\n"
         "m.manifest(seed=1, command=[])\n"
         "heavy = {'torch', 'transformers', 'peft', 'swanlab', 'wandb', 'tensorboard'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"

@@ -7,8 +7,8 @@ from itertools import chain, pairwise
 from PIL import Image
 from rich.console import Console
 
-from lorgnette.encode.pieces import Piece
-from lorgnette.report.boxed import Box
+from lorgnette.processing.token_spans import Piece
+from lorgnette.report.draw_boxes import Box
 from lorgnette.report.preview import (
     TRAINED,
     PreviewPicture,

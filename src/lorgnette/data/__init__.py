@@ -15,18 +15,18 @@
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
 
-from lorgnette.data.check import Lengths, OnBadRow, Report, check, refusal, report_of, usable
+from lorgnette.data.checks.data_report import Lengths, OnBadRow, Report, check, refusal, report_of, usable
+from lorgnette.data.checks.duplicates import repeats
+from lorgnette.data.checks.row_warnings import oddities
+from lorgnette.data.checks.scan import Look, Survey, survey, whole_sketches
+from lorgnette.data.checks.scripts import scripts
+from lorgnette.data.dataset import pictures_of, read, speaks
 from lorgnette.data.export import Exported, export
-from lorgnette.data.fields import PROMPT
-from lorgnette.data.forms import EXPORTS, To
-from lorgnette.data.oddities import oddities
-from lorgnette.data.pictures import SUFFIXES, header, load, verified
+from lorgnette.data.formats import EXPORTS, To
+from lorgnette.data.images import SUFFIXES, header, load, verified
 from lorgnette.data.prepare import Prepared, prepare
-from lorgnette.data.repeats import repeats
-from lorgnette.data.scripts import scripts
-from lorgnette.data.source import pictures_of, read, speaks
-from lorgnette.data.split import Split, identities, parts
-from lorgnette.data.survey import Look, Survey, survey, whole_sketches
+from lorgnette.data.rows import PROMPT
+from lorgnette.data.splits import Split, identities, parts
 
 __all__ = [
     "EXPORTS",

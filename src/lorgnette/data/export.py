@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data.check import OnBadRow, usable
-from lorgnette.data.fields import PROMPT, Place, Row
-from lorgnette.data.forms import EXPORTS, To, conversations, examples, llama_factory, table
-from lorgnette.data.turns import merged, must_be_learnable
+from lorgnette.data.checks.data_report import OnBadRow, usable
+from lorgnette.data.conversation import merged, must_be_learnable
+from lorgnette.data.formats import EXPORTS, To, conversations, csv, examples, llama_factory
+from lorgnette.data.rows import PROMPT, Place, Row
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.files import written_whole
+from lorgnette.io.atomic import written_whole
 from lorgnette.types import Example, Picture, Problem, Turn
 
 INFO = "dataset_info.json"
@@ -165,6 +165,6 @@ def _list(found: Iterator[dict[str, Any]]) -> Iterator[str]:
 
 
 def _table(found: Iterator[dict[str, Any]]) -> Iterator[str]:
-    yield table.line(table.COLUMNS)
+    yield csv.line(csv.COLUMNS)
     for record in found:
-        yield table.line([record[column] for column in table.COLUMNS])
+        yield csv.line([record[column] for column in csv.COLUMNS])

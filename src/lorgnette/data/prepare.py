@@ -6,12 +6,12 @@ Knows nothing about downloads, tokens or models. All three have absolute picture
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.data.check import OnBadRow, usable
+from lorgnette.data.checks.data_report import OnBadRow, usable
+from lorgnette.data.dataset import read
 from lorgnette.data.export import holdable, tidied, write
-from lorgnette.data.fields import PROMPT
-from lorgnette.data.forms import EXPORTS, To
-from lorgnette.data.source import read
-from lorgnette.data.split import Split, parts, shared_pictures
+from lorgnette.data.formats import EXPORTS, To
+from lorgnette.data.rows import PROMPT
+from lorgnette.data.splits import Split, parts, shared_pictures
 from lorgnette.types import Problem
 
 

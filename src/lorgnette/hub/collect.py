@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.files import write_json, written_whole
 from lorgnette.hub.download import Seen, unseen
 from lorgnette.hub.journal import Journal, Noted
 from lorgnette.hub.line import Line, Patience
@@ -22,6 +21,7 @@ from lorgnette.hub.places import place
 from lorgnette.hub.rows import Choice
 from lorgnette.hub.sources import Address, open_rows, parse
 from lorgnette.hub.trouble import shown
+from lorgnette.io.atomic import write_json, written_whole
 
 Say = Callable[[str], None]
 

@@ -13,8 +13,8 @@ from typing import IO, Any
 import filelock
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.files import write_json, written_whole
 from lorgnette.hub.rows import Token
+from lorgnette.io.atomic import write_json, written_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.files import write_text
+from lorgnette.io.atomic import write_text
 from lorgnette.report.thumbnail import UnreadableError, thumbnail
 
 

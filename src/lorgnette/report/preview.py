@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from lorgnette.encode.pieces import Piece
-from lorgnette.report.boxed import Box, boxed
+from lorgnette.processing.token_spans import Piece
+from lorgnette.report.draw_boxes import Box, boxed
 
 TRAINED = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """By turns, so that one sees where a token ends."""

@@ -1,0 +1,1 @@
+"""The commands: one file per command, with the name of the command."""

@@ -1,0 +1,33 @@
+"""Which engine a training takes, and what its examples share. No torch: the plan asks too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorgnette.config import Settings
+from lorgnette.errors import UsageError
+from lorgnette.models.qwen2_vl.config import unsupported
+from lorgnette.planning.memory import EngineName
+from lorgnette.processing.prefix_tree import Share
+
+
+def engine_for(settings: Settings, config: Mapping[str, Any], *, on_gpu: bool) -> tuple[EngineName, str | None]:
+    """The engine; of the reference engine, why. config: the checkpoint's.
+
+    Raises UsageError where engine=fast is asked for and cannot be.
+    """
+    if settings.engine == "reference":
+        return "reference", "as asked for"
+    live = settings.lora.towers != ("language",)
+    why = "the vision tower is trained, and features are live" if live else unsupported(config)
+    if settings.engine == "fast" and why is not None:
+        raise UsageError(f"the fast engine cannot do this: {why}", where="engine=fast", remedy="use engine=auto")
+    if settings.engine == "auto" and not on_gpu:
+        why = "on a CPU"
+    return ("reference", why) if why else ("fast", None)
+
+
+def share_of(settings: Settings, engine: EngineName) -> Share:
+    """What the examples of a pass share; under dropout, which every example draws for itself, only what they are
+    grouped for."""
+    apart = settings.lora.dropout and settings.data.group_captions == "none"
+    return "none" if engine == "reference" or apart else "tree"

@@ -1,0 +1,1 @@
+"""Answers of a model: loading, KV cache, sampling, generation."""

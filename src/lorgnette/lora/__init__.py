@@ -1,0 +1,1 @@
+"""LoRA parameters, and the adapter's files in PEFT's format."""

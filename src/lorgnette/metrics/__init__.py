@@ -1,0 +1,1 @@
+"""Metrics of answers against references: answers in, scores out. Knows nothing about models."""

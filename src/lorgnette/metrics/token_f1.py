@@ -1,0 +1,40 @@
+"""Token F1 of short answers, as SQuAD counts it.
+
+Rajpurkar et al.: SQuAD, EMNLP 2016, arXiv 1606.05250; the normalisation (lower case, no punctuation, no articles) and
+the rule for empty answers are those of the official evaluate-v2.0.py. Han characters are words of their own, as in
+CMRC 2018's script.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from lorgnette.metrics.score import Tally, mean
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "，。、！？；：（）《》「」“”‘’…", None))
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def answer_words(text: str) -> list[str]:
+    """What counts of an answer."""
+    cut = _HAN.sub(r" \g<0> ", text.lower()).translate(_PUNCTUATION)
+    return _ARTICLES.sub(" ", cut).split()
+
+
+def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """0 … 1: words shared with the best-fitting reference, the mean over examples."""
+    values = [
+        max(_f1(answer_words(own), answer_words(text)) for text in texts)
+        for own, texts in zip(hypotheses, references, strict=True)
+    ]
+    return mean(np.array(values, np.float64))
+
+
+def _f1(own: list[str], text: list[str]) -> float:
+    if not own or not text:
+        return float(own == text)
+    return 2 * (Counter(own) & Counter(text)).total() / (len(own) + len(text))

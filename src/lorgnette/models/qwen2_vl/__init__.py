@@ -1,0 +1,1 @@
+"""Qwen2-VL: its config, text decoder, vision tower, weights and facts."""

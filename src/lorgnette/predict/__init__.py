@@ -1,1 +1,0 @@
-"""5 · Example* → Prediction*. Knows nothing about optimizers, pages or where examples come from."""

@@ -1,0 +1,1 @@
+"""Example → Encoded → PackedBatch: tokens, images, positions, packing. Knows nothing about weights."""

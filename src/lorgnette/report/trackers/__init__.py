@@ -1,0 +1,1 @@
+"""Experiment trackers: SwanLab, TensorBoard and Weights & Biases."""

@@ -1,0 +1,129 @@
+"""Weights & Biases as a tracker: online with a key, offline without, never a question. Knows nothing about training."""
+
+import contextlib
+import netrc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from lorgnette.errors import UsageError
+from lorgnette.report.predictions import PredictionRow, pictured
+from lorgnette.report.trackers.timeout import within
+
+Mode = Literal["online", "offline", "shared", "disabled"]
+
+START_SECONDS = 20.0
+FINISH_SECONDS = 60.0
+PICTURE_SIDE = 560
+
+
+class WandbTracker:
+    """Keeps everything under folder/wandb (W&B adds that name itself)."""
+
+    def __init__(self, project: str, experiment: str, folder: Path, warn: Callable[[str], None]) -> None:
+        self._project, self._experiment, self._folder, self._warn = project, experiment, folder, warn
+        self._run: Any = None
+        self._mode: Mode = "offline"
+
+    @property
+    def address(self) -> str | None:
+        if self._run is None or self._mode == "disabled":
+            return None
+        return self._later if self._mode == "offline" else str(self._run.url)
+
+    @property
+    def _later(self) -> str:
+        return f"wandb sync {Path(self._run.dir).parent}"
+
+    def start(self, settings: Mapping[str, object]) -> None:
+        self._mode = chosen_mode()
+        try:
+            self._run = self._started(self._mode, settings)
+        except Exception as error:
+            if self._mode != "online":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            self._warn(f"W&B could not go online ({reason}); recording offline, `wandb sync` uploads it later")
+            self._mode = "offline"
+            self._run = self._started(self._mode, settings)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+        import wandb
+
+        columns = ["id", "prompt", "reference", "before", "after"]
+        table = wandb.Table(columns, [[r.id, r.prompt, "\n".join(r.references), r.base, r.tuned] for r in rows])
+        images = [wandb.Image(picture, caption=caption) for picture, caption in pictured(rows, PICTURE_SIDE)]
+        media = {"Prediction texts": table} | ({"Prediction": images} if images else {})
+        with _kept_inside(self._folder / "wandb"):
+            self._run.log(media, step=step)
+
+    def finish(self) -> None:
+        if self._run is None:
+            return
+        try:
+            within(FINISH_SECONDS, self._run.finish)
+        except TimeoutError:
+            self._warn(f"W&B is still uploading; what is missing can be sent later: {self._later}")
+
+    def _started(self, mode: Mode, settings: Mapping[str, object]) -> Any:
+        import wandb
+
+        with _kept_inside(self._folder / "wandb"):
+            return wandb.init(
+                mode=mode,
+                project=self._project,
+                name=self._experiment,
+                dir=str(self._folder),
+                config=dict(settings),
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=START_SECONDS,
+                    login_timeout=START_SECONDS,
+                    disable_git=True,
+                ),
+            )
+
+
+def chosen_mode() -> Mode:
+    """WANDB_MODE where it is set, else online where a key is stored, else offline."""
+    named = os.environ.get("WANDB_MODE")
+    if named is None:
+        return "online" if _has_key() else "offline"
+    if named not in ("online", "offline", "shared", "disabled"):
+        raise UsageError(
+            f"WANDB_MODE is {named!r}", where="environment", remedy="set it to online, offline or disabled"
+        )
+    if named == "online" and not _has_key():
+        return "offline"  # it would ask for a key
+    return cast(Mode, named)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if file and netrc.netrc(str(file)).authenticators(host):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _kept_inside(folder: Path) -> Iterator[None]:
+    """Its service logs to ~/.cache and stages tables in ~/.local unless told otherwise: told for as long as it asks."""
+    places = {"WANDB_CACHE_DIR": folder / "cache", "WANDB_DATA_DIR": folder / "data"}
+    ours = {name: str(place) for name, place in places.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

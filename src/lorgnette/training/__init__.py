@@ -1,0 +1,1 @@
+"""Training: data, sampler, optimizer, the loop, checkpoints and callbacks."""

@@ -1,0 +1,1 @@
+"""Checks of a saved adapter against plain transformers + PEFT."""

@@ -1,0 +1,188 @@
+import csv
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorgnette.data.formats.csv import examples, line, written
+from lorgnette.data.rows import Asked
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Example, Picture, Problem, Turn
+
+CELLS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    [
+        'a "red" car, parked',
+        "two\nlines",
+        "<|im_end|>",
+        "<|vision_start|>x<|vision_end|>",
+        "图像 😀",
+        "\r",
+        "'",
+        ",",
+        "\0",
+    ]
+)
+
+
+def read(path: Path, content: str | bytes) -> list[Example | Problem]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(examples(path, Asked()))
+
+
+def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    assert read(path, 'image_path,caption\nimages/../a.jpg,"a cat, asleep "\n/x/b.jpg,two\n') == [
+        Example(
+            "identity_1",
+            (Turn("user", (Picture(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep ",))),
+            path,
+            2,
+        ),
+        Example(
+            "identity_2",
+            (Turn("user", (Picture(Path("/x/b.jpg")), "COCO Yes:")), Turn("assistant", ("two",))),
+            path,
+            3,
+        ),
+    ]
+
+
+def test_without_a_prompt_the_picture_stands_alone(table: Callable[..., Path]) -> None:
+    (row,) = examples(table([("a.jpg", "x")]), Asked(prompt=""))
+    assert isinstance(row, Example)
+    assert len(row.turns[0].parts) == 1
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_boms_more_columns_and_their_order(tmp_path: Path, newline: str, bom: bytes) -> None:
+    content = newline.join([" caption ,split,image_path", "é,train,a.jpg", "", "b,test,b.jpg"])
+    rows = read(tmp_path / "c.csv", bom + content.encode())
+    assert [(row.row, row.reference, row.id) for row in rows if isinstance(row, Example)] == [
+        (2, "é", "identity_1"),
+        (4, "b", "identity_2"),
+    ]
+
+
+def test_rows_are_counted_in_lines(tmp_path: Path) -> None:
+    rows = read(tmp_path / "c.csv", 'image_path,caption\na.jpg,"one\ntwo\nthree"\n\nb.jpg,four\nc.jpg\n')
+    assert [row.row for row in rows] == [2, 6, 7]
+    assert isinstance(rows[0], Example)
+    assert rows[0].reference == "one\ntwo\nthree"
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "remedy"),
+    [
+        ("a.jpg", "no cell for 'caption'", "add"),
+        ("a.jpg,", "caption is empty", "write"),
+        ("a.jpg,  ", "caption is empty", "write"),
+        (",x", "path is empty", "path"),
+        (",", "path is empty", "path"),
+        ("a.jpg,a cat, asleep", "3 cells where the first line names 2", "double quotes"),
+        ('a.jpg,"a "red" car"', "text follows a closing quote", "double the quotes"),
+        ("a.jpg,nul \0 here", "NUL", "remove"),
+        ("https://x/a.jpg,b", "address", "download"),
+    ],
+)
+def test_a_bad_row_costs_that_row_only(tmp_path: Path, line: str, what: str, remedy: str) -> None:
+    first, bad, last = read(tmp_path / "c.csv", f"image_path,caption\nb.jpg,x\n{line}\nb.jpg,y\n")
+    assert isinstance(bad, Problem)
+    assert bad.row == 3
+    assert what in bad.what
+    assert remedy in bad.remedy
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert (last.id, last.row) == ("identity_3", 4)
+
+
+def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
+    bad, good = read(tmp_path / "c.csv", 'image_path,caption\na.jpg,"open\nb.jpg,"closed"\nc.jpg,fine\n')
+    assert isinstance(bad, Problem)
+    assert "lines 2–3" in bad.what
+    assert isinstance(good, Example)
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "remedy"),
+    [
+        ("", "empty", "image_path,caption"),
+        ("\n\n", "empty", "image_path,caption"),
+        ("image,title\na,b\n", "found 'image', 'title'", "rename 'image' to 'image_path'"),
+        ("image_path,caption,text\n", "both 'caption' and 'text'", "rename or remove"),
+        ("file_name,image_path,text\n", "both 'image_path' and 'file_name'", "rename or remove"),
+        ("image_path;caption\na;b\n", "no column", "semicolons"),
+        ("image_path\tcaption\n", "no column", "tabs"),
+        ("cat.jpg," + "x" * 100 + "\n", "…", "first line must name the columns"),
+        ("image_path,caption,caption\n", "'caption' stands there twice", "rename"),
+        ("i\0m,a\0\n", "NUL", "UTF-8"),
+        ('"image_path,caption\na,b\n', "cannot be read as column names", "first line"),
+        ('image_path,caption\nb.jpg,x\na.jpg,"open\nb.jpg,closed\n', "starts at line 3 and never closed", "close it"),
+        ('image_path,caption\na.jpg,"' + "x\n" * 70_000, "starts at line 2 and never closed", "close it"),
+        ("image_path,caption\na.jpg," + "x " * 70_000 + "\n", "a cell has more than 131,072 characters", "shorten it"),
+        (b"image_path,caption\na.jpg,caf\xe9\n", "byte 0xe9 at byte 10 of line 2", "UTF-8"),
+        ("image_path,caption\na.jpg,é\n".encode("utf-16"), "UTF-16", "UTF-8"),
+    ],
+)
+def test_a_bad_file(tmp_path: Path, content: str | bytes, what: str, remedy: str) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        read(tmp_path / "c.csv", content)
+    assert what in caught.value.what
+    assert "c.csv" in (caught.value.where or "")
+    assert remedy in (caught.value.remedy or "")
+
+
+def test_columns_alone_are_no_rows(tmp_path: Path) -> None:
+    assert read(tmp_path / "c.csv", "image_path,caption\n") == []
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=8))
+@settings(deadline=None, max_examples=150)
+def test_no_row_disappears_and_captions_stay_as_they_are(cells: list[tuple[str, str]]) -> None:
+    content = io.StringIO()
+    csv.writer(content, quoting=csv.QUOTE_ALL).writerows([("image_path", "caption"), *cells])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.csv"
+        rows = read(path, content.getvalue())
+        text = content.getvalue()
+    assert len(rows) == len(cells)
+    assert [row.row for row in rows] == sorted({row.row for row in rows})
+    assert all(row.row <= text.count("\n") + text.count("\r") + 1 for row in rows)
+    for row, (image, caption) in zip(rows, cells, strict=True):
+        usable = image.strip() and caption.strip() and "\0" not in image + caption
+        assert isinstance(row, Example) == bool(usable)
+        if isinstance(row, Example):
+            assert row.reference == caption
+
+
+@given(st.text(alphabet='ab,"\n\r;', max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_any_text_is_rows_or_a_named_error(body: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            rows = read(Path(folder) / "c.csv", "image_path,caption\n" + body)
+        except LorgnetteError:  # a quote that is never closed
+            assert '"' in body
+            return
+    lines = [line for line in body.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line]
+    assert len(rows) <= len(lines)
+    assert bool(rows) == bool(lines)
+
+
+def test_metadata_csv_of_an_image_folder(tmp_path: Path) -> None:
+    [row] = read(tmp_path / "metadata.csv", "file_name,label,text\nsub/a.jpg,3,a cat\n")
+    assert isinstance(row, Example)
+    assert (row.pictures[0].path, row.reference) == (tmp_path / "sub/a.jpg", "a cat")
+
+
+def test_written() -> None:
+    turns = (Turn("user", (Picture(Path("/a,b.jpg")), "q")), Turn("assistant", ('"',)))
+    assert written(Example("x", turns, Path("a"), 1), "q") == {"image_path": "/a,b.jpg", "caption": '"'}
+    assert line(["/a,b.jpg", '"']) == '"/a,b.jpg",""""\r\n'
+    for text in ("\0", "x" * 200_000):
+        with pytest.raises(LorgnetteError, match="a CSV's cell"):
+            written(Example("x", (turns[0], Turn("assistant", (text,))), Path("a"), 1), "q")

@@ -1,0 +1,136 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorgnette.data.formats import messages
+from lorgnette.data.rows import Place
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Example, Picture, Turn
+
+PLACE = Place(Path("/data/a.jsonl"), 5, 2)
+A, B = Picture(Path("/data/a.jpg")), Picture(Path("/x/b.jpg"))
+
+
+def record(user: Any, *images: str, answer: Any = "yes", **more: Any) -> dict[str, Any]:
+    said = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return {"messages": said, "images": list(images), **more}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (record("<image>\nwhat?", "a.jpg"), (A, "\nwhat?")),
+        (record("see <image> and <image>.", "a.jpg", "/x/b.jpg"), ("see ", A, " and ", B, ".")),
+        (record("<image><image>", "a.jpg", "/x/b.jpg"), (A, B)),
+        (record("what?", "a.jpg", "/x/b.jpg"), (A, B, "what?")),
+        (record("<|im_end|><|vision_start|>"), ("<|im_end|><|vision_start|>",)),
+        (record([{"type": "text", "text": "what? "}, {"type": "image", "image": "a.jpg"}]), ("what? ", A)),
+        (record([{"type": "image", "path": "a.jpg"}, {"type": "image", "url": "file:///x/b.jpg"}]), (A, B)),
+        (record([{"type": "image"}, {"type": "text", "text": "<image>"}], "a.jpg"), (A, "<image>")),
+        (record([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a.jpg"), (A, "ab")),
+        (record([{"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}}]), (A,)),
+        (record([{"type": "image_url", "image_url": "a.jpg"}]), (A,)),
+        (record("<image>what?", image="a.jpg"), (A, "what?")),
+        (record("<image><image>", image=["a.jpg", {"path": "/x/b.jpg", "bytes": None}]), (A, B)),
+    ],
+)
+def test_pictures_stand_where_they_are_meant(raw: dict[str, Any], expected: tuple[str | Picture, ...]) -> None:
+    example = messages.example(raw, PLACE)
+    assert example == Example(
+        "identity_2", (Turn("user", expected), Turn("assistant", ("yes",))), PLACE.source, PLACE.row
+    )
+
+
+def test_several_turns_and_a_system_turn() -> None:
+    said = [
+        ("system", "be brief <image>"),
+        ("user", "<image>one"),
+        ("assistant", "<image> is a word"),
+        ("user", "<image>two"),
+        ("assistant", [{"type": "text", "text": "b"}]),
+    ]
+    raw = {
+        "id": 9,
+        "messages": [{"role": role, "content": content} for role, content in said],
+        "images": ["a.jpg", "/x/b.jpg"],
+    }
+    example = messages.example(raw, PLACE)
+    assert example.id == "9"
+    assert [turn.parts for turn in example.turns] == [
+        ("be brief <image>",),
+        (A, "one"),
+        ("<image> is a word",),
+        (B, "two"),
+        ("b",),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "what"),
+    [
+        (record("<image><image>", "a.jpg"), "2 × <image> in the user's text, but 1 in 'images'"),
+        (record("<image>", "a.jpg", "b.jpg"), "1 × <image> in the user's text, but 2 in 'images'"),
+        ({"messages": record("<image>")["messages"]}, "1 × <image> in the user's text, but 0"),
+        (record([{"type": "image", "image": "a.jpg"}], "b.jpg"), "0 × <image> in the user's text, but 1"),
+        (
+            {"messages": record("a")["messages"] + record("b")["messages"], "images": ["a.jpg"]},
+            "0 × <image> in the user's text, but 1",
+        ),
+        (record("q", answer=[{"type": "image", "image": "a.jpg"}]), "turn 2 (assistant) shows a picture"),
+        (record("q", answer=" "), "empty"),
+        (record(None), "message 1's content is null"),
+        (record([{"type": "video", "video": "a.mp4"}]), "type 'video'"),
+        (record([{"type": "text"}]), "a text in message 1's content is null"),
+        (record([{"type": "image", "image": "a", "path": "b"}]), "both 'image' and 'path'"),
+        (record([{"type": "image_url"}]), "no 'image_url'"),
+        (record([{"type": "image_url", "image_url": {"url": "https://x/a.jpg"}}]), "address"),
+        (record([{"type": "image_url", "image_url": {"file_id": "x"}}]), "is null"),
+        (record("<image>", images=3), "'images' is a number"),
+        (record("<image>", "a.jpg", image="b.jpg"), "both 'image' and 'images'"),
+        (record("q", system=["be brief"]), "'system' is a list"),
+        ({"messages": [{"role": "user", "content": "q", "tool_calls": [1]}]}, "'tool_calls'"),
+        (record([{"type": "image", "image": 3}]), "a number"),
+        (record([{"type": "image", "url": "http://x/a.jpg"}]), "address"),
+        (record(["q"]), "item 1 is text"),
+        (record("<image>", ""), "path is empty"),
+        (record("<image>", images=[{"bytes": ""}]), "image 1 is an object"),
+        (record("q", videos=["a.mp4"]), "'videos'"),
+        ({"messages": {"role": "user"}}, "messages is an object"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool', not one of system, user, assistant"),
+        ({"messages": [{"content": "x"}]}, "role None"),
+    ],
+)
+def test_broken_records(raw: dict[str, Any], what: str) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        messages.example(raw, PLACE)
+    assert what in caught.value.what
+    assert caught.value.remedy
+
+
+def test_a_system_text_of_its_own() -> None:
+    assert messages.example(record("q", system="s"), PLACE).turns[0] == Turn("system", ("s",))
+    with pytest.raises(LorgnetteError, match="turn 2 is a system turn"):
+        messages.example({"messages": [{"role": "system", "content": "t"}], "system": "s"}, PLACE)
+
+
+def test_written_as_ms_swift_and_llama_factory_read_it() -> None:
+    turns = (
+        Turn("system", ("s",)),
+        Turn("user", ("see ", A, B)),
+        Turn("assistant", ("yes",)),
+        Turn("user", ("q",)),
+        Turn("assistant", ("a",)),
+    )
+    assert messages.written(Example("é", turns, PLACE.source, 1)) == {
+        "id": "é",
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "see <image><image>"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ],
+        "images": ["/data/a.jpg", "/x/b.jpg"],
+    }
+    assert "images" not in messages.written(Example("1", turns[3:], PLACE.source, 1))

@@ -1,0 +1,70 @@
+from typing import Any
+
+import pytest
+
+from lorgnette.data.formats import examples, queries
+from lorgnette.data.rows import Place
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Picture
+
+
+def said(record: dict[str, Any], place: Place) -> list[tuple[Any, ...]]:
+    [example] = examples(record, place)
+    return [(turn.role, *turn.parts) for turn in example.turns]
+
+
+def test_ms_swifts_query(place: Place, cat: Picture, dog: Picture) -> None:
+    record = {"query": "<img>cat.jpg</img>5<img>/x/dog.jpg</img>", "response": "6", "history": [["hello", "1"]]}
+    assert said(record, place) == [("user", "hello"), ("assistant", "1"), ("user", cat, "5", dog), ("assistant", "6")]
+    record = {"query": "5", "response": "6", "history": [], "images": ["cat.jpg"], "system": "s"}
+    assert said(record, place) == [("system", "s"), ("user", cat, "5"), ("assistant", "6")]
+    record = {"query": "b<image>", "response": "6", "history": [["<image>a", "<img>is text</img>"]]}
+    assert said(record | {"images": ["cat.jpg", "/x/dog.jpg"]}, place) == [
+        ("user", cat, "a"),
+        ("assistant", "<img>is text</img>"),
+        ("user", "b", dog),
+        ("assistant", "6"),
+    ]
+
+
+def test_llama_factorys_instruction(place: Place, cat: Picture) -> None:
+    record = {"instruction": "<image>what?", "input": "", "output": "a", "images": ["cat.jpg"]}
+    assert said(record, place) == [("user", cat, "what?"), ("assistant", "a")]
+    record = {"instruction": "sum up", "input": "a text", "output": "a", "history": [["q", "b"]]}
+    assert said(record, place) == [("user", "q"), ("assistant", "b"), ("user", "sum up\na text"), ("assistant", "a")]
+
+
+def test_ms_swifts_pairs(place: Place, cat: Picture) -> None:
+    record = {"system": "s", "conversation": [{"human": "<image>q", "assistant": "a"}], "image": "cat.jpg"}
+    assert said(record, place) == [("system", "s"), ("user", cat, "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ({"query": "q"}, "the answer is null"),
+        ({"query": None, "response": "a"}, "the question is null"),
+        ({"query": "q", "response": " "}, "answer in turn 2 is empty"),
+        ({"query": "q", "response": "a", "history": ["q"]}, "not a list of pairs"),
+        ({"query": "q", "response": "a", "history": {"q": "a"}}, "'history' is an object"),
+        ({"query": "q", "response": "a", "history": [["q", "a"]], "images": ["a.jpg"]}, "0 × <image>"),
+        ({"query": "<img>https://x/a.jpg</img>q", "response": "a"}, "address"),
+        ({"query": "<img></img>q", "response": "a"}, "path is empty"),
+        ({"query": "q", "response": "a", "rejected_response": "b"}, "'rejected_response'"),
+        ({"instruction": 3, "output": "a"}, "'instruction' is a number"),
+        ({"instruction": "q", "input": ["x"], "output": "a"}, "'input' is a list"),
+        ({"conversation": [{"human": "q"}]}, "the answer is null"),
+        ({"conversation": ["q"]}, "item 1 is text"),
+    ],
+)
+def test_broken_records(place: Place, record: dict[str, Any], what: str) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        examples(record, place)
+    assert what in caught.value.what
+    assert caught.value.remedy
+
+
+def test_each_has_its_reader(place: Place) -> None:
+    assert queries.query({"query": "q", "response": "a"}, place).reference == "a"
+    assert queries.alpaca({"instruction": "q", "output": "a"}, place).reference == "a"
+    assert queries.conversation({"conversation": [{"human": "q", "assistant": "a"}]}, place).reference == "a"

@@ -1,0 +1,148 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lorgnette.data import read
+from lorgnette.data.checks import data_report
+from lorgnette.data.formats import webdataset
+from lorgnette.data.image_resolver import NoPlaceError, limited
+from lorgnette.data.rows import Asked
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Example, Problem
+
+
+def jpeg(colour: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_sample_is_a_row(tmp_path: Path) -> None:
+    path = tar(
+        tmp_path / "a-000.tar",
+        ("./0001.jpg", jpeg(1)),
+        ("./0001.txt", "\ufeffone é".encode()),
+        ("./0001.json", b'{"caption": "not this one"}'),
+        ("sub/0002.cls", b"3"),
+        ("sub/0002.json", json.dumps({"captions": ["two", "zwei"], "width": 8}).encode()),
+        ("sub/0002.PNG", jpeg(2)),
+        ("0003.v1.JPG", jpeg(3)),
+    )
+    one, two, zwei, bad = read(path, prompt="q")
+    assert isinstance(one, Example)
+    assert isinstance(two, Example)
+    assert isinstance(zwei, Example)
+    assert (one.id, one.row, one.reference, one.turns[0].text) == ("0001", 1, "one é", "q")
+    assert (two.id, two.row, two.reference) == ("sub/0002_1", 2, "two")
+    assert (zwei.id, zwei.reference, zwei.pictures) == ("sub/0002_2", "zwei", two.pictures)
+    assert one.pictures[0].path.read_bytes() == jpeg(1)
+    assert one.pictures[0].path.parent == tmp_path / "a-000.tar.pictures"
+    assert isinstance(bad, Problem)
+    assert (bad.row, bad.what) == (3, "sample '0003' has no picture")  # its suffix is v1.jpg
+    assert data_report(read(path, pictures_to=tmp_path / "x")).usable == 3
+
+
+def test_pictures_are_laid_down_once_and_read_no_further_than_asked(tmp_path: Path) -> None:
+    path = tar(
+        tmp_path / "a.tar", *(pair for i in range(5) for pair in ((f"{i}.jpg", jpeg(i * 40)), (f"{i}.txt", b"x")))
+    )
+    assert len(list(read(path, rows=2))) == 2
+    laid = tmp_path / "a.tar.pictures"
+    before = {file: file.stat().st_mtime_ns for file in laid.iterdir()}
+    assert len(before) == 2
+    assert len(list(read(path))) == 5
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in laid.iterdir()}.items()
+
+
+@pytest.mark.parametrize(
+    ("members", "what"),
+    [
+        ([("1.txt", b"x")], "no picture"),
+        ([("1.jpg", b"J")], "no caption"),
+        ([("1.jpg", b"J"), ("1.png", b"P"), ("1.txt", b"x")], "has jpg, png"),
+        ([("1.jpg", b"J"), ("1.jpg", b"P"), ("1.txt", b"x")], "twice"),
+        ([("1.jpg", b"J"), ("1.txt", b" \n")], "caption is empty"),
+        ([("1.jpg", b"J"), ("1.txt", b"\xff")], "1.txt is not UTF-8"),
+        ([("1.jpg", b"J"), ("1.json", b"{")], "broken JSON"),
+        ([("1.jpg", b"J"), ("1.json", b"[]")], "1.json holds no object"),
+        ([("1.jpg", b"J"), ("1.json", b'{"title": "x"}')], "1.json holds 'title'"),
+        ([("1.jpg", b"J"), ("1.json", b'{"text": "x", "caption": "y"}')], "both 'caption' and 'text'"),
+        ([("../1.jpg", b"J"), ("../1.txt", b"x")], "leaves its folder"),
+        ([("/etc/1.jpg", b"J"), ("/etc/1.txt", b"x")], "leaves its folder"),
+        ([("1.jpg", b"J" * 2000), ("1.txt", b"x")], "unpacks to more than 1,000 bytes"),
+    ],
+)
+def test_a_broken_sample_costs_that_sample_only(
+    tmp_path: Path, members: list[tuple[str, bytes]], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited, "__kwdefaults__", {"most": 1000})
+    path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"), *members, ("9.jpg", b"J"), ("9.txt", b"x"))
+    first, bad, last = read(path, pictures_to=tmp_path / "laid")
+    assert isinstance(first, Example)
+    assert isinstance(last, Example)
+    assert isinstance(bad, Problem)
+    assert what in bad.what
+    assert bad.row == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "laid"]
+    assert len(list((tmp_path / "laid").iterdir())) == 1
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            info = tarfile.TarInfo("1.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            file.addfile(info)
+    [bad] = webdataset.examples(tmp_path / "a.tar", Asked())
+    assert isinstance(bad, Problem)
+    assert "link" in bad.what
+
+
+@pytest.mark.parametrize("cut", [700, 1024 + 300, 5])
+def test_a_tar_that_was_cut_off(tmp_path: Path, cut: int) -> None:
+    path = tar(tmp_path / "a.tar", ("0.jpg", jpeg()), ("0.txt", b"x"), ("1.jpg", jpeg()), ("1.txt", b"y"))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(LorgnetteError, match="cannot be read"):
+        list(read(path))
+
+
+def test_no_tar_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
+    with pytest.raises(LorgnetteError, match="cannot be read"):
+        list(read(tmp_path / "a.tar"))
+
+
+def test_no_place_ends_it(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NoPlaceError):
+        list(read(path, pictures_to=tmp_path / "file"))
+
+
+def test_a_member_that_is_no_picture_is_named_by_check(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", ("0.jpg", b"<html>404</html>"), ("0.txt", b"x"))
+    assert "a web page" in data_report(read(path)).problems[0].what
+
+
+def test_a_folder_of_shards(tmp_path: Path) -> None:
+    for i in range(3):
+        tar(tmp_path / f"{i}.tar", ("0.jpg", jpeg(i)), ("0.txt", b"%d" % i))
+    rows = [row for row in read(tmp_path) if isinstance(row, Example)]
+    assert [(row.source.name, row.row, row.reference) for row in rows] == [
+        ("0.tar", 1, "0"),
+        ("1.tar", 1, "1"),
+        ("2.tar", 1, "2"),
+    ]

@@ -1,0 +1,197 @@
+import json
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorgnette.data.dataset import pictures_of, read, speaks
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.types import Example, Problem
+
+GOOD: list[dict[str, Any]] = [
+    {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+]
+BAD: list[Any] = [{}, {"query": "q"}, {"messages": [], "conversations": []}, [], None, "text", 3, {"messages": 1}]
+
+
+def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.JSON"
+    path.write_text(json.dumps([*GOOD, {"query": "q"}, "text"]), encoding="utf-8-sig")
+    one, two, three, four = read(path)
+    assert [row.row for row in (one, two, three, four)] == [1, 2, 3, 4]
+    assert isinstance(one, Example)
+    assert isinstance(two, Example)
+    assert (one.reference, two.reference, two.id) == ("a", "b", "identity_2")
+    assert isinstance(three, Problem)
+    assert isinstance(four, Problem)
+    assert "the answer is null" in three.what
+    assert "text, not an object" in four.what
+
+
+def test_a_broken_line_costs_that_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([json.dumps(GOOD[0]), "", '{"messages": [', json.dumps(GOOD[1]), ""]), encoding="utf-8")
+    one, bad, two = read(path)
+    assert isinstance(bad, Problem)
+    assert "broken JSON" in bad.what
+    assert bad.remedy
+    assert isinstance(two, Example)
+    assert [one.row, bad.row, two.row, two.id] == [1, 3, 4, "identity_3"]
+
+
+def test_both_forms_in_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([GOOD[0] | GOOD[1], {}]))
+    both, neither = read(path)
+    assert isinstance(both, Problem)
+    assert "both 'conversations' and 'messages'" in both.what
+    assert isinstance(neither, Problem)
+    assert "no key at all" in neither.what
+
+
+@given(st.lists(st.sampled_from([*GOOD, *BAD]), max_size=12), st.sampled_from([".json", ".jsonl"]))
+@settings(deadline=None, max_examples=60)
+def test_no_row_disappears(items: list[Any], suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        lines = "\n".join(map(json.dumps, items))
+        path.write_text(json.dumps(items) if suffix == ".json" else lines)
+        rows = list(read(path))
+    assert [isinstance(row, Example) for row in rows] == [item in GOOD for item in items]
+
+
+def test_rows_are_limited(table: Callable[..., Path]) -> None:
+    path = table([("a.jpg", ""), ("b.jpg", "b"), ("c.jpg", "c")])
+    assert [row.row for row in read(path, rows=2)] == [2, 3]
+    assert len(list(read(path, rows=9))) == 3
+
+
+def test_a_fair_sample_keeps_the_order(table: Callable[..., Path]) -> None:
+    path = table([(f"{i}.jpg", f"{i}" if i % 2 else "") for i in range(200)])
+
+    def drawn(**asked: int) -> list[int]:
+        return [row.row for row in read(path, **asked)]  # type: ignore[arg-type]
+
+    assert len(drawn(sample=20)) == 20
+    assert drawn(sample=20) == sorted(drawn(sample=20)) == drawn(sample=20, seed=0) != drawn(sample=20, seed=1)
+    assert max(drawn(sample=20)) > 100
+    assert max(drawn(sample=5, rows=10)) <= 11  # of the first ten
+    assert drawn(sample=500) == drawn()
+
+
+def test_a_long_file_is_not_read_ahead(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write((json.dumps(GOOD[0]) + "\n").encode() * 5000)
+        file.write(b"\xff\n")
+    assert len(list(islice(read(path), 4000))) == 4000
+    with pytest.raises(LorgnetteError, match="line 5001"):
+        list(read(path))
+
+
+def test_the_prompt_of_a_csv(table: Callable[..., Path]) -> None:
+    path = table([("a.jpg", "x")])
+    for prompt in ("COCO Yes:", "Beschreibe:"):
+        (row,) = read(path, prompt=prompt)
+        assert isinstance(row, Example)
+        assert row.turns[0].text == prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "what"),
+    [
+        ("gone.csv", LorgnetteError, "does not exist"),
+        ("folder", UsageError, "a folder"),
+        ("a.parquet", UsageError, "'.parquet'"),
+        ("noending", UsageError, "'(none)'"),
+        ("nul\0", LorgnetteError, "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_a_source_is_told_at_once(
+    tmp_path: Path, name: str, error: type[LorgnetteError], what: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in ("a.parquet", "noending"):
+        (tmp_path / file).touch()
+    with pytest.raises(error) as caught:
+        read(tmp_path / name)
+    assert what in caught.value.what
+    assert caught.value.remedy
+
+
+def test_rows_must_be_some(table: Callable[..., Path]) -> None:
+    for asked in ({"rows": 0}, {"sample": 0}):
+        with pytest.raises(UsageError, match="is 0"):
+            read(table([]), **asked)  # type: ignore[arg-type]
+
+
+def test_a_relative_source_gives_absolute_pictures(table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table([("a.jpg", "x")])
+    monkeypatch.chdir(path.parent)
+    (row,) = read(Path("captions.csv"))
+    assert isinstance(row, Example)
+    assert row.pictures[0].path == path.parent / "a.jpg"
+
+
+def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/1.png", "b/deeper/3.png"):
+        picture(name)
+    for name, content in (("notes.txt", "x"), (".hidden.jpg", "x"), ("0.heic", "x"), ("4.jpg", "")):
+        (tmp_path / "b" / name).write_text(content)
+    rows = list(pictures_of(tmp_path / "b", prompt="what?"))
+    assert [row.row for row in rows] == [1, 2, 3, 4]
+    bad, one, two, empty = rows
+    assert isinstance(bad, Problem)
+    assert isinstance(empty, Problem)
+    assert "4.jpg" in empty.what
+    assert isinstance(one, Example)
+    assert isinstance(two, Example)
+    assert (one.id, two.id) == ("1.png", "2.JPG")
+    assert [turn.role for turn in one.turns] == ["user"]
+    assert one.turns[0].text == "what?"
+    assert one.prompt.turns == one.turns
+
+
+def test_what_says_what_it_shows_is_no_folder_of_bare_pictures(picture: Callable[..., Path], tmp_path: Path) -> None:
+    shown = picture("a.png")
+    assert not speaks(shown)
+    assert not speaks(shown.parent)
+    (shown.parent / "b.txt").write_text("of another picture")
+    assert not speaks(shown.parent)
+    (shown.parent / "a.txt").write_text("a")
+    assert speaks(shown.parent)
+    for name in ("metadata.csv", "metadata.jsonl", "shard.tar"):
+        folder = tmp_path / name.partition(".")[2]
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+        assert speaks(folder)
+        assert speaks(folder / name)
+    with pytest.raises(LorgnetteError, match="does not exist"):
+        speaks(tmp_path / "gone")
+
+
+def test_one_picture(picture: Callable[..., Path]) -> None:
+    (row,) = pictures_of(picture("a.jpg"), prompt="")
+    assert isinstance(row, Example)
+    assert row.id == "a.jpg"
+    assert len(row.turns[0].parts) == 1
+
+
+def test_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(LorgnetteError, match="no picture in this folder"):
+        pictures_of(tmp_path)
+    with pytest.raises(LorgnetteError, match="does not exist"):
+        pictures_of(tmp_path / "gone")
+
+
+def test_real_inputs(shared: Path) -> None:
+    for name, count in (("coco/captions.csv", 400), ("latex/formulas.csv", 200)):
+        rows = list(read(shared / name))
+        assert len(rows) == count
+        assert all(isinstance(row, Example) for row in rows)

@@ -1,0 +1,134 @@
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorgnette.data.splits import identities, parts, shared_pictures
+from lorgnette.errors import UsageError
+from lorgnette.types import Example, Picture, Turn
+
+
+def rows(folder: Path, *shown: str) -> list[Example]:
+    """One row per word; each letter is a picture."""
+    for letter in set("".join(shown)):
+        (folder / letter).write_bytes(b"same size " + letter.encode())
+    return [
+        Example(
+            f"{i}",
+            (Turn("user", tuple(Picture(folder / letter) for letter in word)), Turn("assistant", ("x",))),
+            folder / "a.csv",
+            i,
+        )
+        for i, word in enumerate(shown)
+    ]
+
+
+def held_out(examples: list[Example], holdout: int) -> list[int]:
+    train, test = parts(examples, holdout=holdout, split="picture")
+    assert sorted(each.row for each in train + test) == list(range(len(examples)))
+    assert shared_pictures(train, test) == 0
+    return [each.row for each in test]
+
+
+def test_tail_is_literally_the_last_rows(tmp_path: Path) -> None:
+    examples = rows(tmp_path, "a", "a", "b", "b")
+    assert parts(examples, holdout=1, split="tail") == (examples[:3], examples[3:])
+    assert shared_pictures(*parts(examples, holdout=1, split="tail")) == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "holdout", "expected"),
+    [
+        ("a b c d e", 2, [3, 4]),  # one caption each: the last rows
+        ("a a b b c c", 2, [4, 5]),  # whole groups
+        ("a b b c c c", 2, [1, 2]),  # the last group does not fit, the one before does
+        ("a a b c c", 3, [2, 3, 4]),
+        ("a a a b b b", 2, [3, 4, 5]),  # none fits: the last of the smallest
+        ("a b a c c", 1, [1]),
+        ("a a b b", 3, None),
+        ("a a a b b", 3, [0, 1, 2]),  # b fits first, but a alone meets the number
+        ("ab b c d d", 3, [2, 3, 4]),  # rows joined by way of b
+        ("a b ab c", 3, [0, 1, 2]),
+        ("a b", 0, []),
+    ],
+)
+def test_whole_pictures_from_the_end(tmp_path: Path, shown: str, holdout: int, expected: list[int] | None) -> None:
+    examples = rows(tmp_path, *shown.split())
+    if expected is None:
+        with pytest.raises(UsageError, match="leaves nothing to train on"):
+            parts(examples, holdout=holdout, split="picture")
+    else:
+        assert held_out(examples, holdout) == expected
+
+
+@pytest.mark.parametrize("holdout", [-1, 2, 3])
+@pytest.mark.parametrize("split", ["picture", "tail"])
+def test_too_many_or_too_few(tmp_path: Path, holdout: int, split: str) -> None:
+    with pytest.raises(UsageError, match="are 2 usable rows"):
+        parts(rows(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
+
+
+def test_text_rows_stand_alone(tmp_path: Path) -> None:
+    assert held_out(rows(tmp_path, "a", "", "", "a"), 1) == [2]
+
+
+def test_copies_and_links_are_the_same_picture(picture: Callable[..., Path], tmp_path: Path) -> None:
+    original, other = picture("a.png"), picture("other.png", colour=(0, 0, 0))
+    copy, link = tmp_path / "copy.png", tmp_path / "link.png"
+    copy.write_bytes(original.read_bytes())
+    link.symlink_to(original)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    beside = tmp_path / "linked" / "a.png"
+    same = identities([original, copy, link, beside, other])
+    assert same[original] == same[copy] == same[link] == same[beside] != same[other]
+
+
+def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(b"the same")
+    assert len(set(identities(files, {files[0]: 1, files[1]: 2, files[2]: 1}).values())) == 2
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
+    assert identities(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
+
+
+def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path) -> None:
+    examples = rows(tmp_path, "a", "b", "c")
+    same = {tmp_path / "a": tmp_path / "a", tmp_path / "b": tmp_path / "b", tmp_path / "c": tmp_path / "b"}
+    for letter in "abc":
+        (tmp_path / letter).unlink()
+    train, test = parts(examples, holdout=1, split="picture", same=same)
+    assert ([each.row for each in train], [each.row for each in test]) == ([1, 2], [0])
+
+
+@given(st.lists(st.text(alphabet="abcdefgh", max_size=2), min_size=2, max_size=20), st.integers(1, 5))
+@settings(deadline=None, max_examples=150)
+def test_no_picture_is_in_both_parts_and_no_row_in_neither(shown: list[str], holdout: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        examples = rows(Path(folder), *shown)
+        try:
+            test = held_out(examples, holdout)
+        except UsageError:
+            return
+        assert holdout <= len(test) < len(shown)
+
+
+def test_files_alike_in_size_and_middle_are_told_apart(tmp_path: Path) -> None:
+    """And are read whole only then."""
+    contents = {
+        "a": b"1" * 5000,
+        "b": b"1" * 5000,
+        "head": b"2" + b"1" * 4999,
+        "tail": b"1" * 4999 + b"2",
+        "c": b"1" * 4999,
+    }
+    contents["middle"] = b"1" * 2500 + b"2" + b"1" * 2499
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    same = identities(tmp_path / name for name in contents)
+    assert {path.name: first.name for path, first in same.items()} == {
+        name: "a" if name == "b" else name for name in contents
+    }

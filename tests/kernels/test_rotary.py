@@ -1,0 +1,64 @@
+"""Rotary positions are the rotate_half formula, and the gradient turns back."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorgnette.kernels.rotary import angles, axes_of, frequencies, rotate
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CPU = torch.device("cpu")
+
+
+def turns(T: int, sections: list[int]) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(T)
+    return angles(torch.randint(50, (3, T)), axes_of(sections, CPU), frequencies(2 * sum(sections), 1e4, CPU))
+
+
+def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """transformers' formula; x [T, H, D]."""
+    first, second = x.chunk(2, -1)
+    return x * cos.repeat(1, 2)[:, None] + torch.cat([-second, first], -1) * sin.repeat(1, 2)[:, None]
+
+
+def test_every_pair_turns_with_its_coordinate() -> None:
+    positions = torch.tensor([[0, 5], [1, 6], [2, 7]])
+    axes, frequency = axes_of([1, 2, 1], CPU), frequencies(8, 1e4, CPU)
+    assert axes.tolist() == [0, 1, 1, 2]
+    torch.testing.assert_close(frequency, torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    cos, sin = angles(positions, axes, frequency)
+    turned = torch.tensor([[0, 0.1, 0.01, 0.002], [5, 0.6, 0.06, 0.007]])
+    torch.testing.assert_close(cos, turned.cos())
+    torch.testing.assert_close(sin, turned.sin())
+    assert cos.is_contiguous()  # the kernels read them row by row
+    assert sin.is_contiguous()
+
+
+def test_it_is_rotate_half_and_its_gradient() -> None:
+    (cos, sin), T = turns(7, [1, 2, 1]), 7
+    rows = torch.randn(T, 7 * 8, requires_grad=True)  # 3 queries, 2 keys, 2 values of 8
+    wanted = torch.cat([rotate_half(rows.view(T, 7, 8)[:, :5], cos, sin), rows.view(T, 7, 8)[:, 5:]], 1)
+    made, grad = rows.detach().clone(), torch.randn(T, 7, 8)
+    rotate(made, cos, sin, 5)
+    torch.testing.assert_close(made, wanted.detach().flatten(1), atol=1e-6, rtol=1e-5)
+    wanted.backward(grad)
+    back = grad.flatten(1).clone()
+    rotate(back, cos, sin, 5, back=True)
+    torch.testing.assert_close(back, rows.grad, atol=1e-6, rtol=1e-5)
+
+
+@CUDA
+@pytest.mark.parametrize(("T", "heads", "narrow", "sections"), [(1, 1, 1, [2, 3, 3]), (37, 7, 3, [16, 24, 24])])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernel_is_its_reference(
+    T: int, heads: int, narrow: int, sections: list[int], dtype: torch.dtype, close: float
+) -> None:
+    (cos, sin), D = turns(T, sections), 2 * sum(sections)
+    count = heads + 2 * narrow
+    wide, results = torch.randn(T, count * D + 16).to(dtype), []
+    for device in ("cuda", "cpu"):
+        rows, back, c, s = (tensor.to(device, copy=True) for tensor in (wide, wide, cos, sin))
+        rotate(rows[:, 16:], c, s, heads + narrow)
+        rotate(back[:, 16:], c, s, heads + narrow, back=True)
+        results.append((rows.cpu(), back.cpu()))
+    torch.testing.assert_close(*results, atol=close, rtol=close)

@@ -1,0 +1,92 @@
+"""What an adapter was trained with is kept beside it, and demanded back."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.lora.metadata import FILE, PEFT_FILE, Contract
+from lorgnette.models.base_checkpoint import Checkpoint
+
+
+def test_it_reads_back_as_it_was_written(contract: Contract, tmp_path: Path) -> None:
+    contract.write(tmp_path)
+    assert Contract.read(tmp_path) == contract
+    assert json.loads((tmp_path / FILE).read_text())["format"] == 1
+
+
+def test_a_folder_without_one_is_no_adapter(contract: Contract, tmp_path: Path) -> None:
+    contract.write(tmp_path)
+    (tmp_path / "odd" / FILE).mkdir(parents=True)
+    for folder in (tmp_path / "none", tmp_path / FILE, tmp_path / "odd"):
+        with pytest.raises(LorgnetteError, match=r"no adapter here: lorgnette\.json is missing") as caught:
+            Contract.read(folder)
+        assert caught.value.where == str(folder)
+        assert "adapter" in str(caught.value.remedy)
+
+
+def test_an_adapter_made_elsewhere_is_taken_as_the_tutorials(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / PEFT_FILE).write_text(json.dumps({"base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}))
+    contract = Contract.of(tmp_path)
+    assert not contract.known
+    assert contract.model == "./Qwen/Qwen2-VL-2B-Instruct"
+    assert contract.encode.size == (280, 280)
+    contract.demand(Checkpoint.at(tiny), "any template")  # nothing is known that could be wrong
+    (tmp_path / PEFT_FILE).write_text("{")
+    with pytest.raises(LorgnetteError, match=r"adapter_config\.json cannot be read"):
+        Contract.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"prompt": None}, "lorgnette.json does not fit: prompt: "),
+        ({"encode": {"size": "wide"}}, "lorgnette.json does not fit: encode.size."),
+        ({"format": 2}, "lorgnette.json does not fit: format: "),
+        ({"invented": 1}, "lorgnette.json does not fit: invented: "),
+    ],
+)
+def test_a_part_that_does_not_fit_is_named(
+    contract: Contract, tmp_path: Path, changed: dict[str, Any], what: str
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(contract.model_dump(mode="json") | changed))
+    with pytest.raises(LorgnetteError) as caught:
+        Contract.read(tmp_path)
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == str(tmp_path / FILE)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]"])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(LorgnetteError, match=r"lorgnette\.json (cannot be read|does not fit): .") as caught:
+        Contract.read(tmp_path)
+    assert caught.value.where == str(tmp_path / FILE)
+    assert caught.value.remedy
+
+
+def test_its_own_model_is_welcome_wherever_it_lies(contract: Contract, tiny: Path, tmp_path: Path) -> None:
+    contract.demand(Checkpoint.at(tiny), "template")
+    contract.demand(Checkpoint.at(shutil.copytree(tiny, tmp_path / "moved")), "template")
+
+
+@pytest.mark.parametrize(
+    ("changed", "template", "what"),
+    [
+        ({"family": "qwen9_vl"}, "template", "base model is a qwen2_vl, the adapter's a qwen9_vl"),
+        ({"fingerprint": "0" * 64}, "template", "base model has other weights"),
+        ({}, "another template", "base model has another chat template"),
+    ],
+)
+def test_another_model_is_refused_with_the_right_ones_name(
+    contract: Contract, tiny: Path, changed: dict[str, Any], template: str, what: str
+) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        contract.model_copy(update={"model": "the/right-one", **changed}).demand(Checkpoint.at(tiny), template)
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == str(tiny)
+    assert "the/right-one" in str(caught.value.remedy)

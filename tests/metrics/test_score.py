@@ -1,0 +1,27 @@
+"""A tally's value is that of its sums."""
+
+import numpy as np
+
+from lorgnette.metrics.score import Score, Tally, mean
+
+
+def test_a_mean_is_the_mean_of_any_multiset() -> None:
+    tally = mean(np.array([0.0, 0.5, 1.0]))
+    assert tally.value == 0.5
+    twice_the_last = np.array([[1.0, 0.0, 2.0]]) @ tally.counts
+    assert tally.value_of(twice_the_last).tolist() == [2 / 3]
+
+
+def test_nothing_has_no_value() -> None:
+    assert mean(np.zeros(0)).value is None
+    assert mean(np.ones(1), "says nothing", nothing=True).value is None
+
+
+def test_a_ratio_of_sums_is_not_the_mean_of_ratios() -> None:
+    counts = np.array([[1.0, 1.0], [1.0, 3.0]])
+    tally = Tally(counts[:, 0] / counts[:, 1], counts, lambda sums: sums[:, 0] / sums[:, 1])
+    assert tally.value == 0.5
+
+
+def test_a_score_is_a_value() -> None:
+    assert Score("BLEU-4", 0.5, (0.5,)) == Score("BLEU-4", 0.5, (0.5,), None, None)

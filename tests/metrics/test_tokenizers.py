@@ -1,0 +1,40 @@
+"""What a metric sees of a text."""
+
+import pytest
+
+from lorgnette.metrics import tokenizers
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A dog's ball.", ["a", "dog", "'s", "ball"]),
+        ("一只猫在沙发上。", ["一", "只", "猫", "在", "沙", "发", "上"]),
+        ("穿T恤的人，拿着 iPhone 15！", ["穿", "t", "恤", "的", "人", "拿", "着", "iphone", "15"]),
+        ("“图”（左）", ["图", "左"]),
+        ("犬 が いる", ["犬", "が", "いる"]),
+        ("", []),
+    ],
+)
+def test_english_has_words_and_chinese_characters(text: str, words: list[str]) -> None:
+    assert tokenizers.words(text) == words
+
+
+def test_plain_text_is_free_of_stray_space() -> None:
+    assert tokenizers.plain("  a\n\tb  e\u0301\u3000c ") == "a b \u00e9 c"
+
+
+@pytest.mark.parametrize(
+    ("formula", "tokens"),
+    [
+        (r"\frac {a} {b}", [r"\frac", "{", "a", "}", "{", "b", "}"]),
+        (r"x^{2}\,\alpha_1 \\ y", ["x", "^", "{", "2", "}", r"\,", r"\alpha", "_", "1", r"\\", "y"]),
+        (r"\alpha b", [r"\alpha", "b"]),
+        (r"\alphab", [r"\alphab"]),
+        ("a\\ b", ["a", "\\ ", "b"]),
+        ("\\", ["\\"]),
+        ("", []),
+    ],
+)
+def test_latex_is_commands_and_characters(formula: str, tokens: list[str]) -> None:
+    assert tokenizers.latex(formula) == tokens

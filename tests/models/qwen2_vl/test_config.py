@@ -1,0 +1,97 @@
+"""Shapes are read from both layouts of config.json, and what this engine cannot compute is said by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.qwen2_vl.config import TextShape, VisionShape, config_of, unsupported
+
+
+@pytest.fixture
+def config(tiny: Path) -> dict[str, Any]:
+    return json.loads((tiny / "config.json").read_text())
+
+
+def test_both_layouts_say_the_same(tiny: Path, config: dict[str, Any]) -> None:
+    nested = Qwen2VLConfig.from_pretrained(tiny).to_dict()
+    assert "hidden_size" not in nested
+    assert unsupported(config) is unsupported(nested) is None
+    assert TextShape.of(config) == TextShape.of(nested)
+    assert VisionShape.of(config) == VisionShape.of(nested)
+
+
+@pytest.mark.parametrize(("size", "tied"), [("2B", True), ("7B", False)])
+def test_the_hubs_own_configs(shared: Callable[[str], Path], size: str, tied: bool) -> None:
+    path = shared("qwen2-vl") / "configs" / f"Qwen2-VL-{size}-Instruct.config.json"
+    config = json.loads(path.read_text())
+    text, vision = TextShape.of(config), VisionShape.of(config)
+    assert (text.head_dim, text.tied, text.mrope_section) == (128, tied, (16, 24, 24))
+    assert (vision.depth, vision.embed, vision.mlp, vision.head_dim, vision.patch_numbers) == (32, 1280, 5120, 80, 1176)
+    assert vision.out == text.hidden
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_are_those_of_transformers(tiny: Path, config: dict[str, Any], tied: bool) -> None:
+    config["tie_word_embeddings"] = tied
+    (
+        model := Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(tiny, tie_word_embeddings=tied))
+    ).tie_weights()
+    theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert TextShape.of(config).weights() | VisionShape.of(config).weights() == theirs
+
+
+def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
+    shapes = TextShape.of(config_of(Checkpoint.at(tiny)))
+    assert shapes.tied
+    assert "lm_head.weight" not in shapes.weights() | dict.fromkeys(load_file(tiny / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "qwen3_vl"}, "model_type 'qwen3_vl'"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "sliding-window attention"),
+        ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}, "mrope_section [2, 3, 4] for heads of 16"),
+        ({"num_key_value_heads": 3}, "4 heads and 3 key-value heads"),
+        (
+            {"hidden_size": 66, "num_attention_heads": 33, "num_key_value_heads": 1},
+            "33 heads that look at one key-value head",
+        ),
+        ({"hidden_size": 4 * 24}, "heads of 24, no power of two"),
+        ({"hidden_size": None}, "config.json cannot be understood"),
+        ({"num_hidden_layers": 0}, "a size below 1"),
+    ],
+)
+def test_what_is_not_known_is_said(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+    assert reason in str(unsupported(config | change))
+    with pytest.raises(LorgnetteError, match="not supported here"):
+        TextShape.of(config | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hidden_act": "silu"}, "the vision tower's hidden_act 'silu'"),
+        ({"hidden_size": 32}, "features of 32 for a decoder of 64"),
+        ({"num_heads": 3}, "3 vision heads of a width of 32"),
+        ({"rope_parameters": {"rope_theta": 5e5}}, "the vision tower's rope_parameters"),
+    ],
+)
+def test_nor_is_another_tower(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+    assert reason in str(unsupported(config | {"vision_config": config["vision_config"] | change}))
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_scaling", "vision_config", "num_key_value_heads"])
+def test_a_setting_that_is_not_there_is_not_guessed(config: dict[str, Any], name: str) -> None:
+    del config[name]
+    assert str(unsupported(config)).startswith("config.json does not say ")

@@ -1,0 +1,175 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorgnette.report.html.charts import Curve
+from lorgnette.report.html.page import Page, Score, Strip, flattened, write_page
+from lorgnette.report.predictions import PredictionRow
+
+
+def a_page(folder: Path) -> Page:
+    Image.new("RGB", (640, 480), "teal").save(folder / "one.jpg")
+    Image.new("RGB", (300, 900), "orange").save(folder / "two.png")
+    long = "Donaudampfschifffahrtsgesellschaftskapitän" * 6
+    return Page(
+        title="COCO captions",
+        summary="62 steps on 496 examples in 21 s; loss 3.90 → 0.12.",
+        settings={
+            "lora": {"r": 64, "targets": ["q_proj", "v_proj"]},
+            "train": {"lr": 1e-4, "resume": None, "fast": True},
+        },
+        facts=[("Base model", "Qwen2-VL-2B-Instruct"), ("Device", long)],
+        curves=[
+            Curve("loss", [(float(step), 4 / step) for step in range(1, 63)]),
+            Curve("eval loss", [(10.0, 1.0), (20.0, 0.5)]),
+            Curve("lr", [(float(step), 1e-4 * (1 - step / 62)) for step in range(62)]),
+        ],
+        rows=[
+            PredictionRow(
+                "a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."
+            ),
+            PredictionRow(
+                "b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"
+            ),
+            PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
+            PredictionRow("d", (), "", (), "same", "same"),
+        ],
+        problems=["data.csv, row 7: picture cannot be decoded"],
+        notes=["a note"],
+        next_steps=["lorgnette predict --adapter runs/coco/adapter picture.jpg"],
+        scores=[Score("CIDEr", "12.4", "98.1", better=True), Score("odd", "–", "–", note="one picture says nothing")],
+        gains=[0.5, -0.25, None, None],
+        film=[Strip(PredictionRow("a", (folder / "one.jpg",), "", ("a cat",)), ((0, "The image"), (31, "A cat.")))],
+    )
+
+
+def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", a_page(tmp_path))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;a cat&lt;/b&gt;" in html
+    assert "<b>a cat" not in html
+    for text in ("一只猫", "قطة", "data.csv, row 7", "a note", "98.1", "lora.r", "[q_proj, v_proj]", "(nothing)"):
+        assert text in html
+    assert "matches the reference" in html
+    assert "unchanged" in html
+    assert "further from the reference" in html
+    assert "Reference 2" in html
+    assert "one picture says nothing" in html
+    assert "step 31" in html
+    assert "the file is gone" in html
+    assert html.count("data:image/jpeg;base64,") == 4
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in html
+
+
+def test_an_empty_page_has_no_empty_sections(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", Page(title="Nothing yet"))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<section" not in html
+    assert "Nothing yet" in html
+
+
+def test_without_a_summary_the_loss_makes_one(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", Page(title="x", curves=[Curve("loss", [(1, 3.9), (62, 0.12)])]))
+    assert "62 steps; loss 3.90\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}0.12." in (tmp_path / "report.html").read_text()
+
+
+def test_predictions_alone_are_not_called_before_and_after(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
+    html = (tmp_path / "report.html").read_text()
+    assert ">Predictions<" in html
+    assert "Before" not in html
+
+
+def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) -> None:
+    """25 pictures of pure noise, each named by 40 rows: the budget is by picture shown, whatever lies in it."""
+    noise = np.random.default_rng(0)
+    for place in range(25):
+        pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
+    rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", ("r",), "b", "t") for row in range(1000)]
+    write_page(tmp_path / "report.html", Page(title="many", rows=rows))
+    html = (tmp_path / "report.html").read_bytes()
+    assert len(html) < 30_000_000
+    assert html.count(b"<article") == 1000
+    assert b"988 more" in html
+
+
+def test_settings_are_flattened_as_one_would_type_them() -> None:
+    nested = {"a": {"b": {"c": None}, "d": True}, "e": [1, "x"], "f": {}}
+    assert flattened(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
+
+
+def test_only_what_is_better_is_green(tmp_path: Path) -> None:
+    rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
+        [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
+    )]  # fmt: skip
+    write_page(tmp_path / "p.html", Page(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
+    html = (tmp_path / "p.html").read_text()
+    cards = html.split("<article")[1:]
+    assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
+    scores = [Score("a", "1", "2", better=True), Score("b", "1", "1")]
+    write_page(tmp_path / "p.html", Page(title="x", scores=scores))
+    assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write_page(tmp_path / "report.html", a_page(tmp_path))
+    return tmp_path / "report.html"
+
+
+@pytest.mark.parametrize("width", [320, 360, 1280])
+def test_a_browser_shows_it_whole_and_asks_for_nothing(opened: Callable[..., Any], written: Path, width: int) -> None:
+    with opened(written, viewport={"width": width, "height": 800}) as page:
+        page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert page.view.evaluate("document.documentElement.scrollWidth") <= width
+        loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+        page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
+        page.view.wait_for_function(loaded)
+        assert page.complaints == []
+        assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
+        assert len([url for url in page.requests if url.startswith("file")]) == 1
+
+
+def test_dark_differs_and_the_keyboard_switches_it(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written, color_scheme="light") as light, opened(written, color_scheme="dark") as dark:
+        assert light.paper() != dark.paper()
+        light.view.keyboard.press("Tab")
+        assert light.view.evaluate("document.activeElement.id") == "theme"
+        light.view.keyboard.press("Enter")
+        assert light.paper() == dark.paper()
+        light.view.reload()
+        assert light.paper() == dark.paper()  # remembered
+        light.view.focus("#theme")
+        light.view.keyboard.press("Space")
+        assert light.paper() != dark.paper()
+
+
+def test_curves_are_read_off_with_pointer_and_arrows(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written) as page:
+        plot, readout = page.view.locator(".plot").first, page.view.locator(".readout").first
+        plot.focus()
+        page.view.keyboard.press("End")
+        assert readout.text_content() == "step 62 · loss 0.06452 · eval loss 0.5000 (step 20)"
+        page.view.keyboard.press("Home")
+        page.view.keyboard.press("ArrowRight")
+        assert str(readout.text_content()).startswith("step 2 · loss 2 ·")
+        page.view.keyboard.press("Escape")
+        assert readout.text_content() == ""
+        plot.hover()
+        assert "step 3" in str(readout.text_content())  # the middle of 1 … 62
+        assert page.complaints == []
+
+
+def test_it_prints_in_light_colours_with_the_details_open(opened: Callable[..., Any], written: Path) -> None:
+    with opened(written, color_scheme="dark") as page:
+        page.view.emulate_media(media="print")
+        assert page.paper() == "rgb(255, 255, 255)"
+        page.view.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.view.locator("details.settings tr").first.is_visible()
+        assert not page.view.locator("#theme").is_visible()

@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.report.run_log import RunLog, number, read, series
+
+
+def test_a_record_is_on_the_disk_once_written(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "new" / "log.jsonl")
+    log.write(
+        {"kind": "train", "step": 1, "loss": np.float32(2.5), "note": "一只猫", "path": Path("a/b"), "tags": (1, True)}
+    )
+    assert read(log.path) == [
+        {"kind": "train", "step": 1, "loss": 2.5, "note": "一只猫", "path": "a/b", "tags": [1, True]}
+    ]
+    log.close()
+
+
+def test_numbers_that_are_not_finite_stay_legal_json(tmp_path: Path) -> None:
+    values = [float("nan"), float("inf"), -float("inf"), np.float64("nan")]
+    with RunLog(tmp_path / "log.jsonl") as log:
+        log.write({"kind": "train", "step": 3, "losses": values})
+
+    def refused(text: str) -> None:
+        raise AssertionError(text)
+
+    line = json.loads(log.path.read_text(), parse_constant=refused)
+    assert line["losses"] == ["nan", "inf", "-inf", "nan"]
+    assert [number(text) == number(text) for text in line["losses"]] == [False, True, True, False]
+    assert [number(value) for value in (True, None, "1", 2)] == [None, None, None, 2.0]
+
+
+def test_what_json_cannot_say_is_refused(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "log.jsonl") as log, pytest.raises(TypeError, match="object"):
+        log.write({"kind": "event", "text": object()})
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_half_written_last_line_is_dropped_and_logging_goes_on(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "log.jsonl"
+    with RunLog(path) as log:
+        log.write({"step": 1})
+        log.write({"step": 2, "text": "猫"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    kept = [{"step": 1}] + ([{"step": 2, "text": "猫"}] if cut == 1 else [])
+    assert read(path) == kept
+    with RunLog(path) as log:
+        log.write({"step": 3})
+    assert read(path) == [*kept, {"step": 3}]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(LorgnetteError, match="line 2"):
+        read(tmp_path / "log.jsonl")
+    with pytest.raises(LorgnetteError, match="cannot be read"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_resuming_forgets_later_steps_and_keeps_what_has_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with RunLog(path) as log:
+        log.write({"kind": "skipped", "row": 7})
+        for step in range(1, 6):
+            log.write({"kind": "train", "step": step, "loss": 1 / step})
+    path.write_bytes(path.read_bytes() + b'{"kind": "tr')
+    with RunLog.resumed(path, 3) as log:
+        log.write({"kind": "train", "step": 4, "loss": 0.25})
+    assert [record.get("step") for record in read(path)] == [None, 1, 2, 3, 4]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_resuming_without_a_log_starts_one(tmp_path: Path) -> None:
+    RunLog.resumed(tmp_path / "log.jsonl", 3).close()
+    assert read(tmp_path / "log.jsonl") == []
+
+
+def test_a_series_is_one_field_over_the_steps() -> None:
+    records = [
+        {"kind": "train", "step": 1, "loss": 2.0},
+        {"kind": "eval", "step": 1, "eval_loss": 3.0},
+        {"kind": "train", "step": 2, "loss": "nan"},
+        {"kind": "train", "step": 3},
+    ]
+    (first, second) = series(records, "train", "loss")
+    assert first == (1.0, 2.0)
+    assert second[0] == 2.0
+    assert second[1] != second[1]
+
+
+def test_an_unwritable_log_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LorgnetteError, match="log cannot be written"):
+        RunLog(tmp_path / "file" / "log.jsonl")

@@ -1,0 +1,36 @@
+"""Seconds of every stage reach the log, also of those that were over before there was one."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from lorgnette.report import run_log
+from lorgnette.report.console import Terminal
+from lorgnette.report.run_log import RunLog
+from lorgnette.report.stage_timer import Stages
+
+
+def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, said: io.StringIO) -> None:
+    stages = Stages(terminal)
+    with stages("data"):
+        pass
+    with RunLog(tmp_path / "log.jsonl") as kept:
+        stages.keep(kept)
+        with stages("steps"):
+            pass
+        stages.part("decoding", 0.5)
+    records = run_log.read(tmp_path / "log.jsonl")
+    assert [(record["kind"], record["name"]) for record in records] == [
+        ("stage", "data"),
+        ("stage", "steps"),
+        ("stage", "decoding"),
+    ]
+    assert records[2]["seconds"] == 0.5
+    assert [line.split()[0] for line in said.getvalue().splitlines()] == ["data", "steps"]
+
+
+def test_a_stage_that_fails_has_no_seconds(terminal: Terminal, said: io.StringIO) -> None:
+    with pytest.raises(KeyboardInterrupt), Stages(terminal)("data"):
+        raise KeyboardInterrupt
+    assert not said.getvalue()

@@ -1,0 +1,131 @@
+"""A checkpoint is whole or not there; the newest is found; what was saved comes back, the random state too."""
+
+import pickle
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.training.checkpoint import STATE, latest, random_state, restore, rotate, save
+
+CPU = torch.device("cpu")
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter").write_text("weights")
+
+
+def state(**more: Any) -> dict[str, Any]:
+    return {**more, "random": random_state()}
+
+
+def test_it_holds_adapter_and_state_under_its_step(tmp_path: Path) -> None:
+    kept = {"step": 3, "optimizer": {"m": torch.arange(3)}, "window": [0.5, 2]}
+    path = save(tmp_path / "checkpoints", 3, adapter, state(**kept))
+    assert path == tmp_path / "checkpoints" / "step-000003"
+    assert {file.name for file in path.iterdir()} == {"adapter", STATE}
+    back = restore(path, CPU)
+    assert (back["step"], back["window"], back["optimizer"]["m"].tolist()) == (3, [0.5, 2], [0, 1, 2])
+    assert back.keys() == kept.keys()
+
+
+def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    path = save(tmp_path, 1, adapter, state())
+    wanted = torch.rand(4)
+    restore(path, CPU)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
+    assert latest(tmp_path / "none") is None
+    for step in (100, 999_999, 20, 1_000_000):
+        save(tmp_path, step, adapter, state())
+    (tmp_path / "step-2000000").mkdir()  # no state: not whole
+    (tmp_path / ".step-3000000.12.part").mkdir()
+    (tmp_path / ".step-3000000.12.part" / STATE).touch()
+    for name in ("step-9000000-backup", "step-", "step-one"):  # a person's own
+        (tmp_path / name).mkdir()
+        (tmp_path / name / STATE).touch()
+    assert latest(tmp_path) == (1_000_000, tmp_path / "step-1000000")
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10, 20):
+        save(tmp_path, step, adapter, state())
+    (tmp_path / "step-1-backup").mkdir()  # a person's own
+    (tmp_path / "step-1-backup" / STATE).touch()
+    rotate(tmp_path, best=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000002", "step-000010", "step-000020", "step-1-backup",
+    ]  # fmt: skip
+    rotate(tmp_path, best=0)  # none yet
+    assert latest(tmp_path) == (20, tmp_path / "step-000020")
+    assert not (tmp_path / "step-000002").exists()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 1, adapter, state(step=1, attempt=1))
+    save(tmp_path, 1, adapter, state(step=1, attempt=2))
+    assert restore(tmp_path / "step-000001", CPU)["attempt"] == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def small_disk() -> Any:
+    """Files of more than 4 kB cannot be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_is_said_and_leaves_no_half_of_it(tmp_path: Path) -> None:
+    with pytest.raises(LorgnetteError, match=r"cannot write: File too large · .*step-000001 · free some space"):
+        save(tmp_path, 1, adapter, state(m=torch.zeros(100_000)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        adapter(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(LorgnetteError, match="No space left on device"):
+        save(tmp_path, 1, broken, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        Path.unlink,
+        cut,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"hello"),
+        lambda path: path.write_bytes(pickle.dumps({"step": 1}, 2)),
+        lambda path: path.write_bytes(pickle.dumps(print, 2)),
+        lambda path: torch.save([1], path),
+        lambda path: torch.save({"step": 1}, path),
+    ],
+    ids=["gone", "cut", "empty", "words", "pickle", "code", "list", "foreign"],
+)
+def test_a_broken_state_is_named_with_the_way_on(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
+    path = save(tmp_path, 1, adapter, state(step=1))
+    break_it(path / STATE)
+    before = torch.get_rng_state()
+    with pytest.raises(LorgnetteError, match=r"checkpoint cannot be read: .") as caught:
+        restore(path, CPU)
+    assert len(caught.value.what) < 200
+    assert caught.value.where == str(path)
+    assert "remove it" in str(caught.value.remedy)
+    assert torch.equal(torch.get_rng_state(), before)
