@@ -20,27 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bf16_rounding import rounding
+from bf16_rounding import compare_greedy
 from kept import Kept, device_name
 from step import DEVICE, Drawn, profiled
 
 from lorgnette import data
-from lorgnette.config import Encode, Lora
-from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.engine.build_decoder import load_decoder
 from lorgnette.engine.loading import FastModel
-from lorgnette.inference.decode import answers
-from lorgnette.inference.hf_generate import Sampling
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
-from lorgnette.processing.processor import Encoder
-from lorgnette.types import Encoded, Example, PictureGrid
+from lorgnette.inference.decode import generate_answers
+from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
+from lorgnette.processing.processor import Processor
+from lorgnette.types import Encoded, Example, ImageGrid
 
 
 class Ready(Drawn):
     """Random features, of every picture from the start."""
 
-    def prepare(self, grids: Iterable[PictureGrid]) -> dict[PictureGrid, Exception]:
+    def prepare(self, grids: Iterable[ImageGrid]) -> dict[ImageGrid, Exception]:
         self.of(list(grids))
         return {}
 
@@ -61,11 +61,13 @@ def bandwidth() -> float:
     return 5 * 2 * source.nbytes / seconds(lambda: [target.copy_(source) for _ in range(5)])
 
 
-def model_of(job: Path, lora: Lora, dtype: torch.dtype, features: Any) -> FastModel:
-    checkpoint = Checkpoint.at(job / "model")
-    shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, lora.alpha / lora.rank)
-    decoder, adapter = decoder_of(checkpoint, shape, DEVICE, dtype), FlatAdapter(shape, DEVICE)
-    adapter.take(FlatAdapter.drawn(shape, 0))
+def model_of(job: Path, lora: LoraSettings, dtype: torch.dtype, features: Any) -> FastModel:
+    checkpoint = BaseCheckpoint.from_folder(job / "model")
+    shape = AdapterShape(
+        TextConfig.from_hf_config(load_hf_config(checkpoint)), lora.target_modules, lora.rank, lora.alpha / lora.rank
+    )
+    decoder, adapter = load_decoder(checkpoint, shape, DEVICE, dtype), FlatLoraParams(shape, DEVICE)
+    adapter.copy_from(FlatLoraParams.init_values(shape, 0))
     torch.manual_seed(0)
     adapter.values.data.add_(torch.randn_like(adapter.values.data), alpha=1e-3)  # B is zero as it is drawn
     adapter.attach(decoder)
@@ -73,54 +75,56 @@ def model_of(job: Path, lora: Lora, dtype: torch.dtype, features: Any) -> FastMo
 
 
 def measured(
-    model: FastModel, encoder: Encoder, examples: list[Example], sampling: Sampling, tuned: bool, rate: float
+    model: FastModel, encoder: Processor, examples: list[Example], sampling: SamplingParams, tuned: bool, rate: float
 ) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     name = "tuned" if tuned else None
 
     def everything() -> None:
-        said = list(answers(model, encoder, examples, sampling, adapter=name))
+        said = list(generate_answers(model, encoder, examples, sampling, adapter=name))
         assert len(said) == len(examples)
 
     runs = [seconds(everything) for _ in range(6)]
-    prompts = [encoder.encode(example, answer=True) for example in examples]
-    encoding = seconds(lambda: [encoder.encode(example, answer=True) for example in examples])
+    prompts = [encoder.encode(example, add_generation_prompt=True) for example in examples]
+    encoding = seconds(lambda: [encoder.encode(example, add_generation_prompt=True) for example in examples])
     speaker, n = model.speaker, sampling.max_new_tokens
-    reading = [seconds(lambda: speaker.begin(prompts, n, tuned=tuned)) for _ in range(5)]
-    cache = speaker.begin(prompts, n, tuned=tuned)
+    reading = [seconds(lambda: speaker.prefill(prompts, n, use_adapter=tuned)) for _ in range(5)]
+    cache = speaker.prefill(prompts, n, use_adapter=tuned)
     tokens = cache.logits[: len(prompts)].argmax(-1)
-    steps = [seconds(lambda: speaker.step(cache, tokens, tuned=tuned)) for _ in range(n - 1)]
-    cache = speaker.begin(prompts, n, tuned=tuned)
-    running = seconds(lambda: [speaker.step(cache, tokens, tuned=tuned) for _ in range(n - 1)]) / (n - 1)
+    steps = [seconds(lambda: speaker.decode_step(cache, tokens, use_adapter=tuned)) for _ in range(n - 1)]
+    cache = speaker.prefill(prompts, n, use_adapter=tuned)
+    running = seconds(lambda: [speaker.decode_step(cache, tokens, use_adapter=tuned) for _ in range(n - 1)]) / (n - 1)
     choosing = statistics.median(seconds(lambda: cache.logits.argmax(-1)) for _ in range(5))
-    cache = speaker.begin(prompts, n, tuned=tuned)
-    kernels = profiled(lambda _: speaker.step(cache, tokens, tuned=tuned))
-    prefill = profiled(lambda _: speaker.begin(prompts, n, tuned=tuned))
+    cache = speaker.prefill(prompts, n, use_adapter=tuned)
+    kernels = profiled(lambda _: speaker.decode_step(cache, tokens, use_adapter=tuned))
+    prefill = profiled(lambda _: speaker.prefill(prompts, n, use_adapter=tuned))
     return {
-        "adapter": tuned, "answers": len(examples), "tokens": n, "prompt_tokens": sum(len(p.tokens) for p in prompts),
+        "adapter": tuned, "answers": len(examples), "tokens": n, "prompt_tokens": sum(len(p.input_ids) for p in prompts),
         "first_s": runs[0], "again_s": statistics.median(runs[1:]), "runs_s": runs, "encoding_s": encoding,
         "reading_ms": 1000 * statistics.median(reading), "step_ms": 1000 * statistics.median(steps),
         "step_ms_running": 1000 * running, "choosing_ms": 1000 * choosing,
         "floor_ms": 1000 * floor_bytes(model, prompts, n, tuned) / rate,
-        "room": [cache.room.rows, cache.room.places], "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "room": [cache.shape.num_rows, cache.shape.num_slots], "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "step_kernels": kernels, "reading_kernels": prefill,
     }  # fmt: skip
 
 
 def floor_bytes(model: FastModel, prompts: list[Encoded], tokens: int, tuned: bool) -> float:
     """Weights and head once, and the keys and values of every row halfway through its answer."""
-    decoder, shape = model.decoder, model.decoder.shape
-    columns = sum(linear.weight.shape[0] * (linear.width if tuned else linear.inputs) for linear in decoder.linears)
+    decoder, shape = model.decoder, model.decoder.config
+    columns = sum(
+        linear.weight.shape[0] * (linear.ext_features if tuned else linear.in_features) for linear in decoder.linears
+    )
     if tuned:
-        columns += sum((linear.width - linear.inputs) * linear.inputs for linear in decoder.linears)
-    rows = sum(len(prompt.tokens) + tokens / 2 for prompt in prompts)
-    kept = rows * shape.layers * 2 * shape.kv_heads * shape.head_dim
-    return (columns + decoder.head.numel() + kept) * decoder.head.element_size()
+        columns += sum((linear.ext_features - linear.in_features) * linear.in_features for linear in decoder.linears)
+    rows = sum(len(prompt.input_ids) + tokens / 2 for prompt in prompts)
+    kept = rows * shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim
+    return (columns + decoder.lm_head.numel() + kept) * decoder.lm_head.element_size()
 
 
-def parted(job: Path, lora: Lora, model: FastModel, prompts: list[Encoded], tokens: int) -> dict[str, Any]:
+def parted(job: Path, lora: LoraSettings, model: FastModel, prompts: list[Encoded], tokens: int) -> dict[str, Any]:
     exact = model_of(job, lora, torch.float32, model.features)
-    found = rounding(model.speaker, exact.speaker, prompts, tokens, tuned=True)
+    found = compare_greedy(model.speaker, exact.speaker, prompts, tokens, use_adapter=True)
     print(found)
     return {"error": found.error, "median_gap": found.median_gap, "said": str(found).splitlines()}
 
@@ -135,12 +139,14 @@ if __name__ == "__main__":
     parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
     kept = Kept(given.out, ["bench/answers.py"], device_name(), given.budget)
-    encoder, lora = Encoder.of_folder(given.job / "model", Encode()), Lora()
+    encoder, lora = Processor.from_folder(given.job / "model", ProcessorSettings()), LoraSettings()
     rows = [row for row in data.read(given.job / "captions.csv") if isinstance(row, Example)]
     examples = list(islice(cycle(rows), given.count))
-    features = Ready(TextShape.of(config_of(Checkpoint.at(given.job / "model"))).hidden)
+    features = Ready(
+        TextConfig.from_hf_config(load_hf_config(BaseCheckpoint.from_folder(given.job / "model"))).hidden_size
+    )
     model, rate = model_of(given.job, lora, torch.bfloat16, features), bandwidth()
-    sampling = Sampling(max_new_tokens=given.tokens, batch_size=given.count)
+    sampling = SamplingParams(max_new_tokens=given.tokens, batch_size=given.count)
     kept.keep(copy_tb_per_s=rate / 1e12)
     runs: list[dict[str, Any]] = []
     took = 0.0
@@ -158,5 +164,5 @@ if __name__ == "__main__":
             for row in kernels["top"][:14]:
                 print("     ", *row)
     if given.rounding and kept.fits(took, "rounding"):
-        prompts = [encoder.encode(example, answer=True) for example in examples[:16]]
+        prompts = [encoder.encode(example, add_generation_prompt=True) for example in examples[:16]]
         kept.keep(rounding=parted(given.job, lora, model, prompts, given.tokens))

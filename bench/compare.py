@@ -27,8 +27,8 @@ from timed import HERE, NO_DROPOUT, OURS, Run, installed, ours, peer
 
 import lorgnette
 from lorgnette import data
-from lorgnette.config import Encode
-from lorgnette.processing.processor import Encoder
+from lorgnette.config import ProcessorSettings
+from lorgnette.processing.processor import Processor
 
 PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").glob("by_*.py")))
 HELD_OUT, SIDE, EPOCHS, RANK = 4, 280, 2, 64
@@ -61,8 +61,8 @@ def rated(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
 
 def counted(job: Path) -> dict[str, float]:
     """The job's size, the same for everyone: padding is nobody's work."""
-    encoder = Encoder.of_folder(job / "model", Encode(size=(SIDE, SIDE)))
-    lengths = [len(encoder.encode(example).tokens) for example in data.read(job / "captions.csv")][:-HELD_OUT]
+    encoder = Processor.from_folder(job / "model", ProcessorSettings(image_size=(SIDE, SIDE)))
+    lengths = [len(encoder.encode(example).input_ids) for example in data.read(job / "captions.csv")][:-HELD_OUT]
     config = json.loads((job / "model" / "config.json").read_text())
     return {
         "samples": len(lengths),

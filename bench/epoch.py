@@ -51,8 +51,8 @@ def trained(job: Path, table: Path, name: str, words: list[str], limit: float) -
     shutil.rmtree(folder, ignore_errors=True)
     command = [
         sys.executable, "-m", "lorgnette", "train", "coco-caption", f"model={job / 'model'}", f"data={table}",
-        f"run={folder}", "track.to=none", "data.holdout=0", "train.epochs=1", f"train.batch_size={PER_STEP}",
-        "train.accumulation=1", "lora.dropout=0", "data.rows=null", *words,
+        f"run={folder}", "report_to=none", "data.holdout=0", "train.epochs=1", f"train.batch_size={PER_STEP}",
+        "train.accumulation=1", "lora.dropout=0", "data.max_rows=null", *words,
     ]  # fmt: skip
     cut_off = None
     try:
@@ -64,7 +64,7 @@ def trained(job: Path, table: Path, name: str, words: list[str], limit: float) -
 
 def read(file: Path, cut_off: process.FailedError | None) -> dict[str, Any]:
     """What the log says of a training, up to where it was cut off."""
-    records = run_log.read(file) if file.exists() else []
+    records = run_log.read_log(file) if file.exists() else []
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     lines = [r for r in records if r["kind"] == "train" and r["step"] > WARM_UP]
     if cut_off and not lines:
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     kept = Kept(given.out, ["bench/epoch.py"], device_name(), given.budget)
     table = make_data(given.job, given.pictures)
     steps = f"train.max_steps={given.steps}"
-    grouped = trained(given.job, table, "grouped", [steps, "data.group_captions=image"], 0.6 * kept.left)
+    grouped = trained(given.job, table, "grouped", [steps, "data.group_by_image=true"], 0.6 * kept.left)
     features = grouped["features_s"] * PICTURES / given.pictures
     epoch = {"features": features, "steps": CAPTIONS / grouped["captions_per_s"]}
     kept.keep(pictures=given.pictures, grouped=grouped, coco_2014_epoch_s=epoch)

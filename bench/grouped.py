@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lorgnette.demo.captions import describe
-from lorgnette.demo.scenes import draw, random_scene
+from lorgnette.demo.captions import write_description
+from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.report import run_log
 
 
@@ -28,9 +28,9 @@ def make_data(out: Path, pictures: int) -> None:
             rows = csv.writer(file)
             rows.writerow(["image_path", "caption"])
             for i in range(first, first + count):
-                scene = random_scene(words)
-                draw(scene).save(out / "pictures" / f"{i}.png")
-                rows.writerows([f"pictures/{i}.png", describe(scene, words)] for _ in range(5))
+                scene = sample_scene(words)
+                draw_scene(scene).save(out / "pictures" / f"{i}.png")
+                rows.writerows([f"pictures/{i}.png", write_description(scene, words)] for _ in range(5))
 
 
 def losses(out: Path, grouping: str, seed: int) -> list[float]:
@@ -38,11 +38,11 @@ def losses(out: Path, grouping: str, seed: int) -> list[float]:
     command = [
         sys.executable, "-m", "lorgnette", "train", "demo", f"data={out / 'train.csv'}",
         f"data.test={out / 'test.csv'}",
-        f"data.group_captions={grouping}", f"seed={seed}", f"run={folder}", "track.to=none", "train.epochs=2",
+        f"data.group_by_image={grouping}", f"seed={seed}", f"run={folder}", "report_to=none", "train.epochs=2",
         "train.eval_steps=10", "predict.metrics=none", "predict.max_new_tokens=1",
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return [record["eval_loss"] for record in run_log.read(folder / "log.jsonl") if record["kind"] == "eval"]
+    return [record["eval_loss"] for record in run_log.read_log(folder / "log.jsonl") if record["kind"] == "eval"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import PIL.Image
 import torch
 from safetensors.torch import save_file
 
-from lorgnette.models.qwen2_vl.config import TextShape, VisionShape
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 
 BUILT_IN = Path(__file__).parents[1] / "src" / "lorgnette" / "demo" / "model"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json", "generation_config.json")
@@ -53,7 +53,10 @@ def make_model(folder: Path, tokenizer: Path) -> None:
     torch.manual_seed(0)
     weights = {
         hub_name(name): drawn(name, size, device)
-        for name, size in (TextShape.of(config).weights() | VisionShape.of(config).weights()).items()
+        for name, size in (
+            TextConfig.from_hf_config(config).list_weight_shapes()
+            | VisionConfig.from_hf_config(config).list_weight_shapes()
+        ).items()
     }
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 

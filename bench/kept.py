@@ -8,7 +8,7 @@ import torch
 
 import lorgnette
 from lorgnette.io.atomic import write_json
-from lorgnette.report.manifest import manifest
+from lorgnette.report.manifest import build_manifest
 
 
 def device_name() -> str:
@@ -24,7 +24,7 @@ class Kept:
     def __init__(self, path: Path, command: list[str], device: str | None, budget: float) -> None:
         self.found: dict[str, Any] = {}
         self._path, self._end = path, time.monotonic() + budget
-        made: dict[str, Any] = manifest(seed=0, command=command, device=device)
+        made: dict[str, Any] = build_manifest(seed=0, command=command, device=device)
         made["versions"]["lorgnette"] = lorgnette.__version__  # it may run from a checkout, which has no metadata
         self._made = made
 

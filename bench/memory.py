@@ -23,15 +23,15 @@ from kept import Kept, device_name
 from step import DEVICE, Drawn
 
 from lorgnette import data
-from lorgnette.config import Encode, Lora, Train
-from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.engine.build_decoder import load_decoder
 from lorgnette.engine.fast import FastEngine
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, VisionShape, config_of
-from lorgnette.planning.memory import GIB, EngineName, Work, predicted
-from lorgnette.processing.packing import passes
-from lorgnette.processing.processor import Encoder
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, load_hf_config
+from lorgnette.planning.memory import GIB, EngineName, Workload, predict_memory
+from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.processing.processor import Processor
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, PackedBatch
 
@@ -45,21 +45,21 @@ SETTINGS: tuple[tuple[EngineName, int, int, float, int], ...] = (
 """(engine, rows a step, rank, dropout, layers run twice): the first eight differ in everything already."""
 
 
-def built(job: Path, name: EngineName, lora: Lora, again: int) -> tuple[Any, Drawn]:
-    checkpoint = Checkpoint.at(job / "model")
-    text = TextShape.of(config_of(checkpoint))
-    features: Any = Drawn(text.hidden)
+def built(job: Path, name: EngineName, lora: LoraSettings, again: int) -> tuple[Any, Drawn]:
+    checkpoint = BaseCheckpoint.from_folder(job / "model")
+    text = TextConfig.from_hf_config(load_hf_config(checkpoint))
+    features: Any = Drawn(text.hidden_size)
     if name == "fast":
-        shape = AdapterShape(text, lora.targets, lora.rank, lora.alpha / lora.rank)
-        decoder, adapter = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16), FlatAdapter(shape, DEVICE)
-        adapter.take(FlatAdapter.drawn(shape, 0))
-        return FastEngine(decoder, adapter, features, dropout=lora.dropout, seed=0, again=again), features
+        shape = AdapterShape(text, lora.target_modules, lora.rank, lora.alpha / lora.rank)
+        decoder, adapter = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16), FlatLoraParams(shape, DEVICE)
+        adapter.copy_from(FlatLoraParams.init_values(shape, 0))
+        return FastEngine(decoder, adapter, features, dropout=lora.dropout, seed=0, recompute_layers=again), features
     from lorgnette.engine import hf_loading
     from lorgnette.engine import peft_adapter as adapters
     from lorgnette.engine.peft_engine import ReferenceEngine
 
-    base = hf_loading.load(checkpoint, DEVICE, torch.bfloat16)
-    return ReferenceEngine(adapters.attach(base, checkpoint.family, lora, seed=0), features), features
+    base = hf_loading.load_base_model(checkpoint, DEVICE, torch.bfloat16)
+    return ReferenceEngine(adapters.add_adapter(base, checkpoint.family, lora, seed=0), features), features
 
 
 def measured(
@@ -69,26 +69,26 @@ def measured(
     torch._C._cuda_clearCublasWorkspaces()  # of streams that are gone: a training has its own alone
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    lora = Lora(rank=rank, dropout=dropout)
+    lora = LoraSettings(rank=rank, dropout=dropout)
     engine, features = built(job, name, lora, again)
-    optimizer = Optimizer(engine.parameters, Train())
-    count = next(n for n in range(1, len(encoded)) if sum(len(e.tokens) - 2 for e in encoded[:n]) >= rows)
-    [batch] = passes(encoded[:count], 2 * rows, share="none")
+    optimizer = Optimizer(engine.parameters, TrainSettings())
+    count = next(n for n in range(1, len(encoded)) if sum(len(e.input_ids) - 2 for e in encoded[:n]) >= rows)
+    [batch] = split_into_microbatches(encoded[:count], 2 * rows, prefix_sharing="none")
     steps(engine, optimizer, batch)
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    [half] = passes(encoded[: count // 2], 2 * rows, share="none")
+    [half] = split_into_microbatches(encoded[: count // 2], 2 * rows, prefix_sharing="none")
     steps(engine, optimizer, half)
-    config = config_of(Checkpoint.at(job / "model"))
-    work = Work(
-        name, TextShape.of(config), VisionShape.of(config), lora.targets, rank, dropout=dropout > 0,
-        rows=len(batch.tokens), labels=len(batch.targets), again=again,
-        feature_rows=sum(map(len, features._kept.values())),
+    config = load_hf_config(BaseCheckpoint.from_folder(job / "model"))
+    work = Workload(
+        name, TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config), lora.target_modules, rank, has_dropout=dropout > 0,
+        tokens=len(batch.input_ids), labels=len(batch.targets), recompute_layers=again,
+        feature_tokens=sum(map(len, features._kept.values())),
     )  # fmt: skip
-    said = predicted(work)
+    said = predict_memory(work)
     return {
-        "engine": name, "rows": work.rows, "labels": work.labels, "rank": rank, "dropout": dropout, "again": again,
-        "peak_gib": peak / GIB, "predicted_gib": said.peak / GIB, "error_percent": 100 * (said.peak / peak - 1),
-        "fullest": said.fullest, "items_gib": {item: size / GIB for item, size in said.items.items()},
+        "engine": name, "rows": work.tokens, "labels": work.labels, "rank": rank, "dropout": dropout, "again": again,
+        "peak_gib": peak / GIB, "predicted_gib": said.peak_bytes / GIB, "error_percent": 100 * (said.peak_bytes / peak - 1),
+        "fullest": said.peak_phase, "items_gib": {item: size / GIB for item, size in said.peak_items.items()},
         "reserved_gib": reserved / GIB, "reserved_two_rooms_gib": torch.cuda.max_memory_reserved() / GIB,
         "loss": engine.loss(replace(batch, examples=())).item(),
     }  # fmt: skip
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
     kept = Kept(given.out, ["bench/memory.py"], device_name(), given.budget)
-    encoder = Encoder.of_folder(given.job / "model", Encode())
+    encoder = Processor.from_folder(given.job / "model", ProcessorSettings())
     encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
     took = 0.0

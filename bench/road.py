@@ -29,10 +29,10 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     command = [
         sys.executable, "-m", "lorgnette", "train", "coco-caption", f"model={job / 'model'}",
-        f"data={job / 'captions.csv'}", f"run={folder}", "track.to=none", *words,
+        f"data={job / 'captions.csv'}", f"run={folder}", "report_to=none", *words,
     ]  # fmt: skip
     wall = process.run(command, folder.with_name(f"{folder.name}.txt"), limit, environment=environment)
-    records = run_log.read(folder / "log.jsonl")
+    records = run_log.read_log(folder / "log.jsonl")
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
     steps = [r for r in records if r["kind"] == "train"]
     memory = next(r for r in records if r["kind"] == "memory")

@@ -22,16 +22,16 @@ from ceiling import matmul_tflops
 from kept import Kept, device_name
 
 from lorgnette import data
-from lorgnette.config import Encode, Lora, Train
-from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.engine.build_decoder import load_decoder
 from lorgnette.engine.fast import FastEngine
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
-from lorgnette.processing.packing import passes
-from lorgnette.processing.processor import Encoder
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
+from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.processing.processor import Processor
 from lorgnette.training.optimizer import Optimizer
-from lorgnette.types import Encoded, PictureGrid
+from lorgnette.types import Encoded, ImageGrid
 
 DEVICE = torch.device("cuda")
 
@@ -40,46 +40,46 @@ class Drawn:
     """Random features, the same for a picture every time."""
 
     def __init__(self, width: int) -> None:
-        self._kept: dict[PictureGrid, torch.Tensor] = {}
+        self._kept: dict[ImageGrid, torch.Tensor] = {}
         self._width = width
 
-    def of(self, grids: Sequence[PictureGrid]) -> torch.Tensor:
+    def of(self, grids: Sequence[ImageGrid]) -> torch.Tensor:
         for grid in grids:
             if grid not in self._kept:
-                self._kept[grid] = torch.randn(grid.tokens, self._width, dtype=torch.bfloat16, device=DEVICE)
+                self._kept[grid] = torch.randn(grid.num_tokens, self._width, dtype=torch.bfloat16, device=DEVICE)
         return torch.cat([self._kept[grid] for grid in grids])
 
 
 class Steps:
     """An engine on the job's examples, its optimizer, and the steps it has taken."""
 
-    def __init__(self, job: Path, encoded: list[Encoded], samples: int, lora: Lora) -> None:
+    def __init__(self, job: Path, encoded: list[Encoded], samples: int, lora: LoraSettings) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        checkpoint = Checkpoint.at(job / "model")
-        text = TextShape.of(config_of(checkpoint))
-        shape = AdapterShape(text, lora.targets, lora.rank, lora.alpha / lora.rank)
+        checkpoint = BaseCheckpoint.from_folder(job / "model")
+        text = TextConfig.from_hf_config(load_hf_config(checkpoint))
+        shape = AdapterShape(text, lora.target_modules, lora.rank, lora.alpha / lora.rank)
         begun = time.perf_counter()
-        self.decoder = decoder_of(checkpoint, shape, DEVICE, torch.bfloat16)
+        self.decoder = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16)
         torch.cuda.synchronize()
         self.weights_s = time.perf_counter() - begun
-        self.adapter = FlatAdapter(shape, DEVICE)
-        self.adapter.take(FlatAdapter.drawn(shape, 0))
-        drawn: Any = Drawn(text.hidden)
+        self.adapter = FlatLoraParams(shape, DEVICE)
+        self.adapter.copy_from(FlatLoraParams.init_values(shape, 0))
+        drawn: Any = Drawn(text.hidden_size)
         self.engine = FastEngine(self.decoder, self.adapter, drawn, dropout=lora.dropout, seed=0)
-        self.optimizer = Optimizer(self.engine.parameters, Train())
+        self.optimizer = Optimizer(self.engine.parameters, TrainSettings())
         self.encoded, self.samples = encoded, samples
         self.rows: list[int] = []
         self.tokens: list[int] = []
 
     def take(self, i: int) -> torch.Tensor:
         chosen = [self.encoded[(i * self.samples + k) % len(self.encoded)] for k in range(self.samples)]
-        batches = passes(chosen, 16384, share=self.engine.share)
-        self.rows.append(sum(len(batch.tokens) for batch in batches))
-        self.tokens.append(sum(len(passes([e], 1)[0].tokens) for e in chosen))
+        batches = split_into_microbatches(chosen, 16384, prefix_sharing=self.engine.prefix_sharing)
+        self.rows.append(sum(len(batch.input_ids) for batch in batches))
+        self.tokens.append(sum(len(split_into_microbatches([e], 1)[0].input_ids) for e in chosen))
         loss = torch.stack([self.engine.backward(batch, i) for batch in batches]).sum()
         made = self.optimizer.step(loss, 1e-4)
-        self.engine.updated()
+        self.engine.sync_weights()
         return made
 
     def alone(self, count: int) -> list[float]:
@@ -103,14 +103,14 @@ class Steps:
         return (time.perf_counter() - begun) / count
 
 
-def measured(job: Path, encoded: list[Encoded], samples: int, lora: Lora, limit: float) -> dict[str, Any]:
+def measured(job: Path, encoded: list[Encoded], samples: int, lora: LoraSettings, limit: float) -> dict[str, Any]:
     steps = Steps(job, encoded, samples, lora)
     seconds = steps.alone(24)
     torch.cuda.set_sync_debug_mode("error")
     steps.take(0)
     torch.cuda.set_sync_debug_mode("default")
     running = steps.running(20)
-    frozen = sum(linear.weight.shape[0] * linear.inputs for linear in steps.decoder.linears)
+    frozen = sum(linear.weight.shape[0] * linear.in_features for linear in steps.decoder.linears)
     flop = (4 * frozen + 6 * steps.adapter.values.numel()) / running / 1e12
     rows, tokens = statistics.mean(steps.rows), statistics.mean(steps.tokens)
     return {
@@ -149,7 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
     given = parser.parse_args()
     kept = Kept(given.out, ["bench/step.py"], device_name(), given.budget)
-    encoder = Encoder.of_folder(given.job / "model", Encode())
+    encoder = Processor.from_folder(given.job / "model", ProcessorSettings())
     encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
     limit = matmul_tflops()
     kept.keep(ceiling_tflops=limit)
@@ -159,7 +159,7 @@ if __name__ == "__main__":
         if not kept.fits(took, f"{samples} samples at dropout {dropout}"):
             continue
         begun = kept.left
-        found.append(measured(given.job, encoded, samples, Lora(dropout=dropout), limit))
+        found.append(measured(given.job, encoded, samples, LoraSettings(dropout=dropout), limit))
         took = max(took, begun - kept.left)
         kept.keep(runs=found)
         print(json.dumps({k: v for k, v in found[-1].items() if k != "kernels"}), flush=True)

@@ -33,14 +33,14 @@ def ours(name: str, job: Path, work: Path, limit: float) -> Run:
     work in their steps. Evaluation and saving on the way are not: no peer does them here."""
     shutil.rmtree(work / "cache" / "lorgnette", ignore_errors=True)  # features kept by the run before
     folder = work / name / "run"
-    words = ["train.log_steps=5", *(["lora.dropout=0"] if name.endswith(NO_DROPOUT) else [])]
+    words = ["train.logging_steps=5", *(["lora.dropout=0"] if name.endswith(NO_DROPOUT) else [])]
     environment = os.environ | kernels(work) | {"XDG_CACHE_HOME": str(work / "cache")}
     begun = time.time()
     try:
         run = road.run(job, folder, words, limit, environment)
     except process.FailedError as failed:
         return {"failed": str(failed)}
-    records = run_log.read(folder / "log.jsonl")
+    records = run_log.read_log(folder / "log.jsonl")
     lines = [r for r in records if r["kind"] == "train"]
     after = [line for line in lines if line["step"] > WARM_UP]
     stages = {"engine": 0.0, **run["stages_s"]}  # only the fast one takes time to set up

@@ -16,19 +16,19 @@ from hypothesis import settings
 from rich.console import Console
 
 from lorgnette import config
-from lorgnette.config import Encode, Lora, Settings
+from lorgnette.config import LoraSettings, ProcessorSettings, Settings
 from lorgnette.engine import peft_adapter
-from lorgnette.engine.hf_loading import load
+from lorgnette.engine.hf_loading import load_base_model
 from lorgnette.lora import peft_files
-from lorgnette.lora.metadata import Contract
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.family import FAMILIES
 from lorgnette.report.console import Terminal
-from lorgnette.report.run_dir import RunFolder
-from lorgnette.report.stage_timer import Stages
-from lorgnette.training.data_module import Material
+from lorgnette.report.run_dir import RunDir
+from lorgnette.report.stage_timer import StageTimer
+from lorgnette.training.data_module import TrainingData
 from lorgnette.training.job import Job
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
 settings.register_profile("house", deadline=None)  # a busy machine is no fault
 settings.load_profile("house")
@@ -86,12 +86,12 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
     demo's, or that of a folder with a real checkpoint's files."""
     import torch
     from demo_model.checkpoint import save_weights
-    from demo_model.tokenizer import ROWS, write_tokenizer
+    from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     folder.mkdir(parents=True)
     if tokenizer is None:
-        ids, rows = write_tokenizer(folder), ROWS
+        ids, rows = write_tokenizer(folder), VOCAB_SIZE
     else:
         for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"):
             shutil.copyfile(tokenizer / name, folder / name)
@@ -149,7 +149,7 @@ def example(pictures: list[Path]) -> Callable[..., Example]:
 
     def build(*turns: tuple[str | int, ...]) -> Example:
         built = tuple(
-            Turn(role, tuple(Picture(pictures[part]) if isinstance(part, int) else part for part in parts))  # type: ignore[arg-type]
+            Turn(role, tuple(Image(pictures[part]) if isinstance(part, int) else part for part in parts))  # type: ignore[arg-type]
             for role, *parts in turns
         )
         return Example(f"{turns!r}", built, Path("examples.json"), 1)
@@ -205,42 +205,42 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-LORA = Lora(rank=4, alpha=8, dropout=0.5)
+LORA = LoraSettings(rank=4, alpha=8, dropout=0.5)
 
 
 @pytest.fixture(scope="session")
 def loaded(tiny: Path) -> Callable[[], Any]:
     """loaded() → the tiny model, fresh from its folder."""
-    return lambda: load(Checkpoint.at(tiny), torch.device("cpu"), torch.float32)
+    return lambda: load_base_model(BaseCheckpoint.from_folder(tiny), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
-def contract(tiny: Path) -> Contract:
-    return Contract(
+def contract(tiny: Path) -> AdapterMetadata:
+    return AdapterMetadata(
         family="qwen2_vl",
         model=str(tiny),
         revision=None,
-        fingerprint=Checkpoint.at(tiny).fingerprint,
+        fingerprint=BaseCheckpoint.from_folder(tiny).fingerprint,
         prompt="COCO Yes:",
         chat_template="template",
-        encode=Encode(size=None, image_tokens=(4, 30)),
+        processor=ProcessorSettings(image_size=None, image_tokens=(4, 30)),
     )
 
 
 @pytest.fixture(scope="session")
 def tuned(loaded: Callable[[], Any]) -> Any:
     """A model whose adapter has been moved from zero."""
-    model = peft_adapter.attach(loaded(), FAMILIES["qwen2_vl"], LORA, seed=0)
+    model = peft_adapter.add_adapter(loaded(), FAMILIES["qwen2_vl"], LORA, seed=0)
     torch.manual_seed(0)
-    for parameter in peft_adapter.adapter_state(model).values():
+    for parameter in peft_adapter.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.05)
     return model
 
 
 @pytest.fixture(scope="session")
-def saved(tuned: Any, contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tuned: Any, contract: AdapterMetadata, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    peft_files.write(folder, peft_adapter.adapter_state(tuned), FAMILIES["qwen2_vl"], LORA, contract)
+    peft_files.write_adapter(folder, peft_adapter.get_adapter_state(tuned), FAMILIES["qwen2_vl"], LORA, contract)
     return folder
 
 
@@ -259,15 +259,15 @@ def captions(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chosen(tiny: Path, captions: Path) -> Callable[..., Settings]:
-    """chosen("train.lr=1") → the settings of a training of two steps on that data."""
+    """chosen("train.learning_rate=1") → the settings of a training of two steps on that data."""
 
     def settings(*words: str) -> Settings:
         given = [
-            f"model={tiny}", f"data={captions}", f"run={captions.parent / 'run'}", "encode.size=28", "lora.rank=2",
-            "data.holdout=2", "train.batch_size=2", "train.accumulation=1", "train.epochs=1", "track.to=none",
+            f"model={tiny}", f"data={captions}", f"run={captions.parent / 'run'}", "image_size=28", "lora.rank=2",
+            "data.holdout=2", "train.batch_size=2", "train.epochs=1", "report_to=none",
             "predict.max_new_tokens=2",
         ]  # fmt: skip
-        return config.load(None, [*given, *words])
+        return config.load_settings(None, [*given, *words])
 
     return settings
 
@@ -285,13 +285,13 @@ def terminal(said: io.StringIO) -> Terminal:
 
 @pytest.fixture
 def job(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., Job]:
-    """job("train.lr=1") → a job whose run folder is there and whose material is looked over."""
+    """job("train.learning_rate=1") → a job whose run folder is there and whose material is looked over."""
 
     def made(*words: str) -> Job:
         settings = chosen(*words)
         assert settings.run is not None
         return Job(
-            RunFolder.create(settings.run), settings, Material.of(settings, terminal), Stages(terminal), terminal
+            RunDir.create(settings.run), settings, TrainingData.load(settings, terminal), StageTimer(terminal), terminal
         )
 
     return made

@@ -131,7 +131,7 @@ raise AssertionError("torch was not imported")
 
 def test_a_training_of_local_files_imports_what_it_needs(captions: Path) -> None:
     """Up to torch, when all that is local has been read and encoded."""
-    words = ("train", "demo", "data=captions.csv", "data.holdout=1", "device=cpu", "track.to=none")
+    words = ("train", "demo", "data=captions.csv", "data.holdout=1", "device=cpu", "report_to=none")
     done = python("-c", TO_TORCH, *words, at=captions.parent)
     assert done.returncode == 0, done.stderr
     assert "data   " in done.stderr
@@ -139,17 +139,17 @@ def test_a_training_of_local_files_imports_what_it_needs(captions: Path) -> None
 
 def test_the_settings() -> None:
     """Frozen: each is named in somebody's recipe."""
-    assert config.names() == [
+    assert config.list_settings() == [
         "model", "engine", "run", "seed", "device", "dtype",
-        "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.rows",
-        "data.images_from", "data.group_captions",
-        "encode.size", "encode.image_tokens", "encode.end_token", "encode.max_tokens",
-        "lora.rank", "lora.alpha", "lora.dropout", "lora.rslora", "lora.targets", "lora.towers",
-        "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.pass_tokens", "train.lr",
-        "train.schedule", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.log_steps",
-        "train.save_steps", "train.eval_steps", "train.best", "train.patience",
-        "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.size",
-        "track.to", "track.project",
+        "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.max_rows",
+        "data.images_from", "data.group_by_image",
+        "image_size", "image_tokens", "eos_token", "max_length",
+        "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
+        "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.max_tokens_per_microbatch", "train.learning_rate",
+        "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.logging_steps",
+        "train.save_steps", "train.eval_steps", "train.metric_for_best_model", "train.early_stopping_patience",
+        "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.image_size",
+        "report_to", "project",
     ]  # fmt: skip
 
 

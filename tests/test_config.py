@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lorgnette import config
-from lorgnette.config import Encode, Lora, Settings, Track, Train
+from lorgnette.config import LoraSettings, ProcessorSettings, Settings, TrainSettings
 from lorgnette.errors import UsageError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -21,27 +21,27 @@ TREES = st.fixed_dictionaries(
     optional={
         "model": TEXT,
         "run": PATHS,
-        "data": st.fixed_dictionaries({}, optional={"path": PATHS, "prompt": TEXT, "rows": st.none() | COUNT}),
-        "encode": st.fixed_dictionaries(
-            {},
-            optional={
-                "size": st.none() | st.tuples(COUNT, COUNT),
-                "image_tokens": st.tuples(COUNT, COUNT).map(sorted),
-                "end_token": st.sampled_from(["template", "<|endoftext|>"]),
-            },
-        ),
+        "data": st.fixed_dictionaries({}, optional={"path": PATHS, "prompt": TEXT, "max_rows": st.none() | COUNT}),
+        "image_size": st.none() | st.tuples(COUNT, COUNT),
+        "image_tokens": st.tuples(COUNT, COUNT).map(sorted),
+        "eos_token": st.sampled_from(["template", "<|endoftext|>"]),
+        "project": TEXT,
         "lora": st.fixed_dictionaries(
             {},
             optional={
                 "dropout": st.floats(0, 1, exclude_max=True),
-                "rslora": st.booleans(),
-                "targets": st.lists(st.sampled_from(config.LANGUAGE_TARGETS), min_size=1),
+                "use_rslora": st.booleans(),
+                "target_modules": st.lists(st.sampled_from(config.TARGET_MODULES), min_size=1),
             },
         ),
         "train": st.fixed_dictionaries(
-            {}, optional={"lr": st.floats(1e-30, 1e9), "max_grad_norm": st.just(float("inf")), "weight_decay": SHARE}
+            {},
+            optional={
+                "learning_rate": st.floats(1e-30, 1e9),
+                "max_grad_norm": st.just(float("inf")),
+                "weight_decay": SHARE,
+            },
         ),
-        "track": st.fixed_dictionaries({}, optional={"project": TEXT}),
     },
 )
 
@@ -59,35 +59,47 @@ def setting(settings: Settings, name: str) -> Any:
 @given(tree=TREES)
 @example(tree={"data": {"prompt": "a\x85b 新"}})  # YAML takes it for a line break
 def test_a_dump_reads_back_to_the_same_settings(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
-    settings = config.load(tree)
+    settings = config.load_settings(tree)
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
-    path.write_text(config.dump(settings), encoding="utf-8")
-    assert config.load(config.read_recipe(path)) == settings
+    path.write_text(config.dump_settings(settings), encoding="utf-8")
+    assert config.load_settings(config.read_recipe(path)) == settings
 
 
-@pytest.mark.parametrize("name", config.names())
+@pytest.mark.parametrize("name", config.list_settings())
 def test_every_setting_takes_its_default_as_a_word(name: str) -> None:
     default = setting(Settings(), name)
-    assert setting(config.load({}, [f"{name}={written(default)}"]), name) == default
+    assert setting(config.load_settings({}, [f"{name}={written(default)}"]), name) == default
 
 
 @given(prompt=TEXT.filter(lambda text: text != "null"))
 def test_all_behind_the_first_equals_sign_is_the_value(prompt: str) -> None:
-    assert config.load({}, [f"data.prompt={prompt}"]).data.prompt == prompt
+    assert config.load_settings({}, [f"data.prompt={prompt}"]).data.prompt == prompt
 
 
 def test_the_defaults_are_the_tutorials_job() -> None:
-    assert (Lora().rank, Lora().alpha, Lora().dropout, len(Lora().targets)) == (64, 16, 0.05, 7)
-    assert Encode().size == (280, 280)
-    train = Train()
-    assert (train.batch_size, train.accumulation, train.epochs, train.lr) == (4, 4, 2, 1e-4)
-    assert (train.schedule, train.max_grad_norm, train.log_steps, train.save_steps) == ("linear", 1.0, 10, 100)
+    assert (LoraSettings().rank, LoraSettings().alpha, LoraSettings().dropout, len(LoraSettings().target_modules)) == (
+        64,
+        16,
+        0.05,
+        7,
+    )
+    assert ProcessorSettings().image_size == (280, 280)
+    train = TrainSettings()
+    assert (train.batch_size, train.accumulation, train.epochs, train.learning_rate) == (4, 4, 2, 1e-4)
+    assert (train.lr_scheduler_type, train.max_grad_norm, train.logging_steps, train.save_steps) == (
+        "linear",
+        1.0,
+        10,
+        100,
+    )
 
 
 def test_later_wins_and_the_rest_stays() -> None:
     recipe = {"seed": 1, "data": {"prompt": "what?", "holdout": 9}, "train": {"lr": 1, "epochs": 7}}
-    settings = config.load(recipe, ["train.lr=3", "train.lr=4"], values={"data": Path("b.csv"), "train": {"lr": 2}})
-    assert (settings.seed, settings.train.lr, settings.train.epochs) == (1, 4.0, 7)
+    settings = config.load_settings(
+        recipe, ["train.learning_rate=3", "train.learning_rate=4"], values={"data": Path("b.csv"), "train": {"lr": 2}}
+    )
+    assert (settings.seed, settings.train.learning_rate, settings.train.epochs) == (1, 4.0, 7)
     assert (settings.data.path, settings.data.prompt, settings.data.holdout) == (Path("b.csv"), "what?", 9)
 
 
@@ -95,7 +107,11 @@ def test_later_wins_and_the_rest_stays() -> None:
     "recipe", [{"data": "a.csv"}, {"data": {"path": "a.csv"}}, {"data.path": "a.csv"}, {"data": Path("a.csv")}]
 )
 def test_data_is_short_for_its_path(recipe: dict[str, Any]) -> None:
-    assert config.load(recipe) == config.load(None, ["data=a.csv"]) == config.load({}, ["data.path=a.csv"])
+    assert (
+        config.load_settings(recipe)
+        == config.load_settings(None, ["data=a.csv"])
+        == config.load_settings({}, ["data.path=a.csv"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,29 +119,31 @@ def test_data_is_short_for_its_path(recipe: dict[str, Any]) -> None:
     [("280x140", (280, 140)), ("280", (280, 280)), ("[280, 140]", (280, 140)), (56, (56, 56)), ("null", None)],
 )
 def test_a_size_is_written_as_people_write_it(given: str | int, size: tuple[int, int] | None) -> None:
-    assert config.load({}, [f"encode.size={given}"]).encode.size == size
+    assert config.load_settings({}, [f"image_size={given}"]).image_size == size
     if given != "null":
-        assert config.load({"encode": {"size": given}}).encode.size == size
+        assert config.load_settings({"image_size": given}).image_size == size
 
 
 def test_a_list_is_written_with_commas() -> None:
-    settings = config.load({"track": {"to": ["none"]}}, ["lora.targets=q_proj, v_proj", "lora.towers=vision"])
-    assert settings.lora.targets == ("q_proj", "v_proj")
-    assert settings.lora.towers == ("vision",)
-    assert settings.track.to == ("none",)
+    settings = config.load_settings(
+        {"report_to": ["none"]}, ["lora.target_modules=q_proj, v_proj", "lora.parts=vision"]
+    )
+    assert settings.lora.target_modules == ("q_proj", "v_proj")
+    assert settings.lora.parts == ("vision",)
+    assert settings.report_to == ("none",)
 
 
 def test_a_section_with_nothing_below_it_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("seed: 3\ntrain:\n  # lr: 1e-4\n")
-    assert config.load(config.read_recipe(path)) == Settings(seed=3)
+    assert config.load_settings(config.read_recipe(path)) == Settings(seed=3)
     path.write_text("# nothing yet\n")
-    assert config.load(config.read_recipe(path)) == Settings()
+    assert config.load_settings(config.read_recipe(path)) == Settings()
 
 
 def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("train: {lr: 1e-4}")
-    assert config.load(config.read_recipe(tmp_path / "r.yaml")).train.lr == 1e-4
+    assert config.load_settings(config.read_recipe(tmp_path / "r.yaml")).train.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -133,7 +151,7 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
     [
         ("train.learning_rate=1", "train."),
         ("train.epoch=1", "train.epochs"),
-        ("lr=1", "train.lr"),
+        ("lr=1", "train.learning_rate"),
         ("sed=1", "seed"),
         ("zzzz=1", "docs/settings.md"),
         ("=1", "docs/settings.md"),
@@ -143,46 +161,48 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
 )
 def test_an_unknown_setting_is_refused_with_its_neighbour(word: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
-        config.load({}, [word])
-    assert caught.value.what == f"unknown setting {word.partition('=')[0]}"
+        config.load_settings({}, [word])
+    assert caught.value.message == f"unknown setting {word.partition('=')[0]}"
     assert caught.value.where == "command line"
-    assert near in str(caught.value.remedy)
+    assert near in str(caught.value.hint)
 
 
 def test_an_unknown_setting_of_a_recipe_is_placed_there() -> None:
     for tree in ({"train": {"lrr": 1}}, {"train.lrr": 1}, {"train": 3}, {1: 2}):
         with pytest.raises(UsageError, match=r"unknown setting .* · mine\.yaml · "):
-            config.load(tree, where="mine.yaml")  # type: ignore[arg-type]
+            config.load_settings(tree, where="mine.yaml")  # type: ignore[arg-type]
 
 
 def test_a_word_without_equals_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'train\.lr' is not a setting .*key=value"):
-        config.load({}, ["train.lr"])
+        config.load_settings({}, ["train.learning_rate"])
 
 
 @pytest.mark.parametrize(
     "word",
     [
-        "train.lr=abc", "train.lr=0", "train.lr=nan", "train.epochs=0", "train.epochs=1.5", "train.save_steps=-1",
-        "encode.size=0", "encode.size=1x2x3", "encode.image_tokens=9,4", "encode.image_tokens=9", "lora.dropout=1",
-        "lora.targets=", "lora.targets=lm_head", "lora.towers=tongue", "device=tpu", "dtype=int4", "data.holdout=-1",
-        "data.rows=0", "track.to=", "data.prompt=null", "seed=-1", "lora.rslora=perhaps", "train.schedule=polynomial",
-        "engine=slow", "data.group_captions=perhaps",
+        "train.learning_rate=abc", "train.learning_rate=0", "train.learning_rate=nan", "train.epochs=0", "train.epochs=1.5", "train.save_steps=-1",
+        "image_size=0", "image_size=1x2x3", "image_tokens=9,4", "image_tokens=9", "lora.dropout=1",
+        "lora.target_modules=", "lora.target_modules=lm_head", "lora.parts=tongue", "device=tpu", "dtype=int4", "data.holdout=-1",
+        "data.max_rows=0", "report_to=", "data.prompt=null", "seed=-1", "lora.use_rslora=perhaps", "train.lr_scheduler_type=polynomial",
+        "engine=slow", "data.group_by_image=perhaps",
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_named_with_its_place(word: str) -> None:
     name, _, value = word.partition("=")
     with pytest.raises(UsageError) as caught:
-        config.load({"seed": 0}, [word], where="mine.yaml")
-    assert caught.value.what.startswith(f"{name} = ")
-    assert "validation" not in caught.value.what.split(":")[0]
+        config.load_settings({"seed": 0}, [word], where="mine.yaml")
+    assert caught.value.message.startswith(f"{name} = ")
+    assert "validation" not in caught.value.message.split(":")[0]
     assert caught.value.where == "command line"
     section, _, inner = name.rpartition(".")
     tree: Any = None if value == "null" else value
     with pytest.raises(UsageError) as caught:
-        config.load({section: {inner: tree}} if section else {name: tree}, ["train.log_steps=3"], where="mine.yaml")
+        config.load_settings(
+            {section: {inner: tree}} if section else {name: tree}, ["train.logging_steps=3"], where="mine.yaml"
+        )
     assert caught.value.where == "mine.yaml"
-    assert caught.value.what.startswith(f"{name} = ")
+    assert caught.value.message.startswith(f"{name} = ")
 
 
 @pytest.mark.parametrize(
@@ -199,9 +219,9 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, content: bytes, what: 
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(UsageError) as caught:
         config.read_recipe(tmp_path / "r.yaml")
-    assert caught.value.what.startswith(what)
+    assert caught.value.message.startswith(what)
     assert caught.value.where == str(tmp_path / "r.yaml")
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -213,6 +233,6 @@ def test_a_missing_recipe_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_settings_cannot_be_changed_nor_invented() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Train().lr = 1.0
+        TrainSettings().learning_rate = 1.0
     with pytest.raises(ValidationError, match="Extra"):
         Track(where="x")  # type: ignore[call-arg]

@@ -48,7 +48,7 @@ def test_the_tree_is_the_house() -> None:
 
 
 def test_settings_page_is_printed_from_the_settings() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.as_markdown()
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.format_markdown()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -174,16 +174,16 @@ def test_data_page_forms_are_read(here: Path) -> None:
     for name, block in named:
         path = here / name
         path.write_text(block if path.suffix != ".jsonl" else lined(block), encoding="utf-8")
-        report = data.check(data.read(path))
+        report = data.check_rows(data.read(path))
         assert not report.problems or name == "pets.json"  # its columns are named by dataset_info.json
-        read[name] = report.usable
+        read[name] = report.num_usable
     assert {name: count for name, count in read.items() if count != 1} == {
         "captions_train2017.json": 2,
         "dataset_coco.json": 2,
         "pets.json": 0,
         "swift.jsonl": 3,
     }
-    assert data.check(data.read(here)).usable == 1  # metadata.csv makes it a described folder
+    assert data.check_rows(data.read(here)).num_usable == 1  # metadata.csv makes it a described folder
 
 
 def lined(block: str) -> str:
@@ -198,8 +198,8 @@ def lined(block: str) -> str:
 
 @pytest.mark.parametrize("to", ["json", "csv", "llava", "llama-factory", "swift", "openai"])
 def test_data_page_names_every_export(to: str) -> None:
-    from lorgnette.data import EXPORTS
+    from lorgnette.data import EXPORTERS
 
     [row] = re.findall(rf"^\| {to} \| `(\.\w+)`", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert EXPORTS[to].suffix == row  # type: ignore[index]
-    assert len(EXPORTS) == 6
+    assert EXPORTERS[to].suffix == row  # type: ignore[index]
+    assert len(EXPORTERS) == 6

@@ -7,22 +7,22 @@ import pytest
 from lorgnette import recipes
 from lorgnette.errors import UsageError
 
-NAMES = [name for name, _ in recipes.titles()]
+NAMES = [name for name, _ in recipes.list_titles()]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_on_the_shelf_has_a_title_and_loads(name: str) -> None:
-    title = dict(recipes.titles())[name]
+    title = dict(recipes.list_titles())[name]
     assert len(title) > 10
     assert not title.startswith("#")
-    assert recipes.settings(name).data.path
+    assert recipes.load_settings(name).data.path
 
 
 def test_values_and_words_are_laid_over_a_recipe_one_by_one() -> None:
-    plain = recipes.settings("demo")
-    changed = recipes.settings("demo", ["lora.rank=8"], data="mine.csv", train={"lr": 0.5}, model="elsewhere")
+    plain = recipes.load_settings("demo")
+    changed = recipes.load_settings("demo", ["lora.rank=8"], data="mine.csv", train={"lr": 0.5}, model="elsewhere")
     assert (changed.model, changed.data.path, changed.lora.rank) == ("elsewhere", Path("mine.csv"), 8)
-    assert changed.data.holdout == plain.data.holdout != recipes.settings().data.holdout
+    assert changed.data.holdout == plain.data.holdout != recipes.load_settings().data.holdout
     assert changed.train == plain.train.model_copy(update={"lr": 0.5})
     assert changed.lora == plain.lora.model_copy(update={"rank": 8})
 
@@ -31,32 +31,32 @@ def test_a_fault_is_placed_where_it_was_written(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("# Mine\ntrain: {lr: fast}")
     with pytest.raises(UsageError, match=r"train\.lr = 'fast'.*mine\.yaml"):
-        recipes.settings(str(mine))
+        recipes.load_settings(str(mine))
     with pytest.raises(UsageError, match=r"train\.lr = 'slow'.*arguments"):
-        recipes.settings(str(mine), train={"lr": "slow"})
+        recipes.load_settings(str(mine), train={"lr": "slow"})
     with pytest.raises(UsageError, match=r"train\.lr = '-1'.*command line"):
-        recipes.settings(str(mine), ["train.lr=-1"])
+        recipes.load_settings(str(mine), ["train.learning_rate=-1"])
 
 
 def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path: Path) -> None:
-    assert recipes.find("demo").name == "demo.yaml"
-    mine = recipes.copy("demo", tmp_path / "new" / "mine.yaml")
-    assert recipes.find(str(mine)) == mine
-    assert recipes.settings(str(mine)) == recipes.settings("demo")
+    assert recipes.find_recipe("demo").name == "demo.yaml"
+    mine = recipes.copy_recipe("demo", tmp_path / "new" / "mine.yaml")
+    assert recipes.find_recipe(str(mine)) == mine
+    assert recipes.load_settings(str(mine)) == recipes.load_settings("demo")
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("coco-captoin", "coco-caption"), ("zzzz", "recipe list")])
 def test_a_recipe_that_is_not_there_is_refused_with_its_neighbour(name: str, remedy: str) -> None:
     with pytest.raises(UsageError) as caught:
-        recipes.find(name)
-    assert (caught.value.what, caught.value.where) == ("no such recipe", name)
-    assert remedy in str(caught.value.remedy)
+        recipes.find_recipe(name)
+    assert (caught.value.message, caught.value.where) == ("no such recipe", name)
+    assert remedy in str(caught.value.hint)
 
 
 def test_a_copy_lands_here_and_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipes.copy("demo", None) == Path("demo.yaml")
+    assert recipes.copy_recipe("demo", None) == Path("demo.yaml")
     Path("demo.yaml").write_text("# Mine\n")
     with pytest.raises(UsageError, match=r"file exists .*demo\.yaml .*name another"):
-        recipes.copy("demo", None)
+        recipes.copy_recipe("demo", None)
     assert Path("demo.yaml").read_text() == "# Mine\n"

@@ -15,10 +15,10 @@ TERMINAL = Terminal()
 
 
 def test_demo_and_folders_are_themselves(tiny: Path) -> None:
-    assert resolve.model_folder("demo", TERMINAL) == resolve.BUILT_IN
-    assert resolve.model_folder(str(tiny), TERMINAL) == tiny
+    assert resolve.resolve_model("demo", TERMINAL) == resolve.BUILT_IN_MODEL
+    assert resolve.resolve_model(str(tiny), TERMINAL) == tiny
     for gone in ("./not/here", "/not/here", "nothere", "a/b/c", "C:models/qwen/here"):
-        assert resolve.model_folder(gone, TERMINAL) == Path(gone)
+        assert resolve.resolve_model(gone, TERMINAL) == Path(gone)
 
 
 def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -32,29 +32,29 @@ def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     name = "Qwen/Qwen2-VL-2B-Instruct"
     for model in (name, f"hf:{name}", f"modelscope:{name}"):
-        assert resolve.model_folder(model, TERMINAL) == tmp_path
+        assert resolve.resolve_model(model, TERMINAL) == tmp_path
     (tmp_path / name).mkdir(parents=True)  # a folder of that name is not what was asked for
-    assert resolve.model_folder(f"modelscope:{name}", TERMINAL) == tmp_path
-    assert resolve.model_folder(name, TERMINAL) == Path(name)
+    assert resolve.resolve_model(f"modelscope:{name}", TERMINAL) == tmp_path
+    assert resolve.resolve_model(name, TERMINAL) == Path(name)
     assert asked == [(name, "auto"), (name, "hf"), (name, "modelscope"), (name, "modelscope")]
 
 
 def test_a_hubs_name_that_is_none_is_refused() -> None:
     for model in ("hf:nothere", "modelscope:./Qwen/x", "hf:"):
         with pytest.raises(LorgnetteError, match=r"no such model folder .*OWNER/NAME"):
-            resolve.model_folder(model, TERMINAL)
+            resolve.resolve_model(model, TERMINAL)
 
 
 def test_a_folder_may_be_called_as_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("hf:mine").mkdir()
-    assert resolve.model_folder("hf:mine", TERMINAL) == Path("hf:mine")
-    assert resolve.hub_of("hf:mine/its") == ("mine/its", "hf")
+    assert resolve.resolve_model("hf:mine", TERMINAL) == Path("hf:mine")
+    assert resolve.parse_model_name("hf:mine/its") == ("mine/its", "hf")
 
 
 def test_each_source_and_number_of_rows_has_its_folder() -> None:
     places = [
-        resolve.collection(source, rows)
+        resolve.get_dataset_folder(source, rows)
         for source, rows in (
             ("modelscope:modelscope/coco_2014_caption", 500),
             ("modelscope:modelscope/coco_2014_caption", None),
@@ -67,19 +67,23 @@ def test_each_source_and_number_of_rows_has_its_folder() -> None:
 
 
 def test_local_data_is_not_collected(chosen: Callable[..., Settings], captions: Path) -> None:
-    assert resolve.data_table(chosen(), TERMINAL) == chosen().data.path
-    assert resolve.data_table(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
+    assert resolve.resolve_data(chosen(), TERMINAL) == chosen().data.path
+    assert resolve.resolve_data(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
 
 
 def test_pictures_are_looked_for_on_this_machine(chosen: Callable[..., Settings]) -> None:
-    assert resolve.local(None) is None
-    assert resolve.local("x.zip") == resolve.pictures_of(chosen("data.images_from=x.zip")) == Path("x.zip")
+    assert resolve.check_local_images(None) is None
+    assert (
+        resolve.check_local_images("x.zip")
+        == resolve.resolve_images_folder(chosen("data.images_from=x.zip"))
+        == Path("x.zip")
+    )
     for hub in ("hf", "modelscope"):
-        assert resolve.pictures_of(chosen(f"data={hub}:a/b", "data.images_from=https://x/")) is None
-        assert resolve.pictures_of(chosen(f"data={hub}:a/b", "data.images_from=x.zip")) == Path("x.zip")
+        assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=https://x/")) is None
+        assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=x.zip")) == Path("x.zip")
     for asked in (
-        lambda: resolve.local("https://x/"),
-        lambda: resolve.pictures_of(chosen("data.images_from=http://x")),
+        lambda: resolve.check_local_images("https://x/"),
+        lambda: resolve.resolve_images_folder(chosen("data.images_from=http://x")),
     ):
         with pytest.raises(UsageError, match=r"an address.* name the folder or zip"):
             asked()
@@ -88,7 +92,7 @@ def test_pictures_are_looked_for_on_this_machine(chosen: Callable[..., Settings]
 def test_what_came_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = Missing("row 7", "http://127.0.0.1/7.jpg", "not found (404)", "give --images-from")
     collected = Collected(tmp_path / "captions.csv", "master", 9, 9, 8, 8, 1_500_000, {"a zip": 8}, (missing,))
-    resolve.told(collected, Terminal())
+    resolve.report_download(collected, Terminal())
     said = capsys.readouterr().err
     for part in ("8 files, 1.5 MB", "9 captions", "8 pictures", "row 7: not found (404)", "--images-from"):
         assert part in said

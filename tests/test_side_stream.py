@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lorgnette.side_stream import Beside
+from lorgnette.side_stream import SideStream
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def test_on_a_cpu_a_piece_is_done_at_once() -> None:
     done: list[int] = []
-    beside = Beside(torch.device("cpu"))
+    beside = SideStream(torch.device("cpu"))
     beside(lambda: done.append(1), lambda: done.append(2))
     assert done == [1, 2]
     beside.join()
@@ -22,7 +22,7 @@ def test_on_a_cpu_a_piece_is_done_at_once() -> None:
 def test_memory_is_kept_while_a_piece_reads_it(recorded: bool) -> None:
     """Tensors are dropped by their maker at once, and memory like theirs is written all over."""
     device = torch.device("cuda")
-    beside, big = Beside(device), torch.randn(4096, 4096, device=device)
+    beside, big = SideStream(device), torch.randn(4096, 4096, device=device)
     totals = torch.zeros(8, device=device)
 
     def work() -> None:

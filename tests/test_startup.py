@@ -15,7 +15,7 @@ def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("cannot open shared object file")
 
     monkeypatch.setattr(startup.ctypes, "CDLL", none)
-    startup._context()
+    startup._init_context()
 
 
 @pytest.mark.parametrize("status", [0, 100])
@@ -32,7 +32,7 @@ def test_a_context_is_asked_for_where_there_is_a_device(monkeypatch: pytest.Monk
             return 0
 
     monkeypatch.setattr(startup.ctypes, "CDLL", lambda name: Driver())
-    startup.wake()
+    startup.start_cuda_init()
     for thread in threading.enumerate():
         if thread.name == "driver":
             thread.join()
@@ -44,8 +44,8 @@ def test_triton_is_asked_for_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "triton.runtime.cache", SimpleNamespace(triton_key=lambda: asked.append("key")))
     for name in ("triton", "triton.runtime"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
-    startup._fingerprint()
+    startup._hash_triton()
     assert asked == ["key"]
     monkeypatch.setitem(sys.modules, "triton.runtime.cache", None)  # as where there is none, or it is elsewhere
-    startup._fingerprint()
+    startup._hash_triton()
     assert asked == ["key"]

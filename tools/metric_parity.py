@@ -17,11 +17,11 @@ from lorgnette.metrics import tokenizers
 from lorgnette.metrics.bleu import bleu
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.ngrams import Tokens
-from lorgnette.metrics.registry import CAPTION
+from lorgnette.metrics.registry import CAPTION_METRICS
 from lorgnette.metrics.rouge import rouge_l
 from lorgnette.metrics.score import Tally
 
-OFFICIAL = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
+OFFICIAL_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
 """pycocoevalcap's names, in the order of CAPTION."""
 
 
@@ -39,7 +39,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoreComparison:
     """One metric of one case. The distances: from raw text, from the official tokens, and the latter's largest over
     single examples."""
 
@@ -47,64 +47,66 @@ class Row:
     metric: str
     official: float
     ours: float
-    from_text: float
-    from_tokens: float
-    per_example: float
+    text_error: float
+    token_error: float
+    max_example_error: float
 
 
-def cases(folder: Path) -> Iterator[Case]:
+def read_cases(folder: Path) -> Iterator[Case]:
     """Raises LorgnetteError where the folder has not that layout."""
     try:
         expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))["cases"]
         for name, case in expected.items():
-            yield _case(name, folder / name, case["scores"])
+            yield _read_case(name, folder / name, case["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise LorgnetteError(
-            f"official scores cannot be read: {error!r}", where=str(folder), remedy="see --help for the layout"
+            f"official scores cannot be read: {error!r}", where=str(folder), hint="see --help for the layout"
         ) from None
 
 
-def rows(case: Case) -> Iterator[Row]:
+def compare_scores(case: Case) -> Iterator[ScoreComparison]:
     """Ours against the official scores, metric by metric."""
-    raw = _tallies(
-        [tokenizers.words(text) for text in case.hypotheses],
-        [[tokenizers.words(text) for text in texts] for texts in case.references],
+    raw = _compute_scores(
+        [tokenizers.tokenize_words(text) for text in case.hypotheses],
+        [[tokenizers.tokenize_words(text) for text in texts] for texts in case.references],
     )
-    same = _tallies(case.hypothesis_tokens, case.reference_tokens)
-    for metric, official, text, tokens in zip(CAPTION, OFFICIAL, raw, same, strict=True):
+    same = _compute_scores(case.hypothesis_tokens, case.reference_tokens)
+    for metric, official, text, tokens in zip(CAPTION_METRICS, OFFICIAL_NAMES, raw, same, strict=True):
         value, ours, own = case.scores[official], text.value or 0.0, tokens.value or 0.0
         apart = float(np.abs(tokens.per_example - np.array(case.per_example[official])).max())
-        yield Row(case.name, metric, value, ours, abs(ours - value), abs(own - value), apart)
+        yield ScoreComparison(case.name, metric, value, ours, abs(ours - value), abs(own - value), apart)
 
 
-def differing(case: Case) -> int:
+def count_token_differences(case: Case) -> int:
     """How many texts our tokens differ in from the official ones."""
     texts = [*case.hypotheses, *(text for texts in case.references for text in texts)]
     tokens = [*case.hypothesis_tokens, *(one for some in case.reference_tokens for one in some)]
-    return sum(tokenizers.words(text) != official for text, official in zip(texts, tokens, strict=True))
+    return sum(tokenizers.tokenize_words(text) != official for text, official in zip(texts, tokens, strict=True))
 
 
-def table(folder: Path) -> str:
+def format_table(folder: Path) -> str:
     """The parity tables, for a person."""
     lines = []
-    for case in cases(folder):
+    for case in read_cases(folder):
         texts = len(case.hypotheses) + sum(map(len, case.references))
-        lines += [f"{case.name}: {len(case.hypotheses)} pictures, tokens differ in {differing(case)} of {texts} texts"]
+        lines += [
+            f"{case.name}: {len(case.hypotheses)} pictures, tokens differ in {count_token_differences(case)} of {texts} texts"
+        ]
         lines += [f"  {'':8} {'official':>12} {'from text':>12} {'apart':>8} {'same tokens':>12} {'one picture':>12}"]
         lines += [
-            f"  {row.metric:8} {row.official:12.9f} {row.ours:12.9f} {row.from_text:8.1e} {row.from_tokens:12.1e} "
-            f"{row.per_example:12.1e}"
-            for row in rows(case)
+            f"  {row.metric:8} {row.official:12.9f} {row.ours:12.9f} {row.text_error:8.1e} {row.token_error:12.1e} "
+            f"{row.max_example_error:12.1e}"
+            for row in compare_scores(case)
         ]
     return "\n".join(lines)
 
 
-def _tallies(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[Tally]:
+def _compute_scores(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[Tally]:
     given = hypotheses, references
     return [*bleu(*given), rouge_l(*given), cider_d(*given)]
 
 
-def _case(name: str, folder: Path, scores: dict[str, float]) -> Case:
+def _read_case(name: str, folder: Path, scores: dict[str, float]) -> Case:
     annotations, results, tokens, each = (
         json.loads((folder / file).read_text(encoding="utf-8"))
         for file in ("references.json", "results.json", "ptb_tokenised.json", "per_image_scores.json")
@@ -128,8 +130,8 @@ def main(words: Sequence[str]) -> int:
     """The command."""
     try:
         if len(words) != 1 or words[0].startswith("-"):
-            raise UsageError("takes one folder", where="metric_parity", remedy=(__doc__ or "").strip())
-        sys.stdout.write(table(Path(words[0])) + "\n")
+            raise UsageError("takes one folder", where="metric_parity", hint=(__doc__ or "").strip())
+        sys.stdout.write(format_table(Path(words[0])) + "\n")
     except LorgnetteError as error:
         sys.stderr.write(f"lorgnette: {error}\n")
         return error.exit_status

@@ -1,7 +1,7 @@
 """lorgnette: fine-tune Qwen-VL models on your own images with LoRA.
 
 import lorgnette
-settings = lorgnette.recipes.settings("coco-caption", model="demo", data="captions.csv")
+settings = lorgnette.recipes.load_settings("coco-caption", model="demo", data="captions.csv")
 run = lorgnette.train(settings)
 """
 
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
     if name == "recipes":
         return import_module("lorgnette.recipes")
-    from lorgnette.gc_pause import uncollected
+    from lorgnette.gc_pause import gc_paused
 
-    with uncollected():
+    with gc_paused():
         return getattr(import_module(f"lorgnette.commands.{'train' if name == 'resume' else name}"), name)

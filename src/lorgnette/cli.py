@@ -27,24 +27,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune Qwen-VL models on your own pictures with LoRA, and see that it worked.",
 )
-recipes = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
+recipes_app = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
 console = Console(stderr=True)
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.lr=1e-4")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.learning_rate=1e-4")
+]
 Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
 OnBadRow = Annotated[
     Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")
 ]
 Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
-Part = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
+PartName = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
 ImagesFrom = Annotated[
     str | None, typer.Option(help="a folder or zip with pictures by file name; of data on a hub also an address")
 ]
-WHO = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
+RUN_OR_MODEL_HELP = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
 BaseModel = Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")]
-AskPrompt = Annotated[str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")]
+PromptOverride = Annotated[
+    str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")
+]
 Metrics = Annotated[
     str | None,
     typer.Option(help="caption, latex, or names (docs/metrics.md), with commas; default: what the run was scored by"),
@@ -52,7 +56,7 @@ Metrics = Annotated[
 DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
 
 
-def _settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settings]":
+def _load_settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settings]":
     """A run's name and settings; the first word may be a setting where a recipe could stand."""
     from lorgnette import recipes as shelf
 
@@ -60,19 +64,19 @@ def _settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settin
     if recipe is not None and "=" in recipe:
         given.insert(0, recipe)
         recipe = None
-    return Path(recipe or "run").stem, shelf.settings(recipe, given)
+    return Path(recipe or "run").stem, shelf.load_settings(recipe, given)
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"lorgnette {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _top(
+def _parse_global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None: ...
 
@@ -80,13 +84,13 @@ def _top(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="folder for the pictures and the run")] = None,
-    pictures: Annotated[int, typer.Option(min=8, help="how many pictures to draw")] = 500,
-    words: Words = None,
+    images: Annotated[int, typer.Option(min=8, help="how many pictures to draw")] = 500,
+    overrides: Overrides = None,
 ) -> None:
     """See it work: draw pictures, tune the built-in model on them, open the page."""
     from lorgnette.commands.demo import demo as run_demo
 
-    run_demo(out, pictures=pictures, words=words or [], console=console)
+    run_demo(out, num_images=images, words=overrides or [], console=console)
 
 
 @app.command()
@@ -99,16 +103,16 @@ def prepare(
     prompt: Prompt = "COCO Yes:",
     holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
     split: Annotated[
-        Literal["picture", "tail"],
+        Literal["image", "tail"],
         typer.Option(help="picture: no picture in both parts; tail: literally the last rows"),
-    ] = "picture",
+    ] = "image",
     rows: Rows = None,
     sample: Annotated[int | None, typer.Option(min=1, help="so many rows, drawn fairly")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 0,
     to: Annotated[
         Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the form to write")
     ] = "json",
-    name: Part = None,
+    name: PartName = None,
     images_from: ImagesFrom = None,
     image_column: Annotated[str | None, typer.Option(help="the column with pictures, where in doubt")] = None,
     caption_column: Annotated[str | None, typer.Option(help="the column with captions, where in doubt")] = None,
@@ -118,7 +122,7 @@ def prepare(
     import lorgnette
 
     lorgnette.prepare(
-        source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, sample=sample, seed=seed, to=to, name=name,
+        source, out, prompt=prompt, holdout=holdout, split=split, max_rows=rows, sample=sample, seed=seed, to=to, name=name,
         images_from=images_from, image_column=image_column, caption_column=caption_column, on_bad_row=on_bad_row,
         console=console,
     )  # fmt: skip
@@ -127,13 +131,13 @@ def prepare(
 @app.command()
 def check(
     source: DataPath,
-    words: Words = None,
+    overrides: Overrides = None,
     recipe: Annotated[str | None, typer.Option(help="the recipe whose settings to check by")] = None,
     prompt: Annotated[str | None, typer.Option(help="what the user asks; default: data.prompt")] = None,
     rows: Rows = None,
-    name: Part = None,
+    name: PartName = None,
     images_from: ImagesFrom = None,
-    looks: Annotated[bool, typer.Option("--looks/--no-looks", help="compare what pictures look like")] = True,
+    look_alikes: Annotated[bool, typer.Option("--looks/--no-looks", help="compare what pictures look like")] = True,
     out: Annotated[Path | None, typer.Option(help="also write a page")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
@@ -143,33 +147,33 @@ def check(
     from lorgnette import recipes as shelf
 
     found = lorgnette.check(
-        source, chosen=shelf.settings(recipe, words or []), prompt=prompt, rows=rows, name=name,
-        images_from=images_from, looks=looks, out=out, console=console,
+        source, settings=shelf.load_settings(recipe, overrides or []), prompt=prompt, rows=rows, name=name,
+        images_from=images_from, look_alikes=look_alikes, out=out, console=console,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))
-    if found.stops:
+    if found.is_blocking:
         raise typer.Exit(1)
 
 
 @app.command()
 def preview(
     recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
-    words: Words = None,
+    overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="how many, from the start")] = 4,
     out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
 ) -> None:
     """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
     import lorgnette
 
-    _, chosen = _settings(recipe, words)
+    _, chosen = _load_settings(recipe, overrides)
     lorgnette.preview(chosen, rows=rows, out=out, console=console)
 
 
 @app.command()
 def plan(
     recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
-    words: Words = None,
+    overrides: Overrides = None,
     memory: Annotated[float | None, typer.Option(min=1, help="the GPU's memory in GiB; default: usual sizes")] = None,
     gpu: Annotated[
         Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"], typer.Option(help="what the time is predicted for")
@@ -179,7 +183,7 @@ def plan(
     """What `train` will compute, what memory and time it will take, and what makes it fit; no weights are read."""
     import lorgnette
 
-    _, chosen = _settings(recipe, words)
+    _, chosen = _load_settings(recipe, overrides)
     made = lorgnette.plan(chosen, memory=memory, gpu=gpu, console=console)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
@@ -188,18 +192,18 @@ def plan(
 @app.command()
 def train(
     recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
-    words: Words = None,
+    overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
 ) -> None:
     """Tune an adapter, answer the held-out pictures with and without it, write the page."""
     import lorgnette
 
     if resume is not None:
-        if recipe or words:
+        if recipe or overrides:
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         lorgnette.resume(resume, console=console)
         return
-    name, chosen = _settings(recipe, words)
+    name, chosen = _load_settings(recipe, overrides)
     lorgnette.train(chosen, name=name, console=console)
 
 
@@ -239,12 +243,12 @@ def predict(
 
 @app.command()
 def evaluate(
-    adapter: Annotated[str, typer.Argument(metavar="WHO", help=WHO)],
+    model_or_run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL_HELP", help=RUN_OR_MODEL_HELP)],
     source: DataPath,
     metrics: Metrics = None,
     out: Annotated[Path | None, typer.Option(help="folder for predictions.jsonl and scores.json")] = None,
     model: BaseModel = None,
-    prompt: AskPrompt = None,
+    prompt: PromptOverride = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
@@ -255,18 +259,24 @@ def evaluate(
     import lorgnette
 
     lorgnette.evaluate(
-        adapter, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
+        model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
 
 
 @app.command()
 def compare(
-    those: Annotated[list[str], typer.Argument(metavar="WHO [WHO]... DATA", help=f"{WHO}; then the data to ask about")],
+    models_and_data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_MODEL_HELP [RUN_OR_MODEL_HELP]... DATA",
+            help=f"{RUN_OR_MODEL_HELP}; then the data to ask about",
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="the page; default: compare.html, or the next free name")] = None,
     metrics: Metrics = None,
     model: BaseModel = None,
-    prompt: AskPrompt = None,
+    prompt: PromptOverride = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
@@ -277,7 +287,7 @@ def compare(
     import lorgnette
 
     lorgnette.compare(
-        *those, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
+        *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
 
@@ -298,7 +308,7 @@ def verify(
     verdict = lorgnette.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
     if as_json:
         typer.echo(json.dumps(verdict.as_dict(), ensure_ascii=False, indent=2))
-    if not verdict.good:
+    if not verdict.passed:
         raise typer.Exit(1)
 
 
@@ -326,32 +336,32 @@ def watch(
     lorgnette.watch(folder, port=port, console=console)
 
 
-app.add_typer(recipes, name="recipe")
+app.add_typer(recipes_app, name="recipe")
 
 
-@recipes.command("list")
+@recipes_app.command("list")
 def recipe_list() -> None:
     """The recipes there are, one a line."""
     from lorgnette import recipes as shelf
 
-    for name, first in shelf.titles():
+    for name, first in shelf.list_titles():
         typer.echo(f"{name:24} {first}")
 
 
-@recipes.command("show")
+@recipes_app.command("show")
 def recipe_show(name: str) -> None:
     """Print a recipe."""
     from lorgnette import recipes as shelf
 
-    typer.echo(shelf.text(name), nl=False)
+    typer.echo(shelf.read_text(name), nl=False)
 
 
-@recipes.command("copy")
+@recipes_app.command("copy")
 def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) -> None:
     """Copy a recipe, to be changed."""
     from lorgnette import recipes as shelf
 
-    typer.echo(shelf.copy(name, to))
+    typer.echo(shelf.copy_recipe(name, to))
 
 
 def main() -> None:
@@ -365,19 +375,21 @@ def main() -> None:
     try:
         app(prog_name="lorgnette")
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer has made it of Ctrl-C, without a word
-            Terminal(console).say("stopped")
+        if end.code == EXIT_INTERRUPTED:  # typer has made it of Ctrl-C, without a word
+            Terminal(console).print("stopped")
         raise
     except LorgnetteError as error:
-        Terminal(console).fail(f"lorgnette: {error}")
+        Terminal(console).error(f"lorgnette: {error}")
         sys.exit(error.exit_status)
     except OSError as error:
         if error.errno is None:
             raise
         # A folder that may not be entered, a name too long, a disk that is full: the system's own words.
         where = error.filename or "a file"
-        Terminal(console).fail(f"lorgnette: {error.strerror} · {where} · see to its path, its permissions and the disk")
+        Terminal(console).error(
+            f"lorgnette: {error.strerror} · {where} · see to its path, its permissions and the disk"
+        )
         sys.exit(1)
     except KeyboardInterrupt:
-        Terminal(console).say("stopped")
-        sys.exit(INTERRUPTED)
+        Terminal(console).print("stopped")
+        sys.exit(EXIT_INTERRUPTED)

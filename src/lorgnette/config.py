@@ -16,27 +16,35 @@ from pydantic_core import PydanticCustomError
 
 from lorgnette.errors import UsageError
 
-LANGUAGE_TARGETS: tuple["Target", ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Tower = Literal["language", "merger", "vision"]
+TARGET_MODULES: tuple["TargetModule", ...] = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Part = Literal["language", "merger", "vision"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
 
 
-def _listed(value: Any) -> Any:
+def _parse_list(value: Any) -> Any:
     """`a,b` on the command line means a list; one word is a list of one."""
     if isinstance(value, str):
         return tuple(word.strip() for word in value.strip("[]").split(",") if word.strip())
     return value
 
 
-def _sized(value: Any) -> Any:
+def _parse_size(value: Any) -> Any:
     """`280x280` and `280` say what `[280, 280]` says."""
-    value = _listed(value.replace("x", ",", 1)) if isinstance(value, str) else value
+    value = _parse_list(value.replace("x", ",", 1)) if isinstance(value, str) else value
     sides = (value,) if isinstance(value, int) else value
     return sides * 2 if isinstance(sides, tuple) and len(sides) == 1 else sides
 
 
-def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
+def _check_ascending(pair: tuple[int, int]) -> tuple[int, int]:
     if pair[0] > pair[1]:
         raise PydanticCustomError("ascending", "the fewest are more than the most")
     return pair
@@ -46,138 +54,138 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Data(Section):
+class ProcessorSettings(Section):
+    """How an example becomes tokens and pixels. An adapter keeps them beside it."""
+
+    image_size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_parse_size)] = Field(
+        (280, 280), description="height and width of every image in pixels; null: keep its shape"
+    )
+    image_tokens: Annotated[
+        tuple[PositiveInt, PositiveInt], BeforeValidator(_parse_list), AfterValidator(_check_ascending)
+    ] = Field((4, 1280), description="minimum and maximum tokens per image that keeps its shape (image_size=null)")
+    eos_token: Literal["template", "<|endoftext|>"] = Field(
+        "template", description="the token that ends an answer: the chat template's, or the tutorial's <|endoftext|>"
+    )
+    max_length: PositiveInt = Field(8192, description="maximum tokens per example; a longer example is a broken row")
+
+
+class DataSettings(Section):
     path: Path | None = Field(
-        None, description="the examples: a data file or folder of any form (docs/data.md), hf:NAME or modelscope:NAME"
+        None, description="the examples: a data file or folder of any format (docs/data.md), hf:NAME or modelscope:NAME"
     )
-    test: Path | None = Field(
-        None, description="held-out examples in a file of their own; else `holdout` are split off"
+    test: Path | None = Field(None, description="a file of held-out examples; null: split off `holdout` examples")
+    holdout: int = Field(4, ge=0, description="number of examples that are split off for the test, from the end")
+    split: Literal["image", "tail"] = Field(
+        "image", description="image: no image is in both parts; tail: exactly the last `holdout` rows"
     )
-    holdout: int = Field(4, ge=0, description="how many examples at the end are held out for the test")
-    split: Literal["picture", "tail"] = Field(
-        "picture", description="picture: no picture stands in both parts; tail: literally the last `holdout` rows"
-    )
-    prompt: str = Field("COCO Yes:", description="what the user asks, where the data does not say (a CSV)")
+    prompt: str = Field("COCO Yes:", description="the user's text if the data has no prompt (a CSV)")
     on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="error: refuse to start over broken rows; skip: leave them out and name each"
+        "error", description="error: do not start with broken rows; skip: leave them out and name each"
     )
-    rows: PositiveInt | None = Field(None, description="use the first so many rows only")
+    max_rows: PositiveInt | None = Field(None, description="use the first N rows only")
     images_from: str | None = Field(
         None,
-        description="a folder or a zip where pictures are looked for by their file name; of data on a hub also an "
-        "address",
+        description="a folder or zip with the images, found by file name; for data sets on a hub also a URL",
     )
-    group_captions: Literal["none", "image"] = Field(
-        "none",
-        description="image: all captions of a picture in one packed batch, the picture computed once; changes the "
-        "order of examples",
-    )
-
-
-class Encode(Section):
-    size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_sized)] = Field(
-        (280, 280), description="height and width every picture is resized to, in pixels; null: keep its shape"
-    )
-    image_tokens: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_listed), AfterValidator(_ascending)] = (
-        Field((4, 1280), description="fewest and most tokens of a picture that keeps its shape (size=null)")
-    )
-    end_token: Literal["template", "<|endoftext|>"] = Field(
-        "template", description="what ends an answer: the chat template's token, or the tutorial's <|endoftext|>"
-    )
-    max_tokens: PositiveInt = Field(8192, description="longest example in tokens; a longer one is a broken row")
-
-
-class Lora(Section):
-    rank: PositiveInt = Field(64, description="rank of the two factors")
-    alpha: PositiveInt = Field(16, description="scale: alpha/rank, or alpha/√rank with rslora")
-    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
-    rslora: bool = Field(False, description="rank-stabilised scaling")
-    targets: Annotated[tuple[Target, ...], BeforeValidator(_listed)] = Field(
-        LANGUAGE_TARGETS, min_length=1, description="projections of the language model that are adapted"
-    )
-    towers: Annotated[tuple[Tower, ...], BeforeValidator(_listed)] = Field(
-        ("language",), min_length=1, description="parts of the model that are adapted: language, merger, vision"
+    group_by_image: bool = Field(
+        False,
+        description="put all captions of an image into one micro-batch and compute the image once; changes the order "
+        "of examples",
     )
 
 
-class Train(Section):
-    epochs: int = Field(2, ge=1, description="passes over the examples")
-    max_steps: PositiveInt | None = Field(None, description="stop after so many optimizer steps")
-    batch_size: PositiveInt = Field(4, description="examples a micro-batch; a step takes batch_size × accumulation")
-    accumulation: PositiveInt = Field(4, description="micro-batches a step")
-    pass_tokens: PositiveInt = Field(
-        16384, description="most tokens in one forward pass; a step is cut into as many passes as it needs"
+class LoraSettings(Section):
+    rank: PositiveInt = Field(64, description="rank of the LoRA matrices A and B")
+    alpha: PositiveInt = Field(16, description="scale: alpha/rank, or alpha/√rank with use_rslora")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the input of LoRA")
+    use_rslora: bool = Field(False, description="rank-stabilized scale")
+    target_modules: Annotated[tuple[TargetModule, ...], BeforeValidator(_parse_list)] = Field(
+        TARGET_MODULES, min_length=1, description="adapted linear layers of the language model"
     )
-    lr: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_parse_list)] = Field(
+        ("language",), min_length=1, description="adapted parts of the model: language, merger, vision"
+    )
+
+
+class TrainSettings(Section):
+    epochs: int = Field(2, ge=1, description="number of passes over the data")
+    max_steps: PositiveInt | None = Field(None, description="stop after N optimizer steps")
+    batch_size: PositiveInt = Field(16, description="examples per optimizer step")
+    max_tokens_per_microbatch: PositiveInt = Field(
+        16384, description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs"
+    )
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate schedule")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    log_steps: PositiveInt = Field(10, description="steps between two lines of the log (the first is always logged)")
-    save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last is always saved)")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    logging_steps: PositiveInt = Field(10, description="steps between two lines of the log (step 1 is always logged)")
+    save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last step is always saved)")
     eval_steps: PositiveInt | None = Field(
         None,
-        description="steps between two eval losses, and between two looks at four held-out answers; null: each epoch",
+        description="steps between two evaluations: the eval loss and the answers to four held-out images; null: each "
+        "epoch",
     )
-    best: str = Field(
+    metric_for_best_model: str = Field(
         "loss",
         min_length=1,
-        description="what the best step is known by: the eval loss, or a metric by its name (ROUGE-L, CIDEr-D, "
-        "exact-match, edit-distance, …), for which all that is held out is answered each time",
+        description="how the best checkpoint is chosen: the eval loss, or a metric by name (ROUGE-L, CIDEr-D, "
+        "exact-match, edit-distance, …), which answers all held-out examples at each evaluation",
     )
-    patience: PositiveInt | None = Field(
-        None, description="stop after so many evaluations without a new best; null: train to the end"
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="stop after N evaluations without a new best; null: train to the end"
     )
 
 
-class Predict(Section):
-    max_new_tokens: PositiveInt = Field(128, description="longest answer in tokens")
-    batch_size: PositiveInt = Field(32, description="examples answered at once")
-    metrics: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+class PredictSettings(Section):
+    max_new_tokens: PositiveInt = Field(128, description="maximum tokens per answer")
+    batch_size: PositiveInt = Field(32, description="examples per generation batch")
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_parse_list)] = Field(
         ("caption",),
         min_length=1,
-        description="scores of held-out answers: caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo "
+        description="metrics of held-out answers: caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo "
         "(its facts), none, or metrics by name (ANLS,token-F1,box-IoU; docs/metrics.md)",
     )
-    size: Literal["trained", "native"] = Field(
-        "trained", description="trained: pictures as in training; native: as large as they are, as the tutorial tests"
+    image_size: Literal["train", "native"] = Field(
+        "train", description="train: the size of training; native: the image's own size, as the tutorial tests"
     )
 
 
-class Track(Section):
-    to: Annotated[tuple[TrackerName, ...], BeforeValidator(_listed)] = Field(
-        ("auto",), min_length=1, description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab if there"
-    )
-    project: str = Field("lorgnette", description="the tracker's project; the experiment is called as the run's folder")
-
-
-class Settings(Section):
+class Settings(ProcessorSettings):
     model: str = Field(
         "Qwen/Qwen2-VL-2B-Instruct",
-        description="a folder, or a name on the hub that has it (a cached one first; hf:NAME or modelscope:NAME: on "
-        "that hub); `demo` is the built-in model",
+        description="a folder, or a name on a hub (a cached model first; hf:NAME or modelscope:NAME: from that hub); "
+        "`demo` is the built-in model",
     )
     engine: Literal["auto", "fast", "reference"] = Field(
-        "auto", description="auto: fast on CUDA where it supports the run, else reference"
+        "auto", description="auto: fast on CUDA if it supports the run, else reference"
     )
-    run: Path | None = Field(None, description="the run's folder; null: the next free one under runs/")
-    seed: int = Field(0, ge=0, lt=2**63, description="of the order of examples, the adapter's start and dropout")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    run: Path | None = Field(None, description="the run folder; null: the next free one under runs/")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed for shuffling, initialization and dropout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
     )
-    data: Data = Data()
-    encode: Encode = Encode()
-    lora: Lora = Lora()
-    train: Train = Train()
-    predict: Predict = Predict()
-    track: Track = Track()
+    report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(_parse_list)] = Field(
+        ("auto",),
+        min_length=1,
+        description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab if installed",
+    )
+    project: str = Field("lorgnette", description="the tracker's project; the experiment has the run folder's name")
+    data: DataSettings = DataSettings()
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    predict: PredictSettings = PredictSettings()
+
+    @property
+    def processor(self) -> ProcessorSettings:
+        return ProcessorSettings(**{name: getattr(self, name) for name in ProcessorSettings.model_fields})
 
 
 SECTIONS = {name: f.annotation for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
 
 
-def names() -> list[str]:
+def list_settings() -> list[str]:
     """Every setting's full name, in the order of the tree."""
     found: list[str] = []
     for name in Settings.model_fields:
@@ -186,7 +194,7 @@ def names() -> list[str]:
     return found
 
 
-def load(
+def load_settings(
     recipe: Mapping[str, Any] | None,
     words: Iterable[str] = (),
     *,
@@ -198,13 +206,13 @@ def load(
     `data=PATH` is short for `data.path=PATH`. Raises UsageError that names an unknown setting's nearest neighbour,
     or the value that does not fit.
     """
-    given = [(key, value, where) for key, value in _flat(recipe or {})]
-    given += [(key, value, "arguments") for key, value in _flat(values or {})]
-    given += [(*_parsed(word), "command line") for word in words]
+    given = [(key, value, where) for key, value in _flatten(recipe or {})]
+    given += [(key, value, "arguments") for key, value in _flatten(values or {})]
+    given += [(*_parse_word(word), "command line") for word in words]
     tree: dict[str, Any] = {}
     places: dict[str, str] = {}
     for key, value, place in given:
-        name = _known(key, value, place)
+        name = _resolve_name(key, value, place)
         section, _, inner = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[inner] = value
         places[name] = place
@@ -214,7 +222,7 @@ def load(
         fault = error.errors()[0]
         name = ".".join(part for part in fault["loc"] if isinstance(part, str))
         what = f"{name} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        raise UsageError(what, where=places[name], remedy="see docs/settings.md") from None
+        raise UsageError(what, where=places[name], hint="see docs/settings.md") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -223,23 +231,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(
-            "no such recipe", where=str(path), remedy="`lorgnette recipe list` shows those there are"
+            "no such recipe", where=str(path), hint="`lorgnette recipe list` shows those there are"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         said = " ".join(str(error).split())
-        raise UsageError(f"recipe cannot be read: {said}", where=str(path), remedy="it must be YAML") from None
+        raise UsageError(f"recipe cannot be read: {said}", where=str(path), hint="it must be YAML") from None
     if tree is not None and not isinstance(tree, dict):
-        raise UsageError("recipe is not a mapping", where=str(path), remedy="write `setting: value` lines")
+        raise UsageError("recipe is not a mapping", where=str(path), hint="write `setting: value` lines")
     return tree or {}
 
 
-def dump(settings: Settings) -> str:
+def dump_settings(settings: Settings) -> str:
     """The whole tree as YAML, which `read_recipe` and `load` read back to the same settings."""
     folds = "\x85" in settings.model_dump_json()  # PyYAML reads this line break as a space unless it is escaped
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=not folds)
 
 
-def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if name in SECTIONS and isinstance(value, Mapping | None):  # None: a section's name with nothing below it
             yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
@@ -247,25 +255,25 @@ def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield str(name), value
 
 
-def _parsed(word: str) -> tuple[str, str | None]:
+def _parse_word(word: str) -> tuple[str, str | None]:
     key, equals, text = word.partition("=")
     if not equals:
-        raise UsageError(f"'{word}' is not a setting", remedy="write key=value, as in train.lr=1e-4")
+        raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.lr=1e-4")
     return key, None if text == "null" else text
 
 
-def _known(key: str, value: Any, where: str) -> str:
+def _resolve_name(key: str, value: Any, where: str) -> str:
     """The full name of a setting."""
     if key == "data" and isinstance(value, str | Path):
         return "data.path"
-    if key not in names():
-        near = difflib.get_close_matches(key, names(), n=1, cutoff=0.4)
+    if key not in list_settings():
+        near = difflib.get_close_matches(key, list_settings(), n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
-        raise UsageError(f"unknown setting {key}", where=where, remedy=remedy)
+        raise UsageError(f"unknown setting {key}", where=where, hint=remedy)
     return key
 
 
-def as_markdown() -> str:
+def format_markdown() -> str:
     """The page docs/settings.md."""
     lines = [
         "# Settings",
@@ -279,18 +287,19 @@ def as_markdown() -> str:
     for title, prefix, fields in tables:
         lines += ["", f"## {title}", "", "| setting | default | meaning |", "|---|---|---|"]
         lines += [
-            f"| `{prefix}{name}` | `{_shown(field.default)}` | {_cell(field.description)} |" for name, field in fields
+            f"| `{prefix}{name}` | `{_format_default(field.default)}` | {_escape_cell(field.description)} |"
+            for name, field in fields
         ]
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str | None) -> str:
+def _escape_cell(text: str | None) -> str:
     return (text or "").replace("|", r"\|")
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     return "null" if default is None else ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(as_markdown())
+    sys.stdout.write(format_markdown())

@@ -15,9 +15,9 @@ class LorgnetteError(Exception):
 
     exit_status = 1
 
-    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = what, where, remedy
-        super().__init__(" · ".join(part for part in (what, where, remedy) if part))
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.message, self.where, self.hint = message, where, hint
+        super().__init__(" · ".join(part for part in (message, where, hint) if part))
 
 
 class UsageError(LorgnetteError):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No collection meanwhile, nor later of what is there by then. Where torch was there before, nothing is done: it is
     somebody's notebook, say, with things in it that hold a device's memory until they are collected."""
     if "torch" in sys.modules or not gc.isenabled():

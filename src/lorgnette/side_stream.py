@@ -9,13 +9,13 @@ from collections.abc import Callable
 import torch
 
 
-class Beside:
+class SideStream:
     """One piece of work at a time. What is launched after a piece began must not write what the piece reads, or read
     what it writes, before the next piece or `join`. On a CPU a piece is done at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._piece: tuple[Callable[[], None], ...] = ()
+        self._running: tuple[Callable[[], None], ...] = ()
 
     def __call__(self, *piece: Callable[[], None]) -> None:
         """Launch the piece, its parts in order, behind all that was launched before.
@@ -25,13 +25,13 @@ class Beside:
         if self._stream is not None:
             self.join()
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-            self._piece = piece
+            self._running = piece
         with torch.cuda.stream(self._stream):
             for part in piece:
                 part()
 
     def join(self) -> None:
         """What is launched from now on finds the last piece done."""
-        if self._stream is not None and self._piece:
+        if self._stream is not None and self._running:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-            self._piece = ()
+            self._running = ()

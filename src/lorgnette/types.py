@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 Role = Literal["system", "user", "assistant"]
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a token on which no loss is taken (the value every Hugging Face model ignores)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Image:
     """A picture where it lies; reading it is the data room's work."""
 
     path: Path
@@ -29,7 +29,7 @@ class Turn:
     """One speaker's turn: texts and pictures in the order the model sees them."""
 
     role: Role
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Image, ...]
 
     @property
     def text(self) -> str:
@@ -50,8 +50,8 @@ class Example:
     row: int
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Picture))
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Image))
 
     @property
     def where(self) -> str:
@@ -63,7 +63,7 @@ class Example:
         return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
     @property
-    def prompt(self) -> "Example":
+    def without_answer(self) -> "Example":
         """The same conversation up to the last assistant's turn: what a prediction starts from."""
         last = max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=len(self.turns))
         return Example(self.id, self.turns[:last], self.source, self.row)
@@ -75,11 +75,11 @@ class Problem:
 
     source: Path
     row: int
-    what: str
-    remedy: str
+    message: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.source}, row {self.row}: {self.what}; {self.remedy}"
+        return f"{self.source}, row {self.row}: {self.message}; {self.hint}"
 
 
 FindingKind = Literal[
@@ -95,30 +95,30 @@ class Finding:
 
     kind: FindingKind
     problem: Problem
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
 
     @classmethod
-    def at(cls, row: Example, kind: FindingKind, what: str, remedy: str, *pictures: Path) -> "Finding":
-        return cls(kind, Problem(row.source, row.row, what, remedy), pictures)
+    def for_example(cls, example: Example, kind: FindingKind, message: str, hint: str, *pictures: Path) -> "Finding":
+        return cls(kind, Problem(example.source, example.row, message, hint), pictures)
 
     @property
-    def stops(self) -> bool:
+    def is_blocking(self) -> bool:
         """Training refuses to start over it; everything else is for a person to judge."""
         return self.kind in ("unusable", "over-budget")
 
 
 @dataclass(frozen=True, slots=True)
-class PictureGrid:
+class ImageGrid:
     """A picture as the vision tower gets it. t, h, w count patches; merge² patches make one image token."""
 
-    picture: Picture
+    image: Image
     t: int
     h: int
     w: int
     merge: int
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         return self.t * self.h * self.w // self.merge**2
 
 
@@ -130,15 +130,15 @@ class Encoded:
     """
 
     example: Example
-    tokens: Int32[np.ndarray, " T"]
+    input_ids: Int32[np.ndarray, " T"]
     labels: Int32[np.ndarray, " T"]
-    positions: Int32[np.ndarray, "3 T"]
-    grids: tuple[PictureGrid, ...]
+    position_ids: Int32[np.ndarray, "3 T"]
+    grids: tuple[ImageGrid, ...]
     image_starts: tuple[int, ...]
 
     @property
-    def label_count(self) -> int:
-        return int((self.labels != IGNORED).sum())
+    def num_labels(self) -> int:
+        return int((self.labels != IGNORE_INDEX).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +157,15 @@ class PackedBatch:
                   cross-entropy. A row shared by examples that go on differently stands here several times.
     """
 
-    tokens: Int32[np.ndarray, " T"]
-    positions: Int32[np.ndarray, "3 T"]
-    ends: Int32[np.ndarray, " T"]
-    image_rows: Int32[np.ndarray, " P"]
-    feature_rows: Int32[np.ndarray, " P"]
-    label_rows: Int32[np.ndarray, " R"]
+    input_ids: Int32[np.ndarray, " T"]
+    position_ids: Int32[np.ndarray, "3 T"]
+    visible_until: Int32[np.ndarray, " T"]
+    image_token_indices: Int32[np.ndarray, " P"]
+    feature_indices: Int32[np.ndarray, " P"]
+    label_indices: Int32[np.ndarray, " R"]
     targets: Int32[np.ndarray, " R"]
-    weights: Float32[np.ndarray, " R"]
-    grids: tuple[PictureGrid, ...]
+    label_weights: Float32[np.ndarray, " R"]
+    grids: tuple[ImageGrid, ...]
     examples: tuple[Example, ...]
 
 
@@ -176,5 +176,5 @@ class Prediction:
     example: Example
     text: str
     adapter: str | None = None
-    stopped: bool = field(default=True)
+    is_complete: bool = field(default=True)
     """False: cut off at the longest length allowed, the model had not finished."""

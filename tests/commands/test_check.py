@@ -19,17 +19,17 @@ from rich.console import Console
 from lorgnette import config
 from lorgnette.commands.check import check
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.report.check_report import Preflight
-from lorgnette.resolve import BUILT_IN
+from lorgnette.report.check_report import CheckReport
+from lorgnette.resolve import BUILT_IN_MODEL
 
-CHOSEN = ["model=demo", "encode.size=56", "encode.max_tokens=260", "predict.max_new_tokens=60"]
+CHOSEN = ["model=demo", "image_size=56", "max_length=260", "predict.max_new_tokens=60"]
 
 
 def test_what_check_says(captions: Path, said: io.StringIO) -> None:
     with captions.open("a") as file:
         file.write("gone.png,nothing\n")
     found = check(captions, console=Console(file=said))
-    assert (found.report.rows, found.report.usable, found.stops) == (7, 6, True)
+    assert (found.data_report.num_rows, found.data_report.num_usable, found.is_blocking) == (7, 6, True)
     lines = said.getvalue().splitlines()
     assert lines[0].startswith(f"{captions}, row 8: picture is missing")
     assert lines[1] == "rows       7, 6 usable, 1 broken"
@@ -38,33 +38,33 @@ def test_what_check_says(captions: Path, said: io.StringIO) -> None:
 
 def test_no_rows_are_nothing_to_be_content_with(tmp_path: Path, said: io.StringIO) -> None:
     (tmp_path / "none.csv").write_text("image_path,caption\n")
-    assert check(tmp_path / "none.csv", console=Console(file=said)).stops
+    assert check(tmp_path / "none.csv", console=Console(file=said)).is_blocking
     assert "there are no rows" in said.getvalue()
 
 
 def test_a_model_that_is_not_here_is_said_and_not_fetched(captions: Path, said: io.StringIO) -> None:
-    chosen = config.load(None, ["model=nobody/has-this"])
-    found = check(captions, chosen=chosen, looks=False, console=Console(file=said))
-    assert found.tokens is None
-    assert not found.stops
+    chosen = config.load_settings(None, ["model=nobody/has-this"])
+    found = check(captions, settings=chosen, look_alikes=False, console=Console(file=said))
+    assert found.token_stats is None
+    assert not found.is_blocking
     assert "nobody/has-this is not on this machine" in said.getvalue()
     assert "look-alikes: left out, as asked" in said.getvalue()
     with pytest.raises(LorgnetteError, match="no such model · nowhere · name a folder that is there, OWNER/NAME"):
-        check(captions, chosen=config.load(None, ["model=nowhere"]), looks=False)
+        check(captions, settings=config.load_settings(None, ["model=nowhere"]), look_alikes=False)
 
 
 def test_a_metric_that_training_would_refuse_is_refused(captions: Path, said: io.StringIO) -> None:
     console = Console(file=said)
-    for word in ("train.best=foo", "predict.metrics=foo"):
+    for word in ("train.metric_for_best_model=foo", "predict.metrics=foo"):
         with pytest.raises(UsageError, match="foo"):
-            check(captions, chosen=config.load(None, [word]), console=console)
+            check(captions, settings=config.load_settings(None, [word]), console=console)
     assert not said.getvalue()
-    one = config.load(None, ["train.best=CIDEr-D", "data.holdout=1"])
+    one = config.load_settings(None, ["train.metric_for_best_model=CIDEr-D", "data.holdout=1"])
     with pytest.raises(UsageError, match="no value for what is held out"):
-        check(captions, chosen=one, console=console)
+        check(captions, settings=one, console=console)
     assert "verdict" in said.getvalue(), "all else is told before"
-    many = config.load(None, ["train.best=ROUGE-L", "data.holdout=2"])
-    check(captions, chosen=many, console=console)
+    many = config.load_settings(None, ["train.metric_for_best_model=ROUGE-L", "data.holdout=2"])
+    check(captions, settings=many, console=console)
 
 
 def test_several_captions_a_picture_hold_out_one_picture(captions: Path, said: io.StringIO) -> None:
@@ -74,24 +74,30 @@ def test_several_captions_a_picture_hold_out_one_picture(captions: Path, said: i
     ]
     captions.write_text("\n".join(["image_path,caption", *rows]) + "\n")
     found = check(captions, console=Console(file=said))
-    assert (found.parts.held_out, found.parts.held_out_pictures) == (5, 1)
+    assert (found.split.num_held_out, found.split.num_held_out_images) == (5, 1)
     assert "the hold-out is one picture with 5 answers" in said.getvalue()
-    assert not check(captions, chosen=config.load(None, ["data.holdout=10"]), console=Console(file=said)).advice
+    assert not check(
+        captions, settings=config.load_settings(None, ["data.holdout=10"]), console=Console(file=said)
+    ).advice
 
 
 def test_the_last_rows_may_leak_where_they_are_held_out_whatever_they_show(captions: Path, said: io.StringIO) -> None:
     captions.write_text("image_path,caption\nred.png,one\nblue.png,two\nred.png,three\n")
-    tail = config.load(None, ["data.split=tail", "data.holdout=1"])
-    found = check(captions, chosen=tail, console=Console(file=said))
+    tail = config.load_settings(None, ["data.split=tail", "data.holdout=1"])
+    found = check(captions, settings=tail, console=Console(file=said))
     assert [(each.kind, each.problem.row) for each in found.findings] == [("leak", 4)]
-    assert not check(captions, chosen=config.load(None, ["data.holdout=1"]), console=Console(file=said)).findings
+    assert not check(
+        captions, settings=config.load_settings(None, ["data.holdout=1"]), console=Console(file=said)
+    ).findings
 
 
 def test_a_hold_out_that_leaves_nothing_stops_as_it_stops_training(captions: Path, said: io.StringIO) -> None:
-    few = config.load(None, ["model=demo", "data.holdout=6"])
-    assert check(captions, chosen=few, console=Console(file=said)).stops
+    few = config.load_settings(None, ["model=demo", "data.holdout=6"])
+    assert check(captions, settings=few, console=Console(file=said)).is_blocking
     assert "no row can be held out: holdout is 6, but there are 6 usable rows" in " ".join(said.getvalue().split())
-    assert not check(captions, chosen=config.load(None, ["model=demo"]), console=Console(file=said)).stops
+    assert not check(
+        captions, settings=config.load_settings(None, ["model=demo"]), console=Console(file=said)
+    ).is_blocking
 
 
 def test_the_page_takes_the_place_of_nothing_it_is_made_from(captions: Path, tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_the_page_takes_the_place_of_nothing_it_is_made_from(captions: Path, tmp
     before = captions.read_bytes()
     for out in (captions, other, tmp_path):
         with pytest.raises(UsageError, match="--out"):
-            check(captions, chosen=config.load(None, [f"data.test={other}"]), out=out)
+            check(captions, settings=config.load_settings(None, [f"data.test={other}"]), out=out)
     assert captions.read_bytes() == other.read_bytes() == before
 
 
@@ -107,18 +113,18 @@ def test_an_address_for_a_files_pictures_is_refused(captions: Path, said: io.Str
     """Not so the settings' own where their data came from a hub, and the pictures with it."""
     with pytest.raises(UsageError, match="download it, and name the folder or zip"):
         check(captions, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
-    of_file = config.load(None, ["data.images_from=http://127.0.0.1/x.zip"])
+    of_file = config.load_settings(None, ["data.images_from=http://127.0.0.1/x.zip"])
     with pytest.raises(UsageError, match="download it"):
-        check(captions, chosen=of_file, console=Console(file=said))
-    of_hub = config.load(None, ["data=hf:some/one", "data.images_from=http://127.0.0.1/x.zip"])
-    assert not check(captions, chosen=of_hub, console=Console(file=said)).stops
+        check(captions, settings=of_file, console=Console(file=said))
+    of_hub = config.load_settings(None, ["data=hf:some/one", "data.images_from=http://127.0.0.1/x.zip"])
+    assert not check(captions, settings=of_hub, console=Console(file=said)).is_blocking
     with pytest.raises(UsageError, match="download it"):
-        check(captions, chosen=of_hub, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
+        check(captions, settings=of_hub, images_from="http://127.0.0.1/x.zip", console=Console(file=said))
 
 
 def test_page_and_rows(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
     found = check(captions, rows=2, prompt="What?", out=tmp_path / "x.html", console=Console(file=said))
-    assert found.report.rows == 2
+    assert found.data_report.num_rows == 2
     assert "captions.csv" in (tmp_path / "x.html").read_text()
 
 
@@ -288,12 +294,12 @@ class Planted:
 FAULTS = [name for name in vars(Planted) if not name.startswith("_")]
 
 
-def found_in(folder: Path, *words: str) -> Preflight:
-    chosen = config.load(None, [*CHOSEN, f"data.test={folder / 'test.jsonl'}", *words])
-    return check(folder / "train.jsonl", chosen=chosen, console=Console(file=io.StringIO()))
+def found_in(folder: Path, *words: str) -> CheckReport:
+    chosen = config.load_settings(None, [*CHOSEN, f"data.test={folder / 'test.jsonl'}", *words])
+    return check(folder / "train.jsonl", settings=chosen, console=Console(file=io.StringIO()))
 
 
-def places(found: Preflight) -> list[tuple[str, int, str]]:
+def places(found: CheckReport) -> list[tuple[str, int, str]]:
     return sorted((each.problem.source.name, each.problem.row, each.kind) for each in found.findings)
 
 
@@ -305,7 +311,7 @@ def test_all_that_was_planted_is_found_at_its_row_and_nothing_else(train: list[s
         found = found_in(planted.folder)
         assert places(found) == sorted(planted.expected)
         assert {name: count for name, (count, _) in found.scripts.items()} == +planted.scripts
-        assert found.stops == any(kind in ("unusable", "over-budget") for _, _, kind in planted.expected)
+        assert found.is_blocking == any(kind in ("unusable", "over-budget") for _, _, kind in planted.expected)
         told = [(Path(each["source"]).name, each["row"], each["kind"]) for each in found.as_dict()["findings"]]
         assert sorted(told) == sorted(planted.expected)
 
@@ -324,8 +330,8 @@ def test_each_fault_alone(fault: str, tmp_path: Path) -> None:
 def test_what_is_not_looked_at_is_not_found(tmp_path: Path) -> None:
     """That the property can fail."""
     planted = Planted(tmp_path, ["saved_anew", "torn", "torn_jpeg", "same_bytes"], ["saved_anew"])
-    chosen = config.load(None, [*CHOSEN, f"data.test={tmp_path / 'test.jsonl'}"])
-    blind = check(tmp_path / "train.jsonl", chosen=chosen, looks=False, console=Console(file=io.StringIO()))
+    chosen = config.load_settings(None, [*CHOSEN, f"data.test={tmp_path / 'test.jsonl'}"])
+    blind = check(tmp_path / "train.jsonl", settings=chosen, look_alikes=False, console=Console(file=io.StringIO()))
     assert (
         places(blind) == [("train.jsonl", CLEAN + 4, "copy")] != sorted(planted.expected) == places(found_in(tmp_path))
     )
@@ -333,7 +339,7 @@ def test_what_is_not_looked_at_is_not_found(tmp_path: Path) -> None:
 
 def test_answers_without_an_end_are_found_in_every_row(tmp_path: Path) -> None:
     """It is the template's fault, not the data's."""
-    model = shutil.copytree(BUILT_IN, tmp_path / "model")
+    model = shutil.copytree(BUILT_IN_MODEL, tmp_path / "model")
     template = model / "chat_template.json"
     template.write_text(template.read_text().replace("<|im_end|>", ""))
     Planted(tmp_path, ["nothing"], ["missing", "nothing"])
@@ -347,7 +353,7 @@ def test_answers_without_an_end_are_found_in_every_row(tmp_path: Path) -> None:
 def test_training_refuses_what_check_says_it_refuses(chosen: Callable[..., config.Settings], tmp_path: Path) -> None:
     """And starts on what check lets pass, however odd."""
     from lorgnette.report.console import Terminal
-    from lorgnette.training.data_module import Material
+    from lorgnette.training.data_module import TrainingData
 
     for fault in FAULTS:
         if fault in ("torn", "torn_jpeg"):  # is found a little later, when pictures are decoded
@@ -355,10 +361,10 @@ def test_training_refuses_what_check_says_it_refuses(chosen: Callable[..., confi
         folder = tmp_path / fault
         folder.mkdir()
         Planted(folder, [fault], ["nothing"])
-        given = chosen(f"data={folder / 'train.jsonl'}", "encode.max_tokens=260", "encode.size=56", "data.holdout=1")
-        stops = check(folder / "train.jsonl", chosen=given, console=Console(file=io.StringIO())).stops
+        given = chosen(f"data={folder / 'train.jsonl'}", "max_length=260", "image_size=56", "data.holdout=1")
+        stops = check(folder / "train.jsonl", settings=given, console=Console(file=io.StringIO())).is_blocking
         try:
-            Material.of(given, Terminal(Console(file=io.StringIO())))
+            TrainingData.load(given, Terminal(Console(file=io.StringIO())))
             refused = False
         except LorgnetteError:
             refused = True

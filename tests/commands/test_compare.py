@@ -14,12 +14,12 @@ from lorgnette.commands import compare as compare_module
 from lorgnette.commands.compare import compare
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
-from lorgnette.data import PROMPT
+from lorgnette.data import DEFAULT_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.hf_generate import Sampling
-from lorgnette.inference.loading import Weights
-from lorgnette.lora.metadata import Contract
-from lorgnette.metrics.eval_prompts import examples_of, questions
+from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.inference.loading import ModelCache
+from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.metrics.eval_prompts import group_by_prompt, read_examples
 from lorgnette.report.predictions import read_predictions, write_predictions
 
 
@@ -59,9 +59,11 @@ def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
 
 
 def test_alone_it_is_compared_with_its_base(runs: Path, captions: Path) -> None:
-    one = compare_module._sides(["two"], None, compare_module.Terminal(Console(file=io.StringIO())))
+    one = compare_module._resolve_inputs(["two"], None, compare_module.Terminal(Console(file=io.StringIO())))
     assert [side.name for side in one] == ["base", "two"]
-    both = compare_module._sides(["two/predictions.jsonl"], None, compare_module.Terminal(Console(file=io.StringIO())))
+    both = compare_module._resolve_inputs(
+        ["two/predictions.jsonl"], None, compare_module.Terminal(Console(file=io.StringIO()))
+    )
     assert [side.name for side in both] == ["base", "two"]
     with pytest.raises(UsageError, match="nothing to compare it with"):
         compare("base", captions)
@@ -75,17 +77,21 @@ def test_a_base_is_asked_in_its_adapters_weights_and_says_what_it_says_alone(
     from lorgnette.engine import hf_loading
 
     read: list[Path] = []
-    real = hf_loading.load
+    real = hf_loading.load_base_model
     monkeypatch.setattr(
-        hf_loading, "load", lambda checkpoint, *given: read.append(checkpoint.folder) or real(checkpoint, *given)
+        hf_loading,
+        "load_base_model",
+        lambda checkpoint, *given: read.append(checkpoint.folder) or real(checkpoint, *given),
     )
-    sides = compare_module._sides(["base", "two", "four"], None, compare_module.Terminal(Console(file=io.StringIO())))
-    asked = questions(examples_of(captions, PROMPT))
-    weights, terminal = Weights("cpu"), compare_module.Terminal(Console(file=io.StringIO()))
-    together = [side.answers(asked, Sampling(max_new_tokens=6), terminal, weights) for side in sides]
+    sides = compare_module._resolve_inputs(
+        ["base", "two", "four"], None, compare_module.Terminal(Console(file=io.StringIO()))
+    )
+    asked = group_by_prompt(read_examples(captions, DEFAULT_PROMPT))
+    weights, terminal = ModelCache("cpu"), compare_module.Terminal(Console(file=io.StringIO()))
+    together = [side.answer(asked, SamplingParams(max_new_tokens=6), terminal, weights) for side in sides]
     assert len(read) == 2  # base and two are one, four another
     for side, said in zip(sides, together, strict=True):
-        alone = replace(side, inside=None).answers(asked, Sampling(max_new_tokens=6), terminal, Weights("cpu"))
+        alone = replace(side, inside=None).answer(asked, SamplingParams(max_new_tokens=6), terminal, ModelCache("cpu"))
         assert alone == said
     assert len(read) == 5
 
@@ -95,21 +101,21 @@ def test_who_was_trained_with_another_prompt_is_told_of(runs: Path, captions: Pa
     said = io.StringIO()
     console = Console(file=said, width=200)
     shutil.copytree("four/adapter", "other", dirs_exist_ok=True)
-    kept = Contract.read(Path("other"))
+    kept = AdapterMetadata.load(Path("other"))
     kept.model_copy(update={"prompt": "Say <all>:"}).write(Path("other"))
     compare("base", "two", "four", captions, out="alike.html", max_new_tokens=2, console=console)
     assert "different prompts" not in said.getvalue() + Path("alike.html").read_text()
     compare("base", "two", "other", captions, out="unlike.html", max_new_tokens=2, console=console)
-    told = f"trained with different prompts ('{PROMPT}', 'Say <all>:'); all are asked '{PROMPT}'"
+    told = f"trained with different prompts ('{DEFAULT_PROMPT}', 'Say <all>:'); all are asked '{DEFAULT_PROMPT}'"
     assert told in " ".join(said.getvalue().split())
     assert str(escape(told)) in Path("unlike.html").read_text()
 
 
 def test_files_of_answers_need_no_weights(runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
     rows = read_predictions(Path("two/predictions.jsonl"))
     data = Path("held.csv")
-    data.write_text("image_path,caption\n" + "".join(f"{row.pictures[0]},{row.references[0]}\n" for row in rows))
+    data.write_text("image_path,caption\n" + "".join(f"{row.images[0]},{row.references[0]}\n" for row in rows))
     write_predictions(Path("right.jsonl"), [replace(row, tuned=row.references[0]) for row in rows])
     page = compare("two/predictions.jsonl", "right.jsonl", data, out="c.html", metrics="exact-match,ROUGE-L")
     assert "right.jsonl differs from two by +1.000" in page.read_text(encoding="utf-8").replace(
@@ -135,7 +141,7 @@ def test_an_address_for_a_files_pictures_is_refused(runs: Path, captions: Path) 
 def test_nothing_is_asked_where_an_answer_is_missing(
     runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(LorgnetteError, match=r"no answer to \d of 6"):
         compare("four", "two/predictions.jsonl", captions, out="never.html")
     assert not Path("never.html").exists()

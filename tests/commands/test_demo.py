@@ -9,7 +9,7 @@ import pytest
 from lorgnette.commands import demo as demo_module
 from lorgnette.commands.demo import demo
 from lorgnette.errors import UsageError
-from lorgnette.metrics.held_out import scored
+from lorgnette.metrics.held_out import score_before_after
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import PredictionRow
 
@@ -26,7 +26,7 @@ def test_words_and_place_are_looked_at_first(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_is_drawn(tmp_path: Path, terminal: Terminal) -> None:
-    demo_module._draw(tmp_path, 8, terminal)
+    demo_module._draw_dataset(tmp_path, 8, terminal)
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
@@ -38,10 +38,10 @@ def test_what_is_drawn(tmp_path: Path, terminal: Terminal) -> None:
 
 def test_what_is_drawn_can_be_judged_by_its_caption(tmp_path: Path, terminal: Terminal) -> None:
     """So that a resumed run, which has no scenes, has the same scores."""
-    demo_module._draw(tmp_path, 8, terminal)
+    demo_module._draw_dataset(tmp_path, 8, terminal)
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     rows = [PredictionRow("", (), "", (caption,), base="nothing", tuned=caption) for caption in captions]
-    scores = {score.name: (score.before, score.after) for score in scored(rows, ["demo"])}
+    scores = {score.name: (score.before, score.after) for score in score_before_after(rows, ["demo"])}
     assert scores["both objects right"] == ("0 of 8", "8 of 8")
     assert scores["all three right"] == ("0 of 8", "8 of 8")

@@ -15,10 +15,10 @@ from lorgnette.commands.merge import merge
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.loading import Asked
-from lorgnette.lora.peft_files import WEIGHTS
+from lorgnette.inference.loading import ModelSpec
+from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
-from lorgnette.verification.peft_check import Distance, Found, Names, Replayed, Sample
+from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult, SampleResult
 
 
 @pytest.fixture
@@ -27,12 +27,20 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def answer(lost: float = 0.0, **changed: Any) -> None:
         near, far = (
-            Distance(tokens=4, kl=share, total_variation=share, first_choices=0, largest=0)
+            Distance(num_tokens=4, kl=share, total_variation=share, num_argmax_changes=0, max_logprob_difference=0)
             for share in (lost * 0.4, 0.4)
         )
-        sample = Sample(base="a", adapter="b", merged="b" if lost < 0.5 else "a", moved=far, rounded=near)
-        given = {"names": Names(matched=28, missing=(), left_over=()), "same_inputs": True, "samples": (sample,)}
-        monkeypatch.setattr("lorgnette.verification.peft_check.ask", lambda *_, **__: Found(**given | changed))
+        sample = AnswerComparison(
+            base="a", adapter="b", merged="b" if lost < 0.5 else "a", adapter_effect=far, merge_error=near
+        )
+        given = {
+            "names": NameMatch(num_matched=28, missing=(), unexpected=()),
+            "same_inputs": True,
+            "samples": (sample,),
+        }
+        monkeypatch.setattr(
+            "lorgnette.verification.peft_check.check_with_peft", lambda *_, **__: PeftResult(**given | changed)
+        )
 
     return answer
 
@@ -55,9 +63,9 @@ def test_an_adapter_becomes_a_model(
     """With the real other process, which finds the folder to be a model of its own. The base is laid out as on a hub,
     in two shards, and the adapter has the names of before transformers 4.52, which that process does not know."""
     base = in_shards(tiny, tmp_path / "base")
-    folder = train(chosen("train.lr=1e-2", f"model={base}"))
-    weights = {name.replace(".language_model.", "."): t for name, t in load_file(folder.adapter / WEIGHTS).items()}
-    save_file(weights, folder.adapter / WEIGHTS)
+    folder = train(chosen("train.learning_rate=1e-2", f"model={base}"))
+    weights = {name.replace(".language_model.", "."): t for name, t in load_file(folder.adapter / WEIGHTS_FILE).items()}
+    save_file(weights, folder.adapter / WEIGHTS_FILE)
     out = merge(folder.path, tmp_path / "merged")
     assert {path.name for path in out.iterdir()} == {*(path.name for path in base.iterdir()), "lorgnette.json"}
     for path in base.iterdir():
@@ -82,9 +90,9 @@ def test_an_adapter_becomes_a_model(
     ):
         assert line in said
     assert f"vllm serve {out.resolve()}" in said
-    asked = Asked.of(str(out), None, Terminal())
+    asked = ModelSpec.from_names(str(out), None, Terminal())
     assert asked.checkpoint.family.model_type == "qwen2_vl"
-    assert asked.encoder.rule.size == (28, 28)  # a merged model is asked as its adapter was trained
+    assert asked.processor.image_processor.size == (28, 28)  # a merged model is asked as its adapter was trained
     with pytest.raises(UsageError, match="something is there already"):
         merge(folder.adapter, out)
 
@@ -98,7 +106,7 @@ def test_what_rounding_costs(
     said = capsys.readouterr().err
     assert "another first choice at 0 of 4: 60.0% of that" in said
     assert "merged: a" in said
-    found(names=Names(matched=0, missing=("a",), left_over=("b",)))
+    found(names=NameMatch(num_matched=0, missing=("a",), unexpected=("b",)))
     with pytest.raises(LorgnetteError, match="two could not be compared: plain peft does not take the adapter"):
         merge(folder.adapter, tmp_path / "two")
     found(same_inputs=False)
@@ -107,13 +115,13 @@ def test_what_rounding_costs(
     found(lacking=("a",))
     with pytest.raises(LorgnetteError, match=r"the merged folder lacks weights · .*four"):
         merge(folder.adapter, tmp_path / "four")
-    found(witness=Replayed(same_tokens=True, loss=0.0))
+    found(witness=SampleResult(has_same_tokens=True, loss=0.0))
     with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
         merge(folder.adapter, tmp_path / "five")
 
 
 def test_a_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
-    path = train(chosen()).adapter / WEIGHTS
+    path = train(chosen()).adapter / WEIGHTS_FILE
     (path.parent / "lorgnette.json").rename(path.parent / "elsewhere")
     with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*`lorgnette verify` says more"):
         merge(path.parent, tmp_path / "merged")

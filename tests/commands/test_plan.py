@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 
 from lorgnette import recipes
 from lorgnette.commands.plan import plan
-from lorgnette.config import Settings, load
-from lorgnette.engine.select import engine_for, share_of
+from lorgnette.config import Settings, load_settings
+from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import config_of
-from lorgnette.planning.memory import predicted
-from lorgnette.planning.throughput import GPUS
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import load_hf_config
+from lorgnette.planning.memory import predict_memory
+from lorgnette.planning.throughput import GPU_TFLOPS
 from lorgnette.report.console import Terminal
-from lorgnette.training.data_module import Material
+from lorgnette.training.data_module import TrainingData
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def console(said: io.StringIO) -> Console:
 def test_a_plan_is_the_training_that_follows(chosen: Callable[..., Settings], console: Console) -> None:
     settings = chosen()
     made = plan(settings, console=console)
-    material = Material.of(settings, Terminal(console))
-    assert (made.examples, made.held_out, made.pictures) == (4, 2, 6)
-    assert made.tokens.most == max(len(encoded.tokens) for encoded in material.examples)
-    assert (made.steps.total, made.steps.passes) == (2, 2)
-    assert (made.engine, made.why) == ("fast", None)
-    assert made.work is not None
-    assert made.memory == predicted(made.work)
-    assert made.work.rows == made.steps.largest[0] > 2 * 20
-    assert made.work.feature_rows == 6
+    material = TrainingData.load(settings, Terminal(console))
+    assert (made.examples, made.held_out, made.images) == (4, 2, 6)
+    assert made.tokens.max == max(len(encoded.input_ids) for encoded in material.examples)
+    assert (made.steps.total_steps, made.steps.num_microbatches) == (2, 2)
+    assert (made.engine, made.reason) == ("fast", None)
+    assert made.workload is not None
+    assert made.memory == predict_memory(made.workload)
+    assert made.workload.tokens == made.steps.largest_microbatch[0] > 2 * 20
+    assert made.workload.feature_tokens == 6
     assert settings.run is not None
     assert not settings.run.exists()
 
@@ -62,10 +62,10 @@ def test_json_holds_all_of_it(chosen: Callable[..., Settings], console: Console)
     assert found["rows"]["padded"] >= found["rows"]["packed"]
 
 
-@pytest.mark.parametrize("word", ["model=/nowhere", "data=/nowhere.csv", "encode.max_tokens=3"])
+@pytest.mark.parametrize("word", ["model=/nowhere", "data=/nowhere.csv", "max_length=3"])
 def test_what_stops_a_training_stops_its_plan(chosen: Callable[..., Settings], console: Console, word: str) -> None:
     with pytest.raises(LorgnetteError) as trained:
-        Material.of(chosen(word), Terminal(console))
+        TrainingData.load(chosen(word), Terminal(console))
     with pytest.raises(LorgnetteError) as planned:
         plan(chosen(word), console=console)
     assert str(planned.value) == str(trained.value)
@@ -75,22 +75,22 @@ def test_what_stops_a_training_stops_its_plan(chosen: Callable[..., Settings], c
     ("word", "why"),
     [
         ("seed=1", None),
-        ("lora.rslora=true", None),
+        ("lora.use_rslora=true", None),
         ("engine=fast", None),
         ("engine=reference", "as asked for"),
         ("device=cpu", "on a CPU"),
-        ("lora.towers=language,merger", "the vision tower is trained, and features are live"),
+        ("lora.parts=language,merger", "the vision tower is trained, and features are live"),
     ],
 )
 def test_the_engine_is_the_trainings(tiny: Path, word: str, why: str | None) -> None:
-    checkpoint, settings = Checkpoint.at(tiny), load(None, [word])
-    assert engine_for(settings, config_of(checkpoint), on_gpu=settings.device != "cpu") == (
+    checkpoint, settings = BaseCheckpoint.from_folder(tiny), load_settings(None, [word])
+    assert select_engine(settings, load_hf_config(checkpoint), on_gpu=settings.device != "cpu") == (
         "reference" if why else "fast",
         why,
     )
     if "towers" in word:
         with pytest.raises(UsageError, match="the fast engine cannot do this"):
-            engine_for(load(None, [word, "engine=fast"]), config_of(checkpoint), on_gpu=True)
+            select_engine(load_settings(None, [word, "engine=fast"]), load_hf_config(checkpoint), on_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -98,16 +98,22 @@ def test_the_engine_is_the_trainings(tiny: Path, word: str, why: str | None) -> 
     [
         ([], "none"),
         (["lora.dropout=0"], "tree"),
-        (["data.group_captions=image"], "tree"),
+        (["data.group_by_image=true"], "tree"),
         (["lora.dropout=0", "engine=reference"], "none"),
     ],
 )
 def test_what_is_shared(chosen: Callable[..., Settings], console: Console, words: list[str], share: str) -> None:
     made = plan(chosen(*words, "train.batch_size=4"), console=console)
-    assert share_of(chosen(*words), made.engine) == share
-    grouped = "data.group_captions=image" in words
-    epoch = made.rows.packed if share == "none" else made.rows.grouped if grouped else made.rows.shared
-    assert made.steps.rows == epoch
+    assert select_prefix_sharing(chosen(*words), made.engine) == share
+    grouped = "data.group_by_image=true" in words
+    epoch = (
+        made.layouts.packed
+        if share == "none"
+        else made.layouts.grouped_by_image
+        if grouped
+        else made.layouts.prefix_shared
+    )
+    assert made.steps.tokens == epoch
 
 
 @pytest.mark.parametrize("word", ["device=cpu", "hidden_act"])
@@ -119,15 +125,15 @@ def test_what_cannot_be_predicted_is_said(
         (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | {word: "gelu"}))
         word = f"model={odd}"
     made = plan(chosen(word), console=console)
-    assert made.memory is made.time is made.work is None
+    assert made.memory is made.time is made.workload is None
     assert "memory     not predicted, nor is time: " in said.getvalue()
     assert json.dumps(made.as_dict())
 
 
 def test_an_open_tower_is_counted(chosen: Callable[..., Settings], console: Console) -> None:
-    made = plan(chosen("lora.towers=language,vision"), console=console)
+    made = plan(chosen("lora.parts=language,vision"), console=console)
     assert made.memory is not None
-    assert made.memory.moments["backward"]["vision activations"] > 0
+    assert made.memory.phases["backward"]["vision activations"] > 0
 
 
 @pytest.fixture
@@ -141,7 +147,7 @@ def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings
 
     def settings(*words: str) -> Settings:
         data = shared("coco") / "captions.csv"
-        return recipes.settings("coco-caption", [f"model={folder}", f"data={data}", "data.rows=null", *words])
+        return recipes.load_settings("coco-caption", [f"model={folder}", f"data={data}", "data.max_rows=null", *words])
 
     return settings
 
@@ -149,11 +155,11 @@ def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings
 def test_the_tutorials_job(job: Callable[..., Settings], console: Console) -> None:
     made = plan(job(), console=console)
     assert made.memory is not None
-    begun = made.memory.moments["features"]  # the tower goes once they are made
+    begun = made.memory.phases["features"]  # the tower goes once they are made
     weights = begun["weights"] + begun["vision tower"]
     assert weights / 1e9 == pytest.approx(4.42 + 0.25, rel=0.01)  # the checkpoint's file, and the factors in bf16
-    assert made.memory.moments["backward"]["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
-    assert made.rows.grouped < 0.3 * made.rows.packed  # five captions a photograph
+    assert made.memory.phases["backward"]["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
+    assert made.layouts.grouped_by_image < 0.3 * made.layouts.packed  # five captions a photograph
 
 
 def test_the_guides_figures_are_what_plan_says(job: Callable[..., Settings], said: io.StringIO) -> None:
@@ -167,13 +173,13 @@ def test_the_guides_figures_are_what_plan_says(job: Callable[..., Settings], sai
 
 
 def test_less_memory_lowers_rows_then_layers(job: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
-    large = job("train.batch_size=64", "encode.size=560")
+    large = job("train.batch_size=64", "image_size=560")
     plan(large, console=console)
     lines = [line for line in said.getvalue().splitlines() if " GiB " in line and "memory" not in line]
-    assert "train.pass_tokens=" in lines[0]
+    assert "train.max_tokens_per_microbatch=" in lines[0]
     assert lines[-1].endswith("or more fit it as it is")
 
 
 def test_the_gpus_of_the_command_line(cli) -> None:
-    for name in GPUS:
+    for name in GPU_TFLOPS:
         assert name in " ".join(cli("plan", "--help").out.split())

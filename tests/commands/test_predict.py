@@ -13,9 +13,9 @@ from lorgnette.report.predictions import PredictionRow, read_predictions
 
 def test_a_lone_answer_is_a_line_of_json() -> None:
     row = PredictionRow("a", (), "what?", (), base='it "is"\ntwo lines', tuned=None)
-    name, _, text = predict_module._line(row, both=False).partition("\t")
+    name, _, text = predict_module._format_row(row, both=False).partition("\t")
     assert (name, json.loads(text)) == ("a", 'it "is"\ntwo lines')
-    assert predict_module._line(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
+    assert predict_module._format_row(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
 
 
 def test_an_empty_prompt_is_a_prompt(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +36,7 @@ def test_answers_are_written_whole(captions: Path, tiny: Path, tmp_path: Path) -
 def test_several_captions_of_a_picture_are_one_question(captions: Path, tiny: Path, capsys) -> None:
     captions.write_text("image_path,caption\nred.png,one\nblue.png,two\nred.png,three\n")
     rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1})
-    assert [(row.pictures[0].name, row.references) for row in rows] == [
+    assert [(row.images[0].name, row.references) for row in rows] == [
         ("red.png", ("one", "three")),
         ("blue.png", ("two",)),
     ]

@@ -16,11 +16,11 @@ def test_what_prepare_says(captions: Path, tmp_path: Path, said: io.StringIO) ->
     prepared = prepare(
         captions, tmp_path / "data", holdout=1, split="tail", on_bad_row="skip", console=Console(file=said)
     )
-    assert (prepared.train_rows, prepared.test_rows) == (6, 1)
+    assert (prepared.num_train, prepared.num_test) == (6, 1)
     lines = said.getvalue().splitlines()
     assert lines[0].startswith("left out: ")
     assert lines[1] == "1 pictures stand in both parts: the test asks for what was trained"
-    assert lines[-1] == f"test       {prepared.test}, 1"
+    assert lines[-1] == f"test       {prepared.test_path}, 1"
 
 
 def test_a_file_is_no_folder_to_write_to(captions: Path) -> None:

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from lorgnette.commands import verify as verify_module
 from lorgnette.commands.demo import demo
-from lorgnette.commands.verify import Verdict, verify
-from lorgnette.config import Encode
+from lorgnette.commands.verify import VerifyReport, verify
+from lorgnette.config import ProcessorSettings
 from lorgnette.errors import UsageError
-from lorgnette.inference.loading import Asked
-from lorgnette.lora.inspect import inventory
-from lorgnette.lora.metadata import Contract
-from lorgnette.lora.peft_files import CONFIG, WEIGHTS
-from lorgnette.processing.processor import Encoder
+from lorgnette.inference.loading import ModelSpec
+from lorgnette.lora.inspect import inspect_adapter
+from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE
+from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
-from lorgnette.resolve import BUILT_IN
-from lorgnette.verification.peft_check import Distance, Found, Names, Sample
+from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult
 
 Change = Callable[[Path], object]
 
@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a short demo."""
     out = tmp_path_factory.mktemp("demo") / "demo"
     words = ["train.epochs=1", "train.warmup_steps=0", "predict.max_new_tokens=1", "data.holdout=2"]
-    return demo(out, pictures=40, words=words).path
+    return demo(out, num_images=40, words=words).path
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 
 def cut(size: int) -> Change:
-    return lambda adapter: os.truncate(adapter / WEIGHTS, size)
+    return lambda adapter: os.truncate(adapter / WEIGHTS_FILE, size)
 
 
 def weights(change: Callable[[str, Any], Any]) -> Change:
     """change(name, tensor) → what is written; None: nothing."""
 
     def rewrite(adapter: Path) -> None:
-        changed = {name: change(name, tensor) for name, tensor in load_file(adapter / WEIGHTS).items()}
-        save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, adapter / WEIGHTS)
+        changed = {name: change(name, tensor) for name, tensor in load_file(adapter / WEIGHTS_FILE).items()}
+        save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, adapter / WEIGHTS_FILE)
 
     return rewrite
 
@@ -63,40 +63,40 @@ def edited(name: str, **values: object) -> Change:
 
 def encoded(**values: object) -> Change:
     def change(adapter: Path) -> None:
-        kept = json.loads((adapter / "lorgnette.json").read_text())["encode"]
-        edited("lorgnette.json", encode=kept | values)(adapter)
+        kept = json.loads((adapter / "lorgnette.json").read_text())["processor"]
+        edited("lorgnette.json", processor=kept | values)(adapter)
 
     return change
 
 
 def renamed(change: Callable[[str], str]) -> Change:
     return lambda adapter: save_file(
-        {change(name): tensor for name, tensor in load_file(adapter / WEIGHTS).items()}, adapter / WEIGHTS
+        {change(name): tensor for name, tensor in load_file(adapter / WEIGHTS_FILE).items()}, adapter / WEIGHTS_FILE
     )
 
 
-def faults(verdict: Verdict) -> dict[str, str]:
+def faults(verdict: VerifyReport) -> dict[str, str]:
     """What is wrong, each with a remedy."""
-    assert not verdict.good
-    assert all(finding.remedy for finding in verdict.findings if finding.good is False)
-    return {finding.about: finding.told for finding in verdict.findings if finding.good is False}
+    assert not verdict.passed
+    assert all(finding.hint for finding in verdict.results if finding.passed is False)
+    return {finding.check: finding.message for finding in verdict.results if finding.passed is False}
 
 
 def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run may stand for its adapter. The lines that are printed work, in a process that knows nothing of us."""
     verdict = verify(trained)
-    assert verdict.good
-    assert [(finding.about, finding.good) for finding in verdict.findings] == [
+    assert verdict.passed
+    assert [(finding.check, finding.passed) for finding in verdict.results] == [
         (about, True) for about in ("weights", "base", "encoding", "loading", "witness", "moved", "merged")
     ]
     said = capsys.readouterr().err
     assert "28 modules of rank 16 or less, no B is zero: mlp.down_proj 4" in said
     assert "all 56 names match" in said
-    assert said.count("before: ") == said.count("after:  ") == len(verdict.samples) == 4
-    lines = dict(verdict.lines)
+    assert said.count("before: ") == said.count("after:  ") == len(verdict.answers) == 4
+    lines = dict(verdict.usage)
     adapter = trained / "adapter"
     assert lines["vLLM"] == (
-        f"vllm serve {BUILT_IN} --enable-lora --lora-modules tuned={adapter.resolve()} --max-lora-rank 16"
+        f"vllm serve {BUILT_IN_MODEL} --enable-lora --lora-modules tuned={adapter.resolve()} --max-lora-rank 16"
     )
     assert "112×112" in lines["pictures"]
     code = (
@@ -111,14 +111,14 @@ def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("change", "about", "said"),
     [
-        (cut(900_000), "weights", f"{WEIGHTS} is cut short: 900000 of "),
-        (cut(0), "weights", f"{WEIGHTS} is empty"),
+        (cut(900_000), "weights", f"{WEIGHTS_FILE} is cut short: 900000 of "),
+        (cut(0), "weights", f"{WEIGHTS_FILE} is empty"),
         (
-            lambda adapter: (adapter / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "weights",
-            f"{WEIGHTS} is a Git LFS pointer and not the file itself: `git lfs pull` fetches it",
+            lambda adapter: (adapter / WEIGHTS_FILE).write_text("version https://git-lfs.github.com/spec/v1\n"), "weights",
+            f"{WEIGHTS_FILE} is a Git LFS pointer and not the file itself: `git lfs pull` fetches it",
         ),
-        (lambda adapter: (adapter / WEIGHTS).unlink(), "weights", f"{WEIGHTS} is missing"),
-        (lambda adapter: (adapter / CONFIG).unlink(), "weights", f"{CONFIG} is missing"),
+        (lambda adapter: (adapter / WEIGHTS_FILE).unlink(), "weights", f"{WEIGHTS_FILE} is missing"),
+        (lambda adapter: (adapter / CONFIG_FILE).unlink(), "weights", f"{CONFIG_FILE} is missing"),
         (
             weights(lambda name, tensor: tensor * 0 if "lora_B" in name else tensor), "weights",
             "B is zero in all 28 modules: the adapter does nothing",
@@ -131,15 +131,15 @@ def test_a_good_adapter(trained: Path, capsys: pytest.CaptureFixture[str]) -> No
             weights(lambda name, tensor: tensor / 0 if "0.mlp.up_proj.lora_A" in name else tensor), "weights",
             "1 of 56 tensors hold numbers that are not finite: language_model.layers.0.mlp.up_proj.lora_A.weight",
         ),
-        (edited(CONFIG, r=8), "weights", f"{CONFIG} says rank 8, the tensors have rank 16: the two files are not one"),
-        (edited(CONFIG, lora_alpha="x"), "weights", f"{CONFIG} does not fit: r is 16, lora_alpha 'x'"),
-        (edited(CONFIG, peft_type="IA3"), "weights", f"{CONFIG} says that it is a IA3, not a LORA"),
+        (edited(CONFIG_FILE, r=8), "weights", f"{CONFIG_FILE} says rank 8, the tensors have rank 16: the two files are not one"),
+        (edited(CONFIG_FILE, lora_alpha="x"), "weights", f"{CONFIG_FILE} does not fit: r is 16, lora_alpha 'x'"),
+        (edited(CONFIG_FILE, peft_type="IA3"), "weights", f"{CONFIG_FILE} says that it is a IA3, not a LORA"),
         (weights(lambda name, tensor: tensor / 0), "weights", "56 of 56 tensors hold numbers that are not finite"),
         (lambda adapter: (adapter / "lorgnette.json").write_text("{"), "base", "lorgnette.json cannot be read"),
         (edited("lorgnette.json", fingerprint="0"), "base", "base model has other weights than the adapter was"),
         (edited("lorgnette.json", chat_template="x"), "base", "base model has another chat template than the adapter"),
-        (encoded(size=[56, 56]), "encoding", "encode.size is [56, 56], was [112, 112]"),
-        (encoded(size=None), "encoding", "encode.size is None, was [112, 112]"),
+        (encoded(size=[56, 56]), "encoding", "image_size is [56, 56], was [112, 112]"),
+        (encoded(size=None), "encoding", "image_size is None, was [112, 112]"),
         (edited("lorgnette.json", prompt="What?"), "encoding", "the prompt is another than in training: 'What?'"),
         (lambda adapter: (adapter / "lorgnette.json").unlink(), "encoding", "lorgnette.json is missing, and with it"),
         (lambda adapter: (adapter / "witness.json").write_text("{"), "encoding", "witness.json cannot be read"),
@@ -150,7 +150,7 @@ def test_what_its_files_tell(
     change: Change, about: str, said: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: no model is loaded."""
-    monkeypatch.setattr(verify_module, "ask", lambda *_, **__: pytest.fail("a model was asked"))
+    monkeypatch.setattr(verify_module, "check_with_peft", lambda *_, **__: pytest.fail("a model was asked"))
     change(copied)
     found = faults(verify(copied))
     assert said in found[about]
@@ -159,24 +159,24 @@ def test_what_its_files_tell(
 def test_another_base(copied: Path, tiny: Path, tmp_path: Path) -> None:
     verdict = verify(copied, model=str(tiny))
     assert "other weights" in faults(verdict)["base"]
-    assert verdict.remedies[0].startswith("the adapter was trained on demo: give that with --model")
+    assert verdict.hints[0].startswith("the adapter was trained on demo: give that with --model")
     assert verdict.summary == "base and adapter do not fit"  # which of them is at fault nobody knows
     assert "no such checkpoint" in faults(verify(copied, model=str(tmp_path / "nowhere")))["base"]
     for name in ("lorgnette.json", "witness.json", "witness.png"):  # an adapter that says nothing of its training
         (copied / name).unlink()
     verdict = verify(copied, model=str(tiny))
     assert faults(verdict)["loading"].startswith("plain peft does not take it: size mismatch for ")
-    assert {finding.about: finding.good for finding in verdict.findings}["base"] is None
+    assert {finding.check: finding.passed for finding in verdict.results}["base"] is None
 
 
 def test_a_base_that_is_not_whole(copied: Path, tmp_path: Path) -> None:
     """Of an adapter that does not say which base it has, too: transformers would draw what is missing by chance."""
-    base = shutil.copytree(BUILT_IN, tmp_path / "base")
+    base = shutil.copytree(BUILT_IN_MODEL, tmp_path / "base")
     os.truncate(base / "model.safetensors", 5_000_000)
     verdict = verify(copied, model=str(base))
     assert "model.safetensors is cut short: 5000000 of " in faults(verdict)["base"]
-    assert verdict.remedies == ("download the checkpoint again, whole",)
-    tensors = load_file(BUILT_IN / "model.safetensors")
+    assert verdict.hints == ("download the checkpoint again, whole",)
+    tensors = load_file(BUILT_IN_MODEL / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp" not in name}
     save_file(kept, base / "model.safetensors", {"format": "pt"})
     for name in ("lorgnette.json", "witness.json", "witness.png"):
@@ -184,12 +184,12 @@ def test_a_base_that_is_not_whole(copied: Path, tmp_path: Path) -> None:
     verdict = verify(copied, model=str(base))
     told = "3 weights are in none of its files, as model.language_model.layers.1.mlp.down_proj.weight"
     assert faults(verdict) == {"base": told}
-    assert not verdict.lines
+    assert not verdict.usage
 
 
 def test_another_template_in_base_and_adapter(copied: Path, tmp_path: Path) -> None:
     """What the adapter says of itself fits its base; its witness remembers."""
-    base = shutil.copytree(BUILT_IN, tmp_path / "base")
+    base = shutil.copytree(BUILT_IN_MODEL, tmp_path / "base")
     template = json.loads((base / "chat_template.json").read_text())["chat_template"].replace("helpful", "short")
     (base / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     edited("lorgnette.json", chat_template=template)(copied)
@@ -211,13 +211,13 @@ def test_names_from_before_transformers_4_52(copied: Path) -> None:
         "plain peft finds 0 of 56 tensors: these are names from before transformers 4.52, as "
         "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     )
-    assert verdict.remedies == ("merge it (lorgnette merge), which reads them, or rename them",)
+    assert verdict.hints == ("merge it (lorgnette merge), which reads them, or rename them",)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        edited(CONFIG, lora_alpha=4),
+        edited(CONFIG_FILE, lora_alpha=4),
         weights(lambda name, tensor: tensor * (0.9 if "lora_B" in name else 1)),  # as another adapter's would be
         weights(lambda name, tensor: tensor * ("lora_B" not in name or ".layers.3." not in name)),
     ],
@@ -230,8 +230,8 @@ def test_other_weights_and_another_scale(change: Change, copied: Path) -> None:
     assert faults(verdict)["witness"].endswith(
         ": these are not the weights, or not the scale (lora_alpha, r, use_rslora), that were saved"
     )
-    assert verdict.remedies[0] == f"copy {WEIGHTS} and {CONFIG} again, both of one adapter"
-    assert not verdict.lines  # how to use it is said of good ones
+    assert verdict.hints[0] == f"copy {WEIGHTS_FILE} and {CONFIG_FILE} again, both of one adapter"
+    assert not verdict.usage  # how to use it is said of good ones
     assert "moved" not in faults(verdict)
 
 
@@ -242,10 +242,12 @@ def distance(**changed: Any) -> Distance:
 
 def test_sentences_of_what_is_found_elsewhere() -> None:
     def found(moved: Distance, rounded: Distance) -> dict[str, tuple[bool | None, str]]:
-        sample = Sample(base="a", adapter="b", merged="b", moved=moved, rounded=rounded)
-        names = Names(matched=56, missing=(), left_over=())
-        made = verify_module._elsewhere(Found(names=names, samples=(sample,), versions={"peft": "1"}), None)
-        return {finding.about: (finding.good, finding.told) for finding in made}
+        sample = AnswerComparison(base="a", adapter="b", merged="b", adapter_effect=moved, merge_error=rounded)
+        names = NameMatch(num_matched=56, missing=(), unexpected=())
+        made = verify_module._check_peft_result(
+            PeftResult(names=names, answers=(sample,), versions={"peft": "1"}), None
+        )
+        return {finding.check: (finding.passed, finding.message) for finding in made}
 
     far = distance(kl=0.5, total_variation=0.25, first_choices=3, largest=2.0)
     assert found(far, distance())["moved"] == (
@@ -259,9 +261,9 @@ def test_sentences_of_what_is_found_elsewhere() -> None:
 
 def test_names_that_do_not_match_are_told_apart() -> None:
     def told(missing: tuple[str, ...], left_over: tuple[str, ...]) -> str:
-        finding = verify_module._names(Names(matched=2, missing=missing, left_over=left_over))
-        assert finding.good is False
-        return finding.told
+        finding = verify_module._check_names(NameMatch(num_matched=2, missing=missing, unexpected=left_over))
+        assert finding.passed is False
+        return finding.message
 
     assert told(("a", "b"), ()) == "plain peft finds 2 of 4 tensors; 2 are missing, as a"
     assert told((), ("c",)) == "plain peft finds 2 of 2 tensors; it has no use for 1, as c"
@@ -269,21 +271,23 @@ def test_names_that_do_not_match_are_told_apart() -> None:
 
 
 def test_what_vllm_refuses_is_to_be_merged(copied: Path) -> None:
-    edited(CONFIG, use_dora=True, bias="all")(copied)
-    lines = dict(verify_module.use(Asked.of(None, copied, Terminal()), inventory(copied)))
+    edited(CONFIG_FILE, use_dora=True, bias="all")(copied)
+    lines = dict(verify_module.describe_usage(ModelSpec.from_names(None, copied, Terminal()), inspect_adapter(copied)))
     assert lines["vLLM"] == "would refuse it: it is a DoRA; biases are trained. Merge it: lorgnette merge"
     assert lines["PEFT"].startswith("PeftModel.from_pretrained(")
 
 
 def test_a_base_is_named_as_others_find_it(copied: Path, tiny: Path) -> None:
-    asked = Asked.of(None, copied, Terminal())
-    assert verify_module.name_elsewhere(asked) == str(BUILT_IN)
-    assert verify_module.name_elsewhere(replace(asked, base="Qwen/Qwen2-VL-2B-Instruct")) == "Qwen/Qwen2-VL-2B-Instruct"
-    foreign = Contract.of(copied).model_copy(update={"fingerprint": None})
-    said = verify_module.pictures_elsewhere(replace(asked, contract=foreign))
+    asked = ModelSpec.from_names(None, copied, Terminal())
+    assert verify_module.resolve_base_name(asked) == str(BUILT_IN_MODEL)
+    assert (
+        verify_module.resolve_base_name(replace(asked, base="Qwen/Qwen2-VL-2B-Instruct")) == "Qwen/Qwen2-VL-2B-Instruct"
+    )
+    foreign = AdapterMetadata.load_or_infer(copied).model_copy(update={"fingerprint": None})
+    said = verify_module.describe_image_size(replace(asked, contract=foreign))
     assert said == "as large as in training: the adapter's folder does not say how large that was"
-    free = Encoder.of_folder(tiny, Encode(size=None, image_tokens=(4, 30)))
-    said = verify_module.pictures_elsewhere(replace(asked, encoder=free))
+    free = Processor.from_folder(tiny, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
+    said = verify_module.describe_image_size(replace(asked, encoder=free))
     assert said == """--mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 23520}'"""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lorgnette.commands.watch import watch
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.report.trackers.tracker import installed, open_trackers
+from lorgnette.report.trackers.tracker import is_installed, open_trackers
 
 
 def run_folder(path: Path) -> Path:
@@ -28,7 +28,7 @@ def test_no_run_and_no_tracking_are_told_apart(tmp_path: Path) -> None:
         watch(run_folder(tmp_path / "run"))
 
 
-@pytest.mark.skipif(not installed("swanboard"), reason="needs SwanLab's dashboard")
+@pytest.mark.skipif(not is_installed("swanboard"), reason="needs SwanLab's dashboard")
 def test_it_serves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "local")
     folder = run_folder(tmp_path / "run")

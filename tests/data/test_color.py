@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.color import rgb
+from lorgnette.data.color import convert_to_rgb
 
 
 def pixel(image: Image.Image, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
@@ -14,7 +14,7 @@ def pixel(image: Image.Image, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
 
 def test_rgb_stays_the_same_object() -> None:
     image = Image.new("RGB", (2, 2), (1, 2, 3))
-    assert rgb(image) is image
+    assert convert_to_rgb(image) is image
 
 
 @pytest.mark.parametrize(
@@ -32,25 +32,25 @@ def test_rgb_stays_the_same_object() -> None:
     ],
 )
 def test_modes(mode: str, colour: object, seen: tuple[int, ...]) -> None:
-    assert pixel(rgb(Image.new(mode, (2, 2), colour))) == pytest.approx(seen, abs=1)  # type: ignore[arg-type]
+    assert pixel(convert_to_rgb(Image.new(mode, (2, 2), colour))) == pytest.approx(seen, abs=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 def test_a_colour_declared_transparent_is_white(mode: str) -> None:
     image = Image.new(mode, (2, 2))
     image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
-    assert pixel(rgb(image)) == (255, 255, 255)
+    assert pixel(convert_to_rgb(image)) == (255, 255, 255)
 
 
 def test_16_bit_is_scaled_not_clipped() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
-    assert np.asarray(rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+    assert np.asarray(convert_to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 1, 128, 255]
 
 
 def test_16_bit_with_a_transparent_value() -> None:
     image = Image.fromarray(np.array([[500, 65535, 0]], dtype=np.uint16))
     image.info["transparency"] = 500
-    assert np.asarray(rgb(image))[0, :, 0].tolist() == [255, 255, 0]
+    assert np.asarray(convert_to_rgb(image))[0, :, 0].tolist() == [255, 255, 0]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_16_bit_with_a_transparent_value() -> None:
     ],
 )
 def test_32_bit_integers_take_the_smallest_usual_range(values: list[int], seen: list[int]) -> None:
-    assert np.asarray(rgb(Image.fromarray(np.array([values], dtype=np.int32))))[0, :, 0].tolist() == seen
+    assert np.asarray(convert_to_rgb(Image.fromarray(np.array([values], dtype=np.int32))))[0, :, 0].tolist() == seen
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_32_bit_integers_take_the_smallest_usual_range(values: list[int], seen: 
     ],
 )
 def test_floats(values: list[float], seen: list[int]) -> None:
-    assert np.asarray(rgb(Image.fromarray(np.array([values], dtype=np.float32))))[0, :, 0].tolist() == seen
+    assert np.asarray(convert_to_rgb(Image.fromarray(np.array([values], dtype=np.float32))))[0, :, 0].tolist() == seen

@@ -2,20 +2,20 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.conversation import merged, must_be_learnable
+from lorgnette.data.conversation import check_conversation, merge_parts
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Picture, Role, Turn
+from lorgnette.types import Image, Role, Turn
 
-CAT = Picture(Path("cat.jpg"))
+CAT = Image(Path("cat.jpg"))
 
 
-def talk(*said: tuple[Role, str | Picture]) -> list[Turn]:
+def talk(*said: tuple[Role, str | Image]) -> list[Turn]:
     return [Turn(role, (part,)) for role, part in said]
 
 
 def test_merged() -> None:
-    assert merged(["", "a", "", "b", CAT, CAT, " ", ""]) == ("ab", CAT, CAT, " ")
-    assert merged([]) == ()
+    assert merge_parts(["", "a", "", "b", CAT, CAT, " ", ""]) == ("ab", CAT, CAT, " ")
+    assert merge_parts([]) == ()
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_merged() -> None:
     ],
 )
 def test_learnable(turns: list[Turn]) -> None:
-    must_be_learnable(turns)
+    check_conversation(turns)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,6 @@ def test_learnable(turns: list[Turn]) -> None:
 )
 def test_not_learnable(turns: list[Turn], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        must_be_learnable(turns)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        check_conversation(turns)
+    assert what in caught.value.message
+    assert caught.value.hint

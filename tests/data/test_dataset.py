@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.dataset import pictures_of, read, speaks
+from lorgnette.data.dataset import is_dataset, read, read_images
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
@@ -30,8 +30,8 @@ def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path)
     assert (one.reference, two.reference, two.id) == ("a", "b", "identity_2")
     assert isinstance(three, Problem)
     assert isinstance(four, Problem)
-    assert "the answer is null" in three.what
-    assert "text, not an object" in four.what
+    assert "the answer is null" in three.message
+    assert "text, not an object" in four.message
 
 
 def test_a_broken_line_costs_that_line_only(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_a_broken_line_costs_that_line_only(tmp_path: Path) -> None:
     path.write_text("\n".join([json.dumps(GOOD[0]), "", '{"messages": [', json.dumps(GOOD[1]), ""]), encoding="utf-8")
     one, bad, two = read(path)
     assert isinstance(bad, Problem)
-    assert "broken JSON" in bad.what
-    assert bad.remedy
+    assert "broken JSON" in bad.message
+    assert bad.hint
     assert isinstance(two, Example)
     assert [one.row, bad.row, two.row, two.id] == [1, 3, 4, "identity_3"]
 
@@ -50,9 +50,9 @@ def test_both_forms_in_one_row(tmp_path: Path) -> None:
     path.write_text(json.dumps([GOOD[0] | GOOD[1], {}]))
     both, neither = read(path)
     assert isinstance(both, Problem)
-    assert "both 'conversations' and 'messages'" in both.what
+    assert "both 'conversations' and 'messages'" in both.message
     assert isinstance(neither, Problem)
-    assert "no key at all" in neither.what
+    assert "no key at all" in neither.message
 
 
 @given(st.lists(st.sampled_from([*GOOD, *BAD]), max_size=12), st.sampled_from([".json", ".jsonl"]))
@@ -68,8 +68,8 @@ def test_no_row_disappears(items: list[Any], suffix: str) -> None:
 
 def test_rows_are_limited(table: Callable[..., Path]) -> None:
     path = table([("a.jpg", ""), ("b.jpg", "b"), ("c.jpg", "c")])
-    assert [row.row for row in read(path, rows=2)] == [2, 3]
-    assert len(list(read(path, rows=9))) == 3
+    assert [row.row for row in read(path, max_rows=2)] == [2, 3]
+    assert len(list(read(path, max_rows=9))) == 3
 
 
 def test_a_fair_sample_keeps_the_order(table: Callable[..., Path]) -> None:
@@ -121,8 +121,8 @@ def test_what_cannot_be_a_source_is_told_at_once(
         (tmp_path / file).touch()
     with pytest.raises(error) as caught:
         read(tmp_path / name)
-    assert what in caught.value.what
-    assert caught.value.remedy
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
 def test_rows_must_be_some(table: Callable[..., Path]) -> None:
@@ -136,7 +136,7 @@ def test_a_relative_source_gives_absolute_pictures(table: Callable[..., Path], m
     monkeypatch.chdir(path.parent)
     (row,) = read(Path("captions.csv"))
     assert isinstance(row, Example)
-    assert row.pictures[0].path == path.parent / "a.jpg"
+    assert row.images[0].path == path.parent / "a.jpg"
 
 
 def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> None:
@@ -144,40 +144,40 @@ def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> N
         picture(name)
     for name, content in (("notes.txt", "x"), (".hidden.jpg", "x"), ("0.heic", "x"), ("4.jpg", "")):
         (tmp_path / "b" / name).write_text(content)
-    rows = list(pictures_of(tmp_path / "b", prompt="what?"))
+    rows = list(read_images(tmp_path / "b", prompt="what?"))
     assert [row.row for row in rows] == [1, 2, 3, 4]
     bad, one, two, empty = rows
     assert isinstance(bad, Problem)
     assert isinstance(empty, Problem)
-    assert "4.jpg" in empty.what
+    assert "4.jpg" in empty.message
     assert isinstance(one, Example)
     assert isinstance(two, Example)
     assert (one.id, two.id) == ("1.png", "2.JPG")
     assert [turn.role for turn in one.turns] == ["user"]
     assert one.turns[0].text == "what?"
-    assert one.prompt.turns == one.turns
+    assert one.without_answer.turns == one.turns
 
 
 def test_what_says_what_it_shows_is_no_folder_of_bare_pictures(picture: Callable[..., Path], tmp_path: Path) -> None:
     shown = picture("a.png")
-    assert not speaks(shown)
-    assert not speaks(shown.parent)
+    assert not is_dataset(shown)
+    assert not is_dataset(shown.parent)
     (shown.parent / "b.txt").write_text("of another picture")
-    assert not speaks(shown.parent)
+    assert not is_dataset(shown.parent)
     (shown.parent / "a.txt").write_text("a")
-    assert speaks(shown.parent)
+    assert is_dataset(shown.parent)
     for name in ("metadata.csv", "metadata.jsonl", "shard.tar"):
         folder = tmp_path / name.partition(".")[2]
         folder.mkdir(exist_ok=True)
         (folder / name).touch()
-        assert speaks(folder)
-        assert speaks(folder / name)
+        assert is_dataset(folder)
+        assert is_dataset(folder / name)
     with pytest.raises(LorgnetteError, match="does not exist"):
-        speaks(tmp_path / "gone")
+        is_dataset(tmp_path / "gone")
 
 
 def test_one_picture(picture: Callable[..., Path]) -> None:
-    (row,) = pictures_of(picture("a.jpg"), prompt="")
+    (row,) = read_images(picture("a.jpg"), prompt="")
     assert isinstance(row, Example)
     assert row.id == "a.jpg"
     assert len(row.turns[0].parts) == 1
@@ -185,9 +185,9 @@ def test_one_picture(picture: Callable[..., Path]) -> None:
 
 def test_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match="no picture in this folder"):
-        pictures_of(tmp_path)
+        read_images(tmp_path)
     with pytest.raises(LorgnetteError, match="does not exist"):
-        pictures_of(tmp_path / "gone")
+        read_images(tmp_path / "gone")
 
 
 def test_real_inputs(shared: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from lorgnette.data.decode_errors import unreadable
+from lorgnette.data.decode_errors import explain_decode_error
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from lorgnette.data.decode_errors import unreadable
 def test_what_stands_there_instead(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    error = unreadable(path, UnidentifiedImageError("cannot identify image file"))
-    assert what in error.what
-    assert remedy in (error.remedy or "")
+    error = explain_decode_error(path, UnidentifiedImageError("cannot identify image file"))
+    assert what in error.message
+    assert remedy in (error.hint or "")
     assert error.where == str(path)
 
 
@@ -47,8 +47,8 @@ def test_what_stands_there_instead(tmp_path: Path, content: bytes, what: str, re
 def test_what_was_said(tmp_path: Path, raised: Exception, what: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"\xff\xd8\xff")
-    assert what in unreadable(path, raised).what
+    assert what in explain_decode_error(path, raised).message
 
 
 def test_a_file_that_has_vanished_meanwhile(tmp_path: Path) -> None:
-    assert unreadable(tmp_path / "gone.jpg", UnidentifiedImageError("?")).remedy
+    assert explain_decode_error(tmp_path / "gone.jpg", UnidentifiedImageError("?")).hint

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data import image_resolver
-from lorgnette.data.image_resolver import NoPlaceError, Shelf, inside, limited
+from lorgnette.data.image_resolver import CannotExtractError, ImageResolver, check_member_name, read_member
 from lorgnette.errors import LorgnetteError, UsageError
 
 
@@ -24,15 +24,15 @@ from lorgnette.errors import LorgnetteError, UsageError
     ],
 )
 def test_paths(written: str, path: str) -> None:
-    assert Shelf(Path("/data/a.csv")).picture(written).path == Path(path)
+    assert ImageResolver(Path("/data/a.csv")).resolve(written).path == Path(path)
 
 
 @pytest.mark.parametrize("written", ["", "  ", "a\0b", "https://host/a.jpg", "data:text/html," + "A" * 99])
 def test_what_is_no_path(written: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        Shelf(Path("/data/a.csv")).picture(written)
-    assert len(caught.value.what) < 120
-    assert caught.value.remedy
+        ImageResolver(Path("/data/a.csv")).resolve(written)
+    assert len(caught.value.message) < 120
+    assert caught.value.hint
 
 
 def test_the_other_folder_serves_where_the_first_has_nothing(tmp_path: Path) -> None:
@@ -40,10 +40,10 @@ def test_the_other_folder_serves_where_the_first_has_nothing(tmp_path: Path) -> 
     for folder in (one, other):
         folder.mkdir()
     (other / "a.jpg").touch()
-    assert Shelf(one / "a.csv").picture("a.jpg", or_folder=other).path == other / "a.jpg"
-    assert Shelf(one / "a.csv").picture("b.jpg", or_folder=other).path == one / "b.jpg"
+    assert ImageResolver(one / "a.csv").resolve("a.jpg", fallback_folder=other).path == other / "a.jpg"
+    assert ImageResolver(one / "a.csv").resolve("b.jpg", fallback_folder=other).path == one / "b.jpg"
     (one / "a.jpg").touch()
-    assert Shelf(one / "a.csv").picture("a.jpg", or_folder=other).path == one / "a.jpg"
+    assert ImageResolver(one / "a.csv").resolve("a.jpg", fallback_folder=other).path == one / "a.jpg"
 
 
 def test_the_captions_of_a_picture_share_it_and_no_other(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_the_captions_of_a_picture_share_it_and_no_other(tmp_path: Path) -> None
     for folder in (one, other):
         folder.mkdir()
     (other / "b.jpg").touch()
-    found = Shelf(one / "a.csv")
-    assert found.picture("a.jpg") is found.picture(" a.jpg ")
-    assert found.picture("b.jpg").path == one / "b.jpg"
-    assert found.picture("b.jpg", or_folder=other).path == other / "b.jpg"
+    found = ImageResolver(one / "a.csv")
+    assert found.resolve("a.jpg") is found.resolve(" a.jpg ")
+    assert found.resolve("b.jpg").path == one / "b.jpg"
+    assert found.resolve("b.jpg", fallback_folder=other).path == other / "b.jpg"
     for _ in range(2):
         with pytest.raises(LorgnetteError, match="empty"):
-            found.picture("")
+            found.resolve("")
 
 
 def test_several_folders_the_first_that_has_it(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_several_folders_the_first_that_has_it(tmp_path: Path) -> None:
     (one / "x").mkdir(parents=True)
     other.mkdir()
     (other / "a.jpg").touch()
-    found = Shelf(tmp_path / "a.json", folders=(one, other))
-    assert found.picture("a.jpg").path == other / "a.jpg"
-    assert found.picture("b.jpg").path == one / "b.jpg"
+    found = ImageResolver(tmp_path / "a.json", folders=(one, other))
+    assert found.resolve("a.jpg").path == other / "a.jpg"
+    assert found.resolve("b.jpg").path == one / "b.jpg"
 
 
 def test_images_from_a_folder_by_path_then_by_name(tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_images_from_a_folder_by_path_then_by_name(tmp_path: Path) -> None:
     for name in ("in/a.jpg", "b.jpg"):
         (there / name).touch()
     (tmp_path / "own.jpg").touch()
-    found = Shelf(tmp_path / "a.json", images_from=there)
-    assert found.picture("in/a.jpg").path == there / "in/a.jpg"
-    assert found.picture("elsewhere/deep/b.jpg").path == there / "b.jpg"
-    assert found.picture("/gone/b.jpg").path == there / "b.jpg"
-    assert found.picture("own.jpg").path == tmp_path / "own.jpg"
-    assert found.picture("c.jpg").path == there / "c.jpg"  # where it is missed
+    found = ImageResolver(tmp_path / "a.json", images_from=there)
+    assert found.resolve("in/a.jpg").path == there / "in/a.jpg"
+    assert found.resolve("elsewhere/deep/b.jpg").path == there / "b.jpg"
+    assert found.resolve("/gone/b.jpg").path == there / "b.jpg"
+    assert found.resolve("own.jpg").path == tmp_path / "own.jpg"
+    assert found.resolve("c.jpg").path == there / "c.jpg"  # where it is missed
     (tmp_path / "in").mkdir()
     for name in ("in/a.jpg", "b.jpg"):
         (tmp_path / name).touch()
-    assert found.picture("in/a.jpg").path == there / "in/a.jpg"  # asked first
-    assert found.picture("b.jpg").path == found.picture(str(tmp_path / "b.jpg")).path == there / "b.jpg"
-    assert found.picture(str(tmp_path / "own.jpg")).path == tmp_path / "own.jpg"
+    assert found.resolve("in/a.jpg").path == there / "in/a.jpg"  # asked first
+    assert found.resolve("b.jpg").path == found.resolve(str(tmp_path / "b.jpg")).path == there / "b.jpg"
+    assert found.resolve(str(tmp_path / "own.jpg")).path == tmp_path / "own.jpg"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK but no zip"])
@@ -95,7 +95,7 @@ def test_images_from_what_is_neither(tmp_path: Path, content: bytes | None) -> N
     if content is not None:
         (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UsageError, match="images_from"):
-        Shelf(tmp_path / "a.json", images_from=tmp_path / "a.zip")
+        ImageResolver(tmp_path / "a.json", images_from=tmp_path / "a.zip")
 
 
 def zipped(path: Path, **members: bytes) -> Path:
@@ -107,17 +107,17 @@ def zipped(path: Path, **members: bytes) -> Path:
 
 def test_images_from_a_zip(tmp_path: Path) -> None:
     path = zipped(tmp_path / "p.zip", **{"val/a.jpg": b"A", "one/b.jpg": b"1", "two/b.jpg": b"2", "c.jpg": b"A"})
-    found = Shelf(tmp_path / "a.json", images_from=path)
-    a = found.picture("a.jpg").path
+    found = ImageResolver(tmp_path / "a.json", images_from=path)
+    a = found.resolve("a.jpg").path
     assert (a.parent, a.suffix, a.read_bytes()) == (tmp_path / "p.zip.pictures", ".jpg", b"A")
-    assert found.picture("./val/a.jpg").path == found.picture("/anywhere/c.jpg").path == a
-    assert found.picture("one/b.jpg").path.read_bytes() == b"1"
-    assert found.picture("b.jpg").path == tmp_path / "b.jpg"  # two have this name: no guess
+    assert found.resolve("./val/a.jpg").path == found.resolve("/anywhere/c.jpg").path == a
+    assert found.resolve("one/b.jpg").path.read_bytes() == b"1"
+    assert found.resolve("b.jpg").path == tmp_path / "b.jpg"  # two have this name: no guess
     before = a.stat().st_mtime_ns
-    again = Shelf(tmp_path / "a.json", images_from=path)
-    assert again.picture("a.jpg").path.stat().st_mtime_ns == before
+    again = ImageResolver(tmp_path / "a.json", images_from=path)
+    assert again.resolve("a.jpg").path.stat().st_mtime_ns == before
     assert (
-        Shelf(tmp_path / "a.json", images_from=path, pictures_to=tmp_path / "x").picture("a.jpg").path.parent.name
+        ImageResolver(tmp_path / "a.json", images_from=path, images_to=tmp_path / "x").resolve("a.jpg").path.parent.name
         == "x"
     )
 
@@ -127,14 +127,14 @@ def test_a_zip_that_is_cut_or_wicked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"bad.jpg") + 10] ^= 255
     path.write_bytes(raw)
-    found = Shelf(tmp_path / "a.json", images_from=path)
+    found = ImageResolver(tmp_path / "a.json", images_from=path)
     with pytest.raises(LorgnetteError, match="leaves its folder"):
-        found.picture("out.jpg")
+        found.resolve("out.jpg")
     with pytest.raises(LorgnetteError, match="cannot be unpacked"):
-        found.picture("bad.jpg")
-    monkeypatch.setattr(limited, "__kwdefaults__", {"most": 1000})
+        found.resolve("bad.jpg")
+    monkeypatch.setattr(read_member, "__kwdefaults__", {"most": 1000})
     with pytest.raises(LorgnetteError, match="unpacks to more than 1,000 bytes"):
-        found.picture("bomb.jpg")
+        found.resolve("bomb.jpg")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p.zip"]
 
 
@@ -148,19 +148,19 @@ def test_a_zip_with_a_damaged_picture_inside(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[45:60] = b"\xff" * 15
     path.write_bytes(content)
-    found = Shelf(tmp_path / "a.json", images_from=path)
+    found = ImageResolver(tmp_path / "a.json", images_from=path)
     with pytest.raises(LorgnetteError, match=r"'a\.jpg' cannot be unpacked: Error -3"):
-        found.picture("a.jpg")
+        found.resolve("a.jpg")
 
 
 def test_a_data_uri_becomes_a_file_once(tmp_path: Path) -> None:
-    found = Shelf(tmp_path / "a.jsonl")
-    one = found.picture(uri(b"1", "image/jpeg")).path
+    found = ImageResolver(tmp_path / "a.jsonl")
+    one = found.resolve(uri(b"1", "image/jpeg")).path
     assert (one.parent, one.suffix, one.read_bytes()) == (tmp_path / "a.jsonl.pictures", ".jpg", b"1")
     os.utime(one, (1, 1))
-    assert Shelf(tmp_path / "a.jsonl").picture("  " + uri(b"1", "IMAGE/JPEG;charset=x") + "\n").path == one
+    assert ImageResolver(tmp_path / "a.jsonl").resolve("  " + uri(b"1", "IMAGE/JPEG;charset=x") + "\n").path == one
     assert one.stat().st_mtime == 1
-    assert found.picture(uri(b"2", "image/x.y+z-verylong")).path.suffix == ".xyzve"
+    assert found.resolve(uri(b"2", "image/x.y+z-verylong")).path.suffix == ".xyzve"
 
 
 @pytest.mark.parametrize(
@@ -176,35 +176,35 @@ def test_a_data_uri_becomes_a_file_once(tmp_path: Path) -> None:
 )
 def test_data_uris_that_are_none(tmp_path: Path, text: str, what: str) -> None:
     with pytest.raises(LorgnetteError, match=what):
-        Shelf(tmp_path / "a.jsonl").picture(text)
+        ImageResolver(tmp_path / "a.jsonl").resolve(text)
     assert not list(tmp_path.iterdir())
 
 
 def test_no_place_for_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.pictures").write_text("a file stands there")
-    with pytest.raises(NoPlaceError) as caught:
-        Shelf(tmp_path / "a.jsonl").picture(uri(b"1"))
-    assert "pictures_to" in (caught.value.remedy or "")
+    with pytest.raises(CannotExtractError) as caught:
+        ImageResolver(tmp_path / "a.jsonl").resolve(uri(b"1"))
+    assert "pictures_to" in (caught.value.hint or "")
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_resolver, "LARGEST", 10)
+    monkeypatch.setattr(image_resolver, "MAX_IMAGE_BYTES", 10)
     with pytest.raises(LorgnetteError, match="11 bytes"):
-        Shelf(tmp_path / "a.tar").laid(bytes(11), "jpg")
+        ImageResolver(tmp_path / "a.tar").extract(bytes(11), "jpg")
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "..\\a", "C:\\a", "c:a", "\\\\host\\a", "a\0b"])
 def test_names_that_leave(name: str) -> None:
     with pytest.raises(LorgnetteError, match="leaves its folder"):
-        inside(name)
+        check_member_name(name)
 
 
 def test_names_that_stay() -> None:
     for name in ("a.jpg", "./a/b.jpg", "a..b/c...jpg", "图/像.jpg"):
-        assert inside(name) == name
+        assert check_member_name(name) == name
 
 
 def test_limited() -> None:
-    assert limited(io.BytesIO(b"123"), "x", most=3) == b"123"
+    assert read_member(io.BytesIO(b"123"), "x", max_bytes=3) == b"123"
     with pytest.raises(LorgnetteError, match="more than 2 bytes"):
-        limited(io.BytesIO(b"123"), "x", most=2)
+        read_member(io.BytesIO(b"123"), "x", max_bytes=2)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.images import glimpse, header, load, verified
+from lorgnette.data.images import decode_preview, load_image, read_image_size, verify_image
 from lorgnette.errors import LorgnetteError
 
 MANY = 1 << 25
 
 
 def glimpsed(path: Path) -> tuple[int, int]:
-    return glimpse(path, least=32, most=MANY)[0]
+    return decode_preview(path, min_side=32, max_pixels=MANY)[0]
 
 
-LOOKS: list[Callable[[Path], object]] = [header, load, verified, glimpsed]
+LOOKS: list[Callable[[Path], object]] = [read_image_size, load_image, verify_image, glimpsed]
 
 
 def quartered() -> Image.Image:
@@ -54,8 +54,8 @@ def test_seen_as_the_camera_held_it(tmp_path: Path, suffix: str, turn: int) -> N
         8: Image.Transpose.ROTATE_90,
     }
     expected = quartered().transpose(upright[turn]) if turn in upright else quartered()
-    seen = load(path)
-    assert seen.size == expected.size == header(path) == verified(path) == glimpsed(path)
+    seen = load_image(path)
+    assert seen.size == expected.size == read_image_size(path) == verify_image(path) == glimpsed(path)
     difference = np.abs(np.asarray(seen, dtype=int) - np.asarray(expected, dtype=int))
     assert np.median(difference) <= 4
 
@@ -68,17 +68,17 @@ def test_orientation_behind_a_pngs_pixels(tmp_path: Path) -> None:
     body, whole = exif.tobytes()[6:], path.read_bytes()
     chunk = len(body).to_bytes(4, "big") + b"eXIf" + body + zlib.crc32(b"eXIf" + body).to_bytes(4, "big")
     path.write_bytes(whole[:-12] + chunk + whole[-12:])
-    assert header(path) == load(path).size == (32, 48)
+    assert read_image_size(path) == load_image(path).size == (32, 48)
 
 
 def test_exif_that_makes_no_sense_does_not_cost_the_picture(tmp_path: Path) -> None:
     quartered().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xfe" * 50)
-    assert header(tmp_path / "a.jpg") == load(tmp_path / "a.jpg").size == (48, 32)
+    assert read_image_size(tmp_path / "a.jpg") == load_image(tmp_path / "a.jpg").size == (48, 32)
 
 
 def test_pixels_are_detached_from_the_file(picture: Callable[..., Path]) -> None:
     path = picture("a.png", colour=(1, 2, 3))
-    image = load(path)
+    image = load_image(path)
     path.unlink()
     assert type(image) is Image.Image
     assert image.getpixel((0, 0)) == (1, 2, 3)
@@ -90,7 +90,7 @@ def test_first_frame(tmp_path: Path) -> None:
     for suffix in ("gif", "png", "webp", "tif"):
         path = tmp_path / f"a.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
-        assert load(path).getpixel((0, 0)) == pytest.approx((250, 0, 0), abs=8)
+        assert load_image(path).getpixel((0, 0)) == pytest.approx((250, 0, 0), abs=8)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -116,14 +116,14 @@ def test_what_the_header_shows(
     make(path)
     with pytest.raises(LorgnetteError) as caught:
         look(path)
-    assert what in caught.value.what
+    assert what in caught.value.message
     assert caught.value.where == str(path)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_the_widest_picture_allowed(tmp_path: Path) -> None:
     Image.new("1", (2000, 10)).save(tmp_path / "a.png")
-    assert header(tmp_path / "a.png") == (2000, 10)
+    assert read_image_size(tmp_path / "a.png") == (2000, 10)
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -135,8 +135,8 @@ def test_names_no_file_can_have(look: Callable[[Path], object]) -> None:
 
 def test_a_windows_path(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        header(tmp_path / "images\\a.jpg")
-    assert "/ instead of \\" in (caught.value.remedy or "")
+        read_image_size(tmp_path / "images\\a.jpg")
+    assert "/ instead of \\" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
@@ -145,11 +145,11 @@ def test_verified_never_passes_a_picture_that_cannot_be_loaded(tmp_path: Path, s
     whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
     Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(whole)
     content = whole.read_bytes()
-    assert verified(whole) == (60, 40)
+    assert verify_image(whole) == (60, 40)
     for length in range(1, len(content), max(1, len(content) // 200)):
         cut.write_bytes(content[:length])
         outcomes = []
-        for look in (verified, load, glimpsed):
+        for look in (verify_image, load_image, glimpsed):
             try:
                 look(cut)
                 outcomes.append("fine")
@@ -164,7 +164,7 @@ def test_a_glimpse_of_a_jpeg_is_a_fraction_of_it(tmp_path: Path, turned: bool) -
     exif[0x0112] = 6 if turned else 1
     path = tmp_path / "a.jpg"
     Image.linear_gradient("L").resize((640, 480)).save(path, exif=exif)
-    size, seen, _ = glimpse(path, least=32, most=10)
+    size, seen, _ = decode_preview(path, min_side=32, max_pixels=10)
     assert size == ((480, 640) if turned else (640, 480))
     assert seen is not None
     assert seen.size == (size[0] // 8, size[1] // 8)
@@ -184,7 +184,9 @@ def test_of_a_jpeg_the_upper_part_is_seen_as_in_the_whole(
 ) -> None:
     path = tmp_path / "a.jpg"
     busy(size, mode).save(path, quality=90, subsampling=subsampling)
-    (told, part, whole), (_, seen, all_of_it) = (glimpse(path, least=32, most=10, upper=each) for each in (0.2, 1.0))
+    (told, part, whole), (_, seen, all_of_it) = (
+        decode_preview(path, min_side=32, max_pixels=10, upper_fraction=each) for each in (0.2, 1.0)
+    )
     assert part is not None
     assert seen is not None
     assert (told, whole, all_of_it) == (size, False, True)
@@ -206,7 +208,9 @@ def test_what_has_no_upper_part_to_be_told_apart_is_seen_whole(tmp_path: Path, h
     picture.save(path, exif=exif, progressive=how == "progressive", quality=90)
     if how == "no end":
         path.write_bytes(path.read_bytes() + b"a phone's trailer")
-    (_, seen, whole), (_, same, _) = (glimpse(path, least=32, most=10, upper=each) for each in (0.28, 1.0))
+    (_, seen, whole), (_, same, _) = (
+        decode_preview(path, min_side=32, max_pixels=10, upper_fraction=each) for each in (0.28, 1.0)
+    )
     assert whole
     assert seen is not None
     assert same is not None
@@ -217,24 +221,24 @@ def test_a_glimpse_does_not_decode_what_is_huge_and_can_only_be_had_whole(
     picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = picture("a.png", size=(40, 30))
-    assert glimpse(path, least=8, most=1200)[1] is not None
+    assert decode_preview(path, min_side=8, max_pixels=1200)[1] is not None
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("decoded"))
-    assert glimpse(path, least=8, most=1199) == ((40, 30), None, False)
+    assert decode_preview(path, min_side=8, max_pixels=1199) == ((40, 30), None, False)
 
 
 def test_verified_passes_junk_behind_a_jpeg(picture: Callable[..., Path]) -> None:
     path = picture("a.jpg")
     path.write_bytes(path.read_bytes() + b"a phone's trailer")
-    assert verified(path) == (32, 24)
+    assert verify_image(path) == (32, 24)
 
 
 def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)  # beyond it Pillow warns, beyond twice it refuses
-    assert header(tmp_path / "a.png") == (100, 100)
+    assert read_image_size(tmp_path / "a.png") == (100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(LorgnetteError, match="too large"):
-        header(tmp_path / "a.png")
+        read_image_size(tmp_path / "a.png")
 
 
 def test_no_warning_escapes_in_threads_and_no_other_is_silenced(shared: Path) -> None:
@@ -242,7 +246,7 @@ def test_no_warning_escapes_in_threads_and_no_other_is_silenced(shared: Path) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with ThreadPoolExecutor(8) as pool:
-            assert set(pool.map(header, [path] * 200)) == {(500, 500)}
+            assert set(pool.map(read_image_size, [path] * 200)) == {(500, 500)}
         assert caught == []
         warnings.warn("ours", UserWarning, stacklevel=1)
         assert len(caught) == 1
@@ -255,13 +259,13 @@ def test_every_nasty_file_is_loaded_or_named(shared: Path) -> None:
     for row in listed:
         path = shared / "nasty" / row["file"]
         if row["load"] == "ok":
-            image = load(path)
+            image = load_image(path)
             assert image.mode == "RGB"
             assert "x".join(map(str, image.size)) == row["rgb_after_transpose"]
-            assert header(path) == verified(path) == glimpsed(path) == image.size
+            assert read_image_size(path) == verify_image(path) == glimpsed(path) == image.size
             continue
-        for look in (load, verified, glimpsed):
+        for look in (load_image, verify_image, glimpsed):
             with pytest.raises(LorgnetteError) as caught:
                 look(path)
             assert caught.value.where == str(path)
-            assert caught.value.remedy
+            assert caught.value.hint

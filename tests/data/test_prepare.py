@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorgnette.data import EXPORTS, To, prepare, read
+from lorgnette.data import EXPORTERS, ExportFormat, prepare, read
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
 
@@ -35,8 +35,8 @@ def test_the_tutorials_files(captions: Path, tmp_path: Path) -> None:
         "data_vl_test.json",
         "data_vl_train.json",
     ]
-    assert (made.train_rows, made.test_rows, made.shared_pictures, made.tidied, made.problems) == (2, 4, 0, 0, ())
-    everything = json.loads(made.all.read_text(encoding="utf-8"))
+    assert (made.num_train, made.num_test, made.num_shared_images, made.num_trimmed, made.problems) == (2, 4, 0, 0, ())
+    everything = json.loads(made.all_path.read_text(encoding="utf-8"))
     assert everything[0] == {
         "id": "identity_1",
         "conversations": [
@@ -44,9 +44,9 @@ def test_the_tutorials_files(captions: Path, tmp_path: Path) -> None:
             {"from": "assistant", "value": "caption, 0"},
         ],
     }
-    train, test = (json.loads(path.read_text(encoding="utf-8")) for path in (made.train, made.test))
+    train, test = (json.loads(path.read_text(encoding="utf-8")) for path in (made.train_path, made.test_path))
     assert train + test == everything
-    assert content(made.all) == content(captions)
+    assert content(made.all_path) == content(captions)
 
 
 def test_a_picture_never_stands_in_both_parts_unless_asked(
@@ -57,17 +57,17 @@ def test_a_picture_never_stands_in_both_parts_unless_asked(
     picture("b.png", colour=(0, 0, 9))
     path = table([("a.png", "1"), ("b.png", "2"), ("b.png", "3"), ("copy_of_a.png", "4")])
     made = prepare(path, tmp_path / "picture", holdout=1)
-    assert (made.test_rows, made.shared_pictures) == (2, 0)
+    assert (made.num_test, made.num_shared_images) == (2, 0)
     made = prepare(path, tmp_path / "tail", holdout=1, split="tail")
-    assert (made.test_rows, made.shared_pictures) == (1, 1)
+    assert (made.num_test, made.num_shared_images) == (1, 1)
 
 
 def test_the_same_call_again_changes_nothing(captions: Path, tmp_path: Path) -> None:
     made = prepare(captions, tmp_path)
-    before = [path.stat().st_mtime_ns for path in (made.all, made.train, made.test)]
+    before = [path.stat().st_mtime_ns for path in (made.all_path, made.train_path, made.test_path)]
     assert prepare(captions, tmp_path) == made
-    assert [path.stat().st_mtime_ns for path in (made.all, made.train, made.test)] == before
-    assert prepare(made.all, tmp_path) == made
+    assert [path.stat().st_mtime_ns for path in (made.all_path, made.train_path, made.test_path)] == before
+    assert prepare(made.all_path, tmp_path) == made
 
 
 @pytest.mark.parametrize("standing", ["[]", "not json", "\udcff"])
@@ -88,15 +88,15 @@ def test_a_file_in_the_folders_place(captions: Path) -> None:
 
 
 def test_rows_prompt_and_holdout(captions: Path, tmp_path: Path) -> None:
-    made = prepare(captions, tmp_path, prompt="What is it?", rows=3, holdout=1)
-    assert (made.train_rows, made.test_rows) == (2, 1)
-    assert content(made.all) == [
-        (row.id, row.turns) for row in read(captions, prompt="What is it?", rows=3) if isinstance(row, Example)
+    made = prepare(captions, tmp_path, prompt="What is it?", max_rows=3, holdout=1)
+    assert (made.num_train, made.num_test) == (2, 1)
+    assert content(made.all_path) == [
+        (row.id, row.turns) for row in read(captions, prompt="What is it?", max_rows=3) if isinstance(row, Example)
     ]
     with pytest.raises(UsageError, match="6 usable rows"):
         prepare(captions, tmp_path / "b", holdout=6)
     assert not (tmp_path / "b").exists()
-    assert prepare(captions, tmp_path / "c", holdout=0).test.read_text() == "[]\n"
+    assert prepare(captions, tmp_path / "c", holdout=0).test_path.read_text() == "[]\n"
 
 
 def test_broken_rows_stop_it_or_are_left_out_by_name(
@@ -108,7 +108,7 @@ def test_broken_rows_stop_it_or_are_left_out_by_name(
     assert not (tmp_path / "out").exists()
     made = prepare(path, tmp_path / "out", holdout=1, on_bad_row="skip")
     assert [problem.row for problem in made.problems] == [3, 4]
-    assert [id_ for id_, _ in content(made.all)] == ["identity_1", "identity_4"]
+    assert [id_ for id_, _ in content(made.all_path)] == ["identity_1", "identity_4"]
 
 
 def test_messages_become_conversations_where_they_can(captions: Path, tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_messages_become_conversations_where_they_can(captions: Path, tmp_path: 
     lines = [row("<image> and <image>\n", 0, 1), row("<image>\nwhat?", 2), row("x <image>", 3), row("<|vision_end|>")]
     path.write_text("\n".join(lines), encoding="utf-8")
     made = prepare(path, tmp_path / "out", holdout=1, on_bad_row="skip")
-    assert made.tidied == 1
+    assert made.num_trimmed == 1
     assert [problem.row for problem in made.problems] == [3, 4]
-    assert "before a lone picture" in made.problems[0].what
-    first, second = (row for row in read(path, rows=2) if isinstance(row, Example))
-    (_, turns), (_, tidied) = content(made.all)
+    assert "before a lone picture" in made.problems[0].message
+    first, second = (row for row in read(path, max_rows=2) if isinstance(row, Example))
+    (_, turns), (_, tidied) = content(made.all_path)
     assert turns == first.turns
     assert tidied != second.turns
 
@@ -150,25 +150,25 @@ def test_csv_to_json_and_back_keeps_every_character(texts: list[str]) -> None:
         quoted = [f'"a ""b"", c.png","{text.replace(chr(34), chr(34) * 2)}"\r\n' for text in texts]
         path.write_bytes(("image_path,caption\r\n" + "".join(quoted)).encode())
         made = prepare(path, folder / "out", holdout=0)
-        assert content(made.all) == content(path)
-        assert [row.reference for row in read(made.all) if isinstance(row, Example)] == texts
+        assert content(made.all_path) == content(path)
+        assert [row.reference for row in read(made.all_path) if isinstance(row, Example)] == texts
 
 
 @pytest.mark.parametrize("to", ["csv", "llava", "llama-factory", "swift", "openai"])
-def test_other_forms(captions: Path, tmp_path: Path, to: To) -> None:
-    made = prepare(captions, tmp_path / "out", to=to, holdout=2)
-    suffix = EXPORTS[to].suffix
-    assert [path.name for path in (made.all, made.train, made.test)] == [
+def test_other_forms(captions: Path, tmp_path: Path, to: ExportFormat) -> None:
+    made = prepare(captions, tmp_path / "out", export_format=to, holdout=2)
+    suffix = EXPORTERS[to].suffix
+    assert [path.name for path in (made.all_path, made.train_path, made.test_path)] == [
         f"data_vl{part}{suffix}" for part in ("", "_train", "_test")
     ]
-    assert (made.train_rows, made.test_rows, made.tidied) == (4, 2, 0)
+    assert (made.num_train, made.num_test, made.num_trimmed) == (4, 2, 0)
     texts = [row.reference for row in read(captions) if isinstance(row, Example)]
-    assert [row.reference for row in read(made.all) if isinstance(row, Example)] == texts
-    assert [row.reference for row in read(made.train) if isinstance(row, Example)] == texts[:4]
+    assert [row.reference for row in read(made.all_path) if isinstance(row, Example)] == texts
+    assert [row.reference for row in read(made.train_path) if isinstance(row, Example)] == texts[:4]
     if to == "llama-factory":
         info = tmp_path / "out" / "dataset_info.json"
         assert [row.reference for row in read(info, name="data_vl_test") if isinstance(row, Example)] == texts[4:]
-    assert prepare(captions, tmp_path / "out", to=to, holdout=2) == made
+    assert prepare(captions, tmp_path / "out", export_format=to, holdout=2) == made
 
 
 def test_a_sample_and_pictures_from_elsewhere(
@@ -179,20 +179,22 @@ def test_a_sample_and_pictures_from_elsewhere(
     path = table([(f"{i}.png", str(i)) for i in range(30)])
     made = prepare(path, tmp_path / "out", holdout=1, sample=5, seed=3, images_from=tmp_path / "else")
     again = prepare(path, tmp_path / "again", holdout=1, sample=5, seed=3, images_from=tmp_path / "else")
-    assert made.train_rows == 4
-    assert content(made.all) == content(again.all)
-    assert max(int(row.reference) for row in read(made.all) if isinstance(row, Example)) > 10
+    assert made.num_train == 4
+    assert content(made.all_path) == content(again.all_path)
+    assert max(int(row.reference) for row in read(made.all_path) if isinstance(row, Example)) > 10
 
 
 def test_pictures_inside_the_source_lie_beside_what_is_written(captions: Path, tmp_path: Path) -> None:
-    openai = prepare(captions, tmp_path / "openai", to="openai", holdout=1).all
+    openai = prepare(captions, tmp_path / "openai", export_format="openai", holdout=1).all_path
     made = prepare(openai, tmp_path / "out", holdout=1)
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 6
     assert not (tmp_path / "openai" / "data_vl.jsonl.pictures").exists()
-    assert [turns for _, turns in content(made.all)] == [turns for _, turns in content(made.train) + content(made.test)]
+    assert [turns for _, turns in content(made.all_path)] == [
+        turns for _, turns in content(made.train_path) + content(made.test_path)
+    ]
 
 
 def test_the_real_captions(shared: Path, tmp_path: Path) -> None:
     made = prepare(shared / "coco" / "captions.csv", tmp_path)
-    assert (made.train_rows, made.test_rows, made.shared_pictures) == (395, 5, 0)  # five captions to each picture
-    assert content(made.all) == content(shared / "coco" / "captions.csv")
+    assert (made.num_train, made.num_test, made.num_shared_images) == (395, 5, 0)  # five captions to each picture
+    assert content(made.all_path) == content(shared / "coco" / "captions.csv")

@@ -3,19 +3,19 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.data.sample import sampled
+from lorgnette.data.sample import sample_rows
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 9))
 def test_so_many_in_the_sources_order_and_the_same_for_a_seed(total: int, count: int, seed: int) -> None:
-    drawn = sampled(iter(range(total)), count, seed)
+    drawn = sample_rows(iter(range(total)), count, seed)
     assert len(drawn) == min(total, count)
     assert drawn == sorted(set(drawn))
-    assert drawn == sampled(range(total), count, seed)
+    assert drawn == sample_rows(range(total), count, seed)
 
 
 def test_every_row_is_as_likely() -> None:
-    seen = Counter(row for seed in range(3000) for row in sampled(range(20), 5, seed))
+    seen = Counter(row for seed in range(3000) for row in sample_rows(range(20), 5, seed))
     assert set(seen) == set(range(20))
     assert all(abs(times - 750) < 120 for times in seen.values())  # five standard deviations
 
@@ -34,5 +34,5 @@ def test_only_so_many_are_held() -> None:
             nonlocal held
             held -= 1
 
-    assert len(sampled((Row() for _ in range(2000)), 10, 0)) == 10
+    assert len(sample_rows((Row() for _ in range(2000)), 10, 0)) == 10
     assert most <= 13

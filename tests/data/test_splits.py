@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.splits import identities, parts, shared_pictures
+from lorgnette.data.splits import count_shared_images, map_identical_files, train_test_split
 from lorgnette.errors import UsageError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
 
 def rows(folder: Path, *shown: str) -> list[Example]:
@@ -18,7 +18,7 @@ def rows(folder: Path, *shown: str) -> list[Example]:
     return [
         Example(
             f"{i}",
-            (Turn("user", tuple(Picture(folder / letter) for letter in word)), Turn("assistant", ("x",))),
+            (Turn("user", tuple(Image(folder / letter) for letter in word)), Turn("assistant", ("x",))),
             folder / "a.csv",
             i,
         )
@@ -27,16 +27,16 @@ def rows(folder: Path, *shown: str) -> list[Example]:
 
 
 def held_out(examples: list[Example], holdout: int) -> list[int]:
-    train, test = parts(examples, holdout=holdout, split="picture")
+    train, test = train_test_split(examples, holdout=holdout, split="image")
     assert sorted(each.row for each in train + test) == list(range(len(examples)))
-    assert shared_pictures(train, test) == 0
+    assert count_shared_images(train, test) == 0
     return [each.row for each in test]
 
 
 def test_tail_is_literally_the_last_rows(tmp_path: Path) -> None:
     examples = rows(tmp_path, "a", "a", "b", "b")
-    assert parts(examples, holdout=1, split="tail") == (examples[:3], examples[3:])
-    assert shared_pictures(*parts(examples, holdout=1, split="tail")) == 1
+    assert train_test_split(examples, holdout=1, split="tail") == (examples[:3], examples[3:])
+    assert count_shared_images(*train_test_split(examples, holdout=1, split="tail")) == 1
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_whole_pictures_from_the_end(tmp_path: Path, shown: str, holdout: int, e
     examples = rows(tmp_path, *shown.split())
     if expected is None:
         with pytest.raises(UsageError, match="leaves nothing to train on"):
-            parts(examples, holdout=holdout, split="picture")
+            train_test_split(examples, holdout=holdout, split="image")
     else:
         assert held_out(examples, holdout) == expected
 
 
 @pytest.mark.parametrize("holdout", [-1, 2, 3])
-@pytest.mark.parametrize("split", ["picture", "tail"])
+@pytest.mark.parametrize("split", ["image", "tail"])
 def test_too_many_or_too_few(tmp_path: Path, holdout: int, split: str) -> None:
     with pytest.raises(UsageError, match="are 2 usable rows"):
-        parts(rows(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
+        train_test_split(rows(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
 
 
 def test_text_rows_stand_alone(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_copies_and_links_are_the_same_picture(picture: Callable[..., Path], tmp
     link.symlink_to(original)
     (tmp_path / "linked").symlink_to(tmp_path)
     beside = tmp_path / "linked" / "a.png"
-    same = identities([original, copy, link, beside, other])
+    same = map_identical_files([original, copy, link, beside, other])
     assert same[original] == same[copy] == same[link] == same[beside] != same[other]
 
 
@@ -90,9 +90,9 @@ def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(b"the same")
-    assert len(set(identities(files, {files[0]: 1, files[1]: 2, files[2]: 1}).values())) == 2
+    assert len(set(map_identical_files(files, {files[0]: 1, files[1]: 2, files[2]: 1}).values())) == 2
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("opened"))
-    assert identities(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
+    assert map_identical_files(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
 
 
 def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path
     same = {tmp_path / "a": tmp_path / "a", tmp_path / "b": tmp_path / "b", tmp_path / "c": tmp_path / "b"}
     for letter in "abc":
         (tmp_path / letter).unlink()
-    train, test = parts(examples, holdout=1, split="picture", same=same)
+    train, test = train_test_split(examples, holdout=1, split="image", identical_files=same)
     assert ([each.row for each in train], [each.row for each in test]) == ([1, 2], [0])
 
 
@@ -128,7 +128,7 @@ def test_files_alike_in_size_and_middle_are_told_apart(tmp_path: Path) -> None:
     contents["middle"] = b"1" * 2500 + b"2" + b"1" * 2499
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    same = identities(tmp_path / name for name in contents)
+    same = map_identical_files(tmp_path / name for name in contents)
     assert {path.name: first.name for path, first in same.items()} == {
         name: "a" if name == "b" else name for name in contents
     }

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.text_files import decoded, json_file, json_value, kind, lines
+from lorgnette.data.text_files import decode_text, describe_type, parse_json, read_json, read_lines
 from lorgnette.errors import LorgnetteError
 
 
@@ -14,7 +14,7 @@ def file(tmp_path: Path, content: bytes) -> Path:
 
 def test_lines_keep_their_ends_and_lose_the_bom(tmp_path: Path) -> None:
     path = file(tmp_path, b"\xef\xbb\xbfa\r\nb\rc\n\xe2\x80\xa8d\x0be")
-    assert list(lines(path)) == ["a\r\n", "b\r", "c\n", "\u2028d\x0be"]
+    assert list(read_lines(path)) == ["a\r\n", "b\r", "c\n", "\u2028d\x0be"]
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ def test_lines_keep_their_ends_and_lose_the_bom(tmp_path: Path) -> None:
 )
 def test_not_utf8_is_named_by_line_and_byte(tmp_path: Path, content: bytes, what: str) -> None:
     with pytest.raises(LorgnetteError, match="UTF-8") as caught:
-        list(lines(file(tmp_path, content)))
-    assert what in caught.value.what
-    assert "UTF-8" in (caught.value.remedy or "")
+        list(read_lines(file(tmp_path, content)))
+    assert what in caught.value.message
+    assert "UTF-8" in (caught.value.hint or "")
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match="cannot be read"):
-        list(lines(tmp_path))
+        list(read_lines(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -51,20 +51,20 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_what_is_not_json(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
     path = file(tmp_path, content)
     with pytest.raises(LorgnetteError) as caught:
-        json_file(path)
-    assert what in caught.value.what
+        read_json(path)
+    assert what in caught.value.message
     assert str(path) in (caught.value.where or "")
-    assert remedy in (caught.value.remedy or "")
+    assert remedy in (caught.value.hint or "")
 
 
 def test_values_and_their_names(tmp_path: Path) -> None:
-    assert json_file(file(tmp_path, b"[1, null]")) == [1, None]
-    assert json_value('{"a": "\\u00e9"}') == {"a": "é"}
-    named = [kind(value) for value in (None, True, 1, 1.5, "", [], {})]
+    assert read_json(file(tmp_path, b"[1, null]")) == [1, None]
+    assert parse_json('{"a": "\\u00e9"}') == {"a": "é"}
+    named = [describe_type(value) for value in (None, True, 1, 1.5, "", [], {})]
     assert named == ["null", "true or false", "a number", "a number", "text", "a list", "an object"]
 
 
 def test_a_small_text_in_one_piece() -> None:
-    assert decoded("\ufeffé\n".encode(), "a.txt") == "é\n"
+    assert decode_text("\ufeffé\n".encode(), "a.txt") == "é\n"
     with pytest.raises(LorgnetteError, match=r"a\.txt is not UTF-8: byte 2"):
-        decoded(b"a\xe9", "a.txt")
+        decode_text(b"a\xe9", "a.txt")

@@ -14,7 +14,7 @@ from lorgnette.data import truncation
 def complete(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(5)  # wherever it has been read
-        return truncation.complete(file)
+        return truncation.is_complete(file)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -60,7 +60,7 @@ def test_late_metadata(tmp_path: Path) -> None:
     for path, expected in ((early, False), (late, True)):
         with path.open("rb") as file:
             file.seek(5)
-            assert truncation.late_metadata(file) is expected
+            assert truncation.has_late_metadata(file) is expected
             assert file.tell() == 5
 
 
@@ -80,7 +80,7 @@ def scan_of(content: bytes) -> int:
 def test_the_beginning_of_a_jpeg_is_a_jpeg(how: dict[str, Any]) -> None:
     content = jpeg(**how)
     begun = scan_of(content)
-    beginning = truncation.beginning(content, begun)
+    beginning = truncation.truncate_jpeg(content, begun)
     assert beginning is not None
     assert len(beginning) - 2 == begun + round(0.4 * (len(content) - 2 - begun))
     part, whole = (Image.open(io.BytesIO(each)).convert("RGB") for each in (beginning, content))
@@ -92,9 +92,9 @@ def test_the_beginning_of_a_jpeg_is_a_jpeg(how: dict[str, Any]) -> None:
 def test_only_one_whole_scan_has_a_beginning() -> None:
     progressive, whole = jpeg(progressive=True), jpeg()
     begun = scan_of(whole)
-    assert truncation.beginning(progressive, scan_of(progressive)) is None
-    assert truncation.beginning(whole[:-2], begun) is None
-    assert truncation.beginning(whole + b"trailer", begun) is None
+    assert truncation.truncate_jpeg(progressive, scan_of(progressive)) is None
+    assert truncation.truncate_jpeg(whole[:-2], begun) is None
+    assert truncation.truncate_jpeg(whole + b"trailer", begun) is None
     at = len(whole) * 3 // 4
-    assert truncation.beginning(whole[:at] + b"\xff\xc4" + whole[at + 2 :], begun) is None
-    assert truncation.beginning(whole[:at] + Random(1).randbytes(2048) + whole[at + 2048 :], begun) is None
+    assert truncation.truncate_jpeg(whole[:at] + b"\xff\xc4" + whole[at + 2 :], begun) is None
+    assert truncation.truncate_jpeg(whole[:at] + Random(1).randbytes(2048) + whole[at + 2048 :], begun) is None

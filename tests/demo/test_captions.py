@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from lorgnette.demo.captions import Stated, caption, describe, judge, judge_description
-from lorgnette.demo.scenes import Scene, Thing, random_scene
+from lorgnette.demo.captions import Facts, check_caption, check_description, write_caption, write_description
+from lorgnette.demo.scenes import Scene, Thing, sample_scene
 
 SMALL_CAR = Thing("car", "red", "small", 40, 100, 50)
 BIG_TREE = Thing("tree", "green", "big", 160, 110, 89)
@@ -16,41 +16,41 @@ SCENE = Scene(SMALL_CAR, BIG_TREE, "meadow")
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     rng = random.Random(7)
-    return [random_scene(rng) for _ in range(3000)]
+    return [sample_scene(rng) for _ in range(3000)]
 
 
 def test_the_short_caption() -> None:
-    assert caption(SCENE) == "A small red car to the left of a big green tree."
+    assert write_caption(SCENE) == "A small red car to the left of a big green tree."
 
 
 def test_the_short_caption_does_not_depend_on_which_thing_is_called_first() -> None:
-    assert caption(Scene(BIG_TREE, SMALL_CAR, "lake")) == caption(SCENE)
+    assert write_caption(Scene(BIG_TREE, SMALL_CAR, "lake")) == write_caption(SCENE)
     lower = Thing("star", "pink", "small", 42, 190, 54)
     expected = "A small red car above a small pink star."
-    assert caption(Scene(SMALL_CAR, lower, "lake")) == caption(Scene(lower, SMALL_CAR, "lake")) == expected
+    assert write_caption(Scene(SMALL_CAR, lower, "lake")) == write_caption(Scene(lower, SMALL_CAR, "lake")) == expected
 
 
 def test_all_four_relations_occur_in_short_captions(scenes: list[Scene]) -> None:
-    said = [caption(scene) for scene in scenes]
+    said = [write_caption(scene) for scene in scenes]
     for words in ("to the left of", "to the right of", "above", "below"):
         assert sum(words in line for line in said) > 100
 
 
 def test_short_captions_are_right(scenes: list[Scene]) -> None:
-    assert all(judge(caption(scene), scene).right for scene in scenes)
+    assert all(check_caption(write_caption(scene), scene).is_correct for scene in scenes)
 
 
 def test_long_descriptions_state_every_fact_and_nothing_wrong(scenes: list[Scene]) -> None:
     rng = random.Random(8)
     for scene in scenes:
-        text = describe(scene, rng)
-        assert judge_description(text, scene).complete, text
+        text = write_description(scene, rng)
+        assert check_description(text, scene).is_complete, text
 
 
 def test_long_descriptions_are_long_and_varied(scenes: list[Scene]) -> None:
     rng = random.Random(9)
-    texts = [describe(SCENE, rng) for _ in range(500)]
-    lengths = [len(text.split()) for text in texts] + [len(describe(scene, rng).split()) for scene in scenes]
+    texts = [write_description(SCENE, rng) for _ in range(500)]
+    lengths = [len(text.split()) for text in texts] + [len(write_description(scene, rng).split()) for scene in scenes]
     assert min(lengths) >= 45
     assert max(lengths) <= 80
     assert len(set(texts)) > 490
@@ -70,7 +70,7 @@ def test_long_descriptions_are_long_and_varied(scenes: list[Scene]) -> None:
     ],
 )
 def test_equivalent_statements_are_right(said: str) -> None:
-    assert judge(said, SCENE).right
+    assert check_caption(said, SCENE).is_correct
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_equivalent_statements_are_right(said: str) -> None:
     ],
 )
 def test_wrong_statements_are_found_out(said: str, objects: bool, colours: bool, relation: bool) -> None:
-    judged = judge(said, SCENE)
-    assert (judged.objects, judged.colours, judged.relation) == (objects, colours, relation)
-    assert not judged.right
+    judged = check_caption(said, SCENE)
+    assert (judged.has_objects, judged.has_colors, judged.has_relation) == (objects, colours, relation)
+    assert not judged.is_correct
 
 
 def test_every_other_scene_is_judged_wrong(scenes: list[Scene]) -> None:
     """The caption of one scene is right for another only if the two agree in every fact it is judged by."""
     for one, other in itertools.pairwise(scenes):
-        a, b = Stated.truth(one), Stated.truth(other)
-        agree = (a.kinds, a.colours, a.relations) == (b.kinds, b.colours, b.relations)
-        assert judge(caption(one), other).right == agree
+        a, b = Facts.from_scene(one), Facts.from_scene(other)
+        agree = (a.kinds, a.colors, a.relations) == (b.kinds, b.colors, b.relations)
+        assert check_caption(write_caption(one), other).is_correct == agree
 
 
 def test_descriptions_are_also_judged_by_size_and_background() -> None:
     text = "A big red car is to the left of a big green tree, in a meadow."
-    judged = judge_description(text, SCENE)
-    assert judged.right
-    assert not judged.sizes
-    assert judged.background
-    assert not judged.complete
-    assert not judge_description(text.replace("meadow", "lake"), SCENE).background
+    judged = check_description(text, SCENE)
+    assert judged.is_correct
+    assert not judged.has_sizes
+    assert judged.has_background
+    assert not judged.is_complete
+    assert not check_description(text.replace("meadow", "lake"), SCENE).has_background

@@ -16,16 +16,16 @@ from lorgnette.demo.scenes import (
     Scene,
     Thing,
     count_scenes,
-    draw,
-    random_scene,
+    draw_scene,
+    sample_scene,
 )
-from lorgnette.demo.shapes import COLOURS, KINDS
+from lorgnette.demo.shapes import COLORS, KINDS
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     rng = random.Random(11)
-    return [random_scene(rng) for _ in range(4000)]
+    return [sample_scene(rng) for _ in range(4000)]
 
 
 def test_things_stand_inside_and_apart(scenes: list[Scene]) -> None:
@@ -58,7 +58,7 @@ def test_the_relation_is_seen_from_the_second_thing() -> None:
 def test_every_fact_is_drawn_about_equally_often(scenes: list[Scene]) -> None:
     for wanted, drawn in (
         (KINDS, [scene.first.kind for scene in scenes] + [scene.second.kind for scene in scenes]),
-        (COLOURS, [scene.first.colour for scene in scenes] + [scene.second.colour for scene in scenes]),
+        (COLORS, [scene.first.color for scene in scenes] + [scene.second.color for scene in scenes]),
         (WIDTHS, [scene.first.size for scene in scenes]),
         (RELATIONS, [scene.relation for scene in scenes]),
         (BACKGROUNDS, [scene.background for scene in scenes]),
@@ -70,7 +70,7 @@ def test_every_fact_is_drawn_about_equally_often(scenes: list[Scene]) -> None:
 
 def test_the_two_things_are_of_different_kinds_and_may_share_a_colour(scenes: list[Scene]) -> None:
     assert all(scene.first.kind != scene.second.kind for scene in scenes)
-    assert any(scene.first.colour == scene.second.colour for scene in scenes)
+    assert any(scene.first.color == scene.second.color for scene in scenes)
 
 
 def test_sizes_are_told_apart_by_width() -> None:
@@ -80,7 +80,7 @@ def test_sizes_are_told_apart_by_width() -> None:
 def test_count_of_scenes_by_listing_a_smaller_world() -> None:
     """The formula, against a count of distinct facts drawn from few kinds and colours."""
     facts = set()
-    kinds, colours = list(KINDS)[:3], list(COLOURS)[:2]
+    kinds, colours = list(KINDS)[:3], list(COLORS)[:2]
     for one in ((k, c, s) for k in kinds for c in colours for s in WIDTHS):
         for other in ((k, c, s) for k in kinds for c in colours for s in WIDTHS):
             if one[0] != other[0]:
@@ -91,18 +91,18 @@ def test_count_of_scenes_by_listing_a_smaller_world() -> None:
 
 
 def test_a_scene_always_has_the_same_pixels() -> None:
-    assert random_scene(random.Random(3)) == random_scene(random.Random(3))
-    scene = random_scene(random.Random(3))
-    first = draw(scene)
+    assert sample_scene(random.Random(3)) == sample_scene(random.Random(3))
+    scene = sample_scene(random.Random(3))
+    first = draw_scene(scene)
     assert first.size == (SIDE, SIDE)
     assert first.mode == "RGB"
-    assert first.tobytes() == draw(scene).tobytes()
-    assert draw(scene, 96).size == (96, 96)
+    assert first.tobytes() == draw_scene(scene).tobytes()
+    assert draw_scene(scene, 96).size == (96, 96)
 
 
 def test_each_thing_is_drawn_where_the_scene_says() -> None:
     car = Thing("ball", "red", "big", 60, 60, 89)
-    with_star = draw(Scene(car, Thing("star", "blue", "small", 170, 70, 50), "gray wall"))
+    with_star = draw_scene(Scene(car, Thing("star", "blue", "small", 170, 70, 50), "gray wall"))
     pixels = np.asarray(with_star)
     red, blue = pixels[60, 60].astype(int), pixels[70, 170].astype(int)
     assert red[0] > red[2] + 100

@@ -6,7 +6,7 @@ import pytest
 
 from lorgnette.demo import wording
 from lorgnette.demo.backgrounds import BACKGROUNDS
-from lorgnette.demo.captions import Stated
+from lorgnette.demo.captions import Facts
 from lorgnette.demo.shapes import KINDS
 
 SENTENCES = [
@@ -33,10 +33,10 @@ def test_each_place_holds_its_own_key_word_and_no_other() -> None:
     assert set(wording.PLACES) == set(wording.DETAILS) == set(wording.KEY_WORDS) == set(BACKGROUNDS)
     for name, phrases in wording.PLACES.items():
         for phrase in phrases:
-            assert Stated.read(phrase).backgrounds == {name}, phrase
+            assert Facts.from_text(phrase).backgrounds == {name}, phrase
 
 
 def test_details_and_remarks_state_no_fact() -> None:
     for line in [*wording.REMARKS, *(detail for details in wording.DETAILS.values() for detail in details)]:
-        said = Stated.read(line)
-        assert not (said.kinds | said.colours | said.sizes | said.relations | said.backgrounds), line
+        said = Facts.from_text(line)
+        assert not (said.kinds | said.colors | said.sizes | said.relations | said.backgrounds), line

@@ -60,13 +60,13 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def quick(tiny: Path) -> Callable[..., list[str]]:
-    """quick("train.lr=1", run="other") → the words of a training of two steps."""
+    """quick("train.learning_rate=1", run="other") → the words of a training of two steps."""
 
     def words(*more: str, **top: object) -> list[str]:
         given = {"model": tiny, "data": "captions.csv", "run": "run", **top}
         return [
-            "train", *(f"{name}={value}" for name, value in given.items()), "encode.size=28", "lora.rank=2",
-            "train.batch_size=4", "train.accumulation=2", "train.epochs=1", "train.save_steps=1", "track.to=none",
+            "train", *(f"{name}={value}" for name, value in given.items()), "image_size=28", "lora.rank=2",
+            "train.batch_size=8", "train.epochs=1", "train.save_steps=1", "report_to=none",
             "predict.max_new_tokens=2", "data.holdout=2", *more,
         ]  # fmt: skip
 

@@ -79,7 +79,7 @@ def write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 def skipped(run: Path) -> list[tuple[int, str]]:
     return [
-        (record["row"], record["what"]) for record in run_log.read(run / "log.jsonl") if record["kind"] == "skipped"
+        (record["row"], record["what"]) for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "skipped"
     ]
 
 
@@ -193,12 +193,12 @@ def test_a_long_caption_and_one_over_several_lines_and_control_tokens_are_text(t
 def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, cli, quick) -> None:
     with captions.open("a") as file:
         file.write(f"0.png,{'long ' * 200}\n")
-    cli(*quick("encode.max_tokens=100")).refused(1, "1 of 17 rows", "row 18:", "more than encode.max_tokens=100")
+    cli(*quick("max_length=100")).refused(1, "1 of 17 rows", "row 18:", "more than max_length=100")
     assert not (tmp_path / "run").exists()
-    assert cli(*quick("encode.max_tokens=100", "data.on_bad_row=skip", "data.split=tail")).status == 0
+    assert cli(*quick("max_length=100", "data.on_bad_row=skip", "data.split=tail")).status == 0
     [(row, what)] = skipped(tmp_path / "run")
     assert row == 18
-    assert "encode.max_tokens=100" in what
+    assert "max_length=100" in what
 
 
 def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> None:
@@ -213,20 +213,20 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("train.lrr=1", "did you mean train.lr?"),
+        ("train.lrr=1", "did you mean train.learning_rate?"),
         ("lora.alhpa=1", "did you mean lora.alpha?"),
-        ("train.lr=abc", "valid number"),
-        ("train.lr=nan", "train.lr"),
-        ("train.lr=inf", "finite"),
+        ("train.learning_rate=abc", "valid number"),
+        ("train.learning_rate=nan", "train.learning_rate"),
+        ("train.learning_rate=inf", "finite"),
         ("train.epochs=0", "greater than or equal to 1"),
         ("train.batch_size=1.5", "valid integer"),
         ("seed=99999999999999999999", "less than"),
-        ("lora.targets=foo", "'q_proj'"),
-        ("lora.towers=", "at least 1 item"),
-        ("encode.size=2x3x4", "valid integer"),
-        ("encode.image_tokens=10,4", "encode.image_tokens"),
+        ("lora.target_modules=foo", "'q_proj'"),
+        ("lora.parts=", "at least 1 item"),
+        ("image_size=2x3x4", "valid integer"),
+        ("image_tokens=10,4", "image_tokens"),
         ("data.on_bad_row=ignore", "'error' or 'skip'"),
-        ("track.to=swanlap", "'swanlab'"),
+        ("report_to=swanlap", "'swanlab'"),
         ("model=null", "valid string"),
         ("=5", "unknown setting"),
         ("lr", "write key=value"),
@@ -241,7 +241,7 @@ def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) ->
     ("word", "status", "said"),
     [
         ("data.holdout=16", 2, "there are 16 usable rows"),
-        ("track.to=swanlab,none", 2, "stands alone"),
+        ("report_to=swanlab,none", 2, "stands alone"),
         ("run=captions.csv", 1, "run folder cannot be made"),
         ("run=captions.csv/run", 1, "run folder cannot be made"),
         ("run=/proc/nowhere/run", 1, "run folder cannot be made"),
@@ -261,8 +261,8 @@ def test_what_only_the_start_can_tell(word, status, said, tmp_path: Path, captio
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, captions, cli, quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorgnette.report.trackers.tracker.installed", lambda package: False)
-    cli(*quick("track.to=wandb")).refused(2, "not installed", "pip install 'lorgnette[wandb]'")
+    monkeypatch.setattr("lorgnette.report.trackers.tracker.is_installed", lambda package: False)
+    cli(*quick("report_to=wandb")).refused(2, "not installed", "pip install 'lorgnette[wandb]'")
     assert not (tmp_path / "run").exists()
 
 
@@ -275,7 +275,7 @@ def test_a_recipe_that_is_none(tmp_path: Path, captions, cli) -> None:
     cli("train", "0.png").refused(2, "recipe cannot be read")
     cli("train", "odd.yaml").refused(2, "recipe cannot be read", "odd.yaml")
     cli("train", "list.yaml").refused(2, "not a mapping")
-    cli("train", "typo.yaml").refused(2, "did you mean train.lr?", "typo.yaml")
+    cli("train", "typo.yaml").refused(2, "did you mean train.learning_rate?", "typo.yaml")
     cli("train", "x" * 300).refused(1, "File name too long")
     cli("train").refused(2, "no data", "data=captions.csv")
     cli("recipe", "show", "0.png").refused(2, "not a recipe")
@@ -296,7 +296,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path, captions, cli, quick)
 
 
 def test_demo_looks_at_its_words_before_it_draws(tmp_path: Path, cli) -> None:
-    cli("demo", "train.lr=abc").refused(2, "train.lr")
+    cli("demo", "train.learning_rate=abc").refused(2, "train.learning_rate")
     assert not (tmp_path / "runs").exists()
 
 
@@ -317,7 +317,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, qu
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", pressed)
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", pressed)
     assert cli(*quick()).status == 130
     assert not (tmp_path / "run").exists()
 
@@ -329,7 +329,7 @@ def test_a_defect_of_ours_keeps_its_traceback(captions, quick, monkeypatch, tmp_
         raise ZeroDivisionError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", defect)
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", defect)
     monkeypatch.setattr("sys.argv", ["lorgnette", *quick()])
     with pytest.raises(ZeroDivisionError):
         command_line.main()

@@ -86,7 +86,7 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
     [
         (shutil.rmtree, "no adapter here"),
         (text("lorgnette.json", "{"), "lorgnette.json"),
-        (edited("lorgnette.json", encode={"size": "big"}), "lorgnette.json"),
+        (edited("lorgnette.json", processor={"image_size": "big"}), "lorgnette.json"),
         (edited("lorgnette.json", model="/gone"), "the adapter's base model is gone"),
         (edited("lorgnette.json", fingerprint="0"), "other weights than the adapter was trained on"),
         (edited("lorgnette.json", chat_template="x"), "another chat template"),
@@ -115,7 +115,7 @@ def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
 def test_what_to_answer_is_looked_at_before_weights_are_read(
     tmp_path: Path, tiny: Path, captions, cli, monkeypatch
 ) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("a cat")
     (tmp_path / "mixed").mkdir()
@@ -146,7 +146,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
 
 
 def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, monkeypatch) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
     for out, status in (("captions.csv", 2), ("run", 2), ("captions.csv/x.html", 1), ("/proc/nowhere/x.html", 1)):
         cli("compare", "run/adapter", "captions.csv", "--out", out).refused(status, f"--out {out}")
     assert captions.read_text().startswith("image_path")
@@ -196,7 +196,7 @@ def test_a_broken_run(change: Change, status: int, said: str, trained: Path, cli
 
 
 def test_a_resumed_run_keeps_its_settings(trained: Path, cli) -> None:
-    for words in (["train.lr=1"], ["demo"]):
+    for words in (["train.learning_rate=1"], ["demo"]):
         done = cli("train", *words, "--resume", "run")
         assert done.status == 2
         assert "a resumed run keeps its settings" in done.err
@@ -231,13 +231,13 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
     cli(*quick(run=run)).refused(1, "No space left on device", str(run))
     assert not list(run.rglob("*.part"))
     for adapter in (run / "adapter", run / "best"):  # the last adapter is there before the last checkpoint is
-        assert not adapter.exists() or SavedAdapter.read(adapter)
+        assert not adapter.exists() or SavedAdapter.load(adapter)
     for folder in run.glob("checkpoints/*"):
         assert checkpoints.restore(folder, __import__("torch").device("cpu"))
     volume("size=4m")
     done = cli("train", "--resume", run)
     assert done.status == 0, done.err
-    assert [record["step"] for record in run_log.read(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
+    assert [record["step"] for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
 
 
 def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:

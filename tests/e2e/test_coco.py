@@ -26,7 +26,7 @@ def run(tiny_real: Path, shared: Callable[[str], Path], tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("runs") / "coco"
     words = [
         "train", "coco-caption", f"model={tiny_real}", f"data={shared('coco') / 'captions.csv'}", f"run={folder}",
-        "data.rows=60", "train.epochs=3", "train.lr=5e-3", "train.log_steps=3", "track.to=none",
+        "data.max_rows=60", "train.epochs=3", "train.learning_rate=5e-3", "train.logging_steps=3", "report_to=none",
         "predict.max_new_tokens=12",
     ]  # fmt: skip
     cli.app(words, standalone_mode=False)
@@ -34,15 +34,15 @@ def run(tiny_real: Path, shared: Callable[[str], Path], tmp_path_factory: pytest
 
 
 def test_loss_falls(run: Path) -> None:
-    losses = run_log.series(run_log.read(run / "log.jsonl"), "train", "loss")
-    evals = run_log.series(run_log.read(run / "log.jsonl"), "eval", "eval_loss")
+    losses = run_log.select_series(run_log.read_log(run / "log.jsonl"), "train", "loss")
+    evals = run_log.select_series(run_log.read_log(run / "log.jsonl"), "eval", "eval_loss")
     assert losses[-1][1] < losses[0][1] - 0.5
     assert evals[-1][1] < evals[0][1] - 0.3
 
 
 def said(model: torch.nn.Module, tokenizer: object, row: PredictionRow) -> tuple[str, torch.Tensor]:
     """What anybody's script would do: the picture at 280×280, the template by hand, generate; and the next logits."""
-    picture = PIL.Image.open(row.pictures[0]).convert("RGB").resize((280, 280), PIL.Image.Resampling.BICUBIC)
+    picture = PIL.Image.open(row.images[0]).convert("RGB").resize((280, 280), PIL.Image.Resampling.BICUBIC)
     images = Qwen2VLImageProcessorPil()(picture, return_tensors="pt")
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids  # type: ignore[operator]
     types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()  # type: ignore[attr-defined]

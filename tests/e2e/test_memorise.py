@@ -19,9 +19,9 @@ def test_eight_examples_are_memorised(tmp_path: Path, tiny: Path, captions: Path
     eight = captions.read_text().splitlines()[:9]
     captions.write_text("\n".join(eight) + "\n")
     done = lorgnette(
-        "train", f"model={tiny}", "data=captions.csv", "data.holdout=0", "encode.size=56", "lora.rank=32",
-        "lora.alpha=64", "lora.dropout=0", "train.batch_size=8", "train.accumulation=1", "train.epochs=60",
-        "train.lr=0.01", "train.schedule=cosine", "track.to=none", "run=run",
+        "train", f"model={tiny}", "data=captions.csv", "data.holdout=0", "image_size=56", "lora.rank=32",
+        "lora.alpha=64", "lora.dropout=0", "train.batch_size=8", "train.epochs=60",
+        "train.learning_rate=0.01", "train.lr_scheduler_type=cosine", "report_to=none", "run=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     learned = texts(tmp_path, lorgnette, "--adapter", "run/adapter")

@@ -57,11 +57,11 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
     """With size=null the grids come from the headers alone: the pixels must agree with them."""
     cli(*quick(data="nasty.csv")).refused(1, "9 of 45 rows", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
-    sized = (f"encode.size={size}", "encode.image_tokens=1,16")
+    sized = (f"image_size={size}", "image_tokens=1,16")
     done = cli(*quick("data.on_bad_row=skip", "data.split=tail", *sized, data="nasty.csv"))
     assert done.status == 0, done.err
     run = tmp_path / "run"
-    skipped = [record["row"] for record in run_log.read(run / "log.jsonl") if record["kind"] == "skipped"]
+    skipped = [record["row"] for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "skipped"]
     assert sorted(nasty[row - 2] for row in skipped) == sorted(BROKEN)
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "34 trained on, 2 held out" in page

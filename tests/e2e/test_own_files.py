@@ -23,7 +23,7 @@ def run(captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest
     assert cli("prepare", "coco-2024-dataset.csv", "--out", ".", "--split", "tail").status == 0
     done = cli(
         "train", f"model={tiny}", "data=data_vl_train.json", "data.test=data_vl_test.json", "run=run", "lora.rank=4",
-        "train.lr=0.01", "train.batch_size=2", "train.accumulation=1", "track.to=none", "predict.max_new_tokens=6",
+        "train.learning_rate=0.01", "train.batch_size=2", "report_to=none", "predict.max_new_tokens=6",
     )  # fmt: skip
     assert done.status == 0, done.err
     return folder / "run"

@@ -17,9 +17,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 def words(tiny: Path, captions: Path, run: str, **changed: object) -> list[str]:
     settings = {
-        "model": tiny, "data": captions, "run": run, "encode.size": 56, "lora.rank": 4, "lora.dropout": 0.1,
-        "train.batch_size": 2, "train.accumulation": 2, "train.epochs": 8, "train.save_steps": 3, "train.log_steps": 2,
-        "train.lr": 0.01, "track.to": "none", "predict.max_new_tokens": 4, "data.holdout": 2, **changed,
+        "model": tiny, "data": captions, "run": run, "image_size": 56, "lora.rank": 4, "lora.dropout": 0.1,
+        "train.batch_size": 4, "train.epochs": 8, "train.save_steps": 3, "train.logging_steps": 2,
+        "train.learning_rate": 0.01, "report_to": "none", "predict.max_new_tokens": 4, "data.holdout": 2, **changed,
     }  # fmt: skip
     return ["train", *(f"{name}={value}" for name, value in settings.items())]
 
@@ -32,7 +32,7 @@ def curve(run: Path) -> list[tuple[object, ...]]:
     """What the log says that does not depend on the clock."""
     return [
         (r["kind"], r["step"], r.get("loss"), r.get("lr"), r.get("grad_norm"), r.get("eval_loss"))
-        for r in run_log.read(run / "log.jsonl")
+        for r in run_log.read_log(run / "log.jsonl")
         if r["kind"] in ("train", "eval")
     ]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorgnette.engine.build_decoder import bare, decoder_of
+from lorgnette.engine.build_decoder import empty_adapter_shape, load_decoder
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.flat_params import AdapterShape
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
 from lorgnette.models.qwen2_vl.text_decoder import Decoder
 
 CPU = torch.device("cpu")
@@ -27,9 +27,12 @@ STACKED = (
 
 
 def read(folder: Path, *targets: Any) -> Decoder:
-    checkpoint = Checkpoint.at(folder)
-    return decoder_of(
-        checkpoint, AdapterShape(TextShape.of(config_of(checkpoint)), targets, 3, 1.0), CPU, torch.float32
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    return load_decoder(
+        checkpoint,
+        AdapterShape(TextConfig.from_hf_config(load_hf_config(checkpoint)), targets, 3, 1.0),
+        CPU,
+        torch.float32,
     )
 
 
@@ -40,15 +43,15 @@ def test_every_weight_is_transformers(tiny: Path, loaded: Callable[[], Any]) -> 
     for i, layer in enumerate(decoder.layers):
         for matrix, names, columns in zip(layer.linears, STACKED, (6, 0, 3, 0), strict=True):
             found = [weights.pop(f"layers.{i}.{name}.weight") for name in names]
-            assert torch.equal(matrix.weight[:, : matrix.inputs], torch.cat(found))
-            assert matrix.width == matrix.inputs + columns
+            assert torch.equal(matrix.weight[:, : matrix.in_features], torch.cat(found))
+            assert matrix.ext_features == matrix.in_features + columns
         biases = [weights.pop(f"layers.{i}.{name}.bias") for name in STACKED[0]]
-        assert torch.equal(layer.qkv.bias, torch.cat(biases))
-        assert torch.equal(layer.norm1, weights.pop(f"layers.{i}.input_layernorm.weight"))
-        assert torch.equal(layer.norm2, weights.pop(f"layers.{i}.post_attention_layernorm.weight"))
+        assert torch.equal(layer.qkv_proj.bias, torch.cat(biases))
+        assert torch.equal(layer.input_norm, weights.pop(f"layers.{i}.input_layernorm.weight"))
+        assert torch.equal(layer.post_attention_norm, weights.pop(f"layers.{i}.post_attention_layernorm.weight"))
     assert torch.equal(decoder.norm, weights.pop("norm.weight"))
-    assert torch.equal(decoder.embedding, weights.pop("embed_tokens.weight"))
-    assert decoder.head is decoder.embedding
+    assert torch.equal(decoder.embed_tokens, weights.pop("embed_tokens.weight"))
+    assert decoder.lm_head is decoder.embed_tokens
     assert not weights, "nothing of transformers' is left over"
 
 
@@ -67,12 +70,14 @@ def untied(tiny: Path, tmp_path: Path) -> Path:
 
 def test_norms_and_an_output_layer_have_places_of_their_own(untied: Path) -> None:
     decoder, weights = read(untied), load_file(untied / "model.safetensors")
-    assert torch.equal(decoder.head, weights["lm_head.weight"].float())
-    assert torch.equal(decoder.embedding, weights["model.embed_tokens.weight"].float())
+    assert torch.equal(decoder.lm_head, weights["lm_head.weight"].float())
+    assert torch.equal(decoder.embed_tokens, weights["model.embed_tokens.weight"].float())
     assert torch.equal(decoder.norm, weights["model.norm.weight"].float())
     for i, layer in enumerate(decoder.layers):
-        assert torch.equal(layer.norm1, weights[f"model.layers.{i}.input_layernorm.weight"].float())
-        assert torch.equal(layer.norm2, weights[f"model.layers.{i}.post_attention_layernorm.weight"].float())
+        assert torch.equal(layer.input_norm, weights[f"model.layers.{i}.input_layernorm.weight"].float())
+        assert torch.equal(
+            layer.post_attention_norm, weights[f"model.layers.{i}.post_attention_layernorm.weight"].float()
+        )
 
 
 def test_a_weight_that_is_not_there_is_named(untied: Path) -> None:
@@ -84,8 +89,10 @@ def test_a_weight_that_is_not_there_is_named(untied: Path) -> None:
 
 
 def test_no_two_matrices_share_a_salt_and_bare_has_no_columns(tiny: Path) -> None:
-    checkpoint = Checkpoint.at(tiny)
-    decoder = decoder_of(checkpoint, bare(TextShape.of(config_of(checkpoint))), CPU, torch.bfloat16)
-    assert len({matrix.salt for matrix in decoder.linears}) == len(list(decoder.linears)) == 8
-    assert all(matrix.width == matrix.inputs for matrix in decoder.linears)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    decoder = load_decoder(
+        checkpoint, empty_adapter_shape(TextConfig.from_hf_config(load_hf_config(checkpoint))), CPU, torch.bfloat16
+    )
+    assert len({matrix.rng_stream for matrix in decoder.linears}) == len(list(decoder.linears)) == 8
+    assert all(matrix.ext_features == matrix.in_features for matrix in decoder.linears)
     assert decoder.norm.dtype == torch.bfloat16

@@ -12,37 +12,37 @@ import torch
 from torch import Tensor
 
 from lorgnette.engine import loading
-from lorgnette.engine.fast import FastEngine, Room, Station, _drawn
-from lorgnette.kernels.attention_plan import queries_in_tile
-from lorgnette.lora.metadata import Contract
+from lorgnette.engine.fast import BatchShape, FastEngine, StaticInputs, _derive_dropout_key
+from lorgnette.kernels.attention_plan import count_tile_queries
+from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.packing import Share, pack
-from lorgnette.processing.processor import Encoder
+from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny: Path, contract: Contract, conversations: list[Example]) -> list[Encoded]:
-    encoder = Encoder.of_folder(tiny, contract.encode)
+def encoded(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
+    encoder = Processor.from_folder(tiny, contract.processor)
     return [encoder.encode(example) for example in conversations]
 
 
 @pytest.fixture(scope="module")
 def packed(encoded: list[Encoded]) -> Callable[[Share], PackedBatch]:
-    return lambda share: pack(encoded, 10, share=share)
+    return lambda share: pack(encoded, 10, prefix_sharing=share)
 
 
 @pytest.fixture(scope="module")
-def make_engine(tiny: Path, saved: Path, contract: Contract) -> Callable[..., FastEngine]:
+def make_engine(tiny: Path, saved: Path, contract: AdapterMetadata) -> Callable[..., FastEngine]:
     """make_engine(0.3[, seed=, grouped=, device=, dtype=]) → with the saved adapter and so much dropout."""
-    checkpoint, rule = Checkpoint.at(tiny), Encoder.of_folder(tiny, contract.encode).rule
+    checkpoint, rule = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, contract.processor).image_processor
 
     def make(dropout: float = 0.0, *, device: str = "cpu", dtype: Any = torch.float32, **named: Any) -> FastEngine:
-        features = loading.features_of(checkpoint, rule, torch.device(device), dtype)
-        model = loading.opened(checkpoint, SavedAdapter.read(saved), features, dtype)
+        features = loading.build_features(checkpoint, rule, torch.device(device), dtype)
+        model = loading.load_fast_model(checkpoint, SavedAdapter.load(saved), features, dtype)
         assert model.adapter is not None
         return FastEngine(model.decoder, model.adapter, features, dropout=dropout, **{"seed": 0, **named})
 
@@ -65,21 +65,23 @@ def test_padding_changes_neither_loss_nor_gradient(
 ) -> None:
     engine, batch = make_engine(dropout), packed(share)
     loss, wanted = passed(engine, batch)
-    exact, room = Room.of(batch), Room.of(batch).padded()
-    station, entered = Station(room, engine.decoder), engine._entered(batch)
-    station.fill(batch, _drawn(0, 0))
-    station.x[: exact.rows] = entered.x
-    station.x[exact.rows :].normal_()  # as an earlier, longer batch left it
+    exact, room = BatchShape.from_batch(batch), BatchShape.from_batch(batch).pad()
+    station, entered = StaticInputs(room, engine.decoder), engine._load_batch(batch)
+    station.copy_from(batch, _derive_dropout_key(0, 0))
+    station.x[: exact.tokens] = entered.x
+    station.x[exact.tokens :].normal_()  # as an earlier, longer batch left it
     grad = engine.adapter.values.grad
     assert grad is not None
     grad.zero_()
-    engine._computed(station)
+    engine._forward_backward(station)
     assert station.loss.item() == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
     assert wanted.any()
-    station.rows.weights[len(batch.targets) - 9 :] = 1.0  # padding that weighs, and labels that weigh otherwise, are
+    station.batch.label_weights[len(batch.targets) - 9 :] = (
+        1.0  # padding that weighs, and labels that weigh otherwise, are
+    )
     grad.zero_()  # seen: the comparison can fail
-    engine._computed(station)
+    engine._forward_backward(station)
     assert station.loss.item() != pytest.approx(loss, rel=1e-2)
     assert (grad - wanted).abs().max() > 1e-4
 
@@ -93,7 +95,7 @@ def test_a_draw_says_what_is_dropped(make_engine: Callable[..., FastEngine], pac
     plain = passed(make_engine(), batch)[0]
     for other in (passed(engine, batch, 6)[0], passed(make_engine(0.3, seed=1), batch, 5)[0]):
         assert other not in (loss, plain)
-    assert engine.loss(batch).item() == pytest.approx(plain, rel=1e-6)
+    assert engine.compute_loss(batch).item() == pytest.approx(plain, rel=1e-6)
     before = engine.adapter.values.grad
     assert before is not None
     engine.backward(batch, 5)
@@ -103,22 +105,22 @@ def test_a_draw_says_what_is_dropped(make_engine: Callable[..., FastEngine], pac
 
 
 def test_rows_are_shared_where_masks_are(make_engine: Callable[..., FastEngine]) -> None:
-    assert make_engine().share == "tree"
-    assert make_engine(0.3).share == "none"
-    assert make_engine(0.3, grouped=True).share == "tree"
-    assert make_engine(0.3).share_in_evaluation == "tree"
+    assert make_engine().prefix_sharing == "tree"
+    assert make_engine(0.3).prefix_sharing == "none"
+    assert make_engine(0.3, grouped=True).prefix_sharing == "tree"
+    assert make_engine(0.3).eval_prefix_sharing == "tree"
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
 def test_a_room_holds_what_it_was_made_for(packed: Callable, share: Share) -> None:
     batch = packed(share)
-    exact, room = Room.of(batch), Room.of(batch).padded()
-    assert exact.rows == len(batch.tokens) < room.rows
-    assert room.holds(exact)
-    assert not exact.holds(exact), "no row for padding to be"
-    assert not replace(room, rows=room.rows * 4).holds(exact), "too much of it would be padding"
+    exact, room = BatchShape.from_batch(batch), BatchShape.from_batch(batch).pad()
+    assert exact.tokens == len(batch.tokens) < room.tokens
+    assert room.fits(exact)
+    assert not exact.fits(exact), "no row for padding to be"
+    assert not replace(room, rows=room.tokens * 4).fits(exact), "too much of it would be padding"
     for name in ("rows", "last", "labels"):
-        assert not replace(room, **{name: getattr(exact, name) - 1}).holds(exact)
+        assert not replace(room, **{name: getattr(exact, name) - 1}).fits(exact)
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
@@ -126,63 +128,71 @@ def test_padding_sees_nothing_and_is_not_seen(
     make_engine: Callable[..., FastEngine], packed: Callable, share: Share
 ) -> None:
     batch = packed(share)
-    exact, room = Room.of(batch), Room.of(batch).padded()
-    room = Room(room.rows + 256, room.last + 128, room.labels)
-    station = Station(room, make_engine().decoder)
-    station.fill(batch, 0)
-    rows = station.rows
-    assert rows.sight.rows.tolist() == list(range(station.room.rows))
-    assert rows.sight.ends[: exact.rows].tolist() == batch.ends.tolist()
-    assert not rows.sight.ends[exact.rows :].any()
-    assert rows.last_sight.rows[: exact.last].tolist() == sorted(set(batch.label_rows.tolist()))
-    assert (rows.last_sight.rows[exact.last :] == station.room.rows - 1).all()
-    assert rows.last_sight.rows[rows.label_rows[: exact.labels].long()].tolist() == batch.label_rows.tolist()
-    queries = queries_in_tile(station._group)
-    for sight, count in ((rows.sight, exact.rows), (rows.last_sight, exact.last)):  # nobody works for padding alone
-        alone = sight.tiles[-(-count // queries) :, 2]
+    exact, room = BatchShape.from_batch(batch), BatchShape.from_batch(batch).pad()
+    room = BatchShape(room.tokens + 256, room.last_layer_tokens + 128, room.labels)
+    station = StaticInputs(room, make_engine().decoder)
+    station.copy_from(batch, 0)
+    rows = station.batch
+    assert rows.attention_plan.query_indices.tolist() == list(range(station.shape.tokens))
+    assert rows.attention_plan.visible_until[: exact.tokens].tolist() == batch.ends.tolist()
+    assert not rows.attention_plan.visible_until[exact.tokens :].any()
+    assert rows.last_attention_plan.query_indices[: exact.last_layer_tokens].tolist() == sorted(
+        set(batch.label_rows.tolist())
+    )
+    assert (rows.last_attention_plan.query_indices[exact.last_layer_tokens :] == station.shape.tokens - 1).all()
+    assert (
+        rows.last_attention_plan.query_indices[rows.label_indices[: exact.labels].long()].tolist()
+        == batch.label_rows.tolist()
+    )
+    queries = count_tile_queries(station._heads_per_kv)
+    for sight, count in (
+        (rows.attention_plan, exact.tokens),
+        (rows.last_attention_plan, exact.last_layer_tokens),
+    ):  # nobody works for padding alone
+        alone = sight.query_tiles[-(-count // queries) :, 2]
         assert len(alone)
         assert not alone.any()
-        assert sight.tiles[0, 2]
-        assert sight.tasks[:, 2].max() <= count
+        assert sight.query_tiles[0, 2]
+        assert sight.dkv_tasks[:, 2].max() <= count
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
 def test_one_room_is_around_batches_that_are_alike(
-    tiny: Path, contract: Contract, example: Callable[..., Example], share: Share
+    tiny: Path, contract: AdapterMetadata, example: Callable[..., Example], share: Share
 ) -> None:
-    encoder = Encoder.of_folder(tiny, contract.encode)
+    encoder = Processor.from_folder(tiny, contract.processor)
     encoded = [encoder.encode(example(("user", 0, "Say:"), ("assistant", f"{i} " * (9 + i % 2)))) for i in range(99)]
     draw = random.Random(1)
-    batches = [pack(draw.sample(encoded, 60), 10, share=share) for _ in range(20)]
-    short = pack(encoded[:20], 10, share=share)
-    room = Room.around([*batches, short])
-    assert all(room.holds(Room.of(batch)) for batch in batches)
-    assert not room.holds(Room.of(short)), "the end of an epoch would be padded to a whole step"
+    batches = [pack(draw.sample(encoded, 60), 10, prefix_sharing=share) for _ in range(20)]
+    short = pack(encoded[:20], 10, prefix_sharing=share)
+    room = BatchShape.covering([*batches, short])
+    assert all(room.fits(BatchShape.from_batch(batch)) for batch in batches)
+    assert not room.fits(BatchShape.from_batch(short)), "the end of an epoch would be padded to a whole step"
 
 
 def test_padding_is_no_rows_copy(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
     """One row with a copy for every label of padding was added up for longer than attention took."""
     batch = packed("tree")
-    station = Station(Room.of(batch).padded(), make_engine().decoder)
-    station.fill(batch, 0)
-    copies = station.rows.label_copies
-    assert station.room.labels > copies.starts[-1] == len(batch.targets)
-    assert copies.starts.diff().max() == np.bincount(batch.label_rows).max()
+    station = StaticInputs(BatchShape.from_batch(batch).pad(), make_engine().decoder)
+    station.copy_from(batch, 0)
+    copies = station.batch.label_segments
+    assert station.shape.labels > copies.offsets[-1] == len(batch.targets)
+    assert copies.offsets.diff().max() == np.bincount(batch.label_rows).max()
 
 
 def test_a_padded_room_has_a_row_to_spare() -> None:
     for rows in range(3, 3000, 37):
-        exact = Room(rows, rows // 3 + 1, rows // 2)
-        room = exact.padded()
-        assert exact.rows < room.rows <= max(exact.rows * 1.07, exact.rows + 16)
-        assert room.holds(exact)
-        most = Room(rows, rows, rows).padded()
-        assert most.holds(Room(rows, rows, rows))
-        assert most.last < most.rows, "rows that are no query are told by there being fewer queries"
+        exact = BatchShape(rows, rows // 3 + 1, rows // 2)
+        room = exact.pad()
+        assert exact.tokens < room.tokens <= max(exact.tokens * 1.07, exact.tokens + 16)
+        assert room.fits(exact)
+        most = BatchShape(rows, rows, rows).pad()
+        assert most.fits(BatchShape(rows, rows, rows))
+        assert most.last_layer_tokens < most.tokens, "rows that are no query are told by there being fewer queries"
 
 
 def test_keys_of_dropout_are_all_different() -> None:
-    keys = {_drawn(seed, number) for seed in range(20) for number in range(100)}
+    keys = {_derive_dropout_key(seed, number) for seed in range(20) for number in range(100)}
     assert len(keys) == 2000
     assert all(0 <= key < 2**31 for key in keys)
 
@@ -191,16 +201,16 @@ def test_keys_of_dropout_are_all_different() -> None:
 def test_a_rehearsal_leaves_nothing_but_a_recording(make_engine: Callable[..., FastEngine], packed: Callable) -> None:
     batch = packed("none")
     engine, plain, other = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    other.warm([batch])
+    other.warmup([batch])
     before = engine.adapter.values.detach().clone()
-    engine.rehearse([batch])
+    engine.capture_ahead([batch])
     assert engine.adapter.values.grad is not None
     assert not engine.adapter.values.grad.any()
     assert torch.equal(engine.adapter.values, before)
-    (station,) = engine._stations.values()
+    (station,) = engine._static_inputs.values()
     assert station.graph is not None
     found, wanted = passed(engine, batch, 5), passed(plain, batch, 5)
-    assert next(iter(plain._stations.values())).graph is None
+    assert next(iter(plain._static_inputs.values())).graph is None
     assert found[0] == wanted[0]
     assert torch.equal(found[1], wanted[1])
     assert wanted[1].isfinite().all()
@@ -229,13 +239,13 @@ def test_after_a_pass_that_memory_does_not_hold_smaller_ones_are_recorded(
     with monkeypatch.context() as patched:
         patched.setattr(engine.decoder, where, full)
         if when == "rehearsed":
-            engine.rehearse([batch])
+            engine.capture_ahead([batch])
         else:
             with pytest.raises(torch.OutOfMemoryError):
                 passed(engine, batch, 5)
-    assert not engine._stations
+    assert not engine._static_inputs
     for _ in range(3):  # as it comes, while it is recorded, played back
         loss, gradient = passed(engine, batch, 5)
         assert loss == wanted[0]
         assert torch.equal(gradient, wanted[1])
-    assert next(iter(engine._stations.values())).graph is not None
+    assert next(iter(engine._static_inputs.values())).graph is not None

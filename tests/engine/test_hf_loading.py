@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorgnette.engine.hf_loading import load
-from lorgnette.engine.packed_attention import NAME
+from lorgnette.engine.hf_loading import load_base_model
+from lorgnette.engine.packed_attention import ATTENTION_NAME
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 CPU = torch.device("cpu")
 ONE = "layers.0.mlp.gate_proj.weight"
@@ -19,27 +19,27 @@ SAVED, OURS = f"model.{ONE}", f"model.language_model.{ONE}"  # on the hub, and i
 
 def refused(folder: Path) -> LorgnetteError:
     with pytest.raises(LorgnetteError) as caught:
-        load(Checkpoint.at(folder), CPU, torch.float32)
+        load_base_model(BaseCheckpoint.from_folder(folder), CPU, torch.float32)
     assert caught.value.where == str(folder)
-    assert caught.value.remedy == "download the checkpoint again, whole"
+    assert caught.value.hint == "download the checkpoint again, whole"
     return caught.value
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_weight_is_the_files_and_frozen(tiny: Path, dtype: torch.dtype) -> None:
-    model = load(Checkpoint.at(tiny), CPU, dtype)
+    model = load_base_model(BaseCheckpoint.from_folder(tiny), CPU, dtype)
     state = model.state_dict()
     for name, tensor in load_file(tiny / "model.safetensors").items():
         ours = f"model.{name}" if name.startswith("visual") else name.replace("model.", "model.language_model.", 1)
         torch.testing.assert_close(state[ours], tensor.to(dtype), rtol=0, atol=0)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    assert model.config.text_config._attn_implementation == NAME
+    assert model.config.text_config._attn_implementation == ATTENTION_NAME
 
 
 def test_the_checkpoints_own_sampling_is_left_behind(tiny: Path) -> None:
     assert '"do_sample": true' in (tiny / "generation_config.json").read_text()
-    assert not load(Checkpoint.at(tiny), CPU, torch.float32).generation_config.do_sample
+    assert not load_base_model(BaseCheckpoint.from_folder(tiny), CPU, torch.float32).generation_config.do_sample
 
 
 def test_weights_that_do_not_fit_are_counted_and_named(tiny: Path, tmp_path: Path) -> None:
@@ -53,9 +53,9 @@ def test_weights_that_do_not_fit_are_counted_and_named(tiny: Path, tmp_path: Pat
     ):
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
         error = refused(folder)
-        assert error.what.startswith("weights do not fit the model: ")
-        assert what in error.what
-        assert len(error.what) < 300
+        assert error.message.startswith("weights do not fit the model: ")
+        assert what in error.message
+        assert len(error.message) < 300
 
 
 @pytest.mark.parametrize("kept", [0, 4, -1000])
@@ -63,4 +63,4 @@ def test_a_download_that_was_cut_off_is_refused(tiny: Path, tmp_path: Path, kept
     folder = shutil.copytree(tiny, tmp_path / "m")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    assert refused(folder).what.startswith("weights cannot be loaded: ")
+    assert refused(folder).message.startswith("weights cannot be loaded: ")

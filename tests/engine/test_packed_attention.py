@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lorgnette.engine.packed_attention import NAME, packed_attention, segments_of
+from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments, packed_attention_forward
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,9 @@ def drawn(T: int, *, heads: int = 4, shared: int = 2, D: int = 8) -> tuple[Tenso
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, starts: list[int], scale: float | None = None) -> Tensor:
-    return packed_attention(nn.Identity(), q, k, v, None, scaling=scale, segments=segments_of(starts, CPU))[0]
+    return packed_attention_forward(nn.Identity(), q, k, v, None, scaling=scale, segments=build_segments(starts, CPU))[
+        0
+    ]
 
 
 @pytest.mark.parametrize("starts", [[0, 7], [0, 5, 8, 16], [0, 1, 2, 12], [0, 9, 10]])
@@ -48,17 +50,17 @@ def test_without_segments_it_is_transformers_own() -> None:
     q, k, v = drawn(6)
     module = nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True  # type: ignore[assignment]
-    found, _ = packed_attention(module, q, k, v, None, scaling=0.5)
+    found, _ = packed_attention_forward(module, q, k, v, None, scaling=0.5)
     expected = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5, enable_gqa=True)
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_segments_say_where_each_row_stands_in_the_padded_batch() -> None:
-    segments = segments_of([0, 2, 5], CPU)
-    assert segments.slots.tolist() == [0, 1, 3, 4, 5]
-    assert (segments.starts.tolist(), segments.count, segments.longest) == ([0, 2, 5], 2, 3)
+    segments = build_segments([0, 2, 5], CPU)
+    assert segments.padded_indices.tolist() == [0, 1, 3, 4, 5]
+    assert (segments.cu_seqlens.tolist(), segments.num_segments, segments.max_length) == ([0, 2, 5], 2, 3)
 
 
 def test_it_is_known_to_transformers_by_its_name() -> None:
-    assert AttentionInterface()[NAME] is packed_attention
-    assert NAME in AttentionMaskInterface()
+    assert AttentionInterface()[ATTENTION_NAME] is packed_attention_forward
+    assert ATTENTION_NAME in AttentionMaskInterface()

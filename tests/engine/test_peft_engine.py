@@ -8,28 +8,28 @@ from typing import Any
 import pytest
 import torch
 
-from lorgnette.config import Lora
-from lorgnette.engine.peft_adapter import adapter_state, attach
+from lorgnette.config import LoraSettings
+from lorgnette.engine.peft_adapter import add_adapter, get_adapter_state
 from lorgnette.engine.peft_engine import ReferenceEngine
-from lorgnette.features.image_features import Features, Tower
-from lorgnette.lora.metadata import Contract
+from lorgnette.features.image_features import Features, HfVisionTower
+from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.qwen2_vl.family import FAMILIES
 from lorgnette.processing.packing import pack
-from lorgnette.processing.processor import Encoder
+from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, PackedBatch
 
 
 @pytest.fixture(scope="module")
-def batch(tiny: Path, contract: Contract, conversations: list[Example]) -> PackedBatch:
-    encoder = Encoder.of_folder(tiny, contract.encode)
+def batch(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
+    encoder = Processor.from_folder(tiny, contract.processor)
     return pack([encoder.encode(example) for example in conversations], 10)
 
 
 @pytest.fixture
-def engine_of(tiny: Path, contract: Contract, batch: PackedBatch) -> Callable[[Any], ReferenceEngine]:
+def engine_of(tiny: Path, contract: AdapterMetadata, batch: PackedBatch) -> Callable[[Any], ReferenceEngine]:
     def engine(model: Any) -> ReferenceEngine:
-        rule = Encoder.of_folder(tiny, contract.encode).rule
-        features = Features(Tower(model.get_base_model()), rule, live=False)
+        rule = Processor.from_folder(tiny, contract.processor).image_processor
+        features = Features(HfVisionTower(model.get_base_model()), rule, is_live=False)
         assert not features.prepare(batch.grids)
         return ReferenceEngine(model.eval(), features)
 
@@ -49,8 +49,8 @@ def test_the_loss_is_the_weighted_sum(tuned: Any, engine_of: Any, batch: PackedB
 def test_gradients_land_in_the_adapter_and_nowhere_else(tuned: Any, engine_of: Any, batch: PackedBatch) -> None:
     engine_of(tuned).backward(batch, 0)
     with_gradient = {name.replace(".default.", ".") for name, p in tuned.named_parameters() if p.grad is not None}
-    assert with_gradient == set(adapter_state(tuned))
-    assert all(p.grad.any() for p in adapter_state(tuned).values())
+    assert with_gradient == set(get_adapter_state(tuned))
+    assert all(p.grad.any() for p in get_adapter_state(tuned).values())
     tuned.zero_grad()
 
 
@@ -59,21 +59,23 @@ def test_bfloat16_weights_keep_losses_and_gradients_in_float32(
 ) -> None:
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = attach(loaded().to(dtype), FAMILIES["qwen2_vl"], Lora(rank=4), seed=0)
+        model = add_adapter(loaded().to(dtype), FAMILIES["qwen2_vl"], LoraSettings(rank=4), seed=0)
         engine = engine_of(model)
         loss = engine.label_losses(batch)
         assert loss.dtype == torch.float32
         loss.mean().backward()
-        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adapter_state(model).values())
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in get_adapter_state(model).values())
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], atol=0.1, rtol=0)
     assert not torch.equal(losses[1], losses[0])
 
 
-def test_text_alone_needs_no_features(tiny: Path, contract: Contract, tuned: Any, conversations: list[Example]) -> None:
-    encoder = Encoder.of_folder(tiny, contract.encode)
-    features = Features(Tower(tuned.get_base_model()), encoder.rule, live=False)
-    loss = ReferenceEngine(tuned.eval(), features).loss(pack([encoder.encode(conversations[2])], 1))
+def test_text_alone_needs_no_features(
+    tiny: Path, contract: AdapterMetadata, tuned: Any, conversations: list[Example]
+) -> None:
+    encoder = Processor.from_folder(tiny, contract.processor)
+    features = Features(HfVisionTower(tuned.get_base_model()), encoder.image_processor, is_live=False)
+    loss = ReferenceEngine(tuned.eval(), features).compute_loss(pack([encoder.encode(conversations[2])], 1))
     assert torch.isfinite(loss)
 
 

@@ -1,8 +1,8 @@
-from lorgnette.hub.address import is_source
+from lorgnette.hub.address import is_hub_address
 
 
 def test_an_address_is_no_path() -> None:
-    assert is_source("hf:x/y")
-    assert not is_source("hf")
-    assert not is_source("/data/hf:x.csv")
-    assert not is_source("coco:captions.json")
+    assert is_hub_address("hf:x/y")
+    assert not is_hub_address("hf")
+    assert not is_hub_address("/data/hf:x.csv")
+    assert not is_hub_address("coco:captions.json")

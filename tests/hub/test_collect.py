@@ -13,9 +13,11 @@ import pytest
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.collect import collect
-from lorgnette.hub.line import Patience
+from lorgnette.hub.line import RetryPolicy
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05, longest_asked=3)
+QUICK = RetryPolicy(
+    max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05, max_retry_after=3
+)
 NAME = "modelscope/coco_2014_caption"
 SOURCE = f"modelscope:{NAME}"
 SCRIPT = """
@@ -209,7 +211,7 @@ def test_nothing_at_all_is_an_error_of_one_line(hub: Any, tutorial: Any, tmp_pat
     tutorial(10, alive=lambda number: False)
     with pytest.raises(LorgnetteError, match=r"not one of 10 rows could be had: there is nothing at this") as caught:
         get(tmp_path / "d")
-    assert "--images-from" in str(caught.value.remedy)
+    assert "--images-from" in str(caught.value.hint)
     assert len(json.loads((tmp_path / "d" / "failed.json").read_text())) == 10
     assert not (tmp_path / "d" / "captions.csv").exists()
 

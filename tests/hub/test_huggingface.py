@@ -4,15 +4,15 @@ import pytest
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub import huggingface
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.trouble import SourceError
 
-QUICK = Patience(attempts=2, connect=2, silence=1, pause=0.01)
+QUICK = RetryPolicy(max_attempts=2, connect_timeout=2, read_timeout=1, initial_pause=0.01)
 
 
 def files(*asked: Any) -> Any:
-    with Line(patience=QUICK) as line:
-        return huggingface.files(line, *asked)
+    with HttpClient(retry_policy=QUICK) as line:
+        return huggingface.list_files(line, *asked)
 
 
 def test_a_listing_is_pinned_to_its_commit(hub: Any) -> None:
@@ -82,5 +82,5 @@ def test_no_network_and_offline(hub: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_full_disk_is_said(hub: Any) -> None:
-    with pytest.raises(LorgnetteError, match="the disk is full"), huggingface.explained("hf:a/b"):
+    with pytest.raises(LorgnetteError, match="the disk is full"), huggingface.explain_errors("hf:a/b"):
         raise OSError(28, "No space left on device")

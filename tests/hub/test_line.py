@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.trouble import SourceError
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05, longest_asked=3)
+QUICK = RetryPolicy(
+    max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05, max_retry_after=3
+)
 
 
 def body(url: str, **headers: str) -> bytes:
-    with Line(patience=QUICK) as line:
-        return line.body(url, headers)
+    with HttpClient(retry_policy=QUICK) as line:
+        return line.get_bytes(url, headers)
 
 
 def test_what_may_pass_is_tried_again(hub: Any, trick: Any) -> None:
@@ -62,14 +64,14 @@ def test_redirects_are_followed_and_the_token_stays_at_home(hub: Any, trick: Any
 
 def test_a_web_page_instead_of_json_is_named(hub: Any) -> None:
     url = hub.put("/a", b"<html>log in</html>")
-    with Line(patience=QUICK) as line, pytest.raises(SourceError, match="answered with a web page"):
-        line.json(url, {})
+    with HttpClient(retry_policy=QUICK) as line, pytest.raises(SourceError, match="answered with a web page"):
+        line.get_json(url, {})
 
 
 def test_an_endless_answer_is_cut(hub: Any) -> None:
     url = hub.put("/a", bytes(3 << 20))
-    with Line(patience=QUICK) as line, pytest.raises(SourceError, match="longer than 1 MiB"):
-        line.body(url, {}, largest=1 << 20)
+    with HttpClient(retry_policy=QUICK) as line, pytest.raises(SourceError, match="longer than 1 MiB"):
+        line.get_bytes(url, {}, max_bytes=1 << 20)
 
 
 def test_no_network_a_wrong_name_and_no_address() -> None:
@@ -93,11 +95,11 @@ def test_a_proxy_is_used_and_no_proxy_keeps_it_out(hub: Any, monkeypatch: pytest
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(LorgnetteError, match="SSL_CERT_FILE names certificates that cannot be read"):
-        Line()
+        HttpClient()
     (tmp_path / "bad.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bad.pem"))
     with pytest.raises(LorgnetteError, match="SSL_CERT_FILE"):
-        Line()
+        HttpClient()
 
 
 def test_a_certificate_that_is_not_trusted_is_named(hub: Any) -> None:
@@ -109,14 +111,14 @@ def test_a_certificate_that_is_not_trusted_is_named(hub: Any) -> None:
 
     outer = httpx2.ConnectError("[SSL] certificate verify failed")
     outer.__cause__ = error
-    named = trouble.of_transport(outer, "https://host/x")
-    assert named.what == "the server's certificate is not trusted: self-signed certificate"
-    assert "SSL_CERT_FILE" in str(named.remedy)
+    named = trouble.explain_transport_error(outer, "https://host/x")
+    assert named.message == "the server's certificate is not trusted: self-signed certificate"
+    assert "SSL_CERT_FILE" in str(named.hint)
 
 
 def test_a_stopped_line_asks_no_more(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         line.stopped.set()
         with pytest.raises(LorgnetteError, match="the download was stopped"):
-            line.body(hub.put("/a", b"abc"), {})
+            line.get_bytes(hub.put("/a", b"abc"), {})
     assert not hub.log

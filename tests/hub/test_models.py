@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.line import Patience
-from lorgnette.hub.models import fetch_model, whole
+from lorgnette.hub.line import RetryPolicy
+from lorgnette.hub.models import fetch_model, is_complete_model
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 NAME = "Qwen/Qwen2-VL-2B-Instruct"
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 
@@ -43,7 +43,7 @@ def needed(hub: Any) -> set[str]:
 
 def get(**more: Any) -> tuple[Path, list[str]]:
     said: list[str] = []
-    return fetch_model(NAME, say=said.append, patience=QUICK, **more), said
+    return fetch_model(NAME, on_message=said.append, retry_policy=QUICK, **more), said
 
 
 @pytest.mark.parametrize("source", ["hf", "modelscope"])
@@ -98,7 +98,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_auto_goes_on_to_modelscope_and_says_so(hub: Any) -> None:
     hub.repo("modelscope", "models", NAME, model())
     folder, said = get()
-    assert whole(folder)
+    assert is_complete_model(folder)
     assert said == [
         f"{NAME}: not from Hugging Face: there is no such repository, or it is private (404)",
         f"{NAME}: from ModelScope",
@@ -211,4 +211,4 @@ def test_a_second_process_waits(hub: Any, trick: Any, tmp_path: Path) -> None:
     assert child.wait(10) == 0
     assert any(line.startswith("waiting for another process") for line in said)
     assert len(hub.asked(SHARDS[0])) == 1
-    assert whole(folder)
+    assert is_complete_model(folder)

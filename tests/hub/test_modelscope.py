@@ -7,15 +7,15 @@ import pytest
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub import modelscope
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.trouble import SourceError
 
-QUICK = Patience(attempts=2, connect=2, silence=1, pause=0.01)
+QUICK = RetryPolicy(max_attempts=2, connect_timeout=2, read_timeout=1, initial_pause=0.01)
 
 
 def files(kind: Any, name: str, revision: str = "master") -> Any:
-    with Line(patience=QUICK) as line:
-        return modelscope.files(line, kind, name, revision)
+    with HttpClient(retry_policy=QUICK) as line:
+        return modelscope.list_files(line, kind, name, revision)
 
 
 def test_a_data_set_is_listed_page_by_page(hub: Any) -> None:
@@ -50,12 +50,12 @@ def test_the_token_comes_from_the_variable_or_the_saved_login(
     saved = tmp_path / "ms-home" / "credentials" / "cookies"
     saved.parent.mkdir(parents=True)
     saved.write_bytes(pickle.dumps(_Jar(state)))
-    assert modelscope.headers()["Authorization"] == "Bearer secret"
+    assert modelscope.get_headers()["Authorization"] == "Bearer secret"
     assert files("model", "me/m").files
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "other")
-    assert modelscope.headers()["Cookie"] == "m_session_id=other"
+    assert modelscope.get_headers()["Cookie"] == "m_session_id=other"
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "")
-    assert modelscope.headers() == {}
+    assert modelscope.get_headers() == {}
 
 
 class _Jar:
@@ -78,7 +78,7 @@ def test_a_saved_login_can_run_nothing(hub: Any, tmp_path: Path, monkeypatch: py
     saved = tmp_path / "ms-home" / "credentials" / "cookies"
     saved.parent.mkdir(parents=True)
     saved.write_bytes(pickle.dumps(_Bomb()))
-    assert modelscope.headers() == {}
+    assert modelscope.get_headers() == {}
     assert not (tmp_path / "bomb").exists()
 
 
@@ -94,16 +94,19 @@ def test_what_is_not_there_is_said(hub: Any, trick: Any) -> None:
 
 def test_the_cache_is_the_clients(hub: Any, tmp_path: Path) -> None:
     name = "Qwen/Qwen2.5-VL-3B"
-    assert modelscope.cache("model", name, "master") == tmp_path / "ms/models/Qwen--Qwen2.5-VL-3B/snapshots/master"
+    assert (
+        modelscope.get_cache_folder("model", name, "master")
+        == tmp_path / "ms/models/Qwen--Qwen2.5-VL-3B/snapshots/master"
+    )
     older = tmp_path / "ms" / "hub" / "models" / "Qwen" / "Qwen2___5-VL-3B"
     older.mkdir(parents=True)
     (older / "config.json").write_text("{}")
-    assert modelscope.cache("model", name, "master") == older
+    assert modelscope.get_cache_folder("model", name, "master") == older
 
 
 def test_the_endpoint_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODELSCOPE_ENDPOINT", raising=False)
     monkeypatch.delenv("MODELSCOPE_DOMAIN", raising=False)
-    assert modelscope.endpoint() == "https://modelscope.cn"
+    assert modelscope.get_endpoint() == "https://modelscope.cn"
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "modelscope.ai/")
-    assert modelscope.endpoint() == "https://modelscope.ai"
+    assert modelscope.get_endpoint() == "https://modelscope.ai"

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.parquet import ParquetRows
-from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.repository import Repository, RepositoryFile
 from lorgnette.hub.rows import Choice
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 WEIGHT = 20_000
 
 
@@ -40,7 +40,9 @@ def shard(first: int, rows: int, *, weight: int = WEIGHT, **more: Any) -> bytes:
 @pytest.fixture
 def put(hub: Any) -> Callable[..., Repository]:
     def make(*shards: bytes) -> Repository:
-        files = [Listed(f"d/{i}.parquet", len(s), None, hub.put(f"/d/{i}.parquet", s)) for i, s in enumerate(shards)]
+        files = [
+            RepositoryFile(f"d/{i}.parquet", len(s), None, hub.put(f"/d/{i}.parquet", s)) for i, s in enumerate(shards)
+        ]
         return Repository("hf", "me/set", "main", tuple(files))
 
     return make
@@ -48,7 +50,7 @@ def put(hub: Any) -> Callable[..., Repository]:
 
 def read(repository: Repository, after: Any = None, most: int | None = None, **choice: Any) -> list[Any]:
     rows = []
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         reader = ParquetRows(repository.files, repository, Choice(**choice), line, lambda text: None)
         for row in reader.read(after):
             rows.append(row)

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from lorgnette.hub.journal import Journal
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.pictures import gather, store
 from lorgnette.hub.rows import Row
 
-QUICK = Patience(attempts=2, connect=2, silence=1, pause=0.01)
+QUICK = RetryPolicy(max_attempts=2, connect_timeout=2, read_timeout=1, initial_pause=0.01)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_token_goes_to_its_hub_only_and_nowhere_else(
     other = Row("row", ("c",), hub.put("/other.jpg", picture(2)), "other.jpg")
     for row in (own, other):
         journal.note(store(row, [1], journal))
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         gathered = gather(journal.notes, journal, line, None, "train", lambda files, count: None)
     assert (gathered.files, gathered.failed) == (2, {})
     assert "Authorization" in hub.asked("/own.jpg")[0].headers

@@ -5,7 +5,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from lorgnette.hub.proof import check, kind
+from lorgnette.hub.proof import check_file, detect_image_format
 from lorgnette.hub.trouble import SourceError
 
 FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
@@ -20,16 +20,16 @@ def encoded(format: str) -> bytes:
 def judged(content: bytes, name: str, folder: Path) -> str:
     (folder / "f").write_bytes(content)
     try:
-        check(folder / "f", name, where="x")
+        check_file(folder / "f", name, where="x")
     except SourceError as error:
-        return error.what
+        return error.message
     return ""
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_pictures_are_known_and_cut_ones_found(format: str, tmp_path: Path) -> None:
     content = encoded(format)
-    assert kind(content[:12]) == format.lower()
+    assert detect_image_format(content[:12]) == format.lower()
     assert judged(content, "a.jpg", tmp_path) == ""
     assert judged(content[:-300], "a.jpg", tmp_path) == "the picture is cut off"
 

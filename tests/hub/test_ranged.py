@@ -4,22 +4,22 @@ from typing import Any
 
 import pytest
 
-from lorgnette.hub.line import Line, Patience
-from lorgnette.hub.ranged import Ranged
-from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.line import HttpClient, RetryPolicy
+from lorgnette.hub.ranged import RemoteFile
+from lorgnette.hub.repository import Repository, RepositoryFile
 from lorgnette.hub.trouble import SourceError
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 CONTENT = random.Random(0).randbytes(300_000)
 
 
-def opened(line: Line, url: str, size: int | None = len(CONTENT), **more: Any) -> Ranged:
-    return Ranged(line, Repository("hf", "a/b", "main", ()), Listed("x", size, None, url), **more)
+def opened(line: HttpClient, url: str, size: int | None = len(CONTENT), **more: Any) -> RemoteFile:
+    return RemoteFile(line, Repository("hf", "a/b", "main", ()), RepositoryFile("x", size, None, url), **more)
 
 
 def test_it_reads_as_the_file_itself(hub: Any) -> None:
     rng, plain = random.Random(1), io.BytesIO(CONTENT)
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=40_000)
         for _ in range(200):
             place, whence = rng.choice([(rng.randrange(320_000), 0), (rng.randrange(500), 1), (-rng.randrange(900), 2)])
@@ -30,7 +30,7 @@ def test_it_reads_as_the_file_itself(hub: Any) -> None:
 
 
 def test_small_reads_share_a_request_and_large_ones_cost_what_they_are(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         ranged = opened(line, hub.put("/x", CONTENT), ahead=50_000)
         assert b"".join(ranged.read(100) for _ in range(400)) == CONTENT[:40_000]
         assert (len(hub.log), hub.served) == (1, 50_000)
@@ -40,7 +40,7 @@ def test_small_reads_share_a_request_and_large_ones_cost_what_they_are(hub: Any)
 
 
 def test_a_size_that_is_not_listed_is_asked_for(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         ranged = opened(line, hub.put("/x", CONTENT), size=None)
         assert ranged.seek(-10, io.SEEK_END) == len(CONTENT) - 10
         assert ranged.read() == CONTENT[-10:]
@@ -49,13 +49,13 @@ def test_a_size_that_is_not_listed_is_asked_for(hub: Any) -> None:
 def test_a_cut_goes_on_where_it_was(hub: Any, trick: Any) -> None:
     url = hub.put("/x", CONTENT)
     hub.trick("/x", trick(cut=100_000), trick(status=502), trick(cut=100_000))
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         assert opened(line, url).read() == CONTENT
     assert hub.served == len(CONTENT)
 
 
 def test_servers_without_ranges_and_files_that_changed_are_named(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         with pytest.raises(SourceError, match="the file has changed while it was read"):
             opened(line, hub.put("/x", CONTENT + b"more")).read(10)
         hub.ranges = False
@@ -64,7 +64,7 @@ def test_servers_without_ranges_and_files_that_changed_are_named(hub: Any) -> No
 
 
 def test_reading_on_asks_for_more_each_time(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=40_000)
         assert b"".join(ranged.read(1000) for _ in range(300)) == CONTENT
     sizes = [each.headers["Range"] for each in hub.log]
@@ -73,7 +73,7 @@ def test_reading_on_asks_for_more_each_time(hub: Any) -> None:
 
 
 def test_parts_read_in_turns_are_not_asked_for_again(hub: Any) -> None:
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         ranged = opened(line, hub.put("/x", CONTENT), ahead=10_000, most=10_000)
         for step in range(20):
             for start in (0, 100_000):

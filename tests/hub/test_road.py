@@ -22,8 +22,8 @@ class Coco(datasets.GeneratorBasedBuilder):
         raise RuntimeError("nobody executes a data set's script")
 """
 WORDS = [
-    "train", "coco-caption", f"data.rows={ROWS}", "encode.size=56", "lora.rank=4", "train.save_steps=2",
-    "train.log_steps=1", "train.epochs=3", "predict.max_new_tokens=4", "track.to=none", "run=run",
+    "train", "coco-caption", f"data.max_rows={ROWS}", "image_size=56", "lora.rank=4", "train.save_steps=2",
+    "train.logging_steps=1", "train.epochs=3", "predict.max_new_tokens=4", "report_to=none", "run=run",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.script import addresses
+from lorgnette.hub.script import find_data_urls
 
 URL = "http://host/coco/2014"
 
@@ -16,19 +16,19 @@ URL = "http://host/coco/2014"
     ],
 )
 def test_addresses_are_read_as_scripts_write_them(text: str) -> None:
-    assert addresses(text, where="x.py") == {"train": [f"{URL}/train.csv.zip"], "valid": [f"{URL}/val.csv.zip"]}
+    assert find_data_urls(text, where="x.py") == {"train": [f"{URL}/train.csv.zip"], "valid": [f"{URL}/val.csv.zip"]}
 
 
 def test_addresses_without_a_name() -> None:
     text = (
         f'"""See {URL}/paper.csv"""\nHOME = "http://cocodataset.org/#home"\nT = "{URL}/train.csv"\nV = "{URL}/v.jsonl"'
     )
-    assert addresses(text, where="x.py") == {"": [f"{URL}/train.csv", f"{URL}/v.jsonl"]}
+    assert find_data_urls(text, where="x.py") == {"": [f"{URL}/train.csv", f"{URL}/v.jsonl"]}
 
 
 def test_nothing_is_executed() -> None:
     text = f'raise SystemExit\nopen("/tmp/bomb", "w")\nU = {{"train": "{URL}/t.csv", "x": __import__("os").getcwd()}}'
-    assert addresses(text, where="x.py") == {"train": [f"{URL}/t.csv"]}
+    assert find_data_urls(text, where="x.py") == {"train": [f"{URL}/t.csv"]}
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_nothing_is_executed() -> None:
 )
 def test_what_cannot_be_read_is_said(text: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        addresses(text, where="set.py")
+        find_data_urls(text, where="set.py")
     assert "\n" not in str(caught.value)

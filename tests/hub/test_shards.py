@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.line import Line, Patience
-from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.line import HttpClient, RetryPolicy
+from lorgnette.hub.repository import Repository, RepositoryFile
 from lorgnette.hub.rows import Choice
 from lorgnette.hub.shards import ShardRows
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 
 
 @pytest.fixture
 def put(hub: Any, tarred: Any) -> Callable[..., Repository]:
     def make(*shards: Any) -> Repository:
         contents = [shard if isinstance(shard, bytes) else tarred(shard) for shard in shards]
-        files = [Listed(f"{i}.tar", len(s), None, hub.put(f"/{i}.tar", s)) for i, s in enumerate(contents)]
+        files = [RepositoryFile(f"{i}.tar", len(s), None, hub.put(f"/{i}.tar", s)) for i, s in enumerate(contents)]
         return Repository("hf", "me/wds", "main", tuple(files))
 
     return make
@@ -34,7 +34,7 @@ def members(first: int, rows: int, weight: int = 1000) -> dict[str, bytes]:
 
 def read(repository: Repository, after: Any = None, most: int | None = None, **choice: Any) -> list[Any]:
     rows = []
-    with Line(patience=QUICK) as line:
+    with HttpClient(retry_policy=QUICK) as line:
         for row in ShardRows(repository.files, repository, Choice(**choice), line).read(after):
             rows.append(row)
             if len(rows) == most:

@@ -18,10 +18,10 @@ import pytest
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.collect import collect
-from lorgnette.hub.line import Patience
-from lorgnette.hub.sources import parse
+from lorgnette.hub.line import RetryPolicy
+from lorgnette.hub.sources import parse_address
 
-QUICK = Patience(attempts=3, connect=2, silence=1, pause=0.01, longest_pause=0.05)
+QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 
 
 @pytest.fixture
@@ -192,15 +192,15 @@ def test_what_cannot_be_read_is_one_line(content: dict[str, bytes], match: str, 
     with pytest.raises(LorgnetteError, match=match) as caught:
         get("modelscope:me/set", tmp_path / "d")
     assert caught.value.exit_status == 1
-    assert caught.value.remedy
+    assert caught.value.hint
     assert "\n" not in str(caught.value)
 
 
 def test_addresses_are_read() -> None:
-    address = parse("hf:me/set@v1:config", "test")
-    assert (address.hub, address.name, address.revision, address.asked) == ("hf", "me/set", "v1", ("config", "test"))
+    address = parse_address("hf:me/set@v1:config", "test")
+    assert (address.hub, address.name, address.revision, address.words) == ("hf", "me/set", "v1", ("config", "test"))
     assert address.text == "hf:me/set@v1:config:test"
-    assert parse("modelscope:a/b:val").split == "validation"
+    assert parse_address("modelscope:a/b:val").split == "validation"
 
 
 CHILD = """

@@ -3,16 +3,18 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.repository import Listed, Repository
-from lorgnette.hub.splits import by_name, canonical, layout, pick
+from lorgnette.hub.repository import Repository, RepositoryFile
+from lorgnette.hub.splits import detect_layout, guess_split, normalize_split, select_split
 
 
 def repository(*paths: str, card: Any = None) -> Repository:
-    return Repository("hf", "me/set", "main", tuple(Listed(path, 1, None, "u") for path in paths), card=card or {})
+    return Repository(
+        "hf", "me/set", "main", tuple(RepositoryFile(path, 1, None, "u") for path in paths), card=card or {}
+    )
 
 
 def shown(*paths: str, card: Any = None) -> dict[str, dict[str, list[str]]]:
-    found = layout(repository(*paths, card=card))
+    found = detect_layout(repository(*paths, card=card))
     return {
         config: {s: [file.path for file in files] for s, files in splits.items()} for config, splits in found.items()
     }
@@ -30,9 +32,9 @@ def test_names_speak_of_splits() -> None:
         "latest/constrained.csv": "train",
         "train/test-0.parquet": "test",
     }.items():
-        assert by_name(path) == split
-    assert canonical("valid") == "validation"
-    assert canonical("restval") == "restval"
+        assert guess_split(path) == split
+    assert normalize_split("valid") == "validation"
+    assert normalize_split("restval") == "restval"
 
 
 def test_layouts_by_name() -> None:
@@ -74,10 +76,10 @@ def test_layouts_as_the_card_declares_them() -> None:
 
 
 def test_a_split_is_picked() -> None:
-    found = layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
-    assert pick(found, ("en",), where="x")[:2] == ("en", "train")
-    assert pick(found, ("en", "dev"), where="x")[:2] == ("en", "validation")
-    assert pick(found, ("de",), where="x")[:2] == ("de", "test")
+    found = detect_layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
+    assert select_split(found, ("en",), where="x")[:2] == ("en", "train")
+    assert select_split(found, ("en", "dev"), where="x")[:2] == ("en", "validation")
+    assert select_split(found, ("de",), where="x")[:2] == ("de", "test")
     for asked, match in {
         (): "there are several configs: de, en · x · write x:CONFIG",
         ("fr", "train"): "there is no config 'fr' · x · there are de, en",
@@ -85,4 +87,4 @@ def test_a_split_is_picked() -> None:
         ("a", "b", "c"): "too many colons",
     }.items():
         with pytest.raises(LorgnetteError, match=match):
-            pick(found, asked, where="x")
+            select_split(found, asked, where="x")

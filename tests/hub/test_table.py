@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.repository import Repository, RepositoryFile
 from lorgnette.hub.rows import Choice
 from lorgnette.hub.table import TableRows, records
 
-REPOSITORY = Repository("modelscope", "me/set", "master", (Listed("images/a.jpg", 1, None, "http://hub/a"),))
+REPOSITORY = Repository("modelscope", "me/set", "master", (RepositoryFile("images/a.jpg", 1, None, "http://hub/a"),))
 COCO = """,uniq_id,image_id,caption,image
 0,1,11195,"A skier, standing",https://h/train2014/COCO_train2014_000000011195.jpg
 1,2,11195,one && two,https://h/train2014/COCO_train2014_000000011195.jpg

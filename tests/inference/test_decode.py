@@ -8,45 +8,45 @@ from typing import Any
 import pytest
 import torch
 
-from lorgnette.config import LANGUAGE_TARGETS, Encode
-from lorgnette.engine.build_decoder import decoder_of
-from lorgnette.engine.loading import FastModel, features_of
+from lorgnette.config import TARGET_MODULES, ProcessorSettings
+from lorgnette.engine.build_decoder import load_decoder
+from lorgnette.engine.loading import FastModel, build_features
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.decode import LOOK_EVERY, answers, written
-from lorgnette.inference.hf_generate import Sampling
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
-from lorgnette.processing.processor import Encoder
-from lorgnette.types import Example, Picture, Prediction, Turn
+from lorgnette.inference.decode import CHECK_INTERVAL, generate_answers, generate_tokens
+from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
+from lorgnette.processing.processor import Processor
+from lorgnette.types import Example, Image, Prediction, Turn
 
-SAMPLING = Sampling(max_new_tokens=6, batch_size=2)
+SAMPLING = SamplingParams(max_new_tokens=6, batch_size=2)
 CPU = torch.device("cpu")
 Ask = Callable[..., list[Prediction]]
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny: Path) -> Encoder:
-    return Encoder.of_folder(tiny, Encode(size=None, image_tokens=(4, 30)))
+def encoder(tiny: Path) -> Processor:
+    return Processor.from_folder(tiny, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path, encoder: Encoder) -> FastModel:
+def model(tiny: Path, encoder: Processor) -> FastModel:
     """A model whose adapter changes its answers."""
-    checkpoint = Checkpoint.at(tiny)
-    shape = AdapterShape(TextShape.of(config_of(checkpoint)), LANGUAGE_TARGETS, 4, 4.0)
-    adapter = FlatAdapter(shape, CPU)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    shape = AdapterShape(TextConfig.from_hf_config(load_hf_config(checkpoint)), TARGET_MODULES, 4, 4.0)
+    adapter = FlatLoraParams(shape, CPU)
     torch.manual_seed(2)
     adapter.values.data.normal_(0, 0.2)
-    decoder = decoder_of(checkpoint, shape, CPU, torch.float32)
+    decoder = load_decoder(checkpoint, shape, CPU, torch.float32)
     adapter.attach(decoder)
-    return FastModel(decoder, adapter, features_of(checkpoint, encoder.rule, CPU, torch.float32))
+    return FastModel(decoder, adapter, build_features(checkpoint, encoder.image_processor, CPU, torch.float32))
 
 
 @pytest.fixture(scope="module")
-def ask(model: FastModel, encoder: Encoder) -> Ask:
-    def asked(examples: list[Example], sampling: Sampling = SAMPLING, **rest: Any) -> list[Prediction]:
-        return list(answers(model, encoder, examples, sampling, **{"adapter": "tuned", **rest}))
+def ask(model: FastModel, encoder: Processor) -> Ask:
+    def asked(examples: list[Example], sampling: SamplingParams = SAMPLING, **rest: Any) -> list[Prediction]:
+        return list(generate_answers(model, encoder, examples, sampling, **{"adapter": "tuned", **rest}))
 
     return asked
 
@@ -78,11 +78,11 @@ def test_the_adapter_is_set_aside_only_while_the_base_answers(ask: Ask, conversa
 
 
 def test_before_and_after_can_be_asked_side_by_side(
-    ask: Ask, model: FastModel, encoder: Encoder, conversations: list[Example]
+    ask: Ask, model: FastModel, encoder: Processor, conversations: list[Example]
 ) -> None:
     """One iterator of answers, half read, does not decide what another one says."""
     one = replace(SAMPLING, batch_size=1)
-    both = [answers(model, encoder, conversations[:3], one, adapter=name) for name in (None, "tuned")]
+    both = [generate_answers(model, encoder, conversations[:3], one, adapter=name) for name in (None, "tuned")]
     pairs = list(zip(*both, strict=True))
     assert texts([base for base, _ in pairs]) == texts(ask(conversations[:3], one, adapter=None))
     assert texts([tuned for _, tuned in pairs]) == texts(ask(conversations[:3], one))
@@ -100,9 +100,9 @@ def test_sampled_answers_follow_seed_and_example_and_not_the_batch(ask: Ask, con
 
 
 def test_the_host_looks_seldom_and_stops_when_all_have_ended(
-    model: FastModel, encoder: Encoder, conversations: list[Example]
+    model: FastModel, encoder: Processor, conversations: list[Example]
 ) -> None:
-    prompts = [encoder.encode(example, answer=True) for example in conversations]
+    prompts = [encoder.encode(example, add_generation_prompt=True) for example in conversations]
 
     def scripted(place: int) -> list[int]:
         return [7 if place >= row + at else 100 + place for row, at in enumerate((0, 0, 5, 6, 0))]
@@ -110,8 +110,8 @@ def test_the_host_looks_seldom_and_stops_when_all_have_ended(
     def choose(logits: torch.Tensor, place: int) -> torch.Tensor:
         return torch.tensor(scripted(place))
 
-    rows = written(model.speaker, prompts, choose, 50, [7, 8], tuned=True)
-    assert rows.shape == (5, 2 * LOOK_EVERY)  # the last one ends at its tenth token
+    rows = generate_tokens(model.speaker, prompts, choose, 50, [7, 8], use_adapter=True)
+    assert rows.shape == (5, 2 * CHECK_INTERVAL)  # the last one ends at its tenth token
     assert rows[3, :10].tolist() == [*range(100, 109), 7]
     assert (rows[3, 9:] == 7).all()
     assert (rows[0] == 7).all()
@@ -124,4 +124,4 @@ def test_a_picture_that_cannot_be_read_is_an_error_with_its_name(
     cut.write_bytes(pictures[0].read_bytes()[:2000])  # its header is whole
     for path in (gone, cut):
         with pytest.raises(LorgnetteError, match=path.name):
-            ask([Example("x", (Turn("user", (Picture(path), "what?")),), Path("x.csv"), 1)])
+            ask([Example("x", (Turn("user", (Image(path), "what?")),), Path("x.csv"), 1)])

@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 import torch
 
-from lorgnette.config import Encode, Lora
-from lorgnette.engine.hf_loading import load
-from lorgnette.engine.peft_adapter import adapter_state, attach
+from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.engine.hf_loading import load_base_model
+from lorgnette.engine.peft_adapter import add_adapter, get_adapter_state
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.hf_generate import Sampling, answers
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.inference.hf_generate import SamplingParams, generate_answers
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.family import FAMILIES
-from lorgnette.processing.processor import Encoder
-from lorgnette.types import Example, Picture, Prediction, Turn
+from lorgnette.processing.processor import Processor
+from lorgnette.types import Example, Image, Prediction, Turn
 
-SAMPLING = Sampling(max_new_tokens=6, batch_size=2)
+SAMPLING = SamplingParams(max_new_tokens=6, batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny: Path) -> Encoder:
-    return Encoder.of_folder(tiny, Encode(size=None, image_tokens=(4, 30)))
+def encoder(tiny: Path) -> Processor:
+    return Processor.from_folder(tiny, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
 
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Any:
     """A model whose adapter changes its answers."""
-    base = load(Checkpoint.at(tiny), torch.device("cpu"), torch.float32)
-    tuned = attach(base, FAMILIES["qwen2_vl"], Lora(rank=4, alpha=16), seed=0)
+    base = load_base_model(BaseCheckpoint.from_folder(tiny), torch.device("cpu"), torch.float32)
+    tuned = add_adapter(base, FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=16), seed=0)
     torch.manual_seed(2)
-    for parameter in adapter_state(tuned).values():
+    for parameter in get_adapter_state(tuned).values():
         parameter.data.normal_(0, 0.2)
     return tuned
 
@@ -41,9 +41,9 @@ Ask = Callable[..., list[Prediction]]
 
 
 @pytest.fixture(scope="module")
-def ask(model: Any, encoder: Encoder) -> Ask:
-    def asked(examples: list[Example], sampling: Sampling = SAMPLING, **rest: Any) -> list[Prediction]:
-        return list(answers(model, encoder, examples, sampling, **{"adapter": "tuned", **rest}))
+def ask(model: Any, encoder: Processor) -> Ask:
+    def asked(examples: list[Example], sampling: SamplingParams = SAMPLING, **rest: Any) -> list[Prediction]:
+        return list(generate_answers(model, encoder, examples, sampling, **{"adapter": "tuned", **rest}))
 
     return asked
 
@@ -63,7 +63,7 @@ def test_answers_come_in_order_and_do_not_depend_on_the_batch(ask: Ask, conversa
 def test_what_the_example_says_after_the_question_is_not_looked_at(ask: Ask, conversations: list[Example]) -> None:
     first = conversations[0]
     other = replace(first, turns=(first.turns[0], Turn("assistant", ("something else",))))
-    prompt = first.prompt
+    prompt = first.without_answer
     assert len(set(texts(ask([first, other, prompt])))) == 1
 
 
@@ -75,11 +75,11 @@ def test_progress_is_told_batch_by_batch(ask: Ask, conversations: list[Example])
 
 
 def test_an_answer_ends_at_an_end_token_or_is_said_to_be_cut_off(
-    ask: Ask, model: Any, encoder: Encoder, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
+    ask: Ask, model: Any, encoder: Processor, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(p.stopped for p in ask(conversations[:1], replace(SAMPLING, max_new_tokens=1)))
-    ids = encoder.tokenizer.text_ids("a red car")
-    control = encoder.tokenizer.control
+    assert not any(p.is_complete for p in ask(conversations[:1], replace(SAMPLING, max_new_tokens=1)))
+    ids = encoder.tokenizer.encode("a red car")
+    control = encoder.tokenizer.control_tokens
 
     def spoken(*, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
         ends = [control["<|im_end|>"], control["<|endoftext|>"], control["<|vision_start|>"]]
@@ -89,7 +89,7 @@ def test_an_answer_ends_at_an_end_token_or_is_said_to_be_cut_off(
     monkeypatch.setattr(model, "generate", spoken)
     found = ask([conversations[2]] * 3, replace(SAMPLING, batch_size=3))
     assert texts(found) == ["a red car", "a red car", "a red cara red car"]
-    assert [p.stopped for p in found] == [True, True, False]
+    assert [p.is_complete for p in found] == [True, True, False]
 
 
 def test_the_adapter_is_set_aside_only_while_the_base_answers(ask: Ask, conversations: list[Example]) -> None:
@@ -100,11 +100,11 @@ def test_the_adapter_is_set_aside_only_while_the_base_answers(ask: Ask, conversa
 
 
 def test_before_and_after_can_be_asked_side_by_side(
-    ask: Ask, model: Any, encoder: Encoder, conversations: list[Example]
+    ask: Ask, model: Any, encoder: Processor, conversations: list[Example]
 ) -> None:
     """One iterator of answers, half read, does not decide what another one says."""
     one = replace(SAMPLING, batch_size=1)
-    both = [answers(model, encoder, conversations[:3], one, adapter=name) for name in (None, "tuned")]
+    both = [generate_answers(model, encoder, conversations[:3], one, adapter=name) for name in (None, "tuned")]
     pairs = list(zip(*both, strict=True))
     assert texts([base for base, _ in pairs]) == texts(ask(conversations[:3], one, adapter=None))
     assert texts([tuned for _, tuned in pairs]) == texts(ask(conversations[:3], one))
@@ -120,6 +120,6 @@ def test_greedy_is_the_same_under_every_seed_and_sampling_is_not(ask: Ask, conve
 
 
 def test_a_picture_that_cannot_be_read_is_an_error_with_its_name(ask: Ask, tmp_path: Path) -> None:
-    asked = Example("x", (Turn("user", (Picture(tmp_path / "gone.png"), "what?")),), Path("x.csv"), 1)
+    asked = Example("x", (Turn("user", (Image(tmp_path / "gone.png"), "what?")),), Path("x.csv"), 1)
     with pytest.raises(LorgnetteError, match=r"gone\.png"):
         ask([asked])

@@ -5,7 +5,7 @@ from threading import Event
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.async_writer import Writing
+from lorgnette.io.async_writer import AsyncWriter
 
 
 def test_one_write_at_a_time_while_the_caller_goes_on() -> None:
@@ -16,7 +16,7 @@ def test_one_write_at_a_time_while_the_caller_goes_on() -> None:
         assert free.wait(20)
         done.append("first")
 
-    with Writing() as writing:
+    with AsyncWriter() as writing:
         writing(slow)
         assert not done, "the caller did not wait"
         free.set()
@@ -30,7 +30,7 @@ def full() -> None:
 
 
 def test_what_goes_wrong_is_raised_by_the_next_call_and_once() -> None:
-    with Writing() as writing:
+    with AsyncWriter() as writing:
         writing(full)
         with pytest.raises(LorgnetteError, match="No space left"):
             writing(full)
@@ -38,15 +38,15 @@ def test_what_goes_wrong_is_raised_by_the_next_call_and_once() -> None:
 
 
 def test_what_goes_wrong_in_the_last_is_raised_at_the_end() -> None:
-    with pytest.raises(LorgnetteError, match="No space left"), Writing() as writing:
+    with pytest.raises(LorgnetteError, match="No space left"), AsyncWriter() as writing:
         writing(full)
 
 
 def test_an_error_beside_it_is_not_covered_up() -> None:
-    def stopped(writing: Writing) -> None:
+    def stopped(writing: AsyncWriter) -> None:
         with writing:
             writing(full)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped(Writing())
+        stopped(AsyncWriter())

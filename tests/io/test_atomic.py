@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import folder_whole, write_json, write_text, written_whole
+from lorgnette.io.atomic import atomic_folder, atomic_write, write_json, write_text
 
 
 class UnpluggedError(Exception):
@@ -46,7 +46,7 @@ def test_text_and_json_replace_what_was_there(place: Path) -> None:
 
 
 def test_a_folder_is_replaced_as_a_whole(place: Path) -> None:
-    with folder_whole(place / "run") as beside:
+    with atomic_folder(place / "run") as beside:
         (beside / "b").mkdir()
         (beside / "b" / "c").write_text("new")
         assert contents(place / "run") == {"a": "old a"}
@@ -57,7 +57,7 @@ def test_a_folders_files_are_as_open_as_the_folder(place: Path) -> None:
     """safetensors writes for the owner alone; whoever may enter the folder is meant to read it."""
     before = os.umask(0o027)
     try:
-        with folder_whole(place / "run") as beside:
+        with atomic_folder(place / "run") as beside:
             (beside / "weights").write_text("new")
             (beside / "weights").chmod(0o600)
             (beside / "tool").write_text("new")
@@ -73,9 +73,9 @@ def test_a_block_that_fails_leaves_everything_as_it_was(place: Path, failure: ty
         beside.write_text("half")
         raise failure
 
-    with pytest.raises(failure), written_whole(place / "page") as beside:
+    with pytest.raises(failure), atomic_write(place / "page") as beside:
         begun(beside)
-    with pytest.raises(failure), folder_whole(place / "run") as beside:
+    with pytest.raises(failure), atomic_folder(place / "run") as beside:
         begun(beside / "a")
     assert contents(place) == BEFORE
     assert len(list(place.iterdir())) == 2
@@ -86,13 +86,13 @@ def test_a_full_disk_is_said_and_leaves_the_old(place: Path, monkeypatch: pytest
     monkeypatch.setattr(target, full)
     with pytest.raises(LorgnetteError) as file:
         write_text(place / "page", "new")
-    with pytest.raises(LorgnetteError) as folder, folder_whole(place / "run") as beside:
+    with pytest.raises(LorgnetteError) as folder, atomic_folder(place / "run") as beside:
         (beside / "a").write_text("new")
     monkeypatch.undo()
     for caught, name in ((file, "page"), (folder, "run")):
-        assert caught.value.what == "cannot write: No space left on device"
+        assert caught.value.message == "cannot write: No space left on device"
         assert caught.value.where == str(place / name)
-        assert "untouched" in str(caught.value.remedy)
+        assert "untouched" in str(caught.value.hint)
     assert contents(place) == BEFORE
 
 
@@ -108,7 +108,7 @@ def test_the_old_folder_comes_back_when_the_new_cannot_take_its_name(
         replace(source, target)
 
     monkeypatch.setattr("os.replace", second_fails)
-    with pytest.raises(LorgnetteError, match="No space left"), folder_whole(place / "run") as beside:
+    with pytest.raises(LorgnetteError, match="No space left"), atomic_folder(place / "run") as beside:
         (beside / "a").write_text("new")
     assert contents(place) == BEFORE
 
@@ -118,7 +118,7 @@ def test_what_a_killed_process_left_is_no_hindrance(place: Path) -> None:
     for name in (f".run.{os.getpid()}.part", f".run.{os.getpid()}.old"):
         (place / name).mkdir()
         (place / name / "left").write_text("over")
-    with folder_whole(place / "run") as beside:
+    with atomic_folder(place / "run") as beside:
         (beside / "a").write_text("new")
     assert contents(place) == {"page": "old", "run/a": "new"}
 
@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_is_no_hindrance(place: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(place: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"):
         write_text(place / "page" / "x", "a file stands where a folder should")
-    with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"), folder_whole(place / "page" / "x"):
+    with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"), atomic_folder(place / "page" / "x"):
         pass
-    with pytest.raises(LorgnetteError, match="cannot write"), written_whole(place / "never"):
+    with pytest.raises(LorgnetteError, match="cannot write"), atomic_write(place / "never"):
         pass  # the block wrote nothing

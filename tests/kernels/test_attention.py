@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.kernels.attention import attend, attend_backward, attend_reference
-from lorgnette.kernels.attention_plan import Sight
+from lorgnette.kernels.attention import attention_backward, attention_forward, attention_reference
+from lorgnette.kernels.attention_plan import AttentionPlan
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SMALL = [12, 12, 5, 4, 5, 12, 8, 8, 12, 10, 12, 12, 0, 0]
@@ -29,8 +29,8 @@ def drawn(T: int, M: int, H: int, K: int, D: int, dtype: torch.dtype = torch.flo
     return torch.randn(T, (H + 2 * K) * D).to(dtype), torch.randn(M, H * D).to(dtype)
 
 
-def sight(rows: np.ndarray, ends: np.ndarray, group: int, device: str = "cpu") -> Sight:
-    return Sight.of(rows.astype(np.int32), ends, group, torch.device(device))
+def sight(rows: np.ndarray, ends: np.ndarray, group: int, device: str = "cpu") -> AttentionPlan:
+    return AttentionPlan.from_numpy(rows.astype(np.int32), ends, group, torch.device(device))
 
 
 def dense(qkv: Tensor, rows: np.ndarray, ends: np.ndarray, H: int, K: int) -> Tensor:
@@ -55,24 +55,24 @@ def test_it_is_the_dense_softmax(ends: np.ndarray, keep: int) -> None:
     wanted = dense(leaf, rows, ends, 4, 2)
     (gradient,) = torch.autograd.grad(wanted, leaf, grad)
     there, wide = sight(rows, ends, 2), torch.full((len(rows), 40), 7.0, dtype=torch.float64)
-    lse = attend(qkv, there, (4, 2), wide[:, 4:36])
+    lse = attention_forward(qkv, there, (4, 2), wide[:, 4:36])
     torch.testing.assert_close(wide[:, 4:36], wanted.detach())
     assert (wide[:, :4] == 7).all()
     assert (wide[:, 36:] == 7).all()
-    torch.testing.assert_close(attend_backward(grad, qkv, wide[:, 4:36], lse, there, (4, 2)), gradient)
+    torch.testing.assert_close(attention_backward(grad, qkv, wide[:, 4:36], lse, there, (4, 2)), gradient)
     other = ends.copy()
     other[0] = 1  # the comparison can fail: nobody but the first row sees the first key
-    assert (attend_reference(qkv, sight(rows, other, 2), (4, 2)) - wanted).abs().max() > 1e-3
+    assert (attention_reference(qkv, sight(rows, other, 2), (4, 2)) - wanted).abs().max() > 1e-3
 
 
 def test_a_row_sees_its_ancestors_and_no_other_row() -> None:
     ends, rows = np.array(SMALL, np.int32), np.arange(len(SMALL))
     qkv, _ = drawn(len(ends), len(ends), 2, 1, 8)
-    found = attend_reference(qkv, sight(rows, ends, 2), (2, 1))
+    found = attention_reference(qkv, sight(rows, ends, 2), (2, 1))
     for key, seen in ((0, range(12)), (2, [2, 3, 4]), (3, [3]), (6, [6, 7]), (9, [9]), (11, [11]), (12, []), (13, [])):
         moved = qkv.clone()
         moved[key, 24:] += 1  # its value
-        changed = (attend_reference(moved, sight(rows, ends, 2), (2, 1)) != found).any(1)
+        changed = (attention_reference(moved, sight(rows, ends, 2), (2, 1)) != found).any(1)
         assert changed.nonzero().flatten().tolist() == list(seen)
     assert not found[12:].any()
 
@@ -120,9 +120,9 @@ def test_the_kernels_are_the_definition(
     for _ in range(2):
         wide = torch.full((len(rows), H * D + 16), 7.0, dtype=dtype, device="cuda")
         out = wide[:, 8:-8]
-        lse = attend(qkv.cuda(), there, (H, K), out)
+        lse = attention_forward(qkv.cuda(), there, (H, K), out)
         assert lse is not None
-        made = attend_backward(grad.cuda(), qkv.cuda(), out, lse, there, (H, K))
+        made = attention_backward(grad.cuda(), qkv.cuda(), out, lse, there, (H, K))
         assert (wide[:, :8] == 7).all()
         assert (wide[:, -8:] == 7).all()
         results.append((out.clone(), made))

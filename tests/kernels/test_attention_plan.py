@@ -7,8 +7,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.kernels.attention_plan import BLOCK, cut, cut_sizes, queries_in_tile, tasks_of, tiles_of
-from lorgnette.models.qwen2_vl.config import MOST_GROUPED
+from lorgnette.kernels.attention_plan import (
+    BLOCK_N,
+    compute_plan_sizes,
+    count_tile_queries,
+    plan_attention,
+    plan_dkv_tasks,
+    plan_query_tiles,
+)
+from lorgnette.models.qwen2_vl.config import MAX_GROUP_SIZE
 
 
 def seen_by(rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -44,10 +51,10 @@ def queries(ends: np.ndarray, keep: int) -> np.ndarray:
 
 def missing(rows: np.ndarray, ends: np.ndarray, group: int, tiles: np.ndarray) -> int:
     """Blocks that a tile sees something of and leaves out."""
-    seen, size, count = seen_by(rows, ends), queries_in_tile(group), 0
+    seen, size, count = seen_by(rows, ends), count_tile_queries(group), 0
     for number, (before, gap, blocks) in enumerate(tiles.tolist()):
         looked_at = {i if i < before else i + gap for i in range(blocks)}
-        needed = np.flatnonzero(seen[number * size : (number + 1) * size].any(0)) // BLOCK
+        needed = np.flatnonzero(seen[number * size : (number + 1) * size].any(0)) // BLOCK_N
         count += len(set(needed.tolist()) - looked_at)
     return count
 
@@ -58,7 +65,7 @@ def test_a_tile_looks_at_every_block_it_sees(
 ) -> None:
     ends = grown(branches, padding)
     rows = queries(ends, keep)
-    tiles = tiles_of(rows, ends, group)
+    tiles = plan_query_tiles(rows, ends, group)
     assert missing(rows, ends, group, tiles) == 0
     assert (tiles >= 0).all()
     whole = missing(rows, ends, group, tiles * [1, 1, 0])
@@ -69,13 +76,13 @@ def test_a_tile_looks_at_every_block_it_sees(
 def test_a_key_is_seen_in_one_task_of_its_block(branches: list[tuple[int, int]], keep: int, padding: int) -> None:
     ends = grown(branches, padding)
     rows = queries(ends, keep)
-    tasks, starts = tasks_of(rows, ends)
+    tasks, starts = plan_dkv_tasks(rows, ends)
     times = np.zeros((len(rows), len(ends)), int)
     for block, (first, end) in enumerate(pairwise(starts)):
         for number, begin, behind in tasks[first:end]:
             assert number == block
             assert begin < behind
-            times[begin:behind, block * BLOCK : (block + 1) * BLOCK] += 1
+            times[begin:behind, block * BLOCK_N : (block + 1) * BLOCK_N] += 1
     assert (times[seen_by(rows, ends)] == 1).all()
     assert times.max() == 1
     assert (tasks[starts[-1] :] == 0).all()
@@ -84,8 +91,8 @@ def test_a_key_is_seen_in_one_task_of_its_block(branches: list[tuple[int, int]],
 @given(branches=TREES, group=GROUPS, keep=st.integers(1, 9))
 def test_the_numbers_are_as_many_as_the_rows_say(branches: list[tuple[int, int]], group: int, keep: int) -> None:
     ends = grown(branches)
-    made = cut("a_", queries(ends, keep), ends, group)
-    assert {name: len(values) for name, values in made.items()} == cut_sizes(
+    made = plan_attention("a_", queries(ends, keep), ends, group)
+    assert {name: len(values) for name, values in made.items()} == compute_plan_sizes(
         "a_", len(ends), -(-len(ends) // keep), group
     )
     assert {values.dtype for values in made.values()} == {np.dtype(np.int32)}
@@ -94,8 +101,8 @@ def test_the_numbers_are_as_many_as_the_rows_say(branches: list[tuple[int, int]]
 def test_captions_far_behind_a_shared_beginning_skip_what_is_between() -> None:
     """20 rows that all see, then 40 pictures of 130 rows: a tile looks at the beginning and its own picture."""
     ends = grown([(0, 150), *[(20, 130)] * 39])
-    tiles = tiles_of(np.arange(len(ends), dtype=np.int32), ends, 6)
-    assert len(ends) // BLOCK > 80
+    tiles = plan_query_tiles(np.arange(len(ends), dtype=np.int32), ends, 6)
+    assert len(ends) // BLOCK_N > 80
     assert tiles[:, 2].max() <= 5
     assert tiles[-1, 0] == 1
     assert tiles[-1, 1] > 70
@@ -103,7 +110,7 @@ def test_captions_far_behind_a_shared_beginning_skip_what_is_between() -> None:
 
 def test_a_beginning_that_all_see_is_parted() -> None:
     ends = grown([(0, 150), *[(20, 130)] * 39])
-    tasks, starts = tasks_of(np.arange(len(ends), dtype=np.int32), ends)
+    tasks, starts = plan_dkv_tasks(np.arange(len(ends), dtype=np.int32), ends)
     lengths = tasks[:, 2] - tasks[:, 1]
     assert starts[1] > 20
     assert lengths.max() < 400
@@ -111,4 +118,4 @@ def test_a_beginning_that_all_see_is_parted() -> None:
 
 
 def test_a_tile_has_room_for_all_heads_of_a_query() -> None:
-    assert all(queries_in_tile(group) >= 1 for group in range(1, MOST_GROUPED + 1))
+    assert all(count_tile_queries(group) >= 1 for group in range(1, MAX_GROUP_SIZE + 1))

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lorgnette.kernels.gather_sum import Copies, copies_of, gather_sum
+from lorgnette.kernels.gather_sum import GatherSegments, build_segments, gather_sum
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ROWS = np.array([4, 1, 1, 6, 1, 0, 6, 1], dtype=np.int32)
 
 
-def copies(rows: np.ndarray, count: int, device: str = "cpu") -> Copies:
-    return Copies(*(torch.from_numpy(part).to(device) for part in copies_of(rows, count)))
+def copies(rows: np.ndarray, count: int, device: str = "cpu") -> GatherSegments:
+    return GatherSegments(*(torch.from_numpy(part).to(device) for part in build_segments(rows, count)))
 
 
 def test_copies_say_where_rows_went() -> None:
-    places, starts = copies_of(ROWS, 8)
+    places, starts = build_segments(ROWS, 8)
     went = [places[a:b].tolist() for a, b in pairwise(starts)]
     assert went == [[5], [1, 2, 4, 7], [], [], [0], [], [3, 6], []]
 

@@ -4,22 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.kernels.multi_tensor_copy import Move, Spread
+from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(3, 5), (1, 1), (67, 129), (8, 16)]
 
 
-def prepared(device: str, dtype: torch.dtype) -> tuple[Spread, Tensor, list[Tensor]]:
+def prepared(device: str, dtype: torch.dtype) -> tuple[MultiTensorCopy, Tensor, list[Tensor]]:
     """Each matrix of SHAPES goes, times 0.5, 1.5, …, to columns of its own wider matrix, from column 2 on."""
     torch.manual_seed(0)
     flat = torch.randn(sum(m * n for m, n in SHAPES) + 3).to(device)
     wide = [torch.full((m, n + 5), 9.0, dtype=dtype, device=device) for m, n in SHAPES]
     moves, begin = [], 3
     for i, (m, n) in enumerate(SHAPES):
-        moves.append(Move(flat[begin : begin + m * n].view(m, n), wide[i][:, 2 : 2 + n], i + 0.5))
+        moves.append(CopyOp(flat[begin : begin + m * n].view(m, n), wide[i][:, 2 : 2 + n], i + 0.5))
         begin += m * n
-    return Spread(flat, moves), flat, wide
+    return MultiTensorCopy(flat, moves), flat, wide
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,7 +36,7 @@ def test_scaled_values_go_to_their_columns(dtype: torch.dtype) -> None:
 
 
 def test_no_moves_are_no_work() -> None:
-    Spread(torch.zeros(1), [])()
+    MultiTensorCopy(torch.zeros(1), [])()
 
 
 @CUDA

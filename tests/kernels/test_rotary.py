@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.kernels.rotary import angles, axes_of, frequencies, rotate
+from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_freq, expand_mrope_section
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CPU = torch.device("cpu")
@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 
 def turns(T: int, sections: list[int]) -> tuple[Tensor, Tensor]:
     torch.manual_seed(T)
-    return angles(torch.randint(50, (3, T)), axes_of(sections, CPU), frequencies(2 * sum(sections), 1e4, CPU))
+    return compute_cos_sin(
+        torch.randint(50, (3, T)), expand_mrope_section(sections, CPU), compute_inv_freq(2 * sum(sections), 1e4, CPU)
+    )
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -23,10 +25,10 @@ def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def test_every_pair_turns_with_its_coordinate() -> None:
     positions = torch.tensor([[0, 5], [1, 6], [2, 7]])
-    axes, frequency = axes_of([1, 2, 1], CPU), frequencies(8, 1e4, CPU)
+    axes, frequency = expand_mrope_section([1, 2, 1], CPU), compute_inv_freq(8, 1e4, CPU)
     assert axes.tolist() == [0, 1, 1, 2]
     torch.testing.assert_close(frequency, torch.tensor([1.0, 0.1, 0.01, 0.001]))
-    cos, sin = angles(positions, axes, frequency)
+    cos, sin = compute_cos_sin(positions, axes, frequency)
     turned = torch.tensor([[0, 0.1, 0.01, 0.002], [5, 0.6, 0.06, 0.007]])
     torch.testing.assert_close(cos, turned.cos())
     torch.testing.assert_close(sin, turned.sin())
@@ -39,11 +41,11 @@ def test_it_is_rotate_half_and_its_gradient() -> None:
     rows = torch.randn(T, 7 * 8, requires_grad=True)  # 3 queries, 2 keys, 2 values of 8
     wanted = torch.cat([rotate_half(rows.view(T, 7, 8)[:, :5], cos, sin), rows.view(T, 7, 8)[:, 5:]], 1)
     made, grad = rows.detach().clone(), torch.randn(T, 7, 8)
-    rotate(made, cos, sin, 5)
+    apply_rotary(made, cos, sin, 5)
     torch.testing.assert_close(made, wanted.detach().flatten(1), atol=1e-6, rtol=1e-5)
     wanted.backward(grad)
     back = grad.flatten(1).clone()
-    rotate(back, cos, sin, 5, back=True)
+    apply_rotary(back, cos, sin, 5, inverse=True)
     torch.testing.assert_close(back, rows.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -58,7 +60,7 @@ def test_the_kernel_is_its_reference(
     wide, results = torch.randn(T, count * D + 16).to(dtype), []
     for device in ("cuda", "cpu"):
         rows, back, c, s = (tensor.to(device, copy=True) for tensor in (wide, wide, cos, sin))
-        rotate(rows[:, 16:], c, s, heads + narrow)
-        rotate(back[:, 16:], c, s, heads + narrow, back=True)
+        apply_rotary(rows[:, 16:], c, s, heads + narrow)
+        apply_rotary(back[:, 16:], c, s, heads + narrow, inverse=True)
         results.append((rows.cpu(), back.cpu()))
     torch.testing.assert_close(*results, atol=close, rtol=close)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-from lorgnette.kernels.rotary_vision import rotate_, rotated_reference
+from lorgnette.kernels.rotary_vision import apply_rotary_vision_, apply_rotary_vision_reference
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -22,15 +22,15 @@ def test_q_and_k_turn_as_in_transformers() -> None:
     whole = [torch.cat([table, table], -1) for table in tables]
     q, k, v = (part.clone() for part in qkv.unbind(1))
     wanted = apply_rotary_pos_emb_vision(q, k, *whole)
-    rotate_(qkv, places, cos, sin)
+    apply_rotary_vision_(qkv, places, cos, sin)
     for ours, theirs in zip(qkv.unbind(1), (*wanted, v), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
 def test_row_and_column_are_not_the_same() -> None:
     qkv, places, cos, sin = drawn(9, 3, 16)
-    swapped = rotated_reference(qkv[:, :2], places.flip(1), cos, sin)
-    assert not torch.allclose(swapped, rotated_reference(qkv[:, :2], places, cos, sin), atol=1e-2)
+    swapped = apply_rotary_vision_reference(qkv[:, :2], places.flip(1), cos, sin)
+    assert not torch.allclose(swapped, apply_rotary_vision_reference(qkv[:, :2], places, cos, sin), atol=1e-2)
 
 
 @CUDA
@@ -38,7 +38,7 @@ def test_row_and_column_are_not_the_same() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_is_its_reference(heads: int, D: int, dtype: torch.dtype) -> None:
     qkv, places, cos, sin = drawn(1001, heads, D, dtype)
-    wanted = torch.cat([rotated_reference(qkv[:, :2], places, cos, sin), qkv[:, 2:]], 1)
-    rotate_(moved := qkv.cuda(), places.cuda(), cos.cuda(), sin.cuda())
+    wanted = torch.cat([apply_rotary_vision_reference(qkv[:, :2], places, cos, sin), qkv[:, 2:]], 1)
+    apply_rotary_vision_(moved := qkv.cuda(), places.cuda(), cos.cuda(), sin.cuda())
     close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
     torch.testing.assert_close(moved.cpu(), wanted, **close)

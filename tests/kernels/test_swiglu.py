@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from lorgnette.kernels.dropout import Mask
+from lorgnette.kernels.dropout import Dropout
 from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -18,11 +18,11 @@ def drawn(T: int, F: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in (torch.randn(T, 2 * F) * 2, torch.randn(T, F + 3), torch.randn(1, T, F))]
 
 
-def mask_on(device: str, drop: bool) -> Mask | None:
-    return Mask(torch.tensor(11, dtype=torch.int32, device=device), 0.4) if drop else None
+def mask_on(device: str, drop: bool) -> Dropout | None:
+    return Dropout(torch.tensor(11, dtype=torch.int32, device=device), 0.4) if drop else None
 
 
-def passed(gate_up: Tensor, grad: Tensor, dropped_grad: Tensor, mask: Mask | None) -> list[Tensor]:
+def passed(gate_up: Tensor, grad: Tensor, dropped_grad: Tensor, mask: Dropout | None) -> list[Tensor]:
     """product (in columns of a wider matrix), product made again, gradient, dropped product if there is one."""
     F = gate_up.shape[1] // 2
     wide, again = torch.zeros_like(grad), torch.zeros_like(grad)
@@ -39,7 +39,7 @@ def test_forward_and_backward_are_autograds(drop: bool) -> None:
     (gate_up, grad, dropped_grad), mask = drawn(5, 13), mask_on("cpu", drop)
     leaf = gate_up.clone().requires_grad_()
     wanted = silu(leaf[:, :13]) * leaf[:, 13:]
-    under = wanted if mask is None else wanted * mask.of(wanted.detach(), SALT)
+    under = wanted if mask is None else wanted * mask.build_mask(wanted.detach(), SALT)
     total = (wanted * grad[:, 2:15]).sum()
     (total if mask is None else total + (under * dropped_grad[0]).sum()).backward()
     wide, again, made, *seen = passed(gate_up, grad, dropped_grad, mask)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.inspect import inventory
-from lorgnette.lora.peft_files import CONFIG, WEIGHTS
+from lorgnette.lora.inspect import inspect_adapter
+from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,21 +23,21 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 
 def rewritten(folder: Path, change: Any) -> Path:
-    tensors: Tensors = change(load_file(folder / WEIGHTS))
-    save_file(tensors, folder / WEIGHTS)
+    tensors: Tensors = change(load_file(folder / WEIGHTS_FILE))
+    save_file(tensors, folder / WEIGHTS_FILE)
     return folder
 
 
 def test_a_whole_adapter(saved: Path) -> None:
-    found = inventory(saved)
-    assert (found.modules, found.silent, found.rank, found.faults, found.vllm) == (14, 0, 4, (), ())
-    assert {kind.name: kind.modules for kind in found.kinds} == {
+    found = inspect_adapter(saved)
+    assert (found.num_modules, found.num_zero, found.rank, found.problems, found.vllm_obstacles) == (14, 0, 4, (), ())
+    assert {kind.name: kind.num_modules for kind in found.kinds} == {
         "self_attn.q_proj": 2, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "self_attn.o_proj": 2,
         "mlp.gate_proj": 2, "mlp.up_proj": 2, "mlp.down_proj": 2,
     }  # fmt: skip
-    tensors = load_file(saved / WEIGHTS)
+    tensors = load_file(saved / WEIGHTS_FILE)
     largest = max(t.abs().max().item() for name, t in tensors.items() if name.endswith("q_proj.lora_B.weight"))
-    assert next(kind.largest for kind in found.kinds if kind.name == "self_attn.q_proj") == largest
+    assert next(kind.max_b for kind in found.kinds if kind.name == "self_attn.q_proj") == largest
 
 
 @pytest.mark.parametrize(
@@ -54,26 +54,26 @@ def test_a_whole_adapter(saved: Path) -> None:
     ],
 )
 def test_faults(copied: Path, change: Any, faults: list[str]) -> None:
-    found = inventory(rewritten(copied, change)).faults
+    found = inspect_adapter(rewritten(copied, change)).problems
     assert len(found) == len(faults)
     assert all(one.startswith(start) for one, start in zip(found, faults, strict=True))
 
 
 def test_silent_modules_are_counted(copied: Path) -> None:
-    found = inventory(rewritten(copied, lambda t: {n: x * 0 if "q_proj" in n else x for n, x in t.items()}))
-    assert found.silent == 2
-    assert [kind.name for kind in found.kinds if kind.silent] == ["self_attn.q_proj"]
+    found = inspect_adapter(rewritten(copied, lambda t: {n: x * 0 if "q_proj" in n else x for n, x in t.items()}))
+    assert found.num_zero == 2
+    assert [kind.name for kind in found.kinds if kind.num_zero] == ["self_attn.q_proj"]
 
 
 @pytest.mark.parametrize("cut", [-1, -10_000, 300, 9, 5])
 def test_a_file_cut_short_says_how_much_is_there(copied: Path, cut: int) -> None:
-    path = copied / WEIGHTS
+    path = copied / WEIGHTS_FILE
     whole = path.stat().st_size
     os.truncate(path, whole + cut if cut < 0 else cut)
     with pytest.raises(LorgnetteError) as caught:
-        inventory(copied)
+        inspect_adapter(copied)
     there = f"{whole + cut} of {whole} bytes are there" if cut < 0 else f"{cut} bytes are there, not its whole header"
-    assert caught.value.what == f"{WEIGHTS} is cut short: {there}"
+    assert caught.value.message == f"{WEIGHTS_FILE} is cut short: {there}"
 
 
 @pytest.mark.parametrize(
@@ -85,41 +85,41 @@ def test_a_file_cut_short_says_how_much_is_there(copied: Path, cut: int) -> None
     ],
 )
 def test_no_safetensors_at_all(copied: Path, content: bytes, said: str) -> None:
-    (copied / WEIGHTS).write_bytes(content)
-    with pytest.raises(LorgnetteError, match=f"{WEIGHTS} {said}"):
-        inventory(copied)
+    (copied / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(LorgnetteError, match=f"{WEIGHTS_FILE} {said}"):
+        inspect_adapter(copied)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"r": 8}, f"{CONFIG} says rank 8, the tensors have rank 4: the two files are not one adapter's"),
-        ({"r": 0}, f"{CONFIG} does not fit: r is 0, lora_alpha 8"),
-        ({"r": None}, f"{CONFIG} does not fit: r is None, lora_alpha 8"),
-        ({"lora_alpha": "x"}, f"{CONFIG} does not fit: r is 4, lora_alpha 'x'"),
-        ({"peft_type": "LOHA"}, f"{CONFIG} says that it is a LOHA, not a LORA"),
+        ({"r": 8}, f"{CONFIG_FILE} says rank 8, the tensors have rank 4: the two files are not one adapter's"),
+        ({"r": 0}, f"{CONFIG_FILE} does not fit: r is 0, lora_alpha 8"),
+        ({"r": None}, f"{CONFIG_FILE} does not fit: r is None, lora_alpha 8"),
+        ({"lora_alpha": "x"}, f"{CONFIG_FILE} does not fit: r is 4, lora_alpha 'x'"),
+        ({"peft_type": "LOHA"}, f"{CONFIG_FILE} says that it is a LOHA, not a LORA"),
         ({"r": 8, "rank_pattern": {"q_proj": 4}}, None),
         ({"lora_alpha": 0.5}, None),
     ],
 )
 def test_settings_that_are_not_the_tensors(copied: Path, changed: dict[str, Any], said: str | None) -> None:
-    config = json.loads((copied / CONFIG).read_text())
-    (copied / CONFIG).write_text(json.dumps(config | changed))
-    assert inventory(copied).faults == ((said,) if said else ())
+    config = json.loads((copied / CONFIG_FILE).read_text())
+    (copied / CONFIG_FILE).write_text(json.dumps(config | changed))
+    assert inspect_adapter(copied).problems == ((said,) if said else ())
 
 
-@pytest.mark.parametrize(("name", "content"), [(CONFIG, "{"), (CONFIG, "[]"), (CONFIG, "{}")])
+@pytest.mark.parametrize(("name", "content"), [(CONFIG_FILE, "{"), (CONFIG_FILE, "[]"), (CONFIG_FILE, "{}")])
 def test_a_broken_config(copied: Path, name: str, content: str) -> None:
     (copied / name).write_text(content)
     with pytest.raises(LorgnetteError, match=f"{name} cannot be read"):
-        inventory(copied)
+        inspect_adapter(copied)
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_missing_file(copied: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(LorgnetteError, match=f"{name} is missing"):
-        inventory(copied)
+        inspect_adapter(copied)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_missing_file(copied: Path, name: str) -> None:
     ],
 )
 def test_what_vllm_refuses(copied: Path, changed: dict[str, Any], said: str | None) -> None:
-    config = json.loads((copied / CONFIG).read_text())
-    (copied / CONFIG).write_text(json.dumps(config | changed))
-    assert inventory(copied).vllm == ((said,) if said else ())
+    config = json.loads((copied / CONFIG_FILE).read_text())
+    (copied / CONFIG_FILE).write_text(json.dumps(config | changed))
+    assert inspect_adapter(copied).vllm_obstacles == ((said,) if said else ())
 
 
 def test_what_vllm_has_no_place_for(copied: Path) -> None:
@@ -147,25 +147,33 @@ def test_what_vllm_has_no_place_for(copied: Path) -> None:
         "base_model.model.lm_head.lora_B.weight": torch.ones(2, 4),
         "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2),
     }
-    assert inventory(rewritten(copied, lambda t: t | more)).vllm == (
+    assert inspect_adapter(rewritten(copied, lambda t: t | more)).vllm_obstacles == (
         "more is adapted than the decoder's projections: lm_head",
         "there are tensors beside LoRA's two factors: language_model.embed_tokens.token_adapter.trainable_tokens_delta",
     )
 
 
 def test_vllms_ranks(copied: Path) -> None:
-    config = json.loads((copied / CONFIG).read_text())
+    config = json.loads((copied / CONFIG_FILE).read_text())
 
     def ranked(rank: int, **more: Any) -> Path:
-        (copied / CONFIG).write_text(json.dumps(config | {"r": rank} | more))
+        (copied / CONFIG_FILE).write_text(json.dumps(config | {"r": rank} | more))
         name = "base_model.model.model.visual.blocks.0.attn.qkv.lora_{}.weight"
         return rewritten(
             copied, lambda _: {name.format("A"): torch.ones(rank, 2), name.format("B"): torch.ones(2, rank)}
         )
 
-    assert [inventory(ranked(rank)).vllm_rank for rank in (1, 2, 16, 17, 64, 300, 512)] == [1, 8, 16, 32, 64, 320, 512]
-    assert inventory(ranked(8, r=64, rank_pattern={"qkv": 8})).vllm_rank == 64  # what vLLM reads is `r`
-    assert inventory(ranked(600)).vllm == (
+    assert [inspect_adapter(ranked(rank)).max_lora_rank for rank in (1, 2, 16, 17, 64, 300, 512)] == [
+        1,
+        8,
+        16,
+        32,
+        64,
+        320,
+        512,
+    ]
+    assert inspect_adapter(ranked(8, r=64, rank_pattern={"qkv": 8})).max_lora_rank == 64  # what vLLM reads is `r`
+    assert inspect_adapter(ranked(600)).vllm_obstacles == (
         "rank 600 is above its limit of 512",
         "the vision tower is adapted, which it leaves out or refuses",
     )

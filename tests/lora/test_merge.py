@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorgnette.engine import peft_adapter
-from lorgnette.engine.hf_loading import load
+from lorgnette.engine.hf_loading import load_base_model
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.merge import merge, stored_dtype
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.lora.merge import find_stored_dtype, write_merged_checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -35,14 +35,14 @@ def whole(tiny: Path, tmp_path: Path) -> Path:
 def test_the_folder_is_the_bases_with_the_sum(
     whole: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path
 ) -> None:
-    tuned = peft_adapter.load(loaded(), saved)
+    tuned = peft_adapter.load_adapter(loaded(), saved)
     together, alone = logits(tuned), logits(loaded())
-    merge(tuned, Checkpoint.at(whole), tmp_path / "merged")
+    write_merged_checkpoint(tuned, BaseCheckpoint.from_folder(whole), tmp_path / "merged")
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {path.name for path in whole.iterdir()}
     for path in whole.iterdir():
         if path.suffix == ".json":
             assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
-    found = logits(load(Checkpoint.at(tmp_path / "merged"), torch.device("cpu"), torch.float32))
+    found = logits(load_base_model(BaseCheckpoint.from_folder(tmp_path / "merged"), torch.device("cpu"), torch.float32))
     torch.testing.assert_close(found, together, atol=1e-4, rtol=0)
     assert (found - alone).abs().max() > 1e-2  # the adapter says something
 
@@ -52,7 +52,9 @@ def test_names_and_untouched_tensors_are_the_bases(
 ) -> None:
     before = load_file(tiny / "model.safetensors")
     assert "lm_head.weight" not in before  # tied, and stored once
-    merge(peft_adapter.load(loaded(), saved), Checkpoint.at(tiny), tmp_path / "merged")
+    write_merged_checkpoint(
+        peft_adapter.load_adapter(loaded(), saved), BaseCheckpoint.from_folder(tiny), tmp_path / "merged"
+    )
     after = load_file(tmp_path / "merged" / "model.safetensors")
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
@@ -74,7 +76,9 @@ def test_shards_and_dtypes_are_the_bases(
         save_file({name: tensors[name] for name in names if places[name] == shard}, base / shard, {"format": "pt"})
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (base / "manifest.json").write_text("{}")
-    merge(peft_adapter.load(loaded(), saved), Checkpoint.at(base), tmp_path / "merged")
+    write_merged_checkpoint(
+        peft_adapter.load_adapter(loaded(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged"
+    )
     made = {path.name for path in (tmp_path / "merged").iterdir()}
     assert made == {path.name for path in base.iterdir()} - {"manifest.json"}
     for shard in sorted(set(places.values())):
@@ -82,8 +86,11 @@ def test_shards_and_dtypes_are_the_bases(
         assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
         assert {name: t.shape for name, t in after.items()} == {name: t.shape for name, t in before.items()}
         assert (tmp_path / "merged" / shard).stat().st_mode & 0o777 == (base / "config.json").stat().st_mode & 0o777
-    load(Checkpoint.at(tmp_path / "merged"), torch.device("cpu"), torch.bfloat16)
-    assert (stored_dtype(Checkpoint.at(base)), stored_dtype(Checkpoint.at(whole))) == ("BF16", "F32")
+    load_base_model(BaseCheckpoint.from_folder(tmp_path / "merged"), torch.device("cpu"), torch.bfloat16)
+    assert (
+        find_stored_dtype(BaseCheckpoint.from_folder(base)),
+        find_stored_dtype(BaseCheckpoint.from_folder(whole)),
+    ) == ("BF16", "F32")
 
 
 def test_a_tensor_the_model_does_not_have(tiny: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path) -> None:
@@ -91,5 +98,7 @@ def test_a_tensor_the_model_does_not_have(tiny: Path, saved: Path, loaded: Calla
     tensors = load_file(base / "model.safetensors")
     save_file(tensors | {"model.odd": torch.zeros(1)}, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(LorgnetteError, match=r"no tensor for model\.odd"):
-        merge(peft_adapter.load(loaded(), saved), Checkpoint.at(base), tmp_path / "merged")
+        write_merged_checkpoint(
+            peft_adapter.load_adapter(loaded(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged"
+        )
     assert not (tmp_path / "merged").exists()

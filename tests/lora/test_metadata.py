@@ -8,70 +8,70 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import FILE, PEFT_FILE, Contract
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.lora.metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
-def test_it_reads_back_as_it_was_written(contract: Contract, tmp_path: Path) -> None:
+def test_it_reads_back_as_it_was_written(contract: AdapterMetadata, tmp_path: Path) -> None:
     contract.write(tmp_path)
-    assert Contract.read(tmp_path) == contract
-    assert json.loads((tmp_path / FILE).read_text())["format"] == 1
+    assert AdapterMetadata.load(tmp_path) == contract
+    assert json.loads((tmp_path / METADATA_FILE).read_text())["format"] == 1
 
 
-def test_a_folder_without_one_is_no_adapter(contract: Contract, tmp_path: Path) -> None:
+def test_a_folder_without_one_is_no_adapter(contract: AdapterMetadata, tmp_path: Path) -> None:
     contract.write(tmp_path)
-    (tmp_path / "odd" / FILE).mkdir(parents=True)
-    for folder in (tmp_path / "none", tmp_path / FILE, tmp_path / "odd"):
+    (tmp_path / "odd" / METADATA_FILE).mkdir(parents=True)
+    for folder in (tmp_path / "none", tmp_path / METADATA_FILE, tmp_path / "odd"):
         with pytest.raises(LorgnetteError, match=r"no adapter here: lorgnette\.json is missing") as caught:
-            Contract.read(folder)
+            AdapterMetadata.load(folder)
         assert caught.value.where == str(folder)
-        assert "adapter" in str(caught.value.remedy)
+        assert "adapter" in str(caught.value.hint)
 
 
 def test_an_adapter_made_elsewhere_is_taken_as_the_tutorials(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / PEFT_FILE).write_text(json.dumps({"base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}))
-    contract = Contract.of(tmp_path)
-    assert not contract.known
+    contract = AdapterMetadata.load_or_infer(tmp_path)
+    assert not contract.is_ours
     assert contract.model == "./Qwen/Qwen2-VL-2B-Instruct"
-    assert contract.encode.size == (280, 280)
-    contract.demand(Checkpoint.at(tiny), "any template")  # nothing is known that could be wrong
+    assert contract.processor.image_size == (280, 280)
+    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "any template")  # nothing is known that could be wrong
     (tmp_path / PEFT_FILE).write_text("{")
     with pytest.raises(LorgnetteError, match=r"adapter_config\.json cannot be read"):
-        Contract.of(tmp_path)
+        AdapterMetadata.load_or_infer(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
         ({"prompt": None}, "lorgnette.json does not fit: prompt: "),
-        ({"encode": {"size": "wide"}}, "lorgnette.json does not fit: encode.size."),
+        ({"processor": {"image_size": "wide"}}, "lorgnette.json does not fit: processor.image_size."),
         ({"format": 2}, "lorgnette.json does not fit: format: "),
         ({"invented": 1}, "lorgnette.json does not fit: invented: "),
     ],
 )
 def test_a_part_that_does_not_fit_is_named(
-    contract: Contract, tmp_path: Path, changed: dict[str, Any], what: str
+    contract: AdapterMetadata, tmp_path: Path, changed: dict[str, Any], what: str
 ) -> None:
-    (tmp_path / FILE).write_text(json.dumps(contract.model_dump(mode="json") | changed))
+    (tmp_path / METADATA_FILE).write_text(json.dumps(contract.model_dump(mode="json") | changed))
     with pytest.raises(LorgnetteError) as caught:
-        Contract.read(tmp_path)
-    assert caught.value.what.startswith(what)
-    assert caught.value.where == str(tmp_path / FILE)
-    assert caught.value.remedy
+        AdapterMetadata.load(tmp_path)
+    assert caught.value.message.startswith(what)
+    assert caught.value.where == str(tmp_path / METADATA_FILE)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]"])
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / METADATA_FILE).write_bytes(content)
     with pytest.raises(LorgnetteError, match=r"lorgnette\.json (cannot be read|does not fit): .") as caught:
-        Contract.read(tmp_path)
-    assert caught.value.where == str(tmp_path / FILE)
-    assert caught.value.remedy
+        AdapterMetadata.load(tmp_path)
+    assert caught.value.where == str(tmp_path / METADATA_FILE)
+    assert caught.value.hint
 
 
-def test_its_own_model_is_welcome_wherever_it_lies(contract: Contract, tiny: Path, tmp_path: Path) -> None:
-    contract.demand(Checkpoint.at(tiny), "template")
-    contract.demand(Checkpoint.at(shutil.copytree(tiny, tmp_path / "moved")), "template")
+def test_its_own_model_is_welcome_wherever_it_lies(contract: AdapterMetadata, tiny: Path, tmp_path: Path) -> None:
+    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "template")
+    contract.check_base_model(BaseCheckpoint.from_folder(shutil.copytree(tiny, tmp_path / "moved")), "template")
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,12 @@ def test_its_own_model_is_welcome_wherever_it_lies(contract: Contract, tiny: Pat
     ],
 )
 def test_another_model_is_refused_with_the_right_ones_name(
-    contract: Contract, tiny: Path, changed: dict[str, Any], template: str, what: str
+    contract: AdapterMetadata, tiny: Path, changed: dict[str, Any], template: str, what: str
 ) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        contract.model_copy(update={"model": "the/right-one", **changed}).demand(Checkpoint.at(tiny), template)
-    assert caught.value.what.startswith(what)
+        contract.model_copy(update={"model": "the/right-one", **changed}).check_base_model(
+            BaseCheckpoint.from_folder(tiny), template
+        )
+    assert caught.value.message.startswith(what)
     assert caught.value.where == str(tiny)
-    assert "the/right-one" in str(caught.value.remedy)
+    assert "the/right-one" in str(caught.value.hint)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.metrics.bleu import ORDERS, bleu
+from lorgnette.metrics.bleu import MAX_ORDER, bleu
 
 TOKENS = st.lists(st.sampled_from("abcd"), max_size=8)
 EXAMPLES = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=3)), min_size=1, max_size=5)
@@ -23,7 +23,7 @@ def plain(examples: Examples) -> list[float]:
     own = sum(len(text) for text, _ in examples)
     closest = sum(min((abs(len(r) - len(text)), len(r)) for r in references)[1] for text, references in examples)
     found, product = [], 1.0
-    for order in range(1, ORDERS + 1):
+    for order in range(1, MAX_ORDER + 1):
         matched = tried = 0
         for text, references in examples:
             most: Counter[tuple[str, ...]] = Counter()

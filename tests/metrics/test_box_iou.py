@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.metrics.box_iou import Box, box_accuracy, box_iou, boxes, iou
+from lorgnette.metrics.box_iou import Box, box_accuracy, box_iou, iou, parse_boxes
 
 EDGES = st.integers(0, 20)
 BOXES = st.tuples(EDGES, EDGES, EDGES, EDGES)
@@ -23,12 +23,12 @@ BOXES = st.tuples(EDGES, EDGES, EDGES, EDGES)
     ],
 )
 def test_boxes_are_found(text: str, found: list[Box]) -> None:
-    assert boxes(text) == found
+    assert parse_boxes(text) == found
 
 
 @given(BOXES, BOXES)
 def test_overlap_is_symmetric_and_within_bounds(one: tuple[int, ...], other: tuple[int, ...]) -> None:
-    (a,), (b,) = boxes(str(list(one))), boxes(str(list(other)))
+    (a,), (b,) = parse_boxes(str(list(one))), parse_boxes(str(list(other)))
     assert iou(a, b) == iou(b, a)
     assert 0 <= iou(a, b) <= 1
     assert iou(a, a) == 1

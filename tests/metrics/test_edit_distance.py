@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match, levenshtein, normalised
+from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match, levenshtein, normalized_levenshtein
 
 TEXTS = st.text("abc", max_size=9)
 
@@ -21,8 +21,8 @@ def tabled(one: str, other: str) -> int:
 @given(TEXTS, TEXTS)
 def test_the_distance_is_the_tables_either_way(one: str, other: str) -> None:
     assert levenshtein(one, other) == tabled(one, other) == levenshtein(other, one)
-    assert 0 <= normalised(one, other) <= 1
-    assert (normalised(one, other) == 0) == (one == other)
+    assert 0 <= normalized_levenshtein(one, other) <= 1
+    assert (normalized_levenshtein(one, other) == 0) == (one == other)
 
 
 @given(TEXTS, TEXTS, TEXTS)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.metrics.registry import CAPTION, LATEX, METRICS, compare, score
+from lorgnette.metrics.registry import CAPTION_METRICS, LATEX_METRICS, METRICS, compare_answers, compute_scores
 
 WORDS = st.lists(st.sampled_from(["cat", "dog", "on", "(1,2),(3,4)", "猫", r"\frac", "it's"]), max_size=6).map(" ".join)
 SETS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=2)), min_size=2, max_size=4)
@@ -18,7 +18,7 @@ Set = list[tuple[str, list[str]]]
 
 
 def by_name(examples: Set) -> dict[str, tuple[float, ...]]:
-    found = score(METRICS, [own for own, _ in examples], [texts for _, texts in examples], samples=20)
+    found = compute_scores(METRICS, [own for own, _ in examples], [texts for _, texts in examples], num_resamples=20)
     return {one.name: one.per_example for one in found}
 
 
@@ -35,14 +35,14 @@ def test_bounds_and_order(examples: Set) -> None:
 def test_identical_texts_are_best() -> None:
     texts = ["a cat sits on (1,2),(3,4)", "two dogs run over there", r"\frac { a } { b } + c"]
     best = {name: 0.0 if metric.better == "lower" else 1.0 for name, metric in METRICS.items()} | {"CIDEr-D": 10.0}
-    for one in score(METRICS, texts, [[text] for text in texts]):
+    for one in compute_scores(METRICS, texts, [[text] for text in texts]):
         assert one.value == pytest.approx(best[one.name], abs=1e-7)
         assert one.interval == pytest.approx((best[one.name],) * 2, abs=1e-7)
 
 
 def test_scores_come_in_the_order_of_the_names() -> None:
     names = ["ANLS", "CIDEr-D", "BLEU-4", "BLEU-1"]
-    found = score(names, ["a", "b"], [["a"], ["b", "c"]])
+    found = compute_scores(names, ["a", "b"], [["a"], ["b", "c"]])
     assert [one.name for one in found] == names
     assert all(len(one.per_example) == 2 for one in found)
 
@@ -50,14 +50,14 @@ def test_scores_come_in_the_order_of_the_names() -> None:
 def test_an_interval_holds_its_value() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["cat", "dog", "on", "mat"], size=8)) for _ in range(60)]
-    for one in score([*CAPTION, *LATEX], texts[:30], [[text] for text in texts[30:]]):
+    for one in compute_scores([*CAPTION_METRICS, *LATEX_METRICS], texts[:30], [[text] for text in texts[30:]]):
         assert one.value is not None
         assert one.interval is not None
         assert one.interval[0] <= one.value <= one.interval[1]
 
 
 def test_one_picture() -> None:
-    found = {one.name: one for one in score(METRICS, ["a cat"], [["a cat", "a dog"]])}
+    found = {one.name: one for one in compute_scores(METRICS, ["a cat"], [["a cat", "a dog"]])}
     cider = found["CIDEr-D"]
     assert (cider.value, cider.per_example, cider.interval) == (None, (), None)
     assert cider.note is not None
@@ -68,42 +68,44 @@ def test_one_picture() -> None:
 
 
 def test_no_examples() -> None:
-    for one in score(METRICS, [], []):
+    for one in compute_scores(METRICS, [], []):
         assert (one.value, one.per_example, one.interval) == (None, (), None)
         assert one.note is not None
 
 
 def test_chinese() -> None:
-    found = {one.name: one.value for one in score(METRICS, ["一只猫。", "两只狗在跑"], [["一只猫"], ["三只狗在跑"]])}
+    found = {
+        one.name: one.value for one in compute_scores(METRICS, ["一只猫。", "两只狗在跑"], [["一只猫"], ["三只狗在跑"]])
+    }
     assert found["BLEU-1"] == pytest.approx(7 / 8)
     assert found["token-F1"] == pytest.approx((1 + 0.8) / 2)
 
 
 def test_latex() -> None:
-    found = score(LATEX, [r"\frac {a} b ", r"x ^ 2"], [[r"\frac{a}b"], [r"x^3"]])
+    found = compute_scores(LATEX_METRICS, [r"\frac {a} b ", r"x ^ 2"], [[r"\frac{a}b"], [r"x^3"]])
     assert [one.value for one in found[:2]] == pytest.approx([0.5, 1 / 6])
 
 
 def test_what_cannot_be_scored() -> None:
     with pytest.raises(UsageError, match="METEOR · one of BLEU-1, "):
-        score(["METEOR"], ["a"], [["a"]])
+        compute_scores(["METEOR"], ["a"], [["a"]])
     with pytest.raises(LorgnetteError, match="no reference · example 2"):
-        score(["ANLS"], ["a", "b"], [["a"], []])
+        compute_scores(["ANLS"], ["a", "b"], [["a"], []])
     with pytest.raises(ValueError, match="2 answers to 1 examples"):
-        score(["ANLS"], ["a", "b"], [["a"]])
+        compute_scores(["ANLS"], ["a", "b"], [["a"]])
 
 
 def test_two_systems() -> None:
     references = [[f"a cat number {i} sits here"] for i in range(20)]
     wrong, right = ["a dog"] * 20, [texts[0] for texts in references]
-    found = compare([*CAPTION, "edit-distance"], wrong, right, references)
-    assert [one.name for one in found] == [*CAPTION, "edit-distance"]
+    found = compare_answers([*CAPTION_METRICS, "edit-distance"], wrong, right, references)
+    assert [one.name for one in found] == [*CAPTION_METRICS, "edit-distance"]
     for one in found:
         assert one.value is not None
         assert one.interval is not None
-        assert one.chance is not None
+        assert one.p_value is not None
         assert (one.value > 0) == (one.name != "edit-distance")
-        assert one.chance < 0.01
+        assert one.p_value < 0.01
         assert one.interval[0] <= one.value + 1e-9
         assert one.value - 1e-9 <= one.interval[1]
 
@@ -113,7 +115,7 @@ def test_a_thousand_pictures_take_moments() -> None:
     words = np.array([f"w{i}" for i in range(500)])
     texts = [" ".join(rng.choice(words, size=10)) + "." for _ in range(6000)]
     start = time.perf_counter()
-    score(CAPTION, texts[:1000], [texts[1000 + 5 * i : 1005 + 5 * i] for i in range(1000)])
+    compute_scores(CAPTION_METRICS, texts[:1000], [texts[1000 + 5 * i : 1005 + 5 * i] for i in range(1000)])
     assert time.perf_counter() - start < 10
 
 

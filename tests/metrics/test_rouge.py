@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.metrics.rouge import common_subsequence, rouge_l
+from lorgnette.metrics.rouge import lcs_length, rouge_l
 
 TOKENS = st.lists(st.sampled_from("abc"), max_size=9)
 
@@ -20,7 +20,7 @@ def tabled(one: list[str], other: list[str]) -> int:
 
 @given(TOKENS, TOKENS)
 def test_the_subsequence_is_the_tables(one: list[str], other: list[str]) -> None:
-    assert common_subsequence(one, other) == tabled(one, other) == common_subsequence(other, one)
+    assert lcs_length(one, other) == tabled(one, other) == lcs_length(other, one)
 
 
 def test_by_hand() -> None:

@@ -2,19 +2,19 @@
 
 import numpy as np
 
-from lorgnette.metrics.score import Score, Tally, mean
+from lorgnette.metrics.score import Score, Tally, tally_mean
 
 
 def test_a_mean_is_the_mean_of_any_multiset() -> None:
-    tally = mean(np.array([0.0, 0.5, 1.0]))
+    tally = tally_mean(np.array([0.0, 0.5, 1.0]))
     assert tally.value == 0.5
     twice_the_last = np.array([[1.0, 0.0, 2.0]]) @ tally.counts
-    assert tally.value_of(twice_the_last).tolist() == [2 / 3]
+    assert tally.compute_value(twice_the_last).tolist() == [2 / 3]
 
 
 def test_nothing_has_no_value() -> None:
-    assert mean(np.zeros(0)).value is None
-    assert mean(np.ones(1), "says nothing", nothing=True).value is None
+    assert tally_mean(np.zeros(0)).value is None
+    assert tally_mean(np.ones(1), "says nothing", is_undefined=True).value is None
 
 
 def test_a_ratio_of_sums_is_not_the_mean_of_ratios() -> None:

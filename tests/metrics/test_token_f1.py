@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.metrics.token_f1 import answer_words, token_f1
+from lorgnette.metrics.token_f1 import token_f1, tokenize_answer
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lorgnette.metrics.token_f1 import answer_words, token_f1
     ],
 )
 def test_what_counts_of_an_answer(text: str, words: list[str]) -> None:
-    assert answer_words(text) == words
+    assert tokenize_answer(text) == words
 
 
 @pytest.mark.parametrize(

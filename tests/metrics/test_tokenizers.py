@@ -17,11 +17,11 @@ from lorgnette.metrics import tokenizers
     ],
 )
 def test_english_has_words_and_chinese_characters(text: str, words: list[str]) -> None:
-    assert tokenizers.words(text) == words
+    assert tokenizers.tokenize_words(text) == words
 
 
 def test_plain_text_is_free_of_stray_space() -> None:
-    assert tokenizers.plain("  a\n\tb  e\u0301\u3000c ") == "a b \u00e9 c"
+    assert tokenizers.normalize_whitespace("  a\n\tb  e\u0301\u3000c ") == "a b \u00e9 c"
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_plain_text_is_free_of_stray_space() -> None:
     ],
 )
 def test_latex_is_commands_and_characters(formula: str, tokens: list[str]) -> None:
-    assert tokenizers.latex(formula) == tokens
+    assert tokenizers.tokenize_latex(formula) == tokens

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 INDEX = "model.safetensors.index.json"
 
@@ -33,25 +33,25 @@ def sharded(folder: Path) -> list[Path]:
 
 def refused(folder: Path) -> LorgnetteError:
     with pytest.raises(LorgnetteError) as caught:
-        Checkpoint.at(folder)
-    assert caught.value.remedy
+        BaseCheckpoint.from_folder(folder)
+    assert caught.value.hint
     assert str(folder) in str(caught.value.where)
     return caught.value
 
 
 def test_a_whole_checkpoint_is_known_by_its_model_type(copied: Path) -> None:
-    found = Checkpoint.at(copied)
+    found = BaseCheckpoint.from_folder(copied)
     assert found.family.model_type == "qwen2_vl"
-    assert found.weights == (copied / "model.safetensors",)
+    assert found.weight_files == (copied / "model.safetensors",)
     shards = sharded(copied)
-    assert Checkpoint.at(copied).weights == tuple(shards)
+    assert BaseCheckpoint.from_folder(copied).weight_files == tuple(shards)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none").what == "no such checkpoint"
-    assert "config.json is missing" in refused(tmp_path).what
+    assert refused(tmp_path / "none").message == "no such checkpoint"
+    assert "config.json is missing" in refused(tmp_path).message
     (tmp_path / "file").write_text("x")
-    assert "config.json is missing" in refused(tmp_path / "file").what
+    assert "config.json is missing" in refused(tmp_path / "file").message
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_a_config_that_does_not_fit_is_refused(copied: Path, content: str, what: str) -> None:
     (copied / "config.json").write_text(content)
-    assert what in refused(copied).what
+    assert what in refused(copied).message
 
 
 def test_missing_weights_are_named(copied: Path) -> None:
     first, second = sharded(copied)
     second.unlink()
-    assert refused(copied).what == f"weights are missing: {second.name}"
+    assert refused(copied).message == f"weights are missing: {second.name}"
     first.unlink()
-    assert refused(copied).what == f"weights are missing: {first.name}, {second.name}"
+    assert refused(copied).message == f"weights are missing: {first.name}, {second.name}"
     (copied / INDEX).unlink()
-    assert refused(copied).what == "checkpoint has no weights: model.safetensors is missing"
+    assert refused(copied).message == "checkpoint has no weights: model.safetensors is missing"
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_missing_weights_are_named(copied: Path) -> None:
 def test_a_broken_index_is_refused(copied: Path, content: str) -> None:
     (copied / "model.safetensors").unlink()
     (copied / INDEX).write_text(content)
-    assert refused(copied).what.startswith("weight index")
+    assert refused(copied).message.startswith("weight index")
 
 
 def test_the_fingerprint_is_the_weights_and_not_the_folder(copied: Path, tiny: Path) -> None:
-    assert Checkpoint.at(copied).fingerprint == Checkpoint.at(tiny).fingerprint
+    assert BaseCheckpoint.from_folder(copied).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
     (copied / "generation_config.json").unlink()
-    assert Checkpoint.at(copied).fingerprint == Checkpoint.at(tiny).fingerprint
+    assert BaseCheckpoint.from_folder(copied).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
 
 
 def test_another_weight_name_or_dtype_is_another_fingerprint(copied: Path) -> None:
@@ -101,7 +101,7 @@ def test_another_weight_name_or_dtype_is_another_fingerprint(copied: Path) -> No
     name = "model.layers.1.self_attn.q_proj.weight"
     changed = tensors[name].clone()
     changed += 1e-3
-    found = {Checkpoint.at(copied).fingerprint}
+    found = {BaseCheckpoint.from_folder(copied).fingerprint}
     others = [
         tensors | {name: changed},
         {n + "x" * (n == name): tensor for n, tensor in tensors.items()},
@@ -109,27 +109,27 @@ def test_another_weight_name_or_dtype_is_another_fingerprint(copied: Path) -> No
     ]
     for other in others:
         save_file(other, path, metadata={"format": "pt"})
-        found.add(Checkpoint.at(copied).fingerprint)
+        found.add(BaseCheckpoint.from_folder(copied).fingerprint)
     shards = sharded(copied)
-    found.add(Checkpoint.at(copied).fingerprint)
+    found.add(BaseCheckpoint.from_folder(copied).fingerprint)
     shards[1].write_bytes(shards[1].read_bytes()[:-4] + b"\0\0\0\x7f")
-    found.add(Checkpoint.at(copied).fingerprint)
+    found.add(BaseCheckpoint.from_folder(copied).fingerprint)
     assert len(found) == 6
 
 
 def test_the_revision_is_the_hubs_commit(tiny: Path, tmp_path: Path) -> None:
-    assert Checkpoint.at(tiny).revision is None
+    assert BaseCheckpoint.from_folder(tiny).revision is None
     snapshot = shutil.copytree(tiny, tmp_path / "models--qwen" / "snapshots" / "0123abc")
-    assert Checkpoint.at(snapshot).revision == "0123abc"
+    assert BaseCheckpoint.from_folder(snapshot).revision == "0123abc"
     (tmp_path / "link").symlink_to(snapshot)
-    assert Checkpoint.at(tmp_path / "link").revision == "0123abc"
+    assert BaseCheckpoint.from_folder(tmp_path / "link").revision == "0123abc"
 
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_a_file_that_is_not_whole(copied: Path, files: int) -> None:
     """Said from its size and header: no weight is read."""
     weights = sharded(copied)[-1] if files > 1 else copied / "model.safetensors"
-    assert len(Checkpoint.at(copied).weights) == files
+    assert len(BaseCheckpoint.from_folder(copied).weight_files) == files
     whole = weights.stat().st_size
     for size, said in (
         (whole - 1, f"is cut short: {whole - 1} of {whole} bytes are there"),
@@ -139,6 +139,6 @@ def test_a_file_that_is_not_whole(copied: Path, files: int) -> None:
     ):
         os.truncate(weights, size)
         with pytest.raises(LorgnetteError) as caught:
-            Checkpoint.at(copied)
-        assert caught.value.what == f"weights cannot be loaded: {weights.name} {said}"
-        assert caught.value.remedy == "download the checkpoint again, whole"
+            BaseCheckpoint.from_folder(copied)
+        assert caught.value.message == f"weights cannot be loaded: {weights.name} {said}"
+        assert caught.value.hint == "download the checkpoint again, whole"

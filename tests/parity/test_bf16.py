@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from lorgnette.config import Encode, Lora
+from lorgnette.config import LoraSettings, ProcessorSettings
 from lorgnette.processing.packing import pack
 from lorgnette.types import Encoded, Example
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-LORA = Lora(rank=8, alpha=16, dropout=0.0)
-ENCODE = Encode(size=None, image_tokens=(4, 30))
+LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
+ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_no_further_from_fp32_than_transformers(benches: tuple[Any, Any], conver
     exact, half = benches
     encoded: list[Encoded] = [exact.encoder.encode(example) for example in conversations]
     reference, _ = exact.padded(encoded)
-    ours, gradients = half.packed([pack(encoded, sum(e.label_count for e in encoded))])
+    ours, gradients = half.packed([pack(encoded, sum(e.num_labels for e in encoded))])
     with torch.autocast("cuda", torch.bfloat16):
         theirs, _ = half.padded(encoded)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())

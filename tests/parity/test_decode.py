@@ -13,39 +13,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.config import Encode, Lora
-from lorgnette.demo.scenes import draw, random_scene
-from lorgnette.engine.build_decoder import bare, decoder_of
-from lorgnette.engine.hf_loading import load
+from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.demo.scenes import draw_scene, sample_scene
+from lorgnette.engine.build_decoder import empty_adapter_shape, load_decoder
+from lorgnette.engine.hf_loading import load_base_model
 from lorgnette.engine.loading import FastModel
-from lorgnette.engine.peft_adapter import attach
+from lorgnette.engine.peft_adapter import add_adapter
 from lorgnette.features.image_features import Features
 from lorgnette.inference import decode, hf_generate
-from lorgnette.inference.generator import Speaker
-from lorgnette.inference.hf_generate import Sampling
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
+from lorgnette.inference.generator import Generator
+from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
-from lorgnette.processing.processor import Encoder
-from lorgnette.resolve import BUILT_IN
-from lorgnette.types import Encoded, Example, Picture, Turn
+from lorgnette.processing.processor import Processor
+from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.types import Encoded, Example, Image, Turn
 
-ENCODE = Encode(size=None, image_tokens=(4, 30))
-LORA = Lora(rank=8, alpha=16, dropout=0.0)
-SAMPLING = Sampling(max_new_tokens=12)
+ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
+LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
+SAMPLING = SamplingParams(max_new_tokens=12)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def fast(bench: Any, folder: Path, dtype: torch.dtype = torch.float32) -> FastModel:
     """The bench's weights and adapter in our own decoder."""
-    checkpoint = Checkpoint.at(folder)
-    shape = AdapterShape(TextShape.of(config_of(checkpoint)), LORA.targets, LORA.rank, LORA.alpha / LORA.rank)
-    decoder = decoder_of(checkpoint, shape, bench.engine.device, dtype)
-    adapter = FlatAdapter(shape, bench.engine.device)
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    shape = AdapterShape(
+        TextConfig.from_hf_config(load_hf_config(checkpoint)), LORA.target_modules, LORA.rank, LORA.alpha / LORA.rank
+    )
+    decoder = load_decoder(checkpoint, shape, bench.engine.device, dtype)
+    adapter = FlatLoraParams(shape, bench.engine.device)
     state = {n.replace(".default.", "."): p.detach() for n, p in bench.model.named_parameters() if "lora_" in n}
-    adapter.load(state)
+    adapter.load_state_dict(state)
     adapter.attach(decoder)
     return FastModel(decoder, adapter, bench.features)
 
@@ -81,7 +83,7 @@ def adapter(request: pytest.FixtureRequest) -> str | None:
 def theirs(bench: Any, asked: list[Example], adapter: str | None) -> list[tuple[str, bool]]:
     """transformers' answers, each asked alone: no padding that could matter."""
     one = replace(SAMPLING, batch_size=1)
-    return said(hf_generate.answers(bench.model, bench.encoder, asked, one, adapter=adapter))
+    return said(hf_generate.generate_answers(bench.model, bench.encoder, asked, one, adapter=adapter))
 
 
 def said(predictions: Any) -> list[tuple[str, bool]]:
@@ -98,21 +100,23 @@ def test_greedy_answers_are_transformers(
     batch_size: int,
 ) -> None:
     sampling = replace(SAMPLING, batch_size=batch_size)
-    assert said(decode.answers(model, bench.encoder, asked, sampling, adapter=adapter)) == theirs
+    assert said(decode.generate_answers(model, bench.encoder, asked, sampling, adapter=adapter)) == theirs
     assert len({text for text, _ in theirs}) > 4
 
 
 def test_tuned_and_base_are_not_the_same(bench: Any, model: FastModel, asked: list[Example]) -> None:
-    tuned, base = (said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter=name)) for name in ("t", None))
+    tuned, base = (
+        said(decode.generate_answers(model, bench.encoder, asked, SAMPLING, adapter=name)) for name in ("t", None)
+    )
     assert tuned != base
 
 
 def test_an_answer_ends_where_transformers_ends_it(bench: Any, model: FastModel, asked: list[Example]) -> None:
     """With tokens that the tiny model does say as ends: at once, later, and not at all, in one batch."""
     prompts = prepared(bench, asked)
-    whole = decode.written(model.speaker, prompts, greedy, 12, [], tuned=True)
+    whole = decode.generate_tokens(model.speaker, prompts, greedy, 12, [], use_adapter=True)
     ends = [int(whole[0, 0]), int(whole[1, 4])]
-    rows = decode.written(model.speaker, prompts, greedy, 12, ends, tuned=True).tolist()
+    rows = decode.generate_tokens(model.speaker, prompts, greedy, 12, ends, use_adapter=True).tolist()
     lengths = set()
     for prompt, row, free in zip(prompts, rows, whole.tolist(), strict=True):
         length = next((i for i, token in enumerate(free) if token in ends), 12)
@@ -137,46 +141,49 @@ def generated(bench: Any, prompt: Encoded, ends: list[int]) -> list[int]:
     from transformers import GenerationConfig
 
     bench.model.eval()
-    inputs = hf_generate._padded([prompt], bench.encoder, bench.engine.device)
+    inputs = hf_generate._pad_batch([prompt], bench.encoder, bench.engine.device)
     settings = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
     with torch.no_grad():
         row = bench.model.generate(**inputs, generation_config=settings)[0]
-    return row[len(prompt.tokens) :].tolist()  # type: ignore[no-any-return]
+    return row[len(prompt.input_ids) :].tolist()  # type: ignore[no-any-return]
 
 
 def test_when_all_have_ended_nothing_more_is_said(bench: Any, model: FastModel, asked: list[Example]) -> None:
     prompts = prepared(bench, asked[:1] * 3)
-    first = int(decode.written(model.speaker, prompts, greedy, 1, [], tuned=True)[0, 0])
-    assert decode.written(model.speaker, prompts, greedy, 100, [first], tuned=True).shape == (3, decode.LOOK_EVERY)
+    first = int(decode.generate_tokens(model.speaker, prompts, greedy, 1, [], use_adapter=True)[0, 0])
+    assert decode.generate_tokens(model.speaker, prompts, greedy, 100, [first], use_adapter=True).shape == (
+        3,
+        decode.CHECK_INTERVAL,
+    )
 
 
 def longer(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
     """The prompt with the answer so far."""
     more = np.array(tokens, np.int32)
-    positions = prompt.positions.max() + 1 + np.arange(len(more), dtype=np.int32)
+    positions = prompt.position_ids.max() + 1 + np.arange(len(more), dtype=np.int32)
     return replace(
         prompt,
-        tokens=np.concatenate([prompt.tokens, more]),
-        positions=np.concatenate([prompt.positions, np.stack([positions] * 3)], 1),
+        tokens=np.concatenate([prompt.input_ids, more]),
+        positions=np.concatenate([prompt.position_ids, np.stack([positions] * 3)], 1),
     )
 
 
 def distances(model: FastModel, prompts: list[Encoded], shift: int = 0, steps: int = 10) -> list[float]:
     """Of each step's logits from those of one pass over prompt and answer so far. shift: added to the next position."""
-    cache = model.speaker.begin(prompts, steps + 1, tuned=True)
-    cache.positions.add_(shift)
+    cache = model.speaker.prefill(prompts, steps + 1, use_adapter=True)
+    cache.position_ids.add_(shift)
     found, spoken = [], [[] for _ in prompts]
     logits = cache.logits[: len(prompts)].clone()
     for _ in range(steps):
         tokens = logits.argmax(-1)
         for row, token in zip(spoken, tokens.tolist(), strict=True):
             row.append(token)
-        logits = model.speaker.step(cache, tokens, tuned=True).clone()
-        kept = [part.clone() for part in (cache.lengths, cache.positions)]
-        other = Speaker(model.decoder, model.features)
+        logits = model.speaker.decode_step(cache, tokens, use_adapter=True).clone()
+        kept = [part.clone() for part in (cache.lengths, cache.position_ids)]
+        other = Generator(model.decoder, model.features)
         texts = [longer(prompt, row) for prompt, row in zip(prompts, spoken, strict=True)]
-        full = other.begin(texts, 1, tuned=True).logits[: len(prompts)]
-        assert all(torch.equal(a, b) for a, b in zip(kept, (cache.lengths, cache.positions), strict=True))
+        full = other.prefill(texts, 1, use_adapter=True).logits[: len(prompts)]
+        assert all(torch.equal(a, b) for a, b in zip(kept, (cache.lengths, cache.position_ids), strict=True))
         found.append((logits - full).abs().max().item())
     return found
 
@@ -194,33 +201,38 @@ def test_prompts_cut_into_passes_are_the_prompts(
     bench: Any, model: FastModel, asked: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = prepared(bench, asked)
-    whole = model.speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)].clone()
-    monkeypatch.setattr("lorgnette.inference.generator.ROWS_AT_ONCE", 60)
-    cut = Speaker(model.decoder, model.features).begin(prompts, 1, tuned=True).logits[: len(prompts)]
+    whole = model.speaker.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
+    monkeypatch.setattr("lorgnette.inference.generator.MAX_PREFILL_TOKENS", 60)
+    cut = Generator(model.decoder, model.features).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
     torch.testing.assert_close(cut, whole, atol=1e-4, rtol=0)
 
 
 def test_a_changed_adapter_answers_at_once(bench: Any, tiny: Path, asked: list[Example]) -> None:
     """What the optimizer writes is what the next answer is made with, recorded or not."""
     model = fast(bench, tiny)
-    before = [said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter="t")) for _ in range(2)]
+    before = [said(decode.generate_answers(model, bench.encoder, asked, SAMPLING, adapter="t")) for _ in range(2)]
     for linear in model.decoder.linears:
-        linear.weight[:, linear.inputs :].zero_()
-    after = said(decode.answers(model, bench.encoder, asked, SAMPLING, adapter="t"))
+        linear.weight[:, linear.in_features :].zero_()
+    after = said(decode.generate_answers(model, bench.encoder, asked, SAMPLING, adapter="t"))
     assert before[0] == before[1] != after
-    assert after == said(decode.answers(model, bench.encoder, asked, SAMPLING))
+    assert after == said(decode.generate_answers(model, bench.encoder, asked, SAMPLING))
 
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
     """The built-in model, which has learned to speak and to stop, with an adapter that disturbs it."""
-    checkpoint, encoder = Checkpoint.at(BUILT_IN), Encoder.of_folder(BUILT_IN, Encode(size=(112, 112)))
-    model = attach(load(checkpoint, CPU, torch.float32), checkpoint.family, LORA, seed=0)
+    checkpoint, encoder = (
+        BaseCheckpoint.from_folder(BUILT_IN_MODEL),
+        Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(112, 112))),
+    )
+    model = add_adapter(load_base_model(checkpoint, CPU, torch.float32), checkpoint.family, LORA, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.02)
-    features = Features(VisionTower.read(checkpoint, CPU, torch.float32), encoder.rule, live=False)
+    features = Features(
+        VisionTower.from_checkpoint(checkpoint, CPU, torch.float32), encoder.image_processor, is_live=False
+    )
     return SimpleNamespace(model=model, encoder=encoder, features=features, engine=SimpleNamespace(device=CPU))
 
 
@@ -229,29 +241,32 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     folder, chance = tmp_path_factory.mktemp("drawings"), random.Random(3)
     made = []
     for i in range(5):
-        draw(random_scene(chance)).save(folder / f"{i}.png")
-        turn = Turn("user", (Picture(folder / f"{i}.png"), "COCO Yes:"))
+        draw_scene(sample_scene(chance)).save(folder / f"{i}.png")
+        turn = Turn("user", (Image(folder / f"{i}.png"), "COCO Yes:"))
         made.append(Example(str(i), (turn,), folder / "captions.csv", i))
     return made
 
 
 def test_the_built_in_models_captions(demo: Any, drawings: list[Example], adapter: str | None) -> None:
     """Its own tower and decoder against transformers', sentences of different lengths in a batch."""
-    sampling = Sampling(max_new_tokens=90, batch_size=3)
-    wanted = said(hf_generate.answers(demo.model, demo.encoder, drawings, sampling, adapter=adapter))
-    assert said(decode.answers(fast(demo, BUILT_IN), demo.encoder, drawings, sampling, adapter=adapter)) == wanted
+    sampling = SamplingParams(max_new_tokens=90, batch_size=3)
+    wanted = said(hf_generate.generate_answers(demo.model, demo.encoder, drawings, sampling, adapter=adapter))
+    assert (
+        said(decode.generate_answers(fast(demo, BUILT_IN_MODEL), demo.encoder, drawings, sampling, adapter=adapter))
+        == wanted
+    )
     if adapter is None:
         assert all(stopped for _, stopped in wanted)
         assert len({len(text) for text, _ in wanted}) > 1
 
 
 def test_a_decoder_without_room_for_an_adapter(demo: Any, drawings: list[Example]) -> None:
-    checkpoint = Checkpoint.at(BUILT_IN)
-    shape = bare(TextShape.of(config_of(checkpoint)))
-    model = FastModel(decoder_of(checkpoint, shape, CPU, torch.float32), None, demo.features)
-    wanted = said(decode.answers(fast(demo, BUILT_IN), demo.encoder, drawings, SAMPLING))
+    checkpoint = BaseCheckpoint.from_folder(BUILT_IN_MODEL)
+    shape = empty_adapter_shape(TextConfig.from_hf_config(load_hf_config(checkpoint)))
+    model = FastModel(load_decoder(checkpoint, shape, CPU, torch.float32), None, demo.features)
+    wanted = said(decode.generate_answers(fast(demo, BUILT_IN_MODEL), demo.encoder, drawings, SAMPLING))
     for name in (None, "merged"):
-        assert said(decode.answers(model, demo.encoder, drawings, SAMPLING, adapter=name)) == wanted
+        assert said(decode.generate_answers(model, demo.encoder, drawings, SAMPLING, adapter=name)) == wanted
 
 
 @NEEDS_CUDA
@@ -262,11 +277,11 @@ def test_bf16_is_no_further_from_fp32_than_transformers(
     exact, half = (make_bench(LORA, ENCODE, CUDA, dtype) for dtype in (torch.float32, torch.bfloat16))
     prompts = prepared(exact, asked)
     prepared(half, asked)
-    wanted = fast(exact, tiny).speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)].clone()
-    ours = fast(half, tiny, torch.bfloat16).speaker.begin(prompts, 1, tuned=True).logits[: len(prompts)]
+    wanted = fast(exact, tiny).speaker.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
+    ours = fast(half, tiny, torch.bfloat16).speaker.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
     half.model.eval()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        inputs = [hf_generate._padded([prompt], half.encoder, CUDA) for prompt in prompts]
+        inputs = [hf_generate._pad_batch([prompt], half.encoder, CUDA) for prompt in prompts]
         theirs = torch.cat([half.model(**one).logits[:, -1].float() for one in inputs])
 
     def error(logits: Tensor) -> float:

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.config import Encode, Lora, Train
-from lorgnette.engine.build_decoder import decoder_of
+from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.engine.build_decoder import load_decoder
 from lorgnette.engine.fast import FastEngine
-from lorgnette.lora.flat_params import AdapterShape, FlatAdapter
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, config_of
-from lorgnette.processing.packing import Share, pack, passes
+from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
+from lorgnette.processing.packing import Share, pack, split_into_microbatches
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
-ENCODE = Encode(size=None, image_tokens=(4, 30))
-LORA = Lora(rank=8, alpha=16, dropout=0.0)
+ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
+LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
 Found = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -41,13 +41,15 @@ def engine(bench: Any, tiny: Path) -> FastEngine:
     return fast(bench, tiny, LORA)
 
 
-def fast(bench: Any, folder: Path, lora: Lora, dtype: torch.dtype = torch.float32) -> FastEngine:
+def fast(bench: Any, folder: Path, lora: LoraSettings, dtype: torch.dtype = torch.float32) -> FastEngine:
     """The fast engine with the bench's weights and adapter, on its device."""
-    checkpoint = Checkpoint.at(folder)
-    shape = AdapterShape(TextShape.of(config_of(checkpoint)), lora.targets, lora.rank, lora.alpha / lora.rank)
-    decoder = decoder_of(checkpoint, shape, bench.engine.device, dtype)
-    adapter = FlatAdapter(shape, bench.engine.device)
-    adapter.load({saved(name): p.detach() for name, p in bench.model.named_parameters() if "lora_" in name})
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    shape = AdapterShape(
+        TextConfig.from_hf_config(load_hf_config(checkpoint)), lora.target_modules, lora.rank, lora.alpha / lora.rank
+    )
+    decoder = load_decoder(checkpoint, shape, bench.engine.device, dtype)
+    adapter = FlatLoraParams(shape, bench.engine.device)
+    adapter.load_state_dict({saved(name): p.detach() for name, p in bench.model.named_parameters() if "lora_" in name})
     return FastEngine(decoder, adapter, bench.features, dropout=lora.dropout, seed=0)
 
 
@@ -60,9 +62,9 @@ def ours(engine: FastEngine, batches: Sequence[PackedBatch]) -> Found:
     losses = []
     for batch in batches:
         engine.features.prepare(batch.grids)
-        losses.append(engine.label_losses(batch))
+        losses.append(engine.compute_label_losses(batch))
         loss = engine.backward(batch, 0)
-        torch.testing.assert_close(loss, (losses[-1] * torch.from_numpy(batch.weights).to(loss.device)).sum())
+        torch.testing.assert_close(loss, (losses[-1] * torch.from_numpy(batch.label_weights).to(loss.device)).sum())
     gradients = {name: grad.clone() for name, grad in engine.adapter.named_grads.items()}
     engine.adapter.values.grad.zero_()
     return torch.cat(losses), gradients
@@ -79,7 +81,7 @@ def distance(one: Found, other: Found) -> float:
 
 
 def test_losses_and_gradients_are_transformers(bench: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
-    labels = sum(e.label_count for e in encoded)
+    labels = sum(e.num_labels for e in encoded)
     assert distance(ours(engine, [pack(encoded, labels)]), bench.padded(encoded)) < TOLERANCE
 
 
@@ -89,19 +91,21 @@ def test_packed_shared_and_split_are_all_the_same_step(
     bench: Any, engine: FastEngine, encoded: list[Encoded], share: Share, most_tokens: int
 ) -> None:
     whole = bench.padded(encoded)
-    assert distance(ours(engine, passes(encoded, most_tokens, share=share)), whole) < TOLERANCE
+    assert (
+        distance(ours(engine, split_into_microbatches(encoded, most_tokens, prefix_sharing=share)), whole) < TOLERANCE
+    )
 
 
 def test_a_wrong_position_and_a_visible_sibling_are_seen(
     bench: Any, engine: FastEngine, encoded: list[Encoded]
 ) -> None:
     """The negative control: these tests can fail."""
-    labels = sum(e.label_count for e in encoded)
+    labels = sum(e.num_labels for e in encoded)
     batch, whole = pack(encoded, labels), bench.padded(encoded)
-    moved = batch.positions.copy()
+    moved = batch.position_ids.copy()
     moved[:, 3:] += 1
     assert distance(ours(engine, [replace(batch, positions=moved)]), whole) > 100 * TOLERANCE
-    one = np.full_like(batch.ends, len(batch.ends))
+    one = np.full_like(batch.visible_until, len(batch.visible_until))
     assert distance(ours(engine, [replace(batch, ends=one)]), whole) > 100 * TOLERANCE
 
 
@@ -109,10 +113,12 @@ def test_a_wrong_position_and_a_visible_sibling_are_seen(
 def test_layers_that_are_run_again_change_nothing(
     bench: Any, tiny: Path, engine: FastEngine, encoded: list[Encoded], again: int
 ) -> None:
-    batch = pack(encoded, sum(e.label_count for e in encoded))
+    batch = pack(encoded, sum(e.num_labels for e in encoded))
     losses, gradients = ours(engine, [batch])
-    passed = engine.decoder.forward(engine._entered(batch).x, engine._entered(batch).rows, None, again=again)
-    same, dx = engine.decoder.losses_and_gradient(passed)
+    passed = engine.decoder.forward(
+        engine._load_batch(batch).x, engine._load_batch(batch).batch, None, recompute_layers=again
+    )
+    same, dx = engine.decoder.compute_losses_and_grad(passed)
     engine.decoder.backward(passed, dx)
     assert torch.equal(same, losses)
     assert all(torch.equal(engine.adapter.named_grads[name], grad) for name, grad in gradients.items())
@@ -122,12 +128,12 @@ def test_layers_that_are_run_again_change_nothing(
 def test_dropout_is_what_its_masks_say(bench: Any, tiny: Path, encoded: list[Encoded]) -> None:
     """The same draw gives the same masks; over many draws the gradient's mean is the gradient without dropout."""
     engine = fast(bench, tiny, LORA.model_copy(update={"dropout": 0.3}))
-    batch = pack(encoded, sum(e.label_count for e in encoded))
+    batch = pack(encoded, sum(e.num_labels for e in encoded))
     engine.features.prepare(batch.grids)
     one, same, other = (engine.backward(batch, draw).item() for draw in (5, 5, 6))
     assert one == same != other
     engine.adapter.values.grad.zero_()
-    plain = engine.loss(batch).item()
+    plain = engine.compute_loss(batch).item()
     losses = [engine.backward(batch, draw).item() for draw in range(40)]
     assert abs(sum(losses) / 40 - plain) < 0.02 * plain
 
@@ -147,7 +153,7 @@ class TestOnAGpu:
     def test_in_fp32(self, benches: Any, tiny: Path, conversations: list[Example], share: Share) -> None:
         exact, _ = benches
         encoded = [exact.encoder.encode(example) for example in conversations]
-        batches = passes(encoded, 10_000, share=share)
+        batches = split_into_microbatches(encoded, 10_000, prefix_sharing=share)
         engine, whole = fast(exact, tiny, LORA), exact.padded(encoded)
         for _ in range(3):  # as it comes, while it is recorded, played back
             assert distance(ours(engine, batches), whole) < 5 * TOLERANCE
@@ -160,7 +166,7 @@ class TestOnAGpu:
         with torch.autocast("cuda", torch.bfloat16):
             theirs, their_gradients = half.padded(encoded)
         engine = fast(half, tiny, LORA, torch.bfloat16)
-        batches = passes(encoded, 10_000, share=share)
+        batches = split_into_microbatches(encoded, 10_000, prefix_sharing=share)
         found = [ours(engine, batches) for _ in range(3)]
         assert error(found[0][0], reference) <= 1.1 * error(theirs, reference)
         mine = sum(error(found[0][1][saved(n)], g) for n, g in gradients.items())
@@ -173,15 +179,15 @@ class TestOnAGpu:
         _, half = benches
         encoded = [half.encoder.encode(example) for example in conversations]
         engine = fast(half, tiny, LORA.model_copy(update={"dropout": 0.05}), torch.bfloat16)
-        batches = passes(encoded, 10_000)
+        batches = split_into_microbatches(encoded, 10_000)
         engine.features.prepare(grid for batch in batches for grid in batch.grids)
-        optimizer = Optimizer(engine.parameters, Train())
+        optimizer = Optimizer(engine.parameters, TrainSettings())
         try:
             for draw in range(4):
                 torch.cuda.set_sync_debug_mode("error" if draw == 3 else "default")
                 loss = torch.stack([engine.backward(batch, draw) for batch in batches]).sum()
                 optimizer.step(loss, 1e-4)
-                engine.updated()
+                engine.sync_weights()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

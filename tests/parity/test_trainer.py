@@ -10,14 +10,14 @@ from plain import InOrder, Losses
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lorgnette.config import Encode, Lora, Train
-from lorgnette.training.epoch_order import members
-from lorgnette.training.sampler import Batches
-from lorgnette.training.trainer import Training
+from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.training.epoch_order import select_examples
+from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.trainer import Trainer
 from lorgnette.types import Encoded, Example
 
 STEPS, PER_STEP, SEED = 20, 16, 3
-SETTINGS = Train(epochs=20, batch_size=4, accumulation=4, lr=1e-4, max_steps=STEPS, pass_tokens=700)
+SETTINGS = TrainSettings(epochs=20, batch_size=16, learning_rate=1e-4, max_steps=STEPS, max_tokens_per_microbatch=700)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def adapter_of(model: Any) -> dict[str, Tensor]:
 
 
 def theirs(bench: Any, encoded: list[Encoded], folder: Path, **changed: Any) -> tuple[dict[str, Tensor], list[float]]:
-    order = [i for step in range(STEPS) for i in members(step, len(encoded), PER_STEP, SEED)]
+    order = [i for step in range(STEPS) for i in select_examples(step, len(encoded), PER_STEP, SEED)]
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=4, learning_rate=1e-4,
         lr_scheduler_type="linear", max_grad_norm=1.0, num_train_epochs=1, logging_steps=1, save_strategy="no",
@@ -46,10 +46,12 @@ def theirs(bench: Any, encoded: list[Encoded], folder: Path, **changed: Any) -> 
     return adapter_of(bench.model), [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def ours(bench: Any, encoded: list[Encoded], settings: Train) -> tuple[dict[str, Tensor], list[float]]:
+def ours(bench: Any, encoded: list[Encoded], settings: TrainSettings) -> tuple[dict[str, Tensor], list[float]]:
     bench.features.prepare(grid for e in encoded for grid in e.grids)
     watcher = Losses()
-    Training(bench.engine, Batches.of(encoded, settings, SEED, grouped=False), [], settings).run(watcher)
+    Trainer(
+        bench.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings
+    ).train(watcher)
     return adapter_of(bench.model), watcher.kept
 
 
@@ -58,8 +60,8 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-LORA = Lora(rank=8, alpha=16, dropout=0.0)
-TUTORIAL = Encode(size=(280, 280), end_token="<|endoftext|>")
+LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
+TUTORIAL = ProcessorSettings(image_size=(280, 280), eos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def reference(
 
 
 def run(
-    make_bench: Callable[..., Any], captions: list[Example], settings: Train
+    make_bench: Callable[..., Any], captions: list[Example], settings: TrainSettings
 ) -> tuple[dict[str, Tensor], list[float]]:
     bench = make_bench(LORA, TUTORIAL)
     return ours(bench, [bench.encoder.encode(caption) for caption in captions], settings)

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, Trainin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette import data
-from lorgnette.config import Encode, Lora, Train
-from lorgnette.training.epoch_order import members
-from lorgnette.training.sampler import Batches
-from lorgnette.training.trainer import Training
+from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
+from lorgnette.training.epoch_order import select_examples
+from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.trainer import Trainer
 from lorgnette.types import Example
 
 STEPS, SEED = 20, 5
@@ -96,7 +96,7 @@ def theirs(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory)
         gradient_accumulation_steps=4, logging_steps=1, num_train_epochs=1, save_strategy="no", learning_rate=1e-4,
         use_cpu=True, disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
     )  # fmt: skip
-    order = [i for step in range(STEPS) for i in members(step, len(rows), 16, SEED)]
+    order = [i for step in range(STEPS) for i in select_examples(step, len(rows), 16, SEED)]
     trainer = InOrder(
         model=get_peft_model(model, lora), args=arguments, train_dataset=[rows[i] for i in order],
         data_collator=lambda group: collated(group, tokenizer.pad_token_id),
@@ -105,8 +105,8 @@ def theirs(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory)
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def ours(make_bench: Callable[..., Any], prepared: Path, encode: Encode) -> list[float]:
-    bench = make_bench(Lora(rank=64, alpha=16, dropout=0.0), encode)
+def ours(make_bench: Callable[..., Any], prepared: Path, encode: ProcessorSettings) -> list[float]:
+    bench = make_bench(LoraSettings(rank=64, alpha=16, dropout=0.0), encode)
     for name, parameter in bench.model.named_parameters():
         if "lora_B" in name:
             parameter.data.zero_()  # as a fresh adapter is
@@ -114,18 +114,20 @@ def ours(make_bench: Callable[..., Any], prepared: Path, encode: Encode) -> list
     encoded = [bench.encoder.encode(row) for row in rows]
     bench.features.prepare(grid for e in encoded for grid in e.grids)
     losses = Losses()
-    settings = Train(epochs=20, max_steps=STEPS, pass_tokens=600)
-    Training(bench.engine, Batches.of(encoded, settings, SEED, grouped=False), [], settings).run(losses)
+    settings = TrainSettings(epochs=20, max_steps=STEPS, max_tokens_per_microbatch=600)
+    Trainer(
+        bench.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings
+    ).train(losses)
     return losses.kept
 
 
 def test_twenty_steps_of_the_tutorial(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
-    literal = Encode(size=(280, 280), end_token="<|endoftext|>")
+    literal = ProcessorSettings(image_size=(280, 280), eos_token="<|endoftext|>")
     assert ours(make_bench, prepared, literal) == pytest.approx(theirs, abs=1e-4)
     assert theirs[0] - theirs[-1] > 1e-3  # something was learned
 
 
 def test_the_comparison_can_fail(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
     """Negative control: the chat template's end token, our default, is another training."""
-    found = ours(make_bench, prepared, Encode(size=(280, 280)))
+    found = ours(make_bench, prepared, ProcessorSettings(image_size=(280, 280)))
     assert max(abs(a - b) for a, b in zip(found, theirs, strict=True)) > 1e-3

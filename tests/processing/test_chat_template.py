@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.processing.chat_template import ChatTemplate, Shape
+from lorgnette.processing.chat_template import ChatTemplate, ConversationShape
 
-ASKED: Shape = (("user", (True, False)), ("assistant", (False,)))
+ASKED: ConversationShape = (("user", (True, False)), ("assistant", (False,)))
 PLAIN = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text or '#' }}{% endfor %}{% endfor %}"
 
 
 def test_pieces_are_the_templates_own_and_the_texts_numbers(tiny: Path) -> None:
-    pieces = ChatTemplate.of_folder(tiny).pieces(ASKED, False)
+    pieces = ChatTemplate.from_folder(tiny).render(ASKED, False)
     assert [piece for piece in pieces if isinstance(piece, int)] == [0, 1]
     assert "".join(str(piece) for piece in pieces) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -23,14 +23,14 @@ def test_pieces_are_the_templates_own_and_the_texts_numbers(tiny: Path) -> None:
 
 
 def test_to_answer_is_to_end_with_the_assistants_header(tiny: Path) -> None:
-    pieces = ChatTemplate.of_folder(tiny).pieces((("system", (False,)), ("user", (False,))), True)
+    pieces = ChatTemplate.from_folder(tiny).render((("system", (False,)), ("user", (False,))), True)
     assert pieces[0] == "<|im_start|>system\n"
     assert str(pieces[-1]).endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_first_file_that_has_a_template_is_taken(tmp_path: Path) -> None:
     def taken() -> str:
-        return ChatTemplate.of_folder(tmp_path).source
+        return ChatTemplate.from_folder(tmp_path).source
 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
     assert taken() == "config"
@@ -47,9 +47,9 @@ def test_no_template_is_an_error(tmp_path: Path) -> None:
         if content:
             (tmp_path / "tokenizer_config.json").write_text(content)
         with pytest.raises(LorgnetteError, match="checkpoint has no chat template") as caught:
-            ChatTemplate.of_folder(tmp_path)
+            ChatTemplate.from_folder(tmp_path)
         assert caught.value.where == str(tmp_path)
-        assert "Instruct" in str(caught.value.remedy)
+        assert "Instruct" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_no_template_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LorgnetteError) as caught:
-        ChatTemplate.of_folder(tmp_path)
-    assert caught.value.what.startswith(what)
+        ChatTemplate.from_folder(tmp_path)
+    assert caught.value.message.startswith(what)
     assert caught.value.where == str(tmp_path / name)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, what:
 )
 def test_a_template_that_does_not_fit_is_refused(source: str, what: str) -> None:
     with pytest.raises(LorgnetteError, match=what) as caught:
-        ChatTemplate(source, "x.jinja").pieces(ASKED, False)
+        ChatTemplate(source, "x.jinja").render(ASKED, False)
     assert caught.value.where == "x.jinja"
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_loop_controls_work_as_in_transformers() -> None:
     source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content[0].text }}!{% endfor %}"
-    assert ChatTemplate(source, "x").pieces((("user", (False,)),), False) == (0, "!")
+    assert ChatTemplate(source, "x").render((("user", (False,)),), False) == (0, "!")

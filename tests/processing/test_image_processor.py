@@ -11,15 +11,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from lorgnette.config import Encode
+from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.processing.image_processor import PictureRule
+from lorgnette.processing.image_processor import ImageProcessor
 
 EDGE = st.integers(1, 6000)
 
 
-def rule_of(tiny: Path, **encode: object) -> PictureRule:
-    return PictureRule.of_folder(tiny, Encode.model_validate(encode))
+def rule_of(tiny: Path, **encode: object) -> ImageProcessor:
+    return ImageProcessor.from_folder(tiny, ProcessorSettings.model_validate(encode))
 
 
 @given(width=EDGE, height=EDGE, budget=st.tuples(st.integers(1, 3000), st.integers(1, 3000)).map(sorted))
@@ -27,12 +27,12 @@ def test_a_kept_shape_is_smart_resized(tiny: Path, width: int, height: int, budg
     assume(max(width, height) / min(width, height) <= 200)  # transformers refuses longer ones
     rule = rule_of(tiny, size=None, image_tokens=budget)
     least, most = (tokens * 28 * 28 for tokens in budget)
-    assert rule.resized(width, height) == smart_resize(height, width, 28, least, most)
+    assert rule.compute_size(width, height) == smart_resize(height, width, 28, least, most)
 
 
 @given(width=EDGE, height=EDGE)
 def test_every_shape_becomes_at_least_a_token(tiny: Path, width: int, height: int) -> None:
-    rows, columns = rule_of(tiny, size=None).resized(width, height)
+    rows, columns = rule_of(tiny, size=None).compute_size(width, height)
     assert min(rows, columns) >= 28
     assert rows % 28 == columns % 28 == 0
 
@@ -49,20 +49,20 @@ def test_every_shape_becomes_at_least_a_token(tiny: Path, width: int, height: in
 )
 def test_a_fixed_size_is_rounded_to_whole_tokens(tiny: Path, size: tuple[int, int], resized: tuple[int, int]) -> None:
     rule = rule_of(tiny, size=size)
-    assert {rule.resized(*given) for given in ((5, 900), (640, 480), (1, 1))} == {resized}
+    assert {rule.compute_size(*given) for given in ((5, 900), (640, 480), (1, 1))} == {resized}
 
 
 def test_patches_are_rows_of_three_channels_in_two_frames(tiny: Path) -> None:
     rule = rule_of(tiny, size=(56, 84))
-    assert rule.side == 28
-    pixels = rule.pixels(PIL.Image.new("RGB", (300, 20), (255, 0, 127)))
+    assert rule.token_side == 28
+    pixels = rule.resize(PIL.Image.new("RGB", (300, 20), (255, 0, 127)))
     assert pixels.shape == (56, 84, 3)
-    patches = rule.patches(pixels)
+    patches = rule.patchify(pixels)
     assert patches.shape == (4 * 6, 3 * 2 * 14 * 14)
     assert patches.dtype == np.float32
     for row in patches.reshape(24, 3, -1):  # one colour: every patch is its three normalised levels
         np.testing.assert_allclose(
-            row, ((np.array([1, 0, 127 / 255]) - rule.mean) / rule.std)[:, None].repeat(392, 1), rtol=1e-5
+            row, ((np.array([1, 0, 127 / 255]) - rule.image_mean) / rule.image_std)[:, None].repeat(392, 1), rtol=1e-5
         )
 
 
@@ -73,14 +73,14 @@ def test_broken_constants_are_named(tiny: Path, tmp_path: Path, content: str) ->
     with pytest.raises(LorgnetteError, match=r"preprocessor_config\.json cannot be read: ") as caught:
         rule_of(tmp_path)
     assert caught.value.where == str(path)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_missing_constants_are_named(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"preprocessor_config\.json is missing") as caught:
         rule_of(tmp_path)
     assert caught.value.where == str(tmp_path)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_the_checkpoints_constants_are_used(tiny: Path, tmp_path: Path) -> None:
@@ -88,4 +88,9 @@ def test_the_checkpoints_constants_are_used(tiny: Path, tmp_path: Path) -> None:
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": 16, "image_mean": [0, 0, 0]}))
     rule = rule_of(folder, size=None, image_tokens=(2, 9))
-    assert (rule.side, rule.mean, rule.least, rule.most) == (32, (0.0, 0.0, 0.0), 2 * 32 * 32, 9 * 32 * 32)
+    assert (rule.token_side, rule.image_mean, rule.min_pixels, rule.max_pixels) == (
+        32,
+        (0.0, 0.0, 0.0),
+        2 * 32 * 32,
+        9 * 32 * 32,
+    )

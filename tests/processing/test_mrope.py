@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.processing.mrope import positions
-from lorgnette.types import Picture, PictureGrid
+from lorgnette.processing.mrope import compute_position_ids
+from lorgnette.types import Image, ImageGrid
 
-PICTURE = Picture(Path("x.png"))
+PICTURE = Image(Path("x.png"))
 EDGES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 LAYOUTS = st.tuples(st.lists(st.tuples(st.integers(0, 5), EDGES)), st.integers(0, 5))
 
@@ -24,9 +24,9 @@ def test_each_run_starts_one_behind_the_largest_so_far(
     starts, grids, at = [], [], 0
     for text, (rows, columns) in pictures:
         starts.append(at + text)
-        grids.append(PictureGrid(PICTURE, 1, 2 * rows, 2 * columns, 2))
+        grids.append(ImageGrid(PICTURE, 1, 2 * rows, 2 * columns, 2))
         at += text + rows * columns
-    found = positions(at + tail, starts, grids)
+    found = compute_position_ids(at + tail, starts, grids)
     assert found.shape == (3, at + tail)
     assert found.dtype == np.int32
     inside = np.zeros(at + tail, bool)
@@ -40,18 +40,18 @@ def test_each_run_starts_one_behind_the_largest_so_far(
 
 
 def test_text_alone_is_counted_in_all_three() -> None:
-    assert positions(5, [], []).tolist() == [[0, 1, 2, 3, 4]] * 3
-    assert positions(0, [], []).shape == (3, 0)
+    assert compute_position_ids(5, [], []).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert compute_position_ids(0, [], []).shape == (3, 0)
 
 
 def test_a_long_picture_takes_its_longer_edge_of_positions() -> None:
     for edges in ((4, 20), (20, 4)):
-        found = positions(21 + 2, [1], [PictureGrid(PICTURE, 1, *edges, 2)])
+        found = compute_position_ids(21 + 2, [1], [ImageGrid(PICTURE, 1, *edges, 2)])
         assert found[:, 1 + 20].tolist() == [1 + 10] * 3
 
 
 def test_rows_share_what_they_have_in_common_and_nobody_may_write_to_it() -> None:
-    one, other = (positions(length, [1], [PictureGrid(PICTURE, 1, 4, 4, 2)]) for length in (6, 9))
+    one, other = (compute_position_ids(length, [1], [ImageGrid(PICTURE, 1, 4, 4, 2)]) for length in (6, 9))
     assert np.shares_memory(one, other)
     np.testing.assert_array_equal(one, other[:, :6])
     with pytest.raises(ValueError, match="read-only"):
@@ -60,8 +60,8 @@ def test_rows_share_what_they_have_in_common_and_nobody_may_write_to_it() -> Non
 
 def test_rows_that_differ_share_nothing() -> None:
     """Negative control: by what may be told apart, pictures' starts, shapes and number."""
-    wide, tall = PictureGrid(PICTURE, 1, 4, 8, 2), PictureGrid(PICTURE, 1, 8, 4, 2)
-    rows = [positions(30, starts, grids) for starts, grids in (([1], [wide]), ([1], [tall]), ([2], [wide]),
+    wide, tall = ImageGrid(PICTURE, 1, 4, 8, 2), ImageGrid(PICTURE, 1, 8, 4, 2)
+    rows = [compute_position_ids(30, starts, grids) for starts, grids in (([1], [wide]), ([1], [tall]), ([2], [wide]),
             ([1, 12], [wide, tall]), ([1, 12], [tall, wide]), ([], []))]  # fmt: skip
     for one, other in combinations(rows, 2):
         assert not np.shares_memory(one, other)

@@ -8,32 +8,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.processing.mrope import positions
-from lorgnette.processing.packing import pack, passes
+from lorgnette.processing.mrope import compute_position_ids
+from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.processing.prefix_tree import Share
-from lorgnette.types import IGNORED, Encoded, Example, Picture, PictureGrid
+from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid
 
 IMAGE = 1_000_000
-GRIDS = [PictureGrid(Picture(Path(f"{i}.png")), 1, 2 * rows, 4, 2) for i, rows in enumerate((1, 2, 3))]
+GRIDS = [ImageGrid(Image(Path(f"{i}.png")), 1, 2 * rows, 4, 2) for i, rows in enumerate((1, 2, 3))]
 
 
-def made(number: int, *runs: int | str | PictureGrid) -> Encoded:
+def made(number: int, *runs: int | str | ImageGrid) -> Encoded:
     """made(0, 3, GRIDS[0], "ab"): three tokens of text, a picture, two labels."""
     tokens: list[int] = []
     labels: list[int] = []
     starts, grids = [], []
     for run in runs:
-        if isinstance(run, PictureGrid):
+        if isinstance(run, ImageGrid):
             starts.append(len(tokens))
             grids.append(run)
-            new = [IMAGE] * run.tokens
+            new = [IMAGE] * run.num_tokens
         else:
             new = [1000 * number + len(tokens) + i for i in range(run if isinstance(run, int) else len(run))]
         tokens += new
-        labels += new if isinstance(run, str) else [IGNORED] * len(new)
+        labels += new if isinstance(run, str) else [IGNORE_INDEX] * len(new)
     example = Example(str(number), (), Path("x.json"), number)
     return Encoded(
-        example, np.array(tokens, np.int32), np.array(labels, np.int32), positions(len(tokens), starts, grids),
+        example, np.array(tokens, np.int32), np.array(labels, np.int32), compute_position_ids(len(tokens), starts, grids),
         tuple(grids), tuple(starts),
     )  # fmt: skip
 
@@ -51,68 +51,77 @@ def test_nothing_is_lost_or_moved(
         made(i, 1, *begin, *(run for answer, more in turns for run in (answer, *more)))  # type: ignore[arg-type]
         for i, (begin, turns) in enumerate(step)
     ]
-    batches = passes(examples, most_tokens)
+    batches = split_into_microbatches(examples, most_tokens)
     assert [e for batch in batches for e in batch.examples] == [e.example for e in examples]
-    assert all(len(batch.tokens) <= most_tokens or len(batch.examples) == 1 for batch in batches)
-    wanted = np.concatenate([e.labels[e.labels != IGNORED] for e in examples])
+    assert all(len(batch.input_ids) <= most_tokens or len(batch.examples) == 1 for batch in batches)
+    wanted = np.concatenate([e.labels[e.labels != IGNORE_INDEX] for e in examples])
     np.testing.assert_array_equal(np.concatenate([batch.targets for batch in batches]), wanted)
-    assert sum(float(batch.weights.sum(dtype=np.float64)) for batch in batches) == pytest.approx(1, abs=1e-6)
+    assert sum(float(batch.label_weights.sum(dtype=np.float64)) for batch in batches) == pytest.approx(1, abs=1e-6)
     left = iter(examples)
     for batch in batches:
-        assert len(batch.weights) == len(batch.targets) == len(batch.label_rows)
-        assert batch.ends[-1] == len(batch.tokens) == batch.positions.shape[1] == len(batch.ends)
-        borders = [0, *np.unique(batch.ends).tolist()]
-        np.testing.assert_array_equal(batch.ends, np.repeat(borders[1:], np.diff(borders)))
+        assert len(batch.label_weights) == len(batch.targets) == len(batch.label_indices)
+        assert (
+            batch.visible_until[-1] == len(batch.input_ids) == batch.position_ids.shape[1] == len(batch.visible_until)
+        )
+        borders = [0, *np.unique(batch.visible_until).tolist()]
+        np.testing.assert_array_equal(batch.visible_until, np.repeat(borders[1:], np.diff(borders)))
         assert len(set(batch.grids)) == len(batch.grids)
-        ends = np.cumsum([grid.tokens for grid in batch.grids])
+        ends = np.cumsum([grid.num_tokens for grid in batch.grids])
         images: list[tuple[int, int]] = []
         for (start, end), encoded in zip(pairwise(borders), left, strict=False):
             length = end - start
-            np.testing.assert_array_equal(batch.tokens[start:end], encoded.tokens[:length])
-            np.testing.assert_array_equal(batch.positions[:, start:end], encoded.positions[:, :length])
-            own = (batch.label_rows >= start) & (batch.label_rows < end)
-            rows = np.flatnonzero(encoded.labels != IGNORED)
-            np.testing.assert_array_equal(batch.label_rows[own], start + rows - 1)  # the row before predicts
-            np.testing.assert_array_equal(batch.targets[own], encoded.tokens[rows])
+            np.testing.assert_array_equal(batch.input_ids[start:end], encoded.input_ids[:length])
+            np.testing.assert_array_equal(batch.position_ids[:, start:end], encoded.position_ids[:, :length])
+            own = (batch.label_indices >= start) & (batch.label_indices < end)
+            rows = np.flatnonzero(encoded.labels != IGNORE_INDEX)
+            np.testing.assert_array_equal(batch.label_indices[own], start + rows - 1)  # the row before predicts
+            np.testing.assert_array_equal(batch.targets[own], encoded.input_ids[rows])
             assert length == rows[-1]
             for at, grid in zip(encoded.image_starts, encoded.grids, strict=True):
                 if at < length:
-                    first = int(ends[batch.grids.index(grid)]) - grid.tokens
-                    images += [(start + at + i, first + i) for i in range(grid.tokens)]
-        assert list(zip(batch.image_rows.tolist(), batch.feature_rows.tolist(), strict=True)) == images
-        assert np.flatnonzero(batch.tokens == IMAGE).tolist() == batch.image_rows.tolist()
+                    first = int(ends[batch.grids.index(grid)]) - grid.num_tokens
+                    images += [(start + at + i, first + i) for i in range(grid.num_tokens)]
+        assert list(zip(batch.image_token_indices.tolist(), batch.feature_indices.tolist(), strict=True)) == images
+        assert np.flatnonzero(batch.input_ids == IMAGE).tolist() == batch.image_token_indices.tolist()
 
 
 def test_the_same_picture_is_there_once() -> None:
     batch = pack([made(0, 1, GRIDS[1], GRIDS[1], "a"), made(1, GRIDS[1], GRIDS[0], "b")], 2)
     assert batch.grids == (GRIDS[1], GRIDS[0])
-    assert batch.feature_rows.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert batch.feature_indices.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
 
 
 def test_a_picture_behind_the_last_answer_is_left_out_and_one_between_answers_is_not() -> None:
     batch = pack([made(0, 2, "a", GRIDS[0], "b", 1, GRIDS[2], 3)], 2)
     assert batch.grids == (GRIDS[0],)
-    assert len(batch.tokens) == 2 + 1 + GRIDS[0].tokens
+    assert len(batch.input_ids) == 2 + 1 + GRIDS[0].num_tokens
     assert pack([made(0, 2, "a", GRIDS[2])], 1).grids == ()
 
 
 def test_text_alone_has_no_images() -> None:
     batch = pack([made(0, 3, "abc"), made(1, 1, "a")], 4)
-    assert (batch.image_rows.size, batch.feature_rows.size, batch.grids) == (0, 0, ())
-    assert batch.ends.tolist() == [5, 5, 5, 5, 5, 6]
-    assert batch.label_rows.tolist() == [2, 3, 4, 5]
+    assert (batch.image_token_indices.size, batch.feature_indices.size, batch.grids) == (0, 0, ())
+    assert batch.visible_until.tolist() == [5, 5, 5, 5, 5, 6]
+    assert batch.label_indices.tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("share", ["none", "tree"])
 def test_everything_goes_to_the_device_in_small_integers(share: Share) -> None:
-    batch = pack([made(0, 1, GRIDS[0], "a"), made(0, 1, GRIDS[0], "ab")], 1, share=share)
-    arrays = [batch.tokens, batch.positions, batch.ends, batch.image_rows, batch.feature_rows, batch.label_rows]
+    batch = pack([made(0, 1, GRIDS[0], "a"), made(0, 1, GRIDS[0], "ab")], 1, prefix_sharing=share)
+    arrays = [
+        batch.input_ids,
+        batch.position_ids,
+        batch.visible_until,
+        batch.image_token_indices,
+        batch.feature_indices,
+        batch.label_indices,
+    ]
     assert {array.dtype for array in [*arrays, batch.targets]} == {np.dtype(np.int32)}
-    assert batch.weights.dtype == np.float32
+    assert batch.label_weights.dtype == np.float32
 
 
 def test_a_pass_is_as_full_as_it_may_be() -> None:
     examples = [made(i, 9, "a") for i in range(7)]
-    assert [len(batch.examples) for batch in passes(examples, 30)] == [3, 3, 1]
-    assert [len(batch.examples) for batch in passes(examples, 5)] == [1] * 7
-    assert all(a.examples != b.examples for a, b in pairwise(passes(examples, 30)))
+    assert [len(batch.examples) for batch in split_into_microbatches(examples, 30)] == [3, 3, 1]
+    assert [len(batch.examples) for batch in split_into_microbatches(examples, 5)] == [1] * 7
+    assert all(a.examples != b.examples for a, b in pairwise(split_into_microbatches(examples, 30)))

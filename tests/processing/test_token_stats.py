@@ -4,69 +4,72 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.config import Encode
+from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.processing.processor import Encoder
-from lorgnette.processing.token_stats import bins, counted
-from lorgnette.resolve import BUILT_IN
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.processing.processor import Processor
+from lorgnette.processing.token_stats import compute_histogram, compute_token_stats
+from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.types import Example, Image, Turn
 
-ENCODE = Encode(size=(56, 56), max_tokens=60)
+ENCODE = ProcessorSettings(image_size=(56, 56), max_length=60)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder.of_folder(BUILT_IN, ENCODE)
+def encoder() -> Processor:
+    return Processor.from_folder(BUILT_IN_MODEL, ENCODE)
 
 
-def test_all_are_counted_and_those_over_the_budget_named(encoder: Encoder, example: Callable[..., Example]) -> None:
+def test_all_are_counted_and_those_over_the_budget_named(encoder: Processor, example: Callable[..., Example]) -> None:
     rows = [example(("user", 0, "q"), ("assistant", "a" * count)) for count in (1, 5, 90)]
-    tokens, findings = counted(encoder, rows, longest_answer=200)
-    lengths = [len(Encoder.of_folder(BUILT_IN, Encode(size=(56, 56))).encode(row).tokens) for row in rows]
+    tokens, findings = compute_token_stats(encoder, rows, max_new_tokens=200)
+    lengths = [
+        len(Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(56, 56))).encode(row).input_ids)
+        for row in rows
+    ]
     assert tokens is not None
-    assert (tokens.examples, tokens.total, tokens.of_pictures) == (3, sum(lengths), 12)
+    assert (tokens.num_examples, tokens.num_tokens, tokens.num_image_tokens) == (3, sum(lengths), 12)
     assert (tokens.shortest, tokens.median, tokens.longest) == (lengths[0], lengths[1], lengths[2])
-    assert sum(count for _, _, count in tokens.bins) == 3
+    assert sum(count for _, _, count in tokens.histogram) == 3
     [finding] = findings
     assert finding.kind == "over-budget"
-    assert finding.stops
+    assert finding.is_blocking
     with pytest.raises(LorgnetteError) as refused:
         encoder.encode(rows[2])
-    assert finding.problem.what == refused.value.what  # training's own words
+    assert finding.problem.message == refused.value.message  # training's own words
 
 
-def test_an_answer_longer_than_predictions(encoder: Encoder, example: Callable[..., Example]) -> None:
+def test_an_answer_longer_than_predictions(encoder: Processor, example: Callable[..., Example]) -> None:
     short, long = example(("user", "q"), ("assistant", "a b")), example(("user", "q"), ("assistant", "a b c d e f"))
-    size = encoder.encode(long).label_count
-    [finding] = counted(encoder, [short, long], longest_answer=size - 1)[1]
+    size = encoder.encode(long).num_labels
+    [finding] = compute_token_stats(encoder, [short, long], max_new_tokens=size - 1)[1]
     assert finding.kind == "overlong-answer"
-    assert f"an answer of {size} tokens" in finding.problem.what
-    assert counted(encoder, [short, long], longest_answer=size)[1] == []
+    assert f"an answer of {size} tokens" in finding.problem.message
+    assert compute_token_stats(encoder, [short, long], max_new_tokens=size)[1] == []
     turns = example(("user", "q"), ("assistant", "a b c d e f"), ("user", "r"), ("assistant", "a b c d e f"))
-    assert counted(encoder, [turns], longest_answer=size)[1] == []  # each by itself
+    assert compute_token_stats(encoder, [turns], max_new_tokens=size)[1] == []  # each by itself
 
 
 def test_a_template_that_does_not_end_answers(tmp_path: Path, example: Callable[..., Example]) -> None:
-    folder = shutil.copytree(BUILT_IN, tmp_path / "model")
+    folder = shutil.copytree(BUILT_IN_MODEL, tmp_path / "model")
     template = folder / "chat_template.json"
     text = template.read_text()
     assert text.count("<|im_end|>") >= 2
     template.write_text(text.replace("<|im_end|>", ""))
     rows = [example(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"))]
-    [finding] = counted(Encoder.of_folder(folder, ENCODE), rows, longest_answer=9)[1]
+    [finding] = compute_token_stats(Processor.from_folder(folder, ENCODE), rows, max_new_tokens=9)[1]
     assert finding.kind == "no-end"
-    assert finding.problem.what.startswith("2 of 2 answers")
-    assert counted(Encoder.of_folder(BUILT_IN, ENCODE), rows, longest_answer=9)[1] == []
+    assert finding.problem.message.startswith("2 of 2 answers")
+    assert compute_token_stats(Processor.from_folder(BUILT_IN_MODEL, ENCODE), rows, max_new_tokens=9)[1] == []
 
 
 def test_the_tutorials_end_token_ends(example: Callable[..., Example]) -> None:
-    other = Encoder.of_folder(BUILT_IN, ENCODE.model_copy(update={"end_token": "<|endoftext|>"}))
-    assert counted(other, [example(("user", "q"), ("assistant", "a"))], longest_answer=9)[1] == []
+    other = Processor.from_folder(BUILT_IN_MODEL, ENCODE.model_copy(update={"end_token": "<|endoftext|>"}))
+    assert compute_token_stats(other, [example(("user", "q"), ("assistant", "a"))], max_new_tokens=9)[1] == []
 
 
-def test_a_row_that_cannot_be_encoded_is_named(encoder: Encoder, tmp_path: Path) -> None:
-    turns = (Turn("user", (Picture(tmp_path / "gone.png"),)), Turn("assistant", ("a",)))
-    tokens, [finding] = counted(encoder, [Example("x", turns, Path("a.json"), 4)], longest_answer=9)
+def test_a_row_that_cannot_be_encoded_is_named(encoder: Processor, tmp_path: Path) -> None:
+    turns = (Turn("user", (Image(tmp_path / "gone.png"),)), Turn("assistant", ("a",)))
+    tokens, [finding] = compute_token_stats(encoder, [Example("x", turns, Path("a.json"), 4)], max_new_tokens=9)
     assert tokens is None
     assert (finding.kind, finding.problem.row) == ("unusable", 4)
 
@@ -83,7 +86,7 @@ def test_a_row_that_cannot_be_encoded_is_named(encoder: Encoder, tmp_path: Path)
     ],
 )
 def test_bins_are_few_round_and_hold_everything(values: list[int], width: int, count: int) -> None:
-    found = bins(values)
+    found = compute_histogram(values)
     assert {high - low for low, high, _ in found} == {width}
     assert len(found) == count
     assert all(low % width == 0 for low, _, _ in found)

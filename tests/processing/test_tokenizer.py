@@ -20,23 +20,23 @@ TEXT = st.lists(PLAIN | st.sampled_from(CONTROLS)).map("".join)
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> TextTokenizer:
-    return TextTokenizer.of_folder(tiny)
+    return TextTokenizer.from_folder(tiny)
 
 
 @given(text=TEXT)
 def test_a_text_comes_back_and_holds_no_control_token(tokenizer: TextTokenizer, text: str) -> None:
-    ids = tokenizer.text_ids(text)
-    assert not set(ids) & set(tokenizer.control.values())
-    assert tokenizer.text_of(ids) == tokenizer.shown(ids) == unicodedata.normalize("NFC", text)
-    assert tokenizer.cached_ids(text) == ids
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.control_tokens.values())
+    assert tokenizer.decode(ids) == tokenizer.decode_with_control_tokens(ids) == unicodedata.normalize("NFC", text)
+    assert tokenizer.encode_cached(text) == ids
 
 
 def test_an_answers_text_leaves_control_tokens_out_and_people_see_them(tokenizer: TextTokenizer) -> None:
-    pad, end = tokenizer.control["<|image_pad|>"], tokenizer.control["<|im_end|>"]
-    ids = [pad, pad, *tokenizer.text_ids("新 é"), end]
-    assert tokenizer.text_of(ids) == "新 é"
-    assert tokenizer.shown(ids) == "<|image_pad|><|image_pad|>新 é<|im_end|>"
-    assert tokenizer.shown([]) == tokenizer.text_of([]) == ""
+    pad, end = tokenizer.control_tokens["<|image_pad|>"], tokenizer.control_tokens["<|im_end|>"]
+    ids = [pad, pad, *tokenizer.encode("新 é"), end]
+    assert tokenizer.decode(ids) == "新 é"
+    assert tokenizer.decode_with_control_tokens(ids) == "<|image_pad|><|image_pad|>新 é<|im_end|>"
+    assert tokenizer.decode_with_control_tokens([]) == tokenizer.decode([]) == ""
 
 
 def test_tokenizer_json_says_what_the_vocabulary_files_say(tiny: Path, tmp_path: Path) -> None:
@@ -45,20 +45,20 @@ def test_tokenizer_json_says_what_the_vocabulary_files_say(tiny: Path, tmp_path:
     for path in tmp_path.iterdir():
         if path.name != "tokenizer.json":
             path.unlink()
-    one, other = TextTokenizer.of_folder(tmp_path), TextTokenizer.of_folder(tiny)
-    assert one.control.items() >= {name: other.control[name] for name in CONTROLS}.items()
+    one, other = TextTokenizer.from_folder(tmp_path), TextTokenizer.from_folder(tiny)
+    assert one.control_tokens.items() >= {name: other.control_tokens[name] for name in CONTROLS}.items()
     for text in ("a red car", "<|im_end|> it's 1234", "  tabs\t\n\nnew  lines ", "新 é e\u0301"):
-        assert one.text_ids(text) == other.text_ids(text)
+        assert one.encode(text) == other.encode(text)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
 def test_a_missing_file_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m", ignore=shutil.ignore_patterns(name))
     with pytest.raises(LorgnetteError) as caught:
-        TextTokenizer.of_folder(folder)
-    assert caught.value.what == f"tokenizer is missing: no tokenizer.json, and no {name}"
+        TextTokenizer.from_folder(folder)
+    assert caught.value.message == f"tokenizer is missing: no tokenizer.json, and no {name}"
     assert caught.value.where == str(folder)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_a_broken_file_is_an_error_with_a_remedy(tiny: Path, tmp_path: Path, nam
     folder = shutil.copytree(tiny, tmp_path / "m")
     (folder / name).write_text(content)
     with pytest.raises(LorgnetteError, match=r"tokenizer cannot be read: .") as caught:
-        TextTokenizer.of_folder(folder)
+        TextTokenizer.from_folder(folder)
     assert caught.value.where == str(folder)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_a_text_models_tokenizer_is_refused_by_what_it_lacks(tiny: Path, tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_a_text_models_tokenizer_is_refused_by_what_it_lacks(tiny: Path, tmp_pat
     tree["added_tokens_decoder"] = {n: token for n, token in decoder if token["content"] != "<|image_pad|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tree))
     with pytest.raises(LorgnetteError, match=r"tokenizer has no <\|image_pad\|> · .* · use an Instruct checkpoint"):
-        TextTokenizer.of_folder(folder)
+        TextTokenizer.from_folder(folder)

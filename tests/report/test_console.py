@@ -18,7 +18,7 @@ def terminal(*, drawn: bool) -> tuple[Terminal, io.StringIO]:
 )
 def test_text_is_not_markup_and_is_never_broken(text: str) -> None:
     out, said = terminal(drawn=False)
-    for say in (out.say, out.warn, out.fail):
+    for say in (out.print, out.warn, out.error):
         say(text)
     assert said.getvalue() == f"{text}\n" * 3
 
@@ -31,9 +31,9 @@ def test_a_warning_has_a_colour_where_there_are_colours() -> None:
 
 def test_a_bar_goes_on_where_it_stopped() -> None:
     out, said = terminal(drawn=True)
-    with out.bar("steps", 10, done=4) as advance:
+    with out.show_progress("steps", 10, done=4) as advance:
         advance(5, "loss [1.0] :cat:")
-        out.say("a line meanwhile")
+        out.print("a line meanwhile")
     drawn = said.getvalue()
     assert "9/10" in drawn
     assert "loss [1.0] :cat:" in drawn
@@ -42,17 +42,17 @@ def test_a_bar_goes_on_where_it_stopped() -> None:
 
 def test_without_a_terminal_no_bar_is_drawn() -> None:
     out, said = terminal(drawn=False)
-    with out.bar("steps", 10) as advance:
+    with out.show_progress("steps", 10) as advance:
         advance(3, "loss 1.0")
     assert not said.getvalue()
 
 
 def test_a_failure_goes_through_a_bar() -> None:
     out, _ = terminal(drawn=True)
-    with pytest.raises(KeyboardInterrupt), out.bar("steps", 10):
+    with pytest.raises(KeyboardInterrupt), out.show_progress("steps", 10):
         raise KeyboardInterrupt
 
 
 def test_the_default_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().say("here")
+    Terminal().print("here")
     assert capsys.readouterr() == ("", "here\n")

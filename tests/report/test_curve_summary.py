@@ -1,12 +1,12 @@
 """The curves' reading: falling, risen again, harmful, nothing held out."""
 
-from lorgnette.report.curve_summary import judged, reading
+from lorgnette.report.curve_summary import summarize_best_step, summarize_loss
 
 FALLING = [(1.0, 3.0), (10.0, 2.0), (20.0, 1.0), (30.0, 0.5)]
 
 
 def said(evals: list[tuple[float, float]], norms: list[tuple[float, float]] | None = None) -> str:
-    return " ".join(reading(FALLING, evals, norms or [], "runs/a/best"))
+    return " ".join(summarize_loss(FALLING, evals, norms or [], "runs/a/best"))
 
 
 def test_still_falling() -> None:
@@ -25,17 +25,20 @@ def test_risen_again_is_learning_by_heart() -> None:
 
 def test_what_another_number_chose_is_not_said_of_the_loss() -> None:
     evals = [(0.0, 3.0), (10.0, 2.0), (20.0, 2.6)]
-    assert "kept" in " ".join(reading(FALLING, evals, [], "best"))
-    assert "kept" not in " ".join(reading(FALLING, evals, [], None))
+    assert "kept" in " ".join(summarize_loss(FALLING, evals, [], "best"))
+    assert "kept" not in " ".join(summarize_loss(FALLING, evals, [], None))
 
 
 def test_a_metric_says_which_step_it_chose() -> None:
     points = [(0.0, 0.9), (10.0, 0.4), (20.0, 0.2), (30.0, 0.3)]
-    [higher], [lower] = (judged("ROUGE-L of 9 held-out pictures", points, "a/best", higher=h) for h in (True, False))
+    [higher], [lower] = (
+        summarize_best_step("ROUGE-L of 9 held-out pictures", points, "a/best", higher_is_better=h)
+        for h in (True, False)
+    )
     assert "step 10 was best: 0.4 (0.9 before tuning); its adapter is kept in a/best" in higher
     assert "step 20 was best: 0.2" in lower
-    assert "the last, as saved" in judged("x", points[:2], "a/best", higher=True)[0]
-    assert judged("x", points[:1], "a/best", higher=True) == []
+    assert "the last, as saved" in summarize_best_step("x", points[:2], "a/best", higher_is_better=True)[0]
+    assert summarize_best_step("x", points[:1], "a/best", higher_is_better=True) == []
 
 
 def test_a_wobble_is_no_rise() -> None:
@@ -50,4 +53,4 @@ def test_harm_is_said() -> None:
 
 def test_nothing_held_out() -> None:
     assert "Nothing was held out" in said([])
-    assert reading([], [], [], "best") == []
+    assert summarize_loss([], [], [], "best") == []

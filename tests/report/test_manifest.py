@@ -6,17 +6,17 @@ import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from lorgnette.report.manifest import manifest, sha256
+from lorgnette.report.manifest import build_manifest, compute_sha256
 
 
 def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_bytes(b"abc")
     started = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=8)))
-    made = manifest(
+    made = build_manifest(
         seed=42,
         command=["/opt/bin/lorgnette", "train", "my pictures.csv"],
         device="NVIDIA H100",
-        hashes={"data.csv": sha256(tmp_path / "data.csv")},
+        hashes={"data.csv": compute_sha256(tmp_path / "data.csv")},
         started=started,
     )
     assert made["started"] == "2026-01-01T19:04:05+00:00"
@@ -36,7 +36,7 @@ def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
 
 def test_people_stay_out_of_it() -> None:
     home = str(Path.home())
-    made = manifest(
+    made = build_manifest(
         seed=1, command=["lorgnette", "train", f"{home}/pictures.csv"], hashes={f"{home}/pictures.csv": "0"}
     )
     assert home not in json.dumps(made)

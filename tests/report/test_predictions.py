@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.predictions import PredictionRow, pictured, read_predictions, write_predictions
+from lorgnette.report.predictions import PredictionRow, load_thumbnails, read_predictions, write_predictions
 
 ROWS = [
     PredictionRow("a", (Path("one.png"), Path("two.png")), "COCO Yes:", ("一只猫\n两行", "猫"), "a cat", "猫"),
@@ -65,4 +65,4 @@ def test_the_caption_holds_what_was_said() -> None:
 def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "two.png")
     row = PredictionRow("a", (tmp_path / "one.png", tmp_path / "two.png"), "", ("r",))
-    assert [(picture.size, caption) for picture, caption in pictured([row], 15)] == [((15, 10), "reference: r")]
+    assert [(picture.size, caption) for picture, caption in load_thumbnails([row], 15)] == [((15, 10), "reference: r")]

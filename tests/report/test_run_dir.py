@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.report.run_dir import RunFolder, next_free
+from lorgnette.report.run_dir import RunDir, find_free_path
 
 
 def test_everything_has_its_place(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "runs" / "coco")
+    folder = RunDir.create(tmp_path / "runs" / "coco")
     places = [
-        folder.config, folder.manifest, folder.adapter, folder.checkpoints, folder.log, folder.predictions, folder.page
+        folder.config, folder.manifest, folder.adapter, folder.checkpoints, folder.log, folder.predictions, folder.report
     ]  # fmt: skip
     names = "config.yaml manifest.json adapter checkpoints log.jsonl predictions.jsonl report.html"
     assert [place.name for place in places] == names.split()
@@ -18,37 +18,37 @@ def test_everything_has_its_place(tmp_path: Path) -> None:
 
 
 def test_a_run_is_never_written_over(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "coco")
-    RunFolder.create(tmp_path / "coco")  # still empty
+    folder = RunDir.create(tmp_path / "coco")
+    RunDir.create(tmp_path / "coco")  # still empty
     folder.log.write_text("")
     with pytest.raises(UsageError, match=r"exists.*lorgnette train --resume"):
-        RunFolder.create(tmp_path / "coco")
+        RunDir.create(tmp_path / "coco")
 
 
 def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "coco").write_text("")
     with pytest.raises(LorgnetteError, match="cannot be made"):
-        RunFolder.create(tmp_path / "coco")
+        RunDir.create(tmp_path / "coco")
 
 
 def test_only_a_run_folder_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such run folder"):
-        RunFolder.existing(tmp_path / "absent")
+        RunDir.open_existing(tmp_path / "absent")
     with pytest.raises(UsageError, match=r"no config\.yaml"):
-        RunFolder.existing(tmp_path)
+        RunDir.open_existing(tmp_path)
     (tmp_path / "config.yaml").write_text("")
-    assert RunFolder.existing(tmp_path) == RunFolder(tmp_path)
+    assert RunDir.open_existing(tmp_path) == RunDir(tmp_path)
 
 
 def test_a_number_stands_before_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "compare.html").touch()
-    assert next_free(tmp_path, "compare", ".html") == tmp_path / "compare-2.html"
+    assert find_free_path(tmp_path, "compare", ".html") == tmp_path / "compare-2.html"
 
 
 def test_the_next_free_name(tmp_path: Path) -> None:
-    assert next_free(tmp_path, "coco") == tmp_path / "coco"
+    assert find_free_path(tmp_path, "coco") == tmp_path / "coco"
     (tmp_path / "coco").mkdir()
-    assert next_free(tmp_path, "coco") == tmp_path / "coco"
+    assert find_free_path(tmp_path, "coco") == tmp_path / "coco"
     (tmp_path / "coco" / "x").write_text("")
     (tmp_path / "coco-2").write_text("")
-    assert next_free(tmp_path, "coco") == tmp_path / "coco-3"
+    assert find_free_path(tmp_path, "coco") == tmp_path / "coco-3"

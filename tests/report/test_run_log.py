@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.run_log import RunLog, number, read, series
+from lorgnette.report.run_log import RunLog, parse_number, read_log, select_series
 
 
 def test_a_record_is_on_the_disk_once_written(tmp_path: Path) -> None:
@@ -13,7 +13,7 @@ def test_a_record_is_on_the_disk_once_written(tmp_path: Path) -> None:
     log.write(
         {"kind": "train", "step": 1, "loss": np.float32(2.5), "note": "一只猫", "path": Path("a/b"), "tags": (1, True)}
     )
-    assert read(log.path) == [
+    assert read_log(log.path) == [
         {"kind": "train", "step": 1, "loss": 2.5, "note": "一只猫", "path": "a/b", "tags": [1, True]}
     ]
     log.close()
@@ -29,8 +29,8 @@ def test_numbers_that_are_not_finite_stay_legal_json(tmp_path: Path) -> None:
 
     line = json.loads(log.path.read_text(), parse_constant=refused)
     assert line["losses"] == ["nan", "inf", "-inf", "nan"]
-    assert [number(text) == number(text) for text in line["losses"]] == [False, True, True, False]
-    assert [number(value) for value in (True, None, "1", 2)] == [None, None, None, 2.0]
+    assert [parse_number(text) == parse_number(text) for text in line["losses"]] == [False, True, True, False]
+    assert [parse_number(value) for value in (True, None, "1", 2)] == [None, None, None, 2.0]
 
 
 def test_what_json_cannot_say_is_refused(tmp_path: Path) -> None:
@@ -47,18 +47,18 @@ def test_a_half_written_last_line_is_dropped_and_logging_goes_on(tmp_path: Path,
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     kept = [{"step": 1}] + ([{"step": 2, "text": "猫"}] if cut == 1 else [])
-    assert read(path) == kept
+    assert read_log(path) == kept
     with RunLog(path) as log:
         log.write({"step": 3})
-    assert read(path) == [*kept, {"step": 3}]
+    assert read_log(path) == [*kept, {"step": 3}]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(LorgnetteError, match="line 2"):
-        read(tmp_path / "log.jsonl")
+        read_log(tmp_path / "log.jsonl")
     with pytest.raises(LorgnetteError, match="cannot be read"):
-        read(tmp_path / "absent.jsonl")
+        read_log(tmp_path / "absent.jsonl")
 
 
 def test_resuming_forgets_later_steps_and_keeps_what_has_no_step(tmp_path: Path) -> None:
@@ -68,15 +68,15 @@ def test_resuming_forgets_later_steps_and_keeps_what_has_no_step(tmp_path: Path)
         for step in range(1, 6):
             log.write({"kind": "train", "step": step, "loss": 1 / step})
     path.write_bytes(path.read_bytes() + b'{"kind": "tr')
-    with RunLog.resumed(path, 3) as log:
+    with RunLog.resume(path, 3) as log:
         log.write({"kind": "train", "step": 4, "loss": 0.25})
-    assert [record.get("step") for record in read(path)] == [None, 1, 2, 3, 4]
+    assert [record.get("step") for record in read_log(path)] == [None, 1, 2, 3, 4]
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_resuming_without_a_log_starts_one(tmp_path: Path) -> None:
-    RunLog.resumed(tmp_path / "log.jsonl", 3).close()
-    assert read(tmp_path / "log.jsonl") == []
+    RunLog.resume(tmp_path / "log.jsonl", 3).close()
+    assert read_log(tmp_path / "log.jsonl") == []
 
 
 def test_a_series_is_one_field_over_the_steps() -> None:
@@ -86,7 +86,7 @@ def test_a_series_is_one_field_over_the_steps() -> None:
         {"kind": "train", "step": 2, "loss": "nan"},
         {"kind": "train", "step": 3},
     ]
-    (first, second) = series(records, "train", "loss")
+    (first, second) = select_series(records, "train", "loss")
     assert first == (1.0, 2.0)
     assert second[0] == 2.0
     assert second[1] != second[1]

@@ -8,19 +8,19 @@ import pytest
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.run_log import RunLog
-from lorgnette.report.stage_timer import Stages
+from lorgnette.report.stage_timer import StageTimer
 
 
 def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, said: io.StringIO) -> None:
-    stages = Stages(terminal)
+    stages = StageTimer(terminal)
     with stages("data"):
         pass
     with RunLog(tmp_path / "log.jsonl") as kept:
-        stages.keep(kept)
+        stages.attach_log(kept)
         with stages("steps"):
             pass
-        stages.part("decoding", 0.5)
-    records = run_log.read(tmp_path / "log.jsonl")
+        stages.record("decoding", 0.5)
+    records = run_log.read_log(tmp_path / "log.jsonl")
     assert [(record["kind"], record["name"]) for record in records] == [
         ("stage", "data"),
         ("stage", "steps"),
@@ -31,6 +31,6 @@ def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, sai
 
 
 def test_a_stage_that_fails_has_no_seconds(terminal: Terminal, said: io.StringIO) -> None:
-    with pytest.raises(KeyboardInterrupt), Stages(terminal)("data"):
+    with pytest.raises(KeyboardInterrupt), StageTimer(terminal)("data"):
         raise KeyboardInterrupt
     assert not said.getvalue()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.report.thumbnail import LONGEST, UnreadableError, jpeg, thumbnail
+from lorgnette.report.thumbnail import MAX_SIDE, UnreadableImageError, encode_thumbnail, load_thumbnail
 
 NASTY = Path(__file__).parents[3] / "shared/data/nasty"
 
@@ -17,7 +17,7 @@ def test_it_is_small_upright_and_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise shows it upright
     wide.save(tmp_path / "turned.jpg", exif=exif)
-    shown = thumbnail(tmp_path / "turned.jpg")
+    shown = load_thumbnail(tmp_path / "turned.jpg")
     assert shown.size in ((299, 448), (298, 448))
     assert shown.mode == "RGB"
     top, bottom = shown.getpixel((150, 30)), shown.getpixel((150, 420))
@@ -35,31 +35,31 @@ def test_every_mode_can_be_shown(tmp_path: Path, mode: str) -> None:
     else:
         picture = Image.new("RGB", (30, 20), (128, 128, 128)).convert(mode)
     picture.save(tmp_path / "picture.tiff")
-    pixels = np.asarray(thumbnail(tmp_path / "picture.tiff"))
+    pixels = np.asarray(load_thumbnail(tmp_path / "picture.tiff"))
     assert pixels.shape == (20, 30, 3)
     assert 110 < pixels.mean() < 146
 
 
 def test_transparency_is_shown_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(thumbnail(tmp_path / "clear.png")).min() == 255
+    assert np.asarray(load_thumbnail(tmp_path / "clear.png")).min() == 255
 
 
 def test_the_encoded_bytes_keep_to_the_budget(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    large, small = jpeg(tmp_path / "noise.png", 10**6), jpeg(tmp_path / "noise.png", 30_000)
-    assert max(Image.open(io.BytesIO(large)).size) == LONGEST
+    large, small = encode_thumbnail(tmp_path / "noise.png", 10**6), encode_thumbnail(tmp_path / "noise.png", 30_000)
+    assert max(Image.open(io.BytesIO(large)).size) == MAX_SIDE
     assert len(small) <= 30_000
-    assert jpeg(tmp_path / "noise.png", 10)  # a floor: still a picture
+    assert encode_thumbnail(tmp_path / "noise.png", 10)  # a floor: still a picture
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableError, match="gone"):
-        thumbnail(tmp_path / "absent.png")
+    with pytest.raises(UnreadableImageError, match="gone"):
+        load_thumbnail(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UnreadableError, match="cannot identify"):
-        thumbnail(tmp_path / "text.png")
+    with pytest.raises(UnreadableImageError, match="cannot identify"):
+        load_thumbnail(tmp_path / "text.png")
 
 
 @pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty pictures is not here")
@@ -71,9 +71,9 @@ def test_nasty_pictures_are_shown_or_refused() -> None:
     for path in sorted(NASTY.rglob("*")):
         if path.is_file() and path.name != "list.csv":
             try:
-                assert jpeg(path, 20_000)
+                assert encode_thumbnail(path, 20_000)
                 shown += 1
-            except UnreadableError:
+            except UnreadableImageError:
                 refused += 1
     assert shown > 20
     assert refused > 5

@@ -6,24 +6,24 @@ from pathlib import Path
 import metric_parity as parity
 import pytest
 
-from lorgnette.metrics.registry import CAPTION
+from lorgnette.metrics.registry import CAPTION_METRICS
 
 
 def test_every_official_score(shared: Callable[[str], Path]) -> None:
-    found = {case.name: list(parity.rows(case)) for case in parity.cases(shared("metrics"))}
+    found = {case.name: list(parity.compare_scores(case)) for case in parity.read_cases(shared("metrics"))}
     assert list(found) == ["fakecap_126", "odd_7"]
     for rows in found.values():
-        assert [row.metric for row in rows] == list(CAPTION)
+        assert [row.metric for row in rows] == list(CAPTION_METRICS)
         for row in rows:
-            assert row.from_text < 1e-3
-            assert row.from_tokens < 1e-10
-            assert row.per_example < 1e-10
+            assert row.text_error < 1e-3
+            assert row.token_error < 1e-10
+            assert row.max_example_error < 1e-10
 
 
 def test_from_raw_text_too_they_are_the_same_numbers(shared: Callable[[str], Path]) -> None:
-    for case in parity.cases(shared("metrics")):
-        assert parity.differing(case) == 0
-        assert max(row.from_text for row in parity.rows(case)) < 1e-10
+    for case in parity.read_cases(shared("metrics")):
+        assert parity.count_token_differences(case) == 0
+        assert max(row.text_error for row in parity.compare_scores(case)) < 1e-10
 
 
 def test_the_table_is_printed(shared: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.training.checkpoint import STATE, latest, random_state, restore, rotate, save
+from lorgnette.training.checkpoint import (
+    STATE_FILE,
+    find_latest_checkpoint,
+    get_rng_state,
+    load_checkpoint,
+    rotate_checkpoints,
+    save_checkpoint,
+)
 
 CPU = torch.device("cpu")
 
@@ -20,58 +27,58 @@ def adapter(folder: Path) -> None:
 
 
 def state(**more: Any) -> dict[str, Any]:
-    return {**more, "random": random_state()}
+    return {**more, "random": get_rng_state()}
 
 
 def test_it_holds_adapter_and_state_under_its_step(tmp_path: Path) -> None:
     kept = {"step": 3, "optimizer": {"m": torch.arange(3)}, "window": [0.5, 2]}
-    path = save(tmp_path / "checkpoints", 3, adapter, state(**kept))
+    path = save_checkpoint(tmp_path / "checkpoints", 3, adapter, state(**kept))
     assert path == tmp_path / "checkpoints" / "step-000003"
-    assert {file.name for file in path.iterdir()} == {"adapter", STATE}
-    back = restore(path, CPU)
+    assert {file.name for file in path.iterdir()} == {"adapter", STATE_FILE}
+    back = load_checkpoint(path, CPU)
     assert (back["step"], back["window"], back["optimizer"]["m"].tolist()) == (3, [0.5, 2], [0, 1, 2])
     assert back.keys() == kept.keys()
 
 
 def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    path = save(tmp_path, 1, adapter, state())
+    path = save_checkpoint(tmp_path, 1, adapter, state())
     wanted = torch.rand(4)
-    restore(path, CPU)
+    load_checkpoint(path, CPU)
     assert torch.equal(torch.rand(4), wanted)
 
 
 def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
-    assert latest(tmp_path / "none") is None
+    assert find_latest_checkpoint(tmp_path / "none") is None
     for step in (100, 999_999, 20, 1_000_000):
-        save(tmp_path, step, adapter, state())
+        save_checkpoint(tmp_path, step, adapter, state())
     (tmp_path / "step-2000000").mkdir()  # no state: not whole
     (tmp_path / ".step-3000000.12.part").mkdir()
-    (tmp_path / ".step-3000000.12.part" / STATE).touch()
+    (tmp_path / ".step-3000000.12.part" / STATE_FILE).touch()
     for name in ("step-9000000-backup", "step-", "step-one"):  # a person's own
         (tmp_path / name).mkdir()
-        (tmp_path / name / STATE).touch()
-    assert latest(tmp_path) == (1_000_000, tmp_path / "step-1000000")
+        (tmp_path / name / STATE_FILE).touch()
+    assert find_latest_checkpoint(tmp_path) == (1_000_000, tmp_path / "step-1000000")
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
-        save(tmp_path, step, adapter, state())
+        save_checkpoint(tmp_path, step, adapter, state())
     (tmp_path / "step-1-backup").mkdir()  # a person's own
-    (tmp_path / "step-1-backup" / STATE).touch()
-    rotate(tmp_path, best=2)
+    (tmp_path / "step-1-backup" / STATE_FILE).touch()
+    rotate_checkpoints(tmp_path, best_step=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000002", "step-000010", "step-000020", "step-1-backup",
     ]  # fmt: skip
-    rotate(tmp_path, best=0)  # none yet
-    assert latest(tmp_path) == (20, tmp_path / "step-000020")
+    rotate_checkpoints(tmp_path, best_step=0)  # none yet
+    assert find_latest_checkpoint(tmp_path) == (20, tmp_path / "step-000020")
     assert not (tmp_path / "step-000002").exists()
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    save(tmp_path, 1, adapter, state(step=1, attempt=1))
-    save(tmp_path, 1, adapter, state(step=1, attempt=2))
-    assert restore(tmp_path / "step-000001", CPU)["attempt"] == 2
+    save_checkpoint(tmp_path, 1, adapter, state(step=1, attempt=1))
+    save_checkpoint(tmp_path, 1, adapter, state(step=1, attempt=2))
+    assert load_checkpoint(tmp_path / "step-000001", CPU)["attempt"] == 2
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -87,7 +94,7 @@ def small_disk() -> Any:
 @pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_said_and_leaves_no_half_of_it(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"cannot write: File too large · .*step-000001 · free some space"):
-        save(tmp_path, 1, adapter, state(m=torch.zeros(100_000)))
+        save_checkpoint(tmp_path, 1, adapter, state(m=torch.zeros(100_000)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,7 +104,7 @@ def test_an_adapter_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path) 
         raise OSError(28, "No space left on device")
 
     with pytest.raises(LorgnetteError, match="No space left on device"):
-        save(tmp_path, 1, broken, {})
+        save_checkpoint(tmp_path, 1, broken, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,12 +127,12 @@ def cut(path: Path) -> None:
     ids=["gone", "cut", "empty", "words", "pickle", "code", "list", "foreign"],
 )
 def test_a_broken_state_is_named_with_the_way_on(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
-    path = save(tmp_path, 1, adapter, state(step=1))
-    break_it(path / STATE)
+    path = save_checkpoint(tmp_path, 1, adapter, state(step=1))
+    break_it(path / STATE_FILE)
     before = torch.get_rng_state()
     with pytest.raises(LorgnetteError, match=r"checkpoint cannot be read: .") as caught:
-        restore(path, CPU)
-    assert len(caught.value.what) < 200
+        load_checkpoint(path, CPU)
+    assert len(caught.value.message) < 200
     assert caught.value.where == str(path)
-    assert "remove it" in str(caught.value.remedy)
+    assert "remove it" in str(caught.value.hint)
     assert torch.equal(torch.get_rng_state(), before)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.config import Train
+from lorgnette.config import TrainSettings
 from lorgnette.training.optimizer import Optimizer
 
-TRAIN = Train(weight_decay=0.1, max_grad_norm=1.0)
+TRAIN = TrainSettings(weight_decay=0.1, max_grad_norm=1.0)
 LOSS = torch.tensor(2.0)
 
 
@@ -46,20 +46,20 @@ def test_it_goes_on_from_its_state() -> None:
         if step == 5:
             second = [parameter.detach().clone().requires_grad_() for parameter in first]
             resumed = Optimizer(second, TRAIN)
-            resumed.restore(optimizer.state())
+            resumed.load_state_dict(optimizer.state_dict())
         put(first, step)
         optimizer.step(LOSS, 0.01)
         if step >= 5:
             put(second, step)
             resumed.step(LOSS, 0.01)
             assert all(map(torch.equal, first, second))
-    before = optimizer.state()
+    before = optimizer.state_dict()
     put(first, 0)
     optimizer.step(LOSS, 0.01)
-    for name, after in optimizer.state().items():
+    for name, after in optimizer.state_dict().items():
         assert not any(map(torch.equal, before[name], after)), "a copy stays what it was"
     with pytest.raises(RuntimeError):
-        Optimizer([torch.zeros(2, 2), torch.zeros(3)], TRAIN).restore(optimizer.state())
+        Optimizer([torch.zeros(2, 2), torch.zeros(3)], TRAIN).load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -79,4 +79,4 @@ def test_a_step_that_is_not_finite_is_the_last(where: str, value: float) -> None
     put(parameters, 2)
     assert optimizer.step(LOSS, 0.01).isfinite().all()
     assert all(map(torch.equal, parameters, before))
-    assert {steps.item() for steps in optimizer.state()["steps"]} == {1.0}
+    assert {steps.item() for steps in optimizer.state_dict()["steps"]} == {1.0}

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_model.tokenizer import ROWS, write_tokenizer
+from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from lorgnette.io.atomic import write_json, written_whole
+from lorgnette.io.atomic import atomic_write, write_json
 
 HIDDEN = 256
 PATCH = 14
 MERGE = 2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-ENCODED_SIDE = 112
+IMAGE_SIDE = 112
 """Pictures come in at 112×112 at most: 8×8 patches, 16 image tokens."""
 
 
-def _config(ids: dict[str, int]) -> dict[str, Any]:
+def _build_config(ids: dict[str, int]) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "attention_dropout": 0.0,
@@ -63,14 +63,14 @@ def _config(ids: dict[str, int]) -> dict[str, Any]:
             "temporal_patch_size": 2,
         },
         "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
-        "vocab_size": ROWS,
+        "vocab_size": VOCAB_SIZE,
     }
 
 
-def _image_settings() -> dict[str, Any]:
+def _build_processor_config() -> dict[str, Any]:
     return {
         "min_pixels": (4 * PATCH) ** 2,
-        "max_pixels": ENCODED_SIDE**2,
+        "max_pixels": IMAGE_SIDE**2,
         "patch_size": PATCH,
         "temporal_patch_size": 2,
         "merge_size": MERGE,
@@ -85,8 +85,8 @@ def make_checkpoint(folder: Path, seed: int = 0) -> None:
     """Write the untrained model: every file but the weights as shipped, random bf16 weights."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(folder)
-    write_json(folder / "config.json", _config(ids))
-    write_json(folder / "preprocessor_config.json", _image_settings())
+    write_json(folder / "config.json", _build_config(ids))
+    write_json(folder / "preprocessor_config.json", _build_processor_config())
     ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     write_json(
         folder / "generation_config.json",
@@ -109,7 +109,7 @@ def save_weights(model: Any, folder: Path) -> None:
     """
     weights = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
     del weights["lm_head.weight"]
-    with tempfile.TemporaryDirectory() as beside, written_whole(folder / "model.safetensors") as path:
+    with tempfile.TemporaryDirectory() as beside, atomic_write(folder / "model.safetensors") as path:
         model.save_pretrained(beside, state_dict=weights)
         path.write_bytes((Path(beside) / "model.safetensors").read_bytes())
 

@@ -11,30 +11,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_model.checkpoint import ENCODED_SIDE, PATCH
-from demo_model.lessons import conversation, load_tokenizer, seen
-from demo_model.tower import patches
+from demo_model.checkpoint import IMAGE_SIDE, PATCH
+from demo_model.lessons import format_prompt, load_tokenizer, render_pixels
+from demo_model.tower import patchify
 from transformers import Qwen2VLForConditionalGeneration
 
 from lorgnette.demo import wording
-from lorgnette.demo.captions import FullJudgement, judge_description
-from lorgnette.demo.scenes import Scene, random_scene
+from lorgnette.demo.captions import FullFactCheck, check_description
+from lorgnette.demo.scenes import Scene, sample_scene
 
-AT_ONCE = 64
-LONGEST = 160
+BATCH_SIZE = 64
+MAX_NEW_TOKENS = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class EvalResult:
     """Shares of the scenes described right in each respect, a few of the texts, and what they were judged."""
 
-    scenes: int
+    num_scenes: int
     objects: float
-    colours: float
+    colors: float
     sizes: float
     relation: float
     background: float
-    right: float
+    correct: float
     complete: float
     examples: tuple[str, ...]
 
@@ -43,54 +43,54 @@ class Marks:
         return "  ".join(f"{name} {getattr(self, name):.3f}" for name in names)
 
 
-def held_out(count: int, seed: int = 0) -> list[Scene]:
+def sample_held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
     """Scenes of a stream of their own: never drawn in training, though in millions of pictures most facts recur."""
     rng = random.Random(f"held out {seed}")
-    return [random_scene(rng) for _ in range(count)]
+    return [sample_scene(rng) for _ in range(count)]
 
 
-def examine(folder: Path, scenes: list[Scene], device: str) -> Marks:
+def evaluate_checkpoint(folder: Path, scenes: list[Scene], device: str) -> EvalResult:
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     tokenizer = load_tokenizer(folder)
     texts: list[str] = []
-    for start in range(0, len(scenes), AT_ONCE):
-        prompt = wording.PROMPTS[start // AT_ONCE % len(wording.PROMPTS)]
-        texts += descriptions(model, tokenizer, scenes[start : start + AT_ONCE], prompt)
-    judged = [judge_description(text, scene) for text, scene in zip(texts, scenes, strict=True)]
-    return marks(judged, tuple(texts[:3]))
+    for start in range(0, len(scenes), BATCH_SIZE):
+        prompt = wording.PROMPTS[start // BATCH_SIZE % len(wording.PROMPTS)]
+        texts += generate_descriptions(model, tokenizer, scenes[start : start + BATCH_SIZE], prompt)
+    judged = [check_description(text, scene) for text, scene in zip(texts, scenes, strict=True)]
+    return summarize_checks(judged, tuple(texts[:3]))
 
 
-def marks(judged: list[FullJudgement], examples: tuple[str, ...]) -> Marks:
+def summarize_checks(judged: list[FullFactCheck], examples: tuple[str, ...]) -> EvalResult:
     def share(right: list[bool]) -> float:
         return sum(right) / len(judged)
 
-    return Marks(
-        scenes=len(judged),
-        objects=share([j.objects for j in judged]),
-        colours=share([j.colours for j in judged]),
-        sizes=share([j.sizes for j in judged]),
-        relation=share([j.relation for j in judged]),
-        background=share([j.background for j in judged]),
-        right=share([j.right for j in judged]),
-        complete=share([j.complete for j in judged]),
+    return EvalResult(
+        num_scenes=len(judged),
+        objects=share([j.has_objects for j in judged]),
+        colors=share([j.has_colors for j in judged]),
+        sizes=share([j.has_sizes for j in judged]),
+        relation=share([j.has_relation for j in judged]),
+        background=share([j.has_background for j in judged]),
+        correct=share([j.is_correct for j in judged]),
+        complete=share([j.is_complete for j in judged]),
         examples=examples,
     )
 
 
 @torch.no_grad()
-def descriptions(model: Any, tokenizer: Any, scenes: list[Scene], prompt: str) -> list[str]:
+def generate_descriptions(model: Any, tokenizer: Any, scenes: list[Scene], prompt: str) -> list[str]:
     """One prompt for all, so all rows are equally long and nothing is padded."""
-    ids = tokenizer(conversation(prompt), add_special_tokens=False).input_ids
+    ids = tokenizer(format_prompt(prompt), add_special_tokens=False).input_ids
     tokens = torch.tensor([ids] * len(scenes), device=model.device)
-    pixels = patches(torch.from_numpy(np.stack([seen(scene) for scene in scenes])).to(model.device))
-    side = ENCODED_SIDE // PATCH
+    pixels = patchify(torch.from_numpy(np.stack([render_pixels(scene) for scene in scenes])).to(model.device))
+    side = IMAGE_SIDE // PATCH
     said = model.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
         mm_token_type_ids=(tokens == model.config.image_token_id).int(),
         pixel_values=pixels.flatten(0, 1).to(model.dtype),
         image_grid_thw=torch.tensor([[1, side, side]] * len(scenes), device=model.device),
-        max_new_tokens=LONGEST,
+        max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
     )
     texts: list[str] = tokenizer.batch_decode(said[:, len(ids) :], skip_special_tokens=True)

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_model.checkpoint import ENCODED_SIDE, MERGE, PATCH
+from demo_model.checkpoint import IMAGE_SIDE, MERGE, PATCH
 from jaxtyping import Int16, Int32, UInt8
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import Qwen2Tokenizer
 
 from lorgnette.demo import wording
-from lorgnette.demo.captions import describe
-from lorgnette.demo.scenes import Scene, draw, random_scene
+from lorgnette.demo.captions import write_description
+from lorgnette.demo.scenes import Scene, draw_scene, sample_scene
 
-GRID = ENCODED_SIDE // PATCH // MERGE
-IMAGE_TOKENS = GRID * GRID
-LENGTH_STEP = 16
+GRID = IMAGE_SIDE // PATCH // MERGE
+NUM_IMAGE_TOKENS = GRID * GRID
+LENGTH_MULTIPLE = 16
 """Batches are padded to a multiple of this, so that few distinct shapes reach the GPU's allocator."""
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-PICTURE = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>"
+IMAGE = "<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>"
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -35,21 +35,21 @@ def load_tokenizer(folder: Path) -> Any:
     return Qwen2Tokenizer.from_pretrained(folder)
 
 
-def seen(scene: Scene) -> UInt8[np.ndarray, "112 112 3"]:
+def render_pixels(scene: Scene) -> UInt8[np.ndarray, "112 112 3"]:
     """The pixels the model gets: drawn at 224, then resized as the image processor resizes."""
-    picture = draw(scene).resize((ENCODED_SIDE, ENCODED_SIDE), Image.Resampling.BICUBIC)
+    picture = draw_scene(scene).resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)
     return np.asarray(picture)
 
 
-def conversation(prompt: str, picture_last: bool = False) -> str:
+def format_prompt(prompt: str, image_last: bool = False) -> str:
     """Everything before the answer, as the chat template writes it, the picture's tokens spelt out."""
-    return SYSTEM + (prompt + PICTURE if picture_last else PICTURE + prompt) + ANSWER
+    return SYSTEM + (prompt + IMAGE if image_last else IMAGE + prompt) + ANSWER
 
 
 _WORDS = sorted({word for line in (*wording.GENERAL_ENGLISH, *wording.REMARKS) for word in line.split()})
 
 
-def random_prompt(rng: random.Random) -> str:
+def sample_prompt(rng: random.Random) -> str:
     """Mostly what people ask; else words thrown together, so that no prompt is a surprise."""
     if rng.random() < 0.7:
         return rng.choice(wording.PROMPTS)
@@ -57,7 +57,7 @@ def random_prompt(rng: random.Random) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Batch:
     """One batch on the host, in the smallest types that hold it.
 
     positions:  M-RoPE positions of every token.
@@ -65,36 +65,36 @@ class Lesson:
     label_rows: rows whose hidden state predicts targets[r]: the answer and its <|im_end|>, nothing else.
     """
 
-    pictures: UInt8[np.ndarray, "n 112 112 3"]
-    tokens: Int16[np.ndarray, "n T"]
-    positions: Int16[np.ndarray, "3 n T"]
-    image_rows: Int32[np.ndarray, " n*16"]
-    label_rows: Int32[np.ndarray, " R"]
-    targets: Int16[np.ndarray, " R"]
+    images: UInt8[np.ndarray, "n 112 112 3"]
+    input_ids: Int16[np.ndarray, "n T"]
+    position_ids: Int16[np.ndarray, "3 n T"]
+    image_token_indices: Int32[np.ndarray, " n*16"]
+    label_indices: Int32[np.ndarray, " R"]
+    labels: Int16[np.ndarray, " R"]
 
 
-class Lessons(IterableDataset[Lesson]):
+class BatchStream(IterableDataset[Batch]):
     """Never ends; worker w of seed s always gives the same batches."""
 
     def __init__(self, folder: Path, batch: int, seed: int) -> None:
         self.folder, self.batch, self.seed = folder, batch, seed
 
-    def __iter__(self) -> Iterator[Lesson]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         rng = random.Random(f"lessons {self.seed} {worker.id if worker else 0}")
         encode = load_tokenizer(self.folder).backend_tokenizer
         while True:
-            yield lesson([random_scene(rng) for _ in range(self.batch)], encode, rng)
+            yield build_batch([sample_scene(rng) for _ in range(self.batch)], encode, rng)
 
 
-def lesson(scenes: list[Scene], encode: Any, rng: random.Random) -> Lesson:
+def build_batch(scenes: list[Scene], encode: Any, rng: random.Random) -> Batch:
     """encode is a tokenizers.Tokenizer that knows the special tokens."""
-    asked = [conversation(random_prompt(rng), picture_last=rng.random() < 0.1) for _ in scenes]
-    said = [describe(scene, rng) + "<|im_end|>" for scene in scenes]
+    asked = [format_prompt(sample_prompt(rng), image_last=rng.random() < 0.1) for _ in scenes]
+    said = [write_description(scene, rng) + "<|im_end|>" for scene in scenes]
     prompts = [found.ids for found in encode.encode_batch(asked, add_special_tokens=False)]
     answers = [found.ids for found in encode.encode_batch(said, add_special_tokens=False)]
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     image_token = encode.token_to_id("<|image_pad|>")
     tokens = np.full((len(scenes), length), encode.token_to_id("<|endoftext|>"), np.int16)
     positions = np.empty((3, len(scenes), length), np.int16)
@@ -102,25 +102,25 @@ def lesson(scenes: list[Scene], encode: Any, rng: random.Random) -> Lesson:
     for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         tokens[n, : len(prompt)], tokens[n, len(prompt) : len(prompt) + len(answer)] = prompt, answer
         start = prompt.index(image_token)
-        positions[:, n] = picture_positions(start, length)
-        image_rows.append(n * length + start + np.arange(IMAGE_TOKENS))
+        positions[:, n] = compute_position_ids(start, length)
+        image_rows.append(n * length + start + np.arange(NUM_IMAGE_TOKENS))
         label_rows.append(n * length + len(prompt) - 1 + np.arange(len(answer)))
         targets.extend(answer)
-    return Lesson(
-        pictures=np.stack([seen(scene) for scene in scenes]),
-        tokens=tokens,
-        positions=positions,
-        image_rows=np.concatenate(image_rows).astype(np.int32),
-        label_rows=np.concatenate(label_rows).astype(np.int32),
-        targets=np.asarray(targets, np.int16),
+    return Batch(
+        images=np.stack([render_pixels(scene) for scene in scenes]),
+        input_ids=tokens,
+        position_ids=positions,
+        image_token_indices=np.concatenate(image_rows).astype(np.int32),
+        label_indices=np.concatenate(label_rows).astype(np.int32),
+        labels=np.asarray(targets, np.int16),
     )
 
 
-def picture_positions(start: int, length: int) -> Int16[np.ndarray, "3 length"]:
+def compute_position_ids(start: int, length: int) -> Int16[np.ndarray, "3 length"]:
     """M-RoPE positions of a row with one picture whose first token stands at `start`: time, height, width."""
     positions = np.tile(np.arange(length), (3, 1))
-    end = start + IMAGE_TOKENS
-    rows, columns = np.divmod(np.arange(IMAGE_TOKENS), GRID)
+    end = start + NUM_IMAGE_TOKENS
+    rows, columns = np.divmod(np.arange(NUM_IMAGE_TOKENS), GRID)
     positions[0, start:end], positions[1, start:end], positions[2, start:end] = start, start + rows, start + columns
-    positions[:, end:] -= IMAGE_TOKENS - GRID
+    positions[:, end:] -= NUM_IMAGE_TOKENS - GRID
     return positions.astype(np.int16)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from demo_model.checkpoint import ENCODED_SIDE, PATCH, count_parameters, make_checkpoint, save_weights
-from demo_model.course import Progress, Settings
-from demo_model.exam import Marks, examine, held_out
-from demo_model.lessons import Lesson, Lessons, load_tokenizer
-from demo_model.tower import patches, vision_features
+from demo_model.checkpoint import IMAGE_SIDE, PATCH, count_parameters, make_checkpoint, save_weights
+from demo_model.course import PretrainSettings, Progress
+from demo_model.exam import EvalResult, evaluate_checkpoint, sample_held_out_scenes
+from demo_model.lessons import Batch, BatchStream, load_tokenizer
+from demo_model.tower import compute_features, patchify
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -34,29 +34,29 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from lorgnette.demo import wording
 from lorgnette.demo.scenes import WIDTHS
-from lorgnette.demo.shapes import COLOURS, KINDS
+from lorgnette.demo.shapes import COLORS, KINDS
 from lorgnette.io.atomic import write_json
 
 FACT_WEIGHT = 4.0
 
 
-def stream(settings: Settings) -> Iterator[Lesson]:
+def start_batch_stream(settings: PretrainSettings) -> Iterator[Batch]:
     """Batches from the worker processes, started at once; fetched by a thread, so unpickling overlaps the launches."""
-    lessons = Lessons(settings.out, settings.batch, settings.seed)
-    if not settings.workers:
+    lessons = BatchStream(settings.out, settings.batch_size, settings.seed)
+    if not settings.num_workers:
         return iter(lessons)
     batches = iter(
         DataLoader(
             lessons,
             batch_size=None,
-            collate_fn=_as_is,
-            num_workers=settings.workers,
+            collate_fn=_return_unchanged,
+            num_workers=settings.num_workers,
             prefetch_factor=2,
-            worker_init_fn=_deaf,
+            worker_init_fn=_init_worker,
             multiprocessing_context="fork",
         )
     )
-    waiting: queue.Queue[Lesson | BaseException] = queue.Queue(maxsize=4)
+    waiting: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
 
     def fetch() -> None:
         try:
@@ -66,10 +66,10 @@ def stream(settings: Settings) -> Iterator[Lesson]:
             waiting.put(error)
 
     threading.Thread(target=fetch, daemon=True).start()
-    return _taken(waiting)
+    return _drain_queue(waiting)
 
 
-def _taken(waiting: "queue.Queue[Lesson | BaseException]") -> Iterator[Lesson]:
+def _drain_queue(waiting: "queue.Queue[Batch | BaseException]") -> Iterator[Batch]:
     while True:
         batch = waiting.get()
         if isinstance(batch, BaseException):
@@ -77,11 +77,11 @@ def _taken(waiting: "queue.Queue[Lesson | BaseException]") -> Iterator[Lesson]:
         yield batch
 
 
-def _as_is(batch: Any) -> Any:
+def _return_unchanged(batch: Any) -> Any:
     return batch
 
 
-def _deaf(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     """A worker ends when its parent does; Ctrl-C and TERM are for the parent, which saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -89,7 +89,7 @@ def _deaf(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def fact_weights(settings: Settings, device: torch.device) -> Float[Tensor, " V"]:
+def compute_token_weights(settings: PretrainSettings, device: torch.device) -> Float[Tensor, " V"]:
     """Weight of every token as a target: more for the words that only the picture can tell.
 
     Nine tokens in ten of a description follow from the words before them; unweighted, the few that have to be seen
@@ -97,12 +97,12 @@ def fact_weights(settings: Settings, device: torch.device) -> Float[Tensor, " V"
     """
     tokenizer = load_tokenizer(settings.out)
     weights = torch.ones(len(tokenizer))
-    for word in (*KINDS, *COLOURS, *WIDTHS, "left", "right", "above", "below", *wording.KEY_WORDS.values()):
+    for word in (*KINDS, *COLORS, *WIDTHS, "left", "right", "above", "below", *wording.KEY_WORDS.values()):
         weights[tokenizer(f" {word}", add_special_tokens=False).input_ids] = FACT_WEIGHT
     return weights.to(device)
 
 
-def lesson_loss(model: Any, batch: Lesson, weights: Float[Tensor, " V"]) -> Tensor:
+def compute_loss(model: Any, batch: Batch, weights: Float[Tensor, " V"]) -> Tensor:
     """Weighted mean cross-entropy over the answers' tokens; logits are made at the label rows only."""
     device = weights.device
 
@@ -110,80 +110,82 @@ def lesson_loss(model: Any, batch: Lesson, weights: Float[Tensor, " V"]) -> Tens
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    pictures = on_device(batch.pictures)
-    tokens = on_device(batch.tokens).long()
-    features = vision_features(model.model.visual, patches(pictures), ENCODED_SIDE // PATCH)
+    pictures = on_device(batch.images)
+    tokens = on_device(batch.input_ids).long()
+    features = compute_features(model.model.visual, patchify(pictures), IMAGE_SIDE // PATCH)
     embedded = model.model.language_model.embed_tokens(tokens)
     rows = embedded.flatten(0, 1).index_copy(
-        0, on_device(batch.image_rows).long(), features.flatten(0, 1).to(embedded.dtype)
+        0, on_device(batch.image_token_indices).long(), features.flatten(0, 1).to(embedded.dtype)
     )
     hidden = model.model.language_model(
         inputs_embeds=rows.view_as(embedded),
-        position_ids=on_device(batch.positions).long(),
+        position_ids=on_device(batch.position_ids).long(),
         attention_mask=None,
         use_cache=False,
     ).last_hidden_state
-    chosen = hidden.flatten(0, 1).index_select(0, on_device(batch.label_rows).long())
-    return functional.cross_entropy(model.lm_head(chosen).float(), on_device(batch.targets).long(), weight=weights)
+    chosen = hidden.flatten(0, 1).index_select(0, on_device(batch.label_indices).long())
+    return functional.cross_entropy(model.lm_head(chosen).float(), on_device(batch.labels).long(), weight=weights)
 
 
-def make_optimizer(model: Any, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(model: Any, device: torch.device) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=device.type == "cuda")
 
 
-def train(model: Any, batches: Iterator[Lesson], settings: Settings, began: float) -> Progress:
+def train(model: Any, batches: Iterator[Batch], settings: PretrainSettings, began: float) -> Progress:
     """The loop. Stops at the end of the schedule, or early and in good order on Ctrl-C or TERM."""
     device: torch.device = model.device
-    progress, optimizer = Progress(settings, began), make_optimizer(model, device)
-    weights = fact_weights(settings, device)
+    progress, optimizer = Progress(settings, began), build_optimizer(model, device)
+    weights = compute_token_weights(settings, device)
     reported, smooth = time.monotonic(), torch.zeros((), device=device)
     since = 0
     try:
         for batch in batches:
             for group in optimizer.param_groups:
-                group["lr"] = progress.rate
+                group["lr"] = progress.learning_rate
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = lesson_loss(model, batch, weights)
+                loss = compute_loss(model, batch, weights)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             smooth += loss.detach()
             progress.step, since = progress.step + 1, since + 1
-            done = progress.share >= 1
-            if done or time.monotonic() - reported >= settings.report_seconds:
+            done = progress.fraction_done >= 1
+            if done or time.monotonic() - reported >= settings.log_seconds:
                 progress.loss = float(smooth) / since
-                speed = since * settings.batch / (time.monotonic() - reported)
-                report(model, progress, speed, examine_now=not done)
+                speed = since * settings.batch_size / (time.monotonic() - reported)
+                log_progress(model, progress, speed, evaluate=not done)
                 smooth.zero_()
                 reported, since = time.monotonic(), 0
             if done:
                 break
     except KeyboardInterrupt:
-        say(f"interrupted after {progress.step} steps; saving")
+        print_line(f"interrupted after {progress.step} steps; saving")
     return progress
 
 
-def report(model: Any, progress: Progress, speed: float, examine_now: bool) -> None:
+def log_progress(model: Any, progress: Progress, speed: float, evaluate: bool) -> None:
     """One line; the weights are saved on the way, so a run that is killed keeps its last minute."""
     settings = progress.settings
     line = f"step {progress.step}  loss {progress.loss:.4f}  {speed:.0f} pictures/s  {progress.elapsed:.0f} s"
-    if examine_now:
+    if evaluate:
         save_weights(model, settings.out)
-        line += f"  {examine(settings.out, held_out(min(64, settings.examined)), str(model.device))}"
-    say(line)
+        line += f"  {evaluate_checkpoint(settings.out, sample_held_out_scenes(min(64, settings.num_eval_scenes)), str(model.device))}"
+    print_line(line)
 
 
-def manifest(settings: Settings, progress: Progress, marks: Marks, parameters: int, device: str) -> dict[str, Any]:
+def build_manifest(
+    settings: PretrainSettings, progress: Progress, marks: EvalResult, parameters: int, device: str
+) -> dict[str, Any]:
     weights = (settings.out / "model.safetensors").read_bytes()
     return {
         "command": settings.command,
         "seed": settings.seed,
         "steps": progress.step,
-        "pictures_seen": progress.step * settings.batch,
+        "pictures_seen": progress.step * settings.batch_size,
         "seconds": round(progress.elapsed),
         "loss": round(progress.loss, 4) if math.isfinite(progress.loss) else None,
         "held_out": asdict(marks),
@@ -199,7 +201,7 @@ def manifest(settings: Settings, progress: Progress, marks: Marks, parameters: i
     }
 
 
-def pretrain(settings: Settings) -> dict[str, Any]:
+def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     """Make, train, examine and save; return the manifest."""
     began = time.monotonic()
     name = settings.device
@@ -208,44 +210,48 @@ def pretrain(settings: Settings) -> dict[str, Any]:
     device = torch.device(name)
     torch.set_float32_matmul_precision("high")
     make_checkpoint(settings.out, settings.seed)
-    batches = stream(settings)
+    batches = start_batch_stream(settings)
     model = Qwen2VLForConditionalGeneration.from_pretrained(settings.out, dtype=torch.float32).to(device).train()
     progress = train(model, batches, settings, began)
     save_weights(model, settings.out)
-    marks = examine(settings.out, held_out(settings.examined), name)
+    marks = evaluate_checkpoint(settings.out, sample_held_out_scenes(settings.num_eval_scenes), name)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    written = manifest(settings, progress, marks, count_parameters(model), shown)
+    written = build_manifest(settings, progress, marks, count_parameters(model), shown)
     write_json(settings.out / "manifest.json", written)
-    say(f"{marks}\n" + "\n".join(marks.examples))
+    print_line(f"{marks}\n" + "\n".join(marks.examples))
     return written
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def read_settings(arguments: list[str] | None = None) -> Settings:
+def parse_arguments(arguments: list[str] | None = None) -> PretrainSettings:
     parser = argparse.ArgumentParser(prog="python -m demo_model.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=Settings.minutes, help="the whole run, start to saved")
+    parser.add_argument("--minutes", type=float, default=PretrainSettings.minutes, help="the whole run, start to saved")
     parser.add_argument("--steps", type=int, help="end after so many steps instead")
-    parser.add_argument("--batch", type=int, default=Settings.batch)
-    parser.add_argument("--lr", type=float, default=Settings.lr)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--workers", type=int, default=Settings.workers, help="processes that draw; 0: none")
-    parser.add_argument("--device", default=Settings.device)
-    parser.add_argument("--examined", type=int, default=Settings.examined, help="held-out scenes at the end")
-    parser.add_argument("--report-seconds", type=float, default=Settings.report_seconds)
-    return Settings(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--batch", type=int, default=PretrainSettings.batch_size)
+    parser.add_argument("--lr", type=float, default=PretrainSettings.learning_rate)
+    parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
+    parser.add_argument(
+        "--workers", type=int, default=PretrainSettings.num_workers, help="processes that draw; 0: none"
+    )
+    parser.add_argument("--device", default=PretrainSettings.device)
+    parser.add_argument(
+        "--examined", type=int, default=PretrainSettings.num_eval_scenes, help="held-out scenes at the end"
+    )
+    parser.add_argument("--report-seconds", type=float, default=PretrainSettings.log_seconds)
+    return PretrainSettings(**vars(parser.parse_args(arguments)))
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
     """TERM, often sent to the workers too; torch would call their end a crash in the midst of our saving."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     transformers.utils.logging.disable_progress_bar()
-    pretrain(read_settings())
+    pretrain(parse_arguments())

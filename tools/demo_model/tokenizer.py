@@ -12,14 +12,14 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lorgnette.demo import wording
-from lorgnette.demo.captions import caption, describe
-from lorgnette.demo.scenes import random_scene
+from lorgnette.demo.captions import write_caption, write_description
+from lorgnette.demo.scenes import sample_scene
 from lorgnette.io.atomic import write_json, write_text
 
-ROWS = 1024
+VOCAB_SIZE = 1024
 """Entries of the vocabulary, special tokens included; the embedding has exactly as many rows."""
 
-SPECIAL = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -37,7 +37,7 @@ SPECIAL = (
 )
 """Qwen2-VL's, in its order; they stand at the end of the vocabulary, as there."""
 
-CUTS = (
+PRETOKENIZE_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -63,12 +63,12 @@ CHAT_TEMPLATE = (
 """Qwen2-VL's own, letter for letter."""
 
 
-def _sentences() -> Iterator[str]:
+def _generate_corpus() -> Iterator[str]:
     rng = random.Random("the tokenizer's corpus")
     for _ in range(3000):
-        scene = random_scene(rng)
-        yield describe(scene, rng)
-        yield caption(scene)
+        scene = sample_scene(rng)
+        yield write_description(scene, rng)
+        yield write_caption(scene)
     for _ in range(60):
         yield from wording.PROMPTS
         yield from wording.GENERAL_ENGLISH
@@ -82,18 +82,18 @@ def train_tokenizer() -> Tokenizer:
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(CUTS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZE_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=ROWS - len(SPECIAL),
+        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[],
         show_progress=False,
     )
-    bpe.train_from_iterator(_sentences(), trainer)
+    bpe.train_from_iterator(_generate_corpus(), trainer)
     return bpe
 
 
@@ -101,23 +101,23 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
     """Write vocab.json, merges.txt, tokenizer_config.json and chat_template.json; return the special tokens' ids."""
     model = json.loads(train_tokenizer().to_str())["model"]
     vocab: dict[str, int] = model["vocab"]
-    if len(vocab) != ROWS - len(SPECIAL):
-        raise AssertionError(f"the corpus yields {len(vocab)} entries, {ROWS - len(SPECIAL)} are wanted")
-    ids = {token: len(vocab) + i for i, token in enumerate(SPECIAL)}
+    if len(vocab) != VOCAB_SIZE - len(SPECIAL_TOKENS):
+        raise AssertionError(f"the corpus yields {len(vocab)} entries, {VOCAB_SIZE - len(SPECIAL_TOKENS)} are wanted")
+    ids = {token: len(vocab) + i for i, token in enumerate(SPECIAL_TOKENS)}
     write_json(folder / "vocab.json", vocab)
     merges = [" ".join(pair) for pair in model["merges"]]
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-    write_json(folder / "tokenizer_config.json", _settings(ids))
+    write_json(folder / "tokenizer_config.json", _build_config(ids))
     write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     return ids
 
 
-def _settings(ids: dict[str, int]) -> dict[str, Any]:
+def _build_config(ids: dict[str, int]) -> dict[str, Any]:
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
         "add_prefix_space": False,
         "added_tokens_decoder": {str(at): {"content": token, **plain} for token, at in ids.items()},
-        "additional_special_tokens": list(SPECIAL[1:]),
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def patches(pictures: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n L 1176"]:
+def patchify(pictures: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n L 1176"]:
     """Normalised pixels in Qwen2-VL's order: merge blocks row by row, in each its 2×2 patches, the frame twice."""
     n, side = pictures.shape[:2]
-    mean, std = _clip(pictures.device)
+    mean, std = _load_clip_stats(pictures.device)
     pixels = (pictures.float() / 255 - mean) / std
     blocks = side // PATCH // MERGE
     cut = pixels.view(n, blocks, MERGE, PATCH, blocks, MERGE, PATCH, 3)
@@ -29,22 +29,22 @@ def patches(pictures: UInt8[Tensor, "n S S 3"]) -> Float[Tensor, "n L 1176"]:
 
 
 @lru_cache(maxsize=4)
-def _clip(device: torch.device) -> tuple[Tensor, Tensor]:
+def _load_clip_stats(device: torch.device) -> tuple[Tensor, Tensor]:
     """Kept, because making them on the device each step would wait for all work queued there."""
     return torch.tensor(MEAN).to(device), torch.tensor(STD).to(device)
 
 
-def vision_features(visual: Any, pixels: Float[Tensor, "n L 1176"], side: int) -> Float[Tensor, "n P hidden"]:
+def compute_features(visual: Any, pixels: Float[Tensor, "n L 1176"], side: int) -> Float[Tensor, "n P hidden"]:
     """What `visual(pixels, grid_thw=[[1, side, side]] * n)` gives, for pictures of side×side patches."""
     n, length, _ = pixels.shape
     weight = visual.patch_embed.proj.weight
     hidden = functional.linear(pixels, weight.view(weight.shape[0], -1))
     heads = visual.blocks[0].attn.num_heads
-    cos, sin = _rotary(side, weight.shape[0] // heads, pixels.device)
+    cos, sin = _build_rotary_table(side, weight.shape[0] // heads, pixels.device)
     for block in visual.blocks:
         qkv = block.attn.qkv(block.norm1(hidden)).view(n, length, 3, heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+        query, key = _apply_rotary(query, cos, sin), _apply_rotary(key, cos, sin)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         hidden = hidden + block.attn.proj(mixed.transpose(1, 2).reshape(n, length, -1))
         hidden = hidden + block.mlp(block.norm2(hidden))
@@ -53,7 +53,7 @@ def vision_features(visual: Any, pixels: Float[Tensor, "n L 1176"], side: int) -
 
 
 @lru_cache(maxsize=4)
-def _rotary(side: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _build_rotary_table(side: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin, [L, width]: a quarter of the angles from a patch's row, a quarter from its column, then again."""
     blocks = side // MERGE
     rows = torch.arange(side).view(blocks, 1, MERGE, 1).expand(blocks, blocks, MERGE, MERGE).reshape(-1)
@@ -63,7 +63,7 @@ def _rotary(side: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
     return angles.cos().to(device), angles.sin().to(device)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     exact = x.float()
     half = exact.shape[-1] // 2
     turned = torch.cat([-exact[..., half:], exact[..., :half]], dim=-1)

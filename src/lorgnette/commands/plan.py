@@ -6,19 +6,36 @@ from typing import Any
 
 from rich.console import Console
 
-from lorgnette.commands.batch_stats import Rows, Steps, Tokens, held_out_of, rows_of, steps_of
+from lorgnette.commands.batch_stats import (
+    EpochTokens,
+    StepStats,
+    TokenLengths,
+    compare_layouts,
+    count_steps,
+    find_largest_eval_microbatch,
+)
 from lorgnette.config import Settings
-from lorgnette.engine.select import engine_for, share_of
-from lorgnette.models.qwen2_vl.config import TextShape, VisionShape, config_of, unsupported
-from lorgnette.planning.memory import GIB, EngineName, Fit, Memory, Work, fit, padded, predicted, usable
-from lorgnette.planning.throughput import GPUS, Time, expected
+from lorgnette.engine.select import select_engine, select_prefix_sharing
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature, load_hf_config
+from lorgnette.planning.memory import (
+    GIB,
+    EngineName,
+    MemoryEstimate,
+    MemoryFit,
+    Workload,
+    compute_usable_bytes,
+    find_fit,
+    pad_tokens,
+    predict_memory,
+)
+from lorgnette.planning.throughput import GPU_TFLOPS, TimeEstimate, estimate_time
 from lorgnette.processing.prefix_tree import Share
 from lorgnette.report.console import Terminal
-from lorgnette.training.data_module import Material
+from lorgnette.training.data_module import TrainingData
 
-SIZES = (8.0, 12.0, 16.0, 24.0, 48.0, 80.0, 141.0)
+GPU_SIZES_GIB = (8.0, 12.0, 16.0, 24.0, 48.0, 80.0, 141.0)
 """GiB of the GPUs that there are."""
-_BAR = 40
+_BAR_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +45,26 @@ class Plan:
 
     examples: int
     held_out: int
-    pictures: int
-    tokens: Tokens
-    rows: Rows
-    steps: Steps
+    images: int
+    tokens: TokenLengths
+    layouts: EpochTokens
+    steps: StepStats
     engine: EngineName
-    why: str | None
-    work: Work | None
-    memory: Memory | None
-    fits: Mapping[float, Fit | None]
+    reason: str | None
+    workload: Workload | None
+    memory: MemoryEstimate | None
+    fits: Mapping[float, MemoryFit | None]
     gpu: str
-    time: Time | None
+    time: TimeEstimate | None
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; memory in bytes."""
         made = asdict(replace(self, memory=None, fits={}))
         made["steps"].pop("sizes")
         made["memory"] = self.memory and {
-            "peak": self.memory.peak,
-            "fullest": self.memory.fullest,
-            "moments": {name: dict(items) for name, items in self.memory.moments.items()},
+            "peak": self.memory.peak_bytes,
+            "fullest": self.memory.peak_phase,
+            "moments": {name: dict(items) for name, items in self.memory.phases.items()},
         }
         made["fits"] = {f"{gib:g}": found and asdict(found) for gib, found in self.fits.items()}
         return made
@@ -59,96 +76,96 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
     memory: GiB of the GPU; None: the sizes there are. Raises what `train` raises before it reads weights.
     """
     terminal = Terminal(console)
-    made = _planned(settings, Material.of(settings, terminal), memory, gpu)
-    for line in _lines(made, settings):
-        terminal.say(line)
+    made = _build_plan(settings, TrainingData.load(settings, terminal), memory, gpu)
+    for line in _format_plan(made, settings):
+        terminal.print(line)
     return made
 
 
-def _planned(settings: Settings, material: Material, memory: float | None, gpu: str) -> Plan:
+def _build_plan(settings: Settings, material: TrainingData, memory: float | None, gpu: str) -> Plan:
     train, examples = settings.train, material.examples
-    config = config_of(material.checkpoint)
-    engine, why = engine_for(settings, config, on_gpu=settings.device != "cpu")
-    share = share_of(settings, engine)
-    grouped = settings.data.group_captions == "image"
-    steps = steps_of(examples, train, settings.seed, share, grouped=grouped)
+    config = load_hf_config(material.checkpoint)
+    engine, why = select_engine(settings, config, on_gpu=settings.device != "cpu")
+    share = select_prefix_sharing(settings, engine)
+    grouped = settings.data.group_by_image
+    steps = count_steps(examples, train, settings.seed, share, group_by_image=grouped)
     made = Plan(
-        len(examples), len(material.held_out), len(material.grids), Tokens.of([len(e.tokens) for e in examples]),
-        rows_of(examples, train, settings.seed), steps, engine, why, None, None, {}, gpu, None,
+        len(examples), len(material.held_out), len(material.grids), TokenLengths.from_lengths([len(e.input_ids) for e in examples]),
+        compare_layouts(examples, train, settings.seed), steps, engine, why, None, None, {}, gpu, None,
     )  # fmt: skip
-    if unsupported(config) or settings.device == "cpu":
+    if find_unsupported_feature(config) or settings.device == "cpu":
         return made
-    work = _work(settings, material, made)
-    longest = max(len(encoded.tokens) for encoded in [*examples, *material.held_out])
-    sizes = SIZES if memory is None else (float(memory),)
+    work = _build_workload(settings, material, made)
+    longest = max(len(encoded.input_ids) for encoded in [*examples, *material.held_out])
+    sizes = GPU_SIZES_GIB if memory is None else (float(memory),)
     return replace(
         made,
-        work=work,
-        memory=predicted(work),
-        fits={gib: fit(work, longest, usable(gib)) for gib in sizes},
-        time=expected(
-            work, gpu, rows=steps.rows, labels=steps.labels, passes=steps.passes, grids=material.grids
+        workload=work,
+        memory=predict_memory(work),
+        fits={gib: find_fit(work, longest, compute_usable_bytes(gib)) for gib in sizes},
+        time=estimate_time(
+            work, gpu, tokens=steps.tokens, labels=steps.labels, num_microbatches=steps.num_microbatches, grids=material.grids
         ),
     )  # fmt: skip
 
 
-def _work(settings: Settings, material: Material, made: Plan) -> Work:
-    config = config_of(material.checkpoint)
+def _build_workload(settings: Settings, material: TrainingData, made: Plan) -> Workload:
+    config = load_hf_config(material.checkpoint)
     in_evaluation: Share = "tree" if made.engine == "fast" else "none"
-    held_out = held_out_of(material.held_out, settings.train.pass_tokens, in_evaluation)
-    open_tower = "vision" in settings.lora.towers
+    held_out = find_largest_eval_microbatch(material.held_out, settings.train.max_tokens_per_microbatch, in_evaluation)
+    open_tower = "vision" in settings.lora.parts
     # A pass whose every row were a picture's is the most that an open tower can meet.
-    merge = VisionShape.of(config).merge
-    return Work(
-        made.engine, TextShape.of(config), VisionShape.of(config), settings.lora.targets, settings.lora.rank,
-        dropout=settings.lora.dropout > 0, rows=made.steps.largest[0], labels=made.steps.largest[1],
-        number_bytes=4 if settings.dtype == "float32" else 2,
-        tower="while features are made", held_out_rows=held_out[0], held_out_labels=held_out[1],
-        rooms=len({padded(rows) for rows in made.steps.sizes}),
-        feature_rows=sum(grid.tokens for grid in material.grids),
-        open_patches=made.steps.largest[0] * merge**2 if open_tower else 0,
+    merge = VisionConfig.from_hf_config(config).merge_size
+    return Workload(
+        made.engine, TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config), settings.lora.target_modules, settings.lora.rank,
+        has_dropout=settings.lora.dropout > 0, tokens=made.steps.largest_microbatch[0], labels=made.steps.largest_microbatch[1],
+        bytes_per_value=4 if settings.dtype == "float32" else 2,
+        tower_residency="while features are made", eval_tokens=held_out[0], eval_labels=held_out[1],
+        num_graphs=len({pad_tokens(rows) for rows in made.steps.microbatch_tokens}),
+        feature_tokens=sum(grid.num_tokens for grid in material.grids),
+        trained_patches=made.steps.largest_microbatch[0] * merge**2 if open_tower else 0,
     )  # fmt: skip
 
 
-def _lines(made: Plan, settings: Settings) -> Iterator[str]:
-    tokens, rows, steps = made.tokens, made.rows, made.steps
-    yield f"examples   {made.examples} trained on, {made.held_out} held out; {made.pictures} distinct pictures"
-    yield f"tokens     {tokens.least} to {tokens.most} an example; half up to {tokens.median}, 95 % up to {tokens.p95}"
-    most = max(count for _, _, count in tokens.bars)
-    for first, last, count in tokens.bars:
+def _format_plan(made: Plan, settings: Settings) -> Iterator[str]:
+    tokens, rows, steps = made.tokens, made.layouts, made.steps
+    yield f"examples   {made.examples} trained on, {made.held_out} held out; {made.images} distinct pictures"
+    yield f"tokens     {tokens.min} to {tokens.max} an example; half up to {tokens.median}, 95 % up to {tokens.p95}"
+    most = max(count for _, _, count in tokens.histogram)
+    for first, last, count in tokens.histogram:
         span = f"{first}–{last}" if last > first else str(first)
-        yield f"{span:>16} {'█' * round(count / most * _BAR)} {count}"
-    each, largest = steps.passes / steps.total, steps.largest[0]
-    yield f"steps      {steps.total}, {steps.in_epoch} an epoch; passes a step {each:.3g}, at most {largest} rows"
+        yield f"{span:>16} {'█' * round(count / most * _BAR_WIDTH)} {count}"
+    each, largest = steps.num_microbatches / steps.total_steps, steps.largest_microbatch[0]
+    yield f"steps      {steps.total_steps}, {steps.steps_per_epoch} an epoch; passes a step {each:.3g}, at most {largest} rows"
     yield f"rows       {rows.padded} an epoch in padded batches of {settings.train.batch_size}"
-    for name, count in (("packed", rows.packed), ("shared", rows.shared), ("grouped", rows.grouped)):
-        yield f"           {count} {_LAID_OUT[name]}: {1 - count / rows.padded:.0%} fewer"
-    yield f"engine     {made.engine}{f': {made.why}' if made.why else ', on a GPU; reference on a CPU'}"
-    if made.memory is None or made.time is None or made.work is None:
-        yield f"memory     not predicted, nor is time: {made.why}"
+    for name, count in (("packed", rows.packed), ("shared", rows.prefix_shared), ("grouped", rows.grouped_by_image)):
+        yield f"           {count} {_LAYOUT_TEXTS[name]}: {1 - count / rows.padded:.0%} fewer"
+    yield f"engine     {made.engine}{f': {made.reason}' if made.reason else ', on a GPU; reference on a CPU'}"
+    if made.memory is None or made.time is None or made.workload is None:
+        yield f"memory     not predicted, nor is time: {made.reason}"
         return
-    yield f"memory     {made.memory.peak / GIB:.1f} GiB at the fullest moment, {_MOMENTS[made.memory.fullest]}:"
-    yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in made.memory.items.items() if size)
+    yield f"memory     {made.memory.peak_bytes / GIB:.1f} GiB at the fullest moment, {_PHASE_TEXTS[made.memory.peak_phase]}:"
+    yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in made.memory.peak_items.items() if size)
     for gib, found in made.fits.items():
-        lowered = _lowered(found, made.work)
+        lowered = _describe_reductions(found, made.workload)
         if found and not lowered:
             yield f"{gib:>6g} GiB {'or more ' if gib < max(made.fits) else ''}fit it as it is"
             break
-        with_it = f"with {' and '.join(lowered)}: {found.peak / GIB:.1f} GiB" if found else "do not fit it"
+        with_it = f"with {' and '.join(lowered)}: {found.peak_bytes / GIB:.1f} GiB" if found else "do not fit it"
         yield f"{gib:>6g} GiB {with_it}"
     yield (
-        f"time       {_duration(made.time.steps_s)} of steps, {_duration(made.time.features_s)} of features on one "
+        f"time       {_format_duration(made.time.steps_s)} of steps, {_format_duration(made.time.features_s)} of features on one "
         f"{made.gpu}, assuming {made.time.steps_tflops:.0f} and {made.time.tower_tflops:.0f} of its "
-        f"{GPUS[made.gpu]} TFLOP/s"
+        f"{GPU_TFLOPS[made.gpu]} TFLOP/s"
     )
 
 
-_LAID_OUT = {
+_LAYOUT_TEXTS = {
     "packed": "packed",
     "shared": "with what is shared in a pass once (where lora.dropout=0)",
-    "grouped": "with a picture's captions together too (data.group_captions=image)",
+    "grouped": "with a picture's captions together too (data.group_by_image=true)",
 }
-_MOMENTS = {
+_PHASE_TEXTS = {
     "features": "while features are made",
     "loss": "when the loss is taken",
     "backward": "on the way back",
@@ -156,17 +173,17 @@ _MOMENTS = {
 }
 
 
-def _lowered(found: Fit | None, work: Work) -> list[str]:
+def _describe_reductions(found: MemoryFit | None, work: Workload) -> list[str]:
     """What is lowered to fit, as a person sets it; layers are run twice without being asked."""
     lowered = []
-    if found and found.rows < max(work.rows, work.held_out_rows):
-        lowered.append(f"train.pass_tokens={found.rows}")
-    if found and found.again:
-        lowered.append(f"{found.again} of {work.text.layers} layers run twice")
+    if found and found.max_tokens < max(work.tokens, work.eval_tokens):
+        lowered.append(f"train.max_tokens_per_microbatch={found.max_tokens}")
+    if found and found.recompute_layers:
+        lowered.append(f"{found.recompute_layers} of {work.text.num_layers} layers run twice")
     return lowered
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 120:
         return "less than 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.console import Terminal
-from lorgnette.report.run_dir import RunFolder
-from lorgnette.report.trackers.tracker import installed
+from lorgnette.report.run_dir import RunDir
+from lorgnette.report.trackers.tracker import is_installed
 
 HOST = "127.0.0.1"
 
@@ -21,17 +21,17 @@ def watch(path: Path | str, *, port: int = 5092, console: Console | None = None)
     Raises LorgnetteError where the run has no SwanLab folder, or the dashboard is not installed.
     """
     path = Path(path)
-    folder = RunFolder.existing(path).path / "swanlab"
+    folder = RunDir.open_existing(path).path / "swanlab"
     if not folder.is_dir():
         raise LorgnetteError(
-            "this run was not tracked by SwanLab", where=str(path), remedy=f"its page is {RunFolder(path).page}"
+            "this run was not tracked by SwanLab", where=str(path), hint=f"its page is {RunDir(path).report}"
         )
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
-    if program is None or not installed("swanboard"):
+    if program is None or not is_installed("swanboard"):
         raise LorgnetteError(
-            "SwanLab's local dashboard is not installed", where=str(path), remedy="pip install 'lorgnette[dashboard]'"
+            "SwanLab's local dashboard is not installed", where=str(path), hint="pip install 'lorgnette[dashboard]'"
         )
-    Terminal(console).say(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
+    Terminal(console).print(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
     command = [program, "watch", str(folder), "--host", HOST, "--port", str(port)]
     ended = subprocess.run(command, check=False)  # noqa: S603 - the program beside this Python, a folder of ours
     if ended.returncode not in (0, 130, -2):

@@ -15,49 +15,57 @@
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
 
-from lorgnette.data.checks.data_report import Lengths, OnBadRow, Report, check, refusal, report_of, usable
-from lorgnette.data.checks.duplicates import repeats
-from lorgnette.data.checks.row_warnings import oddities
-from lorgnette.data.checks.scan import Look, Survey, survey, whole_sketches
-from lorgnette.data.checks.scripts import scripts
-from lorgnette.data.dataset import pictures_of, read, speaks
-from lorgnette.data.export import Exported, export
-from lorgnette.data.formats import EXPORTS, To
-from lorgnette.data.images import SUFFIXES, header, load, verified
-from lorgnette.data.prepare import Prepared, prepare
-from lorgnette.data.rows import PROMPT
-from lorgnette.data.splits import Split, identities, parts
+from lorgnette.data.checks.data_report import (
+    AnswerLengths,
+    DataReport,
+    OnBadRow,
+    build_refusal,
+    build_report,
+    check_rows,
+    load_usable,
+)
+from lorgnette.data.checks.duplicates import find_duplicates
+from lorgnette.data.checks.row_warnings import find_row_warnings
+from lorgnette.data.checks.scan import ImageInfo, ScanResult, compute_full_signatures, scan
+from lorgnette.data.checks.scripts import count_scripts
+from lorgnette.data.dataset import is_dataset, read, read_images
+from lorgnette.data.export import ExportResult, export
+from lorgnette.data.formats import EXPORTERS, ExportFormat
+from lorgnette.data.images import IMAGE_SUFFIXES, load_image, read_image_size, verify_image
+from lorgnette.data.prepare import PrepareResult, prepare
+from lorgnette.data.row_location import DEFAULT_PROMPT
+from lorgnette.data.splits import Split, map_identical_files, train_test_split
 
 __all__ = [
-    "EXPORTS",
-    "PROMPT",
-    "SUFFIXES",
-    "Exported",
-    "Lengths",
-    "Look",
+    "DEFAULT_PROMPT",
+    "EXPORTERS",
+    "IMAGE_SUFFIXES",
+    "AnswerLengths",
+    "DataReport",
+    "ExportFormat",
+    "ExportResult",
+    "ImageInfo",
     "OnBadRow",
-    "Prepared",
-    "Report",
+    "PrepareResult",
+    "ScanResult",
     "Split",
-    "Survey",
-    "To",
-    "check",
+    "build_refusal",
+    "build_report",
+    "check_rows",
+    "compute_full_signatures",
+    "count_scripts",
     "export",
-    "header",
-    "identities",
-    "load",
-    "oddities",
-    "parts",
-    "pictures_of",
+    "find_duplicates",
+    "find_row_warnings",
+    "is_dataset",
+    "load_image",
+    "load_usable",
+    "map_identical_files",
     "prepare",
     "read",
-    "refusal",
-    "repeats",
-    "report_of",
-    "scripts",
-    "speaks",
-    "survey",
-    "usable",
-    "verified",
-    "whole_sketches",
+    "read_image_size",
+    "read_images",
+    "scan",
+    "train_test_split",
+    "verify_image",
 ]

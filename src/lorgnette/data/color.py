@@ -7,30 +7,30 @@ import numpy as np
 from PIL import Image
 
 WHITE = (255, 255, 255)
-_WIDE = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
+_HIGH_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
     """A loaded picture in RGB. Transparency shows white, which is what papers, pages and viewers show behind it."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in _WIDE:
-        return _narrowed(image)
+    if image.mode in _HIGH_BIT_MODES:
+        return _scale_to_8_bits(image)
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
+        return _composite_on_white(image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGB", image.size, WHITE)
     canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return canvas
 
 
-def _narrowed(image: Image.Image) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """More than 8 bits to 8. Pillow's own convert() clips at 255, which turns most of these pictures white."""
     values = np.asarray(image)
-    low, high = _range(image.mode, values)
+    low, high = _find_range(image.mode, values)
     scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
     grey = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round().astype(np.uint8)
     transparent = image.info.get("transparency")
@@ -39,7 +39,7 @@ def _narrowed(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _range(mode: str, values: np.ndarray) -> tuple[float, float]:
+def _find_range(mode: str, values: np.ndarray) -> tuple[float, float]:
     """The values that become black and white.
 
     16-bit modes say it themselves. 32-bit integers and floats do not, so the smallest usual range that holds every

@@ -6,29 +6,29 @@ Knows nothing about downloads, tokens or models. All three have absolute picture
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.data.checks.data_report import OnBadRow, usable
+from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.dataset import read
-from lorgnette.data.export import holdable, tidied, write
-from lorgnette.data.formats import EXPORTS, To
-from lorgnette.data.rows import PROMPT
-from lorgnette.data.splits import Split, parts, shared_pictures
+from lorgnette.data.export import count_trimmed, filter_exportable, write_files
+from lorgnette.data.formats import EXPORTERS, ExportFormat
+from lorgnette.data.row_location import DEFAULT_PROMPT
+from lorgnette.data.splits import Split, count_shared_images, train_test_split
 from lorgnette.types import Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PrepareResult:
     """What was written, and what is worth knowing about it."""
 
-    all: Path
-    train: Path
-    test: Path
-    train_rows: int
-    test_rows: int
+    all_path: Path
+    train_path: Path
+    test_path: Path
+    num_train: int
+    num_test: int
     problems: tuple[Problem, ...]
     """Rows left out (on_bad_row="skip")."""
-    shared_pictures: int
+    num_shared_images: int
     """Pictures that stand in both parts: 0 unless split="tail"."""
-    tidied: int
+    num_trimmed: int
     """Rows that lost blanks around a lone picture's text, which the form does not keep."""
 
 
@@ -36,18 +36,18 @@ def prepare(
     source: Path,
     out: Path,
     *,
-    prompt: str = PROMPT,
+    prompt: str = DEFAULT_PROMPT,
     holdout: int = 4,
-    split: Split = "picture",
-    rows: int | None = None,
+    split: Split = "image",
+    max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
-    to: To = "json",
+    export_format: ExportFormat = "json",
     sample: int | None = None,
     seed: int = 0,
     name: str | None = None,
     images_from: Path | None = None,
-    pictures_to: Path | None = None,
-) -> Prepared:
+    images_to: Path | None = None,
+) -> PrepareResult:
     """Write the three files into the folder `out` in the form `to`; see `read` for what picks rows and pictures, and
     `split.parts` for the rule of the two splits.
 
@@ -57,24 +57,26 @@ def prepare(
     found = read(
         source,
         prompt=prompt,
-        rows=rows,
+        max_rows=max_rows,
         sample=sample,
         seed=seed,
         name=name,
         images_from=images_from,
-        pictures_to=pictures_to or out / "pictures",
+        images_to=images_to or out / "pictures",
     )
-    seen = usable(holdable(found, to, prompt), on_bad_row=on_bad_row, where=source)
-    train, test = parts(seen.examples, holdout=holdout, split=split)
-    everything, to_train, to_test = (out / f"data_vl{part}{EXPORTS[to].suffix}" for part in ("", "_train", "_test"))
-    write({everything: seen.examples, to_train: train, to_test: test}, to, prompt)
-    return Prepared(
-        all=everything,
-        train=to_train,
-        test=to_test,
-        train_rows=len(train),
-        test_rows=len(test),
+    seen = load_usable(filter_exportable(found, export_format, prompt), on_bad_row=on_bad_row, source=source)
+    train, test = train_test_split(seen.examples, holdout=holdout, split=split)
+    everything, to_train, to_test = (
+        out / f"data_vl{part}{EXPORTERS[export_format].suffix}" for part in ("", "_train", "_test")
+    )
+    write_files({everything: seen.examples, to_train: train, to_test: test}, export_format, prompt)
+    return PrepareResult(
+        all_path=everything,
+        train_path=to_train,
+        test_path=to_test,
+        num_train=len(train),
+        num_test=len(test),
         problems=tuple(seen.problems),
-        shared_pictures=shared_pictures(train, test) if split == "tail" else 0,
-        tidied=tidied(seen.examples, to),
+        num_shared_images=count_shared_images(train, test) if split == "tail" else 0,
+        num_trimmed=count_trimmed(seen.examples, export_format),
     )

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def sampled(rows: Iterable[T], count: int, seed: int) -> list[T]:
+def sample_rows(rows: Iterable[T], count: int, seed: int) -> list[T]:
     """`count` of the rows, or all where there are fewer; never more than `count` are held (reservoir, algorithm R)."""
     chance = random.Random(seed)
     kept: list[tuple[int, T]] = []

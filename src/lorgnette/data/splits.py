@@ -14,13 +14,13 @@ from typing import Literal
 from lorgnette.errors import UsageError
 from lorgnette.types import Example
 
-Split = Literal["picture", "tail"]
-_SAMPLE = 1024
-_UNKNOWN: Mapping[Path, Hashable] = MappingProxyType({})
+Split = Literal["image", "tail"]
+_MIDDLE_BYTES = 1024
+_NO_INFO: Mapping[Path, Hashable] = MappingProxyType({})
 
 
-def parts(
-    examples: Sequence[Example], *, holdout: int, split: Split, same: Mapping[Path, Path] | None = None
+def train_test_split(
+    examples: Sequence[Example], *, holdout: int, split: Split, identical_files: Mapping[Path, Path] | None = None
 ) -> tuple[list[Example], list[Example]]:
     """(training part, test part), both in the source's order. same: `identities` of all pictures, if known.
 
@@ -35,35 +35,35 @@ def parts(
         raise UsageError(
             f"holdout is {holdout}, but there {there}",
             where="holdout",
-            remedy="hold out fewer rows than there are, so that some are left to train on",
+            hint="hold out fewer rows than there are, so that some are left to train on",
         )
     if not holdout:
         return list(examples), []
     place = len(examples) - holdout
-    if split == "picture":
-        same = identities(_paths(examples)) if same is None else same
-        test = _groups_from_end(_groups(examples, same), holdout)
+    if split == "image":
+        identical_files = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
+        test = _select_from_end(_group_by_image(examples, identical_files), holdout)
     else:
         test = set(range(place, len(examples)))
     if len(test) == len(examples):
         raise UsageError(
             f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
             where="holdout",
-            remedy="hold out fewer rows, or use split=tail to hold out rows whatever they show",
+            hint="hold out fewer rows, or use split=tail to hold out rows whatever they show",
         )
     train = [example for i, example in enumerate(examples) if i not in test]
     return train, [example for i, example in enumerate(examples) if i in test]
 
 
-def shared_pictures(train: Iterable[Example], test: Iterable[Example]) -> int:
+def count_shared_images(train: Iterable[Example], test: Iterable[Example]) -> int:
     """How many pictures stand in both parts."""
     one, other = list(train), list(test)
-    same = identities(_paths((*one, *other)))
-    first, second = ({same[picture.path] for example in part for picture in example.pictures} for part in (one, other))
+    same = map_identical_files(_image_paths((*one, *other)))
+    first, second = ({same[picture.path] for example in part for picture in example.images} for part in (one, other))
     return len(first & second)
 
 
-def identities(paths: Iterable[Path], looks: Mapping[Path, Hashable] = _UNKNOWN) -> dict[Path, Path]:
+def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashable] = _NO_INFO) -> dict[Path, Path]:
     """Each path → one path for the same picture: the same file, or a file of the same bytes (SHA-256).
 
     Only files of equal size and with the same bytes in their middle are hashed: others cannot be copies, and of
@@ -74,16 +74,16 @@ def identities(paths: Iterable[Path], looks: Mapping[Path, Hashable] = _UNKNOWN)
     resolved = {
         path: path.resolve() if path.is_symlink() else folder(path.parent) / path.name for path in dict.fromkeys(paths)
     }
-    known = {file: looks.get(path) for path, file in resolved.items()}
+    known = {file: known_info.get(path) for path, file in resolved.items()}
     first: dict[Path, Path] = {}
-    for same_size in _grouped(known, lambda file: (file.stat().st_size, known[file])):
-        for files in _grouped(same_size, _middle):
-            for same in _grouped(files, _digest):
+    for same_size in _group_by(known, lambda file: (file.stat().st_size, known[file])):
+        for files in _group_by(same_size, _read_middle):
+            for same in _group_by(files, _hash_file):
                 first |= dict.fromkeys(same, same[0])
     return {path: first[file] for path, file in resolved.items()}
 
 
-def _grouped(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+def _group_by(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Files by what the key says of them, in their order; one alone is not asked."""
     listed = list(files)
     if len(listed) == 1:
@@ -94,22 +94,22 @@ def _grouped(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[lis
     return list(groups.values())
 
 
-def _middle(file: Path) -> bytes:
+def _read_middle(file: Path) -> bytes:
     with file.open("rb") as content:
-        content.seek(max(0, file.stat().st_size // 2 - _SAMPLE // 2))
-        return content.read(_SAMPLE)
+        content.seek(max(0, file.stat().st_size // 2 - _MIDDLE_BYTES // 2))
+        return content.read(_MIDDLE_BYTES)
 
 
-def _digest(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _paths(examples: Iterable[Example]) -> Iterator[Path]:
-    return (picture.path for example in examples for picture in example.pictures)
+def _image_paths(examples: Iterable[Example]) -> Iterator[Path]:
+    return (picture.path for example in examples for picture in example.images)
 
 
-def _groups_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
+def _select_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
     test: set[int] = set()
     passed: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: rows[-1], reverse=True):
@@ -126,21 +126,21 @@ def _groups_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
     return min(ways, key=len)
 
 
-def _groups(examples: Sequence[Example], same: Mapping[Path, Path]) -> list[list[int]]:
+def _group_by_image(examples: Sequence[Example], identical_files: Mapping[Path, Path]) -> list[list[int]]:
     """Rows joined by a common picture, also by way of other rows; a row without pictures is alone."""
     leader = list(range(len(examples)))
     shown_by: dict[Path, int] = {}
     for row, example in enumerate(examples):
-        for picture in example.pictures:
-            other = shown_by.setdefault(same[picture.path], row)
-            leader[_root(leader, row)] = _root(leader, other)
+        for picture in example.images:
+            other = shown_by.setdefault(identical_files[picture.path], row)
+            leader[_find_root(leader, row)] = _find_root(leader, other)
     groups: dict[int, list[int]] = defaultdict(list)
     for row in range(len(examples)):
-        groups[_root(leader, row)].append(row)
+        groups[_find_root(leader, row)].append(row)
     return list(groups.values())
 
 
-def _root(leader: list[int], row: int) -> int:
+def _find_root(leader: list[int], row: int) -> int:
     while leader[row] != row:
         leader[row] = leader[leader[row]]
         row = leader[row]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from lorgnette.demo import wording
 from lorgnette.demo.scenes import OPPOSITE, Relation, Scene, Thing
-from lorgnette.demo.shapes import COLOURS, KINDS
+from lorgnette.demo.shapes import COLORS, KINDS
 
-PHRASES: dict[Relation, str] = {
+RELATION_PHRASES: dict[Relation, str] = {
     "left of": "to the left of",
     "right of": "to the right of",
     "above": "above",
@@ -21,7 +21,7 @@ PHRASES: dict[Relation, str] = {
 }
 
 
-def caption(scene: Scene) -> str:
+def write_caption(scene: Scene) -> str:
     """One short sentence, always the same for the same scene: "A small red car to the left of a big green tree."
 
     The smaller thing comes first; of two equally big ones the left one, or the upper one. So a picture alone settles
@@ -31,16 +31,16 @@ def caption(scene: Scene) -> str:
     same, reading_order = first.size == second.size, relation in ("left of", "above")
     if (same and not reading_order) or (not same and first.size == "big"):
         first, second, relation = second, first, OPPOSITE[relation]
-    return f"A {_words(first)} {PHRASES[relation]} a {_words(second)}."
+    return f"A {_format_thing(first)} {RELATION_PHRASES[relation]} a {_format_thing(second)}."
 
 
-def describe(scene: Scene, rng: random.Random) -> str:
+def write_description(scene: Scene, rng: random.Random) -> str:
     """Several sentences, 45 to 80 words, the way a chat model describes a picture when nobody told it to be brief.
 
     States everything `caption` states, and the background, at least once; which thing comes first, the sentences and
     their order are drawn from rng.
     """
-    blanks = _blanks(scene, rng)
+    blanks = _build_blanks(scene, rng)
     if rng.random() < 0.4:
         opener = rng.choice(wording.OPENERS_WITH_BOTH)
         sentences = [] if "{place}" in opener else [rng.choice(wording.PLACINGS)]
@@ -55,7 +55,7 @@ def describe(scene: Scene, rng: random.Random) -> str:
     if rng.random() < 0.3:
         sentences.insert(rng.randrange(len(sentences) + 1), remarks.pop(0))
     text = " ".join([opener, *sentences]).format(**blanks)
-    fewest = rng.randint(wording.WORDS_WANTED[0], wording.WORDS_WANTED[0] + 15)
+    fewest = rng.randint(wording.NUM_WORDS[0], wording.NUM_WORDS[0] + 15)
     for remark in remarks:
         if len(text.split()) >= fewest:
             break
@@ -63,30 +63,30 @@ def describe(scene: Scene, rng: random.Random) -> str:
     return text
 
 
-def _blanks(scene: Scene, rng: random.Random) -> dict[str, str]:
+def _build_blanks(scene: Scene, rng: random.Random) -> dict[str, str]:
     first, second, relation = scene.first, scene.second, scene.relation
     if rng.random() < 0.5:
         first, second, relation = second, first, OPPOSITE[relation]
     blanks = {
-        "where": PHRASES[relation],
-        "back": PHRASES[OPPOSITE[relation]],
+        "where": RELATION_PHRASES[relation],
+        "back": RELATION_PHRASES[OPPOSITE[relation]],
         "place": rng.choice(wording.PLACES[scene.background]),
         "scene": rng.choice(wording.SCENES),
     }
     for name, thing in (("a", first), ("b", second)):
-        shown = f"{thing.colour} {thing.kind}" if rng.random() < 0.3 else thing.kind
-        blanks |= {name: f"a {_words(thing)}", name.upper(): f"A {_words(thing)}"}
+        shown = f"{thing.color} {thing.kind}" if rng.random() < 0.3 else thing.kind
+        blanks |= {name: f"a {_format_thing(thing)}", name.upper(): f"A {_format_thing(thing)}"}
         blanks |= {f"the_{name}": f"the {shown}", f"The_{name}": f"The {shown}"}
-        blanks |= {f"kind_{name}": thing.kind, f"colour_{name}": thing.colour, f"size_{name}": thing.size}
+        blanks |= {f"kind_{name}": thing.kind, f"colour_{name}": thing.color, f"size_{name}": thing.size}
     return blanks
 
 
-def _words(thing: Thing) -> str:
-    return f"{thing.size} {thing.colour} {thing.kind}"
+def _format_thing(thing: Thing) -> str:
+    return f"{thing.size} {thing.color} {thing.kind}"
 
 
 _KIND = f"(?P<kind>{'|'.join(KINDS)})"
-_ADJECTIVE = f"(?:{'|'.join([*COLOURS, 'small', 'big'])})"
+_ADJECTIVE = f"(?:{'|'.join([*COLORS, 'small', 'big'])})"
 _NAMED = re.compile(rf"\b(?P<said>(?:{_ADJECTIVE} )*){_KIND}\b")
 _IS = re.compile(rf"\b{_KIND} is (?P<said>{_ADJECTIVE}(?: and {_ADJECTIVE})*)\b")
 _WHERE = re.compile(r"\b(?:(?P<side>left|right) of|(?P<level>above|below))\b")
@@ -95,20 +95,20 @@ _PLACE = re.compile(rf"\b(?:{'|'.join(wording.KEY_WORDS.values())})\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class Facts:
     """The facts that a text states. Contradictions stay in: a text that says both is wrong about it.
 
     colours, sizes: (kind, word). relations: (kind, relation, kind), each written from both ends.
     """
 
     kinds: frozenset[str]
-    colours: frozenset[tuple[str, str]]
+    colors: frozenset[tuple[str, str]]
     sizes: frozenset[tuple[str, str]]
     relations: frozenset[tuple[str, str, str]]
     backgrounds: frozenset[str]
 
     @classmethod
-    def read(cls, text: str) -> "Stated":
+    def from_text(cls, text: str) -> "Facts":
         text = " ".join(text.lower().split())
         said: set[tuple[str, str]] = set()
         for pattern in (_NAMED, _IS):
@@ -117,25 +117,25 @@ class Stated:
         keys = {word: name for name, word in wording.KEY_WORDS.items()}
         return cls(
             kinds=frozenset(found["kind"] for found in _NAMED.finditer(text)),
-            colours=frozenset(pair for pair in said if pair[1] in COLOURS),
-            sizes=frozenset(pair for pair in said if pair[1] not in COLOURS),
-            relations=frozenset(fact for sentence in re.split(r"[.;!?]", text) for fact in _relations(sentence)),
+            colors=frozenset(pair for pair in said if pair[1] in COLORS),
+            sizes=frozenset(pair for pair in said if pair[1] not in COLORS),
+            relations=frozenset(fact for sentence in re.split(r"[.;!?]", text) for fact in _read_relations(sentence)),
             backgrounds=frozenset(keys[word] for word in _PLACE.findall(text)),
         )
 
     @classmethod
-    def truth(cls, scene: Scene) -> "Stated":
+    def from_scene(cls, scene: Scene) -> "Facts":
         a, b, relation = scene.first, scene.second, scene.relation
         return cls(
             kinds=frozenset({a.kind, b.kind}),
-            colours=frozenset({(a.kind, a.colour), (b.kind, b.colour)}),
+            colors=frozenset({(a.kind, a.color), (b.kind, b.color)}),
             sizes=frozenset({(a.kind, a.size), (b.kind, b.size)}),
             relations=frozenset({(a.kind, relation, b.kind), (b.kind, OPPOSITE[relation], a.kind)}),
             backgrounds=frozenset({scene.background}),
         )
 
 
-def _relations(sentence: str) -> list[tuple[str, str, str]]:
+def _read_relations(sentence: str) -> list[tuple[str, str, str]]:
     """Facts of "A … left of … B" and of the fronted "left of B there is A"; none where an end is missing."""
     facts: list[tuple[str, str, str]] = []
     for found in _WHERE.finditer(sentence):
@@ -153,43 +153,43 @@ def _relations(sentence: str) -> list[tuple[str, str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class FactCheck:
     """What a short caption got right: both objects, the colour of each, how they stand to each other."""
 
-    objects: bool
-    colours: bool
-    relation: bool
+    has_objects: bool
+    has_colors: bool
+    has_relation: bool
 
     @property
-    def right(self) -> bool:
-        return self.objects and self.colours and self.relation
+    def is_correct(self) -> bool:
+        return self.has_objects and self.has_colors and self.has_relation
 
 
 @dataclass(frozen=True, slots=True)
-class FullJudgement(Judgement):
+class FullFactCheck(FactCheck):
     """The same for a long description, which also states sizes and the background."""
 
-    sizes: bool
-    background: bool
+    has_sizes: bool
+    has_background: bool
 
     @property
-    def complete(self) -> bool:
-        return self.right and self.sizes and self.background
+    def is_complete(self) -> bool:
+        return self.is_correct and self.has_sizes and self.has_background
 
 
-def judge(text: str, scene: Scene) -> Judgement:
+def check_caption(text: str, scene: Scene) -> FactCheck:
     """Right if it states the two things, both colours and the relation, from either end, and nothing against them."""
-    said, true = Stated.read(text), Stated.truth(scene)
-    return Judgement(said.kinds == true.kinds, said.colours == true.colours, said.relations == true.relations)
+    said, true = Facts.from_text(text), Facts.from_scene(scene)
+    return FactCheck(said.kinds == true.kinds, said.colors == true.colors, said.relations == true.relations)
 
 
-def judge_description(text: str, scene: Scene) -> FullJudgement:
-    said, true = Stated.read(text), Stated.truth(scene)
-    short = judge(text, scene)
-    return FullJudgement(
-        short.objects,
-        short.colours,
-        short.relation,
-        sizes=said.sizes == true.sizes,
-        background=said.backgrounds == true.backgrounds,
+def check_description(text: str, scene: Scene) -> FullFactCheck:
+    said, true = Facts.from_text(text), Facts.from_scene(scene)
+    short = check_caption(text, scene)
+    return FullFactCheck(
+        short.has_objects,
+        short.has_colors,
+        short.has_relation,
+        has_sizes=said.sizes == true.sizes,
+        has_background=said.backgrounds == true.backgrounds,
     )

@@ -94,7 +94,7 @@ REMARKS = (
     "The image has a square format and looks like a digital drawing.",
     "Overall, the picture is easy to understand at a glance.",
 )
-WORDS_WANTED = (45, 80)
+NUM_WORDS = (45, 80)
 
 PROMPTS = (
     "COCO Yes:",

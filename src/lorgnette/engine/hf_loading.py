@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorgnette.engine.packed_attention import NAME
+from lorgnette.engine.packed_attention import ATTENTION_NAME
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
     """The model in evaluation mode with every weight frozen.
 
     Raises LorgnetteError where the files are broken, lack weights the model needs, or hold others.
@@ -27,7 +27,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
             checkpoint.folder,
             dtype=dtype,
             device_map={"": device} if device.type == "cuda" else None,
-            attn_implementation={"text_config": NAME, "vision_config": "sdpa"},
+            attn_implementation={"text_config": ATTENTION_NAME, "vision_config": "sdpa"},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
@@ -37,7 +37,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
         raise LorgnetteError(
             f"weights cannot be loaded: {str(error).strip().splitlines()[0]}",
             where=str(checkpoint.folder),
-            remedy="download the checkpoint again, whole",
+            hint="download the checkpoint again, whole",
         ) from error
     odd = {
         "missing": sorted(info["missing_keys"]),
@@ -50,7 +50,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> "P
         raise LorgnetteError(
             f"weights do not fit the model: {counts} ({', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''})",
             where=str(checkpoint.folder),
-            remedy="download the checkpoint again, whole",
+            hint="download the checkpoint again, whole",
         )
     # The checkpoint's own sampling habits (Qwen2-VL's: temperature 0.01, top_k 1) would mix into every generate call.
     model.generation_config = transformers.GenerationConfig()

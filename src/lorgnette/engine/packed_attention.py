@@ -23,10 +23,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "lorgnette_packed"
+ATTENTION_NAME = "lorgnette_packed"
 _SDPA: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
 # torch 2.11 takes grouped heads as they come; from 2.12 on it wants to be told.
-_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+_GQA_ARGUMENTS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class Segments:
     slots: [T] place of each row in the padded [S, L]; starts: [B = S + 1] on the device; longest: L.
     """
 
-    slots: Int[Tensor, " T"]
-    starts: Int[Tensor, " B"]
-    count: int
-    longest: int
+    padded_indices: Int[Tensor, " T"]
+    cu_seqlens: Int[Tensor, " B"]
+    num_segments: int
+    max_length: int
 
 
-def segments_of(starts: list[int], device: torch.device) -> Segments:
+def build_segments(starts: list[int], device: torch.device) -> Segments:
     lengths = [b - a for a, b in pairwise(starts)]
     longest = max(lengths)
     rows = torch.cat([torch.arange(length) + i * longest for i, length in enumerate(lengths)])
@@ -50,7 +50,7 @@ def segments_of(starts: list[int], device: torch.device) -> Segments:
     return Segments(rows.to(device, non_blocking=True), moved.to(device, non_blocking=True), len(lengths), longest)
 
 
-def packed_attention(
+def packed_attention_forward(
     module: nn.Module,
     query: Float[Tensor, "batch H T D"],
     key: Float[Tensor, "batch K N D"],
@@ -65,33 +65,33 @@ def packed_attention(
         attended, _ = _SDPA(module, query, key, value, attention_mask, scaling=scaling, **rest)
         return attended, None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _flash(query, key, value, scaling, segments), None
-    return _padded(query, key, value, scaling, segments), None
+        return _attend_flash(query, key, value, scaling, segments), None
+    return _attend_padded(query, key, value, scaling, segments), None
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
-    S, L = segments.count, segments.longest
+def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
+    S, L = segments.num_segments, segments.max_length
     T, D = query.shape[2], query.shape[3]
 
     def spread(rows: Float[Tensor, "1 H T D"]) -> Float[Tensor, "S H L D"]:
         heads = rows.shape[1]
-        padded = rows.new_zeros(S * L, heads, D).index_copy(0, segments.slots, rows[0].transpose(0, 1))
+        padded = rows.new_zeros(S * L, heads, D).index_copy(0, segments.padded_indices, rows[0].transpose(0, 1))
         return padded.view(S, L, heads, D).transpose(1, 2)
 
     attended = scaled_dot_product_attention(
         spread(query), spread(key), spread(value), is_causal=True, scale=scaling, enable_gqa=True
     )
-    return attended.transpose(1, 2).reshape(S * L, -1, D).index_select(0, segments.slots).view(1, T, -1, D)
+    return attended.transpose(1, 2).reshape(S * L, -1, D).index_select(0, segments.padded_indices).view(1, T, -1, D)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
+def _attend_flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
     q, k, v = (rows[0].transpose(0, 1) for rows in (query, key, value))
     attended: Any = varlen_attn(
-        q, k, v, segments.starts, segments.starts, segments.longest, segments.longest,
-        scale=scaling, window_size=(-1, 0), **_GROUPED,
+        q, k, v, segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length,
+        scale=scaling, window_size=(-1, 0), **_GQA_ARGUMENTS,
     )  # fmt: skip
     return attended[None]  # type: ignore[no-any-return]
 
 
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention_forward)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

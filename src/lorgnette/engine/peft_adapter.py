@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorgnette.config import Lora
+from lorgnette.config import LoraSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.peft_files import CONFIG, REMEDY, SavedAdapter, demand_names
+from lorgnette.lora.peft_files import CONFIG_FILE, HINT, SavedAdapter, check_names
 from lorgnette.models.qwen2_vl.family import Family
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "PeftModel":
+def add_adapter(model: "PreTrainedModel", family: Family, lora: LoraSettings, seed: int) -> "PeftModel":
     """A fresh adapter: A drawn from `seed`, B zero, so that the model answers as before. Its weights are fp32
     whatever the model's dtype (PEFT's default), and the only ones that are trained."""
     from peft import LoraConfig, get_peft_model
@@ -28,8 +28,8 @@ def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        target_modules=family.target_pattern(lora.targets, lora.towers),
+        use_rslora=lora.use_rslora,
+        target_modules=family.build_target_pattern(lora.target_modules, lora.parts),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -37,33 +37,33 @@ def attach(model: "PreTrainedModel", family: Family, lora: Lora, seed: int) -> "
         return get_peft_model(model, config)
 
 
-def load(model: "PreTrainedModel", folder: Path, *, trainable: bool = False) -> "PeftModel":
+def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool = False) -> "PeftModel":
     """The saved adapter on its base model. Raises LorgnetteError where files are missing or broken, or names do not
     match one for one."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    saved = SavedAdapter.read(folder).state
+    saved = SavedAdapter.load(folder).state
     try:
         config = PeftConfig.from_pretrained(folder)
-        config.inference_mode = not trainable
+        config.inference_mode = not is_trainable
         config.base_model_name_or_path = None  # whether this is its base is for the contract to say, not for PEFT
         loaded = get_peft_model(model, config)
-        demand_names(saved.keys(), adapter_state(loaded).keys(), folder)
+        check_names(saved.keys(), get_adapter_state(loaded).keys(), folder)
         set_peft_model_state_dict(loaded, saved)
     except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
         lines = str(error).splitlines()
         fault = " ".join(line.strip() for line in lines[1:3] or lines)
-        raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), remedy=REMEDY) from None
+        raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), hint=HINT) from None
     except (ValueError, TypeError, KeyError, re.error) as error:
-        raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(folder), remedy=REMEDY) from None
+        raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT) from None
     return loaded.eval()
 
 
-def adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
+def get_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's own parameters by the name they have in its file, in the model's order."""
     return {name.replace(".default.", "."): p for name, p in model.named_parameters() if ".lora_" in name}
 
 
-def copied(model: "PeftModel") -> dict[str, torch.Tensor]:
+def copy_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """`adapter_state` as it is now, on the CPU."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in adapter_state(model).items()}
+    return {name: p.detach().to("cpu", copy=True) for name, p in get_adapter_state(model).items()}

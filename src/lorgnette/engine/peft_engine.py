@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lorgnette.engine.packed_attention import segments_of
+from lorgnette.engine.packed_attention import build_segments
 from lorgnette.features.image_features import Features
 from lorgnette.processing.packing import Share
 from lorgnette.types import PackedBatch
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class ReferenceEngine:
     """Losses of packed batches; gradients land in the adapter's `.grad`."""
 
-    share: Share = "none"
-    share_in_evaluation: Share = "none"
+    prefix_sharing: Share = "none"
+    eval_prefix_sharing: Share = "none"
 
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()
@@ -38,47 +38,49 @@ class ReferenceEngine:
         self.dtype = self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def backward(self, batch: PackedBatch, draw: int) -> Float[Tensor, ""]:
+    def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
         """Σ weights · cross-entropy under dropout, which torch draws from a state of its own; the gradient is added
         up."""
         self.model.train()
-        loss = self.weighted(batch)
+        loss = self.compute_weighted_loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()
-    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+    def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """Σ weights · cross-entropy without dropout. The passes of a step add up to its mean loss."""
         self.model.eval()
-        return self.weighted(batch)
+        return self.compute_weighted_loss(batch)
 
-    def updated(self) -> None:
+    def sync_weights(self) -> None:
         """Nothing to do: the optimizer's parameters are PEFT's own."""
 
-    def weighted(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        return (self.label_losses(batch) * self._moved(batch.weights)).sum()
+    def compute_weighted_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        return (self.compute_label_losses(batch) * self._to_device(batch.label_weights)).sum()
 
-    def label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
+    def compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
         """Cross-entropy of every label, in fp32."""
         with self._autocast():
             hidden = self._decoder(
-                inputs_embeds=self._embedded(batch)[None],
-                position_ids=self._moved(batch.positions)[:, None],
+                inputs_embeds=self._embed(batch)[None],
+                position_ids=self._to_device(batch.position_ids)[:, None],
                 attention_mask={"full_attention": None},  # segments say what may see what: no mask is built
                 use_cache=False,
-                segments=segments_of([0, *np.unique(batch.ends).tolist()], self.device),
+                segments=build_segments([0, *np.unique(batch.visible_until).tolist()], self.device),
             ).last_hidden_state[0]
-            logits = self._head(hidden.index_select(0, self._moved(batch.label_rows)))
-        return cross_entropy(logits.float(), self._moved(batch.targets).long(), reduction="none")
+            logits = self._head(hidden.index_select(0, self._to_device(batch.label_indices)))
+        return cross_entropy(logits.float(), self._to_device(batch.targets).long(), reduction="none")
 
-    def _embedded(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
-        embedded: Tensor = self._embedding(self._moved(batch.tokens))
+    def _embed(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
+        embedded: Tensor = self._embedding(self._to_device(batch.input_ids))
         if not batch.grids:
             return embedded
-        features = self.features.of(batch.grids).to(embedded.dtype).index_select(0, self._moved(batch.feature_rows))
-        return embedded.index_copy(0, self._moved(batch.image_rows).long(), features)
+        features = (
+            self.features.gather(batch.grids).to(embedded.dtype).index_select(0, self._to_device(batch.feature_indices))
+        )
+        return embedded.index_copy(0, self._to_device(batch.image_token_indices).long(), features)
 
-    def _moved(self, values: np.ndarray) -> Tensor:
+    def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:

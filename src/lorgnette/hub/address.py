@@ -3,6 +3,6 @@
 HUBS = ("hf", "modelscope")
 
 
-def is_source(text: str) -> bool:
+def is_hub_address(text: str) -> bool:
     """Is this an address on a hub, rather than a path?"""
     return text.partition(":")[0] in HUBS and ":" in text

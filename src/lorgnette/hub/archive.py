@@ -7,33 +7,33 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.repository import inside
+from lorgnette.hub.repository import is_safe_path
 
 _HARMLESS, _MOST_TIMES = 10 << 20, 200
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """A zip file all of whose members stay inside; what goes wrong while reading it is one line."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if not inside(name):
+                if not is_safe_path(name):
                     raise LorgnetteError(
                         f"a path in the archive leaves its folder: {name!r}",
                         where=str(path),
-                        remedy="do not trust this file; get the data elsewhere",
+                        hint="do not trust this file; get the data elsewhere",
                     )
             yield archive
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise LorgnetteError(f"the zip file cannot be read: {error}", where=str(path), remedy="get it anew") from error
+        raise LorgnetteError(f"the zip file cannot be read: {error}", where=str(path), hint="get it anew") from error
     except OSError as error:
         raise LorgnetteError(
-            f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path and its permissions"
+            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions"
         ) from error
 
 
-def members(archive: zipfile.ZipFile, suffixes: tuple[str, ...]) -> list[zipfile.ZipInfo]:
+def list_members(archive: zipfile.ZipFile, suffixes: tuple[str, ...]) -> list[zipfile.ZipInfo]:
     """The files with one of these endings, without what macOS leaves beside them."""
     return [
         info
@@ -45,7 +45,7 @@ def members(archive: zipfile.ZipFile, suffixes: tuple[str, ...]) -> list[zipfile
     ]
 
 
-def bounded(info: zipfile.ZipInfo, largest: int, *, where: str) -> zipfile.ZipInfo:
+def check_member_size(info: zipfile.ZipInfo, largest: int, *, where: str) -> zipfile.ZipInfo:
     """The member, unless it would unpack to more than `largest` bytes or to many times its packed size. (zipfile
     itself never gives more than the size that is declared.)"""
     swells = info.file_size > _HARMLESS and info.file_size > _MOST_TIMES * max(1, info.compress_size)
@@ -53,6 +53,6 @@ def bounded(info: zipfile.ZipInfo, largest: int, *, where: str) -> zipfile.ZipIn
         raise LorgnetteError(
             f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused",
             where=where,
-            remedy="a zip bomb? unpack it by hand if you trust it",
+            hint="a zip bomb? unpack it by hand if you trust it",
         )
     return info

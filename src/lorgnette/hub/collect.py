@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.download import Seen, unseen
+from lorgnette.hub.download import OnProgress, ignore_progress
 from lorgnette.hub.journal import Journal, Noted
-from lorgnette.hub.line import Line, Patience
+from lorgnette.hub.line import HttpClient, RetryPolicy
 from lorgnette.hub.pictures import Gathered, gather, store
-from lorgnette.hub.places import place
+from lorgnette.hub.places import open_fallback
 from lorgnette.hub.rows import Choice
-from lorgnette.hub.sources import Address, open_rows, parse
-from lorgnette.hub.trouble import shown
-from lorgnette.io.atomic import write_json, written_whole
+from lorgnette.hub.sources import DatasetAddress, open_rows, parse_address
+from lorgnette.hub.trouble import redact_url
+from lorgnette.io.atomic import atomic_write, write_json
 
 Say = Callable[[str], None]
 
@@ -66,37 +66,39 @@ def collect(
     image_column: str | None = None,
     caption_column: str | None = None,
     split: str | None = None,
-    seen: Seen = unseen,
+    seen: OnProgress = ignore_progress,
     say: Say = silent,
     workers: int = 8,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Collected:
     """`hf:NAME[@REVISION][:config][:split]` or `modelscope:NS/NAME[@REVISION][:split]` → `out`.
 
     rows: the first so many; sample: so many, drawn fairly by `seed`; neither: all. Raises LorgnetteError where the
     source as a whole cannot be had, or no row of it.
     """
-    address = parse(source, split)
+    address = parse_address(source, split)
     if rows is not None and sample is not None:
-        raise LorgnetteError("--rows and --sample exclude each other", remedy="give one of them")
+        raise LorgnetteError("--rows and --sample exclude each other", hint="give one of them")
     choice = Choice(rows, sample, seed, image_column, caption_column)
     request = {"source": address.text, "image_column": image_column, "caption_column": caption_column}
     with Journal.open(out, request, choice.key) as journal:
-        asked = {"rows": rows, "sample": sample, "seed": seed, "images_from": images_from and shown(images_from)}
+        asked = {"rows": rows, "sample": sample, "seed": seed, "images_from": images_from and redact_url(images_from)}
         if (done := _finished(out, asked)) is not None:
             say(f"{address.text}: already in {out}, nothing to fetch")
             return done
-        with Line(workers=workers, patience=patience) as line:
-            where = place(images_from, line) if images_from else None
+        with HttpClient(num_workers=workers, retry_policy=patience) as line:
+            where = open_fallback(images_from, line) if images_from else None
             try:
                 notes = _noted(address, journal, choice, line, seen, say)
                 gathered = gather(notes, journal, line, where, address.split, seen)
             finally:
-                journal.add_fetched(line.fetched)
-        return _result(notes, gathered, journal, asked, line.fetched, say)
+                journal.add_fetched(line.num_bytes)
+        return _result(notes, gathered, journal, asked, line.num_bytes, say)
 
 
-def _noted(address: Address, journal: Journal, choice: Choice, line: Line, seen: Seen, say: Say) -> list[Noted]:
+def _noted(
+    address: DatasetAddress, journal: Journal, choice: Choice, line: HttpClient, seen: OnProgress, say: Say
+) -> list[Noted]:
     """The chosen rows: those of the journal, then what the source has behind them."""
     notes = journal.notes
     if journal.ended or (choice.count is not None and len(notes) >= choice.count):
@@ -122,7 +124,7 @@ def _result(
     write_json(out / "failed.json", [asdict(each) for each in missing])
     if not usable:
         raise _nothing(missing, out, journal.source)
-    with written_whole(out / "captions.csv") as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(out / "captions.csv") as beside, beside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("image_path", "caption"))
         writer.writerows((f"pictures/{note.picture}", caption) for note in usable for caption in note.captions)
@@ -169,15 +171,15 @@ def _sorted_out(notes: list[Noted], gathered: Gathered) -> tuple[tuple[Missing, 
         if (why := gathered.why(note)) is None:
             usable.append(note)
         else:
-            missing.append(Missing(note.place, shown(note.url) if note.url else note.picture, *why))
+            missing.append(Missing(note.place, redact_url(note.url) if note.url else note.picture, *why))
     return tuple(missing), usable
 
 
 def _nothing(missing: tuple[Missing, ...], out: Path, source: str) -> LorgnetteError:
     if not missing:
-        return LorgnetteError("the split holds no rows", where=source, remedy="take another split")
+        return LorgnetteError("the split holds no rows", where=source, hint="take another split")
     what = f"not one of {len(missing):,} rows could be had: {missing[0].what}"
-    return LorgnetteError(what, where=missing[0].picture or missing[0].place, remedy=missing[0].remedy)
+    return LorgnetteError(what, where=missing[0].picture or missing[0].place, hint=missing[0].remedy)
 
 
 def _weight(out: Path, pictures: Iterable[str]) -> int:

@@ -76,4 +76,4 @@ def _fail(what: str, columns: Sequence[Column], option: str, where: str) -> str:
 
 def _doubt(what: str, columns: Sequence[Column], option: str, where: str) -> LorgnetteError:
     there = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
-    return LorgnetteError(f"{what}; there are {there}", where=where, remedy=f"name it with --{option}-column")
+    return LorgnetteError(f"{what}; there are {there}", where=where, hint=f"name it with --{option}-column")

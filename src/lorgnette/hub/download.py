@@ -12,139 +12,145 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.fetch import Wanted, fetch, stands
-from lorgnette.hub.line import Line
+from lorgnette.hub.fetch import DownloadTask, download_file, is_complete
+from lorgnette.hub.line import HttpClient
 from lorgnette.hub.trouble import SourceError
 
-__all__ = ["Downloaded", "Failure", "Seen", "Wanted", "download", "room_for"]
+__all__ = ["DownloadResult", "DownloadTask", "FailedDownload", "OnProgress", "check_disk_space", "download_files"]
 
-Seen = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Progress: (how many more files are there, how many more bytes came)."""
-_MARGIN = 64 << 20
+_MARGIN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedDownload:
     """A file that could not be had."""
 
     url: str
     path: Path
-    what: str
-    remedy: str
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
-class Downloaded:
+class DownloadResult:
     """files and bytes: fetched now. kept: files that were there already."""
 
-    files: int
-    bytes: int
-    kept: int
-    failed: tuple[Failure, ...]
+    num_files: int
+    num_bytes: int
+    num_existing: int
+    failures: tuple[FailedDownload, ...]
 
 
-def unseen(files: int, bytes: int) -> None:
+def ignore_progress(files: int, bytes: int) -> None:
     """Nobody looks at the progress."""
 
 
-def download(
-    wanted: Sequence[Wanted], *, line: Line | None = None, workers: int = 8, seen: Seen = unseen
-) -> Downloaded:
+def download_files(
+    tasks: Sequence[DownloadTask],
+    *,
+    client: HttpClient | None = None,
+    num_workers: int = 8,
+    on_progress: OnProgress = ignore_progress,
+) -> DownloadResult:
     """Have all of `wanted`, or say of each why not. After a kill, call it again: it goes on where it was."""
-    if line is None:
-        with Line(workers=workers) as own:
-            return download(wanted, line=own, seen=seen)
-    unique = _once(wanted)
-    room_for(unique)
-    tally, left = _Tally(seen), _Left(unique)
-    with ThreadPoolExecutor(line.workers) as pool:
-        futures = [pool.submit(_some, line, left, tally) for _ in range(min(line.workers, len(unique)))]
+    if client is None:
+        with HttpClient(num_workers=num_workers) as own:
+            return download_files(tasks, client=own, on_progress=on_progress)
+    unique = _deduplicate(tasks)
+    check_disk_space(unique)
+    tally, left = _Counter(on_progress), _Queue(unique)
+    with ThreadPoolExecutor(client.num_workers) as pool:
+        futures = [pool.submit(_run_worker, client, left, tally) for _ in range(min(client.num_workers, len(unique)))]
         try:
-            _all(futures)
+            _wait_for_all(futures)
         except BaseException:
-            line.stopped.set()
+            client.stopped.set()
             raise
-    return Downloaded(tally.files, tally.bytes, tally.kept, tuple(tally.failed[path] for path in sorted(tally.failed)))
+    return DownloadResult(
+        tally.files, tally.bytes, tally.kept, tuple(tally.failed[path] for path in sorted(tally.failed))
+    )
 
 
-def room_for(wanted: Sequence[Wanted]) -> None:
+def check_disk_space(tasks: Sequence[DownloadTask]) -> None:
     """Raise LorgnetteError where the disk has no room for what is still to come, as far as sizes are known."""
     needed: dict[Path, int] = {}
-    for each in wanted:
+    for each in tasks:
         if each.size is not None and not each.path.is_file():
-            folder = _standing(each.path.parent)
-            there = each.part.stat().st_size if each.part.is_file() else 0
+            folder = _find_existing_parent(each.path.parent)
+            there = each.part_path.stat().st_size if each.part_path.is_file() else 0
             needed[folder] = needed.get(folder, 0) + max(0, each.size - there)
     disks: dict[int, tuple[Path, int]] = {}
     for folder, count in needed.items():
         first, sum_ = disks.get(os.stat(folder).st_dev, (folder, 0))
         disks[os.stat(folder).st_dev] = first, sum_ + count
     for folder, count in disks.values():
-        enough(folder, count)
+        check_free_space(folder, count)
 
 
-def enough(folder: Path, needed: int) -> None:
+def check_free_space(folder: Path, needed: int) -> None:
     """Raise LorgnetteError where `folder`'s disk has not `needed` bytes and a little more free."""
-    free = shutil.disk_usage(_standing(folder)).free
-    if needed and free < needed + min(_MARGIN, needed // 10):
+    free = shutil.disk_usage(_find_existing_parent(folder)).free
+    if needed and free < needed + min(_MARGIN_BYTES, needed // 10):
         raise LorgnetteError(
-            f"{_gb(needed)} are to come and {_gb(free)} are free",
+            f"{_format_size(needed)} are to come and {_format_size(free)} are free",
             where=str(folder),
-            remedy="free some space, or choose a folder on another disk",
+            hint="free some space, or choose a folder on another disk",
         )
 
 
-class _Tally:
+class _Counter:
     """What the threads have done, counted under a lock."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: OnProgress) -> None:
         self.files, self.bytes, self.kept = 0, 0, 0
-        self.failed: dict[Path, Failure] = {}
+        self.failed: dict[Path, FailedDownload] = {}
         self._seen, self._lock = seen, threading.Lock()
 
-    def came(self, count: int) -> None:
+    def add_bytes(self, count: int) -> None:
         with self._lock:
             self.bytes += count
             self._seen(0, count)
 
-    def done(self, *, kept: bool) -> None:
+    def add_file(self, *, is_existing: bool) -> None:
         with self._lock:
-            self.files += not kept
-            self.kept += kept
+            self.files += not is_existing
+            self.kept += is_existing
             self._seen(1, 0)
 
-    def fail(self, wanted: Wanted, error: SourceError) -> None:
+    def add_failure(self, wanted: DownloadTask, error: SourceError) -> None:
         with self._lock:
-            self.failed[wanted.path] = Failure(wanted.url, wanted.path, error.what, error.remedy or "")
+            self.failed[wanted.path] = FailedDownload(wanted.url, wanted.path, error.message, error.hint or "")
 
 
-class _Left:
+class _Queue:
     """What nobody has taken yet, handed to one thread at a time."""
 
-    def __init__(self, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, wanted: Sequence[DownloadTask]) -> None:
         self._wanted, self._lock = iter(wanted), threading.Lock()
 
-    def take(self) -> Wanted | None:
+    def pop(self) -> DownloadTask | None:
         with self._lock:
             return next(self._wanted, None)
 
 
-def _some(line: Line, left: _Left, tally: _Tally) -> None:
+def _run_worker(line: HttpClient, left: _Queue, tally: _Counter) -> None:
     """One thread's share."""
-    while (wanted := left.take()) is not None:
-        line.check()
-        if stands(wanted):
-            tally.done(kept=True)
+    while (wanted := left.pop()) is not None:
+        line.check_stopped()
+        if is_complete(wanted):
+            tally.add_file(is_existing=True)
             continue
         try:
-            fetch(line, wanted, tally.came)
+            download_file(line, wanted, tally.add_bytes)
         except SourceError as error:
-            tally.fail(wanted, error)
+            tally.add_failure(wanted, error)
         else:
-            tally.done(kept=False)
+            tally.add_file(is_existing=False)
 
 
-def _all(futures: Sequence[Future[None]]) -> None:
+def _wait_for_all(futures: Sequence[Future[None]]) -> None:
     """Wait in short sleeps, so that Ctrl-C is heard, and raise what ended a thread."""
     left = set(futures)
     while left:
@@ -153,18 +159,18 @@ def _all(futures: Sequence[Future[None]]) -> None:
             future.result()
 
 
-def _once(wanted: Sequence[Wanted]) -> list[Wanted]:
-    by_path: dict[Path, Wanted] = {}
+def _deduplicate(wanted: Sequence[DownloadTask]) -> list[DownloadTask]:
+    by_path: dict[Path, DownloadTask] = {}
     for each in wanted:
         if by_path.setdefault(each.path, each).url != each.url:
             raise ValueError(f"two addresses for {each.path}")
     return list(by_path.values())
 
 
-def _standing(folder: Path) -> Path:
+def _find_existing_parent(folder: Path) -> Path:
     """The nearest folder above that exists."""
     return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
 
 
-def _gb(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -15,18 +15,18 @@ from typing import Any
 import httpx2
 
 from lorgnette.hub import trouble
-from lorgnette.hub.line import Line
-from lorgnette.hub.repository import Kind, Listed, Repository, checked
+from lorgnette.hub.line import HttpClient
+from lorgnette.hub.repository import Kind, Repository, RepositoryFile, validate_name
 from lorgnette.hub.trouble import SourceError
 
 
-def endpoint() -> str:
+def get_endpoint() -> str:
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def headers() -> dict[str, str]:
+def get_headers() -> dict[str, str]:
     """The token, where there is one."""
     from huggingface_hub import get_token
 
@@ -34,38 +34,38 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def offline() -> bool:
+def is_offline() -> bool:
     """Does HF_HUB_OFFLINE forbid to ask anybody?"""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def files(line: Line, name: str, kind: Kind, revision: str | None = None) -> Repository:
+def list_files(client: HttpClient, name: str, kind: Kind, revision: str | None = None) -> Repository:
     """Every file, at the commit that `revision` (or main) names now."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    api, where = HfApi(endpoint=endpoint()), f"hf:{checked(name, 'hf')}"
+    api, where = HfApi(endpoint=get_endpoint()), f"hf:{validate_name(name, 'hf')}"
 
     def ask() -> tuple[Any, list[Any]]:
-        with explained(where):
+        with explain_errors(where):
             info = api.repo_info(name, repo_type=kind, revision=revision, timeout=30)
             return info, list(api.list_repo_tree(name, repo_type=kind, revision=info.sha or revision, recursive=True))
 
-    info, entries = line.persist(endpoint(), ask)
+    info, entries = client.with_retries(get_endpoint(), ask)
     commit = str(info.sha or revision or "main")
     prefix = "datasets/" if kind == "dataset" else ""
     listed = []
     for entry in entries:
         if isinstance(entry, RepoFile):
             url = f"{api.endpoint}/{prefix}{name}/resolve/{commit}/{urllib.parse.quote(entry.path)}"
-            listed.append(Listed(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, url))
+            listed.append(RepositoryFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, url))
     card: Any = getattr(info, "card_data", None)
-    return Repository("hf", name, commit, tuple(listed), headers(), card.to_dict() if card else {})
+    return Repository("hf", name, commit, tuple(listed), get_headers(), card.to_dict() if card else {})
 
 
-def snapshot(name: str, revision: str | None) -> Path | None:
+def find_snapshot(name: str, revision: str | None) -> Path | None:
     """Where the client's cache has a model, if it has its config."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -73,14 +73,14 @@ def snapshot(name: str, revision: str | None) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def blobs(name: str) -> Path:
+def get_blobs_folder(name: str) -> Path:
     """Where the client's cache keeps the content of a model's files, each under its hash."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
 
 
-def download(line: Line, name: str, revision: str, paths: Sequence[str]) -> Path:
+def download_snapshot(client: HttpClient, name: str, revision: str, paths: Sequence[str]) -> Path:
     """These files of a model in the client's cache; what is there is not fetched."""
     from huggingface_hub import snapshot_download
 
@@ -89,34 +89,34 @@ def download(line: Line, name: str, revision: str, paths: Sequence[str]) -> Path
     bars.disable_progress_bars()
 
     def ask() -> Path:
-        with explained(f"hf:{name}"):
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(paths), endpoint=endpoint()))
+        with explain_errors(f"hf:{name}"):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(paths), endpoint=get_endpoint()))
 
     try:
-        return line.persist(endpoint(), ask)
+        return client.with_retries(get_endpoint(), ask)
     finally:
         if loud:
             bars.enable_progress_bars()
 
 
 @contextmanager
-def explained(where: str) -> Iterator[None]:
+def explain_errors(where: str) -> Iterator[None]:
     """What the client raises, in the sentences of `trouble`."""
     from huggingface_hub import constants, errors
 
     try:
         yield
     except errors.LocalEntryNotFoundError as error:  # what it raises for most failures while it looks for a snapshot
-        raise _told(error.__cause__, where) or SourceError(
-            "it is not in the cache, and the hub cannot be asked", where=where, remedy="check the network"
+        raise _explain_error(error.__cause__, where) or SourceError(
+            "it is not in the cache, and the hub cannot be asked", where=where, hint="check the network"
         ) from error
     except (httpx2.HTTPError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:
-        raise _told(error, where) or error from error
+        raise _explain_error(error, where) or error from error
     except OSError as error:
-        raise trouble.of_disk(error, Path(constants.HF_HUB_CACHE)) from error
+        raise trouble.explain_disk_error(error, Path(constants.HF_HUB_CACHE)) from error
 
 
-def _told(error: BaseException | None, where: str) -> SourceError | None:
+def _explain_error(error: BaseException | None, where: str) -> SourceError | None:
     from huggingface_hub import errors
 
     known = {
@@ -126,7 +126,7 @@ def _told(error: BaseException | None, where: str) -> SourceError | None:
             "accept them on its page, then set HF_TOKEN or run `hf auth login`",
         ),
         errors.RepositoryNotFoundError: (
-            f"there is no such repository, or it is private ({_status(error)})",
+            f"there is no such repository, or it is private ({_get_status(error)})",
             "check the name; for a private one set HF_TOKEN or run `hf auth login`",
         ),
         errors.RevisionNotFoundError: ("there is no such revision", "take main, or one of its branches"),
@@ -134,11 +134,15 @@ def _told(error: BaseException | None, where: str) -> SourceError | None:
     }
     for kind, (what, remedy) in known.items():
         if isinstance(error, kind):
-            return SourceError(what, where=where, remedy=remedy)
+            return SourceError(what, where=where, hint=remedy)
     if isinstance(error, errors.HfHubHTTPError):
-        return trouble.at(trouble.of_status(error.response, where), where)
-    return trouble.at(trouble.of_transport(error, endpoint()), where) if isinstance(error, httpx2.HTTPError) else None
+        return trouble.relocated(trouble.explain_status(error.response, where), where)
+    return (
+        trouble.relocated(trouble.explain_transport_error(error, get_endpoint()), where)
+        if isinstance(error, httpx2.HTTPError)
+        else None
+    )
 
 
-def _status(error: Any) -> str:
+def _get_status(error: Any) -> str:
     return str(getattr(getattr(error, "response", None), "status_code", "404"))

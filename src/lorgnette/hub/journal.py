@@ -14,7 +14,7 @@ import filelock
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.rows import Token
-from lorgnette.io.atomic import write_json, written_whole
+from lorgnette.io.atomic import atomic_write, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Journal:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise LorgnetteError(
-                "another lorgnette is downloading into this folder", where=str(out), remedy="wait for it, or stop it"
+                "another lorgnette is downloading into this folder", where=str(out), hint="wait for it, or stop it"
             ) from None
         try:
             journal = cls(out, request, key)
@@ -105,7 +105,7 @@ class Journal:
             self._open[path].flush()
         except OSError as error:
             raise LorgnetteError(
-                f"cannot write: {error.strerror or error}", where=str(path), remedy="free some space and start again"
+                f"cannot write: {error.strerror or error}", where=str(path), hint="free some space and start again"
             ) from error
 
     def _read_state(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Journal:
             self.notes.append(noted)
             self.names[noted.picture] = noted.key
         if self._rows.is_file() and not (whole and self._rows.read_bytes()[-1:] in (b"", b"\n")):
-            with written_whole(self._rows) as beside, beside.open("w", encoding="utf-8") as file:
+            with atomic_write(self._rows) as beside, beside.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(noted), ensure_ascii=False) + "\n" for noted in self.notes)
 
 
@@ -147,7 +147,7 @@ def _take(out: Path, request: Mapping[str, Any]) -> None:
             raise LorgnetteError(
                 "the folder holds captions or pictures that are not from here",
                 where=str(out),
-                remedy="choose another folder",
+                hint="choose another folder",
             ) from None
     if held.get("request") == dict(request):
         return
@@ -155,7 +155,7 @@ def _take(out: Path, request: Mapping[str, Any]) -> None:
         raise LorgnetteError(
             f"the folder holds {_source(held)}, collected with other settings",
             where=str(out),
-            remedy="choose another folder, or remove this one",
+            hint="choose another folder, or remove this one",
         )
     (out / ".source").mkdir(parents=True, exist_ok=True)
     write_json(state, {"request": dict(request), "revision": "", "fetched": 0})

@@ -15,15 +15,15 @@ import filelock
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub import huggingface, modelscope, trouble
-from lorgnette.hub.download import Seen, download, unseen
-from lorgnette.hub.fetch import Wanted
-from lorgnette.hub.line import Line, Patience
-from lorgnette.hub.repository import TITLES, Listed, Repository, checked
+from lorgnette.hub.download import OnProgress, download_files, ignore_progress
+from lorgnette.hub.fetch import DownloadTask
+from lorgnette.hub.line import HttpClient, RetryPolicy
+from lorgnette.hub.repository import HUB_TITLES, Repository, RepositoryFile, validate_name
 from lorgnette.hub.trouble import SourceError
 
-Source = Literal["auto", "hf", "modelscope"]
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_SMALL = frozenset({
+HubChoice = Literal["auto", "hf", "modelscope"]
+_WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_SMALL_FILES = frozenset({
     "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
     "processor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
@@ -34,56 +34,56 @@ _SMALL = frozenset({
 def fetch_model(
     name: str,
     *,
-    source: Source = "auto",
-    into: Path | None = None,
+    source: HubChoice = "auto",
+    folder: Path | None = None,
     revision: str | None = None,
-    seen: Seen = unseen,
-    say: Callable[[str], None] = lambda text: None,
-    patience: Patience | None = None,
+    on_progress: OnProgress = ignore_progress,
+    on_message: Callable[[str], None] = lambda text: None,
+    retry_policy: RetryPolicy | None = None,
 ) -> Path:
     """The folder of a model: from a cache, else from a hub. auto: `name` itself where that is a folder, else the hub
     that has it in its cache or has begun to, then Hugging Face, then ModelScope."""
-    if source == "auto" and (folder := Path(name).expanduser()).is_dir():
-        return folder
+    if source == "auto" and (local := Path(name).expanduser()).is_dir():
+        return local
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise LorgnetteError("no such model folder", where=name, remedy="give a folder, or OWNER/NAME as on a hub")
-    if into is not None and whole(into):
-        return into
-    if into is None and (found := cached(name, source=source, revision=revision)):
-        say(f"{name}: from {TITLES[found[0]]}'s cache, {found[1]}")
+        raise LorgnetteError("no such model folder", where=name, hint="give a folder, or OWNER/NAME as on a hub")
+    if folder is not None and is_complete_model(folder):
+        return folder
+    if folder is None and (found := find_in_cache(name, source=source, revision=revision)):
+        on_message(f"{name}: from {HUB_TITLES[found[0]]}'s cache, {found[1]}")
         return found[1]
-    hubs = _hubs(source)
-    if source == "auto" and huggingface.offline():
-        raise LorgnetteError("it is in no cache, and HF_HUB_OFFLINE is set", where=name, remedy="unset HF_HUB_OFFLINE")
-    hubs.sort(key=lambda hub: not _begun(hub, name, revision))
-    with Line(patience=patience) as line:
-        repository = _first(hubs, name, revision, line, say)
-        folder = into or _home(repository.hub, name, revision)
-        with _alone(folder, say):
-            say(f"{name}: from {TITLES[repository.hub]}")
-            return _fetch(repository, revision, into, line, seen)
+    hubs = _select_hubs(source)
+    if source == "auto" and huggingface.is_offline():
+        raise LorgnetteError("it is in no cache, and HF_HUB_OFFLINE is set", where=name, hint="unset HF_HUB_OFFLINE")
+    hubs.sort(key=lambda hub: not _is_started(hub, name, revision))
+    with HttpClient(retry_policy=retry_policy) as line:
+        repository = _list_from_first_hub(hubs, name, revision, line, on_message)
+        destination = folder or _get_download_folder(repository.hub, name, revision)
+        with _lock_folder(destination, on_message):
+            on_message(f"{name}: from {HUB_TITLES[repository.hub]}")
+            return _download_model(repository, revision, folder, line, on_progress)
 
 
-def cached(name: str, *, source: Source = "auto", revision: str | None = None) -> tuple[str, Path] | None:
+def find_in_cache(name: str, *, source: HubChoice = "auto", revision: str | None = None) -> tuple[str, Path] | None:
     """The hub in whose cache a whole model lies, and its folder there. Asks no hub."""
-    for hub in _hubs(source):
-        folder = _cache(hub, checked(name, hub), revision)
-        if folder is not None and whole(folder):
+    for hub in _select_hubs(source):
+        folder = _find_cache_folder(hub, validate_name(name, hub), revision)
+        if folder is not None and is_complete_model(folder):
             return hub, folder
     return None
 
 
-def _hubs(source: Source) -> list[str]:
+def _select_hubs(source: HubChoice) -> list[str]:
     return ["hf", "modelscope"] if source == "auto" else [source]
 
 
 @contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _lock_folder(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One process at a time fetches into a folder; a second one waits and then finds it all there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise trouble.of_disk(error, folder) from error
+        raise trouble.explain_disk_error(error, folder) from error
     lock = filelock.FileLock(folder / ".lorgnette.lock")
     try:
         lock.acquire(timeout=0)
@@ -96,7 +96,7 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def whole(folder: Path) -> bool:
+def is_complete_model(folder: Path) -> bool:
     """Does a folder hold all of a model: its config, a tokenizer, every shard?"""
     tokenizer = (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file()
     if not (tokenizer and (folder / "config.json").is_file()):
@@ -111,80 +111,90 @@ def whole(folder: Path) -> bool:
     return bool(shards) and all((folder / shard).is_file() for shard in shards)
 
 
-def _cache(hub: str, name: str, revision: str | None) -> Path | None:
+def _find_cache_folder(hub: str, name: str, revision: str | None) -> Path | None:
     if hub == "modelscope":
-        return modelscope.cache("model", name, revision or "master")
-    return huggingface.snapshot(name, revision)
+        return modelscope.get_cache_folder("model", name, revision or "master")
+    return huggingface.find_snapshot(name, revision)
 
 
-def _home(hub: str, name: str, revision: str | None) -> Path:
+def _get_download_folder(hub: str, name: str, revision: str | None) -> Path:
     """Where what is fetched from a hub lies."""
-    return huggingface.blobs(name) if hub == "hf" else modelscope.cache("model", name, revision or "master")
+    return (
+        huggingface.get_blobs_folder(name)
+        if hub == "hf"
+        else modelscope.get_cache_folder("model", name, revision or "master")
+    )
 
 
-def _begun(hub: str, name: str, revision: str | None) -> bool:
-    home = _home(hub, name, revision)
+def _is_started(hub: str, name: str, revision: str | None) -> bool:
+    home = _get_download_folder(hub, name, revision)
     return home.is_dir() and any(home.iterdir())
 
 
-def _first(hubs: list[str], name: str, revision: str | None, line: Line, say: Callable[[str], None]) -> Repository:
+def _list_from_first_hub(
+    hubs: list[str], name: str, revision: str | None, line: HttpClient, say: Callable[[str], None]
+) -> Repository:
     """The listing of the first hub that gives one."""
     errors: dict[str, SourceError] = {}
     for hub in hubs:
         try:
             if hub == "hf":
-                return huggingface.files(line, name, "model", revision)
-            return modelscope.files(line, "model", name, revision or "master")
+                return huggingface.list_files(line, name, "model", revision)
+            return modelscope.list_files(line, "model", name, revision or "master")
         except SourceError as error:
             errors[hub] = error
-            say(f"{name}: not from {TITLES[hub]}: {error.what}")
+            say(f"{name}: not from {HUB_TITLES[hub]}: {error.message}")
     first = next(iter(errors.values()))
     if len(errors) == 1:
         raise first
-    told = "; ".join(f"{TITLES[hub]}: {error.what}" for hub, error in errors.items())
-    raise SourceError(f"neither hub gives it: {told}", where=name, remedy=first.remedy) from first
+    told = "; ".join(f"{HUB_TITLES[hub]}: {error.message}" for hub, error in errors.items())
+    raise SourceError(f"neither hub gives it: {told}", where=name, hint=first.hint) from first
 
 
-def _fetch(repository: Repository, revision: str | None, into: Path | None, line: Line, seen: Seen) -> Path:
-    small, weights = _needed(repository)
+def _download_model(
+    repository: Repository, revision: str | None, into: Path | None, line: HttpClient, seen: OnProgress
+) -> Path:
+    small, weights = _select_files(repository)
     if repository.hub == "hf" and into is None:
-        return _into_cache(repository, revision, [*small, *weights], line, seen)
-    folder = into or modelscope.cache("model", repository.name, repository.revision)
+        return _download_into_cache(repository, revision, [*small, *weights], line, seen)
+    folder = into or modelscope.get_cache_folder("model", repository.name, repository.revision)
     for files in (small, weights):
-        _have([repository.wanted(file, folder) for file in files], line, seen)
+        _download_all([repository.build_task(file, folder) for file in files], line, seen)
     return folder
 
 
-def _into_cache(repository: Repository, revision: str | None, files: list[Listed], line: Line, seen: Seen) -> Path:
+def _download_into_cache(
+    repository: Repository, revision: str | None, files: list[RepositoryFile], line: HttpClient, seen: OnProgress
+) -> Path:
     """Hugging Face's cache: what has a hash is put beside its other blobs, the client itself does the rest."""
     plain = [file.path for file in files if not file.sha256]
     if plain:
-        huggingface.download(line, repository.name, repository.revision, plain)
-    folder = huggingface.blobs(repository.name)
+        huggingface.download_snapshot(line, repository.name, repository.revision, plain)
+    folder = huggingface.get_blobs_folder(repository.name)
     hashed = {file.sha256: file for file in files if file.sha256}
     wanted = [
-        Wanted(file.url, folder / hash_, file.size, hash_, repository.headers)
+        DownloadTask(file.url, folder / hash_, file.size, hash_, repository.headers)
         for hash_, file in hashed.items()
         if hash_
     ]
-    _have(wanted, line, seen)
-    return huggingface.download(line, repository.name, revision or "main", [file.path for file in files])
+    _download_all(wanted, line, seen)
+    return huggingface.download_snapshot(line, repository.name, revision or "main", [file.path for file in files])
 
 
-def _have(wanted: list[Wanted], line: Line, seen: Seen) -> None:
-    failed = download(wanted, line=line, seen=seen).failed
+def _download_all(wanted: list[DownloadTask], line: HttpClient, seen: OnProgress) -> None:
+    failed = download_files(wanted, client=line, on_progress=seen).failures
     if failed:
-        raise SourceError(failed[0].what, where=failed[0].url, remedy=failed[0].remedy)
+        raise SourceError(failed[0].message, where=failed[0].url, hint=failed[0].hint)
 
 
-def _needed(repository: Repository) -> tuple[list[Listed], list[Listed]]:
-    small = [file for file in repository.files if file.path in _SMALL]
-    weights = [file for file in repository.files if _WEIGHTS.fullmatch(file.path)]
-    if single := repository.at("model.safetensors"):
+def _select_files(repository: Repository) -> tuple[list[RepositoryFile], list[RepositoryFile]]:
+    small = [file for file in repository.files if file.path in _SMALL_FILES]
+    weights = [file for file in repository.files if _WEIGHT_FILE.fullmatch(file.path)]
+    if single := repository.find_file("model.safetensors"):
         weights = [single]
-    for missing, what in ((repository.at("config.json"), "config.json"), (weights, "safetensors weights")):
+    for missing, what in ((repository.find_file("config.json"), "config.json"), (weights, "safetensors weights")):
         if not missing:
             raise SourceError(
-                f"this is no model that can be used: it has no {what}", where=repository.where, remedy="take another"
+                f"this is no model that can be used: it has no {what}", where=repository.where, hint="take another"
             )
     return small, weights

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.columns import Column, Pair, choose
-from lorgnette.hub.line import Line
-from lorgnette.hub.ranged import Ranged
-from lorgnette.hub.repository import Listed, Repository
+from lorgnette.hub.line import HttpClient
+from lorgnette.hub.ranged import RemoteFile
+from lorgnette.hub.repository import Repository, RepositoryFile
 from lorgnette.hub.rows import Choice, Row, Token, captions
 
 AT_ONCE, GROUPS, ROWS_A_GROUP = 16, 16, 25
@@ -27,10 +27,10 @@ class ParquetRows:
     """A sample is drawn in two steps, because a row group is read as a whole: row groups first (16 or more, and one
     for every 25 rows), then rows of them. Every row is equally likely where the groups are of one size."""
 
-    files: Sequence[Listed]
+    files: Sequence[RepositoryFile]
     repository: Repository
     choice: Choice
-    line: Line
+    line: HttpClient
     say: Callable[[str], None]
 
     def read(self, after: Token | None) -> Iterator[tuple[Row, Token]]:
@@ -92,7 +92,7 @@ class ParquetRows:
     def _open(self, index: int) -> Any:
         parquet, arrow = _arrow()
         try:
-            source = Ranged(self.line, self.repository, self.files[index], ahead=_AHEAD, most=_AHEAD)
+            source = RemoteFile(self.line, self.repository, self.files[index], read_ahead=_AHEAD, max_read_ahead=_AHEAD)
             return parquet.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM)
         except (arrow.ArrowException, OSError) as error:
             raise self._broken(index, error) from error
@@ -128,7 +128,7 @@ class ParquetRows:
             name, cell = str(cell.get("path") or ""), cell.get("bytes")
         if isinstance(cell, str):
             name = cell.split("?")[0].rsplit("/", 1)[-1]
-            own = self.repository.at(cell)
+            own = self.repository.find_file(cell)
             cell, hub = (own.url, self.repository.hub) if own else (cell, "")
             fault = "" if cell.startswith(("http://", "https://")) else f"the picture {cell!r} is no address"
         else:
@@ -141,14 +141,14 @@ class ParquetRows:
     def _broken(self, index: int, error: Exception) -> LorgnetteError:
         said = " ".join(str(error).split())[:160]
         where = f"{self.repository.where}, {self.files[index].path}"
-        return LorgnetteError(f"the parquet file cannot be read: {said}", where=where, remedy="take another data set")
+        return LorgnetteError(f"the parquet file cannot be read: {said}", where=where, hint="take another data set")
 
 
 def _arrow() -> tuple[Any, Any]:
     try:
         return importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
     except ImportError as error:
-        raise LorgnetteError("parquet files need pyarrow", remedy="pip install 'lorgnette[hub]'") from error
+        raise LorgnetteError("parquet files need pyarrow", hint="pip install 'lorgnette[hub]'") from error
 
 
 def _kind(type: Any) -> Literal["picture", "bytes", "text", "texts", "other"]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lorgnette.hub import huggingface, modelscope, trouble
-from lorgnette.hub.download import Seen, download
-from lorgnette.hub.fetch import Wanted
+from lorgnette.hub.download import OnProgress, download_files
+from lorgnette.hub.fetch import DownloadTask
 from lorgnette.hub.journal import Journal, Noted
-from lorgnette.hub.line import Line
-from lorgnette.hub.places import Missed, Place, names
-from lorgnette.hub.proof import PICTURES, SUFFIXES, kind
+from lorgnette.hub.line import HttpClient
+from lorgnette.hub.places import ImageFallback, MissingImage, list_candidate_names
+from lorgnette.hub.proof import IMAGE_SUFFIXES, SUFFIXES, detect_image_format
 from lorgnette.hub.rows import Row, Token
 
 _ODD = re.compile(r"[^\w.-]+")
@@ -41,7 +41,7 @@ def store(row: Row, token: Token, journal: Journal) -> Noted:
     fault = row.fault or ("" if row.captions else "the caption is empty")
     url = row.picture if isinstance(row.picture, str) else ""
     content = row.picture if isinstance(row.picture, bytes) else b""
-    suffix = SUFFIXES.get(kind(content[:12]) or "")
+    suffix = SUFFIXES.get(detect_image_format(content[:12]) or "")
     if not url and suffix is None:
         fault = fault or ("the image cell is empty" if not content else "the image cell holds no picture")
     if fault:
@@ -54,17 +54,23 @@ def store(row: Row, token: Token, journal: Journal) -> Noted:
 
 
 def gather(
-    notes: Sequence[Noted], journal: Journal, line: Line, elsewhere: Place | None, split: str, seen: Seen
+    notes: Sequence[Noted],
+    journal: Journal,
+    line: HttpClient,
+    elsewhere: ImageFallback | None,
+    split: str,
+    seen: OnProgress,
 ) -> Gathered:
     """Have every picture that has an address: from there, or from `elsewhere`."""
     folder = journal.out / "pictures"
     due = {note.picture: note for note in notes if note.url and not note.fault}
-    tokens = {"modelscope": modelscope.headers, "hf": huggingface.headers}
+    tokens = {"modelscope": modelscope.get_headers, "hf": huggingface.get_headers}
     wanted = [
-        Wanted(note.url, folder / name, headers=tokens[note.hub]() if note.hub else {}) for name, note in due.items()
+        DownloadTask(note.url, folder / name, headers=tokens[note.hub]() if note.hub else {})
+        for name, note in due.items()
     ]
-    done = download(wanted, line=line, seen=seen)
-    failed = {failure.path.name: (failure.what, failure.remedy) for failure in done.failed}
+    done = download_files(wanted, client=line, on_progress=seen)
+    failed = {failure.path.name: (failure.message, failure.hint) for failure in done.failures}
     for name, note in due.items():
         if name not in failed and name not in journal.served:
             journal.serve(name, urllib.parse.urlsplit(note.url).hostname or note.url)
@@ -73,18 +79,20 @@ def gather(
         failed = {name: (what, remedy) for name, (what, _) in failed.items()}
     elif failed and elsewhere is not None:
         place = elsewhere.where
-        missed = [Missed(folder / name, names(due[name].url, due[name].number, split)) for name in failed]
-        elsewhere.bring(missed, lambda path: journal.serve(path.name, place), seen)
+        missed = [
+            MissingImage(folder / name, list_candidate_names(due[name].url, due[name].number, split)) for name in failed
+        ]
+        elsewhere.provide(missed, lambda path: journal.serve(path.name, place), seen)
         left = {name: why for name, why in failed.items() if not (folder / name).is_file()}
         failed = {name: (f"{what}; not in {place} either", remedy) for name, (what, remedy) in left.items()}
     served = {note.picture: journal.served.get(note.picture, journal.source) for note in notes if note.picture}
-    return Gathered(done.files, served, failed)
+    return Gathered(done.num_files, served, failed)
 
 
 def _name(row: Row, url: str, suffix: str | None, key: str, taken: dict[str, str]) -> str:
     """The source's own name; the key where it has none, and beside it where two pictures share one."""
     own = PurePosixPath(_ODD.sub("_", PurePosixPath(urllib.parse.unquote(row.name)).name))
-    named = own.suffix.lower() in PICTURES
+    named = own.suffix.lower() in IMAGE_SUFFIXES
     ending = suffix or (own.suffix.lower() if named else ".jpg")
     stem = (own.stem if named else own.name).strip("._")[:100]
     name = f"{stem}{ending}" if stem else f"{key}{ending}"
@@ -98,4 +106,4 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
-        raise trouble.of_disk(error, path) from error
+        raise trouble.explain_disk_error(error, path) from error

@@ -13,39 +13,39 @@ from typing import Protocol
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub import archive, proof, trouble
-from lorgnette.hub.download import Seen, download
-from lorgnette.hub.fetch import Wanted
-from lorgnette.hub.line import Line
-from lorgnette.hub.proof import PICTURES
+from lorgnette.hub.download import OnProgress, download_files
+from lorgnette.hub.fetch import DownloadTask
+from lorgnette.hub.line import HttpClient
+from lorgnette.hub.proof import IMAGE_SUFFIXES
 from lorgnette.hub.trouble import SourceError
 
-LARGEST_PICTURE = 256 << 20
-_FOLDERS = ("", "train2014", "val2014", "train2017", "val2017", "images", "pictures")
+MAX_IMAGE_BYTES = 256 << 20
+_SUBFOLDERS = ("", "train2014", "val2014", "train2017", "val2017", "images", "pictures")
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class MissingImage:
     """A picture that is still to be had, and under which names it may be found."""
 
     path: Path
-    names: tuple[str, ...]
+    file_names: tuple[str, ...]
 
 
-class Place(Protocol):
+class ImageFallback(Protocol):
     @property
     def where(self) -> str:
         """What it was called."""
         ...
 
-    def bring(self, missed: Sequence[Missed], arrived: Callable[[Path], None], seen: Seen) -> None:
+    def provide(self, missed: Sequence[MissingImage], arrived: Callable[[Path], None], seen: OnProgress) -> None:
         """Put those it has at their paths and tell which `arrived`; the others stay missed."""
         ...
 
 
-def names(url: str, number: int | None, split: str) -> tuple[str, ...]:
+def list_candidate_names(url: str, number: int | None, split: str) -> tuple[str, ...]:
     """Names a picture may have elsewhere: the one in its address, then COCO's two official ones."""
     own = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    found = [own] if Path(own).suffix.lower() in PICTURES else []
+    found = [own] if Path(own).suffix.lower() in IMAGE_SUFFIXES else []
     if number is None and (digits := re.search(r"(\d{12})(?=\.\w+$)", own)):
         number = int(digits[1])
     if number is not None:
@@ -55,47 +55,47 @@ def names(url: str, number: int | None, split: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def place(where: str, line: Line) -> Place:
+def open_fallback(where: str, line: HttpClient) -> ImageFallback:
     """What --images-from names."""
     if where.startswith(("http://", "https://")):
-        return _Host(trouble.shown(where), where.rstrip("/"), line)
+        return _HostFallback(trouble.redact_url(where), where.rstrip("/"), line)
     path = Path(where).expanduser()
     if path.is_dir():
-        return _Folder(where, path)
+        return _FolderFallback(where, path)
     if path.is_file():
-        with archive.opened(path):
-            return _Zip(where, path)
-    raise LorgnetteError(
-        "no such folder, zip file or address", where=where, remedy="give --images-from one of the three"
-    )
+        with archive.open_zip(path):
+            return _ZipFallback(where, path)
+    raise LorgnetteError("no such folder, zip file or address", where=where, hint="give --images-from one of the three")
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class _FolderFallback:
     where: str
     folder: Path
 
-    def bring(self, missed: Sequence[Missed], arrived: Callable[[Path], None], seen: Seen) -> None:
+    def provide(self, missed: Sequence[MissingImage], arrived: Callable[[Path], None], seen: OnProgress) -> None:
         for each in missed:
-            candidates = [self.folder / sub / name for name in each.names for sub in _FOLDERS]
-            if any(path.is_file() and _put(each.path, path) for path in candidates):
+            candidates = [self.folder / sub / name for name in each.file_names for sub in _SUBFOLDERS]
+            if any(path.is_file() and _copy_if_valid(each.path, path) for path in candidates):
                 arrived(each.path)
                 seen(1, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Zip:
+class _ZipFallback:
     where: str
     path: Path
 
-    def bring(self, missed: Sequence[Missed], arrived: Callable[[Path], None], seen: Seen) -> None:
-        with archive.opened(self.path) as zipped:
-            infos = archive.members(zipped, tuple(PICTURES))
+    def provide(self, missed: Sequence[MissingImage], arrived: Callable[[Path], None], seen: OnProgress) -> None:
+        with archive.open_zip(self.path) as zipped:
+            infos = archive.list_members(zipped, tuple(IMAGE_SUFFIXES))
             index = {PurePosixPath(info.filename).name: info for info in infos}
             for each in missed:
-                found = [index[name] for name in each.names if name in index]
+                found = [index[name] for name in each.file_names if name in index]
                 if any(
-                    _put(each.path, zipped.read(archive.bounded(info, LARGEST_PICTURE, where=str(self.path))))
+                    _copy_if_valid(
+                        each.path, zipped.read(archive.check_member_size(info, MAX_IMAGE_BYTES, where=str(self.path)))
+                    )
                     for info in found
                 ):
                     arrived(each.path)
@@ -103,32 +103,34 @@ class _Zip:
 
 
 @dataclass(frozen=True, slots=True)
-class _Host:
+class _HostFallback:
     where: str
     base: str
-    line: Line
+    line: HttpClient
 
-    def bring(self, missed: Sequence[Missed], arrived: Callable[[Path], None], seen: Seen) -> None:
-        for turn in range(max((len(each.names) for each in missed), default=0)):
-            left = [each for each in missed if len(each.names) > turn and not each.path.is_file()]
-            wanted = [Wanted(f"{self.base}/{urllib.parse.quote(each.names[turn])}", each.path) for each in left]
-            download(wanted, line=self.line, seen=seen)
+    def provide(self, missed: Sequence[MissingImage], arrived: Callable[[Path], None], seen: OnProgress) -> None:
+        for turn in range(max((len(each.file_names) for each in missed), default=0)):
+            left = [each for each in missed if len(each.file_names) > turn and not each.path.is_file()]
+            wanted = [
+                DownloadTask(f"{self.base}/{urllib.parse.quote(each.file_names[turn])}", each.path) for each in left
+            ]
+            download_files(wanted, client=self.line, on_progress=seen)
             for each in left:
                 if each.path.is_file():
                     arrived(each.path)
 
 
-def _put(path: Path, source: Path | bytes) -> bool:
+def _copy_if_valid(path: Path, source: Path | bytes) -> bool:
     """Write beside and rename, if it is a whole picture."""
     part = path.with_name(f".{path.name}.copy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
-        proof.check(part, path.name, where=path.name)
+        proof.check_file(part, path.name, where=path.name)
         os.replace(part, path)
     except SourceError:
         part.unlink()
         return False
     except OSError as error:
-        raise trouble.of_disk(error, path) from error
+        raise trouble.explain_disk_error(error, path) from error
     return True

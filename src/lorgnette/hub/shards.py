@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.columns import CAPTION_NAMES
-from lorgnette.hub.line import Line
-from lorgnette.hub.proof import PICTURES
-from lorgnette.hub.ranged import Ranged
-from lorgnette.hub.repository import Listed, Repository, inside
+from lorgnette.hub.line import HttpClient
+from lorgnette.hub.proof import IMAGE_SUFFIXES
+from lorgnette.hub.ranged import RemoteFile
+from lorgnette.hub.repository import Repository, RepositoryFile, is_safe_path
 from lorgnette.hub.rows import Choice, Row, Token, captions
 
 LARGEST = 256 << 20
@@ -35,10 +35,10 @@ class _Group:
 class ShardRows:
     """choice.image and choice.caption name endings (jpg, txt), or a key of the JSON member for the caption."""
 
-    files: Sequence[Listed]
+    files: Sequence[RepositoryFile]
     repository: Repository
     choice: Choice
-    line: Line
+    line: HttpClient
 
     def read(self, after: Token | None) -> Iterator[tuple[Row, Token]]:
         """Token: [shard, byte where the next row begins]."""
@@ -46,7 +46,7 @@ class ShardRows:
             raise LorgnetteError(
                 "a fair sample of WebDataset shards would fetch all of them",
                 where=self.repository.where,
-                remedy="take the first rows with --rows",
+                hint="take the first rows with --rows",
             )
         first, offset = (int(after[0]), int(after[1])) if after else (0, 0)
         for index in range(first, len(self.files)):
@@ -54,9 +54,9 @@ class ShardRows:
             for number, (group, end) in enumerate(groups, start=1):
                 yield self._row(group, self.files[index].path, number), [index, end]
 
-    def _groups(self, file: Listed, offset: int) -> Iterator[tuple[_Group, int]]:
+    def _groups(self, file: RepositoryFile, offset: int) -> Iterator[tuple[_Group, int]]:
         """Each group, and the byte behind it."""
-        source = Ranged(self.line, self.repository, file, ahead=_AHEAD)
+        source = RemoteFile(self.line, self.repository, file, read_ahead=_AHEAD)
         if offset >= source.size():
             return
         source.seek(offset)
@@ -76,7 +76,7 @@ class ShardRows:
                     self._take(tar, info, ending, group)
         except (tarfile.TarError, EOFError) as error:
             raise LorgnetteError(
-                f"the tar file cannot be read: {error}", where=where, remedy="take another one"
+                f"the tar file cannot be read: {error}", where=where, hint="take another one"
             ) from error
         if group is not None:
             yield group, source.size()
@@ -88,7 +88,7 @@ class ShardRows:
             group.parts[ending] = member.read()
 
     def _row(self, group: _Group, path: str, number: int) -> Row:
-        endings = [ending for ending in group.parts if f".{ending.rpartition('.')[2]}" in PICTURES]
+        endings = [ending for ending in group.parts if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES]
         image = self.choice.image or (endings[0] if endings else "")
         picture = group.parts.get(image, b"")
         fault = group.fault or ("" if picture else f"there is no picture among {', '.join(group.parts)}")
@@ -110,9 +110,9 @@ class ShardRows:
 
 def _parted(name: str, where: str) -> tuple[str, str]:
     """000123, jpg; the folder belongs to the first, and the ending begins at the name's first dot."""
-    if not inside(name):
+    if not is_safe_path(name):
         raise LorgnetteError(
-            f"a path in the archive leaves its folder: {name!r}", where=where, remedy="do not trust this data set"
+            f"a path in the archive leaves its folder: {name!r}", where=where, hint="do not trust this data set"
         )
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, ending = base.partition(".")

@@ -73,7 +73,7 @@ class TableRows:
         if cell.startswith(("http://", "https://")):
             return cell
         for prefix in ("", "images/", "data/"):
-            if (file := self.repository.at(prefix + cell.removeprefix("./"))) is not None:
+            if (file := self.repository.find_file(prefix + cell.removeprefix("./"))) is not None:
                 return file.url
         return ""
 
@@ -88,9 +88,9 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             else:
                 yield from _objects(text, name)
         except UnicodeDecodeError as error:
-            raise LorgnetteError("the file is not UTF-8", where=str(path), remedy="take another data set") from error
+            raise LorgnetteError("the file is not UTF-8", where=str(path), hint="take another data set") from error
         except (csv.Error, ValueError, RecursionError) as error:
-            raise LorgnetteError(f"the table is broken: {error}", where=str(path), remedy="get it anew") from error
+            raise LorgnetteError(f"the table is broken: {error}", where=str(path), hint="get it anew") from error
 
 
 @contextmanager
@@ -99,16 +99,16 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
         with path.open("rb") as file:
             yield file, path.name.lower()
         return
-    with archive.opened(path) as zipped:
-        tables = archive.members(zipped, SUFFIXES)
+    with archive.open_zip(path) as zipped:
+        tables = archive.list_members(zipped, SUFFIXES)
         if len(tables) != 1:
             named = ", ".join(info.filename for info in tables[:5]) or "none"
             raise LorgnetteError(
                 f"the zip file holds {len(tables)} tables ({named}), not one",
                 where=str(path),
-                remedy="unpack it by hand",
+                hint="unpack it by hand",
             )
-        with zipped.open(archive.bounded(tables[0], LARGEST, where=str(path))) as file:
+        with zipped.open(archive.check_member_size(tables[0], LARGEST, where=str(path))) as file:
             yield file, tables[0].filename.lower()
 
 

@@ -19,64 +19,68 @@ import httpx2
 
 from lorgnette.errors import LorgnetteError
 
-KEPT = "start again later: what is already there is kept"
-_SECRET = re.compile(r"(?i)sign|token|key|secret|credential|password")
+RESUME_HINT = "start again later: what is already there is kept"
+_SECRET_PARAMETER = re.compile(r"(?i)sign|token|key|secret|credential|password")
 
 
 class SourceError(LorgnetteError):
     """This address does not give the file."""
 
 
-class PassingError(SourceError):
+class TransientError(SourceError):
     """The same, but the next try may succeed. wait: seconds the server asks for. unreachable: nobody answered."""
 
     def __init__(
         self,
-        what: str,
+        message: str,
         *,
         where: str | None = None,
-        remedy: str | None = None,
-        wait: float | None = None,
-        unreachable: bool = False,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        is_unreachable: bool = False,
     ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
-        self.wait, self.unreachable = wait, unreachable
+        super().__init__(message, where=where, hint=hint)
+        self.retry_after, self.is_unreachable = retry_after, is_unreachable
 
 
-def at(error: SourceError, where: str) -> SourceError:
+def relocated(error: SourceError, where: str) -> SourceError:
     """The same, said of another place."""
-    if isinstance(error, PassingError):
-        return PassingError(
-            error.what, where=where, remedy=error.remedy, wait=error.wait, unreachable=error.unreachable
+    if isinstance(error, TransientError):
+        return TransientError(
+            error.message,
+            where=where,
+            hint=error.hint,
+            retry_after=error.retry_after,
+            is_unreachable=error.is_unreachable,
         )
-    return SourceError(error.what, where=where, remedy=error.remedy)
+    return SourceError(error.message, where=where, hint=error.hint)
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """An address for an error line: without passwords and signatures."""
     parts = urllib.parse.urlsplit(url)
     place = parts.netloc.rpartition("@")[2]
     query = "&".join(
-        f"{pair.partition('=')[0]}=…" if _SECRET.search(pair.partition("=")[0]) else pair
+        f"{pair.partition('=')[0]}=…" if _SECRET_PARAMETER.search(pair.partition("=")[0]) else pair
         for pair in parts.query.split("&")
     )
     text = urllib.parse.urlunsplit((parts.scheme, place, parts.path, query, ""))
     return text if len(text) <= 240 else text[:239] + "…"
 
 
-def of_status(response: httpx2.Response, url: str) -> SourceError:
+def explain_status(response: httpx2.Response, url: str) -> SourceError:
     """What a status other than 200 and 206 means."""
-    status, place = response.status_code, shown(url)
-    wait = retry_after(response.headers.get("Retry-After"))
+    status, place = response.status_code, redact_url(url)
+    wait = parse_retry_after(response.headers.get("Retry-After"))
     if status == 429:
         asked = f"; the server asks to wait {math.ceil(wait)} s" if wait is not None else ""
-        return PassingError(f"a quota is used up (429){asked}", where=place, remedy=KEPT, wait=wait)
+        return TransientError(f"a quota is used up (429){asked}", where=place, hint=RESUME_HINT, retry_after=wait)
     if status in (408, 425) or status >= 500:
-        return PassingError(f"the server failed ({status})", where=place, remedy=KEPT, wait=wait)
-    return SourceError(_what(status), where=place, remedy=_remedy(status))
+        return TransientError(f"the server failed ({status})", where=place, hint=RESUME_HINT, retry_after=wait)
+    return SourceError(_describe_status(status), where=place, hint=_suggest_hint(status))
 
 
-def _what(status: int) -> str:
+def _describe_status(status: int) -> str:
     known = {
         401: "the server wants a login (401), or there is no such thing",
         403: "no rights to read this (403)",
@@ -89,7 +93,7 @@ def _what(status: int) -> str:
     return known.get(status, f"the server refuses ({status})")
 
 
-def _remedy(status: int) -> str:
+def _suggest_hint(status: int) -> str:
     login = "check the name; set HF_TOKEN for Hugging Face, MODELSCOPE_API_TOKEN for ModelScope"
     known = {
         401: login,
@@ -100,48 +104,48 @@ def _remedy(status: int) -> str:
     return known.get(status, "open the address in a browser to see what it says")
 
 
-def of_transport(error: Exception, url: str) -> SourceError:
+def explain_transport_error(error: Exception, url: str) -> SourceError:
     """What an exception of the HTTP client means."""
-    place = shown(url)
-    if lasting := _lasting(error):
-        return SourceError(lasting[0], where=place, remedy=lasting[1])
+    place = redact_url(url)
+    if lasting := _explain_permanent_error(error):
+        return SourceError(lasting[0], where=place, hint=lasting[1])
     if isinstance(error, httpx2.ProxyError):
         what, remedy = f"the proxy does not let it through: {error}", "check HTTPS_PROXY and NO_PROXY"
     elif isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        what = f"{urllib.parse.urlsplit(url).hostname or url} cannot be reached: {_unreachable(error)}"
+        what = f"{urllib.parse.urlsplit(url).hostname or url} cannot be reached: {_explain_unreachable(error)}"
         remedy = "check the network, HTTPS_PROXY and the hub's address (HF_ENDPOINT, MODELSCOPE_ENDPOINT)"
-        return PassingError(what, where=place, remedy=remedy, unreachable=True)
+        return TransientError(what, where=place, hint=remedy, is_unreachable=True)
     elif isinstance(error, httpx2.TimeoutException):
-        what, remedy = "the server went silent", KEPT
+        what, remedy = "the server went silent", RESUME_HINT
     else:
-        what, remedy = f"the connection was cut: {str(error) or type(error).__name__}", KEPT
-    return PassingError(what, where=place, remedy=remedy)
+        what, remedy = f"the connection was cut: {str(error) or type(error).__name__}", RESUME_HINT
+    return TransientError(what, where=place, hint=remedy)
 
 
-def _lasting(error: Exception) -> tuple[str, str] | None:
+def _explain_permanent_error(error: Exception) -> tuple[str, str] | None:
     """What no second try will change."""
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
         return "this is not an address that can be fetched", "write http:// or https://"
     if isinstance(error, httpx2.TooManyRedirects):
         return "the address leads in a circle", "open it in a browser"
-    if untrusted := _certificate(error):
+    if untrusted := _find_certificate_error(error):
         remedy = "set SSL_CERT_FILE to the certificates of your network, or correct the clock"
         return f"the server's certificate is not trusted: {untrusted}", remedy
     return None
 
 
-def of_disk(error: OSError, path: Path) -> LorgnetteError:
+def explain_disk_error(error: OSError, path: Path) -> LorgnetteError:
     """A file that cannot be written; it ends the whole download."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LorgnetteError(
-            "the disk is full", where=str(path.parent), remedy="free some space and start again: what is there is kept"
+            "the disk is full", where=str(path.parent), hint="free some space and start again: what is there is kept"
         )
     return LorgnetteError(
-        f"cannot write: {error.strerror or error}", where=str(path), remedy="choose another folder, or mend its rights"
+        f"cannot write: {error.strerror or error}", where=str(path), hint="choose another folder, or mend its rights"
     )
 
 
-def retry_after(value: str | None) -> float | None:
+def parse_retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which holds seconds or a date."""
     if not value:
         return None
@@ -155,7 +159,7 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _iter_causes(error: BaseException | None) -> Iterator[BaseException]:
     for _ in range(10):
         if error is None:
             return
@@ -163,8 +167,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _certificate(error: Exception) -> str | None:
-    for cause in _chain(error):
+def _find_certificate_error(error: Exception) -> str | None:
+    for cause in _iter_causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return cause.verify_message
         if "CERTIFICATE_VERIFY_FAILED" in str(cause):
@@ -172,8 +176,8 @@ def _certificate(error: Exception) -> str | None:
     return None
 
 
-def _unreachable(error: Exception) -> str:
-    for cause in _chain(error):
+def _explain_unreachable(error: Exception) -> str:
+    for cause in _iter_causes(error):
         if isinstance(cause, socket.gaierror):
             return "no network, or no such host"
         if isinstance(cause, ConnectionRefusedError):

@@ -12,29 +12,29 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from lorgnette.models.qwen2_vl.config import TextShape
+from lorgnette.models.qwen2_vl.config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CacheShape:
     """How many answers at once, and how many tokens of prompt and answer together."""
 
-    rows: int
-    places: int
+    num_rows: int
+    num_slots: int
 
-    def padded(self) -> "Room":
+    def round_up(self) -> "CacheShape":
         """Up to a power of two rows (8 at the least), and the next of four steps between two powers of two places."""
-        step = max(64, (1 << (self.places - 1).bit_length()) // 8)
-        return Room(max(8, 1 << (self.rows - 1).bit_length()), -(-self.places // step) * step)
+        step = max(64, (1 << (self.num_slots - 1).bit_length()) // 8)
+        return CacheShape(max(8, 1 << (self.num_rows - 1).bit_length()), -(-self.num_slots // step) * step)
 
-    def holds(self, need: "Room") -> bool:
+    def fits(self, shape: "CacheShape") -> bool:
         """Whether that fits without much waste."""
-        rows, places = 2 * max(need.rows, 4), 2 * max(need.places, 64)
-        return need.rows <= self.rows <= rows and need.places <= self.places <= places
+        rows, places = 2 * max(shape.num_rows, 4), 2 * max(shape.num_slots, 64)
+        return shape.num_rows <= self.num_rows <= rows and shape.num_slots <= self.num_slots <= places
 
 
 @dataclass(slots=True)
-class Cache:
+class KVCache:
     """A room's tensors; they stay where they are, for recorded steps to find them. B rows, L places, K key heads.
 
     layers: [B, L, 2K, D] of each layer, a place's keys and then its values; begins: B·first place of each row;
@@ -42,30 +42,30 @@ class Cache:
     next token; graphs: the step's recording with the adapter and without; count: rows in use.
     """
 
-    room: Room
+    shape: CacheShape
     layers: list[Float[Tensor, "B L KK D"]]
-    begins: Int64[Tensor, " B"]
+    row_offsets: Int64[Tensor, " B"]
     lengths: Int32[Tensor, " B"]
-    positions: Int32[Tensor, " B"]
-    tokens: Int64[Tensor, " B"]
+    position_ids: Int32[Tensor, " B"]
+    input_ids: Int64[Tensor, " B"]
     logits: Float32[Tensor, "B V"]
-    count: int = 0
+    num_active_rows: int = 0
     graphs: dict[bool, torch.cuda.CUDAGraph | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, room: Room, shape: TextShape, device: torch.device, dtype: torch.dtype) -> "Cache":
-        B, L = room.rows, room.places
-        size = (B, L, 2 * shape.kv_heads, shape.head_dim)
+    def from_config(cls, shape: CacheShape, config: TextConfig, device: torch.device, dtype: torch.dtype) -> "KVCache":
+        B, L = shape.num_rows, shape.num_slots
+        size = (B, L, 2 * config.num_kv_heads, config.head_dim)
         return cls(
-            room,
-            [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)],
+            shape,
+            [torch.zeros(size, dtype=dtype, device=device) for _ in range(config.num_layers)],
             torch.arange(B, device=device) * L,
             torch.zeros(B, dtype=torch.int32, device=device),
             torch.zeros(B, dtype=torch.int32, device=device),
             torch.zeros(B, dtype=torch.int64, device=device),
-            torch.zeros(B, shape.vocab, device=device),
+            torch.zeros(B, config.vocab_size, device=device),
         )
 
-    def places(self, layer: int, rows: slice = slice(None)) -> Float[Tensor, "N KK D"]:
+    def view_slots(self, layer: int, rows: slice = slice(None)) -> Float[Tensor, "N KK D"]:
         """Every place of these rows, one after the other."""
         return self.layers[layer][rows].flatten(0, 1)

@@ -13,31 +13,31 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from lorgnette.inference.hf_generate import Sampling
+from lorgnette.inference.hf_generate import SamplingParams
 
 
-class Chooser:
+class Sampler:
     """Chooses the tokens of some answers, one for each at a time. numbers: the examples', among all that are asked."""
 
-    def __init__(self, sampling: Sampling, numbers: Iterable[int], device: torch.device) -> None:
+    def __init__(self, sampling: SamplingParams, example_indices: Iterable[int], device: torch.device) -> None:
         self._sampling = sampling
         self._chances: Float32[Tensor, "N B"] | None = None
         if sampling.temperature is not None:
             drawn = [
                 np.random.default_rng((sampling.seed, number)).random(sampling.max_new_tokens, np.float32)
-                for number in numbers
+                for number in example_indices
             ]
             self._chances = torch.from_numpy(np.stack(drawn, 1)).to(device)
 
-    def __call__(self, logits: Float32[Tensor, "B V"], place: int) -> Int64[Tensor, " B"]:
+    def __call__(self, logits: Float32[Tensor, "B V"], token_index: int) -> Int64[Tensor, " B"]:
         """The answers' tokens at this place, on the device."""
         if self._chances is None or self._sampling.temperature is None:
             return logits.argmax(-1)
-        return drawn_tokens(logits, self._chances[place], self._sampling.temperature, self._sampling.top_p)
+        return sample_tokens(logits, self._chances[token_index], self._sampling.temperature, self._sampling.top_p)
 
 
-def drawn_tokens(
-    logits: Float32[Tensor, "B V"], chances: Float32[Tensor, " B"], temperature: float, top_p: float
+def sample_tokens(
+    logits: Float32[Tensor, "B V"], uniforms: Float32[Tensor, " B"], temperature: float, top_p: float
 ) -> Int64[Tensor, " B"]:
     """Tokens of the smallest set of likeliest ones that has at least `top_p` of the likelihood (one at the least),
     each as likely as it is there (Holtzman et al. 2020)."""
@@ -46,6 +46,6 @@ def drawn_tokens(
     kept = (before < top_p) if top_p < 1 else torch.ones_like(likely, dtype=torch.bool)
     kept[:, 0] = True
     reach = (likely * kept).cumsum(-1)
-    aim = chances[:, None] * reach[:, -1:]
+    aim = uniforms[:, None] * reach[:, -1:]
     place = torch.searchsorted(reach, aim, right=True).minimum(kept.sum(-1, keepdim=True) - 1)
     return order.gather(1, place)[:, 0]

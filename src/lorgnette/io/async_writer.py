@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 
-class Writing:
+class AsyncWriter:
     """One write at a time. What goes wrong in it is raised by the next call, or at the end."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Writing:
         if last is not None:
             last.result()
 
-    def __enter__(self) -> "Writing":
+    def __enter__(self) -> "AsyncWriter":
         return self
 
     def __exit__(

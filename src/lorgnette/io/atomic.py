@@ -12,28 +12,28 @@ from lorgnette.errors import LorgnetteError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a file to write beside `path`; it takes the name `path` once the block ends without an error."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _explained(path):
+    with _explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
-            _to_disk(beside)
+            _fsync(beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_whole(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. What stood at `path` is removed only when the new folder is complete.
 
     Its files may be read by whoever may enter it: safetensors makes them for their owner alone (mode 0600).
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-    with _explained(path):
+    with _explain_os_errors(path):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
@@ -41,7 +41,7 @@ def folder_whole(path: Path) -> Iterator[Path]:
             for file in beside.rglob("*"):
                 if file.is_file():
                     file.chmod(file.stat().st_mode | (beside.stat().st_mode & 0o666))  # the umask's, as mkdir took it
-                    _to_disk(file)
+                    _fsync(file)
             if path.exists():
                 shutil.rmtree(retired, ignore_errors=True)
                 os.replace(path, retired)
@@ -56,7 +56,7 @@ def folder_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         # A file name that is not UTF-8 comes as half a character; written out, it is also what JSON makes of it.
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -65,18 +65,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     with open(path, "rb+") as written:
         os.fsync(written.fileno())
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise LorgnetteError(
             f"cannot write: {error.strerror or error}",
             where=str(path),
-            remedy="free some space or choose another folder; what stood there before is untouched",
+            hint="free some space or choose another folder; what stood there before is untouched",
         ) from error

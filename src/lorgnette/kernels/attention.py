@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.kernels.attention_plan import BLOCK, PAIRS, Sight, queries_in_tile
-from lorgnette.models.qwen2_vl.config import MOST_GROUPED
+from lorgnette.kernels.attention_plan import BLOCK_M, BLOCK_N, AttentionPlan, count_tile_queries
+from lorgnette.models.qwen2_vl.config import MAX_GROUP_SIZE
 
 try:
     import triton
@@ -28,74 +28,74 @@ except ImportError:  # torch without CUDA comes without it
 Heads = tuple[int, int]
 """(H, K)."""
 _LOG2E = 1.4426950408889634
-_BACK_PAIRS = MOST_GROUPED
+_BWD_BLOCK_M = MAX_GROUP_SIZE
 """Pairs at once where keys' gradients are added up: of one query at the least."""
-_KEYS_JOINED = 16
-_QUERIES_AT_ONCE = 256
+_REDUCE_KEYS = 16
+_REFERENCE_QUERIES = 256
 """Of the plain definition."""
 
 
-def attend(
-    qkv: Float[Tensor, "T _"], sight: Sight, heads: Heads, out: Float[Tensor, "M _"]
+def attention_forward(
+    qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_heads: Heads, out: Float[Tensor, "M _"]
 ) -> Float32[Tensor, "M H"] | None:
     """out = softmax(q·kᵀ/√D)·v of the keys that each query sees; 0 where it sees none. `out` may be columns of a wider
     matrix. Returns what the backward pass needs: log₂ Σ 2^(S·log₂e)."""
-    if not _fused(qkv):
-        out.copy_(attend_reference(qkv, sight, heads))
+    if not _use_kernels(qkv):
+        out.copy_(attention_reference(qkv, plan, num_heads))
         return None
-    sizes = _sizes(qkv, heads)
-    lse = torch.empty(len(out), heads[0], dtype=torch.float32, device=qkv.device)
-    _attend[(len(sight.tiles), heads[1])](
-        qkv, sight.rows, sight.ends, sight.tiles, out, lse, sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv),
-        qkv.stride(0), out.stride(0), **sizes, QUERIES=queries_in_tile(sizes["G"]), PAIRS=PAIRS, BLOCK=BLOCK,
+    sizes = _build_constexprs(qkv, num_heads)
+    lse = torch.empty(len(out), num_heads[0], dtype=torch.float32, device=qkv.device)
+    _attention_fwd_kernel[(len(plan.query_tiles), num_heads[1])](
+        qkv, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse, sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv),
+        qkv.stride(0), out.stride(0), **sizes, QUERIES=count_tile_queries(sizes["G"]), PAIRS=BLOCK_M, BLOCK=BLOCK_N,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     return lse
 
 
-def attend_backward(
+def attention_backward(
     grad: Float[Tensor, "M _"],
     qkv: Float[Tensor, "T _"],
     attended: Float[Tensor, "M _"],
     lse: Float32[Tensor, "M H"] | None,
-    sight: Sight,
-    heads: Heads,
+    plan: AttentionPlan,
+    num_heads: Heads,
 ) -> Float[Tensor, "T _"]:
     """The gradient of qkv; 0 for the queries of rows that are none (all are one where queries are as many as rows)."""
     if lse is None:
-        return _backward_reference(grad, qkv, sight, heads)
-    sizes, (H, K) = _sizes(qkv, heads), heads
+        return _attention_backward_reference(grad, qkv, plan, num_heads)
+    sizes, (H, K) = _build_constexprs(qkv, num_heads), num_heads
     M, T, D = len(grad), len(qkv), sizes["D"]
     scale = D**-0.5
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if M < T:
         dqkv[:, : H * D].zero_()
     delta = torch.empty_like(lse)
-    _attend_back[(len(sight.tiles), K)](
-        qkv, grad, attended, lse, sight.rows, sight.ends, sight.tiles, dqkv, delta, scale, scale * _LOG2E, M, T,
-        qkv.stride(0), grad.stride(0), attended.stride(0), **sizes, QUERIES=queries_in_tile(sizes["G"]), PAIRS=PAIRS,
-        BLOCK=BLOCK, num_warps=4, num_stages=2,
+    _attention_bwd_dq_kernel[(len(plan.query_tiles), K)](
+        qkv, grad, attended, lse, plan.query_indices, plan.visible_until, plan.query_tiles, dqkv, delta, scale, scale * _LOG2E, M, T,
+        qkv.stride(0), grad.stride(0), attended.stride(0), **sizes, QUERIES=count_tile_queries(sizes["G"]), PAIRS=BLOCK_M,
+        BLOCK=BLOCK_N, num_warps=4, num_stages=2,
     )  # fmt: skip
-    parts = torch.empty(len(sight.tasks), K, 2, BLOCK, D, dtype=torch.float32, device=qkv.device)
-    _seen_back[(len(sight.tasks), K)](
-        qkv, grad, lse, delta, sight.rows, sight.ends, sight.tasks, parts, scale, scale * _LOG2E, T, qkv.stride(0),
-        grad.stride(0), **sizes, QUERIES=_BACK_PAIRS // sizes["G"], PAIRS=_BACK_PAIRS, BLOCK=BLOCK,
+    parts = torch.empty(len(plan.dkv_tasks), K, 2, BLOCK_N, D, dtype=torch.float32, device=qkv.device)
+    _attention_bwd_dkv_kernel[(len(plan.dkv_tasks), K)](
+        qkv, grad, lse, delta, plan.query_indices, plan.visible_until, plan.dkv_tasks, parts, scale, scale * _LOG2E, T, qkv.stride(0),
+        grad.stride(0), **sizes, QUERIES=_BWD_BLOCK_M // sizes["G"], PAIRS=_BWD_BLOCK_M, BLOCK=BLOCK_N,
         num_warps=4, num_stages=2,
     )  # fmt: skip
-    _join[(len(sight.task_starts) - 1, 2 * K, BLOCK // _KEYS_JOINED)](
-        parts, sight.task_starts, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, D_BLOCK=sizes["D_BLOCK"], BLOCK=BLOCK,
-        KEYS=_KEYS_JOINED, AT_ONCE=8, num_warps=4,
+    _reduce_dkv_kernel[(len(plan.dkv_task_offsets) - 1, 2 * K, BLOCK_N // _REDUCE_KEYS)](
+        parts, plan.dkv_task_offsets, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, D_BLOCK=sizes["D_BLOCK"], BLOCK=BLOCK_N,
+        KEYS=_REDUCE_KEYS, AT_ONCE=8, num_warps=4,
     )  # fmt: skip
     return dqkv
 
 
-def attend_reference(qkv: Float[Tensor, "T _"], sight: Sight, heads: Heads) -> Float[Tensor, "M _"]:
-    H, K = heads
+def attention_reference(qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_heads: Heads) -> Float[Tensor, "M _"]:
+    H, K = num_heads
     q, k, v = qkv.view(len(qkv), H + 2 * K, -1).split([H, K, K], 1)
     parts = []
-    for rows in sight.rows.long().split(_QUERIES_AT_ONCE):
-        keys = (sight.ends[: rows[-1] + 1] > rows[0]).nonzero()[:, 0]
-        seen = (keys <= rows[:, None]) & (rows[:, None] < sight.ends[keys])
+    for rows in plan.query_indices.long().split(_REFERENCE_QUERIES):
+        keys = (plan.visible_until[: rows[-1] + 1] > rows[0]).nonzero()[:, 0]
+        seen = (keys <= rows[:, None]) & (rows[:, None] < plan.visible_until[keys])
         their, values = (part[keys].repeat_interleave(H // K, 1) for part in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q[rows], their) * q.shape[-1] ** -0.5
         likely = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) * seen
@@ -103,23 +103,23 @@ def attend_reference(qkv: Float[Tensor, "T _"], sight: Sight, heads: Heads) -> F
     return torch.cat(parts)
 
 
-def _backward_reference(
-    grad: Float[Tensor, "M _"], qkv: Float[Tensor, "T _"], sight: Sight, heads: Heads
+def _attention_backward_reference(
+    grad: Float[Tensor, "M _"], qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_heads: Heads
 ) -> Float[Tensor, "T _"]:
     with torch.enable_grad():
         leaf = qkv.detach().requires_grad_()
         # Of a sum: given the gradient of what is no scalar, torch imports sympy to compare their shapes.
-        made = (attend_reference(leaf, sight, heads) * grad).sum()
+        made = (attention_reference(leaf, plan, num_heads) * grad).sum()
     return torch.autograd.grad(made, leaf)[0]
 
 
-def _fused(rows: Tensor) -> bool:
+def _use_kernels(rows: Tensor) -> bool:
     """fp32 has no tensor cores: there the definition is as good."""
     return rows.is_cuda and rows.dtype in (torch.bfloat16, torch.float16)
 
 
-def _sizes(qkv: Float[Tensor, "T _"], heads: Heads) -> dict[str, int]:
-    H, K = heads
+def _build_constexprs(qkv: Float[Tensor, "T _"], num_heads: Heads) -> dict[str, int]:
+    H, K = num_heads
     D = qkv.shape[1] // (H + 2 * K)
     return {"H": H, "K": K, "G": H // K, "D": D, "D_BLOCK": max(16, triton.next_power_of_2(D))}
 
@@ -128,7 +128,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _tile_of(rows, begin, end, G: tl.constexpr, QUERIES: tl.constexpr, PAIRS: tl.constexpr):
+    def _load_query_tile(rows, begin, end, G: tl.constexpr, QUERIES: tl.constexpr, PAIRS: tl.constexpr):
         """(query, its head in the group, its row, whether it is there) of QUERIES queries' heads, from `begin` on."""
         pair = tl.arange(0, PAIRS)
         query = begin + pair // G
@@ -137,7 +137,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _keys_of(
+    def _load_kv_block(
         qkv, ends, key, head, T, stride, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr
     ):
         """(keys, values, who sees them last) of some rows, of a key head."""
@@ -150,13 +150,13 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _attend(
+    def _attention_fwd_kernel(
         qkv, rows, ends, tiles, out, lse, scale, M, T, stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
         QUERIES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip  # one program a tile and key head
         tile, head = tl.program_id(0), tl.program_id(1)
-        query, g, row, there = _tile_of(rows, tile * QUERIES, M, G, QUERIES, PAIRS)
+        query, g, row, there = _load_query_tile(rows, tile * QUERIES, M, G, QUERIES, PAIRS)
         at = tl.arange(0, D_BLOCK)
         wide = there[:, None] & (at < D)[None, :]
         column = (head * G + g)[:, None] * D + at[None, :]
@@ -167,7 +167,7 @@ if triton is not None:
         before, gap, count = tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
         for i in range(0, count):
             key = (i + tl.where(i >= before, gap, 0)) * BLOCK + tl.arange(0, BLOCK)
-            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
+            k, v, end = _load_kv_block(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             score = tl.dot(q, tl.trans(k)) * scale
             seen = there[:, None] & (key[None, :] <= row[:, None]) & (row[:, None] < end[None, :])
             score = tl.where(seen, score, float("-inf"))
@@ -186,13 +186,13 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _attend_back(
+    def _attention_bwd_dq_kernel(
         qkv, grad, attended, lse, rows, ends, tiles, dqkv, delta, scale, scale2, M, T, stride, grad_stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
         QUERIES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip  # dQ and Σ dO∘O of a tile and key head
         tile, head = tl.program_id(0), tl.program_id(1)
-        query, g, row, there = _tile_of(rows, tile * QUERIES, M, G, QUERIES, PAIRS)
+        query, g, row, there = _load_query_tile(rows, tile * QUERIES, M, G, QUERIES, PAIRS)
         at = tl.arange(0, D_BLOCK)
         wide = there[:, None] & (at < D)[None, :]
         column = (head * G + g)[:, None] * D + at[None, :]
@@ -208,7 +208,7 @@ if triton is not None:
         before, gap, count = tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
         for i in range(0, count):
             key = (i + tl.where(i >= before, gap, 0)) * BLOCK + tl.arange(0, BLOCK)
-            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
+            k, v, end = _load_kv_block(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             score = tl.dot(q, tl.trans(k)) * scale2
             seen = there[:, None] & (key[None, :] <= row[:, None]) & (row[:, None] < end[None, :])
             likely = tl.where(seen, tl.exp2(score - log[:, None]), 0.0)
@@ -219,7 +219,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _seen_back(
+    def _attention_bwd_dkv_kernel(
         qkv, grad, lse, delta, rows, ends, tasks, parts, scale, scale2, T, stride, grad_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
         QUERIES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
@@ -233,11 +233,11 @@ if triton is not None:
         if first < end_query:
             at = tl.arange(0, D_BLOCK)
             key = block * BLOCK + tl.arange(0, BLOCK)
-            k, v, end = _keys_of(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
+            k, v, end = _load_kv_block(qkv, ends, key, head, T, stride, H, K, D, D_BLOCK)
             dk = tl.zeros((BLOCK, D_BLOCK), tl.float32)
             dv = tl.zeros((BLOCK, D_BLOCK), tl.float32)
             for begin in range(first, end_query, QUERIES):
-                query, g, row, there = _tile_of(rows, begin, end_query, G, QUERIES, PAIRS)
+                query, g, row, there = _load_query_tile(rows, begin, end_query, G, QUERIES, PAIRS)
                 wide = there[:, None] & (at < D)[None, :]
                 column = (head * G + g)[:, None] * D + at[None, :]
                 q = tl.load(qkv + row.to(tl.int64)[:, None] * stride + column, mask=wide, other=0.0)
@@ -258,7 +258,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _join(
+    def _reduce_dkv_kernel(
         parts, starts, dqkv, T, stride,
         K: tl.constexpr, H: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
         KEYS: tl.constexpr, AT_ONCE: tl.constexpr,

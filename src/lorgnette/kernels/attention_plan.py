@@ -17,75 +17,94 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from lorgnette.device import sent
+from lorgnette.device import copy_to_device
 
-BLOCK = 64
+BLOCK_N = 64
 """Keys of a block."""
-PAIRS = 64
+BLOCK_M = 64
 """Pairs of a query row and a head that a program takes at once, at the most."""
-_PART = (64, 128)
+_TASK_QUERIES = (64, 128)
 """Queries of a task: many small tasks where rows are few, for all processors to have one."""
-_TASKS = 3
+_MAX_TASKS_PER_BLOCK = 3
 """Tasks there is room for, for every block."""
 
-Host = Int32[np.ndarray, "_ 3"]
+HostTriples = Int32[np.ndarray, "_ 3"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class AttentionPlan:
     """rows: the row that each query stands in, ascending; ends: of every row, behind the last one that sees it (0:
     nobody does); tiles: [_, 3] blocks before the gap, in it, and seen altogether; tasks: [_, 3] block, first query,
     behind the last; task_starts: of every block."""
 
-    rows: Int32[Tensor, " M"]
-    ends: Int32[Tensor, " T"]
-    tiles: Int32[Tensor, "_ 3"]
-    tasks: Int32[Tensor, "_ 3"]
-    task_starts: Int32[Tensor, " B"]
+    query_indices: Int32[Tensor, " M"]
+    visible_until: Int32[Tensor, " T"]
+    query_tiles: Int32[Tensor, "_ 3"]
+    dkv_tasks: Int32[Tensor, "_ 3"]
+    dkv_task_offsets: Int32[Tensor, " B"]
 
     @classmethod
-    def among(cls, parts: Mapping[str, Tensor], prefix: str, rows: Int32[Tensor, " M"]) -> "Sight":
+    def from_parts(
+        cls, parts: Mapping[str, Tensor], prefix: str, query_indices: Int32[Tensor, " M"]
+    ) -> "AttentionPlan":
         """Of what `cut` made under that prefix, and `ends`, on the device."""
         tiles, tasks, starts = (parts[f"{prefix}{name}"] for name in ("tiles", "tasks", "task_starts"))
-        return cls(rows, parts["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
+        return cls(query_indices, parts["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
 
     @classmethod
-    def of(
-        cls, rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int, device: torch.device
-    ) -> "Sight":
-        numbers = {"rows": rows, "ends": ends, **cut("", rows, ends, group)}
-        flat = sent(np.concatenate(list(numbers.values())), device)
+    def from_numpy(
+        cls,
+        query_indices: Int32[np.ndarray, " M"],
+        visible_until: Int32[np.ndarray, " T"],
+        group_size: int,
+        device: torch.device,
+    ) -> "AttentionPlan":
+        numbers = {
+            "rows": query_indices,
+            "ends": visible_until,
+            **plan_attention("", query_indices, visible_until, group_size),
+        }
+        flat = copy_to_device(np.concatenate(list(numbers.values())), device)
         parts = dict(zip(numbers, torch.split(flat, list(map(len, numbers.values()))), strict=True))
-        return cls.among(parts, "", parts["rows"])
+        return cls.from_parts(parts, "", parts["rows"])
 
 
-def queries_in_tile(group: int) -> int:
+def count_tile_queries(group_size: int) -> int:
     """group: query heads that look at one key head."""
-    return PAIRS // group
+    return BLOCK_M // group_size
 
 
-def cut_sizes(prefix: str, rows: int, queries: int, group: int) -> dict[str, int]:
+def compute_plan_sizes(prefix: str, num_tokens: int, num_queries: int, group_size: int) -> dict[str, int]:
     """How many numbers `cut` makes of each kind."""
-    blocks = -(-rows // BLOCK)
-    tiles = -(-queries // queries_in_tile(group))
-    return {f"{prefix}tiles": 3 * tiles, f"{prefix}tasks": 3 * _TASKS * blocks, f"{prefix}task_starts": blocks + 1}
+    blocks = -(-num_tokens // BLOCK_N)
+    tiles = -(-num_queries // count_tile_queries(group_size))
+    return {
+        f"{prefix}tiles": 3 * tiles,
+        f"{prefix}tasks": 3 * _MAX_TASKS_PER_BLOCK * blocks,
+        f"{prefix}task_starts": blocks + 1,
+    }
 
 
-def cut(
-    prefix: str, rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int
+def plan_attention(
+    prefix: str, query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
 ) -> dict[str, Int32[np.ndarray, " _"]]:
     """The tiles, tasks and their starts as they are sent: one number after the other."""
-    tasks, starts = tasks_of(rows, ends)
-    tiles = tiles_of(rows, ends, group)
+    tasks, starts = plan_dkv_tasks(query_indices, visible_until)
+    tiles = plan_query_tiles(query_indices, visible_until, group_size)
     return {f"{prefix}tiles": tiles.ravel(), f"{prefix}tasks": tasks.ravel(), f"{prefix}task_starts": starts}
 
 
-def tiles_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group: int) -> Host:
+def plan_query_tiles(
+    query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
+) -> HostTriples:
     """Of every tile the widest gap among the blocks it sees is left out."""
-    until, queries = _until(ends), queries_in_tile(group)
-    first, last = rows[::queries], rows[np.minimum(np.arange(queries, len(rows) + queries, queries), len(rows)) - 1]
+    until, queries = _reduce_visible_until(visible_until), count_tile_queries(group_size)
+    first, last = (
+        query_indices[::queries],
+        query_indices[np.minimum(np.arange(queries, len(query_indices) + queries, queries), len(query_indices)) - 1],
+    )
     block = np.arange(len(until), dtype=np.int32)
-    seen = (block * BLOCK <= last[:, None]) & (until > first[:, None])
+    seen = (block * BLOCK_N <= last[:, None]) & (until > first[:, None])
     so_far = np.maximum.accumulate(np.where(seen, block, -1), 1)
     before = np.concatenate([np.full((len(first), 1), -1), so_far[:, :-1]], 1)
     gaps = np.where(seen, block - 1 - before, 0)
@@ -95,13 +114,15 @@ def tiles_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"], group
     return np.stack([behind - gap, gap, count], 1).astype(np.int32)
 
 
-def tasks_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"]) -> tuple[Host, Int32[np.ndarray, " B"]]:
+def plan_dkv_tasks(
+    query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"]
+) -> tuple[HostTriples, Int32[np.ndarray, " B"]]:
     """(tasks, their starts by block). Tasks that there is room for and that are not needed have no queries."""
-    until = _until(ends)
-    first = np.searchsorted(rows, np.arange(len(until)) * BLOCK)
-    length = np.maximum(np.searchsorted(rows, until) - first, 0)
-    room, total = _TASKS * len(until), int(length.sum())
-    part = max(min(max(total // 64, _PART[0]), _PART[1]), -(-total // (room - len(until))))
+    until = _reduce_visible_until(visible_until)
+    first = np.searchsorted(query_indices, np.arange(len(until)) * BLOCK_N)
+    length = np.maximum(np.searchsorted(query_indices, until) - first, 0)
+    room, total = _MAX_TASKS_PER_BLOCK * len(until), int(length.sum())
+    part = max(min(max(total // 64, _TASK_QUERIES[0]), _TASK_QUERIES[1]), -(-total // (room - len(until))))
     counts = -(-length // part)
     starts = np.concatenate([[0], np.cumsum(counts)])
     block = np.repeat(np.arange(len(until)), counts)
@@ -111,6 +132,6 @@ def tasks_of(rows: Int32[np.ndarray, " M"], ends: Int32[np.ndarray, " T"]) -> tu
     return tasks, starts.astype(np.int32)
 
 
-def _until(ends: Int32[np.ndarray, " T"]) -> Int32[np.ndarray, " blocks"]:
+def _reduce_visible_until(visible_until: Int32[np.ndarray, " T"]) -> Int32[np.ndarray, " blocks"]:
     """Of every block, behind the last row that sees any of it."""
-    return np.maximum.reduceat(ends, np.arange(0, len(ends), BLOCK))
+    return np.maximum.reduceat(visible_until, np.arange(0, len(visible_until), BLOCK_N))

@@ -25,7 +25,9 @@ def cross_entropy_(
         logits.copy_(grad)
         return losses
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _cross_entropy[(len(logits),)](logits, targets, weights, losses, V=logits.shape[1], BLOCK=_BLOCK, num_warps=16)
+    _cross_entropy_kernel[(len(logits),)](
+        logits, targets, weights, losses, V=logits.shape[1], BLOCK=_BLOCK, num_warps=16
+    )
     return losses
 
 
@@ -42,7 +44,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _cross_entropy(logits, targets, weights, losses, V: tl.constexpr, BLOCK: tl.constexpr):
+    def _cross_entropy_kernel(logits, targets, weights, losses, V: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         start = logits + row * V
         highest = tl.full((BLOCK,), float("-inf"), tl.float32)

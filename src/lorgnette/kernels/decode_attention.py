@@ -20,9 +20,9 @@ try:
 except ImportError:  # torch without CUDA comes without it
     triton = None
 
-_PART = 256
-_BLOCK = 64
-_LEAST = 16
+_SPLIT_SIZE = 256
+_BLOCK_N = 64
+_MIN_DOT_SIZE = 16
 """Sides of a product that tensor cores take are no smaller."""
 
 
@@ -35,21 +35,21 @@ def decode_attention(
         out.copy_(decode_attention_reference(q, cache, lengths))
         return
     B, L, K, D = len(cache), cache.shape[1], cache.shape[2] // 2, cache.shape[3]
-    group, parts = q.shape[1] // (K * D), triton.cdiv(L, _PART)
+    group, parts = q.shape[1] // (K * D), triton.cdiv(L, _SPLIT_SIZE)
     sizes = {
-        "K": K, "G": group, "G_BLOCK": max(_LEAST, triton.next_power_of_2(group)),
-        "D": D, "D_BLOCK": max(_LEAST, triton.next_power_of_2(D)), "PARTS": parts,
+        "K": K, "G": group, "G_BLOCK": max(_MIN_DOT_SIZE, triton.next_power_of_2(group)),
+        "D": D, "D_BLOCK": max(_MIN_DOT_SIZE, triton.next_power_of_2(D)), "PARTS": parts,
     }  # fmt: skip
     summed, total, highest = out, out, out  # not read where one part is the whole
     if parts > 1:
         summed = torch.empty(B, K, parts, sizes["G_BLOCK"], sizes["D_BLOCK"], dtype=torch.float32, device=q.device)
         total, highest = torch.empty(2, *summed.shape[:-1], dtype=torch.float32, device=q.device)
-    _attend[(B, K, parts)](
+    _split_kv_kernel[(B, K, parts)](
         q, cache, lengths, out, summed, total, highest, D**-0.5, L, q.stride(0), out.stride(0),
-        PART=min(_PART, triton.cdiv(L, _BLOCK) * _BLOCK), BLOCK=_BLOCK, **sizes, num_warps=4, num_stages=2,
+        PART=min(_SPLIT_SIZE, triton.cdiv(L, _BLOCK_N) * _BLOCK_N), BLOCK=_BLOCK_N, **sizes, num_warps=4, num_stages=2,
     )  # fmt: skip
     if parts > 1:
-        _join[(B, K)](summed, total, highest, out, out.stride(0), **sizes, num_warps=4)
+        _combine_splits_kernel[(B, K)](summed, total, highest, out, out.stride(0), **sizes, num_warps=4)
 
 
 def decode_attention_reference(
@@ -67,7 +67,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _attend(
+    def _split_kv_kernel(
         q, cache, lengths, out, summed, total, highest, scale, L, q_stride, out_stride,
         K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
         PARTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
@@ -108,7 +108,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _join(
+    def _combine_splits_kernel(
         summed, total, highest, out, out_stride,
         K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
         PARTS: tl.constexpr,

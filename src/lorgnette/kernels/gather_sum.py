@@ -20,46 +20,50 @@ except ImportError:
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class GatherSegments:
     """Where each of T rows went: row t went to places[starts[t] : starts[t + 1]] (T + 1 starts). What stands behind the
     last is nobody's."""
 
-    places: Int32[Tensor, " N"]
-    starts: Int32[Tensor, " B"]
+    indices: Int32[Tensor, " N"]
+    offsets: Int32[Tensor, " B"]
 
 
-def copies_of(rows: Int32[np.ndarray, " N"], count: int) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
+def build_segments(
+    rows: Int32[np.ndarray, " N"], count: int
+) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
     """(places, starts) of a gather of `rows` out of `count`, on the host."""
     places = np.argsort(rows, kind="stable").astype(np.int32)
     starts = np.searchsorted(rows[places], np.arange(count + 1)).astype(np.int32)
     return places, starts
 
 
-def gather_sum(copied: Float[Tensor, "N C"], copies: Copies, out: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+def gather_sum(
+    gathered: Float[Tensor, "N C"], segments: GatherSegments, out: Float[Tensor, "T C"]
+) -> Float[Tensor, "T C"]:
     """out[t] = the sum of t's copies; 0 for a row that was not gathered. `out` may be columns of a wider matrix."""
-    if not copied.is_cuda:
-        return out.copy_(gather_sum_reference(copied, copies))
-    width = copied.shape[1]
+    if not gathered.is_cuda:
+        return out.copy_(gather_sum_reference(gathered, segments))
+    width = gathered.shape[1]
     block = min(1024, triton.next_power_of_2(width))
-    _gather_sum[(len(out), triton.cdiv(width, block))](
-        copied, copies.places, copies.starts, out, width, copied.stride(0), out.stride(0), BLOCK=block
+    _gather_sum_kernel[(len(out), triton.cdiv(width, block))](
+        gathered, segments.indices, segments.offsets, out, width, gathered.stride(0), out.stride(0), BLOCK=block
     )
     return out
 
 
-def gather_sum_reference(copied: Float[Tensor, "N C"], copies: Copies) -> Float[Tensor, "T C"]:
-    counts = copies.starts.diff()
-    row = torch.repeat_interleave(torch.arange(len(counts), device=copied.device), counts)
-    total = torch.zeros(len(counts), copied.shape[1], device=copied.device)
-    places = copies.places[: len(row)].long()
-    return total.index_add_(0, row, copied[places].float()).to(copied.dtype)
+def gather_sum_reference(gathered: Float[Tensor, "N C"], segments: GatherSegments) -> Float[Tensor, "T C"]:
+    counts = segments.offsets.diff()
+    row = torch.repeat_interleave(torch.arange(len(counts), device=gathered.device), counts)
+    total = torch.zeros(len(counts), gathered.shape[1], device=gathered.device)
+    places = segments.indices[: len(row)].long()
+    return total.index_add_(0, row, gathered[places].float()).to(gathered.dtype)
 
 
 if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _gather_sum(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
+    def _gather_sum_kernel(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         there = at < C

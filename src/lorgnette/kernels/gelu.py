@@ -23,7 +23,7 @@ def quick_gelu_(x: Float[Tensor, "N M"]) -> None:
     if not x.is_cuda:
         x.copy_(quick_gelu_reference(x))
         return
-    _quick_gelu[(triton.cdiv(x.numel(), _BLOCK),)](x, x.numel(), BLOCK=_BLOCK, num_warps=8)
+    _quick_gelu_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, x.numel(), BLOCK=_BLOCK, num_warps=8)
 
 
 def quick_gelu_reference(x: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
@@ -34,7 +34,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _quick_gelu(x, size, BLOCK: tl.constexpr):
+    def _quick_gelu_kernel(x, size, BLOCK: tl.constexpr):
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
         tl.store(x + at, (value * tl.sigmoid(1.702 * value)).to(x.dtype.element_ty), mask=at < size)

@@ -22,31 +22,35 @@ except ImportError:  # torch without CUDA comes without it
 
 def layer_norm(
     x: Float[Tensor, "N C"],
-    shift: Float32[Tensor, " C"],
+    deferred_bias: Float32[Tensor, " C"],
     weight: Float[Tensor, " C"],
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "N C"]:
     """A new matrix; x is contiguous and stays."""
     if not x.is_cuda:
-        return layer_norm_reference(x, shift, weight, bias, eps)
+        return layer_norm_reference(x, deferred_bias, weight, bias, eps)
     made = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    _layer_norm[(len(x),)](x, shift, weight, bias, made, x.shape[1], eps, BLOCK=block, num_warps=_warps(block))
+    _layer_norm_kernel[(len(x),)](
+        x, deferred_bias, weight, bias, made, x.shape[1], eps, BLOCK=block, num_warps=_select_num_warps(block)
+    )
     return made
 
 
 def layer_norm_reference(
     x: Float[Tensor, "N C"],
-    shift: Float32[Tensor, " C"],
+    deferred_bias: Float32[Tensor, " C"],
     weight: Float[Tensor, " C"],
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "N C"]:
-    return functional.layer_norm(x.float() + shift, shift.shape, weight.float(), bias.float(), eps).to(x.dtype)
+    return functional.layer_norm(x.float() + deferred_bias, deferred_bias.shape, weight.float(), bias.float(), eps).to(
+        x.dtype
+    )
 
 
-def _warps(block: int) -> int:
+def _select_num_warps(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 
@@ -54,7 +58,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _layer_norm(x, shift, weight, bias, made, C, eps, BLOCK: tl.constexpr):
+    def _layer_norm_kernel(x, shift, weight, bias, made, C, eps, BLOCK: tl.constexpr):
         start = tl.program_id(0).to(tl.int64) * C
         at = tl.arange(0, BLOCK)
         inside = at < C

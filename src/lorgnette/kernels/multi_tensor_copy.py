@@ -22,45 +22,53 @@ _BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class CopyOp:
     """source: a contiguous view into the flat vector; place: where scale · source goes, perhaps columns of a wider
     matrix."""
 
     source: Float32[Tensor, "m n"]
-    place: Float[Tensor, "m n"]
+    destination: Float[Tensor, "m n"]
     scale: float
 
 
-class Spread:
+class MultiTensorCopy:
     """Moves that are made again and again. The tensors must stay where they are."""
 
-    def __init__(self, flat: Float32[Tensor, " N"], moves: Sequence[Move]) -> None:
-        self._flat, self._moves = flat, moves
-        if flat.is_cuda and moves:
+    def __init__(self, flat: Float32[Tensor, " N"], ops: Sequence[CopyOp]) -> None:
+        self._flat, self._ops = flat, ops
+        if flat.is_cuda and ops:
             table = [
-                (m.source.storage_offset(), m.place.data_ptr(), m.place.numel(), m.place.shape[1], m.place.stride(0))
-                for m in moves
+                (
+                    m.source.storage_offset(),
+                    m.destination.data_ptr(),
+                    m.destination.numel(),
+                    m.destination.shape[1],
+                    m.destination.stride(0),
+                )
+                for m in ops
             ]
             self._table = torch.tensor(table, dtype=torch.int64, device=flat.device)
-            self._scales = torch.tensor([m.scale for m in moves], dtype=torch.float32, device=flat.device)
-            self._blocks = max(triton.cdiv(m.place.numel(), _BLOCK) for m in moves)
+            self._scales = torch.tensor([m.scale for m in ops], dtype=torch.float32, device=flat.device)
+            self._num_blocks = max(triton.cdiv(m.destination.numel(), _BLOCK) for m in ops)
 
     def __call__(self) -> None:
-        if not self._moves:
+        if not self._ops:
             return
         if not self._flat.is_cuda:
-            for move in self._moves:
-                move.place.copy_(move.source * move.scale)
+            for move in self._ops:
+                move.destination.copy_(move.source * move.scale)
             return
-        half = self._moves[0].place.dtype == torch.bfloat16
-        _spread[(len(self._moves), self._blocks)](self._flat, self._table, self._scales, HALF=half, BLOCK=_BLOCK)
+        half = self._ops[0].destination.dtype == torch.bfloat16
+        _multi_tensor_copy_kernel[(len(self._ops), self._num_blocks)](
+            self._flat, self._table, self._scales, HALF=half, BLOCK=_BLOCK
+        )
 
 
 if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _spread(flat, table, scales, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    def _multi_tensor_copy_kernel(flat, table, scales, HALF: tl.constexpr, BLOCK: tl.constexpr):
         number = tl.program_id(0)
         source, address = tl.load(table + 5 * number), tl.load(table + 5 * number + 1)
         count, width = tl.load(table + 5 * number + 2), tl.load(table + 5 * number + 3).to(tl.int32)

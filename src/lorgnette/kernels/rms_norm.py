@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.kernels.dropout import Drop, Under, add_dropped, drawing, dropped
+from lorgnette.kernels.dropout import DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout, build_kernel_args
 
 try:
     import triton
@@ -20,94 +20,98 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 
-def add_norm(
+def add_rms_norm(
     x: Float[Tensor, "T C"],
     delta: Float[Tensor, "T C"] | None,
     weight: Float[Tensor, " C"],
     eps: float,
     out: Float[Tensor, "T C"],
-    drop: Drop | None = None,
+    dropout_spec: DropoutSpec | None = None,
 ) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"], Float[Tensor, "n T C"] | None]:
     """Writes xn into `out` (which may be columns of a wider matrix); returns x', 1 / √(mean(x'²) + eps), and, with
     `drop`, what `dropped` makes of xn."""
     if not x.is_cuda:
         summed = x if delta is None else x + delta
-        normed, scale = norm_reference(summed, weight, eps)
+        normed, scale = rms_norm_reference(summed, weight, eps)
         out.copy_(normed)
-        return summed, scale, None if drop is None else dropped(out, drop[1], drop[0], drop[2])
+        return (
+            summed,
+            scale,
+            None if dropout_spec is None else apply_dropout(out, dropout_spec[1], dropout_spec[0], dropout_spec[2]),
+        )
     summed = x if delta is None else torch.empty_like(x)
     scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    mask, count, salt = drop or (None, 0, 0)
+    mask, count, salt = dropout_spec or (None, 0, 0)
     seen = None if mask is None else torch.empty(count, *x.shape, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(x.shape[1])
-    _add_norm[(len(x),)](
+    _add_rms_norm_kernel[(len(x),)](
         x, x if delta is None else delta, weight, summed, out, scale, x if seen is None else seen, len(x), x.shape[1],
-        out.stride(0), eps, *drawing(mask, x, salt), ADD=delta is not None, COUNT=count, BLOCK=block,
-        num_warps=_warps(block),
+        out.stride(0), eps, *build_kernel_args(mask, x, salt), ADD=delta is not None, COUNT=count, BLOCK=block,
+        num_warps=_select_num_warps(block),
     )  # fmt: skip
     return summed, scale, seen
 
 
-def norm_backward(
+def rms_norm_backward(
     grad: Float[Tensor, "T C"],
     x: Float[Tensor, "T C"],
-    scale: Float32[Tensor, " T"],
+    rstd: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
     residual: Float[Tensor, "T C"] | None = None,
-    under: Under | None = None,
+    masked_grads: MaskedGrads | None = None,
 ) -> tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]:
     """The gradient of x' from that of xn (`grad`, perhaps columns of a wider matrix), and `residual`, the gradient that
     reaches x' past the norm; and xn again, the same numbers. The weight is frozen. What is `under` a mask joins `grad`.
     """
     if not x.is_cuda:
-        made = norm_backward_reference(grad, x, scale, weight, under)
-        normed = (weight.float() * (x.float() * scale[:, None])).to(x.dtype)
+        made = rms_norm_backward_reference(grad, x, rstd, weight, masked_grads)
+        normed = (weight.float() * (x.float() * rstd[:, None])).to(x.dtype)
         return made if residual is None else residual + made, normed
     block = triton.next_power_of_2(x.shape[1])
     out, normed = torch.empty_like(x), torch.empty_like(x)
-    grads, mask, salt = under or (x[None], None, 0)
-    _norm_backward[(len(x),)](
-        grad, x, scale, weight, x if residual is None else residual, out, normed, grads, len(x), x.shape[1],
-        grad.stride(0), *drawing(mask, x, salt), ADD=residual is not None, COUNT=0 if mask is None else len(grads),
-        BLOCK=block, num_warps=_warps(block),
+    grads, mask, salt = masked_grads or (x[None], None, 0)
+    _rms_norm_backward_kernel[(len(x),)](
+        grad, x, rstd, weight, x if residual is None else residual, out, normed, grads, len(x), x.shape[1],
+        grad.stride(0), *build_kernel_args(mask, x, salt), ADD=residual is not None, COUNT=0 if mask is None else len(grads),
+        BLOCK=block, num_warps=_select_num_warps(block),
     )  # fmt: skip
     return out, normed
 
 
-def norm_reference(
+def rms_norm_reference(
     x: Float[Tensor, "T C"], weight: Float[Tensor, " C"], eps: float
 ) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"]]:
     scale = torch.rsqrt(x.float().square().mean(-1) + eps)
     return (weight.float() * (x.float() * scale[:, None])).to(x.dtype), scale
 
 
-def norm_backward_reference(
+def rms_norm_backward_reference(
     grad: Float[Tensor, "T C"],
     x: Float[Tensor, "T C"],
-    scale: Float32[Tensor, " T"],
+    rstd: Float32[Tensor, " T"],
     weight: Float[Tensor, " C"],
-    under: Under | None = None,
+    masked_grads: MaskedGrads | None = None,
 ) -> Float[Tensor, "T C"]:
     """dx = s · (g·w) − x · s³ · mean(g·w·x)."""
     through = grad.float()
-    if under is not None:
+    if masked_grads is not None:
         through = through.clone()
-        add_dropped(through, *under)
+        add_masked_grads(through, *masked_grads)
     through = through * weight.float()
     mean = (through * x.float()).mean(-1, keepdim=True)
-    return (scale[:, None] * (through - x.float() * scale[:, None].square() * mean)).to(x.dtype)
+    return (rstd[:, None] * (through - x.float() * rstd[:, None].square() * mean)).to(x.dtype)
 
 
-def _warps(block: int) -> int:
+def _select_num_warps(block: int) -> int:
     return 4 if block <= 2048 else 8
 
 
 if triton is not None:
-    from lorgnette.kernels.dropout import mixed, salted
+    from lorgnette.kernels.dropout import derive_stream_key, fmix32
 
     @triton.jit(do_not_specialize=["T", "salt", "threshold"])
     @no_type_check
-    def _add_norm(
+    def _add_rms_norm_kernel(
         x, delta, weight, summed, out, scale, seen, T, C, out_stride, eps, key, salt, threshold, kept_scale,
         ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
@@ -126,13 +130,13 @@ if triton is not None:
         normed = (w * (value * inverse)).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, normed, mask=there)
         for i in tl.static_range(COUNT):
-            bits = mixed((row * C + at).to(tl.uint32) ^ salted(key, salt + i))
+            bits = fmix32((row * C + at).to(tl.uint32) ^ derive_stream_key(key, salt + i))
             kept = tl.where(bits >= threshold.to(tl.uint32), normed.to(tl.float32) * kept_scale, 0.0)
             tl.store(seen + (i * T + row) * C + at, kept.to(seen.dtype.element_ty), mask=there)
 
     @triton.jit(do_not_specialize=["T", "salt", "threshold"])
     @no_type_check
-    def _norm_backward(
+    def _rms_norm_backward_kernel(
         grad, x, scale, weight, residual, out, normed, grads, T, C, grad_stride, key, salt, threshold, kept_scale,
         ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
@@ -142,7 +146,7 @@ if triton is not None:
         g = tl.load(grad + row * grad_stride + at, mask=there, other=0.0).to(tl.float32)
         for i in tl.static_range(COUNT):
             more = tl.load(grads + (i * T + row) * C + at, mask=there, other=0.0).to(tl.float32)
-            bits = mixed((row * C + at).to(tl.uint32) ^ salted(key, salt + i))
+            bits = fmix32((row * C + at).to(tl.uint32) ^ derive_stream_key(key, salt + i))
             g += tl.where(bits >= threshold.to(tl.uint32), more * kept_scale, 0.0)
         value = tl.load(x + row * C + at, mask=there, other=0.0).to(tl.float32)
         w = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)

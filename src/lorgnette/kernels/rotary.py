@@ -19,47 +19,47 @@ except ImportError:
     triton = None
 
 
-def axes_of(sections: Sequence[int], device: torch.device) -> Int[Tensor, " half"]:
+def expand_mrope_section(mrope_section: Sequence[int], device: torch.device) -> Int[Tensor, " half"]:
     """Which coordinate (0 time, 1 height, 2 width) each pair of channels turns with: `mrope_section` of the config."""
-    return torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections)).to(device)
+    return torch.repeat_interleave(torch.arange(len(mrope_section)), torch.tensor(mrope_section)).to(device)
 
 
-def frequencies(head_dim: int, theta: float, device: torch.device) -> Float32[Tensor, " half"]:
+def compute_inv_freq(head_dim: int, rope_theta: float, device: torch.device) -> Float32[Tensor, " half"]:
     """theta^(−2i/D), on the CPU first: there every machine gets the same numbers."""
-    return (1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)).to(device)
+    return (1.0 / rope_theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)).to(device)
 
 
-def angles(
-    positions: Int[Tensor, "3 T"], axes: Int[Tensor, " half"], frequency: Float32[Tensor, " half"]
+def compute_cos_sin(
+    position_ids: Int[Tensor, "3 T"], axes: Int[Tensor, " half"], inv_freq: Float32[Tensor, " half"]
 ) -> tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]:
     """Cosine and sine of every row's turn."""
-    turned = positions.float().index_select(0, axes).T.contiguous() * frequency
+    turned = position_ids.float().index_select(0, axes).T.contiguous() * inv_freq
     return turned.cos(), turned.sin()
 
 
-def rotate(
+def apply_rotary(
     rows: Float[Tensor, "T _"],
     cos: Float32[Tensor, "T half"],
     sin: Float32[Tensor, "T half"],
-    heads: int,
+    num_heads: int,
     *,
-    back: bool = False,
+    inverse: bool = False,
 ) -> None:
     """Turn the first `heads` heads of every row, in place; back: as the gradient of what was turned."""
     if not rows.is_cuda:
-        rotate_reference(rows, cos, -sin if back else sin, heads)
+        apply_rotary_reference(rows, cos, -sin if inverse else sin, num_heads)
         return
-    _rotate[(len(rows),)](
+    _rotary_kernel[(len(rows),)](
         rows, cos, sin, rows.stride(0),
-        HEADS=heads, HEAD_BLOCK=triton.next_power_of_2(heads), HALF=cos.shape[1], BACK=back, num_warps=4,
+        HEADS=num_heads, HEAD_BLOCK=triton.next_power_of_2(num_heads), HALF=cos.shape[1], BACK=inverse, num_warps=4,
     )  # fmt: skip
 
 
-def rotate_reference(
-    rows: Float[Tensor, "T _"], cos: Float32[Tensor, "T half"], sin: Float32[Tensor, "T half"], heads: int
+def apply_rotary_reference(
+    rows: Float[Tensor, "T _"], cos: Float32[Tensor, "T half"], sin: Float32[Tensor, "T half"], num_heads: int
 ) -> None:
     half = cos.shape[1]
-    turned = rows[:, : heads * 2 * half].view(len(rows), heads, 2, half)
+    turned = rows[:, : num_heads * 2 * half].view(len(rows), num_heads, 2, half)
     first, second = turned[:, :, 0].float(), turned[:, :, 1].float()
     c, s = cos[:, None], sin[:, None]
     turned.copy_(torch.stack([first * c - second * s, second * c + first * s], 2))
@@ -69,7 +69,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _rotate(
+    def _rotary_kernel(
         rows, cos, sin, stride,
         HEADS: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr,
     ):  # fmt: skip

@@ -17,31 +17,31 @@ except ImportError:  # torch without CUDA comes without it
     triton = None
 
 
-def rotate_(
+def apply_rotary_vision_(
     qkv: Float[Tensor, "N 3 H D"],
-    places: Int32[Tensor, "N 2"],
+    patch_positions: Int32[Tensor, "N 2"],
     cos: Float32[Tensor, "L F"],
     sin: Float32[Tensor, "L F"],
 ) -> None:
     """Turn q and k of every patch in place. places: (row, column); cos, sin: by place and frequency, F = D/4."""
     if not qkv.is_cuda:
-        qkv[:, :2] = rotated_reference(qkv[:, :2], places, cos, sin)
+        qkv[:, :2] = apply_rotary_vision_reference(qkv[:, :2], patch_positions, cos, sin)
         return
     heads, D = 2 * qkv.shape[2], qkv.shape[3]
-    _rotate[(len(qkv),)](
-        qkv, places, cos, sin,
+    _rotary_vision_kernel[(len(qkv),)](
+        qkv, patch_positions, cos, sin,
         ROW=qkv.stride(0), HEADS=heads, D=D, HEADS_BLOCK=triton.next_power_of_2(heads),
         HALF_BLOCK=triton.next_power_of_2(D // 2), num_warps=4,
     )  # fmt: skip
 
 
-def rotated_reference(
+def apply_rotary_vision_reference(
     qk: Float[Tensor, "N 2 H D"],
-    places: Int32[Tensor, "N 2"],
+    patch_positions: Int32[Tensor, "N 2"],
     cos: Float32[Tensor, "L F"],
     sin: Float32[Tensor, "L F"],
 ) -> Float[Tensor, "N 2 H D"]:
-    c, s = (table[places.long()].flatten(1)[:, None, None] for table in (cos, sin))
+    c, s = (table[patch_positions.long()].flatten(1)[:, None, None] for table in (cos, sin))
     first, second = qk.float().chunk(2, -1)
     return torch.cat([first * c - second * s, second * c + first * s], -1).to(qk.dtype)
 
@@ -50,7 +50,7 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _rotate(
+    def _rotary_vision_kernel(
         qkv, places, cos, sin,
         ROW: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
     ):  # fmt: skip

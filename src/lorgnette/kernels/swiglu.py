@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu
 
-from lorgnette.kernels.dropout import Drop, Under, drawing, dropped
+from lorgnette.kernels.dropout import DropoutSpec, MaskedGrads, apply_dropout, build_kernel_args
 
 try:
     import triton
@@ -19,19 +19,19 @@ _BLOCK = 1024
 
 
 def swiglu(
-    gate_up: Float[Tensor, "T FF"], out: Float[Tensor, "T F"], drop: Drop | None = None
+    gate_up: Float[Tensor, "T FF"], out: Float[Tensor, "T F"], dropout_spec: DropoutSpec | None = None
 ) -> Float[Tensor, "n T F"] | None:
     """out = silu(gate) · up, where gate_up is [gate | up] side by side; `out` may be columns of a wider matrix. With
     `drop`, of one projection, returns the product under the mask too."""
     width = gate_up.shape[1] // 2
-    mask, count, salt = drop or (None, 0, 0)
+    mask, count, salt = dropout_spec or (None, 0, 0)
     if not gate_up.is_cuda:
         out.copy_(swiglu_reference(gate_up))
-        return None if mask is None else dropped(out, count, mask, salt)
+        return None if mask is None else apply_dropout(out, count, mask, salt)
     seen = None if mask is None else gate_up.new_empty(count, len(gate_up), width)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
-    _swiglu[grid](
-        gate_up, out, out if seen is None else seen, width, out.stride(0), *drawing(mask, gate_up, salt),
+    _swiglu_kernel[grid](
+        gate_up, out, out if seen is None else seen, width, out.stride(0), *build_kernel_args(mask, gate_up, salt),
         DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return seen
@@ -41,7 +41,7 @@ def swiglu_backward(
     gate_up: Float[Tensor, "T FF"],
     grad: Float[Tensor, "T F"],
     out: Float[Tensor, "T F"],
-    under: Under | None = None,
+    masked_grads: MaskedGrads | None = None,
 ) -> Float[Tensor, "T FF"]:
     """The gradient of gate and up, in their own place; the product of the forward is made again into `out`.
 
@@ -49,27 +49,27 @@ def swiglu_backward(
     """
     width = gate_up.shape[1] // 2
     if not gate_up.is_cuda:
-        return _backward_reference(gate_up, grad, out, under)
-    more, mask, salt = under or (grad, None, 0)
+        return _swiglu_backward_reference(gate_up, grad, out, masked_grads)
+    more, mask, salt = masked_grads or (grad, None, 0)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
-    _swiglu_backward[grid](
-        gate_up, grad, more, out, width, grad.stride(0), out.stride(0), *drawing(mask, gate_up, salt),
+    _swiglu_backward_kernel[grid](
+        gate_up, grad, more, out, width, grad.stride(0), out.stride(0), *build_kernel_args(mask, gate_up, salt),
         DROP=mask is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return gate_up
 
 
-def _backward_reference(
+def _swiglu_backward_reference(
     gate_up: Float[Tensor, "T FF"],
     grad: Float[Tensor, "T F"],
     out: Float[Tensor, "T F"],
-    under: Under | None,
+    masked_grads: MaskedGrads | None,
 ) -> Float[Tensor, "T FF"]:
     gate, up = gate_up.float().chunk(2, -1)
     out.copy_(swiglu_reference(gate_up))
-    if under is not None:
-        more, mask, salt = under
-        kept = mask.of(out, salt)
+    if masked_grads is not None:
+        more, mask, salt = masked_grads
+        kept = mask.build_mask(out, salt)
         out.copy_(out.float() * kept)
         grad = grad.float() + more[0].float() * kept
     g, sigmoid = grad.float(), gate.sigmoid()
@@ -83,13 +83,13 @@ def swiglu_reference(gate_up: Float[Tensor, "T FF"]) -> Float[Tensor, "T F"]:
 
 
 if triton is not None:
-    from lorgnette.kernels.dropout import mixed, salted
+    from lorgnette.kernels.dropout import derive_stream_key, fmix32
 
-    _DRAWN = ["salt", "threshold"]
+    _NOT_SPECIALIZED = ["salt", "threshold"]
 
-    @triton.jit(do_not_specialize=_DRAWN)
+    @triton.jit(do_not_specialize=_NOT_SPECIALIZED)
     @no_type_check
-    def _swiglu(
+    def _swiglu_kernel(
         gate_up, out, seen, F, out_stride, key, salt, threshold, scale, DROP: tl.constexpr, BLOCK: tl.constexpr
     ):
         row = tl.program_id(0).to(tl.int64)
@@ -100,13 +100,13 @@ if triton is not None:
         made = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + at, made, mask=there)
         if DROP:
-            bits = mixed((row * F + at).to(tl.uint32) ^ salted(key, salt))
+            bits = fmix32((row * F + at).to(tl.uint32) ^ derive_stream_key(key, salt))
             kept = tl.where(bits >= threshold.to(tl.uint32), made.to(tl.float32) * scale, 0.0)
             tl.store(seen + row * F + at, kept.to(out.dtype.element_ty), mask=there)
 
-    @triton.jit(do_not_specialize=_DRAWN)
+    @triton.jit(do_not_specialize=_NOT_SPECIALIZED)
     @no_type_check
-    def _swiglu_backward(
+    def _swiglu_backward_kernel(
         gate_up, grad, dropped_grad, out, F, grad_stride, out_stride, key, salt, threshold, scale,
         DROP: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
@@ -121,7 +121,7 @@ if triton is not None:
         gated = gate * sigmoid
         made = (gated * up).to(kind)
         if DROP:
-            bits = mixed((row * F + at).to(tl.uint32) ^ salted(key, salt))
+            bits = fmix32((row * F + at).to(tl.uint32) ^ derive_stream_key(key, salt))
             kept = bits >= threshold.to(tl.uint32)
             made = tl.where(kept, made.to(tl.float32) * scale, 0.0).to(kind)
             more = tl.load(dropped_grad + row * F + at, mask=there, other=0.0).to(tl.float32)

@@ -10,17 +10,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorgnette.config import Data, Encode
+from lorgnette.config import DataSettings, ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_json
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
-FILE = "lorgnette.json"
+METADATA_FILE = "lorgnette.json"
 PEFT_FILE = "adapter_config.json"
-_REMEDY = "copy the adapter's folder again, or use the lorgnette that wrote it"
+_HINT = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
-class Contract(BaseModel):
+class AdapterMetadata(BaseModel):
     """model: the name or folder it was trained from; fingerprint: of that model's weights (Checkpoint.fingerprint).
 
     None stands where it is not known, for an adapter that was not trained here.
@@ -35,66 +35,66 @@ class Contract(BaseModel):
     fingerprint: str | None
     prompt: str
     chat_template: str | None
-    encode: Encode
+    processor: ProcessorSettings
 
     def write(self, adapter: Path) -> None:
-        write_json(adapter / FILE, self.model_dump(mode="json"))
+        write_json(adapter / METADATA_FILE, self.model_dump(mode="json"))
 
     @classmethod
-    def read(cls, adapter: Path) -> "Contract":
+    def load(cls, adapter: Path) -> "AdapterMetadata":
         """Raises LorgnetteError where the folder is no adapter of ours."""
-        path = adapter / FILE
+        path = adapter / METADATA_FILE
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise LorgnetteError(
-                f"no adapter here: {FILE} is missing", where=str(adapter), remedy="name a run's `adapter` folder"
+                f"no adapter here: {METADATA_FILE} is missing", where=str(adapter), hint="name a run's `adapter` folder"
             ) from None
         except ValidationError as error:
             fault = error.errors()[0]
             what = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-            raise LorgnetteError(f"{FILE} does not fit: {what}", where=str(path), remedy=_REMEDY) from None
+            raise LorgnetteError(f"{METADATA_FILE} does not fit: {what}", where=str(path), hint=_HINT) from None
         except ValueError as error:
-            raise LorgnetteError(f"{FILE} cannot be read: {error}", where=str(path), remedy=_REMEDY) from None
+            raise LorgnetteError(f"{METADATA_FILE} cannot be read: {error}", where=str(path), hint=_HINT) from None
 
     @classmethod
-    def of(cls, adapter: Path) -> "Contract":
+    def load_or_infer(cls, adapter: Path) -> "AdapterMetadata":
         """The adapter's own, or, for one that PEFT alone has written, what the tutorial trains with: nothing in such a
         folder says otherwise, so say it to whoever asks."""
         foreign = adapter / PEFT_FILE
-        if (adapter / FILE).exists() or not foreign.is_file():
-            return cls.read(adapter)
+        if (adapter / METADATA_FILE).exists() or not foreign.is_file():
+            return cls.load(adapter)
         try:
             base = json.loads(foreign.read_text(encoding="utf-8")).get("base_model_name_or_path")
         except (ValueError, AttributeError) as error:
-            raise LorgnetteError(f"{PEFT_FILE} cannot be read: {error}", where=str(foreign), remedy=_REMEDY) from None
+            raise LorgnetteError(f"{PEFT_FILE} cannot be read: {error}", where=str(foreign), hint=_HINT) from None
         return cls(
-            family=None, model=base or "unknown", revision=None, fingerprint=None, prompt=Data().prompt,
-            chat_template=None, encode=Encode(),
+            family=None, model=base or "unknown", revision=None, fingerprint=None, prompt=DataSettings().prompt,
+            chat_template=None, processor=ProcessorSettings(),
         )  # fmt: skip
 
     @property
-    def known(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether the adapter was trained here, so that its base model can be told from another."""
         return self.fingerprint is not None
 
-    def demand(self, checkpoint: Checkpoint, chat_template: str) -> None:
+    def check_base_model(self, checkpoint: BaseCheckpoint, chat_template: str) -> None:
         """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
         where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with --model"
-        remedy += f"; if it is that, it or {FILE} has changed since"
-        if not self.known:
+        remedy += f"; if it is that, it or {METADATA_FILE} has changed since"
+        if not self.is_ours:
             return
         if checkpoint.family.model_type != self.family:
             raise LorgnetteError(
                 f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}",
                 where=where,
-                remedy=remedy,
+                hint=remedy,
             )
         if checkpoint.fingerprint != self.fingerprint:
             raise LorgnetteError(
-                "base model has other weights than the adapter was trained on", where=where, remedy=remedy
+                "base model has other weights than the adapter was trained on", where=where, hint=remedy
             )
         if chat_template != self.chat_template:
             raise LorgnetteError(
-                "base model has another chat template than the adapter was trained on", where=where, remedy=remedy
+                "base model has another chat template than the adapter was trained on", where=where, hint=remedy
             )

@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorgnette.config import LANGUAGE_TARGETS, Lora, Target
+from lorgnette.config import TARGET_MODULES, LoraSettings, TargetModule
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.flat_params import AdapterShape
-from lorgnette.lora.metadata import Contract
-from lorgnette.models.qwen2_vl.config import TextShape, VisionShape
+from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.family import Family
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-REMEDY = "give a whole adapter, and the base model it was trained on"
-_PLAIN: dict[str, tuple[Any, ...]] = {
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+HINT = "give a whole adapter, and the base model it was trained on"
+_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False, None), "use_dora": (False, None),
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layers_to_transform": (None,),
     "layer_replication": (None,), "modules_to_save": (None, []), "lora_bias": (False, None),
@@ -46,95 +46,99 @@ class SavedAdapter:
     state: dict[str, Tensor]
 
     @classmethod
-    def read(cls, folder: Path) -> "SavedAdapter":
+    def load(cls, folder: Path) -> "SavedAdapter":
         """Raises LorgnetteError where files are missing or broken."""
-        for name in (CONFIG, WEIGHTS):
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise LorgnetteError(
-                    f"no adapter here: {name} is missing", where=str(folder), remedy="name a run's `adapter` folder"
+                    f"no adapter here: {name} is missing", where=str(folder), hint="name a run's `adapter` folder"
                 )
         try:
-            state = {todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+            state = {todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         except SafetensorError as error:
             raise LorgnetteError(
-                f"adapter cannot be read: {error}", where=str(folder / WEIGHTS), remedy=REMEDY
+                f"adapter cannot be read: {error}", where=str(folder / WEIGHTS_FILE), hint=HINT
             ) from None
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             config["target_modules"], int(config["r"]), float(config["lora_alpha"])
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(folder), remedy=REMEDY) from None
+            raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT) from None
         return cls(folder, config, state)
 
-    def unsupported(self, text: TextShape, vision: VisionShape) -> str | None:
+    def explain_unsupported(self, text: TextConfig, vision: VisionConfig) -> str | None:
         """Why our own engine cannot compute this adapter, or None where it can; PEFT may still."""
-        for name, known in _PLAIN.items():
+        for name, known in _SUPPORTED_VALUES.items():
             if self.config.get(name, known[0]) not in known:
                 return f"the adapter's {name} {self.config[name]!r}"
-        if any(_targeted(self.config["target_modules"], name) for name in _linears(vision.weights())):
+        if any(
+            _is_targeted(self.config["target_modules"], name) for name in _list_linears(vision.list_weight_shapes())
+        ):
             return "an adapter of the vision tower"
         return None
 
-    def shape(self, text: TextShape) -> AdapterShape:
+    def build_shape(self, text: TextConfig) -> AdapterShape:
         """Raises LorgnetteError where the tensors are not those that the adapter's own settings ask for."""
         rank = int(self.config["r"])
         root = math.sqrt(rank) if self.config.get("use_rslora") else rank
-        shape = AdapterShape(text, self._targets(text), rank, float(self.config["lora_alpha"]) / root)
-        sizes = shape.sizes()
-        demand_names(self.state.keys(), sizes.keys(), self.folder)
+        shape = AdapterShape(text, self._find_targets(text), rank, float(self.config["lora_alpha"]) / root)
+        sizes = shape.factor_shapes()
+        check_names(self.state.keys(), sizes.keys(), self.folder)
         for name, size in sizes.items():
             if tuple(self.state[name].shape) != size:
                 raise LorgnetteError(
                     f"adapter does not fit the model: {name} is {list(self.state[name].shape)}, not {list(size)}",
                     where=str(self.folder),
-                    remedy=REMEDY,
+                    hint=HINT,
                 )
         return shape
 
-    def _targets(self, text: TextShape) -> tuple[Target, ...]:
+    def _find_targets(self, text: TextConfig) -> tuple[TargetModule, ...]:
         try:
             found = {
                 name.rpartition(".")[2]
-                for name in _linears(text.weights())
-                if _targeted(self.config["target_modules"], name)
+                for name in _list_linears(text.list_weight_shapes())
+                if _is_targeted(self.config["target_modules"], name)
             }
         except re.error as error:
-            raise LorgnetteError(f"{CONFIG} does not fit: {error!r}", where=str(self.folder), remedy=REMEDY) from None
-        return tuple(target for target in LANGUAGE_TARGETS if target in found)
+            raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(self.folder), hint=HINT) from None
+        return tuple(target for target in TARGET_MODULES if target in found)
 
 
-def write(folder: Path, state: Mapping[str, Tensor], family: Family, lora: Lora, contract: Contract) -> None:
+def write_adapter(
+    folder: Path, state: Mapping[str, Tensor], family: Family, lora: LoraSettings, metadata: AdapterMetadata
+) -> None:
     """The two files and `lorgnette.json` into a folder that is there. Raises OSError where the disk is full."""
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": contract.model,
+        "base_model_name_or_path": metadata.model,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "use_rslora": lora.rslora,
-        "target_modules": family.target_pattern(lora.targets, lora.towers),
+        "use_rslora": lora.use_rslora,
+        "target_modules": family.build_target_pattern(lora.target_modules, lora.parts),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     try:
         save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"}
+            {name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE, {"format": "pt"}
         )
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    contract.write(folder)
+    metadata.write(folder)
 
 
-def scale_of(lora: Lora) -> float:
+def compute_scale(lora: LoraSettings) -> float:
     """What B·A·x is multiplied with."""
-    return lora.alpha / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
+    return lora.alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)
 
 
-def demand_names(saved: Set[str], wanted: Set[str], folder: Path) -> None:
+def check_names(saved: Set[str], wanted: Set[str], folder: Path) -> None:
     """PEFT would only warn, and answer with an adapter that is half there or not there at all."""
     odd = sorted(saved ^ wanted)
     if odd:
@@ -142,20 +146,20 @@ def demand_names(saved: Set[str], wanted: Set[str], folder: Path) -> None:
             f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
             f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
             where=str(folder),
-            remedy=REMEDY,
+            hint=HINT,
         )
 
 
-def _linears(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _list_linears(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Modules with a matrix, by the name that `target_modules` speaks of."""
     return [name.removesuffix(".weight") for name, size in sizes.items() if len(size) == 2 and "embed" not in name]
 
 
-def _targeted(targets: str | list[str], name: str) -> bool:
+def _is_targeted(target_modules: str | list[str], name: str) -> bool:
     """PEFT's rule: a string is a pattern of the whole name, a list holds names or their last parts."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in target_modules)
 
 
 def todays_name(name: str) -> str:

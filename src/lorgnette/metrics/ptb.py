@@ -8,15 +8,15 @@ text that ends in a single letter and a full stop, where the official answer dep
 
 import re
 
-DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+DROPPED_TOKENS = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 """coco-caption's list. Its -LRB-, -RRB-, -LCB-, -RCB- never match: by then the tokens are lower case."""
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _BRACKET = re.compile(r"[][(){}]")
-SIGNS = {token: sign for sign, token in _BRACKETS.items()}
+TOKEN_TO_BRACKET = {token: sign for sign, token in _BRACKETS.items()}
 """Tokens that are not written as they are read."""
 
-_REWRITTEN = str.maketrans(
+_REPLACEMENTS = str.maketrans(
     {
         **dict.fromkeys("‘’‛", "'"), **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",
         "£": " # ", "€": " $ ", "¢": " cents ", "…": " ... ", "–": " -- ", "—": " -- ",
@@ -27,7 +27,7 @@ _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " 
 _ENTITY = re.compile("|".join(_ENTITIES))
 
 # Abbreviations that keep their full stop; the second group does so before a number only.
-_ABBREVIATED = (
+_ABBREVIATIONS = (
     "adj adm adv al ala alex apr ariz assn assoc asst att atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
     "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs "
     "hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md mfg mich minn mlle mme mo mon "
@@ -35,14 +35,14 @@ _ABBREVIATED = (
     "rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ "
     "va vs vt wed wis wisc wm wyo"
 ).replace(" ", "|")
-_NUMBERED = "art|ca|fig|figs|no|nos|op|pp|prop"
+_NUMBER_ABBREVIATIONS = "art|ca|fig|figs|no|nos|op|pp|prop"
 
 # Words that begin a sentence: before one of them, a letter and a full stop are no initial.
-_STARTS = (
+_SENTENCE_STARTERS = (
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
     "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
 ).replace(" ", "|")
-_CUT = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
+_SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
 """Two words written as one, and the letters of the first."""
 
 _L, _A = "[^\\W\\d_]\u0301?", "[^\\W_²³¹]\u0301?"  # a letter; a letter or digit
@@ -63,11 +63,11 @@ _TOKEN = re.compile(
                 r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
                 r"[:;=]['-]?[()]|:[DP](?!\w)|>_<",
                 f"{_CLITIC}|{_NOT}",
-                f"(?i:{'|'.join(_CUT)})(?!\\w)",
+                f"(?i:{'|'.join(_SPLIT_WORDS)})(?!\\w)",
                 r"'[nN](?:'|(?!\w))|'(?i:em|cause|til)(?!\w)|'\d\ds?(?![\w'])|(?i:ol)'(?!\w)|[yY]'(?=(?i:all))",
                 rf"\d+-\d+/\d+(?!\w)|{_HYPHENED}|{_SLASHED}",
-                rf"(?!\w\.(?:\Z| (?:{_STARTS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
-                f"(?i:{_ABBREVIATED})\\.(?!{_L})|(?i:{_NUMBERED})\\.(?= ?\\d)",
+                rf"(?!\w\.(?:\Z| (?:{_SENTENCE_STARTERS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
+                f"(?i:{_ABBREVIATIONS})\\.(?!{_L})|(?i:{_NUMBER_ABBREVIATIONS})\\.(?= ?\\d)",
                 r"[A-Z]+(?:&[A-Z]+)+(?!\w)",
                 f"{_NUMBER}|[-+](?:{_NUMBER}|\\d+)(?!\\w)",
                 f"(?:{_A}){{1,40}}?(?={_NOT})",
@@ -82,17 +82,17 @@ _TOKEN = re.compile(
 number, word, sign."""
 
 
-def tokens(text: str) -> list[str]:
+def tokenize_ptb(text: str) -> list[str]:
     """What coco-caption counts of an English text: lower case, contractions cut, most punctuation gone."""
-    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text).translate(_REWRITTEN)
+    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text).translate(_REPLACEMENTS)
     text = " ".join(text.split())
     made: list[str] = []
     for token in _TOKEN.findall(text):
         word = token.lower()
-        if word in _CUT:
-            made += [word[: _CUT[word]], word[_CUT[word] :]]
+        if word in _SPLIT_WORDS:
+            made += [word[: _SPLIT_WORDS[word]], word[_SPLIT_WORDS[word] :]]
         elif word[0].isalnum():
             made.append(word)
-        elif word not in DROPPED and not word.startswith(("..", "--", ". ")):
+        elif word not in DROPPED_TOKENS and not word.startswith(("..", "--", ". ")):
             made.append(_BRACKET.sub(lambda found: _BRACKETS[found.group()], word))
     return made

@@ -10,34 +10,36 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorgnette.metrics.ngrams import Tokens
-from lorgnette.metrics.score import Tally, mean
+from lorgnette.metrics.score import Tally, tally_mean
 
 BETA = 1.2
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Tally:
     """0 … 1, the mean over examples."""
-    values = [_f_measure(own, texts) for own, texts in zip(hypotheses, references, strict=True)]
-    return mean(np.array(values, np.float64))
+    values = [_compute_f_measure(own, texts) for own, texts in zip(hypotheses, references, strict=True)]
+    return tally_mean(np.array(values, np.float64))
 
 
-def common_subsequence(one: Tokens, other: Tokens) -> int:
+def lcs_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common subsequence."""
     places: dict[str, int] = {}
-    for i, token in enumerate(one):
+    for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
-    whole = (1 << len(one)) - 1
+    whole = (1 << len(a)) - 1
     open_places = whole
-    for token in other:
+    for token in b:
         matched = open_places & places.get(token, 0)
         if matched:
             open_places = (open_places + matched | open_places - matched) & whole
-    return len(one) - open_places.bit_count()
+    return len(a) - open_places.bit_count()
 
 
-def _f_measure(own: Tokens, texts: Sequence[Tokens]) -> float:
-    own = own or ("",)  # as the official one: a text without tokens is one empty token, and equal to another such
-    common = [(common_subsequence(own, text or ("",)), len(text or ("",))) for text in texts]
-    precision = max(length for length, _ in common) / len(own)
+def _compute_f_measure(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
+    hypothesis = hypothesis or (
+        "",
+    )  # as the official one: a text without tokens is one empty token, and equal to another such
+    common = [(lcs_length(hypothesis, text or ("",)), len(text or ("",))) for text in references]
+    precision = max(length for length, _ in common) / len(hypothesis)
     recall = max(length / whole for length, whole in common)
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision else 0.0

@@ -35,23 +35,25 @@ class Tally:
 
     per_example: Float64[np.ndarray, " N"]
     counts: Float64[np.ndarray, "N K"]
-    value_of: Callable[[Float64[np.ndarray, "B K"]], Float64[np.ndarray, " B"]]
+    compute_value: Callable[[Float64[np.ndarray, "B K"]], Float64[np.ndarray, " B"]]
     note: str | None = None
-    nothing: bool = False
+    is_undefined: bool = False
 
     @property
     def value(self) -> float | None:
         """Of the set as it is; None where the metric means nothing for it."""
-        if self.nothing or not len(self.counts):
+        if self.is_undefined or not len(self.counts):
             return None
-        return float(self.value_of(self.counts.sum(axis=0, keepdims=True))[0])
+        return float(self.compute_value(self.counts.sum(axis=0, keepdims=True))[0])
 
 
-def mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, *, nothing: bool = False) -> Tally:
+def tally_mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, *, is_undefined: bool = False) -> Tally:
     """The tally of a metric whose value is the mean over examples."""
-    return Tally(per_example, np.stack([per_example, np.ones_like(per_example)], axis=1), _ratio, note, nothing)
+    return Tally(
+        per_example, np.stack([per_example, np.ones_like(per_example)], axis=1), _divide_sums, note, is_undefined
+    )
 
 
-def _ratio(sums: Float64[np.ndarray, "B 2"]) -> Float64[np.ndarray, " B"]:
+def _divide_sums(sums: Float64[np.ndarray, "B 2"]) -> Float64[np.ndarray, " B"]:
     ratio: Float64[np.ndarray, " B"] = sums[:, 0] / sums[:, 1]
     return ratio

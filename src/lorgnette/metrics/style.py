@@ -14,10 +14,10 @@ import numpy as np
 
 from lorgnette.metrics import ptb, tokenizers
 
-OPENINGS = 3
+NUM_FIRST_WORDS = 3
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]*")
-_STOPS = (".", "!", "?", "。", "！", "？")
-_BEHIND_STOPS = "\"'”’)」』"
+_FULL_STOPS = (".", "!", "?", "。", "！", "？")
+_CLOSING_MARKS = "\"'”’)」』"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +30,43 @@ class Style:
     in the set, word for word.
     """
 
-    texts: int
+    num_texts: int
     unit: Literal["words", "tokens"]
-    words: float
+    mean_words: float
     words_range: tuple[float, float]
-    characters: float
-    sentences: float
+    mean_characters: float
+    mean_sentences: float
     vocabulary: int
-    openings: tuple[tuple[str, float], ...]
-    stopped: float
-    repeating: float
-    shared: float
-    empty: float
+    first_words: tuple[tuple[str, float], ...]
+    full_stop_share: float
+    repeated_sentence_share: float
+    duplicate_share: float
+    empty_share: float
 
 
-def style(texts: Sequence[str], view: Callable[[str], list[str]] = tokenizers.words) -> Style:
+def compute_style(texts: Sequence[str], tokenize: Callable[[str], list[str]] = tokenizers.tokenize_words) -> Style:
     """view: what a text's words are. Raises ValueError where there are no texts."""
     if not texts:
         raise ValueError("no texts")
-    plain = [tokenizers.plain(text) for text in texts]
-    words = [view(text) for text in plain]
-    sentences = [[tokenizers.plain(one).lower() for one in _SENTENCE.findall(text)] for text in plain]
+    plain = [tokenizers.normalize_whitespace(text) for text in texts]
+    words = [tokenize(text) for text in plain]
+    sentences = [[tokenizers.normalize_whitespace(one).lower() for one in _SENTENCE.findall(text)] for text in plain]
     counts = [len(one) for one in words]
     low, high = np.quantile(counts, [0.05, 0.95]).tolist()
-    first = Counter(ptb.SIGNS.get(one[0], one[0]) for one in words if one)
+    first = Counter(ptb.TOKEN_TO_BRACKET.get(one[0], one[0]) for one in words if one)
     same = Counter(plain)
     total = len(texts)
     return Style(
-        texts=total,
-        unit="tokens" if view is tokenizers.latex else "words",
-        words=sum(counts) / total,
+        num_texts=total,
+        unit="tokens" if tokenize is tokenizers.tokenize_latex else "words",
+        mean_words=sum(counts) / total,
         words_range=(low, high),
-        characters=sum(map(len, plain)) / total,
-        sentences=sum(map(len, sentences)) / total,
+        mean_characters=sum(map(len, plain)) / total,
+        mean_sentences=sum(map(len, sentences)) / total,
         vocabulary=len({word for one in words for word in one}),
-        openings=tuple((word, count / total) for word, count in first.most_common(OPENINGS)),
-        stopped=sum(text.rstrip(_BEHIND_STOPS).endswith(_STOPS) for text in plain) / total,
-        repeating=sum(len(set(one)) < len(one) for one in sentences) / total,
-        shared=sum(count for count in same.values() if count > 1) / total,
-        empty=sum(not text for text in plain) / total,
+        first_words=tuple((word, count / total) for word, count in first.most_common(NUM_FIRST_WORDS)),
+        full_stop_share=sum(text.rstrip(_CLOSING_MARKS).endswith(_FULL_STOPS) for text in plain) / total,
+        repeated_sentence_share=sum(len(set(one)) < len(one) for one in sentences) / total,
+        duplicate_share=sum(count for count in same.values() if count > 1) / total,
+        empty_share=sum(not text for text in plain) / total,
     )

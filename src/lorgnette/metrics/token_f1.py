@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lorgnette.metrics.score import Tally, mean
+from lorgnette.metrics.score import Tally, tally_mean
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "，。、！？；：（）《》「」“”‘’…", None))
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
-def answer_words(text: str) -> list[str]:
+def tokenize_answer(text: str) -> list[str]:
     """What counts of an answer."""
     cut = _HAN.sub(r" \g<0> ", text.lower()).translate(_PUNCTUATION)
     return _ARTICLES.sub(" ", cut).split()
@@ -28,13 +28,13 @@ def answer_words(text: str) -> list[str]:
 def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """0 … 1: words shared with the best-fitting reference, the mean over examples."""
     values = [
-        max(_f1(answer_words(own), answer_words(text)) for text in texts)
+        max(_compute_f1(tokenize_answer(own), tokenize_answer(text)) for text in texts)
         for own, texts in zip(hypotheses, references, strict=True)
     ]
-    return mean(np.array(values, np.float64))
+    return tally_mean(np.array(values, np.float64))
 
 
-def _f1(own: list[str], text: list[str]) -> float:
-    if not own or not text:
-        return float(own == text)
-    return 2 * (Counter(own) & Counter(text)).total() / (len(own) + len(text))
+def _compute_f1(hypothesis: list[str], reference: list[str]) -> float:
+    if not hypothesis or not reference:
+        return float(hypothesis == reference)
+    return 2 * (Counter(hypothesis) & Counter(reference)).total() / (len(hypothesis) + len(reference))

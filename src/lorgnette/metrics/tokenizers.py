@@ -11,22 +11,24 @@ import unicodedata
 from lorgnette.metrics import ptb
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
-_CHINESE_MARKS = re.compile("[\u3000-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff3d\uff5b-\uff65…—·“”‘’]+")
+_CHINESE_PUNCTUATION = re.compile(
+    "[\u3000-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff3d\uff5b-\uff65…—·“”‘’]+"
+)
 _LATEX = re.compile(r"\\[a-zA-Z]+|\\.|\S", re.DOTALL)
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     """The words of a caption, lower case, without punctuation. English or Chinese is seen by the script."""
     if not _HAN.search(text):
-        return ptb.tokens(text)
-    return ptb.tokens(_CHINESE_MARKS.sub(" ", _HAN.sub(r" \g<0> ", text)))
+        return ptb.tokenize_ptb(text)
+    return ptb.tokenize_ptb(_CHINESE_PUNCTUATION.sub(" ", _HAN.sub(r" \g<0> ", text)))
 
 
-def plain(text: str) -> str:
+def normalize_whitespace(text: str) -> str:
     """The text with every run of white space as one space; composed characters (NFC)."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def latex(text: str) -> list[str]:
+def tokenize_latex(text: str) -> list[str]:
     """Commands (`\\frac`, `\\,`) and single characters; white space does not count, save as `\\ `."""
     return _LATEX.findall(text)

@@ -21,9 +21,9 @@ from lorgnette.types import Role
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
-_REMEDY = "use an Instruct checkpoint of a vision model, whole"
+_HINT = "use an Instruct checkpoint of a vision model, whole"
 
-Shape = tuple[tuple[Role, tuple[bool, ...]], ...]
+ConversationShape = tuple[tuple[Role, tuple[bool, ...]], ...]
 """What a conversation looks like to the template: per turn its role and, per part, whether it is a picture."""
 
 
@@ -35,17 +35,17 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = _raise_exception
         self._where = where
         self.source = source
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise LorgnetteError(f"chat template cannot be read: {error}", where=where, remedy=_REMEDY) from None
-        self.pieces = lru_cache(maxsize=256)(self._pieces)
+            raise LorgnetteError(f"chat template cannot be read: {error}", where=where, hint=_HINT) from None
+        self.render = lru_cache(maxsize=256)(self._render)
 
     @classmethod
-    def of_folder(cls, folder: Path) -> "ChatTemplate":
+    def from_folder(cls, folder: Path) -> "ChatTemplate":
         """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one."""
         for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
             if not path.exists():
@@ -54,12 +54,12 @@ class ChatTemplate:
                 text = path.read_text(encoding="utf-8")
                 source = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
             except (ValueError, AttributeError) as error:
-                raise LorgnetteError(f"{path.name} cannot be read: {error}", where=str(path), remedy=_REMEDY) from None
+                raise LorgnetteError(f"{path.name} cannot be read: {error}", where=str(path), hint=_HINT) from None
             if isinstance(source, str):
                 return cls(source, str(path))
-        raise LorgnetteError("checkpoint has no chat template", where=str(folder), remedy=_REMEDY)
+        raise LorgnetteError("checkpoint has no chat template", where=str(folder), hint=_HINT)
 
-    def _pieces(self, shape: Shape, answer: bool) -> tuple[str | int, ...]:
+    def _render(self, shape: ConversationShape, add_generation_prompt: bool) -> tuple[str | int, ...]:
         """The rendered conversation: strings are the template's own, a number n stands for the n-th text.
 
         answer: end where the assistant is to speak.
@@ -73,19 +73,19 @@ class ChatTemplate:
                 texts += not is_picture
             messages.append({"role": role, "content": content})
         try:
-            rendered = self._template.render(messages=messages, add_generation_prompt=answer)
+            rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
         except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which adds up contents
             raise LorgnetteError(
-                f"chat template refuses the conversation: {error}", where=self._where, remedy=_REMEDY
+                f"chat template refuses the conversation: {error}", where=self._where, hint=_HINT
             ) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
         if [piece for piece in pieces if isinstance(piece, int)] != list(range(texts)):
             raise LorgnetteError(
-                "chat template does not keep every text once and in order", where=self._where, remedy=_REMEDY
+                "chat template does not keep every text once and in order", where=self._where, hint=_HINT
             )
         return pieces
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)

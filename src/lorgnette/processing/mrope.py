@@ -11,23 +11,29 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int32
 
-from lorgnette.types import PictureGrid
+from lorgnette.types import ImageGrid
 
-_STEP = 32
+_LENGTH_STEP = 32
 """Rows are laid out in multiples of so many tokens, so that captions of about one length share them."""
-_Shape = tuple[int, int, int]
+_GridShape = tuple[int, int, int]
 """A picture's (time, rows, columns) in tokens."""
 
 
-def positions(length: int, image_starts: Sequence[int], grids: Sequence[PictureGrid]) -> Int32[np.ndarray, "3 T"]:
+def compute_position_ids(
+    length: int, image_starts: Sequence[int], grids: Sequence[ImageGrid]
+) -> Int32[np.ndarray, "3 T"]:
     """Positions of a row of `length` tokens whose n-th image begins at image_starts[n] and has grids[n]. Rows that have
     the same before them are parts of one array, which nobody may write to."""
     shapes = tuple((grid.t, grid.h // grid.merge, grid.w // grid.merge) for grid in grids)
-    return _laid(math.ceil(length / _STEP) * _STEP, tuple(image_starts), shapes)[:, :length]
+    return _compute_position_ids(math.ceil(length / _LENGTH_STEP) * _LENGTH_STEP, tuple(image_starts), shapes)[
+        :, :length
+    ]
 
 
 @lru_cache(maxsize=1024)
-def _laid(length: int, starts: tuple[int, ...], shapes: tuple[_Shape, ...]) -> Int32[np.ndarray, "3 T"]:
+def _compute_position_ids(
+    length: int, starts: tuple[int, ...], shapes: tuple[_GridShape, ...]
+) -> Int32[np.ndarray, "3 T"]:
     found = np.empty((3, length), np.int32)
     at, position = 0, 0
     for start, (t, rows, columns) in zip(starts, shapes, strict=True):

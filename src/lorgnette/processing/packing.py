@@ -16,45 +16,54 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from lorgnette.processing.prefix_tree import Share, Tree
-from lorgnette.types import IGNORED, Encoded, PackedBatch, PictureGrid
+from lorgnette.processing.prefix_tree import PrefixTree, Share
+from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid, PackedBatch
 
-__all__ = ["Share", "cut", "pack", "passes"]
+__all__ = ["Share", "build_prefix_trees", "pack", "split_into_microbatches"]
 
 
-def pack(examples: Sequence[Encoded], labels_in_step: int, *, share: Share = "none") -> PackedBatch:
+def pack(examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing: Share = "none") -> PackedBatch:
     """One forward pass. Every label weighs 1/labels_in_step, the labels of the whole optimizer step: the passes of a
     step add up to the mean over its labels however the step was cut."""
-    tree = Tree(share)
+    tree = PrefixTree(prefix_sharing)
     for encoded in examples:
-        tree.take(encoded)
-    return _packed(tree, labels_in_step)
+        tree.try_add(encoded)
+    return _pack_tree(tree, num_labels_in_step)
 
 
-def passes(examples: Sequence[Encoded], most_tokens: int, *, share: Share = "none") -> list[PackedBatch]:
+def split_into_microbatches(
+    examples: Sequence[Encoded], max_tokens: int, *, prefix_sharing: Share = "none"
+) -> list[PackedBatch]:
     """One optimizer step, cut into passes."""
-    labels = sum(encoded.label_count for encoded in examples)
-    return [_packed(tree, labels) for tree in cut(examples, most_tokens, share=share)]
+    labels = sum(encoded.num_labels for encoded in examples)
+    return [
+        _pack_tree(tree, labels) for tree in build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
+    ]
 
 
-def cut(examples: Iterable[Encoded], most_tokens: int, *, share: Share = "none") -> list[Tree]:
+def build_prefix_trees(
+    examples: Iterable[Encoded], max_tokens: int, *, prefix_sharing: Share = "none"
+) -> list[PrefixTree]:
     """The examples of each pass, in order: at most `most_tokens` rows, counted as they are computed: shared ones once
     (one example at the least)."""
-    trees = [Tree(share)]
+    trees = [PrefixTree(prefix_sharing)]
     for encoded in examples:
-        if not trees[-1].take(encoded, most_tokens):
-            trees.append(Tree(share))
-            trees[-1].take(encoded)
+        if not trees[-1].try_add(encoded, max_tokens):
+            trees.append(PrefixTree(prefix_sharing))
+            trees[-1].try_add(encoded)
     return trees
 
 
-def _packed(tree: Tree, labels_in_step: int) -> PackedBatch:
+def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
     """Row after row in the tree's order. Labels and examples stand in the order in which they were given."""
-    examples, paths = tree.examples, _paths(tree)
-    own = [(examples[i], slice(shared, tree.kept[i])) for i, shared in zip(tree.order, tree.shared, strict=True)]
-    labels = [np.flatnonzero(encoded.labels != IGNORED) for encoded in examples]
+    examples, paths = tree.examples, _locate_tokens(tree)
+    own = [
+        (examples[i], slice(shared, tree.used_lengths[i]))
+        for i, shared in zip(tree.order, tree.shared_lengths, strict=True)
+    ]
+    labels = [np.flatnonzero(encoded.labels != IGNORE_INDEX) for encoded in examples]
     image_rows, feature_rows = [], []
-    offsets: dict[PictureGrid, int] = {}
+    offsets: dict[ImageGrid, int] = {}
     features = 0
     for i, (encoded, added) in zip(tree.order, own, strict=True):
         for grid, at in zip(encoded.grids, encoded.image_starts, strict=True):
@@ -62,44 +71,44 @@ def _packed(tree: Tree, labels_in_step: int) -> PackedBatch:
                 continue
             if grid not in offsets:
                 offsets[grid] = features
-                features += grid.tokens
-            image_rows.append(paths[i][at : at + grid.tokens])
-            feature_rows.append(offsets[grid] + np.arange(grid.tokens))
+                features += grid.num_tokens
+            image_rows.append(paths[i][at : at + grid.num_tokens])
+            feature_rows.append(offsets[grid] + np.arange(grid.num_tokens))
     return PackedBatch(
-        tokens=_joined(encoded.tokens[added] for encoded, added in own),
-        positions=np.concatenate([encoded.positions[:, added] for encoded, added in own], axis=1),
-        ends=_ends(tree),
-        image_rows=_joined(image_rows),
-        feature_rows=_joined(feature_rows),
-        label_rows=_joined(path[rows - 1] for path, rows in zip(paths, labels, strict=True)),
-        targets=_joined(encoded.labels[rows] for encoded, rows in zip(examples, labels, strict=True)),
-        weights=np.full(sum(map(len, labels)), 1 / labels_in_step, np.float32),
+        input_ids=_concatenate(encoded.input_ids[added] for encoded, added in own),
+        position_ids=np.concatenate([encoded.position_ids[:, added] for encoded, added in own], axis=1),
+        visible_until=_compute_visible_until(tree),
+        image_token_indices=_concatenate(image_rows),
+        feature_indices=_concatenate(feature_rows),
+        label_indices=_concatenate(path[rows - 1] for path, rows in zip(paths, labels, strict=True)),
+        targets=_concatenate(encoded.labels[rows] for encoded, rows in zip(examples, labels, strict=True)),
+        label_weights=np.full(sum(map(len, labels)), 1 / num_labels_in_step, np.float32),
         grids=tuple(offsets),
         examples=tuple(encoded.example for encoded in examples),
     )
 
 
-def _paths(tree: Tree) -> list[Int32[np.ndarray, " T"]]:
+def _locate_tokens(tree: PrefixTree) -> list[Int32[np.ndarray, " T"]]:
     """The rows of every example in the pass, those that it shares first."""
-    paths, path, end = [np.empty(0, np.int32)] * len(tree.kept), np.empty(0, np.int32), 0
-    for i, shared in zip(tree.order, tree.shared, strict=True):
-        added = tree.kept[i] - shared
+    paths, path, end = [np.empty(0, np.int32)] * len(tree.used_lengths), np.empty(0, np.int32), 0
+    for i, shared in zip(tree.order, tree.shared_lengths, strict=True):
+        added = tree.used_lengths[i] - shared
         paths[i] = path = np.concatenate([path[:shared], np.arange(end, end + added, dtype=np.int32)])
         end += added
     return paths
 
 
-def _ends(tree: Tree) -> Int32[np.ndarray, " T"]:
+def _compute_visible_until(tree: PrefixTree) -> Int32[np.ndarray, " T"]:
     """Behind the last row that hangs on each: from the last example to the first, where the next one begins that has
     not so many rows in common."""
-    begin = tree.rows
-    ends, next_without = np.empty(tree.rows, np.int32), np.full(max(tree.kept), tree.rows, np.int32)
-    for i, shared in zip(reversed(tree.order), reversed(tree.shared), strict=True):
-        end, begin = begin, begin - (tree.kept[i] - shared)
-        ends[begin:end] = next_without[shared : tree.kept[i]]
+    begin = tree.num_tokens
+    ends, next_without = np.empty(tree.num_tokens, np.int32), np.full(max(tree.used_lengths), tree.num_tokens, np.int32)
+    for i, shared in zip(reversed(tree.order), reversed(tree.shared_lengths), strict=True):
+        end, begin = begin, begin - (tree.used_lengths[i] - shared)
+        ends[begin:end] = next_without[shared : tree.used_lengths[i]]
         next_without[shared:] = begin
     return ends
 
 
-def _joined(parts: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:
+def _concatenate(parts: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:
     return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int32)

@@ -16,16 +16,16 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
-from lorgnette.types import IGNORED, Encoded, PictureGrid
+from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid
 
 Share = Literal["none", "tree"]
 """none: every example has all its rows to itself; tree: what any two of a pass begin with is there once."""
-Marks = Int32[np.ndarray, "_ 5"]
+TokenKeys = Int32[np.ndarray, "_ 5"]
 """What a row is known by, among rows behind the same rows: its token, its three positions, its picture's number (-1:
 none). Which part of the picture it is follows from the rows before it."""
 
 
-class Tree:
+class PrefixTree:
     """The examples of a pass, taken one by one, and the rows they need together.
 
     kept: of each example, the rows up to the one that predicts its last label. order: the examples as a walk through
@@ -33,53 +33,56 @@ class Tree:
     order in which they were taken.
     """
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, prefix_sharing: Share) -> None:
+        self.prefix_sharing = prefix_sharing
         self.examples: list[Encoded] = []
-        self.kept: list[int] = []
-        self.rows = 0
+        self.used_lengths: list[int] = []
+        self.num_tokens = 0
         self.order: list[int] = []
-        self.shared: list[int] = []
-        self._marks: list[Marks] = []
-        self._keys: list[bytes] = []
-        self._pictures: dict[PictureGrid, int] = {}
+        self.shared_lengths: list[int] = []
+        self._token_keys: list[TokenKeys] = []
+        self._sort_keys: list[bytes] = []
+        self._image_numbers: dict[ImageGrid, int] = {}
 
-    def take(self, encoded: Encoded, most_rows: int | None = None) -> bool:
+    def try_add(self, encoded: Encoded, max_tokens: int | None = None) -> bool:
         """Add an example; or False, where the tree has one already and would grow beyond `most_rows` rows."""
-        kept = int(np.flatnonzero(encoded.labels != IGNORED)[-1])
-        marks = self._marked(encoded, kept)
+        kept = int(np.flatnonzero(encoded.labels != IGNORE_INDEX)[-1])
+        marks = self._compute_token_keys(encoded, kept)
         key = marks.tobytes()
-        at = bisect(self._keys, key)
-        before, behind = (self._common(marks, other) for other in (at - 1, at))
-        rows = self.rows + kept - max(before, behind)
-        if self.examples and most_rows is not None and rows > most_rows:
+        at = bisect(self._sort_keys, key)
+        before, behind = (self._count_shared(marks, other) for other in (at - 1, at))
+        rows = self.num_tokens + kept - max(before, behind)
+        if self.examples and max_tokens is not None and rows > max_tokens:
             return False
-        self._keys.insert(at, key)
+        self._sort_keys.insert(at, key)
         self.order.insert(at, len(self.examples))
-        self.shared[at:] = [before, *([behind, *self.shared[at + 1 :]] if at < len(self.shared) else [])]
+        self.shared_lengths[at:] = [
+            before,
+            *([behind, *self.shared_lengths[at + 1 :]] if at < len(self.shared_lengths) else []),
+        ]
         self.examples.append(encoded)
-        self.kept.append(kept)
-        self._marks.append(marks)
-        self.rows = rows
+        self.used_lengths.append(kept)
+        self._token_keys.append(marks)
+        self.num_tokens = rows
         return True
 
-    def _common(self, marks: Marks, place: int) -> int:
+    def _count_shared(self, token_keys: TokenKeys, place: int) -> int:
         """Rows in common with the example at a place in the order."""
-        return _common(marks, self._marks[self.order[place]]) if 0 <= place < len(self.order) else 0
+        return _count_common(token_keys, self._token_keys[self.order[place]]) if 0 <= place < len(self.order) else 0
 
-    def _marked(self, encoded: Encoded, kept: int) -> Marks:
-        if self.share == "none":
+    def _compute_token_keys(self, encoded: Encoded, used_length: int) -> TokenKeys:
+        if self.prefix_sharing == "none":
             return np.empty((0, 5), np.int32)
-        marks = np.empty((kept, 5), np.int32)
-        marks[:, 0] = encoded.tokens[:kept]
-        marks[:, 1:4] = encoded.positions[:, :kept].T
+        marks = np.empty((used_length, 5), np.int32)
+        marks[:, 0] = encoded.input_ids[:used_length]
+        marks[:, 1:4] = encoded.position_ids[:, :used_length].T
         marks[:, 4] = -1
         for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
-            marks[start : start + grid.tokens, 4] = self._pictures.setdefault(grid, len(self._pictures))
+            marks[start : start + grid.num_tokens, 4] = self._image_numbers.setdefault(grid, len(self._image_numbers))
         return marks
 
 
-def _common(a: Marks, b: Marks) -> int:
+def _count_common(a: TokenKeys, b: TokenKeys) -> int:
     """How many rows both begin with."""
     length = min(len(a), len(b))
     differ = (a[:length] != b[:length]).ravel()

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.text import Text
 
 
-class Advance(Protocol):
+class ProgressCallback(Protocol):
     """(how many more are done, a word beside the bar)"""
 
     def __call__(self, more: int, beside: str = "") -> None: ...
 
 
-Transfer = Callable[[int, int], None]
+TransferCallback = Callable[[int, int], None]
 """(how many more files, how many more bytes)"""
 
 
@@ -27,13 +27,13 @@ class Terminal:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._print(text)
 
     def warn(self, text: str) -> None:
         self._print(text, style="yellow")
 
-    def fail(self, text: str) -> None:
+    def error(self, text: str) -> None:
         self._print(text, style="red")
 
     def _print(self, text: str, style: str = "") -> None:
@@ -41,10 +41,10 @@ class Terminal:
         self._console.print(Text(text, style), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:
         """A bar with the time left; without a terminal to draw on, nothing: the lines said meanwhile have to do."""
         if not self._console.is_terminal:
-            yield _nowhere
+            yield _ignore_progress
             return
         from rich.progress import (
             BarColumn,
@@ -60,7 +60,7 @@ class Terminal:
             TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(what, total=total, completed=done, beside="")
+            task = progress.add_task(label, total=total, completed=completed, beside="")
 
             def advance(more: int, beside: str = "") -> None:
                 progress.update(task, advance=more, beside=beside)
@@ -68,10 +68,10 @@ class Terminal:
             yield advance
 
     @contextmanager
-    def transfer(self, what: str) -> Iterator[Transfer]:
+    def show_transfer(self, label: str) -> Iterator[TransferCallback]:
         """Files and bytes as they come in."""
         if not self._console.is_terminal:
-            yield _nothing
+            yield _ignore_transfer
             return
         from rich.progress import (
             DownloadColumn,
@@ -87,7 +87,7 @@ class Terminal:
             DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(what, total=None, files=0)
+            task = progress.add_task(label, total=None, files=0)
             files = 0
 
             def came(more: int, size: int) -> None:
@@ -98,7 +98,7 @@ class Terminal:
             yield came
 
 
-def _nothing(more: int, size: int) -> None: ...
+def _ignore_transfer(more: int, size: int) -> None: ...
 
 
-def _nowhere(more: int, beside: str = "") -> None: ...
+def _ignore_progress(more: int, beside: str = "") -> None: ...

@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 
 from lorgnette.metrics import box_iou as reading
 
-_MARKED = re.compile(
+_BOX_PATTERN = re.compile(
     r"(?:<\|object_ref_start\|>(?P<name>.*?)<\|object_ref_end\|>\s*)?<\|box_start\|>(?P<box>.*?)<\|box_end\|>",
     re.DOTALL,
 )
-_COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#a05195")
+_COLORS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#a05195")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +33,28 @@ class Box:
         outside = "" if min(self.edges) >= 0 and max(self.edges) <= 1000 else ", beyond the picture's 1000"
         return f"{self.name} ({left:g},{top:g}),({right:g},{bottom:g})".strip() + outside
 
-    def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         left, top, right, bottom = self.edges
         return left * width / 1000, top * height / 1000, right * width / 1000, bottom * height / 1000
 
 
-def boxes(text: str) -> list[Box]:
+def parse_boxes(text: str) -> list[Box]:
     """Those between the marks; what stands in parentheses elsewhere is text."""
     return [
         Box(edges, (match["name"] or "").strip())
-        for match in _MARKED.finditer(text)
-        for edges in reading.boxes(match["box"])
+        for match in _BOX_PATTERN.finditer(text)
+        for edges in reading.parse_boxes(match["box"])
     ]
 
 
-def boxed(picture: Image.Image, drawn: Sequence[Box]) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     """A copy with the boxes, a colour each and a light edge, so that they are seen on any ground."""
-    copy = picture.copy()
+    copy = image.copy()
     pen = ImageDraw.Draw(copy)
     line = max(2, round(max(copy.size) / 140))
-    for number, box in enumerate(drawn):
-        edges = box.pixels(*copy.size)
+    for number, box in enumerate(boxes):
+        edges = box.to_pixels(*copy.size)
         pen.rectangle(edges, outline="white", width=line + 2)
         inner = (edges[0] + 1, edges[1] + 1, max(edges[0] + 1, edges[2] - 1), max(edges[1] + 1, edges[3] - 1))
-        pen.rectangle(inner, outline=_COLOURS[number % len(_COLOURS)], width=line)
+        pen.rectangle(inner, outline=_COLORS[number % len(_COLORS)], width=line)
     return copy

@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "tokenizers", "safetensors", "triton")
 
 
-def manifest(
+def build_manifest(
     *,
     seed: int,
     command: Sequence[str],
@@ -29,26 +29,26 @@ def manifest(
     """
     return {
         "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
-        "command": _discreet(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
+        "command": _hide_home(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
         "seed": seed,
-        "versions": _versions(),
+        "versions": _read_versions(),
         "machine": {
             "platform": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": _read_cpu_model(),
             "cores": os.cpu_count(),
-            "memory_gib": _memory_gib(),
+            "memory_gib": _read_memory_gib(),
             "device": device,
         },
-        "sha256": {_discreet(name): value for name, value in (hashes or {}).items()},
+        "sha256": {_hide_home(name): value for name, value in (hashes or {}).items()},
     }
 
 
-def sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str | None]:
+def _read_versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -58,7 +58,7 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _cpu_model() -> str:
+def _read_cpu_model() -> str:
     """Linux names the model only in /proc/cpuinfo; elsewhere platform.processor() does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -68,13 +68,13 @@ def _cpu_model() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _memory_gib() -> float | None:
+def _read_memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and not every Unix has these names
         return None
 
 
-def _discreet(text: str) -> str:
+def _hide_home(text: str) -> str:
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
-from lorgnette.report.thumbnail import UnreadableError, thumbnail
+from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class PredictionRow:
     answer that the data has to this prompt on these pictures."""
 
     id: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     prompt: str
     references: tuple[str, ...]
     base: str | None = None
@@ -37,12 +37,12 @@ class PredictionRow:
         return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)
 
 
-def pictured(rows: Sequence[PredictionRow], side: int) -> Iterator[tuple[Image.Image, str]]:
+def load_thumbnails(rows: Sequence[PredictionRow], max_side: int) -> Iterator[tuple[Image.Image, str]]:
     """Each picture with its row's caption. One that cannot be read is passed over: its row's texts are shown anyway."""
     for row in rows:
-        for path in row.pictures:
-            with contextlib.suppress(UnreadableError):
-                yield thumbnail(path, side), row.caption
+        for path in row.images:
+            with contextlib.suppress(UnreadableImageError):
+                yield load_thumbnail(path, max_side), row.caption
 
 
 def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
@@ -50,7 +50,7 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
     lines = (
         {
             "id": row.id,
-            "pictures": [str(picture) for picture in row.pictures],
+            "pictures": [str(picture) for picture in row.images],
             "prompt": row.prompt,
             "references": list(row.references),
             "base": row.base,
@@ -68,35 +68,35 @@ def read_predictions(path: Path) -> list[PredictionRow]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LorgnetteError(
-            f"predictions cannot be read: {error}", where=str(path), remedy="it must be JSON lines in UTF-8"
+            f"predictions cannot be read: {error}", where=str(path), hint="it must be JSON lines in UTF-8"
         ) from error
-    return [_row(line, f"{path}, line {count}") for count, line in enumerate(lines, start=1) if line.strip()]
+    return [_parse_row(line, f"{path}, line {count}") for count, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _row(line: str, where: str) -> PredictionRow:
+def _parse_row(line: str, where: str) -> PredictionRow:
     try:
         value: dict[str, Any] = json.loads(line)
         return PredictionRow(
-            id=_text(value["id"]),
-            pictures=tuple(map(Path, _texts(value["pictures"]))),
-            prompt=_text(value["prompt"]),
-            references=_texts(value["references"]),
-            base=None if value["base"] is None else _text(value["base"]),
-            tuned=None if value["tuned"] is None else _text(value["tuned"]),
+            id=_check_text(value["id"]),
+            images=tuple(map(Path, _check_texts(value["pictures"]))),
+            prompt=_check_text(value["prompt"]),
+            references=_check_texts(value["references"]),
+            base=None if value["base"] is None else _check_text(value["base"]),
+            tuned=None if value["tuned"] is None else _check_text(value["tuned"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise LorgnetteError(
-            f"not a prediction ({type(error).__name__}: {error})", where=where, remedy="run `lorgnette predict` again"
+            f"not a prediction ({type(error).__name__}: {error})", where=where, hint="run `lorgnette predict` again"
         ) from error
 
 
-def _text(value: object) -> str:
+def _check_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{json.dumps(value)[:60]} is no text")
     return value
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _check_texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise TypeError(f"{json.dumps(value)[:60]} is no list of texts")
-    return tuple(map(_text, value))
+    return tuple(map(_check_text, value))

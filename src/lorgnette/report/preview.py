@@ -12,25 +12,25 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from lorgnette.processing.token_spans import Piece
-from lorgnette.report.draw_boxes import Box, boxed
+from lorgnette.processing.token_spans import TokenSpan
+from lorgnette.report.draw_boxes import Box, draw_boxes
 
-TRAINED = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
+TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """By turns, so that one sees where a token ends."""
-UNTRAINED = ("default", "dim")
-_COLUMNS = 56
+UNTRAINED_STYLES = ("default", "dim")
+_MAX_COLUMNS = 56
 _LEGEND = "trained tokens are green; on the others no loss is taken"
 _PLAIN_LEGEND = "trained tokens stand in ⟦ ⟧; on the others no loss is taken"
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewPicture:
+class PreviewImage:
     """seen: as resized for the model, without boxes. name, size: the file's."""
 
     name: str
     size: tuple[int, int]
-    seen: Image.Image
-    tokens: int
+    resized: Image.Image
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class PreviewRow:
 
     where: str
     problem: str = ""
-    pictures: Sequence[PreviewPicture] = ()
+    images: Sequence[PreviewImage] = ()
     boxes: Sequence[Box] = ()
-    pieces: Sequence[Piece] = ()
+    spans: Sequence[TokenSpan] = ()
 
     @property
-    def counts(self) -> str:
-        total, trained = (sum(p.count for p in self.pieces if p.trained or every) for every in (True, False))
+    def token_counts(self) -> str:
+        total, trained = (sum(p.num_tokens for p in self.spans if p.is_trained or every) for every in (True, False))
         return f"{total} tokens, {trained} trained"
 
 
@@ -53,53 +53,53 @@ def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
     """To a console with colours, or to one without: then trained text stands in brackets and pictures are named."""
     plain = console.color_system is None
     for row in rows:
-        console.print(Text(f"\n{row.where}" + (f"  {row.counts}" if row.pieces else ""), "bold"), soft_wrap=True)
+        console.print(Text(f"\n{row.where}" + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
         if row.problem:
             console.print(Text(row.problem, "red"), soft_wrap=True)
-        for picture in row.pictures:
+        for picture in row.images:
             if not plain:
-                console.print(blocks(boxed_picture(picture, row), min(_COLUMNS, console.width)))
-            console.print(Text(described(picture), "dim"), soft_wrap=True)
+                console.print(render_half_blocks(draw_row_boxes(picture, row), min(_MAX_COLUMNS, console.width)))
+            console.print(Text(describe_image(picture), "dim"), soft_wrap=True)
         for number, box in enumerate(row.boxes, start=1):
             console.print(Text(f"box {number}: {box}", "dim"), soft_wrap=True)
-        console.print(bracketed(row.pieces) if plain else coloured(row.pieces), soft_wrap=plain)
+        console.print(bracket_spans(row.spans) if plain else color_spans(row.spans), soft_wrap=plain)
     console.print(Text(f"\n{_PLAIN_LEGEND if plain else _LEGEND}", "dim"))
 
 
-def described(picture: PreviewPicture) -> str:
-    (width, height), (seen_width, seen_height) = picture.size, picture.seen.size
-    return f"{picture.name}, {width}×{height} → {seen_width}×{seen_height} pixels, {picture.tokens} tokens"
+def describe_image(picture: PreviewImage) -> str:
+    (width, height), (seen_width, seen_height) = picture.size, picture.resized.size
+    return f"{picture.name}, {width}×{height} → {seen_width}×{seen_height} pixels, {picture.num_tokens} tokens"
 
 
-def boxed_picture(picture: PreviewPicture, row: PreviewRow) -> Image.Image:
-    return boxed(picture.seen, row.boxes)
+def draw_row_boxes(picture: PreviewImage, row: PreviewRow) -> Image.Image:
+    return draw_boxes(picture.resized, row.boxes)
 
 
-def shown(piece: Piece) -> str:
+def format_span(piece: TokenSpan) -> str:
     """A picture's tokens as one word with their number; line ends to be seen."""
-    if piece.kind == "picture":
-        return f"{piece.text}×{piece.count}"
+    if piece.kind == "image":
+        return f"{piece.text}×{piece.num_tokens}"
     return piece.text.replace("\n", "↵\n")
 
 
-def coloured(pieces: Sequence[Piece]) -> Text:
+def color_spans(pieces: Sequence[TokenSpan]) -> Text:
     text = Text()
     for number, piece in enumerate(pieces):
-        text.append(shown(piece), (TRAINED if piece.trained else UNTRAINED)[number % 2])
+        text.append(format_span(piece), (TRAINED_STYLES if piece.is_trained else UNTRAINED_STYLES)[number % 2])
     return text
 
 
-def bracketed(pieces: Sequence[Piece]) -> Text:
+def bracket_spans(pieces: Sequence[TokenSpan]) -> Text:
     text, inside = "", False
     for piece in pieces:
-        if piece.trained != inside:
-            text += "⟦" if piece.trained else "⟧"
-            inside = piece.trained
-        text += shown(piece)
+        if piece.is_trained != inside:
+            text += "⟦" if piece.is_trained else "⟧"
+            inside = piece.is_trained
+        text += format_span(piece)
     return Text(text + "⟧" * inside)
 
 
-def blocks(picture: Image.Image, columns: int) -> Text:
+def render_half_blocks(picture: Image.Image, columns: int) -> Text:
     """Two pixels a character: the upper one's colour on the lower one's."""
     rows = max(2, round(columns * picture.height / picture.width / 2) * 2)
     small = picture.resize((columns, rows), Image.Resampling.BOX)

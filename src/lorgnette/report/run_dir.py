@@ -20,7 +20,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDir:
     path: Path
 
     @property
@@ -52,49 +52,47 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
-    def page(self) -> Path:
+    def report(self) -> Path:
         return self.path / "report.html"
 
     @classmethod
-    def create(cls, path: Path) -> "RunFolder":
+    def create(cls, path: Path) -> "RunDir":
         """A folder for a new run; an empty one that stands there is taken."""
-        cls.must_be_free(path)
+        cls.check_is_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LorgnetteError(
-                f"run folder cannot be made: {error.strerror or error}", where=str(path), remedy="choose another name"
+                f"run folder cannot be made: {error.strerror or error}", where=str(path), hint="choose another name"
             ) from error
         return cls(path)
 
     @staticmethod
-    def must_be_free(path: Path) -> None:
+    def check_is_free(path: Path) -> None:
         """Raises UsageError where something stands already; makes nothing."""
         if path.is_dir() and any(path.iterdir()):
             raise UsageError(
                 "run folder exists and is not empty",
                 where=str(path),
-                remedy=f"choose another name, or go on with that run: lorgnette train --resume {path}",
+                hint=f"choose another name, or go on with that run: lorgnette train --resume {path}",
             )
 
     @classmethod
-    def existing(cls, path: Path) -> "RunFolder":
+    def open_existing(cls, path: Path) -> "RunDir":
         """The folder of a run that was started: it has a config.yaml."""
         folder = cls(path)
         if not path.is_dir():
-            raise UsageError(
-                "no such run folder", where=str(path), remedy="give the folder of a run, such as runs/coco"
-            )
+            raise UsageError("no such run folder", where=str(path), hint="give the folder of a run, such as runs/coco")
         if not folder.config.is_file():
             raise UsageError(
                 "not a run folder: it has no config.yaml",
                 where=str(path),
-                remedy="give the folder that `lorgnette train` made, such as runs/coco",
+                hint="give the folder that `lorgnette train` made, such as runs/coco",
             )
         return folder
 
 
-def next_free(parent: Path, name: str, suffix: str = "") -> Path:
+def find_free_path(parent: Path, name: str, suffix: str = "") -> Path:
     """parent/name, or the first of parent/name-2, parent/name-3, … that is not taken (an empty folder is free). The
     suffix stands behind the number."""
     path, count = parent / f"{name}{suffix}", 1

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import written_whole
+from lorgnette.io.atomic import atomic_write
 
 Record = dict[str, Any]
 
@@ -29,37 +29,37 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._alone = Lock()
+        self._lock = Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _mend(path)
+            _repair_tail(path)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _build_write_error(path, error) from error
 
     @classmethod
-    def resumed(cls, path: Path, step: int) -> "RunLog":
+    def resume(cls, path: Path, step: int) -> "RunLog":
         """Forget what was logged after `step` (it will be done again) and go on. Records without a step stay."""
         if path.exists():
-            kept = [record for record in read(path) if record.get("step", step) <= step]
-            with written_whole(path) as beside:
-                beside.write_text("".join(map(_line, kept)), encoding="utf-8")
+            kept = [record for record in read_log(path) if record.get("step", step) <= step]
+            with atomic_write(path) as beside:
+                beside.write_text("".join(map(_format_record, kept)), encoding="utf-8")
         return cls(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        line = _line(record)
+        line = _format_record(record)
         try:
-            with self._alone:
+            with self._lock:
                 self._file.write(line)
                 self._file.flush()
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _build_write_error(self.path, error) from error
 
     def close(self) -> None:
         try:
             self._file.close()  # what a full disk did not take is tried once more here
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise _build_write_error(self.path, error) from error
 
     def __enter__(self) -> "RunLog":
         return self
@@ -70,7 +70,7 @@ class RunLog:
         self.close()
 
 
-def read(path: Path) -> list[Record]:
+def read_log(path: Path) -> list[Record]:
     """All records. A half-written last line is left out; anything else that is no record is an error."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -80,19 +80,19 @@ def read(path: Path) -> list[Record]:
     for count, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        record = _record(line)
+        record = _parse_record(line)
         if record is None and count < len(lines):
             raise LorgnetteError(
                 "log holds a line that is no record",
                 where=f"{path}, line {count}",
-                remedy="remove that line, or start a new run",
+                hint="remove that line, or start a new run",
             )
         if record is not None:
             records.append(record)
     return records
 
 
-def number(value: object) -> float | None:
+def parse_number(value: object) -> float | None:
     """A field's number, "nan" and "inf" included; None where the field holds no number."""
     if isinstance(value, bool):
         return None
@@ -101,13 +101,17 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else None
 
 
-def series(records: list[Record], kind: str, name: str) -> list[tuple[float, float]]:
+def select_series(records: list[Record], kind: str, name: str) -> list[tuple[float, float]]:
     """(step, value) of the field `name` in all records of this kind: a curve."""
-    pairs = ((number(record.get("step")), number(record.get(name))) for record in records if record.get("kind") == kind)
+    pairs = (
+        (parse_number(record.get("step")), parse_number(record.get(name)))
+        for record in records
+        if record.get("kind") == kind
+    )
     return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
-def _record(line: bytes) -> Record | None:
+def _parse_record(line: bytes) -> Record | None:
     try:
         value = json.loads(line)
     except ValueError:
@@ -115,18 +119,18 @@ def _record(line: bytes) -> Record | None:
     return value if isinstance(value, dict) else None
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_legal(record), ensure_ascii=False, allow_nan=False) + "\n"
+def _format_record(record: Mapping[str, Any]) -> str:
+    return json.dumps(_to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _legal(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """The same in JSON's own types: numpy's numbers as Python's, paths as text, non-finite numbers as text."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _legal(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_legal(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
@@ -137,7 +141,7 @@ def _legal(value: Any) -> Any:
     raise TypeError(f"a log record cannot hold a {type(value).__name__}")
 
 
-def _mend(path: Path) -> None:
+def _repair_tail(path: Path) -> None:
     """Cut a half-written last line off, so that the next record starts on a line of its own."""
     if not path.exists():
         return
@@ -147,13 +151,13 @@ def _mend(path: Path) -> None:
         tail = content[whole:]
         if not tail:
             return
-        if _record(tail) is not None:  # only its line feed was lost
+        if _parse_record(tail) is not None:  # only its line feed was lost
             file.write(b"\n")
         else:
             file.truncate(whole)
 
 
-def _unwritable(path: Path, error: OSError) -> LorgnetteError:
+def _build_write_error(path: Path, error: OSError) -> LorgnetteError:
     return LorgnetteError(
-        f"log cannot be written: {error.strerror or error}", where=str(path), remedy="free some space, then --resume"
+        f"log cannot be written: {error.strerror or error}", where=str(path), hint="free some space, then --resume"
     )

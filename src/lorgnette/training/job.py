@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from lorgnette.config import Settings
 from lorgnette.report.console import Terminal
-from lorgnette.report.run_dir import RunFolder
-from lorgnette.report.stage_timer import Stages
-from lorgnette.training.data_module import Material
+from lorgnette.report.run_dir import RunDir
+from lorgnette.report.stage_timer import StageTimer
+from lorgnette.training.data_module import TrainingData
 
 
 @dataclass(frozen=True)
 class Job:
-    folder: RunFolder
+    folder: RunDir
     settings: Settings
-    material: Material
-    stages: Stages
+    material: TrainingData
+    stages: StageTimer
     terminal: Terminal

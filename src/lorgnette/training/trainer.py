@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorgnette.config import Train
+from lorgnette.config import TrainSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.processing.packing import Share, passes
-from lorgnette.training.epoch_order import learning_rate
+from lorgnette.processing.packing import Share, split_into_microbatches
+from lorgnette.training.epoch_order import compute_learning_rate
 from lorgnette.training.optimizer import Optimizer
-from lorgnette.training.sampler import Batches
+from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Encoded, PackedBatch
 
-ROWS_NAMED = 16
+MAX_ROWS_IN_ERROR = 16
 
 
 class Engine(Protocol):
@@ -37,24 +37,24 @@ class Engine(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
-    def share(self) -> Share:
+    def prefix_sharing(self) -> Share:
         """What examples of a pass may share in training."""
         ...
 
     @property
-    def share_in_evaluation(self) -> Share:
+    def eval_prefix_sharing(self) -> Share:
         """The same where there is no dropout."""
         ...
 
-    def backward(self, batch: PackedBatch, draw: int) -> Float[Tensor, ""]:
+    def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
         """The pass's loss; its gradient is added to the parameters'. draw: a number that dropout is drawn from."""
         ...
 
-    def loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
+    def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The same without dropout and gradient."""
         ...
 
-    def updated(self) -> None:
+    def sync_weights(self) -> None:
         """The parameters have changed."""
         ...
 
@@ -67,7 +67,7 @@ class StepReport:
     step: int
     epoch: float
     loss: float
-    lr: float
+    learning_rate: float
     grad_norm: float
     tokens_per_s: float
     data_wait: float
@@ -75,94 +75,94 @@ class StepReport:
 
 
 @dataclass(slots=True)
-class Window:
+class RunningStats:
     """What the next line of the log will cover. seconds: of the steps alone, without evaluation and saving."""
 
-    loss: float = 0.0
-    steps: int = 0
-    tokens: int = 0
+    total_loss: float = 0.0
+    num_steps: int = 0
+    num_tokens: int = 0
     seconds: float = 0.0
-    waited: float = 0.0
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class PendingStep:
     """A step that was launched. numbers: [loss, gradient norm], on their way to the host until `there`."""
 
     step: int
-    lr: float
-    batches: Sequence[PackedBatch]
-    numbers: Tensor
-    there: torch.Event | None
+    learning_rate: float
+    microbatches: Sequence[PackedBatch]
+    loss_and_norm: Tensor
+    copy_done: torch.Event | None
 
-    def read(self) -> tuple[float, float]:
-        if self.there is not None:
-            self.there.synchronize()
-        loss, norm = self.numbers.tolist()
+    def read_loss_and_norm(self) -> tuple[float, float]:
+        if self.copy_done is not None:
+            self.copy_done.synchronize()
+        loss, norm = self.loss_and_norm.tolist()
         return loss, norm
 
 
-class Watcher(Protocol):
+class Callbacks(Protocol):
     """Who is told what happens."""
 
-    def stepped(self, step: int, loss: float) -> None: ...
-    def logged(self, report: StepReport) -> None: ...
-    def evaluated(self, step: int, loss: float) -> float:
+    def on_step_end(self, step: int, loss: float) -> None: ...
+    def on_log(self, report: StepReport) -> None: ...
+    def on_evaluate(self, step: int, loss: float) -> float:
         """What the step is known by, lower is better: the eval loss, or another number of the watcher's."""
         ...
 
-    def best(self, step: int) -> None: ...
-    def checkpoint(self, step: int, state: dict[str, Any]) -> None: ...
-    def smaller(self, step: int, tokens: int) -> None: ...
-    def stop(self) -> bool: ...
+    def on_new_best(self, step: int) -> None: ...
+    def on_save(self, step: int, state: dict[str, Any]) -> None: ...
+    def on_out_of_memory(self, step: int, max_tokens: int) -> None: ...
+    def should_stop(self) -> bool: ...
 
 
-class Training:
+class Trainer:
     """A run between its steps: optimizer, counters, and the window the next log line covers."""
 
     def __init__(
         self,
         engine: Engine,
-        batches: Batches,
+        sampler: BatchSampler,
         held_out: Sequence[Encoded],
-        train: Train,
+        settings: TrainSettings,
         *,
-        pass_tokens: int | None = None,
+        max_tokens_per_microbatch: int | None = None,
     ) -> None:
         """pass_tokens: fewer than the settings', where memory is short."""
-        self.engine, self.batches, self.held_out, self.settings = engine, batches, held_out, train
-        self.epoch_steps, self.total = batches.epoch_steps, batches.total
-        self.optimizer = Optimizer(engine.parameters, train)
-        self.pass_tokens = pass_tokens or train.pass_tokens
+        self.engine, self.sampler, self.held_out, self.settings = engine, sampler, held_out, settings
+        self.steps_per_epoch, self.total_steps = sampler.steps_per_epoch, sampler.total_steps
+        self.optimizer = Optimizer(engine.parameters, settings)
+        self.max_tokens_per_microbatch = max_tokens_per_microbatch or settings.max_tokens_per_microbatch
         self.step = 0
-        self.window = Window()
-        self.best_step, self.best_mark, self.worse = 0, math.inf, 0
-        self._unread: deque[Taken] = deque()
-        self._clock = time.perf_counter()
-        self._lag = 1 if engine.parameters[0].is_cuda else 0
+        self.stats = RunningStats()
+        self.best_step, self.best_score, self.num_evals_since_best = 0, math.inf, 0
+        self._pending: deque[PendingStep] = deque()
+        self._last_time = time.perf_counter()
+        self._max_pending = 1 if engine.parameters[0].is_cuda else 0
         """Steps the host may be ahead: while it reads one step's loss, the device works on the next."""
 
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """The last step is taken, or `patience` evaluations have passed without a new best."""
-        patience = self.settings.patience
-        return self.step == self.total or (patience is not None and self.worse >= patience)
+        patience = self.settings.early_stopping_patience
+        return self.step == self.total_steps or (patience is not None and self.num_evals_since_best >= patience)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the adapter's own weights."""
         return {
             "step": self.step,
-            "optimizer": self.optimizer.state(),
-            "window": asdict(self.window),
-            "best": [self.best_step, self.best_mark, self.worse],
+            "optimizer": self.optimizer.state_dict(),
+            "window": asdict(self.stats),
+            "best": [self.best_step, self.best_score, self.num_evals_since_best],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.optimizer.restore(state["optimizer"])
-        self.window = Window(**state["window"])
-        self.best_step, self.best_mark, self.worse = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stats = RunningStats(**state["window"])
+        self.best_step, self.best_score, self.num_evals_since_best = state["best"]
 
-    def run(self, watcher: Watcher) -> bool:
+    def train(self, callbacks: Callbacks) -> bool:
         """Train until `done`. False where the watcher stopped it before: a checkpoint was asked for then. What is to be
         kept of the last step is the caller's to say.
 
@@ -170,50 +170,54 @@ class Training:
         keeps the values it had before it.
         """
         if self.step == 0 and self.held_out:
-            watcher.evaluated(0, self.evaluate())
-        if self.done():
+            callbacks.on_evaluate(0, self.evaluate())
+        if self.is_done():
             return True
-        eval_steps = self.settings.eval_steps or self.epoch_steps
-        self._clock = time.perf_counter()
-        for batches, wait in self._ahead():
-            self.window.waited += wait
-            self._take(batches, watcher)
-            evaluating = bool(self.held_out) and (self.step % eval_steps == 0 or self.step == self.total)
-            saving = watcher.stop() or self.step % self.settings.save_steps == 0
-            self._read(watcher, 0 if evaluating or saving or self.step == self.total else self._lag)
+        eval_steps = self.settings.eval_steps or self.steps_per_epoch
+        self._last_time = time.perf_counter()
+        for batches, wait in self._prefetch():
+            self.stats.wait_seconds += wait
+            self._launch_step(batches, callbacks)
+            evaluating = bool(self.held_out) and (self.step % eval_steps == 0 or self.step == self.total_steps)
+            saving = callbacks.should_stop() or self.step % self.settings.save_steps == 0
+            self._drain(callbacks, 0 if evaluating or saving or self.step == self.total_steps else self._max_pending)
             if evaluating:
-                self._held(watcher)
-            if self.done():
-                self._read(watcher, 0)
+                self._evaluate_and_track_best(callbacks)
+            if self.is_done():
+                self._drain(callbacks, 0)
                 return True
-            stopping = watcher.stop()
+            stopping = callbacks.should_stop()
             if stopping or saving:
-                self._read(watcher, 0)
-                watcher.checkpoint(self.step, self.state())
+                self._drain(callbacks, 0)
+                callbacks.on_save(self.step, self.state_dict())
             if stopping:
                 return False
             if evaluating or saving:
-                self._clock = time.perf_counter()
+                self._last_time = time.perf_counter()
         return True
 
-    def _take(self, batches: Sequence[PackedBatch], watcher: Watcher) -> None:
+    def _launch_step(self, batches: Sequence[PackedBatch], watcher: Callbacks) -> None:
         """Launch a step. One that the device's memory does not hold is cut into smaller passes: the same step."""
         settings = self.settings
-        lr = learning_rate(
-            self.step, self.total, peak=settings.lr, warmup=settings.warmup_steps, schedule=settings.schedule
+        lr = compute_learning_rate(
+            self.step,
+            self.total_steps,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type=settings.lr_scheduler_type,
         )
-        while (loss := self._tried(batches)) is None:
-            batches = self._smaller(batches, watcher)
+        while (loss := self._try_backward(batches)) is None:
+            batches = self._halve_microbatches(batches, watcher)
         numbers = self.optimizer.step(loss, lr)
-        self.engine.updated()
+        self.engine.sync_weights()
         self.step += 1
         there = None
         if numbers.is_cuda:
             numbers = numbers.to("cpu", non_blocking=True)
             there = torch.cuda.current_stream().record_event()
-        self._unread.append(Taken(self.step, lr, batches, numbers, there))
+        self._pending.append(PendingStep(self.step, lr, batches, numbers, there))
 
-    def _tried(self, batches: Sequence[PackedBatch]) -> Tensor | None:
+    def _try_backward(self, batches: Sequence[PackedBatch]) -> Tensor | None:
         """The step's loss, or None where memory does not hold it: what failed is let go of with the error, and only
         then can its memory be given back."""
         try:
@@ -225,89 +229,91 @@ class Training:
         losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(batches)]
         return torch.stack(losses).sum()
 
-    def _smaller(self, batches: Sequence[PackedBatch], watcher: Watcher) -> list[PackedBatch]:
+    def _halve_microbatches(self, batches: Sequence[PackedBatch], watcher: Callbacks) -> list[PackedBatch]:
         """The step in passes of half the tokens. Raises torch.OutOfMemoryError where they are single examples."""
-        longest = max(len(batch.tokens) for batch in batches)
+        longest = max(len(batch.input_ids) for batch in batches)
         if all(len(batch.examples) == 1 for batch in batches):
             raise torch.OutOfMemoryError(f"a pass of one example, {longest} tokens, does not fit")
         torch.cuda.empty_cache()
         for parameter in self.engine.parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        self.pass_tokens = longest // 2
-        watcher.smaller(self.step + 1, self.pass_tokens)
-        return self._packed(self.step)
+        self.max_tokens_per_microbatch = longest // 2
+        watcher.on_out_of_memory(self.step + 1, self.max_tokens_per_microbatch)
+        return self._pack_step(self.step)
 
-    def _read(self, watcher: Watcher, lag: int) -> None:
+    def _drain(self, watcher: Callbacks, lag: int) -> None:
         """Tell of the steps that the host is more than `lag` behind on."""
-        while len(self._unread) > lag:
-            taken = self._unread.popleft()
-            loss, norm = taken.read()
+        while len(self._pending) > lag:
+            taken = self._pending.popleft()
+            loss, norm = taken.read_loss_and_norm()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.step = taken.step - 1
-                raise _not_finite(taken.step, loss, norm, taken.batches)
+                raise _build_not_finite_error(taken.step, loss, norm, taken.microbatches)
             now = time.perf_counter()
-            self.window.seconds += now - self._clock
-            self._clock = now
-            self.window.loss += loss
-            self.window.steps += 1
-            self.window.tokens += sum(len(batch.tokens) for batch in taken.batches)
-            watcher.stepped(taken.step, loss)
-            if taken.step == 1 or taken.step % self.settings.log_steps == 0 or taken.step == self.total:
-                watcher.logged(self._line(taken, norm))
+            self.stats.seconds += now - self._last_time
+            self._last_time = now
+            self.stats.total_loss += loss
+            self.stats.num_steps += 1
+            self.stats.num_tokens += sum(len(batch.input_ids) for batch in taken.microbatches)
+            watcher.on_step_end(taken.step, loss)
+            if taken.step == 1 or taken.step % self.settings.logging_steps == 0 or taken.step == self.total_steps:
+                watcher.on_log(self._build_report(taken, norm))
 
-    def _line(self, taken: Taken, grad_norm: float) -> StepReport:
+    def _build_report(self, taken: PendingStep, grad_norm: float) -> StepReport:
         """The log's line over the window, which begins anew."""
-        window, self.window = self.window, Window()
+        window, self.stats = self.stats, RunningStats()
         return StepReport(
             taken.step,
-            epoch=taken.step / self.epoch_steps,
-            loss=window.loss / window.steps,
-            lr=taken.lr,
+            epoch=taken.step / self.steps_per_epoch,
+            loss=window.total_loss / window.num_steps,
+            learning_rate=taken.learning_rate,
             grad_norm=grad_norm,
-            tokens_per_s=window.tokens / window.seconds,
-            data_wait=window.waited / window.seconds,
+            tokens_per_s=window.num_tokens / window.seconds,
+            data_wait=window.wait_seconds / window.seconds,
             seconds=window.seconds,
         )
 
-    def _held(self, watcher: Watcher) -> None:
+    def _evaluate_and_track_best(self, watcher: Callbacks) -> None:
         """An eval loss, and whether the step is the best so far."""
-        mark = watcher.evaluated(self.step, self.evaluate())
-        if mark < self.best_mark:
-            self.best_step, self.best_mark, self.worse = self.step, mark, 0
-            watcher.best(self.step)
+        mark = watcher.on_evaluate(self.step, self.evaluate())
+        if mark < self.best_score:
+            self.best_step, self.best_score, self.num_evals_since_best = self.step, mark, 0
+            watcher.on_new_best(self.step)
         else:
-            self.worse += 1
+            self.num_evals_since_best += 1
 
     def evaluate(self) -> float:
         """The mean loss over the held-out labels, without dropout. Captions of a picture share it."""
-        batches = passes(self.held_out, self.pass_tokens, share=self.engine.share_in_evaluation)
-        return sum(self.engine.loss(batch).item() for batch in batches)
+        batches = split_into_microbatches(
+            self.held_out, self.max_tokens_per_microbatch, prefix_sharing=self.engine.eval_prefix_sharing
+        )
+        return sum(self.engine.compute_loss(batch).item() for batch in batches)
 
-    def _ahead(self) -> Iterator[tuple[list[PackedBatch], float]]:
+    def _prefetch(self) -> Iterator[tuple[list[PackedBatch], float]]:
         """The batches of every step left, packed one step ahead on a thread, and the seconds waited for each."""
         with ThreadPoolExecutor(1) as pool:
-            packing, most = pool.submit(self._packed, self.step), self.pass_tokens
-            for step in range(self.step, self.total):
+            packing, most = pool.submit(self._pack_step, self.step), self.max_tokens_per_microbatch
+            for step in range(self.step, self.total_steps):
                 begun = time.perf_counter()
                 batches = packing.result()
-                if self.pass_tokens < most:  # since then, a step did not fit
-                    batches = self._packed(step)
+                if self.max_tokens_per_microbatch < most:  # since then, a step did not fit
+                    batches = self._pack_step(step)
                 wait = time.perf_counter() - begun
-                if step + 1 < self.total:
-                    packing, most = pool.submit(self._packed, step + 1), self.pass_tokens
+                if step + 1 < self.total_steps:
+                    packing, most = pool.submit(self._pack_step, step + 1), self.max_tokens_per_microbatch
                 yield batches, wait
 
-    def _packed(self, step: int) -> list[PackedBatch]:
-        return self.batches.step(step, self.pass_tokens, self.engine.share)
+    def _pack_step(self, step: int) -> list[PackedBatch]:
+        return self.sampler.pack_step(step, self.max_tokens_per_microbatch, self.engine.prefix_sharing)
 
 
-def _not_finite(step: int, loss: float, norm: float, batches: Sequence[PackedBatch]) -> LorgnetteError:
+def _build_not_finite_error(step: int, loss: float, norm: float, batches: Sequence[PackedBatch]) -> LorgnetteError:
     rows = [example for batch in batches for example in batch.examples]
-    named = "; ".join(example.where for example in rows[:ROWS_NAMED])
-    more = f"; and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+    named = "; ".join(example.where for example in rows[:MAX_ROWS_IN_ERROR])
+    more = f"; and {len(rows) - MAX_ROWS_IN_ERROR} more" if len(rows) > MAX_ROWS_IN_ERROR else ""
     return LorgnetteError(
         f"step {step}: loss {loss}, gradient norm {norm} — not finite, the step was not taken",
         where=f"its rows: {named}{more}",
-        remedy="look at these rows with `lorgnette check`; a lower train.lr or dtype=float32 may help",
+        hint="look at these rows with `lorgnette check`; a lower train.learning_rate or dtype=float32 may help",
     )

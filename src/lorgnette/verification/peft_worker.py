@@ -20,23 +20,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
-def main(asked: dict[str, Any]) -> dict[str, Any]:
+def main(request: dict[str, Any]) -> dict[str, Any]:
     """Base, adapter and merged model on every sample."""
     transformers.utils.logging.set_verbosity_error()
-    processor = _processor(asked, asked["base"])
-    model, lacking = _model(asked, asked["base"])
+    processor = _load_processor(request, request["base"])
+    model, lacking = _load_model(request, request["base"])
     if lacking:
         return {"lacking": lacking}
     try:
         with warnings.catch_warnings(record=True):  # of names that do not match, which are compared below
             warnings.simplefilter("always")
-            model = PeftModel.from_pretrained(model, asked["adapter"]).eval()
+            model = PeftModel.from_pretrained(model, request["adapter"]).eval()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         return {"failed": " ".join(lines[1:2] or lines or [type(error).__name__])}
-    saved = load_file(Path(asked["adapter"]) / "adapter_model.safetensors").keys()
+    saved = load_file(Path(request["adapter"]) / "adapter_model.safetensors").keys()
     wanted = get_peft_model_state_dict(model).keys()
     found: dict[str, Any] = {
         "names": {
@@ -45,33 +45,33 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
             "left_over": sorted(saved - wanted),
         }
     }
-    if asked["witness"]:
-        found["witness"] = _witness(asked, processor, model)
-    prompts = [_inputs(asked, processor, sample) for sample in asked["samples"]]
-    tuned = [_greedy(asked, model, prompt) for prompt in prompts]
-    by_tuned = [_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
+    if request["witness"]:
+        found["witness"] = _check_sample(request, processor, model)
+    prompts = [_build_inputs(request, processor, sample) for sample in request["samples"]]
+    tuned = [_generate_greedy(request, model, prompt) for prompt in prompts]
+    by_tuned = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
     with model.disable_adapter():
-        base = [_greedy(asked, model, prompt) for prompt in prompts]
-        by_base = [_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
-    if asked["merged"] is None:
+        base = [_generate_greedy(request, model, prompt) for prompt in prompts]
+        by_base = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
+    if request["merged"] is None:
         model.merge_adapter(safe_merge=True)
     else:
         del model  # two models at once need twice the memory
-        processor = _processor(asked, asked["merged"])
-        model, found["lacking"] = _model(asked, asked["merged"])
-        again = [_inputs(asked, processor, sample) for sample in asked["samples"]]
+        processor = _load_processor(request, request["merged"])
+        model, found["lacking"] = _load_model(request, request["merged"])
+        again = [_build_inputs(request, processor, sample) for sample in request["samples"]]
         found["same_inputs"] = all(
             torch.equal(one[name], other[name]) for one, other in zip(prompts, again, strict=True) for name in one
         )
-    merged = [_greedy(asked, model, prompt) for prompt in prompts]
-    by_merged = [_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
+    merged = [_generate_greedy(request, model, prompt) for prompt in prompts]
+    by_merged = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
     found["samples"] = [
         {
             "base": processor.tokenizer.decode(base[i], skip_special_tokens=True),
             "adapter": processor.tokenizer.decode(tuned[i], skip_special_tokens=True),
             "merged": processor.tokenizer.decode(merged[i], skip_special_tokens=True),
-            "moved": _distance(by_tuned[i], by_base[i]),
-            "rounded": _distance(by_tuned[i], by_merged[i]),
+            "moved": _compute_distance(by_tuned[i], by_base[i]),
+            "rounded": _compute_distance(by_tuned[i], by_merged[i]),
         }
         for i in range(len(prompts))
     ]
@@ -80,7 +80,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _model(asked: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
+def _load_model(asked: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
     """In float32, so that rounding is not mistaken for a difference; and the weights that the folder has not, for
     which transformers draws random ones."""
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -90,7 +90,7 @@ def _model(asked: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
     return model.to(asked["device"]).eval(), sorted(info["missing_keys"])
 
 
-def _processor(asked: dict[str, Any], folder: str) -> Any:
+def _load_processor(asked: dict[str, Any], folder: str) -> Any:
     """The checkpoint's own. AutoProcessor would build a video processor, which wants torchvision, where the signature
     does not leave it out."""
     theirs = getattr(transformers, asked["processor"])
@@ -104,9 +104,9 @@ def _processor(asked: dict[str, Any], folder: str) -> Any:
     return image_only.from_pretrained(folder, backend="pil")
 
 
-def _inputs(asked: dict[str, Any], processor: Any, messages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _build_inputs(asked: dict[str, Any], processor: Any, messages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """The prompt of a conversation, its pictures at the size the adapter was trained with."""
-    encode = asked["encode"]
+    settings = asked["processor_settings"]
     pictures = [
         Image.open(part["path"]).convert("RGB")
         for turn in messages
@@ -114,9 +114,9 @@ def _inputs(asked: dict[str, Any], processor: Any, messages: list[dict[str, Any]
         if part["type"] == "image"
     ]
     sizes: dict[str, Any] = {"do_resize": False}
-    if encode["size"] is None:
+    if settings["image_size"] is None:
         side = processor.image_processor.patch_size * processor.image_processor.merge_size
-        least, most = (tokens * side * side for tokens in encode["image_tokens"])
+        least, most = (tokens * side * side for tokens in settings["image_tokens"])
         sizes = {"size": {"shortest_edge": least, "longest_edge": most}}
     else:
         height, width = asked["resized"]
@@ -126,7 +126,7 @@ def _inputs(asked: dict[str, Any], processor: Any, messages: list[dict[str, Any]
     return {name: values.to(asked["device"]) for name, values in made.items()}
 
 
-def _greedy(asked: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
+def _generate_greedy(asked: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
     """The likeliest tokens, the end token with them."""
     settings = transformers.GenerationConfig(
         max_new_tokens=asked["max_new_tokens"],
@@ -139,7 +139,7 @@ def _greedy(asked: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) 
     return [int(number) for number in row[prompt["input_ids"].shape[1] :]]
 
 
-def _log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -> torch.Tensor:
+def _compute_log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -> torch.Tensor:
     """[R, V] next-token log-probabilities where each of the answer's R tokens is predicted, on the CPU."""
     ids, mask = prompt["input_ids"], prompt["attention_mask"]
     more = torch.tensor([answer], device=ids.device)
@@ -155,7 +155,7 @@ def _log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -
     return likely
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
+def _compute_distance(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
     """Means over the R positions: KL(one ‖ other) in nats, total variation ½ Σ|p − q|; how many first choices differ;
     the largest difference of a log-probability among those that either gives 1 % or more."""
     p, q = one.exp(), other.exp()
@@ -169,14 +169,14 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _witness(asked: dict[str, Any], processor: Any, model: Any) -> dict[str, Any]:
+def _check_sample(asked: dict[str, Any], processor: Any, model: Any) -> dict[str, Any]:
     """Whether the prompt's tokens are training's, and the mean loss over the answer's."""
     witness = asked["witness"]
-    prompt = _inputs(asked, processor, witness["messages"])
+    prompt = _build_inputs(asked, processor, witness["messages"])
     if prompt["input_ids"][0].tolist() != witness["tokens"]:
         return {"same_tokens": False, "loss": None}
     answer = witness["answer"]
-    likely = _log_probs(model, prompt, answer)
+    likely = _compute_log_probs(model, prompt, answer)
     return {"same_tokens": True, "loss": -float(likely[torch.arange(len(answer)), torch.tensor(answer)].mean())}
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from PIL.ImageFile import ImageFile
 
-from lorgnette.data import images, read, usable
+from lorgnette.data import images, load_usable, read
 from lorgnette.data.checks import data_report as room_check
-from lorgnette.data.checks.data_report import Lengths
+from lorgnette.data.checks.data_report import AnswerLengths
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Problem, Turn
+from lorgnette.types import Example, Image, Problem, Turn
 
 
 def example(*paths: Path, answer: str = "yes", row: int = 1) -> Example:
     return Example(
         "x",
-        (Turn("user", (*(Picture(path) for path in paths), "q")), Turn("assistant", (answer,))),
+        (Turn("user", (*(Image(path) for path in paths), "q")), Turn("assistant", (answer,))),
         Path("a.json"),
         row,
     )
@@ -40,7 +40,7 @@ def test_report(picture: Callable[..., Path], table: Callable[..., Path], tmp_pa
     report = room_check(read(path))
     assert (report.rows, report.usable, report.pictures, report.repeats) == (6, 3, 2, 1)
     assert (report.smallest, report.largest) == ((10, 20), (60, 50))
-    assert report.answers == Lengths(4, 5, 7, 12)
+    assert report.answers == AnswerLengths(4, 5, 7, 12)
     assert [(problem.row, problem.source) for problem in report.problems] == [(4, path), (6, path), (7, path)]
     missing, empty, _ = report.problems
     assert str(tmp_path / "gone.jpg") in missing.what
@@ -74,15 +74,15 @@ def test_each_picture_is_looked_at_once_and_never_decoded(
     picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [picture("a.jpg"), picture("b.png"), picture("c.webp")]
-    monkeypatch.setattr(images, "load", lambda path: pytest.fail(f"{path} was decoded"))
+    monkeypatch.setattr(images, "load_image", lambda path: pytest.fail(f"{path} was decoded"))
     opened: list[Path] = []
-    real = images._opened
+    real = images._open
 
     def seen(path: Path) -> AbstractContextManager[ImageFile]:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(images, "_opened", seen)
+    monkeypatch.setattr(images, "_open", seen)
     report = room_check(example(path, row=row) for row, path in product(range(1000), good))
     assert (report.usable, report.pictures, report.repeats) == (3000, 3, 2997)
     assert sorted(opened) == good
@@ -94,7 +94,7 @@ def test_order_is_kept_over_many_blocks(picture: Callable[..., Path], tmp_path: 
         Problem(Path("a"), row, "w", "r") if row % 5 == 0 else example(gone if row % 7 == 0 else good, row=row)
         for row in range(1, 3000)
     ]
-    seen = usable(rows, on_bad_row="skip")
+    seen = load_usable(rows, on_bad_row="skip")
     assert [each.row for each in seen.examples] == [row for row in range(1, 3000) if row % 5 and row % 7]
     assert [each.row for each in seen.problems] == [row for row in range(1, 3000) if not (row % 5 and row % 7)]
 
@@ -117,7 +117,7 @@ def test_conversations_nobody_can_learn_from(turns: tuple[Turn, ...]) -> None:
 def test_an_error_names_the_first_ten_and_the_count(table: Callable[..., Path]) -> None:
     path = table([(f"{i}.jpg", "x") for i in range(14)])
     with pytest.raises(LorgnetteError) as caught:
-        usable([*read(path), example()], on_bad_row="error")
+        load_usable([*read(path), example()], on_bad_row="error")
     said = str(caught.value)
     assert "14 of 15 rows cannot be used" in said
     assert "row 2: picture is missing" in said
@@ -129,14 +129,14 @@ def test_an_error_names_the_first_ten_and_the_count(table: Callable[..., Path]) 
 
 def test_without_problems_both_ways_are_the_same(picture: Callable[..., Path]) -> None:
     row = example(picture("a.jpg"))
-    seen = usable([row], on_bad_row="error")
-    assert seen == usable([row], on_bad_row="skip")
+    seen = load_usable([row], on_bad_row="error")
+    assert seen == load_usable([row], on_bad_row="skip")
     assert (seen.examples, seen.problems) == ([row], [])
 
 
 def test_nothing_left() -> None:
     with pytest.raises(LorgnetteError, match="no rows"):
-        usable([], on_bad_row="skip")
+        load_usable([], on_bad_row="skip")
     with pytest.raises(LorgnetteError, match="1 of 1 rows") as caught:
-        usable([Problem(Path("a"), 1, "w", "r")], on_bad_row="skip")
-    assert "skip" not in (caught.value.remedy or "")
+        load_usable([Problem(Path("a"), 1, "w", "r")], on_bad_row="skip")
+    assert "skip" not in (caught.value.hint or "")

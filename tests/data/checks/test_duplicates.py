@@ -3,24 +3,24 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.checks.duplicates import repeats
-from lorgnette.data.splits import identities
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.data.checks.duplicates import find_duplicates
+from lorgnette.data.splits import map_identical_files
+from lorgnette.types import Example, Image, Turn
 
 RED, DARK_RED, BLUE = (bytes(colour) * 256 for colour in ((200, 30, 30), (199, 30, 30), (30, 30, 200)))
 
 
 def row(number: int, *paths: Path, text: str = "a", source: str = "a.csv") -> Example:
-    turns = (Turn("user", (*map(Picture, paths), "q")), Turn("assistant", (text,)))
+    turns = (Turn("user", (*map(Image, paths), "q")), Turn("assistant", (text,)))
     return Example(f"id {number}", turns, Path(source), number)
 
 
 def told(
     train: Sequence[Example], test: Sequence[Example] = (), sketches: dict[Path, bytes] | None = None
 ) -> list[tuple[str, int, str]]:
-    same = identities(picture.path for row in (*train, *test) for picture in row.pictures)
-    found = repeats(train, test, same, sketches or {})
-    return [(each.kind, each.problem.row, each.problem.what) for each in found]
+    same = map_identical_files(picture.path for row in (*train, *test) for picture in row.images)
+    found = find_duplicates(train, test, same, sketches or {})
+    return [(each.kind, each.problem.row, each.problem.message) for each in found]
 
 
 @pytest.fixture

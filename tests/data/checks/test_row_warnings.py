@@ -2,18 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.checks.row_warnings import oddities
-from lorgnette.data.checks.scan import Look
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.data.checks.row_warnings import find_row_warnings
+from lorgnette.data.checks.scan import ImageInfo
+from lorgnette.types import Example, Image, Turn
 
 
-def row(*parts: str | Picture, answer: str = "a", number: int = 1) -> Example:
+def row(*parts: str | Image, answer: str = "a", number: int = 1) -> Example:
     return Example("x", (Turn("user", parts), Turn("assistant", (answer,))), Path("a.json"), number)
 
 
 def kinds(*rows: Example, size: tuple[int, int] = (640, 480), fitted: tuple[int, int] | None = None) -> list[str]:
-    looks = {picture.path: Look(size, None) for row in rows for picture in row.pictures}
-    return [f"{found.kind} {found.problem.row}" for found in oddities(rows, looks, fitted)]
+    looks = {picture.path: ImageInfo(size, None) for row in rows for picture in row.images}
+    return [f"{found.kind} {found.problem.row}" for found in find_row_warnings(rows, looks, fitted)]
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_markers_in_texts(text: str, found: list[str]) -> None:
     ],
 )
 def test_shapes(size: tuple[int, int], fitted: tuple[int, int] | None, found: list[str]) -> None:
-    assert kinds(row(Picture(Path("a.png")), "q"), size=size, fitted=fitted) == found
+    assert kinds(row(Image(Path("a.png")), "q"), size=size, fitted=fitted) == found
 
 
 def test_a_picture_is_told_once_where_it_is_first_shown() -> None:
     rows = [
-        row(Picture(Path("a.png")), number=1),
-        row(Picture(Path("b.png")), number=2),
-        row(Picture(Path("a.png")), number=3),
+        row(Image(Path("a.png")), number=1),
+        row(Image(Path("b.png")), number=2),
+        row(Image(Path("a.png")), number=3),
     ]
     assert kinds(*rows, size=(10, 10)) == ["tiny 1", "tiny 2"]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.checks.scripts import NO_LETTERS, script, scripts
+from lorgnette.data.checks.scripts import NO_LETTERS, count_scripts, detect_script
 from lorgnette.types import Example, Turn
 
 
@@ -25,7 +25,7 @@ from lorgnette.types import Example, Turn
     ],
 )
 def test_the_script_of_most_letters(text: str, found: str) -> None:
-    assert script(text) == found
+    assert detect_script(text) == found
 
 
 def test_answers_are_counted_and_the_first_is_named() -> None:
@@ -33,6 +33,6 @@ def test_answers_are_counted_and_the_first_is_named() -> None:
         turns = [turn for text in answers for turn in (Turn("user", ("вопрос",)), Turn("assistant", (text,)))]
         return Example("x", tuple(turns), Path("a.json"), number)
 
-    found = scripts([row(1, "cat"), row(2, "cat", "кот"), row(3, "кот"), row(4, "cat")])
+    found = count_scripts([row(1, "cat"), row(2, "cat", "кот"), row(3, "кот"), row(4, "cat")])
     assert [(name, count, first.row) for name, (count, first) in found.items()] == [("Latin", 3, 1), ("Cyrillic", 2, 2)]
-    assert scripts([]) == {}
+    assert count_scripts([]) == {}

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.rows import Place
-from lorgnette.types import Picture
+from lorgnette.data.row_location import RowLocation
+from lorgnette.types import Image
 
 
 @pytest.fixture
-def place() -> Place:
-    return Place(Path("/data/a.jsonl"), 5, 2)
+def place() -> RowLocation:
+    return RowLocation(Path("/data/a.jsonl"), 5, 2)
 
 
 @pytest.fixture
-def cat() -> Picture:
-    return Picture(Path("/data/cat.jpg"))
+def cat() -> Image:
+    return Image(Path("/data/cat.jpg"))
 
 
 @pytest.fixture
-def dog() -> Picture:
-    return Picture(Path("/x/dog.jpg"))
+def dog() -> Image:
+    return Image(Path("/x/dog.jpg"))

@@ -4,21 +4,21 @@ from typing import Any
 import pytest
 
 from lorgnette.data.formats import captions
-from lorgnette.data.rows import Place
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
 
-@pytest.mark.parametrize("shown", captions.PICTURE)
-@pytest.mark.parametrize("said", captions.CAPTION)
-def test_every_name_of_the_two_columns(place: Place, cat: Picture, shown: str, said: str) -> None:
-    [example] = captions.examples({shown: "cat.jpg", said: " a cat\n", "label": 3}, place)
+@pytest.mark.parametrize("shown", captions.IMAGE_COLUMNS)
+@pytest.mark.parametrize("said", captions.CAPTION_COLUMNS)
+def test_every_name_of_the_two_columns(place: RowLocation, cat: Image, shown: str, said: str) -> None:
+    [example] = captions.read_record({shown: "cat.jpg", said: " a cat\n", "label": 3}, place)
     turns = (Turn("user", (cat, "COCO Yes:")), Turn("assistant", (" a cat\n",)))
     assert example == Example("identity_2", turns, place.source, 5)
 
 
-def test_several_captions_are_several_examples(place: Place) -> None:
-    made = captions.examples({"id": 7, "file_name": "cat.jpg", "captions": ["a", "b"]}, place)
+def test_several_captions_are_several_examples(place: RowLocation) -> None:
+    made = captions.read_record({"id": 7, "file_name": "cat.jpg", "captions": ["a", "b"]}, place)
     assert [(each.id, each.reference, each.row) for each in made] == [("7_1", "a", 5), ("7_2", "b", 5)]
 
 
@@ -37,14 +37,14 @@ def test_several_captions_are_several_examples(place: Place) -> None:
         ({"file_name": "https://x/a.jpg", "text": "a"}, "address"),
     ],
 )
-def test_broken_records(place: Place, record: dict[str, Any], what: str) -> None:
+def test_broken_records(place: RowLocation, record: dict[str, Any], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        captions.examples(record, place)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        captions.read_record(record, place)
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
-A = Picture(Path("/a.jpg"))
+A = Image(Path("/a.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ A = Picture(Path("/a.jpg"))
 def test_other_conversations_are_refused(turns: list[tuple[Any, ...]], prompt: str) -> None:
     made = Example("1", tuple(Turn(role, parts) for role, parts in turns), Path("a"), 1)
     with pytest.raises(LorgnetteError, match="captions hold one picture, the question"):
-        captions.written(made, prompt)
+        captions.to_record(made, prompt)
 
 
 def test_written() -> None:
     for prompt, asked in (("q", (A, "q")), ("", (A,))):
         made = Example("1", (Turn("user", asked), Turn("assistant", ("x",))), Path("a"), 1)
-        assert captions.written(made, prompt) == {"image_path": "/a.jpg", "caption": "x"}
+        assert captions.to_record(made, prompt) == {"image_path": "/a.jpg", "caption": "x"}

@@ -62,7 +62,7 @@ def test_a_caption_is_an_example_in_the_files_order(folder: Callable[..., Path],
     ]
     assert isinstance(rows[0], Example)
     assert rows[0].turns[0].text == "what?"
-    assert rows[0].pictures[0].path == tmp_path / "train2017" / "25.jpg"
+    assert rows[0].images[0].path == tmp_path / "train2017" / "25.jpg"
     assert data_report(rows).usable == 3
 
 
@@ -78,7 +78,7 @@ def test_pictures_from_a_folder_or_a_zip(folder: Callable[..., Path], tmp_path: 
     with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as file:
         for name in ("9.jpg", "25.jpg"):
             file.write(tmp_path / "elsewhere" / name, f"train2017/{name}")
-    report = data_report(read(path, images_from=tmp_path / "train2017.zip", pictures_to=tmp_path / "laid"))
+    report = data_report(read(path, images_from=tmp_path / "train2017.zip", images_to=tmp_path / "laid"))
     assert report.usable == 3
     assert len(list((tmp_path / "laid").iterdir())) == 1  # both pictures are the same bytes
     assert data_report(read(path)).problems[0].what.startswith("picture is missing")
@@ -101,7 +101,7 @@ def test_broken_annotations(folder: Callable[..., Path], annotation: object, wha
     *good, bad = read(path)
     assert len(good) == 3
     assert isinstance(bad, Problem)
-    assert what in bad.what
+    assert what in bad.message
     assert bad.row == 4
 
 
@@ -117,7 +117,7 @@ def test_broken_annotations(folder: Callable[..., Path], annotation: object, wha
 def test_another_file(folder: Callable[..., Path], value: object, what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
         list(read(folder(value)))
-    assert what in caught.value.what
+    assert what in caught.value.message
     assert "captions_train2017.json" in (caught.value.where or "")
 
 
@@ -136,7 +136,7 @@ def test_karpathys_file_and_its_splits(folder: Callable[..., Path]) -> None:
     assert texts(path, name="train+restval", rows=1) == ["Two."]
     with pytest.raises(UsageError, match="'val'") as caught:
         list(read(path, name="val"))
-    assert "restval, test, train" in (caught.value.remedy or "")
+    assert "restval, test, train" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_broken_images(folder: Callable[..., Path], image: object, what: str) ->
     *good, bad = read(path)
     assert len(good) == 4
     assert isinstance(bad, Problem)
-    assert what in bad.what
+    assert what in bad.message
 
 
 def test_the_real_annotations_say_what_the_csv_says(shared: Path) -> None:
     def said(path: Path) -> set[tuple[str, str]]:
-        return {(row.pictures[0].path.name, row.reference) for row in read(path) if isinstance(row, Example)}
+        return {(row.images[0].path.name, row.reference) for row in read(path) if isinstance(row, Example)}
 
     report = data_report(read(shared / "coco" / "captions_train2017.json"))
     assert (report.rows, report.usable, report.pictures) == (400, 400, 80)

@@ -5,12 +5,12 @@ import pytest
 
 from lorgnette.data.formats import conversations
 from lorgnette.data.formats.conversations import END, START
-from lorgnette.data.rows import Place
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
-PLACE = Place(Path("/data/a.json"), 1, 1)
-A, B = Picture(Path("/data/a.jpg")), Picture(Path("/data/b.jpg"))
+PLACE = RowLocation(Path("/data/a.json"), 1, 1)
+A, B = Image(Path("/data/a.jpg")), Image(Path("/data/b.jpg"))
 MARKED_A, MARKED_B = f"{START}a.jpg{END}", f"{START}/data/b.jpg{END}"
 
 
@@ -22,12 +22,12 @@ def record(user: Any, answer: Any = "yes", **more: Any) -> dict[str, Any]:
     }
 
 
-def parts(user: str) -> tuple[str | Picture, ...]:
-    return conversations.example(record(user), PLACE).turns[0].parts
+def parts(user: str) -> tuple[str | Image, ...]:
+    return conversations.read_record(record(user), PLACE).turns[0].parts
 
 
 def test_the_tutorials_record() -> None:
-    assert conversations.example(record(f"COCO Yes: {MARKED_A}", "a cat"), PLACE) == Example(
+    assert conversations.read_record(record(f"COCO Yes: {MARKED_A}", "a cat"), PLACE) == Example(
         "one", (Turn("user", (A, "COCO Yes:")), Turn("assistant", ("a cat",))), PLACE.source, 1
     )
 
@@ -44,13 +44,13 @@ def test_the_tutorials_record() -> None:
         ("<image> <|im_end|> <|image_pad|>", ("<image> <|im_end|> <|image_pad|>",)),
     ],
 )
-def test_order(user: str, expected: tuple[str | Picture, ...]) -> None:
+def test_order(user: str, expected: tuple[str | Image, ...]) -> None:
     assert parts(user) == expected
 
 
 def test_markers_are_text_outside_the_users_turns() -> None:
     said = [("system", END), ("human", "q"), ("gpt", f"{START} {START}")]
-    example = conversations.example({"conversations": [{"from": who, "value": what} for who, what in said]}, PLACE)
+    example = conversations.read_record({"conversations": [{"from": who, "value": what} for who, what in said]}, PLACE)
     assert [(turn.role, turn.text) for turn in example.turns] == [
         ("system", END),
         ("user", "q"),
@@ -84,9 +84,9 @@ def test_markers_are_text_outside_the_users_turns() -> None:
 )
 def test_broken_records(broken: dict[str, Any], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        conversations.example(broken, PLACE)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        conversations.read_record(broken, PLACE)
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
 def test_relative_paths_start_at_the_file_or_else_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,26 +95,26 @@ def test_relative_paths_start_at_the_file_or_else_here(tmp_path: Path, monkeypat
         folder.mkdir()
     (here / "a.jpg").touch()
     monkeypatch.chdir(here)
-    example = conversations.example(record(MARKED_A), Place(there / "a.json", 1, 1))
-    assert example.pictures[0].path == here / "a.jpg"
+    example = conversations.read_record(record(MARKED_A), RowLocation(there / "a.json", 1, 1))
+    assert example.images[0].path == here / "a.jpg"
     (there / "a.jpg").touch()
-    example = conversations.example(record(MARKED_A), Place(there / "a.json", 1, 1))
-    assert example.pictures[0].path == there / "a.jpg"
+    example = conversations.read_record(record(MARKED_A), RowLocation(there / "a.json", 1, 1))
+    assert example.images[0].path == there / "a.jpg"
 
 
-def said(*parts: str | Picture, answer: str = "yes") -> Example:
+def said(*parts: str | Image, answer: str = "yes") -> Example:
     return Example("one", (Turn("user", parts), Turn("assistant", (answer,))), PLACE.source, 1)
 
 
 def test_written_exactly_as_the_tutorial_does() -> None:
-    assert conversations.written(said(A, "COCO Yes:")) == record(f"COCO Yes: {START}/data/a.jpg{END}")
+    assert conversations.to_record(said(A, "COCO Yes:")) == record(f"COCO Yes: {START}/data/a.jpg{END}")
 
 
 def test_blanks_that_the_form_does_not_keep_are_told() -> None:
     turns = said(A, "\nwhat? ").turns
-    made = conversations.written(said(A, "\nwhat? "))
-    assert conversations.tidied(turns) == conversations.example(made, PLACE).turns != turns
-    assert conversations.tidied(said(A, B, " x ").turns) == said(A, B, " x ").turns
+    made = conversations.to_record(said(A, "\nwhat? "))
+    assert conversations.trim_turns(turns) == conversations.read_record(made, PLACE).turns != turns
+    assert conversations.trim_turns(said(A, B, " x ").turns) == said(A, B, " x ").turns
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_blanks_that_the_form_does_not_keep_are_told() -> None:
         (said(f"what is {END}?"), "text holds"),
         (said("first text", A), "text stands before"),
         (said("text", A, "more"), "text stands before"),
-        (said(Picture(Path(f"/data/{START}.jpg"))), "holds"),
+        (said(Image(Path(f"/data/{START}.jpg"))), "holds"),
     ],
 )
 def test_what_the_form_cannot_say_is_refused(example: Example, what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        conversations.written(example)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        conversations.to_record(example)
+    assert what in caught.value.message
+    assert caught.value.hint

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.formats.csv import examples, line, written
-from lorgnette.data.rows import Asked
+from lorgnette.data.formats.csv import format_row, read_csv, to_record
+from lorgnette.data.row_location import ReadOptions
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Problem, Turn
+from lorgnette.types import Example, Image, Problem, Turn
 
 CELLS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     [
@@ -30,7 +30,7 @@ CELLS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20) 
 
 def read(path: Path, content: str | bytes) -> list[Example | Problem]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(examples(path, Asked()))
+    return list(read_csv(path, ReadOptions()))
 
 
 def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
@@ -38,13 +38,13 @@ def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
     assert read(path, 'image_path,caption\nimages/../a.jpg,"a cat, asleep "\n/x/b.jpg,two\n') == [
         Example(
             "identity_1",
-            (Turn("user", (Picture(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep ",))),
+            (Turn("user", (Image(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep ",))),
             path,
             2,
         ),
         Example(
             "identity_2",
-            (Turn("user", (Picture(Path("/x/b.jpg")), "COCO Yes:")), Turn("assistant", ("two",))),
+            (Turn("user", (Image(Path("/x/b.jpg")), "COCO Yes:")), Turn("assistant", ("two",))),
             path,
             3,
         ),
@@ -52,7 +52,7 @@ def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
 
 
 def test_without_a_prompt_the_picture_stands_alone(table: Callable[..., Path]) -> None:
-    (row,) = examples(table([("a.jpg", "x")]), Asked(prompt=""))
+    (row,) = read_csv(table([("a.jpg", "x")]), ReadOptions(prompt=""))
     assert isinstance(row, Example)
     assert len(row.turns[0].parts) == 1
 
@@ -93,8 +93,8 @@ def test_a_bad_row_costs_that_row_only(tmp_path: Path, line: str, what: str, rem
     first, bad, last = read(tmp_path / "c.csv", f"image_path,caption\nb.jpg,x\n{line}\nb.jpg,y\n")
     assert isinstance(bad, Problem)
     assert bad.row == 3
-    assert what in bad.what
-    assert remedy in bad.remedy
+    assert what in bad.message
+    assert remedy in bad.hint
     assert isinstance(first, Example)
     assert isinstance(last, Example)
     assert (last.id, last.row) == ("identity_3", 4)
@@ -103,7 +103,7 @@ def test_a_bad_row_costs_that_row_only(tmp_path: Path, line: str, what: str, rem
 def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
     bad, good = read(tmp_path / "c.csv", 'image_path,caption\na.jpg,"open\nb.jpg,"closed"\nc.jpg,fine\n')
     assert isinstance(bad, Problem)
-    assert "lines 2–3" in bad.what
+    assert "lines 2–3" in bad.message
     assert isinstance(good, Example)
 
 
@@ -131,9 +131,9 @@ def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
 def test_a_bad_file(tmp_path: Path, content: str | bytes, what: str, remedy: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
         read(tmp_path / "c.csv", content)
-    assert what in caught.value.what
+    assert what in caught.value.message
     assert "c.csv" in (caught.value.where or "")
-    assert remedy in (caught.value.remedy or "")
+    assert remedy in (caught.value.hint or "")
 
 
 def test_columns_alone_are_no_rows(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_any_text_is_rows_or_a_named_error(body: str) -> None:
 def test_metadata_csv_of_an_image_folder(tmp_path: Path) -> None:
     [row] = read(tmp_path / "metadata.csv", "file_name,label,text\nsub/a.jpg,3,a cat\n")
     assert isinstance(row, Example)
-    assert (row.pictures[0].path, row.reference) == (tmp_path / "sub/a.jpg", "a cat")
+    assert (row.images[0].path, row.reference) == (tmp_path / "sub/a.jpg", "a cat")
 
 
 def test_written() -> None:
-    turns = (Turn("user", (Picture(Path("/a,b.jpg")), "q")), Turn("assistant", ('"',)))
-    assert written(Example("x", turns, Path("a"), 1), "q") == {"image_path": "/a,b.jpg", "caption": '"'}
-    assert line(["/a,b.jpg", '"']) == '"/a,b.jpg",""""\r\n'
+    turns = (Turn("user", (Image(Path("/a,b.jpg")), "q")), Turn("assistant", ('"',)))
+    assert to_record(Example("x", turns, Path("a"), 1), "q") == {"image_path": "/a,b.jpg", "caption": '"'}
+    assert format_row(["/a,b.jpg", '"']) == '"/a,b.jpg",""""\r\n'
     for text in ("\0", "x" * 200_000):
         with pytest.raises(LorgnetteError, match="a CSV's cell"):
-            written(Example("x", (turns[0], Turn("assistant", (text,))), Path("a"), 1), "q")
+            to_record(Example("x", (turns[0], Turn("assistant", (text,))), Path("a"), 1), "q")

@@ -12,7 +12,7 @@ from lorgnette.types import Example, Problem
 def said(path: Path) -> list[tuple[str, str, int]]:
     rows = list(read(path))
     assert not data_report(rows).problems
-    return [(row.pictures[0].path.name, row.reference, row.row) for row in rows if isinstance(row, Example)]
+    return [(row.images[0].path.name, row.reference, row.row) for row in rows if isinstance(row, Example)]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_picture_or_a_text_alone_is_a_problem(picture: Callable[..., Path], tm
         (tmp_path / name).write_bytes(text)
     good, *bad = read(tmp_path)
     assert isinstance(good, Example)
-    assert [row.what for row in bad if isinstance(row, Problem)] == [
+    assert [row.message for row in bad if isinstance(row, Problem)] == [
         "b.jpg has no text",
         "c.txt has no picture",
         "d.txt is not UTF-8: byte 1",

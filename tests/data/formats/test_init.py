@@ -5,29 +5,29 @@ import pytest
 
 from lorgnette.data import read
 from lorgnette.data.checks import data_report
-from lorgnette.data.formats import EXPORTS, FILES, RECORDS, examples
-from lorgnette.data.rows import Place
+from lorgnette.data.formats import EXPORTERS, FILE_FORMATS, RECORD_FORMATS, read_record
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture
+from lorgnette.types import Example, Image
 
 
-def test_pictures_beside_the_turns_tell_llavas_form_from_the_tutorials(place: Place, cat: Picture) -> None:
+def test_pictures_beside_the_turns_tell_llavas_form_from_the_tutorials(place: RowLocation, cat: Image) -> None:
     said = {"conversations": [{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "a"}]}
-    [tutorial], [llava] = examples(said, place), examples(said | {"image": "cat.jpg"}, place)
+    [tutorial], [llava] = read_record(said, place), read_record(said | {"image": "cat.jpg"}, place)
     assert tutorial.turns[0].parts == ("<image>",)
     assert llava.turns[0].parts == (cat,)
 
 
 @pytest.mark.parametrize("record", [{}, {"image": "a.jpg", "title": "x"}, {"messages": [], "conversations": []}])
-def test_no_form_or_two(place: Place, record: dict[str, object]) -> None:
+def test_no_form_or_two(place: RowLocation, record: dict[str, object]) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        examples(record, place)
-    assert "'messages'" in (caught.value.remedy or "")
+        read_record(record, place)
+    assert "'messages'" in (caught.value.hint or "")
 
 
 def test_the_tables_agree() -> None:
-    assert {export.suffix for export in EXPORTS.values()} <= set(FILES)
-    assert "messages" in RECORDS
+    assert {export.suffix for export in EXPORTERS.values()} <= set(FILE_FORMATS)
+    assert "messages" in RECORD_FORMATS
 
 
 def test_the_real_files_are_read_or_refused_in_a_sentence(shared: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_real_files_are_read_or_refused_in_a_sentence(shared: Path) -> None:
     for path in sorted((shared / "formats").rglob("*.json*")):
         rows = list(read(path))
         assert len(rows) == 3
-        told[path.name] = [None if isinstance(row, Example) else row.what for row in rows]
+        told[path.name] = [None if isinstance(row, Example) else row.message for row in rows]
     web = ["a picture's path is an address, not a file: https://qianwen-res.oss-cn-beijing.aliyuncs.com/Qwen-VL/a…"]
     film = ["the row holds 'video'; only pictures and text can be learned from"]
     assert told == {

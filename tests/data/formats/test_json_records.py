@@ -5,20 +5,22 @@ from typing import Any
 
 import pytest
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import json_records
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
 
-def read(record: Mapping[str, Any], place: rows.Place) -> list[Example]:
+def read(record: Mapping[str, Any], place: row_location.RowLocation) -> list[Example]:
     if "bad" in record:
-        raise LorgnetteError("it is bad", remedy="mend it")
+        raise LorgnetteError("it is bad", hint="mend it")
     return [Example(f"{place.number}.{i}", (), place.source, place.row) for i in range(record["n"])]
 
 
-def rows(path: Path) -> list[rows.Row]:
-    return list(json_records.examples(path, rows.places(path, rows.Asked()), read))
+def read_rows(path: Path) -> list[row_location.Row]:
+    return list(
+        json_records.read_records(path, row_location.create_row_counter(path, row_location.ReadOptions()), read)
+    )
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
@@ -27,19 +29,19 @@ def test_a_record_is_its_examples_or_a_problem(tmp_path: Path, suffix: str) -> N
     path = tmp_path / f"a{suffix}"
     path.write_text(json.dumps(items) if suffix == ".json" else "\n\n".join(map(json.dumps, items)))
     step = 2 if suffix == ".jsonl" else 1
-    assert rows(path) == [
+    assert read_rows(path) == [
         Example("1.0", (), path, 1),
         Problem(path, 1 + step, "it is bad", "mend it"),
         Example("3.0", (), path, 1 + 2 * step),
         Example("3.1", (), path, 1 + 2 * step),
-        Problem(path, 1 + 3 * step, "the row is a list, not an object", rows(path)[4].remedy),  # type: ignore[union-attr]
+        Problem(path, 1 + 3 * step, "the row is a list, not an object", read_rows(path)[4].remedy),  # type: ignore[union-attr]
     ]
 
 
 def test_a_broken_line_is_a_problem_and_the_next_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"n": \n{"n": 1}\n')
-    broken, good = rows(path)
+    broken, good = read_rows(path)
     assert isinstance(broken, Problem)
     assert isinstance(good, Example)
 
@@ -51,5 +53,5 @@ def test_a_broken_line_is_a_problem_and_the_next_is_read(tmp_path: Path) -> None
 def test_a_file_that_is_no_list(tmp_path: Path, content: str, what: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(LorgnetteError, match=f"holds {what}") as caught:
-        rows(tmp_path / "a.json")
+        read_rows(tmp_path / "a.json")
     assert "a.json" in (caught.value.where or "")

@@ -111,8 +111,8 @@ def test_entries_that_cannot_be_read(
     path = described(info, a=[])
     with pytest.raises(LorgnetteError) as caught:
         list(read(path, name=name))
-    assert what in caught.value.what
-    assert remedy in (caught.value.remedy or "")
+    assert what in caught.value.message
+    assert remedy in (caught.value.hint or "")
     assert "dataset_info.json" in (caught.value.where or "")
 
 
@@ -133,14 +133,14 @@ def test_records_that_cannot_be_used(
     entry = {"file_name": "a.json", "formatting": "sharegpt", "columns": columns, "tags": OPENAI_TAGS}
     [row] = read(described({"a": entry}, a=[record]))
     assert isinstance(row, Problem)
-    assert what in row.what
+    assert what in row.message
 
 
 def test_is_info() -> None:
-    assert llama_factory.is_info({"a": {"file_name": "a.json"}})
+    assert llama_factory.is_dataset_info({"a": {"file_name": "a.json"}})
     for value in ({}, {"a": {"file": "a.json"}}, {"a": {"file_name": "a.json"}, "b": 3}):
-        assert not llama_factory.is_info(value)
-    assert llama_factory.is_info(llama_factory.info([Path("/x/a.json"), Path("/x/b.json")]))
+        assert not llama_factory.is_dataset_info(value)
+    assert llama_factory.is_dataset_info(llama_factory.build_dataset_info([Path("/x/a.json"), Path("/x/b.json")]))
 
 
 def test_a_name_is_asked_for(described: Callable[..., Path]) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from lorgnette.data.formats import llava
-from lorgnette.data.rows import Place
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
 
 def record(user: Any, answer: Any = "yes", **more: Any) -> dict[str, Any]:
@@ -14,16 +14,16 @@ def record(user: Any, answer: Any = "yes", **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
-def test_pictures_stand_where_the_text_says(place: Place, cat: Picture, dog: Picture, key: str) -> None:
-    one = llava.example(record("what?\n<image>", id="000", **{key: "cat.jpg"}), place)
+def test_pictures_stand_where_the_text_says(place: RowLocation, cat: Image, dog: Image, key: str) -> None:
+    one = llava.read_record(record("what?\n<image>", id="000", **{key: "cat.jpg"}), place)
     turns = (Turn("user", ("what?\n", cat)), Turn("assistant", ("yes",)))
     assert one == Example("000", turns, place.source, 5)
-    two = llava.example(record("<image>\n<image>\n", **{key: ["cat.jpg", "/x/dog.jpg"]}), place)
+    two = llava.read_record(record("<image>\n<image>\n", **{key: ["cat.jpg", "/x/dog.jpg"]}), place)
     assert two.turns[0].parts == (cat, "\n", dog, "\n")
 
 
-def test_the_tutorials_markers_are_text_here(place: Place, cat: Picture) -> None:
-    made = llava.example(record("<image><|vision_start|>x<|vision_end|>", image="cat.jpg"), place)
+def test_the_tutorials_markers_are_text_here(place: RowLocation, cat: Image) -> None:
+    made = llava.read_record(record("<image><|vision_start|>x<|vision_end|>", image="cat.jpg"), place)
     assert made.turns[0].parts == (cat, "<|vision_start|>x<|vision_end|>")
 
 
@@ -38,22 +38,22 @@ def test_the_tutorials_markers_are_text_here(place: Place, cat: Picture) -> None
         ({"image": "a.jpg", "conversations": [{"from": "tool", "value": "q"}]}, "from 'tool'"),
     ],
 )
-def test_broken_records(place: Place, broken: dict[str, Any], what: str) -> None:
+def test_broken_records(place: RowLocation, broken: dict[str, Any], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        llava.example(broken, place)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        llava.read_record(broken, place)
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
-def test_written(cat: Picture, dog: Picture) -> None:
-    def made(*parts: str | Picture) -> Example:
+def test_written(cat: Image, dog: Image) -> None:
+    def made(*parts: str | Image) -> Example:
         return Example("7", (Turn("user", parts), Turn("assistant", ("yes",))), Path("a"), 1)
 
-    assert llava.written(made(cat, "what?")) == record("<image>what?", id="7", image="/data/cat.jpg")
-    assert llava.written(made(cat, dog)) == record("<image><image>", id="7", image=["/data/cat.jpg", "/x/dog.jpg"])
-    assert llava.written(made("what?")) == record("what?", id="7")
+    assert llava.to_record(made(cat, "what?")) == record("<image>what?", id="7", image="/data/cat.jpg")
+    assert llava.to_record(made(cat, dog)) == record("<image><image>", id="7", image=["/data/cat.jpg", "/x/dog.jpg"])
+    assert llava.to_record(made("what?")) == record("what?", id="7")
 
 
 def test_it_knows_no_system_turn() -> None:
     with pytest.raises(LorgnetteError, match="no system turn"):
-        llava.written(Example("7", (Turn("system", ("s",)),), Path("a"), 1))
+        llava.to_record(Example("7", (Turn("system", ("s",)),), Path("a"), 1))

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 
 from lorgnette.data.formats import messages
-from lorgnette.data.rows import Place
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
-PLACE = Place(Path("/data/a.jsonl"), 5, 2)
-A, B = Picture(Path("/data/a.jpg")), Picture(Path("/x/b.jpg"))
+PLACE = RowLocation(Path("/data/a.jsonl"), 5, 2)
+A, B = Image(Path("/data/a.jpg")), Image(Path("/x/b.jpg"))
 
 
 def record(user: Any, *images: str, answer: Any = "yes", **more: Any) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def record(user: Any, *images: str, answer: Any = "yes", **more: Any) -> dict[st
         (record("<image><image>", image=["a.jpg", {"path": "/x/b.jpg", "bytes": None}]), (A, B)),
     ],
 )
-def test_pictures_stand_where_they_are_meant(raw: dict[str, Any], expected: tuple[str | Picture, ...]) -> None:
-    example = messages.example(raw, PLACE)
+def test_pictures_stand_where_they_are_meant(raw: dict[str, Any], expected: tuple[str | Image, ...]) -> None:
+    example = messages.read_record(raw, PLACE)
     assert example == Example(
         "identity_2", (Turn("user", expected), Turn("assistant", ("yes",))), PLACE.source, PLACE.row
     )
@@ -55,7 +55,7 @@ def test_several_turns_and_a_system_turn() -> None:
         "messages": [{"role": role, "content": content} for role, content in said],
         "images": ["a.jpg", "/x/b.jpg"],
     }
-    example = messages.example(raw, PLACE)
+    example = messages.read_record(raw, PLACE)
     assert example.id == "9"
     assert [turn.parts for turn in example.turns] == [
         ("be brief <image>",),
@@ -103,15 +103,15 @@ def test_several_turns_and_a_system_turn() -> None:
 )
 def test_broken_records(raw: dict[str, Any], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        messages.example(raw, PLACE)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        messages.read_record(raw, PLACE)
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
 def test_a_system_text_of_its_own() -> None:
-    assert messages.example(record("q", system="s"), PLACE).turns[0] == Turn("system", ("s",))
+    assert messages.read_record(record("q", system="s"), PLACE).turns[0] == Turn("system", ("s",))
     with pytest.raises(LorgnetteError, match="turn 2 is a system turn"):
-        messages.example({"messages": [{"role": "system", "content": "t"}], "system": "s"}, PLACE)
+        messages.read_record({"messages": [{"role": "system", "content": "t"}], "system": "s"}, PLACE)
 
 
 def test_written_as_ms_swift_and_llama_factory_read_it() -> None:
@@ -122,7 +122,7 @@ def test_written_as_ms_swift_and_llama_factory_read_it() -> None:
         Turn("user", ("q",)),
         Turn("assistant", ("a",)),
     )
-    assert messages.written(Example("é", turns, PLACE.source, 1)) == {
+    assert messages.to_record(Example("é", turns, PLACE.source, 1)) == {
         "id": "é",
         "messages": [
             {"role": "system", "content": "s"},
@@ -133,4 +133,4 @@ def test_written_as_ms_swift_and_llama_factory_read_it() -> None:
         ],
         "images": ["/data/a.jpg", "/x/b.jpg"],
     }
-    assert "images" not in messages.written(Example("1", turns[3:], PLACE.source, 1))
+    assert "images" not in messages.to_record(Example("1", turns[3:], PLACE.source, 1))

@@ -2,17 +2,17 @@ import base64
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL.Image
 import pytest
-from PIL import Image
 
 from lorgnette.data.formats import messages, openai
-from lorgnette.data.image_resolver import Shelf
-from lorgnette.data.rows import Place
+from lorgnette.data.image_resolver import ImageResolver
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
 
-def made(*parts: str | Picture) -> Example:
+def made(*parts: str | Image) -> Example:
     turns = (Turn("system", ("s",)), Turn("user", parts), Turn("assistant", ("yes",)))
     return Example("7", turns, Path("/data/a.csv"), 1)
 
@@ -20,7 +20,7 @@ def made(*parts: str | Picture) -> Example:
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "jpeg"), ("png", "png"), ("webp", "webp"), ("gif", "gif")])
 def test_pictures_are_in_the_record(picture: Callable[..., Path], tmp_path: Path, suffix: str, kind: str) -> None:
     path = picture(f"a.{suffix}")
-    record = openai.embedded(openai.written(made("see ", Picture(path), "<image>?")))
+    record = openai.embed_images(openai.to_record(made("see ", Image(path), "<image>?")))
     assert record == {
         "messages": [
             {"role": "system", "content": "s"},
@@ -40,18 +40,18 @@ def test_pictures_are_in_the_record(picture: Callable[..., Path], tmp_path: Path
             {"role": "assistant", "content": "yes"},
         ]
     }
-    place = Place(tmp_path / "b.jsonl", 1, 1, Shelf(tmp_path / "b.jsonl"))
-    back = messages.example(record, place)
+    place = RowLocation(tmp_path / "b.jsonl", 1, 1, ImageResolver(tmp_path / "b.jsonl"))
+    back = messages.read_record(record, place)
     assert [part for part in back.turns[1].parts if isinstance(part, str)] == ["see ", "<image>?"]
-    assert back.pictures[0].path.read_bytes() == path.read_bytes()
-    assert back.pictures[0].path.suffix == f".{suffix}"
+    assert back.images[0].path.read_bytes() == path.read_bytes()
+    assert back.images[0].path.suffix == f".{suffix}"
 
 
 def test_what_the_api_does_not_take(tmp_path: Path) -> None:
-    Image.new("RGB", (2, 2)).save(tmp_path / "a.bmp")
+    PIL.Image.new("RGB", (2, 2)).save(tmp_path / "a.bmp")
     (tmp_path / "a.webp").write_bytes(b"RIFF....WAVE")
     for name in ("a.bmp", "a.webp"):
         with pytest.raises(LorgnetteError, match="JPEG, PNG, GIF and WebP only"):
-            openai.written(made(Picture(tmp_path / name)))
+            openai.to_record(made(Image(tmp_path / name)))
     with pytest.raises(LorgnetteError, match="cannot be read"):
-        openai.written(made(Picture(tmp_path / "gone.jpg")))
+        openai.to_record(made(Image(tmp_path / "gone.jpg")))

@@ -2,18 +2,18 @@ from typing import Any
 
 import pytest
 
-from lorgnette.data.formats import examples, queries
-from lorgnette.data.rows import Place
+from lorgnette.data.formats import queries, read_record
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Picture
+from lorgnette.types import Image
 
 
-def said(record: dict[str, Any], place: Place) -> list[tuple[Any, ...]]:
-    [example] = examples(record, place)
+def said(record: dict[str, Any], place: RowLocation) -> list[tuple[Any, ...]]:
+    [example] = read_record(record, place)
     return [(turn.role, *turn.parts) for turn in example.turns]
 
 
-def test_ms_swifts_query(place: Place, cat: Picture, dog: Picture) -> None:
+def test_ms_swifts_query(place: RowLocation, cat: Image, dog: Image) -> None:
     record = {"query": "<img>cat.jpg</img>5<img>/x/dog.jpg</img>", "response": "6", "history": [["hello", "1"]]}
     assert said(record, place) == [("user", "hello"), ("assistant", "1"), ("user", cat, "5", dog), ("assistant", "6")]
     record = {"query": "5", "response": "6", "history": [], "images": ["cat.jpg"], "system": "s"}
@@ -27,14 +27,14 @@ def test_ms_swifts_query(place: Place, cat: Picture, dog: Picture) -> None:
     ]
 
 
-def test_llama_factorys_instruction(place: Place, cat: Picture) -> None:
+def test_llama_factorys_instruction(place: RowLocation, cat: Image) -> None:
     record = {"instruction": "<image>what?", "input": "", "output": "a", "images": ["cat.jpg"]}
     assert said(record, place) == [("user", cat, "what?"), ("assistant", "a")]
     record = {"instruction": "sum up", "input": "a text", "output": "a", "history": [["q", "b"]]}
     assert said(record, place) == [("user", "q"), ("assistant", "b"), ("user", "sum up\na text"), ("assistant", "a")]
 
 
-def test_ms_swifts_pairs(place: Place, cat: Picture) -> None:
+def test_ms_swifts_pairs(place: RowLocation, cat: Image) -> None:
     record = {"system": "s", "conversation": [{"human": "<image>q", "assistant": "a"}], "image": "cat.jpg"}
     assert said(record, place) == [("system", "s"), ("user", cat, "q"), ("assistant", "a")]
 
@@ -57,14 +57,14 @@ def test_ms_swifts_pairs(place: Place, cat: Picture) -> None:
         ({"conversation": ["q"]}, "item 1 is text"),
     ],
 )
-def test_broken_records(place: Place, record: dict[str, Any], what: str) -> None:
+def test_broken_records(place: RowLocation, record: dict[str, Any], what: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        examples(record, place)
-    assert what in caught.value.what
-    assert caught.value.remedy
+        read_record(record, place)
+    assert what in caught.value.message
+    assert caught.value.hint
 
 
-def test_each_has_its_reader(place: Place) -> None:
-    assert queries.query({"query": "q", "response": "a"}, place).reference == "a"
-    assert queries.alpaca({"instruction": "q", "output": "a"}, place).reference == "a"
-    assert queries.conversation({"conversation": [{"human": "q", "assistant": "a"}]}, place).reference == "a"
+def test_each_has_its_reader(place: RowLocation) -> None:
+    assert queries.read_query({"query": "q", "response": "a"}, place).reference == "a"
+    assert queries.read_alpaca({"instruction": "q", "output": "a"}, place).reference == "a"
+    assert queries.read_conversation({"conversation": [{"human": "q", "assistant": "a"}]}, place).reference == "a"

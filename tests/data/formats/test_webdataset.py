@@ -9,8 +9,8 @@ from PIL import Image
 from lorgnette.data import read
 from lorgnette.data.checks import data_report
 from lorgnette.data.formats import webdataset
-from lorgnette.data.image_resolver import NoPlaceError, limited
-from lorgnette.data.rows import Asked
+from lorgnette.data.image_resolver import CannotExtractError, read_member
+from lorgnette.data.row_location import ReadOptions
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
@@ -47,19 +47,19 @@ def test_a_sample_is_a_row(tmp_path: Path) -> None:
     assert isinstance(zwei, Example)
     assert (one.id, one.row, one.reference, one.turns[0].text) == ("0001", 1, "one é", "q")
     assert (two.id, two.row, two.reference) == ("sub/0002_1", 2, "two")
-    assert (zwei.id, zwei.reference, zwei.pictures) == ("sub/0002_2", "zwei", two.pictures)
-    assert one.pictures[0].path.read_bytes() == jpeg(1)
-    assert one.pictures[0].path.parent == tmp_path / "a-000.tar.pictures"
+    assert (zwei.id, zwei.reference, zwei.images) == ("sub/0002_2", "zwei", two.images)
+    assert one.images[0].path.read_bytes() == jpeg(1)
+    assert one.images[0].path.parent == tmp_path / "a-000.tar.pictures"
     assert isinstance(bad, Problem)
-    assert (bad.row, bad.what) == (3, "sample '0003' has no picture")  # its suffix is v1.jpg
-    assert data_report(read(path, pictures_to=tmp_path / "x")).usable == 3
+    assert (bad.row, bad.message) == (3, "sample '0003' has no picture")  # its suffix is v1.jpg
+    assert data_report(read(path, images_to=tmp_path / "x")).usable == 3
 
 
 def test_pictures_are_laid_down_once_and_read_no_further_than_asked(tmp_path: Path) -> None:
     path = tar(
         tmp_path / "a.tar", *(pair for i in range(5) for pair in ((f"{i}.jpg", jpeg(i * 40)), (f"{i}.txt", b"x")))
     )
-    assert len(list(read(path, rows=2))) == 2
+    assert len(list(read(path, max_rows=2))) == 2
     laid = tmp_path / "a.tar.pictures"
     before = {file: file.stat().st_mtime_ns for file in laid.iterdir()}
     assert len(before) == 2
@@ -88,13 +88,13 @@ def test_pictures_are_laid_down_once_and_read_no_further_than_asked(tmp_path: Pa
 def test_a_broken_sample_costs_that_sample_only(
     tmp_path: Path, members: list[tuple[str, bytes]], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limited, "__kwdefaults__", {"most": 1000})
+    monkeypatch.setattr(read_member, "__kwdefaults__", {"most": 1000})
     path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"), *members, ("9.jpg", b"J"), ("9.txt", b"x"))
-    first, bad, last = read(path, pictures_to=tmp_path / "laid")
+    first, bad, last = read(path, images_to=tmp_path / "laid")
     assert isinstance(first, Example)
     assert isinstance(last, Example)
     assert isinstance(bad, Problem)
-    assert what in bad.what
+    assert what in bad.message
     assert bad.row == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "laid"]
     assert len(list((tmp_path / "laid").iterdir())) == 1
@@ -106,9 +106,9 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
             info = tarfile.TarInfo("1.jpg")
             info.type, info.linkname = kind, "/etc/passwd"
             file.addfile(info)
-    [bad] = webdataset.examples(tmp_path / "a.tar", Asked())
+    [bad] = webdataset.read_shard(tmp_path / "a.tar", ReadOptions())
     assert isinstance(bad, Problem)
-    assert "link" in bad.what
+    assert "link" in bad.message
 
 
 @pytest.mark.parametrize("cut", [700, 1024 + 300, 5])
@@ -128,8 +128,8 @@ def test_no_tar_at_all(tmp_path: Path) -> None:
 def test_no_place_ends_it(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"))
     (tmp_path / "file").touch()
-    with pytest.raises(NoPlaceError):
-        list(read(path, pictures_to=tmp_path / "file"))
+    with pytest.raises(CannotExtractError):
+        list(read(path, images_to=tmp_path / "file"))
 
 
 def test_a_member_that_is_no_picture_is_named_by_check(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import Checkpoint
-from lorgnette.models.qwen2_vl.config import TextShape, VisionShape, config_of, unsupported
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature, load_hf_config
 
 
 @pytest.fixture
@@ -22,19 +22,25 @@ def config(tiny: Path) -> dict[str, Any]:
 def test_both_layouts_say_the_same(tiny: Path, config: dict[str, Any]) -> None:
     nested = Qwen2VLConfig.from_pretrained(tiny).to_dict()
     assert "hidden_size" not in nested
-    assert unsupported(config) is unsupported(nested) is None
-    assert TextShape.of(config) == TextShape.of(nested)
-    assert VisionShape.of(config) == VisionShape.of(nested)
+    assert find_unsupported_feature(config) is find_unsupported_feature(nested) is None
+    assert TextConfig.from_hf_config(config) == TextConfig.from_hf_config(nested)
+    assert VisionConfig.from_hf_config(config) == VisionConfig.from_hf_config(nested)
 
 
 @pytest.mark.parametrize(("size", "tied"), [("2B", True), ("7B", False)])
 def test_the_hubs_own_configs(shared: Callable[[str], Path], size: str, tied: bool) -> None:
     path = shared("qwen2-vl") / "configs" / f"Qwen2-VL-{size}-Instruct.config.json"
     config = json.loads(path.read_text())
-    text, vision = TextShape.of(config), VisionShape.of(config)
-    assert (text.head_dim, text.tied, text.mrope_section) == (128, tied, (16, 24, 24))
-    assert (vision.depth, vision.embed, vision.mlp, vision.head_dim, vision.patch_numbers) == (32, 1280, 5120, 80, 1176)
-    assert vision.out == text.hidden
+    text, vision = TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
+    assert (text.head_dim, text.tie_word_embeddings, text.mrope_section) == (128, tied, (16, 24, 24))
+    assert (vision.depth, vision.embed_dim, vision.intermediate_size, vision.head_dim, vision.patch_dim) == (
+        32,
+        1280,
+        5120,
+        80,
+        1176,
+    )
+    assert vision.out_features == text.hidden_size
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -44,13 +50,17 @@ def test_the_weights_are_those_of_transformers(tiny: Path, config: dict[str, Any
         model := Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(tiny, tie_word_embeddings=tied))
     ).tie_weights()
     theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert TextShape.of(config).weights() | VisionShape.of(config).weights() == theirs
+    assert (
+        TextConfig.from_hf_config(config).list_weight_shapes()
+        | VisionConfig.from_hf_config(config).list_weight_shapes()
+        == theirs
+    )
 
 
 def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
-    shapes = TextShape.of(config_of(Checkpoint.at(tiny)))
-    assert shapes.tied
-    assert "lm_head.weight" not in shapes.weights() | dict.fromkeys(load_file(tiny / "model.safetensors"))
+    shapes = TextConfig.from_hf_config(load_hf_config(BaseCheckpoint.from_folder(tiny)))
+    assert shapes.tie_word_embeddings
+    assert "lm_head.weight" not in shapes.list_weight_shapes() | dict.fromkeys(load_file(tiny / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +83,9 @@ def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
     ],
 )
 def test_what_is_not_known_is_said(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
-    assert reason in str(unsupported(config | change))
+    assert reason in str(find_unsupported_feature(config | change))
     with pytest.raises(LorgnetteError, match="not supported here"):
-        TextShape.of(config | change)
+        TextConfig.from_hf_config(config | change)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +98,10 @@ def test_what_is_not_known_is_said(config: dict[str, Any], change: dict[str, Any
     ],
 )
 def test_nor_is_another_tower(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
-    assert reason in str(unsupported(config | {"vision_config": config["vision_config"] | change}))
+    assert reason in str(find_unsupported_feature(config | {"vision_config": config["vision_config"] | change}))
 
 
 @pytest.mark.parametrize("name", ["rms_norm_eps", "rope_scaling", "vision_config", "num_key_value_heads"])
 def test_a_setting_that_is_not_there_is_not_guessed(config: dict[str, Any], name: str) -> None:
     del config[name]
-    assert str(unsupported(config)).startswith("config.json does not say ")
+    assert str(find_unsupported_feature(config)).startswith("config.json does not say ")

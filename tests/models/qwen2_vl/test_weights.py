@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorgnette.engine.hf_loading import load
+from lorgnette.engine.hf_loading import load_base_model
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import Checkpoint
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl import weights as module
-from lorgnette.models.qwen2_vl.config import EMBEDDING, HEAD, TextShape, VisionShape, config_of
-from lorgnette.models.qwen2_vl.weights import demand, read, read_into, stored
+from lorgnette.models.qwen2_vl.config import EMBEDDING, LM_HEAD, TextConfig, VisionConfig, load_hf_config
+from lorgnette.models.qwen2_vl.weights import check_weight_shapes, index_tensors, load_weights, load_weights_into
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -29,8 +29,11 @@ def everything(name: str) -> bool:
 
 
 def sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    config = config_of(Checkpoint.at(folder))
-    return TextShape.of(config).weights() | VisionShape.of(config).weights()
+    config = load_hf_config(BaseCheckpoint.from_folder(folder))
+    return (
+        TextConfig.from_hf_config(config).list_weight_shapes()
+        | VisionConfig.from_hf_config(config).list_weight_shapes()
+    )
 
 
 @pytest.fixture
@@ -41,18 +44,18 @@ def copied(tiny: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_read_is_what_transformers_loads(tiny: Path, device: torch.device, dtype: torch.dtype) -> None:
-    checkpoint = Checkpoint.at(tiny)
-    theirs = load(checkpoint, CPU, dtype).state_dict()
-    ours = read(checkpoint, everything, device, dtype)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    theirs = load_base_model(checkpoint, CPU, dtype).state_dict()
+    ours = load_weights(checkpoint, everything, device, dtype)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert (tensor.dtype, tensor.device.type) == (dtype, device.type)
         assert torch.equal(tensor.cpu(), theirs[name]), name
-    assert ours[HEAD] is ours[EMBEDDING]
+    assert ours[LM_HEAD] is ours[EMBEDDING]
 
 
 def test_only_what_is_wanted_is_read(tiny: Path) -> None:
-    names = read(Checkpoint.at(tiny), lambda name: "merger" in name, CPU, torch.float32).keys()
+    names = load_weights(BaseCheckpoint.from_folder(tiny), lambda name: "merger" in name, CPU, torch.float32).keys()
     assert names == {name for name in sizes(tiny) if "merger" in name} != set()
 
 
@@ -62,10 +65,10 @@ def test_places_may_be_slices_and_nothing_beside_them_changes(
     tiny: Path, device: torch.device, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "READ_BYTES", at_once)
-    checkpoint = Checkpoint.at(tiny)
-    found = read(checkpoint, everything, CPU, torch.float32)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    found = load_weights(checkpoint, everything, CPU, torch.float32)
     wide = {n: torch.full((*t.shape[:-1], t.shape[-1] + 3), 7.0, device=device) for n, t in found.items()}
-    read_into(checkpoint, {name: matrix[..., 1:-2] for name, matrix in wide.items()})
+    load_weights_into(checkpoint, {name: matrix[..., 1:-2] for name, matrix in wide.items()})
     for name, matrix in wide.items():
         assert torch.equal(matrix[..., 1:-2].cpu(), found[name]), name
         assert (matrix[..., [0, -2, -1]] == 7).all()
@@ -74,21 +77,23 @@ def test_places_may_be_slices_and_nothing_beside_them_changes(
 def test_reading_leaves_the_file_alone(copied: Path) -> None:
     path = copied / "model.safetensors"
     before = path.read_bytes()
-    (tensor := read(Checkpoint.at(copied), lambda name: name == OURS, CPU, torch.bfloat16)[OURS]).zero_()
+    (
+        tensor := load_weights(BaseCheckpoint.from_folder(copied), lambda name: name == OURS, CPU, torch.bfloat16)[OURS]
+    ).zero_()
     assert not tensor.any()
     assert path.read_bytes() == before
 
 
 def test_an_output_layer_of_its_own_is_read_unless_the_config_ties_it(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
-    save_file(tensors | {HEAD: tensors["model.embed_tokens.weight"] + 1}, copied / "model.safetensors")
-    tied = read(Checkpoint.at(copied), everything, CPU, torch.float32)
-    assert tied[HEAD] is tied[EMBEDDING]
+    save_file(tensors | {LM_HEAD: tensors["model.embed_tokens.weight"] + 1}, copied / "model.safetensors")
+    tied = load_weights(BaseCheckpoint.from_folder(copied), everything, CPU, torch.float32)
+    assert tied[LM_HEAD] is tied[EMBEDDING]
     config = copied / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
-    untied = read(Checkpoint.at(copied), everything, CPU, torch.float32)
-    assert not torch.equal(untied[HEAD], untied[EMBEDDING])
-    demand(Checkpoint.at(copied), sizes(copied))
+    untied = load_weights(BaseCheckpoint.from_folder(copied), everything, CPU, torch.float32)
+    assert not torch.equal(untied[LM_HEAD], untied[EMBEDDING])
+    check_weight_shapes(BaseCheckpoint.from_folder(copied), sizes(copied))
 
 
 def test_shards_are_one_checkpoint(copied: Path) -> None:
@@ -100,12 +105,14 @@ def test_shards_are_one_checkpoint(copied: Path) -> None:
     (copied / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "s0.safetensors", "b": "s1.safetensors"}}'
     )
-    demand(Checkpoint.at(copied), sizes(copied))
-    assert torch.equal(read(Checkpoint.at(copied), everything, CPU, torch.bfloat16)[OURS], tensors[SAVED])
+    check_weight_shapes(BaseCheckpoint.from_folder(copied), sizes(copied))
+    assert torch.equal(
+        load_weights(BaseCheckpoint.from_folder(copied), everything, CPU, torch.bfloat16)[OURS], tensors[SAVED]
+    )
 
 
 def test_weights_that_do_not_fit_are_counted_and_named(tiny: Path, copied: Path) -> None:
-    demand(Checkpoint.at(tiny), sizes(tiny))
+    check_weight_shapes(BaseCheckpoint.from_folder(tiny), sizes(tiny))
     tensors = load_file(tiny / "model.safetensors")
     for changed, what in (
         ({n: t for n, t in tensors.items() if n != SAVED}, f"1 missing ({OURS})"),
@@ -115,15 +122,15 @@ def test_weights_that_do_not_fit_are_counted_and_named(tiny: Path, copied: Path)
     ):
         save_file(changed, copied / "model.safetensors")
         with pytest.raises(LorgnetteError, match="weights do not fit the model: ") as caught:
-            demand(Checkpoint.at(copied), sizes(copied))
-        assert what in caught.value.what
-        assert len(caught.value.what) < 300
-        assert (caught.value.where, caught.value.remedy) == (str(copied), "download the checkpoint again, whole")
+            check_weight_shapes(BaseCheckpoint.from_folder(copied), sizes(copied))
+        assert what in caught.value.message
+        assert len(caught.value.message) < 300
+        assert (caught.value.where, caught.value.hint) == (str(copied), "download the checkpoint again, whole")
 
 
 def test_a_place_of_another_shape_is_refused(tiny: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"1 missing, 1 of another shape \(nowhere, "):
-        read_into(Checkpoint.at(tiny), {OURS: torch.zeros(2), "nowhere": torch.zeros(2)})
+        load_weights_into(BaseCheckpoint.from_folder(tiny), {OURS: torch.zeros(2), "nowhere": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("kept", [0, 4, -1000])
@@ -131,41 +138,41 @@ def test_a_download_that_was_cut_off_is_refused(copied: Path, kept: int) -> None
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(LorgnetteError, match=r"weights cannot be loaded: .* · download the checkpoint again, whole"):
-        stored(Checkpoint.at(copied))
+        index_tensors(BaseCheckpoint.from_folder(copied))
 
 
 def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(
     tiny: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint.at(copied)
-    entry = stored(checkpoint)[OURS]
-    (piece,) = module._pieces(entry, torch.empty(entry.shape))
+    checkpoint = BaseCheckpoint.from_folder(copied)
+    entry = index_tensors(checkpoint)[OURS]
+    (piece,) = module._split_into_chunks(entry, torch.empty(entry.shape))
     (copied / "model.safetensors").write_bytes(b"")
     with pytest.raises(LorgnetteError, match="became shorter"):
-        module._fill(torch.empty(entry.end - entry.start, dtype=torch.uint8), [piece], checkpoint)
+        module._fill_buffer(torch.empty(entry.end - entry.start, dtype=torch.uint8), [piece], checkpoint)
 
 
 def test_numbers_that_are_no_floats_are_refused(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     save_file(tensors | {SAVED: torch.zeros(3, 3, dtype=torch.int8)}, copied / "model.safetensors")
     with pytest.raises(LorgnetteError, match=f"{SAVED} is stored as I8"):
-        stored(Checkpoint.at(copied))
+        index_tensors(BaseCheckpoint.from_folder(copied))
 
 
 @pytest.mark.parametrize("at_once", [64, 1000, 2**24])
 def test_every_byte_is_in_one_read(tiny: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The road to CUDA, up to the copy: reads laid out, filled, and seen as numbers again."""
     monkeypatch.setattr(module, "READ_BYTES", at_once)
-    checkpoint = Checkpoint.at(tiny)
-    found = stored(checkpoint)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    found = index_tensors(checkpoint)
     places = {name: torch.zeros(entry.shape) for name, entry in found.items()}
-    for read_ in module._reads([(found[name], place) for name, place in places.items()]):
+    for read_ in module._group_reads([(found[name], place) for name, place in places.items()]):
         buffer = torch.empty(read_[-1].end - read_[0].start, dtype=torch.uint8)
         assert len(buffer) <= max(at_once, 1176 * 2)  # one row at the least
-        module._fill(buffer, read_, checkpoint)
+        module._fill_buffer(buffer, read_, checkpoint)
         for piece in read_:
-            module._copy(piece, buffer[piece.start - read_[0].start : piece.end - read_[0].start])
-    for name, tensor in read(checkpoint, everything, CPU, torch.float32).items():
+            module._copy_chunk(piece, buffer[piece.start - read_[0].start : piece.end - read_[0].start])
+    for name, tensor in load_weights(checkpoint, everything, CPU, torch.float32).items():
         assert torch.equal(places[name], tensor), name
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from lorgnette.report.html.charts import MOST_POINTS, Curve, charts, figure, overlay
+from lorgnette.report.html.charts import MAX_POINTS, Curve, build_charts, build_overlay, format_number
 
 
 def test_the_eval_curve_joins_its_own() -> None:
@@ -12,25 +12,25 @@ def test_the_eval_curve_joins_its_own() -> None:
         Curve("eval_loss", [(2, 3.0)]),
         Curve("eval x", [(1, 1)]),
     ]
-    drawn = charts(curves)
+    drawn = build_charts(curves)
     assert [(chart.name, [line.name for line in chart.lines]) for chart in drawn] == [
         ("loss", ["loss", "eval_loss"]),
         ("lr", ["lr"]),
         ("eval x", ["eval x"]),
     ]
-    assert drawn[0].sentence == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
+    assert drawn[0].description == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
 
 
 def test_several_runs_in_one_chart_keep_their_places_colours() -> None:
     curves = [Curve("base", []), Curve("a", [(1, 2.0), (2, 1.0)]), Curve("b", [(1, 3.0), (2, 2.0)])]
-    [chart] = overlay("eval loss", curves)
-    assert [(line.name, line.colour) for line in chart.lines] == [("a", 2), ("b", 3)]
-    assert [line["name"] for line in chart.data["lines"]] == ["a", "b"]
-    assert overlay("lr", [Curve("base", [])]) == []
+    [chart] = build_overlay("eval loss", curves)
+    assert [(line.name, line.color) for line in chart.lines] == [("a", 2), ("b", 3)]
+    assert [line["name"] for line in chart.script_data["lines"]] == ["a", "b"]
+    assert build_overlay("lr", [Curve("base", [])]) == []
 
 
 def test_points_lie_where_the_ticks_say() -> None:
-    (chart,) = charts([Curve("loss", [(0.0, 4.0), (10.0, 0.0)])])
+    (chart,) = build_charts([Curve("loss", [(0.0, 4.0), (10.0, 0.0)])])
     assert [(tick.percent, tick.text) for tick in chart.y_ticks] == [
         (0, "0"),
         (25, "1"),
@@ -47,7 +47,7 @@ def test_points_lie_where_the_ticks_say() -> None:
     "values", [[5.0], [0.0, 0.0], [-3.0, -1.0], [1e-5, 1e-4], [1e12, 3e12], [0.5, 0.5001], [1e-30, 2e-30], [2.5, 1e7]]
 )
 def test_any_range_gets_round_ticks_that_hold_it(values: list[float]) -> None:
-    (chart,) = charts([Curve("x", list(enumerate(values)))])
+    (chart,) = build_charts([Curve("x", list(enumerate(values)))])
     assert chart.y_range[0] <= min(values) <= max(values) <= chart.y_range[1]
     assert 2 <= len(chart.y_ticks) <= 8
     assert len({tick.text for tick in chart.y_ticks}) == len(chart.y_ticks)
@@ -55,27 +55,29 @@ def test_any_range_gets_round_ticks_that_hold_it(values: list[float]) -> None:
 
 
 def test_what_is_not_finite_is_counted_not_drawn() -> None:
-    (chart,) = charts([Curve("loss", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)]), Curve("lr", [(1, math.nan)])])
-    assert "2 not finite and not drawn" in chart.sentence
+    (chart,) = build_charts(
+        [Curve("loss", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)]), Curve("lr", [(1, math.nan)])]
+    )
+    assert "2 not finite and not drawn" in chart.description
     assert "nan" not in chart.lines[0].path
-    assert charts([Curve("empty", [])]) == []
+    assert build_charts([Curve("empty", [])]) == []
 
 
 def test_a_long_run_is_thinned_but_its_spike_stays() -> None:
     points = [(float(step), 1.0) for step in range(50_000)]
     points[31_234] = (31_234.0, 9.0)
-    (chart,) = charts([Curve("loss", points)])
-    assert len(chart.lines[0].points) <= MOST_POINTS + 2
+    (chart,) = build_charts([Curve("loss", points)])
+    assert len(chart.lines[0].points) <= MAX_POINTS + 2
     assert (31_234.0, 9.0) in chart.lines[0].points
     assert chart.lines[0].points[-1] == points[-1]
 
 
 def test_only_a_long_loss_is_smoothed() -> None:
     points = [(float(step), 1.0 + step % 2) for step in range(100)]
-    loss, rate = charts([Curve("loss", points), Curve("lr", points)])
+    loss, rate = build_charts([Curve("loss", points), Curve("lr", points)])
     assert loss.lines[0].smooth
     assert not rate.lines[0].smooth
-    assert not charts([Curve("loss", points[:20])])[0].lines[0].smooth
+    assert not build_charts([Curve("loss", points[:20])])[0].lines[0].smooth
 
 
 @pytest.mark.parametrize(
@@ -91,4 +93,4 @@ def test_only_a_long_loss_is_smoothed() -> None:
     ],
 )
 def test_figures_are_written_for_people(value: float, text: str) -> None:
-    assert figure(value) == text
+    assert format_number(value) == text

@@ -5,10 +5,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from lorgnette.data import Report
-from lorgnette.processing.token_stats import Tokens
-from lorgnette.report.check_report import TITLES, Parts, Preflight
-from lorgnette.report.html.check_page import SHOWN, TOLD, write_preflight
+from lorgnette.data import DataReport
+from lorgnette.processing.token_stats import TokenStats
+from lorgnette.report.check_report import TITLES, CheckReport, SplitSummary
+from lorgnette.report.html.check_page import MAX_CARDS, MAX_LISTED, write_check_page
 from lorgnette.types import Example, Finding, FindingKind, Problem
 
 
@@ -19,19 +19,19 @@ def written(tmp_path: Path) -> Path:
     long = "Donaudampfschifffahrtsgesellschaft<b>" * 6
     places = (tmp_path / "one.jpg", tmp_path / "gone.jpg")
     findings = [Finding(kind, Problem(tmp_path / "a.csv", 3, long, "do"), places) for kind in get_args(FindingKind)]
-    findings += [Finding("tiny", Problem(tmp_path / "a.csv", row, "small", "do")) for row in range(TOLD + 50)]
+    findings += [Finding("tiny", Problem(tmp_path / "a.csv", row, "small", "do")) for row in range(MAX_LISTED + 50)]
     row = Example("x", (), tmp_path / "a.csv", 7)
-    found = Preflight(
+    found = CheckReport(
         title="captions <1>.csv",
-        report=Report(9, 9, (), 3, 0, (1, 1), (2, 2), None),
+        data_report=DataReport(9, 9, (), 3, 0, (1, 1), (2, 2), None),
         findings=findings,
-        parts=Parts(7, 2, 1),
+        split=SplitSummary(7, 2, 1),
         scripts={"Latin": (8, row), "Han": (1, row)},
-        tokens=Tokens(9, 900, 100, 90, 90, 100.0, 400, ((0, 200, 8), (200, 400, 0), (400, 600, 1))),
-        compared=3,
-        unchecked=["nothing"],
+        token_stats=TokenStats(9, 900, 100, 90, 90, 100.0, 400, ((0, 200, 8), (200, 400, 0), (400, 600, 1))),
+        num_compared=3,
+        skipped_checks=["nothing"],
     )
-    write_preflight(tmp_path / "check.html", found)
+    write_check_page(tmp_path / "check.html", found)
     return tmp_path / "check.html"
 
 
@@ -44,20 +44,20 @@ def test_everything_is_on_it_escaped_or_counted(written: Path) -> None:
     assert "the hold-out is one picture" in html
     assert html.count("data:image/jpeg;base64,") == len(TITLES)
     assert html.count("the file is gone") == len(TITLES)
-    assert f"{TOLD + 51 - SHOWN} more" in html
+    assert f"{MAX_LISTED + 51 - MAX_CARDS} more" in html
     assert "and 51 that only --json names" in html
     assert "400–599" in html
     assert html.count('class="barred"') == 4  # two of three bins, two scripts: nothing has no bar
 
 
 def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
-    report = Report(9, 9, (), 3, 0, (1, 1), (2, 2), None)
-    write_preflight(tmp_path / "x.html", Preflight("x", report, (), Parts(9, 0, 0), {}, None, 0))
+    report = DataReport(9, 9, (), 3, 0, (1, 1), (2, 2), None)
+    write_check_page(tmp_path / "x.html", CheckReport("x", report, (), SplitSummary(9, 0, 0), {}, None, 0))
     html = (tmp_path / "x.html").read_text()
     assert "<article" not in html
     assert "Nothing was found against its rows." in html
     assert 'class="stops"' not in html
-    write_preflight(tmp_path / "y.html", Preflight("y", report, (), Parts(9, 0, 0, "too few"), {}, None, 0))
+    write_check_page(tmp_path / "y.html", CheckReport("y", report, (), SplitSummary(9, 0, 0, "too few"), {}, None, 0))
     assert 'aria-labelledby="advice" class="stops"' in (tmp_path / "y.html").read_text()
 
 

@@ -8,39 +8,48 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.report.html.charts import Curve, overlay
-from lorgnette.report.html.comparison import Card, Cell, Comparison, Gap, MetricRow, write_comparison
+from lorgnette.report.html.charts import Curve, build_overlay
+from lorgnette.report.html.comparison import (
+    CellDifference,
+    ComparisonCard,
+    ComparisonPage,
+    MetricRow,
+    ScoreCell,
+    write_comparison_page,
+)
 
 COLOURS = ["red", "green", "blue", "yellow"]
 
 
-def a_comparison(folder: Path) -> Comparison:
+def a_comparison(folder: Path) -> ComparisonPage:
     """base, a, b on four pictures; b gains most on yellow and loses on green; the last picture has no reference."""
     for colour in COLOURS:
         Image.new("RGB", (64, 48), colour).save(folder / f"{colour}.png")
     each = ((0.5, 0.5, 0.5, None), (0.5, 0.6, 0.4, None), (0.9, 0.2, 0.6, None))
-    gap = Gap(0, "+0.100, p 0.001", "+0.050 to +0.150", "better")
+    gap = CellDifference(0, "+0.100, p 0.001", "+0.050 to +0.150", "better")
     cells = (
-        Cell("0.500", "0.4 to 0.6"),
-        Cell("0.500", "0.4 to 0.6", (gap, Gap(2, "−0.067", "", "unsure"))),
-        Cell("0.567", "0.4 to 0.6", (gap, Gap(1, "+0.067", "", "unsure"))),
+        ScoreCell("0.500", "0.4 to 0.6"),
+        ScoreCell("0.500", "0.4 to 0.6", (gap, CellDifference(2, "−0.067", "", "unsure"))),
+        ScoreCell("0.567", "0.4 to 0.6", (gap, CellDifference(1, "+0.067", "", "unsure"))),
     )
-    return Comparison(
+    return ComparisonPage(
         title="Side by side",
         summary="4 questions",
-        sides=("base", "runs/a", "runs/with/a/long/name"),
+        candidates=("base", "runs/a", "runs/with/a/long/name"),
         cards=[
-            Card(colour, (folder / f"{colour}.png",), "what?", references, (f"base {colour}", "same", f"<i>{colour}"))
+            ComparisonCard(
+                colour, (folder / f"{colour}.png",), "what?", references, (f"base {colour}", "same", f"<i>{colour}")
+            )
             for colour, references in zip(COLOURS, [("one", "two"), ("r",), ("r",), ()], strict=True)
         ],
         metrics=[
             MetricRow("ROUGE-L", "likeness", "higher", cells, each),
             MetricRow("edit", "changes", "lower", cells, tuple(tuple(v and 1 - v for v in side) for side in each)),
-            MetricRow("CIDEr-D", "likeness", "higher", (Cell("–"),) * 3, (), "one picture says nothing"),
+            MetricRow("CIDEr-D", "likeness", "higher", (ScoreCell("–"),) * 3, (), "one picture says nothing"),
         ],
-        chosen="ROUGE-L",
+        sort_metric="ROUGE-L",
         style=[("words", ("10", "5", "5", "4"))],
-        charts=overlay("loss", [Curve("base", []), Curve("runs/a", [(1, 2.0), (2, 1.0)])]),
+        charts=build_overlay("loss", [Curve("base", []), Curve("runs/a", [(1, 2.0), (2, 1.0)])]),
         settings=[("lora.rank", ("–", "16", "4"))],
         facts=[("Data", "d.csv")],
     )
@@ -48,7 +57,7 @@ def a_comparison(folder: Path) -> Comparison:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    write_comparison(tmp_path / "compare.html", a_comparison(tmp_path))
+    write_comparison_page(tmp_path / "compare.html", a_comparison(tmp_path))
     return tmp_path / "compare.html"
 
 
@@ -173,8 +182,8 @@ def test_a_phone_has_two_sides_in_sight_and_no_keys(opened: Any, written: Path) 
 
 
 def test_without_references_there_is_nothing_to_sort_by(opened: Any, tmp_path: Path) -> None:
-    cards = [Card("a", (), "what?", (), ("yes", "no")), Card("b", (), "", (), ("", "maybe"))]
-    write_comparison(tmp_path / "c.html", Comparison("t", "", ("x", "y"), cards))
+    cards = [ComparisonCard("a", (), "what?", (), ("yes", "no")), ComparisonCard("b", (), "", (), ("", "maybe"))]
+    write_comparison_page(tmp_path / "c.html", ComparisonPage("t", "", ("x", "y"), cards))
     with opened(tmp_path / "c.html") as page:
         page.view.keyboard.press("g")
         page.view.fill("#find", "maybe")
@@ -190,11 +199,11 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(opened: Any, tmp_p
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
     answers = ("word " * 60, "short", "other")
-    cards = [Card(f"n{i}", (tmp_path / f"{i % 25}.jpg",), "p", ("r",) * 5, answers) for i in range(1000)]
+    cards = [ComparisonCard(f"n{i}", (tmp_path / f"{i % 25}.jpg",), "p", ("r",) * 5, answers) for i in range(1000)]
     values = tuple(tuple(float(v) for v in noise.random(1000)) for _ in range(3))
-    metric = MetricRow("M", "m", "higher", (Cell("0.5"),) * 3, values)
+    metric = MetricRow("M", "m", "higher", (ScoreCell("0.5"),) * 3, values)
     path = tmp_path / "many.html"
-    write_comparison(path, Comparison("many", "", ("a", "b", "c"), cards, [metric], "M"))
+    write_comparison_page(path, ComparisonPage("many", "", ("a", "b", "c"), cards, [metric], "M"))
     assert path.stat().st_size < 30_000_000
     with opened(path) as page:
         page.view.keyboard.press("g")

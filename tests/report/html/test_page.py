@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from lorgnette.report.html.charts import Curve
-from lorgnette.report.html.page import Page, Score, Strip, flattened, write_page
+from lorgnette.report.html.page import RunPage, SampleHistory, ScoreRow, flatten_settings, write_run_page
 from lorgnette.report.predictions import PredictionRow
 
 
-def a_page(folder: Path) -> Page:
+def a_page(folder: Path) -> RunPage:
     Image.new("RGB", (640, 480), "teal").save(folder / "one.jpg")
     Image.new("RGB", (300, 900), "orange").save(folder / "two.png")
     long = "Donaudampfschifffahrtsgesellschaftskapitän" * 6
-    return Page(
+    return RunPage(
         title="COCO captions",
         summary="62 steps on 496 examples in 21 s; loss 3.90 → 0.12.",
         settings={
@@ -41,14 +41,19 @@ def a_page(folder: Path) -> Page:
         problems=["data.csv, row 7: picture cannot be decoded"],
         notes=["a note"],
         next_steps=["lorgnette predict --adapter runs/coco/adapter picture.jpg"],
-        scores=[Score("CIDEr", "12.4", "98.1", better=True), Score("odd", "–", "–", note="one picture says nothing")],
+        scores=[
+            ScoreRow("CIDEr", "12.4", "98.1", is_better=True),
+            ScoreRow("odd", "–", "–", note="one picture says nothing"),
+        ],
         gains=[0.5, -0.25, None, None],
-        film=[Strip(PredictionRow("a", (folder / "one.jpg",), "", ("a cat",)), ((0, "The image"), (31, "A cat.")))],
+        samples=[
+            SampleHistory(PredictionRow("a", (folder / "one.jpg",), "", ("a cat",)), ((0, "The image"), (31, "A cat.")))
+        ],
     )
 
 
 def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", a_page(tmp_path))
+    write_run_page(tmp_path / "report.html", a_page(tmp_path))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;a cat&lt;/b&gt;" in html
     assert "<b>a cat" not in html
@@ -67,19 +72,19 @@ def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
 
 
 def test_an_empty_page_has_no_empty_sections(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", Page(title="Nothing yet"))
+    write_run_page(tmp_path / "report.html", RunPage(title="Nothing yet"))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<section" not in html
     assert "Nothing yet" in html
 
 
 def test_without_a_summary_the_loss_makes_one(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", Page(title="x", curves=[Curve("loss", [(1, 3.9), (62, 0.12)])]))
+    write_run_page(tmp_path / "report.html", RunPage(title="x", curves=[Curve("loss", [(1, 3.9), (62, 0.12)])]))
     assert "62 steps; loss 3.90\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}0.12." in (tmp_path / "report.html").read_text()
 
 
 def test_predictions_alone_are_not_called_before_and_after(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", Page(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
+    write_run_page(tmp_path / "report.html", RunPage(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
     html = (tmp_path / "report.html").read_text()
     assert ">Predictions<" in html
     assert "Before" not in html
@@ -92,7 +97,7 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) ->
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
     rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", ("r",), "b", "t") for row in range(1000)]
-    write_page(tmp_path / "report.html", Page(title="many", rows=rows))
+    write_run_page(tmp_path / "report.html", RunPage(title="many", rows=rows))
     html = (tmp_path / "report.html").read_bytes()
     assert len(html) < 30_000_000
     assert html.count(b"<article") == 1000
@@ -101,25 +106,25 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) ->
 
 def test_settings_are_flattened_as_one_would_type_them() -> None:
     nested = {"a": {"b": {"c": None}, "d": True}, "e": [1, "x"], "f": {}}
-    assert flattened(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
+    assert flatten_settings(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
 
 
 def test_only_what_is_better_is_green(tmp_path: Path) -> None:
     rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
         [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
     )]  # fmt: skip
-    write_page(tmp_path / "p.html", Page(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
+    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
     html = (tmp_path / "p.html").read_text()
     cards = html.split("<article")[1:]
     assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
-    scores = [Score("a", "1", "2", better=True), Score("b", "1", "1")]
-    write_page(tmp_path / "p.html", Page(title="x", scores=scores))
+    scores = [ScoreRow("a", "1", "2", is_better=True), ScoreRow("b", "1", "1")]
+    write_run_page(tmp_path / "p.html", RunPage(title="x", scores=scores))
     assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    write_page(tmp_path / "report.html", a_page(tmp_path))
+    write_run_page(tmp_path / "report.html", a_page(tmp_path))
     return tmp_path / "report.html"
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from lorgnette.errors import UsageError
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.trackers.swanlab import SwanlabTracker, chosen_mode
 from lorgnette.report.trackers import swanlab as swanlab_module
+from lorgnette.report.trackers.swanlab import SwanlabTracker, select_mode
 
 library = pytest.importorskip("swanlab", reason="swanlab is not installed")
 KEY = "a" * 21
@@ -46,7 +46,7 @@ def recorded(folder: Path, said: list[str]) -> SwanlabTracker:
         PredictionRow("identity_1", (folder / "one.png",), "COCO Yes:", ("一只猫",), "the image", "a cat"),
         PredictionRow("identity_2", (folder / "gone.png",), "COCO Yes:", ("a dog",), None, "a dog"),
     ]
-    tracker.predictions(rows, 3)
+    tracker.log_predictions(rows, 3)
     tracker.finish()
     return tracker
 
@@ -134,7 +134,7 @@ def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(swanlab_module, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr("requests.head", lambda *_, **__: time.sleep(2))
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
-    mode, why = chosen_mode()
+    mode, why = select_mode()
     assert mode == "offline"
     assert "does not answer within 0.2 s" in str(why)
 
@@ -158,19 +158,19 @@ def test_the_mode_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
     for named in ("local", "offline", "disabled"):
         monkeypatch.setenv("SWANLAB_MODE", named)
-        assert chosen_mode() == (named, None)
+        assert select_mode() == (named, None)
     for named in ("cloud", "online"):
         monkeypatch.setenv("SWANLAB_MODE", named)
-        mode, why = chosen_mode()
+        mode, why = select_mode()
         assert mode == "offline"
         assert "cannot be reached" in str(why)
     monkeypatch.delenv("SWANLAB_API_KEY")
-    mode, why = chosen_mode()
+    mode, why = select_mode()
     assert mode in ("local", "offline")
     assert "no API key" in str(why)
     monkeypatch.setenv("SWANLAB_MODE", "nonsense")
     with pytest.raises(UsageError, match="SWANLAB_MODE is one of"):
-        chosen_mode()
+        select_mode()
 
 
 def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

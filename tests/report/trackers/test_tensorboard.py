@@ -17,7 +17,7 @@ def test_what_was_logged_can_be_read_back(tmp_path: Path) -> None:
     for step in range(1, 4):
         tracker.log({"train/loss": 1 / step, "train/lr": float("nan")}, step)
     row = PredictionRow("identity_1", (tmp_path / "one.png", tmp_path / "gone.png"), "p", ("a cat",), "the", "一只猫")
-    tracker.predictions([row], 3)
+    tracker.log_predictions([row], 3)
     tracker.finish()
     assert tracker.address == f"tensorboard --logdir {tmp_path / 'tensorboard'}"
 

@@ -6,7 +6,7 @@ import pytest
 from lorgnette.errors import UsageError
 from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.trackers import tracker
-from lorgnette.report.trackers.tracker import Guarded, open_trackers, scalars
+from lorgnette.report.trackers.tracker import GuardedTracker, open_trackers, to_scalars
 
 
 class Recorder:
@@ -38,11 +38,11 @@ class Recorder:
         self._call("finish")
 
 
-def run(tracker: Guarded) -> None:
+def run(tracker: GuardedTracker) -> None:
     tracker.start({})
     tracker.log({"train/loss": 1.0}, 1)
     tracker.log({"train/loss": 1.0}, 2)
-    tracker.predictions([], 2)
+    tracker.log_predictions([], 2)
     tracker.finish()
 
 
@@ -50,7 +50,7 @@ def run(tracker: Guarded) -> None:
 def test_a_failing_tracker_is_told_once_and_off(breaks: str) -> None:
     said: list[str] = []
     recorder = Recorder(breaks)
-    guarded = Guarded("swanlab", recorder, said.append)
+    guarded = GuardedTracker("swanlab", recorder, said.append)
     run(guarded)
     assert recorder.calls[-1] == breaks
     assert recorder.calls.count(breaks) == 1
@@ -63,7 +63,7 @@ def test_a_failing_tracker_is_told_once_and_off(breaks: str) -> None:
 def test_a_working_tracker_gets_everything() -> None:
     said: list[str] = []
     recorder = Recorder()
-    guarded = Guarded("x", recorder, said.append)
+    guarded = GuardedTracker("x", recorder, said.append)
     assert guarded.address == "nowhere"
     run(guarded)
     assert recorder.calls == ["start", "log", "log", "predictions", "finish"]
@@ -72,23 +72,23 @@ def test_a_working_tracker_gets_everything() -> None:
 
 def test_a_wrong_setting_and_an_interrupt_are_not_swallowed() -> None:
     with pytest.raises(UsageError):
-        Guarded("x", Recorder("start", UsageError("wrong")), print).start({})
+        GuardedTracker("x", Recorder("start", UsageError("wrong")), print).start({})
 
     class Interrupted(Recorder):
         def log(self, metrics: Mapping[str, float], step: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Guarded("x", Interrupted(), print).log({}, 1)
+        GuardedTracker("x", Interrupted(), print).log({}, 1)
 
 
 def opened(names: object, folder: Path) -> list[str]:
     found = open_trackers(names, project="p", experiment="e", folder=folder, warn=print)  # type: ignore[arg-type]
-    return [tracker.name for tracker in found if isinstance(tracker, Guarded)]
+    return [tracker.name for tracker in found if isinstance(tracker, GuardedTracker)]
 
 
 def test_which_trackers_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "installed", lambda name: True)
+    monkeypatch.setattr(tracker, "is_installed", lambda name: True)
     assert opened("auto", tmp_path) == ["swanlab"]
     assert opened(("auto",), tmp_path) == ["swanlab"]
     assert opened(("none",), tmp_path) == opened((), tmp_path) == []
@@ -98,7 +98,7 @@ def test_which_trackers_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "installed", lambda name: False)
+    monkeypatch.setattr(tracker, "is_installed", lambda name: False)
     assert opened("auto", tmp_path) == []
     with pytest.raises(UsageError, match=r"pip install 'lorgnette\[swanlab\]'"):
         opened(("swanlab",), tmp_path)
@@ -115,7 +115,7 @@ def test_a_name_that_is_none(tmp_path: Path, names: tuple[str, ...], told: str) 
 
 def test_records_get_the_names_that_charts_have() -> None:
     train = {"kind": "train", "step": 3, "epoch": 0.5, "loss": "nan", "lr": 1e-4, "grad_norm": 2, "note": "x"}
-    named = scalars(train)
+    named = to_scalars(train)
     assert set(named) == {"train/epoch", "train/loss", "train/lr", "train/grad_norm"}
-    assert scalars({"kind": "eval", "step": 3, "eval_loss": 0.5}) == {"eval/loss": 0.5}
-    assert scalars({"kind": "event", "step": 3, "text": "x"}) == {}
+    assert to_scalars({"kind": "eval", "step": 3, "eval_loss": 0.5}) == {"eval/loss": 0.5}
+    assert to_scalars({"kind": "event", "step": 3, "text": "x"}) == {}

@@ -5,7 +5,7 @@ from PIL import Image
 
 from lorgnette.errors import UsageError
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.trackers.wandb import WandbTracker, chosen_mode
+from lorgnette.report.trackers.wandb import WandbTracker, select_mode
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
@@ -20,21 +20,21 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_mode_follows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen_mode() == "offline"
+    assert select_mode() == "offline"
     (tmp_path / "home/.netrc").write_text("machine api.wandb.ai login user password secret\n")
     (tmp_path / "home/.netrc").chmod(0o600)
-    assert chosen_mode() == "online"
+    assert select_mode() == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
-    assert chosen_mode() == "offline"
+    assert select_mode() == "offline"
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert chosen_mode() == "offline"  # it would ask for a key
+    assert select_mode() == "offline"  # it would ask for a key
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert chosen_mode() == "online"
+    assert select_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert chosen_mode() == "disabled"
+    assert select_mode() == "disabled"
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     with pytest.raises(UsageError, match="WANDB_MODE"):
-        chosen_mode()
+        select_mode()
 
 
 def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +47,7 @@ def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.Ca
     tracker.start({"lora": {"r": 64}, "path": tmp_path})
     tracker.log({"train/loss": 1.0}, 1)
     tracker.log({"train/loss": 0.5}, 2)
-    tracker.predictions([PredictionRow("a", (tmp_path / "one.png",), "p", ("a cat",), "b", "一只猫")], 2)
+    tracker.log_predictions([PredictionRow("a", (tmp_path / "one.png",), "p", ("a cat",), "b", "一只猫")], 2)
     tracker.finish()
     (record,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     assert record.stat().st_size > 100

@@ -10,58 +10,60 @@ from pathlib import Path
 import pytest
 import torch
 from demo_model import exam, pretrain
-from demo_model.course import Settings
-from demo_model.lessons import Lesson, lesson, load_tokenizer
-from demo_model.pretrain import FACT_WEIGHT, fact_weights, lesson_loss, read_settings
-from demo_model.tower import patches
+from demo_model.course import PretrainSettings
+from demo_model.lessons import Batch, build_batch, load_tokenizer
+from demo_model.pretrain import FACT_WEIGHT, compute_loss, compute_token_weights, parse_arguments
+from demo_model.tower import patchify
 from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration
 
-from lorgnette.demo.scenes import random_scene
+from lorgnette.demo.scenes import sample_scene
 
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exam, "LONGEST", 4)
+    monkeypatch.setattr(exam, "MAX_NEW_TOKENS", 4)
 
 
-def make_lesson(folder: Path, size: int) -> Lesson:
+def make_lesson(folder: Path, size: int) -> Batch:
     rng = random.Random(0)
-    return lesson([random_scene(rng) for _ in range(size)], load_tokenizer(folder).backend_tokenizer, rng)
+    return build_batch([sample_scene(rng) for _ in range(size)], load_tokenizer(folder).backend_tokenizer, rng)
 
 
 def test_the_loss_is_that_of_transformers_own_forward(untrained: Path) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
     batch = make_lesson(untrained, 3)
-    tokens = torch.from_numpy(batch.tokens).long()
-    weights = fact_weights(Settings(untrained), torch.device("cpu"))
+    tokens = torch.from_numpy(batch.input_ids).long()
+    weights = compute_token_weights(PretrainSettings(untrained), torch.device("cpu"))
     logits = model(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
         mm_token_type_ids=(tokens == model.config.image_token_id).int(),
-        pixel_values=patches(torch.from_numpy(batch.pictures)).flatten(0, 1),
+        pixel_values=patchify(torch.from_numpy(batch.images)).flatten(0, 1),
         image_grid_thw=torch.tensor([[1, 8, 8]] * 3),
-    ).logits.flatten(0, 1)[torch.from_numpy(batch.label_rows).long()]
-    expected = functional.cross_entropy(logits, torch.from_numpy(batch.targets).long(), weight=weights)
-    torch.testing.assert_close(lesson_loss(model, batch, weights), expected, atol=1e-5, rtol=0)
+    ).logits.flatten(0, 1)[torch.from_numpy(batch.label_indices).long()]
+    expected = functional.cross_entropy(logits, torch.from_numpy(batch.labels).long(), weight=weights)
+    torch.testing.assert_close(compute_loss(model, batch, weights), expected, atol=1e-5, rtol=0)
 
 
 def test_words_that_only_the_picture_tells_weigh_more(untrained: Path) -> None:
     tokenizer = load_tokenizer(untrained)
-    weights = fact_weights(Settings(untrained), torch.device("cpu"))
+    weights = compute_token_weights(PretrainSettings(untrained), torch.device("cpu"))
     red, image = (tokenizer(word).input_ids[0] for word in (" red", " image"))
     assert (weights[red], weights[image]) == (FACT_WEIGHT, 1.0)
 
 
 def test_every_weight_is_taught(untrained: Path) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
-    lesson_loss(model, make_lesson(untrained, 2), torch.ones(1024)).backward()
+    compute_loss(model, make_lesson(untrained, 2), torch.ones(1024)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model"
-    settings = Settings(out, steps=3, batch=4, workers=0, device="cpu", examined=2, report_seconds=1e-9)
+    settings = PretrainSettings(
+        out, steps=3, batch_size=4, num_workers=0, device="cpu", num_eval_scenes=2, log_seconds=1e-9
+    )
     written = pretrain.pretrain(settings)
     assert json.loads(json.dumps(written)) == json.loads((out / "manifest.json").read_text())
     assert (written["steps"], written["pictures_seen"]) == (3, 12)
@@ -77,25 +79,25 @@ def test_a_run_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_same_batch_again_and_again_is_learnt(untrained: Path) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).train()
     batch, weights = make_lesson(untrained, 4), torch.ones(1024)
-    before = lesson_loss(model, batch, weights).item()
-    settings = Settings(untrained, steps=30, batch=4, report_seconds=1e9)
+    before = compute_loss(model, batch, weights).item()
+    settings = PretrainSettings(untrained, steps=30, batch_size=4, log_seconds=1e9)
     progress = pretrain.train(model, itertools.repeat(batch), settings, began=0.0)
     assert before > 6.5
     assert progress.loss < before
-    assert lesson_loss(model, batch, weights).item() < 4.0
+    assert compute_loss(model, batch, weights).item() < 4.0
 
 
 def test_an_interrupted_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(settings: Settings) -> Iterator[Lesson]:
+    def interrupted(settings: PretrainSettings) -> Iterator[Batch]:
         yield make_lesson(settings.out, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretrain, "stream", interrupted)
-    written = pretrain.pretrain(Settings(tmp_path, batch=2, device="cpu", examined=1))
+    monkeypatch.setattr(pretrain, "start_batch_stream", interrupted)
+    written = pretrain.pretrain(PretrainSettings(tmp_path, batch_size=2, device="cpu", num_eval_scenes=1))
     assert (written["steps"], written["loss"]) == (1, None)
     assert (tmp_path / "model.safetensors").exists()
 
 
 def test_the_command_line_and_the_settings_agree(tmp_path: Path) -> None:
-    assert read_settings(["--out", str(tmp_path)]) == Settings(tmp_path)
-    assert read_settings(["--out", "x", "--steps", "7", "--minutes", "2", "--workers", "3"]).steps == 7
+    assert parse_arguments(["--out", str(tmp_path)]) == PretrainSettings(tmp_path)
+    assert parse_arguments(["--out", "x", "--steps", "7", "--minutes", "2", "--workers", "3"]).steps == 7

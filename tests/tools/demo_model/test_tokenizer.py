@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from demo_model.tokenizer import CHAT_TEMPLATE, ROWS, SPECIAL
+from demo_model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCAB_SIZE
 from transformers import AutoTokenizer
 
-from lorgnette.demo.shapes import COLOURS, KINDS
+from lorgnette.demo.shapes import COLORS, KINDS
 
 ODD = ["", "héllo wörld 你好 🙂", "a  b\n\n c\t", "it's 2024, isn't it?", "<|im_start|>user\n<|image_pad|>x<|im_end|>"]
 
@@ -21,14 +21,14 @@ def test_any_text_comes_back(untrained: Path, text: str) -> None:
 
 def test_special_tokens_stand_at_the_end_and_are_one_token_each(untrained: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(untrained)
-    assert len(tokenizer) == ROWS
-    assert [tokenizer(token).input_ids for token in SPECIAL] == [[ROWS - 14 + i] for i in range(14)]
+    assert len(tokenizer) == VOCAB_SIZE
+    assert [tokenizer(token).input_ids for token in SPECIAL_TOKENS] == [[VOCAB_SIZE - 14 + i] for i in range(14)]
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|im_end|>", "<|endoftext|>", None)
 
 
 def test_the_words_of_our_scenes_are_one_token_each(untrained: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(untrained)
-    for word in (*KINDS, *COLOURS, "small", "big", "left", "right", "above", "below", "assistant"):
+    for word in (*KINDS, *COLORS, "small", "big", "left", "right", "above", "below", "assistant"):
         assert len(tokenizer(f" {word}").input_ids) == 1, word
     assert [len(tokenizer(word).input_ids) for word in ("system", "user", "assistant", "COCO Yes:")] == [1, 1, 1, 3]
 

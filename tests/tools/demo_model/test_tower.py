@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_model.lessons import seen
-from demo_model.tower import patches, vision_features
+from demo_model.lessons import render_pixels
+from demo_model.tower import compute_features, patchify
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lorgnette.demo.scenes import draw, random_scene
+from lorgnette.demo.scenes import draw_scene, sample_scene
 
 
 def test_patches_are_the_image_processors(untrained: Path) -> None:
     rng = random.Random(0)
-    scenes = [random_scene(rng) for _ in range(4)]
-    theirs = Qwen2VLImageProcessorPil.from_pretrained(untrained)([draw(s) for s in scenes], return_tensors="pt")
-    ours = patches(torch.from_numpy(np.stack([seen(scene) for scene in scenes])))
+    scenes = [sample_scene(rng) for _ in range(4)]
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(untrained)([draw_scene(s) for s in scenes], return_tensors="pt")
+    ours = patchify(torch.from_numpy(np.stack([render_pixels(scene) for scene in scenes])))
     assert theirs.image_grid_thw.tolist() == [[1, 8, 8]] * 4
     torch.testing.assert_close(ours.flatten(0, 1), theirs.pixel_values, atol=1e-6, rtol=0)
 
@@ -31,7 +31,7 @@ def test_features_and_gradients_are_those_of_transformers(untrained: Path, side:
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     pixels = torch.randn(3, side * side, 1176, generator=torch.Generator().manual_seed(0))
     theirs = visual(pixels.flatten(0, 1), grid_thw=torch.tensor([[1, side, side]] * 3)).pooler_output
-    ours = vision_features(visual, pixels, side)
+    ours = compute_features(visual, pixels, side)
     torch.testing.assert_close(ours.flatten(0, 1), theirs, atol=1e-5, rtol=0)
     parameters = list(visual.parameters())
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
@@ -44,5 +44,5 @@ def test_features_and_gradients_are_those_of_transformers(untrained: Path, side:
 def test_pictures_do_not_see_each_other(untrained: Path) -> None:
     visual = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).model.visual
     pixels = torch.randn(2, 64, 1176, generator=torch.Generator().manual_seed(0))
-    alone = vision_features(visual, pixels[:1], 8)
-    torch.testing.assert_close(vision_features(visual, pixels, 8)[:1], alone, atol=1e-5, rtol=0)
+    alone = compute_features(visual, pixels[:1], 8)
+    torch.testing.assert_close(compute_features(visual, pixels, 8)[:1], alone, atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import (
     captions,
     coco,
@@ -25,90 +25,94 @@ from lorgnette.data.formats import (
     queries,
     webdataset,
 )
-from lorgnette.data.text_files import json_file
+from lorgnette.data.text_files import read_json
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
-To = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
+ExportFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 
 
-def _conversation(record: Mapping[str, Any], place: rows.Place) -> Example:
+def _read_conversation(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """The tutorial's, or LLaVA's where pictures stand beside the turns and not in them."""
     beside = "image" in record or "images" in record
-    return llava.example(record, place) if beside else conversations.example(record, place)
+    return llava.read_record(record, location) if beside else conversations.read_record(record, location)
 
 
-RECORDS: dict[str, Callable[[Mapping[str, Any], rows.Place], Example]] = {
-    "conversations": _conversation,
-    "messages": messages.example,
-    "query": queries.query,
-    "instruction": queries.alpaca,
-    "conversation": queries.conversation,
+RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], row_location.RowLocation], Example]] = {
+    "conversations": _read_conversation,
+    "messages": messages.read_record,
+    "query": queries.read_query,
+    "instruction": queries.read_alpaca,
+    "conversation": queries.read_conversation,
 }
-WHOLE: tuple[
+OBJECT_FORMATS: tuple[
     tuple[
         Callable[[Mapping[str, Any]], bool],
-        Callable[[Mapping[str, Any], Path, rows.Asked], Iterator[rows.Row]],
+        Callable[[Mapping[str, Any], Path, row_location.ReadOptions], Iterator[row_location.Row]],
     ],
     ...,
 ] = (
-    (coco.is_official, coco.official),
-    (coco.is_karpathy, coco.karpathy),
-    (llama_factory.is_info, llama_factory.examples),
+    (coco.is_official, coco.read_official),
+    (coco.is_karpathy, coco.read_karpathy),
+    (llama_factory.is_dataset_info, llama_factory.read_dataset_info),
 )
 
 
-def examples(record: Mapping[str, Any], place: rows.Place) -> list[Example]:
+def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
     """A record of any form."""
-    forms = [key for key in RECORDS if key in record]
+    forms = [key for key in RECORD_FORMATS if key in record]
     if len(forms) == 1:
-        return [RECORDS[forms[0]](record, place)]
-    if not forms and any(key in record for key in captions.PICTURE):
-        return captions.examples(record, place)
+        return [RECORD_FORMATS[forms[0]](record, location)]
+    if not forms and any(key in record for key in captions.IMAGE_COLUMNS):
+        return captions.read_record(record, location)
     found = ", ".join(repr(key) for key in list(record)[:8]) or "no key at all"
     raise LorgnetteError(
         f"the row has both {forms[0]!r} and {forms[1]!r}" if forms else f"the row has {found}",
-        remedy=f"give it one of {', '.join(map(repr, RECORDS))}, or 'image_path' and 'caption'",
+        hint=f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'",
     )
 
 
-def _json(path: Path, asked: rows.Asked) -> Iterator[rows.Row]:
-    value = json_file(path)
+def _read_json(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+    value = read_json(path)
     if isinstance(value, dict):
-        for is_it, read in WHOLE:
+        for is_it, read in OBJECT_FORMATS:
             if is_it(value):
-                yield from read(value, path, asked)
+                yield from read(value, path, options)
                 return
-    yield from json_records.listed(value, rows.places(path, asked.unnamed(path)), examples)
+    yield from json_records.read_list(
+        value, row_location.create_row_counter(path, options.require_no_name(path)), read_record
+    )
 
 
-def _jsonl(path: Path, asked: rows.Asked) -> Iterator[rows.Row]:
-    return json_records.examples(path, rows.places(path, asked.unnamed(path)), examples)
+def _read_jsonl(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+    return json_records.read_records(
+        path, row_location.create_row_counter(path, options.require_no_name(path)), read_record
+    )
 
 
-FILES: dict[str, Callable[[Path, rows.Asked], Iterator[rows.Row]]] = {
-    ".csv": csv.examples,
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".tar": webdataset.examples,
+FILE_FORMATS: dict[str, Callable[[Path, row_location.ReadOptions], Iterator[row_location.Row]]] = {
+    ".csv": csv.read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".tar": webdataset.read_shard,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class Exporter:
     """written: an example's record, which `examples` reads back; embedded: what a record becomes in the file."""
 
     suffix: str
-    written: Callable[[Example, str], dict[str, Any]]
-    embedded: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    keeps_ids: bool = True
+    to_record: Callable[[Example, str], dict[str, Any]]
+    embed_images: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    has_ids: bool = True
 
 
-EXPORTS: dict[To, Export] = {
-    "json": Export(".json", lambda example, prompt: conversations.written(example)),
-    "csv": Export(".csv", csv.written, keeps_ids=False),
-    "llava": Export(".json", lambda example, prompt: llava.written(example)),
-    "llama-factory": Export(".json", lambda example, prompt: messages.written(example)),
-    "swift": Export(".jsonl", lambda example, prompt: messages.written(example)),
-    "openai": Export(".jsonl", lambda example, prompt: openai.written(example), openai.embedded, keeps_ids=False),
+EXPORTERS: dict[ExportFormat, Exporter] = {
+    "json": Exporter(".json", lambda example, prompt: conversations.to_record(example)),
+    "csv": Exporter(".csv", csv.to_record, has_ids=False),
+    "llava": Exporter(".json", lambda example, prompt: llava.to_record(example)),
+    "llama-factory": Exporter(".json", lambda example, prompt: messages.to_record(example)),
+    "swift": Exporter(".jsonl", lambda example, prompt: messages.to_record(example)),
+    "openai": Exporter(".jsonl", lambda example, prompt: openai.to_record(example), openai.embed_images, has_ids=False),
 }

@@ -8,49 +8,50 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import rows
-from lorgnette.data.text_files import json_file, json_value, kind, lines
+from lorgnette.data import row_location
+from lorgnette.data.text_files import describe_type, parse_json, read_json, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
-Reader = Callable[[Mapping[str, Any], rows.Place], list[Example]]
+RecordReader = Callable[[Mapping[str, Any], row_location.RowLocation], list[Example]]
 
 
-def examples(path: Path, places: rows.Places, read: Reader) -> Iterator[rows.Row]:
+def read_records(path: Path, counter: row_location.RowCounter, read: RecordReader) -> Iterator[row_location.Row]:
     """Of a .jsonl line by line; of a .json, which is read as a whole."""
     if path.suffix.lower() == ".jsonl":
-        with closing(lines(path)) as text:
+        with closing(read_lines(path)) as text:
             for row, line in enumerate(text, start=1):
                 if line.strip():
-                    yield from _lined(line, places.next(row), read)
+                    yield from _read_line(line, counter.next(row), read)
     else:
-        yield from listed(json_file(path), places, read)
+        yield from read_list(read_json(path), counter, read)
 
 
-def listed(value: object, places: rows.Places, read: Reader) -> Iterator[rows.Row]:
+def read_list(value: object, counter: row_location.RowCounter, read: RecordReader) -> Iterator[row_location.Row]:
     """Of a JSON file's value, which must be a list."""
     if not isinstance(value, list):
         keys = f" with the keys {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, dict) else ""
         raise LorgnetteError(
-            f"the file holds {kind(value)}{keys}, not a list of examples",
-            where=str(places.source),
-            remedy='make it a list: [{"id": …, "conversations": […]}, …]',
+            f"the file holds {describe_type(value)}{keys}, not a list of examples",
+            where=str(counter.source),
+            hint='make it a list: [{"id": …, "conversations": […]}, …]',
         )
     for item in value:
-        yield from _item(item, places.next(), read)
+        yield from _read_item(item, counter.next(), read)
 
 
-def _lined(line: str, place: rows.Place, read: Reader) -> Iterator[rows.Row]:
-    return place.judged(lambda: read(_object(json_value(line)), place))
+def _read_line(line: str, location: row_location.RowLocation, read: RecordReader) -> Iterator[row_location.Row]:
+    return location.try_read(lambda: read(_require_object(parse_json(line)), location))
 
 
-def _item(item: object, place: rows.Place, read: Reader) -> Iterator[rows.Row]:
-    return place.judged(lambda: read(_object(item), place))
+def _read_item(item: object, location: row_location.RowLocation, read: RecordReader) -> Iterator[row_location.Row]:
+    return location.try_read(lambda: read(_require_object(item), location))
 
 
-def _object(item: object) -> Mapping[str, Any]:
+def _require_object(item: object) -> Mapping[str, Any]:
     if not isinstance(item, dict):
         raise LorgnetteError(
-            f"the row is {kind(item)}, not an object", remedy="write {…} per row (one list in all: name it .json)"
+            f"the row is {describe_type(item)}, not an object",
+            hint="write {…} per row (one list in all: name it .json)",
         )
     return item

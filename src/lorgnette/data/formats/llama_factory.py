@@ -12,119 +12,126 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import json_records, messages, queries
-from lorgnette.data.sample import sampled
+from lorgnette.data.sample import sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 
-_ELSEWHERE = {
+_REMOTE_KEYS = {
     "hf_hub_url": "hf:",
     "ms_hub_url": "modelscope:",
     "om_hub_url": "",
     "script_url": "",
     "cloud_file_name": "",
 }
-_ALPACA = {"instruction": "prompt", "input": "query", "output": "response"}
+_ALPACA_COLUMNS = {"instruction": "prompt", "input": "query", "output": "response"}
 """Our name (and LLaMA-Factory's default column) → its name for the column."""
 _TAGS = {"user": ("user_tag", "human"), "assistant": ("assistant_tag", "gpt"), "system": ("system_tag", "system")}
-_REFUSED = ("videos", "audios", "chosen", "rejected", "kto_tag", "tools")
+_REFUSED_COLUMNS = ("videos", "audios", "chosen", "rejected", "kto_tag", "tools")
 
 
-def is_info(value: Mapping[str, Any]) -> bool:
+def is_dataset_info(value: Mapping[str, Any]) -> bool:
     return bool(value) and all(
-        isinstance(entry, dict) and any(key in entry for key in ("file_name", *_ELSEWHERE)) for entry in value.values()
+        isinstance(entry, dict) and any(key in entry for key in ("file_name", *_REMOTE_KEYS))
+        for entry in value.values()
     )
 
 
-def examples(value: Mapping[str, Any], path: Path, asked: rows.Asked) -> Iterator[rows.Row]:
+def read_dataset_info(
+    value: Mapping[str, Any], path: Path, options: row_location.ReadOptions
+) -> Iterator[row_location.Row]:
     """The rows of the entry that asked.name names, or of the only one."""
-    if asked.name is None and len(value) > 1:
-        raise UsageError("several data sets are described here", where=str(path), remedy=f"name one: {_known(value)}")
-    name = asked.name or next(iter(value))
+    if options.name is None and len(value) > 1:
+        raise UsageError(
+            "several data sets are described here", where=str(path), hint=f"name one: {_list_names(value)}"
+        )
+    name = options.name or next(iter(value))
     if name not in value:
-        raise UsageError(f"no data set {name!r}", where=str(path), remedy=f"name one of {_known(value)}")
+        raise UsageError(f"no data set {name!r}", where=str(path), hint=f"name one of {_list_names(value)}")
     entry = value[name]
-    rows = _rows(entry, name, path, asked)
+    rows = _read_entry(entry, name, path, options)
     wanted = entry.get("num_samples")
-    return iter(sampled(rows, wanted, asked.seed)) if isinstance(wanted, int) else rows
+    return iter(sample_rows(rows, wanted, options.seed)) if isinstance(wanted, int) else rows
 
 
-def _known(value: Mapping[str, Any]) -> str:
+def _list_names(value: Mapping[str, Any]) -> str:
     return ", ".join(list(value)[:20]) + (f" … ({len(value)})" if len(value) > 20 else "")
 
 
-def _rows(entry: Mapping[str, Any], name: str, path: Path, asked: rows.Asked) -> Iterator[rows.Row]:
+def _read_entry(
+    entry: Mapping[str, Any], name: str, path: Path, options: row_location.ReadOptions
+) -> Iterator[row_location.Row]:
     where = f"{path}, {name}"
     file = entry.get("file_name")
     if not isinstance(file, str):
-        key = next(key for key in (*_ELSEWHERE, "file_name") if key in entry)
-        remedy = f"give the source as {_ELSEWHERE[key]}{entry[key]}" if _ELSEWHERE.get(key) else "download it first"
-        raise LorgnetteError(f"the data set is not a local file ({key}: {entry[key]})", where=where, remedy=remedy)
+        key = next(key for key in (*_REMOTE_KEYS, "file_name") if key in entry)
+        remedy = f"give the source as {_REMOTE_KEYS[key]}{entry[key]}" if _REMOTE_KEYS.get(key) else "download it first"
+        raise LorgnetteError(f"the data set is not a local file ({key}: {entry[key]})", where=where, hint=remedy)
     if entry.get("ranking"):
         raise LorgnetteError(
-            "the data set ranks answers (ranking: true)", where=where, remedy="take one with a single answer each"
+            "the data set ranks answers (ranking: true)", where=where, hint="take one with a single answer each"
         )
     source = path.parent / file
     if source.suffix.lower() not in (".json", ".jsonl") or not source.is_file():
         what = "is not a .json or .jsonl" if source.is_file() else "does not exist"
-        raise LorgnetteError(f"file_name {file!r} {what}", where=where, remedy="correct the entry, or convert the file")
-    renamed = _renaming(entry, where)
-    return json_records.examples(source, rows.places(source, asked, path.parent), renamed)
+        raise LorgnetteError(f"file_name {file!r} {what}", where=where, hint="correct the entry, or convert the file")
+    renamed = _create_reader(entry, where)
+    return json_records.read_records(source, row_location.create_row_counter(source, options, path.parent), renamed)
 
 
-def _renaming(entry: Mapping[str, Any], where: str) -> json_records.Reader:
+def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordReader:
     columns, tags = (entry.get(key) or {} for key in ("columns", "tags"))
     formatting = entry.get("formatting", "alpaca")
     if not isinstance(columns, dict) or not isinstance(tags, dict) or formatting not in ("alpaca", "sharegpt"):
         raise LorgnetteError(
             f"the entry's formatting is {formatting!r}, its columns {columns!r}",
             where=where,
-            remedy="write formatting alpaca or sharegpt, and columns and tags as objects",
+            hint="write formatting alpaca or sharegpt, and columns and tags as objects",
         )
     if formatting == "alpaca":
-        return lambda record, place: [queries.alpaca(_alpaca(record, columns), place)]
-    return lambda record, place: [messages.example(_sharegpt(record, columns, tags), place)]
+        return lambda record, place: [queries.read_alpaca(_rename_alpaca(record, columns), place)]
+    return lambda record, place: [messages.read_record(_rename_sharegpt(record, columns, tags), place)]
 
 
-def _common(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def _rename_common(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """What both formattings have; a column that is not declared is not used by LLaMA-Factory either."""
-    lost = {key: record.get(columns[key]) for key in _REFUSED if key in columns}
-    rows.must_be_read(lost, ("messages", "images", "system"), _REFUSED)
+    lost = {key: record.get(columns[key]) for key in _REFUSED_COLUMNS if key in columns}
+    row_location.reject_unread_keys(lost, ("messages", "images", "system"), _REFUSED_COLUMNS)
     kept = {key: record[columns[key]] for key in ("images", "system") if columns.get(key) in record}
     return {"id": record.get("id"), **kept}
 
 
-def _alpaca(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    names = {ours: columns.get(theirs, ours) for ours, theirs in _ALPACA.items()}
+def _rename_alpaca(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    names = {ours: columns.get(theirs, ours) for ours, theirs in _ALPACA_COLUMNS.items()}
     said = {ours: record[name] for ours, name in names.items() if name in record}
     history = columns.get("history")
-    return {**_common(record, columns), **said, **({"history": record.get(history)} if history else {})}
+    return {**_rename_common(record, columns), **said, **({"history": record.get(history)} if history else {})}
 
 
-def _sharegpt(record: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, Any]:
+def _rename_sharegpt(record: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, Any]:
     role_tag, content_tag = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     roles = {tags.get(tag, default): role for role, (tag, default) in _TAGS.items()}
     column = columns.get("messages", "conversations")
-    said = rows.objects(record.get(column), column)
+    said = row_location.require_objects(record.get(column), column)
     return {
-        **_common(record, columns),
+        **_rename_common(record, columns),
         "messages": [
-            {"role": _role(item.get(role_tag), roles, number), "content": item.get(content_tag)}
+            {"role": _read_role(item.get(role_tag), roles, number), "content": item.get(content_tag)}
             for number, item in enumerate(said, start=1)
         ],
     }
 
 
-def _role(given: object, roles: Mapping[str, str], number: int) -> str:
+def _read_role(given: object, roles: Mapping[str, str], number: int) -> str:
     if not isinstance(given, str) or given not in roles:
         raise LorgnetteError(
             f"message {number} is from {given!r}, not one of {', '.join(roles)}",
-            remedy="correct it, or declare the name in the entry's tags",
+            hint="correct it, or declare the name in the entry's tags",
         )
     return roles[given]
 
 
-def info(files: Sequence[Path]) -> dict[str, Any]:
+def build_dataset_info(files: Sequence[Path]) -> dict[str, Any]:
     """The dataset_info.json that names these files, each by its stem."""
     tags = {name: name.removesuffix("_tag") for name in ("user_tag", "assistant_tag", "system_tag")}
     entry = {

@@ -10,34 +10,35 @@ LLaMA-Factory ("images") and ms-swift take it too. Knows nothing about files of 
 from collections.abc import Mapping
 from typing import Any
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import conversations, placeholders
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
-_WRITTEN = {"user": "human", "assistant": "gpt"}
+_ROLE_NAMES = {"user": "human", "assistant": "gpt"}
 
 
-def example(record: Mapping[str, Any], place: rows.Place) -> Example:
+def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """One record read."""
-    said = rows.objects(record.get("conversations"), "conversations")
+    said = row_location.require_objects(record.get("conversations"), "conversations")
     drafts = [
-        placeholders.draft(
-            conversations.said_by(item, number), rows.string(item.get("value"), f"turn {number}'s 'value'")
+        placeholders.split_placeholders(
+            conversations.read_role(item, number),
+            row_location.require_string(item.get("value"), f"turn {number}'s 'value'"),
         )
         for number, item in enumerate(said, start=1)
     ]
-    return placeholders.example(record, place, drafts, known=("conversations",))
+    return placeholders.build_example(record, location, drafts, read_keys=("conversations",))
 
 
-def written(example_: Example) -> dict[str, Any]:
+def to_record(example: Example) -> dict[str, Any]:
     """The record; LLaVA's own code reads a lone picture as text, and knows no system turn."""
-    if any(turn.role == "system" for turn in example_.turns):
-        raise LorgnetteError("LLaVA's form has no system turn", remedy="take another form, or remove the system turn")
-    said, paths = placeholders.written(example_)
+    if any(turn.role == "system" for turn in example.turns):
+        raise LorgnetteError("LLaVA's form has no system turn", hint="take another form, or remove the system turn")
+    said, paths = placeholders.format_turns(example)
     shown = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
     return {
-        "id": example_.id,
+        "id": example.id,
         **shown,
-        "conversations": [{"from": _WRITTEN[role], "value": text} for role, text in said],
+        "conversations": [{"from": _ROLE_NAMES[role], "value": text} for role, text in said],
     }

@@ -13,58 +13,58 @@ Knows nothing about files of records.
 from collections.abc import Mapping
 from typing import Any
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import placeholders
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Role
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-_PATHS = ("image", "path", "url", "image_url")
+_PATH_KEYS = ("image", "path", "url", "image_url")
 
 
-def example(record: Mapping[str, Any], place: rows.Place) -> Example:
+def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """One record read."""
-    said = rows.objects(record.get("messages"), "messages")
-    drafts = [_draft(item, number, place) for number, item in enumerate(said, start=1)]
-    return placeholders.example(record, place, drafts, known=("messages",))
+    said = row_location.require_objects(record.get("messages"), "messages")
+    drafts = [_read_message(item, number, location) for number, item in enumerate(said, start=1)]
+    return placeholders.build_example(record, location, drafts, read_keys=("messages",))
 
 
-def _draft(item: Mapping[str, Any], number: int, place: rows.Place) -> placeholders.Draft:
+def _read_message(item: Mapping[str, Any], number: int, location: row_location.RowLocation) -> placeholders.DraftTurn:
     speaker = item.get("role")
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise LorgnetteError(
-            f"message {number} has the role {speaker!r}, not one of {', '.join(ROLES)}", remedy="correct the role"
+            f"message {number} has the role {speaker!r}, not one of {', '.join(ROLES)}", hint="correct the role"
         )
-    rows.must_be_read(item, ("role", "content"), ("tool_calls", "function_call"))
+    row_location.reject_unread_keys(item, ("role", "content"), ("tool_calls", "function_call"))
     content, role, name = item.get("content"), ROLES[speaker], f"message {number}'s content"
     if isinstance(content, list):
-        return role, [_entry(entry, name, place) for entry in rows.objects(content, name)]
-    return placeholders.draft(role, rows.string(content, name))
+        return role, [_read_entry(entry, name, location) for entry in row_location.require_objects(content, name)]
+    return placeholders.split_placeholders(role, row_location.require_string(content, name))
 
 
-def _entry(entry: Mapping[str, Any], name: str, place: rows.Place) -> placeholders.Part:
+def _read_entry(entry: Mapping[str, Any], name: str, location: row_location.RowLocation) -> placeholders.Part:
     sort = entry.get("type")
     if sort == "text":
-        return rows.string(entry.get("text"), f"a text in {name}")
+        return row_location.require_string(entry.get("text"), f"a text in {name}")
     if sort not in ("image", "image_url"):
         raise LorgnetteError(
             f"{name} holds an entry of type {sort!r}, not 'text', 'image' or 'image_url'",
-            remedy="remove it, or name its type",
+            hint="remove it, or name its type",
         )
-    given = [key for key in _PATHS if entry.get(key) is not None]
+    given = [key for key in _PATH_KEYS if entry.get(key) is not None]
     if not given and sort == "image":
-        return placeholders.Next
+        return placeholders.NextImage
     if len(given) != 1:
         what = f"both {given[0]!r} and {given[1]!r}" if given else "no 'image_url'"
-        raise LorgnetteError(f"a picture in {name} has {what}", remedy="give it one path or data URI")
+        raise LorgnetteError(f"a picture in {name} has {what}", hint="give it one path or data URI")
     path = entry[given[0]]
     if given[0] == "image_url" and isinstance(path, dict):
         path = path.get("url")
-    return place.picture(path, f"{given[0]!r} in {name}")
+    return location.resolve_image(path, f"{given[0]!r} in {name}")
 
 
-def written(example_: Example) -> dict[str, Any]:
+def to_record(example: Example) -> dict[str, Any]:
     """The record, as ms-swift and LLaMA-Factory read it too."""
-    said, paths = placeholders.written(example_)
+    said, paths = placeholders.format_turns(example)
     messages = [{"role": role, "content": text} for role, text in said]
-    return {"id": example_.id, "messages": messages, **({"images": paths} if paths else {})}
+    return {"id": example.id, "messages": messages, **({"images": paths} if paths else {})}

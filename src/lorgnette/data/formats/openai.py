@@ -11,57 +11,57 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data.conversation import merged
+from lorgnette.data.conversation import merge_parts
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Picture, Turn
+from lorgnette.types import Example, Image, Turn
 
-_KINDS = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+_MAGIC = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 """The four kinds that the API takes, by how their files begin."""
 
 
-def written(example_: Example) -> dict[str, Any]:
+def to_record(example: Example) -> dict[str, Any]:
     """The record with paths where `embedded` puts the pictures themselves."""
-    for picture in example_.pictures:
-        _kind(picture.path)
-    return {"messages": [_message(turn) for turn in example_.turns]}
+    for picture in example.images:
+        _detect_format(picture.path)
+    return {"messages": [_format_message(turn) for turn in example.turns]}
 
 
-def _message(turn: Turn) -> dict[str, Any]:
+def _format_message(turn: Turn) -> dict[str, Any]:
     if turn.role != "user":
         return {"role": turn.role, "content": turn.text}
-    return {"role": "user", "content": [_entry(part) for part in merged(turn.parts)]}
+    return {"role": "user", "content": [_format_entry(part) for part in merge_parts(turn.parts)]}
 
 
-def _entry(part: str | Picture) -> dict[str, Any]:
+def _format_entry(part: str | Image) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image_url", "image_url": {"url": str(part.path)}}
 
 
-def embedded(record: dict[str, Any]) -> dict[str, Any]:
+def embed_images(record: dict[str, Any]) -> dict[str, Any]:
     """The record made whole, row by row, since pictures of a whole data set do not fit into memory."""
     for message in record["messages"]:
         for entry in message["content"] if isinstance(message["content"], list) else ():
             if entry["type"] == "image_url":
                 path = Path(entry["image_url"]["url"])
                 content = base64.b64encode(path.read_bytes()).decode("ascii")
-                entry["image_url"]["url"] = f"data:image/{_kind(path)};base64,{content}"
+                entry["image_url"]["url"] = f"data:image/{_detect_format(path)};base64,{content}"
     return record
 
 
-def _kind(path: Path) -> str:
+def _detect_format(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError as error:
         raise LorgnetteError(
-            f"picture cannot be read: {error.strerror}", where=str(path), remedy="correct its path"
+            f"picture cannot be read: {error.strerror}", where=str(path), hint="correct its path"
         ) from error
-    kind = next((kind for start, kind in _KINDS if head.startswith(start)), None)
+    kind = next((kind for start, kind in _MAGIC if head.startswith(start)), None)
     if kind is None or (kind == "webp" and head[8:] != b"WEBP"):
         raise LorgnetteError(
             "the openai form takes JPEG, PNG, GIF and WebP only",
             where=str(path),
-            remedy="convert the picture, or take another form",
+            hint="convert the picture, or take another form",
         )
     return kind

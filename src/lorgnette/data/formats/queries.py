@@ -12,64 +12,71 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorgnette.data import rows
+from lorgnette.data import row_location
 from lorgnette.data.formats import placeholders
-from lorgnette.data.text_files import kind
+from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
 _INLINE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 
 
-def query(record: Mapping[str, Any], place: rows.Place) -> Example:
+def read_query(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """ms-swift's query and response."""
-    return _example(record, place, (record.get("query"), record.get("response")), ("query", "response", "history"))
+    return _build_example(
+        record, location, (record.get("query"), record.get("response")), ("query", "response", "history")
+    )
 
 
-def alpaca(record: Mapping[str, Any], place: rows.Place) -> Example:
+def read_alpaca(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """LLaMA-Factory's instruction, input and output; the input is more of the question."""
-    asked = [rows.string(record.get("instruction"), "'instruction'")]
+    asked = [row_location.require_string(record.get("instruction"), "'instruction'")]
     if record.get("input"):
-        asked.append(rows.string(record["input"], "'input'"))
+        asked.append(row_location.require_string(record["input"], "'input'"))
     said = "\n".join(part for part in asked if part), record.get("output")
-    return _example(record, place, said, ("instruction", "input", "output", "history"))
+    return _build_example(record, location, said, ("instruction", "input", "output", "history"))
 
 
-def conversation(record: Mapping[str, Any], place: rows.Place) -> Example:
+def read_conversation(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
     """ms-swift's pairs of human and assistant."""
-    pairs = rows.objects(record.get("conversation"), "conversation")
-    drafts = [draft for pair in pairs for draft in _said(pair.get("human"), pair.get("assistant"), place)]
-    return placeholders.example(record, place, drafts, known=("conversation",))
+    pairs = row_location.require_objects(record.get("conversation"), "conversation")
+    drafts = [draft for pair in pairs for draft in _draft_pair(pair.get("human"), pair.get("assistant"), location)]
+    return placeholders.build_example(record, location, drafts, read_keys=("conversation",))
 
 
-def _example(
-    record: Mapping[str, Any], place: rows.Place, last: tuple[object, object], known: tuple[str, ...]
+def _build_example(
+    record: Mapping[str, Any],
+    location: row_location.RowLocation,
+    last: tuple[object, object],
+    read_keys: tuple[str, ...],
 ) -> Example:
-    pairs = [*_history(record.get("history")), last]
-    drafts = [draft for question, answer in pairs for draft in _said(question, answer, place)]
-    return placeholders.example(record, place, drafts, known=known)
+    pairs = [*_read_history(record.get("history")), last]
+    drafts = [draft for question, answer in pairs for draft in _draft_pair(question, answer, location)]
+    return placeholders.build_example(record, location, drafts, read_keys=read_keys)
 
 
-def _history(value: object) -> list[tuple[object, object]]:
+def _read_history(value: object) -> list[tuple[object, object]]:
     if value is None:
         return []
     if not isinstance(value, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in value):
         raise LorgnetteError(
-            f"'history' is {kind(value)}, not a list of pairs", remedy='write it as [["question", "answer"], …]'
+            f"'history' is {describe_type(value)}, not a list of pairs", hint='write it as [["question", "answer"], …]'
         )
     return [(question, answer) for question, answer in value]
 
 
-def _said(question: object, answer: object, place: rows.Place) -> Iterator[placeholders.Draft]:
-    role, parts = placeholders.draft("user", rows.string(question, "the question"))
+def _draft_pair(
+    question: object, answer: object, location: row_location.RowLocation
+) -> Iterator[placeholders.DraftTurn]:
+    role, parts = placeholders.split_placeholders("user", row_location.require_string(question, "the question"))
     shown: list[placeholders.Part] = []
     for part in parts:
-        shown += _inline(part, place) if isinstance(part, str) else [part]
+        shown += _split_inline(part, location) if isinstance(part, str) else [part]
     yield role, shown
-    yield "assistant", [rows.string(answer, "the answer")]
+    yield "assistant", [row_location.require_string(answer, "the answer")]
 
 
-def _inline(text: str, place: rows.Place) -> list[placeholders.Part]:
+def _split_inline(text: str, location: row_location.RowLocation) -> list[placeholders.Part]:
     """Text and paths by turns, as `re.split` gives them."""
     pieces = _INLINE.split(text)
-    return [place.picture(piece, "<img>") if number % 2 else piece for number, piece in enumerate(pieces)]
+    return [location.resolve_image(piece, "<img>") if number % 2 else piece for number, piece in enumerate(pieces)]

@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.report.thumbnail import UnreadableError, jpeg
+from lorgnette.report.thumbnail import UnreadableImageError, encode_thumbnail
 
-PICTURE_BYTES = 16_000_000
+PAGE_IMAGE_BYTES = 16_000_000
 """For all pictures of a page together, before base64 makes them a third larger."""
-MOST_BYTES, FEWEST_BYTES = 90_000, 4_000
+MAX_IMAGE_BYTES, MIN_IMAGE_BYTES = 90_000, 4_000
 """Of one picture."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class InlineImage:
     """A picture as a template gets it: an address with the bytes in it, or what stands in its place."""
 
     name: str
@@ -24,21 +24,21 @@ class Shown:
     problem: str = ""
 
 
-def embedded(uses: Iterable[Path], most: int = MOST_BYTES) -> dict[Path, Shown]:
+def inline_images(paths: Iterable[Path], max_bytes: int = MAX_IMAGE_BYTES) -> dict[Path, InlineImage]:
     """Every picture that a page shows, in at most so many bytes; one that stands on it twice is paid for twice."""
-    counted = Counter(uses)
-    budget = min(most, max(FEWEST_BYTES, PICTURE_BYTES // max(1, counted.total())))
+    counted = Counter(paths)
+    budget = min(max_bytes, max(MIN_IMAGE_BYTES, PAGE_IMAGE_BYTES // max(1, counted.total())))
     with ThreadPoolExecutor() as pool:  # decoding and encoding let other threads run
-        return dict(zip(counted, pool.map(lambda path: _shown(path, budget), counted), strict=True))
+        return dict(zip(counted, pool.map(lambda path: _inline_image(path, budget), counted), strict=True))
 
 
-def data_uri(content: bytes, form: str) -> str:
+def encode_data_uri(content: bytes, image_format: str) -> str:
     """The bytes of a picture as an address."""
-    return f"data:image/{form};base64,{base64.b64encode(content).decode('ascii')}"
+    return f"data:image/{image_format};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _shown(path: Path, budget: int) -> Shown:
+def _inline_image(path: Path, budget: int) -> InlineImage:
     try:
-        return Shown(path.name, data_uri(jpeg(path, budget), "jpeg"))
-    except UnreadableError as error:
-        return Shown(path.name, problem=str(error))
+        return InlineImage(path.name, encode_data_uri(encode_thumbnail(path, budget), "jpeg"))
+    except UnreadableImageError as error:
+        return InlineImage(path.name, problem=str(error))

@@ -11,36 +11,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorgnette.io.atomic import write_text
-from lorgnette.report.html.charts import Curve, charts, figure
-from lorgnette.report.html.inline_images import Shown, embedded
-from lorgnette.report.html.templates import rendered
+from lorgnette.report.html.charts import Curve, build_charts, format_number
+from lorgnette.report.html.inline_images import InlineImage, inline_images
+from lorgnette.report.html.templates import render_template
 from lorgnette.report.predictions import PredictionRow
 
-SHOWN = 12
+NUM_VISIBLE = 12
 """Rows in sight at once; the others are folded away, so that the curves are not far."""
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreRow:
     """What is measured, its value before and after as shown, whether after is better, and what a reader must know."""
 
     name: str
     before: str
     after: str
-    better: bool = False
+    is_better: bool = False
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class SampleHistory:
     """A held-out picture over the training. frames: (step, what the model said after it); 0 is the untuned model."""
 
     row: PredictionRow
-    frames: tuple[tuple[int, str], ...]
+    answers: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
-class Page:
+class RunPage:
     """facts: (label, value) of the run. scores: of the model.
 
     settings may be nested. gains: by how much each row's answer came closer to its references, where that is measured.
@@ -56,81 +56,81 @@ class Page:
     notes: Sequence[str] = ()
     next_steps: Sequence[str] = ()
     summary: str = ""
-    scores: Sequence[Score] = ()
+    scores: Sequence[ScoreRow] = ()
     gains: Sequence[float | None] = ()
-    film: Sequence[Strip] = ()
+    samples: Sequence[SampleHistory] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Card:
     row: PredictionRow
-    pictures: tuple[Shown, ...]
+    images: tuple[InlineImage, ...]
     verdict: str
-    better: bool
+    is_better: bool
 
 
-def write_page(path: Path, page: Page) -> None:
+def write_run_page(path: Path, page: RunPage) -> None:
     """Raises ValueError where there are gains, but not one for every row."""
-    drawn = charts(page.curves)
-    rows = [*page.rows, *(strip.row for strip in page.film)]
-    shown = embedded(path for row in rows for path in row.pictures)
+    drawn = build_charts(page.curves)
+    rows = [*page.rows, *(strip.row for strip in page.samples)]
+    shown = inline_images(path for row in rows for path in row.images)
     gains = page.gains or [None] * len(page.rows)
     cards = [
-        _Card(row, tuple(shown[path] for path in row.pictures), *_verdict(row, gain))
+        _Card(row, tuple(shown[path] for path in row.images), *_classify_answer(row, gain))
         for row, gain in zip(page.rows, gains, strict=True)
     ]
     write_text(
         path,
-        rendered(
+        render_template(
             "page.html.j2",
             title=page.title,
             page=page,
-            summary=page.summary or _summary(page.curves),
-            cards=cards[:SHOWN],
-            folded=cards[SHOWN:],
+            summary=page.summary or _summarize_loss(page.curves),
+            cards=cards[:NUM_VISIBLE],
+            folded=cards[NUM_VISIBLE:],
             has_base=any(row.base is not None for row in page.rows),
-            strips=[(strip, tuple(shown[path] for path in strip.row.pictures)) for strip in page.film],
+            strips=[(strip, tuple(shown[path] for path in strip.row.images)) for strip in page.samples],
             charts=drawn,
-            data={"charts": [chart.data for chart in drawn]},
-            settings=flattened(page.settings),
+            data={"charts": [chart.script_data for chart in drawn]},
+            settings=flatten_settings(page.settings),
         ),
     )
 
 
-def flattened(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+def flatten_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names with the values as one would type them."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            rows += flattened(value, f"{prefix}{name}.")
+            rows += flatten_settings(value, f"{prefix}{name}.")
         else:
-            rows.append((f"{prefix}{name}", _typed(value)))
+            rows.append((f"{prefix}{name}", _format_value(value)))
     return rows
 
 
-def _typed(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_typed(item) for item in value) + "]"
+        return "[" + ", ".join(_format_value(item) for item in value) + "]"
     return "{}" if value == {} else str(value)
 
 
-def _summary(curves: Sequence[Curve]) -> str:
+def _summarize_loss(curves: Sequence[Curve]) -> str:
     losses = next((curve.points for curve in curves if curve.name == "loss"), [])
     if len(losses) < 2:
         return ""
-    return f"{figure(losses[-1][0])} steps; loss {figure(losses[0][1])} → {figure(losses[-1][1])}."
+    return f"{format_number(losses[-1][0])} steps; loss {format_number(losses[0][1])} → {format_number(losses[-1][1])}."
 
 
-def _verdict(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
+def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
     """What a glance should catch, and whether it is for the better. Case, spaces and a full stop do not count."""
     if row.tuned is None:
         return "", False
-    goals = [_bare(text) for text in row.references]
-    before, after = _bare(row.base or ""), _bare(row.tuned)
+    goals = [_normalize_answer(text) for text in row.references]
+    before, after = _normalize_answer(row.base or ""), _normalize_answer(row.tuned)
     if after in goals:
         return "matches the reference", row.base is not None and before not in goals
     if row.base is not None and after == before:
@@ -140,5 +140,5 @@ def _verdict(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
     return ("closer to the reference", True) if gain > 0 else ("further from the reference", False)
 
 
-def _bare(text: str) -> str:
+def _normalize_answer(text: str) -> str:
     return " ".join(text.split()).rstrip(".。").casefold()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow, pictured
-from lorgnette.report.trackers.timeout import within
+from lorgnette.report.predictions import PredictionRow, load_thumbnails
+from lorgnette.report.trackers.timeout import call_with_timeout
 
 Mode = Literal["online", "local", "offline", "disabled"]
 T = TypeVar("T")
@@ -25,8 +25,8 @@ CHECK_SECONDS = 5.0
 START_SECONDS = 20.0
 FINISH_SECONDS = 60.0
 """Uploading what is left; what does not make it stays in the folder for `swanlab sync`."""
-PICTURE_SIDE = 560
-LATER = "`swanlab sync` uploads it later"
+IMAGE_SIDE = 560
+UPLOAD_LATER = "`swanlab sync` uploads it later"
 
 
 class SwanlabTracker:
@@ -37,7 +37,7 @@ class SwanlabTracker:
         self._folder = folder / "swanlab"
         self._run: Any = None
         self._log_dir_before = os.environ.get("SWANLAB_LOG_DIR")
-        self._told_gaps = False
+        self._has_warned_of_gaps = False
         self.mode: Mode | None = None
 
     @property
@@ -49,18 +49,18 @@ class SwanlabTracker:
         return f"swanlab sync {self._run.dir}" if self.mode == "offline" else None
 
     def start(self, settings: Mapping[str, object]) -> None:
-        mode, why = chosen_mode()
+        mode, why = select_mode()
         if why:
             self._warn(why)
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._run = self._started(mode, settings)
+            self._run = self._start_run(mode, settings)
         except Exception as error:
             if mode != "online":
                 raise
             mode = "offline"
-            self._warn(f"SwanLab could not go online ({_brief(error)}); recording offline, {LATER}")
-            self._run = self._started(mode, settings)
+            self._warn(f"SwanLab could not go online ({_shorten_error(error)}); recording offline, {UPLOAD_LATER}")
+            self._run = self._start_run(mode, settings)
         self.mode = mode
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -68,20 +68,20 @@ class SwanlabTracker:
         if self.mode == "local":
             # Its dashboard fails on a whole chart for one value that JSON has no number for.
             kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if len(kept) < len(metrics) and not self._told_gaps:
-            self._told_gaps = True
+        if len(kept) < len(metrics) and not self._has_warned_of_gaps:
+            self._has_warned_of_gaps = True
             lost = ", ".join(name for name in metrics if name not in kept)
             self._warn(f"{lost} is not finite at step {step}; SwanLab's dashboard leaves a gap, log.jsonl has it all")
         if kept:
             self._run.log(kept, step=step)
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
         """The pictures under "Prediction" with the texts as captions, and the texts once more as a list to read."""
         import swanlab
 
         images = [
             swanlab.Image(picture, caption=caption, file_type="jpg")
-            for picture, caption in pictured(rows, PICTURE_SIDE)
+            for picture, caption in load_thumbnails(rows, IMAGE_SIDE)
         ]
         texts = [swanlab.Text(row.caption, caption=row.id) for row in rows]
         media = {"Prediction": images, "Prediction texts": texts}
@@ -91,14 +91,14 @@ class SwanlabTracker:
         if self._run is None:
             return
         try:
-            with _quiet():
-                within(FINISH_SECONDS, self._run.finish)
+            with _suppress_output():
+                call_with_timeout(FINISH_SECONDS, self._run.finish)
         except TimeoutError:
             self._warn(f"SwanLab is still uploading; what is missing can be sent later: swanlab sync {self._run.dir}")
         finally:
             self._restore_environment()
 
-    def _started(self, mode: Mode, settings: Mapping[str, object]) -> Any:
+    def _start_run(self, mode: Mode, settings: Mapping[str, object]) -> Any:
         import swanlab
 
         def start() -> Any:
@@ -114,13 +114,13 @@ class SwanlabTracker:
                 project=self._project,
                 experiment_name=self._experiment,
                 log_dir=str(self._folder),
-                config=_plain(settings),
+                config=_to_plain_types(settings),
                 settings=quiet,
             )
 
         # Started outside the main thread SwanLab leaves Ctrl+C alone: saving a checkpoint then is the loop's.
-        with _quiet():
-            return within(START_SECONDS, start)
+        with _suppress_output():
+            return call_with_timeout(START_SECONDS, start)
 
     def _restore_environment(self) -> None:
         """Local mode sets SWANLAB_LOG_DIR, which would send any later run of this process here."""
@@ -130,7 +130,7 @@ class SwanlabTracker:
             os.environ["SWANLAB_LOG_DIR"] = self._log_dir_before
 
 
-def chosen_mode() -> tuple[Mode, str | None]:
+def select_mode() -> tuple[Mode, str | None]:
     """The mode, and what to tell the user where it is not the one that the key promises."""
     import swanlab
 
@@ -138,42 +138,42 @@ def chosen_mode() -> tuple[Mode, str | None]:
         found = swanlab.Settings()
     except ValueError as error:
         raise UsageError(
-            f"SwanLab's settings are not valid: {_brief(error)}",
+            f"SwanLab's settings are not valid: {_shorten_error(error)}",
             where="SWANLAB_* in the environment",
-            remedy="SWANLAB_MODE is one of online, local, offline, disabled",
+            hint="SWANLAB_MODE is one of online, local, offline, disabled",
         ) from error
     if "mode" in found.model_fields_set:
         if found.mode == "online" and not found.api_key:
             return (
-                _keyless(),
+                _select_mode_without_key(),
                 "SWANLAB_MODE is online but there is no API key (swanlab login); recording on this machine",
             )
         if found.mode != "online":
-            return _mode(found.mode), None
+            return _parse_mode(found.mode), None
     if not found.api_key:
-        return _keyless(), None
-    reason = _unreachable(found.api_host)
+        return _select_mode_without_key(), None
+    reason = _find_connection_error(found.api_host)
     if reason:
-        return "offline", f"SwanLab's {found.api_host} {reason}; recording offline, {LATER}"
+        return "offline", f"SwanLab's {found.api_host} {reason}; recording offline, {UPLOAD_LATER}"
     return "online", None
 
 
-def _keyless() -> Mode:
+def _select_mode_without_key() -> Mode:
     # Without the dashboard's package local mode prints an error and loses its charts.
     return "local" if importlib.util.find_spec("swanboard") else "offline"
 
 
-def _mode(name: str) -> Mode:
+def _parse_mode(name: str) -> Mode:
     modes: tuple[Mode, ...] = ("online", "local", "offline", "disabled")
     return next(mode for mode in modes if mode == name)
 
 
-def _unreachable(host: str) -> str | None:
+def _find_connection_error(host: str) -> str | None:
     """Why there is no talking to the host; None where it answers anything. Looking up its name can hang: bounded."""
     import requests
 
     try:
-        within(CHECK_SECONDS, lambda: requests.head(host, timeout=CHECK_SECONDS).close())
+        call_with_timeout(CHECK_SECONDS, lambda: requests.head(host, timeout=CHECK_SECONDS).close())
     except TimeoutError:
         return f"does not answer within {CHECK_SECONDS:g} s"
     except requests.RequestException as error:
@@ -182,21 +182,21 @@ def _unreachable(host: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_output() -> Iterator[None]:
     """Its greetings go to stdout, over our progress bar; its hardware probe imports a package that is deprecated."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The pynvml package is deprecated", category=FutureWarning)
         yield
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_types(value: Any) -> Any:
     """Settings in the types that YAML has: SwanLab writes them to a file."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_plain_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_plain_types(item) for item in value]
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def _brief(error: Exception) -> str:
+def _shorten_error(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.thumbnail import UnreadableError, thumbnail
+from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
 
-PICTURE_SIDE = 448
+IMAGE_SIDE = 448
 
 
 class TensorboardTracker:
@@ -25,29 +25,29 @@ class TensorboardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder))
-        self._writer.add_text("settings", _indented(json.dumps(settings, ensure_ascii=False, indent=2, default=str)), 0)
+        self._writer.add_text("settings", _indent(json.dumps(settings, ensure_ascii=False, indent=2, default=str)), 0)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
         """Each picture under Prediction/<id>, its texts beside it; a picture that cannot be read has its texts only."""
         import numpy as np
 
         for row in rows:
-            for place, path in enumerate(row.pictures):
+            for place, path in enumerate(row.images):
                 name = f"Prediction/{row.id}" + (f"/{place + 1}" if place else "")
-                with contextlib.suppress(UnreadableError):
-                    pixels = np.asarray(thumbnail(path, PICTURE_SIDE))
+                with contextlib.suppress(UnreadableImageError):
+                    pixels = np.asarray(load_thumbnail(path, IMAGE_SIDE))
                     self._writer.add_image(name, pixels, step, dataformats="HWC")
-            self._writer.add_text(f"Prediction/{row.id}", _indented(row.caption), step)
+            self._writer.add_text(f"Prediction/{row.id}", _indent(row.caption), step)
 
     def finish(self) -> None:
         if self._writer:
             self._writer.close()
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     """As Markdown's code, which keeps line breaks and stars."""
     return "\n".join("    " + line for line in text.split("\n"))

@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """call(), or TimeoutError after so many seconds. Its own exception is raised here."""
     answers: list[T] = []
     errors: list[BaseException] = []

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from lorgnette.errors import UsageError
 from lorgnette.report.predictions import PredictionRow
-from lorgnette.report.run_log import number
+from lorgnette.report.run_log import parse_number
 
 Warn = Callable[[str], None]
 
@@ -32,7 +32,7 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None: ...
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -40,25 +40,25 @@ class Tracker(Protocol):
 Opener = Callable[[str, str, Path, Warn], Tracker]
 
 
-def _swanlab(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
+def _open_swanlab(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
     from lorgnette.report.trackers.swanlab import SwanlabTracker
 
     return SwanlabTracker(project, experiment, folder, warn)
 
 
-def _tensorboard(_project: str, _experiment: str, folder: Path, _warn: Warn) -> Tracker:
+def _open_tensorboard(_project: str, _experiment: str, folder: Path, _warn: Warn) -> Tracker:
     from lorgnette.report.trackers.tensorboard import TensorboardTracker
 
     return TensorboardTracker(folder)
 
 
-def _wandb(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
+def _open_wandb(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
     from lorgnette.report.trackers.wandb import WandbTracker
 
     return WandbTracker(project, experiment, folder, warn)
 
 
-TRACKERS: dict[str, Opener] = {"swanlab": _swanlab, "tensorboard": _tensorboard, "wandb": _wandb}
+TRACKERS: dict[str, Opener] = {"swanlab": _open_swanlab, "tensorboard": _open_tensorboard, "wandb": _open_wandb}
 """Name of the tracker, which is also its package's and its pip extra's."""
 
 
@@ -67,31 +67,31 @@ def open_trackers(
 ) -> list[Tracker]:
     """The trackers of a run, not yet started. "auto": SwanLab where it is installed. ("none",) or (): none."""
     if names == "auto" or list(names) == ["auto"]:
-        wanted: Sequence[str] = ["swanlab"] if installed("swanlab") else []
+        wanted: Sequence[str] = ["swanlab"] if is_installed("swanlab") else []
     else:
-        wanted = _checked([names] if isinstance(names, str) else list(names))
-    return [Guarded(name, TRACKERS[name](project, experiment, folder, warn), warn) for name in wanted]
+        wanted = _check_names([names] if isinstance(names, str) else list(names))
+    return [GuardedTracker(name, TRACKERS[name](project, experiment, folder, warn), warn) for name in wanted]
 
 
-def installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Whether it could be imported, found out without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
-def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+def to_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """A record of the run's log as trackers name it: train/loss, train/lr, train/grad_norm, …, eval/loss."""
     kind = record.get("kind")
     if kind not in ("train", "eval"):
         return {}
-    values = ((name.removeprefix(f"{kind}_"), number(value)) for name, value in record.items() if name != "step")
+    values = ((name.removeprefix(f"{kind}_"), parse_number(value)) for name, value in record.items() if name != "step")
     return {f"{kind}/{name}": value for name, value in values if value is not None}
 
 
-def _checked(names: list[str]) -> list[str]:
+def _check_names(names: list[str]) -> list[str]:
     if names == ["none"]:
         return []
     for name in names:
-        if name in TRACKERS and installed(name):
+        if name in TRACKERS and is_installed(name):
             continue
         if name in TRACKERS:
             what, remedy = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
@@ -101,11 +101,11 @@ def _checked(names: list[str]) -> list[str]:
             near = difflib.get_close_matches(name, [*TRACKERS, "auto", "none"], n=1, cutoff=0.4)
             what = f"no tracker is named {name!r}"
             remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TRACKERS)}, auto, none"
-        raise UsageError(what, where="trackers", remedy=remedy)
+        raise UsageError(what, where="trackers", hint=remedy)
     return list(dict.fromkeys(names))
 
 
-class Guarded:
+class GuardedTracker:
     """A tracker whose first failure is told once and switches it off."""
 
     def __init__(self, name: str, tracker: Tracker, warn: Warn) -> None:
@@ -118,18 +118,18 @@ class Guarded:
         return self._tracker.address if self._tracker else None
 
     def start(self, settings: Mapping[str, object]) -> None:
-        self._attempt("start", lambda tracker: tracker.start(settings))
+        self._try_call("start", lambda tracker: tracker.start(settings))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._attempt("log", lambda tracker: tracker.log(metrics, step))
+        self._try_call("log", lambda tracker: tracker.log(metrics, step))
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
-        self._attempt("record the predictions", lambda tracker: tracker.predictions(rows, step))
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+        self._try_call("record the predictions", lambda tracker: tracker.log_predictions(rows, step))
 
     def finish(self) -> None:
-        self._attempt("finish", lambda tracker: tracker.finish())
+        self._try_call("finish", lambda tracker: tracker.finish())
 
-    def _attempt(self, what: str, call: Callable[[Tracker], None]) -> None:
+    def _try_call(self, what: str, call: Callable[[Tracker], None]) -> None:
         if self._tracker is None:
             return
         try:

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow, pictured
-from lorgnette.report.trackers.timeout import within
+from lorgnette.report.predictions import PredictionRow, load_thumbnails
+from lorgnette.report.trackers.timeout import call_with_timeout
 
 Mode = Literal["online", "offline", "shared", "disabled"]
 
 START_SECONDS = 20.0
 FINISH_SECONDS = 60.0
-PICTURE_SIDE = 560
+IMAGE_SIDE = 560
 
 
 class WandbTracker:
@@ -31,49 +31,49 @@ class WandbTracker:
     def address(self) -> str | None:
         if self._run is None or self._mode == "disabled":
             return None
-        return self._later if self._mode == "offline" else str(self._run.url)
+        return self._sync_command if self._mode == "offline" else str(self._run.url)
 
     @property
-    def _later(self) -> str:
+    def _sync_command(self) -> str:
         return f"wandb sync {Path(self._run.dir).parent}"
 
     def start(self, settings: Mapping[str, object]) -> None:
-        self._mode = chosen_mode()
+        self._mode = select_mode()
         try:
-            self._run = self._started(self._mode, settings)
+            self._run = self._start_run(self._mode, settings)
         except Exception as error:
             if self._mode != "online":
                 raise
             reason = " ".join(str(error).split())[:200]
             self._warn(f"W&B could not go online ({reason}); recording offline, `wandb sync` uploads it later")
             self._mode = "offline"
-            self._run = self._started(self._mode, settings)
+            self._run = self._start_run(self._mode, settings)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
         import wandb
 
         columns = ["id", "prompt", "reference", "before", "after"]
         table = wandb.Table(columns, [[r.id, r.prompt, "\n".join(r.references), r.base, r.tuned] for r in rows])
-        images = [wandb.Image(picture, caption=caption) for picture, caption in pictured(rows, PICTURE_SIDE)]
+        images = [wandb.Image(picture, caption=caption) for picture, caption in load_thumbnails(rows, IMAGE_SIDE)]
         media = {"Prediction texts": table} | ({"Prediction": images} if images else {})
-        with _kept_inside(self._folder / "wandb"):
+        with _redirect_cache(self._folder / "wandb"):
             self._run.log(media, step=step)
 
     def finish(self) -> None:
         if self._run is None:
             return
         try:
-            within(FINISH_SECONDS, self._run.finish)
+            call_with_timeout(FINISH_SECONDS, self._run.finish)
         except TimeoutError:
-            self._warn(f"W&B is still uploading; what is missing can be sent later: {self._later}")
+            self._warn(f"W&B is still uploading; what is missing can be sent later: {self._sync_command}")
 
-    def _started(self, mode: Mode, settings: Mapping[str, object]) -> Any:
+    def _start_run(self, mode: Mode, settings: Mapping[str, object]) -> Any:
         import wandb
 
-        with _kept_inside(self._folder / "wandb"):
+        with _redirect_cache(self._folder / "wandb"):
             return wandb.init(
                 mode=mode,
                 project=self._project,
@@ -90,15 +90,13 @@ class WandbTracker:
             )
 
 
-def chosen_mode() -> Mode:
+def select_mode() -> Mode:
     """WANDB_MODE where it is set, else online where a key is stored, else offline."""
     named = os.environ.get("WANDB_MODE")
     if named is None:
         return "online" if _has_key() else "offline"
     if named not in ("online", "offline", "shared", "disabled"):
-        raise UsageError(
-            f"WANDB_MODE is {named!r}", where="environment", remedy="set it to online, offline or disabled"
-        )
+        raise UsageError(f"WANDB_MODE is {named!r}", where="environment", hint="set it to online, offline or disabled")
     if named == "online" and not _has_key():
         return "offline"  # it would ask for a key
     return cast(Mode, named)
@@ -117,7 +115,7 @@ def _has_key() -> bool:
 
 
 @contextlib.contextmanager
-def _kept_inside(folder: Path) -> Iterator[None]:
+def _redirect_cache(folder: Path) -> Iterator[None]:
     """Its service logs to ~/.cache and stages tables in ~/.local unless told otherwise: told for as long as it asks."""
     places = {"WANDB_CACHE_DIR": folder / "cache", "WANDB_DATA_DIR": folder / "data"}
     ours = {name: str(place) for name, place in places.items() if name not in os.environ}
