@@ -73,10 +73,10 @@ def measured(
     engine, features = built(job, name, lora, again)
     optimizer = Optimizer(engine.parameters, TrainSettings())
     count = next(n for n in range(1, len(encoded)) if sum(len(e.input_ids) - 2 for e in encoded[:n]) >= rows)
-    [batch] = split_into_microbatches(encoded[:count], 2 * rows, prefix_sharing="none")
+    [batch] = split_into_microbatches(encoded[:count], 2 * rows, prefix_sharing=False)
     steps(engine, optimizer, batch)
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    [half] = split_into_microbatches(encoded[: count // 2], 2 * rows, prefix_sharing="none")
+    [half] = split_into_microbatches(encoded[: count // 2], 2 * rows, prefix_sharing=False)
     steps(engine, optimizer, half)
     config = load_hf_config(BaseCheckpoint.from_folder(job / "model"))
     work = Workload(

@@ -12,8 +12,7 @@ from pathlib import Path
 from lorgnette.data import row_location
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
-from lorgnette.data.row_location import DEFAULT_PROMPT, Row
-from lorgnette.data.sample import sample_rows
+from lorgnette.data.row_location import DEFAULT_PROMPT, Row, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Image, Turn
 

@@ -1,7 +1,7 @@
-"""Examples → a data file that others read, and that reads back here as the same examples.
+"""Writes examples to data files of other projects, and prepares the tutorial's data_vl.json with its two parts.
 
-What a form cannot hold unchanged is refused row by row, never bent: every row is read back before anything is written.
-Knows nothing about the forms but their names and what the table says of them.
+A row that a format cannot hold unchanged is refused, never altered: every row is read back before anything is written.
+Knows nothing about the formats except their names and `EXPORTERS`, nor about downloads, tokens or models.
 """
 
 import io
@@ -16,26 +16,46 @@ from typing import Any
 
 from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.conversation import check_conversation, merge_parts
+from lorgnette.data.dataset import read
 from lorgnette.data.formats import EXPORTERS, ExportFormat, conversations, csv, llama_factory, read_record
 from lorgnette.data.row_location import DEFAULT_PROMPT, Row, RowLocation
+from lorgnette.data.splits import Split, count_shared_images, train_test_split
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.types import Example, Image, Problem, Turn
 
 DATASET_INFO = "dataset_info.json"
 TextChunks = Callable[[], Iterator[str]]
+_HINT = "train on the source itself, which keeps it as it is, or use another format"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written, and what is worth knowing about it."""
+    """The written files and their rows."""
 
     files: tuple[Path, ...]
     num_rows: int
     problems: tuple[Problem, ...]
     """Rows left out (on_bad_row="skip")."""
     num_trimmed: int
-    """Rows that lost blanks around a lone picture's text, which "json" does not keep."""
+    """Rows that lost the spaces around the text of a single image, which "json" does not keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareResult:
+    """The written files and their rows."""
+
+    all_path: Path
+    train_path: Path
+    test_path: Path
+    num_train: int
+    num_test: int
+    problems: tuple[Problem, ...]
+    """Rows left out (on_bad_row="skip")."""
+    num_shared_images: int
+    """Images in both parts: 0 unless split="tail"."""
+    num_trimmed: int
+    """As in `ExportResult`."""
 
 
 def export(
@@ -46,37 +66,85 @@ def export(
     prompt: str = DEFAULT_PROMPT,
     on_bad_row: OnBadRow = "error",
 ) -> ExportResult:
-    """Write the file `out`; "llama-factory" also the dataset_info.json beside it that names it.
+    """Write the file `out`; "llama-factory" also writes the dataset_info.json beside it that names it.
 
-    A file that stands there with the same content is left alone; with other content, nothing at all is written.
-    prompt: the one question that "csv", which has no place for it, is read with again.
+    A file with the same content is left as it is; if a file has other content, nothing is written (UsageError).
+    prompt: the one question that "csv", which has no column for it, is read with again.
     """
     out = Path(os.path.abspath(out))
-    if out.suffix.lower() != EXPORTERS[export_format].suffix:
-        raise UsageError(
-            f"{export_format} is written to a {EXPORTERS[export_format].suffix} file",
-            where=str(out),
-            hint="name the file so",
-        )
-    seen = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row)
-    kept = seen.examples
-    files = write_files({out: kept}, export_format, prompt)
-    return ExportResult(files, len(kept), tuple(seen.problems), count_trimmed(kept, export_format))
+    suffix = EXPORTERS[export_format].suffix
+    if out.suffix.lower() != suffix:
+        raise UsageError(f"{export_format} needs a {suffix} file", where=str(out), hint=f"name the file …{suffix}")
+    result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row)
+    examples = result.examples
+    files = write_files({out: examples}, export_format, prompt)
+    return ExportResult(files, len(examples), tuple(result.problems), count_trimmed(examples, export_format))
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    prompt: str = DEFAULT_PROMPT,
+    holdout: int = 4,
+    split: Split = "image",
+    max_rows: int | None = None,
+    on_bad_row: OnBadRow = "error",
+    export_format: ExportFormat = "json",
+    sample: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    images_from: Path | None = None,
+    images_to: Path | None = None,
+) -> PrepareResult:
+    """Write data_vl, data_vl_train and data_vl_test into the folder `out`, with absolute image paths.
+
+    `read` describes the options that select rows and images, `train_test_split` the two splits. Images inside the
+    source are extracted to `out`/images unless images_to is given. A file with the same content is left as it is; if
+    a file has other content, nothing is written (UsageError).
+    """
+    rows = read(
+        source,
+        prompt=prompt,
+        max_rows=max_rows,
+        sample=sample,
+        seed=seed,
+        name=name,
+        images_from=images_from,
+        images_to=images_to or out / "images",
+    )
+    result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row, source=source)
+    train, test = train_test_split(result.examples, holdout=holdout, split=split)
+    suffix = EXPORTERS[export_format].suffix
+    all_path, train_path, test_path = (out / f"data_vl{part}{suffix}" for part in ("", "_train", "_test"))
+    write_files({all_path: result.examples, train_path: train, test_path: test}, export_format, prompt)
+    return PrepareResult(
+        all_path=all_path,
+        train_path=train_path,
+        test_path=test_path,
+        num_train=len(train),
+        num_test=len(test),
+        problems=tuple(result.problems),
+        num_shared_images=count_shared_images(train, test) if split == "tail" else 0,
+        num_trimmed=count_trimmed(result.examples, export_format),
+    )
+
+
+# --- which rows the format can hold ---------------------------------------------------------------------------------
 
 
 def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: str) -> Iterator[Row]:
-    """Rows as they are, with absolute paths; those that the form cannot hold become problems."""
+    """The rows with absolute image paths; those that the format cannot hold become problems."""
     for row in rows:
         if isinstance(row, Problem):
             yield row
         else:
-            yield from RowLocation(row.source, row.row, row.row).try_read(
-                partial(_check_roundtrip, row, export_format, prompt)
-            )
+            location = RowLocation(row.source, row.row, row.row)
+            yield from location.try_read(partial(_check_roundtrip, row, export_format, prompt))
 
 
 def count_trimmed(rows: Iterable[Example], export_format: ExportFormat) -> int:
-    """How many of these rows the form holds but for blanks around a lone picture's text."""
+    """How many rows lose the spaces around the text of a single image in this format."""
     if export_format != "json":
         return 0
     return sum(conversations.trim_turns(row.turns) != row.turns for row in rows)
@@ -84,27 +152,21 @@ def count_trimmed(rows: Iterable[Example], export_format: ExportFormat) -> int:
 
 def _check_roundtrip(example: Example, export_format: ExportFormat, prompt: str) -> list[Example]:
     check_conversation(example.turns)
-    form, meant = EXPORTERS[export_format], _normalize(example)
-    record = form.to_record(meant, prompt)
+    exporter, normalized = EXPORTERS[export_format], _normalize(example)
+    record = exporter.to_record(normalized, prompt)
+    loss = f"the {export_format} format cannot hold this row unchanged"
     try:
-        [back] = read_record(record, RowLocation(example.source, example.row, 1, prompt=prompt))
+        [restored] = read_record(record, RowLocation(example.source, example.row, 1, prompt=prompt))
     except LorgnetteError as error:
-        raise LorgnetteError(f"{_describe_loss(export_format)}: {error.message}", hint=_HINT) from error
-    turns = conversations.trim_turns(meant.turns) if export_format == "json" else meant.turns
-    if back.turns != turns or (form.has_ids and back.id != meant.id):
-        raise LorgnetteError(_describe_loss(export_format), hint=_HINT)
-    return [meant]
-
-
-_HINT = "train on the source itself, which keeps it as it is, or take another form"
-
-
-def _describe_loss(export_format: ExportFormat) -> str:
-    return f"the {export_format} form cannot hold this row unchanged"
+        raise LorgnetteError(f"{loss}: {error.message}", hint=_HINT) from error
+    turns = conversations.trim_turns(normalized.turns) if export_format == "json" else normalized.turns
+    if restored.turns != turns or (exporter.has_ids and restored.id != normalized.id):
+        raise LorgnetteError(loss, hint=_HINT)
+    return [normalized]
 
 
 def _normalize(example: Example) -> Example:
-    """As a reader would give it: absolute paths, neighbouring texts joined."""
+    """The example as a reader returns it: absolute paths, neighboring texts joined."""
     turns = tuple(
         Turn(turn.role, merge_parts(part if isinstance(part, str) else _make_absolute(part) for part in turn.parts))
         for turn in example.turns
@@ -116,70 +178,74 @@ def _make_absolute(image: Image) -> Image:
     return image if image.path.is_absolute() else Image(Path(os.path.abspath(image.path)))
 
 
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
 def write_files(parts: Mapping[Path, Sequence[Example]], export_format: ExportFormat, prompt: str) -> tuple[Path, ...]:
-    """Examples that `holdable` gave, a file for each part. All or nothing: every file is looked at before the first is
-    written, and none takes its name before the last is complete."""
+    """Write a file for each part of the examples that `filter_exportable` let through.
+
+    All or nothing: every existing file is compared before the first is written, and no file gets its name before the
+    last is complete.
+    """
     contents: dict[Path, TextChunks] = {
         path: partial(_render, part, export_format, prompt) for path, part in parts.items()
     }
     if export_format == "llama-factory":
         info = json.dumps(llama_factory.build_dataset_info(list(parts)), ensure_ascii=False, indent=2) + "\n"
         contents[next(iter(parts)).with_name(DATASET_INFO)] = partial(iter, [info])
-    standing = {path: _compare_existing(path, pieces) for path, pieces in contents.items()}
-    if foreign := [str(path) for path, same in standing.items() if same is False]:
+    matches = {path: _compare_existing(path, chunks) for path, chunks in contents.items()}
+    if conflicts := [str(path) for path, is_same in matches.items() if is_same is False]:
         raise UsageError(
-            "these files exist already, with other content"
-            if len(foreign) > 1
-            else "exists already, with other content",
-            where=", ".join(foreign),
+            "these files exist with other content" if len(conflicts) > 1 else "exists with other content",
+            where=", ".join(conflicts),
             hint="remove them, or choose another folder",
         )
     with ExitStack() as all_or_nothing:
-        for path in (path for path, same in standing.items() if same is None):
-            beside = all_or_nothing.enter_context(atomic_write(path))
-            with beside.open("w", encoding="utf-8", newline="") as file:
+        for path in (path for path, is_same in matches.items() if is_same is None):
+            temporary = all_or_nothing.enter_context(atomic_write(path))
+            with temporary.open("w", encoding="utf-8", newline="") as file:
                 file.writelines(contents[path]())
     return tuple(contents)
 
 
-def _compare_existing(path: Path, pieces: TextChunks) -> bool | None:
-    """Is this very content there? None: nothing is there. JSON may be laid out otherwise."""
+def _compare_existing(path: Path, chunks: TextChunks) -> bool | None:
+    """True if the file has this content, None if there is no file. The layout of JSON does not matter."""
     try:
         with path.open("rb") as file:
-            same = all(there == piece for there, piece in _pair_chunks(file, pieces()))
-        return same or (path.suffix == ".json" and json.loads(path.read_bytes()) == json.loads("".join(pieces())))
+            is_same = all(actual == expected for actual, expected in _pair_chunks(file, chunks()))
+        return is_same or (path.suffix == ".json" and json.loads(path.read_bytes()) == json.loads("".join(chunks())))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _pair_chunks(file: io.BufferedReader, pieces: Iterator[str]) -> Iterator[tuple[bytes | None, bytes | None]]:
-    for piece in pieces:
-        wanted = piece.encode()
-        yield file.read(len(wanted)), wanted
+def _pair_chunks(file: io.BufferedReader, chunks: Iterator[str]) -> Iterator[tuple[bytes | None, bytes | None]]:
+    for chunk in chunks:
+        expected = chunk.encode()
+        yield file.read(len(expected)), expected
     yield file.read(1), b""
 
 
 def _render(part: Sequence[Example], export_format: ExportFormat, prompt: str) -> Iterator[str]:
     """The file's text, row by row."""
-    form = EXPORTERS[export_format]
-    found = (form.embed_images(form.to_record(example, prompt)) for example in part)
-    if form.suffix == ".jsonl":
-        return (json.dumps(record, ensure_ascii=False) + "\n" for record in found)
-    return _render_csv(found) if form.suffix == ".csv" else _render_json_list(found)
+    exporter = EXPORTERS[export_format]
+    records = (exporter.embed_images(exporter.to_record(example, prompt)) for example in part)
+    if exporter.suffix == ".jsonl":
+        return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return _render_csv(records) if exporter.suffix == ".csv" else _render_json_list(records)
 
 
-def _render_json_list(found: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """As `json.dumps(list, indent=2)` lays it out."""
-    between = "[\n  "
-    for record in found:
-        yield between + json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ")
-        between = ",\n  "
-    yield "\n]\n" if between == ",\n  " else "[]\n"
+def _render_json_list(records: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """The text of `json.dumps(list, indent=2)`."""
+    separator = "[\n  "
+    for record in records:
+        yield separator + json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+        separator = ",\n  "
+    yield "\n]\n" if separator == ",\n  " else "[]\n"
 
 
-def _render_csv(found: Iterator[dict[str, Any]]) -> Iterator[str]:
+def _render_csv(records: Iterator[dict[str, Any]]) -> Iterator[str]:
     yield csv.format_row(csv.COLUMNS)
-    for record in found:
+    for record in records:
         yield csv.format_row([record[column] for column in csv.COLUMNS])

@@ -1,8 +1,8 @@
-"""Where a source's pictures lie: a path as written → a picture's file.
+"""Resolves the path of an image, as written in a data file, to the image's file.
 
-Pictures that lie inside another file (a data URI, a member of a tar or zip) are laid down in one folder, named by
-their content: each is written once, is found again the next time, and cannot leave that folder whatever an archive
-calls it. Knows nothing about forms of data and does not look into pictures.
+Images inside another file (a data URI, a member of a tar or zip) are extracted into one folder and named by a hash of
+their content: each is written once, reused by the next run, and cannot leave that folder whatever the archive calls
+it. Knows nothing about data formats, and does not open images.
 """
 
 import base64
@@ -23,18 +23,18 @@ from lorgnette.io.atomic import atomic_write
 from lorgnette.types import Image
 
 MAX_IMAGE_BYTES = 256 * 1024**2
-"""Bytes of one picture inside another file; beyond it is a bomb, or no picture."""
+"""Largest image inside another file; anything larger is a decompression bomb or no image."""
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:image/([a-z0-9.+-]+)(?:;[^,;]*)*;base64,", re.IGNORECASE)
 _SUFFIXES = {"jpeg": "jpg", "svg+xml": "svg"}
 
 
 class CannotExtractError(LorgnetteError):
-    """A picture could not be laid down. It is about the disk and not about a row, so that it ends the reading."""
+    """An image could not be written to disk. No fault of its row, so reading stops."""
 
 
 class ImageResolver:
-    """Looks a picture's path up for the rows of one source."""
+    """Finds the images of one source's rows."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class ImageResolver:
         images_from: Path | None = None,
         images_to: Path | None = None,
     ) -> None:
-        """folders: where relative paths start, the first that has the file; else the source's own folder.
-        images_from: a folder or zip that is asked before them, by path as written and then by file name alone.
-        pictures_to: where pictures inside other files are laid down; else `<source>.pictures`, or `<zip>.pictures`.
+        """folders: the starts of relative paths; the first folder that has the file wins. Default: the source's folder.
+        images_from: a folder or zip that is searched first, by the path as written, then by the file name alone.
+        images_to: the folder for extracted images. Default: `<source>.images`, or `<zip>.images`.
         """
         self._folders = [Path(os.path.abspath(folder)) for folder in folders] or [source.parent]
         self._images_folder: Path | None = None
@@ -57,41 +57,42 @@ class ImageResolver:
                 self._images_folder = images_from
             else:
                 self._zip = _ImageZip(images_from)
-        inside = source if self._zip is None or images_from is None else images_from
-        self._extract_to = Path(os.path.abspath(images_to or inside.with_name(f"{inside.name}.pictures")))
+        container = source if self._zip is None or images_from is None else images_from
+        self._extract_to = Path(os.path.abspath(images_to or container.with_name(f"{container.name}.images")))
         self._extracted: dict[str, Path] = {}
-        self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # of many captions each names its picture
+        self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # many captions name the same image
 
     def resolve(self, text: str, *, fallback_folder: Path | None = None) -> Image:
-        """A picture's path as written. Where nothing is found the first place counts; nothing is looked into.
+        """The image at a path as written, or inside a data URI. The image need not exist and is not opened.
 
-        The result is absolute and normalised; `~` is a character like any other.
+        fallback_folder: one more start of relative paths, tried last. The result is absolute and normalized; `~` is
+        an ordinary character. Raises LorgnetteError for an empty path, a URL, or an image that cannot be extracted.
         """
-        written = text.strip()
-        if not written:
-            raise LorgnetteError("a picture's path is empty", hint="write the path, or remove the row")
-        if inside := _DATA_URI.match(written):
-            kind = inside[1].lower()
-            return self.extract(_decode_base64(written[inside.end() :]), _SUFFIXES.get(kind, kind))
-        if "\0" in written:
-            raise LorgnetteError("a picture's path holds a NUL character", hint="correct the path")
-        if written.lower().startswith("file://"):
-            written = unquote(urlsplit(written).path)
-        elif _URL.match(written):
-            short = written if len(written) <= 60 else written[:57] + "…"
+        path = text.strip()
+        if not path:
+            raise LorgnetteError("an image path is empty", hint="write the path, or remove the row")
+        if match := _DATA_URI.match(path):
+            kind = match[1].lower()
+            return self.extract(_decode_base64(path[match.end() :]), _SUFFIXES.get(kind, kind))
+        if "\0" in path:
+            raise LorgnetteError("an image path has a NUL character", hint="correct the path")
+        if path.lower().startswith("file://"):
+            path = unquote(urlsplit(path).path)
+        elif _URL.match(path):
+            short = path if len(path) <= 60 else path[:57] + "…"
             raise LorgnetteError(
-                f"a picture's path is an address, not a file: {short}", hint="download it, and write the file's path"
+                f"an image path is a URL, not a file: {short}", hint="download the image, and write its path"
             )
-        return self._cached_find_file(written, fallback_folder)
+        return self._cached_find_file(path, fallback_folder)
 
     def _find_file(self, written: str, fallback_folder: Path | None) -> Image:
         if self._zip is not None and (member := self._zip.find_member(written)):
             if member not in self._extracted:
                 self._extracted[member] = self.extract(self._zip.read(member), PurePosixPath(member).suffix).path
             return Image(self._extracted[member])
-        places = list(dict.fromkeys(self._candidate_paths(written, fallback_folder)))
-        there = places if len(places) == 1 else [place for place in places if os.path.exists(place)]
-        return Image(Path((there or places)[0]))
+        paths = list(dict.fromkeys(self._candidate_paths(written, fallback_folder)))
+        existing = paths if len(paths) == 1 else [path for path in paths if os.path.exists(path)]
+        return Image(Path((existing or paths)[0]))
 
     def _candidate_paths(self, written: str, fallback_folder: Path | None) -> Iterator[str]:
         folders = (*self._folders, *([fallback_folder] if fallback_folder else ()))
@@ -104,73 +105,76 @@ class ImageResolver:
             yield from (os.path.abspath(folder / written) for folder in folders)
 
     def extract(self, content: bytes, suffix: str) -> Image:
-        """A picture's bytes as a file of this shelf. The suffix only helps people: content says what a picture is."""
+        """Write an image's bytes to a file. The suffix is only for people: the content tells the format.
+
+        Raises CannotExtractError if the file cannot be written, LorgnetteError above MAX_IMAGE_BYTES.
+        """
         if len(content) > MAX_IMAGE_BYTES:
             raise LorgnetteError(
-                f"a picture inside the file has {len(content):,} bytes", hint="scale it down, or remove its row"
+                f"an image inside the file has {len(content):,} bytes", hint="scale it down, or remove its row"
             )
         plain = re.sub(r"[^a-z0-9]", "", suffix.lower())[:5]
         path = self._extract_to / f"{hashlib.sha256(content).hexdigest()[:32]}{'.' if plain else ''}{plain}"
         if not (path.exists() and path.stat().st_size == len(content)):
             try:
-                with atomic_write(path) as beside:
-                    beside.write_bytes(content)
+                with atomic_write(path) as temporary:
+                    temporary.write_bytes(content)
             except LorgnetteError as error:
                 raise CannotExtractError(
-                    f"pictures inside the data need a folder to lie in; {error.message}",
+                    f"images inside the data cannot be extracted: {error.message}",
                     where=str(self._extract_to),
-                    hint="free some space, or name another folder for them (pictures_to)",
+                    hint="free some disk space, or name another folder (images_to)",
                 ) from error
         return Image(path)
 
 
 def check_member_name(name: str) -> str:
-    """An archive member's name, refused where it leads out of the archive's own folder."""
+    """The name of an archive's member; raises LorgnetteError if it leads out of the archive's own folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
         raise LorgnetteError(
             f"a member of the archive leaves its folder: {name[:80]!r}",
-            hint="do not trust this archive: get it anew from its source, or remove the member",
+            hint="do not trust this archive: get it again from its source, or remove the member",
         )
     return name
 
 
 def read_member(stream: IO[bytes], name: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """What a member of an archive holds, whatever size it claims to have."""
+    """The content of an archive's member, at most max_bytes whatever size it claims to have."""
     content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise LorgnetteError(
             f"{name!r} unpacks to more than {max_bytes:,} bytes",
-            hint="remove it from the archive (a bomb, or no picture)",
+            hint="remove it from the archive (a bomb, or no image)",
         )
     return content
 
 
 class _ImageZip:
-    """A zip of pictures, asked by path and then by file name alone where only one has it."""
+    """A zip of images, searched by path, then by file name alone if only one member has that name."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            raise UsageError("does not exist", where=f"images_from {path}", hint="name a folder or a zip of pictures")
+            raise UsageError("does not exist", where=f"images_from {path}", hint="name a folder or a zip of images")
         try:
             self._file = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise UsageError(
-                f"neither a folder nor a zip that can be read: {error}",
+                f"neither a folder nor a readable zip: {error}",
                 where=f"images_from {path}",
-                hint="name a folder of pictures, or get the zip again",
+                hint="name a folder of images, or get the zip again",
             ) from error
         self._path = path
 
     @cached_property
     def _members(self) -> dict[str, str | None]:
-        """Path or lone file name → member; None where a file name is borne by several."""
+        """Path or file name → member; None if several members have the file name."""
         names = [name for name in self._file.namelist() if not name.endswith("/")]
-        bare: dict[str, str | None] = {}
+        by_file_name: dict[str, str | None] = {}
         for name in names:
-            last = PurePosixPath(name).name
-            bare[last] = None if last in bare else name
-        return bare | {name: name for name in names}
+            file_name = PurePosixPath(name).name
+            by_file_name[file_name] = None if file_name in by_file_name else name
+        return by_file_name | {name: name for name in names}
 
     def find_member(self, written: str) -> str | None:
         plain = written.removeprefix("./")
@@ -190,7 +194,7 @@ def _decode_base64(text: str) -> bytes:
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise LorgnetteError(f"a data URI is broken: {error}", hint="encode the picture again as base64") from error
+        raise LorgnetteError(f"a data URI is broken: {error}", hint="encode the image again as base64") from error
     if not content:
-        raise LorgnetteError("a data URI holds no bytes", hint="encode the picture again, or remove the row")
+        raise LorgnetteError("a data URI is empty", hint="encode the image again, or remove the row")
     return content

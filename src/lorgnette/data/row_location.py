@@ -1,28 +1,28 @@
-"""One raw row's fields: text that is text, keys that are all read, and where the row stands.
+"""What the rows of one source have in common while they are read: options, location, numbering, sampling.
 
-Knows nothing about the form (CSV, conversations, messages) the row came in. A field that cannot be used raises a
-LorgnetteError; `Place.judged` turns it into the row's Problem.
+Knows nothing about the format (CSV, conversations, messages) of a row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+from lorgnette.data.fields import require_string
 from lorgnette.data.image_resolver import CannotExtractError, ImageResolver
-from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Image, Problem
 
 DEFAULT_PROMPT = "COCO Yes:"
-"""The tutorial's."""
+"""The tutorial's prompt."""
 Row = Example | Problem
-_VIDEO_OR_AUDIO = {"video", "videos", "audio", "audios"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a caller wants of a source besides its name; see `source.read`."""
+    """The options of `data.read`; see there."""
 
     prompt: str = DEFAULT_PROMPT
     name: str | None = None
@@ -34,19 +34,21 @@ class ReadOptions:
         return ImageResolver(source, folders=folders, images_from=self.images_from, images_to=self.images_to)
 
     def require_no_name(self, source: Path) -> "ReadOptions":
-        """For a form that has one part only: a name would say nothing."""
+        """The options, for a format without named parts. Raises UsageError if a name is given."""
         if self.name is not None:
             raise UsageError(
-                f"name is {self.name!r}, but this file has no parts with names",
+                f"name is {self.name!r}, but this file has no named parts",
                 where=str(source),
-                hint="leave it out (it picks a split of dataset_coco.json or an entry of dataset_info.json)",
+                hint="leave it out (it selects a split of dataset_coco.json or an entry of dataset_info.json)",
             )
         return self
 
 
 class RowLocation(NamedTuple):
-    """Where a row stands: its file, the row a person would look at, and its number among the data rows; and what
-    its source's rows have in common: the shelf of pictures and the prompt."""
+    """Where a row is: its file, the row as a person counts it, and its number among the data rows (from 1).
+
+    resolver and prompt are common to all rows of the source.
+    """
 
     source: Path
     row: int
@@ -56,15 +58,15 @@ class RowLocation(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The tutorial's name for its rows."""
+        """The tutorial's name for a row."""
         return f"identity_{self.number}"
 
     def resolve_image(self, text: object, name: str, *, fallback_folder: Path | None = None) -> Image:
-        """A picture by its path (or data URI) as written under `name`."""
+        """The image at the path (or in the data URI) that the row has under `name`."""
         return self._resolver.resolve(require_string(text, name), fallback_folder=fallback_folder)
 
     def extract_image(self, content: bytes, suffix: str) -> Image:
-        """A picture from its bytes."""
+        """The image with these bytes, written to a file."""
         return self._resolver.extract(content, suffix)
 
     @property
@@ -72,14 +74,14 @@ class RowLocation(NamedTuple):
         return self.resolver or ImageResolver(self.source)
 
     def to_problem(self, error: LorgnetteError) -> Problem:
-        what = error.message if error.where is None else f"{error.message} ({error.where})"
-        return Problem(self.source, self.row, what, error.hint or "correct the row, or remove it")
+        message = error.message if error.where is None else f"{error.message} ({error.where})"
+        return Problem(self.source, self.row, message, error.hint or "correct the row, or remove it")
 
-    def try_read(self, make: Callable[[], list[Example]]) -> Iterator[Row]:
-        """The examples made of this row, or its Problem."""
+    def try_read(self, read: Callable[[], list[Example]]) -> Iterator[Row]:
+        """The examples that `read` makes of this row, or the row's Problem."""
         try:
-            yield from make()
-        except CannotExtractError:
+            yield from read()
+        except CannotExtractError:  # the disk, not the row: stop reading
             raise
         except LorgnetteError as error:
             yield self.to_problem(error)
@@ -87,7 +89,7 @@ class RowLocation(NamedTuple):
 
 @dataclass(slots=True)
 class RowCounter:
-    """The places of one source's rows, one after the other."""
+    """Numbers the rows of one source."""
 
     source: Path
     resolver: ImageResolver
@@ -95,61 +97,23 @@ class RowCounter:
     count: int = 0
 
     def next(self, row: int | None = None) -> RowLocation:
-        """row: where a person finds it, if that is not its number."""
+        """The next row's location. row: the row as a person counts it, if that is not its number."""
         self.count += 1
         return RowLocation(self.source, self.count if row is None else row, self.count, self.resolver, self.prompt)
 
 
 def create_row_counter(source: Path, options: ReadOptions, *folders: Path) -> RowCounter:
+    """folders: the starts of relative image paths; default: the source's folder."""
     return RowCounter(source, options.create_resolver(source, *folders), options.prompt)
 
 
-def require_string(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise LorgnetteError(f"{name} is {describe_type(value)}, not text", hint=f"put text into {name}")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise LorgnetteError(
-                f"{name} holds half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no character",
-                hint="write the whole character",
-            ) from error
-    return value
-
-
-def require_objects(value: object, name: str) -> list[Mapping[str, Any]]:
-    """A list that holds objects only."""
-    if not isinstance(value, list):
-        raise LorgnetteError(f"{name} is {describe_type(value)}, not a list", hint=f"make {name} a list of objects")
-    for i, item in enumerate(value, start=1):
-        if not isinstance(item, dict):
-            raise LorgnetteError(f"{name}, item {i} is {describe_type(item)}, not an object", hint="write it as {…}")
-    return value
-
-
-def read_id(record: Mapping[str, Any], location: RowLocation) -> str:
-    """The row's own id (text or a number), else its place's."""
-    given = record.get("id")
-    if given is None:
-        return location.id
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
-    return require_string(given, "id")
-
-
-def reject_unread_keys(record: Mapping[str, Any], read_keys: Sequence[str], unread_keys: Sequence[str]) -> None:
-    """Refuse keys that carry something to learn from and that this form does not read: it would be lost unseen."""
-    if record.keys().isdisjoint(unread_keys):
-        return
-    lost = [key for key in unread_keys if key not in read_keys and record.get(key)]
-    if moving := [key for key in lost if key in _VIDEO_OR_AUDIO]:
-        raise LorgnetteError(
-            f"the row holds {', '.join(map(repr, moving))}; only pictures and text can be learned from",
-            hint="remove the row, or give single pictures of it",
-        )
-    if lost:
-        raise LorgnetteError(
-            f"the row holds {', '.join(map(repr, lost))}, which this form does not read",
-            hint=f"remove it, or say it with {', '.join(map(repr, read_keys))}",
-        )
+def sample_rows(rows: Iterable[T], count: int, seed: int) -> list[T]:
+    """`count` random rows in their order, or all if there are fewer. Holds at most `count` (reservoir, algorithm R)."""
+    rng = random.Random(seed)
+    reservoir: list[tuple[int, T]] = []
+    for number, row in enumerate(rows):
+        if number < count:
+            reservoir.append((number, row))
+        elif (slot := rng.randrange(number + 1)) < count:
+            reservoir[slot] = number, row
+    return [row for _, row in sorted(reservoir, key=lambda item: item[0])]

@@ -1,6 +1,6 @@
-"""Examples → a training part and a test part.
+"""Splits examples into a training part and a test part.
 
-Knows nothing about forms, prompts or what is written where.
+Knows nothing about data formats, prompts or output files.
 """
 
 import hashlib
@@ -22,74 +22,77 @@ _NO_INFO: Mapping[Path, Hashable] = MappingProxyType({})
 def train_test_split(
     examples: Sequence[Example], *, holdout: int, split: Split, identical_files: Mapping[Path, Path] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """(training part, test part), both in the source's order. same: `identities` of all pictures, if known.
+    """(training part, test part), both in the source's order.
 
-    "tail": the last `holdout` rows, as the tutorial does. Where a picture has several captions it can then stand in
-    both parts, and the test asks for what was trained.
-    "picture": rows that show a common picture stay together. From the end towards the start, each such group goes
-    into the test part if it still fits. Where `holdout` is not met exactly so, the test part is larger: those and
-    the smallest group passed over, or one such group alone, whichever is fewer rows (the last of equals).
+    "tail": the last `holdout` rows, as the tutorial does. An image with several captions can then be in both parts,
+    and the test asks for something that was trained on.
+    "image": rows that share an image stay together. Such groups go into the test part from the end of the data while
+    they fit. If they do not add up to `holdout`, the test part gets larger: by the smallest group that did not fit, or
+    it becomes one large group alone, whichever has fewer rows (among equals the last).
+    identical_files: `map_identical_files` of all images, if known.
+
+    Raises UsageError if `holdout` leaves nothing to train on.
     """
     if not 0 <= holdout < len(examples):
-        there = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
+        count = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
         raise UsageError(
-            f"holdout is {holdout}, but there {there}",
+            f"holdout is {holdout}, but there {count}",
             where="holdout",
-            hint="hold out fewer rows than there are, so that some are left to train on",
+            hint="hold out fewer rows than there are, so that some are left for training",
         )
     if not holdout:
         return list(examples), []
-    place = len(examples) - holdout
     if split == "image":
-        identical_files = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
-        test = _select_from_end(_group_by_image(examples, identical_files), holdout)
+        same = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
+        test_rows = _select_from_end(_group_by_image(examples, same), holdout)
     else:
-        test = set(range(place, len(examples)))
-    if len(test) == len(examples):
+        test_rows = set(range(len(examples) - holdout, len(examples)))
+    if len(test_rows) == len(examples):
         raise UsageError(
-            f"holding out {holdout} rows and all that show the same pictures leaves nothing to train on",
+            f"holding out {holdout} rows and all others with the same images leaves nothing for training",
             where="holdout",
-            hint="hold out fewer rows, or use split=tail to hold out rows whatever they show",
+            hint="hold out fewer rows, or set split=tail to ignore shared images",
         )
-    train = [example for i, example in enumerate(examples) if i not in test]
-    return train, [example for i, example in enumerate(examples) if i in test]
+    train = [example for row, example in enumerate(examples) if row not in test_rows]
+    return train, [example for row, example in enumerate(examples) if row in test_rows]
 
 
 def count_shared_images(train: Iterable[Example], test: Iterable[Example]) -> int:
-    """How many pictures stand in both parts."""
-    one, other = list(train), list(test)
-    same = map_identical_files(_image_paths((*one, *other)))
-    first, second = ({same[picture.path] for example in part for picture in example.images} for part in (one, other))
+    """How many images are in both parts, compared by content."""
+    parts = list(train), list(test)
+    same = map_identical_files(_image_paths((*parts[0], *parts[1])))
+    first, second = ({same[path] for path in _image_paths(part)} for part in parts)
     return len(first & second)
 
 
 def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashable] = _NO_INFO) -> dict[Path, Path]:
-    """Each path → one path for the same picture: the same file, or a file of the same bytes (SHA-256).
+    """Each path → one path for all files with the same bytes (SHA-256).
 
-    Only files of equal size and with the same bytes in their middle are hashed: others cannot be copies, and of
-    100,000 photographs half share their size with another. looks: what is known of pictures and the same for the same
-    bytes; files that differ in it are not even opened.
+    known_info: anything known about the files that is equal for equal bytes; files that differ in it are not opened.
+    Only files of one size whose middle bytes agree are hashed: of 100,000 photographs half share their size with
+    another.
     """
-    folder = cache(Path.resolve)  # of many pictures: each on its own costs as much as reading its header
+    resolve_folder = cache(Path.resolve)  # resolving each path on its own costs as much as reading an image header
     resolved = {
-        path: path.resolve() if path.is_symlink() else folder(path.parent) / path.name for path in dict.fromkeys(paths)
+        path: path.resolve() if path.is_symlink() else resolve_folder(path.parent) / path.name
+        for path in dict.fromkeys(paths)
     }
-    known = {file: known_info.get(path) for path, file in resolved.items()}
+    info = {file: known_info.get(path) for path, file in resolved.items()}
     first: dict[Path, Path] = {}
-    for same_size in _group_by(known, lambda file: (file.stat().st_size, known[file])):
-        for files in _group_by(same_size, _read_middle):
-            for same in _group_by(files, _hash_file):
+    for same_size in _group_by(info, lambda file: (file.stat().st_size, info[file])):
+        for same_middle in _group_by(same_size, _read_middle):
+            for same in _group_by(same_middle, _hash_file):
                 first |= dict.fromkeys(same, same[0])
     return {path: first[file] for path, file in resolved.items()}
 
 
 def _group_by(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
-    """Files by what the key says of them, in their order; one alone is not asked."""
-    listed = list(files)
-    if len(listed) == 1:
-        return [listed]
+    """Files with equal keys, in their order. The key of a single file is not computed."""
+    files = list(files)
+    if len(files) == 1:
+        return [files]
     groups: dict[Hashable, list[Path]] = defaultdict(list)
-    for file in listed:
+    for file in files:
         groups[key(file)].append(file)
     return list(groups.values())
 
@@ -106,42 +109,43 @@ def _hash_file(file: Path) -> str:
 
 
 def _image_paths(examples: Iterable[Example]) -> Iterator[Path]:
-    return (picture.path for example in examples for picture in example.images)
+    return (image.path for example in examples for image in example.images)
 
 
 def _select_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
-    test: set[int] = set()
-    passed: list[list[int]] = []
+    """Rows of whole groups: `holdout` of them, or as few more as possible."""
+    selected: set[int] = set()
+    skipped: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: rows[-1], reverse=True):
-        if len(test) == holdout:
+        if len(selected) == holdout:
             break
-        if len(test) + len(group) <= holdout:
-            test.update(group)
+        if len(selected) + len(group) <= holdout:
+            selected.update(group)
         else:
-            passed.append(group)
-    if len(test) == holdout:
-        return test
-    smallest: list[int] = min(passed, key=len)
-    ways = [test.union(smallest), *(set(group) for group in passed if len(group) >= holdout)]
-    return min(ways, key=len)
+            skipped.append(group)
+    if len(selected) == holdout:
+        return selected
+    smallest: list[int] = min(skipped, key=len)
+    options = [selected.union(smallest), *(set(group) for group in skipped if len(group) >= holdout)]
+    return min(options, key=len)
 
 
 def _group_by_image(examples: Sequence[Example], identical_files: Mapping[Path, Path]) -> list[list[int]]:
-    """Rows joined by a common picture, also by way of other rows; a row without pictures is alone."""
-    leader = list(range(len(examples)))
-    shown_by: dict[Path, int] = {}
+    """Rows joined by a common image, also through other rows (union-find); a row without images is alone."""
+    parents = list(range(len(examples)))
+    first_row: dict[Path, int] = {}
     for row, example in enumerate(examples):
-        for picture in example.images:
-            other = shown_by.setdefault(identical_files[picture.path], row)
-            leader[_find_root(leader, row)] = _find_root(leader, other)
+        for image in example.images:
+            earlier = first_row.setdefault(identical_files[image.path], row)
+            parents[_find_root(parents, row)] = _find_root(parents, earlier)
     groups: dict[int, list[int]] = defaultdict(list)
     for row in range(len(examples)):
-        groups[_find_root(leader, row)].append(row)
+        groups[_find_root(parents, row)].append(row)
     return list(groups.values())
 
 
-def _find_root(leader: list[int], row: int) -> int:
-    while leader[row] != row:
-        leader[row] = leader[leader[row]]
-        row = leader[row]
+def _find_root(parents: list[int], row: int) -> int:
+    while parents[row] != row:
+        parents[row] = parents[parents[row]]
+        row = parents[row]
     return row

@@ -1,4 +1,4 @@
-"""A data file → its lines or its JSON value, UTF-8 or a clear refusal.
+"""Reads text and JSON as UTF-8, with errors that name the byte or line.
 
 Knows nothing about examples, columns or roles.
 """
@@ -14,9 +14,9 @@ _UTF8_HINT = "save the file as UTF-8 (in Excel: 'CSV UTF-8')"
 
 
 def read_lines(path: Path) -> Generator[str, None, None]:
-    """Line by line with their ends, so that quoted line breaks stay as they are; a BOM is dropped."""
+    """The lines with their line ends, so that quoted line breaks stay as they are; a BOM is dropped."""
     try:
-        # surrogateescape, because a strict decoder fails on a whole buffer and cannot say which line it was.
+        # surrogateescape: a strict decoder fails on a whole buffer and cannot name the line.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, start=1):
                 _check_utf8(line, number, path)
@@ -28,7 +28,7 @@ def read_lines(path: Path) -> Generator[str, None, None]:
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """A small text in one piece; a BOM is dropped."""
+    """A small text as a whole; a BOM is dropped."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -36,18 +36,18 @@ def decode_text(content: bytes, name: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The whole file, which must be one JSON value."""
+    """The whole file as one JSON value."""
     try:
         return parse_json("".join(read_lines(path)))
     except LorgnetteError as error:
         if error.where is not None:
             raise
-        hint = " (one object per line? then name the file .jsonl)" if "Extra data" in error.message else ""
-        raise LorgnetteError(error.message, where=str(path), hint=f"correct the file there{hint}") from error
+        advice = " (one object per line? then name the file .jsonl)" if "Extra data" in error.message else ""
+        raise LorgnetteError(error.message, where=str(path), hint=f"correct the file there{advice}") from error
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value; the error says line and column, and leaves the file's name to the caller."""
+    """One JSON value. The error has the line and column; the caller adds the file's name."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -61,7 +61,7 @@ def parse_json(text: str) -> Any:
 
 
 def describe_type(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value in words, for error messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -77,11 +77,11 @@ def _check_utf8(line: str, number: int, path: Path) -> None:
         line.encode("utf-8")
     except UnicodeEncodeError as error:
         byte = ord(line[error.start]) - 0xDC00
-        place = len(line[: error.start].encode("utf-8")) + 1
-        utf16 = number == 1 and place == 1 and byte in (0xFE, 0xFF)
-        found = "the file is UTF-16, not UTF-8" if utf16 else "the file is not UTF-8"
+        column = len(line[: error.start].encode("utf-8")) + 1
+        is_utf16 = number == 1 and column == 1 and byte in (0xFE, 0xFF)
+        fact = "the file is UTF-16, not UTF-8" if is_utf16 else "the file is not UTF-8"
         raise LorgnetteError(
-            f"{found}: byte 0x{byte:02x} at byte {place} of line {number}",
+            f"{fact}: byte 0x{byte:02x} at byte {column} of line {number}",
             where=f"{path}, line {number}",
             hint=_UTF8_HINT,
         ) from error

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 
 from lorgnette.engine.packed_attention import build_segments
 from lorgnette.features.image_features import Features
-from lorgnette.processing.packing import Share
 from lorgnette.types import PackedBatch
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 class ReferenceEngine:
     """Losses of packed batches; gradients land in the adapter's `.grad`."""
 
-    prefix_sharing: Share = "none"
-    eval_prefix_sharing: Share = "none"
+    prefix_sharing: bool = False
+    eval_prefix_sharing: bool = False
 
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()

@@ -7,7 +7,6 @@ from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.models.qwen2_vl.config import find_unsupported_feature
 from lorgnette.planning.memory import EngineName
-from lorgnette.processing.prefix_tree import Share
 
 
 def select_engine(settings: Settings, config: Mapping[str, Any], *, on_gpu: bool) -> tuple[EngineName, str | None]:
@@ -26,8 +25,7 @@ def select_engine(settings: Settings, config: Mapping[str, Any], *, on_gpu: bool
     return ("reference", why) if why else ("fast", None)
 
 
-def select_prefix_sharing(settings: Settings, engine: EngineName) -> Share:
+def select_prefix_sharing(settings: Settings, engine: EngineName) -> bool:
     """What the examples of a pass share; under dropout, which every example draws for itself, only what they are
     grouped for."""
-    apart = settings.lora.dropout and not settings.data.group_by_image
-    return "none" if engine == "reference" or apart else "tree"
+    return engine != "reference" and (not settings.lora.dropout or settings.data.group_by_image)

@@ -1,1 +1,1 @@
-"""Example → Encoded → PackedBatch: tokens, images, positions, packing. Knows nothing about weights."""
+"""Example → Encoded → PackedBatch. Knows nothing about weights, and imports neither torch nor transformers."""

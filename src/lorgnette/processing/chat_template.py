@@ -1,7 +1,7 @@
-"""The checkpoint's chat template, rendered once per shape of conversation.
+"""Renders the checkpoint's chat template, once per shape of conversation.
 
-The template is rendered with a mark in the place of every text, so that no text can be mistaken for a control token
-or upset the template; the texts are put between the pieces afterwards, by `encoder.py`.
+The template is rendered with a marker in the place of every text. So no text can pass for a control token or break the
+template; the processor puts the texts between the pieces afterwards.
 """
 
 import json
@@ -17,21 +17,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Role
 
-# Noncharacters (Unicode keeps U+FDD0–U+FDEF free for a program's own use): they stand in no template.
+# Noncharacters, which Unicode reserves for a program's own use (U+FDD0–U+FDEF): no template contains them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
-_HINT = "use an Instruct checkpoint of a vision model, whole"
+_HINT = "use the whole Instruct checkpoint of a vision model"
 
 ConversationShape = tuple[tuple[Role, tuple[bool, ...]], ...]
-"""What a conversation looks like to the template: per turn its role and, per part, whether it is a picture."""
+"""A conversation as the template sees it: per turn its role and, per part, True for an image."""
 
 
 class ChatTemplate:
-    """A Jinja chat template, as the hub's checkpoints carry it."""
+    """A Jinja chat template, as the hub's checkpoints have it."""
 
     def __init__(self, source: str, where: str) -> None:
-        # The environment that transformers renders chat templates in (utils/chat_template_utils.py).
+        # The environment in which transformers renders chat templates (utils/chat_template_utils.py).
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
@@ -46,7 +46,10 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate":
-        """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one."""
+        """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one.
+
+        Raises LorgnetteError if none has one or the file is broken.
+        """
         for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
             if not path.exists():
                 continue
@@ -62,25 +65,28 @@ class ChatTemplate:
     def _render(self, shape: ConversationShape, add_generation_prompt: bool) -> tuple[str | int, ...]:
         """The rendered conversation: strings are the template's own, a number n stands for the n-th text.
 
-        answer: end where the assistant is to speak.
+        add_generation_prompt: end where the assistant begins to speak.
         """
         messages: list[dict[str, Any]] = []
-        texts = 0
+        num_texts = 0
         for role, parts in shape:
             content = []
-            for is_picture in parts:
-                content.append({"type": "image"} if is_picture else {"type": "text", "text": f"{_OPEN}{texts}{_CLOSE}"})
-                texts += not is_picture
+            for is_image in parts:
+                if is_image:
+                    content.append({"type": "image"})
+                else:
+                    content.append({"type": "text", "text": f"{_OPEN}{num_texts}{_CLOSE}"})
+                    num_texts += 1
             messages.append({"role": role, "content": content})
         try:
             rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which adds up contents
+        except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which concatenates contents
             raise LorgnetteError(
                 f"chat template refuses the conversation: {error}", where=self._where, hint=_HINT
             ) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
-        if [piece for piece in pieces if isinstance(piece, int)] != list(range(texts)):
+        if [piece for piece in pieces if isinstance(piece, int)] != list(range(num_texts)):
             raise LorgnetteError(
                 "chat template does not keep every text once and in order", where=self._where, hint=_HINT
             )

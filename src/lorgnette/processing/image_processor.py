@@ -1,6 +1,6 @@
-"""A picture to the vision tower's patches: size, grid, and the numbers, equal to transformers' Pillow processor.
+"""Turns an image into the vision tower's patches: size, grid and values, equal to transformers' Pillow processor.
 
-T, h, w count patches; a picture of (h, w) patches yields h·w/merge² tokens.
+An image of h × w patches becomes h·w/merge_size² tokens.
 """
 
 import json
@@ -18,9 +18,9 @@ from lorgnette.errors import LorgnetteError
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """How pictures become patches: the checkpoint's constants and the run's size.
+    """The constants of a checkpoint's preprocessor_config.json and the run's image size.
 
-    size: (height, width) in pixels; None keeps the shape within least..most pixels.
+    size: (height, width) in pixels; None: each image keeps its shape, within min_pixels..max_pixels.
     """
 
     patch_size: int
@@ -34,82 +34,77 @@ class ImageProcessor:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ProcessorSettings) -> "ImageProcessor":
-        """The checkpoint's `preprocessor_config.json` with the run's size."""
+        """Read the checkpoint's `preprocessor_config.json`. Raises LorgnetteError if it is missing or broken."""
         path = folder / "preprocessor_config.json"
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            patch, merge = int(tree["patch_size"]), int(tree["merge_size"])
-            mean, std = (tuple(map(float, tree[name])) for name in ("image_mean", "image_std"))
-            temporal = int(tree["temporal_patch_size"])
-            if min(patch, merge, temporal) < 1:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            patch_size, merge_size = int(config["patch_size"]), int(config["merge_size"])
+            mean, std = (tuple(map(float, config[name])) for name in ("image_mean", "image_std"))
+            temporal_patch_size = int(config["temporal_patch_size"])
+            if min(patch_size, merge_size, temporal_patch_size) < 1:
                 raise ValueError("a size below 1")
         except FileNotFoundError:
             raise LorgnetteError(
-                "preprocessor_config.json is missing", where=str(folder), hint="download the checkpoint again, whole"
+                "preprocessor_config.json is missing", where=str(folder), hint="download the whole checkpoint again"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise LorgnetteError(
                 f"preprocessor_config.json cannot be read: {error!r}",
                 where=str(path),
-                hint="download the checkpoint again, whole",
+                hint="download the whole checkpoint again",
             ) from None
-        side = patch * merge
-        least, most = (tokens * side * side for tokens in settings.image_tokens)
-        return cls(patch, merge, temporal, mean, std, settings.image_size, least, most)  # type: ignore[arg-type]
+        token_side = patch_size * merge_size
+        min_pixels, max_pixels = (count * token_side * token_side for count in settings.image_tokens)
+        return cls(
+            patch_size, merge_size, temporal_patch_size, mean, std, settings.image_size, min_pixels, max_pixels  # type: ignore[arg-type]
+        )  # fmt: skip
 
     @property
     def token_side(self) -> int:
-        """Pixels along one token's edge: heights and widths are multiples of it."""
+        """The side of one token in pixels; heights and widths are multiples of it."""
         return self.patch_size * self.merge_size
 
     def compute_size(self, width: int, height: int) -> tuple[int, int]:
-        """The (height, width) in pixels that a picture of that many pixels is resized to.
+        """The (height, width) in pixels to which an image of this width and height is resized.
 
-        A fixed size is rounded to whole tokens; otherwise `smart_resize` of transformers' qwen2_vl processor: the
-        nearest multiples of a token's edge, within least..most pixels, the shape kept as well as may be.
+        A fixed size is rounded to whole tokens. Otherwise it is `smart_resize` of transformers' qwen2_vl processor: the
+        nearest multiples of token_side within min_pixels..max_pixels that keep the shape as well as possible.
         """
+        side = self.token_side
         if self.size is not None:
-            rows, columns = (max(1, round(edge / self.token_side)) * self.token_side for edge in self.size)
+            rows, columns = (max(1, round(edge / side)) * side for edge in self.size)
             return rows, columns
-        rows, columns = (round(edge / self.token_side) * self.token_side for edge in (height, width))
+        rows, columns = (round(edge / side) * side for edge in (height, width))
         if rows * columns > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
-            rows, columns = (
-                max(self.token_side, math.floor(edge / shrink / self.token_side) * self.token_side)
-                for edge in (height, width)
-            )
+            rows, columns = (max(side, math.floor(edge / shrink / side) * side) for edge in (height, width))
         elif rows * columns < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (height * width))
-            rows, columns = (math.ceil(edge * grow / self.token_side) * self.token_side for edge in (height, width))
+            rows, columns = (math.ceil(edge * grow / side) * side for edge in (height, width))
         return rows, columns
 
     def resize(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        """The RGB picture, resized (bicubic)."""
+        """The pixels of an RGB image, resized (bicubic)."""
         height, width = self.compute_size(image.width, image.height)
         return np.asarray(image.resize((width, height), PIL.Image.Resampling.BICUBIC))
 
     def build_normalization_table(self) -> Float32[np.ndarray, "256 3"]:
-        """What each of a byte's values becomes in each channel."""
-        levels = np.arange(256, dtype=np.float64) * (1 / 255)
+        """The normalized value of each byte value in each channel."""
+        values = np.arange(256, dtype=np.float64) * (1 / 255)
         mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
-        normalised: np.ndarray = (levels.astype(np.float32)[:, None] - mean) / std
-        return normalised
+        table: np.ndarray = (values.astype(np.float32)[:, None] - mean) / std
+        return table
 
     def patchify(self, pixels: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "N D"]:
-        """Normalised patches, D = 3 · temporal · patch²: the rows in the merger's order, the frame repeated in time."""
+        """N normalized patches of D = 3 · temporal_patch_size · patch_size² values, in the merger's order.
+
+        An image is one frame, repeated temporal_patch_size times.
+        """
+        patch, merge = self.patch_size, self.merge_size
         table = self.build_normalization_table()
-        rows, columns = pixels.shape[0] // self.patch_size, pixels.shape[1] // self.patch_size
+        rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
         image = np.stack([table[pixels[:, :, channel], channel] for channel in range(3)])
-        blocks = image.reshape(
-            3,
-            rows // self.merge_size,
-            self.merge_size,
-            self.patch_size,
-            columns // self.merge_size,
-            self.merge_size,
-            self.patch_size,
-        ).transpose(1, 4, 2, 5, 0, 3, 6)
-        frames = np.broadcast_to(
-            blocks[:, :, :, :, :, None], (*blocks.shape[:5], self.temporal_patch_size, *blocks.shape[5:])
-        )
-        return frames.reshape(rows * columns, -1)
+        blocks = image.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
+        blocks = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
+        frames_shape = (*blocks.shape[:5], self.temporal_patch_size, *blocks.shape[5:])
+        return np.broadcast_to(blocks[:, :, :, :, :, None], frames_shape).reshape(rows * columns, -1)

@@ -1,7 +1,7 @@
-"""M-RoPE positions: three coordinates (time, height, width) per token, computed on the host.
+"""Computes M-RoPE positions: three coordinates (time, height, width) per token, on the host.
 
-A text token has the same number in all three; an image's tokens share their start and count along their own axis;
-the text after an image goes on from the largest coordinate used (get_rope_index of transformers' qwen2_vl).
+A text token has the same number in all three. An image's tokens begin at one number and count along their own axes.
+The text behind an image continues one above the largest coordinate so far (get_rope_index of transformers' qwen2_vl).
 """
 
 import math
@@ -14,34 +14,38 @@ from jaxtyping import Int32
 from lorgnette.types import ImageGrid
 
 _LENGTH_STEP = 32
-"""Rows are laid out in multiples of so many tokens, so that captions of about one length share them."""
+"""Lengths are rounded up to a multiple of it, so that captions of similar length share one cached array."""
 _GridShape = tuple[int, int, int]
-"""A picture's (time, rows, columns) in tokens."""
+"""An image's (time, rows, columns) in tokens."""
 
 
 def compute_position_ids(
     length: int, image_starts: Sequence[int], grids: Sequence[ImageGrid]
 ) -> Int32[np.ndarray, "3 T"]:
-    """Positions of a row of `length` tokens whose n-th image begins at image_starts[n] and has grids[n]. Rows that have
-    the same before them are parts of one array, which nobody may write to."""
+    """Positions of `length` tokens whose n-th image begins at image_starts[n] and has grids[n].
+
+    The result is a read-only view of a cached array.
+    """
     shapes = tuple((grid.t, grid.h // grid.merge, grid.w // grid.merge) for grid in grids)
-    return _compute_position_ids(math.ceil(length / _LENGTH_STEP) * _LENGTH_STEP, tuple(image_starts), shapes)[
-        :, :length
-    ]
+    padded = math.ceil(length / _LENGTH_STEP) * _LENGTH_STEP
+    return _compute_position_ids(padded, tuple(image_starts), shapes)[:, :length]
 
 
 @lru_cache(maxsize=1024)
 def _compute_position_ids(
     length: int, starts: tuple[int, ...], shapes: tuple[_GridShape, ...]
 ) -> Int32[np.ndarray, "3 T"]:
-    found = np.empty((3, length), np.int32)
-    at, position = 0, 0
+    position_ids = np.empty((3, length), np.int32)
+    index, position = 0, 0
     for start, (t, rows, columns) in zip(starts, shapes, strict=True):
-        found[:, at:start] = np.arange(position, position + start - at, dtype=np.int32)
-        position += start - at
-        at = start + t * rows * columns
-        found[:, start:at] = position + np.indices((t, rows, columns), dtype=np.int32).reshape(3, -1)
+        # Text before the image.
+        position_ids[:, index:start] = np.arange(position, position + start - index, dtype=np.int32)
+        position += start - index
+        # The image.
+        index = start + t * rows * columns
+        position_ids[:, start:index] = position + np.indices((t, rows, columns), dtype=np.int32).reshape(3, -1)
         position += max(rows, columns)
-    found[:, at:] = np.arange(position, position + length - at, dtype=np.int32)
-    found.flags.writeable = False
-    return found
+    # Text behind the last image.
+    position_ids[:, index:] = np.arange(position, position + length - index, dtype=np.int32)
+    position_ids.flags.writeable = False
+    return position_ids

@@ -1,14 +1,24 @@
-"""Several examples in one row: what a forward pass eats.
+"""Packs the examples of a micro-batch into one row of tokens without padding.
 
-    tokens   s s s I I I u u a a │ s s s I I I u a a a      s system, I image, u user, a assistant
-    ends    10 ───────────────── │20 ─────────────────      the rows that may see one: attention stays inside an example
-    labels                 a a e │             a a a e      each predicted by the row before it
+Two examples, the second without shared tokens (s system, I image, u user, a assistant, e end):
 
-Rows behind the last one that predicts a label are left out: in a causal model nothing depends on them. Where rows are
-shared (`share.py`), an example adds what the one before it has not:
+    index          0 1 2 3 4 5 6 7 8 9 │ 10 11 12 13 14 15 16 17 18
+    input_ids      s s s I I I u u a a │  s  s  s  I  I  I  u  a  a
+    visible_until 10 … … … … … … … … … │ 19  …  …  …  …  …  …  …  …
+    labels                       a a e │                       a  a  e
 
-    tokens   s s s I I I u u a a │ a a a
-    ends    13 ───────────── 10─ │13 ───
+The mask is one integer per token: key k is visible to the queries k ≤ q < visible_until[k], so attention stays inside
+an example. Examples of 2, 3 and 1 tokens, for instance, give visible_until = [2, 2, 5, 5, 5, 6].
+
+The token before a label predicts it. Tokens behind the last such token are left out: in a causal model nothing depends
+on them. With prefix sharing (`prefix_tree.py`) an example stores only the tokens that its predecessor does not have:
+
+    index          0 1 2 3 4 5 6 7 │ 8 9 │ 10 11 12
+    input_ids      s s s I I I u u │ a a │  a  a  a
+    visible_until 13 … … … … … … … │10 … │ 13  …  …
+
+The mask stays one integer per token, since the packed row is a prefix tree in depth-first order: the tokens that
+continue a token follow it without a gap.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,15 +26,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from lorgnette.processing.prefix_tree import PrefixTree, Share
+from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid, PackedBatch
 
-__all__ = ["Share", "build_prefix_trees", "pack", "split_into_microbatches"]
 
+def pack(examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing: bool = False) -> PackedBatch:
+    """Pack the examples into one micro-batch.
 
-def pack(examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing: Share = "none") -> PackedBatch:
-    """One forward pass. Every label weighs 1/labels_in_step, the labels of the whole optimizer step: the passes of a
-    step add up to the mean over its labels however the step was cut."""
+    Every label weighs 1/num_labels_in_step, the labels of the whole optimizer step: the micro-batches of a step add up
+    to the mean over its labels, however the step is split.
+    """
     tree = PrefixTree(prefix_sharing)
     for encoded in examples:
         tree.try_add(encoded)
@@ -32,20 +43,18 @@ def pack(examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing
 
 
 def split_into_microbatches(
-    examples: Sequence[Encoded], max_tokens: int, *, prefix_sharing: Share = "none"
+    examples: Sequence[Encoded], max_tokens: int, *, prefix_sharing: bool = False
 ) -> list[PackedBatch]:
-    """One optimizer step, cut into passes."""
-    labels = sum(encoded.num_labels for encoded in examples)
-    return [
-        _pack_tree(tree, labels) for tree in build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
-    ]
+    """One optimizer step as micro-batches of at most `max_tokens` tokens (but at least one example each)."""
+    num_labels = sum(encoded.num_labels for encoded in examples)
+    trees = build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
+    return [_pack_tree(tree, num_labels) for tree in trees]
 
 
 def build_prefix_trees(
-    examples: Iterable[Encoded], max_tokens: int, *, prefix_sharing: Share = "none"
+    examples: Iterable[Encoded], max_tokens: int, *, prefix_sharing: bool = False
 ) -> list[PrefixTree]:
-    """The examples of each pass, in order: at most `most_tokens` rows, counted as they are computed: shared ones once
-    (one example at the least)."""
+    """The examples of each micro-batch, in order. Shared tokens count once, as they are computed."""
     trees = [PrefixTree(prefix_sharing)]
     for encoded in examples:
         if not trees[-1].try_add(encoded, max_tokens):
@@ -55,60 +64,67 @@ def build_prefix_trees(
 
 
 def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
-    """Row after row in the tree's order. Labels and examples stand in the order in which they were given."""
-    examples, paths = tree.examples, _locate_tokens(tree)
-    own = [
+    """Tokens in the tree's order; labels and examples in the order in which they were added."""
+    examples, token_indices = tree.examples, _locate_tokens(tree)
+    # The tokens that each example adds behind its shared prefix.
+    added = [
         (examples[i], slice(shared, tree.used_lengths[i]))
         for i, shared in zip(tree.order, tree.shared_lengths, strict=True)
     ]
-    labels = [np.flatnonzero(encoded.labels != IGNORE_INDEX) for encoded in examples]
-    image_rows, feature_rows = [], []
-    offsets: dict[ImageGrid, int] = {}
-    features = 0
-    for i, (encoded, added) in zip(tree.order, own, strict=True):
-        for grid, at in zip(encoded.grids, encoded.image_starts, strict=True):
-            if not added.start <= at < added.stop:
+    # Images among the added tokens. An image that is used twice has its features once.
+    image_token_indices, feature_indices = [], []
+    feature_offsets: dict[ImageGrid, int] = {}
+    num_features = 0
+    for i, (encoded, own) in zip(tree.order, added, strict=True):
+        for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
+            if not own.start <= start < own.stop:
                 continue
-            if grid not in offsets:
-                offsets[grid] = features
-                features += grid.num_tokens
-            image_rows.append(paths[i][at : at + grid.num_tokens])
-            feature_rows.append(offsets[grid] + np.arange(grid.num_tokens))
+            if grid not in feature_offsets:
+                feature_offsets[grid] = num_features
+                num_features += grid.num_tokens
+            image_token_indices.append(token_indices[i][start : start + grid.num_tokens])
+            feature_indices.append(feature_offsets[grid] + np.arange(grid.num_tokens))
+    # The token before a label predicts it.
+    labels = [np.flatnonzero(encoded.labels != IGNORE_INDEX) for encoded in examples]
     return PackedBatch(
-        input_ids=_concatenate(encoded.input_ids[added] for encoded, added in own),
-        position_ids=np.concatenate([encoded.position_ids[:, added] for encoded, added in own], axis=1),
+        input_ids=_concatenate(encoded.input_ids[own] for encoded, own in added),
+        position_ids=np.concatenate([encoded.position_ids[:, own] for encoded, own in added], axis=1),
         visible_until=_compute_visible_until(tree),
-        image_token_indices=_concatenate(image_rows),
-        feature_indices=_concatenate(feature_rows),
-        label_indices=_concatenate(path[rows - 1] for path, rows in zip(paths, labels, strict=True)),
-        targets=_concatenate(encoded.labels[rows] for encoded, rows in zip(examples, labels, strict=True)),
+        image_token_indices=_concatenate(image_token_indices),
+        feature_indices=_concatenate(feature_indices),
+        label_indices=_concatenate(indices[at - 1] for indices, at in zip(token_indices, labels, strict=True)),
+        targets=_concatenate(encoded.labels[at] for encoded, at in zip(examples, labels, strict=True)),
         label_weights=np.full(sum(map(len, labels)), 1 / num_labels_in_step, np.float32),
-        grids=tuple(offsets),
+        grids=tuple(feature_offsets),
         examples=tuple(encoded.example for encoded in examples),
     )
 
 
 def _locate_tokens(tree: PrefixTree) -> list[Int32[np.ndarray, " T"]]:
-    """The rows of every example in the pass, those that it shares first."""
-    paths, path, end = [np.empty(0, np.int32)] * len(tree.used_lengths), np.empty(0, np.int32), 0
+    """For each example, the indices of its tokens in the packed row, those of its shared prefix first."""
+    located, path, end = [np.empty(0, np.int32)] * len(tree.used_lengths), np.empty(0, np.int32), 0
     for i, shared in zip(tree.order, tree.shared_lengths, strict=True):
-        added = tree.used_lengths[i] - shared
-        paths[i] = path = np.concatenate([path[:shared], np.arange(end, end + added, dtype=np.int32)])
-        end += added
-    return paths
+        num_added = tree.used_lengths[i] - shared
+        located[i] = path = np.concatenate([path[:shared], np.arange(end, end + num_added, dtype=np.int32)])
+        end += num_added
+    return located
 
 
 def _compute_visible_until(tree: PrefixTree) -> Int32[np.ndarray, " T"]:
-    """Behind the last row that hangs on each: from the last example to the first, where the next one begins that has
-    not so many rows in common."""
-    begin = tree.num_tokens
-    ends, next_without = np.empty(tree.num_tokens, np.int32), np.full(max(tree.used_lengths), tree.num_tokens, np.int32)
+    """[T]: for each token, the index behind the last token that continues it.
+
+    Walks from the last example to the first. A token at depth d of an example is visible up to the start of the next
+    example that shares at most d tokens with its predecessor: `next_start[d]`.
+    """
+    start = tree.num_tokens
+    visible_until = np.empty(tree.num_tokens, np.int32)
+    next_start = np.full(max(tree.used_lengths), tree.num_tokens, np.int32)
     for i, shared in zip(reversed(tree.order), reversed(tree.shared_lengths), strict=True):
-        end, begin = begin, begin - (tree.used_lengths[i] - shared)
-        ends[begin:end] = next_without[shared : tree.used_lengths[i]]
-        next_without[shared:] = begin
-    return ends
+        end, start = start, start - (tree.used_lengths[i] - shared)
+        visible_until[start:end] = next_start[shared : tree.used_lengths[i]]
+        next_start[shared:] = start
+    return visible_until
 
 
-def _concatenate(parts: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:
-    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int32)
+def _concatenate(arrays: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:
+    return np.concatenate([*arrays, np.empty(0, np.int64)]).astype(np.int32)

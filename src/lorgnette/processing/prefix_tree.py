@@ -1,39 +1,36 @@
-"""Which rows the examples of a pass have in common: what is computed once.
+"""Finds the prefixes that the examples of a micro-batch share, so that they are computed once.
 
     s s s I I I I u a a a     the first example, whole
-                  ╰─ b b      the second has the 8 rows before in common with it
-                     ╰─ c c   the third those, and one of the second's
+                  ╰─ b b      the second shares the first 8 tokens
+                     ╰─ c c   the third shares these and one of the second's own
 
-Two rows are the same where their token, position and picture are, and all rows before them: in a causal model nothing
-else reaches them, so what is computed for one holds for the other. In the order of what their rows are known by, an
-example has most in common with its neighbours: it hangs on the one before it, and adds rows of its own behind that
-(none, where it is the other's beginning).
+Two tokens are the same if their ids, positions and images are equal, and so are all tokens before them: in a causal
+model nothing else influences them. Examples are sorted by token key, so each shares its longest prefix with its
+predecessor. The tree stores only the tokens after that prefix (none if the example is a prefix of another).
 """
 
 from bisect import bisect
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
 from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid
 
-Share = Literal["none", "tree"]
-"""none: every example has all its rows to itself; tree: what any two of a pass begin with is there once."""
 TokenKeys = Int32[np.ndarray, "_ 5"]
-"""What a row is known by, among rows behind the same rows: its token, its three positions, its picture's number (-1:
-none). Which part of the picture it is follows from the rows before it."""
+"""A token's key among tokens with the same prefix: its id, its three positions, its image's number (-1: none). The
+token's place inside the image follows from the tokens before it."""
 
 
 class PrefixTree:
-    """The examples of a pass, taken one by one, and the rows they need together.
+    """The examples of a micro-batch, added one by one.
 
-    kept: of each example, the rows up to the one that predicts its last label. order: the examples as a walk through
-    the tree comes to them; shared: of each in that order, the rows in common with the one before. Without sharing, the
-    order in which they were taken.
+    used_lengths:   the tokens of each example up to the one that predicts its last label.
+    order:          the examples in depth-first order of the tree. Without prefix sharing: as they were added.
+    shared_lengths: of each example in that order, the tokens shared with its predecessor.
+    num_tokens:     the tokens of all examples, shared ones once.
     """
 
-    def __init__(self, prefix_sharing: Share) -> None:
+    def __init__(self, prefix_sharing: bool) -> None:
         self.prefix_sharing = prefix_sharing
         self.examples: list[Encoded] = []
         self.used_lengths: list[int] = []
@@ -45,46 +42,47 @@ class PrefixTree:
         self._image_numbers: dict[ImageGrid, int] = {}
 
     def try_add(self, encoded: Encoded, max_tokens: int | None = None) -> bool:
-        """Add an example; or False, where the tree has one already and would grow beyond `most_rows` rows."""
-        kept = int(np.flatnonzero(encoded.labels != IGNORE_INDEX)[-1])
-        marks = self._compute_token_keys(encoded, kept)
-        key = marks.tobytes()
-        at = bisect(self._sort_keys, key)
-        before, behind = (self._count_shared(marks, other) for other in (at - 1, at))
-        rows = self.num_tokens + kept - max(before, behind)
-        if self.examples and max_tokens is not None and rows > max_tokens:
+        """Add an example. False if the tree has one already and would grow beyond `max_tokens` tokens."""
+        # A token behind the last one that predicts a label is never used.
+        used_length = int(np.flatnonzero(encoded.labels != IGNORE_INDEX)[-1])
+        token_keys = self._compute_token_keys(encoded, used_length)
+        sort_key = token_keys.tobytes()
+        index = bisect(self._sort_keys, sort_key)
+        with_previous, with_next = (self._count_shared(token_keys, neighbor) for neighbor in (index - 1, index))
+        num_tokens = self.num_tokens + used_length - max(with_previous, with_next)
+        if self.examples and max_tokens is not None and num_tokens > max_tokens:
             return False
-        self._sort_keys.insert(at, key)
-        self.order.insert(at, len(self.examples))
-        self.shared_lengths[at:] = [
-            before,
-            *([behind, *self.shared_lengths[at + 1 :]] if at < len(self.shared_lengths) else []),
-        ]
+        self._sort_keys.insert(index, sort_key)
+        self.order.insert(index, len(self.examples))
+        # The new example comes between two others: the second now shares its prefix with the new one.
+        following = [with_next, *self.shared_lengths[index + 1 :]] if index < len(self.shared_lengths) else []
+        self.shared_lengths[index:] = [with_previous, *following]
         self.examples.append(encoded)
-        self.used_lengths.append(kept)
-        self._token_keys.append(marks)
-        self.num_tokens = rows
+        self.used_lengths.append(used_length)
+        self._token_keys.append(token_keys)
+        self.num_tokens = num_tokens
         return True
 
-    def _count_shared(self, token_keys: TokenKeys, place: int) -> int:
-        """Rows in common with the example at a place in the order."""
-        return _count_common(token_keys, self._token_keys[self.order[place]]) if 0 <= place < len(self.order) else 0
+    def _count_shared(self, token_keys: TokenKeys, index: int) -> int:
+        """The tokens shared with the example at an index of the order."""
+        return _count_common(token_keys, self._token_keys[self.order[index]]) if 0 <= index < len(self.order) else 0
 
     def _compute_token_keys(self, encoded: Encoded, used_length: int) -> TokenKeys:
-        if self.prefix_sharing == "none":
+        if not self.prefix_sharing:
             return np.empty((0, 5), np.int32)
-        marks = np.empty((used_length, 5), np.int32)
-        marks[:, 0] = encoded.input_ids[:used_length]
-        marks[:, 1:4] = encoded.position_ids[:, :used_length].T
-        marks[:, 4] = -1
+        token_keys = np.empty((used_length, 5), np.int32)
+        token_keys[:, 0] = encoded.input_ids[:used_length]
+        token_keys[:, 1:4] = encoded.position_ids[:, :used_length].T
+        token_keys[:, 4] = -1
         for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
-            marks[start : start + grid.num_tokens, 4] = self._image_numbers.setdefault(grid, len(self._image_numbers))
-        return marks
+            number = self._image_numbers.setdefault(grid, len(self._image_numbers))
+            token_keys[start : start + grid.num_tokens, 4] = number
+        return token_keys
 
 
 def _count_common(a: TokenKeys, b: TokenKeys) -> int:
-    """How many rows both begin with."""
+    """The length of the longest common prefix."""
     length = min(len(a), len(b))
-    differ = (a[:length] != b[:length]).ravel()
-    first = int(differ.argmax()) if length else 0
-    return first // 5 if length and differ[first] else length
+    differs = (a[:length] != b[:length]).ravel()
+    first = int(differs.argmax()) if length else 0
+    return first // 5 if length and differs[first] else length

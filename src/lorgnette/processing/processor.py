@@ -1,4 +1,4 @@
-"""One example to tokens, labels and positions: the one encoder of training, prediction and checks.
+"""Encodes an example as token ids, labels and M-RoPE positions, for training, prediction and checks alike.
 
 Loss is taken on the assistant's texts and on the token that ends each, nowhere else.
 """
@@ -23,14 +23,14 @@ from lorgnette.processing.tokenizer import IM_END_TOKEN, IMAGE_TOKEN, TextTokeni
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid, Role, Turn
 
 SizeReader = Callable[[Path], tuple[int, int]]
-"""A picture's (width, height) as seen."""
+"""Path → the image's (width, height) after orientation."""
 Outline = tuple[tuple[Role, tuple[str | int | None, ...]], ...]
-"""A conversation but for its answers: per turn its role and its parts, of a picture how many tokens it becomes, None in
-an answer's place. Captions that answer one question about pictures of one size have it in common."""
+"""A conversation without its answers: per turn its role and its parts. An image is its number of tokens, an answer is
+None. Captions that answer one question about images of one size have the same outline."""
 
 
 class _Segment(NamedTuple):
-    """Tokens with no answer among them. image_starts: from its own first token."""
+    """Tokens without answers. image_starts: offsets from the segment's first token."""
 
     input_ids: Int32[np.ndarray, " T"]
     labels: Int32[np.ndarray, " T"]
@@ -38,24 +38,25 @@ class _Segment(NamedTuple):
 
 
 class Processor:
-    """Tokens of one checkpoint under one run's settings."""
+    """Tokenizer, chat template and image processor of one checkpoint under one run's settings.
+
+    read_size: reads an image's size; a caller that knows the sizes passes its own.
+    """
 
     def __init__(
-        self, tokenizer: TextTokenizer, chat_template: ChatTemplate, image_processor: ImageProcessor, settings: ProcessorSettings,
+        self,
+        tokenizer: TextTokenizer,
+        chat_template: ChatTemplate,
+        image_processor: ImageProcessor,
+        settings: ProcessorSettings,
         read_size: SizeReader = read_image_size,
-    ) -> None:  # fmt: skip
-        self.tokenizer, self.chat_template, self.image_processor, self.settings = (
-            tokenizer,
-            chat_template,
-            image_processor,
-            settings,
-        )
-        self.read_size = read_size
-        self._image_token_id = tokenizer.control_tokens[IMAGE_TOKEN]
-        self.eos_token_id = tokenizer.control_tokens[
-            IM_END_TOKEN if settings.eos_token == "template" else settings.eos_token
-        ]
-        self._control_pattern = re.compile("(" + "|".join(map(re.escape, tokenizer.control_tokens)) + ")")
+    ) -> None:
+        self.tokenizer, self.chat_template, self.image_processor = tokenizer, chat_template, image_processor
+        self.settings, self.read_size = settings, read_size
+        control_tokens = tokenizer.control_tokens
+        self._image_token_id = control_tokens[IMAGE_TOKEN]
+        self.eos_token_id = control_tokens[IM_END_TOKEN if settings.eos_token == "template" else settings.eos_token]  # noqa: S105
+        self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
         self._cached_grid = lru_cache(maxsize=None)(self._compute_grid)
         self._cached_frame = lru_cache(maxsize=1024)(self._encode_frame)
 
@@ -63,10 +64,7 @@ class Processor:
     def from_folder(
         cls, folder: Path, settings: ProcessorSettings, *, read_size: SizeReader = read_image_size
     ) -> "Processor":
-        """The encoder of a checkpoint's folder. size_of: for who knows the pictures' sizes already.
-
-        Raises LorgnetteError naming the file that is missing or broken.
-        """
+        """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
         return cls(
             TextTokenizer.from_folder(folder),
             ChatTemplate.from_folder(folder),
@@ -76,37 +74,39 @@ class Processor:
         )
 
     def encode(self, example: Example, *, add_generation_prompt: bool = False) -> Encoded:
-        """Tokens of the whole conversation; answer=True: of its prompt, up to where the assistant is to speak.
+        """Token ids, labels and positions of the whole conversation, [T], [T] and [3, T].
 
-        Raises LorgnetteError for a picture that cannot be read and for an example longer than `max_length`.
+        add_generation_prompt: without the last answer, up to where the assistant begins to speak.
+
+        Raises LorgnetteError for an image that cannot be read and for an example longer than `max_length`.
         """
-        outline, answers, grids = self._split_answers(
-            example.without_answer.turns if add_generation_prompt else example.turns
-        )
-        tokens: list[Int32[np.ndarray, " _"]] = []
+        turns = example.without_answer().turns if add_generation_prompt else example.turns
+        outline, answers, grids = self._split_answers(turns)
+        # The frame around the answers comes from a cache; only the answers are tokenized for each example.
+        input_ids: list[Int32[np.ndarray, " _"]] = []
         labels: list[Int32[np.ndarray, " _"]] = []
         image_starts: list[int] = []
         length = 0
-        for stretch, text in zip_longest(self._cached_frame(outline, add_generation_prompt), answers):
-            image_starts += [length + start for start in stretch.image_starts]
-            tokens.append(stretch.input_ids)
-            labels.append(stretch.labels)
-            if text is not None:
-                ids = np.array(self.tokenizer.encode(text), np.int32)
-                tokens.append(ids)
-                labels.append(ids)
-                length += len(ids)
-            length += len(stretch.input_ids)
+        for segment, answer in zip_longest(self._cached_frame(outline, add_generation_prompt), answers):
+            image_starts += [length + start for start in segment.image_starts]
+            input_ids.append(segment.input_ids)
+            labels.append(segment.labels)
+            if answer is not None:
+                answer_ids = np.array(self.tokenizer.encode(answer), np.int32)
+                input_ids.append(answer_ids)
+                labels.append(answer_ids)
+                length += len(answer_ids)
+            length += len(segment.input_ids)
         if length > self.settings.max_length:
             raise LorgnetteError(
-                f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them pictures), "
+                f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images), "
                 f"more than max_length={self.settings.max_length}",
                 where=example.where,
                 hint="shorten the text, lower image_tokens, or raise max_length",
             )
         return Encoded(
             example,
-            np.concatenate(tokens),
+            np.concatenate(input_ids),
             np.concatenate(labels),
             compute_position_ids(length, image_starts, grids),
             grids,
@@ -114,7 +114,7 @@ class Processor:
         )
 
     def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[str], tuple[ImageGrid, ...]]:
-        """The conversation taken apart: what is around the answers, the answers, the pictures."""
+        """The conversation's outline, its answers, its image grids."""
         outline: list[tuple[Role, tuple[str | int | None, ...]]] = []
         answers: list[str] = []
         grids: list[ImageGrid] = []
@@ -133,60 +133,59 @@ class Processor:
         return tuple(outline), answers, tuple(grids)
 
     def _encode_frame(self, outline: Outline, add_generation_prompt: bool) -> tuple[_Segment, ...]:
-        """What stands before the first answer, between any two, and behind the last."""
-        counts = [part for _, parts in outline for part in parts if isinstance(part, int)]
+        """The segments before the first answer, between answers, and behind the last."""
+        image_lengths = iter([part for _, parts in outline for part in parts if isinstance(part, int)])
         frame: list[_Segment] = []
-        tokens: list[int] = []
+        input_ids: list[int] = []
         labels: list[int] = []
         image_starts: list[int] = []
-        pictures = 0
-        for run, trained in chain(self._iter_runs(outline, add_generation_prompt), [(None, False)]):
+        for run, has_loss in chain(self._iter_runs(outline, add_generation_prompt), [(None, False)]):
             if run is None:
-                frame.append(_Segment(np.array(tokens, np.int32), np.array(labels, np.int32), tuple(image_starts)))
-                tokens, labels, image_starts = [], [], []
+                segment = _Segment(np.array(input_ids, np.int32), np.array(labels, np.int32), tuple(image_starts))
+                frame.append(segment)
+                input_ids, labels, image_starts = [], [], []
                 continue
+            # The template writes one image token per image; it is repeated for each token that the image takes.
             repeats = 1
             if run == [self._image_token_id]:
-                image_starts.append(len(tokens))
-                repeats = counts[pictures]
-                pictures += 1
-            tokens += run * repeats
-            labels += run if trained else [IGNORE_INDEX] * len(run) * repeats
+                image_starts.append(len(input_ids))
+                repeats = next(image_lengths)
+            input_ids += run * repeats
+            labels += run if has_loss else [IGNORE_INDEX] * len(run) * repeats
         return tuple(frame)
 
     def _iter_runs(self, outline: Outline, add_generation_prompt: bool) -> Iterator[tuple[list[int] | None, bool]]:
-        """(ids, is it trained) in order, None in an answer's place. A text joins the template's plain text around it,
-        as one string, except an assistant's: its first token must be the one that prediction starts with, right after
-        the template's header."""
+        """(ids, has loss) in order; None in the place of an answer.
+
+        A text and the template's plain text around it are tokenized as one string. An answer is not: its first token
+        must be the one with which prediction starts, right after the template's header.
+        """
         texts = [part for _, parts in outline for part in parts if not isinstance(part, int)]
-        plain, open_answer = "", False
+        plain, is_answer_open = "", False
         shape = tuple((role, tuple(isinstance(part, int) for part in parts)) for role, parts in outline)
         for piece in self.chat_template.render(shape, add_generation_prompt):
+            # A number stands for a text of the conversation.
             if isinstance(piece, int):
                 text = texts[piece]
                 if text is None:
                     yield self.tokenizer.encode_cached(plain), False
                     yield None, False
-                    plain, open_answer = "", True
+                    plain, is_answer_open = "", True
                 else:
                     plain += text
                 continue
+            # Anything else is the template's own text, the only source of control tokens.
             for chunk in self._control_pattern.split(piece):
                 if chunk not in self.tokenizer.control_tokens:
                     plain += chunk
                     continue
                 yield self.tokenizer.encode_cached(plain), False
-                ends = open_answer and chunk == IM_END_TOKEN
-                yield [self.eos_token_id if ends else self.tokenizer.control_tokens[chunk]], ends
-                plain, open_answer = "", open_answer and not ends
+                is_end = is_answer_open and chunk == IM_END_TOKEN
+                yield [self.eos_token_id if is_end else self.tokenizer.control_tokens[chunk]], is_end
+                plain, is_answer_open = "", is_answer_open and not is_end
         yield self.tokenizer.encode_cached(plain), False
 
     def _compute_grid(self, image: Image) -> ImageGrid:
-        height, width = self.image_processor.compute_size(*self.read_size(image.path))
-        return ImageGrid(
-            image,
-            1,
-            height // self.image_processor.patch_size,
-            width // self.image_processor.patch_size,
-            self.image_processor.merge_size,
-        )
+        processor = self.image_processor
+        height, width = processor.compute_size(*self.read_size(image.path))
+        return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)

@@ -1,6 +1,6 @@
-"""An encoded example as a person reads it: token by token in text, each with whether loss is taken on it.
+"""Splits an encoded example into spans of text that a person can read, each marked with or without loss.
 
-Knows nothing about colours or pages.
+Knows nothing about colors or pages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from lorgnette.processing.tokenizer import IMAGE_TOKEN, TextTokenizer
 from lorgnette.types import IGNORE_INDEX, Encoded
 
 _REPLACEMENT_CHARACTER = "\ufffd"
-"""What a decoder writes for bytes that are no character yet."""
+"""A decoder's output for bytes that are no whole character."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """One token; or several that only together make a character, or a picture.
+    """One token, or several that only together form a character or an image.
 
-    count: how many tokens. kind: control tokens are the template's, a picture's all have its place.
+    kind: "control" for a token of the chat template, "image" for all tokens of an image.
     """
 
     text: str
@@ -28,39 +28,38 @@ class TokenSpan:
 
 
 def split_into_spans(encoded: Encoded, tokenizer: TextTokenizer) -> list[TokenSpan]:
-    """All tokens in order: Σ count is T, and a piece is trained where labels of its tokens are not IGNORED."""
-    control = set(tokenizer.control_tokens.values())
-    tokens, trained = encoded.input_ids.tolist(), (encoded.labels != IGNORE_INDEX).tolist()
-    found: list[TokenSpan] = []
-    at = 0
-    while at < len(tokens):
-        if tokens[at] == tokenizer.control_tokens[IMAGE_TOKEN]:
-            count = next(
-                grid.num_tokens for grid, start in zip(encoded.grids, encoded.image_starts, strict=True) if start == at
-            )
-            found.append(TokenSpan(IMAGE_TOKEN, count, trained[at], "image"))
-        elif tokens[at] in control:
-            found.append(TokenSpan(tokenizer.decode_with_control_tokens([tokens[at]]), 1, trained[at], "control"))
+    """All tokens in order: the spans' num_tokens add up to T. Either all tokens of a span have loss, or none."""
+    control_ids = set(tokenizer.control_tokens.values())
+    image_token_id = tokenizer.control_tokens[IMAGE_TOKEN]
+    image_lengths = {start: grid.num_tokens for start, grid in zip(encoded.image_starts, encoded.grids, strict=True)}
+    ids, is_trained = encoded.input_ids.tolist(), (encoded.labels != IGNORE_INDEX).tolist()
+    spans: list[TokenSpan] = []
+    start = 0
+    while start < len(ids):
+        if ids[start] == image_token_id:
+            span = TokenSpan(IMAGE_TOKEN, image_lengths[start], is_trained[start], "image")
+        elif ids[start] in control_ids:
+            span = TokenSpan(tokenizer.decode_with_control_tokens([ids[start]]), 1, is_trained[start], "control")
         else:
-            found.append(_decode_span(tokens, trained, at, control, tokenizer))
-        at += found[-1].num_tokens
-    return found
+            span = _decode_span(ids, is_trained, start, control_ids, tokenizer)
+        spans.append(span)
+        start += span.num_tokens
+    return spans
 
 
 def _decode_span(
-    tokens: Sequence[int], trained: Sequence[bool], at: int, control: set[int], tokenizer: TextTokenizer
+    ids: Sequence[int], is_trained: Sequence[bool], start: int, control_ids: set[int], tokenizer: TextTokenizer
 ) -> TokenSpan:
-    """From `at`, the fewest tokens whose bytes are whole characters; all have one label."""
-    texts = (
-        (end, tokenizer.decode_with_control_tokens(tokens[at:end])) for end in _iter_ends(tokens, trained, at, control)
-    )
-    end, text = next(((end, text) for end, text in texts if not text.endswith(_REPLACEMENT_CHARACTER)), (at + 1, ""))
-    return TokenSpan(text or tokenizer.decode_with_control_tokens(tokens[at : at + 1]), end - at, trained[at], "text")
+    """The fewest tokens from `start` whose bytes are whole characters."""
+    decode = tokenizer.decode_with_control_tokens
+    texts = ((end, decode(ids[start:end])) for end in _iter_ends(ids, is_trained, start, control_ids))
+    end, text = next(((end, text) for end, text in texts if not text.endswith(_REPLACEMENT_CHARACTER)), (start + 1, ""))
+    return TokenSpan(text or decode(ids[start : start + 1]), end - start, is_trained[start], "text")
 
 
-def _iter_ends(tokens: Sequence[int], trained: Sequence[bool], at: int, control: set[int]) -> Iterator[int]:
-    """A character has at most four bytes, so at most four tokens."""
-    for end in range(at + 1, min(at + 4, len(tokens)) + 1):
-        if tokens[end - 1] in control or trained[end - 1] != trained[at]:
+def _iter_ends(ids: Sequence[int], is_trained: Sequence[bool], start: int, control_ids: set[int]) -> Iterator[int]:
+    """Possible ends of a span. A character has at most four bytes, so at most four tokens."""
+    for end in range(start + 1, min(start + 4, len(ids)) + 1):
+        if ids[end - 1] in control_ids or is_trained[end - 1] != is_trained[start]:
             return
         yield end

@@ -1,7 +1,7 @@
-"""How many tokens the examples have, counted by the very encoder that training uses: who has too many, whose answer is
-longer than predictions may be, whose answer does not end.
+"""Counts the examples' tokens with the processor that training uses, and finds those that training cannot use well.
 
-Knows nothing about weights, and nothing about what else is wrong with a row.
+Finds examples above max_length, answers longer than predict.max_new_tokens, and answers without an end token. Knows
+nothing about weights, nor about other problems of a row.
 """
 
 import math
@@ -22,32 +22,33 @@ _UNBOUNDED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Of the examples that can be encoded, also those over the budget. bins: (from, up to but not with, how many)."""
+    """Token counts of all examples that can be encoded, including those above max_length."""
 
     num_examples: int
     num_tokens: int
     num_image_tokens: int
     num_labels: int
-    """On which loss is taken."""
+    """Tokens with loss."""
     shortest: int
     median: float
     longest: int
     histogram: tuple[tuple[int, int, int], ...]
+    """(first length, end (exclusive), number of examples) of each bin."""
 
 
 def compute_token_stats(
     processor: Processor, rows: Iterable[Example], *, max_new_tokens: int
 ) -> tuple[TokenStats | None, list[Finding]]:
-    """The rows' tokens (None: of no row), and what stands against training on them.
+    """The rows' token counts (None without rows) and what speaks against training on them.
 
-    longest_answer: `predict.max_new_tokens`, the end token included.
+    max_new_tokens: `predict.max_new_tokens`, which includes the end token.
     """
     settings = processor.settings.model_copy(update={"max_length": _UNBOUNDED})
     unbounded = Processor(
         processor.tokenizer, processor.chat_template, processor.image_processor, settings, processor.read_size
     )
     lengths: list[int] = []
-    of_pictures = trained = 0
+    num_image_tokens = num_labels = 0
     findings: list[Finding] = []
     for row in rows:
         try:
@@ -56,23 +57,27 @@ def compute_token_stats(
             findings.append(_build_finding(row, "unusable", error))
             continue
         lengths.append(len(encoded.input_ids))
-        of_pictures += sum(grid.num_tokens for grid in encoded.grids)
-        trained += encoded.num_labels
-        findings += [
-            *_check_length(processor, encoded),
-            *_check_answers(encoded, processor.eos_token_id, max_new_tokens),
-        ]
+        num_image_tokens += sum(grid.num_tokens for grid in encoded.grids)
+        num_labels += encoded.num_labels
+        findings += _check_length(processor, encoded)
+        findings += _check_answers(encoded, processor.eos_token_id, max_new_tokens)
     if not lengths:
         return None, findings
-    middle = float(median(lengths))
-    tokens = TokenStats(
-        len(lengths), sum(lengths), of_pictures, trained, min(lengths), middle, max(lengths), compute_histogram(lengths)
+    stats = TokenStats(
+        num_examples=len(lengths),
+        num_tokens=sum(lengths),
+        num_image_tokens=num_image_tokens,
+        num_labels=num_labels,
+        shortest=min(lengths),
+        median=float(median(lengths)),
+        longest=max(lengths),
+        histogram=compute_histogram(lengths),
     )
-    return tokens, findings
+    return stats, findings
 
 
 def compute_histogram(values: list[int], max_bins: int = _MAX_BINS) -> tuple[tuple[int, int, int], ...]:
-    """At most `most` bins of one round width (1, 2 or 5 times a power of ten) that hold all values."""
+    """(start, end, count) of at most `max_bins` bins of one width (1, 2 or 5 times a power of ten) over all values."""
     low, high = min(values), max(values)
     width = 1
     while high // width - low // width >= max_bins:
@@ -87,7 +92,7 @@ def _iter_widths() -> Iterable[int]:
 
 
 def _check_length(processor: Processor, encoded: Encoded) -> Iterable[Finding]:
-    """What training would say, in its own words."""
+    """The error that training would raise, in the same words."""
     if len(encoded.input_ids) > processor.settings.max_length:
         try:
             processor.encode(encoded.example)
@@ -100,24 +105,26 @@ def _build_finding(row: Example, kind: FindingKind, error: LorgnetteError) -> Fi
 
 
 def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> Iterable[Finding]:
-    """Labels stand in runs, one an answer."""
+    """Each answer is one run of labels."""
     row = encoded.example
     runs = _find_runs(encoded.labels)
-    size = max((stop - start for start, stop in runs), default=0)
-    if size > max_new_tokens:
-        what = f"an answer of {size} tokens: predictions end at predict.max_new_tokens={max_new_tokens}"
-        yield Finding.for_example(row, "overlong-answer", what, "raise predict.max_new_tokens, or shorten the answer")
-    answers = sum(turn.role == "assistant" for turn in row.turns)
-    ended = sum(int(encoded.labels[stop - 1]) == eos_token_id for _, stop in runs)
-    if ended < answers:
-        what = f"{answers - ended} of {answers} answers get no end token from the chat template"
-        remedy = "use an Instruct checkpoint's own template: a model that never sees an end does not learn to stop"
-        yield Finding.for_example(row, "no-end", what, remedy)
+    longest = max((end - start for start, end in runs), default=0)
+    if longest > max_new_tokens:
+        message = f"an answer has {longest} tokens, but predictions stop at predict.max_new_tokens={max_new_tokens}"
+        yield Finding.for_example(
+            row, "overlong-answer", message, "raise predict.max_new_tokens, or shorten the answer"
+        )
+    num_answers = sum(turn.role == "assistant" for turn in row.turns)
+    num_ended = sum(int(encoded.labels[end - 1]) == eos_token_id for _, end in runs)
+    if num_ended < num_answers:
+        message = f"{num_answers - num_ended} of {num_answers} answers get no end token from the chat template"
+        hint = "use an Instruct checkpoint's own template: without end tokens the model does not learn to stop"
+        yield Finding.for_example(row, "no-end", message, hint)
 
 
 def _find_runs(labels: Int32[np.ndarray, " T"]) -> list[tuple[int, int]]:
-    """(first, behind the last) of each run of labels."""
-    trained = np.zeros(len(labels) + 2, bool)
-    trained[1:-1] = labels != IGNORE_INDEX
-    edges = np.flatnonzero(trained[1:] != trained[:-1])
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+    """(start, end) of each run of labels."""
+    has_loss = np.zeros(len(labels) + 2, bool)
+    has_loss[1:-1] = labels != IGNORE_INDEX
+    edges = np.flatnonzero(has_loss[1:] != has_loss[:-1])
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,10 +1,12 @@
-"""Which pictures look alike: the same one saved again, in another format, quality or size.
+"""Finds images that look alike: the same image saved again in another format, quality or size.
 
-A sketch is the picture in 16×16 cells, the mean colour of each; two pictures look alike where no cell differs by much
-and the cells on average by very little. Cropped, mirrored or recoloured pictures are other pictures here. Colours
-count: what differs in one object's colour alone is no look-alike.
+An image's signature is the mean color of 16×16 cells. Two images are near-duplicates if no cell differs by more than
+MAX_CELL_DIFF and the cells differ by at most MAX_MEAN_DIFF on average. Cropped, mirrored or recolored images count as
+different images, and so do two images that differ only in the color of one object.
 
 Knows nothing about rows.
+
+Shapes: N images, D = 3 · cells bytes of a signature (768 for a whole image, 192 for its upper quarter).
 """
 
 import math
@@ -18,27 +20,29 @@ from PIL import Image
 
 CELLS_PER_SIDE = 16
 MAX_CELL_DIFF, MAX_MEAN_DIFF = 26, 4.0
-"""Most by which any cell, and the cells on average, may differ, of 0–255. bench/LOG.md says what that finds."""
+"""Largest difference of any cell, and of the cells on average, of 0–255. bench/LOG.md has what they find."""
 MIN_SIDE = 2 * CELLS_PER_SIDE
-"""Pixels of a side that a sketch is made from, at least."""
+"""Smallest side, in pixels, of the preview from which a signature is made."""
 MAX_PIXELS = 1 << 25
-"""Pixels beyond which only a JPEG, which is decoded at a fraction, is worth a sketch."""
+"""Larger images get no signature, unless they are JPEGs, which are decoded at a fraction of their size."""
 UPPER_BYTES = CELLS_PER_SIDE // 4 * CELLS_PER_SIDE * 3
-"""Bytes of a sketch that are the picture's upper quarter."""
+"""The bytes of a signature that describe the image's upper quarter."""
 UPPER_FRACTION = (CELLS_PER_SIDE // 4 + 0.5) / CELLS_PER_SIDE
-"""Of a picture's height, so that its upper quarter is right to the last row."""
+"""Of an image's height: the upper quarter, and half a cell more so that its last row is exact."""
 _REDUCED_SIDE = 8 * CELLS_PER_SIDE
 
 
 def image_signature(image: Image.Image, size: tuple[int, int]) -> bytes:
-    """16×16 cells of RGB, row by row. seen: the picture, or a JPEG decoded at a fraction of its size (width, height).
+    """16×16 cells of RGB bytes, row by row.
 
-    A cell is the mean over its area to fractions of a pixel: whole pixels (Pillow's BOX) shift its edges by as much as
-    an eighth of it, which shows wherever dark meets light.
+    image: the image, or a JPEG decoded at a fraction of its size. size: its full (width, height).
+
+    A cell's mean is over its exact area, with fractions of a pixel. Whole pixels (Pillow's BOX) would move its edges
+    by up to an eighth of the cell, which shows wherever dark meets light.
     """
-    # A JPEG's last row and column of blocks may reach beyond the picture.
+    # A JPEG's last row and column of blocks may reach beyond the image: use only the part inside it.
     fraction = 2 ** -round(math.log2(size[0] / image.width))
-    width, height = (min(own, whole * fraction) for own, whole in zip(image.size, size, strict=True))
+    width, height = (min(side, full * fraction) for side, full in zip(image.size, size, strict=True))
     if (factor := min(image.size) // _REDUCED_SIDE) > 1:
         image, width, height = image.reduce(factor), width / factor, height / factor
     rows = _area_weights(image.height, height) @ np.asarray(image, np.float32).reshape(image.height, -1)
@@ -48,50 +52,50 @@ def image_signature(image: Image.Image, size: tuple[int, int]) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _area_weights(pixels: int, used_pixels: float) -> Float32[np.ndarray, "S P"]:
-    """What each of SIDE cells, laid over the first `used` pixels, takes of each pixel."""
+    """The weight of each pixel in each of the S cells that divide the first `used_pixels` pixels."""
     edges, starts = np.linspace(0, used_pixels, CELLS_PER_SIDE + 1), np.arange(pixels)
-    covered = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
-    shares: np.ndarray = covered.clip(0) * CELLS_PER_SIDE / used_pixels
-    return shares.astype(np.float32)
+    overlaps = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    weights: np.ndarray = overlaps.clip(0) * CELLS_PER_SIDE / used_pixels
+    return weights.astype(np.float32)
 
 
 def candidates(signatures: Sequence[bytes]) -> list[int]:
-    """Places of sketches whose upper quarter looks like another's: all that `groups` could put together, and others.
+    """Indices of the images whose upper quarter looks like another's: a superset of the near-duplicates.
 
-    Of the upper quarter the cells may differ by twice as much on average: what differs may stand there.
+    The cells of the upper quarter may differ by twice as much on average, since the difference may be all in them.
     """
-    laid = _SignatureIndex.from_signatures([sketch[:UPPER_BYTES] for sketch in signatures], 2 * MAX_MEAN_DIFF)
-    found = np.zeros(len(signatures), bool)
-    for place in range(len(signatures)):
-        # Of one that is found already, only those that are not need be told: a thousand white skies are no million.
-        same = laid.find_similar(place, ~found if found[place] else None)
-        if len(same):
-            found[[place, *same.tolist()]] = True
-    return sorted(laid.order[found].tolist())
+    index = _SignatureIndex.from_signatures([signature[:UPPER_BYTES] for signature in signatures], 2 * MAX_MEAN_DIFF)
+    is_candidate = np.zeros(len(signatures), bool)
+    for i in range(len(signatures)):
+        # A candidate need only be compared with images that are none yet: a thousand white skies are no million pairs.
+        similar = index.find_similar(i, ~is_candidate if is_candidate[i] else None)
+        if len(similar):
+            is_candidate[[i, *similar.tolist()]] = True
+    return sorted(index.order[is_candidate].tolist())
 
 
 def near_duplicate_groups(signatures: Sequence[bytes]) -> list[list[int]]:
-    """Places of whole sketches that look alike, two or more together; each place in one group at most.
+    """Indices of images that look alike, in groups of two or more; each image in at most one group.
 
-    The first of a group, by brightness, speaks for it: the others look like it, not necessarily like each other.
+    The darkest image of a group represents it: the others look like it, not necessarily like each other.
     """
-    laid = _SignatureIndex.from_signatures(signatures, MAX_MEAN_DIFF)
-    taken = np.zeros(len(signatures), bool)
-    found: list[list[int]] = []
-    for place in range(len(signatures)):
-        same = laid.find_similar(place, ~taken) if not taken[place] else ()
-        if len(same):
-            taken[same] = True
-            found.append(sorted(laid.order[[place, *same]].tolist()))
-    return sorted(found)
+    index = _SignatureIndex.from_signatures(signatures, MAX_MEAN_DIFF)
+    is_grouped = np.zeros(len(signatures), bool)
+    groups: list[list[int]] = []
+    for i in range(len(signatures)):
+        similar = index.find_similar(i, ~is_grouped) if not is_grouped[i] else ()
+        if len(similar):
+            is_grouped[similar] = True
+            groups.append(sorted(index.order[[i, *similar]].tolist()))
+    return sorted(groups)
 
 
 @dataclass(frozen=True, slots=True)
 class _SignatureIndex:
-    """Sketches sorted by mean brightness, so that only neighbours need be compared: 100,000 pictures in seconds.
+    """Signatures sorted by mean brightness, so that only neighbors are compared: 100,000 images take seconds.
 
-    order: the place of each before. ends: where the neighbours of each end. quarter: one column of means, which rules
-    out most of the neighbours, side by side. most: by which cells may differ on average.
+    order: the index of each before sorting. neighbor_ends: the end of each one's neighbors. quarter_means: one column
+    of means, contiguous, which rules out most neighbors. max_mean_diff: largest difference of the cells on average.
     """
 
     order: Int64[np.ndarray, " N"]
@@ -109,31 +113,34 @@ class _SignatureIndex:
         means = _compute_means(cells)
         order = np.argsort(means[:, 0], kind="stable")
         cells, means = cells[order], means[order]
-        ends = np.searchsorted(means[:, 0], means[:, 0] + max_mean_diff, side="right").tolist()
-        return cls(order, cells, means, means[:, 1].copy(), ends, max_mean_diff)
+        neighbor_ends = np.searchsorted(means[:, 0], means[:, 0] + max_mean_diff, side="right").tolist()
+        return cls(order, cells, means, means[:, 1].copy(), neighbor_ends, max_mean_diff)
 
-    def find_similar(self, place: int, among: Bool[np.ndarray, " N"] | None) -> Int64[np.ndarray, " S"]:
-        """Which behind it look like the one at this place."""
-        end = self.neighbor_ends[place]
-        close = np.abs(self.quarter_means[place + 1 : end] - self.quarter_means[place]) <= self.max_mean_diff
-        near = np.flatnonzero(close if among is None else close & among[place + 1 : end]) + place + 1
-        near = near[(np.abs(self.means[near] - self.means[place]) <= self.max_mean_diff).all(axis=1)]
-        same: np.ndarray = (
-            near[_is_similar(self.cells[near], self.cells[place], self.max_mean_diff)] if len(near) else near
-        )
-        return same
+    def find_similar(self, i: int, among: Bool[np.ndarray, " N"] | None) -> Int64[np.ndarray, " S"]:
+        """The indices behind i of images that look like image i. Cheap tests come first."""
+        end = self.neighbor_ends[i]
+        is_close = np.abs(self.quarter_means[i + 1 : end] - self.quarter_means[i]) <= self.max_mean_diff
+        close = np.flatnonzero(is_close if among is None else is_close & among[i + 1 : end]) + i + 1
+        close = close[(np.abs(self.means[close] - self.means[i]) <= self.max_mean_diff).all(axis=1)]
+        if not len(close):
+            return close
+        similar: np.ndarray = close[_is_similar(self.cells[close], self.cells[i], self.max_mean_diff)]
+        return similar
 
 
 def _compute_means(cells: UInt8[np.ndarray, "N D"]) -> np.ndarray:
-    """[N, 13]: the mean of all cells, then of each colour in each quarter. These too must agree as cells must on
-    average, which sorts out nearly all pairs before cells are compared."""
+    """[N, 13]: the mean of all cells, then the mean of each color in each quarter.
+
+    Cells that agree on average have means that agree, so comparing these 13 numbers sorts out nearly all pairs.
+    """
     high = cells.shape[1] // (CELLS_PER_SIDE * 3)
-    quarters = (
-        cells.reshape(-1, 2, high // 2, 2, CELLS_PER_SIDE // 2, 3).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
-    )
+    blocks = cells.reshape(-1, 2, high // 2, 2, CELLS_PER_SIDE // 2, 3)
+    quarters = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
     return np.concatenate([quarters.mean(axis=1, keepdims=True), quarters], axis=1)
 
 
-def _is_similar(others: UInt8[np.ndarray, "N D"], one: UInt8[np.ndarray, " D"], max_mean_diff: float) -> np.ndarray:
-    apart = np.abs(others.astype(np.int16) - one)
-    return np.asarray((apart.max(axis=1) <= MAX_CELL_DIFF) & (apart.mean(axis=1) <= max_mean_diff))
+def _is_similar(
+    cells: UInt8[np.ndarray, "N D"], reference: UInt8[np.ndarray, " D"], max_mean_diff: float
+) -> np.ndarray:
+    diff = np.abs(cells.astype(np.int16) - reference)
+    return np.asarray((diff.max(axis=1) <= MAX_CELL_DIFF) & (diff.mean(axis=1) <= max_mean_diff))

@@ -1,52 +1,55 @@
-"""What is unusual about single rows, and probably not meant: texts that hold markers, pictures of an odd shape.
+"""Warns about single rows: markers in a text, images of an unusual shape; counts the answers' writing systems.
 
-Knows nothing about tokens or models, nor about other rows.
+Knows nothing about tokens or models. Each row is checked on its own.
 """
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from lorgnette.data.checks.scan import ImageInfo
 from lorgnette.types import Example, Finding
 
 MAX_STRETCH = 4
-"""More than so many times wider or narrower than the shape it is squeezed into, a picture is hard to recognise."""
+"""An image that is stretched by more than this into the fixed size is hard to recognize."""
 MAX_ELONGATION = 20
-"""Longer side over shorter side where pictures keep their shape."""
+"""Longer side over shorter side, for images that keep their shape."""
 MIN_SIDE = 28
-"""Pixels: a side below it is less than one image token of every Qwen-VL model."""
-
+"""In pixels: a shorter side is less than one image token of every Qwen-VL model."""
+NO_LETTERS = "no letters"
 _CONTROL = re.compile(r"<\|\w+\|>")
 _MARKER = re.compile(r"<(?:image|img|video|audio)>|</img>|\[IMG\]")
+_SCRIPT_NAMES = {"Cjk": "Han"}
 
 
 def find_row_warnings(
     rows: Iterable[Example], image_infos: Mapping[Path, ImageInfo], fixed_size: tuple[int, int] | None
 ) -> Iterator[Finding]:
-    """Findings row by row; a picture's shape is told once, at the first row that shows it.
+    """Findings row by row; an image's shape is reported once, at the first row with the image.
 
-    fitted: the (height, width) every picture is resized to; None where each keeps its shape.
+    fixed_size: the (height, width) to which every image is resized; None if each keeps its shape.
     """
-    told: set[Path] = set()
+    checked: set[Path] = set()
     for row in rows:
         yield from _check_markers(row)
-        for picture in row.images:
-            if picture.path not in told:
-                told.add(picture.path)
-                yield from _check_shape(row, picture.path, image_infos[picture.path].size, fixed_size)
+        for image in row.images:
+            if image.path not in checked:
+                checked.add(image.path)
+                yield from _check_shape(row, image.path, image_infos[image.path].size, fixed_size)
 
 
 def _check_markers(row: Example) -> Iterator[Finding]:
     text = "\n".join(part for turn in row.turns for part in turn.parts if isinstance(part, str))
-    if found := _CONTROL.search(text):
-        said = f"a text holds {found[0]}, which is read as characters and never as the model's own token"
-        yield Finding.for_example(row, "control-text", said, "remove it, unless characters are what is meant")
-    if found := _MARKER.search(text):
-        said = f"a text holds {found[0]}, and no picture stands there"
-        yield Finding.for_example(
-            row, "stray-marker", said, "remove it, or write the row in a form whose markers are read"
-        )
+    if match := _CONTROL.search(text):
+        message = f"a text contains {match[0]}, which is read as characters, never as the model's own token"
+        yield Finding.for_example(row, "control-text", message, "remove it, unless you mean the characters")
+    if match := _MARKER.search(text):
+        message = f"a text contains {match[0]} without an image there"
+        hint = "remove it, or write the row in a format that reads such markers"
+        yield Finding.for_example(row, "stray-marker", message, hint)
 
 
 def _check_shape(
@@ -55,13 +58,47 @@ def _check_shape(
     width, height = size
     aspect = width / height
     relative = aspect * fixed_size[0] / fixed_size[1] if fixed_size else aspect
-    times = max(relative, 1 / relative)
-    if times > (MAX_STRETCH if fixed_size else MAX_ELONGATION):
-        times_longer = f"{times:.0f} times longer one way than the other"
-        shape = f"squeezed {times:.0f}-fold into {fixed_size[1]}×{fixed_size[0]}" if fixed_size else times_longer
-        said = f"{path.name}, {width}×{height} pixels, is {shape}"
-        remedy = "crop it, or let pictures keep their shape: image_size=null" if fixed_size else "crop it"
-        yield Finding.for_example(row, "odd-shape", said, remedy, path)
+    factor = max(relative, 1 / relative)
+    if factor > (MAX_STRETCH if fixed_size else MAX_ELONGATION):
+        elongated = f"{factor:.0f} times longer on one side than on the other"
+        shape = f"stretched {factor:.0f}-fold into {fixed_size[1]}×{fixed_size[0]}" if fixed_size else elongated
+        hint = "crop it, or let images keep their shape: image_size=null" if fixed_size else "crop it"
+        yield Finding.for_example(row, "odd-shape", f"{path.name}, {width}×{height} pixels, is {shape}", hint, path)
     if min(size) < MIN_SIDE:
-        said = f"{path.name} has only {width}×{height} pixels"
-        yield Finding.for_example(row, "tiny", said, "get it larger, or remove the row", path)
+        message = f"{path.name} has only {width}×{height} pixels"
+        yield Finding.for_example(row, "tiny", message, "get a larger version, or remove the row", path)
+
+
+def count_scripts(rows: Iterable[Example]) -> dict[str, tuple[int, Example]]:
+    """Writing system → the number of answers mostly in it and the first row with one; the most frequent first.
+
+    A script is not a language: English, French and LaTeX are all Latin here, and Japanese may count as Han or Hiragana.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, Example] = {}
+    for row in rows:
+        for turn in row.turns:
+            if turn.role == "assistant":
+                script = detect_script(turn.text)
+                counts[script] += 1
+                first.setdefault(script, row)
+    return {name: (count, first[name]) for name, count in counts.most_common()}
+
+
+def detect_script(text: str) -> str:
+    """The script of most letters (among equals the first), such as Latin, Han, Cyrillic."""
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else NO_LETTERS
+    counts = Counter(_read_letter_script(letter) for letter in text if letter.isalpha())
+    return counts.most_common(1)[0][0] if counts else NO_LETTERS
+
+
+@lru_cache(maxsize=65536)
+def _read_letter_script(letter: str) -> str:
+    """The first word of a letter's name (Unicode Standard, chapter 4.8): Python's tables have no script property.
+
+    Full-width and mathematical letters are normalized first.
+    """
+    plain = unicodedata.normalize("NFKC", letter)[:1]
+    word = unicodedata.name(plain, "unnamed").split(" ")[0].split("-")[0].capitalize()
+    return _SCRIPT_NAMES.get(word, word)

@@ -1,9 +1,9 @@
-"""The forms that data comes in: one module each, what reads it and what writes it beside each other.
+"""The data formats, one module each: its reader and, if it can be exported, its writer.
 
-RECORDS  a record of a .json or .jsonl, recognised by a key
-WHOLE    a .json that is one object, recognised by its keys
-FILES    a file, recognised by its suffix
-EXPORTS  what `export` and `prepare` write, by name
+RECORD_FORMATS  a record of a .json or .jsonl, recognized by a key
+OBJECT_FORMATS  a .json that is one object, recognized by its keys
+FILE_FORMATS    a file, recognized by its suffix
+EXPORTERS       what `export` and `prepare` write, by name
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorgnette.data import row_location
 from lorgnette.data.formats import (
     captions,
     coco,
@@ -25,6 +24,7 @@ from lorgnette.data.formats import (
     queries,
     webdataset,
 )
+from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
 from lorgnette.data.text_files import read_json
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
@@ -32,13 +32,13 @@ from lorgnette.types import Example
 ExportFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 
 
-def _read_conversation(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
-    """The tutorial's, or LLaVA's where pictures stand beside the turns and not in them."""
-    beside = "image" in record or "images" in record
-    return llava.read_record(record, location) if beside else conversations.read_record(record, location)
+def _read_conversation(record: Mapping[str, Any], location: RowLocation) -> Example:
+    """The tutorial's format; LLaVA's if the images are listed beside the turns."""
+    is_llava = "image" in record or "images" in record
+    return llava.read_record(record, location) if is_llava else conversations.read_record(record, location)
 
 
-RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], row_location.RowLocation], Example]] = {
+RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] = {
     "conversations": _read_conversation,
     "messages": messages.read_record,
     "query": queries.read_query,
@@ -46,11 +46,7 @@ RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], row_location.RowLocation]
     "conversation": queries.read_conversation,
 }
 OBJECT_FORMATS: tuple[
-    tuple[
-        Callable[[Mapping[str, Any]], bool],
-        Callable[[Mapping[str, Any], Path, row_location.ReadOptions], Iterator[row_location.Row]],
-    ],
-    ...,
+    tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path, ReadOptions], Iterator[Row]]], ...
 ] = (
     (coco.is_official, coco.read_official),
     (coco.is_karpathy, coco.read_karpathy),
@@ -58,39 +54,35 @@ OBJECT_FORMATS: tuple[
 )
 
 
-def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
-    """A record of any form."""
-    forms = [key for key in RECORD_FORMATS if key in record]
-    if len(forms) == 1:
-        return [RECORD_FORMATS[forms[0]](record, location)]
-    if not forms and any(key in record for key in captions.IMAGE_COLUMNS):
+def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
+    """The examples of a record in any format."""
+    keys = [key for key in RECORD_FORMATS if key in record]
+    if len(keys) == 1:
+        return [RECORD_FORMATS[keys[0]](record, location)]
+    if not keys and any(key in record for key in captions.IMAGE_COLUMNS):
         return captions.read_record(record, location)
-    found = ", ".join(repr(key) for key in list(record)[:8]) or "no key at all"
+    present = ", ".join(repr(key) for key in list(record)[:8]) or "no keys"
     raise LorgnetteError(
-        f"the row has both {forms[0]!r} and {forms[1]!r}" if forms else f"the row has {found}",
+        f"the row has both {keys[0]!r} and {keys[1]!r}" if keys else f"the row has {present}",
         hint=f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'",
     )
 
 
-def _read_json(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
     value = read_json(path)
     if isinstance(value, dict):
-        for is_it, read in OBJECT_FORMATS:
-            if is_it(value):
+        for is_format, read in OBJECT_FORMATS:
+            if is_format(value):
                 yield from read(value, path, options)
                 return
-    yield from json_records.read_list(
-        value, row_location.create_row_counter(path, options.require_no_name(path)), read_record
-    )
+    yield from json_records.read_list(value, create_row_counter(path, options.require_no_name(path)), read_record)
 
 
-def _read_jsonl(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
-    return json_records.read_records(
-        path, row_location.create_row_counter(path, options.require_no_name(path)), read_record
-    )
+def _read_jsonl(path: Path, options: ReadOptions) -> Iterator[Row]:
+    return json_records.read_records(path, create_row_counter(path, options.require_no_name(path)), read_record)
 
 
-FILE_FORMATS: dict[str, Callable[[Path, row_location.ReadOptions], Iterator[row_location.Row]]] = {
+FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     ".csv": csv.read_csv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
@@ -100,7 +92,10 @@ FILE_FORMATS: dict[str, Callable[[Path, row_location.ReadOptions], Iterator[row_
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """written: an example's record, which `examples` reads back; embedded: what a record becomes in the file."""
+    """to_record: an example and the prompt → a record that `read_record` reads back.
+
+    embed_images: the record → the record in the file, which may hold the images themselves.
+    """
 
     suffix: str
     to_record: Callable[[Example, str], dict[str, Any]]

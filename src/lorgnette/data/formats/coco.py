@@ -1,17 +1,19 @@
-"""COCO's captions_*.json and Karpathy's dataset_coco.json → captions, the pictures found beside the file.
+"""COCO's captions_*.json and Karpathy's dataset_coco.json → captions. Read only.
 
     {"images": [{"id": 9, "file_name": "000000000009.jpg"}], "annotations": [{"id": 1, "image_id": 9, "caption": "…"}]}
     {"images": [{"filepath": "val2014", "filename": "COCO_….jpg", "split": "test", "sentences": [{"raw": "…"}]}]}
 
-A caption is an example; COCO's rows are its annotations, Karpathy's rows its images. Read only.
+Each caption becomes an example; a row is an annotation in COCO's file, an image in Karpathy's. The images are found
+beside the file.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import row_location
+from lorgnette.data import fields
 from lorgnette.data.formats import captions
+from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
@@ -28,17 +30,15 @@ def is_karpathy(value: Mapping[str, Any]) -> bool:
     return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
 
 
-def read_official(
-    value: Mapping[str, Any], path: Path, options: row_location.ReadOptions
-) -> Iterator[row_location.Row]:
-    """One row an annotation, in the file's order, so that a picture's captions need not stand together."""
-    places = row_location.create_row_counter(path, options.require_no_name(path), *_find_image_folders(path))
+def read_official(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
+    """One row per annotation in the file's order, so the captions of one image may be far apart."""
+    counter = create_row_counter(path, options.require_no_name(path), *_find_image_folders(path))
     annotations = _require_list(value, "annotations", path)
-    if annotations and not any(isinstance(each, dict) and "caption" in each for each in annotations):
+    if annotations and not any(isinstance(item, dict) and "caption" in item for item in annotations):
         raise LorgnetteError(
-            "the annotations hold no captions (boxes or key points?)",
+            "the annotations have no captions (boxes or key points?)",
             where=str(path),
-            hint="take the file of captions: captions_train2017.json",
+            hint="use the file of captions: captions_train2017.json",
         )
     names = {
         image["id"]: image.get("file_name")
@@ -46,73 +46,70 @@ def read_official(
         if isinstance(image, dict) and isinstance(image.get("id"), int | str)
     }
     for annotation in annotations:
-        yield from _read_annotation(annotation, names, places.next())
+        yield from _read_annotation(annotation, names, counter.next())
 
 
-def _read_annotation(
-    annotation: object, names: Mapping[int | str, object], location: row_location.RowLocation
-) -> Iterator[row_location.Row]:
-    def examples() -> list[Example]:
+def _read_annotation(annotation: object, names: Mapping[int | str, object], location: RowLocation) -> Iterator[Row]:
+    def read() -> list[Example]:
         record = _require_object(annotation, "the annotation")
-        shown = record.get("image_id")
-        if not isinstance(shown, int | str) or shown not in names:
+        image_id = record.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in names:
             raise LorgnetteError(
-                f"image_id {shown!r} is not among the images", hint="add the image, or remove the annotation"
+                f"image_id {image_id!r} is not among the images", hint="add the image, or remove the annotation"
             )
-        picture = location.resolve_image(names[shown], f"the file_name of image {shown}")
-        return captions.build_examples(
-            picture, record.get("caption"), location, name="'caption'", id_=row_location.read_id(record, location)
-        )
+        image = location.resolve_image(names[image_id], f"the file_name of image {image_id}")
+        id_ = fields.read_id(record, location.id)
+        return captions.build_examples(image, record.get("caption"), location, name="'caption'", id_=id_)
 
-    return location.try_read(examples)
+    return location.try_read(read)
 
 
-def read_karpathy(
-    value: Mapping[str, Any], path: Path, options: row_location.ReadOptions
-) -> Iterator[row_location.Row]:
-    """One row an image. asked.name picks splits, joined by "+": "train+restval"."""
+def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
+    """One row per image. options.name selects splits, joined by "+": "train+restval"."""
     images = _require_list(value, "images", path)
     splits = sorted({str(image.get("split")) for image in images if isinstance(image, dict)})
     wanted = set(options.name.split("+")) if options.name is not None else set(splits)
     if missing := wanted - set(splits):
         raise UsageError(
-            f"no split {', '.join(sorted(missing))!r}", where=str(path), hint=f"name of {', '.join(splits)}"
+            f"no split {', '.join(sorted(missing))!r}", where=str(path), hint=f"set name to one of {', '.join(splits)}"
         )
-    places = row_location.create_row_counter(path, options, *_find_image_folders(path))
+    counter = create_row_counter(path, options, *_find_image_folders(path))
     for image in images:
-        place = places.next()
+        location = counter.next()
         if not isinstance(image, dict) or str(image.get("split")) in wanted:
-            yield from _read_image(image, place)
+            yield from _read_image(image, location)
 
 
-def _read_image(image: object, location: row_location.RowLocation) -> Iterator[row_location.Row]:
-    def examples() -> list[Example]:
+def _read_image(image: object, location: RowLocation) -> Iterator[Row]:
+    def read() -> list[Example]:
         record = _require_object(image, "the image")
-        name = row_location.require_string(record.get("filename"), "'filename'")
-        folder = row_location.require_string(record.get("filepath", ""), "'filepath'")
-        picture = location.resolve_image(f"{folder}/{name}" if folder else name, "'filename'")
-        said = [each.get("raw") for each in row_location.require_objects(record.get("sentences"), "sentences")]
-        number = next((record[key] for key in ("cocoid", "imgid") if isinstance(record.get(key), int)), location.id)
-        return captions.build_examples(picture, said, location, name="sentences", id_=str(number))
+        name = fields.require_string(record.get("filename"), "'filename'")
+        folder = fields.require_string(record.get("filepath", ""), "'filepath'")
+        resolved = location.resolve_image(f"{folder}/{name}" if folder else name, "'filename'")
+        texts = [sentence.get("raw") for sentence in fields.require_objects(record.get("sentences"), "sentences")]
+        id_ = next((record[key] for key in ("cocoid", "imgid") if isinstance(record.get(key), int)), location.id)
+        return captions.build_examples(resolved, texts, location, name="sentences", id_=str(id_))
 
-    return location.try_read(examples)
+    return location.try_read(read)
 
 
 def _find_image_folders(path: Path) -> list[Path]:
-    """Where the pictures usually are: beside the file, in images/, or in COCO's own folders there or one level up
-    (its archive of annotations unpacks into annotations/ beside them)."""
-    tops = (path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images")
-    found = [folder for top in tops for folder in (top / part for part in _IMAGE_FOLDERS) if folder.is_dir()]
-    return [folder for folder in (*tops[:2], *found) if folder.is_dir()]
+    """The usual folders of the images: the file's own, its images/, and COCO's folders in these or one level up.
+
+    COCO's archive of annotations unpacks into annotations/ beside the image folders.
+    """
+    parents = (path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images")
+    coco_folders = [parent / name for parent in parents for name in _IMAGE_FOLDERS]
+    return [folder for folder in (*parents[:2], *coco_folders) if folder.is_dir()]
 
 
 def _require_list(value: Mapping[str, Any], key: str, path: Path) -> list[Any]:
-    listed = value.get(key)
-    if not isinstance(listed, list):
+    items = value.get(key)
+    if not isinstance(items, list):
         raise LorgnetteError(
-            f"{key!r} is {describe_type(listed)}, not a list", where=str(path), hint="get the file again"
+            f"{key!r} is {describe_type(items)}, not a list", where=str(path), hint="download the file again"
         )
-    return listed
+    return items
 
 
 def _require_object(value: object, name: str) -> Mapping[str, Any]:

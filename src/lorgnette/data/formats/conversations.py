@@ -1,13 +1,13 @@
-"""The tutorial's JSON ↔ Example: turns under "conversations", a picture's path between two markers in the text.
+"""The tutorial's JSON ↔ Example: turns under "conversations", an image's path between two markers in the text.
 
     {"id": "identity_1", "conversations": [
         {"from": "user", "value": "COCO Yes: <|vision_start|>PATH<|vision_end|>"},
         {"from": "assistant", "value": "a cat asleep"}]}
 
-Knows nothing about files of records. The markers mean something in the user's turns only; elsewhere they are text.
+The markers have a meaning in the user's turns only; elsewhere they are text. Knows nothing about files of records.
 
-Order: a turn with exactly one picture is the picture, then the remaining text joined and stripped, as the tutorial's
-training script feeds it. With several pictures, texts and pictures stay where they stand, and texts stay as written.
+Order: a turn with exactly one image becomes the image, then the remaining text joined and stripped, as the tutorial's
+training script does it. With several images, texts and images keep their order, and texts stay as written.
 """
 
 import os
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import row_location
+from lorgnette.data import fields
 from lorgnette.data.conversation import check_conversation, merge_parts
+from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Role, Turn
 
@@ -31,74 +32,71 @@ ROLES: dict[str, Role] = {
 }
 _MARKER = re.compile(f"({re.escape(START)}|{re.escape(END)})")
 _UNREAD_KEYS = ("image", "images", "video", "videos", "audio", "audios", "system", "tools", "rejected")
-
-
-def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
-    """One record read. Relative paths start at the file's folder, or else at the current one."""
-    row_location.reject_unread_keys(record, ("id", "conversations"), _UNREAD_KEYS)
-    said = row_location.require_objects(record.get("conversations"), "conversations")
-    turns = tuple(_read_turn(item, number, location) for number, item in enumerate(said, start=1))
-    check_conversation(turns)
-    return Example(row_location.read_id(record, location), turns, location.source, location.row)
-
-
-def to_record(example: Example) -> dict[str, Any]:
-    """The record as the tutorial writes it, with absolute paths. Blanks around a lone picture's text are not kept."""
-    said = [{"from": turn.role, "value": _format_turn(turn)} for turn in example.turns]
-    return {"id": example.id, "conversations": said}
-
-
-def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """What this form keeps of the turns: a lone picture stands first, the blanks around its text are gone."""
-    return tuple(Turn(turn.role, _put_image_first(turn.parts)) for turn in turns)
-
-
 _HINT = "train on the source itself instead, which keeps it as it is"
 
 
-def _read_turn(item: Mapping[str, Any], number: int, location: row_location.RowLocation) -> Turn:
-    role, value = read_role(item, number), row_location.require_string(item.get("value"), f"turn {number}'s 'value'")
-    return Turn(role, _parse_user_text(value, number, location) if role == "user" else merge_parts([value]))
+def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
+    """The record's example. Relative paths start at the file's folder, or else at the current one."""
+    fields.reject_unread_keys(record, ("id", "conversations"), _UNREAD_KEYS)
+    items = fields.require_objects(record.get("conversations"), "conversations")
+    turns = tuple(_read_turn(item, number, location) for number, item in enumerate(items, start=1))
+    check_conversation(turns)
+    return Example(fields.read_id(record, location.id), turns, location.source, location.row)
+
+
+def to_record(example: Example) -> dict[str, Any]:
+    """The record as the tutorial writes it, with absolute paths. Spaces around a single image's text are not kept."""
+    items = [{"from": turn.role, "value": _format_turn(turn)} for turn in example.turns]
+    return {"id": example.id, "conversations": items}
+
+
+def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns as this format keeps them: a single image comes first, its text loses the spaces around it."""
+    return tuple(Turn(turn.role, _put_image_first(turn.parts)) for turn in turns)
+
+
+def _read_turn(item: Mapping[str, Any], number: int, location: RowLocation) -> Turn:
+    role, text = read_role(item, number), fields.require_string(item.get("value"), f"turn {number}'s 'value'")
+    return Turn(role, _parse_user_text(text, number, location) if role == "user" else merge_parts([text]))
 
 
 def read_role(item: Mapping[str, Any], number: int) -> Role:
-    speaker = item.get("from")
-    if not isinstance(speaker, str) or speaker not in ROLES:
+    role = item.get("from")
+    if not isinstance(role, str) or role not in ROLES:
         raise LorgnetteError(
-            f"turn {number} is from {speaker!r}, not one of {', '.join(ROLES)}", hint="correct the turn's 'from'"
+            f"turn {number} is from {role!r}, not one of {', '.join(ROLES)}", hint="correct the turn's 'from'"
         )
-    return ROLES[speaker]
+    return ROLES[role]
 
 
-def _parse_user_text(value: str, number: int, location: row_location.RowLocation) -> tuple[str | Image, ...]:
+def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str | Image, ...]:
     parts: list[str | Image] = []
-    inside = False
-    for piece in _MARKER.split(value):
+    is_path = False
+    for piece in _MARKER.split(text):
         if piece in (START, END):
-            if inside is (piece == START):
+            if is_path is (piece == START):
                 raise LorgnetteError(
-                    f"turn {number}: {piece} without its {END if inside else START}",
-                    hint=f"write each picture as {START}PATH{END}",
+                    f"turn {number}: {piece} without its {END if is_path else START}",
+                    hint=f"write each image as {START}PATH{END}",
                 )
-            inside = not inside
+            is_path = not is_path
         else:
-            parts.append(
-                location.resolve_image(piece, f"turn {number}", fallback_folder=Path.cwd()) if inside else piece
+            image_or_text = (
+                location.resolve_image(piece, f"turn {number}", fallback_folder=Path.cwd()) if is_path else piece
             )
-    if inside:
+            parts.append(image_or_text)
+    if is_path:
         raise LorgnetteError(f"turn {number}: {START} without its {END}", hint=f"close it with {END}")
-    kept = merge_parts(parts)
-    pictures = [part for part in kept if isinstance(part, Image)]
-    return _put_image_first(kept) if len(pictures) == 1 else kept
+    return _put_image_first(merge_parts(parts))
 
 
 def _put_image_first(parts: tuple[str | Image, ...]) -> tuple[str | Image, ...]:
-    """A lone picture, then the text joined and stripped; any other turn as it is."""
-    pictures = [part for part in parts if isinstance(part, Image)]
-    if len(pictures) != 1:
+    """A single image, then the text joined and stripped; any other turn as it is."""
+    images = [part for part in parts if isinstance(part, Image)]
+    if len(images) != 1:
         return parts
     text = "".join(part for part in parts if isinstance(part, str)).strip()
-    return merge_parts([pictures[0], text])
+    return merge_parts([images[0], text])
 
 
 def _format_turn(turn: Turn) -> str:
@@ -106,14 +104,14 @@ def _format_turn(turn: Turn) -> str:
         return turn.text
     for part in turn.parts:
         if _MARKER.search(part if isinstance(part, str) else str(part.path)):
-            raise LorgnetteError(f"the user's own text holds {START} or {END}", hint=_HINT)
+            raise LorgnetteError(f"the user's own text contains {START} or {END}", hint=_HINT)
     parts = merge_parts(turn.parts)
-    pictures = [part for part in parts if isinstance(part, Image)]
-    if len(pictures) != 1:
+    images = [part for part in parts if isinstance(part, Image)]
+    if len(images) != 1:
         return "".join(part if isinstance(part, str) else _mark_image(part) for part in parts)
     if not isinstance(parts[0], Image) and str(parts[0]).strip():
-        raise LorgnetteError("text stands before a lone picture, which this form puts first", hint=_HINT)
-    return f"{turn.text.strip()} {_mark_image(pictures[0])}".lstrip()  # the tutorial's own way to write it
+        raise LorgnetteError("text comes before a single image, which this format puts first", hint=_HINT)
+    return f"{turn.text.strip()} {_mark_image(images[0])}".lstrip()  # as the tutorial writes it
 
 
 def _mark_image(image: Image) -> str:

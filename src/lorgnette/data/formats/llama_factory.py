@@ -1,20 +1,20 @@
-"""LLaMA-Factory's dataset_info.json ↔ its entries: which file, in which form, under which names.
+"""LLaMA-Factory's dataset_info.json ↔ its entries: which file, in which format, under which column names.
 
     {"pets": {"file_name": "pets.json", "formatting": "sharegpt",
               "columns": {"messages": "messages", "images": "images"},
               "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
 
-An entry's records are renamed and then read as messages (sharegpt) or as instruction and output (alpaca). Pictures are
-relative to this file's folder, as LLaMA-Factory takes them.
+The keys of an entry's records are renamed, then read as messages (sharegpt) or as instruction and output (alpaca).
+Image paths are relative to this file's folder, as in LLaMA-Factory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import row_location
+from lorgnette.data import fields
 from lorgnette.data.formats import json_records, messages, queries
-from lorgnette.data.sample import sample_rows
+from lorgnette.data.row_location import ReadOptions, Row, create_row_counter, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 
 _REMOTE_KEYS = {
@@ -25,7 +25,7 @@ _REMOTE_KEYS = {
     "cloud_file_name": "",
 }
 _ALPACA_COLUMNS = {"instruction": "prompt", "input": "query", "output": "response"}
-"""Our name (and LLaMA-Factory's default column) → its name for the column."""
+"""Our key, which is LLaMA-Factory's default column → its name for the column."""
 _TAGS = {"user": ("user_tag", "human"), "assistant": ("assistant_tag", "gpt"), "system": ("system_tag", "system")}
 _REFUSED_COLUMNS = ("videos", "audios", "chosen", "rejected", "kto_tag", "tools")
 
@@ -37,46 +37,40 @@ def is_dataset_info(value: Mapping[str, Any]) -> bool:
     )
 
 
-def read_dataset_info(
-    value: Mapping[str, Any], path: Path, options: row_location.ReadOptions
-) -> Iterator[row_location.Row]:
-    """The rows of the entry that asked.name names, or of the only one."""
+def read_dataset_info(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of the entry that options.name names, or of the only entry."""
     if options.name is None and len(value) > 1:
-        raise UsageError(
-            "several data sets are described here", where=str(path), hint=f"name one: {_list_names(value)}"
-        )
+        raise UsageError("the file has several data sets", where=str(path), hint=f"name one: {_list_names(value)}")
     name = options.name or next(iter(value))
     if name not in value:
         raise UsageError(f"no data set {name!r}", where=str(path), hint=f"name one of {_list_names(value)}")
     entry = value[name]
     rows = _read_entry(entry, name, path, options)
-    wanted = entry.get("num_samples")
-    return iter(sample_rows(rows, wanted, options.seed)) if isinstance(wanted, int) else rows
+    num_samples = entry.get("num_samples")
+    return iter(sample_rows(rows, num_samples, options.seed)) if isinstance(num_samples, int) else rows
 
 
 def _list_names(value: Mapping[str, Any]) -> str:
     return ", ".join(list(value)[:20]) + (f" … ({len(value)})" if len(value) > 20 else "")
 
 
-def _read_entry(
-    entry: Mapping[str, Any], name: str, path: Path, options: row_location.ReadOptions
-) -> Iterator[row_location.Row]:
+def _read_entry(entry: Mapping[str, Any], name: str, path: Path, options: ReadOptions) -> Iterator[Row]:
     where = f"{path}, {name}"
     file = entry.get("file_name")
     if not isinstance(file, str):
         key = next(key for key in (*_REMOTE_KEYS, "file_name") if key in entry)
-        remedy = f"give the source as {_REMOTE_KEYS[key]}{entry[key]}" if _REMOTE_KEYS.get(key) else "download it first"
-        raise LorgnetteError(f"the data set is not a local file ({key}: {entry[key]})", where=where, hint=remedy)
+        hint = f"give the source as {_REMOTE_KEYS[key]}{entry[key]}" if _REMOTE_KEYS.get(key) else "download it first"
+        raise LorgnetteError(f"the data set is not a local file ({key}: {entry[key]})", where=where, hint=hint)
     if entry.get("ranking"):
         raise LorgnetteError(
-            "the data set ranks answers (ranking: true)", where=where, hint="take one with a single answer each"
+            "the data set ranks answers (ranking: true)", where=where, hint="use one with a single answer per row"
         )
     source = path.parent / file
     if source.suffix.lower() not in (".json", ".jsonl") or not source.is_file():
-        what = "is not a .json or .jsonl" if source.is_file() else "does not exist"
-        raise LorgnetteError(f"file_name {file!r} {what}", where=where, hint="correct the entry, or convert the file")
-    renamed = _create_reader(entry, where)
-    return json_records.read_records(source, row_location.create_row_counter(source, options, path.parent), renamed)
+        fact = "is not a .json or .jsonl" if source.is_file() else "does not exist"
+        raise LorgnetteError(f"file_name {file!r} {fact}", where=where, hint="correct the entry, or convert the file")
+    reader = _create_reader(entry, where)
+    return json_records.read_records(source, create_row_counter(source, options, path.parent), reader)
 
 
 def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordReader:
@@ -89,50 +83,50 @@ def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordR
             hint="write formatting alpaca or sharegpt, and columns and tags as objects",
         )
     if formatting == "alpaca":
-        return lambda record, place: [queries.read_alpaca(_rename_alpaca(record, columns), place)]
-    return lambda record, place: [messages.read_record(_rename_sharegpt(record, columns, tags), place)]
+        return lambda record, location: [queries.read_alpaca(_rename_alpaca(record, columns), location)]
+    return lambda record, location: [messages.read_record(_rename_sharegpt(record, columns, tags), location)]
 
 
 def _rename_common(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """What both formattings have; a column that is not declared is not used by LLaMA-Factory either."""
-    lost = {key: record.get(columns[key]) for key in _REFUSED_COLUMNS if key in columns}
-    row_location.reject_unread_keys(lost, ("messages", "images", "system"), _REFUSED_COLUMNS)
-    kept = {key: record[columns[key]] for key in ("images", "system") if columns.get(key) in record}
-    return {"id": record.get("id"), **kept}
+    """The keys of both formats; LLaMA-Factory too ignores a column that is not declared."""
+    refused = {key: record.get(columns[key]) for key in _REFUSED_COLUMNS if key in columns}
+    fields.reject_unread_keys(refused, ("messages", "images", "system"), _REFUSED_COLUMNS)
+    renamed = {key: record[columns[key]] for key in ("images", "system") if columns.get(key) in record}
+    return {"id": record.get("id"), **renamed}
 
 
 def _rename_alpaca(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     names = {ours: columns.get(theirs, ours) for ours, theirs in _ALPACA_COLUMNS.items()}
-    said = {ours: record[name] for ours, name in names.items() if name in record}
+    texts = {ours: record[name] for ours, name in names.items() if name in record}
     history = columns.get("history")
-    return {**_rename_common(record, columns), **said, **({"history": record.get(history)} if history else {})}
+    return {**_rename_common(record, columns), **texts, **({"history": record.get(history)} if history else {})}
 
 
 def _rename_sharegpt(record: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, Any]:
     role_tag, content_tag = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     roles = {tags.get(tag, default): role for role, (tag, default) in _TAGS.items()}
     column = columns.get("messages", "conversations")
-    said = row_location.require_objects(record.get(column), column)
+    items = fields.require_objects(record.get(column), column)
     return {
         **_rename_common(record, columns),
         "messages": [
             {"role": _read_role(item.get(role_tag), roles, number), "content": item.get(content_tag)}
-            for number, item in enumerate(said, start=1)
+            for number, item in enumerate(items, start=1)
         ],
     }
 
 
-def _read_role(given: object, roles: Mapping[str, str], number: int) -> str:
-    if not isinstance(given, str) or given not in roles:
+def _read_role(name: object, roles: Mapping[str, str], number: int) -> str:
+    if not isinstance(name, str) or name not in roles:
         raise LorgnetteError(
-            f"message {number} is from {given!r}, not one of {', '.join(roles)}",
+            f"message {number} is from {name!r}, not one of {', '.join(roles)}",
             hint="correct it, or declare the name in the entry's tags",
         )
-    return roles[given]
+    return roles[name]
 
 
 def build_dataset_info(files: Sequence[Path]) -> dict[str, Any]:
-    """The dataset_info.json that names these files, each by its stem."""
+    """The dataset_info.json with an entry for each file, named by its stem."""
     tags = {name: name.removesuffix("_tag") for name in ("user_tag", "assistant_tag", "system_tag")}
     entry = {
         "formatting": "sharegpt",

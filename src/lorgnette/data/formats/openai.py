@@ -1,10 +1,10 @@
-"""OpenAI's messages, pictures inside them as data URIs: how they are written. `messages` reads them.
+"""Writes OpenAI's messages with images as data URIs; `messages` reads them.
 
     {"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,…"}}, {"type": "text", "text": "What?"}]},
       {"role": "assistant", "content": "A cat."}]}
 
-Knows nothing about files of records. The form has no ids.
+The format has no ids. Knows nothing about files of records.
 """
 
 import base64
@@ -16,13 +16,13 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Turn
 
 _MAGIC = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-"""The four kinds that the API takes, by how their files begin."""
+"""First bytes → format, for the four formats that the API accepts."""
 
 
 def to_record(example: Example) -> dict[str, Any]:
-    """The record with paths where `embedded` puts the pictures themselves."""
-    for picture in example.images:
-        _detect_format(picture.path)
+    """The record with paths in the places where `embed_images` puts the images."""
+    for image in example.images:
+        _detect_format(image.path)
     return {"messages": [_format_message(turn) for turn in example.turns]}
 
 
@@ -39,7 +39,7 @@ def _format_entry(part: str | Image) -> dict[str, Any]:
 
 
 def embed_images(record: dict[str, Any]) -> dict[str, Any]:
-    """The record made whole, row by row, since pictures of a whole data set do not fit into memory."""
+    """The record with data URIs, made row by row: the images of a whole data set do not fit into memory."""
     for message in record["messages"]:
         for entry in message["content"] if isinstance(message["content"], list) else ():
             if entry["type"] == "image_url":
@@ -55,13 +55,13 @@ def _detect_format(path: Path) -> str:
             head = file.read(12)
     except OSError as error:
         raise LorgnetteError(
-            f"picture cannot be read: {error.strerror}", where=str(path), hint="correct its path"
+            f"image cannot be read: {error.strerror}", where=str(path), hint="correct its path"
         ) from error
-    kind = next((kind for start, kind in _MAGIC if head.startswith(start)), None)
-    if kind is None or (kind == "webp" and head[8:] != b"WEBP"):
+    name = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
+    if name is None or (name == "webp" and head[8:] != b"WEBP"):
         raise LorgnetteError(
-            "the openai form takes JPEG, PNG, GIF and WebP only",
+            "the openai format accepts only JPEG, PNG, GIF and WebP",
             where=str(path),
-            hint="convert the picture, or take another form",
+            hint="convert the image, or use another format",
         )
-    return kind
+    return name

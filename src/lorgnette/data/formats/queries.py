@@ -1,19 +1,20 @@
-"""A question, its answer and what was said before, each under a key of its own → Example.
+"""A question, its answer and the history, each under its own key → Example. Read only.
 
     {"query": "<image>What?", "response": "A cat.", "history": [["Hi", "Hello"]], "images": ["cat.jpg"]}   ms-swift
     {"query": "<img>cat.jpg</img>What?", "response": "A cat."}                                    ms-swift, Qwen-VL
     {"conversation": [{"human": "What?", "assistant": "A cat."}], "images": ["cat.jpg"]}                   ms-swift
     {"instruction": "<image>What?", "input": "", "output": "A cat.", "images": ["cat.jpg"]}           LLaMA-Factory
 
-Read only: what they hold is written as messages. Knows nothing about files of records.
+To export such rows, write them as messages. Knows nothing about files of records.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorgnette.data import row_location
+from lorgnette.data import fields
 from lorgnette.data.formats import placeholders
+from lorgnette.data.row_location import RowLocation
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
@@ -21,34 +22,30 @@ from lorgnette.types import Example
 _INLINE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 
 
-def read_query(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
+def read_query(record: Mapping[str, Any], location: RowLocation) -> Example:
     """ms-swift's query and response."""
-    return _build_example(
-        record, location, (record.get("query"), record.get("response")), ("query", "response", "history")
-    )
+    pair = record.get("query"), record.get("response")
+    return _build_example(record, location, pair, ("query", "response", "history"))
 
 
-def read_alpaca(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
-    """LLaMA-Factory's instruction, input and output; the input is more of the question."""
-    asked = [row_location.require_string(record.get("instruction"), "'instruction'")]
+def read_alpaca(record: Mapping[str, Any], location: RowLocation) -> Example:
+    """LLaMA-Factory's instruction, input and output; the input is appended to the instruction."""
+    questions = [fields.require_string(record.get("instruction"), "'instruction'")]
     if record.get("input"):
-        asked.append(row_location.require_string(record["input"], "'input'"))
-    said = "\n".join(part for part in asked if part), record.get("output")
-    return _build_example(record, location, said, ("instruction", "input", "output", "history"))
+        questions.append(fields.require_string(record["input"], "'input'"))
+    pair = "\n".join(text for text in questions if text), record.get("output")
+    return _build_example(record, location, pair, ("instruction", "input", "output", "history"))
 
 
-def read_conversation(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
+def read_conversation(record: Mapping[str, Any], location: RowLocation) -> Example:
     """ms-swift's pairs of human and assistant."""
-    pairs = row_location.require_objects(record.get("conversation"), "conversation")
+    pairs = fields.require_objects(record.get("conversation"), "conversation")
     drafts = [draft for pair in pairs for draft in _draft_pair(pair.get("human"), pair.get("assistant"), location)]
     return placeholders.build_example(record, location, drafts, read_keys=("conversation",))
 
 
 def _build_example(
-    record: Mapping[str, Any],
-    location: row_location.RowLocation,
-    last: tuple[object, object],
-    read_keys: tuple[str, ...],
+    record: Mapping[str, Any], location: RowLocation, last: tuple[object, object], read_keys: tuple[str, ...]
 ) -> Example:
     pairs = [*_read_history(record.get("history")), last]
     drafts = [draft for question, answer in pairs for draft in _draft_pair(question, answer, location)]
@@ -65,18 +62,16 @@ def _read_history(value: object) -> list[tuple[object, object]]:
     return [(question, answer) for question, answer in value]
 
 
-def _draft_pair(
-    question: object, answer: object, location: row_location.RowLocation
-) -> Iterator[placeholders.DraftTurn]:
-    role, parts = placeholders.split_placeholders("user", row_location.require_string(question, "the question"))
-    shown: list[placeholders.Part] = []
+def _draft_pair(question: object, answer: object, location: RowLocation) -> Iterator[placeholders.DraftTurn]:
+    role, parts = placeholders.split_placeholders("user", fields.require_string(question, "the question"))
+    with_images: list[placeholders.Part] = []
     for part in parts:
-        shown += _split_inline(part, location) if isinstance(part, str) else [part]
-    yield role, shown
-    yield "assistant", [row_location.require_string(answer, "the answer")]
+        with_images += _split_inline(part, location) if isinstance(part, str) else [part]
+    yield role, with_images
+    yield "assistant", [fields.require_string(answer, "the answer")]
 
 
-def _split_inline(text: str, location: row_location.RowLocation) -> list[placeholders.Part]:
-    """Text and paths by turns, as `re.split` gives them."""
+def _split_inline(text: str, location: RowLocation) -> list[placeholders.Part]:
+    """`re.split` gives text and path in alternation."""
     pieces = _INLINE.split(text)
-    return [location.resolve_image(piece, "<img>") if number % 2 else piece for number, piece in enumerate(pieces)]
+    return [location.resolve_image(piece, "<img>") if index % 2 else piece for index, piece in enumerate(pieces)]

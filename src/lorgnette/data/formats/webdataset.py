@@ -1,32 +1,37 @@
-"""WebDataset: a tar whose members belong together by name → captions.
+"""WebDataset: a tar in which members with one key, their name up to the first dot, are a sample and a row.
 
-    000123.jpg  000123.txt          one sample: the name up to the first dot; the caption is the text,
-    000124.jpg  000124.json         or stands in the JSON under caption, captions or text
+    000123.jpg  000123.txt                  an image and its caption: the text, or
+    000124.jpg  000124.json                 the JSON's caption, captions or text
+    000125.0.jpg  000125.1.jpg  000125.json    a conversation: a record of any format, its images in order
 
-A sample is a row; its members stand side by side. Other members (.cls, a .json beside a .txt) are like a table's other
-columns. Pictures are laid down on the shelf as they come by, by default in `<tar>.pictures`. Read only.
+The members of a sample are neighbors. Others (.cls, a .json beside a .txt) are ignored like the other columns of a
+table. Images are extracted while the tar is read, by default to `<tar>.images`. Read only.
 """
 
 import tarfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from lorgnette.data import row_location
 from lorgnette.data.formats import captions
+from lorgnette.data.formats.records import RECORD_FORMATS, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
-from lorgnette.data.images import IMAGE_SUFFIXES
 from lorgnette.data.text_files import decode_text, parse_json
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, SourceError
+from lorgnette.io.image_signature import IMAGE_SUFFIXES
 from lorgnette.types import Example
 
 _MAX_TEXT_BYTES = 16 * 1024**2
+_TEXT_SUFFIXES = ("txt", "caption", "captions", "text", "cap")
+_CAPTION_HINT = f"put the caption under {' or '.join(captions.CAPTION_COLUMNS)}"
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What has been read of one sample; an error keeps its row from being used."""
+    """What has been read of one sample, by suffix; an error makes its row unusable."""
 
     key: str
     images: dict[str, bytes] = field(default_factory=dict)
@@ -34,58 +39,111 @@ class _Sample:
     error: LorgnetteError | None = None
 
 
-def read_shard(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+def read_webdataset(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
     """Sample by sample, never the whole tar."""
-    places = row_location.create_row_counter(path, options.require_no_name(path))
-    with closing(_read_samples(path)) as samples:
-        for sample in samples:
-            yield from _read_row(sample, places.next())
+    for _, examples in stream_webdataset(path, options):
+        yield from examples
 
 
-def _read_row(sample: _Sample, location: row_location.RowLocation) -> Iterator[row_location.Row]:
-    return location.try_read(lambda: _build_examples(sample, location))
+def stream_webdataset(
+    path: Path, options: row_location.ReadOptions, start: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[tuple[int, int], list[row_location.Row]]]:
+    """((byte behind the sample, number of samples so far), its examples or its problem), from such a pair on."""
+    counter = row_location.create_row_counter(path, options.require_no_name(path))
+    counter.count = start[1]
+    caption_suffix = options.columns.caption if options.columns else None
+    with closing(_read_samples(path, start[0], caption_suffix)) as samples:
+        for sample, end in samples:
+            location = counter.next()
+            yield (end, counter.count), _read_row(sample, location, options.columns)
 
 
-def _build_examples(sample: _Sample, location: row_location.RowLocation) -> list[Example]:
+def _read_row(sample: _Sample, location: row_location.RowLocation, columns: row_location.ColumnChoice | None) -> list[row_location.Row]:
+    return list(location.try_read(lambda: _read_sample(sample, location, columns or row_location.ColumnChoice())))
+
+
+def _read_sample(sample: _Sample, location: row_location.RowLocation, columns: row_location.ColumnChoice) -> list[Example]:
     if sample.error is not None:
         raise sample.error
-    if len(sample.images) != 1:
-        found = ", ".join(sample.images) or "no picture"
-        raise LorgnetteError(f"sample {sample.key!r} has {found}", hint="give each sample one picture (.jpg, .png, …)")
-    caption = _read_caption(sample)  # first: a sample that cannot be used lays nothing down
-    [(suffix, content)] = sample.images.items()
-    return captions.build_examples(
-        location.extract_image(content, suffix), caption, location, name="the caption", id_=sample.key
-    )
+    text = next((sample.texts[suffix] for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
+    record = _read_json(sample) if text is None else {}
+    if not RECORD_FORMATS.keys().isdisjoint(record):
+        return read_record(_insert_images(record, sample), location)
+    suffix = _select_image(sample, columns)
+    if text is not None:
+        caption: object = decode_text(text, f"{sample.key}.txt").strip()
+    else:
+        caption = _select_caption(record, sample, columns)
+    if not caption:  # before the image is extracted, so that an unusable sample leaves no file
+        raise LorgnetteError("the caption is empty", hint="write one, or remove the sample")
+    image = location.extract_image(sample.images[suffix], suffix.rpartition(".")[2])
+    return captions.build_examples(image, caption, location, name="the caption", id_=sample.key)
 
 
-def _read_caption(sample: _Sample) -> object:
-    if "txt" in sample.texts:
-        return decode_text(sample.texts["txt"], f"{sample.key}.txt")
+def _read_json(sample: _Sample) -> dict[str, Any]:
     if "json" not in sample.texts:
         raise LorgnetteError(f"sample {sample.key!r} has no caption", hint="put it into a .txt or .json member")
     record = parse_json(decode_text(sample.texts["json"], f"{sample.key}.json"))
-    if not isinstance(record, dict) or not any(name in record for name in captions.CAPTION_COLUMNS):
-        found = ", ".join(map(repr, list(record)[:8])) if isinstance(record, dict) else "no object"
-        raise LorgnetteError(
-            f"{sample.key}.json holds {found}", hint=f"put the caption under {' or '.join(captions.CAPTION_COLUMNS)}"
-        )
+    if not isinstance(record, dict):
+        raise LorgnetteError(f"{sample.key}.json holds no object", hint=_CAPTION_HINT)
+    return record
+
+
+def _insert_images(record: dict[str, Any], sample: _Sample) -> dict[str, Any]:
+    """The record with the sample's images: in place of the names of its members, or all of them in order."""
+    images = {suffix: {"bytes": content, "path": suffix} for suffix, content in sample.images.items()}
+    names = {f"{PurePosixPath(sample.key).name}.{suffix}": image for suffix, image in images.items()} | images
+
+    def insert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [insert(item) for item in value]
+        return names.get(PurePosixPath(value).name, value) if isinstance(value, str) else value
+
+    keys = [key for key in ("image", "images") if record.get(key)]
+    inserted = {key: insert(record[key]) for key in keys} if keys else {"images": list(images.values())}
+    return {"id": sample.key, **record, **inserted}
+
+
+def _select_image(sample: _Sample, columns: row_location.ColumnChoice) -> str:
+    """The suffix of the requested image, or of the only one."""
+    if columns.image in sample.images:
+        return str(columns.image)
+    if len(sample.images) != 1:
+        names = ", ".join(sample.images) or "no image"
+        raise LorgnetteError(f"sample {sample.key!r} has {names}", hint="give each sample one image (.jpg, .png, …)")
+    return next(iter(sample.images))
+
+
+def _select_caption(record: dict[str, Any], sample: _Sample, columns: row_location.ColumnChoice) -> object:
+    if columns.caption in record:
+        return record[columns.caption]
+    if not any(name in record for name in captions.CAPTION_COLUMNS):
+        keys = ", ".join(map(repr, list(record)[:8])) or "no key"
+        raise LorgnetteError(f"{sample.key}.json holds {keys}", hint=_CAPTION_HINT)
     return record[captions.find_column(record, captions.CAPTION_COLUMNS)]
 
 
-def _read_samples(path: Path) -> Generator[_Sample, None, None]:
+def _read_samples(
+    path: Path, start: int, caption_suffix: str | None
+) -> Generator[tuple[_Sample, int], None, None]:
+    """(sample, byte behind it) from the byte `start` on."""
     sample: _Sample | None = None
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every member it has passed
-                if not member.isdir():
-                    key, suffix = _split_name(member.name)
-                    if sample is not None and sample.key != key:
-                        yield sample
-                        sample = None
-                    sample = sample or _Sample(key)
-                    _add_member(tar, member, sample, suffix)
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(start)
+            if start >= end > 0:
+                return
+            with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every member
+                    if not member.isdir():
+                        key, suffix = _split_name(member.name)
+                        if sample is not None and sample.key != key:
+                            yield sample, member.offset
+                            sample = None
+                        sample = sample or _Sample(key)
+                        _add_member(tar, member, sample, suffix, caption_suffix)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise LorgnetteError(
             f"the tar cannot be read{f' behind {sample.key!r}' if sample else ''}: {error}",
@@ -93,32 +151,35 @@ def _read_samples(path: Path) -> Generator[_Sample, None, None]:
             hint="get it again (it was cut off or damaged on its way), or unpack a .tar.gz first",
         ) from error
     if sample is not None:
-        yield sample
+        yield sample, end
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """(what the members of a sample share, the rest in small letters), split at the first dot of the file's name."""
+    """(the key of the sample, the rest in lower case), split at the first dot of the file's name."""
     folder, slash, last = name.removeprefix("./").rpartition("/")
     first, _, suffix = last.partition(".")
     return f"{folder}{slash}{first}", suffix.lower()
 
 
-def _add_member(tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, suffix: str) -> None:
+def _add_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample, suffix: str, caption_suffix: str | None
+) -> None:
     try:
         check_member_name(member.name)
-        shown, said = f".{suffix}" in IMAGE_SUFFIXES, suffix in ("txt", "json")
-        if not (shown or said):
+        is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+        is_text = suffix in ("json", *_TEXT_SUFFIXES, caption_suffix)
+        if not (is_image or is_text):
             return
         stream = tar.extractfile(member) if member.isreg() and not member.issparse() else None
         if stream is None:
             raise LorgnetteError(f"{member.name!r} is a link or no ordinary file", hint="pack the file itself")
         if suffix in sample.images or suffix in sample.texts:
             raise LorgnetteError(f"{member.name!r} is there twice", hint="remove one of them")
-        if shown:
+        if is_image:
             sample.images[suffix] = read_member(stream, member.name)
         else:
             sample.texts[suffix] = read_member(stream, member.name, max_bytes=_MAX_TEXT_BYTES)
-    except tarfile.TarError:
+    except (tarfile.TarError, SourceError):
         raise
     except LorgnetteError as error:
         sample.error = error

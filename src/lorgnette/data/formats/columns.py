@@ -1,0 +1,157 @@
+"""Which column holds the image and which the caption: by type first, then by name.
+
+Tables of others name their columns in many ways, and a user cannot rename the columns of a parquet file or of a data
+set on a hub. An unclear choice is an error that lists the columns. Local CSV and JSON files have fixed names instead
+(`captions`). Knows nothing about file formats.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorgnette.data import row_location
+from lorgnette.data.formats import captions
+from lorgnette.errors import LorgnetteError
+from lorgnette.types import Example
+
+Kind = Literal["image", "bytes", "text", "texts", "other"]
+"""image: bytes with a path. bytes: bytes alone. text, texts: one or a list. other: numbers and the like."""
+IMAGE_NAMES = (
+    ("image", "picture", "img", "jpg", "png", "webp"),
+    ("image_url", "coco_url", "img_url", "url"),
+    ("image_path", "img_path", "file_name", "filename", "path"),
+)
+CAPTION_NAMES = (
+    ("caption", "captions"),
+    ("sentences_raw", "sentences", "text", "texts", "description"),
+    ("answer", "answers"),
+)
+ID_COLUMNS = ("image_id", "cocoid")
+"""Columns with an image's number in COCO, by which a missing image is found under its official name."""
+_SEPARATOR = "&&"
+"""Stands between the captions of an image in ModelScope's COCO tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPair:
+    image: str
+    caption: str
+
+
+class ColumnReader:
+    """Reads the records of one file by an image column and a caption column, chosen from the first record."""
+
+    def __init__(self, choice: row_location.ColumnChoice, where: str, columns: Sequence[Column] | None = None) -> None:
+        self._choice, self._where = choice, where
+        self.pair = None if columns is None else choose_columns(columns, choice, where=where)
+
+    def read_record(self, record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
+        """One example for each caption. Raises UnclearColumnsError at the first record if no choice is clear."""
+        if self.pair is None:
+            self.pair = choose_columns(_list_columns(record), self._choice, where=self._where)
+        image, caption = self.pair.image, self.pair.caption
+        number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
+        coco_id = int(number) if number.isdecimal() and len(number) <= 12 else None
+        texts = self._read_captions(record)
+        if not texts:
+            raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
+        return captions.build_examples(
+            location.resolve_image(record.get(image), repr(image), coco_id=coco_id),
+            texts,
+            location,
+            name=repr(caption),
+            id_=row_location.read_id(record, location) if isinstance(record.get("id"), str | int) else location.id,
+        )
+
+    def _read_captions(self, record: Mapping[str, Any]) -> list[str]:
+        assert self.pair is not None
+        value = record.get(self.pair.caption)
+        fixed = self.pair.image in captions.IMAGE_COLUMNS and self.pair.caption in captions.CAPTION_COLUMNS
+        if isinstance(value, str) and value.strip() and fixed and "image_id" not in record:
+            return [value]  # as written, like a file with the fixed names
+        return read_captions(value, separator=_SEPARATOR if "image_id" in record else None)
+
+
+def choose_columns(columns: Sequence[Column], choice: row_location.ColumnChoice, *, where: str) -> ColumnPair:
+    """The two columns, as requested or as recognized."""
+    image = _find_requested(columns, choice.image, "image", where) or _find_image(columns, where)
+    others = [column for column in columns if column.name != image]
+    caption = _find_requested(columns, choice.caption, "caption", where) or _find_caption(others, columns, where)
+    return ColumnPair(image, caption)
+
+
+def read_captions(value: Any, *, separator: str | None = None) -> list[str]:
+    """The texts of a cell, stripped: a text, a list of them, or of objects with a `raw`, `caption` or `text`.
+
+    separator: what stands between several captions of one text.
+    """
+    if isinstance(value, str):
+        parts: Sequence[str] = value.split(separator) if separator else [value]
+        return [part.strip() for part in parts if part.strip()]
+    if isinstance(value, Mapping):
+        return next((read_captions(value[key]) for key in ("raw", "caption", "text") if value.get(key)), [])
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [text for item in value for text in read_captions(item)]
+    return []
+
+
+def _list_columns(record: Mapping[str, Any]) -> list[Column]:
+    return [Column(name, _detect_kind(value)) for name, value in record.items()]
+
+
+def _detect_kind(value: Any) -> Kind:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, list) and all(isinstance(item, str | dict) for item in value):
+        return "texts"
+    return "other"
+
+
+def _find_requested(columns: Sequence[Column], name: str | None, option: str, where: str) -> str | None:
+    if name is not None and name not in [column.name for column in columns]:
+        raise _build_error(f"there is no column {name!r}", columns, option, where)
+    return name
+
+
+def _find_image(columns: Sequence[Column], where: str) -> str:
+    for kind in ("image", "bytes"):
+        if names := [column.name for column in columns if column.kind == kind]:
+            return _select(names, IMAGE_NAMES) or _fail(columns, "image", where)
+    texts = [column.name for column in columns if column.kind == "text"]
+    return _select_known(texts, IMAGE_NAMES) or _fail(columns, "image", where)
+
+
+def _find_caption(others: Sequence[Column], columns: Sequence[Column], where: str) -> str:
+    texts = [column.name for column in others if column.kind in ("text", "texts")]
+    return _select(texts, CAPTION_NAMES) or _fail(columns, "caption", where)
+
+
+def _select(names: Sequence[str], known: Sequence[Sequence[str]]) -> str | None:
+    return names[0] if len(names) == 1 else _select_known(names, known)
+
+
+def _select_known(names: Sequence[str], known: Sequence[Sequence[str]]) -> str | None:
+    """The one name of the first group that has any; None if that group has two."""
+    for group in known:
+        if matches := [name for name in names if name.lower() in group]:
+            return matches[0] if len(matches) == 1 else None
+    return None
+
+
+def _fail(columns: Sequence[Column], option: str, where: str) -> str:
+    raise _build_error(f"it is not clear which column holds the {option}s", columns, option, where)
+
+
+def _build_error(message: str, columns: Sequence[Column], option: str, where: str) -> row_location.UnclearColumnsError:
+    names = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
+    return row_location.UnclearColumnsError(
+        f"{message}; the columns are {names}", where=where, hint=f"name it with --{option}-column"
+    )

@@ -1,0 +1,83 @@
+"""A zip with one data file (CSV, TSV, JSON or JSONL) and, if they are not elsewhere, the images that it names.
+
+Nothing is unpacked by its own name, and nothing that grows beyond what its packed size allows. Read only.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from lorgnette.data import row_location
+from lorgnette.data.image_resolver import check_member_name
+from lorgnette.errors import LorgnetteError
+
+MAX_TABLE_BYTES = 8 << 30
+_HARMLESS_BYTES, _MAX_RATIO = 10 << 20, 200
+
+
+def read_zip(
+    path: Path, options: row_location.ReadOptions, readers: Mapping[str, Callable[[Path, row_location.ReadOptions], Iterator[row_location.Row]]]
+) -> Iterator[row_location.Row]:
+    """The rows of the data file inside, read with one of `readers` by its suffix.
+
+    Images are looked for in `options.images_from`, if that is set, else in the zip itself.
+    """
+    with _open_zip(path) as archive:
+        tables = _list_tables(archive, readers)
+        if len(tables) != 1:
+            names = ", ".join(info.filename for info in tables[:5]) or "none"
+            raise LorgnetteError(
+                f"the zip holds {len(tables)} data files ({names}), not one", where=str(path), hint="unpack it first"
+            )
+        _check_size(tables[0], str(path))
+        member = zipfile.Path(archive, tables[0].filename)
+        read = readers[PurePosixPath(member.name).suffix.lower()]
+        yield from read(
+            cast(Path, member), replace(options, source=path, images_from=options.images_from or path)
+        )
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip whose members all stay inside; what goes wrong while reading it names the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                check_member_name(name)
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise LorgnetteError(f"the zip file cannot be read: {error}", where=str(path), hint="get it again") from error
+    except OSError as error:
+        raise LorgnetteError(
+            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions"
+        ) from error
+
+
+def _list_tables(archive: zipfile.ZipFile, readers: Mapping[str, Any]) -> list[zipfile.ZipInfo]:
+    """The data files, without those that macOS adds."""
+    return [
+        info
+        for info in archive.infolist()
+        if PurePosixPath(info.filename).suffix.lower() in readers
+        and not info.is_dir()
+        and not info.filename.startswith("__MACOSX/")
+        and not PurePosixPath(info.filename).name.startswith("._")
+    ]
+
+
+def _check_size(info: zipfile.ZipInfo, where: str) -> None:
+    """Refuse a member that unpacks to very many bytes, or to many times its packed size.
+
+    (zipfile itself never gives more bytes than are declared.)
+    """
+    is_bomb = info.file_size > _HARMLESS_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
+    if info.file_size > MAX_TABLE_BYTES or is_bomb:
+        raise LorgnetteError(
+            f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused",
+            where=where,
+            hint="a zip bomb? unpack it yourself if you trust it",
+        )
