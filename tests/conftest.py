@@ -11,27 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from hypothesis import settings
-from rich.console import Console
 
 from lorgnette import config
 from lorgnette.config import LoraSettings, ProcessorSettings, Settings
-from lorgnette.engine import peft_adapter
-from lorgnette.engine.hf_loading import load_base_model
-from lorgnette.lora import peft_files
-from lorgnette.lora.metadata import AdapterMetadata
-from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.family import FAMILIES
-from lorgnette.report.console import Terminal
-from lorgnette.report.run_dir import RunDir
-from lorgnette.report.stage_timer import StageTimer
-from lorgnette.training.data_module import TrainingData
-from lorgnette.training.job import Job
 from lorgnette.types import Example, Image, Turn
 
-settings.register_profile("house", deadline=None)  # a busy machine is no fault
-settings.load_profile("house")
+settings.register_profile("lorgnette", deadline=None)  # a busy machine is no fault
+settings.load_profile("lorgnette")
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -206,16 +193,26 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 LORA = LoraSettings(rank=4, alpha=8, dropout=0.5)
+# Packages of lorgnette are imported in the fixtures: a defect in one then fails the tests that need it, not all.
 
 
 @pytest.fixture(scope="session")
 def loaded(tiny: Path) -> Callable[[], Any]:
     """loaded() → the tiny model, fresh from its folder."""
+    import torch
+
+    from lorgnette.engine.hf_loading import load_base_model
+    from lorgnette.models.base_checkpoint import BaseCheckpoint
+
     return lambda: load_base_model(BaseCheckpoint.from_folder(tiny), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
-def contract(tiny: Path) -> AdapterMetadata:
+def contract(tiny: Path) -> Any:
+    """The metadata of an adapter of the tiny model."""
+    from lorgnette.lora.metadata import AdapterMetadata
+    from lorgnette.models.base_checkpoint import BaseCheckpoint
+
     return AdapterMetadata(
         family="qwen2_vl",
         model=str(tiny),
@@ -228,9 +225,14 @@ def contract(tiny: Path) -> AdapterMetadata:
 
 
 @pytest.fixture(scope="session")
-def tuned(loaded: Callable[[], Any]) -> Any:
-    """A model whose adapter has been moved from zero."""
-    model = peft_adapter.add_adapter(loaded(), FAMILIES["qwen2_vl"], LORA, seed=0)
+def tuned(loaded: Callable[[], Any], tiny: Path) -> Any:
+    """The tiny model with an adapter whose weights are random, not zero."""
+    import torch
+
+    from lorgnette.engine import peft_adapter
+    from lorgnette.models.base_checkpoint import BaseCheckpoint
+
+    model = peft_adapter.add_adapter(loaded(), BaseCheckpoint.from_folder(tiny).family, LORA, seed=0)
     torch.manual_seed(0)
     for parameter in peft_adapter.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.05)
@@ -238,22 +240,28 @@ def tuned(loaded: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def saved(tuned: Any, contract: AdapterMetadata, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tuned: Any, contract: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that adapter."""
+    from lorgnette.engine import peft_adapter
+    from lorgnette.lora import peft_files
+    from lorgnette.models.base_checkpoint import BaseCheckpoint
+
     folder = tmp_path_factory.mktemp("adapter")
-    peft_files.write_adapter(folder, peft_adapter.get_adapter_state(tuned), FAMILIES["qwen2_vl"], LORA, contract)
+    family = BaseCheckpoint.from_folder(tiny).family
+    peft_files.write_adapter(folder, peft_adapter.get_adapter_state(tuned), family, LORA, contract)
     return folder
 
 
-COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
+COLORS = ["red", "green", "blue", "yellow", "black", "white"]
 
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    """A CSV of six rows on six pictures."""
-    for colour in COLOURS:
-        PIL.Image.new("RGB", (60, 40), colour).save(tmp_path / f"{colour}.png")
+    """A CSV of six rows with six images."""
+    for color in COLORS:
+        PIL.Image.new("RGB", (60, 40), color).save(tmp_path / f"{color}.png")
     path = tmp_path / "captions.csv"
-    path.write_text("image_path,caption\n" + "".join(f"{colour}.png,it is {colour}\n" for colour in COLOURS))
+    path.write_text("image_path,caption\n" + "".join(f"{color}.png,it is {color}\n" for color in COLORS))
     return path
 
 
@@ -261,37 +269,38 @@ def captions(tmp_path: Path) -> Path:
 def chosen(tiny: Path, captions: Path) -> Callable[..., Settings]:
     """chosen("train.learning_rate=1") → the settings of a training of two steps on that data."""
 
-    def settings(*words: str) -> Settings:
-        given = [
+    def load(*words: str) -> Settings:
+        defaults = [
             f"model={tiny}", f"data={captions}", f"run={captions.parent / 'run'}", "image_size=28", "lora.rank=2",
-            "data.holdout=2", "train.batch_size=2", "train.epochs=1", "report_to=none",
-            "predict.max_new_tokens=2",
+            "data.holdout=2", "train.batch_size=2", "train.epochs=1", "report_to=none", "predict.max_new_tokens=2",
         ]  # fmt: skip
-        return config.load_settings(None, [*given, *words])
+        return config.load_settings(None, [*defaults, *words])
 
-    return settings
+    return load
 
 
 @pytest.fixture
 def said() -> io.StringIO:
-    """What `terminal` was told."""
+    """The output of `terminal`."""
     return io.StringIO()
 
 
 @pytest.fixture
-def terminal(said: io.StringIO) -> Terminal:
+def terminal(said: io.StringIO) -> Any:
+    from rich.console import Console
+
+    from lorgnette.report.console import Terminal
+
     return Terminal(Console(file=said))
 
 
 @pytest.fixture
-def job(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., Job]:
-    """job("train.learning_rate=1") → a job whose run folder is there and whose material is looked over."""
+def training_data(chosen: Callable[..., Settings], terminal: Any) -> Callable[..., Any]:
+    """training_data("train.learning_rate=1") → the settings and their data, as a training loads them."""
+    from lorgnette.training.data_module import TrainingData
 
-    def made(*words: str) -> Job:
+    def load(*words: str) -> Any:
         settings = chosen(*words)
-        assert settings.run is not None
-        return Job(
-            RunDir.create(settings.run), settings, TrainingData.load(settings, terminal), StageTimer(terminal), terminal
-        )
+        return settings, TrainingData.load(settings, terminal)
 
-    return made
+    return load

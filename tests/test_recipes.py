@@ -20,21 +20,23 @@ def test_a_recipe_on_the_shelf_has_a_title_and_loads(name: str) -> None:
 
 def test_values_and_words_are_laid_over_a_recipe_one_by_one() -> None:
     plain = recipes.load_settings("demo")
-    changed = recipes.load_settings("demo", ["lora.rank=8"], data="mine.csv", train={"lr": 0.5}, model="elsewhere")
+    changed = recipes.load_settings(
+        "demo", ["lora.rank=8"], data="mine.csv", train={"learning_rate": 0.5}, model="elsewhere"
+    )
     assert (changed.model, changed.data.path, changed.lora.rank) == ("elsewhere", Path("mine.csv"), 8)
     assert changed.data.holdout == plain.data.holdout != recipes.load_settings().data.holdout
-    assert changed.train == plain.train.model_copy(update={"lr": 0.5})
+    assert changed.train == plain.train.model_copy(update={"learning_rate": 0.5})
     assert changed.lora == plain.lora.model_copy(update={"rank": 8})
 
 
 def test_a_fault_is_placed_where_it_was_written(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("# Mine\ntrain: {lr: fast}")
-    with pytest.raises(UsageError, match=r"train\.lr = 'fast'.*mine\.yaml"):
+    mine.write_text("# Mine\ntrain: {learning_rate: fast}")
+    with pytest.raises(UsageError, match=r"train\.learning_rate = 'fast'.*mine\.yaml"):
         recipes.load_settings(str(mine))
-    with pytest.raises(UsageError, match=r"train\.lr = 'slow'.*arguments"):
-        recipes.load_settings(str(mine), train={"lr": "slow"})
-    with pytest.raises(UsageError, match=r"train\.lr = '-1'.*command line"):
+    with pytest.raises(UsageError, match=r"train\.learning_rate = 'slow'.*arguments"):
+        recipes.load_settings(str(mine), train={"learning_rate": "slow"})
+    with pytest.raises(UsageError, match=r"train\.learning_rate = '-1'.*command line"):
         recipes.load_settings(str(mine), ["train.learning_rate=-1"])
 
 

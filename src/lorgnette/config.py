@@ -1,7 +1,7 @@
-"""The run's settings: one frozen tree. A recipe (YAML) is read first, then `key=value` words, later ones winning.
+"""The settings of a run: one frozen tree. A recipe (YAML) comes first; `key=value` words override it.
 
-Knows nothing about what the settings do. Every setting is named once, here, with its meaning and its unit;
-`docs/settings.md` is printed from this file.
+Knows nothing about the effect of a setting. Each setting has its name, meaning and unit here, once;
+`docs/settings.md` is generated from this file.
 """
 
 import difflib
@@ -17,28 +17,22 @@ from pydantic_core import PydanticCustomError
 from lorgnette.errors import UsageError
 
 TARGET_MODULES: tuple["TargetModule", ...] = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Part = Literal["language", "merger", "vision"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
 
 
 def _parse_list(value: Any) -> Any:
-    """`a,b` on the command line means a list; one word is a list of one."""
+    """`a,b` on the command line is a list; one word is a list of one."""
     if isinstance(value, str):
         return tuple(word.strip() for word in value.strip("[]").split(",") if word.strip())
     return value
 
 
 def _parse_size(value: Any) -> Any:
-    """`280x280` and `280` say what `[280, 280]` says."""
+    """`280x280` and `280` both mean `[280, 280]`."""
     value = _parse_list(value.replace("x", ",", 1)) if isinstance(value, str) else value
     sides = (value,) if isinstance(value, int) else value
     return sides * 2 if isinstance(sides, tuple) and len(sides) == 1 else sides
@@ -46,7 +40,7 @@ def _parse_size(value: Any) -> Any:
 
 def _check_ascending(pair: tuple[int, int]) -> tuple[int, int]:
     if pair[0] > pair[1]:
-        raise PydanticCustomError("ascending", "the fewest are more than the most")
+        raise PydanticCustomError("ascending", "the minimum is greater than the maximum")
     return pair
 
 
@@ -183,15 +177,15 @@ class Settings(ProcessorSettings):
 
 
 SECTIONS = {name: f.annotation for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
+_TOP_LEVEL = [name for name in (*Settings.__annotations__, *ProcessorSettings.model_fields) if name not in SECTIONS]
 
 
 def list_settings() -> list[str]:
-    """Every setting's full name, in the order of the tree."""
-    found: list[str] = []
-    for name in Settings.model_fields:
-        section = SECTIONS.get(name)
-        found += [f"{name}.{inner}" for inner in section.model_fields] if section else [name]
-    return found
+    """The full name of every setting, in the order of docs/settings.md."""
+    names = list(_TOP_LEVEL)
+    for section, settings in SECTIONS.items():
+        names += [f"{section}.{name}" for name in settings.model_fields]  # type: ignore[union-attr]
+    return names
 
 
 def load_settings(
@@ -201,56 +195,54 @@ def load_settings(
     values: Mapping[str, Any] | None = None,
     where: str = "recipe",
 ) -> Settings:
-    """The settings of a recipe's tree with a second tree's values, then `key=value` words, laid over it one by one.
+    """Merge a recipe's tree, a second tree of `values` and `key=value` words, one setting at a time; later ones win.
 
-    `data=PATH` is short for `data.path=PATH`. Raises UsageError that names an unknown setting's nearest neighbour,
-    or the value that does not fit.
+    `data=PATH` is short for `data.path=PATH`. Raises UsageError that names the nearest setting for an unknown one, or
+    the value that does not fit.
     """
-    given = [(key, value, where) for key, value in _flatten(recipe or {})]
-    given += [(key, value, "arguments") for key, value in _flatten(values or {})]
-    given += [(*_parse_word(word), "command line") for word in words]
+    entries = [(key, value, where) for key, value in _flatten(recipe or {})]
+    entries += [(key, value, "arguments") for key, value in _flatten(values or {})]
+    entries += [(*_parse_word(word), "command line") for word in words]
     tree: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    for key, value, place in given:
-        name = _resolve_name(key, value, place)
-        section, _, inner = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[inner] = value
-        places[name] = place
+    sources: dict[str, str] = {}
+    for key, value, source in entries:
+        name = _resolve_name(key, value, source)
+        section, _, field = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = value
+        sources[name] = source
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(part for part in fault["loc"] if isinstance(part, str))
-        what = f"{name} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        raise UsageError(what, where=places[name], hint="see docs/settings.md") from None
+        first = error.errors()[0]
+        name = ".".join(part for part in first["loc"] if isinstance(part, str))
+        message = f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UsageError(message, where=sources[name], hint="see docs/settings.md") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's tree. Raises UsageError where the file is missing, no YAML, or no mapping."""
+    """Read a recipe's tree. Raises UsageError if the file is missing, is no YAML, or is not a mapping."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(
-            "no such recipe", where=str(path), hint="`lorgnette recipe list` shows those there are"
-        ) from None
+        raise UsageError("no such recipe", where=str(path), hint="`lorgnette recipe list` lists the recipes") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"recipe cannot be read: {said}", where=str(path), hint="it must be YAML") from None
+        reason = " ".join(str(error).split())
+        raise UsageError(f"cannot read the recipe: {reason}", where=str(path), hint="write it as YAML") from None
     if tree is not None and not isinstance(tree, dict):
-        raise UsageError("recipe is not a mapping", where=str(path), hint="write `setting: value` lines")
+        raise UsageError("the recipe is not a mapping", where=str(path), hint="write lines `setting: value`")
     return tree or {}
 
 
 def dump_settings(settings: Settings) -> str:
-    """The whole tree as YAML, which `read_recipe` and `load` read back to the same settings."""
-    folds = "\x85" in settings.model_dump_json()  # PyYAML reads this line break as a space unless it is escaped
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=not folds)
+    """Write the whole tree as YAML; `read_recipe` and `load_settings` read it back to equal settings."""
+    has_nel = "\x85" in settings.model_dump_json()  # PyYAML reads this line break as a space unless it is escaped
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=not has_nel)
 
 
 def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if name in SECTIONS and isinstance(value, Mapping | None):  # None: a section's name with nothing below it
-            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in (value or {}).items())
+        if name in SECTIONS and isinstance(value, Mapping | None):  # None: a section with nothing below it
+            yield from ((f"{name}.{field}", field_value) for field, field_value in (value or {}).items())
         else:
             yield str(name), value
 
@@ -258,18 +250,19 @@ def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _parse_word(word: str) -> tuple[str, str | None]:
     key, equals, text = word.partition("=")
     if not equals:
-        raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.lr=1e-4")
+        raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.learning_rate=1e-4")
     return key, None if text == "null" else text
 
 
-def _resolve_name(key: str, value: Any, where: str) -> str:
+def _resolve_name(key: str, value: Any, source: str) -> str:
     """The full name of a setting."""
     if key == "data" and isinstance(value, str | Path):
         return "data.path"
-    if key not in list_settings():
-        near = difflib.get_close_matches(key, list_settings(), n=1, cutoff=0.4)
-        remedy = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
-        raise UsageError(f"unknown setting {key}", where=where, hint=remedy)
+    names = list_settings()
+    if key not in names:
+        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists them"
+        raise UsageError(f"unknown setting {key}", where=source, hint=hint)
     return key
 
 
@@ -278,27 +271,23 @@ def format_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "A recipe holds them as YAML; `key=value` words on the command line win over it, and `data=PATH` is short for",
-        "`data.path=PATH`. Printed by `make docs` from `src/lorgnette/config.py`.",
+        "A recipe holds them as YAML. `key=value` words on the command line override it; `data=PATH` is short for",
+        "`data.path=PATH`. `make docs` generates this page from `src/lorgnette/config.py`.",
     ]
-    top = [(name, field) for name, field in Settings.model_fields.items() if name not in SECTIONS]
-    tables = [("The run", "", top)]
+    tables = [("The run", "", [(name, Settings.model_fields[name]) for name in _TOP_LEVEL])]
     tables += [(name, f"{name}.", list(section.model_fields.items())) for name, section in SECTIONS.items() if section]
     for title, prefix, fields in tables:
         lines += ["", f"## {title}", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [
-            f"| `{prefix}{name}` | `{_format_default(field.default)}` | {_escape_cell(field.description)} |"
-            for name, field in fields
-        ]
+        for name, field in fields:
+            description = (field.description or "").replace("|", r"\|")
+            lines.append(f"| `{prefix}{name}` | `{_format_default(field.default)}` | {description} |")
     return "\n".join(lines) + "\n"
 
 
-def _escape_cell(text: str | None) -> str:
-    return (text or "").replace("|", r"\|")
-
-
 def _format_default(default: Any) -> str:
-    return "null" if default is None else ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else "null" if default is None else str(default)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What went wrong, where, and what to do: one line each, for a person.
+"""Errors for users: what is wrong, where, and what to do, in one line.
 
-Everything a user can cause raises a `LorgnetteError`; the command line prints it without a traceback. Any other
-exception is a defect of ours and keeps its traceback.
+Everything that a user can cause raises a `LorgnetteError`; the command line prints it without a traceback. Any other
+exception is a defect of lorgnette and keeps its traceback.
 """
 
 
 class LorgnetteError(Exception):
-    """A failure that a person can act on.
+    """A failure that the user can fix.
 
-    what:   the fact, in one clause ("picture cannot be decoded: image file is truncated").
-    where:  file, row, setting or folder it concerns.
-    remedy: the next thing to do.
+    message: the fact, in one clause ("cannot decode the image: image file is truncated").
+    where:   the file, row, setting or folder.
+    hint:    the next thing to do.
     """
 
     exit_status = 1
@@ -21,6 +21,6 @@ class LorgnetteError(Exception):
 
 
 class UsageError(LorgnetteError):
-    """The command or a setting is wrong; nothing was started."""
+    """The command or a setting is wrong; nothing has started."""
 
     exit_status = 2

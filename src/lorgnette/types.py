@@ -1,8 +1,8 @@
-"""The spine: what flows from room to room.
+"""The data types in the order of the flow; `metrics` adds Score.
 
-    Example → Encoded → PackedBatch → Prediction        (Score joins with the metrics)
+    Example → Encoded → PackedBatch → Prediction
 
-Knows nothing about files' formats, models or devices. Shapes: T tokens of one packed row, P image tokens, R labels.
+Knows nothing about file formats, models or devices. Shapes: T tokens of a packed micro-batch, P image tokens, R labels.
 """
 
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from jaxtyping import Float32, Int32
 
 Role = Literal["system", "user", "assistant"]
 IGNORE_INDEX = -100
-"""Label of a token on which no loss is taken (the value every Hugging Face model ignores)."""
+"""Label of a token without loss (the value that every Hugging Face model ignores)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture where it lies; reading it is the data room's work."""
+    """The path of an image file; `data.images` reads it."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One speaker's turn: texts and pictures in the order the model sees them."""
+    """One turn of a conversation: texts and images in the model's order."""
 
     role: Role
     parts: tuple[str | Image, ...]
@@ -38,10 +38,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation as a person would write it: no tokens, no model.
+    """One conversation, without tokens and without a model.
 
-    row is the place in the source file that a person would look at: the line of a CSV or JSONL file, the 1-based
-    item of a JSON list.
+    row: its place in the source file: the line of a CSV or JSONL file, or the 1-based item of a JSON list.
     """
 
     id: str
@@ -59,19 +58,18 @@ class Example:
 
     @property
     def reference(self) -> str:
-        """The last assistant's text: what a prediction is held against ("" where there is none)."""
+        """The last text of the assistant; a prediction is compared with it. "" if there is none."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
-    @property
     def without_answer(self) -> "Example":
-        """The same conversation up to the last assistant's turn: what a prediction starts from."""
+        """The conversation before the last turn of the assistant; a prediction continues it."""
         last = max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=len(self.turns))
         return Example(self.id, self.turns[:last], self.source, self.row)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row that cannot be used: where it stands, what is wrong, what to do."""
+    """A row that cannot be used: its place, what is wrong, and what to do."""
 
     source: Path
     row: int
@@ -91,7 +89,7 @@ FindingKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What somebody should know of a row before it is trained on. pictures: those to look at, at most two."""
+    """A remark about a row before training. images: at most two images to look at."""
 
     kind: FindingKind
     problem: Problem
@@ -103,13 +101,13 @@ class Finding:
 
     @property
     def is_blocking(self) -> bool:
-        """Training refuses to start over it; everything else is for a person to judge."""
+        """Training does not start with it; all other findings are for the user to decide."""
         return self.kind in ("unusable", "over-budget")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageGrid:
-    """A picture as the vision tower gets it. t, h, w count patches; merge² patches make one image token."""
+    """The size of an image in patches of the vision tower: t, h, w. merge² patches become one image token."""
 
     image: Image
     t: int
@@ -124,9 +122,9 @@ class ImageGrid:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example in tokens. labels[i] is tokens[i] where loss is taken on predicting it, else IGNORED.
+    """One tokenized example. labels[i] is input_ids[i] where that token has a loss, else IGNORE_INDEX.
 
-    image_starts[n] is the row of the first token of the n-th picture, which has grids[n].
+    image_starts[n] is the index of the first token of image n, whose size is grids[n].
     """
 
     example: Example
@@ -143,18 +141,19 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One forward pass: several examples in one row, built on the host, one copy to the device, no read-back.
+    """One micro-batch: several examples in one sequence. The host builds it; the device gets it in one copy.
 
-    Where examples share rows, they are a tree (encode/share.py), and its rows stand in the order in which a walk comes
-    to them: behind a row are all rows that hang on it, and then those that do not.
+    Examples that begin with the same tokens share them: the tokens form a prefix tree (processing/prefix_tree.py), in
+    depth-first order, so that the descendants of a token are contiguous.
 
-    ends:         [T] behind the last row that hangs on each: row t sees the rows k ≤ t with t < ends[k], which are
-                  those that it would see in each of its examples. Without sharing, its example's end.
-    image_rows:   [P] rows whose embedding is an image feature.
-    feature_rows: [P] row of each in the concatenated features of `grids`.
-    grids:        the distinct pictures of this pass.
-    label_rows:   [R] rows whose hidden state predicts targets[r], example by example; the loss is Σ weights ·
-                  cross-entropy. A row shared by examples that go on differently stands here several times.
+    visible_until:       [T] the attention mask, one integer per token: token k is visible to the queries q with
+                         k ≤ q < visible_until[k]. Without sharing it is the end of the token's example.
+    image_token_indices: [P] tokens whose embedding is an image feature.
+    feature_indices:     [P] row of each of them in the concatenated features of `grids`.
+    grids:               the distinct images of this micro-batch.
+    label_indices:       [R] tokens whose hidden state predicts targets[r], example by example. The loss is
+                         Σ label_weights · cross-entropy. A shared token with several continuations
+                         appears several times.
     """
 
     input_ids: Int32[np.ndarray, " T"]
@@ -171,10 +170,10 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model said to one example. adapter names the run it came from; None is the untuned model."""
+    """The answer of a model to one example. adapter: the name of the run, or None for the base model."""
 
     example: Example
     text: str
     adapter: str | None = None
     is_complete: bool = field(default=True)
-    """False: cut off at the longest length allowed, the model had not finished."""
+    """False: the answer reached the maximum length before an end token."""
