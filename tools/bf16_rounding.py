@@ -1,8 +1,7 @@
-"""Where a model in bf16 says something else than the same model in fp32, and why.
+"""Compares a model in bf16 with the same model in fp32: the first tokens they choose differently, and why.
 
-Both read the same text, the one that the rounded model writes. Its logits are off by some `error`; where two tokens'
-are closer in fp32 than twice that, they may change places, and from there on the texts have nothing to do with each
-other. A gap that the error does not explain is a defect.
+Both read the text that the bf16 model generates. Its logits differ from the exact ones by some error. Two tokens whose
+exact logits are closer than twice that error may swap, and from there the texts differ. A larger gap is a defect.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from lorgnette.types import Encoded
 class Divergence:
     """The first token of an answer that the two models choose differently.
 
-    gap: by how much the exact model's logit of its own choice is above that of the other's; error: the rounded logits'
-    root mean square distance from the exact ones at this token.
+    logit_gap: the exact model's logit of its own choice minus its logit of the bf16 model's choice.
+    logit_error: root mean square distance between the two models' logits at this token.
     """
 
     prompt_index: int
@@ -34,8 +33,8 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class RoundingReport:
-    """partings: of the answers that part at all; error: root mean square over all logits; smallest, median: the exact
-    model's gap between its two likeliest tokens, over all tokens read."""
+    """divergences: one for each answer that diverges; error: root mean square over all logits; smallest_gap,
+    median_gap: the exact model's gap between its two most likely tokens, over all tokens read."""
 
     num_answers: int
     divergences: tuple[Divergence, ...]
@@ -45,13 +44,14 @@ class RoundingReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.divergences)} of {self.num_answers} greedy answers part; logits are off by {self.error:.4f} (rms), "
-            f"the two likeliest tokens are {self.median_gap:.4f} apart (median; {self.smallest_gap:.4f} at the least)"
+            f"{len(self.divergences)} of {self.num_answers} greedy answers diverge; logits differ by {self.error:.4f} "
+            f"(rms); the two most likely tokens are {self.median_gap:.4f} apart (median; smallest "
+            f"{self.smallest_gap:.4f})"
         ]
         lines += [
-            f"  answer {p.prompt_index}, token {p.token_index}: {p.rounded_token} for {p.exact_token}, {p.logit_gap:.4f} apart in the exact model, "
-            f"logits off by {p.logit_error:.4f}"
-            for p in self.divergences
+            f"  answer {d.prompt_index}, token {d.token_index}: {d.rounded_token} instead of {d.exact_token}, "
+            f"{d.logit_gap:.4f} apart in the exact model, logits differ by {d.logit_error:.4f}"
+            for d in self.divergences
         ]
         return "\n".join(lines)
 
@@ -60,29 +60,35 @@ class RoundingReport:
 def compare_greedy(
     rounded: Generator, exact: Generator, prompts: Sequence[Encoded], num_tokens: int, *, use_adapter: bool
 ) -> RoundingReport:
-    """Both models' greedy choices along the text that `rounded` writes, `tokens` long (end tokens are like others)."""
-    caches = [speaker.prefill(prompts, num_tokens, use_adapter=use_adapter) for speaker in (rounded, exact)]
-    ours, theirs = (cache.logits[: len(prompts)] for cache in caches)
-    partings: dict[int, Divergence] = {}
+    """Compare both models' greedy choices along the `num_tokens` tokens that `rounded` generates.
+
+    End tokens do not stop an answer.
+    """
+    caches = [generator.prefill(prompts, num_tokens, use_adapter=use_adapter) for generator in (rounded, exact)]
+    rounded_logits, exact_logits = (cache.logits[: len(prompts)] for cache in caches)
+    divergences: dict[int, Divergence] = {}
     errors, gaps = [], []
-    for place in range(num_tokens):
-        errors.append(_rms_distance(ours, theirs))
-        first, second = theirs.topk(2).values.unbind(1)
+    for index in range(num_tokens):
+        errors.append(_rms_distance(rounded_logits, exact_logits))
+        first, second = exact_logits.topk(2).values.unbind(1)
         gaps.append(first - second)
-        for row in (ours.argmax(-1) != theirs.argmax(-1)).nonzero()[:, 0].tolist():
-            chosen, right = int(ours[row].argmax()), int(theirs[row].argmax())
-            apart = (theirs[row, right] - theirs[row, chosen]).item()
-            partings.setdefault(row, Divergence(row, place, right, chosen, apart, errors[-1][row].item()))
-        spoken = ours.argmax(-1)
-        if place + 1 < num_tokens:
-            ours, theirs = (
-                speaker.decode_step(cache, spoken, use_adapter=use_adapter)
-                for speaker, cache in zip((rounded, exact), caches, strict=True)
+        tokens = rounded_logits.argmax(-1)
+        for row in (tokens != exact_logits.argmax(-1)).nonzero()[:, 0].tolist():
+            rounded_token, exact_token = int(tokens[row]), int(exact_logits[row].argmax())
+            gap = (exact_logits[row, exact_token] - exact_logits[row, rounded_token]).item()
+            error = errors[-1][row].item()
+            divergences.setdefault(row, Divergence(row, index, exact_token, rounded_token, gap, error))
+        if index + 1 < num_tokens:
+            rounded_logits, exact_logits = (
+                generator.decode_step(cache, tokens, use_adapter=use_adapter)
+                for generator, cache in zip((rounded, exact), caches, strict=True)
             )
-    gap = torch.cat(gaps)
-    error = torch.cat(errors).square().mean().sqrt().item()
-    return RoundingReport(len(prompts), tuple(partings.values()), error, gap.min().item(), gap.median().item())
+    all_gaps = torch.cat(gaps)
+    rms_error = torch.cat(errors).square().mean().sqrt().item()
+    return RoundingReport(
+        len(prompts), tuple(divergences.values()), rms_error, all_gaps.min().item(), all_gaps.median().item()
+    )
 
 
-def _rms_distance(one: Float32[Tensor, "B V"], other: Float32[Tensor, "B V"]) -> Float32[Tensor, " B"]:
-    return (one - other).square().mean(-1).sqrt()
+def _rms_distance(a: Float32[Tensor, "B V"], b: Float32[Tensor, "B V"]) -> Float32[Tensor, " B"]:
+    return (a - b).square().mean(-1).sqrt()

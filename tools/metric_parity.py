@@ -1,4 +1,4 @@
-"""`python -m metric_parity FOLDER`: our scores beside the official pycocoevalcap's.
+"""`python tools/metric_parity.py FOLDER`: compares our caption scores with the official pycocoevalcap's.
 
 FOLDER holds `expected.json` ({"cases": {name: {"scores": {"Bleu_1": …}}}}) and, per case, `references.json` (a COCO
 annotation file), `results.json`, `ptb_tokenised.json` and `per_image_scores.json`.
@@ -22,12 +22,12 @@ from lorgnette.metrics.rouge import rouge_l
 from lorgnette.metrics.score import Tally
 
 OFFICIAL_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
-"""pycocoevalcap's names, in the order of CAPTION."""
+"""pycocoevalcap's names, in the order of CAPTION_METRICS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One set: its texts as they were written, as the official tokens, and the official scores."""
+    """One set of captions: the texts, the official tokens, and the official scores."""
 
     name: str
     hypotheses: list[str]
@@ -40,8 +40,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class ScoreComparison:
-    """One metric of one case. The distances: from raw text, from the official tokens, and the latter's largest over
-    single examples."""
+    """One metric of one case. text_error, token_error: our distance from the official score, computed from the texts
+    and from the official tokens; max_example_error: the largest of the latter over single examples."""
 
     case: str
     metric: str
@@ -53,46 +53,57 @@ class ScoreComparison:
 
 
 def read_cases(folder: Path) -> Iterator[Case]:
-    """Raises LorgnetteError where the folder has not that layout."""
+    """Read every case. Raises LorgnetteError if the folder does not have this layout."""
     try:
         expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))["cases"]
         for name, case in expected.items():
             yield _read_case(name, folder / name, case["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise LorgnetteError(
-            f"official scores cannot be read: {error!r}", where=str(folder), hint="see --help for the layout"
+            f"cannot read the official scores: {error!r}", where=str(folder), hint="see --help for the layout"
         ) from None
 
 
 def compare_scores(case: Case) -> Iterator[ScoreComparison]:
-    """Ours against the official scores, metric by metric."""
-    raw = _compute_scores(
+    """Compare our scores with the official ones, metric by metric."""
+    from_texts = _compute_scores(
         [tokenizers.tokenize_words(text) for text in case.hypotheses],
         [[tokenizers.tokenize_words(text) for text in texts] for texts in case.references],
     )
-    same = _compute_scores(case.hypothesis_tokens, case.reference_tokens)
-    for metric, official, text, tokens in zip(CAPTION_METRICS, OFFICIAL_NAMES, raw, same, strict=True):
-        value, ours, own = case.scores[official], text.value or 0.0, tokens.value or 0.0
-        apart = float(np.abs(tokens.per_example - np.array(case.per_example[official])).max())
-        yield ScoreComparison(case.name, metric, value, ours, abs(ours - value), abs(own - value), apart)
+    from_tokens = _compute_scores(case.hypothesis_tokens, case.reference_tokens)
+    for metric, official_name, text_score, token_score in zip(
+        CAPTION_METRICS, OFFICIAL_NAMES, from_texts, from_tokens, strict=True
+    ):
+        official, ours = case.scores[official_name], text_score.value or 0.0
+        example_errors = np.abs(token_score.per_example - np.array(case.per_example[official_name]))
+        yield ScoreComparison(
+            case.name,
+            metric,
+            official,
+            ours,
+            text_error=abs(ours - official),
+            token_error=abs((token_score.value or 0.0) - official),
+            max_example_error=float(example_errors.max()),
+        )
 
 
 def count_token_differences(case: Case) -> int:
-    """How many texts our tokens differ in from the official ones."""
+    """Return the number of texts whose tokens differ from the official ones."""
     texts = [*case.hypotheses, *(text for texts in case.references for text in texts)]
-    tokens = [*case.hypothesis_tokens, *(one for some in case.reference_tokens for one in some)]
+    tokens = [*case.hypothesis_tokens, *(words for texts in case.reference_tokens for words in texts)]
     return sum(tokenizers.tokenize_words(text) != official for text, official in zip(texts, tokens, strict=True))
 
 
 def format_table(folder: Path) -> str:
-    """The parity tables, for a person."""
+    """Format one table per case."""
     lines = []
     for case in read_cases(folder):
-        texts = len(case.hypotheses) + sum(map(len, case.references))
+        num_texts = len(case.hypotheses) + sum(map(len, case.references))
+        num_different = count_token_differences(case)
         lines += [
-            f"{case.name}: {len(case.hypotheses)} pictures, tokens differ in {count_token_differences(case)} of {texts} texts"
+            f"{case.name}: {len(case.hypotheses)} images, tokens differ in {num_different} of {num_texts} texts",
+            f"  {'':8} {'official':>12} {'ours':>12} {'error':>8} {'same tokens':>12} {'one image':>12}",
         ]
-        lines += [f"  {'':8} {'official':>12} {'from text':>12} {'apart':>8} {'same tokens':>12} {'one picture':>12}"]
         lines += [
             f"  {row.metric:8} {row.official:12.9f} {row.ours:12.9f} {row.text_error:8.1e} {row.token_error:12.1e} "
             f"{row.max_example_error:12.1e}"
@@ -102,36 +113,35 @@ def format_table(folder: Path) -> str:
 
 
 def _compute_scores(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[Tally]:
-    given = hypotheses, references
-    return [*bleu(*given), rouge_l(*given), cider_d(*given)]
+    texts = hypotheses, references
+    return [*bleu(*texts), rouge_l(*texts), cider_d(*texts)]
 
 
 def _read_case(name: str, folder: Path, scores: dict[str, float]) -> Case:
-    annotations, results, tokens, each = (
+    annotations, results, tokens, per_image = (
         json.loads((folder / file).read_text(encoding="utf-8"))
         for file in ("references.json", "results.json", "ptb_tokenised.json", "per_image_scores.json")
     )
-    answers = {result["image_id"]: result["caption"] for result in results}
-    texts: dict[int, list[str]] = {picture: [] for picture in each["image_ids"]}
+    hypotheses = {result["image_id"]: result["caption"] for result in results}
+    references: dict[int, list[str]] = {image_id: [] for image_id in per_image["image_ids"]}
     for annotation in annotations["annotations"]:
-        texts[annotation["image_id"]].append(annotation["caption"])
+        references[annotation["image_id"]].append(annotation["caption"])
     return Case(
         name,
-        [answers[picture] for picture in texts],
-        list(texts.values()),
-        [tokens["hyp"][str(picture)][0].split() for picture in texts],
-        [[text.split() for text in tokens["refs"][str(picture)]] for picture in texts],
+        [hypotheses[image_id] for image_id in references],
+        list(references.values()),
+        [tokens["hyp"][str(image_id)][0].split() for image_id in references],
+        [[text.split() for text in tokens["refs"][str(image_id)]] for image_id in references],
         scores,
-        each["per_image"],
+        per_image["per_image"],
     )
 
 
-def main(words: Sequence[str]) -> int:
-    """The command."""
+def main(arguments: Sequence[str]) -> int:
     try:
-        if len(words) != 1 or words[0].startswith("-"):
-            raise UsageError("takes one folder", where="metric_parity", hint=(__doc__ or "").strip())
-        sys.stdout.write(format_table(Path(words[0])) + "\n")
+        if len(arguments) != 1 or arguments[0].startswith("-"):
+            raise UsageError("one folder is required", where="metric_parity", hint=(__doc__ or "").strip())
+        sys.stdout.write(format_table(Path(arguments[0])) + "\n")
     except LorgnetteError as error:
         sys.stderr.write(f"lorgnette: {error}\n")
         return error.exit_status

@@ -1,5 +1,6 @@
-"""Scenes: unambiguous, inside the picture, apart, all combinations, the same pixels each time."""
+"""Scenes are unambiguous, inside the image, apart, and always have the same pixels."""
 
+import itertools
 import random
 from collections import Counter
 from dataclasses import replace
@@ -7,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorgnette.demo.backgrounds import BACKGROUNDS
 from lorgnette.demo.scenes import (
+    BACKGROUNDS,
+    NUM_VARIANTS,
     OPPOSITE,
     RELATIONS,
     SIDE,
@@ -16,6 +18,7 @@ from lorgnette.demo.scenes import (
     Scene,
     Thing,
     count_scenes,
+    draw_background,
     draw_scene,
     sample_scene,
 )
@@ -28,7 +31,7 @@ def scenes() -> list[Scene]:
     return [sample_scene(rng) for _ in range(4000)]
 
 
-def test_things_stand_inside_and_apart(scenes: list[Scene]) -> None:
+def test_things_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
         for thing in (scene.first, scene.second):
             half = thing.width / 2
@@ -45,7 +48,7 @@ def test_the_relation_is_unambiguous(scenes: list[Scene]) -> None:
         assert short <= 0.4 * long + 2
 
 
-def test_the_relation_is_seen_from_the_second_thing() -> None:
+def test_the_relation_is_relative_to_the_second_thing() -> None:
     left, right = Thing("car", "red", "small", 40, 100, 50), Thing("tree", "green", "big", 160, 110, 89)
     assert Scene(left, right, "lake").relation == "left of"
     assert Scene(right, left, "lake").relation == "right of"
@@ -55,36 +58,36 @@ def test_the_relation_is_seen_from_the_second_thing() -> None:
     assert all(OPPOSITE[OPPOSITE[relation]] == relation for relation in RELATIONS)
 
 
-def test_every_fact_is_drawn_about_equally_often(scenes: list[Scene]) -> None:
-    for wanted, drawn in (
+def test_every_fact_is_about_equally_frequent(scenes: list[Scene]) -> None:
+    for expected, sampled in (
         (KINDS, [scene.first.kind for scene in scenes] + [scene.second.kind for scene in scenes]),
         (COLORS, [scene.first.color for scene in scenes] + [scene.second.color for scene in scenes]),
         (WIDTHS, [scene.first.size for scene in scenes]),
         (RELATIONS, [scene.relation for scene in scenes]),
         (BACKGROUNDS, [scene.background for scene in scenes]),
     ):
-        counts = Counter(drawn)
-        assert set(counts) == set(wanted)
+        counts = Counter(sampled)
+        assert set(counts) == set(expected)
         assert max(counts.values()) < 1.4 * min(counts.values())
 
 
-def test_the_two_things_are_of_different_kinds_and_may_share_a_colour(scenes: list[Scene]) -> None:
+def test_the_two_things_are_of_different_kinds_and_may_share_a_color(scenes: list[Scene]) -> None:
     assert all(scene.first.kind != scene.second.kind for scene in scenes)
     assert any(scene.first.color == scene.second.color for scene in scenes)
 
 
-def test_sizes_are_told_apart_by_width() -> None:
+def test_sizes_differ_in_width() -> None:
     assert max(WIDTHS["small"]) * 1.4 < min(WIDTHS["big"])
 
 
-def test_count_of_scenes_by_listing_a_smaller_world() -> None:
-    """The formula, against a count of distinct facts drawn from few kinds and colours."""
+def test_count_of_scenes_against_a_list_of_few() -> None:
+    """The formula, against a count of distinct facts drawn from few kinds and colors."""
     facts = set()
-    kinds, colours = list(KINDS)[:3], list(COLORS)[:2]
-    for one in ((k, c, s) for k in kinds for c in colours for s in WIDTHS):
-        for other in ((k, c, s) for k in kinds for c in colours for s in WIDTHS):
-            if one[0] != other[0]:
-                facts |= {min((one, relation, other), (other, OPPOSITE[relation], one)) for relation in RELATIONS}
+    kinds, colors = list(KINDS)[:3], list(COLORS)[:2]
+    for a in itertools.product(kinds, colors, WIDTHS):
+        for b in itertools.product(kinds, colors, WIDTHS):
+            if a[0] != b[0]:
+                facts |= {min((a, relation, b), (b, OPPOSITE[relation], a)) for relation in RELATIONS}
     per_background = 3 * 2 * (2 * 2) ** 2 * 4 // 2
     assert len(facts) == per_background
     assert count_scenes() == 16 * 15 * (9 * 2) ** 2 * 4 // 2 * 6 == 933_120
@@ -107,3 +110,26 @@ def test_each_thing_is_drawn_where_the_scene_says() -> None:
     red, blue = pixels[60, 60].astype(int), pixels[70, 170].astype(int)
     assert red[0] > red[2] + 100
     assert blue[2] > blue[0] + 50
+
+
+def test_a_background_is_an_image_of_the_given_size() -> None:
+    for name in BACKGROUNDS:
+        assert draw_background(name, 0, 64).size == (64, 64)
+        assert draw_background(name, 0, 64).mode == "RGB"
+
+
+def test_variants_of_a_background_differ_and_are_deterministic() -> None:
+    for name in BACKGROUNDS:
+        first = draw_background.__wrapped__(name, 0, 64)
+        assert first.tobytes() == draw_background.__wrapped__(name, 0, 64).tobytes()
+        assert first.tobytes() != draw_background(name, 1, 64).tobytes()
+
+
+def test_two_backgrounds_differ_more_than_variants_of_one() -> None:
+    columns = {
+        name: [np.asarray(draw_background(name, v, 32)).mean(axis=1) for v in range(NUM_VARIANTS)]
+        for name in BACKGROUNDS
+    }
+    for first, second in itertools.combinations(BACKGROUNDS, 2):
+        distance = min(np.abs(a - b).mean() for a in columns[first] for b in columns[second])
+        assert distance > 8, (first, second)

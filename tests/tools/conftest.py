@@ -1,4 +1,4 @@
-"""An untrained demo checkpoint, made once."""
+"""An untrained checkpoint of the built-in model, made once."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A checkpoint folder in the hub's layout, flat config.json and all, as Qwen2-VL's own is.
+"""The checkpoint folder in the hub's layout, with a flat config.json like Qwen2-VL's own.
 
-Knows nothing about training. Any program that loads Qwen2-VL from a folder loads this one.
+Knows nothing about training. Every program that loads Qwen2-VL from a folder loads this one.
 """
 
 import tempfile
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
 from lorgnette.io.atomic import atomic_write, write_json
 
 HIDDEN = 256
@@ -19,7 +19,7 @@ MERGE = 2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_SIDE = 112
-"""Pictures come in at 112×112 at most: 8×8 patches, 16 image tokens."""
+"""Pixels. Images enter the model at 112×112 at most: 8×8 patches, 16 image tokens."""
 
 
 def _build_config(ids: dict[str, int]) -> dict[str, Any]:
@@ -82,19 +82,18 @@ def _build_processor_config() -> dict[str, Any]:
 
 
 def make_checkpoint(folder: Path, seed: int = 0) -> None:
-    """Write the untrained model: every file but the weights as shipped, random bf16 weights."""
+    """Write the untrained model: random bf16 weights, all other files as shipped."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(folder)
     write_json(folder / "config.json", _build_config(ids))
     write_json(folder / "preprocessor_config.json", _build_processor_config())
-    ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     write_json(
         folder / "generation_config.json",
         {
             "bos_token_id": ids["<|endoftext|>"],
             "pad_token_id": ids["<|endoftext|>"],
             "do_sample": False,
-            "eos_token_id": ends,
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
         },
     )
     torch.manual_seed(seed)
@@ -102,18 +101,18 @@ def make_checkpoint(folder: Path, seed: int = 0) -> None:
 
 
 def save_weights(model: Any, folder: Path) -> None:
-    """Write model.safetensors in bf16, named as transformers names it, the tied output layer left out.
+    """Write model.safetensors in bf16 under transformers' tensor names, without the tied output layer.
 
-    `model` keeps its own precision. transformers writes a folder of its own beside, of which only the weights are
-    taken: the other files of a checkpoint are ours.
+    `model` keeps its own precision. transformers saves into a temporary folder, and only the weights are taken from
+    it: the other files of the checkpoint are ours.
     """
     weights = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
     del weights["lm_head.weight"]
-    with tempfile.TemporaryDirectory() as beside, atomic_write(folder / "model.safetensors") as path:
-        model.save_pretrained(beside, state_dict=weights)
-        path.write_bytes((Path(beside) / "model.safetensors").read_bytes())
+    with tempfile.TemporaryDirectory() as temporary, atomic_write(folder / "model.safetensors") as path:
+        model.save_pretrained(temporary, state_dict=weights)
+        path.write_bytes((Path(temporary) / "model.safetensors").read_bytes())
 
 
 def count_parameters(model: Any) -> int:
-    """Each tied weight once."""
+    """Return the number of parameters; a tied weight counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,6 @@
-"""Our own byte-level BPE in the hub's files: Qwen2's way of cutting text, with a vocabulary of a thousand entries.
+"""A byte-level BPE tokenizer in the hub's files: Qwen2's pre-tokenizer with a vocabulary of 1,024 entries.
 
-Knows nothing about weights. Any text can be written (every byte is an entry); the words of our scenes are one token.
+Knows nothing about weights. Every byte is an entry, so any text can be written; each word of a scene is one token.
 """
 
 import json
@@ -11,13 +11,14 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lorgnette.demo import wording
-from lorgnette.demo.captions import write_caption, write_description
+from demo_model import wording
+from demo_model.descriptions import write_description
+from lorgnette.demo.captions import write_caption
 from lorgnette.demo.scenes import sample_scene
 from lorgnette.io.atomic import write_json, write_text
 
 VOCAB_SIZE = 1024
-"""Entries of the vocabulary, special tokens included; the embedding has exactly as many rows."""
+"""Entries of the vocabulary with the special tokens; the embedding has as many rows."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -35,13 +36,13 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Qwen2-VL's, in its order; they stand at the end of the vocabulary, as there."""
+"""Qwen2-VL's special tokens in its order, at the end of the vocabulary."""
 
 PRETOKENIZE_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's pre-tokenizer: what a token may span."""
+"""Qwen2's pre-tokenizer pattern: a token never spans two matches."""
 
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
@@ -60,7 +61,7 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen2-VL's own, letter for letter."""
+"""Qwen2-VL's own template, letter for letter."""
 
 
 def _generate_corpus() -> Iterator[str]:
@@ -77,7 +78,7 @@ def _generate_corpus() -> Iterator[str]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """The bare BPE, without special tokens; the same every time."""
+    """Train the BPE without special tokens. Deterministic."""
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -98,11 +99,11 @@ def train_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer(folder: Path) -> dict[str, int]:
-    """Write vocab.json, merges.txt, tokenizer_config.json and chat_template.json; return the special tokens' ids."""
+    """Write vocab.json, merges.txt, tokenizer_config.json, chat_template.json. Returns {special token: id}."""
     model = json.loads(train_tokenizer().to_str())["model"]
     vocab: dict[str, int] = model["vocab"]
     if len(vocab) != VOCAB_SIZE - len(SPECIAL_TOKENS):
-        raise AssertionError(f"the corpus yields {len(vocab)} entries, {VOCAB_SIZE - len(SPECIAL_TOKENS)} are wanted")
+        raise AssertionError(f"the corpus gives {len(vocab)} entries instead of {VOCAB_SIZE - len(SPECIAL_TOKENS)}")
     ids = {token: len(vocab) + i for i, token in enumerate(SPECIAL_TOKENS)}
     write_json(folder / "vocab.json", vocab)
     merges = [" ".join(pair) for pair in model["merges"]]
@@ -113,10 +114,10 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
 
 
 def _build_config(ids: dict[str, int]) -> dict[str, Any]:
-    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(at): {"content": token, **plain} for token, at in ids.items()},
+        "added_tokens_decoder": {str(token_id): {"content": token, **flags} for token, token_id in ids.items()},
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,

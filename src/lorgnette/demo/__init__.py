@@ -1,6 +1,6 @@
-"""The built-in tiny model, the drawn pictures it knows, and how both were made.
+"""The demo: drawn scenes with two objects, short captions of them, and the built-in model in `model/`.
 
-    scenes (shapes, backgrounds) → captions (wording) → lessons → pretrain → model/
+    scenes (shapes) → captions → commands/demo.py
 
-Everything in this folder is our own: pictures, words, tokenizer and weights. Nothing is downloaded.
+Everything in this folder is our own: images, words, tokenizer and weights. `tools/demo_model` made the model.
 """

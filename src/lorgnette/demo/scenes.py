@@ -1,16 +1,17 @@
-"""A scene: two things, where they stand, and in front of what. Its picture follows from it, pixel by pixel.
+"""A scene: two things, their positions, and a background. It determines its image pixel by pixel.
 
-Knows nothing about words or models. Lengths are in pixels of a picture 224 wide.
+Knows nothing about words or models. Lengths are in pixels of an image 224 wide.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from lorgnette.demo.backgrounds import BACKGROUNDS, NUM_VARIANTS, draw_background
-from lorgnette.demo.shapes import COLORS, KINDS, draw_sticker
+from lorgnette.demo.shapes import COLORS, KINDS, Rgb, draw_sticker
 
 Size = Literal["small", "big"]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -28,12 +29,14 @@ OPPOSITE: dict[Relation, Relation] = {
 MARGIN = 5
 GAP = 7
 MAX_SLANT = 0.4
-"""How far off the main axis the second thing may stand, as a share of its distance along it."""
+"""Largest distance of the second thing from the main axis, as a share of its distance along the axis."""
+NUM_VARIANTS = 8
+SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """x, y are its centre; width is one of its size's widths; tilt in degrees."""
+    """x, y: its center; width: one of its size's widths; tilt: degrees."""
 
     kind: str
     color: str
@@ -47,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Two things of different kinds. variant moves clouds and waves about and is no fact a caption states."""
+    """Two things of different kinds. variant moves clouds and waves about; no caption states it."""
 
     first: Thing
     second: Thing
@@ -56,7 +59,7 @@ class Scene:
 
     @property
     def relation(self) -> Relation:
-        """Where the first thing is, seen from the second."""
+        """The position of the first thing relative to the second."""
         across, down = self.second.x - self.first.x, self.second.y - self.first.y
         if abs(across) >= abs(down):
             return "left of" if across > 0 else "right of"
@@ -64,19 +67,19 @@ class Scene:
 
 
 def count_scenes() -> int:
-    """How many scenes differ in a fact that words can state: kinds, colours, sizes, relation, background.
+    """Return the number of scenes that differ in kinds, colors, sizes, relation or background.
 
-    Ordered pairs of different kinds, each thing in any colour and size, any relation, any background; halved, because
-    "A left of B" and "B right of A" are one scene.
+    Ordered pairs of different kinds × color and size of each × relations × backgrounds, halved: "A left of B" and
+    "B right of A" are one scene.
     """
     pairs = len(KINDS) * (len(KINDS) - 1) * (len(COLORS) * len(WIDTHS)) ** 2
     return pairs * len(RELATIONS) * len(BACKGROUNDS) // 2
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Every combination of facts is equally likely; places, widths and tilts vary within what stays unambiguous."""
+    """Sample a scene. All combinations of facts are equally likely, and the relation is always unambiguous."""
     kinds = rng.sample(list(KINDS), 2)
-    colours = [rng.choice(list(COLORS)) for _ in kinds]
+    colors = [rng.choice(list(COLORS)) for _ in kinds]
     sizes: list[Size] = [rng.choice(list(WIDTHS)) for _ in kinds]
     widths = [rng.choice(WIDTHS[size]) for size in sizes]
     relation = rng.choice(RELATIONS)
@@ -85,14 +88,14 @@ def sample_scene(rng: random.Random) -> Scene:
         along, across = along[::-1], across[::-1]
     xs, ys = (along, across) if relation in ("left of", "right of") else (across, along)
     first, second = (
-        Thing(kinds[i], colours[i], sizes[i], xs[i], ys[i], widths[i], rng.choice(TILTS), rng.random() < 0.5)
+        Thing(kinds[i], colors[i], sizes[i], xs[i], ys[i], widths[i], rng.choice(TILTS), rng.random() < 0.5)
         for i in (0, 1)
     )
     return Scene(first, second, rng.choice(list(BACKGROUNDS)), rng.randrange(NUM_VARIANTS))
 
 
 def _sample_positions(widths: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-    """Centres along the axis of the relation, in order and apart, and across it."""
+    """Sample two centers along the axis of the relation, in order and apart, and across it."""
     near, far = widths[0] / 2, widths[1] / 2
     slack = SIDE - 2 * MARGIN - sum(widths) - GAP
     before, between = sorted(rng.uniform(0, slack) for _ in widths)
@@ -102,15 +105,123 @@ def _sample_positions(widths: list[int], rng: random.Random) -> tuple[list[int],
     start = rng.uniform(MARGIN + near, SIDE - MARGIN - near)
     start = min(max(start, low - reach), high + reach)
     end = rng.uniform(max(low, start - reach), min(high, start + reach))
-    return [round(place) for place in along], [round(start), round(end)]
+    return [round(center) for center in along], [round(start), round(end)]
 
 
 def draw_scene(scene: Scene, size: int = SIDE) -> Image.Image:
-    """The scene's picture, RGB, size×size; the same scene always gives the same pixels."""
-    picture = draw_background(scene.background, scene.variant, size).copy()
+    """Draw the scene as an RGB image of size×size pixels. Deterministic."""
+    image = draw_background(scene.background, scene.variant, size).copy()
     scale = size / SIDE
     for thing in (scene.first, scene.second):
-        cut = draw_sticker(thing.kind, thing.color, round(thing.width * scale), thing.tilt, thing.mirrored)
-        corner = (round(thing.x * scale - cut.width / 2), round(thing.y * scale - cut.height / 2))
-        picture.paste(cut, corner, mask=cut)
-    return picture
+        sticker = draw_sticker(thing.kind, thing.color, round(thing.width * scale), thing.tilt, thing.mirrored)
+        corner = (round(thing.x * scale - sticker.width / 2), round(thing.y * scale - sticker.height / 2))
+        image.paste(sticker, corner, mask=sticker)
+    return image
+
+
+class _Brush:
+    """Draws in the unit square over the whole image."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.image = Image.new("RGB", (side, side))
+        self.draw = ImageDraw.Draw(self.image)
+
+    def fill_gradient(self, y0: float, y1: float, upper: Rgb, lower: Rgb) -> None:
+        """Fill the full width between two heights with a vertical gradient."""
+        top, bottom = round(y0 * self.side), round(y1 * self.side)
+        for y in range(top, bottom):
+            share = (y - top) / max(1, bottom - top)
+            color = tuple(round(a + (b - a) * share) for a, b in zip(upper, lower, strict=True))
+            self.draw.line([(0, y), (self.side, y)], fill=color)
+
+    def draw_oval(self, x: float, y: float, rx: float, ry: float, fill: Rgb) -> None:
+        s = self.side
+        self.draw.ellipse([(x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s], fill=fill)
+
+    def draw_wave(self, x: float, y: float, width: float, fill: Rgb) -> None:
+        s = self.side
+        for k in range(3):
+            left = x + (k - 1.5) * width
+            box = [left * s, (y - 0.012) * s, (left + width) * s, (y + 0.012) * s]
+            self.draw.arc(box, 0, 180, fill=fill, width=max(1, round(0.008 * s)))
+
+    def draw_cloud(self, x: float, y: float, size: float, fill: Rgb) -> None:
+        for dx, dy, r in ((-0.9, 0.15, 0.6), (0.0, -0.15, 0.85), (0.9, 0.15, 0.65)):
+            self.draw_oval(x + dx * size, y + dy * size, r * size, r * size * 0.6, fill)
+
+
+def _draw_meadow(brush: _Brush, rng: random.Random) -> None:
+    horizon = rng.uniform(0.42, 0.58)
+    brush.fill_gradient(0, horizon, (140, 200, 240), (214, 236, 248))
+    for _ in range(3):
+        brush.draw_cloud(rng.random(), rng.uniform(0.06, horizon - 0.12), rng.uniform(0.05, 0.08), (246, 250, 253))
+    brush.fill_gradient(horizon, 1, (150, 205, 110), (104, 172, 78))
+    brush.draw_oval(rng.random(), horizon + 0.03, 0.6, 0.09, (150, 205, 110))
+    for _ in range(60):
+        x, y = rng.random(), rng.uniform(horizon + 0.08, 1)
+        brush.draw_oval(x, y, 0.004, 0.012, (84, 148, 66))
+
+
+def _draw_beach(brush: _Brush, rng: random.Random) -> None:
+    sea, shore = rng.uniform(0.30, 0.38), rng.uniform(0.54, 0.62)
+    brush.fill_gradient(0, sea, (126, 198, 240), (206, 234, 246))
+    for _ in range(2):
+        brush.draw_cloud(rng.random(), rng.uniform(0.05, sea - 0.1), rng.uniform(0.04, 0.07), (248, 250, 252))
+    brush.fill_gradient(sea, shore, (40, 140, 188), (110, 200, 210))
+    for _ in range(8):
+        brush.draw_wave(rng.random(), rng.uniform(sea + 0.04, shore - 0.05), 0.04, (180, 226, 232))
+    brush.fill_gradient(shore, 1, (240, 218, 166), (226, 194, 132))
+    brush.draw_oval(rng.random(), shore, 0.7, 0.03, (244, 226, 180))
+    for _ in range(50):
+        brush.draw_oval(rng.random(), rng.uniform(shore + 0.05, 1), 0.005, 0.003, (200, 164, 106))
+
+
+def _draw_snow(brush: _Brush, rng: random.Random) -> None:
+    horizon = rng.uniform(0.48, 0.60)
+    brush.fill_gradient(0, horizon, (176, 196, 216), (218, 228, 238))
+    brush.fill_gradient(horizon, 1, (236, 242, 248), (250, 252, 255))
+    for _ in range(3):
+        brush.draw_oval(rng.random(), horizon + 0.10, rng.uniform(0.3, 0.5), 0.14, (234, 241, 248))
+    for _ in range(45):
+        size = rng.uniform(0.005, 0.009)
+        brush.draw_oval(rng.random(), rng.random(), size, size, (255, 255, 255))
+    for _ in range(14):
+        brush.draw_oval(rng.random(), rng.uniform(horizon + 0.15, 1), 0.04, 0.005, (214, 226, 238))
+
+
+def _draw_night(brush: _Brush, rng: random.Random) -> None:
+    brush.fill_gradient(0, 1, (14, 18, 54), (52, 50, 104))
+    for _ in range(70):
+        size = rng.uniform(0.002, 0.006)
+        brush.draw_oval(rng.random(), rng.random(), size, size, (236, 234, 214))
+
+
+def _draw_wall(brush: _Brush, rng: random.Random) -> None:
+    light = rng.randint(158, 186)
+    brush.fill_gradient(0, 1, (light + 8, light + 8, light + 10), (light - 8, light - 8, light - 6))
+
+
+def _draw_lake(brush: _Brush, rng: random.Random) -> None:
+    brush.fill_gradient(0, 1, (120, 200, 222), (36, 116, 176))
+    for _ in range(34):
+        y = rng.random()
+        brush.draw_wave(rng.random(), y, 0.03 + 0.03 * y, (196, 232, 240))
+
+
+BACKGROUNDS: dict[str, Callable[[_Brush, random.Random], None]] = {
+    "meadow": _draw_meadow,
+    "beach": _draw_beach,
+    "snow": _draw_snow,
+    "night sky": _draw_night,
+    "gray wall": _draw_wall,
+    "lake": _draw_lake,
+}
+
+
+@lru_cache(maxsize=len(BACKGROUNDS) * NUM_VARIANTS * 2)
+def draw_background(name: str, variant: int, size: int) -> Image.Image:
+    """Return an RGB image of size×size. It is cached: copy it before drawing on it."""
+    brush = _Brush(size * SUPERSAMPLING)
+    BACKGROUNDS[name](brush, random.Random(f"{name} {variant}"))
+    return brush.image.reduce(SUPERSAMPLING)

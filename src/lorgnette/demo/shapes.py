@@ -1,8 +1,7 @@
-"""One thing as a sticker: a kind, a colour and a width in pixels become a transparent picture.
+"""Draws one thing as a sticker: kind, color and width in pixels → a transparent image.
 
-Knows nothing about scenes or words. Every kind is drawn in the unit square (x right, y down) from a few primitives;
-the outline is grown from the silhouette, so no kind has to care: a dark rim, then a light one, which together show
-on any background, also at 112×112.
+Knows nothing about scenes or words. Each kind is drawn in the unit square (x right, y down) from a few primitives.
+Dilating the silhouette gives every kind a dark rim and a light one around it, visible on any background at 112×112.
 """
 
 import math
@@ -36,7 +35,7 @@ LEAF: Rgb = (66, 120, 70)
 CLEAR = (0, 0, 0, 0)
 
 SUPERSAMPLING = 3
-"""Stickers are drawn this many times too large and averaged down: smooth edges without a drawing library."""
+"""Stickers are drawn this many times too large and averaged down, for smooth edges."""
 
 
 def _mix(color: Rgb, other: Rgb, share: float) -> Rgb:
@@ -45,13 +44,13 @@ def _mix(color: Rgb, other: Rgb, share: float) -> Rgb:
 
 
 class _Pen:
-    """Draws in the unit square; keeps the thing's colour and two relatives of it."""
+    """Draws in the unit square, in the thing's color, a darker shade and a lighter one."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, colour: Rgb, origin: float, scale: float) -> None:
+    def __init__(self, draw: ImageDraw.ImageDraw, color: Rgb, origin: float, scale: float) -> None:
         self.draw, self.origin, self.scale = draw, origin, scale
-        self.color = colour
-        self.shade = _mix(colour, INK, 0.28)
-        self.light = _mix(colour, RIM, 0.45)
+        self.color = color
+        self.shade = _mix(color, INK, 0.28)
+        self.light = _mix(color, RIM, 0.45)
 
     def _scale_points(self, points: Points) -> list[tuple[float, float]]:
         return [(self.origin + x * self.scale, self.origin + y * self.scale) for x, y in points]
@@ -69,12 +68,12 @@ class _Pen:
         self.draw.line(self._scale_points(points), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
     def draw_arc(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, *, turn: Turn, width: float) -> None:
-        """Part of an oval's edge; turn is from and to, in degrees clockwise from the right."""
+        """Draw part of an oval's edge; turn: start and end in degrees, clockwise from the right."""
         box = self._scale_points([(x0, y0), (x1, y1)])
         self.draw.arc(box, *turn, fill=fill, width=max(1, round(width * self.scale)))
 
     def draw_dome(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb) -> None:
-        """The upper half of an oval."""
+        """Draw the upper half of an oval."""
         self.draw.pieslice(self._scale_points([(x0, y0), (x1, y1)]), 180, 360, fill=fill)
 
 
@@ -241,9 +240,9 @@ KINDS: dict[str, Callable[[_Pen], None]] = {
 
 @lru_cache(maxsize=6000)
 def draw_sticker(kind: str, color: str, width: int, tilt: int = 0, mirrored: bool = False) -> Image.Image:
-    """A square RGBA picture, `width` pixels wide, rims included; tilt is in degrees.
+    """Return a square RGBA image, `width` pixels with its rims; tilt: degrees.
 
-    Do not draw on it, the same object is handed out again: a million pictures are made of a few thousand stickers.
+    It is cached, since a million images use a few thousand stickers: do not draw on it.
     """
     side = width * SUPERSAMPLING
     rims = side * 0.045
@@ -253,19 +252,19 @@ def draw_sticker(kind: str, color: str, width: int, tilt: int = 0, mirrored: boo
         canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if tilt:
         canvas = canvas.rotate(tilt, Image.Resampling.BILINEAR)
-    inside = canvas.getchannel("A").point(_HALF)
+    inside = canvas.getchannel("A").point(_ABOVE_HALF)
     rim = _dilate(inside, rims * 0.55)
-    whole = Image.new("RGB", (side, side), RIM)
-    whole.paste(INK, mask=rim)
-    whole.paste(canvas.convert("RGB"), mask=inside)
-    whole.putalpha(_dilate(rim, rims * 0.40))
-    return whole.reduce(SUPERSAMPLING)
+    sticker = Image.new("RGB", (side, side), RIM)
+    sticker.paste(INK, mask=rim)
+    sticker.paste(canvas.convert("RGB"), mask=inside)
+    sticker.putalpha(_dilate(rim, rims * 0.40))
+    return sticker.reduce(SUPERSAMPLING)
 
 
-_HALF = [0] * 128 + [255] * 128
-_SOME = [0] * 24 + [255] * 232
+_ABOVE_HALF = [0] * 128 + [255] * 128
+_ABOVE_TENTH = [0] * 24 + [255] * 232
 
 
 def _dilate(mask: Image.Image, pixels: float) -> Image.Image:
-    """The mask grown by about `pixels` all round: blurred, then everything that got any share of it."""
-    return mask.filter(ImageFilter.GaussianBlur(pixels * 0.75)).point(_SOME)
+    """Grow the mask by about `pixels` on all sides: blur it, then keep every pixel above a low threshold."""
+    return mask.filter(ImageFilter.GaussianBlur(pixels * 0.75)).point(_ABOVE_TENTH)

@@ -1,9 +1,9 @@
-"""The words of long descriptions: sentences with blanks, chosen among by `captions.describe`.
+"""Phrases of the long descriptions, the prompts, and extra text for the tokenizer.
 
 Knows nothing about scenes. Blanks: {a}, {b} "a small red car"; {A}, {B} the same with a capital; {the_a}, {the_b}
-"the car"; {The_a}, {The_b}; {colour_a}, {size_a}, … "red", "small"; {where} "to the left of" (first seen from
-second), {back} the opposite; {place} "in a green meadow". No word here may be the name of a kind except in a blank,
-and no colour may stand before a kind: `captions.Stated` reads facts back from the text.
+"the car"; {The_a}, {The_b}; {color_a}, {size_a}, … "red", "small"; {where} "to the left of" (first relative to
+second), {back} the opposite; {place} "in a green meadow". Kinds appear only in blanks, and no color precedes a kind:
+`lorgnette.demo.captions.Facts` reads the facts back from the text.
 """
 
 OPENERS_WITH_BOTH = (
@@ -37,10 +37,10 @@ INTRODUCTIONS = (
     "{A} can be seen together with {b}.",
 )
 INTRODUCTIONS_IN_PARTS = (
-    "There are two objects, a {kind_a} and a {kind_b}. The {kind_a} is {size_a} and {colour_a}, "
-    "while the {kind_b} is {size_b} and {colour_b}.",
-    "It contains a {kind_a} and a {kind_b}. The {kind_a} is {colour_a} and {size_a}, "
-    "and the {kind_b} is {colour_b} and {size_b}.",
+    "There are two objects, a {kind_a} and a {kind_b}. The {kind_a} is {size_a} and {color_a}, "
+    "while the {kind_b} is {size_b} and {color_b}.",
+    "It contains a {kind_a} and a {kind_b}. The {kind_a} is {color_a} and {size_a}, "
+    "and the {kind_b} is {color_b} and {size_b}.",
 )
 RELATIONS = (
     "{The_a} is {where} {the_b}.",
@@ -64,9 +64,9 @@ PLACES = {
     "gray wall": ("in front of a plain gray wall", "against a gray background", "on a simple gray backdrop"),
     "lake": ("on the water of a lake", "on a calm lake", "on a lake with gentle waves"),
 }
-"""Each phrase of a background holds its key word, and no other background's does."""
+"""Each phrase contains the background's keyword, and no keyword of another background."""
 
-KEY_WORDS = {
+KEYWORDS = {
     "meadow": "meadow",
     "beach": "beach",
     "snow": "snowy",
@@ -110,7 +110,7 @@ PROMPTS = (
     "Tell me about this image.",
     "Can you explain what the picture shows?",
 )
-"""What a person might ask; the answer is the same, because this model was never taught to be brief."""
+"""What people ask. The answer is always a long description: the model never learns to be brief."""
 
 GENERAL_ENGLISH = (
     "You are a helpful assistant.",
@@ -126,4 +126,4 @@ GENERAL_ENGLISH = (
     "Convert the formula in this picture to text. Translate this sign into French. Read the words aloud.",
     "0 1 2 3 4 5 6 7 8 9 10 25 100 ( ) [ ] { } + - = / < > % & # @ * : ; ! ? ' \"",
 )
-"""So that the tokenizer knows a little more than our own sentences, and odd prompts can be made from its words."""
+"""Extra text for the tokenizer, and words for random prompts."""

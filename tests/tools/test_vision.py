@@ -1,4 +1,4 @@
-"""The batched tower against transformers': the same pixels, the same features, the same gradients."""
+"""The batched vision tower gives transformers' pixels, features and gradients."""
 
 import random
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_model.lessons import render_pixels
-from demo_model.tower import compute_features, patchify
+from demo_model.batches import render_pixels
+from demo_model.vision import compute_features, patchify
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette.demo.scenes import draw_scene, sample_scene
 
 
-def test_patches_are_the_image_processors(untrained: Path) -> None:
+def test_patches_equal_the_image_processors(untrained: Path) -> None:
     rng = random.Random(0)
     scenes = [sample_scene(rng) for _ in range(4)]
     theirs = Qwen2VLImageProcessorPil.from_pretrained(untrained)([draw_scene(s) for s in scenes], return_tensors="pt")
@@ -24,7 +24,7 @@ def test_patches_are_the_image_processors(untrained: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [4, 8])
-def test_features_and_gradients_are_those_of_transformers(untrained: Path, side: int) -> None:
+def test_features_and_gradients_equal_transformers(untrained: Path, side: int) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32)
     visual = model.model.visual
     for parameter in visual.parameters():
@@ -36,12 +36,12 @@ def test_features_and_gradients_are_those_of_transformers(untrained: Path, side:
     parameters = list(visual.parameters())
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
     expected = torch.autograd.grad((theirs * weights).sum(), parameters)
-    got = torch.autograd.grad((ours.flatten(0, 1) * weights).sum(), parameters)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    gradients = torch.autograd.grad((ours.flatten(0, 1) * weights).sum(), parameters)
+    for ours_grad, theirs_grad in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_do_not_see_each_other(untrained: Path) -> None:
+def test_images_do_not_attend_to_each_other(untrained: Path) -> None:
     visual = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).model.visual
     pixels = torch.randn(2, 64, 1176, generator=torch.Generator().manual_seed(0))
     alone = compute_features(visual, pixels[:1], 8)

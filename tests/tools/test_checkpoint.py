@@ -1,4 +1,4 @@
-"""The checkpoint is small, in the hub's layout, and plain transformers loads it whole."""
+"""The checkpoint is small, has the hub's layout, and loads in plain transformers."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from demo_model.checkpoint import count_parameters, make_checkpoint, save_weight
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-import lorgnette.demo
+from lorgnette.resolve import BUILT_IN_MODEL
 
 FILES = {
     "chat_template.json",
@@ -30,15 +30,15 @@ def test_the_files_are_the_hubs_and_small(untrained: Path) -> None:
 
 
 def test_plain_transformers_loads_every_weight(untrained: Path) -> None:
-    model, found = AutoModelForImageTextToText.from_pretrained(untrained, dtype="auto", output_loading_info=True)
-    assert {name: keys for name, keys in found.items() if keys} == {}
+    model, info = AutoModelForImageTextToText.from_pretrained(untrained, dtype="auto", output_loading_info=True)
+    assert {name: keys for name, keys in info.items() if keys} == {}
     assert model.dtype == torch.bfloat16
     assert 4_000_000 < count_parameters(model) <= 6_000_000
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.generation_config.do_sample is False
 
 
-def test_the_configuration_has_the_hubs_keys(untrained: Path, shared: Callable[[str], Path]) -> None:
+def test_the_config_has_the_hubs_keys(untrained: Path, shared: Callable[[str], Path]) -> None:
     for name in ("config.json", "preprocessor_config.json"):
         ours, real = (json.loads((folder / name).read_text()) for folder in (untrained, shared("qwen2-vl")))
         assert set(ours) | {"transformers_version"} == set(real) | {"transformers_version"}
@@ -68,13 +68,13 @@ def test_saving_leaves_the_model_in_its_own_precision(untrained: Path, tmp_path:
     assert "lm_head.weight" not in stored
 
 
-def test_the_shipped_model_is_this_codes_and_what_its_manifest_says(untrained: Path) -> None:
-    shipped = Path(lorgnette.demo.__file__).parent / "model"
-    written = json.loads((shipped / "manifest.json").read_text())
-    assert written["sha256"] == hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
+def test_the_shipped_model_matches_this_code_and_its_manifest(untrained: Path) -> None:
+    shipped = BUILT_IN_MODEL
+    manifest = json.loads((shipped / "manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
     assert sum(path.stat().st_size for path in shipped.iterdir()) < 12_000_000
-    assert written["held_out"]["right"] > 0.95
+    assert manifest["held_out"]["correct"] > 0.95
     for name in FILES - {"model.safetensors"}:
         assert (shipped / name).read_text() == (untrained / name).read_text(), name
-    _, found = AutoModelForImageTextToText.from_pretrained(shipped, dtype="auto", output_loading_info=True)
-    assert {name: keys for name, keys in found.items() if keys} == {}
+    _, info = AutoModelForImageTextToText.from_pretrained(shipped, dtype="auto", output_loading_info=True)
+    assert {name: keys for name, keys in info.items() if keys} == {}

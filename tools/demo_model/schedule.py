@@ -1,4 +1,4 @@
-"""What a pretraining run is asked to do, and where it stands.
+"""The settings of a pretraining run, its progress, and the learning rate that follows from it.
 
 Knows nothing about models or batches.
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 
 WARMUP_FRACTION = 0.02
 RESERVED_SECONDS = 25.0
-"""Seconds of --minutes kept for the last exam and for saving."""
+"""Part of --minutes that is kept for the last evaluation and for saving."""
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """steps ends the run after so many steps; without it, minutes does (the whole run, start to saved)."""
+    """The run ends after `steps` steps or, without them, after `minutes` from start to saved."""
 
     out: Path
     minutes: float = 9.0
@@ -30,20 +30,18 @@ class PretrainSettings:
 
     @property
     def command(self) -> str:
-        """The command that repeats this run, its output folder left open."""
-        given = [
-            f"--{name.replace('_', '-')} {value}" for name, value in asdict(self).items() if _is_in_command(name, value)
+        """The command that repeats this run, without its output folder and device."""
+        options = [
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in asdict(self).items()
+            if name not in ("out", "device") and value is not None
         ]
-        return " ".join(["python -m demo_model.pretrain --out DIR", *given])
-
-
-def _is_in_command(name: str, value: object) -> bool:
-    return name not in ("out", "device") and value is not None
+        return " ".join(["python -m demo_model.pretrain --out DIR", *options])
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where the run stands. The learning rate is a function of the share of the run that is done."""
+    """The state of a run. The learning rate is a function of the fraction of the run that is done."""
 
     settings: PretrainSettings
     started_at: float
@@ -62,11 +60,7 @@ class Progress:
 
     @property
     def learning_rate(self) -> float:
-        """A short rise, then half a cosine down to nothing."""
-        share = min(1.0, self.fraction_done)
-        return (
-            self.settings.learning_rate
-            * min(1.0, (share + 1e-4) / WARMUP_FRACTION)
-            * 0.5
-            * (1 + math.cos(math.pi * share))
-        )
+        """A short linear warmup, then half a cosine to 0."""
+        fraction = min(1.0, self.fraction_done)
+        warmup = min(1.0, (fraction + 1e-4) / WARMUP_FRACTION)
+        return self.settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * fraction))
