@@ -24,3 +24,7 @@ class UsageError(LorgnetteError):
     """The command or a setting is wrong; nothing has started."""
 
     exit_status = 2
+
+
+class SourceError(LorgnetteError):
+    """A URL or its host does not give a file; another source may."""
