@@ -1,27 +1,31 @@
-# The two that matter: `make demo` shows the whole road on the built-in model, `make test` proves it.
+# The two that matter: `make demo` shows every step on the built-in model, `make test` proves that it works.
 PYTHON ?= python3
 BIN := .venv/bin
-# A test process has one thread: several in parallel would fight over the cores, and run ten times slower.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+# One thread per test process: several in parallel would compete for the cores and run ten times slower.
+# Tests of one file stay on one worker, the slowest start first (tests/conftest.py).
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 
-.PHONY: setup demo test check fix bench docs clean
+.PHONY: setup demo test test-fast check fix bench docs clean
 
 demo: .venv/.run
 	$(BIN)/lorgnette demo
 
 setup: .venv/.dev
 
-# pytest's browser tests want Debian's chromium and a font with Chinese characters; they skip without.
+# The browser tests need Debian's chromium and a font with Chinese characters; they skip without.
 test: .venv/.dev .venv/.system
 	$(TEST)
+
+# For the inner loop: under a minute, without the tests that take seconds each.
+test-fast: .venv/.dev
+	$(TEST) -m "not slow"
 
 check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_house.py tests/test_docs.py
 
 fix: .venv/.dev
 	$(BIN)/ruff check --fix .
@@ -32,7 +36,7 @@ bench: .venv/.run
 	$(BIN)/python bench/job.py bench/out/job
 	$(BIN)/python bench/road.py bench/out/job --out bench/out/road.json
 
-# docs/settings.md is printed from the settings themselves.
+# docs/settings.md is generated from the settings.
 docs: .venv/.run
 	$(BIN)/python -m lorgnette.config > docs/settings.md
 

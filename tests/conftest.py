@@ -2,10 +2,15 @@
 
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +25,94 @@ from lorgnette.types import Example, Image, Turn
 settings.register_profile("lorgnette", deadline=None)  # a busy machine is no fault
 settings.load_profile("lorgnette")
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+FORK_SERVER = ROOT / "tests" / "fork_server.py"
+PLAIN_MODULES = ["torch", "peft", "transformers.models.qwen2_vl.modeling_qwen2_vl"]
+PLAIN_MODULES += ["transformers.models.qwen2_vl.processing_qwen2_vl", "transformers.generation"]
+OUR_MODULES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    for path in sorted((ROOT / "src" / "lorgnette").rglob("*.py"))
+    if path.name not in ("__init__.py", "__main__.py")
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server, one for all workers of xdist. It imports nothing before its first request."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.mkdtemp(prefix="fork-server-")
+    plain, ours = os.environ["FORK_PLAIN"], os.environ["FORK_OURS"] = f"{folder}/plain", f"{folder}/ours"
+    command = [sys.executable, "-P", FORK_SERVER, "serve", plain, ",".join(PLAIN_MODULES), ours, ",".join(OUR_MODULES)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def stop() -> None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        shutil.rmtree(folder)
+
+    config.add_cleanup(stop)
+
+
+SLOW = [
+    "tests/test_docs.py::test_a_guides_commands_run",
+    "tests/hub/test_road.py",
+    "tests/e2e/test_resume.py",
+    "tests/parity/",
+    "tests/commands/test_verify.py",
+    "tests/e2e/",
+    "tests/verification/test_peft_check.py",
+    "tests/tools/",
+    "tests/commands/test_merge.py",
+    "tests/commands/test_check.py::test_all_that_was_planted",
+    "tests/features/test_disk_cache.py",
+    "tests/report/trackers/",
+    "tests/data/checks/test_near_duplicates.py",
+    "tests/test_docs.py::test_readme_commands",
+]
+"""Tests that take seconds, the longest first: they run first, and `make test-fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests and put them first, so that no worker is left with a long one at the end. The tests of a
+    file stay on one worker and share its fixtures; the guides are spread."""
+    ranks = {}
+    for item in items:
+        path = item.nodeid.partition("::")[0]
+        rank = next((i for i, prefix in enumerate(SLOW) if item.nodeid.startswith(prefix)), len(SLOW))
+        if rank < len(SLOW):
+            item.add_marker("slow")
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if rank == 0 else path))
+        ranks[item] = rank
+    items.sort(key=ranks.__getitem__)
+
+
+@pytest.fixture(scope="session")
+def fork_command() -> Callable[..., list[str]]:
+    """fork_command("lorgnette", "train", …) → a command that runs it without its import time (fork_server.py).
+
+    plain=True: in a process where lorgnette is not imported.
+    """
+
+    def build(program: object, *arguments: object, plain: bool = False) -> list[str]:
+        address = os.environ["FORK_PLAIN" if plain else "FORK_OURS"]
+        return [sys.executable, "-I", "-S", str(FORK_SERVER), "run", address, str(program), *map(str, arguments)]
+
+    return build
+
+
+@pytest.fixture
+def forked_peft_worker(monkeypatch: pytest.MonkeyPatch, fork_command: Callable[..., list[str]]) -> None:
+    """The process of plain transformers + peft is forked from one that has imported them."""
+    from lorgnette.verification import peft_check
+
+    def run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+        assert command[:2] == [sys.executable, "-P"]
+        return subprocess.run(fork_command(*command[2:], plain=True), **options)  # noqa: PLW1510
+
+    monkeypatch.setattr(peft_check, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")
@@ -201,7 +293,7 @@ def loaded(tiny: Path) -> Callable[[], Any]:
     """loaded() → the tiny model, fresh from its folder."""
     import torch
 
-    from lorgnette.engine.hf_loading import load_base_model
+    from lorgnette.engine.peft_engine import load_base_model
     from lorgnette.models.base_checkpoint import BaseCheckpoint
 
     return lambda: load_base_model(BaseCheckpoint.from_folder(tiny), torch.device("cpu"), torch.float32)
@@ -229,12 +321,12 @@ def tuned(loaded: Callable[[], Any], tiny: Path) -> Any:
     """The tiny model with an adapter whose weights are random, not zero."""
     import torch
 
-    from lorgnette.engine import peft_adapter
+    from lorgnette.engine import peft_engine
     from lorgnette.models.base_checkpoint import BaseCheckpoint
 
-    model = peft_adapter.add_adapter(loaded(), BaseCheckpoint.from_folder(tiny).family, LORA, seed=0)
+    model = peft_engine.add_adapter(loaded(), BaseCheckpoint.from_folder(tiny).family, LORA, seed=0)
     torch.manual_seed(0)
-    for parameter in peft_adapter.get_adapter_state(model).values():
+    for parameter in peft_engine.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.05)
     return model
 
@@ -242,13 +334,13 @@ def tuned(loaded: Callable[[], Any], tiny: Path) -> Any:
 @pytest.fixture(scope="session")
 def saved(tuned: Any, contract: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that adapter."""
-    from lorgnette.engine import peft_adapter
+    from lorgnette.engine import peft_engine
     from lorgnette.lora import peft_files
     from lorgnette.models.base_checkpoint import BaseCheckpoint
 
     folder = tmp_path_factory.mktemp("adapter")
     family = BaseCheckpoint.from_folder(tiny).family
-    peft_files.write_adapter(folder, peft_adapter.get_adapter_state(tuned), family, LORA, contract)
+    peft_files.write_adapter(folder, peft_engine.get_adapter_state(tuned), family, LORA, contract)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Every command, tree and snippet of README and docs is executed or compared."""
 
 import doctest
+import functools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -23,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def read_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -40,11 +42,11 @@ def test_the_life_of_one_example(here: Path) -> None:
     assert not failed
 
 
-def test_the_tree_is_the_house() -> None:
-    tree = next(block for block in blocks(ROOT / "docs" / "architecture.md", "") if "src/lorgnette/" in block)
-    named = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
-    there = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith("__")}
-    assert named == there
+def test_the_tree_lists_the_package() -> None:
+    tree = next(block for block in read_blocks(ROOT / "docs" / "architecture.md", "") if "src/lorgnette/" in block)
+    listed = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
+    existing = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith("__")}
+    assert listed == existing
 
 
 def test_settings_page_is_printed_from_the_settings() -> None:
@@ -52,7 +54,7 @@ def test_settings_page_is_printed_from_the_settings() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
@@ -69,115 +71,128 @@ def test_readme_make_targets_exist() -> None:
 
 
 @pytest.fixture
-def own_pictures(here: Path, tiny: Path) -> Path:
-    """What README's reader has: a model folder, two CSVs, a photo."""
+def own_images(here: Path, tiny: Path) -> Path:
+    """A model folder, two CSVs and a photo, as README's reader has them."""
     shutil.copytree(tiny, here / "Qwen2-VL-2B-Instruct")
     PIL.Image.new("RGB", (64, 48), "red").save(here / "photo.jpg")
     for name in ("captions", "more"):
         rows = []
         for i in range(8):
             PIL.Image.new("RGB", (64, 48), (30 * i, 90, 10)).save(here / f"{name}{i}.png")
-            rows.append(f"{name}{i}.png,picture number {i}")
+            rows.append(f"{name}{i}.png,image number {i}")
         (here / f"{name}.csv").write_text("\n".join(["image_path,caption", *rows]) + "\n")
     return here
 
 
-def test_the_tutorials_one_command_is_the_one_that_is_tested() -> None:
-    [block] = blocks(ROOT / "README.md", "bash")
+def test_the_tutorials_one_command_is_tested() -> None:
+    [block] = read_blocks(ROOT / "README.md", "bash")
     assert block == "lorgnette train coco-caption\n"
     assert '"train", "coco-caption"' in (ROOT / "tests" / "hub" / "test_road.py").read_text(encoding="utf-8")
 
 
-def commands(page: Path) -> list[list[str]]:
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+def read_commands(page: Path) -> list[list[str]]:
+    lines = [line for block in read_blocks(page, "sh") for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lorgnette")]
 
 
-def test_readme_commands_and_python_run(own_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_commands_and_python_run(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "disabled")
-    for words in commands(ROOT / "README.md"):
+    for words in read_commands(ROOT / "README.md"):
         cli.app(words, standalone_mode=False)
-    assert (own_pictures / "runs" / "coco-caption" / "report.html").is_file()
-    assert (own_pictures / "compare.html").is_file()
-    [code] = blocks(ROOT / "README.md", "python")
+    assert (own_images / "runs" / "coco-caption" / "report.html").is_file()
+    assert (own_images / "compare.html").is_file()
+    [code] = read_blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
-    assert (own_pictures / "runs" / "captions" / "adapter").is_dir()
+    assert (own_images / "runs" / "captions" / "adapter").is_dir()
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_a_guides_commands_run_and_print_what_it_says(page: Path, here: Path) -> None:
-    """The `sh` blocks of a page are one script, in an empty folder; a `text` block holds lines, or parts of them, that
-    the block before it prints; a block without a word is not of this script, and the page says what of."""
-    found = re.findall(r"```(sh|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    mark, bin_folder = "– block –", here / "bin"
+def test_a_guides_commands_run_and_print_what_it_says(
+    page: Path, here: Path, fork_command: Callable[..., list[str]]
+) -> None:
+    """The `sh` blocks of a page are one script, run in an empty folder. A `text` block has lines, or parts of lines,
+    that the block before it prints. A `python` block runs after the script where lorgnette is not imported, and what
+    it prints is in the output of the block before it: plain transformers answers as lorgnette does. A block without
+    a language is not run."""
+    blocks = re.findall(r"```(sh|text|python)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    separator, bin_folder, folder = "– block –", here / "bin", here / "empty"
     bin_folder.mkdir()
-    for name, command in (("python", ""), ("lorgnette", "-m lorgnette")):
-        (bin_folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+    folder.mkdir()
+    for name, command in (("python", [sys.executable]), ("lorgnette", fork_command("lorgnette"))):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         (bin_folder / name).chmod(0o755)
-    script = "set -eu\n" + "".join(f"echo '{mark}'\n{text}" for kind, text in found if kind == "sh")
+    script = "set -eu\n" + "".join(f"echo '{separator}'\n{text}" for language, text in blocks if language == "sh")
     environment = {
         **os.environ,
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "COLUMNS": "400",
         "SWANLAB_MODE": "disabled",
     }
-    (here / "empty").mkdir()
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=here / "empty", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    printed = done.stdout.split(f"{mark}\n")
+    run = functools.partial(subprocess.run, cwd=folder, env=environment, text=True, timeout=600, check=False)
+    result = run(["bash", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert result.returncode == 0, result.stdout
+    outputs = result.stdout.split(f"{separator}\n")
     block = 0
-    for kind, text in found:
-        block += kind == "sh"
-        for line in text.splitlines() if kind == "text" else ():
-            assert line in printed[block], line
+    for language, text in blocks:
+        block += language == "sh"
+        for line in text.splitlines() if language == "text" else ():
+            assert line in outputs[block], line
+        if language == "python":
+            code = here / "block.py"
+            code.write_text(text + "\nimport sys\nassert not [m for m in sys.modules if m.startswith('lorgnette')]\n")
+            other = run(fork_command(code, plain=True), capture_output=True)
+            assert other.returncode == 0, other.stderr
+            answer = other.stdout.strip()
+            assert answer.startswith("A ")  # a short caption: the untrained model begins with "The image"
+            assert answer in outputs[block]
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_no_command_of_a_guide_is_beside_its_script(page: Path) -> None:
-    """A block of another kind would not be run, and nobody would notice."""
-    kinds = {"sh", "text", "python", ""}
-    for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-        assert kind in kinds
-        assert kind == "sh" or not re.search(r"^\$? ?lorgnette \w", text, re.MULTILINE)
+def test_every_command_of_a_guide_is_in_its_script(page: Path) -> None:
+    """A command in another block would not run, and nobody would notice."""
+    for language, text in re.findall(
+        r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        assert language in ("sh", "text", "python", "")
+        assert language == "sh" or not re.search(r"^\$? ?lorgnette \w", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_pages_mention_exists(page: Path) -> None:
-    """Verbs, their options and settings that stand in a sentence, where no test runs them."""
-    verbs = get_command(cli.app)
-    assert isinstance(verbs, TyperGroup)
+    """Commands, options and settings inside sentences, where no test runs them."""
+    cli_group = get_command(cli.app)
+    assert isinstance(cli_group, TyperGroup)
     settings = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"`([^`]+)`", text):
-        if found := re.match(r"lorgnette ([a-z]+)\b(.*)", span):
-            assert found[1] in verbs.commands, span
-            options = {name for param in verbs.commands[found[1]].params for name in param.opts}
-            assert set(re.findall(r"--[a-z-]+", found[2])) <= options, span
-        if found := re.match(r"((?:data|encode|lora|train|predict|track)\.\w+)(=|$)", span):
-            assert f"`{found[1]}`" in settings, span
+        if match := re.match(r"lorgnette ([a-z]+)\b(.*)", span):
+            assert match[1] in cli_group.commands, span
+            options = {name for param in cli_group.commands[match[1]].params for name in param.opts}
+            assert set(re.findall(r"--[a-z-]+", match[2])) <= options, span
+        if match := re.match(
+            r"((?:data|lora|train|predict)\.\w+|image_size|image_tokens|eos_token|max_length|report_to)(=|$)", span
+        ):
+            assert f"`{match[1]}`" in settings, span
 
 
-def test_data_page_forms_are_read(here: Path) -> None:
-    """Each block is the file named right before it; the pictures are where the page says they may lie."""
+def test_data_page_formats_are_read(here: Path) -> None:
+    """Each block is the file named right before it; the images are in the folders that the page names."""
     from lorgnette import data
 
     for folder, name in (("pictures", "0001"), ("pictures", "0002"), ("images", "0001"), ("val2014", "0002")):
         (here / folder).mkdir(exist_ok=True)
         PIL.Image.new("RGB", (64, 48), "red").save(here / folder / f"{name}.jpg")
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w.]+)`:\n\n```(?:csv|json)\n(.*?)```", page, re.DOTALL)
-    assert len(named) == page.count("```csv") + page.count("```json")
-    read = {}
-    for name, block in named:
+    files = re.findall(r"`([\w.]+)`:\n\n```(?:csv|json)\n(.*?)```", page, re.DOTALL)
+    assert len(files) == page.count("```csv") + page.count("```json")
+    num_usable = {}
+    for name, block in files:
         path = here / name
-        path.write_text(block if path.suffix != ".jsonl" else lined(block), encoding="utf-8")
+        path.write_text(block if path.suffix != ".jsonl" else split_objects(block), encoding="utf-8")
         report = data.check_rows(data.read(path))
         assert not report.problems or name == "pets.json"  # its columns are named by dataset_info.json
-        read[name] = report.num_usable
-    assert {name: count for name, count in read.items() if count != 1} == {
+        num_usable[name] = report.num_usable
+    assert {name: count for name, count in num_usable.items() if count != 1} == {
         "captions_train2017.json": 2,
         "dataset_coco.json": 2,
         "pets.json": 0,
@@ -186,8 +201,8 @@ def test_data_page_forms_are_read(here: Path) -> None:
     assert data.check_rows(data.read(here)).num_usable == 1  # metadata.csv makes it a described folder
 
 
-def lined(block: str) -> str:
-    """Objects one after the other, each on a line of its own."""
+def split_objects(block: str) -> str:
+    """Write JSON objects that follow each other, one per line."""
     lines, rest = [], block.strip()
     while rest:
         value, end = json.JSONDecoder().raw_decode(rest)

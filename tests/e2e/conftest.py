@@ -1,4 +1,4 @@
-"""A data set of drawn pictures, and the command line in a process of its own."""
+"""A data set of plain images, and the command line in a process of its own."""
 
 import csv
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-COLOURS = ["red", "green", "blue", "yellow", "black", "white", "magenta", "cyan"]
+COLORS = ["red", "green", "blue", "yellow", "black", "white", "magenta", "cyan"]
 WORDS = ["a red car", "two dogs on a couch", "a man with a hat", "snow", "a plate", "the blue cat", "bees", "one tree"]
 
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    """A CSV of 16 rows on 8 pictures, each of one colour."""
-    for i, colour in enumerate(COLOURS):
-        PIL.Image.new("RGB", (90, 70), colour).save(tmp_path / f"{i}.png")
+    """A CSV of 16 rows and 8 images, each of one color."""
+    for i, color in enumerate(COLORS):
+        PIL.Image.new("RGB", (90, 70), color).save(tmp_path / f"{i}.png")
     path = tmp_path / "captions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -28,20 +28,28 @@ def captions(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lorgnette(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """lorgnette("train", …) → the finished process, run in tmp_path."""
-
-    def run(*words: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False
-        )
-
-    return run
+def lorgnette(
+    tmp_path: Path, fork_command: Callable[..., list[str]]
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """lorgnette("train", …) → the finished process, run in tmp_path. It is forked: see tests/fork_server.py."""
+    return lambda *words: run_to_end(fork_command("lorgnette", *words), tmp_path)
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """started("train", …) → the running process."""
+def lorgnette_process(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The same in a process that starts from nothing, as a user's does."""
+    return lambda *words: run_to_end(command(*words), tmp_path)
+
+
+def run_to_end(words: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """start_process("train", …) → the running process, a real one: it can be killed."""
 
     def start(*words: object) -> "subprocess.Popen[str]":
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -317,7 +317,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, qu
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", pressed)
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", pressed)
     assert cli(*quick()).status == 130
     assert not (tmp_path / "run").exists()
 
@@ -329,16 +329,16 @@ def test_a_defect_of_ours_keeps_its_traceback(captions, quick, monkeypatch, tmp_
         raise ZeroDivisionError
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", defect)
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", defect)
     monkeypatch.setattr("sys.argv", ["lorgnette", *quick()])
     with pytest.raises(ZeroDivisionError):
         command_line.main()
 
 
-def test_in_a_process_of_its_own(tmp_path: Path, captions: Path, lorgnette: Run, quick) -> None:
+def test_in_a_process_of_its_own(tmp_path: Path, captions: Path, lorgnette_process: Run, quick) -> None:
     """The same from outside: nothing but the message is said."""
     damaged(tmp_path / "3.png")
-    done = lorgnette(*quick())
+    done = lorgnette_process(*quick())
     assert done.returncode == 1
     assert not done.stdout
     lines = [line for line in done.stderr.splitlines() if "FutureWarning" not in line and "pynvml" not in line]

@@ -115,7 +115,7 @@ def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
 def test_what_to_answer_is_looked_at_before_weights_are_read(
     tmp_path: Path, tiny: Path, captions, cli, monkeypatch
 ) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("a cat")
     (tmp_path / "mixed").mkdir()
@@ -146,7 +146,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
 
 
 def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, monkeypatch) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     for out, status in (("captions.csv", 2), ("run", 2), ("captions.csv/x.html", 1), ("/proc/nowhere/x.html", 1)):
         cli("compare", "run/adapter", "captions.csv", "--out", out).refused(status, f"--out {out}")
     assert captions.read_text().startswith("image_path")

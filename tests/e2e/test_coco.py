@@ -12,7 +12,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lorgnette import cli
 from lorgnette.report import run_log
-from lorgnette.report.predictions import PredictionRow, read_predictions
+from lorgnette.report.predictions import read_predictions
+from lorgnette.types import PredictionRow
 
 PROMPT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"

@@ -10,8 +10,8 @@ from lorgnette.report import run_log
 def test_formulas_to_latex(tiny: Path, shared: Callable[[str], Path], cli: Callable[..., Any], tmp_path: Path) -> None:
     done = cli(
         "train", "latex-ocr", f"model={tiny}", f"data={shared('latex') / 'formulas.csv'}", "data.max_rows=40",
-        "data.holdout=6", "run=run", "lora.rank=4", "train.learning_rate=0.01", "report_to=none", "predict.max_new_tokens=8",
-        "train.logging_steps=1",
+        "data.holdout=6", "run=run", "lora.rank=4", "train.learning_rate=0.01", "report_to=none",
+        "predict.max_new_tokens=8", "train.logging_steps=1",
     )  # fmt: skip
     assert done.status == 0, done.err
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def run(captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest
 def old(run: Path) -> Path:
     """The run's adapter as peft 0.13 and transformers 4.46 wrote it: checkpoint-62."""
     folder = shutil.copytree(run / "adapter", run.parent / "checkpoint-62")
-    for name in ("lorgnette.json", "witness.json", "witness.png"):  # what no other tool writes
+    for name in ("lorgnette.json", "reference_sample.json", "reference_sample.png"):  # what no other tool writes
         (folder / name).unlink()
     weights = folder / "adapter_model.safetensors"
     tensors = load_file(weights)

@@ -1,0 +1,132 @@
+"""Runs Python programs without their import time: a server imports the slow packages once and forks for every program.
+
+    python -P fork_server.py serve SOCKET MODULE,… [SOCKET MODULE,…]   import at the first request, then fork
+    python -I -S fork_server.py run SOCKET PROGRAM [ARGUMENT …]        PROGRAM: a script's path or a module's name
+
+`run` behaves like `python PROGRAM ARGUMENT …`: same folder, environment, standard streams and exit status. The
+second socket's programs find the modules of both lists imported. What a package does while it is imported happens
+only in the server; the tests of that start a process of their own.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+Listener = tuple[socket.socket, list[str]]
+
+
+def serve(listeners: list[Listener]) -> None:
+    """Answer requests until this process is ended: import the modules at the first one, then fork for each."""
+    (listener, modules), *rest = listeners
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    while True:
+        ready, _, _ = select.select([listener, *(socket for socket, _ in rest)], [], [])
+        if modules:
+            import_all(modules)
+            modules.clear()
+        if ready != [listener]:  # hand the other sockets to a child, which inherits the imports
+            if not os.fork():
+                listener.close()
+                serve(rest)
+            for other, _ in rest:
+                other.close()
+            rest = []
+            continue
+        connection, _ = listener.accept()
+        if not os.fork():
+            for other, _ in listeners:
+                other.close()
+            supervise(connection)
+        connection.close()
+
+
+def import_all(modules: list[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(ImportError):  # of an optional package; the program that needs it will say so
+            importlib.import_module(module)
+    gc.freeze()  # a collection in a child would copy the pages of all these objects
+
+
+def listen(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    return listener
+
+
+def supervise(connection: socket.socket) -> None:
+    """Fork the program, wait for it, and report its exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, ancillary, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+    streams = array.array("i", ancillary[0][2])
+    request = json.loads(message)
+    child = os.fork()
+    if not child:
+        connection.close()
+        start_program(request, streams)
+    _, status = os.waitpid(child, 0)
+    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def start_program(request: dict[str, Any], streams: "array.array[int]") -> None:
+    """Become the requested program."""
+    status = 1
+    try:
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+            os.close(stream)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        program, *arguments = request["command"]
+        sys.argv = [program, *arguments]
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(end.code + "\n")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
+
+def run(address: str, command: list[str]) -> int:
+    """Have the server run the command. Returns its exit status, negative for a signal."""
+    request = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        streams = array.array("i", (0, 1, 2))
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
+        connection.sendmsg([json.dumps(request).encode()], ancillary)
+        return int(connection.recv(16) or 1)
+
+
+if __name__ == "__main__":
+    action, *rest = sys.argv[1:]
+    if action == "serve":
+        serve([(listen(address), names.split(",")) for address, names in zip(rest[::2], rest[1::2], strict=True)])
+    status = run(rest[0], rest[1:])
+    if status < 0:
+        os.kill(os.getpid(), -status)  # end by the signal that ended the program
+    sys.exit(status)
