@@ -1,4 +1,4 @@
-"""What is written on a thread: in order, whole before the next begins, and what goes wrong is heard of."""
+"""Writes run on a thread, in order, one at a time; errors reach the caller."""
 
 from threading import Event
 
@@ -8,7 +8,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.async_writer import AsyncWriter
 
 
-def test_one_write_at_a_time_while_the_caller_goes_on() -> None:
+def test_one_write_at_a_time_while_the_caller_continues() -> None:
     done: list[str] = []
     free = Event()
 
@@ -16,37 +16,37 @@ def test_one_write_at_a_time_while_the_caller_goes_on() -> None:
         assert free.wait(20)
         done.append("first")
 
-    with AsyncWriter() as writing:
-        writing(slow)
+    with AsyncWriter() as writer:
+        writer.submit(slow)
         assert not done, "the caller did not wait"
         free.set()
-        writing(lambda: done.append("second"))
+        writer.submit(lambda: done.append("second"))
         assert done[0] == "first"
     assert done == ["first", "second"]
 
 
-def full() -> None:
+def fail() -> None:
     raise LorgnetteError("cannot write: No space left on device")
 
 
-def test_what_goes_wrong_is_raised_by_the_next_call_and_once() -> None:
-    with AsyncWriter() as writing:
-        writing(full)
+def test_an_error_is_raised_once_by_the_next_submit() -> None:
+    with AsyncWriter() as writer:
+        writer.submit(fail)
         with pytest.raises(LorgnetteError, match="No space left"):
-            writing(full)
-        writing.wait()
+            writer.submit(fail)
+        writer.wait()
 
 
-def test_what_goes_wrong_in_the_last_is_raised_at_the_end() -> None:
-    with pytest.raises(LorgnetteError, match="No space left"), AsyncWriter() as writing:
-        writing(full)
+def test_an_error_of_the_last_write_is_raised_at_the_end() -> None:
+    with pytest.raises(LorgnetteError, match="No space left"), AsyncWriter() as writer:
+        writer.submit(fail)
 
 
-def test_an_error_beside_it_is_not_covered_up() -> None:
-    def stopped(writing: AsyncWriter) -> None:
-        with writing:
-            writing(full)
+def test_another_error_is_not_replaced() -> None:
+    def interrupt(writer: AsyncWriter) -> None:
+        with writer:
+            writer.submit(fail)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped(AsyncWriter())
+        interrupt(AsyncWriter())

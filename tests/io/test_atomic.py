@@ -1,4 +1,4 @@
-"""Whole or as before, whatever fails and whenever."""
+"""A write completes or changes nothing, whatever fails and when."""
 
 import errno
 import json
@@ -13,20 +13,20 @@ from lorgnette.io.atomic import atomic_folder, atomic_write, write_json, write_t
 
 
 class UnpluggedError(Exception):
-    """Something that is no fault of the disk."""
+    """An error that does not come from the disk."""
 
 
-def full(*args: Any, **kwargs: Any) -> Any:
+def fail_full_disk(*args: Any, **kwargs: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def contents(folder: Path) -> dict[str, str]:
+def read_files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A file `page` and a folder `run` that were there before."""
+def folder(tmp_path: Path) -> Path:
+    """Holds a file `page` and a folder `run`."""
     (tmp_path / "page").write_text("old")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a").write_text("old a")
@@ -36,97 +36,97 @@ def place(tmp_path: Path) -> Path:
 BEFORE = {"page": "old", "run/a": "old a"}
 
 
-def test_text_and_json_replace_what_was_there(place: Path) -> None:
-    write_text(place / "page", "neu é 新\n")
-    write_json(place / "deep" / "er" / "x.json", {"é": [1, None]})
-    assert (place / "page").read_bytes() == "neu é 新\n".encode()
-    assert json.loads((place / "deep/er/x.json").read_text(encoding="utf-8")) == {"é": [1, None]}
-    assert "é" in (place / "deep/er/x.json").read_text(encoding="utf-8")
-    assert {path.name for path in place.iterdir()} == {"page", "run", "deep"}
+def test_text_and_json_replace_existing_files(folder: Path) -> None:
+    write_text(folder / "page", "neu é 新\n")
+    write_json(folder / "deep" / "er" / "x.json", {"é": [1, None]})
+    assert (folder / "page").read_bytes() == "neu é 新\n".encode()
+    assert json.loads((folder / "deep/er/x.json").read_text(encoding="utf-8")) == {"é": [1, None]}
+    assert "é" in (folder / "deep/er/x.json").read_text(encoding="utf-8")
+    assert {path.name for path in folder.iterdir()} == {"page", "run", "deep"}
 
 
-def test_a_folder_is_replaced_as_a_whole(place: Path) -> None:
-    with atomic_folder(place / "run") as beside:
-        (beside / "b").mkdir()
-        (beside / "b" / "c").write_text("new")
-        assert contents(place / "run") == {"a": "old a"}
-    assert contents(place) == {"page": "old", "run/b/c": "new"}
+def test_a_folder_is_replaced_as_a_whole(folder: Path) -> None:
+    with atomic_folder(folder / "run") as temporary:
+        (temporary / "b").mkdir()
+        (temporary / "b" / "c").write_text("new")
+        assert read_files(folder / "run") == {"a": "old a"}
+    assert read_files(folder) == {"page": "old", "run/b/c": "new"}
 
 
-def test_a_folders_files_are_as_open_as_the_folder(place: Path) -> None:
-    """safetensors writes for the owner alone; whoever may enter the folder is meant to read it."""
+def test_files_get_the_permissions_of_the_folder(folder: Path) -> None:
+    """safetensors makes files readable by their owner alone."""
     before = os.umask(0o027)
     try:
-        with atomic_folder(place / "run") as beside:
-            (beside / "weights").write_text("new")
-            (beside / "weights").chmod(0o600)
-            (beside / "tool").write_text("new")
-            (beside / "tool").chmod(0o700)
+        with atomic_folder(folder / "run") as temporary:
+            (temporary / "weights").write_text("new")
+            (temporary / "weights").chmod(0o600)
+            (temporary / "tool").write_text("new")
+            (temporary / "tool").chmod(0o700)
     finally:
         os.umask(before)
-    assert [(place / "run" / name).stat().st_mode & 0o777 for name in ("weights", "tool")] == [0o640, 0o740]
+    assert [(folder / "run" / name).stat().st_mode & 0o777 for name in ("weights", "tool")] == [0o640, 0o740]
 
 
 @pytest.mark.parametrize("failure", [UnpluggedError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_everything_as_it_was(place: Path, failure: type[BaseException]) -> None:
-    def begun(beside: Path) -> None:
-        beside.write_text("half")
+def test_a_block_that_fails_changes_nothing(folder: Path, failure: type[BaseException]) -> None:
+    def write_half(temporary: Path) -> None:
+        temporary.write_text("half")
         raise failure
 
-    with pytest.raises(failure), atomic_write(place / "page") as beside:
-        begun(beside)
-    with pytest.raises(failure), atomic_folder(place / "run") as beside:
-        begun(beside / "a")
-    assert contents(place) == BEFORE
-    assert len(list(place.iterdir())) == 2
+    with pytest.raises(failure), atomic_write(folder / "page") as temporary:
+        write_half(temporary)
+    with pytest.raises(failure), atomic_folder(folder / "run") as temporary:
+        write_half(temporary / "a")
+    assert read_files(folder) == BEFORE
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("target", ["os.fsync", "os.replace", "pathlib.Path.write_text"])
-def test_a_full_disk_is_said_and_leaves_the_old(place: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
-    monkeypatch.setattr(target, full)
-    with pytest.raises(LorgnetteError) as file:
-        write_text(place / "page", "new")
-    with pytest.raises(LorgnetteError) as folder, atomic_folder(place / "run") as beside:
-        (beside / "a").write_text("new")
-    monkeypatch.undo()
-    for caught, name in ((file, "page"), (folder, "run")):
-        assert caught.value.message == "cannot write: No space left on device"
-        assert caught.value.where == str(place / name)
-        assert "untouched" in str(caught.value.hint)
-    assert contents(place) == BEFORE
-
-
-def test_the_old_folder_comes_back_when_the_new_cannot_take_its_name(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_an_error_and_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    """The old one is moved aside first: an error at that moment must not lose both."""
+    monkeypatch.setattr(target, fail_full_disk)
+    with pytest.raises(LorgnetteError) as caught_file:
+        write_text(folder / "page", "new")
+    with pytest.raises(LorgnetteError) as caught_folder, atomic_folder(folder / "run") as temporary:
+        (temporary / "a").write_text("new")
+    monkeypatch.undo()
+    for caught, name in ((caught_file, "page"), (caught_folder, "run")):
+        assert caught.value.message == "cannot write: No space left on device"
+        assert caught.value.where == str(folder / name)
+        assert "unchanged" in str(caught.value.hint)
+    assert read_files(folder) == BEFORE
+
+
+def test_the_old_folder_is_restored_if_the_rename_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is renamed first: an error at that moment must not lose both."""
     replace = os.replace
 
-    def second_fails(source: Path, target: Path) -> None:
+    def fail_second_rename(source: Path, target: Path) -> None:
         if Path(source).suffix == ".part":
-            full()
+            fail_full_disk()
         replace(source, target)
 
-    monkeypatch.setattr("os.replace", second_fails)
-    with pytest.raises(LorgnetteError, match="No space left"), atomic_folder(place / "run") as beside:
-        (beside / "a").write_text("new")
-    assert contents(place) == BEFORE
+    monkeypatch.setattr("os.replace", fail_second_rename)
+    with pytest.raises(LorgnetteError, match="No space left"), atomic_folder(folder / "run") as temporary:
+        (temporary / "a").write_text("new")
+    assert read_files(folder) == BEFORE
 
 
-def test_what_a_killed_process_left_is_no_hindrance(place: Path) -> None:
+def test_leftovers_of_a_killed_process_do_not_matter(folder: Path) -> None:
     """A container's processes have the same number every time."""
     for name in (f".run.{os.getpid()}.part", f".run.{os.getpid()}.old"):
-        (place / name).mkdir()
-        (place / name / "left").write_text("over")
-    with atomic_folder(place / "run") as beside:
-        (beside / "a").write_text("new")
-    assert contents(place) == {"page": "old", "run/a": "new"}
+        (folder / name).mkdir()
+        (folder / name / "left").write_text("over")
+    with atomic_folder(folder / "run") as temporary:
+        (temporary / "a").write_text("new")
+    assert read_files(folder) == {"page": "old", "run/a": "new"}
 
 
-def test_a_place_that_cannot_be_written_is_named(place: Path) -> None:
+def test_a_path_that_cannot_be_written_is_an_error(folder: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"):
-        write_text(place / "page" / "x", "a file stands where a folder should")
-    with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"), atomic_folder(place / "page" / "x"):
+        write_text(folder / "page" / "x", "a file instead of a folder")
+    with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"), atomic_folder(folder / "page" / "x"):
         pass
-    with pytest.raises(LorgnetteError, match="cannot write"), atomic_write(place / "never"):
+    with pytest.raises(LorgnetteError, match="cannot write"), atomic_write(folder / "never"):
         pass  # the block wrote nothing

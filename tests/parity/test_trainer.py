@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
-from lorgnette.training.epoch_order import select_examples
-from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Encoded, Example
 

@@ -17,8 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lorgnette import data
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
-from lorgnette.training.epoch_order import select_examples
-from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Example
 

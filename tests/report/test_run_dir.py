@@ -1,3 +1,5 @@
+"""The run folder: its files, and no run overwrites another."""
+
 from pathlib import Path
 
 import pytest
@@ -6,28 +8,29 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.run_dir import RunDir, find_free_path
 
 
-def test_everything_has_its_place(tmp_path: Path) -> None:
-    folder = RunDir.create(tmp_path / "runs" / "coco")
-    places = [
-        folder.config, folder.manifest, folder.adapter, folder.checkpoints, folder.log, folder.predictions, folder.report
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path / "runs" / "coco")
+    paths = [
+        run_dir.config, run_dir.manifest, run_dir.adapter, run_dir.checkpoints, run_dir.log, run_dir.predictions,
+        run_dir.report,
     ]  # fmt: skip
     names = "config.yaml manifest.json adapter checkpoints log.jsonl predictions.jsonl report.html"
-    assert [place.name for place in places] == names.split()
-    assert {place.parent for place in places} == {tmp_path / "runs" / "coco"}
-    assert folder.path.is_dir()
+    assert [path.name for path in paths] == names.split()
+    assert {path.parent for path in paths} == {tmp_path / "runs" / "coco"}
+    assert run_dir.path.is_dir()
 
 
-def test_a_run_is_never_written_over(tmp_path: Path) -> None:
-    folder = RunDir.create(tmp_path / "coco")
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path / "coco")
     RunDir.create(tmp_path / "coco")  # still empty
-    folder.log.write_text("")
+    run_dir.log.write_text("")
     with pytest.raises(UsageError, match=r"exists.*lorgnette train --resume"):
         RunDir.create(tmp_path / "coco")
 
 
-def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
+def test_a_file_of_the_same_name_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "coco").write_text("")
-    with pytest.raises(LorgnetteError, match="cannot be made"):
+    with pytest.raises(LorgnetteError, match="cannot be created"):
         RunDir.create(tmp_path / "coco")
 
 
@@ -40,12 +43,12 @@ def test_only_a_run_folder_can_be_resumed(tmp_path: Path) -> None:
     assert RunDir.open_existing(tmp_path) == RunDir(tmp_path)
 
 
-def test_a_number_stands_before_the_suffix(tmp_path: Path) -> None:
+def test_the_number_comes_before_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "compare.html").touch()
     assert find_free_path(tmp_path, "compare", ".html") == tmp_path / "compare-2.html"
 
 
-def test_the_next_free_name(tmp_path: Path) -> None:
+def test_an_empty_folder_is_free(tmp_path: Path) -> None:
     assert find_free_path(tmp_path, "coco") == tmp_path / "coco"
     (tmp_path / "coco").mkdir()
     assert find_free_path(tmp_path, "coco") == tmp_path / "coco"

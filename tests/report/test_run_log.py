@@ -1,3 +1,5 @@
+"""The log: valid JSON lines after every write, and after a kill."""
+
 import json
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.report.run_log import RunLog, parse_number, read_log, select_series
 
 
-def test_a_record_is_on_the_disk_once_written(tmp_path: Path) -> None:
+def test_a_record_can_be_read_once_written(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "new" / "log.jsonl")
     log.write(
         {"kind": "train", "step": 1, "loss": np.float32(2.5), "note": "一只猫", "path": Path("a/b"), "tags": (1, True)}
@@ -19,41 +21,41 @@ def test_a_record_is_on_the_disk_once_written(tmp_path: Path) -> None:
     log.close()
 
 
-def test_numbers_that_are_not_finite_stay_legal_json(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_valid_json(tmp_path: Path) -> None:
     values = [float("nan"), float("inf"), -float("inf"), np.float64("nan")]
     with RunLog(tmp_path / "log.jsonl") as log:
         log.write({"kind": "train", "step": 3, "losses": values})
 
-    def refused(text: str) -> None:
+    def refuse(text: str) -> None:
         raise AssertionError(text)
 
-    line = json.loads(log.path.read_text(), parse_constant=refused)
+    line = json.loads(log.path.read_text(), parse_constant=refuse)
     assert line["losses"] == ["nan", "inf", "-inf", "nan"]
     assert [parse_number(text) == parse_number(text) for text in line["losses"]] == [False, True, True, False]
     assert [parse_number(value) for value in (True, None, "1", 2)] == [None, None, None, 2.0]
 
 
-def test_what_json_cannot_say_is_refused(tmp_path: Path) -> None:
+def test_a_value_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     with RunLog(tmp_path / "log.jsonl") as log, pytest.raises(TypeError, match="object"):
         log.write({"kind": "event", "text": object()})
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
-def test_a_half_written_last_line_is_dropped_and_logging_goes_on(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_last_line_is_dropped_and_logging_continues(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "log.jsonl"
     with RunLog(path) as log:
         log.write({"step": 1})
         log.write({"step": 2, "text": "猫"})
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    kept = [{"step": 1}] + ([{"step": 2, "text": "猫"}] if cut == 1 else [])
-    assert read_log(path) == kept
+    complete = [{"step": 1}] + ([{"step": 2, "text": "猫"}] if cut == 1 else [])
+    assert read_log(path) == complete
     with RunLog(path) as log:
         log.write({"step": 3})
-    assert read_log(path) == [*kept, {"step": 3}]
+    assert read_log(path) == [*complete, {"step": 3}]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(LorgnetteError, match="line 2"):
         read_log(tmp_path / "log.jsonl")
@@ -61,7 +63,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_log(tmp_path / "absent.jsonl")
 
 
-def test_resuming_forgets_later_steps_and_keeps_what_has_no_step(tmp_path: Path) -> None:
+def test_resuming_drops_later_steps_and_keeps_records_without_a_step(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with RunLog(path) as log:
         log.write({"kind": "skipped", "row": 7})
@@ -92,7 +94,7 @@ def test_a_series_is_one_field_over_the_steps() -> None:
     assert second[1] != second[1]
 
 
-def test_an_unwritable_log_says_so(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LorgnetteError, match="log cannot be written"):
         RunLog(tmp_path / "file" / "log.jsonl")

@@ -1,4 +1,4 @@
-"""Seconds of every stage reach the log, also of those that were over before there was one."""
+"""Seconds of every stage reach the log, also of stages that ended before it was attached."""
 
 import io
 from pathlib import Path
@@ -12,14 +12,14 @@ from lorgnette.report.stage_timer import StageTimer
 
 
 def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, said: io.StringIO) -> None:
-    stages = StageTimer(terminal)
-    with stages("data"):
+    timer = StageTimer(terminal)
+    with timer("data"):
         pass
-    with RunLog(tmp_path / "log.jsonl") as kept:
-        stages.attach_log(kept)
-        with stages("steps"):
+    with RunLog(tmp_path / "log.jsonl") as log:
+        timer.attach_log(log)
+        with timer("steps"):
             pass
-        stages.record("decoding", 0.5)
+        timer.record("decoding", 0.5)
     records = run_log.read_log(tmp_path / "log.jsonl")
     assert [(record["kind"], record["name"]) for record in records] == [
         ("stage", "data"),

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; the newest is found; what was saved comes back, the random state too."""
+"""Checkpoints are atomic; the newest is found; loading restores what was saved, the random state too."""
 
 import pickle
 import resource
@@ -22,40 +22,40 @@ from lorgnette.training.checkpoint import (
 CPU = torch.device("cpu")
 
 
-def adapter(folder: Path) -> None:
+def write_adapter(folder: Path) -> None:
     (folder / "adapter").write_text("weights")
 
 
-def state(**more: Any) -> dict[str, Any]:
+def build_state(**more: Any) -> dict[str, Any]:
     return {**more, "random": get_rng_state()}
 
 
-def test_it_holds_adapter_and_state_under_its_step(tmp_path: Path) -> None:
-    kept = {"step": 3, "optimizer": {"m": torch.arange(3)}, "window": [0.5, 2]}
-    path = save_checkpoint(tmp_path / "checkpoints", 3, adapter, state(**kept))
+def test_a_checkpoint_holds_adapter_and_state(tmp_path: Path) -> None:
+    saved = {"step": 3, "optimizer": {"m": torch.arange(3)}, "stats": [0.5, 2]}
+    path = save_checkpoint(tmp_path / "checkpoints", 3, write_adapter, build_state(**saved))
     assert path == tmp_path / "checkpoints" / "step-000003"
     assert {file.name for file in path.iterdir()} == {"adapter", STATE_FILE}
-    back = load_checkpoint(path, CPU)
-    assert (back["step"], back["window"], back["optimizer"]["m"].tolist()) == (3, [0.5, 2], [0, 1, 2])
-    assert back.keys() == kept.keys()
+    loaded = load_checkpoint(path, CPU)
+    assert (loaded["step"], loaded["stats"], loaded["optimizer"]["m"].tolist()) == (3, [0.5, 2], [0, 1, 2])
+    assert loaded.keys() == saved.keys()
 
 
-def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
+def test_loading_restores_the_random_state(tmp_path: Path) -> None:
     torch.manual_seed(7)
-    path = save_checkpoint(tmp_path, 1, adapter, state())
-    wanted = torch.rand(4)
+    path = save_checkpoint(tmp_path, 1, write_adapter, build_state())
+    expected = torch.rand(4)
     load_checkpoint(path, CPU)
-    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(torch.rand(4), expected)
 
 
-def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     assert find_latest_checkpoint(tmp_path / "none") is None
     for step in (100, 999_999, 20, 1_000_000):
-        save_checkpoint(tmp_path, step, adapter, state())
-    (tmp_path / "step-2000000").mkdir()  # no state: not whole
+        save_checkpoint(tmp_path, step, write_adapter, build_state())
+    (tmp_path / "step-2000000").mkdir()  # no state: incomplete
     (tmp_path / ".step-3000000.12.part").mkdir()
     (tmp_path / ".step-3000000.12.part" / STATE_FILE).touch()
-    for name in ("step-9000000-backup", "step-", "step-one"):  # a person's own
+    for name in ("step-9000000-backup", "step-", "step-one"):  # a user's own
         (tmp_path / name).mkdir()
         (tmp_path / name / STATE_FILE).touch()
     assert find_latest_checkpoint(tmp_path) == (1_000_000, tmp_path / "step-1000000")
@@ -63,8 +63,8 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
-        save_checkpoint(tmp_path, step, adapter, state())
-    (tmp_path / "step-1-backup").mkdir()  # a person's own
+        save_checkpoint(tmp_path, step, write_adapter, build_state())
+    (tmp_path / "step-1-backup").mkdir()  # a user's own
     (tmp_path / "step-1-backup" / STATE_FILE).touch()
     rotate_checkpoints(tmp_path, best_step=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -76,8 +76,8 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, adapter, state(step=1, attempt=1))
-    save_checkpoint(tmp_path, 1, adapter, state(step=1, attempt=2))
+    save_checkpoint(tmp_path, 1, write_adapter, build_state(step=1, attempt=1))
+    save_checkpoint(tmp_path, 1, write_adapter, build_state(step=1, attempt=2))
     assert load_checkpoint(tmp_path / "step-000001", CPU)["attempt"] == 2
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -92,23 +92,23 @@ def small_disk() -> Any:
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_a_full_disk_is_said_and_leaves_no_half_of_it(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"cannot write: File too large · .*step-000001 · free some space"):
-        save_checkpoint(tmp_path, 1, adapter, state(m=torch.zeros(100_000)))
+        save_checkpoint(tmp_path, 1, write_adapter, build_state(m=torch.zeros(100_000)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_adapter_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path) -> None:
-    def broken(folder: Path) -> None:
-        adapter(folder)
+def test_an_adapter_that_cannot_be_written_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        write_adapter(folder)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(LorgnetteError, match="No space left on device"):
-        save_checkpoint(tmp_path, 1, broken, {})
+        save_checkpoint(tmp_path, 1, fail, {})
     assert list(tmp_path.iterdir()) == []
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
@@ -116,7 +116,7 @@ def cut(path: Path) -> None:
     "break_it",
     [
         Path.unlink,
-        cut,
+        truncate,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"hello"),
         lambda path: path.write_bytes(pickle.dumps({"step": 1}, 2)),
@@ -124,15 +124,15 @@ def cut(path: Path) -> None:
         lambda path: torch.save([1], path),
         lambda path: torch.save({"step": 1}, path),
     ],
-    ids=["gone", "cut", "empty", "words", "pickle", "code", "list", "foreign"],
+    ids=["gone", "truncated", "empty", "words", "pickle", "code", "list", "foreign"],
 )
-def test_a_broken_state_is_named_with_the_way_on(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
-    path = save_checkpoint(tmp_path, 1, adapter, state(step=1))
+def test_a_broken_state_is_an_error_with_a_hint(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
+    path = save_checkpoint(tmp_path, 1, write_adapter, build_state(step=1))
     break_it(path / STATE_FILE)
     before = torch.get_rng_state()
     with pytest.raises(LorgnetteError, match=r"checkpoint cannot be read: .") as caught:
         load_checkpoint(path, CPU)
     assert len(caught.value.message) < 200
     assert caught.value.where == str(path)
-    assert "remove it" in str(caught.value.hint)
+    assert "delete it" in str(caught.value.hint)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,53 +1,141 @@
-"""A step's passes come of its number: the examples that the schedule names, and no others."""
+"""The examples of a step depend on its number and the seed alone: every example once an epoch, groups whole."""
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorgnette.config import ProcessorSettings, TrainSettings
 from lorgnette.processing.processor import Processor
-from lorgnette.training.epoch_order import select_examples
-from lorgnette.training.sampler import BatchSampler
-from lorgnette.types import Encoded, Example
+from lorgnette.training.sampler import (
+    BatchSampler,
+    ImageGroups,
+    compute_steps_per_epoch,
+    select_examples,
+    select_grouped_examples,
+)
+from lorgnette.types import Encoded, Example, Image, ImageGrid
 
+COUNT = st.integers(1, 60)
 SETTINGS = TrainSettings(batch_size=4, epochs=3)
+
+
+@given(examples=COUNT, batch_size=COUNT, seed=st.integers(0, 2**62), epochs=st.integers(1, 3))
+def test_every_epoch_takes_every_example_once(examples: int, batch_size: int, seed: int, epochs: int) -> None:
+    count = compute_steps_per_epoch(examples, batch_size)
+    for epoch in range(epochs):
+        steps = [select_examples(epoch * count + i, examples, batch_size, seed) for i in range(count)]
+        assert sorted(i for step in steps for i in step) == list(range(examples))
+        assert [len(step) for step in steps[:-1]] == [batch_size] * (count - 1)
+        assert 1 <= len(steps[-1]) <= batch_size
+
+
+@given(examples=COUNT, batch_size=COUNT, steps=st.lists(st.integers(0, 300), max_size=8))
+def test_a_step_does_not_depend_on_the_steps_before(examples: int, batch_size: int, steps: list[int]) -> None:
+    in_order = {step: select_examples(step, examples, batch_size, 5) for step in range(max(steps, default=0) + 1)}
+    assert all(select_examples(step, examples, batch_size, 5) == in_order[step] for step in steps)
+
+
+def test_epochs_and_seeds_have_different_orders() -> None:
+    orders = [select_examples(epoch, 50, 50, seed) for epoch in range(3) for seed in range(3)]
+    assert len({tuple(order) for order in orders}) == 9
+    assert list(range(50)) not in orders
+    changed = select_examples(0, 50, 50, 0)
+    changed.clear()
+    assert select_examples(0, 50, 50, 0) == orders[0]
+
+
+def build_groups(sizes: list[int]) -> ImageGroups:
+    return ImageGroups(tuple(tuple(range(a, b)) for a, b in pairwise(accumulate([0, *sizes]))))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=40), batch_size=st.integers(1, 20), seed=st.integers(0, 9)
+)
+def test_groups_stay_whole_and_every_example_comes_once_an_epoch(sizes: list[int], batch_size: int, seed: int) -> None:
+    groups = build_groups(sizes)
+    count = compute_steps_per_epoch(sum(sizes), batch_size)
+    largest = min(max(sizes), batch_size)
+    for epoch in range(2):
+        steps = [select_grouped_examples(epoch * count + i, groups, batch_size, seed) for i in range(count)]
+        assert sorted(i for step in steps for i in step) == list(range(sum(sizes)))
+        assert all(1 <= len(step) <= batch_size + largest for step in steps)
+        for group in groups.indices:
+            steps_of_group = {n for n, step in enumerate(steps) if not set(group).isdisjoint(step)}
+            assert len(steps_of_group) <= -(-len(group) // batch_size)
+
+
+@given(examples=COUNT, batch_size=COUNT, seed=st.integers(0, 9), step=st.integers(0, 200))
+def test_groups_of_one_are_no_groups(examples: int, batch_size: int, seed: int, step: int) -> None:
+    groups = build_groups([1] * examples)
+    assert select_grouped_examples(step, groups, batch_size, seed) == select_examples(step, examples, batch_size, seed)
+
+
+def test_a_step_of_groups_does_not_depend_on_the_steps_before() -> None:
+    sizes = [5, 5, 6, 5, 1, 7, 5] * 9
+    in_order = [select_grouped_examples(step, build_groups(sizes), 16, 3) for step in range(60)]
+    for step in (59, 0, 33, 34, 2):
+        assert select_grouped_examples(step, build_groups(sizes), 16, 3) == in_order[step]
+    assert in_order != [select_grouped_examples(step, build_groups(sizes), 16, 4) for step in range(60)]
+    epochs = [[tuple(step) for step in in_order[start : start + 20]] for start in (0, 20, 40)]
+    assert compute_steps_per_epoch(sum(sizes), 16) == 20
+    assert set(epochs[0]).isdisjoint(epochs[1])
+
+
+def test_five_captions_per_image_fill_the_steps_evenly() -> None:
+    """As in COCO: 16 examples per step are three images, sometimes four."""
+    groups = build_groups([5] * 1000)
+    sizes = [len(select_grouped_examples(step, groups, 16, 0)) for step in range(compute_steps_per_epoch(5000, 16))]
+    assert set(sizes[:-1]) == {15, 20}
+    assert sum(sizes) == 5000
+
+
+def test_examples_are_grouped_by_their_first_image() -> None:
+    cat, dog = (ImageGrid(Image(Path(name)), 1, 2, 2, 2) for name in ("cat.png", "dog.png"))
+    empty = np.zeros(0, np.int32)
+    examples = [
+        Encoded(Example("", (), Path("x"), 1), empty, empty, empty.reshape(3, 0), grids, ())
+        for grids in ((cat,), (), (dog,), (cat, dog), (), (cat,))
+    ]
+    assert ImageGroups.from_examples(examples).indices == ((0, 3, 5), (1,), (2,), (4,))
 
 
 @pytest.fixture
 def encoded(tiny: Path, example: Callable[..., Example]) -> list[Encoded]:
-    """Ten captions of five pictures, two of each."""
-    encoder = Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56)))
+    """Ten captions of five images, two of each."""
+    processor = Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56)))
     return [
-        encoder.encode(example(("user", i // 2, "COCO Yes:"), ("assistant", "red car " * (i + 1)))) for i in range(10)
+        processor.encode(example(("user", i // 2, "COCO Yes:"), ("assistant", "red car " * (i + 1)))) for i in range(10)
     ]
 
 
-def test_a_step_is_what_the_schedule_says(encoded: list[Encoded]) -> None:
-    batches = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
-    assert (batches.batch_size, batches.steps_per_epoch, batches.total_steps) == (4, 3, 9)
-    for number in range(batches.total_steps):
-        taken = [example for batch in batches.pack_step(number, 10**6, "none") for example in batch.examples]
-        assert taken == [encoded[i].example for i in select_examples(number, 10, 4, 7)]
-    assert len(batches.pack_step(0, 1, "none")) == 4
-    assert (
-        BatchSampler.from_settings(
-            encoded, SETTINGS.model_copy(update={"max_steps": 5}), 7, group_by_image=False
-        ).total_steps
-        == 5
-    )
+def test_a_step_packs_the_selected_examples(encoded: list[Encoded]) -> None:
+    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
+    assert (sampler.batch_size, sampler.steps_per_epoch, sampler.total_steps) == (4, 3, 9)
+    for step in range(sampler.total_steps):
+        batches = sampler.pack_step(step, 10**6, prefix_sharing=False)
+        packed = [example for batch in batches for example in batch.examples]
+        assert packed == [encoded[i].example for i in select_examples(step, 10, 4, 7)]
+    assert len(sampler.pack_step(0, 1, prefix_sharing=False)) == 4
+    short = SETTINGS.model_copy(update={"max_steps": 5})
+    assert BatchSampler.from_settings(encoded, short, 7, group_by_image=False).total_steps == 5
 
 
-def test_captions_of_a_picture_stay_together_where_they_are_grouped(encoded: list[Encoded]) -> None:
-    batches = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=True)
-    for number in range(batches.total_steps):
-        pictures = [grid for batch in batches.pack_step(number, 10**6, "tree") for grid in batch.grids]
-        assert len(pictures) == len(set(pictures)) <= 2
+def test_captions_of_an_image_stay_together_if_grouped(encoded: list[Encoded]) -> None:
+    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=True)
+    for step in range(sampler.total_steps):
+        grids = [grid for batch in sampler.pack_step(step, 10**6, prefix_sharing=True) for grid in batch.grids]
+        assert len(grids) == len(set(grids)) <= 2
 
 
-def test_what_is_coming_is_what_the_first_steps_take(encoded: list[Encoded]) -> None:
-    batches = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
-    few = batches.first_steps(1, 10**6, "none")
-    assert [batch.examples for batch in few] == [batch.examples for batch in batches.pack_step(0, 10**6, "none")]
-    assert len(batches.first_steps(9, 10**6, "none")) == 2
-    assert len(batches.first_steps(10**6, 10**6, "none")) == batches.total_steps
+def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:
+    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
+    first = sampler.first_steps(1, 10**6, prefix_sharing=False)
+    packed = sampler.pack_step(0, 10**6, prefix_sharing=False)
+    assert [batch.examples for batch in first] == [batch.examples for batch in packed]
+    assert len(sampler.first_steps(9, 10**6, prefix_sharing=False)) == 2
+    assert len(sampler.first_steps(10**6, 10**6, prefix_sharing=False)) == sampler.total_steps

@@ -1,5 +1,7 @@
-"""Those that answer: the base, an adapter or its run, a merged or any other model, a file of answers. What a person
-types becomes something that can be asked; nothing is read but headers."""
+"""Candidates of `evaluate` and `compare`: the base model, an adapter or its run, another model, a file of answers.
+
+Resolves what a user types. Reads headers only, no weights.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,28 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette import config
-from lorgnette.commands.predict import answer_prompts, load_model_spec
+from lorgnette.commands.predict import load_model_spec
 from lorgnette.commands.saved_answers import SavedAnswers
+from lorgnette.config import Settings
 from lorgnette.errors import UsageError
-from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.inference.answers import answer_prompts
 from lorgnette.inference.loading import ModelCache, ModelSpec, resolve_adapter
-from lorgnette.lora.metadata import PEFT_FILE, AdapterMetadata
+from lorgnette.inference.sampling import SamplingParams
+from lorgnette.lora.metadata import PEFT_FILE
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.page import flatten_settings
-from lorgnette.report.predictions import PredictionRow, read_predictions
+from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
+from lorgnette.types import PredictionRow
 
 BASE = "base"
-"""How the untuned model of the others is named."""
-CANDIDATE_HELP = "an adapter or its run, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
+"""The name of the candidates' own base model."""
+CANDIDATE_HELP = "a run or its adapter, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """name: as it was typed, short enough for a table's head. One of asked and said is there: a model, or answers that
-    were given before. run: the folder it was trained in, if that is at hand. inside: the tuned
-    model whose weights this untuned one is asked in, so that they are read once for both."""
+    """A source of answers: a model (`spec`) or a file (`saved_answers`).
+
+    name: as typed, shortened for a table's head. run: the run that trained it, if its folder exists. weights_from: the
+    adapter's spec that also serves its base model, so that the weights are loaded once.
+    """
 
     name: str
     spec: ModelSpec | None = None
@@ -40,123 +47,125 @@ class Candidate:
     def answer(
         self, prompts: Sequence[EvalPrompt], sampling: SamplingParams, terminal: Terminal, model_cache: ModelCache
     ) -> list[str]:
-        """One to every question. Raises LorgnetteError where a file has none to some."""
+        """The answer to every prompt. Raises LorgnetteError if a file lacks some."""
         if self.spec is not None:
-            opened = model_cache.get(self.weights_from or self.spec)
-            return answer_prompts(
-                opened, prompts, sampling, terminal, self.name, "tuned" if self.spec.adapter else None
-            )
+            model = model_cache.get(self.weights_from or self.spec)
+            adapter = "tuned" if self.spec.adapter else None
+            return answer_prompts(model, prompts, sampling, terminal, self.name, adapter)
         assert self.saved_answers is not None
         return self.saved_answers.lookup(prompts)
 
     def check_saved_answers(self, prompts: Sequence[EvalPrompt]) -> list[str]:
-        """What must be known of a file's answers, before any model is asked. Raises LorgnetteError where it lacks
-        some."""
+        """Warnings about a file's answers, before any model is loaded. Raises LorgnetteError if it lacks some."""
         if self.saved_answers is None:
             return []
         self.saved_answers.lookup(prompts)
-        moved = self.saved_answers.num_matched_by_name(prompts)
-        name = f"{self.name}: {moved} of {len(prompts)} answers are found by their pictures' file names"
-        return [f"{name}, for the pictures are no longer where it says"] if moved else []
+        num_by_name = self.saved_answers.num_matched_by_name(prompts)
+        if not num_by_name:
+            return []
+        return [
+            f"{self.name}: {num_by_name} of {len(prompts)} answers are matched by image file name, because the images "
+            "are not at the paths in the file"
+        ]
+
+    def load_run_settings(self) -> Settings | None:
+        """The settings of the run that trained it."""
+        if self.run is None:
+            return None
+        return config.load_settings(config.read_recipe(self.run.config), where=str(self.run.config))
 
     @property
     def training_settings(self) -> dict[str, str]:
-        """What is known of how it was trained: the run's settings, or those that lie in its own folder."""
-        if self.run is not None:
-            known = config.load_settings(config.read_recipe(self.run.config), where=str(self.run.config)).model_dump(
-                mode="json"
-            )
-            return dict(
-                flatten_settings(
-                    {name: value for name, value in known.items() if name not in ("run", "report_to", "project")}
-                )
-            )
+        """The known training settings, by name: the run's, else those in the adapter's folder."""
+        settings = self.load_run_settings()
+        if settings is not None:
+            return dict(flatten_settings(settings.model_dump(mode="json", exclude={"run", "report_to", "project"})))
         if self.spec is None or self.spec.metadata is None:
             return {}
-        known = {"model": self.spec.metadata.model, "data": {"prompt": self.spec.metadata.prompt}}
-        known |= self.spec.metadata.processor.model_dump(mode="json")
-        return dict(
-            flatten_settings(known | ({"lora": _read_lora_settings(self.spec.adapter)} if self.spec.adapter else {}))
-        )
+        metadata = self.spec.metadata
+        tree = {
+            "model": metadata.model,
+            "data": {"prompt": metadata.prompt},
+            **metadata.processor.model_dump(mode="json"),
+        }
+        if self.spec.adapter:
+            tree["lora"] = _read_lora_settings(self.spec.adapter)
+        return dict(flatten_settings(tree))
 
 
 def resolve_candidates(names: Sequence[str], model: str | None, terminal: Terminal) -> list[Candidate]:
-    """Each of the words as what it names. model: the base, where it is not the adapters' own path; without adapters
-    the built-in one."""
-    named = dict(zip(names, _shorten_names(names), strict=True))
-    if len(named) < len(names):
-        raise UsageError("the same one twice", where=" ".join(names), hint="name each once")
-    found = {word: _resolve_candidate(word, named[word], model, terminal) for word in names if word != BASE}
+    """The candidates that the names stand for.
+
+    model: the base model, if it is not the one recorded with the adapters; without adapters the default is `demo`.
+    """
+    short_names = dict(zip(names, _shorten_names(names), strict=True))
+    if len(short_names) < len(names):
+        raise UsageError("a candidate is named twice", where=" ".join(names), hint="name each once")
+    candidates = {name: _resolve_candidate(name, short_names[name], model, terminal) for name in names if name != BASE}
     if BASE in names:
-        found[BASE] = _build_base_candidate(
-            [one.spec for one in found.values() if one.spec is not None], model, terminal
-        )
-    return [found[word] for word in names]
+        specs = [candidate.spec for candidate in candidates.values() if candidate.spec is not None]
+        candidates[BASE] = _build_base_candidate(specs, model, terminal)
+    return [candidates[name] for name in names]
 
 
 def split_before_after(path: Path) -> list[Candidate]:
-    """A lone file of answers that holds both the untuned model's and the tuned one's. Raises UsageError for another."""
+    """The base and the fine-tuned model of one file with both answers. Raises UsageError if some are missing."""
     rows = read_predictions(path)
     if any(row.base is None or row.tuned is None for row in rows):
-        raise UsageError("nothing to compare it with", where=str(path), hint="name another beside it, such as base")
-    run = _find_run(path.parent / "adapter")
+        raise UsageError("nothing to compare with", where=str(path), hint="name a second candidate, such as base")
     before = SavedAnswers.from_rows(str(path), ((row, row.base) for row in rows))
-    return [
-        Candidate(BASE, saved_answers=before),
-        Candidate(_shorten_names([str(path)])[0], saved_answers=_collect_tuned_answers(path, rows), run=run),
-    ]
+    return [Candidate(BASE, saved_answers=before), _build_file_candidate(path, _shorten_names([str(path)])[0], rows)]
 
 
 def is_answers_file(name: str) -> bool:
-    """Whether a word names a file of answers, as `predict --out` writes it."""
+    """True for a file as `predict --out` writes it."""
     return Path(name).is_file() and Path(name).suffix.lower() == ".jsonl"
 
 
 def _resolve_candidate(source: str, name: str, model: str | None, terminal: Terminal) -> Candidate:
     path = Path(source)
     if is_answers_file(source):
-        return Candidate(
-            name,
-            saved_answers=_collect_tuned_answers(path, read_predictions(path)),
-            run=_find_run(path.parent / "adapter"),
-        )
+        return _build_file_candidate(path, name, read_predictions(path))
     if path.is_file():
         raise UsageError(
-            "a file, and not one of answers (.jsonl)",
-            where=source,
-            hint=f"name {CANDIDATE_HELP}; the data comes last",
+            "not a file of answers (.jsonl)", where=source, hint=f"name {CANDIDATE_HELP}; the data comes last"
         )
     if not path.exists() and source != "demo" and len(path.parts) == 1:
-        raise UsageError("nothing here has this name", where=source, hint=f"name {CANDIDATE_HELP}")
+        raise UsageError("no such run, model or file", where=source, hint=f"name {CANDIDATE_HELP}")
     adapter = resolve_adapter(path)
     if adapter == path and ((path / "config.json").is_file() or source == "demo" or not _is_local_path(path)):
         return Candidate(name, spec=ModelSpec.from_names(source, None, terminal))
     return Candidate(name, spec=load_model_spec(model, adapter, terminal), run=_find_run(adapter))
 
 
+def _build_file_candidate(path: Path, name: str, rows: Sequence[PredictionRow]) -> Candidate:
+    """A file's answers; of a row with two, the fine-tuned model's."""
+    answers = SavedAnswers.from_rows(str(path), ((row, row.base if row.tuned is None else row.tuned) for row in rows))
+    return Candidate(name, saved_answers=answers, run=_find_run(path.parent / "adapter"))
+
+
 def _is_local_path(path: Path) -> bool:
-    """Whether it is meant as a place on this machine, be it gone, and not as a name on a hub."""
+    """True for a path on this machine, even a missing one; False for a name on a hub."""
     return path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.exists())
 
 
 def _build_base_candidate(specs: Sequence[ModelSpec], model: str | None, terminal: Terminal) -> Candidate:
-    """The others' own base, asked as the first of them is: with its resolution."""
-    tuned = next((asked for asked in specs if asked.metadata is not None), None)
+    """The base model of the first fine-tuned candidate, with that candidate's processor."""
+    tuned = next((spec for spec in specs if spec.metadata is not None), None)
     if tuned is None:
         return Candidate(BASE, spec=ModelSpec.from_names(model, None, terminal))
     if tuned.adapter is not None:
         return Candidate(BASE, spec=replace(tuned, adapter=None, metadata=None), weights_from=tuned)
     assert tuned.metadata is not None
-    untuned = ModelSpec.from_names(model or tuned.metadata.model, None, terminal)
-    return Candidate(BASE, spec=replace(untuned, processor=tuned.processor, metadata=None))
+    base = ModelSpec.from_names(model or tuned.metadata.model, None, terminal)
+    return Candidate(BASE, spec=replace(base, processor=tuned.processor, metadata=None))
 
 
 def _shorten_names(names: Sequence[str]) -> list[str]:
-    """As typed, without what every run has in it, and of a long path the last two folders; where that is somebody
-    else's name too, whole."""
-    bare = [word.rstrip("/").removesuffix("/adapter").removesuffix("/predictions.jsonl") for word in names]
-    brief = [name if len(name) <= 24 else "/".join(Path(name).parts[-2:]) for name in bare]
-    return [short if brief.count(short) == 1 else word for short, word in zip(brief, names, strict=True)]
+    """Drop what every run's path has, and of a long path all but two folders. An ambiguous short name stays whole."""
+    stems = [name.rstrip("/").removesuffix("/adapter").removesuffix("/predictions.jsonl") for name in names]
+    short_names = [stem if len(stem) <= 24 else "/".join(Path(stem).parts[-2:]) for stem in stems]
+    return [short if short_names.count(short) == 1 else name for short, name in zip(short_names, names, strict=True)]
 
 
 def _find_run(adapter: Path) -> RunDir | None:
@@ -165,16 +174,11 @@ def _find_run(adapter: Path) -> RunDir | None:
 
 
 def _read_lora_settings(adapter: Path) -> dict[str, Any]:
-    known = json.loads((adapter / PEFT_FILE).read_text(encoding="utf-8"))
-    return {name: known.get(key) for name, key in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))}
+    peft = json.loads((adapter / PEFT_FILE).read_text(encoding="utf-8"))
+    return {name: peft.get(key) for name, key in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))}
 
 
 def list_training_prompts(candidates: Sequence[Candidate]) -> list[str]:
-    """What those of them that were trained were asked in training, each prompt once, in their order."""
-    contracts: list[AdapterMetadata] = [one.spec.metadata for one in candidates if one.spec and one.spec.metadata]
-    return list(dict.fromkeys(contract.prompt for contract in contracts))
-
-
-def _collect_tuned_answers(path: Path, rows: Sequence[PredictionRow]) -> SavedAnswers:
-    """A file's answers; of a row with two, the tuned model's."""
-    return SavedAnswers.from_rows(str(path), ((row, row.base if row.tuned is None else row.tuned) for row in rows))
+    """The distinct prompts that the candidates were trained with, in order."""
+    specs = [candidate.spec for candidate in candidates if candidate.spec]
+    return list(dict.fromkeys(spec.metadata.prompt for spec in specs if spec.metadata))

@@ -1,4 +1,4 @@
-"""`train` and `resume`: everything that can be wrong is found here, before torch is imported and weights are read."""
+"""`train` and `resume`: everything that can be wrong is found before torch is imported and weights are read."""
 
 import sys
 from collections.abc import Iterator
@@ -7,88 +7,103 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorgnette import config, startup
+from lorgnette import config
 from lorgnette.config import Settings
-from lorgnette.gc_pause import gc_paused
 from lorgnette.io.atomic import write_json, write_text
 from lorgnette.report.console import Terminal
-from lorgnette.report.manifest import build_manifest, compute_sha256
+from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_dir import RunDir, find_free_path
 from lorgnette.report.stage_timer import StageTimer
+from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
+from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
-from lorgnette.training.job import Job
 
 
 def train(settings: Settings, *, name: str = "run", console: Console | None = None) -> RunDir:
-    """Tune an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
+    """Train an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
     terminal = Terminal(console)
-    stages = StageTimer(terminal)
+    timer = StageTimer(terminal)
     if settings.run is not None:
         RunDir.check_is_free(settings.run)
-    with stages("data"):
-        material = TrainingData.load(settings, terminal)
-    folder = RunDir.create(settings.run or find_free_path(Path("runs"), name))
-    with _discard_failed_run(folder):
-        write_text(folder.config, config.dump_settings(_resolve_paths(settings, folder)))
-        hashes = {str(path): compute_sha256(path) for path in material.files} | {
-            "weights": material.checkpoint.fingerprint
-        }
-        write_json(
-            folder.manifest, build_manifest(seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes)
+    with timer("data"):
+        data = TrainingData.load(settings, terminal)
+    run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
+    with _discard_failed_run(run_dir):
+        write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
+        manifest = build_manifest(
+            seed=settings.seed, command=sys.argv, device=settings.device, hashes=data.hash_inputs()
         )
-        _import_and_train(Job(folder, settings, material, stages, terminal))
-    return folder
+        write_json(run_dir.manifest, manifest)
+        _train(settings, run_dir, data, timer, terminal)
+    return run_dir
 
 
 def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
-    """Go on with a run that was stopped, from its latest checkpoint, as if it had never stopped."""
+    """Continue a stopped run from its latest checkpoint. The result is the same as without the stop."""
     terminal = Terminal(console)
-    folder = RunDir.open_existing(Path(path))
-    chosen = config.load_settings(config.read_recipe(folder.config), where=str(folder.config))
-    stages = StageTimer(terminal)
-    with stages("data"):
-        material = TrainingData.load(chosen, terminal)
-    material.check_unchanged(folder.manifest)
-    _import_and_train(Job(folder, chosen, material, stages, terminal))
-    return folder
+    timer = StageTimer(terminal)
+    run_dir = RunDir.open_existing(Path(path))
+    settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
+    with timer("data"):
+        data = TrainingData.load(settings, terminal)
+    data.check_unchanged(run_dir.manifest)
+    _train(settings, run_dir, data, timer, terminal)
+    return run_dir
 
 
-def _resolve_paths(chosen: Settings, folder: RunDir) -> Settings:
-    """The settings with whole paths: a run can be resumed from another folder than it was started in."""
-    data = {name: path.resolve() for name in ("path", "test") if (path := getattr(chosen.data, name)) and path.exists()}
-    place = resolve_images_folder(chosen)
-    pictures = {"images_from": str(place.resolve())} if place and place.exists() else {}
-    return chosen.model_copy(
+def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: StageTimer, terminal: Terminal) -> None:
+    # What torch is not needed for: a tracker that is not installed is an error now.
+    trackers = open_trackers(
+        settings.report_to,
+        project=settings.project,
+        experiment=run_dir.path.resolve().name,
+        folder=run_dir.path,
+        warn=terminal.warn,
+    )
+    eval_processor = data.build_eval_processor(settings.processor, settings.predict.image_size)
+    if "demo" in settings.predict.metrics:
+        from lorgnette.commands.demo import register_facts_metric
+
+        register_facts_metric()
+
+    # CUDA starts on a thread while torch is imported.
+    with timer("imports"):
+        if settings.device != "cpu":
+            start_cuda_init()
+        with gc_paused():
+            from lorgnette.training.run import run_training
+    run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal)
+
+
+def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
+    """The settings with absolute paths, so that a run can be resumed from any folder."""
+    data = {
+        name: path.resolve() for name in ("path", "test") if (path := getattr(settings.data, name)) and path.exists()
+    }
+    folder = resolve_images_folder(settings)
+    images = {"images_from": str(folder.resolve())} if folder and folder.exists() else {}
+    return settings.model_copy(
         update={
-            "run": folder.path.resolve(),
-            "model": portable_name(chosen.model),
-            "data": chosen.data.model_copy(update={**data, **pictures}),
+            "run": run_dir.path.resolve(),
+            "model": portable_name(settings.model),
+            "data": settings.data.model_copy(update={**data, **images}),
         }
     )
 
 
 @contextmanager
-def _discard_failed_run(folder: RunDir) -> Iterator[None]:
-    """A run that fails before its log is begun, that is before its first step, leaves nothing: its name is free.
+def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
+    """Remove the folder of a run that fails before its log is opened, that is before its first step.
 
-    Where others have put something there (a tracker does, before the log), it stays a run that can be resumed.
+    A folder with other files in it (a tracker starts before the log) stays, and can be resumed.
     """
     try:
         yield
     except BaseException:
-        ours = (folder.config, folder.manifest)
-        if set(folder.path.iterdir()) <= set(ours):
-            for path in ours:
+        own_files = (run_dir.config, run_dir.manifest)
+        if set(run_dir.path.iterdir()) <= set(own_files):
+            for path in own_files:
                 path.unlink(missing_ok=True)
-            folder.path.rmdir()
+            run_dir.path.rmdir()
         raise
-
-
-def _import_and_train(job: Job) -> None:
-    with job.stages("imports"):
-        if job.settings.device != "cpu":
-            startup.start_cuda_init()
-        with gc_paused():
-            from lorgnette.training.run import run_training
-    run_training(job)

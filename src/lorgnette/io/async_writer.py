@@ -1,4 +1,4 @@
-"""Adapters and checkpoints are written on a thread, while the training goes on."""
+"""Writes adapters and checkpoints on a thread while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,22 +6,22 @@ from types import TracebackType
 
 
 class AsyncWriter:
-    """One write at a time. What goes wrong in it is raised by the next call, or at the end."""
+    """Runs one write at a time. An error is raised by the next `submit`, by `wait`, or at the end of the block."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "writing")
-        self._last: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._pending: Future[None] | None = None
 
-    def __call__(self, write: Callable[[], None]) -> None:
-        """Begin it once the one before is done: it holds a copy of what it writes, and two would fill the memory."""
+    def submit(self, write: Callable[[], None]) -> None:
+        """Start a write once the previous one is done: each holds a copy of its data, and two could fill the memory."""
         self.wait()
-        self._last = self._pool.submit(write)
+        self._pending = self._pool.submit(write)
 
     def wait(self) -> None:
-        """Until all is on disk."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        """Return when everything is on disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def __enter__(self) -> "AsyncWriter":
         return self

@@ -1,4 +1,4 @@
-"""Write beside, then rename: a file or folder is whole or it is as it was before."""
+"""Atomic writes: write to a temporary file or folder beside the target, then rename it."""
 
 import json
 import os
@@ -13,52 +13,56 @@ from lorgnette.errors import LorgnetteError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a file to write beside `path`; it takes the name `path` once the block ends without an error."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Yield a temporary file beside `path`; it replaces `path` if the block ends without an error.
+
+    Raises LorgnetteError if it cannot be written; `path` is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with _explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield beside
-            _fsync(beside)
-            os.replace(beside, path)
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. What stood at `path` is removed only when the new folder is complete.
+    """As `atomic_write`, for a folder. An existing folder is removed only when the new one is complete.
 
-    Its files may be read by whoever may enter it: safetensors makes them for their owner alone (mode 0600).
+    Files get the permissions of the umask; safetensors makes them readable by their owner alone (mode 0600).
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    previous = path.with_name(f".{path.name}.{os.getpid()}.old")
     with _explain_os_errors(path):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         try:
-            yield beside
-            for file in beside.rglob("*"):
+            yield temporary
+            for file in temporary.rglob("*"):
                 if file.is_file():
-                    file.chmod(file.stat().st_mode | (beside.stat().st_mode & 0o666))  # the umask's, as mkdir took it
+                    file.chmod(file.stat().st_mode | (temporary.stat().st_mode & 0o666))  # mkdir applied the umask
                     _fsync(file)
             if path.exists():
-                shutil.rmtree(retired, ignore_errors=True)
-                os.replace(path, retired)
-            os.replace(beside, path)
+                shutil.rmtree(previous, ignore_errors=True)
+                os.replace(path, previous)
+            os.replace(temporary, path)
         except BaseException:
-            if retired.exists() and not path.exists():
-                os.replace(retired, path)
+            if previous.exists() and not path.exists():
+                os.replace(previous, path)
             raise
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as beside:
-        # A file name that is not UTF-8 comes as half a character; written out, it is also what JSON makes of it.
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """Write UTF-8 text atomically."""
+    with atomic_write(path) as temporary:
+        # File names that are not UTF-8 contain lone surrogates: write them escaped, as JSON does.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,8 +70,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _fsync(path: Path) -> None:
-    with open(path, "rb+") as written:
-        os.fsync(written.fileno())
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -78,5 +82,5 @@ def _explain_os_errors(path: Path) -> Iterator[None]:
         raise LorgnetteError(
             f"cannot write: {error.strerror or error}",
             where=str(path),
-            hint="free some space or choose another folder; what stood there before is untouched",
+            hint="free some space or choose another folder; the previous file or folder is unchanged",
         ) from error

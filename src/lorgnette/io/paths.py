@@ -1,4 +1,4 @@
-"""Where a verb writes: looked at before anything takes time. No torch."""
+"""Checks an output path before the work starts."""
 
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -7,9 +7,9 @@ from lorgnette.errors import LorgnetteError, UsageError
 
 
 def check_writable(out: Path, *inputs: Path) -> None:
-    """Before the work: what comes of it must find a place, and not the place of a file that it is made from."""
+    """Raises UsageError if `out` is a folder or one of the inputs, LorgnetteError if it cannot be written."""
     if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
-        raise UsageError("it would overwrite what it is made from", where=f"--out {out}", hint="name another file")
+        raise UsageError("the output would overwrite its own input", where=f"--out {out}", hint="name another file")
     if out.is_dir():
         raise UsageError("a folder, not a file", where=f"--out {out}", hint="name a file in it")
     try:
@@ -18,5 +18,5 @@ def check_writable(out: Path, *inputs: Path) -> None:
             pass
     except OSError as error:
         raise LorgnetteError(
-            f"cannot write: {error.strerror}", where=f"--out {out}", hint="name another place"
+            f"cannot write: {error.strerror}", where=f"--out {out}", hint="choose another folder"
         ) from error

@@ -1,6 +1,6 @@
-"""What a person sees while it works: one line a fact, a bar for whatever takes long.
+"""Lines and progress bars on the terminal.
 
-Knows nothing about what is being done.
+Knows nothing about the work they report.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,17 +12,17 @@ from rich.text import Text
 
 
 class ProgressCallback(Protocol):
-    """(how many more are done, a word beside the bar)"""
+    """(items done since the last call, a note shown beside the bar)"""
 
-    def __call__(self, more: int, beside: str = "") -> None: ...
+    def __call__(self, count: int, note: str = "") -> None: ...
 
 
 TransferCallback = Callable[[int, int], None]
-"""(how many more files, how many more bytes)"""
+"""(files and bytes received since the last call)"""
 
 
 class Terminal:
-    """Lines and bars on a console (standard error, so that answers can be piped)."""
+    """Prints to a console, by default standard error: standard output is for answers."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -37,12 +37,12 @@ class Terminal:
         self._print(text, style="red")
 
     def _print(self, text: str, style: str = "") -> None:
-        """As it is: what looks like markup or an :emoji: in a path or a caption is text."""
+        """Print literally: a path or a caption may contain what looks like markup or an :emoji:."""
         self._console.print(Text(text, style), highlight=False, soft_wrap=True)
 
     @contextmanager
     def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:
-        """A bar with the time left; without a terminal to draw on, nothing: the lines said meanwhile have to do."""
+        """Show a progress bar with the time left; nothing if the output is not a terminal."""
         if not self._console.is_terminal:
             yield _ignore_progress
             return
@@ -57,19 +57,19 @@ class Terminal:
 
         columns = (
             TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[beside]}", markup=False),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(label, total=total, completed=completed, beside="")
+            task = progress.add_task(label, total=total, completed=completed, note="")
 
-            def advance(more: int, beside: str = "") -> None:
-                progress.update(task, advance=more, beside=beside)
+            def advance(count: int, note: str = "") -> None:
+                progress.update(task, advance=count, note=note)
 
             yield advance
 
     @contextmanager
     def show_transfer(self, label: str) -> Iterator[TransferCallback]:
-        """Files and bytes as they come in."""
+        """Show files and bytes as they are received; nothing if the output is not a terminal."""
         if not self._console.is_terminal:
             yield _ignore_transfer
             return
@@ -90,15 +90,15 @@ class Terminal:
             task = progress.add_task(label, total=None, files=0)
             files = 0
 
-            def came(more: int, size: int) -> None:
+            def advance(more_files: int, more_bytes: int) -> None:
                 nonlocal files
-                files += more
-                progress.update(task, advance=size, files=files)
+                files += more_files
+                progress.update(task, advance=more_bytes, files=files)
 
-            yield came
-
-
-def _ignore_transfer(more: int, size: int) -> None: ...
+            yield advance
 
 
-def _ignore_progress(more: int, beside: str = "") -> None: ...
+def _ignore_progress(count: int, note: str = "") -> None: ...
+
+
+def _ignore_transfer(more_files: int, more_bytes: int) -> None: ...

@@ -1,6 +1,6 @@
-"""What a run was made with: versions, machine, seed, hashes, command. No names of people or hosts.
+"""The manifest of a run: versions, machine, seed, hashes, command. It names no person and no host.
 
-Versions are read from the installed packages' metadata; none of them is imported.
+Versions are read from the metadata of the installed packages; none is imported.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ def build_manifest(
     hashes: Mapping[str, str] | None = None,
     started: datetime | None = None,
 ) -> dict[str, object]:
-    """hashes: what was read (data files, weights) → sha256, as `sha256` gives it. device: its name, where one is used.
+    """hashes: input (data files, weights) → sha256.
 
-    The home folder is written `~` everywhere: a manifest is something people hand on.
+    The home folder is written `~`: people share manifests.
     """
     return {
         "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
@@ -49,17 +49,17 @@ def compute_sha256(path: Path) -> str:
 
 
 def _read_versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _read_cpu_model() -> str:
-    """Linux names the model only in /proc/cpuinfo; elsewhere platform.processor() does."""
+    """Linux has the model's name only in /proc/cpuinfo; elsewhere platform.processor() returns it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -71,7 +71,7 @@ def _read_cpu_model() -> str:
 def _read_memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and not every Unix has these names
+    except (AttributeError, ValueError, OSError):  # not on Windows, and not on every Unix
         return None
 
 

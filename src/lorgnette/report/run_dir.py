@@ -1,16 +1,16 @@
-"""The run folder: where each thing of a run lies, and what it was made with.
+"""The run folder and its files.
 
     runs/coco/
       config.yaml        the resolved settings
       manifest.json      versions, machine, seed, hashes, command
-      adapter/           PEFT's own form
-      best/              the adapter of the lowest eval loss, where that is not the last
-      checkpoints/       what a resume starts from
-      log.jsonl          every step
-      predictions.jsonl  before and after on the held-out examples
-      report.html        all of it to look at
+      adapter/           the adapter in PEFT's format
+      best/              the adapter of the best step, if that is not the last
+      checkpoints/       to resume from
+      log.jsonl          losses, evaluations, events
+      predictions.jsonl  answers to the held-out examples before and after training
+      report.html        the report
 
-Knows nothing about what the files hold, and makes none of them.
+Knows nothing about the content of the files, and writes none of them.
 """
 
 from dataclasses import dataclass
@@ -57,44 +57,46 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
-        """A folder for a new run; an empty one that stands there is taken."""
+        """Create the folder of a new run; an existing empty folder is used."""
         cls.check_is_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LorgnetteError(
-                f"run folder cannot be made: {error.strerror or error}", where=str(path), hint="choose another name"
+                f"run folder cannot be created: {error.strerror or error}", where=str(path), hint="choose another name"
             ) from error
         return cls(path)
 
     @staticmethod
     def check_is_free(path: Path) -> None:
-        """Raises UsageError where something stands already; makes nothing."""
+        """Raises UsageError if the folder has content."""
         if path.is_dir() and any(path.iterdir()):
             raise UsageError(
                 "run folder exists and is not empty",
                 where=str(path),
-                hint=f"choose another name, or go on with that run: lorgnette train --resume {path}",
+                hint=f"choose another name, or resume that run: lorgnette train --resume {path}",
             )
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDir":
-        """The folder of a run that was started: it has a config.yaml."""
-        folder = cls(path)
+        """Open the folder of a started run. Raises UsageError if it has no config.yaml."""
+        run_dir = cls(path)
         if not path.is_dir():
             raise UsageError("no such run folder", where=str(path), hint="give the folder of a run, such as runs/coco")
-        if not folder.config.is_file():
+        if not run_dir.config.is_file():
             raise UsageError(
                 "not a run folder: it has no config.yaml",
                 where=str(path),
-                hint="give the folder that `lorgnette train` made, such as runs/coco",
+                hint="give a folder written by `lorgnette train`, such as runs/coco",
             )
-        return folder
+        return run_dir
 
 
 def find_free_path(parent: Path, name: str, suffix: str = "") -> Path:
-    """parent/name, or the first of parent/name-2, parent/name-3, … that is not taken (an empty folder is free). The
-    suffix stands behind the number."""
+    """The first free path of parent/name, parent/name-2, parent/name-3, … with the suffix added.
+
+    An empty folder is free.
+    """
     path, count = parent / f"{name}{suffix}", 1
     while path.is_file() or (path.is_dir() and any(path.iterdir())):
         count += 1

@@ -1,12 +1,12 @@
-"""The run's log: one JSON object a line, whole lines only, readable after a `kill -9`.
+"""The run's log in JSON lines, readable after a `kill -9`.
 
-    {"kind": "train", "step": 10, "epoch": 0.3, "loss": 1.9, "lr": 9e-05, "grad_norm": 2.1, "tokens_per_s": 5100, …}
+    {"kind": "train", "step": 10, "epoch": 0.3, "loss": 1.9, "learning_rate": 9e-05, "grad_norm": 2.1, …}
     {"kind": "eval", "step": 10, "eval_loss": 1.7}
-    {"kind": "event", "text": "checkpoint saved", "level": "info"}
-    {"kind": "skipped", "source": "captions.csv", "row": 7, "what": …, "remedy": …}
+    {"kind": "event", "text": "checkpoint step-000010", "level": "info"}
+    {"kind": "skipped", "source": "captions.csv", "row": 7, "message": …}
 
-JSON has no name for a number that is not finite, so such a number stands as the text "nan", "inf" or "-inf";
-`number` turns a field back into a float. Knows nothing about trackers or pages, nor what a record means beyond `step`.
+JSON has no number for NaN and infinity: they are written as the texts "nan", "inf" and "-inf", and `parse_number` turns
+a field back into a float. Knows nothing about trackers or pages, nor what a record means beyond `step`.
 """
 
 import json
@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 class RunLog:
-    """Appends records to `path`, each on the disk's side of the process before `write` returns."""
+    """Appends records to `path`. A record survives the process as soon as `write` returns. Safe for several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,11 +39,11 @@ class RunLog:
 
     @classmethod
     def resume(cls, path: Path, step: int) -> "RunLog":
-        """Forget what was logged after `step` (it will be done again) and go on. Records without a step stay."""
+        """Open the log and drop the records after `step`, which will be repeated. Records without a step stay."""
         if path.exists():
-            kept = [record for record in read_log(path) if record.get("step", step) <= step]
-            with atomic_write(path) as beside:
-                beside.write_text("".join(map(_format_record, kept)), encoding="utf-8")
+            records = [record for record in read_log(path) if record.get("step", step) <= step]
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(map(_format_record, records)), encoding="utf-8")
         return cls(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ class RunLog:
 
     def close(self) -> None:
         try:
-            self._file.close()  # what a full disk did not take is tried once more here
+            self._file.close()  # tries once more to write what a full disk refused
         except OSError as error:
             raise _build_write_error(self.path, error) from error
 
@@ -71,20 +71,20 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[Record]:
-    """All records. A half-written last line is left out; anything else that is no record is an error."""
+    """All records, without an incomplete last line. Raises LorgnetteError for any other line that is not a record."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LorgnetteError(f"log cannot be read: {error.strerror or error}", where=str(path)) from error
     records = []
-    for count, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         record = _parse_record(line)
-        if record is None and count < len(lines):
+        if record is None and number < len(lines):
             raise LorgnetteError(
-                "log holds a line that is no record",
-                where=f"{path}, line {count}",
+                "log line is not a JSON object",
+                where=f"{path}, line {number}",
                 hint="remove that line, or start a new run",
             )
         if record is not None:
@@ -93,7 +93,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def parse_number(value: object) -> float | None:
-    """A field's number, "nan" and "inf" included; None where the field holds no number."""
+    """The number of a field, including the texts "nan", "inf" and "-inf"; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
@@ -102,7 +102,7 @@ def parse_number(value: object) -> float | None:
 
 
 def select_series(records: list[Record], kind: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) of the field `name` in all records of this kind: a curve."""
+    """The curve of a field: (step, value) of all records of this kind."""
     pairs = (
         (parse_number(record.get("step")), parse_number(record.get(name)))
         for record in records
@@ -124,7 +124,7 @@ def _format_record(record: Mapping[str, Any]) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """The same in JSON's own types: numpy's numbers as Python's, paths as text, non-finite numbers as text."""
+    """The value in JSON's types: numpy numbers as Python's, paths and non-finite numbers as text."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Mapping):
@@ -142,22 +142,24 @@ def _to_json(value: Any) -> Any:
 
 
 def _repair_tail(path: Path) -> None:
-    """Cut a half-written last line off, so that the next record starts on a line of its own."""
+    """Complete or remove an incomplete last line, so that the next record starts on its own line."""
     if not path.exists():
         return
     with open(path, "rb+") as file:
         content = file.read()
-        whole = content.rfind(b"\n") + 1
-        tail = content[whole:]
+        end_of_lines = content.rfind(b"\n") + 1
+        tail = content[end_of_lines:]
         if not tail:
             return
-        if _parse_record(tail) is not None:  # only its line feed was lost
+        if _parse_record(tail) is not None:  # only the line feed is missing
             file.write(b"\n")
         else:
-            file.truncate(whole)
+            file.truncate(end_of_lines)
 
 
 def _build_write_error(path: Path, error: OSError) -> LorgnetteError:
     return LorgnetteError(
-        f"log cannot be written: {error.strerror or error}", where=str(path), hint="free some space, then --resume"
+        f"log cannot be written: {error.strerror or error}",
+        where=str(path),
+        hint="free some space, then resume: lorgnette train --resume RUN",
     )

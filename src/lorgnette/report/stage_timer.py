@@ -1,4 +1,4 @@
-"""Seconds per stage of a run."""
+"""Measures the seconds of each stage of a run."""
 
 import time
 from collections.abc import Iterator
@@ -9,30 +9,33 @@ from lorgnette.report.run_log import RunLog
 
 
 class StageTimer:
-    """Seconds of each stage: said on the terminal, and in the log as soon as there is one."""
+    """Prints the seconds of each stage, and writes them to the log once one is attached.
+
+    with timer("weights"): …
+    """
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._log: RunLog | None = None
-        self._early: list[tuple[str, float]] = []
+        self._unlogged: list[tuple[str, float]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         self._terminal.print(f"{name:<10} {seconds:.1f} s")
         self.record(name, seconds)
 
     def record(self, name: str, seconds: float) -> None:
-        """Seconds within a stage, for the log alone."""
+        """Write the seconds of a stage, or of a part of one, to the log only."""
         if self._log is None:
-            self._early.append((name, seconds))
+            self._unlogged.append((name, seconds))
         else:
             self._log.write({"kind": "stage", "name": name, "seconds": seconds})
 
     def attach_log(self, log: RunLog) -> None:
-        """Write to this log from now on, and what was measured before it was there."""
+        """Write to this log from now on, starting with the stages measured before."""
         self._log = log
-        for name, seconds in self._early:
+        for name, seconds in self._unlogged:
             self.record(name, seconds)

@@ -1,10 +1,9 @@
-"""A fixed handful of the held-out pictures, answered whenever the eval loss is taken: how the words change on the way.
+"""Answers to a few held-out examples at every evaluation: how the answers change during training.
 
-The answers go to the log and the trackers; the page shows them side by side, the last column being the run's own final
-answers. Four pictures and 32 tokens cost about as much as one batch of the final answers, so this is always on where
-something is held out. Their metric is drawn beside the eval loss, which decides which step is the best one: a metric
-of four answers is too noisy to choose by. Where a metric is to choose (`train.metric_for_best_model`), all that is held out is
-answered, in full.
+They go to the log and the trackers; the report shows them in columns, the last column holding the run's final answers.
+Four images and 32 tokens cost about as much as one batch of the final answers, so this is on whenever examples are
+held out. Their metric is plotted beside the eval loss. It does not select the best step: a metric of four answers is
+too noisy. If `train.metric_for_best_model` names a metric, all held-out examples are answered in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,26 +12,24 @@ from typing import Any
 
 import torch
 
-from lorgnette.inference.hf_generate import SamplingParams
 from lorgnette.inference.loading import LoadedModel
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics import registry
 from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report import run_log
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import SampleHistory
-from lorgnette.report.predictions import PredictionRow
-from lorgnette.types import Example
+from lorgnette.types import Example, PredictionRow
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 32
-RECORD_KIND = "frame"
-"""Of its records in the log: {"kind": "frame", "step": 10, "answers": ["a dog", …]}"""
+RECORD_KIND = "samples"
+"""Kind of the log records: {"kind": "samples", "step": 10, "answers": ["a dog", …]}"""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the handful was answered after a step; scores: metric → value of all that was asked, empty where nothing is
-    measured."""
+    """Answers after a step. scores: metric → value over all answers, empty without a metric."""
 
     rows: tuple[PredictionRow, ...]
     scores: Mapping[str, float]
@@ -43,79 +40,76 @@ class Samples:
 
 
 class SampleLogger:
-    """Asks the model that is being trained, and leaves its random numbers alone."""
+    """Generates the answers without changing torch's random state."""
 
     def __init__(
         self,
-        opened: LoadedModel,
+        model: LoadedModel,
         held_out: Sequence[Example],
         metric: str | None,
-        whole: SamplingParams,
+        sampling: SamplingParams,
         *,
         selects_best: bool = False,
     ) -> None:
-        """metric: None measures nothing; whole: how answers are given in full; judges: the metric chooses the best
-        step."""
-        self._opened, self.metric, self.selects_best = opened, metric, selects_best
-        self._asked = group_by_prompt(held_out)[: None if selects_best else NUM_SAMPLES]
-        short = replace(whole, max_new_tokens=min(MAX_NEW_TOKENS, whole.max_new_tokens), batch_size=NUM_SAMPLES)
-        self._sampling = whole if selects_best else short
+        """metric: None measures nothing; sampling: of full answers; selects_best: the metric selects the best step."""
+        self._model, self.metric, self.selects_best = model, metric, selects_best
+        self._prompts = group_by_prompt(held_out)[: None if selects_best else NUM_SAMPLES]
+        short = replace(sampling, max_new_tokens=min(MAX_NEW_TOKENS, sampling.max_new_tokens), batch_size=NUM_SAMPLES)
+        self._sampling = sampling if selects_best else short
 
     def generate(self) -> Samples:
-        """The answers now."""
-        examples = [question.example for question in self._asked]
+        """The answers of the adapter as it is now."""
+        examples = [prompt.example for prompt in self._prompts]
+        # Dropout must draw the same numbers as without evaluation.
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
-            given = list(self._opened.generate_answers(examples, self._sampling, adapter="tuned"))
+            predictions = list(self._model.generate_answers(examples, self._sampling, adapter="tuned"))
         rows = tuple(
-            PredictionRow(one.example.id, one.image_paths, one.text, one.references, tuned=prediction.text)
-            for one, prediction in zip(self._asked, given, strict=True)
+            PredictionRow(prompt.example.id, prompt.image_paths, prompt.text, prompt.references, tuned=prediction.text)
+            for prompt, prediction in zip(self._prompts, predictions, strict=True)
         )
         return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric))
 
 
 def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[PredictionRow]) -> list[SampleHistory]:
-    """The frames of a log, picture by picture. rows: the final answers, the handful first; they are the last column."""
-    kept: dict[int, list[str]] = {}
+    """The answers in a log, one history per example. rows: the final answers, the sampled examples first."""
+    last_step = _find_last_step(records)
+    answers: dict[int, list[str]] = {}
     for record in records:
-        if record.get("kind") == RECORD_KIND and record["step"] < _find_last_step(records):
-            kept[record["step"]] = record["answers"]
-    if not kept:
+        if record.get("kind") == RECORD_KIND and record["step"] < last_step:
+            answers[record["step"]] = record["answers"]
+    if not answers:
         return []
+    num_samples = len(next(iter(answers.values())))
     return [
         SampleHistory(
-            row,
-            (
-                *((step, texts[place]) for step, texts in sorted(kept.items())),
-                (_find_last_step(records), row.tuned or ""),
-            ),
+            row, (*((step, texts[i]) for step, texts in sorted(answers.items())), (last_step, row.tuned or ""))
         )
-        for place, row in enumerate(rows[: len(next(iter(kept.values())))])
+        for i, row in enumerate(rows[:num_samples])
     ]
 
 
 def build_metric_curve(
     records: Sequence[run_log.Record], rows: Sequence[PredictionRow], metric: str | None, *, selects_best: bool = False
 ) -> list[Curve]:
-    """The metric of what was asked over the training; none where nothing is measured."""
+    """The metric of the samples over the steps, ending with the final answers; empty without a metric."""
     if metric is None:
         return []
     points = dict(run_log.select_series(list(records), "eval", metric))
     final = tuple(replace(row, base=None) for row in rows[: None if selects_best else NUM_SAMPLES])
     if points:
         points |= {float(_find_last_step(records)): value for value in _compute_scores(final, metric).values()}
-    return [Curve(f"{metric} of {len(final)} held-out pictures", sorted(points.items()))]
+    return [Curve(f"{metric} of {len(final)} held-out images", sorted(points.items()))]
 
 
 def _find_last_step(records: Sequence[run_log.Record]) -> int:
-    """The last step of the run."""
     return max((record["step"] for record in records if record.get("kind") in ("train", "eval")), default=0)
 
 
 def _compute_scores(rows: Sequence[PredictionRow], metric: str | None) -> dict[str, float]:
-    judged = [row for row in rows if row.references]
-    if metric is None or not judged:
+    scored = [row for row in rows if row.references]
+    if metric is None or not scored:
         return {}
     tallies = registry.compute_tallies(
-        [metric], [row.tuned or "" for row in judged], [row.references for row in judged]
+        [metric], [row.tuned or "" for row in scored], [row.references for row in scored]
     )
     return {name: tally.value for name, tally in tallies.items() if tally.value is not None}

@@ -1,186 +1,181 @@
-"""The tuning itself: from material to an adapter, its answers and its page."""
+"""One training: build the model, train, save, answer the held-out examples, write the report."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from lorgnette.commands.predict import answer_examples
-from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device
-from lorgnette.inference.hf_generate import SamplingParams
+import torch
+
+from lorgnette.config import Settings
+from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.inference.answers import answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.io.atomic import atomic_folder
-from lorgnette.lora import peft_files
 from lorgnette.lora.metadata import AdapterMetadata
-from lorgnette.metrics.held_out import get_best_model_metric, score_before_after, select_tracked_metric
+from lorgnette.lora.peft_files import write_adapter
+from lorgnette.metrics.registry import get_best_model_metric, select_tracked_metric
+from lorgnette.metrics.report import score_before_after
 from lorgnette.processing.processor import Processor
-from lorgnette.report.predictions import PredictionRow, write_predictions
+from lorgnette.report.console import Terminal
+from lorgnette.report.predictions import write_predictions
+from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
-from lorgnette.report.trackers.tracker import Tracker, open_trackers
-from lorgnette.training import checkpoint as checkpoints
+from lorgnette.report.stage_timer import StageTimer
+from lorgnette.report.trackers.tracker import Tracker
 from lorgnette.training.callbacks import AdapterSnapshot, GracefulInterrupt, TrainingCallbacks
+from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
+from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
-from lorgnette.training.job import Job
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.setup import TrainingSetup, build_sampler, build_training
 from lorgnette.training.trainer import Trainer
-from lorgnette.verification import reference_sample
-
-NATIVE_IMAGE_TOKENS = (4, 16384)
-"""Of a picture in Qwen2-VL's own preprocessor_config.json: 3,136 to 12,845,056 pixels."""
+from lorgnette.types import Encoded
+from lorgnette.verification.reference_sample import make_sample, record_sample
 
 
-def run_training(job: Job) -> None:
-    """Train from the latest checkpoint or the start, save the adapter, answer the held-out examples, write the page.
+def run_training(
+    settings: Settings,
+    run_dir: RunDir,
+    data: TrainingData,
+    eval_processor: Processor,
+    trackers: Sequence[Tracker],
+    timer: StageTimer,
+    terminal: Terminal,
+) -> None:
+    """Train from the latest checkpoint or from the start; write the adapter, the answers and the report.
 
-    Raises KeyboardInterrupt where Ctrl-C stopped the training, once its checkpoint is saved and the way on is said.
+    eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C stopped the training, after its
+    checkpoint is saved.
     """
-    trackers = _open_trackers(job)
-    step, checkpoint = checkpoints.find_latest_checkpoint(job.folder.checkpoints) or (0, None)
+    # Resolve what depends on the device and on earlier checkpoints.
+    device = select_device(settings.device)
+    dtype = select_dtype(settings.dtype, device)
+    step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (0, None)
+    metadata = build_metadata(settings, data.checkpoint, data.processor)
+    metadata = metadata.model_copy(update={"prompt": data.most_common_prompt or metadata.prompt})
+    sampling = SamplingParams(max_new_tokens=settings.predict.max_new_tokens, batch_size=settings.predict.batch_size)
+
     with explain_out_of_memory("lower train.max_tokens_per_microbatch, image_size or lora.rank"):
-        contract = _build_metadata(job)
-        with TemporaryDirectory() as scratch:
-            asked = reference_sample.make_sample(Path(scratch), job.material.processor, contract.prompt)
-            made = build_training(job, checkpoint, extra_grids=asked.grids)
-        job = replace(job, material=made.data)
-
-        def snapshot() -> Callable[[Path], None]:
-            state, family = made.copy_adapter(), job.material.checkpoint.family
-            seen = reference_sample.record_sample(made.engine, asked, job.material.processor, contract.prompt)
-
-            def write(folder: Path) -> None:
-                peft_files.write_adapter(folder, state, family, job.settings.lora, contract)
-                seen.save(folder)
-
-            return write
-
-        training = Trainer(
-            made.engine,
-            build_sampler(job),
-            job.material.held_out,
-            job.settings.train,
-            max_tokens_per_microbatch=made.max_tokens_per_microbatch,
-        )
+        # Build the model. The reference sample's image is encoded together with those of the data.
+        sample = make_sample(data.processor, metadata.prompt)
+        setup = build_training(
+            settings, data, device, dtype, resume_from=checkpoint, extra_grids=sample.grids, timer=timer,
+            terminal=terminal,
+        )  # fmt: skip
+        data = setup.data
+        held_out = [encoded.example for encoded in data.held_out]
+        model = LoadedModel(setup.model, eval_processor)
+        selects_best = get_best_model_metric(settings) is not None
+        samples = SampleLogger(model, held_out, select_tracked_metric(settings), sampling, selects_best=selects_best)
+        trainer = Trainer(
+            setup.engine, build_sampler(settings, data), data.held_out, settings.train,
+            max_tokens_per_microbatch=setup.max_tokens_per_microbatch,
+        )  # fmt: skip
         if checkpoint is not None:
-            training.load_state_dict(checkpoints.load_checkpoint(checkpoint, select_device(job.settings.device)))
-            job.terminal.print(f"resumed    at step {training.step} of {training.total_steps}")
+            trainer.load_state_dict(load_checkpoint(checkpoint, device))
+            terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
+
         try:
-            _start_trackers(trackers, job)
-            with RunLog.resume(job.folder.log, step) as log, AsyncWriter() as writing:
-                job.stages.attach_log(log)
-                for problem in job.material.problems:
+            # Train and save the adapter; the last checkpoint is written while the answers are generated.
+            _start_trackers(trackers, settings, terminal)
+            with RunLog.resume(run_dir.log, step) as log, AsyncWriter() as writer:
+                timer.attach_log(log)
+                for problem in data.problems:
                     log.write(
-                        {"kind": "skipped", "source": problem.source, "row": problem.row, "what": problem.message}
+                        {"kind": "skipped", "source": problem.source, "row": problem.row, "message": problem.message}
                     )
-                _train_and_save(job, training, log, trackers, snapshot, writing, _build_sample_logger(job, made))
-                rows = _answer_held_out(job, made)
+                _train_and_save(
+                    trainer, run_dir, log, trackers, samples, writer, device, timer, terminal,
+                    snapshot=_build_snapshot(setup, settings, metadata, sample),
+                )  # fmt: skip
+
+                # Answer the held-out examples with the base model and with the adapter.
+                with timer("answers"):
+                    hint = (
+                        f"lower predict.batch_size in {run_dir.config}, then: lorgnette train --resume {run_dir.path}"
+                    )
+                    rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
+                    write_predictions(run_dir.predictions, rows)
             for tracker in trackers:
-                tracker.log_predictions(rows, training.total_steps)
+                tracker.log_predictions(rows, trainer.total_steps)
         finally:
-            unkept = made.features.close()
-            if unkept is not None:
-                job.terminal.warn(f"features are not kept on disk: {unkept}")
+            error = setup.features.close()
+            if error is not None:
+                terminal.warn(f"image features are not cached on disk: {error}")
             for tracker in trackers:
                 tracker.finish()
-    scores = score_before_after(rows, job.settings.predict.metrics)
+
+    # Report.
+    scores = score_before_after(rows, settings.predict.metrics)
     for score in scores:
-        job.terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
-    write_run_report(job, rows, scores, [tracker.address for tracker in trackers if tracker.address])
-    job.terminal.print(f"adapter    {job.folder.adapter}")
-    job.terminal.print(f"page       {job.folder.report}")
+        terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
+    addresses = [tracker.address for tracker in trackers if tracker.address]
+    write_run_report(settings, run_dir, data, rows, scores, addresses, terminal)
+    terminal.print(f"adapter    {run_dir.adapter}")
+    terminal.print(f"report     {run_dir.report}")
 
 
-def _build_metadata(job: Job) -> AdapterMetadata:
-    """With the prompt that the data ask, where they ask."""
-    contract = build_metadata(job.settings, job.material.checkpoint, job.material.processor)
-    return contract.model_copy(update={"prompt": job.material.most_common_prompt or contract.prompt})
+def _start_trackers(trackers: Sequence[Tracker], settings: Settings, terminal: Terminal) -> None:
+    for tracker in trackers:
+        tracker.start(settings.model_dump(mode="json"))
+        if tracker.address:
+            terminal.print(f"tracker    {tracker.address}")
+
+
+def _build_snapshot(
+    setup: TrainingSetup, settings: Settings, metadata: AdapterMetadata, sample: Encoded
+) -> AdapterSnapshot:
+    """Copies the adapter and the loss of the reference sample; both are written later."""
+    checkpoint, processor = setup.data.checkpoint, setup.data.processor
+
+    def snapshot() -> Callable[[Path], None]:
+        state = setup.copy_adapter()
+        recorded = record_sample(setup.engine, sample, processor, metadata.prompt)
+
+        def write(folder: Path) -> None:
+            write_adapter(folder, state, checkpoint.family, settings.lora, metadata)
+            recorded.save(folder)
+
+        return write
+
+    return snapshot
 
 
 def _train_and_save(
-    job: Job,
-    training: Trainer,
+    trainer: Trainer,
+    run_dir: RunDir,
     log: RunLog,
-    trackers: list[Tracker],
+    trackers: Sequence[Tracker],
+    samples: SampleLogger,
+    writer: AsyncWriter,
+    device: torch.device,
+    timer: StageTimer,
+    terminal: Terminal,
+    *,
     snapshot: AdapterSnapshot,
-    writing: AsyncWriter,
-    film: SampleLogger,
 ) -> None:
-    """Take the steps that are left and save the adapter; the last checkpoint may still be written."""
+    """Run the steps that are left, save the adapter, and start writing the last checkpoint."""
     with (
-        job.stages("steps"),
-        job.terminal.show_progress("steps", training.total_steps, completed=training.step) as advance,
-        GracefulInterrupt(job.terminal) as stop,
+        timer("steps"),
+        terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
+        GracefulInterrupt(terminal) as interrupt,
     ):
-        watching = TrainingCallbacks(
-            job, log, trackers, snapshot=snapshot, writer=writing, advance=advance, interrupt=stop, total_steps=training.total_steps,
-            samples=film,
+        callbacks = TrainingCallbacks(
+            run_dir, terminal, log, trackers, snapshot=snapshot, writer=writer, advance=advance, interrupt=interrupt,
+            total_steps=trainer.total_steps, samples=samples,
         )  # fmt: skip
-        finished = training.train(watching)
-    if not finished:
-        writing.wait()
-        job.terminal.print(
-            f"saved      at step {training.step}; go on with: lorgnette train --resume {job.folder.path}"
-        )
+        is_finished = trainer.train(callbacks)
+    if not is_finished:
+        writer.wait()
+        terminal.print(f"saved      at step {trainer.step}; to resume: lorgnette train --resume {run_dir.path}")
         raise KeyboardInterrupt
-    device = select_device(job.settings.device)
     log.write({"kind": "memory", "peak_gib": measure_peak_gib(device), "reserved_gib": measure_reserved_gib(device)})
-    with job.stages("save"):
+    with timer("save"):
         write = snapshot()
-        with atomic_folder(job.folder.adapter) as beside:
-            write(beside)
-    watching.save_checkpoint(training.step, training.state_dict(), write)
-    if training.best_step == training.step:
-        shutil.rmtree(job.folder.best, ignore_errors=True)  # the last is the best
-
-
-def _answer_held_out(job: Job, made: TrainingSetup) -> list[PredictionRow]:
-    """The held-out examples answered without and with the adapter."""
-    examples = [encoded.example for encoded in job.material.held_out]
-    with job.stages("answers"):
-        opened = LoadedModel(made.model, _build_eval_processor(job))
-        smaller = f"lower predict.batch_size in {job.folder.config}, then: lorgnette train --resume {job.folder.path}"
-        rows = answer_examples(opened, examples, _build_sampling(job), job.terminal, memory_hint=smaller)
-        write_predictions(job.folder.predictions, rows)
-    return rows
-
-
-def _build_sample_logger(job: Job, made: TrainingSetup) -> SampleLogger:
-    examples = [encoded.example for encoded in job.material.held_out]
-    return SampleLogger(
-        LoadedModel(made.model, _build_eval_processor(job)), examples, select_tracked_metric(job.settings), _build_sampling(job),
-        selects_best=get_best_model_metric(job.settings) is not None,
-    )  # fmt: skip
-
-
-def _build_sampling(job: Job) -> SamplingParams:
-    chosen = job.settings.predict
-    return SamplingParams(max_new_tokens=chosen.max_new_tokens, batch_size=chosen.batch_size)
-
-
-def _build_eval_processor(job: Job) -> Processor:
-    """The encoder of the held-out examples: training's, or, for predict.image_size=native, one that takes pictures as large
-    as they are, within what the hub's checkpoints allow."""
-    if job.settings.predict.image_size == "train":
-        return job.material.processor
-    native = job.settings.processor.model_copy(update={"image_size": None, "image_tokens": NATIVE_IMAGE_TOKENS})
-    return Processor.from_folder(job.material.checkpoint.folder, native)
-
-
-def _open_trackers(job: Job) -> list[Tracker]:
-    """Not started yet: one that is not installed is an error before weights are read."""
-    return open_trackers(
-        job.settings.report_to,
-        project=job.settings.project,
-        experiment=job.folder.path.resolve().name,
-        folder=job.folder.path,
-        warn=job.terminal.warn,
-    )
-
-
-def _start_trackers(trackers: list[Tracker], job: Job) -> None:
-    for tracker in trackers:
-        tracker.start(job.settings.model_dump(mode="json"))
-        if tracker.address:
-            job.terminal.print(f"tracker    {tracker.address}")
+        with atomic_folder(run_dir.adapter) as folder:
+            write(folder)
+    callbacks.save_checkpoint(trainer.step, trainer.state_dict(), write)
+    if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
+        shutil.rmtree(run_dir.best, ignore_errors=True)

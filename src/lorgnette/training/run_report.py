@@ -1,71 +1,86 @@
-"""The run's page: what was trained, what it learned, what it says now."""
+"""Writes the report of a run: what was trained, its curves, its answers before and after."""
 
 from collections.abc import Sequence
 
-from lorgnette.metrics.held_out import compute_gains, get_best_model_metric, get_direction, select_tracked_metric
+from lorgnette.config import Settings
+from lorgnette.metrics.registry import METRICS, get_best_model_metric, select_tracked_metric
+from lorgnette.metrics.report import compute_gains
+from lorgnette.metrics.score import ScoreRow
 from lorgnette.report import run_log
+from lorgnette.report.console import Terminal
 from lorgnette.report.curve_summary import summarize_best_step, summarize_loss
 from lorgnette.report.html.charts import Curve
-from lorgnette.report.html.page import RunPage, ScoreRow, write_run_page
-from lorgnette.report.predictions import PredictionRow
-from lorgnette.training import eval_samples
-from lorgnette.training.job import Job
+from lorgnette.report.html.page import RunPage, write_run_page
+from lorgnette.report.run_dir import RunDir
+from lorgnette.training.data_module import TrainingData
+from lorgnette.training.eval_samples import build_metric_curve, samples_over_time
+from lorgnette.types import PredictionRow
 
 CURVES = {
     "loss": ("train", "loss"),
     "eval loss": ("eval", "eval_loss"),
-    "lr": ("train", "lr"),
+    "learning rate": ("train", "learning_rate"),
     "grad norm": ("train", "grad_norm"),
 }
-"""Curve → kind of record and field in the log."""
+"""Curve → kind and field of its log records."""
 
 
 def write_run_report(
-    job: Job, rows: Sequence[PredictionRow], scores: Sequence[ScoreRow], addresses: Sequence[str]
+    settings: Settings,
+    run_dir: RunDir,
+    data: TrainingData,
+    rows: Sequence[PredictionRow],
+    scores: Sequence[ScoreRow],
+    tracker_addresses: Sequence[str],
+    terminal: Terminal,
 ) -> None:
-    """Write the page. addresses: where the trackers show the run."""
-    chosen, material = job.settings, job.material
-    records = run_log.read_log(job.folder.log)
-    curves = [Curve(name, run_log.select_series(records, kind, field)) for name, (kind, field) in CURVES.items()]
-    judge = get_best_model_metric(chosen)
-    metric = eval_samples.build_metric_curve(
-        records, rows, select_tracked_metric(chosen), selects_best=judge is not None
+    """Write report.html and print the sentences about the curves."""
+    # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
+    records = run_log.read_log(run_dir.log)
+    curves = {name: run_log.select_series(records, kind, field) for name, (kind, field) in CURVES.items()}
+    best_metric = get_best_model_metric(settings)
+    metric_curves = build_metric_curve(
+        records, rows, select_tracked_metric(settings), selects_best=best_metric is not None
     )
     seconds: dict[str, float] = {}
-    for record in records:  # a resumed run has several of each
+    for record in records:
         if record.get("kind") == "stage":
-            seconds[record["name"]] = seconds.get(record["name"], 0.0) + (
-                run_log.parse_number(record["seconds"]) or 0.0
-            )
-    summary, losses = "", curves[0].points
-    if losses:  # a log that somebody removed has none
-        took = f"{losses[-1][0]:.0f} steps on {len(material.examples)} examples in {seconds['steps']:.0f} s"
-        summary = f"{took}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
-    best = str(job.folder.best)
-    notes = summarize_loss(losses, curves[1].points, curves[3].points, None if judge else best)
-    if judge:
-        [drawn] = metric
-        notes += summarize_best_step(drawn.name, drawn.points, best, higher_is_better=get_direction(judge) > 0)
+            stage_seconds = run_log.parse_number(record["seconds"]) or 0.0
+            seconds[record["name"]] = seconds.get(record["name"], 0.0) + stage_seconds
+
+    # Say what they show. The log may have been deleted.
+    losses, best = curves["loss"], str(run_dir.best)
+    summary = ""
+    if losses:
+        steps = f"{losses[-1][0]:.0f} steps on {len(data.examples)} examples in {seconds['steps']:.0f} s"
+        summary = f"{steps}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
+    notes = summarize_loss(losses, curves["eval loss"], curves["grad norm"], None if best_metric else best)
+    if best_metric:
+        [curve] = metric_curves
+        notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
     for note in notes:
-        job.terminal.print(note)
+        terminal.print(note)
+
+    loss, eval_loss, *others = (Curve(name, points) for name, points in curves.items())
+    lora = settings.lora
     page = RunPage(
-        title=job.folder.path.resolve().name,
+        title=run_dir.path.resolve().name,
         summary=summary,
-        settings=chosen.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         facts=[
-            ("Base model", chosen.model),
-            ("Adapter", f"LoRA rank {chosen.lora.rank}, alpha {chosen.lora.alpha}, on {', '.join(chosen.lora.parts)}"),
-            ("Examples", f"{len(material.examples)} trained on, {len(material.held_out)} held out"),
-            ("Pictures", f"{len(material.grids)} distinct"),
+            ("Base model", settings.model),
+            ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
+            ("Examples", f"{len(data.examples)} trained on, {len(data.held_out)} held out"),
+            ("Images", f"{len(data.grids)} distinct"),
             *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
         ],
-        curves=[*curves[:2], *metric, *curves[2:]],
+        curves=[loss, eval_loss, *metric_curves, *others],
         rows=rows,
         scores=scores,
-        gains=compute_gains(rows, chosen.predict.metrics),
-        samples=eval_samples.samples_over_time(records, rows),
+        gains=compute_gains(rows, settings.predict.metrics),
+        samples=samples_over_time(records, rows),
         notes=notes,
-        problems=[str(problem) for problem in material.problems],
-        next_steps=[f"lorgnette predict --adapter {job.folder.adapter} PICTURE", *addresses],
+        problems=[str(problem) for problem in data.problems],
+        next_steps=[f"lorgnette predict --adapter {run_dir.adapter} IMAGE", *tracker_addresses],
     )
-    write_run_page(job.folder.report, page)
+    write_run_page(run_dir.report, page)

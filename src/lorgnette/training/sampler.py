@@ -1,22 +1,45 @@
-"""The passes of every step, a pure function of its number."""
+"""The examples of every step and their micro-batches: pure functions of seed and step number.
 
-from collections.abc import Sequence
+Nothing is remembered between steps, so a resumed run needs only its step number. Knows nothing about models.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
 
 from lorgnette.config import TrainSettings
-from lorgnette.processing.packing import Share, split_into_microbatches
-from lorgnette.training.epoch_order import (
-    ImageGroups,
-    compute_steps_per_epoch,
-    select_examples,
-    select_grouped_examples,
-)
+from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.types import Encoded, PackedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGroups:
+    """Indices of the examples that stay together in a step. Compared by identity, so that a cache lookup is cheap."""
+
+    indices: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_examples(cls, examples: Sequence[Encoded]) -> "ImageGroups":
+        """Group the examples by their first image; an example without images is a group of one."""
+        groups: dict[Hashable, list[int]] = {}
+        for i, encoded in enumerate(examples):
+            groups.setdefault(encoded.grids[0] if encoded.grids else i, []).append(i)
+        return cls(tuple(map(tuple, groups.values())))
+
+    @cached_property
+    def num_examples(self) -> int:
+        return sum(map(len, self.indices))
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """groups: the examples that stay together in a step, or None where each goes its own way."""
+    """Chooses the examples of a step and packs them into micro-batches.
+
+    batch_size: examples of one optimizer step; groups: examples that stay together in a step, or None.
+    """
 
     examples: Sequence[Encoded]
     batch_size: int
@@ -29,29 +52,83 @@ class BatchSampler:
     def from_settings(
         cls, examples: Sequence[Encoded], settings: TrainSettings, seed: int, *, group_by_image: bool
     ) -> "BatchSampler":
-        """grouped: a step takes all captions of its pictures together."""
-        per_step = settings.batch_size
-        epoch_steps = compute_steps_per_epoch(len(examples), per_step)
-        whole = epoch_steps * settings.epochs
-        total = min(whole, settings.max_steps or whole)
+        """group_by_image: a step takes all captions of its images together."""
+        steps_per_epoch = compute_steps_per_epoch(len(examples), settings.batch_size)
+        steps = steps_per_epoch * settings.epochs
         return cls(
             examples,
-            per_step,
+            settings.batch_size,
             seed,
             ImageGroups.from_examples(examples) if group_by_image else None,
-            epoch_steps,
-            total,
+            steps_per_epoch,
+            total_steps=min(steps, settings.max_steps or steps),
         )
 
-    def pack_step(self, step: int, max_tokens: int, prefix_sharing: Share) -> list[PackedBatch]:
-        """Of step `number` (from 0), in passes of at most so many rows."""
+    def select(self, step: int) -> list[int]:
+        """Indices of the examples of `step` (from 0)."""
         if self.groups is None:
-            chosen = select_examples(step, len(self.examples), self.batch_size, self.seed)
-        else:
-            chosen = select_grouped_examples(step, self.groups, self.batch_size, self.seed)
-        return split_into_microbatches([self.examples[i] for i in chosen], max_tokens, prefix_sharing=prefix_sharing)
+            return select_examples(step, len(self.examples), self.batch_size, self.seed)
+        return select_grouped_examples(step, self.groups, self.batch_size, self.seed)
 
-    def first_steps(self, num_examples: int, max_tokens: int, prefix_sharing: Share) -> list[PackedBatch]:
-        """Of the first steps, as many as have about so many examples: enough to know what all of them will be like."""
+    def pack_step(self, step: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
+        """The micro-batches of `step` (from 0), each of at most `max_tokens` tokens."""
+        examples = [self.examples[i] for i in self.select(step)]
+        return split_into_microbatches(examples, max_tokens, prefix_sharing=prefix_sharing)
+
+    def first_steps(self, num_examples: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
+        """The micro-batches of the first steps, about `num_examples` examples, which show the shapes of the rest."""
         steps = min(self.total_steps, max(1, num_examples // self.batch_size))
-        return [batch for number in range(steps) for batch in self.pack_step(number, max_tokens, prefix_sharing)]
+        return [
+            batch for step in range(steps) for batch in self.pack_step(step, max_tokens, prefix_sharing=prefix_sharing)
+        ]
+
+
+def compute_steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Steps of one pass over the examples; the last step may be smaller."""
+    return math.ceil(num_examples / batch_size)
+
+
+def select_examples(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:
+    """Indices of the examples of `step` (from 0): every epoch is a new permutation, drawn from (seed, epoch)."""
+    epoch, index = divmod(step, compute_steps_per_epoch(num_examples, batch_size))
+    return _draw_order(epoch, num_examples, seed)[index * batch_size : (index + 1) * batch_size]
+
+
+def select_grouped_examples(step: int, groups: ImageGroups, batch_size: int, seed: int) -> list[int]:
+    """As `select_examples`, but a step takes whole groups.
+
+    A step has batch_size examples, plus or minus one group; an epoch has as many steps as without groups. Only a group
+    of more than batch_size examples is split, into parts of batch_size.
+    """
+    epoch, index = divmod(step, compute_steps_per_epoch(groups.num_examples, batch_size))
+    parts, order, starts = _assign_groups_to_steps(epoch, groups, batch_size, seed)
+    return [i for part in order[starts[index] : starts[index + 1]] for i in parts[part]]
+
+
+@lru_cache(maxsize=2)
+def _draw_order(epoch: int, num_items: int, seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng([seed, epoch]).permutation(num_items).tolist()
+    return order
+
+
+@lru_cache(maxsize=2)
+def _split_large_groups(groups: ImageGroups, batch_size: int) -> list[tuple[int, ...]]:
+    return [group[start : start + batch_size] for group in groups.indices for start in range(0, len(group), batch_size)]
+
+
+@lru_cache(maxsize=2)
+def _assign_groups_to_steps(
+    epoch: int, groups: ImageGroups, batch_size: int, seed: int
+) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+    """(parts, their order in the epoch, index in that order where each step starts, with the end of the last)."""
+    parts = _split_large_groups(groups, batch_size)
+    order = _draw_order(epoch, len(parts), seed)
+    sizes = np.array([len(parts[part]) for part in order])
+    steps = compute_steps_per_epoch(int(sizes.sum()), batch_size)
+    index = np.arange(len(parts))
+    # In a row of all examples, a part belongs to the step that contains its middle.
+    step_of_part = (2 * sizes.cumsum() - sizes - 1) // (2 * batch_size)
+    # No step may stay empty: parts move by one step. They suffice, since no part is longer than a step.
+    step_of_part = np.maximum(step_of_part, index + steps - len(parts))
+    step_of_part = np.minimum.accumulate(step_of_part - index) + index
+    return parts, order, np.searchsorted(step_of_part, np.arange(steps + 1)).tolist()

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.trackers import swanlab as swanlab_module
 from lorgnette.report.trackers.swanlab import SwanlabTracker, select_mode
+from lorgnette.types import PredictionRow
 
 library = pytest.importorskip("swanlab", reason="swanlab is not installed")
 KEY = "a" * 21
@@ -25,8 +25,8 @@ DEAD = "http://127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no mode, a home and a working folder that are not the tester's."""
+def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no mode, an empty home and working folder."""
     for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
         monkeypatch.delenv(name)
     (tmp_path / "home").mkdir()
@@ -34,13 +34,13 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "home")
 
 
-def recorded(folder: Path, said: list[str]) -> SwanlabTracker:
-    """A whole run with two pictures, one of which cannot be read."""
+def record_run(folder: Path, warnings: list[str]) -> SwanlabTracker:
+    """A whole run with two images; one cannot be read."""
     Image.new("RGB", (64, 48), "teal").save(folder / "one.png")
-    tracker = SwanlabTracker("lorgnette", "coco", folder, said.append)
+    tracker = SwanlabTracker("lorgnette", "coco", folder, warnings.append)
     tracker.start({"lora": {"r": 64, "targets": ("q", "v")}, "path": folder})
     for step in range(1, 4):
-        tracker.log({"train/loss": 1 / step, "train/lr": 1e-4, "train/grad_norm": 2.0}, step)
+        tracker.log({"train/loss": 1 / step, "train/learning_rate": 1e-4, "train/grad_norm": 2.0}, step)
     tracker.log({"eval/loss": 0.7}, 3)
     rows = [
         PredictionRow("identity_1", (folder / "one.png",), "COCO Yes:", ("一只猫",), "the image", "a cat"),
@@ -51,14 +51,14 @@ def recorded(folder: Path, said: list[str]) -> SwanlabTracker:
     return tracker
 
 
-def test_without_a_key_the_dashboard_has_it_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_key_the_local_dashboard_has_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("swanboard", reason="the dashboard is not installed")
-    said: list[str] = []
+    warnings: list[str] = []
     before = signal.getsignal(signal.SIGINT)
-    tracker = recorded(tmp_path, said)
+    tracker = record_run(tmp_path, warnings)
     assert tracker.mode == "local"
     assert tracker.address == f"swanlab watch {tmp_path / 'swanlab'}"
-    assert said == []
+    assert warnings == []
     assert capfd.readouterr() == ("", "")
     assert signal.getsignal(signal.SIGINT) is before
     assert "SWANLAB_LOG_DIR" not in os.environ
@@ -68,7 +68,7 @@ def test_without_a_key_the_dashboard_has_it_all(tmp_path: Path, capfd: pytest.Ca
         tags = dict(board.execute("select name, folder from tag").fetchall())
         runs = board.execute("select name, run_id, status from experiment").fetchall()
     assert set(tags) == {
-        "train/loss", "train/lr", "train/grad_norm", "eval/loss", "Prediction", "Prediction texts"
+        "train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "Prediction", "Prediction texts"
     }  # fmt: skip
     ((name, run_id, status),) = runs
     assert (name, status) == ("coco", 1)
@@ -77,16 +77,16 @@ def test_without_a_key_the_dashboard_has_it_all(tmp_path: Path, capfd: pytest.Ca
     assert [(line["index"], line["data"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     (images,) = (json.loads(line) for line in (run / "logs" / tags["Prediction"] / "1000.log").read_text().splitlines())
     assert [more["caption"] for more in images["more"]] == ["after: a cat\nreference: 一只猫\nbefore: the image"]
-    with Image.open(run / "media" / tags["Prediction"] / images["data"][0]) as picture:
-        assert picture.size == (64, 48)
+    with Image.open(run / "media" / tags["Prediction"] / images["data"][0]) as image:
+        assert image.size == (64, 48)
     assert "64" in (run / "files/config.yaml").read_text()
 
 
-def test_a_number_that_is_none_does_not_spoil_its_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_is_not_finite_does_not_break_its_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """swanboard answers 500 for a metric with a NaN in it, and the whole chart is gone."""
     pytest.importorskip("swanboard", reason="the dashboard is not installed")
-    said: list[str] = []
-    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, said.append)
+    warnings: list[str] = []
+    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, warnings.append)
     tracker.start({})
     for step, value in enumerate((1.0, float("nan"), float("inf"), 0.5)):
         tracker.log({"train/loss": value}, step)
@@ -94,52 +94,52 @@ def test_a_number_that_is_none_does_not_spoil_its_chart(tmp_path: Path, monkeypa
     tracker.finish()
     (log,) = (tmp_path / "swanlab").glob("run-*/logs/*/1000.log")
     assert [json.loads(line)["data"] for line in log.read_text().splitlines()] == [1.0, 0.5]
-    assert len(said) == 1
-    assert "train/loss" in said[0]
+    assert len(warnings) == 1
+    assert "train/loss" in warnings[0]
 
 
-def test_a_second_run_of_the_process_is_its_own(tmp_path: Path) -> None:
+def test_two_runs_of_a_process_are_separate(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        recorded(tmp_path / name, [])
+        record_run(tmp_path / name, [])
     assert (tmp_path / "one/swanlab").is_dir()
     assert len(list((tmp_path / "two/swanlab").glob("run-*"))) == 1
 
 
 def test_without_key_dashboard_or_terminal_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swanlab_module.importlib.util, "find_spec", lambda name: None)
-    said: list[str] = []
-    tracker = recorded(tmp_path, said)
+    warnings: list[str] = []
+    tracker = record_run(tmp_path, warnings)
     assert tracker.mode == "offline"
     assert str(tracker.address).startswith(f"swanlab sync {tmp_path / 'swanlab' / 'run-'}")
-    assert said == []
+    assert warnings == []
     (record,) = (tmp_path / "swanlab").glob("run-*/*.swanlab")
     assert b"train/loss" in record.read_bytes()
 
 
-def test_a_key_whose_host_is_dead_falls_back_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_host_falls_back_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
     monkeypatch.setenv("SWANLAB_API_HOST", DEAD)
-    said: list[str] = []
+    warnings: list[str] = []
     before = time.monotonic()
-    tracker = recorded(tmp_path, said)
+    tracker = record_run(tmp_path, warnings)
     assert time.monotonic() - before < 10
     assert tracker.mode == "offline"
-    assert len(said) == 1
-    assert "127.0.0.1:9 cannot be reached" in said[0]
-    assert "swanlab sync" in said[0]
+    assert len(warnings) == 1
+    assert "127.0.0.1:9 cannot be reached" in warnings[0]
+    assert "swanlab sync" in warnings[0]
 
 
-def test_a_host_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_respond_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swanlab_module, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr("requests.head", lambda *_, **__: time.sleep(2))
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
-    mode, why = select_mode()
+    mode, warning = select_mode()
     assert mode == "offline"
-    assert "does not answer within 0.2 s" in str(why)
+    assert "does not respond within 0.2 s" in str(warning)
 
 
-def test_a_process_without_a_terminal_ends_without_a_question(tmp_path: Path) -> None:
+def test_a_process_without_a_terminal_ends_without_a_prompt(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from lorgnette.report.trackers.tracker import open_trackers\n"
         f"(t,) = open_trackers('auto', project='p', experiment='e', folder=Path({str(tmp_path)!r}), warn=print)\n"
@@ -153,7 +153,7 @@ def test_a_process_without_a_terminal_ends_without_a_question(tmp_path: Path) ->
     assert done.stderr == ""
 
 
-def test_the_mode_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swanlab_mode_selects_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_API_HOST", DEAD)
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
     for named in ("local", "offline", "disabled"):
@@ -161,13 +161,13 @@ def test_the_mode_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert select_mode() == (named, None)
     for named in ("cloud", "online"):
         monkeypatch.setenv("SWANLAB_MODE", named)
-        mode, why = select_mode()
+        mode, warning = select_mode()
         assert mode == "offline"
-        assert "cannot be reached" in str(why)
+        assert "cannot be reached" in str(warning)
     monkeypatch.delenv("SWANLAB_API_KEY")
-    mode, why = select_mode()
+    mode, warning = select_mode()
     assert mode in ("local", "offline")
-    assert "no API key" in str(why)
+    assert "no API key" in str(warning)
     monkeypatch.setenv("SWANLAB_MODE", "nonsense")
     with pytest.raises(UsageError, match="SWANLAB_MODE is one of"):
         select_mode()
@@ -175,19 +175,19 @@ def test_the_mode_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "disabled")
-    tracker = recorded(tmp_path, [])
+    tracker = record_run(tmp_path, [])
     assert tracker.address is None
     assert list((tmp_path / "swanlab").rglob("*")) == []
 
 
 class Cloud(BaseHTTPRequestHandler):
-    """As much of SwanLab's service as a run talks to; knows one key."""
+    """The part of SwanLab's service that a run uses; knows one key."""
 
-    seen: list[tuple[str, str, bytes]]
-    away = False
+    requests: list[tuple[str, str, bytes]]
+    is_down = False
 
-    def _served(self) -> tuple[int, object]:
-        if self.away:
+    def _respond(self) -> tuple[int, object]:
+        if self.is_down:
             return 503, {}
         if self.path == "/api/login/api_key":
             if self.headers.get("authorization") != KEY:
@@ -203,8 +203,8 @@ class Cloud(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.seen.append((self.command, self.path, body))
-        status, answer = self._served()
+        self.requests.append((self.command, self.path, body))
+        status, answer = self._respond()
         content = b"" if self.command == "HEAD" else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -221,7 +221,7 @@ class Cloud(BaseHTTPRequestHandler):
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Cloud]]:
     class Fresh(Cloud):
-        seen: list[tuple[str, str, bytes]] = []  # noqa: RUF012
+        requests: list[tuple[str, str, bytes]] = []  # noqa: RUF012
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Fresh)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -233,46 +233,46 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Cloud]]:
     thread.join()
 
 
-def test_a_key_that_is_refused_falls_back(tmp_path: Path, cloud: type[Cloud], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_key_falls_back(tmp_path: Path, cloud: type[Cloud], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_API_KEY", "b" * 21)
-    said: list[str] = []
-    tracker = recorded(tmp_path, said)
+    warnings: list[str] = []
+    tracker = record_run(tmp_path, warnings)
     assert tracker.mode == "offline"
-    assert len(said) == 1
-    assert "could not go online" in said[0]
+    assert len(warnings) == 1
+    assert "could not go online" in warnings[0]
 
 
 def test_with_a_key_it_is_online(tmp_path: Path, cloud: type[Cloud], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
-    said: list[str] = []
-    tracker = recorded(tmp_path, said)
-    assert said == []
+    warnings: list[str] = []
+    tracker = record_run(tmp_path, warnings)
+    assert warnings == []
     assert tracker.mode == "online"
     assert str(tracker.address).endswith("/runs/x1") or "/runs/" in str(tracker.address)
-    sent = [json.loads(body) for _, path, body in cloud.seen if path == "/api/house/metrics"]
+    sent = [json.loads(body) for _, path, body in cloud.requests if path == "/api/house/metrics"]
     assert {batch["type"] for batch in sent} >= {"scalar"}
-    assert b"train/loss" in b"".join(body for _, _, body in cloud.seen)
+    assert b"train/loss" in b"".join(body for _, _, body in cloud.requests)
 
 
-def test_a_network_lost_in_the_middle_does_not_hold_the_end(
+def test_a_network_lost_during_the_run_does_not_delay_the_end(
     tmp_path: Path, cloud: type[Cloud], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWANLAB_API_KEY", KEY)
     monkeypatch.setattr(swanlab_module, "FINISH_SECONDS", 1.0)
-    said: list[str] = []
-    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, said.append)
+    warnings: list[str] = []
+    tracker = SwanlabTracker("lorgnette", "coco", tmp_path, warnings.append)
     tracker.start({})
-    cloud.away = True
+    cloud.is_down = True
     before = time.monotonic()
     for step in range(200):
         tracker.log({"train/loss": 1.0}, step)
     assert time.monotonic() - before < 1
     tracker.finish()
     assert time.monotonic() - before < 5
-    assert len(said) == 1
-    assert "still uploading" in said[0]
-    assert "swanlab sync" in said[0]
-    cloud.away = False  # lets what was left behind end, with its files closed
+    assert len(warnings) == 1
+    assert "still uploading" in warnings[0]
+    assert "swanlab sync" in warnings[0]
+    cloud.is_down = False  # lets the abandoned thread end and close its files
     for thread in threading.enumerate():
-        if thread.name == "lorgnette-deadline":
+        if thread.name == "lorgnette-timeout":
             thread.join(20)

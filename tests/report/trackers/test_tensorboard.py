@@ -3,19 +3,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.trackers.tensorboard import TensorboardTracker
+from lorgnette.types import PredictionRow
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
 
-def test_what_was_logged_can_be_read_back(tmp_path: Path) -> None:
+def test_logged_values_can_be_read_back(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "one.png")
     tracker = TensorboardTracker(tmp_path)
     assert tracker.address is None
     tracker.start({"lora": {"r": 64}, "path": tmp_path})
     for step in range(1, 4):
-        tracker.log({"train/loss": 1 / step, "train/lr": float("nan")}, step)
+        tracker.log({"train/loss": 1 / step, "train/learning_rate": float("nan")}, step)
     row = PredictionRow("identity_1", (tmp_path / "one.png", tmp_path / "gone.png"), "p", ("a cat",), "the", "一只猫")
     tracker.log_predictions([row], 3)
     tracker.finish()

@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.trackers import tracker
 from lorgnette.report.trackers.tracker import GuardedTracker, open_trackers, to_scalars
+from lorgnette.types import PredictionRow
 
 
 class Recorder:
-    """A tracker that keeps what it is given, and breaks where told to."""
+    """A tracker that records its calls and fails at one of them."""
 
-    def __init__(self, breaks: str = "", error: Exception | None = None) -> None:
-        self.breaks, self.error = breaks, error or RuntimeError("the network\n is away")
+    def __init__(self, fails_in: str = "", error: Exception | None = None) -> None:
+        self.fails_in, self.error = fails_in, error or RuntimeError("the network\n is down")
         self.calls: list[str] = []
 
     @property
@@ -22,7 +22,7 @@ class Recorder:
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
-        if name == self.breaks:
+        if name == self.fails_in:
             raise self.error
 
     def start(self, settings: Mapping[str, object]) -> None:
@@ -31,8 +31,8 @@ class Recorder:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._call("log")
 
-    def predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
-        self._call("predictions")
+    def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
+        self._call("log_predictions")
 
     def finish(self) -> None:
         self._call("finish")
@@ -46,28 +46,28 @@ def run(tracker: GuardedTracker) -> None:
     tracker.finish()
 
 
-@pytest.mark.parametrize("breaks", ["start", "log", "predictions", "finish"])
-def test_a_failing_tracker_is_told_once_and_off(breaks: str) -> None:
-    said: list[str] = []
-    recorder = Recorder(breaks)
-    guarded = GuardedTracker("swanlab", recorder, said.append)
+@pytest.mark.parametrize("fails_in", ["start", "log", "log_predictions", "finish"])
+def test_a_failing_tracker_is_reported_once_and_switched_off(fails_in: str) -> None:
+    warnings: list[str] = []
+    recorder = Recorder(fails_in)
+    guarded = GuardedTracker("swanlab", recorder, warnings.append)
     run(guarded)
-    assert recorder.calls[-1] == breaks
-    assert recorder.calls.count(breaks) == 1
-    assert len(said) == 1
-    assert "swanlab" in said[0]
-    assert "the network is away" in said[0]
+    assert recorder.calls[-1] == fails_in
+    assert recorder.calls.count(fails_in) == 1
+    assert len(warnings) == 1
+    assert "swanlab" in warnings[0]
+    assert "the network is down" in warnings[0]
     assert guarded.address is None
 
 
 def test_a_working_tracker_gets_everything() -> None:
-    said: list[str] = []
+    warnings: list[str] = []
     recorder = Recorder()
-    guarded = GuardedTracker("x", recorder, said.append)
+    guarded = GuardedTracker("x", recorder, warnings.append)
     assert guarded.address == "nowhere"
     run(guarded)
-    assert recorder.calls == ["start", "log", "log", "predictions", "finish"]
-    assert said == []
+    assert recorder.calls == ["start", "log", "log", "log_predictions", "finish"]
+    assert warnings == []
 
 
 def test_a_wrong_setting_and_an_interrupt_are_not_swallowed() -> None:
@@ -82,40 +82,48 @@ def test_a_wrong_setting_and_an_interrupt_are_not_swallowed() -> None:
         GuardedTracker("x", Interrupted(), print).log({}, 1)
 
 
-def opened(names: object, folder: Path) -> list[str]:
-    found = open_trackers(names, project="p", experiment="e", folder=folder, warn=print)  # type: ignore[arg-type]
-    return [tracker.name for tracker in found if isinstance(tracker, GuardedTracker)]
+def open_names(names: object, folder: Path) -> list[str]:
+    trackers = open_trackers(names, project="p", experiment="e", folder=folder, warn=print)  # type: ignore[arg-type]
+    return [tracker.name for tracker in trackers if isinstance(tracker, GuardedTracker)]
 
 
-def test_which_trackers_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_select_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "is_installed", lambda name: True)
-    assert opened("auto", tmp_path) == ["swanlab"]
-    assert opened(("auto",), tmp_path) == ["swanlab"]
-    assert opened(("none",), tmp_path) == opened((), tmp_path) == []
-    assert opened(("wandb", "tensorboard", "wandb"), tmp_path) == ["wandb", "tensorboard"]
-    assert opened("tensorboard", tmp_path) == ["tensorboard"]
+    assert open_names("auto", tmp_path) == ["swanlab"]
+    assert open_names(("auto",), tmp_path) == ["swanlab"]
+    assert open_names(("none",), tmp_path) == open_names((), tmp_path) == []
+    assert open_names(("wandb", "tensorboard", "wandb"), tmp_path) == ["wandb", "tensorboard"]
+    assert open_names("tensorboard", tmp_path) == ["tensorboard"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "is_installed", lambda name: False)
-    assert opened("auto", tmp_path) == []
+    assert open_names("auto", tmp_path) == []
     with pytest.raises(UsageError, match=r"pip install 'lorgnette\[swanlab\]'"):
-        opened(("swanlab",), tmp_path)
+        open_names(("swanlab",), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
-    [(("swanlb",), "did you mean 'swanlab'"), (("zzz",), "choose from"), (("none", "wandb"), "stands alone")],
+    ("names", "message"),
+    [(("swanlb",), "did you mean 'swanlab'"), (("zzz",), "choose from"), (("none", "wandb"), "cannot be combined")],
 )
-def test_a_name_that_is_none(tmp_path: Path, names: tuple[str, ...], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        opened(names, tmp_path)
+def test_a_wrong_name_is_an_error(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_names(names, tmp_path)
 
 
-def test_records_get_the_names_that_charts_have() -> None:
-    train = {"kind": "train", "step": 3, "epoch": 0.5, "loss": "nan", "lr": 1e-4, "grad_norm": 2, "note": "x"}
-    named = to_scalars(train)
-    assert set(named) == {"train/epoch", "train/loss", "train/lr", "train/grad_norm"}
+def test_log_records_become_named_scalars() -> None:
+    train = {
+        "kind": "train",
+        "step": 3,
+        "epoch": 0.5,
+        "loss": "nan",
+        "learning_rate": 1e-4,
+        "grad_norm": 2,
+        "note": "x",
+    }
+    scalars = to_scalars(train)
+    assert set(scalars) == {"train/epoch", "train/loss", "train/learning_rate", "train/grad_norm"}
     assert to_scalars({"kind": "eval", "step": 3, "eval_loss": 0.5}) == {"eval/loss": 0.5}
     assert to_scalars({"kind": "event", "step": 3, "text": "x"}) == {}

@@ -4,15 +4,15 @@ import pytest
 from PIL import Image
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.trackers.wandb import WandbTracker, select_mode
+from lorgnette.types import PredictionRow
 
 wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
 
 @pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no mode, and a home that is not the tester's."""
+def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no mode, an empty home."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").mkdir()
@@ -27,7 +27,7 @@ def test_the_mode_follows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
     assert select_mode() == "offline"
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert select_mode() == "offline"  # it would ask for a key
+    assert select_mode() == "offline"  # W&B would ask for a key
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert select_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -39,10 +39,10 @@ def test_the_mode_follows_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "one.png")
-    said: list[str] = []
+    warnings: list[str] = []
     folder = tmp_path / "run"
     folder.mkdir()
-    tracker = WandbTracker("project", "experiment", folder, said.append)
+    tracker = WandbTracker("project", "experiment", folder, warnings.append)
     assert tracker.address is None
     tracker.start({"lora": {"r": 64}, "path": tmp_path})
     tracker.log({"train/loss": 1.0}, 1)
@@ -55,5 +55,5 @@ def test_without_a_key_it_records_in_the_folder(tmp_path: Path, capfd: pytest.Ca
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/Prediction_2_*.png"))
     assert tracker.address == f"wandb sync {record.parent}"
     assert list((tmp_path / "home").rglob("*")) == []
-    assert said == []
+    assert warnings == []
     assert capfd.readouterr() == ("", "")

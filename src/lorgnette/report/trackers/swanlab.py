@@ -1,7 +1,7 @@
-"""SwanLab as a tracker: which mode, without a question, without noise, without a hang.
+"""SwanLab as a tracker: it selects a mode by itself, asks nothing, prints nothing, never hangs.
 
-Mode: SWANLAB_MODE where it is set; online where an API key is found (environment, SwanLab's own files) and its host
-answers; local where the dashboard is installed; else offline. Knows nothing about training.
+Mode: SWANLAB_MODE if set; online with an API key (environment, SwanLab's own files) if the host responds; local if the
+dashboard is installed; else offline. Knows nothing about training.
 """
 
 import contextlib
@@ -12,31 +12,31 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow, load_thumbnails
+from lorgnette.report.predictions import load_thumbnails
 from lorgnette.report.trackers.timeout import call_with_timeout
+from lorgnette.types import PredictionRow
 
 Mode = Literal["online", "local", "offline", "disabled"]
-T = TypeVar("T")
 
 CHECK_SECONDS = 5.0
 START_SECONDS = 20.0
 FINISH_SECONDS = 60.0
-"""Uploading what is left; what does not make it stays in the folder for `swanlab sync`."""
+"""Limit for the last uploads; the rest stays in the folder for `swanlab sync`."""
 IMAGE_SIDE = 560
 UPLOAD_LATER = "`swanlab sync` uploads it later"
 
 
 class SwanlabTracker:
-    """Keeps everything under folder/swanlab."""
+    """Keeps its files under folder/swanlab."""
 
     def __init__(self, project: str, experiment: str, folder: Path, warn: Callable[[str], None]) -> None:
         self._project, self._experiment, self._warn = project, experiment, warn
         self._folder = folder / "swanlab"
         self._run: Any = None
-        self._log_dir_before = os.environ.get("SWANLAB_LOG_DIR")
+        self._previous_log_dir = os.environ.get("SWANLAB_LOG_DIR")
         self._has_warned_of_gaps = False
         self.mode: Mode | None = None
 
@@ -49,9 +49,9 @@ class SwanlabTracker:
         return f"swanlab sync {self._run.dir}" if self.mode == "offline" else None
 
     def start(self, settings: Mapping[str, object]) -> None:
-        mode, why = select_mode()
-        if why:
-            self._warn(why)
+        mode, warning = select_mode()
+        if warning:
+            self._warn(warning)
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run = self._start_run(mode, settings)
@@ -64,24 +64,26 @@ class SwanlabTracker:
         self.mode = mode
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        kept = dict(metrics)
+        values = dict(metrics)
         if self.mode == "local":
-            # Its dashboard fails on a whole chart for one value that JSON has no number for.
-            kept = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if len(kept) < len(metrics) and not self._has_warned_of_gaps:
+            # One non-finite value breaks a whole chart of its dashboard.
+            values = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if len(values) < len(metrics) and not self._has_warned_of_gaps:
             self._has_warned_of_gaps = True
-            lost = ", ".join(name for name in metrics if name not in kept)
-            self._warn(f"{lost} is not finite at step {step}; SwanLab's dashboard leaves a gap, log.jsonl has it all")
-        if kept:
-            self._run.log(kept, step=step)
+            dropped = ", ".join(name for name in metrics if name not in values)
+            self._warn(
+                f"{dropped} is not finite at step {step}; SwanLab's dashboard leaves a gap, log.jsonl has the value"
+            )
+        if values:
+            self._run.log(values, step=step)
 
     def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
-        """The pictures under "Prediction" with the texts as captions, and the texts once more as a list to read."""
+        """Log the images under "Prediction" with the texts as captions, and the texts again as a readable list."""
         import swanlab
 
         images = [
-            swanlab.Image(picture, caption=caption, file_type="jpg")
-            for picture, caption in load_thumbnails(rows, IMAGE_SIDE)
+            swanlab.Image(image, caption=caption, file_type="jpg")
+            for image, caption in load_thumbnails(rows, IMAGE_SIDE)
         ]
         texts = [swanlab.Text(row.caption, caption=row.id) for row in rows]
         media = {"Prediction": images, "Prediction texts": texts}
@@ -94,7 +96,7 @@ class SwanlabTracker:
             with _suppress_output():
                 call_with_timeout(FINISH_SECONDS, self._run.finish)
         except TimeoutError:
-            self._warn(f"SwanLab is still uploading; what is missing can be sent later: swanlab sync {self._run.dir}")
+            self._warn(f"SwanLab is still uploading; to upload the rest later: swanlab sync {self._run.dir}")
         finally:
             self._restore_environment()
 
@@ -104,9 +106,9 @@ class SwanlabTracker:
         def start() -> Any:
             quiet = swanlab.Settings(
                 interactive=False,
-                # It would wrap stdout and stderr, and record every frame of a progress bar.
+                # The proxy would wrap stdout and stderr, and record every frame of a progress bar.
                 terminal=swanlab.Settings.Terminal(proxy_type="none"),
-                # runtime is the host's name and the folder one works in, git the remote's address.
+                # runtime is the host's name and the working folder, git the remote's address.
                 probe=swanlab.Settings.Probe(runtime=False, git=False),
             )
             return swanlab.init(
@@ -118,48 +120,48 @@ class SwanlabTracker:
                 settings=quiet,
             )
 
-        # Started outside the main thread SwanLab leaves Ctrl+C alone: saving a checkpoint then is the loop's.
+        # Started outside the main thread SwanLab installs no Ctrl+C handler, so ours can save a checkpoint.
         with _suppress_output():
             return call_with_timeout(START_SECONDS, start)
 
     def _restore_environment(self) -> None:
-        """Local mode sets SWANLAB_LOG_DIR, which would send any later run of this process here."""
-        if self._log_dir_before is None:
+        """Local mode sets SWANLAB_LOG_DIR, and every later run of this process would write here."""
+        if self._previous_log_dir is None:
             os.environ.pop("SWANLAB_LOG_DIR", None)
         else:
-            os.environ["SWANLAB_LOG_DIR"] = self._log_dir_before
+            os.environ["SWANLAB_LOG_DIR"] = self._previous_log_dir
 
 
 def select_mode() -> tuple[Mode, str | None]:
-    """The mode, and what to tell the user where it is not the one that the key promises."""
+    """(mode, a warning if it is not the mode that was set or that the API key allows)."""
     import swanlab
 
     try:
-        found = swanlab.Settings()
+        settings = swanlab.Settings()
     except ValueError as error:
         raise UsageError(
             f"SwanLab's settings are not valid: {_shorten_error(error)}",
             where="SWANLAB_* in the environment",
             hint="SWANLAB_MODE is one of online, local, offline, disabled",
         ) from error
-    if "mode" in found.model_fields_set:
-        if found.mode == "online" and not found.api_key:
+    if "mode" in settings.model_fields_set:
+        if settings.mode == "online" and not settings.api_key:
             return (
                 _select_mode_without_key(),
                 "SWANLAB_MODE is online but there is no API key (swanlab login); recording on this machine",
             )
-        if found.mode != "online":
-            return _parse_mode(found.mode), None
-    if not found.api_key:
+        if settings.mode != "online":
+            return _parse_mode(settings.mode), None
+    if not settings.api_key:
         return _select_mode_without_key(), None
-    reason = _find_connection_error(found.api_host)
+    reason = _find_connection_error(settings.api_host)
     if reason:
-        return "offline", f"SwanLab's {found.api_host} {reason}; recording offline, {UPLOAD_LATER}"
+        return "offline", f"SwanLab's {settings.api_host} {reason}; recording offline, {UPLOAD_LATER}"
     return "online", None
 
 
 def _select_mode_without_key() -> Mode:
-    # Without the dashboard's package local mode prints an error and loses its charts.
+    # Without the dashboard's package, local mode prints an error and loses its charts.
     return "local" if importlib.util.find_spec("swanboard") else "offline"
 
 
@@ -169,13 +171,13 @@ def _parse_mode(name: str) -> Mode:
 
 
 def _find_connection_error(host: str) -> str | None:
-    """Why there is no talking to the host; None where it answers anything. Looking up its name can hang: bounded."""
+    """Why the host cannot be reached; None if it responds. Name resolution may hang, so the time is limited."""
     import requests
 
     try:
         call_with_timeout(CHECK_SECONDS, lambda: requests.head(host, timeout=CHECK_SECONDS).close())
     except TimeoutError:
-        return f"does not answer within {CHECK_SECONDS:g} s"
+        return f"does not respond within {CHECK_SECONDS:g} s"
     except requests.RequestException as error:
         return f"cannot be reached ({type(error).__name__})"
     return None
@@ -183,14 +185,14 @@ def _find_connection_error(host: str) -> str | None:
 
 @contextlib.contextmanager
 def _suppress_output() -> Iterator[None]:
-    """Its greetings go to stdout, over our progress bar; its hardware probe imports a package that is deprecated."""
+    """SwanLab prints to stdout, over our progress bar, and its hardware probe imports a deprecated package."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The pynvml package is deprecated", category=FutureWarning)
         yield
 
 
 def _to_plain_types(value: Any) -> Any:
-    """Settings in the types that YAML has: SwanLab writes them to a file."""
+    """Settings in YAML's types: SwanLab writes them to a file."""
     if isinstance(value, Mapping):
         return {str(key): _to_plain_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
+from lorgnette.types import PredictionRow
 
 IMAGE_SIDE = 448
 
@@ -32,12 +32,12 @@ class TensorboardTracker:
             self._writer.add_scalar(name, value, step)
 
     def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
-        """Each picture under Prediction/<id>, its texts beside it; a picture that cannot be read has its texts only."""
+        """Log each image and its texts under Prediction/<id>; only the texts if an image cannot be read."""
         import numpy as np
 
         for row in rows:
-            for place, path in enumerate(row.images):
-                name = f"Prediction/{row.id}" + (f"/{place + 1}" if place else "")
+            for i, path in enumerate(row.images):
+                name = f"Prediction/{row.id}" + (f"/{i + 1}" if i else "")
                 with contextlib.suppress(UnreadableImageError):
                     pixels = np.asarray(load_thumbnail(path, IMAGE_SIDE))
                     self._writer.add_image(name, pixels, step, dataformats="HWC")
@@ -49,5 +49,5 @@ class TensorboardTracker:
 
 
 def _indent(text: str) -> str:
-    """As Markdown's code, which keeps line breaks and stars."""
+    """Markdown code, so that line breaks and stars stay."""
     return "\n".join("    " + line for line in text.split("\n"))

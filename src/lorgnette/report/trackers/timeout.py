@@ -1,8 +1,8 @@
-"""A call that gets so long and no longer.
+"""Calls a function with a time limit.
 
-Tracker libraries talk to the network when they start and end, with retries of their own and no way to cap the sum.
-A training that has finished must not wait on them, so such a call runs in a daemon thread that is left behind when
-its time is up. Knows nothing about what is called.
+Tracker libraries use the network when they start and finish, with retries and no limit on their sum. A finished
+training must not wait for them: the call runs on a daemon thread and is abandoned at the limit. Knows nothing about
+the function.
 """
 
 import threading
@@ -13,21 +13,21 @@ T = TypeVar("T")
 
 
 def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
-    """call(), or TimeoutError after so many seconds. Its own exception is raised here."""
-    answers: list[T] = []
+    """Return call(), or raise its exception; TimeoutError after `seconds`."""
+    results: list[T] = []
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            answers.append(call())
+            results.append(call())
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="lorgnette-deadline")
+    thread = threading.Thread(target=run, daemon=True, name="lorgnette-timeout")
     thread.start()
     thread.join(seconds)
     if errors:
         raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return answers[0]
+    if not results:
+        raise TimeoutError(f"no response within {seconds:g} s")
+    return results[0]

@@ -1,11 +1,10 @@
-"""Experiment trackers behind one small interface, none of which can stop a training.
+"""Experiment trackers behind one interface; none can stop a training.
 
-    trackers = open_trackers("auto", project="lorgnette", experiment="coco", folder=run.path, warn=print)
-    tracker.start(settings) → log(metrics, step)* → predictions(rows, step)? → finish()
+    trackers = open_trackers("auto", project="lorgnette", experiment="coco", folder=run_dir.path, warn=print)
+    tracker.start(settings) → log(metrics, step)* → log_predictions(rows, step)* → finish()
 
-A tracker that fails is named once through `warn` and is silent from then on: the run's own log.jsonl and report.html
-hold everything it would have had. Only the first process of a run should open any. Knows nothing about the
-libraries: one module each knows its own.
+A tracker that fails is reported once through `warn` and switched off: log.jsonl and report.html hold the same data.
+Only the main process of a run opens trackers. Knows nothing about the libraries: each has its own module.
 """
 
 import difflib
@@ -15,18 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow
 from lorgnette.report.run_log import parse_number
+from lorgnette.types import PredictionRow
 
 Warn = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """start once, log often, predictions when there are some, finish once."""
+    """Call start once, log and log_predictions any number of times, finish once."""
 
     @property
     def address(self) -> str | None:
-        """How to look at the run: an address, or a command to type. None before the start."""
+        """A URL, or a command that shows the run. None before the start."""
 
     def start(self, settings: Mapping[str, object]) -> None: ...
 
@@ -59,27 +58,30 @@ def _open_wandb(project: str, experiment: str, folder: Path, warn: Warn) -> Trac
 
 
 TRACKERS: dict[str, Opener] = {"swanlab": _open_swanlab, "tensorboard": _open_tensorboard, "wandb": _open_wandb}
-"""Name of the tracker, which is also its package's and its pip extra's."""
+"""Trackers by name; package and pip extra have the same name."""
 
 
 def open_trackers(
     names: Sequence[str] | Literal["auto"], *, project: str, experiment: str, folder: Path, warn: Warn
 ) -> list[Tracker]:
-    """The trackers of a run, not yet started. "auto": SwanLab where it is installed. ("none",) or (): none."""
+    """Create the trackers of a run without starting them. "auto": SwanLab if installed; ("none",) or (): none.
+
+    Raises UsageError for a tracker that is unknown or not installed.
+    """
     if names == "auto" or list(names) == ["auto"]:
-        wanted: Sequence[str] = ["swanlab"] if is_installed("swanlab") else []
+        selected: Sequence[str] = ["swanlab"] if is_installed("swanlab") else []
     else:
-        wanted = _check_names([names] if isinstance(names, str) else list(names))
-    return [GuardedTracker(name, TRACKERS[name](project, experiment, folder, warn), warn) for name in wanted]
+        selected = _check_names([names] if isinstance(names, str) else list(names))
+    return [GuardedTracker(name, TRACKERS[name](project, experiment, folder, warn), warn) for name in selected]
 
 
 def is_installed(package: str) -> bool:
-    """Whether it could be imported, found out without importing it."""
+    """Whether the package can be imported; does not import it."""
     return importlib.util.find_spec(package) is not None
 
 
 def to_scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record of the run's log as trackers name it: train/loss, train/lr, train/grad_norm, …, eval/loss."""
+    """The numbers of a log record under their tracker names: train/loss, train/learning_rate, …, eval/loss."""
     kind = record.get("kind")
     if kind not in ("train", "eval"):
         return {}
@@ -94,19 +96,19 @@ def _check_names(names: list[str]) -> list[str]:
         if name in TRACKERS and is_installed(name):
             continue
         if name in TRACKERS:
-            what, remedy = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
+            message, hint = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
         elif name in ("none", "auto"):
-            what, remedy = f"{name!r} stands alone, beside no other tracker", "remove it or the others"
+            message, hint = f"{name!r} cannot be combined with other trackers", f"remove {name!r} or the others"
         else:
             near = difflib.get_close_matches(name, [*TRACKERS, "auto", "none"], n=1, cutoff=0.4)
-            what = f"no tracker is named {name!r}"
-            remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TRACKERS)}, auto, none"
-        raise UsageError(what, where="trackers", hint=remedy)
+            message = f"unknown tracker {name!r}"
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TRACKERS)}, auto, none"
+        raise UsageError(message, where="report_to", hint=hint)
     return list(dict.fromkeys(names))
 
 
 class GuardedTracker:
-    """A tracker whose first failure is told once and switches it off."""
+    """Switches its tracker off at the first failure and reports it once."""
 
     def __init__(self, name: str, tracker: Tracker, warn: Warn) -> None:
         self.name = name
@@ -124,20 +126,20 @@ class GuardedTracker:
         self._try_call("log", lambda tracker: tracker.log(metrics, step))
 
     def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None:
-        self._try_call("record the predictions", lambda tracker: tracker.log_predictions(rows, step))
+        self._try_call("log the predictions", lambda tracker: tracker.log_predictions(rows, step))
 
     def finish(self) -> None:
         self._try_call("finish", lambda tracker: tracker.finish())
 
-    def _try_call(self, what: str, call: Callable[[Tracker], None]) -> None:
+    def _try_call(self, action: str, call: Callable[[Tracker], None]) -> None:
         if self._tracker is None:
             return
         try:
             call(self._tracker)
         except UsageError:
-            raise  # a wrong setting, found at the start: better now than a training without the tracker asked for
+            raise  # a wrong setting: better an error at the start than a training without the tracker
         except Exception as error:
-            # Any Exception: it is somebody else's library and network, and hours of training hang on our patience.
+            # Any Exception: neither the library nor its network is ours, and hours of training must not depend on them.
             self._tracker = None
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._warn(f"{self.name} could not {what} and is off from here: {reason[:300]}; the run's own log goes on")
+            self._warn(f"{self.name} could not {action} and is switched off: {reason[:300]}; log.jsonl continues")

@@ -1,4 +1,4 @@
-"""Weights & Biases as a tracker: online with a key, offline without, never a question. Knows nothing about training."""
+"""Weights & Biases as a tracker: online with a key, offline without; it asks nothing. Knows nothing about training."""
 
 import contextlib
 import netrc
@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from lorgnette.errors import UsageError
-from lorgnette.report.predictions import PredictionRow, load_thumbnails
+from lorgnette.report.predictions import load_thumbnails
 from lorgnette.report.trackers.timeout import call_with_timeout
+from lorgnette.types import PredictionRow
 
 Mode = Literal["online", "offline", "shared", "disabled"]
 
@@ -20,7 +21,7 @@ IMAGE_SIDE = 560
 
 
 class WandbTracker:
-    """Keeps everything under folder/wandb (W&B adds that name itself)."""
+    """Keeps its files under folder/wandb (W&B adds that name itself)."""
 
     def __init__(self, project: str, experiment: str, folder: Path, warn: Callable[[str], None]) -> None:
         self._project, self._experiment, self._folder, self._warn = project, experiment, folder, warn
@@ -57,7 +58,7 @@ class WandbTracker:
 
         columns = ["id", "prompt", "reference", "before", "after"]
         table = wandb.Table(columns, [[r.id, r.prompt, "\n".join(r.references), r.base, r.tuned] for r in rows])
-        images = [wandb.Image(picture, caption=caption) for picture, caption in load_thumbnails(rows, IMAGE_SIDE)]
+        images = [wandb.Image(image, caption=caption) for image, caption in load_thumbnails(rows, IMAGE_SIDE)]
         media = {"Prediction texts": table} | ({"Prediction": images} if images else {})
         with _redirect_cache(self._folder / "wandb"):
             self._run.log(media, step=step)
@@ -68,7 +69,7 @@ class WandbTracker:
         try:
             call_with_timeout(FINISH_SECONDS, self._run.finish)
         except TimeoutError:
-            self._warn(f"W&B is still uploading; what is missing can be sent later: {self._sync_command}")
+            self._warn(f"W&B is still uploading; to upload the rest later: {self._sync_command}")
 
     def _start_run(self, mode: Mode, settings: Mapping[str, object]) -> Any:
         import wandb
@@ -91,15 +92,15 @@ class WandbTracker:
 
 
 def select_mode() -> Mode:
-    """WANDB_MODE where it is set, else online where a key is stored, else offline."""
-    named = os.environ.get("WANDB_MODE")
-    if named is None:
+    """WANDB_MODE if set, else online if a key is stored, else offline."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None:
         return "online" if _has_key() else "offline"
-    if named not in ("online", "offline", "shared", "disabled"):
-        raise UsageError(f"WANDB_MODE is {named!r}", where="environment", hint="set it to online, offline or disabled")
-    if named == "online" and not _has_key():
-        return "offline"  # it would ask for a key
-    return cast(Mode, named)
+    if mode not in ("online", "offline", "shared", "disabled"):
+        raise UsageError(f"WANDB_MODE is {mode!r}", where="environment", hint="set it to online, offline or disabled")
+    if mode == "online" and not _has_key():
+        return "offline"  # W&B would ask for a key
+    return cast(Mode, mode)
 
 
 def _has_key() -> bool:
@@ -116,12 +117,12 @@ def _has_key() -> bool:
 
 @contextlib.contextmanager
 def _redirect_cache(folder: Path) -> Iterator[None]:
-    """Its service logs to ~/.cache and stages tables in ~/.local unless told otherwise: told for as long as it asks."""
-    places = {"WANDB_CACHE_DIR": folder / "cache", "WANDB_DATA_DIR": folder / "data"}
-    ours = {name: str(place) for name, place in places.items() if name not in os.environ}
-    os.environ.update(ours)
+    """Keep W&B's logs and staged tables in `folder` during the block, instead of ~/.cache and ~/.local."""
+    folders = {"WANDB_CACHE_DIR": folder / "cache", "WANDB_DATA_DIR": folder / "data"}
+    variables = {name: str(path) for name, path in folders.items() if name not in os.environ}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in ours:
+        for name in variables:
             os.environ.pop(name, None)

@@ -1,0 +1,52 @@
+"""A prepared run: its folder exists and its data is loaded, so that a test can look at one stage alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lorgnette.config import Settings
+from lorgnette.report.console import Terminal
+from lorgnette.report.run_dir import RunDir
+from lorgnette.report.stage_timer import StageTimer
+from lorgnette.report.trackers.tracker import Tracker
+from lorgnette.training.data_module import TrainingData
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    settings: Settings
+    run_dir: RunDir
+    data: TrainingData
+    timer: StageTimer
+    terminal: Terminal
+
+    def build(self) -> Any:
+        """The TrainingSetup on the CPU."""
+        import torch
+
+        from lorgnette.training.setup import build_training
+
+        return build_training(
+            self.settings, self.data, torch.device("cpu"), torch.float32, resume_from=None, timer=self.timer,
+            terminal=self.terminal,
+        )  # fmt: skip
+
+    def train(self, trackers: Sequence[Tracker] = ()) -> None:
+        from lorgnette.training.run import run_training
+
+        run_training(self.settings, self.run_dir, self.data, self.data.processor, trackers, self.timer, self.terminal)
+
+
+@pytest.fixture
+def prepare_run(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., PreparedRun]:
+    """prepare_run("train.learning_rate=1") → a run with these settings."""
+
+    def prepare(*words: str) -> PreparedRun:
+        settings = chosen(*words)
+        assert settings.run is not None
+        run_dir = RunDir.create(settings.run)
+        return PreparedRun(settings, run_dir, TrainingData.load(settings, terminal), StageTimer(terminal), terminal)
+
+    return prepare
