@@ -1,4 +1,4 @@
-"""Pictures and data files that the tests of the data room share."""
+"""Image and data files for the tests of data."""
 
 import csv
 from collections.abc import Callable
@@ -6,32 +6,34 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stand_in_hub import hub, jpeg, tarred, trick, zipped
 
+__all__ = ["hub", "jpeg", "tarred", "trick", "zipped"]
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip(f"the real inputs are not here: {SHARED}")
+        pytest.skip(f"no real inputs in {SHARED}")
     return SHARED
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    """Make a small picture; another colour makes another picture."""
+def make_image(tmp_path: Path) -> Callable[..., Path]:
+    """Save a small image; another color makes another image."""
 
-    def make(name: str, colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (32, 24)) -> Path:
+    def make(name: str, color: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (32, 24)) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, colour).save(path)
+        Image.new("RGB", size, color).save(path)
         return path
 
     return make
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Callable[..., Path]:
+def make_csv(tmp_path: Path) -> Callable[..., Path]:
     """Write rows of (image_path, caption) as a CSV."""
 
     def make(rows: list[tuple[str, str]], name: str = "captions.csv") -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.line import RetryPolicy
+from lorgnette.hub.http import RetryPolicy
 from lorgnette.hub.models import fetch_model, is_complete_model
 
 QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
@@ -42,24 +42,24 @@ def needed(hub: Any) -> set[str]:
 
 
 def get(**more: Any) -> tuple[Path, list[str]]:
-    said: list[str] = []
-    return fetch_model(NAME, on_message=said.append, retry_policy=QUICK, **more), said
+    messages: list[str] = []
+    return fetch_model(NAME, on_message=messages.append, retry_policy=QUICK, **more), messages
 
 
 @pytest.mark.parametrize("source", ["hf", "modelscope"])
-@pytest.mark.parametrize("into", [True, False])
-def test_only_what_is_needed_comes_and_only_once(source: Any, into: bool, hub: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_only_needed_files_are_fetched_and_only_once(source: Any, has_folder: bool, hub: Any, tmp_path: Path) -> None:
     files = model()
     hub.repo(source, "models", NAME, files)
-    folder, _ = get(source=source, into=tmp_path / "m" if into else None)
-    assert folder == tmp_path / "m" if into else str(folder).startswith(str(tmp_path))
-    found = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
-    assert found == needed(hub)
-    assert all((folder / name).read_bytes() == files[name] for name in found)
+    folder, _ = get(source=source, folder=tmp_path / "m" if has_folder else None)
+    assert folder == tmp_path / "m" if has_folder else str(folder).startswith(str(tmp_path))
+    result = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert result == needed(hub)
+    assert all((folder / name).read_bytes() == files[name] for name in result)
     for name in SHARDS:
-        assert len(hub.asked(name)) == 1
+        assert len(hub.requests(name)) == 1
     log = len(hub.log)
-    assert get(source=source, into=tmp_path / "m" if into else None)[0] == folder
+    assert get(source=source, folder=tmp_path / "m" if has_folder else None)[0] == folder
     assert len(hub.log) == log
 
 
@@ -74,44 +74,44 @@ def test_the_clients_own_cache_is_filled_as_the_client_does(hub: Any, cache: Pat
     assert Path(snapshot_download(NAME, local_files_only=True, allow_patterns=allowed)) == folder
     assert Path(snapshot_download(NAME, endpoint=hub.url, allow_patterns=allowed)) == folder
     assert len(hub.log) - log <= 2
-    assert len(hub.asked("-of-")) == 2
+    assert len(hub.requests("-of-")) == 2
 
 
-def test_what_the_client_has_cached_is_used(hub: Any) -> None:
+def test_the_cache_of_the_client_is_used(hub: Any) -> None:
     from huggingface_hub import snapshot_download
 
     hub.repo("hf", "models", NAME, model())
     snapshot_download(NAME, endpoint=hub.url)
     log = len(hub.log)
-    _, said = get()
+    _, messages = get()
     assert len(hub.log) == log
-    assert "from Hugging Face's cache" in said[0]
+    assert "from Hugging Face's cache" in messages[0]
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_returned_unchanged(tmp_path: Path) -> None:
     assert fetch_model(str(tmp_path)) == tmp_path
     for name in ("./none", "/none/at/all", "one", "a/b/c"):
         with pytest.raises(LorgnetteError, match="no such model folder"):
             fetch_model(name)
 
 
-def test_auto_goes_on_to_modelscope_and_says_so(hub: Any) -> None:
+def test_auto_falls_back_to_modelscope_and_says_so(hub: Any) -> None:
     hub.repo("modelscope", "models", NAME, model())
-    folder, said = get()
+    folder, messages = get()
     assert is_complete_model(folder)
-    assert said == [
-        f"{NAME}: not from Hugging Face: there is no such repository, or it is private (404)",
+    assert messages == [
+        f"{NAME}: not from Hugging Face: there is no such repository, or it is private (HTTP 404)",
         f"{NAME}: from ModelScope",
     ]
-    asked = len(hub.asked("/api/models"))
+    words = len(hub.requests("/api/models"))
     assert get()[1] == [f"{NAME}: from ModelScope's cache, {folder}"]
-    assert len(hub.asked("/api/models")) == asked
+    assert len(hub.requests("/api/models")) == words
 
 
-def test_auto_goes_on_where_it_has_begun(hub: Any, trick: Any) -> None:
+def test_auto_resumes_on_the_hub_it_started_with(hub: Any, trick: Any) -> None:
     hub.repo("modelscope", "models", NAME, model())
     hub.trick(SHARDS[1], *[trick(cut=1000)] * 1, *[trick(status=503)] * 5)
-    with pytest.raises(LorgnetteError, match=r"the server failed \(503\)"):
+    with pytest.raises(LorgnetteError, match=r"server error \(HTTP 503\)"):
         get()
     hub.repo("hf", "models", NAME, model())
     hub.tricks.clear()
@@ -122,13 +122,13 @@ def test_auto_goes_on_where_it_has_begun(hub: Any, trick: Any) -> None:
 
 def test_neither_hub_has_it(hub: Any) -> None:
     with pytest.raises(
-        LorgnetteError, match=r"neither hub gives it: Hugging Face: .*\(404\); ModelScope: .*\(404\)"
+        LorgnetteError, match=r"neither hub gives it: Hugging Face: .*\(HTTP 404\); ModelScope: .*\(HTTP 404\)"
     ) as e:
         get()
     assert "\n" not in str(e.value)
 
 
-def test_what_is_no_model_is_said(hub: Any) -> None:
+def test_a_repository_without_a_model_is_named(hub: Any) -> None:
     hub.repo("hf", "models", NAME, {"config.json": b"{}", "pytorch_model.bin": b"x"})
     with pytest.raises(LorgnetteError, match="it has no safetensors weights"):
         get()
@@ -137,19 +137,19 @@ def test_what_is_no_model_is_said(hub: Any) -> None:
         get()
 
 
-def test_a_wrong_hash_is_not_taken(hub: Any, trick: Any, cache: Path) -> None:
+def test_a_wrong_hash_is_refused(hub: Any, trick: Any, cache: Path) -> None:
     hub.repo("modelscope", "models", NAME, model())
     hub.trick(SHARDS[0], *[trick(body=bytes(300_000))] * 5)
     with pytest.raises(LorgnetteError, match=r"the file's hash is .*, the hub lists"):
         get()
-    assert len(hub.asked(SHARDS[0])) == 2
+    assert len(hub.requests(SHARDS[0])) == 2
 
 
 CHILD = "import sys; from lorgnette.hub.models import fetch_model; print(fetch_model(sys.argv[1], source=sys.argv[2]))"
 
 
 @pytest.mark.parametrize("source", ["hf", "modelscope"])
-def test_after_a_kill_the_weights_go_on(source: Any, hub: Any, trick: Any, tmp_path: Path) -> None:
+def test_weights_resume_after_a_kill(source: Any, hub: Any, trick: Any, tmp_path: Path) -> None:
     """In processes of their own, so that the variables are read as users set them."""
     files = model(3_000_000)
     hub.repo(source, "models", NAME, files)
@@ -159,7 +159,7 @@ def test_after_a_kill_the_weights_go_on(source: Any, hub: Any, trick: Any, tmp_p
     command = [sys.executable, "-W", "error", "-c", CHILD, NAME, source]
     child = subprocess.Popen(command)
     for _ in range(2000):
-        if all(len([each for each in hub.asked(name)]) == 2 for name in SHARDS):
+        if all(len([item for item in hub.requests(name)]) == 2 for name in SHARDS):
             break
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
@@ -174,17 +174,17 @@ def test_after_a_kill_the_weights_go_on(source: Any, hub: Any, trick: Any, tmp_p
     assert len(hub.log) == log
 
 
-def test_free_space_is_looked_at_before_the_weights(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_checked_before_the_weights(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
     hub.repo("hf", "models", NAME, model())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(LorgnetteError, match=r"are to come and 0\.0 MB are free"):
+    with pytest.raises(LorgnetteError, match=r"not enough disk space: .* needed, 0\.0 MB free"):
         get()
-    assert not hub.asked("-of-")
+    assert not hub.requests("-of-")
 
 
-def test_offline_nobody_is_asked(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_no_request_is_sent(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repo("hf", "models", NAME, model())
     hub.repo("modelscope", "models", NAME, model())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -204,11 +204,11 @@ def test_a_second_process_waits(hub: Any, trick: Any, tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", CHILD, NAME, "modelscope"], stdout=subprocess.DEVNULL
     )
     for _ in range(2000):
-        if hub.asked(SHARDS[0]):
+        if hub.requests(SHARDS[0]):
             break
         time.sleep(0.01)
-    folder, said = get(source="modelscope")
+    folder, messages = get(source="modelscope")
     assert child.wait(10) == 0
-    assert any(line.startswith("waiting for another process") for line in said)
-    assert len(hub.asked(SHARDS[0])) == 1
+    assert any(message.startswith("waiting for another process") for message in messages)
+    assert len(hub.requests(SHARDS[0])) == 1
     assert is_complete_model(folder)

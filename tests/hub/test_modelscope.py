@@ -5,27 +5,26 @@ from typing import Any
 
 import pytest
 
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.hub import modelscope
-from lorgnette.hub.line import HttpClient, RetryPolicy
-from lorgnette.hub.trouble import SourceError
+from lorgnette.hub.http import HttpClient, RetryPolicy
 
 QUICK = RetryPolicy(max_attempts=2, connect_timeout=2, read_timeout=1, initial_pause=0.01)
 
 
 def files(kind: Any, name: str, revision: str = "master") -> Any:
-    with HttpClient(retry_policy=QUICK) as line:
-        return modelscope.list_files(line, kind, name, revision)
+    with HttpClient(retry_policy=QUICK) as client:
+        return modelscope.list_files(client, kind, name, revision)
 
 
 def test_a_data_set_is_listed_page_by_page(hub: Any) -> None:
     hub.repo("modelscope", "datasets", "me/set", {f"data/{i:04d}.txt": b"x" * i for i in range(450)})
-    found = files("dataset", "me/set", "v2")
-    assert [(file.path, file.size) for file in found.files] == [(f"data/{i:04d}.txt", i) for i in range(450)]
-    assert [each.query["PageNumber"] for each in hub.log] == ["1", "2", "3"]
-    assert all(each.query["Revision"] == "v2" for each in hub.log)
-    assert found.files[0].url.startswith(f"{hub.url}/api/v1/datasets/me/set/repo?Revision=v2&FilePath=data%2F0000.txt")
-    assert len(found.files[0].sha256) == 64
+    result = files("dataset", "me/set", "v2")
+    assert [(file.path, file.size) for file in result.files] == [(f"data/{i:04d}.txt", i) for i in range(450)]
+    assert [item.query["PageNumber"] for item in hub.log] == ["1", "2", "3"]
+    assert all(item.query["Revision"] == "v2" for item in hub.log)
+    assert result.files[0].url.startswith(f"{hub.url}/api/v1/datasets/me/set/repo?Revision=v2&FilePath=data%2F0000.txt")
+    assert len(result.files[0].sha256) == 64
 
 
 def test_a_model_is_listed(hub: Any) -> None:
@@ -38,7 +37,7 @@ def test_the_token_comes_from_the_variable_or_the_saved_login(
 ) -> None:
     hub.token = "secret"
     hub.repo("modelscope", "models", "me/m", {"config.json": b"{}"})
-    with pytest.raises(SourceError, match=r"no rights to read this \(403\) · .*MODELSCOPE_API_TOKEN"):
+    with pytest.raises(SourceError, match=r"no permission to read this \(HTTP 403\) · .*MODELSCOPE_API_TOKEN"):
         files("model", "me/m")
     jar = CookieJar()
     for name in ("csrf_token", "m_session_id"):
@@ -73,7 +72,7 @@ class _Bomb:
 BOMB = "bomb"
 
 
-def test_a_saved_login_can_run_nothing(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_login_runs_no_code(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.BOMB", str(tmp_path / "bomb"))
     saved = tmp_path / "ms-home" / "credentials" / "cookies"
     saved.parent.mkdir(parents=True)
@@ -82,13 +81,13 @@ def test_a_saved_login_can_run_nothing(hub: Any, tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "bomb").exists()
 
 
-def test_what_is_not_there_is_said(hub: Any, trick: Any) -> None:
-    with pytest.raises(SourceError, match=r"there is nothing at this address \(404\)"):
+def test_missing_repositories_are_named(hub: Any, trick: Any) -> None:
+    with pytest.raises(SourceError, match=r"not found \(HTTP 404\)"):
         files("dataset", "me/none")
     hub.trick("/api/v1/models/me/m/repo/files", trick(status=200, body=b'{"Success": false, "Message": "no\\nsuch"}'))
     with pytest.raises(SourceError, match="ModelScope says: no such"):
         files("model", "me/m")
-    with pytest.raises(LorgnetteError, match="is no repository's name"):
+    with pytest.raises(LorgnetteError, match="is not the name of a repository"):
         files("model", "me/../m")
 
 

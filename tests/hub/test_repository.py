@@ -8,11 +8,11 @@ from lorgnette.hub.repository import Repository, RepositoryFile, is_safe_path, v
 FILE = RepositoryFile("a/b.csv", 3, "ff", "http://h/b")
 
 
-def test_a_file_is_wanted_with_all_that_is_known_of_it() -> None:
+def test_a_task_has_all_that_is_known_of_its_file() -> None:
     repository = Repository("hf", "me/set", "main", (FILE,), {"Authorization": "Bearer secret"})
-    wanted = repository.build_task(FILE, Path("/d"))
-    assert (wanted.path, wanted.size, wanted.sha256) == (Path("/d/a/b.csv"), 3, "ff")
-    assert wanted.headers == {"Authorization": "Bearer secret"}
+    task = repository.build_task(FILE, Path("/d"))
+    assert (task.path, task.size, task.sha256) == (Path("/d/a/b.csv"), 3, "ff")
+    assert task.headers == {"Authorization": "Bearer secret"}
     assert (
         repository.build_task(RepositoryFile("x", None, None, "http://other/x", is_external=True), Path("/d")).headers
         == {}
@@ -30,12 +30,12 @@ def test_paths_that_leave_are_refused(path: str) -> None:
         Repository("hf", "me/set", "main", ()).build_task(RepositoryFile(path, 1, None, "http://h/x"), Path("/d"))
 
 
-def test_paths_that_stay_are_taken() -> None:
+def test_safe_paths_are_accepted() -> None:
     assert is_safe_path("a/b..c/.d/e.jpg")
 
 
 def test_names_are_checked() -> None:
     assert validate_name("Qwen/Qwen2-VL-2B-Instruct", "hf") == "Qwen/Qwen2-VL-2B-Instruct"
     for name in ("", "a/b/c", "a b", "../x", "a/..", "a?b"):
-        with pytest.raises(LorgnetteError, match="is no repository's name"):
+        with pytest.raises(LorgnetteError, match="is not the name of a repository"):
             validate_name(name, "hf")

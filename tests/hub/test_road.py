@@ -52,12 +52,12 @@ def started(folder: Path) -> "subprocess.Popen[str]":
 
 
 def finished(folder: Path) -> tuple[str, str]:
-    """(hash of the adapter, what was said)"""
+    """(hash of the adapter, what was messages)"""
     process = started(folder)
-    said = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, said
+    messages = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, messages
     assert (folder / "run" / "report.html").is_file()
-    return hashlib.sha256((folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(), said
+    return hashlib.sha256((folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(), messages
 
 
 def killed(folder: Path, when: Callable[[], bool]) -> None:
@@ -72,15 +72,15 @@ def killed(folder: Path, when: Callable[[], bool]) -> None:
 
 
 def pictures(hubs: Any) -> int:
-    return len(hubs.asked(".jpg"))
+    return len(hubs.words(".jpg"))
 
 
 @pytest.fixture
 def whole(hubs: Any, tmp_path: Path) -> str:
     """The adapter of a run that nobody disturbed."""
-    adapter, said = finished(tmp_path / "whole")
-    assert f"{ROWS} pictures" in said
-    assert " MB; " in said
+    adapter, messages = finished(tmp_path / "whole")
+    assert f"{ROWS} pictures" in messages
+    assert " MB; " in messages
     assert pictures(hubs) == ROWS  # of three times as many
     return adapter
 
@@ -104,8 +104,8 @@ def test_a_second_run_fetches_nothing(hubs: Any, whole: str, tmp_path: Path) -> 
     folder = tmp_path / "whole"
     (folder / "run").rename(folder / "first")
     served = hubs.served
-    adapter, said = finished(folder)
+    adapter, messages = finished(folder)
     assert adapter == whole
     assert pictures(hubs) == ROWS
     assert hubs.served == served
-    assert "fetched    0 files, 0.0 MB" in said
+    assert "fetched    0 files, 0.0 MB" in messages

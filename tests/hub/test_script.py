@@ -35,6 +35,6 @@ def test_nothing_is_executed() -> None:
     "text", ["", "x = 1", "def (", "\0", "(" * 5000, "U = " + "-" * 100_000 + "1", "a" * 10 + "=" * 3]
 )
 def test_what_cannot_be_read_is_said(text: str) -> None:
-    with pytest.raises(LorgnetteError) as caught:
+    with pytest.raises(LorgnetteError) as raised:
         find_data_urls(text, where="set.py")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)

@@ -14,13 +14,13 @@ def repository(*paths: str, card: Any = None) -> Repository:
 
 
 def shown(*paths: str, card: Any = None) -> dict[str, dict[str, list[str]]]:
-    found = detect_layout(repository(*paths, card=card))
+    result = detect_layout(repository(*paths, card=card))
     return {
-        config: {s: [file.path for file in files] for s, files in splits.items()} for config, splits in found.items()
+        config: {s: [file.path for file in files] for s, files in splits.items()} for config, splits in result.items()
     }
 
 
-def test_names_speak_of_splits() -> None:
+def test_splits_are_guessed_from_names() -> None:
     for path, split in {
         "data/train-00000-of-00002.parquet": "train",
         "data/val-0.parquet": "validation",
@@ -49,7 +49,8 @@ def test_layouts_by_name() -> None:
         "default": {"train": ["train/0.tar"], "test": ["test/0.tar"]}
     }
     assert shown("train.csv", "dataset_infos.json", "configuration.json") == {"default": {"train": ["train.csv"]}}
-    assert shown("set.py", "README.md", "dataset_infos.json") == {}
+    assert shown("set.py", "README.md", "dataset_infos.json", "images.zip") == {}
+    assert shown("data.zip") == {"default": {"train": ["data.zip"]}}
 
 
 def test_layouts_as_the_card_declares_them() -> None:
@@ -75,16 +76,16 @@ def test_layouts_as_the_card_declares_them() -> None:
     }
 
 
-def test_a_split_is_picked() -> None:
-    found = detect_layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
-    assert select_split(found, ("en",), where="x")[:2] == ("en", "train")
-    assert select_split(found, ("en", "dev"), where="x")[:2] == ("en", "validation")
-    assert select_split(found, ("de",), where="x")[:2] == ("de", "test")
-    for asked, match in {
+def test_a_split_is_selected() -> None:
+    result = detect_layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
+    assert select_split(result, ("en",), where="x")[:2] == ("en", "train")
+    assert select_split(result, ("en", "dev"), where="x")[:2] == ("en", "validation")
+    assert select_split(result, ("de",), where="x")[:2] == ("de", "test")
+    for words, match in {
         (): "there are several configs: de, en · x · write x:CONFIG",
-        ("fr", "train"): "there is no config 'fr' · x · there are de, en",
-        ("en", "test"): "there is no split 'test'; there are train, validation · x · write x:train",
+        ("fr", "train"): "there is no config 'fr' · x · use one of de, en",
+        ("en", "test"): "there is no split 'test'; the splits are train, validation · x · write x:train",
         ("a", "b", "c"): "too many colons",
     }.items():
         with pytest.raises(LorgnetteError, match=match):
-            select_split(found, asked, where="x")
+            select_split(result, words, where="x")

@@ -1,4 +1,4 @@
-"""`prepare`: a source looked over and put in order. No torch."""
+"""`prepare`: any data set → a training and a test file. Imports no torch."""
 
 from pathlib import Path
 
@@ -29,37 +29,39 @@ def prepare(
     on_bad_row: data.OnBadRow = "error",
     console: Console | None = None,
 ) -> data.PrepareResult:
-    """Write the source into `out`: whole, and in a training and a test part. A source on a hub is first fetched there,
-    as pictures and captions.csv.
+    """Write the source's examples into `out`: all of them, and split in training and test.
 
-    rows: the first so many; sample: so many, drawn fairly by `seed`. to: the form. name: the part of a source that has
-    several (a split, an entry of dataset_info.json).
+    A data set on a hub is downloaded there first, as data.jsonl and images/. max_rows: the first N rows; sample: N rows
+    drawn fairly by `seed`. to: the format. name: the part of a source that has several (a split, an entry of
+    dataset_info.json). image_column, caption_column: of a hub's table, if they are not recognized.
     """
     terminal = Terminal(console)
     source, out = Path(source), Path(out)
     if out.exists() and not out.is_dir():
-        raise UsageError("a file, not a folder", where=f"--out {out}", hint="name another")
+        raise UsageError("a file, not a folder", where=f"--out {out}", hint="name a folder")
     if is_hub_address(str(source)):
-        from lorgnette.hub.collect import collect
+        from lorgnette.data.hub_dataset import download_dataset
 
-        with terminal.show_transfer("data") as seen:
-            collected = collect(
-                str(source), out, rows=max_rows, sample=sample, seed=seed, images_from=images_from, split=name,
-                image_column=image_column, caption_column=caption_column, seen=seen, say=terminal.print,
+        with terminal.show_transfer("data") as on_progress:
+            dataset = download_dataset(
+                str(source), out, max_rows=max_rows, sample=sample, seed=seed, images_from=images_from, split=name,
+                image_column=image_column, caption_column=caption_column, on_progress=on_progress,
+                on_message=terminal.print,
             )  # fmt: skip
-        report_download(collected, terminal)
-        source, max_rows, sample, name, images_from = collected.table, None, None, None, None
-    prepared = data.prepare(
+        report_download(dataset, terminal)
+        source, max_rows, sample, name, images_from = dataset.path, None, None, None, None
+    result = data.prepare(
         Path(str(source).removeprefix("coco:")), out, prompt=prompt, holdout=holdout, split=split, max_rows=max_rows,
-        sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from), on_bad_row=on_bad_row,
+        sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from),
+        on_bad_row=on_bad_row,
     )  # fmt: skip
-    for problem in prepared.problems:
+    for problem in result.problems:
         terminal.warn(f"left out: {problem}")
-    if prepared.num_trimmed:
-        terminal.warn(f"{prepared.num_trimmed} rows lost blanks around a picture's text, which this form does not keep")
-    if prepared.num_shared_images:
-        terminal.warn(f"{prepared.num_shared_images} pictures stand in both parts: the test asks for what was trained")
-    terminal.print(f"all        {prepared.all_path}, {prepared.num_train + prepared.num_test} examples")
-    terminal.print(f"train      {prepared.train_path}, {prepared.num_train}")
-    terminal.print(f"test       {prepared.test_path}, {prepared.num_test}")
-    return prepared
+    if result.num_trimmed:
+        terminal.warn(f"{result.num_trimmed} rows lost blanks around an image's text, which this format does not keep")
+    if result.num_shared_images:
+        terminal.warn(f"{result.num_shared_images} images are in both parts: the test asks for what was trained")
+    terminal.print(f"all        {result.all_path}, {result.num_train + result.num_test} examples")
+    terminal.print(f"train      {result.train_path}, {result.num_train}")
+    terminal.print(f"test       {result.test_path}, {result.num_test}")
+    return result

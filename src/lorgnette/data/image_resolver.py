@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -43,26 +43,29 @@ class ImageResolver:
         folders: Sequence[Path] = (),
         images_from: Path | None = None,
         images_to: Path | None = None,
+        locate_image: Callable[[str, int | None], Path] | None = None,
     ) -> None:
         """folders: the starts of relative paths; the first folder that has the file wins. Default: the source's folder.
         images_from: a folder or zip that is searched first, by the path as written, then by the file name alone.
         images_to: the folder for extracted images. Default: `<source>.images`, or `<zip>.images`.
+        locate_image: (path or URL, COCO id) → the path of an image that is downloaded later; asked instead of folders.
         """
+        self._locate_image = locate_image
         self._folders = [Path(os.path.abspath(folder)) for folder in folders] or [source.parent]
         self._images_folder: Path | None = None
-        self._zip: _ImageZip | None = None
+        self._zip: ImageZip | None = None
         if images_from is not None:
             images_from = Path(os.path.abspath(images_from))
             if images_from.is_dir():
                 self._images_folder = images_from
             else:
-                self._zip = _ImageZip(images_from)
+                self._zip = ImageZip(images_from)
         container = source if self._zip is None or images_from is None else images_from
         self._extract_to = Path(os.path.abspath(images_to or container.with_name(f"{container.name}.images")))
         self._extracted: dict[str, Path] = {}
         self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # many captions name the same image
 
-    def resolve(self, text: str, *, fallback_folder: Path | None = None) -> Image:
+    def resolve(self, text: str, *, fallback_folder: Path | None = None, coco_id: int | None = None) -> Image:
         """The image at a path as written, or inside a data URI. The image need not exist and is not opened.
 
         fallback_folder: one more start of relative paths, tried last. The result is absolute and normalized; `~` is
@@ -78,11 +81,13 @@ class ImageResolver:
             raise LorgnetteError("an image path has a NUL character", hint="correct the path")
         if path.lower().startswith("file://"):
             path = unquote(urlsplit(path).path)
-        elif _URL.match(path):
+        elif _URL.match(path) and self._locate_image is None:
             short = path if len(path) <= 60 else path[:57] + "…"
             raise LorgnetteError(
                 f"an image path is a URL, not a file: {short}", hint="download the image, and write its path"
             )
+        if self._locate_image is not None and (self._zip is None or self._zip.find_member(path) is None):
+            return Image(self._locate_image(path, coco_id))
         return self._cached_find_file(path, fallback_folder)
 
     def _find_file(self, written: str, fallback_folder: Path | None) -> Image:
@@ -150,7 +155,7 @@ def read_member(stream: IO[bytes], name: str, *, max_bytes: int = MAX_IMAGE_BYTE
     return content
 
 
-class _ImageZip:
+class ImageZip:
     """A zip of images, searched by path, then by file name alone if only one member has that name."""
 
     def __init__(self, path: Path) -> None:

@@ -4,14 +4,15 @@ Knows nothing about the format (CSV, conversations, messages) of a row.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 from lorgnette.data.fields import require_string
 from lorgnette.data.image_resolver import CannotExtractError, ImageResolver
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_format
 from lorgnette.types import Example, Image, Problem
 
 DEFAULT_PROMPT = "COCO Yes:"
@@ -20,18 +21,48 @@ Row = Example | Problem
 T = TypeVar("T")
 
 
+class UnclearColumnsError(LorgnetteError):
+    """It is not clear which columns of a file to read. It is about the whole file, so it stops the reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """The columns with images and captions; None: recognized by type and name."""
+
+    image: str | None = None
+    caption: str | None = None
+
+    @property
+    def is_explicit(self) -> bool:
+        return self.image is not None or self.caption is not None
+
+
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """The options of `data.read`; see there."""
+    """The options of `data.read`; see there.
+
+    columns: recognize image and caption columns instead of fixed names (parquet, and data sets on hubs).
+    locate_image: (path or URL as written, COCO id) → where a remote image will be. source: the file that rows name,
+    if it is not the one that is read.
+    """
 
     prompt: str = DEFAULT_PROMPT
     name: str | None = None
     images_from: Path | None = None
     images_to: Path | None = None
     seed: int = 0
+    columns: ColumnChoice | None = None
+    locate_image: Callable[[str, int | None], Path] | None = None
+    source: Path | None = None
 
     def create_resolver(self, source: Path, *folders: Path) -> ImageResolver:
-        return ImageResolver(source, folders=folders, images_from=self.images_from, images_to=self.images_to)
+        return ImageResolver(
+            source,
+            folders=folders,
+            images_from=self.images_from,
+            images_to=self.images_to,
+            locate_image=self.locate_image,
+        )
 
     def require_no_name(self, source: Path) -> "ReadOptions":
         """The options, for a format without named parts. Raises UsageError if a name is given."""
@@ -61,9 +92,17 @@ class RowLocation(NamedTuple):
         """The tutorial's name for a row."""
         return f"identity_{self.number}"
 
-    def resolve_image(self, text: object, name: str, *, fallback_folder: Path | None = None) -> Image:
-        """The image at the path (or in the data URI) that the row has under `name`."""
-        return self._resolver.resolve(require_string(text, name), fallback_folder=fallback_folder)
+    def resolve_image(
+        self, value: object, name: str, *, fallback_folder: Path | None = None, coco_id: int | None = None
+    ) -> Image:
+        """The image that the row has under `name`: a path, a data URI, bytes, or {"bytes", "path"}."""
+        path = value.get("path") if isinstance(value, Mapping) else None
+        content = value.get("bytes") if isinstance(value, Mapping) else value
+        if isinstance(content, bytes):
+            return self.extract_image(content, _find_suffix(content, path, name))
+        if isinstance(path, str):
+            value = path  # no bytes: Hugging Face's and ms-swift's way to write a path
+        return self._resolver.resolve(require_string(value, name), fallback_folder=fallback_folder, coco_id=coco_id)
 
     def extract_image(self, content: bytes, suffix: str) -> Image:
         """The image with these bytes, written to a file."""
@@ -81,7 +120,7 @@ class RowLocation(NamedTuple):
         """The examples that `read` makes of this row, or the row's Problem."""
         try:
             yield from read()
-        except CannotExtractError:  # the disk, not the row: stop reading
+        except (CannotExtractError, UnclearColumnsError):  # not about the row: stop reading
             raise
         except LorgnetteError as error:
             yield self.to_problem(error)
@@ -104,7 +143,20 @@ class RowCounter:
 
 def create_row_counter(source: Path, options: ReadOptions, *folders: Path) -> RowCounter:
     """folders: the starts of relative image paths; default: the source's folder."""
+    source = options.source or source
     return RowCounter(source, options.create_resolver(source, *folders), options.prompt)
+
+
+def _find_suffix(content: bytes, path: Any, name: str) -> str:
+    """The suffix of an embedded image, from its path or its first bytes. Raises LorgnetteError if it is no image."""
+    if not content:
+        raise LorgnetteError(f"{name} is empty, not an image", hint="add the image, or remove the row")
+    image_format = detect_image_format(content[:HEAD_BYTES])
+    if image_format is None:
+        raise LorgnetteError(f"{name} holds no image in a known format", hint="replace it, or remove the row")
+    return (
+        PurePosixPath(path).suffix if isinstance(path, str) and PurePosixPath(path).suffix else SUFFIXES[image_format]
+    )
 
 
 def sample_rows(rows: Iterable[T], count: int, seed: int) -> list[T]:

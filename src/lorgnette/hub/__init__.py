@@ -1,10 +1,12 @@
-"""Room 0: addresses on hubs → files on disk, whole and verified, nothing fetched twice.
+"""Addresses on hubs → files on disk, complete and verified, nothing fetched twice.
 
-    collect.collect(source, out, …)     a data set → out/pictures, out/captions.csv, out/download.json
-    address.is_source(text)             is this `hf:…` or `modelscope:…` rather than a path?
-    models.fetch_model(name, …)         a model's name or folder → its folder
-    download.download(wanted, …)        any addresses → files
+    address.is_hub_address(text)    is this `hf:…` or `modelscope:…` rather than a path?
+    models.fetch_model(name, …)     a model's name → its folder
+    datasets.open_dataset(…)        a data set's address → the data files of one split
+    download.download_files(…)      URLs → files
+    remote_file.RemoteFile          a file on a server as a Python file object
 
-Knows nothing about examples, tokens or models, and imports neither torch nor transformers. Nothing is imported with
-the room itself: a run whose files are all here needs none of what speaks to a hub.
+`data.formats` reads the data files and `data.hub_dataset` downloads a data set with its images. Knows nothing about
+examples, tokens or models, and imports neither torch nor transformers. Nothing is imported with the package itself, so
+that a run whose files are all on disk imports no HTTP client.
 """

@@ -1,8 +1,8 @@
-"""What an address on a hub looks like: asked of every data set, most of which lie on no hub."""
+"""What the address of a data set on a hub looks like. Imports nothing: it is asked of every data path."""
 
 HUBS = ("hf", "modelscope")
 
 
 def is_hub_address(text: str) -> bool:
-    """Is this an address on a hub, rather than a path?"""
+    """Whether this is an address on a hub rather than a path."""
     return text.partition(":")[0] in HUBS and ":" in text

@@ -1,32 +1,51 @@
-"""Many addresses → files on disk, several at once: `fetch` for each, what is there already is kept.
+"""URLs → files on disk, several at once, each complete and verified or not there at all.
 
-Knows nothing about hubs. A file that cannot be had does not stop the others; a disk that fills does.
+A file's bytes gather in `.NAME.part` beside it, and `.NAME.part.tag` holds the version that the server named (its
+ETag): a restart after a kill resumes there, or begins again if the file has changed. A file that fails does not stop
+the others; a full disk does. Knows nothing about hubs.
 """
 
+import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorgnette.errors import LorgnetteError
-from lorgnette.hub.fetch import DownloadTask, download_file, is_complete
-from lorgnette.hub.line import HttpClient
-from lorgnette.hub.trouble import SourceError
+import httpx2
 
-__all__ = ["DownloadResult", "DownloadTask", "FailedDownload", "OnProgress", "check_disk_space", "download_files"]
+from lorgnette.errors import LorgnetteError, SourceError
+from lorgnette.hub.file_signature import check_file
+from lorgnette.hub.http import RESUME_HINT, HttpClient, TransientError, explain_disk_error, redact_url
 
 OnProgress = Callable[[int, int], None]
-"""Progress: (how many more files are there, how many more bytes came)."""
+"""Called with (number of new files, number of new bytes)."""
 _MARGIN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class FailedDownload:
-    """A file that could not be had."""
+class DownloadTask:
+    """A URL and the path of its file. size and sha256: as the hub lists them, if it does. headers carry a token."""
 
+    url: str
+    path: Path
+    size: int | None = None
+    sha256: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def part_path(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.part")
+
+    @property
+    def tag_path(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.part.tag")
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDownload:
     url: str
     path: Path
     message: str
@@ -35,7 +54,7 @@ class FailedDownload:
 
 @dataclass(frozen=True, slots=True)
 class DownloadResult:
-    """files and bytes: fetched now. kept: files that were there already."""
+    """num_files and num_bytes: fetched by this call. num_existing: files that were complete before."""
 
     num_files: int
     num_bytes: int
@@ -44,7 +63,7 @@ class DownloadResult:
 
 
 def ignore_progress(files: int, bytes: int) -> None:
-    """Nobody looks at the progress."""
+    """Does nothing."""
 
 
 def download_files(
@@ -54,123 +73,268 @@ def download_files(
     num_workers: int = 8,
     on_progress: OnProgress = ignore_progress,
 ) -> DownloadResult:
-    """Have all of `wanted`, or say of each why not. After a kill, call it again: it goes on where it was."""
+    """Fetch all files that are not complete yet. After a kill, call it again: it resumes."""
     if client is None:
-        with HttpClient(num_workers=num_workers) as own:
-            return download_files(tasks, client=own, on_progress=on_progress)
+        with HttpClient(num_workers=num_workers) as own_client:
+            return download_files(tasks, client=own_client, on_progress=on_progress)
     unique = _deduplicate(tasks)
     check_disk_space(unique)
-    tally, left = _Counter(on_progress), _Queue(unique)
+    counter, queue = _Counter(on_progress), _Queue(unique)
     with ThreadPoolExecutor(client.num_workers) as pool:
-        futures = [pool.submit(_run_worker, client, left, tally) for _ in range(min(client.num_workers, len(unique)))]
+        futures = [
+            pool.submit(_run_worker, client, queue, counter) for _ in range(min(client.num_workers, len(unique)))
+        ]
         try:
             _wait_for_all(futures)
         except BaseException:
             client.stopped.set()
             raise
-    return DownloadResult(
-        tally.files, tally.bytes, tally.kept, tuple(tally.failed[path] for path in sorted(tally.failed))
-    )
+    failures = tuple(counter.failures[path] for path in sorted(counter.failures))
+    return DownloadResult(counter.num_files, counter.num_bytes, counter.num_existing, failures)
+
+
+def download_all(tasks: Sequence[DownloadTask], client: HttpClient, on_progress: OnProgress) -> None:
+    """Fetch all files. Raises SourceError for the first that fails."""
+    if failures := download_files(tasks, client=client, on_progress=on_progress).failures:
+        raise SourceError(failures[0].message, where=failures[0].url, hint=failures[0].hint)
 
 
 def check_disk_space(tasks: Sequence[DownloadTask]) -> None:
-    """Raise LorgnetteError where the disk has no room for what is still to come, as far as sizes are known."""
+    """Raise LorgnetteError if a disk has too little space for the remaining bytes, as far as sizes are known."""
     needed: dict[Path, int] = {}
-    for each in tasks:
-        if each.size is not None and not each.path.is_file():
-            folder = _find_existing_parent(each.path.parent)
-            there = each.part_path.stat().st_size if each.part_path.is_file() else 0
-            needed[folder] = needed.get(folder, 0) + max(0, each.size - there)
+    for task in tasks:
+        if task.size is not None and not task.path.is_file():
+            folder = _find_existing_parent(task.path.parent)
+            needed[folder] = needed.get(folder, 0) + max(0, task.size - _get_size(task.part_path))
     disks: dict[int, tuple[Path, int]] = {}
-    for folder, count in needed.items():
-        first, sum_ = disks.get(os.stat(folder).st_dev, (folder, 0))
-        disks[os.stat(folder).st_dev] = first, sum_ + count
-    for folder, count in disks.values():
-        check_free_space(folder, count)
+    for folder, num_bytes in needed.items():
+        device = os.stat(folder).st_dev
+        first, total = disks.get(device, (folder, 0))
+        disks[device] = first, total + num_bytes
+    for folder, num_bytes in disks.values():
+        check_free_space(folder, num_bytes)
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Raise LorgnetteError where `folder`'s disk has not `needed` bytes and a little more free."""
+    """Raise LorgnetteError if the disk of `folder` has less than `needed` bytes and a small margin free."""
     free = shutil.disk_usage(_find_existing_parent(folder)).free
     if needed and free < needed + min(_MARGIN_BYTES, needed // 10):
         raise LorgnetteError(
-            f"{_format_size(needed)} are to come and {_format_size(free)} are free",
+            f"not enough disk space: {_format_size(needed)} needed, {_format_size(free)} free",
             where=str(folder),
             hint="free some space, or choose a folder on another disk",
         )
 
 
 class _Counter:
-    """What the threads have done, counted under a lock."""
+    """What all threads have done, counted under a lock."""
 
-    def __init__(self, seen: OnProgress) -> None:
-        self.files, self.bytes, self.kept = 0, 0, 0
-        self.failed: dict[Path, FailedDownload] = {}
-        self._seen, self._lock = seen, threading.Lock()
+    def __init__(self, on_progress: OnProgress) -> None:
+        self.num_files, self.num_bytes, self.num_existing = 0, 0, 0
+        self.failures: dict[Path, FailedDownload] = {}
+        self._on_progress, self._lock = on_progress, threading.Lock()
 
     def add_bytes(self, count: int) -> None:
         with self._lock:
-            self.bytes += count
-            self._seen(0, count)
+            self.num_bytes += count
+            self._on_progress(0, count)
 
     def add_file(self, *, is_existing: bool) -> None:
         with self._lock:
-            self.files += not is_existing
-            self.kept += is_existing
-            self._seen(1, 0)
+            self.num_files += not is_existing
+            self.num_existing += is_existing
+            self._on_progress(1, 0)
 
-    def add_failure(self, wanted: DownloadTask, error: SourceError) -> None:
+    def add_failure(self, task: DownloadTask, error: SourceError) -> None:
         with self._lock:
-            self.failed[wanted.path] = FailedDownload(wanted.url, wanted.path, error.message, error.hint or "")
+            self.failures[task.path] = FailedDownload(task.url, task.path, error.message, error.hint or "")
 
 
 class _Queue:
-    """What nobody has taken yet, handed to one thread at a time."""
+    """Tasks, handed to one thread at a time."""
 
-    def __init__(self, wanted: Sequence[DownloadTask]) -> None:
-        self._wanted, self._lock = iter(wanted), threading.Lock()
+    def __init__(self, tasks: Sequence[DownloadTask]) -> None:
+        self._tasks, self._lock = iter(tasks), threading.Lock()
 
     def pop(self) -> DownloadTask | None:
         with self._lock:
-            return next(self._wanted, None)
+            return next(self._tasks, None)
 
 
-def _run_worker(line: HttpClient, left: _Queue, tally: _Counter) -> None:
-    """One thread's share."""
-    while (wanted := left.pop()) is not None:
-        line.check_stopped()
-        if is_complete(wanted):
-            tally.add_file(is_existing=True)
+def _run_worker(client: HttpClient, queue: _Queue, counter: _Counter) -> None:
+    while (task := queue.pop()) is not None:
+        client.check_stopped()
+        if is_complete(task):
+            counter.add_file(is_existing=True)
             continue
         try:
-            download_file(line, wanted, tally.add_bytes)
+            download_file(client, task, counter.add_bytes)
         except SourceError as error:
-            tally.add_failure(wanted, error)
+            counter.add_failure(task, error)
         else:
-            tally.add_file(is_existing=False)
+            counter.add_file(is_existing=False)
 
 
 def _wait_for_all(futures: Sequence[Future[None]]) -> None:
-    """Wait in short sleeps, so that Ctrl-C is heard, and raise what ended a thread."""
-    left = set(futures)
-    while left:
-        finished, left = wait(left, timeout=0.5, return_when=FIRST_EXCEPTION)
+    """Wait in short intervals, so that Ctrl-C works, and raise the first exception of a thread."""
+    running = set(futures)
+    while running:
+        finished, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
         for future in finished:
             future.result()
 
 
-def _deduplicate(wanted: Sequence[DownloadTask]) -> list[DownloadTask]:
+def _deduplicate(tasks: Sequence[DownloadTask]) -> list[DownloadTask]:
     by_path: dict[Path, DownloadTask] = {}
-    for each in wanted:
-        if by_path.setdefault(each.path, each).url != each.url:
-            raise ValueError(f"two addresses for {each.path}")
+    for task in tasks:
+        if by_path.setdefault(task.path, task).url != task.url:
+            raise ValueError(f"two URLs for {task.path}")
     return list(by_path.values())
 
 
 def _find_existing_parent(folder: Path) -> Path:
-    """The nearest folder above that exists."""
-    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
 
 
-def _format_size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def _format_size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def is_complete(task: DownloadTask) -> bool:
+    """Whether the file exists and has the listed size and hash."""
+    if not task.path.is_file():
+        return False
+    try:
+        _verify_file(task.path, task)
+    except SourceError:
+        return False
+    return True
+
+
+def download_file(client: HttpClient, task: DownloadTask, on_bytes: Callable[[int], None]) -> None:
+    """Fetch one file. Raises SourceError if its URL does not give it, another LorgnetteError if the disk fails."""
+    num_wrong = 0
+
+    def attempt() -> None:
+        nonlocal num_wrong
+        _download_rest(client, task, on_bytes)
+        try:
+            _verify_file(task.part_path, task)
+        except SourceError as error:
+            _discard_part(task)
+            num_wrong += 1
+            # A wrong hash may be a damaged transfer: try once more. Without a hash the content itself is wrong.
+            if num_wrong > 1 or task.sha256 is None:
+                raise
+            raise TransientError(error.message, where=error.where, hint=error.hint) from error
+
+    try:
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        client.with_retries(task.url, attempt, lambda: _get_size(task.part_path))
+        os.replace(task.part_path, task.path)
+        task.tag_path.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain_disk_error(error, task.path) from error
+
+
+def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[int], None]) -> None:
+    """Append to the part file until it is complete."""
+    size, tag = _read_resume_state(task)
+    if size and size == task.size:
+        return
+    headers = dict(task.headers)
+    if size:
+        headers["Range"] = f"bytes={size}-"
+        if tag:
+            headers["If-Range"] = tag
+    try:
+        with client.stream(task.url, headers) as response:
+            start = _check_start(response, size, task)
+            total = _compute_total(response, start)
+            _check_total(total, task)
+            task.tag_path.write_text(_read_version_tag(response), encoding="utf-8")
+            with task.part_path.open("ab" if start else "wb") as file:
+                for chunk in client.iter_chunks(response):
+                    file.write(chunk)
+                    on_bytes(len(chunk))
+    except SourceError as error:
+        if size and "HTTP 416" in error.message:
+            _discard_part(task)
+            raise TransientError(error.message, where=error.where, hint=RESUME_HINT, retry_after=0) from error
+        raise
+    if total is not None and _get_size(task.part_path) != total:
+        raise TransientError(
+            f"connection lost at {_get_size(task.part_path):,} of {total:,} bytes",
+            where=redact_url(task.url),
+            hint=RESUME_HINT,
+        )
+
+
+def _read_resume_state(task: DownloadTask) -> tuple[int, str]:
+    """(bytes in the part file, its version). Without a version only a known hash allows to resume."""
+    size = _get_size(task.part_path)
+    tag = task.tag_path.read_text(encoding="utf-8") if task.tag_path.is_file() else ""
+    is_too_long = task.size is not None and size > task.size
+    return (0, "") if is_too_long or not (tag or task.sha256) else (size, tag)
+
+
+def _check_start(response: httpx2.Response, size: int, task: DownloadTask) -> int:
+    """The byte that the response starts with: 0, or `size` as requested."""
+    if response.status_code != 206:
+        return 0
+    if response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
+        return size
+    _discard_part(task)
+    raise TransientError("the server sent another range than requested", where=redact_url(task.url), hint=RESUME_HINT)
+
+
+def _compute_total(response: httpx2.Response, start: int) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return start + int(length) if length.isdecimal() and _is_uncompressed(response) else None
+
+
+def _check_total(total: int | None, task: DownloadTask) -> None:
+    if total is not None and task.size is not None and total != task.size:
+        _discard_part(task)
+        raise SourceError(
+            f"the server has {total:,} bytes, the hub lists {task.size:,}",
+            where=redact_url(task.url),
+            hint="try again later, or another source",
+        )
+
+
+def _read_version_tag(response: httpx2.Response) -> str:
+    """A value for If-Range: a strong ETag or a date; "" if the server names its version by neither."""
+    etag = str(response.headers.get("ETag", ""))
+    if not _is_uncompressed(response):
+        return ""
+    return etag if etag.startswith('"') else str(response.headers.get("Last-Modified", ""))
+
+
+def _is_uncompressed(response: httpx2.Response) -> bool:
+    return bool(response.headers.get("Content-Encoding", "identity") == "identity")
+
+
+def _verify_file(path: Path, task: DownloadTask) -> None:
+    where, size = redact_url(task.url), path.stat().st_size
+    if task.size is not None and size != task.size:
+        raise SourceError(f"{size:,} bytes arrived, {task.size:,} are listed", where=where, hint=RESUME_HINT)
+    check_file(path, task.path.name, where=where)
+    if task.sha256:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != task.sha256.lower():
+            raise SourceError(
+                f"the file's hash is {digest[:12]}…, the hub lists {task.sha256[:12]}…",
+                where=where,
+                hint="try again later, or another source",
+            )
+
+
+def _get_size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _discard_part(task: DownloadTask) -> None:
+    task.part_path.unlink(missing_ok=True)
+    task.tag_path.unlink(missing_ok=True)

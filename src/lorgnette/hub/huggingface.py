@@ -1,7 +1,7 @@
 """Hugging Face through its own client: a repository's files, and a model's snapshot.
 
-Honours what the client honours: HF_ENDPOINT, HF_TOKEN and the saved login, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
-The client is imported only when it is asked for something.
+Honors what the client honors: HF_ENDPOINT, HF_TOKEN and the saved login, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+The client is imported when it is first needed.
 """
 
 import importlib
@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx2
 
-from lorgnette.hub import trouble
-from lorgnette.hub.line import HttpClient
+from lorgnette.errors import SourceError
+from lorgnette.hub import http
+from lorgnette.hub.http import HttpClient
 from lorgnette.hub.repository import Kind, Repository, RepositoryFile, validate_name
-from lorgnette.hub.trouble import SourceError
 
 
 def get_endpoint() -> str:
@@ -27,7 +27,7 @@ def get_endpoint() -> str:
 
 
 def get_headers() -> dict[str, str]:
-    """The token, where there is one."""
+    """The token, if there is one."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -35,7 +35,7 @@ def get_headers() -> dict[str, str]:
 
 
 def is_offline() -> bool:
-    """Does HF_HUB_OFFLINE forbid to ask anybody?"""
+    """Whether HF_HUB_OFFLINE forbids requests."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -48,25 +48,25 @@ def list_files(client: HttpClient, name: str, kind: Kind, revision: str | None =
 
     api, where = HfApi(endpoint=get_endpoint()), f"hf:{validate_name(name, 'hf')}"
 
-    def ask() -> tuple[Any, list[Any]]:
+    def request() -> tuple[Any, list[Any]]:
         with explain_errors(where):
             info = api.repo_info(name, repo_type=kind, revision=revision, timeout=30)
             return info, list(api.list_repo_tree(name, repo_type=kind, revision=info.sha or revision, recursive=True))
 
-    info, entries = client.with_retries(get_endpoint(), ask)
+    info, entries = client.with_retries(get_endpoint(), request)
     commit = str(info.sha or revision or "main")
     prefix = "datasets/" if kind == "dataset" else ""
-    listed = []
+    files = []
     for entry in entries:
         if isinstance(entry, RepoFile):
             url = f"{api.endpoint}/{prefix}{name}/resolve/{commit}/{urllib.parse.quote(entry.path)}"
-            listed.append(RepositoryFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, url))
+            files.append(RepositoryFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, url))
     card: Any = getattr(info, "card_data", None)
-    return Repository("hf", name, commit, tuple(listed), get_headers(), card.to_dict() if card else {})
+    return Repository("hf", name, commit, tuple(files), get_headers(), card.to_dict() if card else {})
 
 
 def find_snapshot(name: str, revision: str | None) -> Path | None:
-    """Where the client's cache has a model, if it has its config."""
+    """The folder of a model in the client's cache; None if its config is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -74,74 +74,72 @@ def find_snapshot(name: str, revision: str | None) -> Path | None:
 
 
 def get_blobs_folder(name: str) -> Path:
-    """Where the client's cache keeps the content of a model's files, each under its hash."""
+    """The folder of the client's cache with the contents of a model's files, each named by its hash."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
 
 
 def download_snapshot(client: HttpClient, name: str, revision: str, paths: Sequence[str]) -> Path:
-    """These files of a model in the client's cache; what is there is not fetched."""
+    """The folder with these files of a model in the client's cache; fetches those that are missing."""
     from huggingface_hub import snapshot_download
 
     bars = importlib.import_module("huggingface_hub.utils")
-    loud = not bars.are_progress_bars_disabled()
+    was_enabled = not bars.are_progress_bars_disabled()
     bars.disable_progress_bars()
 
-    def ask() -> Path:
+    def request() -> Path:
         with explain_errors(f"hf:{name}"):
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(paths), endpoint=get_endpoint()))
 
     try:
-        return client.with_retries(get_endpoint(), ask)
+        return client.with_retries(get_endpoint(), request)
     finally:
-        if loud:
+        if was_enabled:
             bars.enable_progress_bars()
 
 
 @contextmanager
 def explain_errors(where: str) -> Iterator[None]:
-    """What the client raises, in the sentences of `trouble`."""
+    """Turn what the client raises into a LorgnetteError."""
     from huggingface_hub import constants, errors
 
     try:
         yield
-    except errors.LocalEntryNotFoundError as error:  # what it raises for most failures while it looks for a snapshot
+    except errors.LocalEntryNotFoundError as error:  # raised for most failures of a snapshot
         raise _explain_error(error.__cause__, where) or SourceError(
-            "it is not in the cache, and the hub cannot be asked", where=where, hint="check the network"
+            "it is not in the cache, and the hub cannot be reached", where=where, hint="check the network"
         ) from error
     except (httpx2.HTTPError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:
         raise _explain_error(error, where) or error from error
     except OSError as error:
-        raise trouble.explain_disk_error(error, Path(constants.HF_HUB_CACHE)) from error
+        raise http.explain_disk_error(error, Path(constants.HF_HUB_CACHE)) from error
 
 
 def _explain_error(error: BaseException | None, where: str) -> SourceError | None:
     from huggingface_hub import errors
 
     known = {
-        errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE forbids to ask the hub", "unset HF_HUB_OFFLINE"),
+        errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE forbids requests to the hub", "unset HF_HUB_OFFLINE"),
         errors.GatedRepoError: (
-            "no rights to read this (403): its terms must be accepted",
+            "no permission to read this (HTTP 403): its terms must be accepted",
             "accept them on its page, then set HF_TOKEN or run `hf auth login`",
         ),
         errors.RepositoryNotFoundError: (
-            f"there is no such repository, or it is private ({_get_status(error)})",
+            f"there is no such repository, or it is private (HTTP {_get_status(error)})",
             "check the name; for a private one set HF_TOKEN or run `hf auth login`",
         ),
-        errors.RevisionNotFoundError: ("there is no such revision", "take main, or one of its branches"),
-        errors.HFValidationError: ("this is no repository's name", "write OWNER/NAME"),
+        errors.RevisionNotFoundError: ("there is no such revision", "use main, or one of its branches"),
+        errors.HFValidationError: ("not the name of a repository", "write OWNER/NAME"),
     }
-    for kind, (what, remedy) in known.items():
+    for kind, (message, hint) in known.items():
         if isinstance(error, kind):
-            return SourceError(what, where=where, hint=remedy)
+            return SourceError(message, where=where, hint=hint)
     if isinstance(error, errors.HfHubHTTPError):
-        return trouble.relocated(trouble.explain_status(error.response, where), where)
-    return (
-        trouble.relocated(trouble.explain_transport_error(error, get_endpoint()), where)
-        if isinstance(error, httpx2.HTTPError)
-        else None
-    )
+        return http.relocated(http.explain_status(error.response, where), where)
+    if isinstance(error, httpx2.HTTPError):
+        return http.relocated(http.explain_transport_error(error, get_endpoint()), where)
+    return None
 
 
 def _get_status(error: Any) -> str:

@@ -1,6 +1,6 @@
 """ModelScope over its REST routes: a repository's files. Its client is not needed, and no script is ever executed.
 
-Honours MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN, and the login that its client saved.
+Honors MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN, and the login that its client saved.
 """
 
 import io
@@ -10,32 +10,32 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from lorgnette.hub.line import HttpClient
+from lorgnette.errors import SourceError
+from lorgnette.hub.http import HttpClient
 from lorgnette.hub.repository import Kind, Repository, RepositoryFile, validate_name
-from lorgnette.hub.trouble import SourceError
 
 ENDPOINT = "https://modelscope.cn"
 PAGE_SIZE, MAX_PAGES = 200, 500
 
 
 def get_endpoint() -> str:
-    given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or ENDPOINT
-    return (given if given.lower().startswith(("http://", "https://")) else f"https://{given}").rstrip("/")
+    url = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN") or ENDPOINT
+    return (url if url.lower().startswith(("http://", "https://")) else f"https://{url}").rstrip("/")
 
 
 def get_headers() -> dict[str, str]:
-    """The token, sent in both ways its client sends it; nothing where there is none."""
-    given = os.environ.get("MODELSCOPE_API_TOKEN")
-    token = _load_saved_token() if given is None else given
+    """The token in both headers that its client sends; empty if there is none."""
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    token = _load_saved_token() if token is None else token
     return {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
 
 
 def get_cache_folder(kind: Kind, name: str, revision: str) -> Path:
-    """Where its client keeps a repository: the folder it used up to 1.37 if that exists, else today's."""
+    """The folder of a repository in its client's cache: the one used up to 1.37 if it exists, else today's."""
     base = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope").expanduser()
     owner, _, rest = name.partition("/")
-    for older in (base / f"{kind}s", base / "hub" / f"{kind}s"):
-        if (folder := older / owner / rest.replace(".", "___")).is_dir() and any(folder.iterdir()):
+    for parent in (base / f"{kind}s", base / "hub" / f"{kind}s"):
+        if (folder := parent / owner / rest.replace(".", "___")).is_dir() and any(folder.iterdir()):
             return folder
     return base / f"{kind}s" / name.replace("/", "--") / "snapshots" / revision
 
@@ -43,30 +43,30 @@ def get_cache_folder(kind: Kind, name: str, revision: str) -> Path:
 def list_files(client: HttpClient, kind: Kind, name: str, revision: str = "master") -> Repository:
     """Every file of a model or data set, with size and sha256."""
     top = f"{get_endpoint()}/api/v1/{kind}s/{validate_name(name, 'modelscope')}/repo"
-    sent = get_headers()
+    headers = get_headers()
     query = {"Revision": revision, "Recursive": "True"}
     if kind == "model":
-        entries = _list_entries(client, f"{top}/files?{urllib.parse.urlencode(query)}", sent, name)
+        entries = _list_entries(client, f"{top}/files?{urllib.parse.urlencode(query)}", headers, name)
     else:
-        entries = _list_pages(client, top, query, sent, name)
-    listed = []
+        entries = _list_pages(client, top, query, headers, name)
+    files = []
     for entry in entries:
         if entry.get("Type") != "tree" and isinstance(path := entry.get("Path"), str):
             url = f"{top}?{urllib.parse.urlencode({'Revision': revision, 'FilePath': path})}"
-            listed.append(RepositoryFile(path, int(entry.get("Size") or 0), entry.get("Sha256") or None, url))
-    return Repository("modelscope", name, revision, tuple(listed), sent)
+            files.append(RepositoryFile(path, int(entry.get("Size") or 0), entry.get("Sha256") or None, url))
+    return Repository("modelscope", name, revision, tuple(files), headers)
 
 
 def _list_pages(
-    line: HttpClient, top: str, query: dict[str, str], sent: dict[str, str], name: str
+    client: HttpClient, top: str, query: dict[str, str], headers: dict[str, str], name: str
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     for number in range(1, MAX_PAGES + 1):
         page = urllib.parse.urlencode({**query, "PageNumber": number, "PageSize": PAGE_SIZE})
-        entries = _list_entries(line, f"{top}/tree?{page}", sent, name)
-        found += entries
+        entries = _list_entries(client, f"{top}/tree?{page}", headers, name)
+        files += entries
         if len(entries) < PAGE_SIZE:
-            return found
+            return files
     raise SourceError(
         f"more than {PAGE_SIZE * MAX_PAGES:,} files",
         where=f"modelscope:{name}",
@@ -74,14 +74,14 @@ def _list_pages(
     )
 
 
-def _list_entries(line: HttpClient, url: str, sent: dict[str, str], name: str) -> list[dict[str, Any]]:
-    """One answer of the listing; ModelScope reports some failures inside a 200."""
-    answer = line.get_json(url, sent)
-    data = answer.get("Data") if isinstance(answer, dict) else None
-    if not isinstance(data, dict | list) or answer.get("Success") is False:
-        message = answer.get("Message") if isinstance(answer, dict) else None
+def _list_entries(client: HttpClient, url: str, headers: dict[str, str], name: str) -> list[dict[str, Any]]:
+    """One page of the listing; ModelScope reports some failures with status 200."""
+    response = client.get_json(url, headers)
+    data = response.get("Data") if isinstance(response, dict) else None
+    if not isinstance(data, dict | list) or response.get("Success") is False:
+        message = response.get("Message") if isinstance(response, dict) else None
         raise SourceError(
-            f"ModelScope says: {' '.join(str(message or 'nothing that can be read').split())[:200]}",
+            f"ModelScope says: {' '.join(str(message or 'nothing readable').split())[:200]}",
             where=f"modelscope:{name}",
             hint="check the name and MODELSCOPE_API_TOKEN",
         )
@@ -90,7 +90,7 @@ def _list_entries(line: HttpClient, url: str, sent: dict[str, str], name: str) -
 
 
 class _InertObject:
-    """Stands for every class in the saved login, so that reading it can run nothing."""
+    """Replaces every class in the saved login, so that reading it runs no code."""
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -99,7 +99,7 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 def _load_saved_token() -> str | None:
-    """The session that ModelScope's client saved: a pickled cookie jar, of which only plain values are read."""
+    """The session that ModelScope's client saved in a pickled cookie jar; only plain values are read."""
     home = Path(os.environ.get("MODELSCOPE_HOME") or Path.home() / ".modelscope").expanduser()
     try:
         jar = _SafeUnpickler(io.BytesIO((home / "credentials" / "cookies").read_bytes())).load()
@@ -107,6 +107,6 @@ def _load_saved_token() -> str | None:
             for path in domain.values():
                 if "m_session_id" in path:
                     return str(vars(path["m_session_id"])["value"])
-    except Exception:  # no login, or one in a form that is not known here
+    except Exception:  # no login, or one in an unknown format
         return None
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.hub.fetch import DownloadTask
+from lorgnette.hub.download import DownloadTask
 
 Kind = Literal["model", "dataset"]
 HUB_TITLES = {"hf": "Hugging Face", "modelscope": "ModelScope"}
@@ -19,8 +19,10 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class RepositoryFile:
-    """A file of a repository. size and sha256 where the hub says them. outside: it lies on a host of its own, which
-    is not told the token."""
+    """A file of a repository. size and sha256: as the hub lists them, if it does.
+
+    is_external: it is on another host, which does not get the token.
+    """
 
     path: str
     size: int | None
@@ -31,7 +33,7 @@ class RepositoryFile:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """revision is pinned where the hub names commits. headers carry the token. card: what its README declares."""
+    """revision: a commit if the hub names commits. headers carry the token. card: the metadata in its README."""
 
     hub: str
     name: str
@@ -45,14 +47,14 @@ class Repository:
         return f"{self.hub}:{self.name}"
 
     def find_by_suffix(self, suffixes: Sequence[str]) -> list[RepositoryFile]:
-        """The files with one of these endings."""
+        """The files with one of these suffixes."""
         return [file for file in self.files if file.path.lower().endswith(tuple(suffixes))]
 
     def find_file(self, path: str) -> RepositoryFile | None:
         return next((file for file in self.files if file.path == path), None)
 
     def build_task(self, file: RepositoryFile, folder: Path) -> DownloadTask:
-        """The file as something to download into `folder`, under its own path."""
+        """A task that downloads the file into `folder`, under its own path."""
         if not is_safe_path(file.path):
             raise LorgnetteError(
                 f"a path in the repository leaves its folder: {file.path!r}", where=self.where, hint="report it there"
@@ -60,20 +62,20 @@ class Repository:
         return DownloadTask(file.url, folder / file.path, file.size, file.sha256, self.get_headers(file))
 
     def get_headers(self, file: RepositoryFile) -> Mapping[str, str]:
-        """The headers to ask for a file with."""
+        """The headers of a request for the file."""
         return {} if file.is_external else self.headers
 
 
 def is_safe_path(path: str) -> bool:
-    """Does a path from elsewhere stay in the folder it is written to?"""
+    """Whether a relative path from another source stays in its folder."""
     parts = path.replace("\\", "/").split("/")
     return bool(path) and ".." not in parts and parts[0] != "" and ":" not in parts[0] and "\0" not in path
 
 
 def validate_name(name: str, hub: str) -> str:
-    """A repository's name, or an error before anybody is asked."""
+    """The name. Raises LorgnetteError if no repository can have it, before any request."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise LorgnetteError(
-            f"{name!r} is no repository's name", where=HUB_TITLES[hub], hint="write OWNER/NAME, as on its page"
+            f"{name!r} is not the name of a repository", where=HUB_TITLES[hub], hint="write OWNER/NAME, as on its page"
         )
     return name

@@ -1,6 +1,6 @@
-"""A data set's loading script → the data addresses written in it, read as text. The script is never executed.
+"""A data set's loading script → the URLs of data files in it, read as text. The script is never executed.
 
-Addresses count where they are literals, or names, sums and f-strings of literals, as loading scripts write them.
+Recognized are literals, and names, sums and f-strings of literals, as loading scripts write them.
 """
 
 import ast
@@ -9,43 +9,34 @@ from collections.abc import Iterator
 from lorgnette.errors import LorgnetteError
 
 DATA_SUFFIXES = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".json",
-    ".csv.zip",
-    ".tsv.zip",
-    ".jsonl.zip",
-    ".json.zip",
-    ".parquet",
-    ".tar",
-)
+    ".csv", ".tsv", ".jsonl", ".json", ".csv.zip", ".tsv.zip", ".jsonl.zip", ".json.zip", ".parquet", ".tar",
+)  # fmt: skip
 
 
 def find_data_urls(text: str, *, where: str) -> dict[str, list[str]]:
-    """Addresses of data files by the name they have in the script ("" for none). Raises where there are none."""
+    """URLs of data files by their key in a dictionary of the script ("": none). Raises LorgnetteError for no URL."""
     try:
         tree = ast.parse(text)
         known = _collect_constants(tree)
-        found: dict[str, list[str]] = {}
-        for name, url in _iter_urls(tree, known):
-            if url not in [each for urls in found.values() for each in urls]:
-                found.setdefault(name, []).append(url)
+        by_key: dict[str, list[str]] = {}
+        for key, url in _iter_urls(tree, known):
+            if url not in [known_url for urls in by_key.values() for known_url in urls]:
+                by_key.setdefault(key, []).append(url)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise LorgnetteError(
             f"the loading script cannot be read: {type(error).__name__}", where=where, hint="take another data set"
         ) from error
-    if not found:
+    if not by_key:
         raise LorgnetteError(
-            "the data set is only a loading script, and no data address can be read from it (scripts are not executed)",
+            "the data set is only a loading script, and has no readable URL of data (scripts are not executed)",
             where=where,
-            hint="download its files yourself, or take a data set that holds CSV, JSONL or parquet files",
+            hint="download its files yourself, or take a data set with CSV, JSONL or parquet files",
         )
-    return found
+    return by_key
 
 
 def _collect_constants(tree: ast.Module) -> dict[str, str]:
-    """Text that names stand for, module level and in classes, in the order written."""
+    """The texts that names are assigned, in modules and classes, in the order written."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         target = node.targets[0] if isinstance(node, ast.Assign) else None
@@ -59,14 +50,14 @@ def _collect_constants(tree: ast.Module) -> dict[str, str]:
 
 
 def _iter_urls(tree: ast.Module, known: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(key, address) of every dictionary, then whatever other addresses stand in the script."""
+    """(key, URL) of every dictionary, then all other URLs in the script."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                name = _evaluate_text(key, known) if key is not None else ""
+                text = _evaluate_text(key, known) if key is not None else ""
                 for element in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
                     if _is_data_url(url := _evaluate_text(element, known)):
-                        yield name or "", str(url)
+                        yield text or "", str(url)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant | ast.BinOp | ast.JoinedStr) and _is_data_url(
             url := _evaluate_text(node, known)
@@ -79,7 +70,7 @@ def _is_data_url(url: str | None) -> bool:
 
 
 def _evaluate_text(node: ast.expr | None, known: dict[str, str]) -> str | None:
-    """The text an expression stands for, where that can be seen without running anything."""
+    """The text of an expression, if it is known without running anything."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.Name):

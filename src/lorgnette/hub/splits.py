@@ -1,6 +1,6 @@
-"""Which files of a data set hold which split: as its card declares it, else as the files' names say.
+"""Which files of a data set hold which split: as its card declares, else by the names of the files.
 
-Knows nothing about what is in the files. Spoken of as the hubs do: a data set has configs, a config has splits.
+As on the hubs, a data set has configs and a config has splits. Knows nothing about what is in the files.
 """
 
 import fnmatch
@@ -12,7 +12,14 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.hub.repository import Repository, RepositoryFile
 
 Layout = dict[str, dict[str, list[RepositoryFile]]]
-FORMATS = ((".parquet",), (".tar",), (".csv", ".tsv", ".jsonl", ".csv.zip", ".tsv.zip", ".jsonl.zip"), (".json",))
+"""config → split → files."""
+FORMATS = (
+    (".parquet",),
+    (".tar",),
+    (".csv", ".tsv", ".jsonl", ".csv.zip", ".tsv.zip", ".jsonl.zip"),
+    (".json",),
+    (".zip",),
+)
 _WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test",
@@ -22,13 +29,15 @@ _NOT_DATA = {"dataset_infos.json", "dataset_info.json", "configuration.json", "c
 
 
 def detect_layout(repository: Repository) -> Layout:
-    """config → split → files; empty where the repository holds no data in a format that can be read."""
-    declared = _read_card(repository)
-    return declared or _group_by_name(repository)
+    """Empty if the repository has no data in a known format."""
+    return _read_card(repository) or _group_by_name(repository)
 
 
 def select_split(layout: Layout, words: Sequence[str], *, where: str) -> tuple[str, str, list[RepositoryFile]]:
-    """The config and split that `asked` names (config, split, both or neither). In doubt the error lists them."""
+    """(config, split, files) that `words` name: a config, a split, both or neither.
+
+    Raises LorgnetteError with the names there are if the choice is not clear.
+    """
     config, split = _parse_words(layout, words, where)
     if config is None:
         config = "default" if "default" in layout else next(iter(layout)) if len(layout) == 1 else None
@@ -37,65 +46,70 @@ def select_split(layout: Layout, words: Sequence[str], *, where: str) -> tuple[s
             f"there are several configs: {', '.join(sorted(layout)[:30])}", where=where, hint=f"write {where}:CONFIG"
         )
     if config not in layout:
-        raise LorgnetteError(f"there is no config {config!r}", where=where, hint=f"there are {', '.join(layout)}")
+        raise LorgnetteError(f"there is no config {config!r}", where=where, hint=f"use one of {', '.join(layout)}")
     splits = layout[config]
     split = split or ("train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None)
-    if split is None or (own := _match_split(splits, split)) is None:
-        said = f"there is no split {split or 'train'!r}; there are {', '.join(splits)}"
-        raise LorgnetteError(said, where=where, hint=f"write {where}:{next(iter(splits))}")
-    return config, own, splits[own]
+    if split is None or (name := _match_split(splits, split)) is None:
+        raise LorgnetteError(
+            f"there is no split {split or 'train'!r}; the splits are {', '.join(splits)}",
+            where=where,
+            hint=f"write {where}:{next(iter(splits))}",
+        )
+    return config, name, splits[name]
 
 
-def _parse_words(found: Layout, asked: Sequence[str], where: str) -> tuple[str | None, str | None]:
-    if len(asked) > 2:
+def _parse_words(layout: Layout, words: Sequence[str], where: str) -> tuple[str | None, str | None]:
+    """(config, split)"""
+    if len(words) > 2:
         raise LorgnetteError("too many colons", where=where, hint="write NAME, NAME:SPLIT or NAME:CONFIG:SPLIT")
-    if len(asked) == 2:
-        return asked[0], asked[1]
-    if not asked:
+    if len(words) == 2:
+        return words[0], words[1]
+    if not words:
         return None, None
-    return (asked[0], None) if asked[0] in found else (None, asked[0])
+    return (words[0], None) if words[0] in layout else (None, words[0])
 
 
 def normalize_split(split: str) -> str:
-    """val, valid and dev are validation."""
+    """val, valid and dev → validation."""
     return _WORDS.get(split.lower(), split)
 
 
 def _match_split(splits: Mapping[str, Any], split: str) -> str | None:
     if split in splits:
         return split
-    return next((own for own in splits if normalize_split(own) == normalize_split(split)), None)
+    return next((name for name in splits if normalize_split(name) == normalize_split(split)), None)
 
 
 def _read_card(repository: Repository) -> Layout:
-    found: Layout = {}
+    layout: Layout = {}
     configs = repository.card.get("configs")
     for config in configs if isinstance(configs, list) else []:
         if isinstance(config, Mapping) and config.get("data_files"):
-            splits = found.setdefault(str(config.get("config_name", "default")), {})
+            splits = layout.setdefault(str(config.get("config_name", "default")), {})
             folder = str(config.get("data_dir") or "")
             for split, patterns in _parse_patterns(config["data_files"]):
-                files = [file for file in repository.files if _matches_pattern(file.path, patterns, folder)]
-                if files and any(file.path.lower().endswith(sum(FORMATS, ())) for file in files):
+                data_files = repository.find_by_suffix(sum(FORMATS, ()))
+                files = [file for file in data_files if _matches_pattern(file.path, patterns, folder)]
+                if files:
                     splits.setdefault(split, []).extend(files)
-    return {config: splits for config, splits in found.items() if splits}
+    return {config: splits for config, splits in layout.items() if splits}
 
 
 def _parse_patterns(data_files: Any) -> list[tuple[str, list[str]]]:
-    """A card's data_files in all the forms it may have: a path, a list of them, {split: path}, [{split, path}]."""
+    """A card's data_files in all its forms: a path, a list of them, {split: path}, [{split, path}]."""
     if isinstance(data_files, str):
         return [("train", [data_files])]
     if isinstance(data_files, Mapping):
         return [(str(split), _as_list(paths)) for split, paths in data_files.items()]
     if not isinstance(data_files, list):
         return []
-    plain = [each for each in data_files if isinstance(each, str)]
+    paths = [item for item in data_files if isinstance(item, str)]
     named = [
-        (str(each.get("split", "train")), _as_list(each.get("path")))
-        for each in data_files
-        if isinstance(each, Mapping)
+        (str(item.get("split", "train")), _as_list(item.get("path")))
+        for item in data_files
+        if isinstance(item, Mapping)
     ]
-    return ([("train", plain)] if plain else []) + named
+    return ([("train", paths)] if paths else []) + named
 
 
 def _as_list(paths: Any) -> list[str]:
@@ -110,27 +124,28 @@ def _matches_pattern(path: str, patterns: Sequence[str], folder: str) -> bool:
 
 
 def _group_by_name(repository: Repository) -> Layout:
-    for suffixes in FORMATS:
+    has_script = bool(repository.find_by_suffix([".py"]))
+    for suffixes in FORMATS[:-1] if has_script else FORMATS:  # beside a script a zip has only its images
         files = [file for file in repository.find_by_suffix(suffixes) if file.path.rsplit("/", 1)[-1] not in _NOT_DATA]
         if not files:
             continue
-        found: Layout = {}
-        tops = {_get_config_folder(file.path) for file in files}
+        layout: Layout = {}
+        folders = {_get_config_folder(file.path) for file in files}
         for file in sorted(files, key=lambda each: each.path):
-            config = _get_config_folder(file.path) if len(tops) > 1 else "default"
-            found.setdefault(config or "default", {}).setdefault(guess_split(file.path), []).append(file)
-        return found
+            config = _get_config_folder(file.path) if len(folders) > 1 else "default"
+            layout.setdefault(config or "default", {}).setdefault(guess_split(file.path), []).append(file)
+        return layout
     return {}
 
 
 def _get_config_folder(path: str) -> str:
-    """The folder that may be a config: the first one, unless it only says `data` or names a split."""
+    """The first folder, which may be a config; "" if it is `data` or names a split."""
     first = path.partition("/")[0] if "/" in path else ""
     return "" if first.lower() in ("data", "parquet") or _WORD.fullmatch(first.lower()) else first
 
 
 def guess_split(path: str) -> str:
-    """The split that a file's name, or else its folder, speaks of; train where none does."""
+    """The split in a file's name, or else in its folder's; train if neither has one."""
     name = path.rsplit("/", 1)[-1].lower()
     word = _WORD.search(name) or _WORD.search(path.lower())
     return _WORDS[word[1]] if word else "train"

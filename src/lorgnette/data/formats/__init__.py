@@ -1,6 +1,6 @@
 """The data formats, one module each: its reader and, if it can be exported, its writer.
 
-RECORD_FORMATS  a record of a .json or .jsonl, recognized by a key
+RECORD_FORMATS  a record of a .json, .jsonl or .parquet, recognized by a key
 OBJECT_FORMATS  a .json that is one object, recognized by its keys
 FILE_FORMATS    a file, recognized by its suffix
 EXPORTERS       what `export` and `prepare` write, by name
@@ -8,11 +8,11 @@ EXPORTERS       what `export` and `prepare` write, by name
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from lorgnette.data.formats import (
-    captions,
     coco,
     conversations,
     csv,
@@ -21,30 +21,19 @@ from lorgnette.data.formats import (
     llava,
     messages,
     openai,
-    queries,
+    parquet,
     webdataset,
+    zip_archive,
 )
-from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, read_record
+from lorgnette.data.row_location import ReadOptions, Row, create_row_counter
 from lorgnette.data.text_files import read_json
-from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
+__all__ = ["EXPORTERS", "FILE_FORMATS", "RECORD_FORMATS", "ExportFormat", "Exporter", "read_record", "stream_rows"]
 ExportFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 
 
-def _read_conversation(record: Mapping[str, Any], location: RowLocation) -> Example:
-    """The tutorial's format; LLaVA's if the images are listed beside the turns."""
-    is_llava = "image" in record or "images" in record
-    return llava.read_record(record, location) if is_llava else conversations.read_record(record, location)
-
-
-RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] = {
-    "conversations": _read_conversation,
-    "messages": messages.read_record,
-    "query": queries.read_query,
-    "instruction": queries.read_alpaca,
-    "conversation": queries.read_conversation,
-}
 OBJECT_FORMATS: tuple[
     tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path, ReadOptions], Iterator[Row]]], ...
 ] = (
@@ -54,20 +43,6 @@ OBJECT_FORMATS: tuple[
 )
 
 
-def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
-    """The examples of a record in any format."""
-    keys = [key for key in RECORD_FORMATS if key in record]
-    if len(keys) == 1:
-        return [RECORD_FORMATS[keys[0]](record, location)]
-    if not keys and any(key in record for key in captions.IMAGE_COLUMNS):
-        return captions.read_record(record, location)
-    present = ", ".join(repr(key) for key in list(record)[:8]) or "no keys"
-    raise LorgnetteError(
-        f"the row has both {keys[0]!r} and {keys[1]!r}" if keys else f"the row has {present}",
-        hint=f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'",
-    )
-
-
 def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
     value = read_json(path)
     if isinstance(value, dict):
@@ -75,19 +50,53 @@ def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
             if is_format(value):
                 yield from read(value, path, options)
                 return
-    yield from json_records.read_list(value, create_row_counter(path, options.require_no_name(path)), read_record)
+    counter = create_row_counter(path, options.require_no_name(path))
+    yield from json_records.read_list(value, counter, RecordReader(options, str(path)))
 
 
 def _read_jsonl(path: Path, options: ReadOptions) -> Iterator[Row]:
-    return json_records.read_records(path, create_row_counter(path, options.require_no_name(path)), read_record)
+    counter = create_row_counter(path, options.require_no_name(path))
+    return json_records.read_records(path, counter, RecordReader(options, str(path)))
 
 
-FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+def _read_zip(path: Path, options: ReadOptions) -> Iterator[Row]:
+    return zip_archive.read_zip(path, options, _TEXT_FORMATS)
+
+
+_TEXT_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     ".csv": csv.read_csv,
+    ".tsv": csv.read_csv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
-    ".tar": webdataset.read_shard,
 }
+FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+    **_TEXT_FORMATS,
+    ".parquet": parquet.read_parquet,
+    ".tar": webdataset.read_webdataset,
+    ".zip": _read_zip,
+}
+
+
+def stream_rows(
+    path: Path, options: ReadOptions, start: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[tuple[int, int], list[Row]]]:
+    """(position, the examples or the problem of one row), from the position `start` on.
+
+    A position is (where the next row begins, number of rows before it). A file that is read in place, over HTTP, is
+    not read before `start`; a table is.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        for number, examples in parquet.stream_parquet(path, options, start=start[0]):
+            yield (number + 1, number + 1), examples
+    elif suffix == ".tar":
+        yield from webdataset.stream_webdataset(path, options, start)
+    else:
+        by_row = groupby(FILE_FORMATS[suffix](path, options), key=lambda row: row.row)
+        for number, (_, group) in enumerate(by_row, start=1):
+            examples = list(group)
+            if number > start[1]:
+                yield (number, number), examples
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorgnette.data import row_location
+from lorgnette.data.fields import read_id
 from lorgnette.data.formats import captions
+from lorgnette.data.row_location import ColumnChoice, RowLocation, UnclearColumnsError
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
@@ -47,17 +48,19 @@ class ColumnPair:
 class ColumnReader:
     """Reads the records of one file by an image column and a caption column, chosen from the first record."""
 
-    def __init__(self, choice: row_location.ColumnChoice, where: str, columns: Sequence[Column] | None = None) -> None:
+    def __init__(self, choice: ColumnChoice, where: str, columns: Sequence[Column] | None = None) -> None:
         self._choice, self._where = choice, where
         self.pair = None if columns is None else choose_columns(columns, choice, where=where)
 
-    def read_record(self, record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
+    def read_record(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         """One example for each caption. Raises UnclearColumnsError at the first record if no choice is clear."""
         if self.pair is None:
             self.pair = choose_columns(_list_columns(record), self._choice, where=self._where)
         image, caption = self.pair.image, self.pair.caption
         number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
         coco_id = int(number) if number.isdecimal() and len(number) <= 12 else None
+        if not record.get(image):
+            raise LorgnetteError(f"{image!r} is empty, not an image", hint="add the image, or remove the row")
         texts = self._read_captions(record)
         if not texts:
             raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
@@ -66,7 +69,7 @@ class ColumnReader:
             texts,
             location,
             name=repr(caption),
-            id_=row_location.read_id(record, location) if isinstance(record.get("id"), str | int) else location.id,
+            id_=read_id(record, location.id) if isinstance(record.get("id"), str | int) else location.id,
         )
 
     def _read_captions(self, record: Mapping[str, Any]) -> list[str]:
@@ -78,7 +81,7 @@ class ColumnReader:
         return read_captions(value, separator=_SEPARATOR if "image_id" in record else None)
 
 
-def choose_columns(columns: Sequence[Column], choice: row_location.ColumnChoice, *, where: str) -> ColumnPair:
+def choose_columns(columns: Sequence[Column], choice: ColumnChoice, *, where: str) -> ColumnPair:
     """The two columns, as requested or as recognized."""
     image = _find_requested(columns, choice.image, "image", where) or _find_image(columns, where)
     others = [column for column in columns if column.name != image]
@@ -150,8 +153,8 @@ def _fail(columns: Sequence[Column], option: str, where: str) -> str:
     raise _build_error(f"it is not clear which column holds the {option}s", columns, option, where)
 
 
-def _build_error(message: str, columns: Sequence[Column], option: str, where: str) -> row_location.UnclearColumnsError:
+def _build_error(message: str, columns: Sequence[Column], option: str, where: str) -> UnclearColumnsError:
     names = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
-    return row_location.UnclearColumnsError(
+    return UnclearColumnsError(
         f"{message}; the columns are {names}", where=where, hint=f"name it with --{option}-column"
     )

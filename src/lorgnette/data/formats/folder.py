@@ -31,7 +31,7 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
     if metadata:
         return _read_metadata(metadata[0], options)
     if tars := [file for file in files if file.suffix.lower() == ".tar"]:
-        return (row for tar in tars for row in webdataset.read_shard(tar, options))
+        return (row for tar in tars for row in webdataset.read_webdataset(tar, options))
     images, texts = _find_images_and_texts(files)
     if not _has_pairs(images, texts):
         raise UsageError(

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import row_location
 from lorgnette.data.formats.columns import Column, Kind
 from lorgnette.data.formats.records import RecordReader
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowLocation, create_row_counter
 from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
@@ -28,18 +28,18 @@ MIN_GROUPS, ROWS_PER_GROUP = 16, 25
 _STREAM_BYTES = 2 << 20
 
 
-def read_parquet(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+def read_parquet(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Row by row, never the whole file."""
     for _, examples in stream_parquet(path, options):
         yield from examples
 
 
 def stream_parquet(
-    path: Path, options: row_location.ReadOptions, numbers: Sequence[int] | None = None, *, start: int = 0
-) -> Iterator[tuple[int, list[row_location.Row]]]:
+    path: Path, options: ReadOptions, numbers: Sequence[int] | None = None, *, start: int = 0
+) -> Iterator[tuple[int, list[Row]]]:
     """(row number from 0, its examples or its problem) of the ascending `numbers`, or of all rows from `start` on."""
-    counter = row_location.create_row_counter(path, options.require_no_name(path))
-    options = replace(options, columns=options.columns or row_location.ColumnChoice())
+    counter = create_row_counter(path, options.require_no_name(path))
+    options = replace(options, columns=options.columns or ColumnChoice())
     with _open_parquet(path) as file:
         read = RecordReader(options, str(path), _list_columns(file.schema_arrow))
         wanted = range(start, file.metadata.num_rows) if numbers is None else numbers
@@ -48,7 +48,7 @@ def stream_parquet(
             yield number, _read_row(record, counter.next(), read)
 
 
-def _read_row(record: dict[str, Any], location: row_location.RowLocation, read: RecordReader) -> list[row_location.Row]:
+def _read_row(record: dict[str, Any], location: RowLocation, read: RecordReader) -> list[Row]:
     values = {name: value for name, value in record.items() if value is not None}
     return list(location.try_read(lambda: read(values, location)))
 

@@ -59,15 +59,10 @@ def _read_images(record: Mapping[str, Any], location: RowLocation) -> list[Image
     if not keys:
         return []
     key = keys[0]
-    items = [record[key]] if isinstance(record[key], str | dict) else record[key]
+    items = [record[key]] if isinstance(record[key], str | dict | bytes) else record[key]
     if not isinstance(items, list):
         raise LorgnetteError(f"{key!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
-    return [location.resolve_image(_read_path(item), f"image {number}") for number, item in enumerate(items, start=1)]
-
-
-def _read_path(item: object) -> object:
-    """Hugging Face's data sets and ms-swift write {"path": …} where bytes are possible as well."""
-    return item["path"] if isinstance(item, dict) and isinstance(item.get("path"), str) else item
+    return [location.resolve_image(item, f"image {number}") for number, item in enumerate(items, start=1)]
 
 
 def _fill_placeholders(drafts: list[DraftTurn], images: list[Image]) -> Iterator[Turn]:

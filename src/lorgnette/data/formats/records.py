@@ -6,20 +6,20 @@ Knows nothing about files.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lorgnette.data import row_location
 from lorgnette.data.formats import captions, conversations, llava, messages, queries
 from lorgnette.data.formats.columns import ID_COLUMNS, Column, ColumnReader
+from lorgnette.data.row_location import ReadOptions, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
 
-def _read_conversation(record: Mapping[str, Any], location: row_location.RowLocation) -> Example:
+def _read_conversation(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The tutorial's, or LLaVA's if images are beside the turns and not in them."""
     has_images = "image" in record or "images" in record
     return llava.read_record(record, location) if has_images else conversations.read_record(record, location)
 
 
-RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], row_location.RowLocation], Example]] = {
+RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] = {
     "conversations": _read_conversation,
     "messages": messages.read_record,
     "query": queries.read_query,
@@ -28,7 +28,7 @@ RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], row_location.RowLocation]
 }
 
 
-def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
+def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
     """A record of any format; an image and its captions have the fixed names of `captions`."""
     formats = [key for key in RECORD_FORMATS if key in record]
     if len(formats) == 1:
@@ -45,7 +45,7 @@ def read_record(record: Mapping[str, Any], location: row_location.RowLocation) -
 class RecordReader:
     """Reads the records of one file. If `options.columns` is set, image and caption columns are recognized."""
 
-    def __init__(self, options: row_location.ReadOptions, where: str, columns: Sequence[Column] | None = None) -> None:
+    def __init__(self, options: ReadOptions, where: str, columns: Sequence[Column] | None = None) -> None:
         """columns: those of the file, if it names them before its rows."""
         self._columns: ColumnReader | None = None
         names = [] if columns is None else [column.name for column in columns]
@@ -57,9 +57,11 @@ class RecordReader:
         """The columns that are read; None: all of them."""
         if self._columns is not None and self._columns.pair is not None:
             pair = self._columns.pair
-            self.names = list(dict.fromkeys([pair.image, pair.caption, *(n for n in ("id", *ID_COLUMNS) if n in names)]))
+            self.names = list(
+                dict.fromkeys([pair.image, pair.caption, *(n for n in ("id", *ID_COLUMNS) if n in names)])
+            )
 
-    def __call__(self, record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
+    def __call__(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         if self._columns is None or (not self._prefers_columns and not RECORD_FORMATS.keys().isdisjoint(record)):
             return read_record(record, location)
         return self._columns.read_record(record, location)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from lorgnette.data import row_location
 from lorgnette.data.formats import captions
 from lorgnette.data.formats.records import RECORD_FORMATS, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowLocation, create_row_counter
 from lorgnette.data.text_files import decode_text, parse_json
 from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
@@ -39,17 +39,17 @@ class _Sample:
     error: LorgnetteError | None = None
 
 
-def read_webdataset(path: Path, options: row_location.ReadOptions) -> Iterator[row_location.Row]:
+def read_webdataset(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Sample by sample, never the whole tar."""
     for _, examples in stream_webdataset(path, options):
         yield from examples
 
 
 def stream_webdataset(
-    path: Path, options: row_location.ReadOptions, start: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[tuple[int, int], list[row_location.Row]]]:
+    path: Path, options: ReadOptions, start: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[tuple[int, int], list[Row]]]:
     """((byte behind the sample, number of samples so far), its examples or its problem), from such a pair on."""
-    counter = row_location.create_row_counter(path, options.require_no_name(path))
+    counter = create_row_counter(path, options.require_no_name(path))
     counter.count = start[1]
     caption_suffix = options.columns.caption if options.columns else None
     with closing(_read_samples(path, start[0], caption_suffix)) as samples:
@@ -58,11 +58,11 @@ def stream_webdataset(
             yield (end, counter.count), _read_row(sample, location, options.columns)
 
 
-def _read_row(sample: _Sample, location: row_location.RowLocation, columns: row_location.ColumnChoice | None) -> list[row_location.Row]:
-    return list(location.try_read(lambda: _read_sample(sample, location, columns or row_location.ColumnChoice())))
+def _read_row(sample: _Sample, location: RowLocation, columns: ColumnChoice | None) -> list[Row]:
+    return list(location.try_read(lambda: _read_sample(sample, location, columns or ColumnChoice())))
 
 
-def _read_sample(sample: _Sample, location: row_location.RowLocation, columns: row_location.ColumnChoice) -> list[Example]:
+def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) -> list[Example]:
     if sample.error is not None:
         raise sample.error
     text = next((sample.texts[suffix] for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
@@ -104,7 +104,7 @@ def _insert_images(record: dict[str, Any], sample: _Sample) -> dict[str, Any]:
     return {"id": sample.key, **record, **inserted}
 
 
-def _select_image(sample: _Sample, columns: row_location.ColumnChoice) -> str:
+def _select_image(sample: _Sample, columns: ColumnChoice) -> str:
     """The suffix of the requested image, or of the only one."""
     if columns.image in sample.images:
         return str(columns.image)
@@ -114,7 +114,7 @@ def _select_image(sample: _Sample, columns: row_location.ColumnChoice) -> str:
     return next(iter(sample.images))
 
 
-def _select_caption(record: dict[str, Any], sample: _Sample, columns: row_location.ColumnChoice) -> object:
+def _select_caption(record: dict[str, Any], sample: _Sample, columns: ColumnChoice) -> object:
     if columns.caption in record:
         return record[columns.caption]
     if not any(name in record for name in captions.CAPTION_COLUMNS):
@@ -123,9 +123,7 @@ def _select_caption(record: dict[str, Any], sample: _Sample, columns: row_locati
     return record[captions.find_column(record, captions.CAPTION_COLUMNS)]
 
 
-def _read_samples(
-    path: Path, start: int, caption_suffix: str | None
-) -> Generator[tuple[_Sample, int], None, None]:
+def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generator[tuple[_Sample, int], None, None]:
     """(sample, byte behind it) from the byte `start` on."""
     sample: _Sample | None = None
     try:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from lorgnette.data import row_location
 from lorgnette.data.image_resolver import check_member_name
+from lorgnette.data.row_location import ReadOptions, Row
 from lorgnette.errors import LorgnetteError
 
 MAX_TABLE_BYTES = 8 << 30
@@ -20,8 +20,8 @@ _HARMLESS_BYTES, _MAX_RATIO = 10 << 20, 200
 
 
 def read_zip(
-    path: Path, options: row_location.ReadOptions, readers: Mapping[str, Callable[[Path, row_location.ReadOptions], Iterator[row_location.Row]]]
-) -> Iterator[row_location.Row]:
+    path: Path, options: ReadOptions, readers: Mapping[str, Callable[[Path, ReadOptions], Iterator[Row]]]
+) -> Iterator[Row]:
     """The rows of the data file inside, read with one of `readers` by its suffix.
 
     Images are looked for in `options.images_from`, if that is set, else in the zip itself.
@@ -36,9 +36,7 @@ def read_zip(
         _check_size(tables[0], str(path))
         member = zipfile.Path(archive, tables[0].filename)
         read = readers[PurePosixPath(member.name).suffix.lower()]
-        yield from read(
-            cast(Path, member), replace(options, source=path, images_from=options.images_from or path)
-        )
+        yield from read(cast(Path, member), replace(options, source=path, images_from=options.images_from or path))
 
 
 @contextmanager

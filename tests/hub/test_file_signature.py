@@ -5,8 +5,9 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from lorgnette.hub.proof import check_file, detect_image_format
-from lorgnette.hub.trouble import SourceError
+from lorgnette.errors import SourceError
+from lorgnette.hub.file_signature import check_file
+from lorgnette.io.image_signature import detect_image_format
 
 FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]
 
@@ -27,14 +28,14 @@ def judged(content: bytes, name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_pictures_are_known_and_cut_ones_found(format: str, tmp_path: Path) -> None:
+def test_image_formats_are_detected_and_cut_files_found(format: str, tmp_path: Path) -> None:
     content = encoded(format)
     assert detect_image_format(content[:12]) == format.lower()
     assert judged(content, "a.jpg", tmp_path) == ""
-    assert judged(content[:-300], "a.jpg", tmp_path) == "the picture is cut off"
+    assert judged(content[:-300], "a.jpg", tmp_path) == "the image is cut off"
 
 
-def test_bytes_behind_a_whole_picture_are_no_fault(tmp_path: Path) -> None:
+def test_bytes_after_a_complete_image_are_accepted(tmp_path: Path) -> None:
     assert judged(encoded("JPEG") + b"\0\0 camera notes", "a.jpeg", tmp_path) == ""
 
 
@@ -44,15 +45,15 @@ def test_bytes_behind_a_whole_picture_are_no_fault(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["a.jpg", "a.csv", "a.safetensors", "a.csv.zip"])
 def test_web_pages_are_named(page: bytes, name: str, tmp_path: Path) -> None:
-    assert judged(page, name, tmp_path) == f"a web page came instead of {name}"
+    assert judged(page, name, tmp_path) == f"got a web page instead of {name}"
 
 
 def test_other_files(tmp_path: Path) -> None:
     assert judged(b"PK\x03\x04", "a.zip", tmp_path) == ""
-    assert judged(b"nothing", "a.zip", tmp_path) == "this is no zip file: it begins with 'nothing'"
+    assert judged(b"nothing", "a.zip", tmp_path) == "not a zip file: it starts with 'nothing'"
     assert judged(b"PAR1", "a.parquet", tmp_path) == ""
-    assert judged(b"\0\1", "a.jpg", tmp_path) == "this is no picture: it begins with the bytes 00 01"
-    assert judged(b"", "a.png", tmp_path) == "this is no picture: it is empty"
+    assert judged(b"\0\1", "a.jpg", tmp_path) == "not an image: it starts with the bytes 00 01"
+    assert judged(b"", "a.png", tmp_path) == "not an image: it is empty"
     assert judged(b"whatever", "config.json", tmp_path) == ""
     assert judged(b"<html>", "a.html", tmp_path) == ""
 

@@ -1,0 +1,248 @@
+"""Images that rows name by a URL, or by a file of their data set on a hub → files, each downloaded once.
+
+While rows are read, `locate` gives each reference the path that its image will have; `download_images` then fetches
+those that the chosen rows need. An image whose own URL is dead may come from a folder, a zip or another host
+(`images_from`), under its own name or its official COCO names. Knows nothing about data formats.
+"""
+
+import hashlib
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from lorgnette.data.image_resolver import ImageZip
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.hub import file_signature, huggingface, modelscope
+from lorgnette.hub.download import DownloadTask, OnProgress, download_files
+from lorgnette.hub.http import HttpClient, SourceError, explain_disk_error, redact_url
+from lorgnette.hub.repository import Repository, RepositoryFile
+from lorgnette.io.atomic import atomic_write
+from lorgnette.io.image_signature import IMAGE_SUFFIXES
+
+_SUBFOLDERS = ("", "train2014", "val2014", "train2017", "val2017", "images", "pictures")
+_ODD = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """hub: the hub whose token its URL needs ("": none). coco_id: its number in COCO."""
+
+    url: str
+    hub: str = ""
+    coco_id: int | None = None
+
+
+class RemoteImages:
+    """The images named so far: `images[file name]`. repository: set before references to its files are located."""
+
+    def __init__(self, folder: Path, images: Mapping[str, RemoteImage]) -> None:
+        self.folder, self.images = folder, dict(images)
+        self.repository: Repository | None = None
+        self._by_name: dict[str, list[RepositoryFile]] | None = None
+
+    def locate(self, reference: str, coco_id: int | None = None, *, folder: str = "") -> Path:
+        """The path that the image will have. Raises LorgnetteError if it is no URL and no file of the repository.
+
+        folder: that of the data file inside the repository ("" or "x/"), where relative paths start.
+        """
+        if reference.startswith(("http://", "https://")):
+            image, own_name = RemoteImage(reference, "", coco_id), PurePosixPath(reference.partition("?")[0]).name
+        else:
+            if (file := self._find_file(reference, folder)) is None:
+                raise LorgnetteError(
+                    f"the image {reference!r} is neither a URL nor a file of the data set",
+                    hint="correct the row, or report it on the data set's page",
+                )
+            assert self.repository is not None
+            hub = "" if file.is_external else self.repository.hub
+            image, own_name = RemoteImage(file.url, hub, coco_id), file.path.rsplit("/", 1)[-1]
+        name = self._choose_name(urllib.parse.unquote(own_name), image.url)
+        self.images.setdefault(name, image)
+        return self.folder / name
+
+    def _find_file(self, reference: str, folder: str) -> RepositoryFile | None:
+        """A file of the repository by its path, from the data file's folder or the usual ones, else by its name."""
+        if self.repository is None:
+            return None
+        path = reference.removeprefix("./")
+        for prefix in dict.fromkeys((folder, "", "images/", "data/")):
+            if (file := self.repository.find_file(prefix + path)) is not None:
+                return file
+        if self._by_name is None:
+            self._by_name = {}
+            for file in self.repository.files:
+                self._by_name.setdefault(PurePosixPath(file.path).name, []).append(file)
+        matches = self._by_name.get(PurePosixPath(path).name, [])
+        return matches[0] if len(matches) == 1 else None
+
+    def _choose_name(self, own_name: str, url: str) -> str:
+        """The source's own name, made safe; with a hash of the URL if another image has that name."""
+        name = PurePosixPath(_ODD.sub("_", PurePosixPath(own_name).name))
+        has_suffix = name.suffix.lower() in IMAGE_SUFFIXES
+        suffix = name.suffix.lower() if has_suffix else ".jpg"
+        stem = (name.stem if has_suffix else name.name).strip("._")[:100]
+        key = hashlib.sha256(url.encode()).hexdigest()
+        file_name = f"{stem or key[:16]}{suffix}"
+        known = self.images.get(file_name)
+        return file_name if known is None or known.url == url else f"{stem}-{key[:8]}{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDownload:
+    """num_files: fetched now. failures: (message, hint) by file name."""
+
+    num_files: int
+    failures: dict[str, tuple[str, str]]
+
+
+def download_images(
+    images: Mapping[str, RemoteImage],
+    folder: Path,
+    client: HttpClient,
+    *,
+    fallback: "ImageFallback | None",
+    split: str,
+    sources: Mapping[str, str],
+    on_progress: OnProgress,
+    on_source: Callable[[str, str], None],
+) -> ImageDownload:
+    """Fetch each image into `folder`, from its URL or else from `fallback`.
+
+    split: train or validation, for COCO's names. sources: where images came from that are here already.
+    on_source(name, source): called for each image that arrived.
+    """
+    headers = {"modelscope": modelscope.get_headers, "hf": huggingface.get_headers}
+    tokens = {hub: headers[hub]() for hub in {image.hub for image in images.values()} if hub}
+    tasks = [
+        DownloadTask(image.url, folder / name, headers=tokens.get(image.hub, {})) for name, image in images.items()
+    ]
+    result = download_files(tasks, client=client, on_progress=on_progress)
+    failures = {failure.path.name: (failure.message, failure.hint) for failure in result.failures}
+    for name, image in images.items():
+        if name not in failures and name not in sources:
+            on_source(name, urllib.parse.urlsplit(image.url).hostname or image.url)
+    if failures and fallback is None:
+        hint = "set --images-from to a folder, zip or URL that has the images"
+        return ImageDownload(result.num_files, {name: (message, hint) for name, (message, _) in failures.items()})
+    if failures and fallback is not None:
+        missing = [
+            MissingImage(folder / name, list_file_names(images[name].url, images[name].coco_id, split))
+            for name in failures
+        ]
+        fallback.provide(missing, lambda path: on_source(path.name, fallback.where), on_progress)
+        failures = {
+            name: (f"{message}; not in {fallback.where} either", hint)
+            for name, (message, hint) in failures.items()
+            if not (folder / name).is_file()
+        }
+    return ImageDownload(result.num_files, failures)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingImage:
+    """An image that could not be fetched, and the names it may have elsewhere."""
+
+    path: Path
+    file_names: tuple[str, ...]
+
+
+class ImageFallback(Protocol):
+    @property
+    def where(self) -> str:
+        """The value of --images-from, without secrets."""
+        ...
+
+    def provide(
+        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
+    ) -> None:
+        """Write those it has to their paths and call `on_arrival` for each."""
+        ...
+
+
+def list_file_names(url: str, coco_id: int | None, split: str) -> tuple[str, ...]:
+    """Names an image may have elsewhere: the one in its URL, then COCO's two official ones."""
+    own = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    names = [own] if Path(own).suffix.lower() in IMAGE_SUFFIXES else []
+    if coco_id is None and (digits := re.search(r"(\d{12})(?=\.\w+$)", own)):
+        coco_id = int(digits[1])
+    if coco_id is not None:
+        in_url = re.search(r"(train|val)\d{4}", url)
+        part = in_url[1] if in_url else "val" if split.startswith("val") else "train"
+        names += [f"COCO_{part}2014_{coco_id:012d}.jpg", f"{coco_id:012d}.jpg"]
+    return tuple(dict.fromkeys(names))
+
+
+def open_fallback(images_from: str, client: HttpClient) -> ImageFallback:
+    if images_from.startswith(("http://", "https://")):
+        return _HostFallback(redact_url(images_from), images_from.rstrip("/"), client)
+    path = Path(images_from).expanduser()
+    if not path.exists():
+        raise UsageError("no such folder or zip", where=f"images_from {images_from}", hint="name a folder, zip or URL")
+    return _FolderFallback(images_from, path) if path.is_dir() else _ZipFallback(images_from, ImageZip(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _FolderFallback:
+    where: str
+    folder: Path
+
+    def provide(
+        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
+    ) -> None:
+        for image in images:
+            paths = [self.folder / subfolder / name for name in image.file_names for subfolder in _SUBFOLDERS]
+            if any(path.is_file() and _write_if_valid(image.path, path.read_bytes()) for path in paths):
+                on_arrival(image.path)
+                on_progress(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _ZipFallback:
+    where: str
+    archive: ImageZip
+
+    def provide(
+        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
+    ) -> None:
+        for image in images:
+            members = [member for name in image.file_names if (member := self.archive.find_member(name))]
+            if any(_write_if_valid(image.path, self.archive.read(member)) for member in members):
+                on_arrival(image.path)
+                on_progress(1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _HostFallback:
+    where: str
+    base: str
+    client: HttpClient
+
+    def provide(
+        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
+    ) -> None:
+        for attempt in range(max((len(image.file_names) for image in images), default=0)):
+            missing = [image for image in images if len(image.file_names) > attempt and not image.path.is_file()]
+            tasks = [
+                DownloadTask(f"{self.base}/{urllib.parse.quote(image.file_names[attempt])}", image.path)
+                for image in missing
+            ]
+            download_files(tasks, client=self.client, on_progress=on_progress)
+            for image in missing:
+                if image.path.is_file():
+                    on_arrival(image.path)
+
+
+def _write_if_valid(path: Path, content: bytes) -> bool:
+    """Write an image atomically, if it is a complete one."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+            file_signature.check_file(temporary, path.name, where=path.name)
+    except SourceError:
+        return False
+    except OSError as error:
+        raise explain_disk_error(error, path) from error
+    return True

@@ -1,0 +1,505 @@
+"""Data sets on both hubs from the listing to the folder, and back after a kill at any moment."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lorgnette.data.hub_dataset import download_dataset
+from lorgnette.errors import LorgnetteError
+from lorgnette.hub.http import RetryPolicy
+
+QUICK = RetryPolicy(
+    max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05, max_retry_after=3
+)
+NAME = "modelscope/coco_2014_caption"
+SOURCE = f"modelscope:{NAME}"
+SCRIPT = """
+import datasets
+raise SystemExit("this script is never executed")
+_URLS = {"train": "%s/coco/2014/train.csv.zip", "valid": "%s/coco/2014/val.csv.zip"}
+"""
+
+
+def coco_path(number: int, part: str = "train") -> str:
+    return f"/coco/2014/{part}2014/COCO_{part}2014_{number:012d}.jpg"
+
+
+@pytest.fixture
+def tutorial(hub: Any, zipped: Callable[..., bytes], jpeg: Callable[..., bytes]) -> Callable[[int], None]:
+    """The tutorial's data set as it lies on ModelScope: a script, zips of CSVs, and a URL for each image."""
+
+    def make(rows: int, alive: Callable[[int], bool] = lambda number: True) -> None:
+        lines = [",uniq_id,image_id,caption,image"]
+        for row in range(rows):
+            number = 100 + row // 2 * 7  # two rows per image
+            url = hub.url + coco_path(number)
+            text = '"a cat, asleep && a dog"' if row == 1 else f"caption {row} 图"
+            lines.append(f"{row},{row},{number},{text},{url}")
+            if alive(number):
+                hub.put(coco_path(number), jpeg(number))
+        table = "\n".join(lines) + "\n"
+        hub.put("/coco/2014/train.csv.zip", zipped(**{"train.csv": table}))
+        hub.put("/coco/2014/val.csv.zip", zipped(**{"val.csv": "\n".join(lines[:4]).replace("train2014", "val2014")}))
+        script = SCRIPT % (hub.url, hub.url)
+        files = {"README.md": b"# COCO", "coco_2014_caption.py": script.encode(), ".gitattributes": b""}
+        hub.repo("modelscope", "datasets", NAME, files)
+
+    return make
+
+
+def get(out: Path, source: str = SOURCE, **more: Any) -> Any:
+    return download_dataset(source, out, retry_policy=QUICK, num_workers=4, **more)
+
+
+def table(out: Path) -> list[list[str]]:
+    """(image, caption) of each row."""
+    lines = (out / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    return [[record["image_path"], record["caption"]] for record in map(json.loads, lines)]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What a download leaves, without its count of bytes."""
+    content = {
+        str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and ".source" not in p.parts
+    }
+    manifest = json.loads(content.pop("download.json"))
+    manifest.pop("fetched_bytes")
+    return {**content, "download.json": json.dumps(manifest).encode()}
+
+
+def test_only_what_the_first_rows_need_is_fetched(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(400)
+    messages: list[str] = []
+    progress = [0, 0]
+
+    def count(more_files: int, more_bytes: int) -> None:
+        progress[0] += more_files
+        progress[1] += more_bytes
+
+    result = get(tmp_path / "d", max_rows=50, on_message=messages.append, on_progress=count)
+    assert (result.num_rows, result.num_examples, result.num_images, result.num_files) == (50, 51, 25, 25)
+    assert result.missing == ()
+    rows = table(tmp_path / "d")
+    first = "images/COCO_train2014_000000000100.jpg"
+    assert rows[:4] == [
+        [first, "caption 0 图"],
+        [first, "a cat, asleep"],
+        [first, "a dog"],
+        ["images/COCO_train2014_000000000107.jpg", "caption 2 图"],
+    ]
+    assert len(list((tmp_path / "d" / "images").iterdir())) == 25
+    # listing, script, CSV zip, 25 images; nothing of the other 350 rows
+    assert len(hub.log) == 3 + 25
+    assert not hub.requests("val.csv.zip")
+    assert result.sources == {"127.0.0.1": 25}
+    assert result.num_bytes == hub.served
+    table_bytes = len(hub.static["/coco/2014/train.csv.zip"])
+    picture_bytes = sum(path.stat().st_size for path in (tmp_path / "d" / "images").iterdir())
+    assert progress == [25, table_bytes + picture_bytes]
+    manifest = json.loads((tmp_path / "d" / "download.json").read_text())
+    assert manifest["fetched_bytes"] == hub.served
+    assert (manifest["source"], manifest["revision"], manifest["num_rows"]) == (SOURCE, "master", 50)
+    assert manifest["images"]["COCO_train2014_000000000100.jpg"] == "127.0.0.1"
+    assert any("the script is not executed" in line for line in messages)
+    assert not (tmp_path / "d" / "failed.json").exists()
+
+
+def test_a_rerun_fetches_nothing_and_more_rows_only_what_is_new(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(100)
+    get(tmp_path / "d", max_rows=20)
+    before, num_requests = files(tmp_path / "d"), len(hub.log)
+    again = get(tmp_path / "d", max_rows=20)
+    assert len(hub.log) == num_requests
+    assert files(tmp_path / "d") == before
+    assert (again.num_rows, again.num_images, again.num_files, again.num_bytes) == (20, 10, 0, 0)
+    more = get(tmp_path / "d", max_rows=30)
+    assert (more.num_rows, more.num_images, more.num_files) == (30, 15, 5)
+    assert len(hub.requests(".csv.zip")) == 1
+    assert len(hub.requests("COCO_")) == 15
+    fewer = get(tmp_path / "d", max_rows=10)
+    assert (fewer.num_rows, fewer.num_files, len(table(tmp_path / "d"))) == (10, 0, 11)
+    assert len(hub.requests("COCO_")) == 15
+
+
+def test_an_image_that_was_removed_or_damaged_is_fetched_again(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(20)
+    get(tmp_path / "d")
+    first, second = sorted((tmp_path / "d" / "images").iterdir())[:2]
+    before = files(tmp_path / "d")
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:500])
+    assert get(tmp_path / "d").num_files == 2
+    assert files(tmp_path / "d") == before
+
+
+def test_a_sample_is_fair_and_the_same_for_a_seed(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(400)
+    tables = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert get(tmp_path / name, sample=40, seed=seed).num_rows == 40
+        tables.append((tmp_path / name / "data.jsonl").read_bytes())
+    assert tables[0] == tables[1] != tables[2]
+    rows = [int(row[1].split()[1]) for row in table(tmp_path / "a")[1:] if row[1].startswith("caption")]
+    assert min(rows) < 100
+    assert max(rows) > 300
+    assert rows == sorted(rows)
+
+
+def test_the_other_split_under_each_of_its_names(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(10)
+    for name, source, split in (
+        ("a", SOURCE + ":validation", None),
+        ("b", SOURCE + ":val", None),
+        ("c", SOURCE, "valid"),
+    ):
+        hub.put(coco_path(100, "val"), hub.static[coco_path(100)])
+        hub.put(coco_path(107, "val"), hub.static[coco_path(107)])
+        assert get(tmp_path / name, source, split=split).num_rows == 3
+    with pytest.raises(
+        LorgnetteError, match=r"there is no split 'test'; the splits are train, validation .* write modelscope:"
+    ):
+        get(tmp_path / "d", SOURCE + ":test")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "host"])
+def test_dead_urls_fall_back_to_the_official_names(
+    kind: str, hub: Any, tutorial: Any, tmp_path: Path, jpeg: Any, zipped: Any
+) -> None:
+    tutorial(40, alive=lambda number: number % 2 == 0)
+    dead = [100 + i * 7 for i in range(20) if (100 + i * 7) % 2]
+    assert len(dead) == 10
+    named = {f"COCO_train2014_{number:012d}.jpg": jpeg(number) for number in dead[:8]}
+    named[f"{dead[8]:012d}.jpg"] = jpeg(dead[8])
+    images_from = str(tmp_path / "coco")
+    if kind == "folder":
+        (tmp_path / "coco" / "train2014").mkdir(parents=True)
+        for name, content in named.items():
+            (tmp_path / "coco" / "train2014" / name).write_bytes(content)
+    elif kind == "zip":
+        (tmp_path / "coco").write_bytes(zipped(**{f"train2014/{name}": content for name, content in named.items()}))
+    else:
+        images_from = hub.url + "/official"
+        for name, content in named.items():
+            hub.put(f"/official/{name}", content)
+    first = get(tmp_path / "d")
+    assert (first.num_rows, first.num_images, len(first.missing)) == (20, 10, 20)
+    assert first.missing[0].message == "not found (HTTP 404)"
+    assert "--images-from" in first.missing[0].hint
+    num_requests = len(hub.requests("COCO_"))
+    messages: list[str] = []
+    result = get(tmp_path / "d", images_from=images_from, on_message=messages.append)
+    assert (result.num_rows, result.num_images, result.sources) == (38, 19, {"127.0.0.1": 10, images_from: 9})
+    assert f"9 images from {images_from}" in messages
+    assert [item.message for item in result.missing] == [f"not found (HTTP 404); not in {images_from} either"] * 2
+    failed = json.loads((tmp_path / "d" / "failed.json").read_text())
+    assert [item["where"] for item in failed] == [item.where for item in result.missing]
+    # the ten with a live URL are not fetched again
+    assert len(hub.requests("/coco/2014/train2014/COCO_")[num_requests:]) == 10
+    saved = (tmp_path / "d" / "images" / f"COCO_train2014_{dead[8]:012d}.jpg").read_bytes()
+    assert saved == jpeg(dead[8])
+
+
+def test_no_usable_row_is_an_error(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(10, alive=lambda number: False)
+    with pytest.raises(LorgnetteError, match=r"none of 10 rows can be used: not found") as raised:
+        get(tmp_path / "d")
+    assert "--images-from" in str(raised.value.hint)
+    assert len(json.loads((tmp_path / "d" / "failed.json").read_text())) == 10
+    assert not (tmp_path / "d" / "data.jsonl").exists()
+
+
+def test_broken_images_are_named_by_row(hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(12)
+    hub.put(coco_path(100), b"<!DOCTYPE html><title>404</title>")
+    hub.put(coco_path(107), hub.static[coco_path(107)][:700])
+    hub.trick(coco_path(114), trick(status=503), trick(status=429, headers={"Retry-After": "0"}))
+    hub.trick(coco_path(121), trick(cut=300))
+    hub.trick(coco_path(128), trick(pause=0.4))
+    result = get(tmp_path / "d")
+    assert result.num_images == 4
+    assert [(item.where, item.message) for item in result.missing] == [
+        ("train.csv.zip, row 1", "got a web page instead of COCO_train2014_000000000100.jpg"),
+        ("train.csv.zip, row 2", "got a web page instead of COCO_train2014_000000000100.jpg"),
+        ("train.csv.zip, row 3", "the image is cut off"),
+        ("train.csv.zip, row 4", "the image is cut off"),
+    ]
+
+
+def test_a_folder_with_other_data_is_refused(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(10)
+    get(tmp_path / "d", max_rows=2)
+    with pytest.raises(
+        LorgnetteError, match=r"the folder holds modelscope:modelscope/coco_2014_caption, downloaded with"
+    ):
+        get(tmp_path / "d", SOURCE + ":validation")
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    with pytest.raises(LorgnetteError, match="were not downloaded by this command"):
+        get(tmp_path / "mine")
+    assert list((tmp_path / "mine").rglob("*")) == [tmp_path / "mine" / "images"]
+
+
+def test_bad_arguments_are_refused_before_any_request(hub: Any, tmp_path: Path) -> None:
+    for source in ("modelscope:", "elsewhere:a/b", "hf:a/b::c", "modelscope:../../x", "hf:a b/c"):
+        with pytest.raises(LorgnetteError):
+            get(tmp_path / "d", source)
+    with pytest.raises(LorgnetteError, match="exclude each other"):
+        get(tmp_path / "d", max_rows=1, sample=1)
+    with pytest.raises(LorgnetteError, match="no such folder or zip"):
+        get(tmp_path / "d", images_from=str(tmp_path / "nowhere"))
+    assert not hub.log
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from lorgnette.data.hub_dataset import download_dataset
+download_dataset(sys.argv[1], Path(sys.argv[2]), num_workers=2, **eval(sys.argv[3]))
+"""
+
+
+def start(source: str, out: Path, **more: Any) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", CHILD, source, str(out), repr(more)])
+
+
+def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if when():
+            break
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("moment", [1, 2, 4, 15, 35])
+def test_it_resumes_after_a_kill(moment: int, hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+    """Killed while listing, while the table comes, at the first pictures, in the middle, near the end."""
+    tutorial(80)
+    get(tmp_path / "whole")
+    log = len(hub.log)
+    for path in [*hub.static, "/api/v1/datasets/" + NAME + "/repo/tree"]:
+        hub.trick(path, trick(pause=0.03))
+    child = start(SOURCE, tmp_path / "d")
+    kill(child, lambda: len(hub.log) >= log + moment)
+    hub.tricks.clear()
+    images = tmp_path / "d" / "images"
+    existing = {path.name for path in images.glob("*.jpg")} if images.is_dir() else set()
+    time.sleep(0.1)
+    log = len(hub.log)
+    result = get(tmp_path / "d")
+    assert result.num_files == 40 - len(existing)
+    assert not any(name in item.path for item in hub.log[log:] for name in existing)
+    assert files(tmp_path / "d") == files(tmp_path / "whole")
+    assert not list(tmp_path.glob("d/images/.*"))
+
+
+def test_ctrl_c_stops_it_quickly_and_keeps_the_files(hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(80)
+    for path in hub.static:
+        hub.trick(path, trick(pause=0.05))
+    child = start(SOURCE, tmp_path / "d")
+    for _ in range(3000):
+        if len(hub.requests("COCO_")) > 10:
+            break
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert child.wait(10) != 0
+    assert time.monotonic() - began < 5
+    assert get(tmp_path / "d").num_files <= 40 - 8
+
+
+def test_two_processes_in_one_folder_are_refused(hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(10)
+    hub.trick("/coco/2014/train.csv.zip", trick(pause=2))
+    child = start(SOURCE, tmp_path / "d")
+    for _ in range(3000):
+        if hub.requests("train.csv.zip"):
+            break
+        time.sleep(0.01)
+    with pytest.raises(LorgnetteError, match="another lorgnette is downloading into this folder"):
+        get(tmp_path / "d")
+    assert child.wait(20) == 0
+
+
+@pytest.fixture
+def parquet_set(hub: Any, jpeg: Callable[..., bytes]) -> Callable[..., None]:
+    def make(rows: int = 60, **more: bytes) -> None:
+        def shard(numbers: range) -> bytes:
+            table = {
+                "image": [{"bytes": jpeg(n // 2, 40), "path": f"{n // 2:012d}.jpg"} for n in numbers],
+                "caption": [f"caption {n}" for n in numbers],
+            }
+            out = io.BytesIO()
+            pq.write_table(pa.table(table), out, row_group_size=10)
+            return out.getvalue()
+
+        files = {"README.md": b"# set", "data/val-00000-of-00002.parquet": shard(range(rows))}
+        files["data/val-00001-of-00002.parquet"] = shard(range(rows, rows + 20))
+        files["data/test-00000-of-00001.parquet"] = shard(range(4))
+        hub.repo("hf", "datasets", "lmms-lab/COCO", files)
+
+    return make
+
+
+def test_parquet_from_the_listing_to_the_folder(hub: Any, parquet_set: Any, tmp_path: Path, jpeg: Any) -> None:
+    parquet_set()
+    result = get(tmp_path / "d", "hf:lmms-lab/COCO:val", max_rows=7)
+    assert (result.num_rows, result.num_examples, result.num_images, result.num_files) == (7, 7, 4, 0)
+    assert len(result.revision) == 40
+    rows = table(tmp_path / "d")
+    assert [caption for _, caption in rows] == [f"caption {n}" for n in range(7)]
+    assert [(tmp_path / "d" / image).read_bytes() for image, _ in rows] == [jpeg(n // 2, 40) for n in range(7)]
+    assert result.sources == {"hf:lmms-lab/COCO:val": 4}
+    assert not hub.requests("test-") + hub.requests("val-00001")
+    log = len(hub.log)
+    assert get(tmp_path / "d", "hf:lmms-lab/COCO:val", max_rows=7).num_rows == 7
+    assert len(hub.log) == log
+    assert get(tmp_path / "d", "hf:lmms-lab/COCO:val").num_rows == 80
+
+
+def test_without_train_the_splits_are_listed(hub: Any, parquet_set: Any, tmp_path: Path) -> None:
+    parquet_set()
+    with pytest.raises(
+        LorgnetteError, match=r"no split 'train'; the splits are test, validation .* write hf:lmms-lab/COCO:test"
+    ):
+        get(tmp_path / "d", "hf:lmms-lab/COCO")
+    assert get(tmp_path / "d", "hf:lmms-lab/COCO:validation", max_rows=1).num_rows == 1
+
+
+def test_columns_can_be_requested(hub: Any, parquet_set: Any, tmp_path: Path) -> None:
+    parquet_set()
+    with pytest.raises(LorgnetteError, match=r"no column 'txt'; the columns are image \(image\), caption \(text\)"):
+        get(tmp_path / "d", "hf:lmms-lab/COCO:val", caption_column="txt")
+    result = get(tmp_path / "d", "hf:lmms-lab/COCO:val", max_rows=1, image_column="image", caption_column="caption")
+    assert result.num_rows == 1
+
+
+def test_broken_cells_are_named_and_left_out(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    out = io.BytesIO()
+    cells = [jpeg(1), b"<html>", None, jpeg(2), jpeg(1)]
+    pq.write_table(pa.table({"image": cells, "text": ["a", "b", "c", "", "e"]}), out)
+    hub.repo("hf", "datasets", "me/odd", {"train.parquet": out.getvalue()})
+    messages: list[str] = []
+    result = get(tmp_path / "d", "hf:me/odd", on_message=messages.append)
+    assert (result.num_rows, result.num_images) == (2, 1)
+    assert [(item.where, item.message) for item in result.missing] == [
+        ("train.parquet, row 2", "'image' holds no image in a known format"),
+        ("train.parquet, row 3", "'image' is empty, not an image"),
+        ("train.parquet, row 4", "the caption is empty"),
+    ]
+    assert messages[-1].startswith("3 of 5 rows are missing: 'image' holds no image in a known format; ")
+    assert len(json.loads((tmp_path / "d" / "failed.json").read_text())) == 3
+
+
+def test_two_embedded_images_of_one_name_are_two_files(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    out = io.BytesIO()
+    cells = [{"bytes": jpeg(i), "path": "../../x/a b.png"} for i in (1, 2, 1)]
+    pq.write_table(pa.table({"image": cells, "text": ["a", "b", "c"]}), out)
+    hub.repo("hf", "datasets", "me/odd", {"train.parquet": out.getvalue()})
+    get(tmp_path / "d", "hf:me/odd")
+    rows = table(tmp_path / "d")
+    assert [(tmp_path / "d" / image).read_bytes() for image, _ in rows] == [jpeg(i) for i in (1, 2, 1)]
+    assert len(list((tmp_path / "d" / "images").iterdir())) == 2
+
+
+def test_webdataset_from_the_listing_to_the_folder(hub: Any, tmp_path: Path, jpeg: Any, tarred: Any) -> None:
+    def shard(numbers: range) -> bytes:
+        members = {}
+        for number in numbers:
+            members |= {f"s{number:04d}.jpg": jpeg(number), f"s{number:04d}.txt": f"caption {number}".encode()}
+        return bytes(tarred(members))
+
+    hub.repo(
+        "hf",
+        "datasets",
+        "me/wds",
+        {"train/0.tar": shard(range(5)), "train/1.tar": shard(range(5, 9)), "nshards.txt": b"2"},
+    )
+    assert get(tmp_path / "d", "hf:me/wds", max_rows=3).num_rows == 3
+    assert not hub.requests("1.tar")
+    result = get(tmp_path / "d", "hf:me/wds")
+    rows = table(tmp_path / "d")
+    assert [caption for _, caption in rows] == [f"caption {i}" for i in range(9)]
+    assert [(tmp_path / "d" / image).read_bytes() for image, _ in rows] == [jpeg(i) for i in range(9)]
+    assert result.num_images == 9
+
+
+def test_an_image_folder_with_its_metadata(hub: Any, tmp_path: Path, jpeg: Any, monkeypatch: Any) -> None:
+    rows = "file_name,text\na.jpg,one\nsub/b.jpg,two\nmissing.jpg,three\n"
+    hub.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.repo("hf", "datasets", "me/folder", {"metadata.csv": rows.encode(), "a.jpg": jpeg(1), "sub/b.jpg": jpeg(2)})
+    result = get(tmp_path / "d", "hf:me/folder")
+    assert table(tmp_path / "d") == [["images/a.jpg", "one"], ["images/b.jpg", "two"]]
+    assert result.missing[0].message == "the image 'missing.jpg' is neither a URL nor a file of the data set"
+    assert all("secret" not in path.read_text("latin-1") for path in (tmp_path / "d").rglob("*") if path.is_file())
+
+
+def test_jsonl_on_modelscope_with_a_private_token(hub: Any, tmp_path: Path, jpeg: Any, monkeypatch: Any) -> None:
+    hub.put("/elsewhere/1.jpg", jpeg(1))
+    lines = [
+        {"image": "images/a.jpg", "text": r"\begin{a} x && y \end{a}"},
+        {"image": hub.url + "/elsewhere/1.jpg", "text": "b"},
+    ]
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    hub.repo("modelscope", "datasets", "me/tex", {"train.jsonl": content, "images/a.jpg": jpeg(2)})
+    hub.token = "secret"
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
+    get(tmp_path / "d", "modelscope:me/tex")
+    assert table(tmp_path / "d") == [["images/a.jpg", r"\begin{a} x && y \end{a}"], ["images/1.jpg", "b"]]
+    assert "Authorization" not in hub.requests("/elsewhere/1.jpg")[0].headers
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"a.txt": b"x", "b.bin": b"y"}, r"no parquet, tar, CSV, JSON or zip files; it has \.bin, \.txt"),
+        ({}, "it has no files"),
+        ({"set.py": b"import os\nos.system('touch bomb')"}, "only a loading script, and has no readable URL of data"),
+        ({"set.py": b"def ("}, "the loading script cannot be read: SyntaxError"),
+        ({"train.csv": b"a,b\n1,2\n"}, "it is not clear which column holds the images; the columns are a"),
+        ({"train.csv": b"\xff\xfei\x00m\x00"}, "the file is UTF-16, not UTF-8"),
+        ({"train.json": b"{}"}, "the file holds an object with the keys , not a list"),
+        ({"train.csv.zip": b"PK\x03\x04 no zip"}, "the zip file cannot be read"),
+        ({"train.csv": b"image,caption\n"}, "the split has no rows"),
+        ({"../../x.csv": b"image,caption\n"}, "a path in the repository leaves its folder"),
+    ],
+)
+def test_unreadable_data_is_an_error_of_one_line(
+    content: dict[str, bytes], match: str, hub: Any, tmp_path: Path
+) -> None:
+    hub.repo("modelscope", "datasets", "me/set", content)
+    with pytest.raises(LorgnetteError, match=match) as raised:
+        get(tmp_path / "d", "modelscope:me/set")
+    assert raised.value.exit_status == 1
+    assert raised.value.hint
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("moment", [1, 3, 6, 9])
+def test_parquet_resumes_after_a_kill(moment: int, hub: Any, trick: Any, parquet_set: Any, tmp_path: Path) -> None:
+    parquet_set(300)
+    get(tmp_path / "whole", "hf:lmms-lab/COCO:val")
+    log, served = len(hub.log), hub.served
+    for path in {item.path for item in hub.log}:
+        hub.trick(path, *[trick(pause=0.05)] * 40)
+    kill(start("hf:lmms-lab/COCO:val", tmp_path / "d"), lambda: len(hub.log) >= log + moment)
+    hub.tricks.clear()
+    time.sleep(0.1)
+    num_existing, before = len(list(tmp_path.glob("d/images/*.jpg"))), hub.served - served
+    assert get(tmp_path / "d", "hf:lmms-lab/COCO:val").num_images == 160
+    assert files(tmp_path / "d") == files(tmp_path / "whole")
+    # what was read before the kill is not read again, except for the row group that it was in
+    assert hub.served - served - before <= served * (1 - num_existing / 160) + 300_000
