@@ -1,4 +1,4 @@
-"""`demo`: what is looked at before anything is drawn, what is drawn, and how answers are judged."""
+"""`demo`: settings and folder are checked first; the drawn data set and the facts of its answers."""
 
 import csv
 from pathlib import Path
@@ -9,35 +9,36 @@ import pytest
 from lorgnette.commands import demo as demo_module
 from lorgnette.commands.demo import demo
 from lorgnette.errors import UsageError
-from lorgnette.metrics.held_out import score_before_after
+from lorgnette.metrics.report import score_before_after
 from lorgnette.report.console import Terminal
-from lorgnette.report.predictions import PredictionRow
+from lorgnette.types import PredictionRow
 
 
-def test_words_and_place_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_and_folder_are_checked_before_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"did you mean train\.lr"):
-        demo(words=["train.lrr=1"])
+    with pytest.raises(UsageError, match=r"did you mean train\.learning_rate"):
+        demo(overrides=["train.learning_rat=1"])
     (tmp_path / "mine.txt").touch()
-    for taken in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(UsageError, match="something stands here already"):
-            demo(taken)
+    for path in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(UsageError, match="this folder is not empty"):
+            demo(path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_what_is_drawn(tmp_path: Path, terminal: Terminal) -> None:
+def test_the_drawn_data_set(tmp_path: Path, terminal: Terminal) -> None:
     demo_module._draw_dataset(tmp_path, 8, terminal)
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert all(row["caption"] for row in rows)
     for row in rows:
-        with PIL.Image.open(tmp_path / row["image_path"]) as picture:
-            assert min(picture.size) > 28
+        with PIL.Image.open(tmp_path / row["image_path"]) as image:
+            assert min(image.size) > 28
 
 
-def test_what_is_drawn_can_be_judged_by_its_caption(tmp_path: Path, terminal: Terminal) -> None:
-    """So that a resumed run, which has no scenes, has the same scores."""
+def test_an_answer_is_scored_against_the_caption(tmp_path: Path, terminal: Terminal) -> None:
+    """A resumed run has no scenes, and gets the same scores."""
+    demo_module.register_facts_metric()
     demo_module._draw_dataset(tmp_path, 8, terminal)
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]

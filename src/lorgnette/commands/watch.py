@@ -1,4 +1,4 @@
-"""`watch`: the tracker's own dashboard of a run, where that is what there is."""
+"""`watch`: the local dashboard of a run that SwanLab tracked."""
 
 import shutil
 import subprocess
@@ -18,13 +18,13 @@ HOST = "127.0.0.1"
 def watch(path: Path | str, *, port: int = 5092, console: Console | None = None) -> None:
     """Serve SwanLab's local dashboard of a run until Ctrl-C.
 
-    Raises LorgnetteError where the run has no SwanLab folder, or the dashboard is not installed.
+    Raises LorgnetteError if the run has no SwanLab folder or the dashboard is not installed.
     """
     path = Path(path)
     folder = RunDir.open_existing(path).path / "swanlab"
     if not folder.is_dir():
         raise LorgnetteError(
-            "this run was not tracked by SwanLab", where=str(path), hint=f"its page is {RunDir(path).report}"
+            "SwanLab did not track this run", where=str(path), hint=f"open its report: {RunDir(path).report}"
         )
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
     if program is None or not is_installed("swanboard"):
@@ -33,6 +33,6 @@ def watch(path: Path | str, *, port: int = 5092, console: Console | None = None)
         )
     Terminal(console).print(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
     command = [program, "watch", str(folder), "--host", HOST, "--port", str(port)]
-    ended = subprocess.run(command, check=False)  # noqa: S603 - the program beside this Python, a folder of ours
-    if ended.returncode not in (0, 130, -2):
-        raise LorgnetteError(f"the dashboard ended with status {ended.returncode}", where=" ".join(command))
+    process = subprocess.run(command, check=False)  # noqa: S603 - the program next to this Python, a folder of ours
+    if process.returncode not in (0, 130, -2):
+        raise LorgnetteError(f"the dashboard exited with status {process.returncode}", where=" ".join(command))
