@@ -1,4 +1,4 @@
-"""Losses and the logits' gradient are autograd's; the kernel is the plain torch of it."""
+"""Losses and gradient equal autograd's; the kernel equals its reference."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lorgnette.kernels.cross_entropy import cross_entropy_
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def drawn(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_inputs(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(rows)
     targets = torch.randint(vocabulary, (rows,))
     targets[0], targets[-1] = 0, vocabulary - 1
@@ -18,13 +18,13 @@ def drawn(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("rows", "vocabulary"), [(2, 3), (7, 301)])
-def test_losses_and_gradient_are_autograds(rows: int, vocabulary: int) -> None:
-    logits, targets, weights = drawn(rows, vocabulary)
+def test_losses_and_gradient_equal_autograd(rows: int, vocabulary: int) -> None:
+    logits, targets, weights = draw_inputs(rows, vocabulary)
     weights[1] = 0.0
     leaf = logits.clone().requires_grad_()
-    wanted = cross_entropy(leaf, targets, reduction="none")
-    (wanted * weights).sum().backward()
-    torch.testing.assert_close(cross_entropy_(logits, targets, weights), wanted.detach(), atol=1e-5, rtol=1e-5)
+    expected = cross_entropy(leaf, targets, reduction="none")
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(cross_entropy_(logits, targets, weights), expected.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits, leaf.grad, atol=1e-6, rtol=1e-5)
     assert not logits[1].any()
 
@@ -37,11 +37,11 @@ def test_huge_logits_stay_finite() -> None:
 
 @CUDA
 @pytest.mark.parametrize("vocabulary", [301, 8192, 20011])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_the_kernel_is_its_reference(vocabulary: int, dtype: torch.dtype, close: float) -> None:
-    logits, targets, weights = drawn(5, vocabulary)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_kernel_equals_its_reference(vocabulary: int, dtype: torch.dtype, tolerance: float) -> None:
+    logits, targets, weights = draw_inputs(5, vocabulary)
     logits = logits.to(dtype)
-    moved = logits.cuda()
-    losses = cross_entropy_(moved, targets.cuda(), weights.cuda())
-    torch.testing.assert_close(losses.cpu(), cross_entropy_(logits, targets, weights), atol=close, rtol=close)
-    torch.testing.assert_close(moved.cpu(), logits, atol=close, rtol=close)
+    on_gpu = logits.cuda()
+    losses = cross_entropy_(on_gpu, targets.cuda(), weights.cuda())
+    torch.testing.assert_close(losses.cpu(), cross_entropy_(logits, targets, weights), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(on_gpu.cpu(), logits, atol=tolerance, rtol=tolerance)

@@ -1,4 +1,4 @@
-"""Row and column turn q and k as in transformers, v stays; the kernel is its reference."""
+"""q and k rotate by row and column as in transformers, v is unchanged; the kernel equals its reference."""
 
 import pytest
 import torch
@@ -9,36 +9,36 @@ from lorgnette.kernels.rotary_vision import apply_rotary_vision_, apply_rotary_v
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def drawn(rows: int, heads: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+def draw_inputs(rows: int, heads: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     angles = torch.randn(12, D // 4)
-    places = torch.randint(0, 12, (rows, 2), dtype=torch.int32)
-    return torch.randn(rows, 3, heads, D).to(dtype), places, angles.cos(), angles.sin()
+    positions = torch.randint(0, 12, (rows, 2), dtype=torch.int32)
+    return torch.randn(rows, 3, heads, D).to(dtype), positions, angles.cos(), angles.sin()
 
 
-def test_q_and_k_turn_as_in_transformers() -> None:
-    qkv, places, cos, sin = drawn(9, 3, 16)
-    tables = [table[places.long()].flatten(1) for table in (cos, sin)]
+def test_q_and_k_rotate_as_in_transformers() -> None:
+    qkv, positions, cos, sin = draw_inputs(9, 3, 16)
+    tables = [table[positions.long()].flatten(1) for table in (cos, sin)]
     whole = [torch.cat([table, table], -1) for table in tables]
     q, k, v = (part.clone() for part in qkv.unbind(1))
-    wanted = apply_rotary_pos_emb_vision(q, k, *whole)
-    apply_rotary_vision_(qkv, places, cos, sin)
-    for ours, theirs in zip(qkv.unbind(1), (*wanted, v), strict=True):
+    expected = apply_rotary_pos_emb_vision(q, k, *whole)
+    apply_rotary_vision_(qkv, positions, cos, sin)
+    for ours, theirs in zip(qkv.unbind(1), (*expected, v), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_row_and_column_are_not_the_same() -> None:
-    qkv, places, cos, sin = drawn(9, 3, 16)
-    swapped = apply_rotary_vision_reference(qkv[:, :2], places.flip(1), cos, sin)
-    assert not torch.allclose(swapped, apply_rotary_vision_reference(qkv[:, :2], places, cos, sin), atol=1e-2)
+def test_row_and_column_are_not_interchangeable() -> None:
+    qkv, positions, cos, sin = draw_inputs(9, 3, 16)
+    swapped = apply_rotary_vision_reference(qkv[:, :2], positions.flip(1), cos, sin)
+    assert not torch.allclose(swapped, apply_rotary_vision_reference(qkv[:, :2], positions, cos, sin), atol=1e-2)
 
 
 @CUDA
 @pytest.mark.parametrize(("heads", "D"), [(2, 16), (3, 64), (16, 80)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_is_its_reference(heads: int, D: int, dtype: torch.dtype) -> None:
-    qkv, places, cos, sin = drawn(1001, heads, D, dtype)
-    wanted = torch.cat([apply_rotary_vision_reference(qkv[:, :2], places, cos, sin), qkv[:, 2:]], 1)
-    apply_rotary_vision_(moved := qkv.cuda(), places.cuda(), cos.cuda(), sin.cuda())
-    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
-    torch.testing.assert_close(moved.cpu(), wanted, **close)
+def test_the_kernel_equals_its_reference(heads: int, D: int, dtype: torch.dtype) -> None:
+    qkv, positions, cos, sin = draw_inputs(1001, heads, D, dtype)
+    expected = torch.cat([apply_rotary_vision_reference(qkv[:, :2], positions, cos, sin), qkv[:, 2:]], 1)
+    apply_rotary_vision_(on_gpu := qkv.cuda(), positions.cuda(), cos.cuda(), sin.cuda())
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
+    torch.testing.assert_close(on_gpu.cpu(), expected, **tolerance)

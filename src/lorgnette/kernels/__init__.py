@@ -1,5 +1,9 @@
-"""The fast engine's own kernels: each file holds one operation, as plain torch (its definition, used on a CPU and in
-tests) and as a Triton kernel (used on CUDA), behind one function that picks.
+"""The fast engine's kernels, one operation per file.
 
-What Triton compiles is marked `no_type_check`: the tests' checker of shapes would else stand between the two.
+Each file holds the operation in plain torch, used on a CPU and as the tests' reference, and as a Triton kernel, used on
+CUDA, behind one function that picks. Triton functions are marked `no_type_check`, because the tests' shape checker
+cannot wrap what Triton compiles. Knows nothing about models.
 """
+
+MAX_GROUP_SIZE = 32
+"""Query heads per key-value head that the attention kernels can process together."""

@@ -1,12 +1,17 @@
-"""Which rows of a packed pass see which, cut up for the attention kernels.
+"""The attention mask of a packed batch, cut into work for the attention kernels.
 
-    ends     8 8 8 8 6 6 8 8     row r is seen by the rows from r up to ends[r]: by what hangs on it in the tree
-             s s s s a a b b     (encode/share.py); rows are in the tree's order, so that those are neighbours
+The mask is one integer per token: key k is visible to the queries k ≤ q < visible_until[k]. Tokens are in the
+depth-first order of the prefix tree (processing/prefix_tree.py), so these queries are contiguous. A shared prefix s
+with two branches:
 
-Queries are taken some rows at a time, a *tile*; keys in *blocks* of 64. What a tile sees are mostly the blocks right
-before it, and those of a beginning that many share: two runs of blocks with a gap between. What a block is seen by is
-one run of queries; where it is long, as a shared beginning's is, it is parted into several *tasks*, whose sums are
-added up in order. All of it is counted on the host, into as many numbers as the rows say.
+    token           s s s s a a b b
+    visible_until   8 8 8 8 6 6 8 8         8 = everybody behind; a ends at 6, so b does not see it; 0 hides a key
+
+The forward pass and dQ loop over keys: a *query tile* lists the key blocks (BLOCK_N keys each) that some queries need.
+They are mostly the blocks right before the tile and those of a prefix that many share, so one skipped range is enough.
+dK and dV loop over queries: a *task* is one key block with a range of the queries that see it. A long range, as a
+shared prefix has, is split into several tasks, whose sums are added in order. The host plans all of this with numpy.
+The number of integers depends only on the number of tokens, as CUDA graphs need.
 """
 
 from collections.abc import Mapping
@@ -20,22 +25,25 @@ from torch import Tensor
 from lorgnette.device import copy_to_device
 
 BLOCK_N = 64
-"""Keys of a block."""
+"""Keys per block."""
 BLOCK_M = 64
-"""Pairs of a query row and a head that a program takes at once, at the most."""
+"""Rows of a tile: (query, head of the group) pairs that one program holds."""
 _TASK_QUERIES = (64, 128)
-"""Queries of a task: many small tasks where rows are few, for all processors to have one."""
+"""Smallest and usual largest number of queries per task: small where tokens are few, to occupy all processors."""
 _MAX_TASKS_PER_BLOCK = 3
-"""Tasks there is room for, for every block."""
+"""On average; the rest of the task list stays empty."""
 
 HostTriples = Int32[np.ndarray, "_ 3"]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """rows: the row that each query stands in, ascending; ends: of every row, behind the last one that sees it (0:
-    nobody does); tiles: [_, 3] blocks before the gap, in it, and seen altogether; tasks: [_, 3] block, first query,
-    behind the last; task_starts: of every block."""
+    """The mask of M queries over T keys, on the device.
+
+    query_indices: token index of each query, ascending. visible_until: see above. query_tiles [n, 3]: key blocks before
+    the skipped range, length of the range, blocks visited in all. dkv_tasks [n, 3]: key block, first query, end query.
+    dkv_task_offsets: key block b has the tasks from offsets[b] up to offsets[b + 1].
+    """
 
     query_indices: Int32[Tensor, " M"]
     visible_until: Int32[Tensor, " T"]
@@ -47,9 +55,9 @@ class AttentionPlan:
     def from_parts(
         cls, parts: Mapping[str, Tensor], prefix: str, query_indices: Int32[Tensor, " M"]
     ) -> "AttentionPlan":
-        """Of what `cut` made under that prefix, and `ends`, on the device."""
-        tiles, tasks, starts = (parts[f"{prefix}{name}"] for name in ("tiles", "tasks", "task_starts"))
-        return cls(query_indices, parts["ends"], tiles.view(-1, 3), tasks.view(-1, 3), starts)
+        """From the tensors that `plan_attention` named with this prefix, and `visible_until`."""
+        tiles, tasks, offsets = (parts[f"{prefix}{name}"] for name in ("query_tiles", "dkv_tasks", "dkv_task_offsets"))
+        return cls(query_indices, parts["visible_until"], tiles.view(-1, 3), tasks.view(-1, 3), offsets)
 
     @classmethod
     def from_numpy(
@@ -59,79 +67,85 @@ class AttentionPlan:
         group_size: int,
         device: torch.device,
     ) -> "AttentionPlan":
-        numbers = {
-            "rows": query_indices,
-            "ends": visible_until,
+        """Plan on the host and send everything in one copy."""
+        arrays = {
+            "query_indices": query_indices,
+            "visible_until": visible_until,
             **plan_attention("", query_indices, visible_until, group_size),
         }
-        flat = copy_to_device(np.concatenate(list(numbers.values())), device)
-        parts = dict(zip(numbers, torch.split(flat, list(map(len, numbers.values()))), strict=True))
-        return cls.from_parts(parts, "", parts["rows"])
+        flat = copy_to_device(np.concatenate(list(arrays.values())), device)
+        parts = dict(zip(arrays, torch.split(flat, list(map(len, arrays.values()))), strict=True))
+        return cls.from_parts(parts, "", parts["query_indices"])
 
 
 def count_tile_queries(group_size: int) -> int:
-    """group: query heads that look at one key head."""
+    """Queries per tile. group_size: query heads per key head."""
     return BLOCK_M // group_size
 
 
 def compute_plan_sizes(prefix: str, num_tokens: int, num_queries: int, group_size: int) -> dict[str, int]:
-    """How many numbers `cut` makes of each kind."""
+    """How many integers `plan_attention` returns under each name."""
     blocks = -(-num_tokens // BLOCK_N)
     tiles = -(-num_queries // count_tile_queries(group_size))
     return {
-        f"{prefix}tiles": 3 * tiles,
-        f"{prefix}tasks": 3 * _MAX_TASKS_PER_BLOCK * blocks,
-        f"{prefix}task_starts": blocks + 1,
+        f"{prefix}query_tiles": 3 * tiles,
+        f"{prefix}dkv_tasks": 3 * _MAX_TASKS_PER_BLOCK * blocks,
+        f"{prefix}dkv_task_offsets": blocks + 1,
     }
 
 
 def plan_attention(
     prefix: str, query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
 ) -> dict[str, Int32[np.ndarray, " _"]]:
-    """The tiles, tasks and their starts as they are sent: one number after the other."""
-    tasks, starts = plan_dkv_tasks(query_indices, visible_until)
+    """Query tiles, tasks and task offsets, flattened to be sent; names start with `prefix`."""
+    tasks, offsets = plan_dkv_tasks(query_indices, visible_until)
     tiles = plan_query_tiles(query_indices, visible_until, group_size)
-    return {f"{prefix}tiles": tiles.ravel(), f"{prefix}tasks": tasks.ravel(), f"{prefix}task_starts": starts}
+    return {
+        f"{prefix}query_tiles": tiles.ravel(),
+        f"{prefix}dkv_tasks": tasks.ravel(),
+        f"{prefix}dkv_task_offsets": offsets,
+    }
 
 
 def plan_query_tiles(
     query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
 ) -> HostTriples:
-    """Of every tile the widest gap among the blocks it sees is left out."""
+    """Each tile skips the widest gap between the key blocks it needs."""
     until, queries = _reduce_visible_until(visible_until), count_tile_queries(group_size)
-    first, last = (
-        query_indices[::queries],
-        query_indices[np.minimum(np.arange(queries, len(query_indices) + queries, queries), len(query_indices)) - 1],
-    )
+    first = query_indices[::queries]
+    last_of_tile = np.arange(queries, len(query_indices) + queries, queries)
+    last = query_indices[np.minimum(last_of_tile, len(query_indices)) - 1]
     block = np.arange(len(until), dtype=np.int32)
-    seen = (block * BLOCK_N <= last[:, None]) & (until > first[:, None])
-    so_far = np.maximum.accumulate(np.where(seen, block, -1), 1)
-    before = np.concatenate([np.full((len(first), 1), -1), so_far[:, :-1]], 1)
-    gaps = np.where(seen, block - 1 - before, 0)
-    behind = gaps.argmax(1)
-    gap = gaps[np.arange(len(gaps)), behind]
-    count = np.where(seen.any(1), so_far[:, -1] + 1 - gap, 0)
-    return np.stack([behind - gap, gap, count], 1).astype(np.int32)
+    needed = (block * BLOCK_N <= last[:, None]) & (until > first[:, None])
+    # The needed block before each needed block gives the gap in front of it; argmax finds the widest one.
+    latest = np.maximum.accumulate(np.where(needed, block, -1), 1)
+    previous = np.concatenate([np.full((len(first), 1), -1), latest[:, :-1]], 1)
+    gaps = np.where(needed, block - 1 - previous, 0)
+    gap_end = gaps.argmax(1)
+    gap = gaps[np.arange(len(gaps)), gap_end]
+    visited = np.where(needed.any(1), latest[:, -1] + 1 - gap, 0)
+    return np.stack([gap_end - gap, gap, visited], 1).astype(np.int32)
 
 
 def plan_dkv_tasks(
     query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"]
 ) -> tuple[HostTriples, Int32[np.ndarray, " B"]]:
-    """(tasks, their starts by block). Tasks that there is room for and that are not needed have no queries."""
+    """(tasks, their offsets by key block). Unused tasks at the end of the list have no queries."""
     until = _reduce_visible_until(visible_until)
     first = np.searchsorted(query_indices, np.arange(len(until)) * BLOCK_N)
     length = np.maximum(np.searchsorted(query_indices, until) - first, 0)
-    room, total = _MAX_TASKS_PER_BLOCK * len(until), int(length.sum())
-    part = max(min(max(total // 64, _TASK_QUERIES[0]), _TASK_QUERIES[1]), -(-total // (room - len(until))))
-    counts = -(-length // part)
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    capacity, total = _MAX_TASKS_PER_BLOCK * len(until), int(length.sum())
+    # About 64 tasks, none too short or too long, unless the list has no room for that many.
+    size = max(min(max(total // 64, _TASK_QUERIES[0]), _TASK_QUERIES[1]), -(-total // (capacity - len(until))))
+    counts = -(-length // size)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
     block = np.repeat(np.arange(len(until)), counts)
-    begin = first[block] + (np.arange(len(block)) - starts[block]) * part
-    tasks = np.zeros((room, 3), np.int32)
-    tasks[: len(block)] = np.stack([block, begin, np.minimum(begin + part, (first + length)[block])], 1)
-    return tasks, starts.astype(np.int32)
+    start = first[block] + (np.arange(len(block)) - offsets[block]) * size
+    tasks = np.zeros((capacity, 3), np.int32)
+    tasks[: len(block)] = np.stack([block, start, np.minimum(start + size, (first + length)[block])], 1)
+    return tasks, offsets.astype(np.int32)
 
 
 def _reduce_visible_until(visible_until: Int32[np.ndarray, " T"]) -> Int32[np.ndarray, " blocks"]:
-    """Of every block, behind the last row that sees any of it."""
+    """The largest value of each key block."""
     return np.maximum.reduceat(visible_until, np.arange(0, len(visible_until), BLOCK_N))

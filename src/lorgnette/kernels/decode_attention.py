@@ -1,11 +1,10 @@
-"""Attention of one new token a row over the row's cached keys: what a step of decoding does.
+"""Attention of one new token per row over the row's cached keys: the attention of a decoding step.
 
-    cache  [B, L, 2K, D]   a row's keys' heads, then its values'        lengths [B]: how many of L places are filled
-    query  [B, H, D]       H/K query heads look at one key head together
+    cache  [B, L, 2K, D]   key heads, then value heads, of each slot        lengths [B]: filled slots of L
+    q      [B, H·D]        H/K = G query heads share a key head
 
-The cached keys are read once for all query heads that share them. Long rows are cut into parts that are attended to at
-the same time and put together by their highest scores (Dao et al. 2023, "Flash-Decoding"). Sums are fp32; the result is
-rounded once.
+Cached keys are read once for all query heads that share them. Long rows are split into parts that run in parallel and
+are combined by their running maxima (Flash-Decoding: Dao et al. 2023). Sums are fp32; the result is rounded once.
 """
 
 from typing import no_type_check
@@ -23,33 +22,34 @@ except ImportError:  # torch without CUDA comes without it
 _SPLIT_SIZE = 256
 _BLOCK_N = 64
 _MIN_DOT_SIZE = 16
-"""Sides of a product that tensor cores take are no smaller."""
+"""Smallest side of a matrix product on tensor cores."""
 
 
 def decode_attention(
     q: Float[Tensor, "B HD"], cache: Float[Tensor, "B L KK D"], lengths: Int32[Tensor, " B"], out: Float[Tensor, "B HD"]
 ) -> None:
-    """out = softmax(q·kᵀ/√D)·v over each row's first `lengths` places (one at the least). `q` and `out` may be columns
+    """out = softmax(q·kᵀ/√D)·v over the first `lengths` slots of each row (at least one). `q` and `out` may be columns
     of wider matrices."""
     if not cache.is_cuda:
         out.copy_(decode_attention_reference(q, cache, lengths))
         return
     B, L, K, D = len(cache), cache.shape[1], cache.shape[2] // 2, cache.shape[3]
-    group, parts = q.shape[1] // (K * D), triton.cdiv(L, _SPLIT_SIZE)
+    group_size, splits = q.shape[1] // (K * D), triton.cdiv(L, _SPLIT_SIZE)
     sizes = {
-        "K": K, "G": group, "G_BLOCK": max(_MIN_DOT_SIZE, triton.next_power_of_2(group)),
-        "D": D, "D_BLOCK": max(_MIN_DOT_SIZE, triton.next_power_of_2(D)), "PARTS": parts,
+        "K": K, "G": group_size, "BLOCK_G": max(_MIN_DOT_SIZE, triton.next_power_of_2(group_size)),
+        "D": D, "BLOCK_D": max(_MIN_DOT_SIZE, triton.next_power_of_2(D)), "SPLITS": splits,
     }  # fmt: skip
-    summed, total, highest = out, out, out  # not read where one part is the whole
-    if parts > 1:
-        summed = torch.empty(B, K, parts, sizes["G_BLOCK"], sizes["D_BLOCK"], dtype=torch.float32, device=q.device)
-        total, highest = torch.empty(2, *summed.shape[:-1], dtype=torch.float32, device=q.device)
-    _split_kv_kernel[(B, K, parts)](
-        q, cache, lengths, out, summed, total, highest, D**-0.5, L, q.stride(0), out.stride(0),
-        PART=min(_SPLIT_SIZE, triton.cdiv(L, _BLOCK_N) * _BLOCK_N), BLOCK=_BLOCK_N, **sizes, num_warps=4, num_stages=2,
+    part_acc, part_l, part_m = out, out, out  # unused with one split
+    if splits > 1:
+        part_acc = torch.empty(B, K, splits, sizes["BLOCK_G"], sizes["BLOCK_D"], dtype=torch.float32, device=q.device)
+        part_l, part_m = torch.empty(2, *part_acc.shape[:-1], dtype=torch.float32, device=q.device)
+    _split_kv_kernel[(B, K, splits)](
+        q, cache, lengths, out, part_acc, part_l, part_m, D**-0.5, L, q.stride(0), out.stride(0),
+        SPLIT_SIZE=min(_SPLIT_SIZE, triton.cdiv(L, _BLOCK_N) * _BLOCK_N), BLOCK_N=_BLOCK_N, **sizes, num_warps=4,
+        num_stages=2,
     )  # fmt: skip
-    if parts > 1:
-        _combine_splits_kernel[(B, K)](summed, total, highest, out, out.stride(0), **sizes, num_warps=4)
+    if splits > 1:
+        _combine_splits_kernel[(B, K)](part_acc, part_l, part_m, out, out.stride(0), **sizes, num_warps=4)
 
 
 def decode_attention_reference(
@@ -58,9 +58,9 @@ def decode_attention_reference(
     B, L, K, D = len(cache), cache.shape[1], cache.shape[2] // 2, cache.shape[3]
     keys, values = cache.float().split(K, 2)
     scores = torch.einsum("bkgd,blkd->bkgl", q.reshape(B, K, -1, D).float(), keys) * D**-0.5
-    seen = torch.arange(L, device=q.device) < lengths[:, None]
-    likely = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
-    return torch.einsum("bkgl,blkd->bkgd", likely, values).to(q.dtype).flatten(1)
+    filled = torch.arange(L, device=q.device) < lengths[:, None]
+    p = scores.masked_fill(~filled[:, None, None], float("-inf")).softmax(-1)
+    return torch.einsum("bkgl,blkd->bkgd", p, values).to(q.dtype).flatten(1)
 
 
 if triton is not None:
@@ -68,65 +68,70 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _split_kv_kernel(
-        q, cache, lengths, out, summed, total, highest, scale, L, q_stride, out_stride,
-        K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
-        PARTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip  # one program a row, key head and part
-        row, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+        q, cache, lengths, out, part_acc, part_l, part_m, scale, L, q_stride, out_stride,
+        K: tl.constexpr, G: tl.constexpr, BLOCK_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+        SPLITS: tl.constexpr, SPLIT_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+    ):  # fmt: skip
+        """One row, key head and split."""
+        row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
         length = tl.load(lengths + row)
-        g, at = tl.arange(0, G_BLOCK), tl.arange(0, D_BLOCK)
-        wide = (at < D)[None, :]
-        there = (g < G)[:, None] & wide
-        place = (head * G + g)[:, None] * D + at[None, :]
-        query = tl.load(q + row * q_stride + place, mask=there, other=0.0)
-        top = tl.full((G_BLOCK,), float("-inf"), tl.float32)
-        weight = tl.zeros((G_BLOCK,), tl.float32)
-        value = tl.zeros((G_BLOCK, D_BLOCK), tl.float32)
-        for begin in range(0, PART, BLOCK):
-            key = part * PART + begin + tl.arange(0, BLOCK)
-            seen = key < length
-            kept = cache + ((row * L + key) * (2 * K) + head)[:, None] * D + at[None, :]
-            k = tl.load(kept, mask=seen[:, None] & wide, other=0.0)
-            v = tl.load(kept + K * D, mask=seen[:, None] & wide, other=0.0)
-            score = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
-            score = tl.where(seen[None, :], score, float("-inf"))
-            higher = tl.maximum(top, tl.max(score, 1))
-            safe = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet
-            likely = tl.exp(score - safe[:, None])
-            shrunk = tl.exp(top - safe)
-            weight = weight * shrunk + tl.sum(likely, 1)
-            value = value * shrunk[:, None] + tl.dot(likely.to(v.dtype), v, input_precision="ieee")
-            top = higher
-        if PARTS == 1:
-            made = (value / weight[:, None]).to(out.dtype.element_ty)
-            tl.store(out + row * out_stride + place, made, mask=there)
+        offs_g, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+        mask_d = (offs_d < D)[None, :]
+        mask_gd = (offs_g < G)[:, None] & mask_d
+        offs_gd = (head * G + offs_g)[:, None] * D + offs_d[None, :]
+        q_g = tl.load(q + row * q_stride + offs_gd, mask=mask_gd, other=0.0)
+        # Online softmax over the split's keys, for the G heads together.
+        m_i = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        l_i = tl.zeros((BLOCK_G,), tl.float32)
+        acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+        for start in range(0, SPLIT_SIZE, BLOCK_N):
+            offs_n = split * SPLIT_SIZE + start + tl.arange(0, BLOCK_N)
+            mask_n = offs_n < length
+            ptrs = cache + ((row * L + offs_n) * (2 * K) + head)[:, None] * D + offs_d[None, :]
+            k = tl.load(ptrs, mask=mask_n[:, None] & mask_d, other=0.0)
+            v = tl.load(ptrs + K * D, mask=mask_n[:, None] & mask_d, other=0.0)
+            qk = tl.dot(q_g, tl.trans(k), input_precision="ieee") * scale
+            qk = tl.where(mask_n[None, :], qk, float("-inf"))
+            m_new = tl.maximum(m_i, tl.max(qk, 1))
+            m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # no filled slot yet
+            p = tl.exp(qk - m_safe[:, None])
+            alpha = tl.exp(m_i - m_safe)
+            l_i = l_i * alpha + tl.sum(p, 1)
+            acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+            m_i = m_new
+        # A single split is the result; otherwise maximum, sum and output are left for the combining kernel.
+        if SPLITS == 1:
+            o = (acc / l_i[:, None]).to(out.dtype.element_ty)
+            tl.store(out + row * out_stride + offs_gd, o, mask=mask_gd)
         else:
-            kept = ((row * K + head) * PARTS + part) * G_BLOCK + g
-            tl.store(total + kept, weight)
-            tl.store(highest + kept, top)
-            tl.store(summed + kept[:, None] * D_BLOCK + at[None, :], value)
+            ptrs = ((row * K + head) * SPLITS + split) * BLOCK_G + offs_g
+            tl.store(part_l + ptrs, l_i)
+            tl.store(part_m + ptrs, m_i)
+            tl.store(part_acc + ptrs[:, None] * BLOCK_D + offs_d[None, :], acc)
 
     @triton.jit
     @no_type_check
     def _combine_splits_kernel(
-        summed, total, highest, out, out_stride,
-        K: tl.constexpr, G: tl.constexpr, G_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
-        PARTS: tl.constexpr,
-    ):  # fmt: skip  # one program a row and key head; the first part of a row is never empty
+        part_acc, part_l, part_m, out, out_stride,
+        K: tl.constexpr, G: tl.constexpr, BLOCK_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+        SPLITS: tl.constexpr,
+    ):  # fmt: skip
+        """One row and key head. The first split of a row is never empty."""
         row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        g, at = tl.arange(0, G_BLOCK), tl.arange(0, D_BLOCK)
-        top = tl.full((G_BLOCK,), float("-inf"), tl.float32)
-        weight = tl.zeros((G_BLOCK,), tl.float32)
-        value = tl.zeros((G_BLOCK, D_BLOCK), tl.float32)
-        for part in range(PARTS):
-            kept = ((row * K + head) * PARTS + part) * G_BLOCK + g
-            high = tl.load(highest + kept)
-            higher = tl.maximum(top, high)
-            shrunk, share = tl.exp(top - higher), tl.exp(high - higher)
-            weight = weight * shrunk + tl.load(total + kept) * share
-            added = tl.load(summed + kept[:, None] * D_BLOCK + at[None, :])
-            value = value * shrunk[:, None] + added * share[:, None]
-            top = higher
-        place = (head * G + g)[:, None] * D + at[None, :]
-        made = (value / weight[:, None]).to(out.dtype.element_ty)
-        tl.store(out + row * out_stride + place, made, mask=(g < G)[:, None] & (at < D)[None, :])
+        offs_g, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+        m_i = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        l_i = tl.zeros((BLOCK_G,), tl.float32)
+        acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+        # Online softmax again, a split at a time, in order.
+        for split in range(SPLITS):
+            ptrs = ((row * K + head) * SPLITS + split) * BLOCK_G + offs_g
+            m_split = tl.load(part_m + ptrs)
+            m_new = tl.maximum(m_i, m_split)
+            alpha, beta = tl.exp(m_i - m_new), tl.exp(m_split - m_new)
+            l_i = l_i * alpha + tl.load(part_l + ptrs) * beta
+            acc_split = tl.load(part_acc + ptrs[:, None] * BLOCK_D + offs_d[None, :])
+            acc = acc * alpha[:, None] + acc_split * beta[:, None]
+            m_i = m_new
+        offs_gd = (head * G + offs_g)[:, None] * D + offs_d[None, :]
+        o = (acc / l_i[:, None]).to(out.dtype.element_ty)
+        tl.store(out + row * out_stride + offs_gd, o, mask=(offs_g < G)[:, None] & (offs_d < D)[None, :])

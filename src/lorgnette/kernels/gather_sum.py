@@ -1,7 +1,7 @@
-"""Sums over rows that were gathered more than once: the gradient of a gather, in a fixed order.
+"""Sums over rows that were gathered several times: the gradient of a gather, in a fixed order.
 
-`index_add_` on a GPU adds in whatever order its threads come, so that two equal runs differ; here every row adds up
-its copies one after the other, in fp32.
+`index_add_` on a GPU adds in the order in which its threads arrive, so two equal runs differ. Here every row adds its
+copies one after another, in fp32.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ except ImportError:
 
 @dataclass(frozen=True, slots=True)
 class GatherSegments:
-    """Where each of T rows went: row t went to places[starts[t] : starts[t + 1]] (T + 1 starts). What stands behind the
-    last is nobody's."""
+    """The inverse of a gather from T rows: row t was copied to indices[offsets[t] : offsets[t + 1]].
+
+    Indices behind the last offset are padding.
+    """
 
     indices: Int32[Tensor, " N"]
     offsets: Int32[Tensor, " B"]
@@ -31,10 +33,10 @@ class GatherSegments:
 def build_segments(
     rows: Int32[np.ndarray, " N"], count: int
 ) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
-    """(places, starts) of a gather of `rows` out of `count`, on the host."""
-    places = np.argsort(rows, kind="stable").astype(np.int32)
-    starts = np.searchsorted(rows[places], np.arange(count + 1)).astype(np.int32)
-    return places, starts
+    """(indices, offsets) of the gather of `rows` from `count` rows, on the host."""
+    indices = np.argsort(rows, kind="stable").astype(np.int32)
+    offsets = np.searchsorted(rows[indices], np.arange(count + 1)).astype(np.int32)
+    return indices, offsets
 
 
 def gather_sum(
@@ -55,20 +57,21 @@ def gather_sum_reference(gathered: Float[Tensor, "N C"], segments: GatherSegment
     counts = segments.offsets.diff()
     row = torch.repeat_interleave(torch.arange(len(counts), device=gathered.device), counts)
     total = torch.zeros(len(counts), gathered.shape[1], device=gathered.device)
-    places = segments.indices[: len(row)].long()
-    return total.index_add_(0, row, gathered[places].float()).to(gathered.dtype)
+    indices = segments.indices[: len(row)].long()
+    return total.index_add_(0, row, gathered[indices].float()).to(gathered.dtype)
 
 
 if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _gather_sum_kernel(copied, places, starts, out, C, copied_stride, out_stride, BLOCK: tl.constexpr):
+    def _gather_sum_kernel(gathered, indices, offsets, out, C, gathered_stride, out_stride, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
-        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        there = at < C
-        total = tl.zeros((BLOCK,), tl.float32)
-        for i in range(tl.load(starts + row), tl.load(starts + row + 1)):
-            place = tl.load(places + i).to(tl.int64)
-            total += tl.load(copied + place * copied_stride + at, mask=there, other=0.0).to(tl.float32)
-        tl.store(out + row * out_stride + at, total.to(out.dtype.element_ty), mask=there)
+        offs_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        mask_c = offs_c < C
+        acc = tl.zeros((BLOCK,), tl.float32)
+        # One program adds all copies of a row, in order; no atomics.
+        for i in range(tl.load(offsets + row), tl.load(offsets + row + 1)):
+            index = tl.load(indices + i).to(tl.int64)
+            acc += tl.load(gathered + index * gathered_stride + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        tl.store(out + row * out_stride + offs_c, acc.to(out.dtype.element_ty), mask=mask_c)

@@ -1,6 +1,6 @@
 """The vision tower's activation, x · sigmoid(1.702 x), in place (the sigmoid form of Hendrycks & Gimpel 2016).
 
-cuBLAS can add a bias and the tanh form of GELU to its product, not this one.
+cuBLAS can fuse a bias and the tanh form of GELU into a matrix product, but not this form.
 """
 
 from typing import no_type_check
@@ -35,6 +35,6 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _quick_gelu_kernel(x, size, BLOCK: tl.constexpr):
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
-        tl.store(x + at, (value * tl.sigmoid(1.702 * value)).to(x.dtype.element_ty), mask=at < size)
+        offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        values = tl.load(x + offs, mask=offs < size, other=0.0).to(tl.float32)
+        tl.store(x + offs, (values * tl.sigmoid(1.702 * values)).to(x.dtype.element_ty), mask=offs < size)

@@ -1,9 +1,9 @@
-"""LayerNorm of a residual stream that leaves out the biases added to it.
+"""LayerNorm of a residual stream whose added biases are deferred.
 
-    y = weight · (x + shift − mean) / √(var + eps) + bias             (Ba, Kiros & Hinton 2016)
+    y = weight · (x + deferred_bias − mean) / √(var + eps) + bias             (Ba, Kiros & Hinton 2016)
 
-A matrix product that adds onto the stream (β = 1) has no room for a bias too. The biases added so far are a constant
-row, `shift`, and come in here, where the stream is read anyway. Sums are fp32; the result is rounded once.
+A matrix product that accumulates into the stream (beta = 1) cannot also add a bias. The biases left out so far are one
+constant row, and this kernel adds it, because it reads the stream anyway. Sums are fp32; the result is rounded once.
 """
 
 from typing import no_type_check
@@ -27,15 +27,16 @@ def layer_norm(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "N C"]:
-    """A new matrix; x is contiguous and stays."""
+    """A new matrix; x is contiguous and unchanged."""
     if not x.is_cuda:
         return layer_norm_reference(x, deferred_bias, weight, bias, eps)
-    made = torch.empty_like(x)
+    out = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
+    num_warps = min(max(block // 512, 1), 16)
     _layer_norm_kernel[(len(x),)](
-        x, deferred_bias, weight, bias, made, x.shape[1], eps, BLOCK=block, num_warps=_select_num_warps(block)
+        x, deferred_bias, weight, bias, out, x.shape[1], eps, BLOCK=block, num_warps=num_warps
     )
-    return made
+    return out
 
 
 def layer_norm_reference(
@@ -45,27 +46,23 @@ def layer_norm_reference(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "N C"]:
-    return functional.layer_norm(x.float() + deferred_bias, deferred_bias.shape, weight.float(), bias.float(), eps).to(
-        x.dtype
-    )
-
-
-def _select_num_warps(block: int) -> int:
-    return min(max(block // 512, 1), 16)
+    shifted = x.float() + deferred_bias
+    return functional.layer_norm(shifted, deferred_bias.shape, weight.float(), bias.float(), eps).to(x.dtype)
 
 
 if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _layer_norm_kernel(x, shift, weight, bias, made, C, eps, BLOCK: tl.constexpr):
-        start = tl.program_id(0).to(tl.int64) * C
-        at = tl.arange(0, BLOCK)
-        inside = at < C
-        value = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
-        value += tl.load(shift + at, mask=inside, other=0.0)
-        centred = tl.where(inside, value - tl.sum(value, 0) / C, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
-        w = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(made + start + at, (centred * scale * w + b).to(made.dtype.element_ty), mask=inside)
+    def _layer_norm_kernel(x, deferred_bias, weight, bias, out, C, eps, BLOCK: tl.constexpr):
+        row_start = tl.program_id(0).to(tl.int64) * C
+        offs_c = tl.arange(0, BLOCK)
+        mask_c = offs_c < C
+        values = tl.load(x + row_start + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        values += tl.load(deferred_bias + offs_c, mask=mask_c, other=0.0)
+        # The row stays in registers, so the variance can be taken of centered values without a second read.
+        centered = tl.where(mask_c, values - tl.sum(values, 0) / C, 0.0)
+        rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, 0) / C + eps)
+        w = tl.load(weight + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        b = tl.load(bias + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        tl.store(out + row_start + offs_c, (centered * rstd * w + b).to(out.dtype.element_ty), mask=mask_c)

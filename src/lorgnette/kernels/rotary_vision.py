@@ -1,7 +1,7 @@
-"""The vision tower's rotary embedding, in two dimensions, in place on q and k.
+"""The vision tower's two-dimensional rotary embedding, in place on q and k.
 
-A head's D numbers are two halves of D/2; number i of the first turns with number i of the second. The first D/4 pairs
-turn with the patch's row, the others with its column (transformers' qwen2_vl).
+A head's D channels are two halves of D/2; channel i of the first half rotates with channel i of the second. The first
+D/4 pairs rotate by the patch's row, the others by its column (transformers' qwen2_vl).
 """
 
 from typing import no_type_check
@@ -23,15 +23,16 @@ def apply_rotary_vision_(
     cos: Float32[Tensor, "L F"],
     sin: Float32[Tensor, "L F"],
 ) -> None:
-    """Turn q and k of every patch in place. places: (row, column); cos, sin: by place and frequency, F = D/4."""
+    """Rotate q and k of every patch in place. patch_positions: (row, column); cos, sin: by position and frequency,
+    F = D/4."""
     if not qkv.is_cuda:
         qkv[:, :2] = apply_rotary_vision_reference(qkv[:, :2], patch_positions, cos, sin)
         return
     heads, D = 2 * qkv.shape[2], qkv.shape[3]
     _rotary_vision_kernel[(len(qkv),)](
         qkv, patch_positions, cos, sin,
-        ROW=qkv.stride(0), HEADS=heads, D=D, HEADS_BLOCK=triton.next_power_of_2(heads),
-        HALF_BLOCK=triton.next_power_of_2(D // 2), num_warps=4,
+        ROW=qkv.stride(0), HEADS=heads, D=D, BLOCK_H=triton.next_power_of_2(heads),
+        BLOCK_HALF=triton.next_power_of_2(D // 2), num_warps=4,
     )  # fmt: skip
 
 
@@ -51,20 +52,22 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _rotary_vision_kernel(
-        qkv, places, cos, sin,
-        ROW: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+        qkv, patch_positions, cos, sin,
+        ROW: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_HALF: tl.constexpr,
     ):  # fmt: skip
+        """All heads of q and k of one patch."""
         row = tl.program_id(0).to(tl.int64)
-        pair = tl.arange(0, HALF_BLOCK)
-        head = tl.arange(0, HEADS_BLOCK)
-        inside = pair < D // 2
-        place = tl.load(places + row * 2 + pair // (D // 4), mask=inside, other=0)
-        at = place * (D // 4) + pair % (D // 4)
-        c = tl.load(cos + at, mask=inside, other=0.0)[None, :]
-        s = tl.load(sin + at, mask=inside, other=0.0)[None, :]
-        start = qkv + row * ROW + head[:, None] * D + pair[None, :]
-        mask = (head[:, None] < HEADS) & inside[None, :]
-        first = tl.load(start, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(start + D // 2, mask=mask, other=0.0).to(tl.float32)
-        tl.store(start, (first * c - second * s).to(qkv.dtype.element_ty), mask=mask)
-        tl.store(start + D // 2, (second * c + first * s).to(qkv.dtype.element_ty), mask=mask)
+        offs_d = tl.arange(0, BLOCK_HALF)
+        offs_h = tl.arange(0, BLOCK_H)
+        mask_d = offs_d < D // 2
+        # Pairs below D/4 look up the patch's row in the table, the others its column.
+        position = tl.load(patch_positions + row * 2 + offs_d // (D // 4), mask=mask_d, other=0)
+        offs_table = position * (D // 4) + offs_d % (D // 4)
+        c = tl.load(cos + offs_table, mask=mask_d, other=0.0)[None, :]
+        s = tl.load(sin + offs_table, mask=mask_d, other=0.0)[None, :]
+        ptrs = qkv + row * ROW + offs_h[:, None] * D + offs_d[None, :]
+        mask_hd = (offs_h[:, None] < HEADS) & mask_d[None, :]
+        first = tl.load(ptrs, mask=mask_hd, other=0.0).to(tl.float32)
+        second = tl.load(ptrs + D // 2, mask=mask_hd, other=0.0).to(tl.float32)
+        tl.store(ptrs, (first * c - second * s).to(qkv.dtype.element_ty), mask=mask_hd)
+        tl.store(ptrs + D // 2, (second * c + first * s).to(qkv.dtype.element_ty), mask=mask_hd)
