@@ -11,7 +11,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 def test_on_a_cpu_a_piece_is_done_at_once() -> None:
     done: list[int] = []
     beside = SideStream(torch.device("cpu"))
-    beside(lambda: done.append(1), lambda: done.append(2))
+    beside.launch(lambda: done.append(1), lambda: done.append(2))
     assert done == [1, 2]
     beside.join()
     assert done == [1, 2]
@@ -34,7 +34,7 @@ def test_memory_is_kept_while_a_piece_reads_it(recorded: bool) -> None:
                 big @ big  # made is read long after it was dropped
                 totals[i] += made.mean()
 
-            beside(piece)
+            beside.launch(piece)
             del made, piece
             for _ in range(4):
                 torch.full((4096, 4096), -1.0, device=device)

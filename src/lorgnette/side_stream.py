@@ -17,7 +17,7 @@ class SideStream:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._running: tuple[Callable[[], None], ...] = ()
 
-    def __call__(self, *piece: Callable[[], None]) -> None:
+    def launch(self, *piece: Callable[[], None]) -> None:
         """Launch the piece, its parts in order, behind all that was launched before.
 
         Its tensors are kept until the next one: memory that is given back sooner would be handed out while it is read.

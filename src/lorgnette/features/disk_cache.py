@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.weights import index_tensors
+from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
 
@@ -40,7 +40,7 @@ MIN_FREE_BYTES = 2 * 2**30
 """Bytes of the disk that are never taken."""
 _ENTRY = struct.Struct("<32sQII")
 _SAMPLE_BYTES = 4096
-_TOWER_PREFIX, _OUTPUT_WEIGHT = "model.visual.", "model.visual.merger.mlp.2.weight"
+_TOWER_PREFIX = "model.visual."
 
 
 def get_cache_root() -> Path:
@@ -66,7 +66,7 @@ def open_disk_cache(
     return FeatureDiskCache(
         get_cache_root(),
         hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
-        weights[_OUTPUT_WEIGHT].shape[0],
+        weights[checkpoint.family.feature_weight].shape[0],
         dtype,
     )
 

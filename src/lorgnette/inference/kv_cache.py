@@ -1,9 +1,9 @@
-"""Answers being written: what each row has been asked and has said, as keys and values of every layer.
+"""The KV cache of a batch of prompts and their growing answers.
 
-              ╭──────── L places ────────╮
-row 0         p p p p p p p p a a · · · ·      p the prompt's tokens, a the answer's so far
-row 1         p p p p p a a · · · · · · ·      lengths: 10, 7: the next token goes there
-row 2         · · · · · · · · · · · · · ·      padding: a recorded step wants its sizes fixed
+              ╭──────── L slots ─────────╮
+row 0         p p p p p p p p a a · · · ·      p: prompt tokens, a: answer tokens so far
+row 1         p p p p p a a · · · · · · ·      lengths: 10, 7: the next token's keys and values go there
+row 2         · · · · · · · · · · · · · ·      padding: a CUDA graph needs fixed sizes
 """
 
 from dataclasses import dataclass, field
@@ -17,29 +17,30 @@ from lorgnette.models.qwen2_vl.config import TextConfig
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """How many answers at once, and how many tokens of prompt and answer together."""
+    """Number of answers, and of tokens per prompt and answer together."""
 
     num_rows: int
     num_slots: int
 
     def round_up(self) -> "CacheShape":
-        """Up to a power of two rows (8 at the least), and the next of four steps between two powers of two places."""
+        """To a power of two rows (at least 8), and to an eighth of a power of two slots (steps of at least 64)."""
         step = max(64, (1 << (self.num_slots - 1).bit_length()) // 8)
         return CacheShape(max(8, 1 << (self.num_rows - 1).bit_length()), -(-self.num_slots // step) * step)
 
     def fits(self, shape: "CacheShape") -> bool:
-        """Whether that fits without much waste."""
-        rows, places = 2 * max(shape.num_rows, 4), 2 * max(shape.num_slots, 64)
-        return shape.num_rows <= self.num_rows <= rows and shape.num_slots <= self.num_slots <= places
+        """Whether `shape` fits into this one and uses at least about half of it."""
+        max_rows, max_slots = 2 * max(shape.num_rows, 4), 2 * max(shape.num_slots, 64)
+        return shape.num_rows <= self.num_rows <= max_rows and shape.num_slots <= self.num_slots <= max_slots
 
 
 @dataclass(slots=True)
 class KVCache:
-    """A room's tensors; they stay where they are, for recorded steps to find them. B rows, L places, K key heads.
+    """Tensors at fixed addresses, as captured decode steps need. B rows, L slots, K key-value heads, D head width.
 
-    layers: [B, L, 2K, D] of each layer, a place's keys and then its values; begins: B·first place of each row;
-    lengths: places filled; positions: the next token's, in all three coordinates; tokens: the last said; logits: of the
-    next token; graphs: the step's recording with the adapter and without; count: rows in use.
+    layers: [B, L, 2K, D] of each layer, key heads and then value heads. row_offsets: B multiples of L, the first slot
+    of each row. lengths: filled slots. position_ids: of the next token, the same in all three coordinates. input_ids:
+    the newest tokens. logits: of the next tokens. num_active_rows: rows that are no padding. graphs: the captured
+    decode step with the adapter (True) and without; None after the first step, which is not captured.
     """
 
     shape: CacheShape
@@ -55,10 +56,10 @@ class KVCache:
     @classmethod
     def from_config(cls, shape: CacheShape, config: TextConfig, device: torch.device, dtype: torch.dtype) -> "KVCache":
         B, L = shape.num_rows, shape.num_slots
-        size = (B, L, 2 * config.num_kv_heads, config.head_dim)
+        layer_size = (B, L, 2 * config.num_kv_heads, config.head_dim)
         return cls(
             shape,
-            [torch.zeros(size, dtype=dtype, device=device) for _ in range(config.num_layers)],
+            [torch.zeros(layer_size, dtype=dtype, device=device) for _ in range(config.num_layers)],
             torch.arange(B, device=device) * L,
             torch.zeros(B, dtype=torch.int32, device=device),
             torch.zeros(B, dtype=torch.int32, device=device),
@@ -67,5 +68,5 @@ class KVCache:
         )
 
     def view_slots(self, layer: int, rows: slice = slice(None)) -> Float[Tensor, "N KK D"]:
-        """Every place of these rows, one after the other."""
+        """All slots of these rows, one after another."""
         return self.layers[layer][rows].flatten(0, 1)

@@ -1,7 +1,4 @@
-"""A checkpoint's folder, looked at before any weight is read: family, files, revision, fingerprint.
-
-Needs no torch.
-"""
+"""The folder of a base model, before any weight is read: family, files, revision, fingerprint. Needs no torch."""
 
 import hashlib
 import json
@@ -9,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.qwen2_vl.family import Family, find_family
+from lorgnette.models.family import Family
+from lorgnette.models.qwen2_vl.config import HfConfig, TextConfig
+from lorgnette.models.registry import find_family, parse_configs
 
 _SAMPLE_BYTES = 256
 _MAX_HEADER_BYTES = 100_000_000
-"""Bytes: the format's own limit."""
+"""The safetensors format's own limit."""
 _LFS_POINTER = b"version https://git-lfs"
-_HINT = "download the checkpoint again, whole"
+DOWNLOAD_AGAIN = "download the checkpoint again, whole"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseCheckpoint:
-    """A checkpoint that has all its files."""
+    """A checkpoint with all its files."""
 
     folder: Path
     family: Family
@@ -28,8 +27,7 @@ class BaseCheckpoint:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BaseCheckpoint":
-        """Raises LorgnetteError for a folder that is missing, has no weights, misses a shard or has one that was cut
-        short, or whose model_type is not supported."""
+        """Raises LorgnetteError for missing or truncated files, or an unsupported model_type."""
         config = folder / "config.json"
         if not config.is_file():
             raise LorgnetteError(
@@ -40,13 +38,26 @@ class BaseCheckpoint:
         try:
             family = find_family(json.loads(config.read_text(encoding="utf-8")).get("model_type"), str(config))
         except (ValueError, AttributeError) as error:
-            raise LorgnetteError(f"config.json cannot be read: {error}", where=str(config), hint=_HINT) from None
+            raise LorgnetteError(
+                f"config.json cannot be read: {error}", where=str(config), hint=DOWNLOAD_AGAIN
+            ) from None
         return cls(folder, family, _find_complete_weight_files(folder))
+
+    def load_hf_config(self) -> HfConfig:
+        """config.json."""
+        config: HfConfig = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return config
+
+    def load_text_config(self) -> TextConfig:
+        """Raises LorgnetteError if the fast engine does not support this model."""
+        return parse_configs(self.load_hf_config())[0]
 
     @property
     def fingerprint(self) -> str:
-        """A hash that other weights do not share: of every file's header (names, shapes, types, places) and of samples
-        of every tensor. Milliseconds, where hashing 4 GB takes seconds."""
+        """A hash of every file's header (names, shapes, dtypes, offsets) and of samples of every tensor.
+
+        Takes milliseconds; hashing all of 4 GB takes seconds.
+        """
         digest = hashlib.sha256()
         for path in self.weight_files:
             with open(path, "rb") as file:
@@ -54,21 +65,20 @@ class BaseCheckpoint:
                 header = file.read(min(length, path.stat().st_size))
                 digest.update(header)
                 for start, end in _read_tensor_spans(header):
-                    for at in (start, (start + end) // 2, max(start, end - _SAMPLE_BYTES)):
-                        file.seek(8 + length + at)
-                        digest.update(file.read(min(_SAMPLE_BYTES, end - at)))
+                    for offset in (start, (start + end) // 2, max(start, end - _SAMPLE_BYTES)):
+                        file.seek(8 + length + offset)
+                        digest.update(file.read(min(_SAMPLE_BYTES, end - offset)))
         return digest.hexdigest()
 
     @property
     def revision(self) -> str | None:
-        """The hub's commit, where the folder lies in a hub's cache (…/snapshots/COMMIT)."""
+        """The hub's commit if the folder is in a hub's cache (…/snapshots/COMMIT), else None."""
         folder = self.folder.resolve()
         return folder.name if folder.parent.name == "snapshots" else None
 
 
 def find_truncation(path: Path) -> str | None:
-    """What keeps a safetensors file from being whole, in words, from its header and its size alone; None: nothing that
-    those tell."""
+    """Why a safetensors file is incomplete, judged by its header and size alone; None if they show nothing wrong."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(len(_LFS_POINTER))
@@ -78,30 +88,30 @@ def find_truncation(path: Path) -> str | None:
     if not size:
         return "is empty"
     if start == _LFS_POINTER:
-        return "is a Git LFS pointer and not the file itself: `git lfs pull` fetches it"
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull`"
     if length > _MAX_HEADER_BYTES:
-        return None  # no safetensors file at all
+        return None  # not a safetensors file
     if size < 8 or len(header) < length:
-        return f"is cut short: {size} bytes are there, not its whole header"
-    whole = 8 + length + max((end for _, end in _read_tensor_spans(header)), default=0)
-    return f"is cut short: {size} of {whole} bytes are there" if size < whole else None
+        return f"is truncated: its header is longer than its {size} bytes"
+    full_size = 8 + length + max((end for _, end in _read_tensor_spans(header)), default=0)
+    return f"is truncated: it has {size} of {full_size} bytes" if size < full_size else None
 
 
 def _read_tensor_spans(header: bytes) -> list[tuple[int, int]]:
-    """Where every tensor of a safetensors file lies: first byte and the one behind its last, from the header's end."""
+    """(start, end) of every tensor in a safetensors file, in bytes behind the header."""
     try:
         tensors = json.loads(header)
-        ends = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
-        return [(int(start), int(end)) for start, end in ends]
+        offsets = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
+        return [(int(start), int(end)) for start, end in offsets]
     except (ValueError, AttributeError, KeyError, TypeError):
-        return []  # a broken file: loading it says so
+        return []  # a broken file: loading it will raise
 
 
 def _find_complete_weight_files(folder: Path) -> tuple[Path, ...]:
     files = _list_weight_files(folder)
     faults = [f"{path.name} {fault}" for path in files if (fault := find_truncation(path))]
     if faults:
-        raise LorgnetteError(f"weights cannot be loaded: {'; '.join(faults)}", where=str(folder), hint=_HINT)
+        raise LorgnetteError(f"weights cannot be loaded: {'; '.join(faults)}", where=str(folder), hint=DOWNLOAD_AGAIN)
     return files
 
 
@@ -110,16 +120,18 @@ def _list_weight_files(folder: Path) -> tuple[Path, ...]:
     if single.is_file():
         return (single,)
     if not index.is_file():
-        raise LorgnetteError("checkpoint has no weights: model.safetensors is missing", where=str(folder), hint=_HINT)
+        raise LorgnetteError(
+            "checkpoint has no weights: model.safetensors is missing", where=str(folder), hint=DOWNLOAD_AGAIN
+        )
     try:
         shards = sorted(
             {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), hint=_HINT) from None
+        raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), hint=DOWNLOAD_AGAIN) from None
     if not shards:
-        raise LorgnetteError("weight index names no file", where=str(index), hint=_HINT)
+        raise LorgnetteError("weight index names no file", where=str(index), hint=DOWNLOAD_AGAIN)
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise LorgnetteError(f"weights are missing: {', '.join(missing)}", where=str(folder), hint=_HINT)
+        raise LorgnetteError(f"weights are missing: {', '.join(missing)}", where=str(folder), hint=DOWNLOAD_AGAIN)
     return tuple(shards)

@@ -1,19 +1,19 @@
-"""A frozen matrix with its LoRA factors, forward and backward: one product does both.
+"""A frozen matrix and its LoRA factors in one matrix product, forward and backward.
 
-Plainly                 y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ
-side by side            y = [x | x·(sA)ᵀ] · [W | B]ᵀ + b
+LoRA (Hu et al. 2021)    y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ
+as one product           y = x_ext · [W | B]ᵀ + b          x_ext = [x | u]          u = x·(sA)ᵀ
 
-[W | B] lies in one matrix and [x | x·(sA)ᵀ] in another, so that the sum happens inside the product, in its fp32
-accumulator: no kernel scales, adds or casts, and the result is rounded once. Several projections of one input (query,
-key, value; gate, up) are one matrix of theirs stacked, with B in blocks on the diagonal:
+The sum of both terms happens inside the product, in its fp32 accumulator: no kernel scales, adds or casts, and the
+result is rounded once. Projections of one input (query, key, value; gate, up) are stacked, with B in diagonal blocks:
 
-          ┌ W_q │ B_q          ┐                 The gradients, for dy of y:
-    [W|B] = │ W_k │      B_k     │                   [dx₀ | du] = dy · [W | B]       u = x·(sA)ᵀ
-          └ W_v │          B_v ┘                     dx = dx₀ + du·(sA)
-                                                     dA = s · duᵀ·x      dBᵢ = dyᵢᵀ·uᵢ
+            ┌ W_q │ B_q          ┐               The gradients, for dy of y:
+    [W|B] = │ W_k │      B_k     │                   dx_ext = [dx_base | du] = dy · [W | B]
+            └ W_v │          B_v ┘                   dx = dx_base + du·(sA)     dA = s · duᵀ·x     dBᵢ = dyᵢᵀ·uᵢ
 
-With dropout every projection sees x under a mask of its own (kernels/dropout.py): uᵢ = (maskᵢ·x)·(sAᵢ)ᵀ.
-(LoRA: Hu et al. 2021. The factors' masters and gradients are fp32, as PEFT's.)
+With dropout every projection has its own mask (kernels/dropout.py): uᵢ = (maskᵢ·x)·(sAᵢ)ᵀ.
+The factors' masters and gradients are fp32, as PEFT's.
+
+    T tokens, I inputs, O outputs of all projections, n adapted projections of rank r, R = n·r
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from lorgnette.kernels.multi_tensor_copy import CopyOp
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """The fp32 masters of the adapted projections, and their gradients. rows: where each one's output lies among the
-    stacked ones; R = n·r."""
+    """fp32 masters and gradients of the adapted projections. out_rows: the output rows of each in the stacked
+    matrix."""
 
     out_rows: tuple[slice, ...]
     a: Float32[Tensor, "R I"]
@@ -39,9 +39,9 @@ class LoraFactors:
 
 
 class LoraLinear:
-    """Stacked projections of one input. n of them are adapted (none: a plain linear map); R = n·r columns are added.
+    """Stacked projections of one input. Without adapted projections it is a plain linear layer.
 
-    weight: [O, I + R], bias: [O] or None; salt: a number no other matrix of the model has, for dropout.
+    weight: [O, I + R], [W | B]. bias: [O] or None. rng_stream: the first projection's number among all dropout masks.
     """
 
     def __init__(
@@ -55,38 +55,46 @@ class LoraLinear:
 
     @property
     def ext_features(self) -> int:
-        """Columns of the matrix that `forward` takes: I + R."""
+        """Columns of x_ext: I + R."""
         return self.weight.shape[1]
 
     def build_dropout_spec(self, dropout: Dropout | None) -> DropoutSpec | None:
-        """None where nothing is masked."""
+        """The masks of this input; None if there are none."""
         return None if dropout is None or self.factors is None else (dropout, len(self.factors.b), self.rng_stream)
 
     def attach_adapter(self, factors: LoraFactors, scaling: float) -> list[CopyOp]:
-        """Take factors, in the order of their columns. Returns the moves that bring the masters where they are computed
-        with: to be made now and whenever they change."""
+        """Use these factors, given in the order of their columns.
+
+        Returns the copies from the fp32 masters to the weight's dtype. The caller runs them now and after every update.
+        """
         self.factors, self.scaling = factors, scaling
         self.weight[:, self.in_features :].zero_()
-        into = [
+        b_copies = [
             CopyOp(b, self.weight[rows, self._get_columns(i)], 1.0)
             for i, (rows, b) in enumerate(zip(factors.out_rows, factors.b, strict=True))
         ]
-        return [CopyOp(factors.a, self._a, scaling), *into]
+        return [CopyOp(factors.a, self._a, scaling), *b_copies]
 
     def forward(
-        self, x_ext: Float[Tensor, "T IR"], dropout: Dropout | None, dropped: Float[Tensor, "n T I"] | None = None
+        self,
+        x_ext: Float[Tensor, "T IR"],
+        dropout: Dropout | None = None,
+        dropped: Float[Tensor, "n T I"] | None = None,
+        *,
+        use_adapter: bool = True,
     ) -> Float[Tensor, "T O"]:
-        """y. The first I columns of `xu` hold x; the others receive u. seen: x under every projection's mask, where it
-        has been made already."""
+        """y. The first I columns of `x_ext` hold x; the others receive u.
+
+        dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
+        """
         x, u = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
+        if not use_adapter:
+            return self.base_forward(x)
         if self.factors is not None and dropout is None:
             torch.mm(x, self._a.T, out=u)
         elif self.factors is not None and dropout is not None:
-            torch.bmm(
-                self._apply_dropout(x, dropout) if dropped is None else dropped,
-                self._stacked_a.mT,
-                out=self._split_projections(u),
-            )
+            dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
+            torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))
         if self.bias is None:
             return x_ext @ self.weight.T
         return torch.addmm(self.bias, x_ext, self.weight.T)
@@ -97,13 +105,14 @@ class LoraLinear:
         return x @ weight if self.bias is None else torch.addmm(self.bias, x, weight)
 
     def backward_input(self, dy: Float[Tensor, "T O"]) -> Float[Tensor, "T IR"]:
-        """[dx₀ | du]."""
+        """dx_ext = [dx_base | du]."""
         return dy @ self.weight
 
     def add_lora_input_grad(
         self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None
     ) -> tuple[Float[Tensor, "T I"], MaskedGrads | None]:
-        """dx, in place of dx₀; under dropout dx₀ alone, and what is to be added to it."""
+        """(dx, None), computed in place of dx_base. With dropout (dx_base, masked_grads): the caller adds these,
+        because its next kernel reads dx anyway."""
         dx, du = dx_ext[:, : self.in_features], dx_ext[:, self.in_features :]
         if self.factors is not None and dropout is not None:
             return dx, (torch.bmm(self._split_projections(du), self._stacked_a), dropout, self.rng_stream)
@@ -112,10 +121,10 @@ class LoraLinear:
         return dx, None
 
     def complete_input_grad(self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None) -> Float[Tensor, "T I"]:
-        """dx, made in place of dx₀."""
-        dx, under = self.add_lora_input_grad(dx_ext, dropout)
-        if under is not None:
-            add_masked_grads(dx, *under)
+        """dx, computed in place of dx_base, dropout included."""
+        dx, masked_grads = self.add_lora_input_grad(dx_ext, dropout)
+        if masked_grads is not None:
+            add_masked_grads(dx, *masked_grads)
         return dx
 
     def accumulate_lora_grads(
@@ -127,25 +136,23 @@ class LoraLinear:
         dropout: Dropout | None,
         dropped: Float[Tensor, "n T I"] | None = None,
     ) -> None:
-        """dA and dB, added to the factors' gradients. dxu: as `through` made it (its last R columns are read); seen: as
-        in `forward`, x is not read then."""
+        """Add dA and dB to the factors' gradients.
+
+        dx_ext: from `backward_input`; only du, its last R columns, is read. dropped: as in `forward`; x is unused then.
+        """
         if self.factors is None:
             return
         du, grad_a = dx_ext[:, self.in_features :], self.factors.grad_a
         if dropout is None:
             _accumulate_matmul(grad_a, du.T, x, self.scaling)
         else:
-            each = grad_a.view(len(self.factors.b), -1, self.in_features)
-            _accumulate_matmul(
-                each,
-                self._split_projections(du).mT,
-                self._apply_dropout(x, dropout) if dropped is None else dropped,
-                self.scaling,
-            )
-        for rows, part, grad_b in zip(
+            stacked_grad_a = grad_a.view(len(self.factors.b), -1, self.in_features)
+            dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
+            _accumulate_matmul(stacked_grad_a, self._split_projections(du).mT, dropped, self.scaling)
+        for rows, u_i, grad_b in zip(
             self.factors.out_rows, self._split_projections(u), self.factors.grad_b, strict=True
         ):
-            _accumulate_matmul(grad_b, dy[:, rows].T, part, 1.0)
+            _accumulate_matmul(grad_b, dy[:, rows].T, u_i, 1.0)
 
     def _apply_dropout(self, x: Float[Tensor, "T I"], dropout: Dropout) -> Float[Tensor, "n T I"]:
         """x under every projection's mask."""
@@ -164,6 +171,7 @@ class LoraLinear:
         return u.view(len(u), n, u.shape[1] // n).transpose(0, 1)
 
     def _get_columns(self, i: int) -> slice:
+        """Columns of [W | B] that hold projection i's B."""
         assert self.factors is not None
         rank = len(self.factors.a) // len(self.factors.b)
         return slice(self.in_features + i * rank, self.in_features + (i + 1) * rank)
@@ -172,9 +180,9 @@ class LoraLinear:
 def _accumulate_matmul(
     total: Float32[Tensor, "*n m o"], a: Float[Tensor, "*n m k"], b: Float[Tensor, "*n k o"], scale: float
 ) -> None:
-    """total += scale · a·b, added up in fp32."""
-    added = torch.addmm if total.ndim == 2 else torch.baddbmm
+    """total += scale · a·b, accumulated in fp32."""
+    addmm = torch.addmm if total.ndim == 2 else torch.baddbmm
     if a.is_cuda and a.dtype != total.dtype:
-        added(total, a, b, out_dtype=torch.float32, alpha=scale, out=total)
+        addmm(total, a, b, out_dtype=torch.float32, alpha=scale, out=total)
     else:
-        added(total, a.float(), b.float(), alpha=scale, out=total)
+        addmm(total, a.float(), b.float(), alpha=scale, out=total)

@@ -1,33 +1,31 @@
-"""What a checkpoint's config.json says of its shapes, as far as this project's own engine can compute it.
+"""Sizes of a Qwen2-VL model from its config.json, and whether the fast engine supports it. Needs no torch.
 
-Reads the hub's flat layout and transformers' nested one (`text_config`). Knows Qwen2-VL. Needs no torch.
+Reads the hub's flat layout and transformers' nested one (`text_config`).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.kernels import MAX_GROUP_SIZE
+from lorgnette.models.family import EMBEDDING, LM_HEAD
 
 HfConfig = Mapping[str, Any]
 WeightShapes = dict[str, tuple[int, ...]]
 """Shapes of weights by name."""
 
-LM_HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+LABELS_PER_CHUNK = 2048
+"""Rows of logits in memory at a time: 2048 × 151,936 bf16 are 0.6 GB."""
 VISION_ROPE_THETA = 10000.0
-MAX_GROUP_SIZE = 32
-"""Query heads of one key-value head, which the attention kernels take together."""
-_DEFAULT_MLP_RATIO = 4  # transformers' own where the config does not say
+_DEFAULT_MLP_RATIO = 4  # transformers' default
 
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The decoder: `layers` blocks of width `hidden`; `heads` query heads and `kv_heads` key-value heads of `head_dim`.
+    """The text decoder's sizes.
 
-    mrope_section: how many of head_dim/2 frequencies turn with time, height and width.
-    tied: the output layer is the embedding.
+    mrope_section: how many of the head_dim/2 rotary frequencies belong to time, height and width.
     """
 
     num_layers: int
@@ -44,22 +42,22 @@ class TextConfig:
 
     @classmethod
     def from_hf_config(cls, config: HfConfig) -> "TextConfig":
-        """Raises LorgnetteError for a config that this engine does not know."""
+        """Raises LorgnetteError if the fast engine does not support this model."""
         _check_supported(config)
         return _parse_text_config(config)
 
     def list_weight_shapes(self) -> WeightShapes:
-        """Every weight of the decoder; a tied output layer is none of its own."""
-        inner, narrow = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        """Every weight of the decoder; a tied output layer is not listed."""
+        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         layer = {
             "input_layernorm.weight": (self.hidden_size,),
-            "self_attn.q_proj.weight": (inner, self.hidden_size),
-            "self_attn.q_proj.bias": (inner,),
-            "self_attn.k_proj.weight": (narrow, self.hidden_size),
-            "self_attn.k_proj.bias": (narrow,),
-            "self_attn.v_proj.weight": (narrow, self.hidden_size),
-            "self_attn.v_proj.bias": (narrow,),
-            "self_attn.o_proj.weight": (self.hidden_size, inner),
+            "self_attn.q_proj.weight": (q_width, self.hidden_size),
+            "self_attn.q_proj.bias": (q_width,),
+            "self_attn.k_proj.weight": (kv_width, self.hidden_size),
+            "self_attn.k_proj.bias": (kv_width,),
+            "self_attn.v_proj.weight": (kv_width, self.hidden_size),
+            "self_attn.v_proj.bias": (kv_width,),
+            "self_attn.o_proj.weight": (self.hidden_size, q_width),
             "post_attention_layernorm.weight": (self.hidden_size,),
             "mlp.gate_proj.weight": (self.intermediate_size, self.hidden_size),
             "mlp.up_proj.weight": (self.intermediate_size, self.hidden_size),
@@ -75,7 +73,7 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The tower: `depth` blocks of width `embed`, then the merger, which makes a feature [out] of merge² patches."""
+    """The vision tower's sizes. The merger turns merge_size² patches into one feature of `out_features`."""
 
     depth: int
     embed_dim: int
@@ -89,7 +87,7 @@ class VisionConfig:
 
     @classmethod
     def from_hf_config(cls, config: HfConfig) -> "VisionConfig":
-        """Raises LorgnetteError for a config that this engine does not know."""
+        """Raises LorgnetteError if the fast engine does not support this model."""
         _check_supported(config)
         return _parse_vision_config(config)
 
@@ -99,12 +97,12 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of one patch: channels · temporal · patch²."""
+        """Values per patch: channels · frames · patch_size²."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     def list_weight_shapes(self) -> WeightShapes:
         """Every weight of the tower and its merger."""
-        wide = self.embed_dim * self.merge_size**2
+        merged = self.embed_dim * self.merge_size**2
         block = (
             _build_norm_shapes("norm1", self.embed_dim)
             | _build_linear_shapes("attn.qkv", self.embed_dim, 3 * self.embed_dim)
@@ -115,8 +113,8 @@ class VisionConfig:
         )
         merger = (
             _build_norm_shapes("ln_q", self.embed_dim)
-            | _build_linear_shapes("mlp.0", wide, wide)
-            | _build_linear_shapes("mlp.2", wide, self.out_features)
+            | _build_linear_shapes("mlp.0", merged, merged)
+            | _build_linear_shapes("mlp.2", merged, self.out_features)
         )
         return (
             {
@@ -129,19 +127,14 @@ class VisionConfig:
         )  # fmt: skip
 
 
-def load_hf_config(checkpoint: BaseCheckpoint) -> HfConfig:
-    config: HfConfig = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
 def find_unsupported_feature(config: HfConfig) -> str | None:
-    """Why our own engine cannot compute this model, or None where it can; transformers' may still."""
+    """Why the fast engine cannot run this model, or None if it can. The reference engine may still run it."""
     try:
         return next(_list_unsupported_features(config), None)
     except KeyError as error:
-        return f"config.json does not say {error.args[0]}"
+        return f"config.json has no {error.args[0]}"
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        return f"config.json cannot be understood: {error!r}"
+        return f"config.json has an unexpected value: {error!r}"
 
 
 def _list_unsupported_features(config: HfConfig) -> Iterator[str]:
@@ -169,38 +162,40 @@ def _check_rope(tree: HfConfig, vision: HfConfig) -> Iterator[str]:
         yield f"rope type {kind!r}"
     if rope.get("partial_rotary_factor", 1) != 1:
         yield "partial rotary embedding"
-    turned = vision.get("rope_parameters") or {}
-    if turned.get("rope_type", "axial") != "axial" or turned.get("rope_theta", VISION_ROPE_THETA) != VISION_ROPE_THETA:
+    axial = vision.get("rope_parameters") or {}
+    if axial.get("rope_type", "axial") != "axial" or axial.get("rope_theta", VISION_ROPE_THETA) != VISION_ROPE_THETA:
         yield "the vision tower's rope_parameters"
 
 
 def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
     sizes = (
-        text.num_layers, text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim, text.intermediate_size, text.vocab_size,
-        vision.depth, vision.embed_dim, vision.num_heads, vision.intermediate_size, vision.out_features, vision.patch_size, vision.merge_size,
-        vision.temporal_patch_size, vision.in_channels,
+        text.num_layers, text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim, text.intermediate_size,
+        text.vocab_size, vision.depth, vision.embed_dim, vision.num_heads, vision.intermediate_size,
+        vision.out_features, vision.patch_size, vision.merge_size, vision.temporal_patch_size, vision.in_channels,
     )  # fmt: skip
     if min(sizes) < 1:
         yield "a size below 1"
     if text.num_heads % text.num_kv_heads or text.num_heads * text.head_dim != text.hidden_size:
-        yield f"{text.num_heads} heads and {text.num_kv_heads} key-value heads of a width of {text.hidden_size}"
+        yield f"{text.num_heads} heads and {text.num_kv_heads} key-value heads with a hidden size of {text.hidden_size}"
     if text.head_dim & (text.head_dim - 1):
-        yield f"heads of {text.head_dim}, no power of two"
+        yield f"a head width of {text.head_dim}, not a power of two"
     if text.num_heads // text.num_kv_heads > MAX_GROUP_SIZE:
-        yield f"{text.num_heads // text.num_kv_heads} heads that look at one key-value head"
+        yield f"{text.num_heads // text.num_kv_heads} query heads per key-value head (at most {MAX_GROUP_SIZE})"
     if len(text.mrope_section) != 3 or 2 * sum(text.mrope_section) != text.head_dim:
-        yield f"mrope_section {list(text.mrope_section)} for heads of {text.head_dim}"
+        yield f"mrope_section {list(text.mrope_section)} with a head width of {text.head_dim}"
     if vision.num_heads * vision.head_dim != vision.embed_dim or vision.head_dim % 4:
-        yield f"{vision.num_heads} vision heads of a width of {vision.embed_dim}"
+        yield f"{vision.num_heads} vision heads with an embedding width of {vision.embed_dim}"
     if vision.out_features != text.hidden_size:
-        yield f"features of {vision.out_features} for a decoder of {text.hidden_size}"
+        yield f"image features of {vision.out_features} with a hidden size of {text.hidden_size}"
 
 
 def _check_supported(config: HfConfig) -> None:
     reason = find_unsupported_feature(config)
     if reason is not None:
         raise LorgnetteError(
-            f"this model is not supported here: {reason}", where="config.json", hint="use a Qwen2-VL checkpoint"
+            f"the fast engine does not support this model: {reason}",
+            where="config.json",
+            hint="use a Qwen2-VL checkpoint",
         )
 
 
@@ -241,7 +236,7 @@ def _parse_vision_config(config: HfConfig) -> VisionConfig:
 
 
 def _get_text_section(config: HfConfig) -> HfConfig:
-    """The decoder's settings: transformers nests them, the hub's files do not."""
+    """The decoder's settings: nested by transformers, flat in the hub's files."""
     tree: HfConfig = config.get("text_config") or config
     return tree
 
@@ -251,13 +246,13 @@ def _get_rope_section(tree: HfConfig) -> HfConfig:
     return rope
 
 
-def _repeat_per_layer(prefix: str, count: int, one: WeightShapes) -> WeightShapes:
-    return {f"{prefix}.{i}.{name}": size for i in range(count) for name, size in one.items()}
+def _repeat_per_layer(prefix: str, count: int, layer: WeightShapes) -> WeightShapes:
+    return {f"{prefix}.{i}.{name}": size for i in range(count) for name, size in layer.items()}
 
 
 def _build_norm_shapes(name: str, width: int) -> WeightShapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _build_linear_shapes(name: str, inner: int, outer: int) -> WeightShapes:
-    return {f"{name}.weight": (outer, inner), f"{name}.bias": (outer,)}
+def _build_linear_shapes(name: str, in_features: int, out_features: int) -> WeightShapes:
+    return {f"{name}.weight": (out_features, in_features), f"{name}.bias": (out_features,)}

@@ -1,15 +1,18 @@
-"""The language model's decoder, forward and backward, over packed rows: the fast engine's arithmetic.
+"""Qwen2-VL's text decoder over packed tokens, forward and backward: the arithmetic of the fast engine.
 
-T rows, C hidden, H heads, K key heads, D head width, F MLP width, L layers, V tokens, R label rows; u: the adapter's
-columns beside an input (lora_linear.py). One layer:
+T tokens, M queries (T, or fewer in the last layer), C hidden size, H query heads, K key-value heads, D head width, F
+intermediate size, L layers, V vocabulary, R labels. x_ext = [x | u]: a linear layer's input with the adapter's columns
+beside it (lora_linear.py). One layer:
 
     x ── norm ──[xn|u]── qkv ── rotary ── attention ──[a|u]── o ──┐
     └───────────────────────── + ─────────────────────────────────┴─ x₁ ── norm ──[xn|u]── gate·up ──[m|u]── down ─┐
                                                                └──────────────────── + ────────────────────────────┴─
 
-The backward pass is written out: it keeps what it needs and no more (about 50 kB a row and layer at 2B's shapes), and
-adds the factors' gradients where the optimizer wants them: beside the rest, which does not wait for them. Only the
-adapter is trained, so no other gradient is made.
+The backward pass is written out instead of using autograd. It keeps only the tensors in `LayerActivations` (about 50 kB
+per token and layer at 2B's shapes), adds LoRA gradients directly into the optimizer's buffer, and computes them on a
+side stream, because nothing waits for them. Only the adapter is trained, so no other weight gradient is computed.
+
+`DecoderLayer.forward` also serves generation (inference/generator.py), which saves nothing and has its own attention.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,20 +32,21 @@ from lorgnette.kernels.rms_norm import add_rms_norm, rms_norm_backward
 from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_freq, expand_mrope_section
 from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.models.lora_linear import LoraLinear
-from lorgnette.models.qwen2_vl.config import TextConfig
+from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig
 from lorgnette.side_stream import SideStream
 
-LABELS_PER_CHUNK = 2048
-"""Rows of logits that exist at one time: 2048 × 151,936 bf16 are 0.6 GB."""
+CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
+AttentionFn = Callable[[Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None]
+"""attention(qkv, out): queries and keys are rotated; write into `out`, return the log-sum-exp if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderInputs:
-    """A packed batch on the device.
+    """A packed batch on the device, except for the embeddings.
 
-    positions: [3, T]; sight: what every row sees; last_sight: the same of the rows that anything is predicted from: the
-    last layer makes keys and values of every row, and the rest for these M alone.
-    label_rows: [R] places among those, and the copies of each; targets, weights: [R].
+    attention_plan: the mask of all T tokens. last_attention_plan: of the M tokens that predict a label; the last layer
+    computes keys and values of all tokens and everything else of these M alone.
+    label_indices: [R] rows of those M; several labels may share a row, and `label_segments` inverts the gather.
     """
 
     position_ids: Int[Tensor, "3 T"]
@@ -55,23 +59,12 @@ class DecoderInputs:
 
 
 @dataclass(slots=True)
-class DecoderLayer:
-    input_norm: Float[Tensor, " C"]
-    qkv_proj: LoraLinear
-    o_proj: LoraLinear
-    post_attention_norm: Float[Tensor, " C"]
-    gate_up_proj: LoraLinear
-    down_proj: LoraLinear
-
-    @property
-    def linears(self) -> tuple[LoraLinear, LoraLinear, LoraLinear, LoraLinear]:
-        return self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj
-
-
-@dataclass(slots=True)
 class LayerActivations:
-    """A layer's forward pass, as its backward pass wants it: M rows from the attention on, all T but in the last
-    layer. What the norms gave is made again; of the adapter's inputs their few columns u are kept."""
+    """The tensors a layer keeps for its backward pass; the norms' outputs are recomputed.
+
+    x0, x1: the residual stream before attention and before the MLP; rstd0, rstd1: of their norms. attn_ext: [a | u].
+    The adapter's inputs are not kept, only their columns u.
+    """
 
     x0: Float[Tensor, "T C"]
     rstd0: Float32[Tensor, " T"]
@@ -87,19 +80,157 @@ class LayerActivations:
 
 
 @dataclass(slots=True)
+class DecoderLayer:
+    """One layer's frozen weights with the adapter's factors."""
+
+    config: TextConfig
+    input_norm: Float[Tensor, " C"]
+    qkv_proj: LoraLinear
+    o_proj: LoraLinear
+    post_attention_norm: Float[Tensor, " C"]
+    gate_up_proj: LoraLinear
+    down_proj: LoraLinear
+
+    @property
+    def linears(self) -> tuple[LoraLinear, LoraLinear, LoraLinear, LoraLinear]:
+        return self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj
+
+    @property
+    def num_heads(self) -> tuple[int, int]:
+        """(query heads, key-value heads)."""
+        return self.config.num_heads, self.config.num_kv_heads
+
+    def forward(
+        self,
+        x: Float[Tensor, "T C"],
+        delta: Float[Tensor, "T C"] | None,
+        cos_sin: CosSin,
+        attention: AttentionFn,
+        dropout: Dropout | None = None,
+        *,
+        query_indices: Int32[Tensor, " M"] | None = None,
+        use_adapter: bool = True,
+        save: bool = False,
+    ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
+        """(x₁, MLP output, activations). The next layer's norm adds the MLP output, which it receives as `delta`.
+
+        query_indices: the tokens that attention's queries and all that follows are computed for; None: all.
+        save: return the activations for `backward`; otherwise None.
+        """
+        C, eps = x.shape[1], self.config.rms_norm_eps
+        u: list[Tensor] = []
+
+        # Norm and projection. The norm adds the previous layer's output, so the residual is read and written once. It
+        # writes into the first C columns of x_ext, so [x | u] needs no copy.
+        x_ext = x.new_empty(len(x), self.qkv_proj.ext_features)
+        spec = self.qkv_proj.build_dropout_spec(dropout)
+        x0, rstd0, dropped = add_rms_norm(x, delta, self.input_norm, eps, x_ext[:, :C], spec)
+        qkv = self.qkv_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter)
+        if save:  # a copy of u alone: a view would keep all of x_ext
+            u.append(x_ext[:, C:].clone())
+
+        # Attention. Rotary in place: the backward pass needs only the rotated queries and keys.
+        apply_rotary(qkv, *cos_sin, sum(self.num_heads))
+        M = len(x) if query_indices is None else len(query_indices)
+        attn_ext = x.new_empty(M, self.o_proj.ext_features)
+        lse = attention(qkv, attn_ext[:, : self.o_proj.in_features])
+        attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
+
+        # MLP. From here on only the M tokens that are queries.
+        x_ext = x.new_empty(M, self.gate_up_proj.ext_features)
+        residual = x0 if query_indices is None else x0.index_select(0, query_indices)
+        spec = self.gate_up_proj.build_dropout_spec(dropout)
+        x1, rstd1, dropped = add_rms_norm(residual, attn_out, self.post_attention_norm, eps, x_ext[:, :C], spec)
+        gate_up = self.gate_up_proj.forward(x_ext, dropout, dropped, use_adapter=use_adapter)
+        if save:
+            u.append(x_ext[:, C:].clone())
+        F = self.down_proj.in_features
+        mlp_ext = x.new_empty(M, self.down_proj.ext_features)
+        dropped = swiglu(gate_up, mlp_ext[:, :F], self.down_proj.build_dropout_spec(dropout))
+        out = self.down_proj.forward(mlp_ext, dropout, dropped, use_adapter=use_adapter)
+        if not save:
+            return x1, out, None
+        u_qkv, u_gate_up, u_down = *u, mlp_ext[:, F:].clone()
+        return x1, out, LayerActivations(x0, rstd0, u_qkv, qkv, attn_ext, lse, x1, rstd1, u_gate_up, gate_up, u_down)
+
+    def backward(
+        self,
+        saved: LayerActivations,
+        dx: Float[Tensor, "M C"],
+        cos_sin: CosSin,
+        plan: AttentionPlan,
+        dropout: Dropout | None,
+        side_stream: SideStream,
+        *,
+        query_indices: Int32[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, "T C"]:
+        """The gradient of the layer's input, from that of its output.
+
+        Accumulates LoRA gradients on the side stream. Uses up `saved`: gate_up is overwritten.
+        """
+        # MLP, from down_proj to the gradient of x₁. Each LoRA gradient is launched beside the chain of input gradients.
+        dx, accumulate_gate_up = self._backward_mlp(saved, dx, dropout, side_stream)
+
+        # o_proj. Its gradients join those of gate and up: one switch of streams for two small products.
+        a, u_o = saved.attn_ext[:, : self.o_proj.in_features], saved.attn_ext[:, self.o_proj.in_features :]
+        da_ext = self.o_proj.backward_input(dx)
+        accumulate_o = partial(self.o_proj.accumulate_lora_grads, dx, da_ext, a, u_o, dropout)
+        side_stream.launch(accumulate_gate_up, accumulate_o)
+
+        # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
+        da = self.o_proj.complete_input_grad(da_ext, dropout)
+        dqkv = attention_backward(da, saved.qkv, a, saved.lse, plan, self.num_heads)
+        apply_rotary(dqkv, *cos_sin, sum(self.num_heads), inverse=True)
+
+        # qkv_proj and the first norm. Tokens that are no queries have only the gradient of their keys and values.
+        dx_ext = self.qkv_proj.backward_input(dqkv)
+        if query_indices is not None:
+            dx = torch.zeros_like(saved.x0).index_copy_(0, query_indices.long(), dx)
+        dx_base, masked_grads = self.qkv_proj.add_lora_input_grad(dx_ext, dropout)
+        dx, xn = rms_norm_backward(dx_base, saved.x0, saved.rstd0, self.input_norm, dx, masked_grads)
+        side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn, saved.u_qkv, dropout))
+        return dx
+
+    def _backward_mlp(
+        self,
+        saved: LayerActivations,
+        dx: Float[Tensor, "M C"],
+        dropout: Dropout | None,
+        side_stream: SideStream,
+    ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
+        """(gradient of x₁, the launch of gate_up_proj's LoRA gradients)."""
+        # down_proj and SwiGLU, in place of gate_up; m is the product again, down_proj's input.
+        dm_ext = self.down_proj.backward_input(dx)
+        m = torch.empty_like(saved.gate_up[:, : self.down_proj.in_features])
+        dm, masked_grads = self.down_proj.add_lora_input_grad(dm_ext, dropout)
+        dgate_up = swiglu_backward(saved.gate_up, dm, m, masked_grads)
+        dropped = None if masked_grads is None else m[None]
+        side_stream.launch(partial(self.down_proj.accumulate_lora_grads, dx, dm_ext, m, saved.u_down, dropout, dropped))
+
+        # gate_up_proj and the second norm, whose output is recomputed for the gradient of A.
+        dx_ext = self.gate_up_proj.backward_input(dgate_up)
+        dx_base, masked_grads = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
+        dx, xn = rms_norm_backward(dx_base, saved.x1, saved.rstd1, self.post_attention_norm, dx, masked_grads)
+        return dx, partial(self.gate_up_proj.accumulate_lora_grads, dgate_up, dx_ext, xn, saved.u_gate_up, dropout)
+
+
+@dataclass(slots=True)
 class ForwardContext:
-    """A forward pass on its way back. layers: what each kept, or its input alone where it is to be made again; x: the
-    last layer's hidden states, of `rows.last_sight`'s."""
+    """A forward pass, ready for its backward pass.
+
+    activations: by layer; a recomputed layer keeps its input (x, delta) alone.
+    hidden_states: before the last norm, of the M tokens of the last layer.
+    """
 
     inputs: DecoderInputs
     dropout: Dropout | None
-    cos_sin: tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
+    cos_sin: CosSin
     activations: list[LayerActivations | tuple[Tensor, Tensor | None]]
     hidden_states: Float[Tensor, "M C"]
 
 
 class Decoder:
-    """The decoder's frozen weights with an adapter in them."""
+    """The decoder's frozen weights with the adapter's factors."""
 
     def __init__(
         self,
@@ -110,22 +241,15 @@ class Decoder:
         lm_head: Float[Tensor, "V C"],
     ) -> None:
         self.config, self.embed_tokens, self.layers, self.norm, self.lm_head = (
-            config,
-            embed_tokens,
-            layers,
-            norm,
-            lm_head,
-        )
+            config, embed_tokens, layers, norm, lm_head,
+        )  # fmt: skip
         device = embed_tokens.device
         self._mrope_axes = expand_mrope_section(config.mrope_section, device)
         self._inv_freq = compute_inv_freq(config.head_dim, config.rope_theta, device)
         self._side_stream = SideStream(device)
-        self._num_heads = (config.num_heads, config.num_kv_heads)
 
-    def compute_cos_sin(
-        self, position_ids: Int[Tensor, "3 T"]
-    ) -> tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]:
-        """Cosine and sine of every row's turn, for every layer."""
+    def compute_cos_sin(self, position_ids: Int[Tensor, "3 T"]) -> CosSin:
+        """Rotary cosines and sines of every token, shared by all layers."""
         return compute_cos_sin(position_ids, self._mrope_axes, self._inv_freq)
 
     @property
@@ -135,17 +259,33 @@ class Decoder:
     def forward(
         self, x: Float[Tensor, "T C"], inputs: DecoderInputs, dropout: Dropout | None, *, recompute_layers: int = 0
     ) -> ForwardContext:
-        """Hidden states before the last norm. again: so many layers, from the first, keep their input alone and are
-        run a second time in `backward`."""
-        passed = ForwardContext(inputs, dropout, self.compute_cos_sin(inputs.position_ids), [], x)
+        """Run all layers on embedded tokens.
+
+        recompute_layers: activation checkpointing. The first so many layers keep their input alone, and `backward` runs
+        them again.
+        """
+        context = ForwardContext(inputs, dropout, self.compute_cos_sin(inputs.position_ids), [], x)
         delta: Tensor | None = None
         for i in range(len(self.layers)):
-            out, saved = self._forward_layer(i, x, delta, passed)
-            passed.activations.append((x, delta) if i < recompute_layers else saved)
-            x, delta = saved.x1, out
+            x1, out, saved = self._forward_layer(i, x, delta, context, save=i >= recompute_layers)
+            context.activations.append((x, delta) if saved is None else saved)
+            x, delta = x1, out
         assert delta is not None
-        passed.hidden_states = x + delta
-        return passed
+        context.hidden_states = x + delta
+        return context
+
+    def backward(self, context: ForwardContext, dx: Float[Tensor, "M C"]) -> None:
+        """Add the LoRA gradients, from the gradient of the hidden states. Uses up `context`."""
+        try:
+            for i in reversed(range(len(self.layers))):
+                plan, queries = self._select_plan(i, context.inputs)
+                # No variable holds the activations: they are freed before the next layer is recomputed.
+                dx = self.layers[i].backward(
+                    self._pop_activations(i, context), dx, context.cos_sin, plan, context.dropout, self._side_stream,
+                    query_indices=queries,
+                )  # fmt: skip
+        finally:  # also out of memory: no tensor may be freed, and no capture end, while the side stream is at work
+            self._side_stream.join()
 
     def compute_losses(self, context: ForwardContext) -> Float32[Tensor, " R"]:
         """Cross-entropy of every label."""
@@ -153,123 +293,52 @@ class Decoder:
 
     def compute_losses_and_grad(self, context: ForwardContext) -> tuple[Float32[Tensor, " R"], Float[Tensor, "M C"]]:
         """Cross-entropy of every label, and the gradient of Σ weight · cross-entropy by the hidden states."""
-        parts = list(self._compute_loss_chunks(context))
-        made = torch.cat([grad for _, grad in parts])
-        dx = gather_sum(made, context.inputs.label_segments, torch.empty_like(context.hidden_states))
-        return torch.cat([losses for losses, _ in parts]), dx
-
-    def backward(self, context: ForwardContext, dx: Float[Tensor, "M C"]) -> None:
-        """Add the factors' gradients. The pass is used up."""
-        try:
-            for i in reversed(range(len(self.layers))):
-                saved = context.activations.pop()
-                if isinstance(saved, tuple):
-                    _, saved = self._forward_layer(i, *saved, context)
-                dx = self._backward_layer(i, saved, dx, context)
-        finally:  # where memory does not hold a pass, no recording ends and no tensor is freed with work under way
-            self._side_stream.join()
+        losses, grads = zip(*self._compute_loss_chunks(context), strict=True)
+        dx = gather_sum(torch.cat(grads), context.inputs.label_segments, torch.empty_like(context.hidden_states))
+        return torch.cat(losses), dx
 
     def _forward_layer(
-        self, number: int, x: Float[Tensor, "T C"], delta: Float[Tensor, "T C"] | None, context: ForwardContext
-    ) -> tuple[Float[Tensor, "M C"], LayerActivations]:
-        """What the layer adds to x₁, and what it keeps."""
-        layer, shape, mask = self.layers[number], self.config, context.dropout
-        T, C = x.shape
-        xu = x.new_empty(T, layer.qkv_proj.ext_features)
-        x0, scale0, seen = add_rms_norm(
-            x, delta, layer.input_norm, shape.rms_norm_eps, xu[:, :C], layer.qkv_proj.build_dropout_spec(mask)
-        )
-        qkv = layer.qkv_proj.forward(xu, mask, seen)
-        u_qkv = xu[:, C:].clone()
-        apply_rotary(qkv, *context.cos_sin, sum(self._num_heads))
-        sight = self._select_attention_plan(number, context.inputs)
-        M = len(sight.query_indices)
-        au = x.new_empty(M, layer.o_proj.ext_features)
-        lse = attention_forward(qkv, sight, self._num_heads, au[:, : layer.o_proj.in_features])
-        added = layer.o_proj.forward(au, mask)
-        xu = x.new_empty(M, layer.gate_up_proj.ext_features)
-        past = x0.index_select(0, sight.query_indices) if self._is_last(number) else x0
-        x1, scale1, seen = add_rms_norm(
-            past,
-            added,
-            layer.post_attention_norm,
-            shape.rms_norm_eps,
-            xu[:, :C],
-            layer.gate_up_proj.build_dropout_spec(mask),
-        )
-        gate_up = layer.gate_up_proj.forward(xu, mask, seen)
-        u_gate_up = xu[:, C:].clone()
-        mu = x.new_empty(M, layer.down_proj.ext_features)
-        seen = swiglu(gate_up, mu[:, : layer.down_proj.in_features], layer.down_proj.build_dropout_spec(mask))
-        out = layer.down_proj.forward(mu, mask, seen)
-        u_down = mu[:, layer.down_proj.in_features :].clone()
-        return out, LayerActivations(x0, scale0, u_qkv, qkv, au, lse, x1, scale1, u_gate_up, gate_up, u_down)
+        self,
+        i: int,
+        x: Float[Tensor, "T C"],
+        delta: Float[Tensor, "T C"] | None,
+        context: ForwardContext,
+        *,
+        save: bool,
+    ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
+        layer, (plan, queries) = self.layers[i], self._select_plan(i, context.inputs)
 
-    def _backward_layer(
-        self, number: int, saved: LayerActivations, dx: Float[Tensor, "M C"], context: ForwardContext
-    ) -> Float[Tensor, "T C"]:
-        """The gradient by the layer's input from that by its output."""
-        layer, mask = self.layers[number], context.dropout
-        dx, gate_up_grads = self._backward_mlp(layer, saved, dx, mask)
-        dau = layer.o_proj.backward_input(dx)
-        o_grads = partial(
-            layer.o_proj.accumulate_lora_grads, dx, dau, *_split_columns(saved.attn_ext, layer.o_proj.in_features), mask
-        )
-        self._side_stream(gate_up_grads, o_grads)
-        dqkv = self._backward_attention(number, saved, layer.o_proj.complete_input_grad(dau, mask), context)
-        dxu = layer.qkv_proj.backward_input(dqkv)
-        if self._is_last(number):
-            dx = torch.zeros_like(saved.x0).index_copy_(0, context.inputs.last_attention_plan.query_indices.long(), dx)
-        through, under = layer.qkv_proj.add_lora_input_grad(dxu, mask)
-        dx, xn = rms_norm_backward(through, saved.x0, saved.rstd0, layer.input_norm, dx, under)
-        self._side_stream(partial(layer.qkv_proj.accumulate_lora_grads, dqkv, dxu, xn, saved.u_qkv, mask))
-        return dx
+        def attention(qkv: Float[Tensor, "T _"], out: Float[Tensor, "M _"]) -> Float32[Tensor, "M H"] | None:
+            return attention_forward(qkv, plan, layer.num_heads, out)
 
-    def _backward_mlp(
-        self, layer: DecoderLayer, saved: LayerActivations, dx: Float[Tensor, "M C"], dropout: Dropout | None
-    ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
-        """The gradient by x₁, and what adds the gradients of gate's and up's factors. In place of what was saved of
-        gate and up."""
-        dmu = layer.down_proj.backward_input(dx)
-        m = torch.empty_like(saved.gate_up[:, : layer.down_proj.in_features])
-        dm, under = layer.down_proj.add_lora_input_grad(dmu, dropout)
-        dgate_up = swiglu_backward(saved.gate_up, dm, m, under)
-        seen = None if under is None else m[None]
-        self._side_stream(partial(layer.down_proj.accumulate_lora_grads, dx, dmu, m, saved.u_down, dropout, seen))
-        dxu = layer.gate_up_proj.backward_input(dgate_up)
-        through, under = layer.gate_up_proj.add_lora_input_grad(dxu, dropout)
-        dx, xn = rms_norm_backward(through, saved.x1, saved.rstd1, layer.post_attention_norm, dx, under)
-        return dx, partial(layer.gate_up_proj.accumulate_lora_grads, dgate_up, dxu, xn, saved.u_gate_up, dropout)
+        return layer.forward(x, delta, context.cos_sin, attention, context.dropout, query_indices=queries, save=save)
 
-    def _backward_attention(
-        self, number: int, saved: LayerActivations, grad: Float[Tensor, "M _"], context: ForwardContext
-    ) -> Float[Tensor, "T _"]:
-        """The gradient of the projections' output from that of the attended values."""
-        inputs, sight = self.layers[number].o_proj.in_features, self._select_attention_plan(number, context.inputs)
-        dqkv = attention_backward(grad, saved.qkv, saved.attn_ext[:, :inputs], saved.lse, sight, self._num_heads)
-        apply_rotary(dqkv, *context.cos_sin, sum(self._num_heads), inverse=True)
-        return dqkv
+    def _pop_activations(self, i: int, context: ForwardContext) -> LayerActivations:
+        """Layer i's activations, recomputed if only its input was kept."""
+        saved = context.activations.pop()
+        if not isinstance(saved, tuple):
+            return saved
+        recomputed = self._forward_layer(i, *saved, context, save=True)[2]
+        assert recomputed is not None
+        return recomputed
 
-    def _is_last(self, number: int) -> bool:
-        return number == len(self.layers) - 1
-
-    def _select_attention_plan(self, number: int, inputs: DecoderInputs) -> AttentionPlan:
-        return inputs.last_attention_plan if self._is_last(number) else inputs.attention_plan
+    def _select_plan(self, i: int, inputs: DecoderInputs) -> tuple[AttentionPlan, Int32[Tensor, " M"] | None]:
+        """(plan, query_indices) of layer i. Only the last layer leaves out tokens: the others' keys need every one."""
+        if i < len(self.layers) - 1:
+            return inputs.attention_plan, None
+        return inputs.last_attention_plan, inputs.last_attention_plan.query_indices
 
     def _compute_loss_chunks(
         self, context: ForwardContext
     ) -> Iterable[tuple[Float32[Tensor, " r"], Float[Tensor, "r C"]]]:
-        """Losses and their gradient by the hidden state, some labels at a time."""
-        rows = context.inputs
-        for at in range(0, len(rows.label_indices), LABELS_PER_CHUNK):
-            part = slice(at, at + LABELS_PER_CHUNK)
-            x = context.hidden_states.index_select(0, rows.label_indices[part])
+        """(losses, gradient by the gathered hidden states) of LABELS_PER_CHUNK labels at a time."""
+        inputs = context.inputs
+        for start in range(0, len(inputs.label_indices), LABELS_PER_CHUNK):
+            chunk = slice(start, start + LABELS_PER_CHUNK)
+            x = context.hidden_states.index_select(0, inputs.label_indices[chunk])
             normed = torch.empty_like(x)
-            _, scale, _ = add_rms_norm(x, None, self.norm, self.config.rms_norm_eps, normed)
+            _, rstd, _ = add_rms_norm(x, None, self.norm, self.config.rms_norm_eps, normed)
             logits = normed @ self.lm_head.T
-            losses = cross_entropy_(logits, rows.targets[part], rows.label_weights[part])
-            yield losses, rms_norm_backward(logits @ self.lm_head, x, scale, self.norm)[0]
-
-
-def _split_columns(matrix: Float[Tensor, "T _"], in_features: int) -> tuple[Float[Tensor, "T _"], Float[Tensor, "T _"]]:
-    return matrix[:, :in_features], matrix[:, in_features:]
+            losses = cross_entropy_(logits, inputs.targets[chunk], inputs.label_weights[chunk])
+            # The logits are now their gradient, which goes back through the head and the norm at once.
+            yield losses, rms_norm_backward(logits @ self.lm_head, x, rstd, self.norm)[0]

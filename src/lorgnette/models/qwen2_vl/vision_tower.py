@@ -1,12 +1,12 @@
-"""Qwen2-VL's vision tower, forward only: many pictures of any size in one row of patches.
+"""Qwen2-VL's vision tower, forward only: images of any size packed into one row of patches.
 
-    N patches of all pictures, E wide, H heads of D, merge² patches to a feature
+    N patches of all images, E embedding width, H heads of width D, merge² patches per feature
 
     patches [N, 3·2·14²] ─ matmul ─▶ x [N, E] ─ depth × ( x += proj(attention(norm1 x)) ; x += fc2(fc1(norm2 x)) )
                                                ─ norm ─ [N/merge², E·merge²] ─ mlp ─▶ features [P, out]
 
-Attention stays inside a picture. The biases of proj and fc2 are never added to x: they are constants, kept as a row
-(`shift`) that the norms add (see kernels/layernorm.py), so that the product can add onto x by itself.
+Attention stays inside an image. The biases of proj and fc2 are never added to x, so that these products can accumulate
+into x directly: they are constants, and the norms add them as one row (kernels/layer_norm.py).
 """
 
 from collections.abc import Sequence
@@ -25,27 +25,27 @@ from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VISION_ROPE_THETA, VisionConfig, load_hf_config
-from lorgnette.models.qwen2_vl.weights import load_weights_into
+from lorgnette.models.qwen2_vl.config import VISION_ROPE_THETA, VisionConfig
+from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.types import ImageGrid
 
-LAYER_NORM_EPS = 1e-6  # of the tower's norms in transformers' qwen2_vl; config.json does not say
+LAYER_NORM_EPS = 1e-6  # a constant in transformers' qwen2_vl, not in config.json
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpans:
-    """Where the pictures of a row stand: patches of each in order; on CUDA also their borders."""
+    """Number of patches of each packed image, and their cumulative sums on the device."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Int32[Tensor, " B"]
 
 
 class VisionTower:
-    """Patches to features, with weights frozen."""
+    """Patches to image features, with frozen weights."""
 
     def __init__(self, config: VisionConfig, weights: dict[str, Tensor]) -> None:
-        """weights: by today's name, as `shape.weights()` lists them; all of one dtype on one device."""
+        """weights: by name, as `config.list_weight_shapes()` lists them; of one dtype on one device."""
         self.config, self._weights = config, weights
         patch = self._get_weight("patch_embed.proj.weight")
         self.device, self.dtype = patch.device, patch.dtype
@@ -55,39 +55,44 @@ class VisionTower:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "VisionTower":
-        """Raises LorgnetteError where the checkpoint is broken or its config is not known here."""
-        shape = VisionConfig.from_hf_config(load_hf_config(checkpoint))
-        weights = {
-            name: torch.empty(size, dtype=dtype, device=device) for name, size in shape.list_weight_shapes().items()
-        }
+        """Raises LorgnetteError if the checkpoint is broken or not supported."""
+        config = VisionConfig.from_hf_config(checkpoint.load_hf_config())
+        shapes = config.list_weight_shapes()
+        weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         load_weights_into(checkpoint, weights)
-        return cls(shape, weights)
+        return cls(config, weights)
 
     @torch.no_grad()
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
-        """Features of the pictures one after the other, as `patches` holds them. Nothing waits for the device."""
-        spans, places = self._build_spans(grids), self._build_patch_positions(grids)
+        """Features of the images, in the order of their patches. The host does not wait for the device."""
+        spans, positions = self._build_spans(grids), self._build_patch_positions(grids)
         self._grow_rotary_table(max(max(grid.h, grid.w) for grid in grids))
         x = patches.to(self.dtype) @ self._patch_weight.T
+        # addmm_ accumulates into the residual stream; each norm adds the biases left out before it.
         for i in range(self.config.depth):
-            self._attend_block(x, f"blocks.{i}", self._deferred_biases[2 * i], spans, places)
+            self._attend_block(x, f"blocks.{i}", self._deferred_biases[2 * i], spans, positions)
             hidden = self._apply_linear(
                 self._apply_norm(x, f"blocks.{i}.norm2", self._deferred_biases[2 * i + 1]), f"blocks.{i}.mlp.fc1"
             )
             quick_gelu_(hidden)
             x.addmm_(hidden, self._get_weight(f"blocks.{i}.mlp.fc2.weight").T)
-        merged = self._apply_norm(x, "merger.ln_q", self._deferred_biases[-1]).view(
-            -1, self.config.embed_dim * self.config.merge_size**2
-        )
+        # The merger: merge² neighboring patches, adjacent in their order, become one feature.
+        normed = self._apply_norm(x, "merger.ln_q", self._deferred_biases[-1])
+        merged = normed.view(-1, self.config.embed_dim * self.config.merge_size**2)
         return self._apply_linear(gelu(self._apply_linear(merged, "merger.mlp.0")), "merger.mlp.2")
 
     def _attend_block(
-        self, x: Float[Tensor, "N E"], block: str, shift: Tensor, spans: ImageSpans, places: Int32[Tensor, "N 2"]
+        self,
+        x: Float[Tensor, "N E"],
+        block: str,
+        deferred_bias: Tensor,
+        spans: ImageSpans,
+        positions: Int32[Tensor, "N 2"],
     ) -> None:
-        """x += proj(attention(norm1 x)), proj's bias left out."""
-        qkv = self._apply_linear(self._apply_norm(x, f"{block}.norm1", shift), f"{block}.attn.qkv")
+        """x += proj(attention(norm1 x)), without proj's bias."""
+        qkv = self._apply_linear(self._apply_norm(x, f"{block}.norm1", deferred_bias), f"{block}.attn.qkv")
         heads = qkv.view(len(x), 3, self.config.num_heads, self.config.head_dim)
-        apply_rotary_vision_(heads, places, *self._rotary_table)
+        apply_rotary_vision_(heads, positions, *self._rotary_table)
         x.addmm_(attend_within_images(heads, spans).flatten(1), self._get_weight(f"{block}.attn.proj.weight").T)
 
     def _get_weight(self, name: str) -> Tensor:
@@ -96,76 +101,66 @@ class VisionTower:
     def _apply_linear(self, x: Tensor, name: str) -> Tensor:
         return linear(x, self._get_weight(f"{name}.weight"), self._get_weight(f"{name}.bias"))
 
-    def _apply_norm(self, x: Tensor, name: str, shift: Tensor) -> Tensor:
-        return layer_norm(
-            x, shift, self._get_weight(f"{name}.weight"), self._get_weight(f"{name}.bias"), LAYER_NORM_EPS
-        )
+    def _apply_norm(self, x: Tensor, name: str, deferred_bias: Tensor) -> Tensor:
+        weight, bias = self._get_weight(f"{name}.weight"), self._get_weight(f"{name}.bias")
+        return layer_norm(x, deferred_bias, weight, bias, LAYER_NORM_EPS)
 
     def _build_spans(self, grids: Sequence[ImageGrid]) -> ImageSpans:
         lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
-        borders = np.fromiter(accumulate(lengths, initial=0), np.int32, len(lengths) + 1)
-        return ImageSpans(lengths, copy_to_device(borders, self.device))
+        cu_seqlens = np.fromiter(accumulate(lengths, initial=0), np.int32, len(lengths) + 1)
+        return ImageSpans(lengths, copy_to_device(cu_seqlens, self.device))
 
     def _build_patch_positions(self, grids: Sequence[ImageGrid]) -> Int32[Tensor, "N 2"]:
-        places = [
-            compute_patch_positions(grid.h, grid.w, self.config.merge_size) for grid in grids for _ in range(grid.t)
-        ]
-        return copy_to_device(np.concatenate(places), self.device)
+        merge = self.config.merge_size
+        positions = [compute_patch_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)]
+        return copy_to_device(np.concatenate(positions), self.device)
 
     def _grow_rotary_table(self, longest: int) -> None:
         if longest > len(self._rotary_table[0]):
             self._rotary_table = self._compute_rotary_table(2 * longest)
 
-    def _compute_rotary_table(self, longest: int) -> tuple[Float32[Tensor, "L F"], Float32[Tensor, "L F"]]:
-        """Cosine and sine by place and frequency."""
+    def _compute_rotary_table(self, length: int) -> tuple[Float32[Tensor, "L F"], Float32[Tensor, "L F"]]:
+        """Cosine and sine by position and frequency."""
         half = self.config.head_dim // 2
-        frequencies = 1.0 / VISION_ROPE_THETA ** (torch.arange(0, half, 2).float() / half)
-        angles = torch.arange(longest).float()[:, None] * frequencies
+        inv_freq = 1.0 / VISION_ROPE_THETA ** (torch.arange(0, half, 2).float() / half)
+        angles = torch.arange(length).float()[:, None] * inv_freq
         return angles.cos().to(self.device), angles.sin().to(self.device)
 
 
 def attend_within_images(qkv: Float[Tensor, "N 3 H D"], spans: ImageSpans) -> Float[Tensor, "N H D"]:
-    """softmax(q·kᵀ/√D)·v within every picture. On CUDA in half precision one call of the flash kernels inside torch;
-    elsewhere a call for every run of pictures of one size."""
+    """softmax(q·kᵀ/√D)·v inside every image.
+
+    On CUDA in half precision one call of torch's flash kernels; otherwise one call per run of images of equal size.
+    """
     q, k, v = qkv.unbind(1)
     if qkv.is_cuda and qkv.dtype in _FLASH_DTYPES and qkv.shape[-1] % 8 == 0:
-        longest = max(spans.lengths)
-        made: Tensor = torch.ops.aten._flash_attention_forward(
-            q,
-            k,
-            v,
-            spans.cu_seqlens,
-            spans.cu_seqlens,
-            longest,
-            longest,
-            0.0,
-            False,
-            False,
-            scale=qkv.shape[-1] ** -0.5,
+        longest, scale = max(spans.lengths), qkv.shape[-1] ** -0.5
+        out: Tensor = torch.ops.aten._flash_attention_forward(
+            q, k, v, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, False, False, scale=scale
         )[0]
-        return made
-    parts, at = [], 0
+        return out
+    parts, start = [], 0
     for length, run in groupby(spans.lengths):
-        end = at + length * len(list(run))
-        q, k, v = qkv[at:end].view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        end = start + length * len(list(run))
+        q, k, v = qkv[start:end].view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
         parts.append(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        at = end
+        start = end
     return torch.cat(parts)
 
 
 @lru_cache(maxsize=1024)
 def compute_patch_positions(h: int, w: int, merge: int) -> Int32[np.ndarray, "N 2"]:
-    """(row, column) of a picture's patches in their order: block after block of merge × merge."""
+    """(row, column) of an image's patches in their order: block after block of merge × merge."""
     rows, columns = np.indices((h, w), dtype=np.int32)
-    blocked = np.stack([rows, columns], -1).reshape(h // merge, merge, w // merge, merge, 2)
-    return blocked.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+    blocks = np.stack([rows, columns], -1).reshape(h // merge, merge, w // merge, merge, 2)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
 
 
 def _accumulate_biases(config: VisionConfig, weights: dict[str, Tensor]) -> list[Float32[Tensor, " E"]]:
-    """The biases left out of x, added up: before each norm of each block, and before the merger's."""
-    left = [
+    """The sums of the deferred biases before each norm of each block, and before the merger's."""
+    biases = [
         weights[f"model.visual.blocks.{i}.{name}.bias"].float()
         for i in range(config.depth)
         for name in ("attn.proj", "mlp.fc2")
     ]
-    return list(accumulate(left, initial=torch.zeros_like(left[0])))
+    return list(accumulate(biases, initial=torch.zeros_like(biases[0])))

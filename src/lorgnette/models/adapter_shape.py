@@ -1,0 +1,80 @@
+"""Shapes of the LoRA factors: which projections are adapted, at which rank and scale. Needs no torch."""
+
+import math
+from dataclasses import dataclass
+
+from lorgnette.config import LoraSettings, TargetModule
+from lorgnette.models.qwen2_vl.config import TextConfig
+
+FUSED_PROJECTIONS: tuple[tuple[TargetModule, ...], ...] = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)
+"""Projections that share an input, stored as one matrix: those of DecoderLayer.linears, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """The adapter of every decoder layer. scale: the factor of B·A·x."""
+
+    text: TextConfig
+    target_modules: tuple[TargetModule, ...]
+    rank: int
+    scale: float
+
+    @classmethod
+    def from_settings(cls, text: TextConfig, lora: LoraSettings) -> "AdapterShape":
+        return cls(text, lora.target_modules, lora.rank, compute_scale(lora.rank, lora.alpha, lora.use_rslora))
+
+    @classmethod
+    def empty(cls, text: TextConfig) -> "AdapterShape":
+        """No adapter: the fused matrices get no extra columns."""
+        return cls(text, (), 1, 1.0)
+
+    @property
+    def num_params(self) -> int:
+        """Values in all factors together."""
+        adapted = [target for group in FUSED_PROJECTIONS for target in self.select_adapted(group)]
+        layer = sum(self.in_features(target) + self.out_features(target) for target in adapted)
+        return self.text.num_layers * self.rank * layer
+
+    def select_adapted(self, group: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
+        return tuple(target for target in group if target in self.target_modules)
+
+    def count_columns(self, group: tuple[TargetModule, ...]) -> int:
+        """Extra columns of the group's fused matrix."""
+        return self.rank * len(self.select_adapted(group))
+
+    def in_features(self, target: TargetModule) -> int:
+        text = self.text
+        sizes = {"o_proj": text.num_heads * text.head_dim, "down_proj": text.intermediate_size}
+        return sizes.get(target, text.hidden_size)
+
+    def out_features(self, target: TargetModule) -> int:
+        text = self.text
+        queries, keys, mlp = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim, text.intermediate_size
+        sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": mlp, "up_proj": mlp}
+        return sizes.get(target, text.hidden_size)
+
+    def factor_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the factors by their names in PEFT's file, in the order of the flat vector."""
+        return {
+            self.format_name(layer, target, factor): (
+                (self.rank, self.in_features(target)) if factor == "A" else (self.out_features(target), self.rank)
+            )
+            for layer in range(self.text.num_layers)
+            for group in FUSED_PROJECTIONS
+            for factor in "AB"
+            for target in self.select_adapted(group)
+        }
+
+    def format_name(self, layer: int, target: TargetModule, factor: str) -> str:
+        block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+        return f"base_model.model.model.language_model.layers.{layer}.{block}.{target}.lora_{factor}.weight"
+
+
+def compute_scale(rank: int, alpha: float, use_rslora: bool) -> float:
+    """alpha / rank, or alpha / √rank with rank-stabilized LoRA (Kalajdzievski 2023)."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
