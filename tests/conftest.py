@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 SLOW = [
     "tests/test_docs.py::test_a_guides_commands_run",
-    "tests/hub/test_road.py",
+    "tests/hub/test_recipe_from_hubs.py",
     "tests/e2e/test_resume.py",
     "tests/parity/",
     "tests/commands/test_verify.py",

@@ -7,8 +7,8 @@ import pytest
 
 from lorgnette import resolve
 from lorgnette.config import Settings
+from lorgnette.data.hub_dataset import DownloadedDataset, MissingRow
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.hub.collect import Collected, Missing
 from lorgnette.report.console import Terminal
 
 TERMINAL = Terminal()
@@ -53,7 +53,7 @@ def test_a_folder_may_be_called_as_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_each_source_and_number_of_rows_has_its_folder() -> None:
-    places = [
+    folders = [
         resolve.get_dataset_folder(source, rows)
         for source, rows in (
             ("modelscope:modelscope/coco_2014_caption", 500),
@@ -62,16 +62,16 @@ def test_each_source_and_number_of_rows_has_its_folder() -> None:
             ("hf:someone/captions:en:train", 500),
         )
     ]
-    assert places[0] == Path("data/modelscope-coco_2014_caption-500")
-    assert len(set(places)) == 4
+    assert folders[0] == Path("data/modelscope-coco_2014_caption-500")
+    assert len(set(folders)) == 4
 
 
-def test_local_data_is_not_collected(chosen: Callable[..., Settings], captions: Path) -> None:
+def test_local_data_is_not_downloaded(chosen: Callable[..., Settings], captions: Path) -> None:
     assert resolve.resolve_data(chosen(), TERMINAL) == chosen().data.path
     assert resolve.resolve_data(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
 
 
-def test_pictures_are_looked_for_on_this_machine(chosen: Callable[..., Settings]) -> None:
+def test_local_images_are_a_folder_or_zip(chosen: Callable[..., Settings]) -> None:
     assert resolve.check_local_images(None) is None
     assert (
         resolve.check_local_images("x.zip")
@@ -81,18 +81,18 @@ def test_pictures_are_looked_for_on_this_machine(chosen: Callable[..., Settings]
     for hub in ("hf", "modelscope"):
         assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=https://x/")) is None
         assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=x.zip")) == Path("x.zip")
-    for asked in (
+    for call in (
         lambda: resolve.check_local_images("https://x/"),
         lambda: resolve.resolve_images_folder(chosen("data.images_from=http://x")),
     ):
-        with pytest.raises(UsageError, match=r"an address.* name the folder or zip"):
-            asked()
+        with pytest.raises(UsageError, match=r"images_from is a URL; .* name the folder or zip"):
+            call()
 
 
-def test_what_came_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    missing = Missing("row 7", "http://127.0.0.1/7.jpg", "not found (404)", "give --images-from")
-    collected = Collected(tmp_path / "captions.csv", "master", 9, 9, 8, 8, 1_500_000, {"a zip": 8}, (missing,))
-    resolve.report_download(collected, Terminal())
-    said = capsys.readouterr().err
-    for part in ("8 files, 1.5 MB", "9 captions", "8 pictures", "row 7: not found (404)", "--images-from"):
-        assert part in said
+def test_downloads_and_missing_rows_are_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = MissingRow("row 7", "http://127.0.0.1/7.jpg", "not found (HTTP 404)", "set --images-from")
+    dataset = DownloadedDataset(tmp_path / "data.jsonl", "master", 9, 9, 8, 8, 1_500_000, {"a zip": 8}, (missing,))
+    resolve.report_download(dataset, Terminal())
+    output = capsys.readouterr().err
+    for part in ("8 files, 1.5 MB", "9 examples", "8 images", "row 7: not found (HTTP 404)", "--images-from"):
+        assert part in output

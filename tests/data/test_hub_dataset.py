@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lorgnette.data import read
 from lorgnette.data.hub_dataset import download_dataset
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.http import RetryPolicy
+from lorgnette.types import Example
 
 QUICK = RetryPolicy(
     max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05, max_retry_after=3
@@ -503,3 +505,151 @@ def test_parquet_resumes_after_a_kill(moment: int, hub: Any, trick: Any, parquet
     assert files(tmp_path / "d") == files(tmp_path / "whole")
     # what was read before the kill is not read again, except for the row group that it was in
     assert hub.served - served - before <= served * (1 - num_existing / 160) + 300_000
+
+
+MESSAGES = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "<image>and <image>?"},
+    {"role": "assistant", "content": "one and two"},
+    {"role": "user", "content": "sure?"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+def make_conversation_files(form: str, jpeg: Any, zipped: Any, tarred: Any) -> dict[str, bytes]:
+    """A data set of two conversations and a caption in one format: its files, the data file first."""
+    images = {f"images/{i}.jpg": jpeg(i) for i in range(5)}
+    records: list[dict[str, Any]] = [
+        {"id": "first", "messages": MESSAGES, "images": ["images/0.jpg", "images/1.jpg"]},
+        {
+            "image": ["images/2.jpg", "images/3.jpg"],
+            "conversations": [{"from": "human", "value": "<image><image> ?"}, {"from": "gpt", "value": "3"}],
+        },
+        {"file_name": "images/4.jpg", "text": " a caption "},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    if form == "jsonl":
+        return {"train.jsonl": lines.encode(), **images}
+    if form == "zip":
+        return {"train.zip": zipped(**{"train.jsonl": lines}, **images)}
+    if form == "tar":
+        members = {f"{i // 2}.{i}.jpg": jpeg(i) for i in range(4)}
+        members |= {f"{i}.json": json.dumps({"messages": MESSAGES}).encode() for i in range(2)}
+        members |= {"2.jpg": jpeg(4), "2.txt": b"a caption\n"}
+        return {"train.tar": tarred(dict(sorted(members.items())))}
+    cells = [[{"bytes": jpeg(2 * row + i), "path": f"{i}.jpg"} for i in range(2)] for row in range(2)]
+    out = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a", "b"], "images": cells, "messages": [MESSAGES] * 2}), out)
+    return {"train.parquet": out.getvalue()}
+
+
+def describe(path: Path) -> list[Any]:
+    """The examples of a data file, each image by its content."""
+    examples = [row for row in read(path, prompt="what?") if isinstance(row, Example)]
+    return [
+        (example.id, turn.role, [part if isinstance(part, str) else part.path.read_bytes() for part in turn.parts])
+        for example in examples
+        for turn in example.turns
+    ]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "zip", "tar", "parquet"])
+def test_conversations_are_the_same_as_from_local_files(
+    form: str, hub: Any, tmp_path: Path, jpeg: Any, zipped: Any, tarred: Any
+) -> None:
+    files = make_conversation_files(form, jpeg, zipped, tarred)
+    for name, content in files.items():
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_bytes(content)
+    hub.repo("hf", "datasets", "me/chat", files)
+    dataset = get(tmp_path / "d", "hf:me/chat")
+    local = describe(tmp_path / "local" / next(iter(files)))
+    assert len({id_ for id_, _, _ in local}) == (2 if form == "parquet" else 3)
+    assert describe(dataset.path) == local
+    assert dataset.missing == ()
+    num_requests = len(hub.log)
+    assert get(tmp_path / "d", "hf:me/chat").num_rows == dataset.num_rows
+    assert len(hub.log) == num_requests
+
+
+def test_a_conversation_without_one_of_its_images_is_named(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    record = {"messages": MESSAGES, "images": ["a.jpg", "gone.jpg"]}
+    lines = [record, {**record, "images": ["a.jpg", hub.url + "/dead.jpg"]}, {**record, "images": ["a.jpg", "a.jpg"]}]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    hub.repo("hf", "datasets", "me/chat", {"train.jsonl": content, "a.jpg": jpeg(1)})
+    dataset = get(tmp_path / "d", "hf:me/chat")
+    assert (dataset.num_rows, dataset.num_images) == (1, 1)
+    assert [(row.where, row.message) for row in dataset.missing] == [
+        ("train.jsonl, row 1", "the image 'gone.jpg' is neither a URL nor a file of the data set"),
+        ("train.jsonl, row 2", "not found (HTTP 404)"),
+    ]
+    assert dataset.missing[1].image == hub.url + "/dead.jpg"
+
+
+def test_official_coco_annotations(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    images = [{"id": 9, "file_name": "000000000009.jpg"}, {"id": 10, "file_name": "000000000010.jpg"}]
+    captions = [{"id": 1, "image_id": 9, "caption": "a"}, {"id": 2, "image_id": 10, "caption": "b"}]
+    content = json.dumps({"images": images, "annotations": captions}).encode()
+    files = {"captions_train.json": content, "train2017/000000000009.jpg": jpeg(9), "000000000010.jpg": jpeg(10)}
+    hub.repo("hf", "datasets", "me/coco", files)
+    assert get(tmp_path / "d", "hf:me/coco", max_rows=1).num_images == 1
+    assert [[image, caption] for image, caption in table(tmp_path / "d")] == [["images/000000000009.jpg", "a"]]
+    assert not hub.requests("000000000010")
+
+
+def test_any_prompt_may_be_asked_afterwards(hub: Any, tutorial: Any, tmp_path: Path) -> None:
+    tutorial(2)
+    path = get(tmp_path / "d").path
+    for prompt in ("COCO Yes:", "", "Was?"):
+        assert {row.turns[0].text for row in read(path, prompt=prompt) if isinstance(row, Example)} == {prompt}
+
+
+def test_a_parquet_sample_resumes(hub: Any, parquet_set: Any, tmp_path: Path) -> None:
+    parquet_set(300)
+    whole = get(tmp_path / "a", "hf:lmms-lab/COCO:val", sample=20, seed=1)
+    rows_file = tmp_path / "a" / ".source" / "rows.sample-20-seed-1.jsonl"
+    lines = rows_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == whole.num_rows == 20
+    content = (tmp_path / "a" / "data.jsonl").read_bytes()
+    rows_file.write_text("".join(lines[:7]), encoding="utf-8")
+    (tmp_path / "a" / "download.json").unlink()
+    get(tmp_path / "a", "hf:lmms-lab/COCO:val", sample=20, seed=1)
+    assert (tmp_path / "a" / "data.jsonl").read_bytes() == content
+
+
+def test_a_sample_of_a_tar_is_refused(hub: Any, tmp_path: Path, tarred: Any) -> None:
+    hub.repo("hf", "datasets", "me/wds", {"0.tar": tarred({"1.txt": b"x"})})
+    with pytest.raises(LorgnetteError, match="would fetch all of them"):
+        get(tmp_path / "d", "hf:me/wds", sample=2)
+
+
+def test_a_tar_costs_its_first_rows_and_resumes_behind_them(hub: Any, tmp_path: Path, tarred: Any) -> None:
+    def shard(first: int, num_rows: int) -> bytes:
+        numbers = range(first, first + num_rows)
+        image = b"\xff\xd8\xff" + b"%06d" + bytes(50_000)
+        members = {f"{n:06d}.{s}": c for n in numbers for s, c in (("jpg", image % n), ("txt", b"%d" % n))}
+        return bytes(tarred(members))
+
+    hub.repo("hf", "datasets", "me/wds", {"0.tar": shard(0, 100), "1.tar": shard(100, 5)})
+    get(tmp_path / "d", "hf:me/wds", max_rows=20)
+    assert hub.served < 20 * 52_000 + (1 << 20) + 100_000
+    assert not hub.requests("1.tar")
+    served = hub.served
+    assert get(tmp_path / "d", "hf:me/wds").num_rows == 105
+    assert hub.served - served < 85 * 53_000 + 100_000
+    assert [caption for _, caption in table(tmp_path / "d")] == [str(n) for n in range(105)]
+
+
+def test_a_lost_connection_in_a_tar_is_retried_and_a_broken_tar_is_named(
+    hub: Any, trick: Any, tmp_path: Path, tarred: Any, jpeg: Any
+) -> None:
+    content = tarred({f"{i:03d}.{s}": c for i in range(30) for s, c in (("jpg", jpeg(i)), ("txt", b"x"))})
+    hub.repo("modelscope", "datasets", "me/wds", {"0.tar": content})
+    hub.trick("0.tar", trick(cut=5_000), trick(status=500), trick(cut=100))
+    assert get(tmp_path / "d", "modelscope:me/wds").num_rows == 30
+    hub.repo("modelscope", "datasets", "me/cut", {"0.tar": content[:9000]})
+    with pytest.raises(LorgnetteError, match="the tar cannot be read"):
+        get(tmp_path / "e", "modelscope:me/cut")
+    hub.trick("0.tar", *[trick(status=403)] * 9)
+    with pytest.raises(LorgnetteError, match=r"no permission to read this \(HTTP 403\)"):
+        get(tmp_path / "f", "modelscope:me/wds")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorgnette.data.formats.csv import format_row, read_csv, to_record
-from lorgnette.data.row_location import ReadOptions
+from lorgnette.data.row_location import ColumnChoice, ReadOptions
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Problem, Turn
 
@@ -51,8 +51,8 @@ def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
     ]
 
 
-def test_without_a_prompt_the_picture_stands_alone(table: Callable[..., Path]) -> None:
-    (row,) = read_csv(table([("a.jpg", "x")]), ReadOptions(prompt=""))
+def test_without_a_prompt_the_picture_stands_alone(make_csv: Callable[..., Path]) -> None:
+    (row,) = read_csv(make_csv([("a.jpg", "x")]), ReadOptions(prompt=""))
     assert isinstance(row, Example)
     assert len(row.turns[0].parts) == 1
 
@@ -76,31 +76,31 @@ def test_rows_are_counted_in_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "what", "remedy"),
+    ("line", "message", "hint"),
     [
         ("a.jpg", "no cell for 'caption'", "add"),
         ("a.jpg,", "caption is empty", "write"),
         ("a.jpg,  ", "caption is empty", "write"),
         (",x", "path is empty", "path"),
         (",", "path is empty", "path"),
-        ("a.jpg,a cat, asleep", "3 cells where the first line names 2", "double quotes"),
+        ("a.jpg,a cat, asleep", "3 cells, but the first line names 2", "double quotes"),
         ('a.jpg,"a "red" car"', "text follows a closing quote", "double the quotes"),
         ("a.jpg,nul \0 here", "NUL", "remove"),
-        ("https://x/a.jpg,b", "address", "download"),
+        ("https://x/a.jpg,b", "is a URL", "download"),
     ],
 )
-def test_a_bad_row_costs_that_row_only(tmp_path: Path, line: str, what: str, remedy: str) -> None:
+def test_a_bad_row_costs_that_row_only(tmp_path: Path, line: str, message: str, hint: str) -> None:
     first, bad, last = read(tmp_path / "c.csv", f"image_path,caption\nb.jpg,x\n{line}\nb.jpg,y\n")
     assert isinstance(bad, Problem)
     assert bad.row == 3
-    assert what in bad.message
-    assert remedy in bad.hint
+    assert message in bad.message
+    assert hint in bad.hint
     assert isinstance(first, Example)
     assert isinstance(last, Example)
     assert (last.id, last.row) == ("identity_3", 4)
 
 
-def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
+def test_a_misquoted_row_names_the_lines_it_took_in(tmp_path: Path) -> None:
     bad, good = read(tmp_path / "c.csv", 'image_path,caption\na.jpg,"open\nb.jpg,"closed"\nc.jpg,fine\n')
     assert isinstance(bad, Problem)
     assert "lines 2–3" in bad.message
@@ -108,7 +108,7 @@ def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what", "remedy"),
+    ("content", "message", "hint"),
     [
         ("", "empty", "image_path,caption"),
         ("\n\n", "empty", "image_path,caption"),
@@ -118,22 +118,22 @@ def test_a_misquoted_row_says_which_lines_it_swallowed(tmp_path: Path) -> None:
         ("image_path;caption\na;b\n", "no column", "semicolons"),
         ("image_path\tcaption\n", "no column", "tabs"),
         ("cat.jpg," + "x" * 100 + "\n", "…", "first line must name the columns"),
-        ("image_path,caption,caption\n", "'caption' stands there twice", "rename"),
+        ("image_path,caption,caption\n", "two columns 'caption'", "rename"),
         ("i\0m,a\0\n", "NUL", "UTF-8"),
         ('"image_path,caption\na,b\n', "cannot be read as column names", "first line"),
-        ('image_path,caption\nb.jpg,x\na.jpg,"open\nb.jpg,closed\n', "starts at line 3 and never closed", "close it"),
-        ('image_path,caption\na.jpg,"' + "x\n" * 70_000, "starts at line 2 and never closed", "close it"),
+        ('image_path,caption\nb.jpg,x\na.jpg,"open\nb.jpg,closed\n', "starts at line 3 is never closed", "close it"),
+        ('image_path,caption\na.jpg,"' + "x\n" * 70_000, "starts at line 2 is never closed", "close it"),
         ("image_path,caption\na.jpg," + "x " * 70_000 + "\n", "a cell has more than 131,072 characters", "shorten it"),
         (b"image_path,caption\na.jpg,caf\xe9\n", "byte 0xe9 at byte 10 of line 2", "UTF-8"),
         ("image_path,caption\na.jpg,é\n".encode("utf-16"), "UTF-16", "UTF-8"),
     ],
 )
-def test_a_bad_file(tmp_path: Path, content: str | bytes, what: str, remedy: str) -> None:
-    with pytest.raises(LorgnetteError) as caught:
+def test_a_bad_file(tmp_path: Path, content: str | bytes, message: str, hint: str) -> None:
+    with pytest.raises(LorgnetteError) as raised:
         read(tmp_path / "c.csv", content)
-    assert what in caught.value.message
-    assert "c.csv" in (caught.value.where or "")
-    assert remedy in (caught.value.hint or "")
+    assert message in raised.value.message
+    assert "c.csv" in (raised.value.where or "")
+    assert hint in (raised.value.hint or "")
 
 
 def test_columns_alone_are_no_rows(tmp_path: Path) -> None:
@@ -179,10 +179,20 @@ def test_metadata_csv_of_an_image_folder(tmp_path: Path) -> None:
     assert (row.images[0].path, row.reference) == (tmp_path / "sub/a.jpg", "a cat")
 
 
-def test_written() -> None:
+def test_records_are_written_and_quoted() -> None:
     turns = (Turn("user", (Image(Path("/a,b.jpg")), "q")), Turn("assistant", ('"',)))
     assert to_record(Example("x", turns, Path("a"), 1), "q") == {"image_path": "/a,b.jpg", "caption": '"'}
     assert format_row(["/a,b.jpg", '"']) == '"/a,b.jpg",""""\r\n'
     for text in ("\0", "x" * 200_000):
-        with pytest.raises(LorgnetteError, match="a CSV's cell"):
+        with pytest.raises(LorgnetteError, match="a CSV cell"):
             to_record(Example("x", (turns[0], Turn("assistant", (text,))), Path("a"), 1), "q")
+
+
+def test_a_tsv_and_recognized_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("image\ttitle\timage_id\nb.jpg\tone && two\t7\n")
+    options = ReadOptions(columns=ColumnChoice(caption="title"))
+    rows = list(read_csv(path, options))
+    assert [row.reference for row in rows if isinstance(row, Example)] == ["one", "two"]
+    with pytest.raises(LorgnetteError, match=r"no column 'image_path' or 'caption'"):
+        list(read_csv(path, ReadOptions()))

@@ -11,10 +11,10 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
 
-def read(record: Mapping[str, Any], place: row_location.RowLocation) -> list[Example]:
+def read(record: Mapping[str, Any], location: row_location.RowLocation) -> list[Example]:
     if "bad" in record:
-        raise LorgnetteError("it is bad", hint="mend it")
-    return [Example(f"{place.number}.{i}", (), place.source, place.row) for i in range(record["n"])]
+        raise LorgnetteError("it is bad", hint="correct it")
+    return [Example(f"{location.number}.{i}", (), location.source, location.row) for i in range(record["n"])]
 
 
 def read_rows(path: Path) -> list[row_location.Row]:
@@ -31,10 +31,10 @@ def test_a_record_is_its_examples_or_a_problem(tmp_path: Path, suffix: str) -> N
     step = 2 if suffix == ".jsonl" else 1
     assert read_rows(path) == [
         Example("1.0", (), path, 1),
-        Problem(path, 1 + step, "it is bad", "mend it"),
+        Problem(path, 1 + step, "it is bad", "correct it"),
         Example("3.0", (), path, 1 + 2 * step),
         Example("3.1", (), path, 1 + 2 * step),
-        Problem(path, 1 + 3 * step, "the row is a list, not an object", read_rows(path)[4].remedy),  # type: ignore[union-attr]
+        Problem(path, 1 + 3 * step, "the row is a list, not an object", read_rows(path)[4].hint),  # type: ignore[union-attr]
     ]
 
 
@@ -47,11 +47,11 @@ def test_a_broken_line_is_a_problem_and_the_next_is_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "message"),
     [('{"a": 1, "b": 2}', "an object with the keys 'a', 'b'"), ("3", "a number"), ('"x"', "text"), ("null", "null")],
 )
-def test_a_file_that_is_no_list(tmp_path: Path, content: str, what: str) -> None:
+def test_a_file_without_a_list(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(LorgnetteError, match=f"holds {what}") as caught:
+    with pytest.raises(LorgnetteError, match=f"holds {message}") as raised:
         read_rows(tmp_path / "a.json")
-    assert "a.json" in (caught.value.where or "")
+    assert "a.json" in (raised.value.where or "")

@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from lorgnette.data import read
-from lorgnette.data.checks import data_report
+from lorgnette.data.checks.data_report import check_rows
 from lorgnette.data.formats import webdataset
 from lorgnette.data.image_resolver import CannotExtractError, read_member
-from lorgnette.data.row_location import ReadOptions
+from lorgnette.data.row_location import ColumnChoice, ReadOptions
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
 
-def jpeg(colour: int = 0) -> bytes:
+def jpeg(color: int = 0) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "JPEG")
+    Image.new("RGB", (8, 8), (color, 0, 0)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -49,28 +49,28 @@ def test_a_sample_is_a_row(tmp_path: Path) -> None:
     assert (two.id, two.row, two.reference) == ("sub/0002_1", 2, "two")
     assert (zwei.id, zwei.reference, zwei.images) == ("sub/0002_2", "zwei", two.images)
     assert one.images[0].path.read_bytes() == jpeg(1)
-    assert one.images[0].path.parent == tmp_path / "a-000.tar.pictures"
+    assert one.images[0].path.parent == tmp_path / "a-000.tar.images"
     assert isinstance(bad, Problem)
-    assert (bad.row, bad.message) == (3, "sample '0003' has no picture")  # its suffix is v1.jpg
-    assert data_report(read(path, images_to=tmp_path / "x")).usable == 3
+    assert (bad.row, bad.message) == (3, "sample '0003' has no caption")
+    assert check_rows(read(path, images_to=tmp_path / "x")).num_usable == 3
 
 
-def test_pictures_are_laid_down_once_and_read_no_further_than_asked(tmp_path: Path) -> None:
+def test_images_are_extracted_once_and_no_further_than_needed(tmp_path: Path) -> None:
     path = tar(
         tmp_path / "a.tar", *(pair for i in range(5) for pair in ((f"{i}.jpg", jpeg(i * 40)), (f"{i}.txt", b"x")))
     )
     assert len(list(read(path, max_rows=2))) == 2
-    laid = tmp_path / "a.tar.pictures"
-    before = {file: file.stat().st_mtime_ns for file in laid.iterdir()}
+    extracted = tmp_path / "a.tar.images"
+    before = {file: file.stat().st_mtime_ns for file in extracted.iterdir()}
     assert len(before) == 2
     assert len(list(read(path))) == 5
-    assert before.items() <= {file: file.stat().st_mtime_ns for file in laid.iterdir()}.items()
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in extracted.iterdir()}.items()
 
 
 @pytest.mark.parametrize(
-    ("members", "what"),
+    ("members", "message"),
     [
-        ([("1.txt", b"x")], "no picture"),
+        ([("1.txt", b"x")], "no image"),
         ([("1.jpg", b"J")], "no caption"),
         ([("1.jpg", b"J"), ("1.png", b"P"), ("1.txt", b"x")], "has jpg, png"),
         ([("1.jpg", b"J"), ("1.jpg", b"P"), ("1.txt", b"x")], "twice"),
@@ -86,18 +86,18 @@ def test_pictures_are_laid_down_once_and_read_no_further_than_asked(tmp_path: Pa
     ],
 )
 def test_a_broken_sample_costs_that_sample_only(
-    tmp_path: Path, members: list[tuple[str, bytes]], what: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_member, "__kwdefaults__", {"most": 1000})
+    monkeypatch.setattr(read_member, "__kwdefaults__", {"max_bytes": 1000})
     path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"), *members, ("9.jpg", b"J"), ("9.txt", b"x"))
-    first, bad, last = read(path, images_to=tmp_path / "laid")
+    first, bad, last = read(path, images_to=tmp_path / "images")
     assert isinstance(first, Example)
     assert isinstance(last, Example)
     assert isinstance(bad, Problem)
-    assert what in bad.message
+    assert message in bad.message
     assert bad.row == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "laid"]
-    assert len(list((tmp_path / "laid").iterdir())) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "images"]
+    assert len(list((tmp_path / "images").iterdir())) == 1
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
             info = tarfile.TarInfo("1.jpg")
             info.type, info.linkname = kind, "/etc/passwd"
             file.addfile(info)
-    [bad] = webdataset.read_shard(tmp_path / "a.tar", ReadOptions())
+    [bad] = webdataset.read_webdataset(tmp_path / "a.tar", ReadOptions())
     assert isinstance(bad, Problem)
     assert "link" in bad.message
 
@@ -119,22 +119,22 @@ def test_a_tar_that_was_cut_off(tmp_path: Path, cut: int) -> None:
         list(read(path))
 
 
-def test_no_tar_at_all(tmp_path: Path) -> None:
+def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_text("<html>not found</html>" * 100)
     with pytest.raises(LorgnetteError, match="cannot be read"):
         list(read(tmp_path / "a.tar"))
 
 
-def test_no_place_ends_it(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_stops_the_reading(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", ("0.jpg", b"J"), ("0.txt", b"x"))
     (tmp_path / "file").touch()
     with pytest.raises(CannotExtractError):
         list(read(path, images_to=tmp_path / "file"))
 
 
-def test_a_member_that_is_no_picture_is_named_by_check(tmp_path: Path) -> None:
+def test_a_member_that_is_no_image_is_named_by_check(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", ("0.jpg", b"<html>404</html>"), ("0.txt", b"x"))
-    assert "a web page" in data_report(read(path)).problems[0].what
+    assert "a web page" in check_rows(read(path)).problems[0].message
 
 
 def test_a_folder_of_shards(tmp_path: Path) -> None:
@@ -146,3 +146,39 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
         ("1.tar", 1, "1"),
         ("2.tar", 1, "2"),
     ]
+
+
+def test_conversations_with_several_images(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "<image>and<image>?"}, {"role": "assistant", "content": "yes"}]
+    named = {"messages": messages, "images": ["b.png", "1.a.jpg"], "id": "own"}
+    path = tar(
+        tmp_path / "a.tar",
+        ("0.a.jpg", jpeg(1)),
+        ("0.b.jpg", jpeg(2)),
+        ("0.json", json.dumps({"messages": messages}).encode()),
+        ("1.a.jpg", jpeg(3)),
+        ("1.b.png", jpeg(4)),
+        ("1.json", json.dumps(named).encode()),
+    )
+    in_order, by_name = read(path)
+    assert isinstance(in_order, Example)
+    assert isinstance(by_name, Example)
+    assert (in_order.id, by_name.id) == ("0", "own")
+    assert [image.path.read_bytes() for image in in_order.images] == [jpeg(1), jpeg(2)]
+    assert [image.path.read_bytes() for image in by_name.images] == [jpeg(4), jpeg(3)]
+    assert in_order.turns[0].text == "and?"
+
+
+def test_requested_members_and_positions(tmp_path: Path) -> None:
+    members = [
+        (f"{i}.{part}", content) for i in range(4) for part, content in (("jpg", jpeg(i)), ("zh.txt", b"%d" % i))
+    ]
+    path = tar(tmp_path / "a.tar", *members, ("4.jpg", jpeg(4)), ("4.json", b'{"fr": "quatre", "text": "x"}'))
+    options = ReadOptions(columns=ColumnChoice("jpg", "zh.txt"))
+    whole = list(webdataset.stream_webdataset(path, options))
+    assert [rows[0].reference for _, rows in whole[:4] if isinstance(rows[0], Example)] == ["0", "1", "2", "3"]
+    for index, (position, _) in enumerate(whole):
+        assert list(webdataset.stream_webdataset(path, options, position)) == whole[index + 1 :]
+    [(_, [last])] = webdataset.stream_webdataset(path, ReadOptions(columns=ColumnChoice(caption="fr")), whole[3][0])
+    assert isinstance(last, Example)
+    assert last.reference == "quatre"

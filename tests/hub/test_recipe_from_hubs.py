@@ -1,5 +1,7 @@
-"""The tutorial's recipe in one command, from an empty folder and two stand-in hubs to the report; killed at any moment
-and started again it ends with the same adapter, and nothing is fetched twice."""
+"""The tutorial's recipe in one command, from an empty folder and two stand-in hubs to the report.
+
+Killed at any moment and started again it ends with the same adapter, and nothing is fetched twice.
+"""
 
 import hashlib
 import os
@@ -19,7 +21,7 @@ import datasets
 _URL = {"train": "%s/coco/2014/train.csv.zip", "validation": "%s/coco/2014/train.csv.zip"}
 class Coco(datasets.GeneratorBasedBuilder):
     def _info(self):
-        raise RuntimeError("nobody executes a data set's script")
+        raise RuntimeError("a data set's script is never executed")
 """
 WORDS = [
     "train", "coco-caption", f"data.max_rows={ROWS}", "image_size=56", "lora.rank=4", "train.save_steps=2",
@@ -28,12 +30,12 @@ WORDS = [
 
 
 @pytest.fixture
-def hubs(hub: Any, tiny: Path, zipped: Callable[..., bytes], picture: Callable[..., bytes]) -> Any:
-    """ModelScope with the tutorial's data set, as a script lies there; Hugging Face with a small Qwen2-VL."""
+def hubs(hub: Any, tiny: Path, zipped: Callable[..., bytes], jpeg: Callable[..., bytes]) -> Any:
+    """ModelScope with the tutorial's data set, as a script; Hugging Face with a small Qwen2-VL."""
     lines = [",uniq_id,image_id,caption,image"]
     for row in range(3 * ROWS):
         path = f"/coco/2014/train2014/COCO_train2014_{row:012d}.jpg"
-        hub.put(path, picture(row))
+        hub.put(path, jpeg(row))
         lines.append(f"{row},{row},{row},caption {row} 图,{hub.url}{path}")
     hub.put("/coco/2014/train.csv.zip", zipped(**{"train.csv": "\n".join(lines) + "\n"}))
     files = {"coco_2014_caption.py": (SCRIPT % (hub.url, hub.url)).encode(), "README.md": b"# COCO"}
@@ -42,7 +44,7 @@ def hubs(hub: Any, tiny: Path, zipped: Callable[..., bytes], picture: Callable[.
     return hub
 
 
-def started(folder: Path) -> "subprocess.Popen[str]":
+def start(folder: Path) -> "subprocess.Popen[str]":
     folder.mkdir(exist_ok=True)
     home = {"HF_HOME": str(folder / "hf"), "MODELSCOPE_CACHE": str(folder / "ms"), "OMP_NUM_THREADS": "1"}
     words = ["train", "--resume", "run"] if (folder / "run").exists() else WORDS
@@ -51,17 +53,17 @@ def started(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, env={**os.environ, **home}, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
-def finished(folder: Path) -> tuple[str, str]:
-    """(hash of the adapter, what was messages)"""
-    process = started(folder)
+def run_to_end(folder: Path) -> tuple[str, str]:
+    """(hash of the adapter, messages)"""
+    process = start(folder)
     messages = process.communicate(timeout=200)[1]
     assert process.returncode == 0, messages
     assert (folder / "run" / "report.html").is_file()
     return hashlib.sha256((folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(), messages
 
 
-def killed(folder: Path, when: Callable[[], bool]) -> None:
-    process = started(folder)
+def kill(folder: Path, when: Callable[[], bool]) -> None:
+    process = start(folder)
     deadline = time.monotonic() + 120
     while not when():
         assert process.poll() is None, process.communicate()[1]
@@ -71,41 +73,41 @@ def killed(folder: Path, when: Callable[[], bool]) -> None:
     process.communicate()
 
 
-def pictures(hubs: Any) -> int:
-    return len(hubs.words(".jpg"))
+def count_images(hubs: Any) -> int:
+    return len(hubs.requests(".jpg"))
 
 
 @pytest.fixture
 def whole(hubs: Any, tmp_path: Path) -> str:
-    """The adapter of a run that nobody disturbed."""
-    adapter, messages = finished(tmp_path / "whole")
-    assert f"{ROWS} pictures" in messages
+    """The adapter of a run without interruption."""
+    adapter, messages = run_to_end(tmp_path / "whole")
+    assert f"{ROWS} images" in messages
     assert " MB; " in messages
-    assert pictures(hubs) == ROWS  # of three times as many
+    assert count_images(hubs) == ROWS  # of three times as many
     return adapter
 
 
-def test_killed_at_any_moment_and_started_again(hubs: Any, whole: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes(hubs: Any, whole: str, tmp_path: Path) -> None:
     folder, run = tmp_path / "broken", tmp_path / "broken" / "run"
-    fetched = pictures(hubs)
+    fetched = count_images(hubs)
     listed = len(hubs.log)
-    killed(folder, lambda: len(hubs.log) > listed)  # while the data set is listed
-    killed(folder, lambda: pictures(hubs) >= fetched + 10)  # while pictures come
-    killed(folder, lambda: any((folder / "hf").rglob("*.part*")) or any((folder / "hf").rglob("blobs/*")))  # weights
-    killed(folder, (run / "checkpoints" / "step-000002").exists)  # in training
-    killed(folder, (run / "adapter").exists)  # while the answers are made
-    adapter, _ = finished(folder)
+    kill(folder, lambda: len(hubs.log) > listed)  # while the data set is listed
+    kill(folder, lambda: count_images(hubs) >= fetched + 10)  # while images arrive
+    kill(folder, lambda: any((folder / "hf").rglob("*.part*")) or any((folder / "hf").rglob("blobs/*")))  # weights
+    kill(folder, (run / "checkpoints" / "step-000002").exists)  # in training
+    kill(folder, (run / "adapter").exists)  # while the answers are generated
+    adapter, _ = run_to_end(folder)
     assert adapter == whole
-    in_flight = 8  # pictures on their way at each of the two kills that may fall among them
-    assert pictures(hubs) - fetched <= ROWS + 2 * in_flight
+    in_flight = 8  # images on their way at each of the two kills that may fall among them
+    assert count_images(hubs) - fetched <= ROWS + 2 * in_flight
 
 
 def test_a_second_run_fetches_nothing(hubs: Any, whole: str, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     (folder / "run").rename(folder / "first")
     served = hubs.served
-    adapter, messages = finished(folder)
+    adapter, messages = run_to_end(folder)
     assert adapter == whole
-    assert pictures(hubs) == ROWS
+    assert count_images(hubs) == ROWS
     assert hubs.served == served
     assert "fetched    0 files, 0.0 MB" in messages
