@@ -158,7 +158,7 @@ def test_a_training_needs_data(chosen: Chosen, terminal: Terminal) -> None:
 
 def test_a_file_without_rows_is_an_error(chosen: Chosen, tmp_path: Path, terminal: Terminal) -> None:
     (tmp_path / "none.csv").write_text("image_path,caption\n")
-    with pytest.raises(LorgnetteError, match=r"there are no rows · .*none\.csv"):
+    with pytest.raises(LorgnetteError, match=r"no rows · .*none\.csv"):
         TrainingData.load(chosen(f"data.test={tmp_path / 'none.csv'}"), terminal)
 
 
@@ -223,7 +223,7 @@ def test_a_hold_out_of_one_image_is_a_warning(chosen: Chosen, captions: Path, te
     rows = [f"{color}.png,{n} {color}\n" for color in ("red", "green", "blue") for n in range(3)]
     captions.write_text("image_path,caption\n" + "".join(rows))
     TrainingData.load(chosen(), terminal)
-    assert "the hold-out is one picture with 3 answers" in said.getvalue()
+    assert "all 3 held-out rows have the same image" in said.getvalue()
 
 
 def test_max_rows_does_not_cut_a_test_file(chosen: Callable[..., Settings], captions: Path, terminal: Terminal) -> None:

@@ -69,7 +69,7 @@ def test_nothing_starts_before_the_weights_are_loaded(prepare_run: PrepareRun, m
     def fail(*_: Any) -> None:
         raise LorgnetteError("weights cannot be loaded")
 
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", fail)
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", fail)
     run, tracker = prepare_run(), Recorder()
     with pytest.raises(LorgnetteError, match="weights"):
         run.train([tracker])

@@ -46,20 +46,14 @@ class Terminal:
         if not self._console.is_terminal:
             yield _ignore_progress
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress as rich
 
         columns = (
-            TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+            rich.TextColumn("{task.description:<10}"), rich.BarColumn(bar_width=28), rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
-        with Progress(*columns, console=self._console) as progress:
+        with rich.Progress(*columns, console=self._console) as progress:
             task = progress.add_task(label, total=total, completed=completed, note="")
 
             def advance(count: int, note: str = "") -> None:
@@ -73,20 +67,14 @@ class Terminal:
         if not self._console.is_terminal:
             yield _ignore_transfer
             return
-        from rich.progress import (
-            DownloadColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TransferSpeedColumn,
-        )
+        from rich import progress as rich
 
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<10}"), TextColumn("{task.fields[files]} files"),
-            DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),
+            rich.SpinnerColumn(), rich.TextColumn("{task.description:<10}"),
+            rich.TextColumn("{task.fields[files]} files"), rich.DownloadColumn(), rich.TransferSpeedColumn(),
+            rich.TimeElapsedColumn(),
         )  # fmt: skip
-        with Progress(*columns, console=self._console) as progress:
+        with rich.Progress(*columns, console=self._console) as progress:
             task = progress.add_task(label, total=None, files=0)
             files = 0
 

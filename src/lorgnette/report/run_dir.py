@@ -19,41 +19,28 @@ from pathlib import Path
 from lorgnette.errors import LorgnetteError, UsageError
 
 
+class _Child:
+    """A path inside the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run_dir: "RunDir", owner: type) -> Path:
+        return run_dir.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunDir:
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.jsonl"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+    config = _Child("config.yaml")
+    manifest = _Child("manifest.json")
+    adapter = _Child("adapter")
+    best = _Child("best")
+    checkpoints = _Child("checkpoints")
+    log = _Child("log.jsonl")
+    predictions = _Child("predictions.jsonl")
+    report = _Child("report.html")
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":

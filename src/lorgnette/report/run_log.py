@@ -22,6 +22,13 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_write
 
 Record = dict[str, Any]
+CURVES = {
+    "loss": ("train", "loss"),
+    "eval loss": ("eval", "eval_loss"),
+    "learning rate": ("train", "learning_rate"),
+    "grad norm": ("train", "grad_norm"),
+}
+"""Curve → kind and field of its log records."""
 
 
 class RunLog:

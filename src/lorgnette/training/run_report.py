@@ -16,14 +16,6 @@ from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import build_metric_curve, samples_over_time
 from lorgnette.types import PredictionRow
 
-CURVES = {
-    "loss": ("train", "loss"),
-    "eval loss": ("eval", "eval_loss"),
-    "learning rate": ("train", "learning_rate"),
-    "grad norm": ("train", "grad_norm"),
-}
-"""Curve → kind and field of its log records."""
-
 
 def write_run_report(
     settings: Settings,
@@ -37,7 +29,7 @@ def write_run_report(
     """Write report.html and print the sentences about the curves."""
     # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
     records = run_log.read_log(run_dir.log)
-    curves = {name: run_log.select_series(records, kind, field) for name, (kind, field) in CURVES.items()}
+    curves = {name: run_log.select_series(records, kind, field) for name, (kind, field) in run_log.CURVES.items()}
     best_metric = get_best_model_metric(settings)
     metric_curves = build_metric_curve(
         records, rows, select_tracked_metric(settings), selects_best=best_metric is not None

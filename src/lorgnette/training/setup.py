@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Union
 import torch
 
 from lorgnette.config import Settings
-from lorgnette.data import OnBadRow
 from lorgnette.engine import loading
 from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
@@ -66,26 +65,19 @@ def build_training(
     """
     engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
-    build = _build_fast if engine == "fast" else _build_reference
-    return build(settings, data, device, dtype, resume_from, extra_grids, timer, terminal)
+    grids = [*data.grids, *extra_grids]
 
+    def compute_image_features(features: Features) -> TrainingData:
+        """Encode the images; returns the data without those that cannot be decoded."""
+        with timer("features"), terminal.show_progress("images", len(grids)) as advance:
+            errors = features.prepare(grids, on_progress=advance)
+            features.release_tower()
+        timer.record("decoding", features.decode_wait_seconds)
+        return data.drop_images(errors, settings.data.on_bad_row, terminal)
 
-def build_sampler(settings: Settings, data: TrainingData) -> BatchSampler:
-    return BatchSampler.from_settings(
-        data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image
-    )
+    if engine == "reference":
+        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, timer)
 
-
-def _build_fast(
-    settings: Settings,
-    data: TrainingData,
-    device: torch.device,
-    dtype: torch.dtype,
-    resume_from: Path | None,
-    extra_grids: Sequence[ImageGrid],
-    timer: StageTimer,
-    terminal: Terminal,
-) -> TrainingSetup:
     # Size the micro-batches and pack the first steps: they determine the CUDA graphs to capture.
     fit = fit_to_memory(settings, data, device, terminal)
     first_batches = build_sampler(settings, data).first_steps(
@@ -99,32 +91,30 @@ def _build_fast(
     optimizer_warmup = pool.submit(warm_up_optimizer, device, settings.train)
     pool.shutdown(wait=False)
     pending = open_for_training(
-        data.checkpoint,
-        settings.lora,
-        features,
-        dtype,
-        seed=settings.seed,
-        resume_from=resume_from,
-        group_by_image=settings.data.group_by_image,
-        recompute_layers=fit.recompute_layers,
+        data.checkpoint, settings.lora, features, dtype, seed=settings.seed, resume_from=resume_from,
+        group_by_image=settings.data.group_by_image, recompute_layers=fit.recompute_layers,
         first_batches=first_batches,
-    )
-    features.start_decoding([*data.grids, *extra_grids])
+    )  # fmt: skip
+    features.start_decoding(grids)
 
     # The vision tower first: the decoder is read while it computes features.
     with timer("weights"):
         pending.wait_for_tower()
-    data = compute_image_features(
-        features, data, extra_grids, on_bad_row=settings.data.on_bad_row, timer=timer, terminal=terminal
-    )
+    usable_data = compute_image_features(features)
 
     # The optimizer's kernels must be loaded before a graph is captured. The device may still compute features.
     with timer("engine"):
         optimizer_warmup.result()
-        engine = pending.wait_for_engine()
+        fast = pending.wait_for_engine()
         _synchronize(device)
-    model = loading.FastModel(engine.decoder, engine.adapter, features)
-    return TrainingSetup(engine, model, engine.adapter.copy_to_cpu, features, data, fit.max_tokens)
+    model = loading.FastModel(fast.decoder, fast.adapter, features)
+    return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, features, usable_data, fit.max_tokens)
+
+
+def build_sampler(settings: Settings, data: TrainingData) -> BatchSampler:
+    return BatchSampler.from_settings(
+        data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image
+    )
 
 
 def _build_reference(
@@ -133,9 +123,8 @@ def _build_reference(
     device: torch.device,
     dtype: torch.dtype,
     resume_from: Path | None,
-    extra_grids: Sequence[ImageGrid],
+    compute_image_features: Callable[[Features], TrainingData],
     timer: StageTimer,
-    terminal: Terminal,
 ) -> TrainingSetup:
     with timer("transformers"):
         from lorgnette.engine.peft_engine import (
@@ -151,9 +140,7 @@ def _build_reference(
         base = load_base_model(data.checkpoint, device, dtype)
     is_live = set(settings.lora.parts) != {"language"}  # a trained tower or merger computes new features every step
     features = Features(HfVisionTower(base), data.processor.image_processor, is_live=is_live)
-    data = compute_image_features(
-        features, data, extra_grids, on_bad_row=settings.data.on_bad_row, timer=timer, terminal=terminal
-    )
+    data = compute_image_features(features)
     with timer("adapter"):
         _synchronize(device)
         if resume_from is None:
@@ -165,24 +152,6 @@ def _build_reference(
     return TrainingSetup(
         ReferenceEngine(model, features), model, lambda: copy_adapter_state(model), features, data, max_tokens
     )
-
-
-def compute_image_features(
-    features: Features,
-    data: TrainingData,
-    extra_grids: Sequence[ImageGrid],
-    *,
-    on_bad_row: OnBadRow,
-    timer: StageTimer,
-    terminal: Terminal,
-) -> TrainingData:
-    """Encode the images; returns the data without those that cannot be decoded."""
-    grids = [*data.grids, *extra_grids]
-    with timer("features"), terminal.show_progress("images", len(grids)) as advance:
-        errors = features.prepare(grids, on_progress=advance)
-        features.release_tower()
-    timer.record("decoding", features.decode_wait_seconds)
-    return data.drop_images(errors, on_bad_row, terminal)
 
 
 def fit_to_memory(settings: Settings, data: TrainingData, device: torch.device, terminal: Terminal) -> MemoryFit:

@@ -11,7 +11,7 @@ pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
 def test_logged_values_can_be_read_back(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "one.png")
-    tracker = TensorboardTracker(tmp_path)
+    tracker = TensorboardTracker("project", "experiment", tmp_path, print)
     assert tracker.address is None
     tracker.start({"lora": {"r": 64}, "path": tmp_path})
     for step in range(1, 4):

@@ -1,8 +1,8 @@
-"""TensorBoard as a tracker: event files under folder/tensorboard. Knows nothing about training."""
+"""TensorBoard as a tracker: event files, without project or experiment. Knows nothing about training."""
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ IMAGE_SIDE = 448
 
 
 class TensorboardTracker:
-    def __init__(self, folder: Path) -> None:
+    """Keeps its files under folder/tensorboard."""
+
+    def __init__(self, _project: str, _experiment: str, folder: Path, _warn: Callable[[str], None]) -> None:
         self._folder = folder / "tensorboard"
         self._writer: Any = None
 

@@ -8,6 +8,7 @@ Only the main process of a run opens trackers. Knows nothing about the libraries
 """
 
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,29 +37,8 @@ class Tracker(Protocol):
     def finish(self) -> None: ...
 
 
-Opener = Callable[[str, str, Path, Warn], Tracker]
-
-
-def _open_swanlab(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
-    from lorgnette.report.trackers.swanlab import SwanlabTracker
-
-    return SwanlabTracker(project, experiment, folder, warn)
-
-
-def _open_tensorboard(_project: str, _experiment: str, folder: Path, _warn: Warn) -> Tracker:
-    from lorgnette.report.trackers.tensorboard import TensorboardTracker
-
-    return TensorboardTracker(folder)
-
-
-def _open_wandb(project: str, experiment: str, folder: Path, warn: Warn) -> Tracker:
-    from lorgnette.report.trackers.wandb import WandbTracker
-
-    return WandbTracker(project, experiment, folder, warn)
-
-
-TRACKERS: dict[str, Opener] = {"swanlab": _open_swanlab, "tensorboard": _open_tensorboard, "wandb": _open_wandb}
-"""Trackers by name; package and pip extra have the same name."""
+TRACKERS = {"swanlab": "SwanlabTracker", "tensorboard": "TensorboardTracker", "wandb": "WandbTracker"}
+"""Class by name. The tracker's module here, its package and its pip extra have the same name."""
 
 
 def open_trackers(
@@ -72,7 +52,12 @@ def open_trackers(
         selected: Sequence[str] = ["swanlab"] if is_installed("swanlab") else []
     else:
         selected = _check_names([names] if isinstance(names, str) else list(names))
-    return [GuardedTracker(name, TRACKERS[name](project, experiment, folder, warn), warn) for name in selected]
+    trackers: list[Tracker] = []
+    for name in selected:
+        module = importlib.import_module(f"lorgnette.report.trackers.{name}")
+        tracker: Tracker = getattr(module, TRACKERS[name])(project, experiment, folder, warn)
+        trackers.append(GuardedTracker(name, tracker, warn))
+    return trackers
 
 
 def is_installed(package: str) -> bool:
