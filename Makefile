@@ -51,7 +51,7 @@ clean:
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[dev,hub,dashboard,tensorboard,wandb]'
+	$(PIP) --editable '.[dev,parquet,dashboard,tensorboard,wandb]'
 	touch $@ .venv/.run
 
 .venv/.system: | .venv/bin/python

@@ -34,7 +34,7 @@ def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path)
     assert "text, not an object" in four.message
 
 
-def test_a_broken_line_costs_that_line_only(tmp_path: Path) -> None:
+def test_a_broken_line_is_a_problem_of_its_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([json.dumps(GOOD[0]), "", '{"messages": [', json.dumps(GOOD[1]), ""]), encoding="utf-8")
     one, bad, two = read(path)
@@ -45,14 +45,14 @@ def test_a_broken_line_costs_that_line_only(tmp_path: Path) -> None:
     assert [one.row, bad.row, two.row, two.id] == [1, 3, 4, "identity_3"]
 
 
-def test_both_forms_in_one_row(tmp_path: Path) -> None:
+def test_two_formats_in_one_row(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([GOOD[0] | GOOD[1], {}]))
     both, neither = read(path)
     assert isinstance(both, Problem)
     assert "both 'conversations' and 'messages'" in both.message
     assert isinstance(neither, Problem)
-    assert "no key at all" in neither.message
+    assert "no keys" in neither.message
 
 
 @given(st.lists(st.sampled_from([*GOOD, *BAD]), max_size=12), st.sampled_from([".json", ".jsonl"]))
@@ -66,23 +66,23 @@ def test_no_row_disappears(items: list[Any], suffix: str) -> None:
     assert [isinstance(row, Example) for row in rows] == [item in GOOD for item in items]
 
 
-def test_rows_are_limited(table: Callable[..., Path]) -> None:
-    path = table([("a.jpg", ""), ("b.jpg", "b"), ("c.jpg", "c")])
+def test_rows_are_limited(make_csv: Callable[..., Path]) -> None:
+    path = make_csv([("a.jpg", ""), ("b.jpg", "b"), ("c.jpg", "c")])
     assert [row.row for row in read(path, max_rows=2)] == [2, 3]
     assert len(list(read(path, max_rows=9))) == 3
 
 
-def test_a_fair_sample_keeps_the_order(table: Callable[..., Path]) -> None:
-    path = table([(f"{i}.jpg", f"{i}" if i % 2 else "") for i in range(200)])
+def test_a_fair_sample_keeps_the_order(make_csv: Callable[..., Path]) -> None:
+    path = make_csv([(f"{i}.jpg", f"{i}" if i % 2 else "") for i in range(200)])
 
-    def drawn(**asked: int) -> list[int]:
-        return [row.row for row in read(path, **asked)]  # type: ignore[arg-type]
+    def draw(**arguments: int) -> list[int]:
+        return [row.row for row in read(path, **arguments)]  # type: ignore[arg-type]
 
-    assert len(drawn(sample=20)) == 20
-    assert drawn(sample=20) == sorted(drawn(sample=20)) == drawn(sample=20, seed=0) != drawn(sample=20, seed=1)
-    assert max(drawn(sample=20)) > 100
-    assert max(drawn(sample=5, rows=10)) <= 11  # of the first ten
-    assert drawn(sample=500) == drawn()
+    assert len(draw(sample=20)) == 20
+    assert draw(sample=20) == sorted(draw(sample=20)) == draw(sample=20, seed=0) != draw(sample=20, seed=1)
+    assert max(draw(sample=20)) > 100
+    assert max(draw(sample=5, max_rows=10)) <= 11  # of the first ten
+    assert draw(sample=500) == draw()
 
 
 def test_a_long_file_is_not_read_ahead(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_long_file_is_not_read_ahead(tmp_path: Path) -> None:
         list(read(path))
 
 
-def test_the_prompt_of_a_csv(table: Callable[..., Path]) -> None:
-    path = table([("a.jpg", "x")])
+def test_the_prompt_of_a_csv(make_csv: Callable[..., Path]) -> None:
+    path = make_csv([("a.jpg", "x")])
     for prompt in ("COCO Yes:", "Beschreibe:"):
         (row,) = read(path, prompt=prompt)
         assert isinstance(row, Example)
@@ -104,44 +104,46 @@ def test_the_prompt_of_a_csv(table: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "what"),
+    ("name", "error", "message"),
     [
         ("gone.csv", LorgnetteError, "does not exist"),
         ("folder", UsageError, "a folder"),
-        ("a.parquet", UsageError, "'.parquet'"),
+        ("a.xlsx", UsageError, "'.xlsx'"),
         ("noending", UsageError, "'(none)'"),
         ("nul\0", LorgnetteError, "cannot be reached"),
     ],
 )
-def test_what_cannot_be_a_source_is_told_at_once(
-    tmp_path: Path, name: str, error: type[LorgnetteError], what: str
+def test_a_path_that_is_no_data_set_is_refused_at_once(
+    tmp_path: Path, name: str, error: type[LorgnetteError], message: str
 ) -> None:
     (tmp_path / "folder").mkdir()
-    for file in ("a.parquet", "noending"):
+    for file in ("a.xlsx", "noending"):
         (tmp_path / file).touch()
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as raised:
         read(tmp_path / name)
-    assert what in caught.value.message
-    assert caught.value.hint
+    assert message in raised.value.message
+    assert raised.value.hint
 
 
-def test_rows_must_be_some(table: Callable[..., Path]) -> None:
-    for asked in ({"rows": 0}, {"sample": 0}):
+def test_zero_rows_are_refused(make_csv: Callable[..., Path]) -> None:
+    for arguments in ({"max_rows": 0}, {"sample": 0}):
         with pytest.raises(UsageError, match="is 0"):
-            read(table([]), **asked)  # type: ignore[arg-type]
+            read(make_csv([]), **arguments)  # type: ignore[arg-type]
 
 
-def test_a_relative_source_gives_absolute_pictures(table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    path = table([("a.jpg", "x")])
+def test_a_relative_source_gives_absolute_image_paths(
+    make_csv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_csv([("a.jpg", "x")])
     monkeypatch.chdir(path.parent)
     (row,) = read(Path("captions.csv"))
     assert isinstance(row, Example)
     assert row.images[0].path == path.parent / "a.jpg"
 
 
-def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_images_of_a_folder_become_prompts(make_image: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/1.png", "b/deeper/3.png"):
-        picture(name)
+        make_image(name)
     for name, content in (("notes.txt", "x"), (".hidden.jpg", "x"), ("0.heic", "x"), ("4.jpg", "")):
         (tmp_path / "b" / name).write_text(content)
     rows = list(read_images(tmp_path / "b", prompt="what?"))
@@ -155,18 +157,18 @@ def test_pictures_of_a_folder(picture: Callable[..., Path], tmp_path: Path) -> N
     assert (one.id, two.id) == ("1.png", "2.JPG")
     assert [turn.role for turn in one.turns] == ["user"]
     assert one.turns[0].text == "what?"
-    assert one.without_answer.turns == one.turns
+    assert one.without_answer().turns == one.turns
 
 
-def test_what_says_what_it_shows_is_no_folder_of_bare_pictures(picture: Callable[..., Path], tmp_path: Path) -> None:
-    shown = picture("a.png")
-    assert not is_dataset(shown)
-    assert not is_dataset(shown.parent)
-    (shown.parent / "b.txt").write_text("of another picture")
-    assert not is_dataset(shown.parent)
-    (shown.parent / "a.txt").write_text("a")
-    assert is_dataset(shown.parent)
-    for name in ("metadata.csv", "metadata.jsonl", "shard.tar"):
+def test_a_data_set_is_told_from_bare_images(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    image = make_image("a.png")
+    assert not is_dataset(image)
+    assert not is_dataset(image.parent)
+    (image.parent / "b.txt").write_text("of another image")
+    assert not is_dataset(image.parent)
+    (image.parent / "a.txt").write_text("a")
+    assert is_dataset(image.parent)
+    for name in ("metadata.csv", "metadata.jsonl", "shard.tar", "shard.parquet"):
         folder = tmp_path / name.partition(".")[2]
         folder.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -176,15 +178,15 @@ def test_what_says_what_it_shows_is_no_folder_of_bare_pictures(picture: Callable
         is_dataset(tmp_path / "gone")
 
 
-def test_one_picture(picture: Callable[..., Path]) -> None:
-    (row,) = read_images(picture("a.jpg"), prompt="")
+def test_one_image_becomes_a_prompt(make_image: Callable[..., Path]) -> None:
+    (row,) = read_images(make_image("a.jpg"), prompt="")
     assert isinstance(row, Example)
     assert row.id == "a.jpg"
     assert len(row.turns[0].parts) == 1
 
 
-def test_no_pictures(tmp_path: Path) -> None:
-    with pytest.raises(LorgnetteError, match="no picture in this folder"):
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LorgnetteError, match="no image in this folder"):
         read_images(tmp_path)
     with pytest.raises(LorgnetteError, match="does not exist"):
         read_images(tmp_path / "gone")

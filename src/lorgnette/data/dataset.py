@@ -1,7 +1,7 @@
-"""A source of any form → its examples, one by one; a folder of pictures → prompts.
+"""A data file or folder of any format → its examples, one by one; a folder of images → prompts.
 
-Knows nothing about what the rows mean: the forms do. Every row of the source comes out, as an Example or as a Problem;
-only empty lines are no rows. CSV, JSONL and tars are read row by row, JSON as a whole.
+Every row of the source comes out, as an Example or as a Problem; only empty lines are not rows. A JSON is read as a
+whole, all other formats row by row. What the rows mean is left to `formats`.
 """
 
 import os
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from lorgnette.data import row_location
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
-from lorgnette.data.row_location import DEFAULT_PROMPT, Row, sample_rows
+from lorgnette.data.row_location import DEFAULT_PROMPT, ReadOptions, Row, RowLocation, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Image, Turn
 
 _SUPPORTED_FORMATS = (
-    ".csv (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's annotations, "
-    "dataset_info.json), .tar (WebDataset), or a folder of pictures with metadata.csv or .txt files"
+    ".csv or .tsv (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's annotations, "
+    "dataset_info.json), .parquet, .tar (WebDataset), a .zip of a text file of these, or a folder of images with "
+    "metadata.csv or .txt files"
 )
 
 
@@ -35,62 +35,64 @@ def read(
 ) -> Iterator[Row]:
     """The rows of a data file or folder.
 
-    prompt: the user's text where the form has none (captions).
-    rows: the first so many; sample: so many of these, drawn fairly by `seed`, in the source's order.
+    prompt: the user's text if the format has none (captions).
+    max_rows: the first N examples; sample: N of these, drawn fairly by `seed`, in the source's order.
     name: the part of a source that has several: an entry of dataset_info.json, a split of dataset_coco.json.
-    images_from: a folder or zip in which pictures are looked up first, by path as written, then by file name.
-    pictures_to: where pictures that lie inside the source or a zip are laid down; else a folder beside it,
-    `<file>.pictures`.
+    images_from: a folder or zip that is searched for images first, by the path as written, then by the file name.
+    images_to: the folder for images inside the source or a zip; default: `<file>.images` beside it.
+
+    Raises UsageError or LorgnetteError if the file cannot be read at all.
     """
-    for what, count in (("rows", max_rows), ("sample", sample)):
+    for name_of_count, count in (("max_rows", max_rows), ("sample", sample)):
         if count is not None and count < 1:
-            raise UsageError(f"{what} is {count}", hint=f"ask for at least one row, or leave {what} out for all")
+            raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
     path = Path(os.path.abspath(path))
     _check_exists(path)
-    asked = row_location.ReadOptions(prompt, name, images_from, images_to, seed)
-    found = islice(_read_rows(path, asked), max_rows)
-    return found if sample is None else _sample_lazily(found, sample, seed)
+    rows = islice(_read_rows(path, ReadOptions(prompt, name, images_from, images_to, seed)), max_rows)
+    return rows if sample is None else _sample_lazily(rows, sample, seed)
 
 
 def _sample_lazily(rows: Iterator[Row], sample: int, seed: int) -> Iterator[Row]:
     yield from sample_rows(rows, sample, seed)
 
 
-def _read_rows(path: Path, options: row_location.ReadOptions) -> Iterator[Row]:
+def _read_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
     if path.is_dir():
         return folder.read_folder(path, options)
-    form = FILE_FORMATS.get(path.suffix.lower())
-    if form is None:
+    read_file = FILE_FORMATS.get(path.suffix.lower())
+    if read_file is None:
         raise UsageError(
             f"data files of type {path.suffix.lower() or '(none)'!r} cannot be read",
             where=str(path),
             hint=f"give {_SUPPORTED_FORMATS}",
         )
-    return form(path, options)
+    return read_file(path, options)
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether `read` is the way to read it: a data file, or a folder that says what its pictures show. Anything else is
-    a picture or a folder of bare pictures, for `pictures_of`."""
+    """True if `read` reads it: a data file, or a folder that describes its images.
+
+    Anything else is an image or a folder of bare images, for `read_images`.
+    """
     _check_exists(path)
     return folder.is_dataset(path) if path.is_dir() else path.suffix.lower() in FILE_FORMATS
 
 
 def read_images(path: Path, *, prompt: str = DEFAULT_PROMPT) -> Iterator[Row]:
-    """A picture, or the pictures right in a folder by name: each with the prompt, and no answer yet.
+    """An image, or the images directly in a folder by name, each with the prompt and without an answer.
 
-    Files of other suffixes and hidden ones (.DS_Store, ._a.jpg) are no pictures. `row` is the place in that order.
+    Files with other suffixes and hidden ones (.DS_Store, ._a.jpg) are ignored. `row` is the position in that order.
     """
     path = Path(os.path.abspath(path))
     _check_exists(path)
     if not path.is_dir():
         return _read_prompts([path], path, prompt)
-    found = sorted(
+    images = sorted(
         file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     )
-    if not found:
-        raise LorgnetteError("no picture in this folder", where=str(path), hint="name a folder of JPEGs or PNGs")
-    return _read_prompts(found, path, prompt)
+    if not images:
+        raise LorgnetteError("no image in this folder", where=str(path), hint="name a folder of JPEGs or PNGs")
+    return _read_prompts(images, path, prompt)
 
 
 def _read_prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Row]:
@@ -98,15 +100,15 @@ def _read_prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Row]
         try:
             verify_image(file)
         except LorgnetteError as error:
-            yield row_location.RowLocation(source, row, row).to_problem(error)
+            yield RowLocation(source, row, row).to_problem(error)
             continue
-        picture = Image(file)
-        yield Example(file.name, (Turn("user", (picture, prompt) if prompt else (picture,)),), source, row)
+        parts = (Image(file), prompt) if prompt else (Image(file),)
+        yield Example(file.name, (Turn("user", parts),), source, row)
 
 
 def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        said = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error}"
-        raise LorgnetteError(said, where=str(path), hint="correct the path") from error
+        message = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error}"
+        raise LorgnetteError(message, where=str(path), hint="correct the path") from error

@@ -1,6 +1,6 @@
-"""A folder → captions: images with a metadata.csv or .jsonl, with one .txt per image, or a WebDataset. Read only.
+"""A folder: images with a metadata.csv or .jsonl, images with one .txt each, or shards. Read only.
 
-    metadata.csv: file_name,caption    ·    0001.jpg + 0001.txt    ·    train-000000.tar, train-000001.tar, …
+    metadata.csv: file_name,caption    ·    0001.jpg + 0001.txt    ·    train-000000.tar, … or train-00000.parquet, …
 
 In a folder of images and texts every file is a row, by name. A text without its image is a Problem, and so is an image
 without its text.
@@ -9,7 +9,7 @@ without its text.
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorgnette.data.formats import captions, csv, json_records, webdataset
+from lorgnette.data.formats import captions, csv, json_records, parquet, webdataset
 from lorgnette.data.images import IMAGE_SUFFIXES
 from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
 from lorgnette.data.text_files import decode_text
@@ -17,6 +17,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+_SHARD_FORMATS = {".tar": webdataset.read_webdataset, ".parquet": parquet.read_parquet}
 
 
 def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -30,8 +31,9 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
         )
     if metadata:
         return _read_metadata(metadata[0], options)
-    if tars := [file for file in files if file.suffix.lower() == ".tar"]:
-        return (row for tar in tars for row in webdataset.read_webdataset(tar, options))
+    for suffix, read in _SHARD_FORMATS.items():
+        if shards := [file for file in files if file.suffix.lower() == suffix]:
+            return (row for shard in shards for row in read(shard, options))
     images, texts = _find_images_and_texts(files)
     if not _has_pairs(images, texts):
         raise UsageError(
@@ -45,7 +47,7 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
 def is_dataset(path: Path) -> bool:
     """True if a file in the folder describes its images; False for a folder of bare images."""
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-    if any(file.name in _METADATA_FILES or file.suffix.lower() == ".tar" for file in files):
+    if any(file.name in _METADATA_FILES or file.suffix.lower() in _SHARD_FORMATS for file in files):
         return True
     return _has_pairs(*_find_images_and_texts(files))
 

@@ -1,6 +1,7 @@
-"""A file of records, a JSON list or one object a line → what a form makes of each.
+"""A file of records, a JSON list or one object per line → what a reader of records makes of each.
 
-Knows nothing about forms. Every record comes out, as Examples or as a Problem; only empty lines are no records.
+Every record comes out, as Examples or as a Problem; only empty lines are not records. Knows nothing about the formats
+of records.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,16 +9,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import row_location
+from lorgnette.data.row_location import Row, RowCounter, RowLocation
 from lorgnette.data.text_files import describe_type, parse_json, read_json, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
-RecordReader = Callable[[Mapping[str, Any], row_location.RowLocation], list[Example]]
+RecordReader = Callable[[Mapping[str, Any], RowLocation], list[Example]]
 
 
-def read_records(path: Path, counter: row_location.RowCounter, read: RecordReader) -> Iterator[row_location.Row]:
-    """Of a .jsonl line by line; of a .json, which is read as a whole."""
+def read_records(path: Path, counter: RowCounter, read: RecordReader) -> Iterator[Row]:
+    """The examples of a .jsonl, line by line, or of a .json, read as a whole."""
     if path.suffix.lower() == ".jsonl":
         with closing(read_lines(path)) as text:
             for row, line in enumerate(text, start=1):
@@ -27,8 +28,8 @@ def read_records(path: Path, counter: row_location.RowCounter, read: RecordReade
         yield from read_list(read_json(path), counter, read)
 
 
-def read_list(value: object, counter: row_location.RowCounter, read: RecordReader) -> Iterator[row_location.Row]:
-    """Of a JSON file's value, which must be a list."""
+def read_list(value: object, counter: RowCounter, read: RecordReader) -> Iterator[Row]:
+    """The examples of a JSON file's value. Raises LorgnetteError if it is not a list."""
     if not isinstance(value, list):
         keys = f" with the keys {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, dict) else ""
         raise LorgnetteError(
@@ -40,11 +41,11 @@ def read_list(value: object, counter: row_location.RowCounter, read: RecordReade
         yield from _read_item(item, counter.next(), read)
 
 
-def _read_line(line: str, location: row_location.RowLocation, read: RecordReader) -> Iterator[row_location.Row]:
+def _read_line(line: str, location: RowLocation, read: RecordReader) -> Iterator[Row]:
     return location.try_read(lambda: read(_require_object(parse_json(line)), location))
 
 
-def _read_item(item: object, location: row_location.RowLocation, read: RecordReader) -> Iterator[row_location.Row]:
+def _read_item(item: object, location: RowLocation, read: RecordReader) -> Iterator[Row]:
     return location.try_read(lambda: read(_require_object(item), location))
 
 

@@ -29,13 +29,13 @@ RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] =
 
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
-    """A record of any format; an image and its captions have the fixed names of `captions`."""
+    """The examples of a record in any format; an image and its captions have the fixed names of `captions`."""
     formats = [key for key in RECORD_FORMATS if key in record]
     if len(formats) == 1:
         return [RECORD_FORMATS[formats[0]](record, location)]
     if not formats and any(key in record for key in captions.IMAGE_COLUMNS):
         return captions.read_record(record, location)
-    keys = ", ".join(repr(key) for key in list(record)[:8]) or "no key at all"
+    keys = ", ".join(repr(key) for key in list(record)[:8]) or "no keys"
     raise LorgnetteError(
         f"the row has both {formats[0]!r} and {formats[1]!r}" if formats else f"the row has {keys}",
         hint=f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'",
