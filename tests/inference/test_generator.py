@@ -1,5 +1,7 @@
-"""Rooms are used anew, prompts' common rows are read once, and a step waits for nothing. (That what is said is
-transformers': parity/test_decode.py.)"""
+"""Caches are reused, shared prefixes are computed once, and a decode step does not wait for the device.
+
+(The tokens equal transformers': parity/test_decode.py.)
+"""
 
 from pathlib import Path
 
@@ -8,87 +10,88 @@ import torch
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.engine.loading import build_features, load_fast_model
-from lorgnette.inference import generator
+from lorgnette.inference import generator as generator_module
 from lorgnette.inference.generator import MAX_CACHES, Generator
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
+PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 
 
-def speaker(tiny: Path, prompts: list[Encoded], device: str, dtype: torch.dtype = torch.float32) -> Generator:
-    checkpoint, rule = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, ENCODE).image_processor
-    features = build_features(checkpoint, rule, torch.device(device), dtype)
+def build_generator(tiny: Path, prompts: list[Encoded], device: str, dtype: torch.dtype = torch.float32) -> Generator:
+    checkpoint, image_processor = (
+        BaseCheckpoint.from_folder(tiny),
+        Processor.from_folder(tiny, PROCESSOR).image_processor,
+    )
+    features = build_features(checkpoint, image_processor, torch.device(device), dtype)
     features.prepare(grid for prompt in prompts for grid in prompt.grids)
-    return load_fast_model(checkpoint, None, features, dtype).speaker
+    return Generator(load_fast_model(checkpoint, None, features, dtype).decoder, features)
 
 
 @pytest.fixture(scope="module")
 def prompts(tiny: Path, conversations: list[Example]) -> list[Encoded]:
-    encoder = Processor.from_folder(tiny, ENCODE)
-    return [encoder.encode(example, add_generation_prompt=True) for example in conversations]
+    processor = Processor.from_folder(tiny, PROCESSOR)
+    return [processor.encode(example, add_generation_prompt=True) for example in conversations]
 
 
-def test_rooms_are_few_and_used_anew(tiny: Path, prompts: list[Encoded]) -> None:
-    made = speaker(tiny, prompts, "cpu")
-    first = made.prefill(prompts[:2], 3, use_adapter=False)
+def test_caches_are_few_and_reused(tiny: Path, prompts: list[Encoded]) -> None:
+    generator = build_generator(tiny, prompts, "cpu")
+    first = generator.prefill(prompts[:2], 3, use_adapter=False)
     logits = first.logits.clone()
-    assert made.prefill(prompts[:2], 3, use_adapter=False) is first
-    for more in range(4, 4 + MAX_CACHES):
-        made.prefill(prompts[:2], more, use_adapter=False)
-    again = made.prefill(prompts[:2], 3, use_adapter=False)
-    assert again is not first
-    assert torch.equal(again.logits, logits)
+    assert generator.prefill(prompts[:2], 3, use_adapter=False) is first
+    for max_new_tokens in range(4, 4 + MAX_CACHES):
+        generator.prefill(prompts[:2], max_new_tokens, use_adapter=False)
+    third = generator.prefill(prompts[:2], 3, use_adapter=False)
+    assert third is not first
+    assert torch.equal(third.logits, logits)
 
 
-def test_a_used_room_does_not_remember(tiny: Path, prompts: list[Encoded]) -> None:
-    made = speaker(tiny, prompts, "cpu")
-    cache = made.prefill(prompts, 4, use_adapter=False)
-    wanted = made.decode_step(cache, cache.logits.argmax(-1), use_adapter=False).clone()
-    made.decode_step(cache, torch.zeros(len(prompts), dtype=torch.int64), use_adapter=False)
+def test_a_reused_cache_starts_empty(tiny: Path, prompts: list[Encoded]) -> None:
+    generator = build_generator(tiny, prompts, "cpu")
+    cache = generator.prefill(prompts, 4, use_adapter=False)
+    expected = generator.decode_step(cache, cache.logits.argmax(-1), use_adapter=False).clone()
+    generator.decode_step(cache, torch.zeros(len(prompts), dtype=torch.int64), use_adapter=False)
     for layer in cache.layers:
-        layer.add_(100.0)  # what a longer answer may have left there
-    assert made.prefill(prompts, 4, use_adapter=False) is cache
-    assert torch.equal(made.decode_step(cache, cache.logits.argmax(-1), use_adapter=False), wanted)
+        layer.add_(100.0)  # as a longer answer leaves it
+    assert generator.prefill(prompts, 4, use_adapter=False) is cache
+    assert torch.equal(generator.decode_step(cache, cache.logits.argmax(-1), use_adapter=False), expected)
 
 
-def test_what_prompts_have_in_common_is_read_once(
-    tiny: Path, prompts: list[Encoded], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[int] = []
-    whole = generator.compute_hidden_states
+def test_a_shared_prefix_is_computed_once(tiny: Path, prompts: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    num_tokens: list[int] = []
+    compute = generator_module.compute_hidden_states
 
-    def counted(decoder: object, x: torch.Tensor, *words: object, **named: object) -> torch.Tensor:
-        rows.append(len(x))
-        return whole(decoder, x, *words, **named)  # type: ignore[arg-type]
+    def count_tokens(decoder: object, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        num_tokens.append(len(x))
+        return compute(decoder, x, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generator, "compute_hidden_states", counted)
-    made = speaker(tiny, prompts, "cpu")
-    made.prefill([prompts[0]] * 3, 1, use_adapter=False)
-    made.prefill(prompts, 1, use_adapter=False)
-    assert rows[0] == len(prompts[0].input_ids)
-    assert rows[1] < sum(len(prompt.input_ids) for prompt in prompts)
+    monkeypatch.setattr(generator_module, "compute_hidden_states", count_tokens)
+    generator = build_generator(tiny, prompts, "cpu")
+    generator.prefill([prompts[0]] * 3, 1, use_adapter=False)
+    generator.prefill(prompts, 1, use_adapter=False)
+    assert num_tokens[0] == len(prompts[0].input_ids)
+    assert num_tokens[1] < sum(len(prompt.input_ids) for prompt in prompts)
 
 
 @NEEDS_CUDA
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_recorded_step_is_the_step_and_waits_for_nothing(
+def test_a_captured_step_equals_the_eager_one_and_does_not_wait(
     tiny: Path, prompts: list[Encoded], dtype: torch.dtype
 ) -> None:
-    made = speaker(tiny, prompts, "cuda", dtype)
-    said = []
-    for _ in range(2):  # launched one by one at first, then played back
-        cache = made.prefill(prompts, 9, use_adapter=False)
-        logits, rows = cache.logits[: len(prompts)], []
-        for place in range(8):
-            rows.append(logits.clone())
-            tokens = torch.arange(len(prompts), device="cuda") + 50 * place
+    generator = build_generator(tiny, prompts, "cuda", dtype)
+    runs = []
+    for _ in range(2):  # eager first, then replayed
+        cache = generator.prefill(prompts, 9, use_adapter=False)
+        logits, steps = cache.logits[: len(prompts)], []
+        for step in range(8):
+            steps.append(logits.clone())
+            tokens = torch.arange(len(prompts), device="cuda") + 50 * step
             if cache.graphs.get(False) is not None:
                 torch.cuda.set_sync_debug_mode("error")
-            logits = made.decode_step(cache, tokens, use_adapter=False)
+            logits = generator.decode_step(cache, tokens, use_adapter=False)
             torch.cuda.set_sync_debug_mode("default")
-        said.append(torch.stack(rows))
+        runs.append(torch.stack(steps))
     assert cache.graphs[False] is not None
-    torch.testing.assert_close(said[0], said[1], atol=1e-4 if dtype == torch.float32 else 1e-1, rtol=0)
+    torch.testing.assert_close(runs[0], runs[1], atol=1e-4 if dtype == torch.float32 else 1e-1, rtol=0)

@@ -1,4 +1,4 @@
-"""A checkpoint's folder is whole, of a family we know, and told apart from any other."""
+"""A checkpoint's files are complete, its family is known, and its fingerprint tells it from others."""
 
 import json
 import os
@@ -15,23 +15,23 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
-def copied(tiny: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny, tmp_path / "copied")
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "copy")
 
 
-def sharded(folder: Path) -> list[Path]:
+def split_into_shards(folder: Path) -> list[Path]:
     """The same weights in two files and an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    place = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
-    files = sorted(set(place.values()))
+    weight_map = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    files = sorted(set(weight_map.values()))
     for file in files:
-        save_file({n: t for n, t in tensors.items() if place[n] == file}, folder / file, metadata={"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({"weight_map": place}))
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file, metadata={"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return [folder / file for file in files]
 
 
-def refused(folder: Path) -> LorgnetteError:
+def load_broken(folder: Path) -> LorgnetteError:
     with pytest.raises(LorgnetteError) as caught:
         BaseCheckpoint.from_folder(folder)
     assert caught.value.hint
@@ -39,23 +39,23 @@ def refused(folder: Path) -> LorgnetteError:
     return caught.value
 
 
-def test_a_whole_checkpoint_is_known_by_its_model_type(copied: Path) -> None:
-    found = BaseCheckpoint.from_folder(copied)
-    assert found.family.model_type == "qwen2_vl"
-    assert found.weight_files == (copied / "model.safetensors",)
-    shards = sharded(copied)
-    assert BaseCheckpoint.from_folder(copied).weight_files == tuple(shards)
+def test_a_complete_checkpoint_has_a_family_and_files(copy: Path) -> None:
+    checkpoint = BaseCheckpoint.from_folder(copy)
+    assert checkpoint.family.model_type == "qwen2_vl"
+    assert checkpoint.weight_files == (copy / "model.safetensors",)
+    shards = split_into_shards(copy)
+    assert BaseCheckpoint.from_folder(copy).weight_files == tuple(shards)
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none").message == "no such checkpoint"
-    assert "config.json is missing" in refused(tmp_path).message
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    assert load_broken(tmp_path / "none").message == "no such checkpoint"
+    assert "config.json is missing" in load_broken(tmp_path).message
     (tmp_path / "file").write_text("x")
-    assert "config.json is missing" in refused(tmp_path / "file").message
+    assert "config.json is missing" in load_broken(tmp_path / "file").message
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "message"),
     [
         ('{"model_type": "llava"}', "model_type 'llava' is not supported"),
         ("{}", "model_type None is not supported"),
@@ -65,56 +65,56 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ("", "config.json cannot be read"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(copied: Path, content: str, what: str) -> None:
-    (copied / "config.json").write_text(content)
-    assert what in refused(copied).message
+def test_an_unsupported_or_broken_config_is_refused(copy: Path, content: str, message: str) -> None:
+    (copy / "config.json").write_text(content)
+    assert message in load_broken(copy).message
 
 
-def test_missing_weights_are_named(copied: Path) -> None:
-    first, second = sharded(copied)
+def test_missing_weights_are_named(copy: Path) -> None:
+    first, second = split_into_shards(copy)
     second.unlink()
-    assert refused(copied).message == f"weights are missing: {second.name}"
+    assert load_broken(copy).message == f"weights are missing: {second.name}"
     first.unlink()
-    assert refused(copied).message == f"weights are missing: {first.name}, {second.name}"
-    (copied / INDEX).unlink()
-    assert refused(copied).message == "checkpoint has no weights: model.safetensors is missing"
+    assert load_broken(copy).message == f"weights are missing: {first.name}, {second.name}"
+    (copy / INDEX).unlink()
+    assert load_broken(copy).message == "checkpoint has no weights: model.safetensors is missing"
 
 
 @pytest.mark.parametrize(
     "content", ["{", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}']
 )
-def test_a_broken_index_is_refused(copied: Path, content: str) -> None:
-    (copied / "model.safetensors").unlink()
-    (copied / INDEX).write_text(content)
-    assert refused(copied).message.startswith("weight index")
+def test_a_broken_index_is_refused(copy: Path, content: str) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / INDEX).write_text(content)
+    assert load_broken(copy).message.startswith("weight index")
 
 
-def test_the_fingerprint_is_the_weights_and_not_the_folder(copied: Path, tiny: Path) -> None:
-    assert BaseCheckpoint.from_folder(copied).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
-    (copied / "generation_config.json").unlink()
-    assert BaseCheckpoint.from_folder(copied).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
+def test_the_fingerprint_depends_on_the_weights_alone(copy: Path, tiny: Path) -> None:
+    assert BaseCheckpoint.from_folder(copy).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
+    (copy / "generation_config.json").unlink()
+    assert BaseCheckpoint.from_folder(copy).fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
 
 
-def test_another_weight_name_or_dtype_is_another_fingerprint(copied: Path) -> None:
-    path = copied / "model.safetensors"
+def test_another_weight_name_or_dtype_gives_another_fingerprint(copy: Path) -> None:
+    path = copy / "model.safetensors"
     tensors = load_file(path)
     name = "model.layers.1.self_attn.q_proj.weight"
     changed = tensors[name].clone()
     changed += 1e-3
-    found = {BaseCheckpoint.from_folder(copied).fingerprint}
-    others = [
+    fingerprints = {BaseCheckpoint.from_folder(copy).fingerprint}
+    variants = [
         tensors | {name: changed},
         {n + "x" * (n == name): tensor for n, tensor in tensors.items()},
         tensors | {name: tensors[name].half()},
     ]
-    for other in others:
-        save_file(other, path, metadata={"format": "pt"})
-        found.add(BaseCheckpoint.from_folder(copied).fingerprint)
-    shards = sharded(copied)
-    found.add(BaseCheckpoint.from_folder(copied).fingerprint)
+    for variant in variants:
+        save_file(variant, path, metadata={"format": "pt"})
+        fingerprints.add(BaseCheckpoint.from_folder(copy).fingerprint)
+    shards = split_into_shards(copy)
+    fingerprints.add(BaseCheckpoint.from_folder(copy).fingerprint)
     shards[1].write_bytes(shards[1].read_bytes()[:-4] + b"\0\0\0\x7f")
-    found.add(BaseCheckpoint.from_folder(copied).fingerprint)
-    assert len(found) == 6
+    fingerprints.add(BaseCheckpoint.from_folder(copy).fingerprint)
+    assert len(fingerprints) == 6
 
 
 def test_the_revision_is_the_hubs_commit(tiny: Path, tmp_path: Path) -> None:
@@ -126,19 +126,19 @@ def test_the_revision_is_the_hubs_commit(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_a_file_that_is_not_whole(copied: Path, files: int) -> None:
-    """Said from its size and header: no weight is read."""
-    weights = sharded(copied)[-1] if files > 1 else copied / "model.safetensors"
-    assert len(BaseCheckpoint.from_folder(copied).weight_files) == files
-    whole = weights.stat().st_size
-    for size, said in (
-        (whole - 1, f"is cut short: {whole - 1} of {whole} bytes are there"),
-        (100, "is cut short: 100 bytes are there, not its whole header"),
-        (3, "is cut short: 3 bytes are there, not its whole header"),
+def test_a_truncated_file_is_refused(copy: Path, files: int) -> None:
+    """Judged by its size and header: no weight is read."""
+    weights = split_into_shards(copy)[-1] if files > 1 else copy / "model.safetensors"
+    assert len(BaseCheckpoint.from_folder(copy).weight_files) == files
+    full_size = weights.stat().st_size
+    for size, reason in (
+        (full_size - 1, f"is truncated: it has {full_size - 1} of {full_size} bytes"),
+        (100, "is truncated: its header is longer than its 100 bytes"),
+        (3, "is truncated: its header is longer than its 3 bytes"),
         (0, "is empty"),
     ):
         os.truncate(weights, size)
         with pytest.raises(LorgnetteError) as caught:
-            BaseCheckpoint.from_folder(copied)
-        assert caught.value.message == f"weights cannot be loaded: {weights.name} {said}"
+            BaseCheckpoint.from_folder(copy)
+        assert caught.value.message == f"weights cannot be loaded: {weights.name} {reason}"
         assert caught.value.hint == "download the checkpoint again, whole"

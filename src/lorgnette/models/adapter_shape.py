@@ -26,7 +26,7 @@ class AdapterShape:
 
     @classmethod
     def from_settings(cls, text: TextConfig, lora: LoraSettings) -> "AdapterShape":
-        return cls(text, lora.target_modules, lora.rank, compute_scale(lora.rank, lora.alpha, lora.use_rslora))
+        return cls(text, lora.target_modules, lora.rank, compute_scale(lora.rank, float(lora.alpha), lora.use_rslora))
 
     @classmethod
     def empty(cls, text: TextConfig) -> "AdapterShape":

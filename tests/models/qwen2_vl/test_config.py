@@ -1,4 +1,4 @@
-"""Shapes are read from both layouts of config.json, and what this engine cannot compute is said by name."""
+"""Sizes are read from both layouts of config.json; unsupported features are named."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature, load_hf_config
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def config(tiny: Path) -> dict[str, Any]:
     return json.loads((tiny / "config.json").read_text())
 
 
-def test_both_layouts_say_the_same(tiny: Path, config: dict[str, Any]) -> None:
+def test_both_layouts_give_the_same_sizes(tiny: Path, config: dict[str, Any]) -> None:
     nested = Qwen2VLConfig.from_pretrained(tiny).to_dict()
     assert "hidden_size" not in nested
     assert find_unsupported_feature(config) is find_unsupported_feature(nested) is None
@@ -28,7 +28,7 @@ def test_both_layouts_say_the_same(tiny: Path, config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("size", "tied"), [("2B", True), ("7B", False)])
-def test_the_hubs_own_configs(shared: Callable[[str], Path], size: str, tied: bool) -> None:
+def test_the_hubs_configs(shared: Callable[[str], Path], size: str, tied: bool) -> None:
     path = shared("qwen2-vl") / "configs" / f"Qwen2-VL-{size}-Instruct.config.json"
     config = json.loads(path.read_text())
     text, vision = TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
@@ -44,23 +44,23 @@ def test_the_hubs_own_configs(shared: Callable[[str], Path], size: str, tied: bo
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_weights_are_those_of_transformers(tiny: Path, config: dict[str, Any], tied: bool) -> None:
+def test_the_weight_shapes_equal_transformers(tiny: Path, config: dict[str, Any], tied: bool) -> None:
     config["tie_word_embeddings"] = tied
     (
         model := Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(tiny, tie_word_embeddings=tied))
     ).tie_weights()
-    theirs = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert (
         TextConfig.from_hf_config(config).list_weight_shapes()
         | VisionConfig.from_hf_config(config).list_weight_shapes()
-        == theirs
+        == expected
     )
 
 
-def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
-    shapes = TextConfig.from_hf_config(load_hf_config(BaseCheckpoint.from_folder(tiny)))
-    assert shapes.tie_word_embeddings
-    assert "lm_head.weight" not in shapes.list_weight_shapes() | dict.fromkeys(load_file(tiny / "model.safetensors"))
+def test_a_tied_checkpoint_lists_no_output_layer(tiny: Path) -> None:
+    text = BaseCheckpoint.from_folder(tiny).load_text_config()
+    assert text.tie_word_embeddings
+    assert "lm_head.weight" not in text.list_weight_shapes() | dict.fromkeys(load_file(tiny / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,23 @@ def test_a_tied_checkpoint_has_no_output_layer_of_its_own(tiny: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "sliding-window attention"),
         ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}, "rope type 'yarn'"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}}, "mrope_section [2, 3, 4] for heads of 16"),
+        (
+            {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}},
+            "mrope_section [2, 3, 4] with a head width of 16",
+        ),
         ({"num_key_value_heads": 3}, "4 heads and 3 key-value heads"),
         (
             {"hidden_size": 66, "num_attention_heads": 33, "num_key_value_heads": 1},
-            "33 heads that look at one key-value head",
+            "33 query heads per key-value head (at most 32)",
         ),
-        ({"hidden_size": 4 * 24}, "heads of 24, no power of two"),
-        ({"hidden_size": None}, "config.json cannot be understood"),
+        ({"hidden_size": 4 * 24}, "a head width of 24, not a power of two"),
+        ({"hidden_size": None}, "config.json has an unexpected value"),
         ({"num_hidden_layers": 0}, "a size below 1"),
     ],
 )
-def test_what_is_not_known_is_said(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+def test_an_unsupported_feature_is_named(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
     assert reason in str(find_unsupported_feature(config | change))
-    with pytest.raises(LorgnetteError, match="not supported here"):
+    with pytest.raises(LorgnetteError, match="the fast engine does not support this model"):
         TextConfig.from_hf_config(config | change)
 
 
@@ -92,16 +95,16 @@ def test_what_is_not_known_is_said(config: dict[str, Any], change: dict[str, Any
     ("change", "reason"),
     [
         ({"hidden_act": "silu"}, "the vision tower's hidden_act 'silu'"),
-        ({"hidden_size": 32}, "features of 32 for a decoder of 64"),
-        ({"num_heads": 3}, "3 vision heads of a width of 32"),
+        ({"hidden_size": 32}, "image features of 32 with a hidden size of 64"),
+        ({"num_heads": 3}, "3 vision heads with an embedding width of 32"),
         ({"rope_parameters": {"rope_theta": 5e5}}, "the vision tower's rope_parameters"),
     ],
 )
-def test_nor_is_another_tower(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+def test_an_unsupported_vision_feature_is_named(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
     assert reason in str(find_unsupported_feature(config | {"vision_config": config["vision_config"] | change}))
 
 
 @pytest.mark.parametrize("name", ["rms_norm_eps", "rope_scaling", "vision_config", "num_key_value_heads"])
-def test_a_setting_that_is_not_there_is_not_guessed(config: dict[str, Any], name: str) -> None:
+def test_a_missing_setting_is_not_guessed(config: dict[str, Any], name: str) -> None:
     del config[name]
-    assert str(find_unsupported_feature(config)).startswith("config.json does not say ")
+    assert str(find_unsupported_feature(config)).startswith("config.json has no ")

@@ -1,4 +1,4 @@
-"""What is left out, run again or made in parts changes nothing. (The numbers: parity/test_fast.py.)"""
+"""Recomputing layers, leaving out tokens and chunking logits change nothing (the values: parity/test_fast.py)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from lorgnette.config import TARGET_MODULES
-from lorgnette.engine.build_decoder import load_decoder
-from lorgnette.engine.fast import BatchShape, StaticInputs
+from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.loading import load_decoder
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
-from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl import text_decoder as decoders
-from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
+from lorgnette.models.qwen2_vl import text_decoder
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs
-from lorgnette.processing.packing import Share, pack
+from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded, Example, PackedBatch
 
 CPU = torch.device("cpu")
-Made = tuple[Decoder, FlatLoraParams, StaticInputs]
+Prepared = tuple[Decoder, FlatLoraParams, StaticInputs]
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def encoded(tiny: Path, contract: AdapterMetadata, conversations: list[Example])
 
 
 @pytest.fixture
-def lively(tiny: Path) -> tuple[Decoder, FlatLoraParams]:
-    """A decoder with a lively adapter."""
+def decoder_with_adapter(tiny: Path) -> tuple[Decoder, FlatLoraParams]:
+    """A decoder whose adapter is not zero."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
-    shape = AdapterShape(TextConfig.from_hf_config(load_hf_config(checkpoint)), TARGET_MODULES, 4, 2.0)
+    shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)
     decoder, adapter = load_decoder(checkpoint, shape, CPU, torch.float32), FlatLoraParams(shape, CPU)
     torch.manual_seed(0)
     adapter.copy_from(torch.randn(adapter.values.shape) * 0.1)
@@ -45,115 +45,147 @@ def lively(tiny: Path) -> tuple[Decoder, FlatLoraParams]:
 
 
 @pytest.fixture
-def made(lively: tuple[Decoder, FlatLoraParams], encoded: list[Encoded]) -> Made:
-    return *lively, stationed(lively[0], pack(encoded, 10, prefix_sharing="tree"))
+def prepared(decoder_with_adapter: tuple[Decoder, FlatLoraParams], encoded: list[Encoded]) -> Prepared:
+    return *decoder_with_adapter, fill_inputs(decoder_with_adapter[0], pack(encoded, 10, prefix_sharing=True))
 
 
-def stationed(decoder: Decoder, batch: PackedBatch) -> StaticInputs:
-    """The batch, with noise in every row for what is embedded."""
-    station = StaticInputs(BatchShape.from_batch(batch), decoder)
-    station.copy_from(batch, 3)
+def fill_inputs(decoder: Decoder, batch: PackedBatch) -> StaticInputs:
+    """The batch, with noise instead of embeddings."""
+    inputs = StaticInputs(BatchShape.from_batch(batch), decoder)
+    inputs.copy_from(batch, 3)
     torch.manual_seed(1)
-    station.x.normal_(0, 0.1)
-    return station
+    inputs.x.normal_(0, 0.1)
+    return inputs
 
 
-def stepped(
-    made: Made, again: int = 0, dropout: float = 0.0, rows: DecoderInputs | None = None
+def run_step(
+    prepared: Prepared, recompute_layers: int = 0, dropout: float = 0.0, batch: DecoderInputs | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every label's loss, and the gradient. rows: other ones than the station's."""
-    decoder, adapter, station = made
+    """Loss of every label, and the gradient. batch: replaces that of the static inputs."""
+    decoder, adapter, inputs = prepared
     assert adapter.values.grad is not None
     adapter.values.grad.zero_()
     with torch.no_grad():
-        mask = Dropout(station.dropout_key, dropout) if dropout else None
-        passed = decoder.forward(station.x, rows or station.batch, mask, recompute_layers=again)
-        losses, dx = decoder.compute_losses_and_grad(passed)
-        torch.testing.assert_close(decoder.compute_losses(passed), losses)
-        decoder.backward(passed, dx)
+        dropout_state = Dropout(inputs.dropout_key, dropout) if dropout else None
+        context = decoder.forward(inputs.x, batch or inputs.batch, dropout_state, recompute_layers=recompute_layers)
+        losses, dx = decoder.compute_losses_and_grad(context)
+        torch.testing.assert_close(decoder.compute_losses(context), losses)
+        decoder.backward(context, dx)
     return losses, adapter.values.grad.clone()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_running_layers_again_changes_nothing(made: Made, dropout: float) -> None:
-    losses, gradient = stepped(made, 0, dropout)
+def test_recomputing_layers_changes_nothing(prepared: Prepared, dropout: float) -> None:
+    losses, gradient = run_step(prepared, 0, dropout)
     assert gradient.any()
-    for again in (1, 2):
-        same, also = stepped(made, again, dropout)
-        assert torch.equal(same, losses)
-        assert torch.equal(also, gradient)
+    for recompute_layers in (1, 2):
+        same_losses, same_gradient = run_step(prepared, recompute_layers, dropout)
+        assert torch.equal(same_losses, losses)
+        assert torch.equal(same_gradient, gradient)
 
 
-def test_a_pass_that_memory_does_not_hold_leaves_no_work_under_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.no_grad()
+def test_a_layer_that_saves_nothing_computes_the_same(prepared: Prepared) -> None:
+    """As generation and the recomputed layers of the forward pass run it."""
+    decoder, _, inputs = prepared
+    context = decoder.forward(inputs.x, inputs.batch, None)
+    layer, plan = decoder.layers[0], inputs.batch.attention_plan
+
+    def attention(qkv: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        return text_decoder.attention_forward(qkv, plan, layer.num_heads, out)
+
+    x1, out, saved = layer.forward(inputs.x, None, context.cos_sin, attention)
+    same_x1, same_out, activations = layer.forward(inputs.x, None, context.cos_sin, attention, save=True)
+    assert saved is None
+    assert activations is not None
+    assert torch.equal(x1, same_x1)
+    assert torch.equal(out, same_out)
+    base = layer.forward(inputs.x, None, context.cos_sin, attention, use_adapter=False)
+    assert (base[1] - out).abs().max() > 1e-3  # negative control
+
+
+def test_out_of_memory_joins_the_side_stream(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[bool] = []
-    monkeypatch.setattr(made[0]._side_stream, "join", lambda: joined.append(True))
-    stepped(made)
+    monkeypatch.setattr(prepared[0]._side_stream, "join", lambda: joined.append(True))
+    run_step(prepared)
     assert joined
 
-    def full(*_: object) -> None:
+    def raise_oom(*_: object) -> None:
         raise torch.OutOfMemoryError
 
     joined.clear()
-    monkeypatch.setattr(made[0], "_attention_backward", full)
+    monkeypatch.setattr(text_decoder, "attention_backward", raise_oom)
     with pytest.raises(torch.OutOfMemoryError):
-        stepped(made)
+        run_step(prepared)
     assert joined
 
 
-@pytest.mark.parametrize(("which", "share"), [(slice(None), "tree"), (slice(None), "none"), (slice(1, 2), "none")])
-def test_the_last_layer_leaves_out_what_predicts_nothing(
-    lively: tuple[Decoder, FlatLoraParams], encoded: list[Encoded], which: slice, share: Share
+@pytest.mark.parametrize(
+    ("examples", "prefix_sharing"), [(slice(None), True), (slice(None), False), (slice(1, 2), False)]
+)
+def test_the_last_layer_leaves_out_tokens_without_labels(
+    decoder_with_adapter: tuple[Decoder, FlatLoraParams], encoded: list[Encoded], examples: slice, prefix_sharing: bool
 ) -> None:
-    """The second conversation has two answers: its first labels are in the middle, and rows without any follow."""
-    batch = pack(encoded[which], 10, prefix_sharing=share)
-    made = *lively, stationed(lively[0], batch)
-    rows, T = made[2].batch, len(batch.input_ids)
-    assert len(np.unique(batch.label_indices)) == len(rows.last_attention_plan.query_indices) < T
-    copies = GatherSegments(*map(torch.from_numpy, build_segments(batch.label_indices, T)))
-    every = replace(
-        rows, last_sight=rows.attention_plan, label_rows=torch.from_numpy(batch.label_indices), label_copies=copies
+    """The second conversation has two answers: its first labels are in the middle, tokens without labels follow."""
+    batch = pack(encoded[examples], 10, prefix_sharing=prefix_sharing)
+    prepared = *decoder_with_adapter, fill_inputs(decoder_with_adapter[0], batch)
+    inputs, T = prepared[2].batch, len(batch.input_ids)
+    assert len(np.unique(batch.label_indices)) == len(inputs.last_attention_plan.query_indices) < T
+    segments = GatherSegments(*map(torch.from_numpy, build_segments(batch.label_indices, T)))
+    all_tokens = replace(
+        inputs,
+        last_attention_plan=inputs.attention_plan,
+        label_indices=torch.from_numpy(batch.label_indices),
+        label_segments=segments,
     )
-    losses, gradient = stepped(made)
-    whole, also = stepped(made, rows=every)
-    torch.testing.assert_close(losses, whole, atol=1e-5, rtol=0)
-    torch.testing.assert_close(gradient, also, atol=1e-5, rtol=1e-4)
-    moved = replace(every, label_rows=every.label_indices - 1)
-    assert (stepped(made, rows=moved)[0] - whole).abs().max() > 0.1  # the comparison can fail
+    losses, gradient = run_step(prepared)
+    all_losses, same_gradient = run_step(prepared, batch=all_tokens)
+    torch.testing.assert_close(losses, all_losses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, same_gradient, atol=1e-5, rtol=1e-4)
+    shifted = replace(all_tokens, label_indices=all_tokens.label_indices - 1)
+    assert (run_step(prepared, batch=shifted)[0] - all_losses).abs().max() > 0.1  # negative control
 
 
-def test_a_row_may_predict_several_labels(lively: tuple[Decoder, FlatLoraParams], encoded: list[Encoded]) -> None:
-    """As where examples share a row and go on differently: losses stand side by side, gradients add up."""
-    one = pack(encoded, 10)
-    other = replace(one, targets=one.targets[::-1].copy(), weights=one.label_weights * 3)
-    both = replace(
-        one, label_rows=np.tile(one.label_indices, 2), targets=np.concatenate([one.targets, other.targets]),
-        weights=np.concatenate([one.label_weights, other.label_weights]),
-    )  # fmt: skip
-    (first, a), (second, b), (losses, gradient) = (
-        stepped((*lively, stationed(lively[0], batch))) for batch in (one, other, both)
+def test_a_token_may_predict_several_labels(
+    decoder_with_adapter: tuple[Decoder, FlatLoraParams], encoded: list[Encoded]
+) -> None:
+    """As when examples that share a prefix continue differently: losses are listed, gradients are summed."""
+    first_batch = pack(encoded, 10)
+    second_batch = replace(
+        first_batch, targets=first_batch.targets[::-1].copy(), label_weights=first_batch.label_weights * 3
     )
-    torch.testing.assert_close(losses, torch.cat([first, second]))
-    torch.testing.assert_close(gradient, a + b, atol=1e-5, rtol=1e-4)
-    assert (first - second).abs().max() > 0.1
+    joint_batch = replace(
+        first_batch,
+        label_indices=np.tile(first_batch.label_indices, 2),
+        targets=np.concatenate([first_batch.targets, second_batch.targets]),
+        label_weights=np.concatenate([first_batch.label_weights, second_batch.label_weights]),
+    )
+    (first_losses, first_grad), (second_losses, second_grad), (losses, gradient) = (
+        run_step((*decoder_with_adapter, fill_inputs(decoder_with_adapter[0], batch)))
+        for batch in (first_batch, second_batch, joint_batch)
+    )
+    torch.testing.assert_close(losses, torch.cat([first_losses, second_losses]))
+    torch.testing.assert_close(gradient, first_grad + second_grad, atol=1e-5, rtol=1e-4)
+    assert (first_losses - second_losses).abs().max() > 0.1
 
 
-def test_logits_made_in_parts_are_the_same(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, gradient = stepped(made)
-    monkeypatch.setattr(decoders, "LABELS_PER_CHUNK", 3)
-    same, also = stepped(made)
-    torch.testing.assert_close(same, losses)
-    torch.testing.assert_close(also, gradient)
+def test_chunked_logits_give_the_same_losses(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, gradient = run_step(prepared)
+    monkeypatch.setattr(text_decoder, "LABELS_PER_CHUNK", 3)
+    same_losses, same_gradient = run_step(prepared)
+    torch.testing.assert_close(same_losses, losses)
+    torch.testing.assert_close(same_gradient, gradient)
 
 
-def test_the_gradient_is_the_losses_slope(made: Made) -> None:
-    """Along itself, by differences."""
-    decoder, adapter, station = made
-    _, gradient = stepped(made)
-    before, spread = adapter.values.detach().clone(), adapter.attach(decoder)
+def test_the_gradient_is_the_slope_of_the_loss(prepared: Prepared) -> None:
+    """By finite differences along the gradient."""
+    decoder, adapter, inputs = prepared
+    _, gradient = run_step(prepared)
+    before, sync_weights = adapter.values.detach().clone(), adapter.attach(decoder)
     direction = gradient / gradient.norm()
-    found = []
+    totals = []
     for step in (1e-2, -1e-2):
         adapter.copy_from(before + step * direction)
-        spread()
-        found.append((stepped(made)[0] * station.batch.label_weights).sum().item())
-    assert (found[0] - found[1]) / 2e-2 == pytest.approx(gradient.norm().item(), rel=2e-2)
+        sync_weights()
+        totals.append((run_step(prepared)[0] * inputs.batch.label_weights).sum().item())
+    assert (totals[0] - totals[1]) / 2e-2 == pytest.approx(gradient.norm().item(), rel=2e-2)

@@ -1,0 +1,74 @@
+"""Target patterns match modules that exist, and no others."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from lorgnette.config import TARGET_MODULES, Part, TargetModule
+from lorgnette.models.family import Family
+from lorgnette.models.registry import FAMILIES
+
+TWO_LAYERS = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+}
+
+
+@cache
+def list_linears(name: str) -> frozenset[str]:
+    """Names of the linear layers of a two-layer model of this class, as PEFT sees them. Allocates no weights."""
+    config = getattr(transformers, name.replace("ForConditionalGeneration", "Config"))(
+        text_config=TWO_LAYERS, vision_config={"depth": 2}
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, name)(config)
+    return frozenset(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+
+
+def match_modules(
+    name: str, target_modules: tuple[TargetModule, ...], parts: tuple[Part, ...], family: str = "qwen2_vl"
+) -> set[str]:
+    pattern = FAMILIES[family].build_target_pattern(target_modules, parts)
+    return {module for module in list_linears(name) if re.fullmatch(pattern, module)}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
+def test_each_part_matches_all_its_linear_layers_and_no_others(family: Family) -> None:
+    linears = list_linears(family.class_name)
+    unadapted = {"lm_head"} | {name for name in linears if "patch_embed" in name}
+    language = {name for name in linears if ".language_model." in name}
+    vision = {name for name in linears if ".visual.blocks." in name}
+    merger = {name for name in linears if ".visual.merger." in name}
+    assert language | vision | merger | unadapted == linears
+    assert len(language) == 2 * len(TARGET_MODULES)
+    for parts, expected in (
+        (("language",), language),
+        (("vision",), vision),
+        (("merger",), merger),
+        (("merger", "language"), merger | language),
+        (("language", "vision", "merger"), language | vision | merger),
+    ):
+        assert match_modules(family.class_name, TARGET_MODULES, parts, family.model_type) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target_modules", [("q_proj",), ("gate_proj", "down_proj"), ("v_proj", "up_proj")])
+def test_only_the_target_modules_are_matched(target_modules: tuple[TargetModule, ...]) -> None:
+    matches = match_modules("Qwen2VLForConditionalGeneration", target_modules, ("language",))
+    assert {name.rsplit(".", 1)[1] for name in matches} == set(target_modules)
+    assert len(matches) == 2 * len(target_modules)
+
+
+def test_a_vision_mlp_with_gate_up_and_down_is_not_matched() -> None:
+    """Qwen2.5-VL's vision MLP has the decoder's names: short names alone would match it too."""
+    name = "Qwen2_5_VLForConditionalGeneration"
+    assert any("visual" in module and module.endswith("gate_proj") for module in list_linears(name))
+    matches = match_modules(name, TARGET_MODULES, ("language",))
+    assert len(matches) == 2 * len(TARGET_MODULES)
+    assert not any("visual" in module for module in matches)

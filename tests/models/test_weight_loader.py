@@ -1,0 +1,182 @@
+"""Weights are loaded under transformers' names, into strided destinations too; what does not fit is named."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorgnette.engine.peft_engine import load_base_model
+from lorgnette.errors import LorgnetteError
+from lorgnette.models import weight_loader
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.registry import parse_configs
+from lorgnette.models.weight_loader import index_tensors, load_weights, load_weights_into
+
+CPU = torch.device("cpu")
+DEVICES = [
+    CPU,
+    pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+]
+SUFFIX = "layers.0.mlp.gate_proj.weight"
+FILE_NAME, NAME = f"model.{SUFFIX}", f"model.language_model.{SUFFIX}"  # in the hub's files, and in transformers
+
+
+def is_any(name: str) -> bool:
+    return True
+
+
+def list_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    text, vision = parse_configs(BaseCheckpoint.from_folder(folder).load_hf_config())
+    return text.list_weight_shapes() | vision.list_weight_shapes()
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "m")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loaded_weights_equal_those_of_transformers(tiny: Path, device: torch.device, dtype: torch.dtype) -> None:
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    expected = load_base_model(checkpoint, CPU, dtype).state_dict()
+    weights = load_weights(checkpoint, is_any, device, dtype)
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert (tensor.dtype, tensor.device.type) == (dtype, device.type)
+        assert torch.equal(tensor.cpu(), expected[name]), name
+    assert weights[LM_HEAD] is weights[EMBEDDING]
+
+
+def test_only_wanted_weights_are_loaded(tiny: Path) -> None:
+    names = load_weights(BaseCheckpoint.from_folder(tiny), lambda name: "merger" in name, CPU, torch.float32).keys()
+    assert names == {name for name in list_shapes(tiny) if "merger" in name} != set()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("read_bytes", [64, 1000, 2**24])
+def test_destinations_may_be_slices_and_nothing_beside_them_changes(
+    tiny: Path, device: torch.device, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_loader, "READ_BYTES", read_bytes)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    tensors = load_weights(checkpoint, is_any, CPU, torch.float32)
+    matrices = {n: torch.full((*t.shape[:-1], t.shape[-1] + 3), 7.0, device=device) for n, t in tensors.items()}
+    load_weights_into(checkpoint, {name: matrix[..., 1:-2] for name, matrix in matrices.items()})
+    for name, matrix in matrices.items():
+        assert torch.equal(matrix[..., 1:-2].cpu(), tensors[name]), name
+        assert (matrix[..., [0, -2, -1]] == 7).all()
+
+
+def test_a_write_into_a_loaded_tensor_leaves_the_file_unchanged(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    before = path.read_bytes()
+    tensor = load_weights(BaseCheckpoint.from_folder(copy), lambda name: name == NAME, CPU, torch.bfloat16)[NAME]
+    tensor.zero_()
+    assert not tensor.any()
+    assert path.read_bytes() == before
+
+
+def test_a_stored_output_layer_is_loaded_unless_the_config_ties_it(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {LM_HEAD: tensors["model.embed_tokens.weight"] + 1}, copy / "model.safetensors")
+    tied = load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.float32)
+    assert tied[LM_HEAD] is tied[EMBEDDING]
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+    untied = load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.float32)
+    assert not torch.equal(untied[LM_HEAD], untied[EMBEDDING])
+
+
+def test_shards_are_one_checkpoint(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for i in range(2):
+        save_file({n: tensors[n] for n in names[i::2]}, copy / f"s{i}.safetensors")
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "s0.safetensors", "b": "s1.safetensors"}}')
+    assert torch.equal(
+        load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.bfloat16)[NAME], tensors[FILE_NAME]
+    )
+
+
+def test_missing_and_misshapen_weights_are_counted_and_named(tiny: Path, copy: Path) -> None:
+    destinations = {name: torch.zeros(shape) for name, shape in list_shapes(tiny).items()}
+    load_weights_into(BaseCheckpoint.from_folder(tiny), destinations)
+    tensors = load_file(tiny / "model.safetensors")
+    for changed, message in (
+        ({n: t for n, t in tensors.items() if n != FILE_NAME}, f"1 missing ({NAME})"),
+        (tensors | {FILE_NAME: torch.zeros(3, 3)}, f"1 of another shape ({NAME})"),
+        ({n: t for n, t in tensors.items() if "visual" not in n}, "missing (model.visual.blocks.0."),
+    ):
+        save_file(changed, copy / "model.safetensors")
+        with pytest.raises(LorgnetteError, match="weights do not fit the model: ") as caught:
+            load_weights_into(BaseCheckpoint.from_folder(copy), destinations)
+        assert message in caught.value.message
+        assert len(caught.value.message) < 300
+        assert (caught.value.where, caught.value.hint) == (str(copy), "download the checkpoint again, whole")
+
+
+def test_both_kinds_of_mismatch_are_in_one_error(tiny: Path) -> None:
+    with pytest.raises(LorgnetteError, match=r"1 missing, 1 of another shape \(nowhere, "):
+        load_weights_into(BaseCheckpoint.from_folder(tiny), {NAME: torch.zeros(2), "nowhere": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, -1000])
+def test_a_truncated_file_is_refused(copy: Path, num_bytes: int) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(LorgnetteError, match=r"weights cannot be loaded: .* · download the checkpoint again, whole"):
+        index_tensors(BaseCheckpoint.from_folder(copy))
+
+
+def test_a_file_truncated_during_the_read_is_refused(tiny: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = BaseCheckpoint.from_folder(copy)
+    entry = index_tensors(checkpoint)[NAME]
+    (chunk,) = weight_loader._split_into_chunks(entry, torch.empty(entry.shape))
+    (copy / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LorgnetteError, match="became shorter"):
+        weight_loader._fill_buffer(torch.empty(entry.end - entry.start, dtype=torch.uint8), [chunk], checkpoint)
+
+
+def test_integer_weights_are_refused(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {FILE_NAME: torch.zeros(3, 3, dtype=torch.int8)}, copy / "model.safetensors")
+    with pytest.raises(LorgnetteError, match=f"{FILE_NAME} is stored as I8"):
+        index_tensors(BaseCheckpoint.from_folder(copy))
+
+
+@pytest.mark.parametrize("read_bytes", [64, 1000, 2**24])
+def test_every_byte_is_read_once(tiny: Path, read_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path to CUDA up to the copy: reads are grouped, filled and viewed as their dtype."""
+    monkeypatch.setattr(weight_loader, "READ_BYTES", read_bytes)
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    tensors = index_tensors(checkpoint)
+    destinations = {name: torch.zeros(entry.shape) for name, entry in tensors.items()}
+    for read in weight_loader._group_reads(
+        [(tensors[name], destination) for name, destination in destinations.items()]
+    ):
+        buffer = torch.empty(read[-1].end - read[0].start, dtype=torch.uint8)
+        assert len(buffer) <= max(read_bytes, 1176 * 2)  # at least one row
+        weight_loader._fill_buffer(buffer, read, checkpoint)
+        for chunk in read:
+            weight_loader._copy_chunk(chunk, buffer[chunk.start - read[0].start : chunk.end - read[0].start])
+    for name, tensor in load_weights(checkpoint, is_any, CPU, torch.float32).items():
+        assert torch.equal(destinations[name], tensor), name
+
+
+def test_loading_imports_neither_transformers_nor_peft(tiny: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys, torch; from pathlib import Path; from lorgnette.models.base_checkpoint import BaseCheckpoint;"
+        "from lorgnette.models.weight_loader import load_weights;"
+        f"checkpoint = BaseCheckpoint.from_folder(Path({str(tiny)!r}));"
+        "load_weights(checkpoint, lambda name: True, torch.device('cpu'), torch.float32);"
+        "sys.exit('transformers' in sys.modules or 'peft' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
