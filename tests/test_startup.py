@@ -1,34 +1,37 @@
-"""What is begun early harms nobody, with a device and without, with Triton and without."""
+"""Early initialization does no harm with or without a device and Triton; the collector pauses and comes back."""
 
+import gc
 import sys
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from lorgnette import startup
+from lorgnette.startup import gc_paused
 
 
-def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> None:
+def test_a_missing_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
         assert name == "libcuda.so.1"
         raise OSError("cannot open shared object file")
 
-    monkeypatch.setattr(startup.ctypes, "CDLL", none)
+    monkeypatch.setattr(startup.ctypes, "CDLL", fail)
     startup._init_context()
 
 
 @pytest.mark.parametrize("status", [0, 100])
-def test_a_context_is_asked_for_where_there_is_a_device(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    asked: list[str] = []
+def test_a_context_is_created_only_with_a_device(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    calls: list[str] = []
 
     class Driver:
         def cuInit(self, flags: int) -> int:  # noqa: N802  the driver's own name
-            asked.append("init")
+            calls.append("init")
             return status
 
         def cuDevicePrimaryCtxRetain(self, context: object, device: int) -> int:  # noqa: N802
-            asked.append(f"device {device}")
+            calls.append(f"device {device}")
             return 0
 
     monkeypatch.setattr(startup.ctypes, "CDLL", lambda name: Driver())
@@ -36,16 +39,56 @@ def test_a_context_is_asked_for_where_there_is_a_device(monkeypatch: pytest.Monk
     for thread in threading.enumerate():
         if thread.name == "driver":
             thread.join()
-    assert asked == (["init", "device 0"] if status == 0 else ["init"])
+    assert calls == (["init", "device 0"] if status == 0 else ["init"])
 
 
-def test_triton_is_asked_for_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setitem(sys.modules, "triton.runtime.cache", SimpleNamespace(triton_key=lambda: asked.append("key")))
+def test_triton_hashes_itself_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setitem(sys.modules, "triton.runtime.cache", SimpleNamespace(triton_key=lambda: calls.append("key")))
     for name in ("triton", "triton.runtime"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     startup._hash_triton()
-    assert asked == ["key"]
-    monkeypatch.setitem(sys.modules, "triton.runtime.cache", None)  # as where there is none, or it is elsewhere
+    assert calls == ["key"]
+    monkeypatch.setitem(sys.modules, "triton.runtime.cache", None)  # missing, or moved
     startup._hash_triton()
-    assert asked == ["key"]
+    assert calls == ["key"]
+
+
+@pytest.fixture
+def gc_restored() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("gc_restored")
+class TestGcPaused:
+    def test_nothing_is_collected_inside_and_the_collector_runs_after(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        with gc_paused():
+            assert not gc.isenabled()
+            with gc_paused():  # an imported module imports others
+                pass
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count()
+
+    def test_the_collector_runs_after_a_failed_import(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        with pytest.raises(ImportError), gc_paused():
+            raise ImportError
+        assert gc.isenabled()
+
+    def test_a_process_with_torch_keeps_its_collector(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch", sys)
+        frozen = gc.get_freeze_count()
+        with gc_paused():
+            assert gc.isenabled()
+        assert gc.get_freeze_count() == frozen
+
+    def test_a_disabled_collector_stays_disabled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        gc.disable()
+        with gc_paused():
+            pass
+        assert not gc.isenabled()

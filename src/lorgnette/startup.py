@@ -1,20 +1,46 @@
-"""What takes its time while Python imports torch, though it needs neither: CUDA's context, and Triton's fingerprint of
-itself. Two thirds of a second that nothing has to wait for.
+"""Faster start: CUDA and Triton initialize on threads, and the garbage collector pauses while torch is imported.
+
+Knows nothing about torch.
 """
 
 import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Thread
 
 
 def start_cuda_init() -> None:
-    """Begin both on threads. Where there is no driver, no device or no Triton nothing happens: it is for torch to say
-    so, if a device is asked for."""
+    """Start CUDA initialization and Triton's cache-key hashing on threads while torch is imported.
+
+    Saves about 0.65 s. Without a driver, a device or Triton nothing happens: torch reports that when it is needed.
+    """
     Thread(target=_init_context, name="driver", daemon=True).start()
     Thread(target=_hash_triton, name="triton", daemon=True).start()
 
 
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector while importing and while reading rows.
+
+    Both allocate many long-lived objects, and collecting took a fifth of the time. Objects allocated inside are never
+    collected. Does nothing if torch is imported already: the caller, say a notebook, may then hold tensors whose memory
+    only a collection frees.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # otherwise the first collection visits all of these objects
+        gc.enable()
+
+
 def _init_context() -> None:
-    """The one that torch will use, the first visible device's primary one, made by the driver itself."""
+    """Create the primary context of the first visible device, the one that torch uses, with the driver alone."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -25,7 +51,7 @@ def _init_context() -> None:
 
 
 def _hash_triton() -> None:
-    """A hash over all of its own files, which it wants before it looks a kernel up, and keeps once it is made."""
+    """Compute the hash over Triton's own files. Triton keeps it and needs it before it reads its kernel cache."""
     try:
         from triton.runtime.cache import triton_key
     except ImportError:

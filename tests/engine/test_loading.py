@@ -1,89 +1,142 @@
-"""A model opened by our own engine says what the reference says."""
+"""Each weight is where the decoder computes with it, and the loaded model gives the reference engine's losses."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from lorgnette.config import LoraSettings
 from lorgnette.engine.fast import FastEngine
-from lorgnette.engine.loading import PendingEngine, build_features, explain_unsupported_inference, load_fast_model
+from lorgnette.engine.loading import build_features, explain_unsupported_inference, load_decoder, load_fast_model
 from lorgnette.engine.peft_engine import ReferenceEngine
+from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
-from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import CONFIG_FILE, SavedAdapter
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.text_decoder import Decoder
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, PackedBatch
 
 CPU = torch.device("cpu")
+STACKED = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def load(folder: Path, *targets: Any) -> Decoder:
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    text = checkpoint.load_text_config()
+    return load_decoder(checkpoint, AdapterShape(text, targets, 3, 1.0), CPU, torch.float32)
+
+
+def test_weights_equal_transformers(tiny: Path, loaded: Callable[[], Any]) -> None:
+    """Projections of one input are stacked; adapted ones have extra columns."""
+    decoder, weights = load(tiny, "q_proj", "v_proj", "up_proj"), loaded().model.language_model.state_dict()
+    assert len(decoder.layers) == 2
+    for i, layer in enumerate(decoder.layers):
+        for linear, names, columns in zip(layer.linears, STACKED, (6, 0, 3, 0), strict=True):
+            stacked = torch.cat([weights.pop(f"layers.{i}.{name}.weight") for name in names])
+            assert torch.equal(linear.weight[:, : linear.in_features], stacked)
+            assert linear.ext_features == linear.in_features + columns
+        biases = [weights.pop(f"layers.{i}.{name}.bias") for name in STACKED[0]]
+        assert torch.equal(layer.qkv_proj.bias, torch.cat(biases))
+        assert torch.equal(layer.input_norm, weights.pop(f"layers.{i}.input_layernorm.weight"))
+        assert torch.equal(layer.post_attention_norm, weights.pop(f"layers.{i}.post_attention_layernorm.weight"))
+    assert torch.equal(decoder.norm, weights.pop("norm.weight"))
+    assert torch.equal(decoder.embed_tokens, weights.pop("embed_tokens.weight"))
+    assert decoder.lm_head is decoder.embed_tokens
+    assert not weights, "every weight of transformers' model is used"
+
+
+@pytest.fixture
+def untied(tiny: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint with random norms and its own output layer."""
+    folder = shutil.copytree(tiny, tmp_path / "untied")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    tensors = load_file(folder / "model.safetensors")
+    norms = {name: torch.randn_like(tensor) for name, tensor in tensors.items() if "norm" in name}
+    lm_head = torch.randn_like(tensors["model.embed_tokens.weight"])
+    save_file(tensors | norms | {"lm_head.weight": lm_head}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_norms_and_an_untied_output_layer_are_loaded(untied: Path) -> None:
+    decoder, weights = load(untied), load_file(untied / "model.safetensors")
+    assert torch.equal(decoder.lm_head, weights["lm_head.weight"].float())
+    assert torch.equal(decoder.embed_tokens, weights["model.embed_tokens.weight"].float())
+    assert torch.equal(decoder.norm, weights["model.norm.weight"].float())
+    for i, layer in enumerate(decoder.layers):
+        post_attention_norm = weights[f"model.layers.{i}.post_attention_layernorm.weight"]
+        assert torch.equal(layer.input_norm, weights[f"model.layers.{i}.input_layernorm.weight"].float())
+        assert torch.equal(layer.post_attention_norm, post_attention_norm.float())
+
+
+def test_a_missing_weight_is_named(untied: Path) -> None:
+    tensors = load_file(untied / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, untied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LorgnetteError, match=r"lm_head\.weight"):
+        load(untied)
+
+
+def test_rng_streams_differ_and_an_empty_adapter_has_no_columns(tiny: Path) -> None:
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    shape = AdapterShape.empty(checkpoint.load_text_config())
+    decoder = load_decoder(checkpoint, shape, CPU, torch.bfloat16)
+    assert len({linear.rng_stream for linear in decoder.linears}) == len(list(decoder.linears)) == 8
+    assert all(linear.ext_features == linear.in_features for linear in decoder.linears)
+    assert decoder.norm.dtype == torch.bfloat16
 
 
 @pytest.fixture
 def batch(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
-    encoder = Processor.from_folder(tiny, contract.processor)
-    return pack([encoder.encode(example) for example in conversations], 10)
+    processor = Processor.from_folder(tiny, contract.processor)
+    return pack([processor.encode(example) for example in conversations], 10)
 
 
 @pytest.fixture
 def features(tiny: Path, contract: AdapterMetadata, batch: PackedBatch) -> Features:
-    made = build_features(
-        BaseCheckpoint.from_folder(tiny),
-        Processor.from_folder(tiny, contract.processor).image_processor,
-        CPU,
-        torch.float32,
-    )
-    assert not made.prepare(batch.grids)
-    return made
+    image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+    features = build_features(BaseCheckpoint.from_folder(tiny), image_processor, CPU, torch.float32)
+    assert not features.prepare(batch.grids)
+    return features
 
 
-def test_a_saved_adapter_gives_the_references_losses(
+def test_a_saved_adapter_gives_the_losses_of_the_reference_engine(
     tiny: Path, saved: Path, tuned: Any, contract: AdapterMetadata, features: Features, batch: PackedBatch
 ) -> None:
     model = load_fast_model(BaseCheckpoint.from_folder(tiny), SavedAdapter.load(saved), features, torch.float32)
     assert model.adapter is not None
-    rule = Processor.from_folder(tiny, contract.processor).image_processor
-    theirs = Features(HfVisionTower(tuned.get_base_model()), rule, is_live=False)
-    theirs.prepare(batch.grids)
-    reference = ReferenceEngine(tuned.eval(), theirs)
+    image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+    reference_features = Features(HfVisionTower(tuned.get_base_model()), image_processor, is_live=False)
+    reference_features.prepare(batch.grids)
+    reference = ReferenceEngine(tuned.eval(), reference_features)
     with torch.no_grad():
-        wanted = reference.compute_label_losses(batch)
+        expected = reference.compute_label_losses(batch)
         with tuned.disable_adapter():
-            bare = reference.compute_label_losses(batch)
-    found = FastEngine(model.decoder, model.adapter, features, dropout=0.5, seed=0).compute_label_losses(batch)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
-    assert (found - bare).abs().max() > 1e-2  # the comparison can fail
+            base = reference.compute_label_losses(batch)
+    losses = FastEngine(model.decoder, model.adapter, features, dropout=0.5, seed=0).compute_label_losses(batch)
+    torch.testing.assert_close(losses, expected, rtol=0, atol=2e-5)
+    assert (losses - base).abs().max() > 1e-2  # negative control: the base model's losses differ
 
 
-def test_an_untuned_model_has_no_adapter(tiny: Path, features: Features) -> None:
-    model = load_fast_model(BaseCheckpoint.from_folder(tiny), None, features, torch.float32)
-    assert model.adapter is None
-    assert model.speaker is model.speaker
+def test_a_base_model_has_no_adapter(tiny: Path, features: Features) -> None:
+    assert load_fast_model(BaseCheckpoint.from_folder(tiny), None, features, torch.float32).adapter is None
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_an_opening_ends_with_the_adapter_that_was_drawn_or_saved(
-    tiny: Path, saved: Path, features: Features, batch: PackedBatch, resumed: bool
-) -> None:
-    opening = PendingEngine(
-        BaseCheckpoint.from_folder(tiny), LoraSettings(rank=4, alpha=8), features, torch.float32, seed=5,
-        resume_from=saved if resumed else None, group_by_image=False, recompute_layers=1, first_batches=[batch],
-    )  # fmt: skip
-    engine = opening.wait_for_engine()
-    if resumed:
-        state = SavedAdapter.load(saved).state
-        assert all(torch.equal(tensor, state[name]) for name, tensor in engine.adapter.copy_to_cpu().items())
-    else:
-        assert torch.equal(engine.adapter.values, FlatLoraParams.init_values(engine.adapter.shape, 5))
-
-
-def test_what_cannot_be_answered_is_named(tiny: Path, saved: Path, tmp_path: Path) -> None:
-    checkpoint, folder = BaseCheckpoint.from_folder(tiny), shutil.copytree(saved, tmp_path / "copied")
+def test_an_unsupported_adapter_is_explained(tiny: Path, saved: Path, tmp_path: Path) -> None:
+    checkpoint, folder = BaseCheckpoint.from_folder(tiny), shutil.copytree(saved, tmp_path / "copy")
     assert explain_unsupported_inference(checkpoint, None) is None
     assert explain_unsupported_inference(checkpoint, SavedAdapter.load(saved)) is None
     (folder / CONFIG_FILE).write_text(json.dumps(json.loads((folder / CONFIG_FILE).read_text()) | {"use_dora": True}))

@@ -1,4 +1,4 @@
-"""What an adapter was trained with is kept beside it, and demanded back."""
+"""Metadata is written and read back, and another base model than the recorded one is refused."""
 
 import json
 import shutil
@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import METADATA_FILE, PEFT_FILE, AdapterMetadata
+from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE, AdapterMetadata
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
-def test_it_reads_back_as_it_was_written(contract: AdapterMetadata, tmp_path: Path) -> None:
+def test_metadata_reads_back_as_written(contract: AdapterMetadata, tmp_path: Path) -> None:
     contract.write(tmp_path)
     assert AdapterMetadata.load(tmp_path) == contract
     assert json.loads((tmp_path / METADATA_FILE).read_text())["format"] == 1
 
 
-def test_a_folder_without_one_is_no_adapter(contract: AdapterMetadata, tmp_path: Path) -> None:
+def test_a_folder_without_metadata_is_no_adapter(contract: AdapterMetadata, tmp_path: Path) -> None:
     contract.write(tmp_path)
     (tmp_path / "odd" / METADATA_FILE).mkdir(parents=True)
     for folder in (tmp_path / "none", tmp_path / METADATA_FILE, tmp_path / "odd"):
@@ -28,20 +28,20 @@ def test_a_folder_without_one_is_no_adapter(contract: AdapterMetadata, tmp_path:
         assert "adapter" in str(caught.value.hint)
 
 
-def test_an_adapter_made_elsewhere_is_taken_as_the_tutorials(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / PEFT_FILE).write_text(json.dumps({"base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}))
+def test_an_adapter_of_peft_gets_the_tutorials_settings(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}))
     contract = AdapterMetadata.load_or_infer(tmp_path)
     assert not contract.is_ours
     assert contract.model == "./Qwen/Qwen2-VL-2B-Instruct"
     assert contract.processor.image_size == (280, 280)
-    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "any template")  # nothing is known that could be wrong
-    (tmp_path / PEFT_FILE).write_text("{")
+    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "any template")  # nothing is recorded to compare with
+    (tmp_path / CONFIG_FILE).write_text("{")
     with pytest.raises(LorgnetteError, match=r"adapter_config\.json cannot be read"):
         AdapterMetadata.load_or_infer(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changed", "what"),
+    ("changed", "message"),
     [
         ({"prompt": None}, "lorgnette.json does not fit: prompt: "),
         ({"processor": {"image_size": "wide"}}, "lorgnette.json does not fit: processor.image_size."),
@@ -49,13 +49,13 @@ def test_an_adapter_made_elsewhere_is_taken_as_the_tutorials(tiny: Path, tmp_pat
         ({"invented": 1}, "lorgnette.json does not fit: invented: "),
     ],
 )
-def test_a_part_that_does_not_fit_is_named(
-    contract: AdapterMetadata, tmp_path: Path, changed: dict[str, Any], what: str
+def test_an_invalid_field_is_named(
+    contract: AdapterMetadata, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     (tmp_path / METADATA_FILE).write_text(json.dumps(contract.model_dump(mode="json") | changed))
     with pytest.raises(LorgnetteError) as caught:
         AdapterMetadata.load(tmp_path)
-    assert caught.value.message.startswith(what)
+    assert caught.value.message.startswith(message)
     assert caught.value.where == str(tmp_path / METADATA_FILE)
     assert caught.value.hint
 
@@ -69,26 +69,28 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     assert caught.value.hint
 
 
-def test_its_own_model_is_welcome_wherever_it_lies(contract: AdapterMetadata, tiny: Path, tmp_path: Path) -> None:
+def test_the_recorded_base_model_is_accepted_from_any_folder(
+    contract: AdapterMetadata, tiny: Path, tmp_path: Path
+) -> None:
     contract.check_base_model(BaseCheckpoint.from_folder(tiny), "template")
     contract.check_base_model(BaseCheckpoint.from_folder(shutil.copytree(tiny, tmp_path / "moved")), "template")
 
 
 @pytest.mark.parametrize(
-    ("changed", "template", "what"),
+    ("changed", "template", "message"),
     [
         ({"family": "qwen9_vl"}, "template", "base model is a qwen2_vl, the adapter's a qwen9_vl"),
         ({"fingerprint": "0" * 64}, "template", "base model has other weights"),
         ({}, "another template", "base model has another chat template"),
     ],
 )
-def test_another_model_is_refused_with_the_right_ones_name(
-    contract: AdapterMetadata, tiny: Path, changed: dict[str, Any], template: str, what: str
+def test_another_base_model_is_refused_and_the_right_one_named(
+    contract: AdapterMetadata, tiny: Path, changed: dict[str, Any], template: str, message: str
 ) -> None:
     with pytest.raises(LorgnetteError) as caught:
         contract.model_copy(update={"model": "the/right-one", **changed}).check_base_model(
             BaseCheckpoint.from_folder(tiny), template
         )
-    assert caught.value.message.startswith(what)
+    assert caught.value.message.startswith(message)
     assert caught.value.where == str(tiny)
     assert "the/right-one" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""PEFT's files, written and read without PEFT; what our engine cannot compute is said."""
+"""PEFT's files are written and read without PEFT; unsupported settings are named."""
 
 import json
 import shutil
@@ -12,44 +12,46 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lorgnette.config import TARGET_MODULES, LoraSettings
-from lorgnette.engine.peft_adapter import get_adapter_state
+from lorgnette.engine.peft_engine import get_adapter_state
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter, compute_scale
+from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, load_hf_config
-from lorgnette.models.qwen2_vl.family import FAMILIES
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
+from lorgnette.models.registry import FAMILIES
 
 
 @pytest.fixture
-def copied(saved: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(saved, tmp_path / "copied")
+def adapter_copy(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copy")
 
 
 @pytest.fixture
-def shapes(tiny: Path) -> tuple[TextConfig, VisionConfig]:
-    config = load_hf_config(BaseCheckpoint.from_folder(tiny))
+def configs(tiny: Path) -> tuple[TextConfig, VisionConfig]:
+    config = BaseCheckpoint.from_folder(tiny).load_hf_config()
     return TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
 
 
-def changed(folder: Path, **settings: Any) -> SavedAdapter:
+def change_config(folder: Path, **settings: Any) -> SavedAdapter:
     config = json.loads((folder / CONFIG_FILE).read_text())
     (folder / CONFIG_FILE).write_text(json.dumps(config | settings))
     return SavedAdapter.load(folder)
 
 
-def test_what_was_written_is_read(saved: Path, tuned: Any, shapes: tuple[TextConfig, VisionConfig]) -> None:
-    read, state = SavedAdapter.load(saved), get_adapter_state(tuned)
-    assert read.state.keys() == state.keys()
-    assert all(torch.equal(read.state[name], p) for name, p in state.items())
-    assert read.explain_unsupported(*shapes) is None
-    shape = read.build_shape(shapes[0])
+def test_written_files_read_back(saved: Path, tuned: Any, configs: tuple[TextConfig, VisionConfig]) -> None:
+    adapter, state = SavedAdapter.load(saved), get_adapter_state(tuned)
+    assert adapter.state.keys() == state.keys()
+    assert all(torch.equal(adapter.state[name], p) for name, p in state.items())
+    assert adapter.explain_unsupported(*configs) is None
+    shape = adapter.build_shape(configs[0])
     assert (shape.target_modules, shape.rank, shape.scale) == (TARGET_MODULES, 4, 2.0)
 
 
-def test_the_scale_is_pefts(copied: Path, shapes: tuple[TextConfig, VisionConfig]) -> None:
-    assert changed(copied, use_rslora=True).build_shape(shapes[0]).scale == 4.0
-    assert compute_scale(LoraSettings(rank=4, alpha=8)) == 2.0
-    assert compute_scale(LoraSettings(rank=4, alpha=8, use_rslora=True)) == 4.0
+def test_the_scale_equals_pefts(adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]) -> None:
+    assert change_config(adapter_copy, use_rslora=True).build_shape(configs[0]).scale == 4.0
+    for use_rslora, scale in ((False, 2.0), (True, 4.0)):
+        lora = LoraSettings(rank=4, alpha=8, use_rslora=use_rslora)
+        assert AdapterShape.from_settings(configs[0], lora).scale == scale
 
 
 @pytest.mark.parametrize(
@@ -63,91 +65,104 @@ def test_the_scale_is_pefts(copied: Path, shapes: tuple[TextConfig, VisionConfig
         ("arrow_config", {}), ("kasa_config", {}), ("monteclora_config", {}), ("velora_config", {}),
     ],
 )  # fmt: skip
-def test_what_our_engine_cannot_compute_is_named(
-    copied: Path, shapes: tuple[TextConfig, VisionConfig], setting: str, value: Any
+def test_an_unsupported_setting_is_named(
+    adapter_copy: Path, configs: tuple[TextConfig, VisionConfig], setting: str, value: Any
 ) -> None:
-    assert changed(copied, **{setting: value}).explain_unsupported(*shapes) == f"the adapter's {setting} {value!r}"
+    assert (
+        change_config(adapter_copy, **{setting: value}).explain_unsupported(*configs)
+        == f"the adapter's {setting} {value!r}"
+    )
 
 
 @pytest.mark.parametrize("value", [True, False, "gaussian", "orthogonal", "eva"])
-def test_how_factors_were_first_drawn_does_not_matter(
-    copied: Path, shapes: tuple[TextConfig, VisionConfig], value: Any
+def test_initializations_that_keep_the_frozen_weights_are_supported(
+    adapter_copy: Path, configs: tuple[TextConfig, VisionConfig], value: Any
 ) -> None:
-    assert changed(copied, init_lora_weights=value).explain_unsupported(*shapes) is None
+    assert change_config(adapter_copy, init_lora_weights=value).explain_unsupported(*configs) is None
 
 
 @pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"alora_invocation_tokens": [10, 11]}], ids=str)
-def test_the_same_tensors_may_mean_something_else(saved: Path, copied: Path, loaded: Any, settings: Any) -> None:
-    """Why such settings are refused: PEFT computes something else from the files."""
-    changed(copied, **settings)
+def test_unsupported_settings_change_the_logits_of_the_same_tensors(
+    saved: Path, adapter_copy: Path, loaded: Any, settings: Any
+) -> None:
+    """Why such settings are refused: PEFT computes other logits from the same files."""
+    change_config(adapter_copy, **settings)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
-        plain, other = (PeftModel.from_pretrained(loaded(), f)(input_ids=tokens).logits for f in (saved, copied))
-    assert (plain - other).abs().max() > 1e-2
+        expected, logits = (
+            PeftModel.from_pretrained(loaded(), f)(input_ids=tokens).logits for f in (saved, adapter_copy)
+        )
+    assert (expected - logits).abs().max() > 1e-2
 
 
-def test_an_adapter_of_the_vision_tower_is_not_ours(copied: Path, shapes: tuple[TextConfig, VisionConfig]) -> None:
+def test_an_adapter_of_the_vision_tower_is_unsupported(
+    adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]
+) -> None:
     vision = FAMILIES["qwen2_vl"].build_target_pattern(TARGET_MODULES, ("vision",))
     for targets in (vision, ["q_proj", "qkv"]):
-        found = changed(copied, target_modules=targets).explain_unsupported(*shapes)
-        assert found == "an adapter of the vision tower"
+        reason = change_config(adapter_copy, target_modules=targets).explain_unsupported(*configs)
+        assert reason == "an adapter of the vision tower"
 
 
-def test_pefts_own_config_is_computed(
-    tiny: Path, tmp_path: Path, loaded: Callable[[], Any], shapes: tuple[TextConfig, VisionConfig]
+def test_a_config_written_by_peft_is_supported(
+    tiny: Path, tmp_path: Path, loaded: Callable[[], Any], configs: tuple[TextConfig, VisionConfig]
 ) -> None:
-    """With every key that PEFT writes today, and targets as a list of names."""
+    """With every key that PEFT writes, and target_modules as a list of names."""
     config = LoraConfig(r=2, lora_alpha=6, target_modules=["down_proj", "k_proj"], init_lora_weights=False)
     get_peft_model(loaded(), config).save_pretrained(tmp_path)
-    read = SavedAdapter.load(tmp_path)
-    assert read.explain_unsupported(*shapes) is None
-    shape = read.build_shape(shapes[0])
+    adapter = SavedAdapter.load(tmp_path)
+    assert adapter.explain_unsupported(*configs) is None
+    shape = adapter.build_shape(configs[0])
     assert (shape.target_modules, shape.rank, shape.scale) == (("k_proj", "down_proj"), 2, 3.0)
 
 
-def test_peft_reads_what_was_written(saved: Path, tuned: Any, loaded: Callable[[], Any]) -> None:
-    theirs, state = PeftModel.from_pretrained(loaded(), saved), get_adapter_state(tuned)
-    found = get_adapter_state(theirs)
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], p) for name, p in state.items())
-    config = theirs.peft_config["default"]
+def test_peft_reads_the_written_files(saved: Path, tuned: Any, loaded: Callable[[], Any]) -> None:
+    peft_model, state = PeftModel.from_pretrained(loaded(), saved), get_adapter_state(tuned)
+    loaded_state = get_adapter_state(peft_model)
+    assert loaded_state.keys() == state.keys()
+    assert all(torch.equal(loaded_state[name], p) for name, p in state.items())
+    config = peft_model.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0.5)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
-        wanted = tuned.eval()(input_ids=tokens).logits
-        assert torch.equal(theirs(input_ids=tokens).logits, wanted)
-        with theirs.disable_adapter():
-            assert not torch.allclose(theirs(input_ids=tokens).logits, wanted, atol=1e-2)
+        expected = tuned.eval()(input_ids=tokens).logits
+        assert torch.equal(peft_model(input_ids=tokens).logits, expected)
+        with peft_model.disable_adapter():
+            assert not torch.allclose(peft_model(input_ids=tokens).logits, expected, atol=1e-2)
 
 
-def test_names_of_older_transformers_are_todays(copied: Path, tuned: Any) -> None:
-    state = {n.replace(".language_model.layers.", ".layers."): t for n, t in load_file(copied / WEIGHTS_FILE).items()}
-    save_file(state, copied / WEIGHTS_FILE)
-    assert SavedAdapter.load(copied).state.keys() == get_adapter_state(tuned).keys()
+def test_names_of_older_transformers_are_converted(adapter_copy: Path, tuned: Any) -> None:
+    state = {
+        n.replace(".language_model.layers.", ".layers."): t for n, t in load_file(adapter_copy / WEIGHTS_FILE).items()
+    }
+    save_file(state, adapter_copy / WEIGHTS_FILE)
+    assert SavedAdapter.load(adapter_copy).state.keys() == get_adapter_state(tuned).keys()
 
 
-def test_a_missing_and_an_odd_tensor_are_refused_by_name(copied: Path, shapes: tuple[TextConfig, VisionConfig]) -> None:
-    state = load_file(copied / WEIGHTS_FILE)
+def test_missing_unknown_and_misshapen_tensors_are_named(
+    adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]
+) -> None:
+    state = load_file(adapter_copy / WEIGHTS_FILE)
     name = sorted(state)[3]
-    whole = state.pop(name)
-    rows, columns = whole.shape
-    for given, what in (
+    tensor = state.pop(name)
+    rows, columns = tensor.shape
+    for tensors, message in (
         (state, f"27 of 28 adapter tensors match the model; these do not: {name}"),
-        (state | {name: whole, "odd": whole.clone()}, "28 of 28 adapter tensors match the model; these do not: odd"),
+        (state | {name: tensor, "odd": tensor.clone()}, "28 of 28 adapter tensors match the model; these do not: odd"),
         (
-            state | {name: whole[:-1].contiguous()},
+            state | {name: tensor[:-1].contiguous()},
             f"adapter does not fit the model: {name} is [{rows - 1}, {columns}], not [{rows}, {columns}]",
         ),
     ):
-        save_file(given, copied / WEIGHTS_FILE)
+        save_file(tensors, adapter_copy / WEIGHTS_FILE)
         with pytest.raises(LorgnetteError) as caught:
-            SavedAdapter.load(copied).build_shape(shapes[0])
-        assert (caught.value.message, caught.value.where) == (what, str(copied))
+            SavedAdapter.load(adapter_copy).build_shape(configs[0])
+        assert (caught.value.message, caught.value.where) == (message, str(adapter_copy))
 
 
-def test_targets_that_are_no_pattern_are_refused(copied: Path, shapes: tuple[TextConfig, VisionConfig]) -> None:
+def test_an_invalid_target_pattern_is_refused(adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]) -> None:
     with pytest.raises(LorgnetteError, match=f"{CONFIG_FILE} does not fit: "):
-        changed(copied, target_modules="(").build_shape(shapes[0])
+        change_config(adapter_copy, target_modules="(").build_shape(configs[0])
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The prediction is what was measured, and is made of what the engines really keep."""
+"""The prediction matches measurements, and counts what the engines really save."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, ProcessorSettings
-from lorgnette.engine import fast
-from lorgnette.engine.build_decoder import load_decoder
+from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.loading import load_decoder
 from lorgnette.errors import LorgnetteError
-from lorgnette.features import image_features
-from lorgnette.lora import flat_params
+from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl import text_decoder as decoders
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, load_hf_config
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, LayerActivations
+from lorgnette.models.registry import parse_configs
 from lorgnette.planning import memory
 from lorgnette.planning.memory import (
     GIB,
@@ -26,7 +26,6 @@ from lorgnette.planning.memory import (
     compute_usable_bytes,
     find_fit,
     min_recompute_layers,
-    pad_tokens,
     predict_memory,
 )
 from lorgnette.processing.packing import pack
@@ -35,155 +34,131 @@ from lorgnette.types import Example
 
 TEXT = TextConfig(28, 1536, 12, 2, 128, 8960, 151936, 1e-6, 1e6, (16, 24, 24), tie_word_embeddings=True)
 VISION = VisionConfig(32, 1280, 16, 5120, 1536, 14, 2, 2, 3)
-FAST = Workload("fast", TEXT, VISION, TARGET_MODULES, 64, has_dropout=True, tokens=2100, labels=224, num_graphs=2)
+ADAPTER = AdapterShape(TEXT, TARGET_MODULES, 64, 1.0)
+FAST = Workload("fast", ADAPTER, VISION, has_dropout=True, tokens=2100, labels=224, num_graphs=2)
 """The tutorial's step at Qwen2-VL-2B's shapes."""
-LARGE = replace(FAST, rows=8300, labels=868)
-REFERENCE = replace(FAST, engine="reference", rows=2180, labels=216, feature_rows=50_000)
+LARGE = replace(FAST, tokens=8300, labels=868)
+REFERENCE = replace(FAST, engine="reference", tokens=2180, labels=216, feature_tokens=50_000)
 
 
-@pytest.mark.parametrize(
-    ("work", "gib"),
-    [
-        (REFERENCE, 13.0),
-        (replace(REFERENCE, dropout=False), 11.8),
-    ],
-)
-def test_within_seven_hundredths_of_what_was_measured(work: Workload, gib: float) -> None:
+@pytest.mark.parametrize(("workload", "gib"), [(REFERENCE, 13.0), (replace(REFERENCE, has_dropout=False), 11.8)])
+def test_the_prediction_is_within_7_percent_of_measurements(workload: Workload, gib: float) -> None:
     """torch.cuda.max_memory_allocated on one NVIDIA H200, torch 2.11."""
-    assert abs(predict_memory(work).peak_bytes / GIB / gib - 1) < 0.07
+    assert abs(predict_memory(workload).peak_bytes / GIB / gib - 1) < 0.07
 
 
 @pytest.mark.parametrize(
-    "change", [{"rank": 512}, {"rows": 3000}, {"again": 14}, {"number_bytes": 4}, {"targets": ("q_proj",)}]
-)
-def test_another_run_is_another_prediction(change: dict[str, Any]) -> None:
-    """The negative control: seven hundredths tell runs apart."""
-    work = REFERENCE if "number_bytes" in change else FAST
-    assert abs(predict_memory(replace(work, **change)).peak_bytes / predict_memory(work).peak_bytes - 1) > 0.07
+    "change",
+    [
+        {"adapter": replace(ADAPTER, rank=512)}, {"tokens": 3000}, {"recompute_layers": 14}, {"bytes_per_value": 4},
+        {"adapter": replace(ADAPTER, target_modules=("q_proj",))},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_run_differs_by_more_than_7_percent(change: dict[str, Any]) -> None:
+    """Negative control: 7 % tell runs apart."""
+    workload = REFERENCE if "bytes_per_value" in change else FAST
+    assert abs(predict_memory(replace(workload, **change)).peak_bytes / predict_memory(workload).peak_bytes - 1) > 0.07
 
 
-def test_what_autograd_keeps_of_a_row() -> None:
-    """111 kB a row and layer, counted by saved_tensors_hooks on transformers' modules with PEFT's fp32 adapter."""
-    assert round(memory._count_saved_reference(replace(REFERENCE, dropout=False)), -3) == 111_000
-
-
-def test_the_same_numbers_stand_where_they_are_used() -> None:
-    assert memory.FUSED_PROJECTIONS == flat_params.FUSED_PROJECTIONS
-    assert memory.MAX_PATCHES_PER_CALL == image_features.MAX_PATCHES_PER_CALL
-    assert memory.FEATURE_MEMORY_FRACTION == image_features._DEVICE_MEMORY_FRACTION
-    assert memory._MAX_LOGIT_ROWS == decoders.LABELS_PER_CHUNK
-    rows = range(1, 20_000, 7)
-    for parts in (2, 4, 32):
-        assert [memory._round_up(count, parts) for count in rows] == [fast._round_up(count, parts) for count in rows]
+def test_autograd_saves_111_kb_per_token_and_layer() -> None:
+    """Counted by saved_tensors_hooks on transformers' modules with PEFT's fp32 adapter."""
+    assert round(memory._count_saved_reference(replace(REFERENCE, has_dropout=False)), -3) == 111_000
 
 
 @pytest.fixture(params=[TARGET_MODULES, ("q_proj", "v_proj")], ids=len)
-def shape(request: pytest.FixtureRequest, tiny: Path) -> flat_params.AdapterShape:
-    return flat_params.AdapterShape(
-        TextConfig.from_hf_config(load_hf_config(BaseCheckpoint.from_folder(tiny))), request.param, 8, 1.0
-    )
+def workload(request: pytest.FixtureRequest, tiny: Path) -> Workload:
+    text, vision = parse_configs(BaseCheckpoint.from_folder(tiny).load_hf_config())
+    return Workload("fast", AdapterShape(text, request.param, 8, 1.0), vision, has_dropout=False, tokens=100, labels=10)
 
 
 @pytest.fixture
-def work(shape: flat_params.AdapterShape, tiny: Path) -> Workload:
-    vision = VisionConfig.from_hf_config(load_hf_config(BaseCheckpoint.from_folder(tiny)))
-    return Workload(
-        "fast", shape.text, vision, shape.target_modules, shape.rank, has_dropout=False, tokens=100, labels=10
-    )
-
-
-@pytest.fixture
-def decoder(shape: flat_params.AdapterShape, tiny: Path) -> Decoder:
-    """Float32, so that every number has four bytes."""
+def decoder(workload: Workload, tiny: Path) -> Decoder:
+    """In float32, so that every value has four bytes."""
     cpu = torch.device("cpu")
-    made = load_decoder(BaseCheckpoint.from_folder(tiny), shape, cpu, torch.float32)
-    flat_params.FlatLoraParams(shape, cpu).attach(made)
-    return made
+    decoder = load_decoder(BaseCheckpoint.from_folder(tiny), workload.adapter, cpu, torch.float32)
+    FlatLoraParams(workload.adapter, cpu).attach(decoder)
+    return decoder
 
 
-def test_the_weights_are_the_decoders(decoder: Decoder, work: Workload, shape: flat_params.AdapterShape) -> None:
+def test_predicted_weights_equal_the_decoders(decoder: Decoder, workload: Workload) -> None:
     linears = [t for linear in decoder.linears for t in (linear.weight, linear.bias, linear._a) if t is not None]
     norms = [norm for layer in decoder.layers for norm in (layer.input_norm, layer.post_attention_norm)]
     count = sum(tensor.numel() for tensor in [*linears, *norms, decoder.norm, decoder.embed_tokens])
-    moment = predict_memory(work).phases["backward"]
-    assert moment["weights"] == 2 * count
-    adapter = flat_params.FlatLoraParams(shape, torch.device("cpu"))
-    assert moment["adapter"] == 4 * 4 * adapter.values.numel()  # master, gradient, AdamW's two moments
+    items = predict_memory(workload).phases["backward"]
+    assert items["weights"] == 2 * count
+    adapter = FlatLoraParams(workload.adapter, torch.device("cpu"))
+    assert items["adapter"] == 4 * 4 * adapter.values.numel()  # value, gradient, AdamW's two moments
 
 
-def test_what_a_layer_keeps_is_what_is_counted(
-    decoder: Decoder, work: Workload, tiny: Path, conversations: list[Example]
+def test_predicted_activations_equal_the_saved_ones(
+    decoder: Decoder, workload: Workload, tiny: Path, conversations: list[Example]
 ) -> None:
-    batch = pack(
-        [Processor.from_folder(tiny, ProcessorSettings(image_size=(28, 28))).encode(conversations[0])],
-        num_labels_in_step=1,
-    )
-    room = fast.BatchShape.from_batch(batch).pad()
-    assert (room.tokens, room.labels) == (pad_tokens(len(batch.input_ids)), memory._round_up(len(batch.targets), 2))
-    station = fast.StaticInputs(fast.BatchShape.from_batch(batch), decoder)
-    station.copy_from(batch, 0)
-    first, last = (_bytes(saved, work) for saved in decoder.forward(station.x, station.batch, None).activations)
-    rows, last_rows = len(station.x), len(station.batch.last_attention_plan.query_indices)
-    assert first == rows * memory._count_saved_fast(work)
-    assert last == memory._count_saved_last_layer(work, rows, last_rows) < first
-    twice, _ = decoder.forward(station.x, station.batch, None, recompute_layers=1).activations
-    assert isinstance(twice, tuple)
+    processor = Processor.from_folder(tiny, ProcessorSettings(image_size=(28, 28)))
+    batch = pack([processor.encode(conversations[0])], 1)
+    inputs = StaticInputs(BatchShape.from_batch(batch), decoder)
+    inputs.copy_from(batch, 0)
+    activations = decoder.forward(inputs.x, inputs.batch, None).activations
+    first, last = (_count_bytes(saved, workload) for saved in activations)
+    tokens, last_layer_tokens = len(inputs.x), len(inputs.batch.last_attention_plan.query_indices)
+    assert first == tokens * memory._count_saved_fast(workload)
+    assert last == memory._count_saved_last_layer(workload, tokens, last_layer_tokens) < first
+    recomputed, _ = decoder.forward(inputs.x, inputs.batch, None, recompute_layers=1).activations
+    assert isinstance(recomputed, tuple)
 
 
-def _bytes(saved: object, work: Workload) -> int:
-    """Of numbers of two bytes, as on a GPU; attention there keeps a logsumexp a row and head besides."""
+def _count_bytes(saved: object, workload: Workload) -> int:
+    """With values of two bytes, as on a GPU, where attention also saves a log-sum-exp per token and head."""
     assert isinstance(saved, LayerActivations)
-    kept = [value for field in fields(saved) if isinstance(value := getattr(saved, field.name), Tensor)]
-    numbers, scales = (sum(t.numel() for t in kept if t.dim() == dims) for dims in (2, 1))
-    return 2 * numbers + 4 * scales + 4 * work.text.num_heads * len(saved.attn_ext)
+    tensors = [value for field in fields(saved) if isinstance(value := getattr(saved, field.name), Tensor)]
+    values, scales = (sum(t.numel() for t in tensors if t.dim() == dims) for dims in (2, 1))
+    return 2 * values + 4 * scales + 4 * workload.text.num_heads * len(saved.attn_ext)
 
 
-def test_layers_are_run_twice_no_more_than_needed() -> None:
-    everything = predict_memory(LARGE).peak_bytes
-    assert min_recompute_layers(LARGE, everything) == 0
-    few = min_recompute_layers(LARGE, everything - GIB)
-    assert 0 < few < 28
-    assert (
-        predict_memory(replace(LARGE, again=few)).peak_bytes
-        <= everything - GIB
-        < predict_memory(replace(LARGE, again=few - 1)).peak_bytes
-    )
-    with pytest.raises(LorgnetteError, match=r"even with every layer run twice.*lower train.max_tokens_per_microbatch"):
+def test_no_more_layers_are_recomputed_than_needed() -> None:
+    peak = predict_memory(LARGE).peak_bytes
+    assert min_recompute_layers(LARGE, peak) == 0
+    layers = min_recompute_layers(LARGE, peak - GIB)
+    assert 0 < layers < 28
+    enough, too_few = (predict_memory(replace(LARGE, recompute_layers=n)).peak_bytes for n in (layers, layers - 1))
+    assert enough <= peak - GIB < too_few
+    with pytest.raises(LorgnetteError, match=r"all layers recomputed.*lower train.max_tokens_per_microbatch"):
         min_recompute_layers(LARGE, 4 * GIB)
-    with pytest.raises(LorgnetteError, match=r"^13.2 GiB are needed, and 13.0 GiB are there"):
+    with pytest.raises(LorgnetteError, match=r"^not enough memory: 13.2 GiB needed, 13.0 GiB available"):
         min_recompute_layers(REFERENCE, 13 * GIB)
 
 
-def test_rows_are_lowered_first_and_no_further_than_an_example() -> None:
-    def fitting(gib: float, longest: int) -> MemoryFit | None:
-        return find_fit(LARGE, longest, int(gib * GIB))
+def test_tokens_are_reduced_before_layers_are_recomputed() -> None:
+    def fit(gib: float, longest_example: int) -> MemoryFit | None:
+        return find_fit(LARGE, longest_example, int(gib * GIB))
 
-    whole, fewer, twice = fitting(18, 150), fitting(12, 150), fitting(6, 4000)
-    assert whole == MemoryFit(8300, 0, predict_memory(LARGE).peak_bytes)
-    assert fewer is not None
-    assert 150 < fewer.max_tokens < 8300
-    assert fewer.recompute_layers == 0
-    assert twice is not None
-    assert (twice.max_tokens, twice.recompute_layers > 0) == (4000, True)
-    assert max(fewer.peak_bytes / 12, twice.peak_bytes / 6) <= GIB
-    assert fitting(4, 150) is None
-
-
-def test_features_that_do_not_fit_lie_on_the_host() -> None:
-    many = replace(FAST, feature_rows=50_000_000)
-    assert predict_memory(many).peak_bytes > 140 * GIB
-    found = find_fit(many, 150, compute_usable_bytes(24.0))
-    assert found is not None
-    assert found.peak_bytes < compute_usable_bytes(24.0)
+    unchanged, fewer_tokens, recomputed = fit(18, 150), fit(12, 150), fit(6, 4000)
+    assert unchanged == MemoryFit(8300, 0, predict_memory(LARGE).peak_bytes)
+    assert fewer_tokens is not None
+    assert 150 < fewer_tokens.max_tokens < 8300
+    assert fewer_tokens.recompute_layers == 0
+    assert recomputed is not None
+    assert recomputed.max_tokens == 4000, "no less than the longest example"
+    assert recomputed.recompute_layers > 0
+    assert max(fewer_tokens.peak_bytes / 12, recomputed.peak_bytes / 6) <= GIB
+    assert fit(4, 150) is None
 
 
-def test_an_eval_loss_can_need_the_most() -> None:
-    held_out = replace(FAST, held_out_rows=16_000, held_out_labels=1600)
-    assert predict_memory(held_out).peak_phase == "held-out"
-    assert predict_memory(held_out.limit_tokens(2100)).peak_phase == "backward"
+def test_features_that_do_not_fit_are_on_the_host() -> None:
+    workload = replace(FAST, feature_tokens=50_000_000)
+    assert predict_memory(workload).peak_bytes > 140 * GIB
+    fit = find_fit(workload, 150, compute_usable_bytes(24.0))
+    assert fit is not None
+    assert fit.peak_bytes < compute_usable_bytes(24.0)
 
 
-def test_an_open_tower_keeps_what_it_did_instead_of_features() -> None:
-    items = predict_memory(replace(REFERENCE, open_patches=6400)).phases["backward"]
+def test_an_eval_loss_can_be_the_peak() -> None:
+    workload = replace(FAST, eval_tokens=16_000, eval_labels=1600)
+    assert predict_memory(workload).peak_phase == "eval"
+    assert predict_memory(workload.limit_tokens(2100)).peak_phase == "backward"
+
+
+def test_a_trained_tower_saves_activations_instead_of_features() -> None:
+    items = predict_memory(replace(REFERENCE, trained_patches=6400)).phases["backward"]
     assert items["features"] == 0
     assert items["vision activations"] > GIB

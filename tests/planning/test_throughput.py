@@ -1,4 +1,4 @@
-"""Operations are counted as they are; the rest is an assumption that is said."""
+"""Operations are counted exactly; the assumed speed is reported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.config import TARGET_MODULES
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.planning.memory import Workload
 from lorgnette.planning.throughput import ENGINE_SPEEDS, GPU_TFLOPS, count_token_flops, count_tower_flops, estimate_time
@@ -13,39 +14,38 @@ from lorgnette.types import Image, ImageGrid
 
 TEXT = TextConfig(28, 1536, 12, 2, 128, 8960, 151936, 1e-6, 1e6, (16, 24, 24), tie_word_embeddings=True)
 VISION = VisionConfig(32, 1280, 16, 5120, 1536, 14, 2, 2, 3)
-WORK = Workload("fast", TEXT, VISION, TARGET_MODULES, 64, has_dropout=True, tokens=2100, labels=224)
+ADAPTER = AdapterShape(TEXT, TARGET_MODULES, 64, 1.0)
+WORKLOAD = Workload("fast", ADAPTER, VISION, has_dropout=True, tokens=2100, labels=224)
 GRID = ImageGrid(Image(Path("a.jpg")), 1, 20, 20, 2)
 
 
-def test_a_row_of_2b() -> None:
+def test_flops_of_a_token_at_2b() -> None:
     """1.310 G frozen parameters in the projections, 73.9 M in the factors."""
     frozen, trained = 28 * (1536 * 2048 + 1536**2 + 3 * 1536 * 8960), 28 * 64 * 41216
-    assert count_token_flops(WORK) == 4 * frozen + 6 * trained
-    assert count_token_flops(replace(WORK, again=28)) == 6 * frozen + 8 * trained
+    assert count_token_flops(WORKLOAD) == 4 * frozen + 6 * trained
+    assert count_token_flops(replace(WORKLOAD, recompute_layers=28)) == 6 * frozen + 8 * trained
 
 
-def test_a_picture_of_280_by_280() -> None:
-    patches, wide = 400, 4 * 1280
+def test_flops_of_an_image_of_280_by_280() -> None:
+    patches, merged = 400, 4 * 1280
     block = 1280 * (4 * 1280 + 2 * 5120) * patches + 2 * 1280 * patches**2
-    whole = 2 * (1176 * 1280 * patches + 32 * block + 100 * wide * (wide + 1536))
-    assert count_tower_flops(VISION, GRID) == whole
-    assert whole / 1e12 == pytest.approx(0.538, abs=5e-4)
+    total = 2 * (1176 * 1280 * patches + 32 * block + 100 * merged * (merged + 1536))
+    assert count_tower_flops(VISION, GRID) == total
+    assert total / 1e12 == pytest.approx(0.538, abs=5e-4)
 
 
-def test_time_follows_the_work_and_the_gpu() -> None:
-    whole = {"rows": 62 * 2100, "labels": 62 * 210, "passes": 62}
-    one = estimate_time(WORK, "H200", **whole, grids=[GRID])
-    assert one.steps_tflops == ENGINE_SPEEDS["fast"].step_fraction * GPU_TFLOPS["H200"]
-    assert estimate_time(WORK, "H200", **whole, grids=[GRID] * 3).features_s == pytest.approx(3 * one.features_s)
-    slower = estimate_time(WORK, "L4", **whole, grids=[])
-    assert slower.steps_s > 4 * one.steps_s
+def test_time_grows_with_the_work_and_depends_on_the_gpu() -> None:
+    steps = {"tokens": 62 * 2100, "labels": 62 * 210, "num_microbatches": 62}
+    time = estimate_time(WORKLOAD, "H200", **steps, grids=[GRID])
+    assert time.steps_tflops == ENGINE_SPEEDS["fast"].step_fraction * GPU_TFLOPS["H200"]
+    assert estimate_time(WORKLOAD, "H200", **steps, grids=[GRID] * 3).features_s == pytest.approx(3 * time.features_s)
+    slower = estimate_time(WORKLOAD, "L4", **steps, grids=[])
+    assert slower.steps_s > 4 * time.steps_s
     assert slower.features_s == 0
 
 
-def test_the_reference_engine_waits_for_its_launches() -> None:
-    small = {"rows": 100, "labels": 10, "passes": 10, "grids": []}
-    assert (
-        estimate_time(replace(WORK, engine="reference"), "H200", **small).steps_s
-        == 10 * ENGINE_SPEEDS["reference"].min_microbatch_s
-    )
-    assert estimate_time(WORK, "H200", **small).steps_s < 0.1
+def test_the_reference_engine_is_bound_by_its_launches() -> None:
+    steps = {"tokens": 100, "labels": 10, "num_microbatches": 10, "grids": []}
+    reference = estimate_time(replace(WORKLOAD, engine="reference"), "H200", **steps)
+    assert reference.steps_s == 10 * ENGINE_SPEEDS["reference"].min_microbatch_s
+    assert estimate_time(WORKLOAD, "H200", **steps).steps_s < 0.1

@@ -1,53 +1,48 @@
-"""What a training's examples come to: tokens, steps, passes, and the rows that each way of laying them out computes."""
+"""Counts tokens, steps and micro-batches of a training, and compares ways to batch its examples. Needs no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lorgnette.config import TrainSettings
 from lorgnette.processing.packing import build_prefix_trees
-from lorgnette.processing.prefix_tree import PrefixTree, Share
-from lorgnette.training.epoch_order import (
-    ImageGroups,
-    compute_steps_per_epoch,
-    select_examples,
-    select_grouped_examples,
-)
-from lorgnette.types import Encoded
+from lorgnette.processing.prefix_tree import PrefixTree
+from lorgnette.training.sampler import BatchSampler
 
 MAX_SAMPLED_STEPS = 256
-"""Steps of an epoch that are laid out; of a longer one, so many evenly spread."""
+"""Steps of an epoch that are packed; of a longer epoch, this many at even distances."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLengths:
-    """Of an example."""
+    """Tokens per example. histogram: (first, last, number of examples) per bar, both ends included."""
 
     min: int
     median: int
     p95: int
     max: int
     histogram: tuple[tuple[int, int, int], ...]
-    """(from, to, how many), both ends included."""
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], num_bars: int = 8) -> "TokenLengths":
-        found = np.sort(np.asarray(lengths))
-        width = -(-int(found[-1] - found[0] + 1) // num_bars)
-        borders = range(int(found[0]), int(found[-1]) + 1, width)
-        counted = tuple((at, at + width - 1, int(((found >= at) & (found < at + width)).sum())) for at in borders)
-        median, p95 = (int(np.quantile(found, q, method="higher")) for q in (0.5, 0.95))
-        return cls(int(found[0]), median, p95, int(found[-1]), counted)
+        values = np.sort(np.asarray(lengths))
+        first, last = int(values[0]), int(values[-1])
+        width = -(-(last - first + 1) // num_bars)
+        histogram = tuple(
+            (start, start + width - 1, int(((values >= start) & (values < start + width)).sum()))
+            for start in range(first, last + 1, width)
+        )
+        median, p95 = (int(np.quantile(values, q, method="higher")) for q in (0.5, 0.95))
+        return cls(first, median, p95, last, histogram)
 
 
 @dataclass(frozen=True, slots=True)
 class EpochTokens:
-    """Rows that one epoch computes, as each way of laying it out has it.
+    """Tokens that one epoch computes under each way to batch it.
 
-    padded: micro-batches of `batch_size`, each as long as its longest; packed: no padding, and nothing behind the last
-    label; shared: what any two examples of a pass begin with once; grouped: the same, the captions of a picture in one
-    pass (another order of examples).
+    padded: the examples of a step, each padded to the longest; packed: without padding and without tokens behind the
+    last label; prefix_shared: also common prefixes of a micro-batch only once; grouped_by_image: also all captions of
+    an image in one step, which is another order of examples.
     """
 
     padded: int
@@ -58,8 +53,7 @@ class EpochTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """The steps of a run. passes, rows, labels: of all of it, as the engine would run it; largest: (rows, labels) of
-    the largest pass; looked_at: how many steps these figures are made from; sizes: of their passes, in rows."""
+    """The steps of a run. num_microbatches, tokens and labels are of all steps, projected from num_sampled of them."""
 
     total_steps: int
     steps_per_epoch: int
@@ -67,73 +61,43 @@ class StepStats:
     num_microbatches: int
     tokens: int
     labels: int
-    largest_microbatch: tuple[int, int]
-    microbatch_tokens: tuple[int, ...]
+    largest_microbatch: int
+    """In tokens."""
 
 
-def count_steps(
-    examples: Sequence[Encoded], train: TrainSettings, seed: int, prefix_sharing: Share, *, group_by_image: bool = False
-) -> StepStats:
-    """The steps of the run's first epoch, for all. grouped: the captions of a picture stay together."""
-    per_step = train.batch_size
-    in_epoch = compute_steps_per_epoch(len(examples), per_step)
-    total = min(in_epoch * train.epochs, train.max_steps or in_epoch * train.epochs)
-    looked = list(_sample_steps(min(in_epoch, total)))
-    groups = ImageGroups.from_examples(examples) if group_by_image else None
-    passes = [
-        (tree.num_tokens, sum(encoded.num_labels for encoded in tree.examples))
-        for step in looked
-        for chosen in [
-            select_grouped_examples(step, groups, per_step, seed)
-            if groups
-            else select_examples(step, len(examples), per_step, seed)
-        ]
-        for tree in _split(examples, chosen, train, prefix_sharing)
-    ]
-    sizes = tuple(rows for rows, _ in passes)
-    each = total / len(looked)
+def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool) -> StepStats:
+    """Pack the steps of the first epoch and project them to the whole run."""
+    steps = list(_sample_steps(min(sampler.steps_per_epoch, sampler.total_steps)))
+    trees = [tree for step in steps for tree in _pack(sampler, step, max_tokens, prefix_sharing)]
+    tokens = [tree.num_tokens for tree in trees]
+    labels = sum(encoded.num_labels for tree in trees for encoded in tree.examples)
+    scale = sampler.total_steps / len(steps)
     return StepStats(
-        total, in_epoch, len(looked), num_microbatches=round(len(passes) * each), tokens=round(sum(sizes) * each),
-        labels=round(sum(labels for _, labels in passes) * each), largest_microbatch=max(passes), microbatch_tokens=sizes,
+        sampler.total_steps, sampler.steps_per_epoch, len(steps), round(len(trees) * scale), round(sum(tokens) * scale),
+        round(labels * scale), max(tokens),
     )  # fmt: skip
 
 
-def compare_layouts(examples: Sequence[Encoded], train: TrainSettings, seed: int) -> EpochTokens:
-    per_step = train.batch_size
-    in_epoch = compute_steps_per_epoch(len(examples), per_step)
-    groups = ImageGroups.from_examples(examples)
-    padded = packed = shared = grouped = 0
-    looked = list(_sample_steps(in_epoch))
-    for step in looked:
-        chosen = select_examples(step, len(examples), per_step, seed)
-        padded += _count_padded([len(examples[i].input_ids) for i in chosen], train.batch_size)
-        packed += sum(tree.num_tokens for tree in _split(examples, chosen, train, "none"))
-        shared += sum(tree.num_tokens for tree in _split(examples, chosen, train, "tree"))
-        together = select_grouped_examples(step, groups, per_step, seed)
-        grouped += sum(tree.num_tokens for tree in _split(examples, together, train, "tree"))
-    each = in_epoch / len(looked)
-    return EpochTokens(*(round(rows * each) for rows in (padded, packed, shared, grouped)))
+def compare_layouts(sampler: BatchSampler, grouped: BatchSampler, max_tokens: int) -> EpochTokens:
+    """grouped: the sampler that keeps the captions of an image together."""
+    steps = list(_sample_steps(sampler.steps_per_epoch))
+    padded = packed = prefix_shared = grouped_by_image = 0
+    for step in steps:
+        lengths = [len(sampler.examples[i].input_ids) for i in sampler.select(step)]
+        padded += len(lengths) * max(lengths)
+        packed += sum(tree.num_tokens for tree in _pack(sampler, step, max_tokens, prefix_sharing=False))
+        prefix_shared += sum(tree.num_tokens for tree in _pack(sampler, step, max_tokens, prefix_sharing=True))
+        grouped_by_image += sum(tree.num_tokens for tree in _pack(grouped, step, max_tokens, prefix_sharing=True))
+    scale = sampler.steps_per_epoch / len(steps)
+    return EpochTokens(*(round(tokens * scale) for tokens in (padded, packed, prefix_shared, grouped_by_image)))
 
 
-def find_largest_eval_microbatch(
-    examples: Sequence[Encoded], max_tokens: int, prefix_sharing: Share
-) -> tuple[int, int]:
-    """(rows, labels) of the largest pass of an eval loss."""
-    if not examples:
-        return 0, 0
-    trees = build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
-    return max((tree.num_tokens, sum(encoded.num_labels for encoded in tree.examples)) for tree in trees)
+def _pack(sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: bool) -> list[PrefixTree]:
+    """The micro-batches of a step, without their arrays."""
+    examples = (sampler.examples[i] for i in sampler.select(step))
+    return build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
 
 
-def _split(examples: Sequence[Encoded], chosen: Sequence[int], train: TrainSettings, share: Share) -> list[PrefixTree]:
-    return build_prefix_trees((examples[i] for i in chosen), train.max_tokens_per_microbatch, prefix_sharing=share)
-
-
-def _count_padded(lengths: Sequence[int], batch_size: int) -> int:
-    batches = (lengths[at : at + batch_size] for at in range(0, len(lengths), batch_size))
-    return sum(len(batch) * max(batch) for batch in batches)
-
-
-def _sample_steps(steps: int) -> Iterator[int]:
-    count = min(steps, MAX_SAMPLED_STEPS)
-    return (i * steps // count for i in range(count))
+def _sample_steps(num_steps: int) -> Iterator[int]:
+    count = min(num_steps, MAX_SAMPLED_STEPS)
+    return (i * num_steps // count for i in range(count))

@@ -1,65 +1,43 @@
-"""A model as our own engine holds it: decoder, adapter and image features, without transformers and PEFT."""
+"""Loads the fast engine's model: decoder, adapter and image features, without transformers and PEFT."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from lorgnette.config import LoraSettings
-from lorgnette.engine import warmup
-from lorgnette.engine.build_decoder import empty_adapter_shape, load_decoder
-from lorgnette.engine.fast import FastEngine
+from lorgnette.config import TargetModule
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
-from lorgnette.inference.generator import Generator
-from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
-from lorgnette.lora.peft_files import SavedAdapter, compute_scale
+from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, load_hf_config
-from lorgnette.models.qwen2_vl.config import find_unsupported_feature as unknown
-from lorgnette.models.qwen2_vl.text_decoder import Decoder
+from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.lora_linear import LoraLinear
+from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderLayer
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.models.registry import find_unsupported_feature, parse_configs
+from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.processing.image_processor import ImageProcessor
-from lorgnette.types import PackedBatch
 
 
 @dataclass(frozen=True)
 class FastModel:
-    """adapter: None for an untuned model."""
+    """A loaded model. adapter: None for a base model."""
 
     decoder: Decoder
     adapter: FlatLoraParams | None
     features: Features
 
-    @cached_property
-    def speaker(self) -> Generator:
-        """Kept with what it has recorded."""
-        return Generator(self.decoder, self.features)
-
-
-def build_features(
-    checkpoint: BaseCheckpoint,
-    rule: ImageProcessor,
-    device: torch.device,
-    dtype: torch.dtype,
-    disk_cache: FeatureDiskCache | None = None,
-) -> Features:
-    """Features of a frozen tower, which is read when the first picture needs it."""
-    tower = LazyTower(device, dtype, lambda: VisionTower.from_checkpoint(checkpoint, device, dtype))
-    return Features(tower, rule, is_live=False, disk_cache=disk_cache)
-
 
 def load_fast_model(
     checkpoint: BaseCheckpoint, saved: SavedAdapter | None, features: Features, dtype: torch.dtype
 ) -> FastModel:
-    """The model with a saved adapter, to answer. Raises LorgnetteError where the files do not fit."""
-    text = TextConfig.from_hf_config(load_hf_config(checkpoint))
-    device = features.device
+    """The model with a saved adapter, for inference. Raises LorgnetteError if the files do not fit."""
+    text, device = checkpoint.load_text_config(), features.device
     if saved is None:
-        return FastModel(load_decoder(checkpoint, empty_adapter_shape(text), device, dtype), None, features)
+        return FastModel(load_decoder(checkpoint, AdapterShape.empty(text), device, dtype), None, features)
     shape = saved.build_shape(text)
     decoder, adapter = load_decoder(checkpoint, shape, device, dtype), FlatLoraParams(shape, device)
     adapter.load_state_dict(saved.state)
@@ -67,110 +45,85 @@ def load_fast_model(
     return FastModel(decoder, adapter, features)
 
 
-class PendingEngine:
-    """A model to be trained, on its way while its pictures are made into features: weights are read (the tower's, if it
-    is needed, before the decoder's), kernels are warmed and the adapter is drawn on threads."""
-
-    def __init__(
-        self,
-        checkpoint: BaseCheckpoint,
-        lora: LoraSettings,
-        features: Features,
-        dtype: torch.dtype,
-        *,
-        seed: int,
-        resume_from: Path | None,
-        group_by_image: bool,
-        recompute_layers: int,
-        first_batches: Sequence[PackedBatch],
-    ) -> None:
-        """saved: the checkpoint folder of a run that is resumed; coming: batches that the training begins with."""
-        config, device = load_hf_config(checkpoint), features.device
-        shape = AdapterShape(TextConfig.from_hf_config(config), lora.target_modules, lora.rank, compute_scale(lora))
-        reading, drawing, tower, decoder = (
-            ThreadPoolExecutor(1, name) for name in ("reading", "drawing", "warming tower", "warming decoder")
-        )
-        self._warmups: list[Future[None]] = []
-        self._lazy_tower = features.lazy_tower if device.type == "cuda" and first_batches[0].grids else None
-        if self._lazy_tower is not None:
-            self._warmups.append(
-                tower.submit(
-                    warmup.warm_up_tower, VisionConfig.from_hf_config(config), first_batches[0].grids, device, dtype
-                )
-            )
-        if device.type == "cuda":
-            self._warmups.append(
-                decoder.submit(
-                    warmup.warm_up_decoder,
-                    shape,
-                    first_batches,
-                    features,
-                    dtype,
-                    dropout=lora.dropout,
-                    group_by_image=group_by_image,
-                )
-            )
-        if self._lazy_tower is not None:
-            self._lazy_tower.start_loading(reading, self._warmups)
-        self._decoder = reading.submit(load_decoder, checkpoint, shape, device, dtype)
-        self._adapter = FlatLoraParams(shape, device)
-        there = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        self._adapter_ready = drawing.submit(_init_adapter, self._adapter, seed, resume_from, there)
-        for pool in (reading, drawing, tower, decoder):
-            pool.shutdown(wait=False)
-        self._build_engine: Callable[[Decoder], FastEngine] = lambda decoder: FastEngine(
-            decoder,
-            self._adapter,
-            features,
-            dropout=lora.dropout,
-            seed=seed,
-            group_by_image=group_by_image,
-            recompute_layers=recompute_layers,
-        )
-        self._first_batches = first_batches
-
-    def wait_for_tower(self) -> None:
-        """Wait for the vision tower, where it is on its way. Raises LorgnetteError where the files are broken or do not
-        fit."""
-        if self._lazy_tower is not None:
-            self._lazy_tower.wait()
-
-    def wait_for_engine(self) -> FastEngine:
-        """Wait for all of it, and rehearse. Raises LorgnetteError as `tower` does.
-
-        What is rehearsed may read an adapter that is half drawn: nothing of it is kept, and `updated` follows.
-        """
-        for warmed in self._warmups:
-            warmed.result()
-        engine = self._build_engine(self._decoder.result())
-        engine.capture_ahead(self._first_batches)
-        self._adapter_ready.result()
-        engine.sync_weights()
-        return engine
-
-
 def explain_unsupported_inference(checkpoint: BaseCheckpoint, saved: SavedAdapter | None) -> str | None:
-    """Why this model cannot answer by our own engine, or None where it can."""
-    config = load_hf_config(checkpoint)
-    reason = unknown(config)
+    """Why the fast engine cannot run this model and adapter, or None if it can."""
+    config = checkpoint.load_hf_config()
+    reason = find_unsupported_feature(config)
     if reason is None and saved is not None:
-        reason = saved.explain_unsupported(TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config))
+        reason = saved.explain_unsupported(*parse_configs(config))
     return reason
 
 
-def _init_adapter(
-    adapter: FlatLoraParams, seed: int, resume_from: Path | None, zeroed: torch.cuda.Event | None
-) -> None:
-    """Give the adapter its first values, or those that were saved. there: on CUDA, once its memory is zeroed."""
-    beside = torch.cuda.Stream(adapter.values.device) if zeroed else None  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(beside):  # not behind the tower's pictures
-        if beside is not None and zeroed is not None:
-            beside.wait_event(zeroed)
-        if resume_from is None:
-            adapter.copy_from(FlatLoraParams.init_values(adapter.shape, seed))
-        else:
-            read = SavedAdapter.load(resume_from)
-            read.build_shape(adapter.shape.text)
-            adapter.load_state_dict(read.state)
-        if beside is not None:
-            beside.synchronize()
+def build_features(
+    checkpoint: BaseCheckpoint,
+    image_processor: ImageProcessor,
+    device: torch.device,
+    dtype: torch.dtype,
+    disk_cache: FeatureDiskCache | None = None,
+) -> Features:
+    """Features of a frozen vision tower, loaded when the first image needs it."""
+    tower = LazyTower(device, dtype, lambda: VisionTower.from_checkpoint(checkpoint, device, dtype))
+    return Features(tower, image_processor, is_live=False, disk_cache=disk_cache)
+
+
+def load_decoder(checkpoint: BaseCheckpoint, shape: AdapterShape, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """The decoder with room for an adapter of this shape; `FlatLoraParams.attach` adds the adapter.
+
+    Raises LorgnetteError if the files are broken or do not fit.
+    """
+    decoder, weights = allocate_decoder(shape, device, dtype)
+    load_weights_into(checkpoint, weights)
+    return decoder
+
+
+def allocate_decoder(
+    shape: AdapterShape, device: torch.device, dtype: torch.dtype
+) -> tuple[Decoder, dict[str, Tensor]]:
+    """The decoder with uninitialized memory, and views of its weights by their names in the checkpoint."""
+    text = shape.text
+    layers = [_allocate_layer(shape, i, device, dtype) for i in range(text.num_layers)]
+    embedding = torch.empty(text.vocab_size, text.hidden_size, device=device, dtype=dtype)
+    lm_head = embedding if text.tie_word_embeddings else torch.empty_like(embedding)
+    norm = torch.empty(text.hidden_size, device=device, dtype=dtype)
+    weights = {EMBEDDING: embedding, "model.language_model.norm.weight": norm}
+    if not text.tie_word_embeddings:
+        weights[LM_HEAD] = lm_head
+    for i, layer in enumerate(layers):
+        weights |= {f"model.language_model.layers.{i}.{name}": view for name, view in _name_weights(shape, layer)}
+    return Decoder(text, embedding, layers, norm, lm_head), weights
+
+
+def _allocate_layer(shape: AdapterShape, number: int, device: torch.device, dtype: torch.dtype) -> DecoderLayer:
+    # Seven dropout streams per layer, one for each projection, so that no two masks of the model are the same.
+    qkv, o, gate_up, down = (
+        _allocate_linear(shape, group, 7 * number + first, device, dtype)
+        for group, first in zip(FUSED_PROJECTIONS, (0, 3, 4, 6), strict=True)
+    )
+    norm1, norm2 = (torch.empty(shape.text.hidden_size, device=device, dtype=dtype) for _ in range(2))
+    return DecoderLayer(shape.text, norm1, qkv, o, norm2, gate_up, down)
+
+
+def _allocate_linear(
+    shape: AdapterShape, group: tuple[TargetModule, ...], rng_stream: int, device: torch.device, dtype: torch.dtype
+) -> LoraLinear:
+    """The fused matrix of the group's projections, with columns for their B factors."""
+    in_features = shape.in_features(group[0])
+    out_features = sum(shape.out_features(target) for target in group)
+    weight = torch.empty(out_features, in_features + shape.count_columns(group), device=device, dtype=dtype)
+    bias = torch.empty(out_features, device=device, dtype=dtype) if group[0] == "q_proj" else None
+    return LoraLinear(weight, bias, in_features, rng_stream)
+
+
+def _name_weights(shape: AdapterShape, layer: DecoderLayer) -> Iterator[tuple[str, Tensor]]:
+    """Each weight of the layer as a view of the fused matrices, by its name within the layer."""
+    yield "input_layernorm.weight", layer.input_norm
+    yield "post_attention_layernorm.weight", layer.post_attention_norm
+    for linear, group in zip(layer.linears, FUSED_PROJECTIONS, strict=True):
+        end = 0
+        for target in group:
+            rows = slice(end, end + shape.out_features(target))
+            end = rows.stop
+            block = "self_attn" if target.startswith(("q_", "k_", "v_", "o_")) else "mlp"
+            yield f"{block}.{target}.weight", linear.weight[rows, : linear.in_features]
+            if linear.bias is not None:
+                yield f"{block}.{target}.bias", linear.bias[rows]

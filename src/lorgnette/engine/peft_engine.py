@@ -1,10 +1,12 @@
-"""The reference engine: transformers' modules and PEFT's adapter, driven from a PackedBatch. Runs everywhere.
+"""The reference engine: transformers' modules with PEFT's adapter, driven from a PackedBatch. Runs everywhere.
 
-It goes through public seams only: the language model takes `inputs_embeds` and `position_ids`, the attention function
-is ours by name, and the head sees the rows that predict a label and no others.
+It uses public interfaces only: the language model takes `inputs_embeds` and `position_ids`, the attention function is
+registered by name (packed_attention.py), and the output layer sees only the tokens that predict a label.
 """
 
+import re
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,33 +15,41 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lorgnette.engine.packed_attention import build_segments
+from lorgnette.config import LoraSettings
+from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
+from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
+from lorgnette.lora.peft_files import CONFIG_FILE, HINT, SavedAdapter, check_names
+from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
+from lorgnette.models.family import Family
 from lorgnette.types import PackedBatch
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class ReferenceEngine:
-    """Losses of packed batches; gradients land in the adapter's `.grad`."""
+    """Computes losses of packed batches; adds gradients to the `.grad` of PEFT's parameters."""
 
-    prefix_sharing: bool = False
-    eval_prefix_sharing: bool = False
+    prefix_sharing = False
+    eval_prefix_sharing = False
 
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()
         self.model, self.features = model, features
         self._decoder = base.get_submodule("model.language_model")
-        self._head = base.get_submodule("lm_head")
+        self._lm_head = base.get_submodule("lm_head")
         self._embedding = base.get_input_embeddings()
         self.device = self._embedding.weight.device
         self.dtype = self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
-        """Σ weights · cross-entropy under dropout, which torch draws from a state of its own; the gradient is added
-        up."""
+        """The loss Σ weight · cross-entropy; its gradient is added to the parameters'.
+
+        rng_offset is not used: dropout draws from torch's global random state.
+        """
         self.model.train()
         loss = self.compute_weighted_loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -47,12 +57,12 @@ class ReferenceEngine:
 
     @torch.no_grad()
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """Σ weights · cross-entropy without dropout. The passes of a step add up to its mean loss."""
+        """The same loss without dropout and gradient."""
         self.model.eval()
         return self.compute_weighted_loss(batch)
 
     def sync_weights(self) -> None:
-        """Nothing to do: the optimizer's parameters are PEFT's own."""
+        """Does nothing: the optimizer updates PEFT's own parameters."""
 
     def compute_weighted_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         return (self.compute_label_losses(batch) * self._to_device(batch.label_weights)).sum()
@@ -63,26 +73,124 @@ class ReferenceEngine:
             hidden = self._decoder(
                 inputs_embeds=self._embed(batch)[None],
                 position_ids=self._to_device(batch.position_ids)[:, None],
-                attention_mask={"full_attention": None},  # segments say what may see what: no mask is built
+                attention_mask={"full_attention": None},  # the segments are the mask: transformers builds none
                 use_cache=False,
                 segments=build_segments([0, *np.unique(batch.visible_until).tolist()], self.device),
             ).last_hidden_state[0]
-            logits = self._head(hidden.index_select(0, self._to_device(batch.label_indices)))
+            logits = self._lm_head(hidden.index_select(0, self._to_device(batch.label_indices)))
         return cross_entropy(logits.float(), self._to_device(batch.targets).long(), reduction="none")
 
     def _embed(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
-        embedded: Tensor = self._embedding(self._to_device(batch.input_ids))
+        embeddings: Tensor = self._embedding(self._to_device(batch.input_ids))
         if not batch.grids:
-            return embedded
-        features = (
-            self.features.gather(batch.grids).to(embedded.dtype).index_select(0, self._to_device(batch.feature_indices))
-        )
-        return embedded.index_copy(0, self._to_device(batch.image_token_indices).long(), features)
+            return embeddings
+        features = self.features.gather(batch.grids).to(embeddings.dtype)
+        rows = features.index_select(0, self._to_device(batch.feature_indices))
+        return embeddings.index_copy(0, self._to_device(batch.image_token_indices).long(), rows)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """bf16 weights with fp32 adapters: PEFT's default pairing, computed in bf16."""
+        """bf16 weights with fp32 adapters, PEFT's default pairing, are computed in bf16."""
         half = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
+
+
+def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
+    """transformers' model in evaluation mode with every weight frozen.
+
+    Raises LorgnetteError if the files are broken, lack weights of the model, or hold others.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # its messages about loading are replaced by `info` below
+    transformers.utils.logging.disable_progress_bar()
+    cls = getattr(transformers, checkpoint.family.class_name)
+    try:
+        model, info = cls.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            device_map={"": device} if device.type == "cuda" else None,
+            attn_implementation={"text_config": ATTENTION_NAME, "vision_config": "sdpa"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a broken config.json or weight file raises nearly anything in there
+        raise LorgnetteError(
+            f"weights cannot be loaded: {str(error).strip().splitlines()[0]}",
+            where=str(checkpoint.folder),
+            hint=DOWNLOAD_AGAIN,
+        ) from error
+    mismatches = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+    }
+    names = [name for group in mismatches.values() for name in group]
+    if names:
+        counts = ", ".join(f"{len(group)} {kind}" for kind, group in mismatches.items() if group)
+        raise LorgnetteError(
+            f"weights do not fit the model: {counts} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})",
+            where=str(checkpoint.folder),
+            hint=DOWNLOAD_AGAIN,
+        )
+    # The checkpoint's own sampling defaults (Qwen2-VL's: temperature 0.01, top_k 1) would enter every generate call.
+    model.generation_config = transformers.GenerationConfig()
+    return model.requires_grad_(False).eval()
+
+
+def add_adapter(model: "PreTrainedModel", family: Family, lora: LoraSettings, seed: int) -> "PeftModel":
+    """Add a fresh adapter: A drawn from `seed`, B zero, so that the outputs do not change yet.
+
+    Its weights are fp32 whatever the model's dtype (PEFT's default), and the only trainable ones.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        target_modules=family.build_target_pattern(lora.target_modules, lora.parts),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool = False) -> "PeftModel":
+    """Load a saved adapter onto its base model.
+
+    Raises LorgnetteError if files are missing or broken, or if tensor names do not match exactly (PEFT only warns).
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    state = SavedAdapter.load(folder).state
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        config.inference_mode = not is_trainable
+        config.base_model_name_or_path = None  # the adapter's metadata checks the base model, not PEFT
+        peft_model = get_peft_model(model, config)
+        check_names(state.keys(), get_adapter_state(peft_model).keys(), folder)
+        set_peft_model_state_dict(peft_model, state)
+    except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
+        lines = str(error).splitlines()
+        fault = " ".join(line.strip() for line in lines[1:3] or lines)
+        raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), hint=HINT) from None
+    except (ValueError, TypeError, KeyError, re.error) as error:
+        raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT) from None
+    return peft_model.eval()
+
+
+def get_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """The adapter's parameters by their names in its file, in the model's order."""
+    return {name.replace(".default.", "."): p for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def copy_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """A copy of `get_adapter_state` on the CPU."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in get_adapter_state(model).items()}

@@ -1,7 +1,7 @@
-"""`lorgnette.json`: what an adapter was trained with, kept in its folder and honoured ever after.
+"""`lorgnette.json`: what an adapter was trained with. It is kept in the adapter's folder and used whenever it runs.
 
-The commonest "my tuned model is bad" is another resolution, prompt or template at prediction than in training; the
-second commonest is another base model. Needs no torch.
+Most bad answers of a fine-tuned model come from another resolution, prompt or template than in training, or from
+another base model. Needs no torch.
 """
 
 import json
@@ -16,14 +16,15 @@ from lorgnette.io.atomic import write_json
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 METADATA_FILE = "lorgnette.json"
-PEFT_FILE = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
+"""PEFT's."""
 _HINT = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
 class AdapterMetadata(BaseModel):
-    """model: the name or folder it was trained from; fingerprint: of that model's weights (Checkpoint.fingerprint).
+    """model: name or folder of the base model; fingerprint: of its weights (BaseCheckpoint.fingerprint).
 
-    None stands where it is not known, for an adapter that was not trained here.
+    None means unknown: the adapter was not trained by lorgnette.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -42,7 +43,7 @@ class AdapterMetadata(BaseModel):
 
     @classmethod
     def load(cls, adapter: Path) -> "AdapterMetadata":
-        """Raises LorgnetteError where the folder is no adapter of ours."""
+        """Raises LorgnetteError if the folder is not an adapter of lorgnette's."""
         path = adapter / METADATA_FILE
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -51,23 +52,25 @@ class AdapterMetadata(BaseModel):
                 f"no adapter here: {METADATA_FILE} is missing", where=str(adapter), hint="name a run's `adapter` folder"
             ) from None
         except ValidationError as error:
-            fault = error.errors()[0]
-            what = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ")
-            raise LorgnetteError(f"{METADATA_FILE} does not fit: {what}", where=str(path), hint=_HINT) from None
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            raise LorgnetteError(f"{METADATA_FILE} does not fit: {reason}", where=str(path), hint=_HINT) from None
         except ValueError as error:
             raise LorgnetteError(f"{METADATA_FILE} cannot be read: {error}", where=str(path), hint=_HINT) from None
 
     @classmethod
     def load_or_infer(cls, adapter: Path) -> "AdapterMetadata":
-        """The adapter's own, or, for one that PEFT alone has written, what the tutorial trains with: nothing in such a
-        folder says otherwise, so say it to whoever asks."""
-        foreign = adapter / PEFT_FILE
-        if (adapter / METADATA_FILE).exists() or not foreign.is_file():
+        """The adapter's metadata; for an adapter that only PEFT wrote, the tutorial's settings.
+
+        Such a folder does not record its settings, so the caller should report the assumption.
+        """
+        peft_config = adapter / CONFIG_FILE
+        if (adapter / METADATA_FILE).exists() or not peft_config.is_file():
             return cls.load(adapter)
         try:
-            base = json.loads(foreign.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            base = json.loads(peft_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
         except (ValueError, AttributeError) as error:
-            raise LorgnetteError(f"{PEFT_FILE} cannot be read: {error}", where=str(foreign), hint=_HINT) from None
+            raise LorgnetteError(f"{CONFIG_FILE} cannot be read: {error}", where=str(peft_config), hint=_HINT) from None
         return cls(
             family=None, model=base or "unknown", revision=None, fingerprint=None, prompt=DataSettings().prompt,
             chat_template=None, processor=ProcessorSettings(),
@@ -75,26 +78,24 @@ class AdapterMetadata(BaseModel):
 
     @property
     def is_ours(self) -> bool:
-        """Whether the adapter was trained here, so that its base model can be told from another."""
+        """Whether lorgnette trained the adapter, so that its base model can be checked."""
         return self.fingerprint is not None
 
     def check_base_model(self, checkpoint: BaseCheckpoint, chat_template: str) -> None:
-        """Raises LorgnetteError where the base model is not the one the adapter was trained on."""
-        where, remedy = str(checkpoint.folder), f"the adapter was trained on {self.model}: give that with --model"
-        remedy += f"; if it is that, it or {METADATA_FILE} has changed since"
+        """Raises LorgnetteError if the adapter was trained on another base model. Checks nothing if that is unknown."""
         if not self.is_ours:
             return
         if checkpoint.family.model_type != self.family:
-            raise LorgnetteError(
-                f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}",
-                where=where,
-                hint=remedy,
-            )
-        if checkpoint.fingerprint != self.fingerprint:
-            raise LorgnetteError(
-                "base model has other weights than the adapter was trained on", where=where, hint=remedy
-            )
-        if chat_template != self.chat_template:
-            raise LorgnetteError(
-                "base model has another chat template than the adapter was trained on", where=where, hint=remedy
-            )
+            message = f"base model is a {checkpoint.family.model_type}, the adapter's a {self.family}"
+        elif checkpoint.fingerprint != self.fingerprint:
+            message = "base model has other weights than the adapter was trained on"
+        elif chat_template != self.chat_template:
+            message = "base model has another chat template than the adapter was trained on"
+        else:
+            return
+        raise LorgnetteError(
+            message,
+            where=str(checkpoint.folder),
+            hint=f"the adapter was trained on {self.model}: give that with --model; if you did, it or {METADATA_FILE} "
+            "has changed since",
+        )

@@ -1,10 +1,9 @@
-"""PEFT's two files, read and written without PEFT, and `lorgnette.json` beside them.
+"""PEFT's two adapter files, read and written without PEFT.
 
-Importing PEFT and transformers takes longer than training on five hundred pictures does; two files need neither.
+Importing PEFT and transformers takes longer than training on five hundred images; two files need neither.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, LoraSettings, TargetModule
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.flat_params import AdapterShape
-from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.metadata import CONFIG_FILE, AdapterMetadata
+from lorgnette.models.adapter_shape import AdapterShape, compute_scale
+from lorgnette.models.family import Family
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
-from lorgnette.models.qwen2_vl.family import Family
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-HINT = "give a whole adapter, and the base model it was trained on"
+WEIGHTS_FILE = "adapter_model.safetensors"
+HINT = "give a complete adapter, and the base model it was trained on"
 _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False, None), "use_dora": (False, None),
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "layers_to_transform": (None,),
@@ -33,13 +32,15 @@ _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,), "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,),
     "use_bdlora": (False, None), "use_qalora": (False, None), "velora_config": (None,),
 }  # fmt: skip
-"""Settings of PEFT's that our own engine computes, with the values it knows. Some change what is computed and leave the
-tensors' names and shapes as they are (activated LoRA, PiSSA, OLoRA)."""
+"""PEFT's settings with the values that the fast engine supports, the first being PEFT's default.
+
+Some change the result but not the tensors' names and shapes (activated LoRA, PiSSA, OLoRA).
+"""
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter's files as they lie in `folder`; names are today's."""
+    """The content of an adapter's files, with transformers' current tensor names."""
 
     folder: Path
     config: dict[str, Any]
@@ -47,14 +48,14 @@ class SavedAdapter:
 
     @classmethod
     def load(cls, folder: Path) -> "SavedAdapter":
-        """Raises LorgnetteError where files are missing or broken."""
+        """Raises LorgnetteError for missing or broken files."""
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise LorgnetteError(
                     f"no adapter here: {name} is missing", where=str(folder), hint="name a run's `adapter` folder"
                 )
         try:
-            state = {todays_name(name): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
+            state = {convert_lora_name(name): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         except SafetensorError as error:
             raise LorgnetteError(
                 f"adapter cannot be read: {error}", where=str(folder / WEIGHTS_FILE), hint=HINT
@@ -63,25 +64,23 @@ class SavedAdapter:
             config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             config["target_modules"], int(config["r"]), float(config["lora_alpha"])
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT) from None
+            raise _build_config_error(error, folder) from None
         return cls(folder, config, state)
 
     def explain_unsupported(self, text: TextConfig, vision: VisionConfig) -> str | None:
-        """Why our own engine cannot compute this adapter, or None where it can; PEFT may still."""
-        for name, known in _SUPPORTED_VALUES.items():
-            if self.config.get(name, known[0]) not in known:
-                return f"the adapter's {name} {self.config[name]!r}"
-        if any(
-            _is_targeted(self.config["target_modules"], name) for name in _list_linears(vision.list_weight_shapes())
-        ):
+        """Why the fast engine cannot run this adapter, or None if it can. PEFT may still run it."""
+        if option := find_unsupported_option(self.config):
+            return f"the adapter's {option} {self.config[option]!r}"
+        target_modules = self.config["target_modules"]
+        if any(_is_targeted(target_modules, name) for name in _list_linears(vision.list_weight_shapes())):
             return "an adapter of the vision tower"
         return None
 
     def build_shape(self, text: TextConfig) -> AdapterShape:
-        """Raises LorgnetteError where the tensors are not those that the adapter's own settings ask for."""
-        rank = int(self.config["r"])
-        root = math.sqrt(rank) if self.config.get("use_rslora") else rank
-        shape = AdapterShape(text, self._find_targets(text), rank, float(self.config["lora_alpha"]) / root)
+        """Raises LorgnetteError if the tensors do not match the adapter's config."""
+        rank, alpha = int(self.config["r"]), float(self.config["lora_alpha"])
+        scale = compute_scale(rank, alpha, bool(self.config.get("use_rslora")))
+        shape = AdapterShape(text, self._find_targets(text), rank, scale)
         sizes = shape.factor_shapes()
         check_names(self.state.keys(), sizes.keys(), self.folder)
         for name, size in sizes.items():
@@ -94,21 +93,18 @@ class SavedAdapter:
         return shape
 
     def _find_targets(self, text: TextConfig) -> tuple[TargetModule, ...]:
+        linears = _list_linears(text.list_weight_shapes())
         try:
-            found = {
-                name.rpartition(".")[2]
-                for name in _list_linears(text.list_weight_shapes())
-                if _is_targeted(self.config["target_modules"], name)
-            }
+            names = {name.rpartition(".")[2] for name in linears if _is_targeted(self.config["target_modules"], name)}
         except re.error as error:
-            raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(self.folder), hint=HINT) from None
-        return tuple(target for target in TARGET_MODULES if target in found)
+            raise _build_config_error(error, self.folder) from None
+        return tuple(target for target in TARGET_MODULES if target in names)
 
 
 def write_adapter(
     folder: Path, state: Mapping[str, Tensor], family: Family, lora: LoraSettings, metadata: AdapterMetadata
 ) -> None:
-    """The two files and `lorgnette.json` into a folder that is there. Raises OSError where the disk is full."""
+    """Write PEFT's two files and lorgnette.json into an existing folder. Raises OSError if the disk is full."""
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -124,46 +120,52 @@ def write_adapter(
         "inference_mode": True,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     try:
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE, {"format": "pt"}
-        )
+        save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     metadata.write(folder)
 
 
-def compute_scale(lora: LoraSettings) -> float:
-    """What B·A·x is multiplied with."""
-    return lora.alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)
+def find_unsupported_option(config: Mapping[str, Any]) -> str | None:
+    """The first option of adapter_config.json that the fast engine does not support, or None."""
+    options = (name for name, supported in _SUPPORTED_VALUES.items() if config.get(name, supported[0]) not in supported)
+    return next(options, None)
 
 
-def check_names(saved: Set[str], wanted: Set[str], folder: Path) -> None:
-    """PEFT would only warn, and answer with an adapter that is half there or not there at all."""
-    odd = sorted(saved ^ wanted)
-    if odd:
+def check_names(saved: Set[str], expected: Set[str], folder: Path) -> None:
+    """Raises LorgnetteError if tensor names differ. PEFT only warns and runs with part of the adapter."""
+    different = sorted(saved ^ expected)
+    if different:
         raise LorgnetteError(
-            f"{len(saved & wanted)} of {len(wanted)} adapter tensors match the model; these do not: "
-            f"{', '.join(odd[:4])}{', …' if len(odd) > 4 else ''}",
+            f"{len(saved & expected)} of {len(expected)} adapter tensors match the model; these do not: "
+            f"{', '.join(different[:4])}{', …' if len(different) > 4 else ''}",
             where=str(folder),
             hint=HINT,
         )
 
 
-def _list_linears(sizes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Modules with a matrix, by the name that `target_modules` speaks of."""
-    return [name.removesuffix(".weight") for name, size in sizes.items() if len(size) == 2 and "embed" not in name]
+def convert_lora_name(name: str) -> str:
+    """transformers' current name of an adapter's tensor.
+
+    Until transformers 4.52 the decoder's layers were at `model.layers` and the tower at `visual`.
+    """
+    name = re.sub(r"^base_model\.model\.model\.layers\.", "base_model.model.model.language_model.layers.", name)
+    return re.sub(r"^base_model\.model\.visual\.", "base_model.model.model.visual.", name)
+
+
+def _build_config_error(error: Exception, folder: Path) -> LorgnetteError:
+    return LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT)
+
+
+def _list_linears(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the modules with a matrix, as `target_modules` uses them."""
+    return [name.removesuffix(".weight") for name, size in shapes.items() if len(size) == 2 and "embed" not in name]
 
 
 def _is_targeted(target_modules: str | list[str], name: str) -> bool:
-    """PEFT's rule: a string is a pattern of the whole name, a list holds names or their last parts."""
+    """PEFT's rule: a string is a pattern of the whole name; a list holds names or their last parts."""
     if isinstance(target_modules, str):
         return re.fullmatch(target_modules, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in target_modules)
-
-
-def todays_name(name: str) -> str:
-    """An adapter's tensor as plain peft looks for it. Until transformers 4.52 the decoder's layers stood at
-    `model.layers` and the tower at `visual`."""
-    name = re.sub(r"^base_model\.model\.model\.layers\.", "base_model.model.model.language_model.layers.", name)
-    return re.sub(r"^base_model\.model\.visual\.", "base_model.model.model.visual.", name)

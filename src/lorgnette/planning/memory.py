@@ -1,62 +1,57 @@
-"""How much of a GPU's memory a run needs, from shapes alone, and what makes it fit into less. Needs no torch.
+"""Predicts how much GPU memory a run needs, from shapes alone. Needs no torch.
 
-    features   weights · tower · what it computes with · features (and in the fast engine, a pass in small)
-    loss       weights · adapter · features · what every layer keeps · logits
-    backward   weights · adapter · features · what every layer keeps · one layer's gradients
-    held-out   weights · adapter · features · one layer, nothing kept · logits
+    features   weights · tower · its activations · features (and in the fast engine, the small decoder of the warm-up)
+    loss       weights · adapter · features · what every layer saves · logits
+    backward   weights · adapter · features · what every layer saves · one layer's gradients
+    eval       weights · adapter · features · one layer, nothing saved · logits
 
-The fullest of these moments is the peak: what torch.cuda.max_memory_allocated counts. T rows, C hidden, H heads, K key
-heads, D head width, F MLP width, L layers, V tokens, r rank, as in decoder.py.
+The largest of these phases is the peak: what torch.cuda.max_memory_allocated counts. All sizes are in bytes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from lorgnette.config import TargetModule
+from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, WeightShapes
+from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
+from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes
+from lorgnette.models.registry import parse_configs
+from lorgnette.planning.limits import (
+    FEATURE_MEMORY_FRACTION,
+    MAX_PATCHES_PER_CALL,
+    WARMUP_LAYERS,
+    pad_labels,
+    pad_last_layer_tokens,
+    pad_tokens,
+)
+from lorgnette.types import Encoded, ImageGrid
 
 EngineName = Literal["fast", "reference"]
 Items = Mapping[str, int]
-"""Bytes by what they are for."""
+"""Bytes by purpose."""
 
 GIB = 2**30
-FUSED_PROJECTIONS: tuple[tuple[TargetModule, ...], ...] = (
-    ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",),
-)  # fmt: skip
-"""Projections of one input: in the fast engine, one matrix."""
-MAX_PATCHES_PER_CALL = 16384
-"""That the tower takes in one call (features.py)."""
-FEATURE_MEMORY_FRACTION = 0.25
-"""Of the memory that is free before the first feature is made: what features may take, the rest lies on the host
-(features.py)."""
-_MAX_LOGIT_ROWS = 2048  # rows of logits of the fast engine (decoder.py)
 _WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
-WARMUP_LAYERS = 2
-"""Of the model in small that warms the kernels: a decoder's last layer is another than those before it."""
-_CUDA_CONTEXT_BYTES = GIB // 2  # the CUDA context and its kernels, which torch does not count
-_FRAGMENTATION = 0.05  # of the device: what the allocator cannot use for the holes in it
+_CUDA_CONTEXT_BYTES = GIB // 2  # the context and its kernels, which torch does not count
+_FRAGMENTATION = 0.05  # share of the device that the allocator cannot use
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What a run computes with, and the most it computes at once.
 
-    number_bytes: of a weight, 2 or 4. rows, labels: of the largest pass; held_out_rows, held_out_labels: of the largest
-    pass of an eval loss. again: layers that are run twice instead of kept. rooms: shapes of passes that are recorded.
-    feature_rows: image tokens of all distinct pictures. tower: whether the fast engine's is never loaded, as where
-    all features are on disk, or there while features are made, or to the end, as the reference engine's always is.
-    open_patches: patches of the largest pass, where the vision
-    blocks are trained too and keep what they did; features are then not kept.
+    tokens, labels: of the largest micro-batch; eval_tokens, eval_labels: of the largest one of an eval loss.
+    bytes_per_value: of a weight, 2 or 4. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all
+    distinct images. tower_residency: the vision tower is never loaded (all features are on disk), loaded while features
+    are computed, or loaded always (reference engine). trained_patches: patches of the largest micro-batch if the vision
+    blocks are trained; they then save activations, and features are not stored.
     """
 
     engine: EngineName
-    text: TextConfig
+    adapter: AdapterShape
     vision: VisionConfig
-    target_modules: tuple[TargetModule, ...]
-    rank: int
     has_dropout: bool
     tokens: int
     labels: int
@@ -66,11 +61,51 @@ class Workload:
     recompute_layers: int = 0
     num_graphs: int = 1
     feature_tokens: int = 0
-    tower_residency: Literal["never", "while features are made", "to the end"] = "never"
+    tower_residency: Literal["never", "features", "always"] = "never"
     trained_patches: int = 0
 
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        hf_config: Mapping[str, Any],
+        engine: EngineName,
+        examples: Sequence[Encoded],
+        held_out: Sequence[Encoded],
+        grids: Iterable[ImageGrid],
+    ) -> "Workload":
+        """An upper bound for every step: a micro-batch of the longest examples, none of which share tokens.
+
+        grids: the distinct images of all examples.
+        """
+        (text, vision), batch_size = parse_configs(hf_config), settings.train.batch_size
+        lengths = [len(encoded.input_ids) for encoded in [*examples, *held_out]]
+        max_tokens = max(settings.train.max_tokens_per_microbatch, *lengths)
+        tokens = min(max_tokens, batch_size * max(lengths))
+        labels = min(tokens, batch_size * max(encoded.num_labels for encoded in [*examples, *held_out]))
+        eval_tokens = min(max_tokens, sum(lengths[len(examples) :]))
+        return cls(
+            engine,
+            AdapterShape.from_settings(text, settings.lora),
+            vision,
+            has_dropout=settings.lora.dropout > 0,
+            tokens=tokens,
+            labels=labels,
+            bytes_per_value=4 if settings.dtype == "float32" else 2,
+            eval_tokens=eval_tokens,
+            eval_labels=eval_tokens,
+            num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
+            feature_tokens=sum(grid.num_tokens for grid in grids),
+            tower_residency="features",
+            trained_patches=tokens * vision.merge_size**2 if "vision" in settings.lora.parts else 0,
+        )
+
+    @property
+    def text(self) -> TextConfig:
+        return self.adapter.text
+
     def limit_tokens(self, max_tokens: int) -> "Workload":
-        """The same, cut into passes of at most so many rows."""
+        """The same run in micro-batches of at most `max_tokens` tokens."""
         return replace(
             self,
             tokens=min(self.tokens, max_tokens),
@@ -82,17 +117,17 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by item at each moment that may be the fullest."""
+    """Bytes by item in each phase that may be the largest."""
 
     phases: Mapping[str, Items]
 
     @property
     def peak_phase(self) -> str:
-        return max(self.phases, key=lambda moment: sum(self.phases[moment].values()))
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def peak_items(self) -> Items:
-        """Of the fullest moment."""
+        """The items of the largest phase."""
         return self.phases[self.peak_phase]
 
     @property
@@ -102,7 +137,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFit:
-    """How a run fits: in passes of at most `rows` rows, `again` layers run twice."""
+    """How a run fits: in micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed."""
 
     max_tokens: int
     recompute_layers: int
@@ -110,262 +145,231 @@ class MemoryFit:
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
-    """Bytes on the device. Of the reference engine: transformers' modules with PEFT's fp32 adapter under autocast."""
+    """Bytes on the device. The reference engine: transformers' modules and PEFT's fp32 adapter under autocast."""
     return _predict_fast(workload) if workload.engine == "fast" else _predict_reference(workload)
 
 
 def compute_usable_bytes(gib: float) -> int:
-    """Bytes that a run may count on, of a device of so many GiB."""
+    """The bytes a run may use on a device with this much memory."""
     return int(gib * GIB * (1 - _FRAGMENTATION)) - _CUDA_CONTEXT_BYTES
 
 
 def min_recompute_layers(workload: Workload, available_bytes: int) -> int:
-    """The fewest layers to run twice so that the peak is within `available_bytes`.
+    """The fewest recomputed layers for a peak within `available_bytes`.
 
-    Raises LorgnetteError with what to lower, where that is not enough, or the engine keeps every layer.
+    Raises LorgnetteError with what to lower if recomputing all is not enough, or if the engine cannot recompute.
     """
-    most = workload.text.num_layers if workload.engine == "fast" else 0
-    for again in range(most + 1):
-        if predict_memory(replace(workload, recompute_layers=again)).peak_bytes <= available_bytes:
-            return again
-    need = predict_memory(replace(workload, recompute_layers=most)).peak_bytes
-    twice = " even with every layer run twice" if most else ""
+    max_layers = workload.text.num_layers if workload.engine == "fast" else 0
+    for layers in range(max_layers + 1):
+        if predict_memory(replace(workload, recompute_layers=layers)).peak_bytes <= available_bytes:
+            return layers
+    needed = predict_memory(replace(workload, recompute_layers=max_layers)).peak_bytes
+    recomputed = " with all layers recomputed" if max_layers else ""
     raise LorgnetteError(
-        f"{need / GIB:.1f} GiB are needed{twice}, and {available_bytes / GIB:.1f} GiB are there",
+        f"not enough memory: {needed / GIB:.1f} GiB needed{recomputed}, {available_bytes / GIB:.1f} GiB available",
         where="memory",
-        hint=f"lower train.max_tokens_per_microbatch (the largest pass has {workload.tokens}), image_size or lora.rank",
+        hint=f"lower train.max_tokens_per_microbatch (the largest micro-batch has {workload.tokens} tokens), "
+        "image_size or lora.rank",
     )
 
 
 def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
-    """What is lowered first to last: nothing; rows of a pass, which costs next to no time, but no pass is smaller than
-    the longest example; then layers that are kept. None where that is not enough."""
+    """Reduce as little as possible until the run fits. None if nothing is enough.
+
+    First nothing; then the tokens of a micro-batch, which costs almost no time, down to the longest example; then the
+    layers that are not recomputed.
+    """
     workload = _limit_features(workload, available_bytes)
+
+    def compute_peak(max_tokens: int) -> int:
+        return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
+
     low, high = longest_example, max(workload.tokens, workload.eval_tokens)
     peak = predict_memory(workload).peak_bytes
     if peak <= available_bytes:
         return MemoryFit(high, workload.recompute_layers, peak)
-    if predict_memory(workload.limit_tokens(low)).peak_bytes <= available_bytes:
+    if compute_peak(low) <= available_bytes:
+        # Bisection: `low` always fits, `high` never does.
         while high - low > 1:
             middle = (low + high) // 2
-            fits = predict_memory(workload.limit_tokens(middle)).peak_bytes <= available_bytes
-            low, high = (middle, high) if fits else (low, middle)
+            low, high = (middle, high) if compute_peak(middle) <= available_bytes else (low, middle)
         even = max(low // 64 * 64, longest_example)
-        return MemoryFit(even, workload.recompute_layers, predict_memory(workload.limit_tokens(even)).peak_bytes)
+        return MemoryFit(even, workload.recompute_layers, compute_peak(even))
+    smallest = workload.limit_tokens(longest_example)
     try:
-        again = min_recompute_layers(workload.limit_tokens(longest_example), available_bytes)
+        layers = min_recompute_layers(smallest, available_bytes)
     except LorgnetteError:
         return None
-    return MemoryFit(
-        longest_example,
-        again,
-        predict_memory(replace(workload.limit_tokens(longest_example), recompute_layers=again)).peak_bytes,
-    )
+    return MemoryFit(longest_example, layers, predict_memory(replace(smallest, recompute_layers=layers)).peak_bytes)
 
 
-def pad_tokens(tokens: int) -> int:
-    """Rows that the fast engine pads a pass of so many to on CUDA (fast.py: `Room`)."""
-    return _round_up(tokens + 1, 64)
+def _limit_features(workload: Workload, available_bytes: int) -> Workload:
+    """The features that stay on the device; the rest goes to the host."""
+    num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
+    free = max(available_bytes - workload.bytes_per_value * num_params, 0)
+    max_tokens = int(FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
+    return replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
 
 
-def _round_up(count: int, parts: int) -> int:
-    step = max(16, (1 << max(count - 1, 1).bit_length()) // (2 * parts))
-    return -(-count // step) * step
-
-
-def _limit_features(work: Workload, available_bytes: int) -> Workload:
-    free = available_bytes - work.bytes_per_value * (
-        _count_params(work.text.list_weight_shapes()) + _count_params(work.vision.list_weight_shapes())
-    )
-    most = int(FEATURE_MEMORY_FRACTION * max(free, 0)) // (work.bytes_per_value * work.text.hidden_size)
-    return replace(work, feature_tokens=min(work.feature_tokens, most))
-
-
-def _predict_fast(work: Workload) -> MemoryEstimate:
-    text, rows, number = work.text, pad_tokens(work.tokens), work.bytes_per_value
-    widest = text.intermediate_size + work.rank * ("down_proj" in work.target_modules)
-    here = {
-        "weights": number * (_count_params(text.list_weight_shapes()) + _count_fused_columns(work)),
-        "vision tower": number * _count_params(work.vision.list_weight_shapes())
-        if work.tower_residency == "to the end"
+def _predict_fast(workload: Workload) -> MemoryEstimate:
+    text, adapter, size = workload.text, workload.adapter, workload.bytes_per_value
+    tokens, hidden = pad_tokens(workload.tokens), text.hidden_size
+    widest = text.intermediate_size + adapter.count_columns(("down_proj",))
+    static = {
+        "weights": size * (_count_params(text.list_weight_shapes()) + _count_fused_columns(adapter)),
+        "vision tower": size * _count_params(workload.vision.list_weight_shapes())
+        if workload.tower_residency == "always"
         else 0,
-        "adapter": 16 * count_lora_params(work),
-        "features": number * work.feature_tokens * text.hidden_size,
-        "batches": work.num_graphs * rows * (number * text.hidden_size + 32) + rows * 4 * text.head_dim,
+        "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
+        "features": size * workload.feature_tokens * hidden,
+        "batches": workload.num_graphs * tokens * (size * hidden + 32) + tokens * 4 * text.head_dim,
         "libraries": 3 * _WORKSPACE,
     }
-    layer, last = _count_saved_fast(work), _count_saved_last_layer(work, rows, min(_round_up(work.labels, 4), rows - 1))
-    inputs = 2 * number * text.hidden_size  # of a layer that is run twice: what it adds up
-    again = min(work.recompute_layers, text.num_layers - 1)  # of the layers before the last
-    kept = text.num_layers - 1 - again
-    # Backward through the MLP: the gradients of its output and its product, the product made again, dropout's share.
+    # Saved activations: a recomputed layer saves its two inputs, the last layer fewer tokens than the others.
+    layer = _count_saved_fast(workload)
+    last = _count_saved_last_layer(workload, tokens, pad_last_layer_tokens(workload.labels, tokens))
+    layer_inputs = 2 * size * hidden
+    recomputed = min(workload.recompute_layers, text.num_layers - 1)
+    saved = text.num_layers - 1 - recomputed
+    activations = tokens * (saved * layer + recomputed * layer_inputs)
+    activations += last if workload.recompute_layers < text.num_layers else tokens * layer_inputs
+    # Backward through an MLP: the gradients of its output and product, the product recomputed, dropout's part.
+    mlp = text.intermediate_size * (2 if workload.has_dropout else 1)
     backward = {
-        "activations": rows * (max(kept, 1) * layer + again * inputs),
-        "gradients": rows
-        * number
-        * (text.hidden_size + widest + text.intermediate_size * (2 if work.has_dropout else 1)),
+        "activations": tokens * (max(saved, 1) * layer + recomputed * layer_inputs),
+        "gradients": tokens * size * (hidden + widest + mlp),
     }
-    activations = rows * (kept * layer + again * inputs)
-    activations += last if work.recompute_layers < text.num_layers else rows * inputs
-    moments = {
-        "loss": here | {"activations": activations, "logits": _count_logits_fast(work, work.labels)},
-        "backward": here | backward,
-    }
-    if work.tower_residency != "never":  # kernels are warmed meanwhile (warm.py); the optimizer has no moments yet
-        small = number * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
-        warmed = {"warming": small + rows * WARMUP_LAYERS * layer + _count_logits_fast(work, work.labels)}
-        made = _predict_feature_phase(work, {"weights": here["weights"]})
-        moments["features"] = {**made, **warmed, "adapter": here["adapter"] // 2}
-    if work.eval_tokens:
-        wide = pad_tokens(work.eval_tokens)
-        once = wide * (layer + number * (widest + 2 * text.hidden_size))
-        moments["held-out"] = here | {
-            "activations": wide * text.num_layers * inputs,
-            "one layer, or logits": max(once, _count_logits_fast(work, work.eval_labels)),
+    logits = _count_logits_fast(workload, workload.labels)
+    phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
+    if workload.tower_residency != "never":
+        # Kernels warm up meanwhile (engine/warmup.py); the optimizer has no moments yet.
+        small = size * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
+        phases["features"] = {
+            **_predict_feature_phase(workload, {"weights": static["weights"]}),
+            "warm-up": small + tokens * WARMUP_LAYERS * layer + logits,
+            "adapter": static["adapter"] // 2,
         }
-    return MemoryEstimate(moments)
+    if workload.eval_tokens:
+        tokens = pad_tokens(workload.eval_tokens)
+        one_layer = tokens * (layer + size * (widest + 2 * hidden))
+        phases["eval"] = static | {
+            "activations": tokens * text.num_layers * layer_inputs,
+            "one layer, or logits": max(one_layer, _count_logits_fast(workload, workload.eval_labels)),
+        }
+    return MemoryEstimate(phases)
 
 
-def _predict_reference(work: Workload) -> MemoryEstimate:
-    text, vision = work.text, work.vision
-    here = {
-        "weights": work.bytes_per_value * _count_params(text.list_weight_shapes()),
-        "vision tower": work.bytes_per_value * _count_params(vision.list_weight_shapes()),
-        "adapter": 16 * count_lora_params(work),
-        "features": 0 if work.trained_patches else work.bytes_per_value * work.feature_tokens * text.hidden_size,
+def _predict_reference(workload: Workload) -> MemoryEstimate:
+    text, vision, adapter, size = workload.text, workload.vision, workload.adapter, workload.bytes_per_value
+    static = {
+        "weights": size * _count_params(text.list_weight_shapes()),
+        "vision tower": size * _count_params(vision.list_weight_shapes()),
+        "adapter": 16 * adapter.num_params,
+        "features": 0 if workload.trained_patches else size * workload.feature_tokens * text.hidden_size,
         "libraries": 2 * _WORKSPACE,
     }
-    kept = {"activations": work.tokens * text.num_layers * _count_saved_reference(work)}
-    if work.bytes_per_value == 2:
-        kept["adapter in bf16"] = 2 * count_lora_params(work)  # autocast's copies
-    if work.trained_patches:
-        kept["vision activations"] = work.trained_patches * vision.depth * _count_saved_vision(work)
-    gradients = 12 * text.intermediate_size  # of the MLP's product and of its inputs, some of them in fp32
-    moments = {
-        "features": _predict_feature_phase(work, {"weights": here["weights"]}),
-        "loss": here | kept | {"logits": _count_logits_reference(work, work.labels)},
-        "backward": here | kept | {"gradients": work.tokens * gradients},
+    saved = {"activations": workload.tokens * text.num_layers * _count_saved_reference(workload)}
+    if size == 2:
+        saved["adapter in bf16"] = 2 * adapter.num_params  # autocast's copies
+    if workload.trained_patches:
+        saved["vision activations"] = workload.trained_patches * vision.depth * _count_saved_vision(workload)
+    gradients = 12 * text.intermediate_size  # of the MLP's product and its inputs, some of them in fp32
+    phases = {
+        "features": _predict_feature_phase(workload, {"weights": static["weights"]}),
+        "loss": static | saved | {"logits": _count_logits_reference(workload, workload.labels)},
+        "backward": static | saved | {"gradients": workload.tokens * gradients},
     }
-    if work.eval_tokens:
-        once = max(work.eval_tokens * gradients, _count_logits_reference(work, work.eval_labels))
-        moments["held-out"] = here | {"one layer, or logits": once}
-    return MemoryEstimate(moments)
+    if workload.eval_tokens:
+        logits = _count_logits_reference(workload, workload.eval_labels)
+        phases["eval"] = static | {"one layer, or logits": max(workload.eval_tokens * gradients, logits)}
+    return MemoryEstimate(phases)
 
 
-def _predict_feature_phase(work: Workload, here: Items) -> Items:
-    """x, its norm, then queries, keys and values or the MLP's hidden numbers, which transformers' modules copy."""
-    vision = work.vision
-    copies = 1 if work.engine == "fast" else 3
+def _predict_feature_phase(workload: Workload, static: Items) -> Items:
+    """The tower's peak in one block: x, its norm, then q, k, v or the MLP (which transformers' modules copy)."""
+    vision, size = workload.vision, workload.bytes_per_value
+    copies = 1 if workload.engine == "fast" else 3
     widest = 2 * vision.embed_dim + max(3 * vision.embed_dim, copies * vision.intermediate_size) + vision.patch_dim
-    tokens = 0 if work.trained_patches else work.feature_tokens
+    tokens = 0 if workload.trained_patches else workload.feature_tokens
     patches = min(MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
-        **here,
-        "vision tower": work.bytes_per_value * _count_params(vision.list_weight_shapes()),
-        "patches": work.bytes_per_value * patches * widest,
-        "features": work.bytes_per_value * tokens * vision.out_features,
+        **static,
+        "vision tower": size * _count_params(vision.list_weight_shapes()),
+        "patches": size * patches * widest,
+        "features": size * tokens * vision.out_features,
         "libraries": 2 * _WORKSPACE,
     }
 
 
-def _count_saved_fast(work: Workload) -> int:
-    """Bytes a row and layer of decoder.py's `Saved`, as a layer before the last keeps it: x0, qkv, au, x1, gate_up and
-    every adapted projection's u; the norms' scales and attention's logsumexp in fp32."""
-    text = work.text
-    inner, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    numbers = (
-        2 * text.hidden_size
-        + (inner + 2 * narrow)
-        + inner
-        + 2 * text.intermediate_size
-        + work.rank * len(work.target_modules)
-    )
-    return work.bytes_per_value * numbers + 4 * (2 + text.num_heads)
+def _count_saved_fast(workload: Workload) -> int:
+    """Bytes per token of `LayerActivations` in text_decoder.py, for every layer but the last.
 
-
-def _count_saved_last_layer(work: Workload, rows: int, last_rows: int) -> int:
-    """Bytes of the last layer: x0 and qkv of every row, the rest of those that predict a label."""
-    text = work.text
-    columns = work.rank * sum(target in work.target_modules for target in FUSED_PROJECTIONS[0])
-    every = (
-        work.bytes_per_value * (text.hidden_size + (text.num_heads + 2 * text.num_kv_heads) * text.head_dim + columns)
-        + 4
-    )
-    return rows * every + last_rows * (_count_saved_fast(work) - every)
-
-
-def _count_saved_reference(work: Workload) -> int:
-    """Bytes a row and layer that autograd keeps: the norms' inputs in fp32; queries, keys, values and what is attended;
-    gate, its silu, up; and every adapted projection's own cast of its input, with dropout's mask of a byte.
-
-    111 kB at 2B's shapes and rank 64, as torch's saved_tensors_hooks count them.
+    x0, qkv, attention output, x1, gate_up and u of every adapted projection; in fp32 two norms' scales and the LSE.
     """
-    text, inputs = work.text, _get_in_features(work)
-    inner, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    cast = sum(inputs.values())
-    if work.bytes_per_value == 4 and not work.has_dropout:  # nothing to cast: projections share their input
-        cast = sum(inputs[adapted[0]] for group in FUSED_PROJECTIONS if (adapted := [t for t in group if t in inputs]))
-    numbers = 2 * inner + 2 * narrow + 3 * text.intermediate_size + cast + work.rank * len(inputs) + 2 * text.head_dim
-    mask = sum(inputs.values()) if work.has_dropout else 0
-    return 8 * text.hidden_size + work.bytes_per_value * numbers + inner // text.head_dim * 4 + mask
+    text, adapter = workload.text, workload.adapter
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    columns = sum(adapter.count_columns(group) for group in FUSED_PROJECTIONS)
+    values = 2 * text.hidden_size + (queries + 2 * keys) + queries + 2 * text.intermediate_size + columns
+    return workload.bytes_per_value * values + 4 * (2 + text.num_heads)
 
 
-def _count_saved_vision(work: Workload) -> int:
-    """Bytes a patch and block where the vision blocks are adapted: counted from the operations, not measured."""
-    embed, mlp = work.vision.embed_dim, work.vision.intermediate_size
-    mask = 3 * embed + mlp if work.has_dropout else 0
-    return 8 * embed + work.bytes_per_value * (7 * embed + 3 * mlp + 4 * work.rank) + mask
+def _count_saved_last_layer(workload: Workload, tokens: int, last_layer_tokens: int) -> int:
+    """Bytes of the last layer: x0 and qkv of every token, the rest only of those that predict a label."""
+    text = workload.text
+    columns = workload.adapter.count_columns(FUSED_PROJECTIONS[0])
+    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    every_token = workload.bytes_per_value * (text.hidden_size + qkv + columns) + 4
+    return tokens * every_token + last_layer_tokens * (_count_saved_fast(workload) - every_token)
 
 
-def _count_logits_fast(work: Workload, labels: int) -> int:
-    """Their gradient takes their place."""
-    return work.bytes_per_value * min(_round_up(labels, 2), _MAX_LOGIT_ROWS) * work.text.vocab_size
+def _count_saved_reference(workload: Workload) -> int:
+    """Bytes per token and layer that autograd saves: 111 kB at 2B's shapes and rank 64 (saved_tensors_hooks).
+
+    The norms' inputs in fp32; queries, keys, values and attention output; gate, its silu, up; and for every adapted
+    projection its own cast of the input, with a dropout mask of one byte per value.
+    """
+    text, adapter = workload.text, workload.adapter
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    groups = [adapted for group in FUSED_PROJECTIONS if (adapted := adapter.select_adapted(group))]
+    inputs = [adapter.in_features(target) for adapted in groups for target in adapted]
+    casts = sum(inputs)
+    if workload.bytes_per_value == 4 and not workload.has_dropout:  # nothing to cast: projections share their input
+        casts = sum(adapter.in_features(adapted[0]) for adapted in groups)
+    values = 2 * queries + 2 * keys + 3 * text.intermediate_size + casts
+    values += adapter.rank * len(inputs) + 2 * text.head_dim
+    masks = sum(inputs) if workload.has_dropout else 0
+    return 8 * text.hidden_size + workload.bytes_per_value * values + queries // text.head_dim * 4 + masks
 
 
-def _count_logits_reference(work: Workload, labels: int) -> int:
-    """As they come, in fp32, and their log-softmax in fp32."""
-    return (work.bytes_per_value + 8) * labels * work.text.vocab_size
+def _count_saved_vision(workload: Workload) -> int:
+    """Bytes per patch and block if the vision blocks are adapted: counted from the operations, not measured."""
+    dim, mlp = workload.vision.embed_dim, workload.vision.intermediate_size
+    masks = 3 * dim + mlp if workload.has_dropout else 0
+    return 8 * dim + workload.bytes_per_value * (7 * dim + 3 * mlp + 4 * workload.adapter.rank) + masks
 
 
-def count_lora_params(workload: Workload) -> int:
-    """Numbers of the language model's adapter."""
-    outputs, inputs = _get_out_features(workload), _get_in_features(workload)
-    return workload.text.num_layers * workload.rank * sum(outputs[target] + inputs[target] for target in inputs)
+def _count_logits_fast(workload: Workload, labels: int) -> int:
+    """Their gradient overwrites them."""
+    return workload.bytes_per_value * min(pad_labels(labels), LABELS_PER_CHUNK) * workload.text.vocab_size
 
 
-def _count_fused_columns(work: Workload) -> int:
-    """Numbers of B in blocks beside the weights, and of A in their dtype."""
-    outputs, inputs = _get_out_features(work), _get_in_features(work)
-    layer = 0
+def _count_logits_reference(workload: Workload, labels: int) -> int:
+    """The logits, the same in fp32, and their log-softmax in fp32."""
+    return (workload.bytes_per_value + 8) * labels * workload.text.vocab_size
+
+
+def _count_fused_columns(adapter: AdapterShape) -> int:
+    """Values of the B columns in the fused matrices (rows of other projections are zero), and of A in their dtype."""
+    per_layer = 0
     for group in FUSED_PROJECTIONS:
-        columns = work.rank * sum(target in inputs for target in group)
-        layer += columns * sum(outputs[target] for target in group)
-    return work.text.num_layers * (layer + work.rank * sum(inputs.values()))
+        per_layer += adapter.count_columns(group) * sum(adapter.out_features(target) for target in group)
+        per_layer += adapter.count_columns(group) * adapter.in_features(group[0])
+    return adapter.text.num_layers * per_layer
 
 
-def _get_out_features(work: Workload) -> dict[str, int]:
-    return {target: size[0] for target, size in _get_projection_shapes(work.text).items()}
+def _count_params(shapes: WeightShapes) -> int:
+    return sum(map(math.prod, shapes.values()))
 
 
-def _get_in_features(work: Workload) -> dict[str, int]:
-    """Of the adapted projections."""
-    return {
-        target: size[1] for target, size in _get_projection_shapes(work.text).items() if target in work.target_modules
-    }
-
-
-def _get_projection_shapes(text: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of one layer's projections by their short names."""
-    names = [target for group in FUSED_PROJECTIONS for target in group]
-    weights = {
-        name.split(".")[-2]: size for name, size in text.list_weight_shapes().items() if name.endswith("_proj.weight")
-    }
-    return {name: weights[name] for name in names}
-
-
-def _count_params(sizes: WeightShapes) -> int:
-    return sum(map(math.prod, sizes.values()))
-
-
-def _scale_labels(labels: int, rows: int, of: int) -> int:
-    return labels if rows >= of else -(-labels * rows // of)
+def _scale_labels(labels: int, max_tokens: int, tokens: int) -> int:
+    return labels if max_tokens >= tokens else -(-labels * max_tokens // tokens)

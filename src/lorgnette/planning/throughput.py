@@ -1,10 +1,9 @@
-"""How long a run takes, from its operations and a speed that is assumed: a plan, not a measurement. Needs no torch.
+"""Estimates how long a run takes, from its operations and an assumed speed. Needs no torch.
 
-    4 FLOP a frozen and 6 a trained parameter and row: forward, the gradient of the input, that of the factors. The
-    decoder's attention is below a hundredth of that at the lengths of captions and left out; the tower's is counted.
+    4 FLOP per frozen and 6 per trained parameter and token: forward, input gradient, gradient of the factors. Attention
+    is left out for the decoder, where it is below 1 % at the lengths of captions, and counted for the vision tower.
 
-The assumptions are shares of a GPU's published dense bf16 peak. Where they come from stands with each; bench/LOG.md
-holds what was measured.
+The assumed speed is a share of a GPU's published dense bf16 peak; bench/LOG.md has the measurements.
 """
 
 import math
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorgnette.models.qwen2_vl.config import VisionConfig
-from lorgnette.planning.memory import EngineName, Workload, count_lora_params
+from lorgnette.planning.memory import EngineName, Workload
 from lorgnette.types import ImageGrid
 
 GPU_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "L4": 121}
@@ -21,7 +20,7 @@ GPU_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 16
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """An engine's: shares of the peak in steps and in the tower, and what a pass takes besides, or at the least."""
+    """Shares of the peak in steps and in the tower, and the overhead and the minimum time of a micro-batch."""
 
     step_fraction: float
     tower_fraction: float
@@ -30,16 +29,16 @@ class EngineSpeed:
 
 
 ENGINE_SPEEDS: dict[EngineName, EngineSpeed] = {
-    # Aimed at: 55 % of the 797 TFLOP/s that one H200 multiplies at, and 350 TFLOP/s in the tower.
+    # Target: 55 % of the 797 TFLOP/s of one H200's matrix products, and 350 TFLOP/s in the tower.
     "fast": EngineSpeed(0.44, 0.35, 0.005, 0.0),
-    # One NVIDIA H200, torch 2.11: 211 TFLOP/s at 8.5k rows, 264 in the tower; 0.17 s however small, launches take that.
+    # One H200, torch 2.11: 211 TFLOP/s at 8.5k tokens, 264 in the tower; launches alone take 0.17 s.
     "reference": EngineSpeed(0.21, 0.27, 0.0, 0.17),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """Seconds, and the TFLOP/s that were assumed."""
+    """Seconds, and the assumed TFLOP/s."""
 
     steps_s: float
     features_s: float
@@ -50,33 +49,29 @@ class TimeEstimate:
 def estimate_time(
     workload: Workload, gpu: str, *, tokens: int, labels: int, num_microbatches: int, grids: Iterable[ImageGrid]
 ) -> TimeEstimate:
-    """Of all steps together: so many rows and labels in so many passes, and each distinct picture once (a tower that is
-    open to training is run in every pass instead, which is not counted)."""
-    pace, peak = ENGINE_SPEEDS[workload.engine], GPU_TFLOPS[gpu]
-    steps, tower = pace.step_fraction * peak, pace.tower_fraction * peak
-    seconds = (
-        tokens * count_token_flops(workload) + labels * 4 * workload.text.vocab_size * workload.text.hidden_size
-    ) / (steps * 1e12)
-    features = sum(count_tower_flops(workload.vision, grid) for grid in grids) / (tower * 1e12)
-    return TimeEstimate(
-        max(seconds + num_microbatches * pace.microbatch_overhead_s, num_microbatches * pace.min_microbatch_s),
-        features,
-        steps,
-        tower,
-    )
+    """Time of all steps together, and of encoding each distinct image once.
+
+    A trained tower encodes every image in every step instead; that is not counted.
+    """
+    speed, peak = ENGINE_SPEEDS[workload.engine], GPU_TFLOPS[gpu]
+    steps_tflops, tower_tflops = speed.step_fraction * peak, speed.tower_fraction * peak
+    flops = tokens * count_token_flops(workload) + labels * 4 * workload.text.vocab_size * workload.text.hidden_size
+    overhead, minimum = num_microbatches * speed.microbatch_overhead_s, num_microbatches * speed.min_microbatch_s
+    steps_s = max(flops / (steps_tflops * 1e12) + overhead, minimum)
+    features_s = sum(count_tower_flops(workload.vision, grid) for grid in grids) / (tower_tflops * 1e12)
+    return TimeEstimate(steps_s, features_s, steps_tflops, tower_tflops)
 
 
 def count_token_flops(workload: Workload) -> int:
-    """Of one row through forward and backward; layers that are run twice have a second forward pass."""
-    frozen = sum(
-        math.prod(size) for name, size in workload.text.list_weight_shapes().items() if name.endswith("_proj.weight")
-    )
-    trained = count_lora_params(workload)
-    return 4 * frozen + 6 * trained + 2 * (frozen + trained) * workload.recompute_layers // workload.text.num_layers
+    """FLOP of one token through forward and backward; a recomputed layer has a second forward."""
+    shapes, trained = workload.text.list_weight_shapes(), workload.adapter.num_params
+    frozen = sum(math.prod(size) for name, size in shapes.items() if name.endswith("_proj.weight"))
+    recomputed = 2 * (frozen + trained) * workload.recompute_layers // workload.text.num_layers
+    return 4 * frozen + 6 * trained + recomputed
 
 
 def count_tower_flops(vision: VisionConfig, grid: ImageGrid) -> int:
-    """Of one picture: every weight once a patch, the merger's once a token, attention among the patches."""
+    """FLOP of one image: every block's weight per patch, the merger's per token, and attention among the patches."""
     blocks = merger = 0
     for name, size in vision.list_weight_shapes().items():
         count = math.prod(size) if len(size) > 1 else 0

@@ -1,0 +1,176 @@
+"""Capture and replay of micro-batches as CUDA graphs: padded shapes, static inputs, and the stream with its memory.
+
+A graph has fixed sizes and fixed addresses, so every micro-batch is padded to a `BatchShape` and copied into the
+`StaticInputs` of that shape. Padding tokens are hidden from every query, and their labels weigh nothing.
+
+Knows nothing about the decoder's arithmetic.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+
+from lorgnette.kernels.attention_plan import AttentionPlan, compute_plan_sizes, plan_attention
+from lorgnette.kernels.gather_sum import GatherSegments, build_segments
+from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs
+from lorgnette.planning.limits import pad_labels, pad_last_layer_tokens, pad_tokens
+from lorgnette.types import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """Sizes of a micro-batch: tokens T, query tokens of the last layer M, labels R."""
+
+    tokens: int
+    last_layer_tokens: int
+    labels: int
+
+    @classmethod
+    def from_batch(cls, batch: PackedBatch) -> "BatchShape":
+        """The exact sizes, without padding."""
+        return cls(len(batch.input_ids), len(np.unique(batch.label_indices)), len(batch.targets))
+
+    @classmethod
+    def covering(cls, batches: Sequence[PackedBatch]) -> "BatchShape":
+        """One padded shape for the largest batch and all within 10 % of its size, so that they share one graph."""
+        shapes = [cls.from_batch(batch) for batch in batches]
+        tokens = max(shape.tokens for shape in shapes)
+        similar = [shape for shape in shapes if shape.tokens > 0.9 * tokens]
+        last_layer_tokens = max(shape.last_layer_tokens for shape in similar)
+        return cls(tokens, last_layer_tokens, max(shape.labels for shape in similar)).pad()
+
+    def pad(self) -> "BatchShape":
+        """The shape of the graph for a batch of this shape."""
+        tokens = pad_tokens(self.tokens)
+        return BatchShape(tokens, pad_last_layer_tokens(self.last_layer_tokens, tokens), pad_labels(self.labels))
+
+    def fits(self, shape: "BatchShape") -> bool:
+        """Whether a batch of `shape` can be padded to this shape, with at most 4 % + 32 tokens of padding."""
+        is_large_enough = (
+            self.tokens > shape.tokens
+            and self.last_layer_tokens >= shape.last_layer_tokens
+            and self.labels >= shape.labels
+        )
+        return is_large_enough and self.tokens - shape.tokens <= shape.tokens // 24 + 32
+
+
+class StaticInputs:
+    """Static input and output tensors for one `BatchShape`.
+
+    All integer inputs live in one int32 buffer and arrive in one host-to-device copy. The buffer's parts are views, so
+    a captured graph reads each new batch at the same addresses.
+
+    x: [T, C] embeddings; loss: the output; graph: the captured forward and backward, once there is one.
+    """
+
+    def __init__(self, shape: BatchShape, decoder: Decoder) -> None:
+        config, device = decoder.config, decoder.embed_tokens.device
+        self.shape = shape
+        self.heads_per_kv = config.num_heads // config.num_kv_heads
+        self.x = torch.zeros(shape.tokens, config.hidden_size, dtype=decoder.embed_tokens.dtype, device=device)
+        self.loss = torch.zeros((), device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.num_uses = 0
+        sizes = {name: len(values) for name, values in self._flatten(None).items()}
+        self._buffer = torch.zeros(sum(sizes.values()), dtype=torch.int32, device=device)
+        parts = dict(zip(sizes, torch.split(self._buffer, list(sizes.values())), strict=True))
+        self.input_ids = parts["input_ids"]
+        self.image_token_indices, self.feature_indices = parts["image_token_indices"], parts["feature_indices"]
+        self.dropout_key = parts["dropout_key"][0]
+        all_tokens = torch.arange(shape.tokens, dtype=torch.int32, device=device)
+        self.batch = DecoderInputs(
+            position_ids=parts["position_ids"].view(3, -1),
+            attention_plan=AttentionPlan.from_parts(parts, "", all_tokens),
+            last_attention_plan=AttentionPlan.from_parts(parts, "last_", parts["last_query_indices"]),
+            label_indices=parts["label_indices"],
+            label_segments=GatherSegments(parts["segment_indices"], parts["segment_offsets"]),
+            targets=parts["targets"],
+            label_weights=parts["label_weights"].view(torch.float32),
+        )
+
+    def copy_from(self, batch: PackedBatch, dropout_key: int) -> None:
+        """Copy the batch to the device, without waiting for it."""
+        arrays = self._flatten(batch)
+        arrays["dropout_key"][0] = dropout_key
+        host = torch.from_numpy(np.concatenate(list(arrays.values())))
+        if self._buffer.is_cuda:
+            host = host.pin_memory()
+        self._buffer.copy_(host, non_blocking=True)
+
+    def _flatten(self, batch: PackedBatch | None) -> dict[str, Int32[np.ndarray, " n"]]:
+        """The parts of the buffer in order, padded to the shape; zeros of the same sizes without a batch."""
+        (T, M, R), group = (self.shape.tokens, self.shape.last_layer_tokens, self.shape.labels), self.heads_per_kv
+        sizes = {
+            "input_ids": T, "position_ids": 3 * T, "visible_until": T, "last_query_indices": M, "label_indices": R,
+            "segment_indices": R, "segment_offsets": M + 1, "targets": R, "label_weights": R,
+            "image_token_indices": T, "feature_indices": T, "dropout_key": 1,
+            **compute_plan_sizes("", T, T, group), **compute_plan_sizes("last_", T, M, group),
+        }  # fmt: skip
+        arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+        if batch is None:
+            return arrays
+
+        # Integers of the batch, each at the beginning of its part. `visible_until` is 0 for padding: hidden.
+        last_queries = np.unique(batch.label_indices)
+        label_indices = np.searchsorted(last_queries, batch.label_indices).astype(np.int32)
+        values = {
+            "input_ids": batch.input_ids, "targets": batch.targets, "image_token_indices": batch.image_token_indices,
+            "visible_until": batch.visible_until, "feature_indices": batch.feature_indices,
+            "label_indices": label_indices, "last_query_indices": last_queries,
+        }  # fmt: skip
+        for name, array in values.items():
+            arrays[name][: len(array)] = array
+        arrays["position_ids"].reshape(3, T)[:, : len(batch.input_ids)] = batch.position_ids
+        arrays["label_weights"].view(np.float32)[: len(batch.label_weights)] = batch.label_weights
+
+        # Padding queries of the last layer point at the last token, which is padding and sees nothing.
+        arrays["last_query_indices"][len(last_queries) :] = T - 1
+
+        # Padding labels belong to no segment: else hundreds of them would be added to one row while all others wait.
+        arrays["segment_indices"][: len(label_indices)], arrays["segment_offsets"][:] = build_segments(label_indices, M)
+
+        # Work lists of the attention kernels, of all layers but the last and of the last one.
+        arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
+        return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
+
+
+class GraphStream:
+    """A side stream with one private memory pool.
+
+    Captured and eager micro-batches share it, so memory freed by one is reused by the next.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.MemPool()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Run on this stream: after everything launched before, and before everything launched next."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    @contextmanager
+    def capture(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """Capture instead of running. The result runs at every `replay`.
+
+        Unlike torch.cuda.graph, this does not synchronize the host, and other threads may use the device meanwhile.
+        """
+        graph = torch.cuda.CUDAGraph()
+        pool: Any = self._pool.id  # torch's stubs know the other kind of handle alone
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool, "thread_local")
+            try:
+                yield graph
+            finally:
+                graph.capture_end()
