@@ -1,4 +1,4 @@
-"""Work beside the work: in order on a CPU; on a GPU read while the first stream goes on, and kept until it is done."""
+"""Pieces run in order on a CPU; on a GPU their memory is kept until they are done."""
 
 import pytest
 import torch
@@ -8,43 +8,43 @@ from lorgnette.side_stream import SideStream
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def test_on_a_cpu_a_piece_is_done_at_once() -> None:
+def test_a_piece_runs_at_once_on_a_cpu() -> None:
     done: list[int] = []
-    beside = SideStream(torch.device("cpu"))
-    beside.launch(lambda: done.append(1), lambda: done.append(2))
+    side_stream = SideStream(torch.device("cpu"))
+    side_stream.launch(lambda: done.append(1), lambda: done.append(2))
     assert done == [1, 2]
-    beside.join()
+    side_stream.join()
     assert done == [1, 2]
 
 
 @CUDA
-@pytest.mark.parametrize("recorded", [False, True])
-def test_memory_is_kept_while_a_piece_reads_it(recorded: bool) -> None:
-    """Tensors are dropped by their maker at once, and memory like theirs is written all over."""
+@pytest.mark.parametrize("captured", [False, True])
+def test_memory_is_kept_while_a_piece_reads_it(captured: bool) -> None:
+    """The launching code drops its tensors at once, and then writes over memory of the same size."""
     device = torch.device("cuda")
-    beside, big = SideStream(device), torch.randn(4096, 4096, device=device)
-    totals = torch.zeros(8, device=device)
+    side_stream, big = SideStream(device), torch.randn(4096, 4096, device=device)
+    means = torch.zeros(8, device=device)
 
     def work() -> None:
-        totals.zero_()
+        means.zero_()
         for i in range(8):
-            made = torch.full((4096, 4096), float(i), device=device)
+            values = torch.full((4096, 4096), float(i), device=device)
 
-            def piece(made: torch.Tensor = made, i: int = i) -> None:
-                big @ big  # made is read long after it was dropped
-                totals[i] += made.mean()
+            def piece(values: torch.Tensor = values, i: int = i) -> None:
+                big @ big  # delays the read of `values` until after it was dropped
+                means[i] += values.mean()
 
-            beside.launch(piece)
-            del made, piece
+            side_stream.launch(piece)
+            del values, piece
             for _ in range(4):
                 torch.full((4096, 4096), -1.0, device=device)
-        beside.join()
+        side_stream.join()
 
     work()
-    if recorded:
+    if captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             work()
-        totals.fill_(9)
+        means.fill_(9)
         graph.replay()
-    assert totals.tolist() == list(range(8))
+    assert means.tolist() == list(range(8))
