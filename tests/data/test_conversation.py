@@ -9,11 +9,11 @@ from lorgnette.types import Image, Role, Turn
 CAT = Image(Path("cat.jpg"))
 
 
-def talk(*said: tuple[Role, str | Image]) -> list[Turn]:
-    return [Turn(role, (part,)) for role, part in said]
+def build_turns(*parts: tuple[Role, str | Image]) -> list[Turn]:
+    return [Turn(role, (part,)) for role, part in parts]
 
 
-def test_merged() -> None:
+def test_neighboring_texts_are_joined_and_empty_ones_dropped() -> None:
     assert merge_parts(["", "a", "", "b", CAT, CAT, " ", ""]) == ("ab", CAT, CAT, " ")
     assert merge_parts([]) == ()
 
@@ -21,34 +21,34 @@ def test_merged() -> None:
 @pytest.mark.parametrize(
     "turns",
     [
-        talk(("user", "a"), ("assistant", "b")),
-        talk(("user", CAT), ("assistant", "b")),
-        talk(("system", ""), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
+        build_turns(("user", "a"), ("assistant", "b")),
+        build_turns(("user", CAT), ("assistant", "b")),
+        build_turns(("system", ""), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
     ],
 )
-def test_learnable(turns: list[Turn]) -> None:
+def test_a_valid_conversation_passes(turns: list[Turn]) -> None:
     check_conversation(turns)
 
 
 @pytest.mark.parametrize(
-    ("turns", "what"),
+    ("turns", "message"),
     [
         ([], "no turns"),
-        (talk(("system", "s")), "no turns"),
-        (talk(("user", "a")), "no assistant turn"),
-        (talk(("user", "a"), ("assistant", "b"), ("user", "c")), "no assistant turn"),
-        (talk(("assistant", "b"), ("user", "a")), "turn 1 is the assistant's where the user's is due"),
-        (talk(("user", "a"), ("user", "b"), ("assistant", "c")), "turn 2 is the user's"),
-        (talk(("user", "a"), ("system", "s"), ("assistant", "c")), "turn 2 is a system turn"),
-        (talk(("system", "s"), ("system", "s"), ("user", "a"), ("assistant", "c")), "turn 2 is a system turn"),
-        (talk(("user", "a"), ("assistant", " \n")), "the answer in turn 2 is empty"),
-        (talk(("user", " "), ("assistant", "b")), "the user's turn in turn 1 is empty"),
-        (talk(("user", "a"), ("assistant", CAT)), "turn 2 (assistant) shows a picture"),
-        (talk(("system", CAT), ("user", "a"), ("assistant", "b")), "turn 1 (system) shows a picture"),
+        (build_turns(("system", "s")), "no turns"),
+        (build_turns(("user", "a")), "no assistant turn"),
+        (build_turns(("user", "a"), ("assistant", "b"), ("user", "c")), "no assistant turn"),
+        (build_turns(("assistant", "b"), ("user", "a")), "turn 1 is from the assistant, but it must be from the user"),
+        (build_turns(("user", "a"), ("user", "b"), ("assistant", "c")), "turn 2 is from the user"),
+        (build_turns(("user", "a"), ("system", "s"), ("assistant", "c")), "turn 2 is a system turn"),
+        (build_turns(("system", "s"), ("system", "s"), ("user", "a"), ("assistant", "c")), "turn 2 is a system turn"),
+        (build_turns(("user", "a"), ("assistant", " \n")), "the answer in turn 2 is empty"),
+        (build_turns(("user", " "), ("assistant", "b")), "the user's turn in turn 1 is empty"),
+        (build_turns(("user", "a"), ("assistant", CAT)), "turn 2 (assistant) has an image"),
+        (build_turns(("system", CAT), ("user", "a"), ("assistant", "b")), "turn 1 (system) has an image"),
     ],
 )
-def test_not_learnable(turns: list[Turn], what: str) -> None:
+def test_an_invalid_conversation_is_refused(turns: list[Turn], message: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
         check_conversation(turns)
-    assert what in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint

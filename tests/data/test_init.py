@@ -4,12 +4,12 @@ import sys
 import lorgnette.data
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     for name in lorgnette.data.__all__:
         assert hasattr(lorgnette.data, name)
 
 
-def test_the_room_needs_no_torch() -> None:
+def test_data_imports_no_torch() -> None:
     code = (
         "import sys, lorgnette.data\n"
         "heavy = {'torch', 'transformers', 'peft', 'torchvision', 'tokenizers'} & set(sys.modules)\n"

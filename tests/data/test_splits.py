@@ -11,9 +11,9 @@ from lorgnette.errors import UsageError
 from lorgnette.types import Example, Image, Turn
 
 
-def rows(folder: Path, *shown: str) -> list[Example]:
-    """One row per word; each letter is a picture."""
-    for letter in set("".join(shown)):
+def build_examples(folder: Path, *words: str) -> list[Example]:
+    """One example per word; each letter is an image."""
+    for letter in set("".join(words)):
         (folder / letter).write_bytes(b"same size " + letter.encode())
     return [
         Example(
@@ -22,71 +22,71 @@ def rows(folder: Path, *shown: str) -> list[Example]:
             folder / "a.csv",
             i,
         )
-        for i, word in enumerate(shown)
+        for i, word in enumerate(words)
     ]
 
 
-def held_out(examples: list[Example], holdout: int) -> list[int]:
+def split_rows(examples: list[Example], holdout: int) -> list[int]:
     train, test = train_test_split(examples, holdout=holdout, split="image")
-    assert sorted(each.row for each in train + test) == list(range(len(examples)))
+    assert sorted(example.row for example in train + test) == list(range(len(examples)))
     assert count_shared_images(train, test) == 0
-    return [each.row for each in test]
+    return [example.row for example in test]
 
 
-def test_tail_is_literally_the_last_rows(tmp_path: Path) -> None:
-    examples = rows(tmp_path, "a", "a", "b", "b")
+def test_tail_holds_out_the_last_rows(tmp_path: Path) -> None:
+    examples = build_examples(tmp_path, "a", "a", "b", "b")
     assert train_test_split(examples, holdout=1, split="tail") == (examples[:3], examples[3:])
     assert count_shared_images(*train_test_split(examples, holdout=1, split="tail")) == 1
 
 
 @pytest.mark.parametrize(
-    ("shown", "holdout", "expected"),
+    ("words", "holdout", "expected"),
     [
         ("a b c d e", 2, [3, 4]),  # one caption each: the last rows
         ("a a b b c c", 2, [4, 5]),  # whole groups
         ("a b b c c c", 2, [1, 2]),  # the last group does not fit, the one before does
         ("a a b c c", 3, [2, 3, 4]),
-        ("a a a b b b", 2, [3, 4, 5]),  # none fits: the last of the smallest
+        ("a a a b b b", 2, [3, 4, 5]),  # none fits: the smallest, the last of equals
         ("a b a c c", 1, [1]),
         ("a a b b", 3, None),
-        ("a a a b b", 3, [0, 1, 2]),  # b fits first, but a alone meets the number
+        ("a a a b b", 3, [0, 1, 2]),  # b fits first, but a alone has 3 rows
         ("ab b c d d", 3, [2, 3, 4]),  # rows joined by way of b
         ("a b ab c", 3, [0, 1, 2]),
         ("a b", 0, []),
     ],
 )
-def test_whole_pictures_from_the_end(tmp_path: Path, shown: str, holdout: int, expected: list[int] | None) -> None:
-    examples = rows(tmp_path, *shown.split())
+def test_rows_of_an_image_stay_together(tmp_path: Path, words: str, holdout: int, expected: list[int] | None) -> None:
+    examples = build_examples(tmp_path, *words.split())
     if expected is None:
-        with pytest.raises(UsageError, match="leaves nothing to train on"):
+        with pytest.raises(UsageError, match="leaves nothing for training"):
             train_test_split(examples, holdout=holdout, split="image")
     else:
-        assert held_out(examples, holdout) == expected
+        assert split_rows(examples, holdout) == expected
 
 
 @pytest.mark.parametrize("holdout", [-1, 2, 3])
 @pytest.mark.parametrize("split", ["image", "tail"])
-def test_too_many_or_too_few(tmp_path: Path, holdout: int, split: str) -> None:
+def test_holdout_must_leave_rows_for_training(tmp_path: Path, holdout: int, split: str) -> None:
     with pytest.raises(UsageError, match="are 2 usable rows"):
-        train_test_split(rows(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
+        train_test_split(build_examples(tmp_path, "a", "b"), holdout=holdout, split=split)  # type: ignore[arg-type]
 
 
-def test_text_rows_stand_alone(tmp_path: Path) -> None:
-    assert held_out(rows(tmp_path, "a", "", "", "a"), 1) == [2]
+def test_rows_without_images_are_not_grouped(tmp_path: Path) -> None:
+    assert split_rows(build_examples(tmp_path, "a", "", "", "a"), 1) == [2]
 
 
-def test_copies_and_links_are_the_same_picture(picture: Callable[..., Path], tmp_path: Path) -> None:
-    original, other = picture("a.png"), picture("other.png", colour=(0, 0, 0))
+def test_copies_and_links_are_identical_files(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    original, other = make_image("a.png"), make_image("other.png", color=(0, 0, 0))
     copy, link = tmp_path / "copy.png", tmp_path / "link.png"
     copy.write_bytes(original.read_bytes())
     link.symlink_to(original)
     (tmp_path / "linked").symlink_to(tmp_path)
-    beside = tmp_path / "linked" / "a.png"
-    same = map_identical_files([original, copy, link, beside, other])
-    assert same[original] == same[copy] == same[link] == same[beside] != same[other]
+    through_link = tmp_path / "linked" / "a.png"
+    same = map_identical_files([original, copy, link, through_link, other])
+    assert same[original] == same[copy] == same[link] == same[through_link] != same[other]
 
 
-def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_different_known_info_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_bytes(b"the same")
@@ -95,29 +95,28 @@ def test_what_looks_otherwise_is_not_opened(tmp_path: Path, monkeypatch: pytest.
     assert map_identical_files(files, dict(zip(files, "123", strict=True))) == {file: file for file in files}
 
 
-def test_who_knows_which_pictures_are_one_need_not_have_them_read(tmp_path: Path) -> None:
-    examples = rows(tmp_path, "a", "b", "c")
+def test_known_identical_files_are_not_read(tmp_path: Path) -> None:
+    examples = build_examples(tmp_path, "a", "b", "c")
     same = {tmp_path / "a": tmp_path / "a", tmp_path / "b": tmp_path / "b", tmp_path / "c": tmp_path / "b"}
     for letter in "abc":
         (tmp_path / letter).unlink()
     train, test = train_test_split(examples, holdout=1, split="image", identical_files=same)
-    assert ([each.row for each in train], [each.row for each in test]) == ([1, 2], [0])
+    assert ([example.row for example in train], [example.row for example in test]) == ([1, 2], [0])
 
 
 @given(st.lists(st.text(alphabet="abcdefgh", max_size=2), min_size=2, max_size=20), st.integers(1, 5))
 @settings(deadline=None, max_examples=150)
-def test_no_picture_is_in_both_parts_and_no_row_in_neither(shown: list[str], holdout: int) -> None:
+def test_no_image_is_in_both_parts_and_no_row_in_neither(words: list[str], holdout: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        examples = rows(Path(folder), *shown)
+        examples = build_examples(Path(folder), *words)
         try:
-            test = held_out(examples, holdout)
+            test = split_rows(examples, holdout)
         except UsageError:
             return
-        assert holdout <= len(test) < len(shown)
+        assert holdout <= len(test) < len(words)
 
 
-def test_files_alike_in_size_and_middle_are_told_apart(tmp_path: Path) -> None:
-    """And are read whole only then."""
+def test_files_of_one_size_and_middle_are_compared_whole(tmp_path: Path) -> None:
     contents = {
         "a": b"1" * 5000,
         "b": b"1" * 5000,

@@ -1,4 +1,4 @@
-"""Sizes as transformers' `smart_resize` gives them, patches of the right shape, broken settings named."""
+"""Sizes equal to transformers' `smart_resize`, patches of the right shape, broken configs named."""
 
 import json
 import shutil
@@ -18,27 +18,27 @@ from lorgnette.processing.image_processor import ImageProcessor
 EDGE = st.integers(1, 6000)
 
 
-def rule_of(tiny: Path, **encode: object) -> ImageProcessor:
-    return ImageProcessor.from_folder(tiny, ProcessorSettings.model_validate(encode))
+def load_processor(tiny: Path, **settings: object) -> ImageProcessor:
+    return ImageProcessor.from_folder(tiny, ProcessorSettings.model_validate(settings))
 
 
 @given(width=EDGE, height=EDGE, budget=st.tuples(st.integers(1, 3000), st.integers(1, 3000)).map(sorted))
-def test_a_kept_shape_is_smart_resized(tiny: Path, width: int, height: int, budget: list[int]) -> None:
+def test_an_image_that_keeps_its_shape_is_smart_resized(tiny: Path, width: int, height: int, budget: list[int]) -> None:
     assume(max(width, height) / min(width, height) <= 200)  # transformers refuses longer ones
-    rule = rule_of(tiny, size=None, image_tokens=budget)
-    least, most = (tokens * 28 * 28 for tokens in budget)
-    assert rule.compute_size(width, height) == smart_resize(height, width, 28, least, most)
+    processor = load_processor(tiny, image_size=None, image_tokens=budget)
+    min_pixels, max_pixels = (tokens * 28 * 28 for tokens in budget)
+    assert processor.compute_size(width, height) == smart_resize(height, width, 28, min_pixels, max_pixels)
 
 
 @given(width=EDGE, height=EDGE)
-def test_every_shape_becomes_at_least_a_token(tiny: Path, width: int, height: int) -> None:
-    rows, columns = rule_of(tiny, size=None).compute_size(width, height)
+def test_every_image_has_at_least_one_token(tiny: Path, width: int, height: int) -> None:
+    rows, columns = load_processor(tiny, image_size=None).compute_size(width, height)
     assert min(rows, columns) >= 28
     assert rows % 28 == columns % 28 == 0
 
 
 @pytest.mark.parametrize(
-    ("size", "resized"),
+    ("size", "expected"),
     [
         ((280, 280), (280, 280)),
         ((56, 280), (56, 280)),
@@ -47,48 +47,50 @@ def test_every_shape_becomes_at_least_a_token(tiny: Path, width: int, height: in
         ((100, 30), (112, 28)),
     ],
 )
-def test_a_fixed_size_is_rounded_to_whole_tokens(tiny: Path, size: tuple[int, int], resized: tuple[int, int]) -> None:
-    rule = rule_of(tiny, size=size)
-    assert {rule.compute_size(*given) for given in ((5, 900), (640, 480), (1, 1))} == {resized}
+def test_a_fixed_size_is_rounded_to_whole_tokens(tiny: Path, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    processor = load_processor(tiny, image_size=size)
+    assert {processor.compute_size(*given) for given in ((5, 900), (640, 480), (1, 1))} == {expected}
 
 
 def test_patches_are_rows_of_three_channels_in_two_frames(tiny: Path) -> None:
-    rule = rule_of(tiny, size=(56, 84))
-    assert rule.token_side == 28
-    pixels = rule.resize(PIL.Image.new("RGB", (300, 20), (255, 0, 127)))
+    processor = load_processor(tiny, image_size=(56, 84))
+    assert processor.token_side == 28
+    pixels = processor.resize(PIL.Image.new("RGB", (300, 20), (255, 0, 127)))
     assert pixels.shape == (56, 84, 3)
-    patches = rule.patchify(pixels)
+    patches = processor.patchify(pixels)
     assert patches.shape == (4 * 6, 3 * 2 * 14 * 14)
     assert patches.dtype == np.float32
-    for row in patches.reshape(24, 3, -1):  # one colour: every patch is its three normalised levels
+    for row in patches.reshape(24, 3, -1):  # one color: every patch has its three normalized values
         np.testing.assert_allclose(
-            row, ((np.array([1, 0, 127 / 255]) - rule.image_mean) / rule.image_std)[:, None].repeat(392, 1), rtol=1e-5
+            row,
+            ((np.array([1, 0, 127 / 255]) - processor.image_mean) / processor.image_std)[:, None].repeat(392, 1),
+            rtol=1e-5,
         )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"patch_size": "wide"}', '{"patch_size": null}'])
-def test_broken_constants_are_named(tiny: Path, tmp_path: Path, content: str) -> None:
+def test_a_broken_config_is_named(tiny: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "preprocessor_config.json"
     path.write_text(content)
     with pytest.raises(LorgnetteError, match=r"preprocessor_config\.json cannot be read: ") as caught:
-        rule_of(tmp_path)
+        load_processor(tmp_path)
     assert caught.value.where == str(path)
     assert caught.value.hint
 
 
-def test_missing_constants_are_named(tmp_path: Path) -> None:
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match=r"preprocessor_config\.json is missing") as caught:
-        rule_of(tmp_path)
+        load_processor(tmp_path)
     assert caught.value.where == str(tmp_path)
     assert caught.value.hint
 
 
-def test_the_checkpoints_constants_are_used(tiny: Path, tmp_path: Path) -> None:
+def test_the_checkpoints_config_is_used(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": 16, "image_mean": [0, 0, 0]}))
-    rule = rule_of(folder, size=None, image_tokens=(2, 9))
-    assert (rule.token_side, rule.image_mean, rule.min_pixels, rule.max_pixels) == (
+    processor = load_processor(folder, image_size=None, image_tokens=(2, 9))
+    assert (processor.token_side, processor.image_mean, processor.min_pixels, processor.max_pixels) == (
         32,
         (0.0, 0.0, 0.0),
         2 * 32 * 32,

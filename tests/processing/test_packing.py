@@ -1,4 +1,4 @@
-"""No example, label or picture is lost or moved by packing, however a step is cut."""
+"""Packing loses or moves no example, label or image, however a step is split."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from lorgnette.processing.mrope import compute_position_ids
 from lorgnette.processing.packing import pack, split_into_microbatches
-from lorgnette.processing.prefix_tree import Share
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid
 
 IMAGE = 1_000_000
 GRIDS = [ImageGrid(Image(Path(f"{i}.png")), 1, 2 * rows, 4, 2) for i, rows in enumerate((1, 2, 3))]
 
 
-def made(number: int, *runs: int | str | ImageGrid) -> Encoded:
-    """made(0, 3, GRIDS[0], "ab"): three tokens of text, a picture, two labels."""
+def build_encoded(number: int, *runs: int | str | ImageGrid) -> Encoded:
+    """build_encoded(0, 3, GRIDS[0], "ab"): three tokens of text, an image, two labels."""
     tokens: list[int] = []
     labels: list[int] = []
     starts, grids = [], []
@@ -33,9 +32,13 @@ def made(number: int, *runs: int | str | ImageGrid) -> Encoded:
         labels += new if isinstance(run, str) else [IGNORE_INDEX] * len(new)
     example = Example(str(number), (), Path("x.json"), number)
     return Encoded(
-        example, np.array(tokens, np.int32), np.array(labels, np.int32), compute_position_ids(len(tokens), starts, grids),
-        tuple(grids), tuple(starts),
-    )  # fmt: skip
+        example,
+        np.array(tokens, np.int32),
+        np.array(labels, np.int32),
+        compute_position_ids(len(tokens), starts, grids),
+        tuple(grids),
+        tuple(starts),
+    )
 
 
 PROMPT = st.lists(st.integers(0, 4) | st.sampled_from(GRIDS), max_size=4)
@@ -43,19 +46,19 @@ ANSWER = st.integers(1, 4).map(lambda count: "a" * count)
 STEPS = st.lists(st.tuples(PROMPT, st.lists(st.tuples(ANSWER, PROMPT), min_size=1, max_size=3)), min_size=1, max_size=6)
 
 
-@given(step=STEPS, most_tokens=st.integers(1, 120))
-def test_nothing_is_lost_or_moved(
-    step: list[tuple[list[object], list[tuple[str, list[object]]]]], most_tokens: int
+@given(step=STEPS, max_tokens=st.integers(1, 120))
+def test_packing_loses_and_moves_nothing(
+    step: list[tuple[list[object], list[tuple[str, list[object]]]]], max_tokens: int
 ) -> None:
     examples = [
-        made(i, 1, *begin, *(run for answer, more in turns for run in (answer, *more)))  # type: ignore[arg-type]
+        build_encoded(i, 1, *begin, *(run for answer, more in turns for run in (answer, *more)))  # type: ignore[arg-type]
         for i, (begin, turns) in enumerate(step)
     ]
-    batches = split_into_microbatches(examples, most_tokens)
+    batches = split_into_microbatches(examples, max_tokens)
     assert [e for batch in batches for e in batch.examples] == [e.example for e in examples]
-    assert all(len(batch.input_ids) <= most_tokens or len(batch.examples) == 1 for batch in batches)
-    wanted = np.concatenate([e.labels[e.labels != IGNORE_INDEX] for e in examples])
-    np.testing.assert_array_equal(np.concatenate([batch.targets for batch in batches]), wanted)
+    assert all(len(batch.input_ids) <= max_tokens or len(batch.examples) == 1 for batch in batches)
+    expected = np.concatenate([e.labels[e.labels != IGNORE_INDEX] for e in examples])
+    np.testing.assert_array_equal(np.concatenate([batch.targets for batch in batches]), expected)
     assert sum(float(batch.label_weights.sum(dtype=np.float64)) for batch in batches) == pytest.approx(1, abs=1e-6)
     left = iter(examples)
     for batch in batches:
@@ -85,29 +88,31 @@ def test_nothing_is_lost_or_moved(
         assert np.flatnonzero(batch.input_ids == IMAGE).tolist() == batch.image_token_indices.tolist()
 
 
-def test_the_same_picture_is_there_once() -> None:
-    batch = pack([made(0, 1, GRIDS[1], GRIDS[1], "a"), made(1, GRIDS[1], GRIDS[0], "b")], 2)
+def test_an_image_used_twice_is_stored_once() -> None:
+    batch = pack([build_encoded(0, 1, GRIDS[1], GRIDS[1], "a"), build_encoded(1, GRIDS[1], GRIDS[0], "b")], 2)
     assert batch.grids == (GRIDS[1], GRIDS[0])
     assert batch.feature_indices.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
 
 
-def test_a_picture_behind_the_last_answer_is_left_out_and_one_between_answers_is_not() -> None:
-    batch = pack([made(0, 2, "a", GRIDS[0], "b", 1, GRIDS[2], 3)], 2)
+def test_only_images_behind_the_last_answer_are_left_out() -> None:
+    batch = pack([build_encoded(0, 2, "a", GRIDS[0], "b", 1, GRIDS[2], 3)], 2)
     assert batch.grids == (GRIDS[0],)
     assert len(batch.input_ids) == 2 + 1 + GRIDS[0].num_tokens
-    assert pack([made(0, 2, "a", GRIDS[2])], 1).grids == ()
+    assert pack([build_encoded(0, 2, "a", GRIDS[2])], 1).grids == ()
 
 
-def test_text_alone_has_no_images() -> None:
-    batch = pack([made(0, 3, "abc"), made(1, 1, "a")], 4)
+def test_text_without_images_is_packed() -> None:
+    batch = pack([build_encoded(0, 3, "abc"), build_encoded(1, 1, "a")], 4)
     assert (batch.image_token_indices.size, batch.feature_indices.size, batch.grids) == (0, 0, ())
     assert batch.visible_until.tolist() == [5, 5, 5, 5, 5, 6]
     assert batch.label_indices.tolist() == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("share", ["none", "tree"])
-def test_everything_goes_to_the_device_in_small_integers(share: Share) -> None:
-    batch = pack([made(0, 1, GRIDS[0], "a"), made(0, 1, GRIDS[0], "ab")], 1, prefix_sharing=share)
+@pytest.mark.parametrize("prefix_sharing", [False, True])
+def test_all_arrays_are_int32_or_float32(prefix_sharing: bool) -> None:
+    batch = pack(
+        [build_encoded(0, 1, GRIDS[0], "a"), build_encoded(0, 1, GRIDS[0], "ab")], 1, prefix_sharing=prefix_sharing
+    )
     arrays = [
         batch.input_ids,
         batch.position_ids,
@@ -120,8 +125,8 @@ def test_everything_goes_to_the_device_in_small_integers(share: Share) -> None:
     assert batch.label_weights.dtype == np.float32
 
 
-def test_a_pass_is_as_full_as_it_may_be() -> None:
-    examples = [made(i, 9, "a") for i in range(7)]
+def test_a_microbatch_is_as_full_as_possible() -> None:
+    examples = [build_encoded(i, 9, "a") for i in range(7)]
     assert [len(batch.examples) for batch in split_into_microbatches(examples, 30)] == [3, 3, 1]
     assert [len(batch.examples) for batch in split_into_microbatches(examples, 5)] == [1] * 7
     assert all(a.examples != b.examples for a, b in pairwise(split_into_microbatches(examples, 30)))

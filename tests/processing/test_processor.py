@@ -1,4 +1,4 @@
-"""Loss on the answers and their ends and nowhere else; a prompt is the beginning of the whole."""
+"""Loss on the answers and their end tokens and nowhere else; a prompt is the start of the whole conversation."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -21,30 +21,30 @@ TEXT = WORDS | st.sampled_from(TRAPS)
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny: Path) -> Processor:
+def processor(tiny: Path) -> Processor:
     return Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 84)))
 
 
-def test_who_knows_the_sizes_need_not_have_pictures_read(tiny: Path, tmp_path: Path) -> None:
-    asked: list[Path] = []
+def test_known_image_sizes_are_not_read(tiny: Path, tmp_path: Path) -> None:
+    paths: list[Path] = []
 
-    def known(path: Path) -> tuple[int, int]:
-        asked.append(path)
+    def read_size(path: Path) -> tuple[int, int]:
+        paths.append(path)
         return 280, 140
 
-    encoder = Processor.from_folder(tiny, ProcessorSettings(image_size=None), read_size=known)
-    gone = Image(tmp_path / "gone.png")
-    [grid] = encoder.encode(Example("x", (Turn("user", (gone,)), Turn("assistant", ("a",))), Path("x"), 1)).grids
+    processor = Processor.from_folder(tiny, ProcessorSettings(image_size=None), read_size=read_size)
+    missing = Image(tmp_path / "gone.png")
+    [grid] = processor.encode(Example("x", (Turn("user", (missing,)), Turn("assistant", ("a",))), Path("x"), 1)).grids
     assert (grid.w, grid.h) == (20, 10)
-    assert asked == [gone.path]
+    assert paths == [missing.path]
 
 
-def labelled(encoder: Processor, encoded: Encoded) -> str:
-    return encoder.tokenizer.decode_with_control_tokens(encoded.labels[encoded.labels != IGNORE_INDEX].tolist())
+def decode_labels(processor: Processor, encoded: Encoded) -> str:
+    return processor.tokenizer.decode_with_control_tokens(encoded.labels[encoded.labels != IGNORE_INDEX].tolist())
 
 
 @st.composite
-def conversation(draw: st.DrawFn, pictures: list[Path]) -> Example:
+def build_conversation(draw: st.DrawFn, pictures: list[Path]) -> Example:
     part = TEXT | st.sampled_from(pictures[:3]).map(Image)
     turns: list[Turn] = [Turn("system", (draw(TEXT),))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
@@ -56,33 +56,31 @@ def conversation(draw: st.DrawFn, pictures: list[Path]) -> Example:
 
 
 @given(data=st.data())
-def test_labels_are_the_answers_whatever_the_texts_say(
-    encoder: Processor, pictures: list[Path], data: st.DataObject
-) -> None:
-    example = data.draw(conversation(pictures))
-    encoded = encoder.encode(example)
-    said = [
+def test_labels_are_exactly_the_answers(processor: Processor, pictures: list[Path], data: st.DataObject) -> None:
+    example = data.draw(build_conversation(pictures))
+    encoded = processor.encode(example)
+    answers = [
         "".join(unicodedata.normalize("NFC", str(part)) for part in turn.parts) + "<|im_end|>"
         for turn in example.turns
         if turn.role == "assistant"
     ]
-    assert labelled(encoder, encoded) == "".join(said)
-    trained = encoded.labels != IGNORE_INDEX
-    np.testing.assert_array_equal(encoded.labels[trained], encoded.input_ids[trained])
-    assert not trained[0]
-    image = encoder.tokenizer.control_tokens["<|image_pad|>"]
+    assert decode_labels(processor, encoded) == "".join(answers)
+    has_loss = encoded.labels != IGNORE_INDEX
+    np.testing.assert_array_equal(encoded.labels[has_loss], encoded.input_ids[has_loss])
+    assert not has_loss[0]
+    image = processor.tokenizer.control_tokens["<|image_pad|>"]
     rows = [row for start, grid in zip(encoded.image_starts, encoded.grids, strict=True)
             for row in range(start, start + grid.num_tokens)]  # fmt: skip
     assert np.flatnonzero(encoded.input_ids == image).tolist() == rows
     assert [grid.image for grid in encoded.grids] == list(example.images)
-    prompt = encoder.encode(example, add_generation_prompt=True)
+    prompt = processor.encode(example, add_generation_prompt=True)
     np.testing.assert_array_equal(prompt.input_ids, encoded.input_ids[: len(prompt.input_ids)])
     np.testing.assert_array_equal(prompt.position_ids, encoded.position_ids[:, : len(prompt.input_ids)])
-    assert encoder.tokenizer.decode_with_control_tokens(prompt.input_ids[-3:].tolist()).endswith("assistant\n")
+    assert processor.tokenizer.decode_with_control_tokens(prompt.input_ids[-3:].tolist()).endswith("assistant\n")
 
 
 SIZES = {"wide": (280, 140), "tall": (140, 280), "other": (140, 280), "small": (56, 56)}
-ALIKE: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
+SIMILAR: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
     (("user", ("wide", "what?")), ("assistant", ("a car",))),
     (("user", ("wide", "what?")), ("assistant", ("a bus",))),
     (("user", ("wide", "what?")), ("assistant", ("a ", "car"))),
@@ -99,105 +97,113 @@ ALIKE: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
     (("user", ("wide", "what?")), ("assistant", ("a car",)), ("user", ("small",)), ("assistant", ("a bus",))),
     (("user", ("wide", "what?")), ("assistant", ("a car in a park",)), ("user", ("small",)), ("assistant", ("",))),
 ]
-"""Conversations that differ in as little as may be. Words of SIZES are pictures."""
+"""Conversations that differ as little as possible. Words of SIZES are images."""
 
 
-def conversation_of(number: int) -> Example:
-    turns = [Turn(role, tuple(Image(Path(p)) if p in SIZES else p for p in parts)) for role, parts in ALIKE[number]]
+def get_conversation(number: int) -> Example:
+    turns = [Turn(role, tuple(Image(Path(p)) if p in SIZES else p for p in parts)) for role, parts in SIMILAR[number]]
     return Example(str(number), tuple(turns), Path("x.json"), number)
 
 
-def seen(encoded: Encoded) -> tuple[object, ...]:
+def to_comparable(encoded: Encoded) -> tuple[object, ...]:
     arrays = (encoded.input_ids, encoded.labels, encoded.position_ids)
     return *(array.tolist() for array in arrays), encoded.image_starts, encoded.grids, encoded.example.id
 
 
-def strangers(kind: type[Processor], tiny: Path, order: Sequence[int], *, answer: bool) -> list[int]:
-    """Those of the conversations, encoded one after the other, that come out otherwise than alone."""
+def list_differing(
+    kind: type[Processor], tiny: Path, order: Sequence[int], *, add_generation_prompt: bool
+) -> list[int]:
+    """The conversations whose encoding changes if others are encoded before them."""
 
-    def made() -> Processor:
+    def create() -> Processor:
         return kind.from_folder(tiny, ProcessorSettings(image_size=None), read_size=lambda path: SIZES[path.name])
 
-    together = made()
-    return [number for number in order for alone in [made()]
-            if seen(together.encode(conversation_of(number), add_generation_prompt=answer))
-            != seen(alone.encode(conversation_of(number), add_generation_prompt=answer))]  # fmt: skip
+    def encode(processor: Processor, number: int) -> tuple[object, ...]:
+        example = get_conversation(number)
+        return to_comparable(processor.encode(example, add_generation_prompt=add_generation_prompt))
+
+    shared = create()
+    return [number for number in order if encode(shared, number) != encode(create(), number)]
 
 
-@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
 @pytest.mark.parametrize("step", [1, -1])
-def test_no_conversation_gets_what_another_left_behind(tiny: Path, step: int, answer: bool) -> None:
-    assert not strangers(Processor, tiny, [*range(len(ALIKE))][::step] * 2, answer=answer)
+def test_caches_do_not_mix_conversations(tiny: Path, step: int, add_generation_prompt: bool) -> None:
+    assert not list_differing(
+        Processor, tiny, [*range(len(SIMILAR))][::step] * 2, add_generation_prompt=add_generation_prompt
+    )
 
 
-@pytest.mark.parametrize("forgotten", ["questions", "roles"])
-def test_a_confusion_would_be_seen(tiny: Path, forgotten: str) -> None:
-    """Negative control: what is kept of a conversation by less than what it depends on becomes another's."""
+@pytest.mark.parametrize("ignored", ["questions", "roles"])
+def test_a_cache_with_too_small_a_key_shows(tiny: Path, ignored: str) -> None:
+    """Negative control: a frame cached under less than it depends on is used for another conversation."""
 
-    class Confused(Processor):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            whole, kept = self._encode_frame, dict[object, Any]()
-            self._frame_of = lambda outline, answer: kept.setdefault(less(outline), whole(outline, answer))  # type: ignore[assignment]
+    class WrongCache(Processor):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            encode_frame, cache = self._encode_frame, dict[object, Any]()
+            self._cached_frame = lambda outline, answer: cache.setdefault(
+                reduce(outline), encode_frame(outline, answer)
+            )  # type: ignore[assignment]
 
-    def less(outline: Any) -> object:
-        if forgotten == "roles":
+    def reduce(outline: Any) -> object:
+        if ignored == "roles":
             return tuple(part for _, parts in outline for part in parts)
         return tuple((role, tuple(part for part in parts if not isinstance(part, str))) for role, parts in outline)
 
-    assert strangers(Confused, tiny, range(len(ALIKE)), answer=False)
+    assert list_differing(WrongCache, tiny, range(len(SIMILAR)), add_generation_prompt=False)
 
 
-def test_an_empty_answer_still_learns_to_end(encoder: Processor, example: Callable[..., Example]) -> None:
-    assert labelled(encoder, encoder.encode(example(("user", 0), ("assistant", "")))) == "<|im_end|>"
+def test_an_empty_answer_still_has_its_end_token(processor: Processor, example: Callable[..., Example]) -> None:
+    assert decode_labels(processor, processor.encode(example(("user", 0), ("assistant", "")))) == "<|im_end|>"
 
 
 @pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("system",)])
-def test_nothing_is_trained_where_nobody_answers(
-    encoder: Processor, example: Callable[..., Example], roles: tuple[Role, ...]
+def test_a_conversation_without_answers_has_no_labels(
+    processor: Processor, example: Callable[..., Example], roles: tuple[Role, ...]
 ) -> None:
-    asked = example(*((role, "words") for role in roles))
-    assert encoder.encode(asked).num_labels == 0
-    whole, prompt = encoder.encode(asked), encoder.encode(asked, add_generation_prompt=True)
+    conversation = example(*((role, "words") for role in roles))
+    assert processor.encode(conversation).num_labels == 0
+    whole, prompt = processor.encode(conversation), processor.encode(conversation, add_generation_prompt=True)
     np.testing.assert_array_equal(whole.input_ids, prompt.input_ids[: len(whole.input_ids)])
 
 
-def test_the_tutorials_end_stands_in_the_answers_place_only(tiny: Path, example: Callable[..., Example]) -> None:
-    asked = example(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    encoder = Processor.from_folder(tiny, ProcessorSettings(eos_token="<|endoftext|>"))
-    encoded = encoder.encode(asked)
-    assert labelled(encoder, encoded) == "b<|endoftext|>d<|endoftext|>"
-    template = Processor.from_folder(tiny, ProcessorSettings()).encode(asked)
+def test_the_tutorials_end_token_replaces_only_the_answers_end(tiny: Path, example: Callable[..., Example]) -> None:
+    conversation = example(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    processor = Processor.from_folder(tiny, ProcessorSettings(eos_token="<|endoftext|>"))
+    encoded = processor.encode(conversation)
+    assert decode_labels(processor, encoded) == "b<|endoftext|>d<|endoftext|>"
+    template = Processor.from_folder(tiny, ProcessorSettings()).encode(conversation)
     changed = encoded.input_ids != template.input_ids
-    assert set(encoded.input_ids[changed]) == {encoder.tokenizer.control_tokens["<|endoftext|>"]}
+    assert set(encoded.input_ids[changed]) == {processor.tokenizer.control_tokens["<|endoftext|>"]}
     assert changed.sum() == 2
 
 
-def test_the_length_limit_is_exact_and_names_what_is_long(tiny: Path, example: Callable[..., Example]) -> None:
-    asked = example(("user", 0, "what?"), ("assistant", "a car"))
-    length = len(Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56))).encode(asked).input_ids)
-    Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56), max_length=length)).encode(asked)
+def test_max_length_is_exact_and_its_error_counts_tokens(tiny: Path, example: Callable[..., Example]) -> None:
+    conversation = example(("user", 0, "what?"), ("assistant", "a car"))
+    length = len(Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56))).encode(conversation).input_ids)
+    Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56), max_length=length)).encode(conversation)
     with pytest.raises(LorgnetteError) as caught:
-        Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56), max_length=length - 1)).encode(asked)
-    assert caught.value.message == f"{length} tokens (4 of them pictures), more than max_length={length - 1}"
-    assert caught.value.where == asked.where
+        Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56), max_length=length - 1)).encode(conversation)
+    assert caught.value.message == f"{length} tokens (4 of them for images), more than max_length={length - 1}"
+    assert caught.value.where == conversation.where
     assert "max_length" in str(caught.value.hint)
 
 
-def test_a_picture_that_cannot_be_read_is_named_each_time(encoder: Processor, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named_every_time(processor: Processor, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    asked = Example("x", (Turn("user", (Image(path),)), Turn("assistant", ("a",))), Path("x.json"), 1)
-    for content in (None, b"", b"no picture"):
+    conversation = Example("x", (Turn("user", (Image(path),)), Turn("assistant", ("a",))), Path("x.json"), 1)
+    for content in (None, b"", b"no image"):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(LorgnetteError) as caught:
-            encoder.encode(asked)
+            processor.encode(conversation)
         assert "a.png" in str(caught.value)
         assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "preprocessor_config.json"])
-def test_a_checkpoint_that_lacks_a_file_is_refused_by_name(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_a_missing_checkpoint_file_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
     for path in tiny.iterdir():
         if path.name not in (name, "model.safetensors"):
             (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Text ↔ ids; a text is never a control token, whatever it says."""
+"""Text ↔ ids; a text never becomes a control token."""
 
 import json
 import shutil
@@ -24,14 +24,14 @@ def tokenizer(tiny: Path) -> TextTokenizer:
 
 
 @given(text=TEXT)
-def test_a_text_comes_back_and_holds_no_control_token(tokenizer: TextTokenizer, text: str) -> None:
+def test_a_text_is_restored_and_has_no_control_tokens(tokenizer: TextTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert not set(ids) & set(tokenizer.control_tokens.values())
     assert tokenizer.decode(ids) == tokenizer.decode_with_control_tokens(ids) == unicodedata.normalize("NFC", text)
     assert tokenizer.encode_cached(text) == ids
 
 
-def test_an_answers_text_leaves_control_tokens_out_and_people_see_them(tokenizer: TextTokenizer) -> None:
+def test_decode_leaves_control_tokens_out_or_writes_their_names(tokenizer: TextTokenizer) -> None:
     pad, end = tokenizer.control_tokens["<|image_pad|>"], tokenizer.control_tokens["<|im_end|>"]
     ids = [pad, pad, *tokenizer.encode("新 é"), end]
     assert tokenizer.decode(ids) == "新 é"
@@ -39,16 +39,16 @@ def test_an_answers_text_leaves_control_tokens_out_and_people_see_them(tokenizer
     assert tokenizer.decode_with_control_tokens([]) == tokenizer.decode([]) == ""
 
 
-def test_tokenizer_json_says_what_the_vocabulary_files_say(tiny: Path, tmp_path: Path) -> None:
+def test_tokenizer_json_equals_the_vocabulary_files(tiny: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").exists()
     for path in tmp_path.iterdir():
         if path.name != "tokenizer.json":
             path.unlink()
-    one, other = TextTokenizer.from_folder(tmp_path), TextTokenizer.from_folder(tiny)
-    assert one.control_tokens.items() >= {name: other.control_tokens[name] for name in CONTROLS}.items()
+    from_json, from_vocabulary = TextTokenizer.from_folder(tmp_path), TextTokenizer.from_folder(tiny)
+    assert from_json.control_tokens.items() >= {name: from_vocabulary.control_tokens[name] for name in CONTROLS}.items()
     for text in ("a red car", "<|im_end|> it's 1234", "  tabs\t\n\nnew  lines ", "新 é e\u0301"):
-        assert one.encode(text) == other.encode(text)
+        assert from_json.encode(text) == from_vocabulary.encode(text)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
@@ -77,7 +77,7 @@ def test_a_missing_file_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}'),
     ],
 )
-def test_a_broken_file_is_an_error_with_a_remedy(tiny: Path, tmp_path: Path, name: str, content: str) -> None:
+def test_a_broken_file_is_an_error_with_a_hint(tiny: Path, tmp_path: Path, name: str, content: str) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
     (folder / name).write_text(content)
     with pytest.raises(LorgnetteError, match=r"tokenizer cannot be read: .") as caught:
@@ -86,11 +86,13 @@ def test_a_broken_file_is_an_error_with_a_remedy(tiny: Path, tmp_path: Path, nam
     assert caught.value.hint
 
 
-def test_a_text_models_tokenizer_is_refused_by_what_it_lacks(tiny: Path, tmp_path: Path) -> None:
+def test_a_text_models_tokenizer_is_refused(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
-    tree = json.loads((folder / "tokenizer_config.json").read_text())
-    decoder = tree["added_tokens_decoder"].items()
-    tree["added_tokens_decoder"] = {n: token for n, token in decoder if token["content"] != "<|image_pad|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tree))
-    with pytest.raises(LorgnetteError, match=r"tokenizer has no <\|image_pad\|> · .* · use an Instruct checkpoint"):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    decoder = config["added_tokens_decoder"].items()
+    config["added_tokens_decoder"] = {n: token for n, token in decoder if token["content"] != "<|image_pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        LorgnetteError, match=r"tokenizer has no <\|image_pad\|> · .* · use the whole Instruct checkpoint"
+    ):
         TextTokenizer.from_folder(folder)

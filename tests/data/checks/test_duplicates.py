@@ -7,7 +7,7 @@ from lorgnette.data.checks.duplicates import find_duplicates
 from lorgnette.data.splits import map_identical_files
 from lorgnette.types import Example, Image, Turn
 
-RED, DARK_RED, BLUE = (bytes(colour) * 256 for colour in ((200, 30, 30), (199, 30, 30), (30, 30, 200)))
+RED, DARK_RED, BLUE = (bytes(color) * 256 for color in ((200, 30, 30), (199, 30, 30), (30, 30, 200)))
 
 
 def row(number: int, *paths: Path, text: str = "a", source: str = "a.csv") -> Example:
@@ -15,16 +15,16 @@ def row(number: int, *paths: Path, text: str = "a", source: str = "a.csv") -> Ex
     return Example(f"id {number}", turns, Path(source), number)
 
 
-def told(
-    train: Sequence[Example], test: Sequence[Example] = (), sketches: dict[Path, bytes] | None = None
+def list_findings(
+    train: Sequence[Example], test: Sequence[Example] = (), signatures: dict[Path, bytes] | None = None
 ) -> list[tuple[str, int, str]]:
-    same = map_identical_files(picture.path for row in (*train, *test) for picture in row.images)
-    found = find_duplicates(train, test, same, sketches or {})
-    return [(each.kind, each.problem.row, each.problem.message) for each in found]
+    same = map_identical_files(image.path for row in (*train, *test) for image in row.images)
+    findings = find_duplicates(train, test, same, signatures or {})
+    return [(finding.kind, finding.problem.row, finding.problem.message) for finding in findings]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Callable[[str, str], Path]:
+def make_file(tmp_path: Path) -> Callable[[str, str], Path]:
     def make(name: str, content: str) -> Path:
         (tmp_path / name).write_text(content)
         return tmp_path / name
@@ -32,52 +32,59 @@ def file(tmp_path: Path) -> Callable[[str, str], Path]:
     return make
 
 
-def test_a_row_said_twice(file: Callable[..., Path]) -> None:
-    path = file("a", "1")
-    assert told([row(1, path), row(2, path, text="b"), row(3, path)]) == [
-        ("repeated-row", 3, "shows and says the same as row 1")
+def test_a_duplicate_row_names_the_earlier_one(make_file: Callable[..., Path]) -> None:
+    path = make_file("a", "1")
+    assert list_findings([row(1, path), row(2, path, text="b"), row(3, path)]) == [
+        ("repeated-row", 3, "duplicate of row 1 (same images, same text)")
     ]
-    assert told([row(1)], [row(2, source="b.csv")])[0][2] == "shows and says the same as a.csv, row 1"
+    assert (
+        list_findings([row(1)], [row(2, source="b.csv")])[0][2] == "duplicate of a.csv, row 1 (same images, same text)"
+    )
 
 
-def test_a_picture_in_both_parts(file: Callable[..., Path]) -> None:
-    path, other = file("a", "1"), file("b", "2")
+def test_an_image_in_both_parts_is_a_leak(make_file: Callable[..., Path]) -> None:
+    path, other = make_file("a", "1"), make_file("b", "2")
     train = [row(1, path), row(2, other)]
-    assert told(train, [row(7, path, text="x"), row(8, file("c", "3"))]) == [
-        ("leak", 7, "a is held out, and trained on in row 1")
+    assert list_findings(train, [row(7, path, text="x"), row(8, make_file("c", "3"))]) == [
+        ("leak", 7, "a is held out, but also in the training part: row 1")
     ]
 
 
-def test_the_same_bytes_in_both_parts_are_one_finding(file: Callable[..., Path]) -> None:
-    found = told([row(1, file("a", "1"))], [row(2, file("copy", "1"), text="x")])
-    assert found == [("leak", 2, "copy is held out, and trained on in row 1")]
+def test_a_copy_in_the_other_part_is_one_leak(make_file: Callable[..., Path]) -> None:
+    findings = list_findings([row(1, make_file("a", "1"))], [row(2, make_file("copy", "1"), text="x")])
+    assert findings == [("leak", 2, "copy is held out, but also in the training part: row 1")]
 
 
-def test_copies_within_a_part(file: Callable[..., Path]) -> None:
-    a, copy, third = file("a", "1"), file("copy", "1"), file("third", "1")
-    found = told([row(1, a), row(2, copy, text="x"), row(3, copy, third, text="y")])
-    assert found == [
-        ("copy", 2, "copy is, byte for byte, a of row 1"),
-        ("copy", 3, "third is, byte for byte, a of row 1"),
+def test_copies_within_a_part_are_found(make_file: Callable[..., Path]) -> None:
+    a, copy, third = make_file("a", "1"), make_file("copy", "1"), make_file("third", "1")
+    findings = list_findings([row(1, a), row(2, copy, text="x"), row(3, copy, third, text="y")])
+    assert findings == [
+        ("copy", 2, "copy is byte for byte a of row 1"),
+        ("copy", 3, "third is byte for byte a of row 1"),
     ]
-    assert told([], [row(1, a, copy)]) == [("copy", 1, "copy is, byte for byte, a of the same row")]
+    assert list_findings([], [row(1, a, copy)]) == [("copy", 1, "copy is byte for byte a of the same row")]
 
 
-def test_look_alikes_within_a_part_and_across(file: Callable[..., Path]) -> None:
-    a, alike, other = file("a", "1"), file("alike", "22"), file("other", "333")
-    sketches = {a: RED, alike: DARK_RED, other: BLUE}
-    rows = [row(1, a), row(2, alike), row(3, other)]
-    assert told(rows, (), sketches) == [("look-alike", 2, "alike looks like a of row 1")]
-    assert told(rows[1:], rows[:1], sketches) == [("look-alike-leak", 1, "a is held out and looks like alike of row 2")]
-    assert told(rows[2:], rows[:2], sketches) == [("look-alike", 2, "alike looks like a of row 1")]
-    assert told(rows, (), {a: RED, other: BLUE}) == []  # not compared, not found
+def test_near_duplicates_within_a_part_and_across_parts_are_found(make_file: Callable[..., Path]) -> None:
+    a, similar, other = make_file("a", "1"), make_file("similar", "22"), make_file("other", "333")
+    signatures = {a: RED, similar: DARK_RED, other: BLUE}
+    rows = [row(1, a), row(2, similar), row(3, other)]
+    assert list_findings(rows, (), signatures) == [("look-alike", 2, "similar looks like a of row 1")]
+    assert list_findings(rows[1:], rows[:1], signatures) == [
+        ("look-alike-leak", 1, "a is held out and looks like similar of row 2")
+    ]
+    assert list_findings(rows[2:], rows[:2], signatures) == [("look-alike", 2, "similar looks like a of row 1")]
+    assert list_findings(rows, (), {a: RED, other: BLUE}) == []  # without a signature
 
 
-def test_what_is_trained_on_is_no_look_alike_leak_though_also_held_out(file: Callable[..., Path]) -> None:
-    a, alike = file("a", "1"), file("alike", "22")
-    found = told([row(1, a), row(2, alike)], [row(3, alike, text="x")], {a: RED, alike: DARK_RED})
-    assert [(kind, where) for kind, where, _ in found] == [("leak", 3), ("look-alike", 2)]
+def test_a_leak_is_not_reported_again_as_a_near_duplicate(make_file: Callable[..., Path]) -> None:
+    a, similar = make_file("a", "1"), make_file("similar", "22")
+    findings = list_findings([row(1, a), row(2, similar)], [row(3, similar, text="x")], {a: RED, similar: DARK_RED})
+    assert [(kind, where) for kind, where, _ in findings] == [("leak", 3), ("look-alike", 2)]
 
 
-def test_distinct_rows_are_left_in_peace(file: Callable[..., Path]) -> None:
-    assert told([row(1, file("a", "1")), row(2, file("b", "2")), row(3)], [row(4, file("c", "3"))]) == []
+def test_distinct_rows_have_no_findings(make_file: Callable[..., Path]) -> None:
+    assert (
+        list_findings([row(1, make_file("a", "1")), row(2, make_file("b", "2")), row(3)], [row(4, make_file("c", "3"))])
+        == []
+    )

@@ -2,22 +2,24 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.checks.row_warnings import find_row_warnings
+from lorgnette.data.checks.row_warnings import NO_LETTERS, count_scripts, detect_script, find_row_warnings
 from lorgnette.data.checks.scan import ImageInfo
 from lorgnette.types import Example, Image, Turn
 
 
-def row(*parts: str | Image, answer: str = "a", number: int = 1) -> Example:
+def build_row(*parts: str | Image, answer: str = "a", number: int = 1) -> Example:
     return Example("x", (Turn("user", parts), Turn("assistant", (answer,))), Path("a.json"), number)
 
 
-def kinds(*rows: Example, size: tuple[int, int] = (640, 480), fitted: tuple[int, int] | None = None) -> list[str]:
-    looks = {picture.path: ImageInfo(size, None) for row in rows for picture in row.images}
-    return [f"{found.kind} {found.problem.row}" for found in find_row_warnings(rows, looks, fitted)]
+def list_kinds(
+    *rows: Example, size: tuple[int, int] = (640, 480), fixed_size: tuple[int, int] | None = None
+) -> list[str]:
+    infos = {image.path: ImageInfo(size, None) for row in rows for image in row.images}
+    return [f"{finding.kind} {finding.problem.row}" for finding in find_row_warnings(rows, infos, fixed_size)]
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("a red car", []),
         ("1 < 2 and <b> and |x| and <||>", []),
@@ -28,12 +30,12 @@ def kinds(*rows: Example, size: tuple[int, int] = (640, 480), fitted: tuple[int,
         ("<image><|image_pad|>", ["control-text 1", "stray-marker 1"]),
     ],
 )
-def test_markers_in_texts(text: str, found: list[str]) -> None:
-    assert kinds(row("q", answer=text)) == kinds(row(text)) == found
+def test_markers_in_texts_are_reported(text: str, expected: list[str]) -> None:
+    assert list_kinds(build_row("q", answer=text)) == list_kinds(build_row(text)) == expected
 
 
 @pytest.mark.parametrize(
-    ("size", "fitted", "found"),
+    ("size", "fixed_size", "expected"),
     [
         ((640, 480), (280, 280), []),
         ((1120, 280), (280, 280), []),
@@ -47,14 +49,51 @@ def test_markers_in_texts(text: str, found: list[str]) -> None:
         ((27, 60), (28, 28), ["tiny 1"]),
     ],
 )
-def test_shapes(size: tuple[int, int], fitted: tuple[int, int] | None, found: list[str]) -> None:
-    assert kinds(row(Image(Path("a.png")), "q"), size=size, fitted=fitted) == found
+def test_unusual_shapes_are_reported(
+    size: tuple[int, int], fixed_size: tuple[int, int] | None, expected: list[str]
+) -> None:
+    assert list_kinds(build_row(Image(Path("a.png")), "q"), size=size, fixed_size=fixed_size) == expected
 
 
-def test_a_picture_is_told_once_where_it_is_first_shown() -> None:
+def test_an_image_is_reported_once_at_its_first_row() -> None:
     rows = [
-        row(Image(Path("a.png")), number=1),
-        row(Image(Path("b.png")), number=2),
-        row(Image(Path("a.png")), number=3),
+        build_row(Image(Path("a.png")), number=1),
+        build_row(Image(Path("b.png")), number=2),
+        build_row(Image(Path("a.png")), number=3),
     ]
-    assert kinds(*rows, size=(10, 10)) == ["tiny 1", "tiny 2"]
+    assert list_kinds(*rows, size=(10, 10)) == ["tiny 1", "tiny 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red car.", "Latin"),
+        ("Ein süßer Hund", "Latin"),
+        (r"\frac{a}{b}", "Latin"),
+        ("ａｂｃ 𝒜𝒷", "Latin"),
+        ("一只猫坐着。", "Han"),
+        ("一只猫 OK", "Han"),
+        ("ねこがすわっている", "Hiragana"),
+        ("Кот на столе", "Cyrillic"),
+        ("قطة", "Arabic"),
+        ("고양이", "Hangul"),
+        ("12 + 3 = 15", NO_LETTERS),
+        ("🎂 12", NO_LETTERS),
+        ("", NO_LETTERS),
+    ],
+)
+def test_the_script_of_most_letters(text: str, expected: str) -> None:
+    assert detect_script(text) == expected
+
+
+def test_scripts_are_counted_with_their_first_row() -> None:
+    def build_row(number: int, *answers: str) -> Example:
+        turns = [turn for text in answers for turn in (Turn("user", ("вопрос",)), Turn("assistant", (text,)))]
+        return Example("x", tuple(turns), Path("a.json"), number)
+
+    counts = count_scripts([build_row(1, "cat"), build_row(2, "cat", "кот"), build_row(3, "кот"), build_row(4, "cat")])
+    assert [(name, count, first.row) for name, (count, first) in counts.items()] == [
+        ("Latin", 3, 1),
+        ("Cyrillic", 2, 2),
+    ]
+    assert count_scripts([]) == {}

@@ -1,4 +1,4 @@
-"""What the tests of the forms share: a place, two pictures, and how to say what an example says."""
+"""A row location and two images for the tests of the formats."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lorgnette.types import Image
 
 
 @pytest.fixture
-def place() -> RowLocation:
+def location() -> RowLocation:
     return RowLocation(Path("/data/a.jsonl"), 5, 2)
 
 

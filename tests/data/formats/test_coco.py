@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from lorgnette.data import read
-from lorgnette.data.checks import data_report
+from lorgnette.data import check_rows, read
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
@@ -34,10 +33,10 @@ KARPATHY: dict[str, Any] = {
 
 
 @pytest.fixture
-def folder(picture: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    def make(value: object, *pictures: str, name: str = "captions_train2017.json") -> Path:
-        for each in pictures:
-            picture(each)
+def write_file(make_image: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    def make(value: object, *images: str, name: str = "captions_train2017.json") -> Path:
+        for image in images:
+            make_image(image)
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(value))
@@ -46,14 +45,14 @@ def folder(picture: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def texts(path: Path, **asked: Any) -> list[str]:
-    rows = list(read(path, **asked))
+def read_texts(path: Path, **options: Any) -> list[str]:
+    rows = list(read(path, **options))
     assert all(isinstance(row, Example) for row in rows), rows
     return [row.reference for row in rows if isinstance(row, Example)]
 
 
-def test_a_caption_is_an_example_in_the_files_order(folder: Callable[..., Path], tmp_path: Path) -> None:
-    path = folder(OFFICIAL, "train2017/9.jpg", "train2017/25.jpg")
+def test_each_annotation_is_an_example_in_the_files_order(write_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_file(OFFICIAL, "train2017/9.jpg", "train2017/25.jpg")
     rows = list(read(path, prompt="what?"))
     assert [(row.id, row.row, row.reference) for row in rows if isinstance(row, Example)] == [
         ("11", 1, "Two."),
@@ -63,29 +62,31 @@ def test_a_caption_is_an_example_in_the_files_order(folder: Callable[..., Path],
     assert isinstance(rows[0], Example)
     assert rows[0].turns[0].text == "what?"
     assert rows[0].images[0].path == tmp_path / "train2017" / "25.jpg"
-    assert data_report(rows).usable == 3
+    assert check_rows(rows).num_usable == 3
 
 
-@pytest.mark.parametrize("where", [".", "images", "val2017", "train2014", "images/val2014", "../train2017"])
-def test_pictures_are_looked_for_in_cocos_own_folders(folder: Callable[..., Path], where: str) -> None:
-    path = folder(OFFICIAL, f"annotations/{where}/9.jpg", f"annotations/{where}/25.jpg", name="annotations/c.json")
-    assert data_report(read(path)).usable == 3
+@pytest.mark.parametrize("image_folder", [".", "images", "val2017", "train2014", "images/val2014", "../train2017"])
+def test_images_are_found_in_cocos_folders(write_file: Callable[..., Path], image_folder: str) -> None:
+    path = write_file(
+        OFFICIAL, f"annotations/{image_folder}/9.jpg", f"annotations/{image_folder}/25.jpg", name="annotations/c.json"
+    )
+    assert check_rows(read(path)).num_usable == 3
 
 
-def test_pictures_from_a_folder_or_a_zip(folder: Callable[..., Path], tmp_path: Path) -> None:
-    path = folder(OFFICIAL, "elsewhere/9.jpg", "elsewhere/25.jpg")
-    assert data_report(read(path, images_from=tmp_path / "elsewhere")).usable == 3
+def test_images_come_from_a_folder_or_a_zip(write_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_file(OFFICIAL, "elsewhere/9.jpg", "elsewhere/25.jpg")
+    assert check_rows(read(path, images_from=tmp_path / "elsewhere")).num_usable == 3
     with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as file:
         for name in ("9.jpg", "25.jpg"):
             file.write(tmp_path / "elsewhere" / name, f"train2017/{name}")
-    report = data_report(read(path, images_from=tmp_path / "train2017.zip", images_to=tmp_path / "laid"))
-    assert report.usable == 3
-    assert len(list((tmp_path / "laid").iterdir())) == 1  # both pictures are the same bytes
-    assert data_report(read(path)).problems[0].what.startswith("picture is missing")
+    report = check_rows(read(path, images_from=tmp_path / "train2017.zip", images_to=tmp_path / "extracted"))
+    assert report.num_usable == 3
+    assert len(list((tmp_path / "extracted").iterdir())) == 1  # both images have the same bytes
+    assert check_rows(read(path)).problems[0].message.startswith("image is missing")
 
 
 @pytest.mark.parametrize(
-    ("annotation", "what"),
+    ("annotation", "message"),
     [
         ({"image_id": 7, "caption": "x"}, "image_id 7 is not among the images"),
         ({"image_id": [9], "caption": "x"}, "image_id [9] is not among the images"),
@@ -95,18 +96,18 @@ def test_pictures_from_a_folder_or_a_zip(folder: Callable[..., Path], tmp_path: 
         ("text", "the annotation is text"),
     ],
 )
-def test_broken_annotations(folder: Callable[..., Path], annotation: object, what: str) -> None:
+def test_broken_annotations_are_problems(write_file: Callable[..., Path], annotation: object, message: str) -> None:
     images = [*OFFICIAL["images"], {"id": 30}, "text", {"id": None}]
-    path = folder({"images": images, "annotations": [*OFFICIAL["annotations"], annotation]})
+    path = write_file({"images": images, "annotations": [*OFFICIAL["annotations"], annotation]})
     *good, bad = read(path)
     assert len(good) == 3
     assert isinstance(bad, Problem)
-    assert what in bad.message
+    assert message in bad.message
     assert bad.row == 4
 
 
 @pytest.mark.parametrize(
-    ("value", "what"),
+    ("value", "message"),
     [
         ({"images": [], "annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, "no captions (boxes"),
         ({"images": [], "annotations": {}}, "'annotations' is an object"),
@@ -114,15 +115,15 @@ def test_broken_annotations(folder: Callable[..., Path], annotation: object, wha
         ({"images": [], "categories": []}, "an object with the keys 'images', 'categories'"),
     ],
 )
-def test_another_file(folder: Callable[..., Path], value: object, what: str) -> None:
+def test_another_file_is_refused(write_file: Callable[..., Path], value: object, message: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        list(read(folder(value)))
-    assert what in caught.value.message
+        list(read(write_file(value)))
+    assert message in caught.value.message
     assert "captions_train2017.json" in (caught.value.where or "")
 
 
-def test_karpathys_file_and_its_splits(folder: Callable[..., Path]) -> None:
-    path = folder(KARPATHY, "val2014/9.jpg", "images/25.jpg", name="dataset_coco.json")
+def test_karpathys_file_is_read_by_split(write_file: Callable[..., Path]) -> None:
+    path = write_file(KARPATHY, "val2014/9.jpg", "images/25.jpg", name="dataset_coco.json")
     rows = [row for row in read(path) if isinstance(row, Example)]
     assert [(row.id, row.row, row.reference) for row in rows] == [
         ("9_1", 1, "One"),
@@ -130,17 +131,17 @@ def test_karpathys_file_and_its_splits(folder: Callable[..., Path]) -> None:
         ("1", 2, "Two."),
         ("identity_3", 3, "Three."),
     ]
-    assert data_report(rows).usable == 4
-    assert texts(path, name="test") == ["One", "Uno"]
-    assert texts(path, name="restval+train") == ["Two.", "Three."]
-    assert texts(path, name="train+restval", rows=1) == ["Two."]
+    assert check_rows(rows).num_usable == 4
+    assert read_texts(path, name="test") == ["One", "Uno"]
+    assert read_texts(path, name="restval+train") == ["Two.", "Three."]
+    assert read_texts(path, name="train+restval", max_rows=1) == ["Two."]
     with pytest.raises(UsageError, match="'val'") as caught:
         list(read(path, name="val"))
     assert "restval, test, train" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
-    ("image", "what"),
+    ("image", "message"),
     [
         ({"split": "x", "sentences": [{"raw": "a"}]}, "'filename' is null"),
         ({"split": "x", "filename": "a.jpg", "sentences": []}, "no caption"),
@@ -149,18 +150,18 @@ def test_karpathys_file_and_its_splits(folder: Callable[..., Path]) -> None:
         ("text", "the image is text"),
     ],
 )
-def test_broken_images(folder: Callable[..., Path], image: object, what: str) -> None:
-    path = folder({"images": [*KARPATHY["images"], image]})
+def test_broken_images_are_problems(write_file: Callable[..., Path], image: object, message: str) -> None:
+    path = write_file({"images": [*KARPATHY["images"], image]})
     *good, bad = read(path)
     assert len(good) == 4
     assert isinstance(bad, Problem)
-    assert what in bad.message
+    assert message in bad.message
 
 
-def test_the_real_annotations_say_what_the_csv_says(shared: Path) -> None:
-    def said(path: Path) -> set[tuple[str, str]]:
+def test_the_real_annotations_equal_the_csv(shared: Path) -> None:
+    def read_captions(path: Path) -> set[tuple[str, str]]:
         return {(row.images[0].path.name, row.reference) for row in read(path) if isinstance(row, Example)}
 
-    report = data_report(read(shared / "coco" / "captions_train2017.json"))
-    assert (report.rows, report.usable, report.pictures) == (400, 400, 80)
-    assert said(shared / "coco" / "captions_train2017.json") == said(shared / "coco" / "captions.csv")
+    report = check_rows(read(shared / "coco" / "captions_train2017.json"))
+    assert (report.num_rows, report.num_usable, report.num_images) == (400, 400, 80)
+    assert read_captions(shared / "coco" / "captions_train2017.json") == read_captions(shared / "coco" / "captions.csv")

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from lorgnette.data import read
-from lorgnette.data.checks import data_report
+from lorgnette.data import check_rows, read
 from lorgnette.data.formats import llama_factory
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
@@ -14,14 +13,14 @@ from lorgnette.types import Example, Problem
 OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 MLLM = {
     "messages": [{"role": "user", "content": "<image>who?"}, {"role": "assistant", "content": "they"}],
-    "images": ["pictures/a.jpg"],
+    "images": ["images/a.jpg"],
 }
 
 
 @pytest.fixture
-def described(picture: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Write dataset_info.json and the entries' files; a picture lies in pictures/a.jpg."""
-    picture("pictures/a.jpg")
+def write_info(make_image: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Write dataset_info.json and the entries' files; there is an image at images/a.jpg."""
+    make_image("images/a.jpg")
 
     def make(info: dict[str, Any], **files: Any) -> Path:
         for name, content in files.items():
@@ -32,66 +31,66 @@ def described(picture: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
     return make
 
 
-def turns(row: object) -> list[tuple[str, str]]:
+def read_turns(row: object) -> list[tuple[str, str]]:
     assert isinstance(row, Example), row
     return [(turn.role, turn.text) for turn in row.turns]
 
 
-def test_sharegpt_with_its_columns_and_tags(described: Callable[..., Path], tmp_path: Path) -> None:
+def test_sharegpt_is_read_with_its_columns_and_tags(write_info: Callable[..., Path], tmp_path: Path) -> None:
     entry = {
         "file_name": "mllm.json",
         "formatting": "sharegpt",
         "columns": {"messages": "messages", "images": "images"},
         "tags": OPENAI_TAGS,
     }
-    path = described({"mllm": entry, "web": {"hf_hub_url": "x/y"}}, mllm=[MLLM])
+    path = write_info({"mllm": entry, "web": {"hf_hub_url": "x/y"}}, mllm=[MLLM])
     rows = list(read(path, name="mllm"))
-    assert turns(rows[0]) == [("user", "who?"), ("assistant", "they")]
+    assert read_turns(rows[0]) == [("user", "who?"), ("assistant", "they")]
     assert isinstance(rows[0], Example)
     assert (rows[0].source, rows[0].row) == (tmp_path / "mllm.json", 1)
-    assert data_report(rows).usable == 1
-    assert turns(next(read(tmp_path / "mllm.json"))) == turns(rows[0])
+    assert check_rows(rows).num_usable == 1
+    assert read_turns(next(read(tmp_path / "mllm.json"))) == read_turns(rows[0])
 
 
-def test_sharegpt_by_default(described: Callable[..., Path]) -> None:
+def test_sharegpt_has_default_columns_and_tags(write_info: Callable[..., Path]) -> None:
     record = {
         "conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "<|vision_start|>"}],
-        "pics": ["pictures/a.jpg"],
+        "pics": ["images/a.jpg"],
         "sys": "s",
-        "tools": "undeclared, as LLaMA-Factory leaves it aside",
+        "tools": "undeclared, so LLaMA-Factory ignores it",
     }
     entry = {"file_name": "g.json", "formatting": "sharegpt", "columns": {"images": "pics", "system": "sys"}}
-    [row] = read(described({"g": entry}, g=[record]))
-    assert turns(row) == [("system", "s"), ("user", "q"), ("assistant", "<|vision_start|>")]
+    [row] = read(write_info({"g": entry}, g=[record]))
+    assert read_turns(row) == [("system", "s"), ("user", "q"), ("assistant", "<|vision_start|>")]
 
 
-def test_alpaca_under_other_names(described: Callable[..., Path]) -> None:
+def test_alpaca_is_read_under_other_names(write_info: Callable[..., Path]) -> None:
     entry = {
         "file_name": "a.json",
         "columns": {"prompt": "ask", "query": "more", "response": "say", "history": "before", "images": "images"},
     }
-    record = {"ask": "<image>q", "more": "m", "say": "a", "before": [["x", "y"]], "images": ["pictures/a.jpg"]}
+    record = {"ask": "<image>q", "more": "m", "say": "a", "before": [["x", "y"]], "images": ["images/a.jpg"]}
     plain = {"instruction": "q", "output": "a", "history": [["not", "declared"]]}
-    path = described({"a": entry, "b": {"file_name": "b.json"}}, a=[record], b=[plain])
+    path = write_info({"a": entry, "b": {"file_name": "b.json"}}, a=[record], b=[plain])
     [row] = read(path, name="a")
-    assert turns(row) == [("user", "x"), ("assistant", "y"), ("user", "q\nm"), ("assistant", "a")]
+    assert read_turns(row) == [("user", "x"), ("assistant", "y"), ("user", "q\nm"), ("assistant", "a")]
     [row] = read(path, name="b")
-    assert turns(row) == [("user", "q"), ("assistant", "a")]
+    assert read_turns(row) == [("user", "q"), ("assistant", "a")]
 
 
-def test_so_many_samples_as_the_entry_says(described: Callable[..., Path]) -> None:
-    path = described(
+def test_num_samples_rows_are_sampled(write_info: Callable[..., Path]) -> None:
+    path = write_info(
         {"a": {"file_name": "a.json", "num_samples": 3}},
         a=[{"instruction": str(i), "output": "a"} for i in range(50)],
     )
-    drawn = [turns(row)[0][1] for row in read(path, seed=1)]
-    assert len(drawn) == 3
-    assert drawn == [turns(row)[0][1] for row in read(path, seed=1)]
-    assert drawn != [turns(row)[0][1] for row in read(path, seed=2)]
+    sample = [read_turns(row)[0][1] for row in read(path, seed=1)]
+    assert len(sample) == 3
+    assert sample == [read_turns(row)[0][1] for row in read(path, seed=1)]
+    assert sample != [read_turns(row)[0][1] for row in read(path, seed=2)]
 
 
 @pytest.mark.parametrize(
-    ("info", "name", "what", "remedy"),
+    ("info", "name", "message", "hint"),
     [
         ({"a": {"file_name": "a.json"}, "b": {"file_name": "b.json"}}, None, "several data sets", "name one: a, b"),
         ({"a": {"file_name": "a.json"}}, "c", "no data set 'c'", "name one of a"),
@@ -105,44 +104,44 @@ def test_so_many_samples_as_the_entry_says(described: Callable[..., Path]) -> No
         ({"a": {"file_name": "a.json", "columns": ["x"]}}, None, "columns ['x']", "objects"),
     ],
 )
-def test_entries_that_cannot_be_read(
-    described: Callable[..., Path], info: dict[str, Any], name: str | None, what: str, remedy: str
+def test_entries_that_cannot_be_read_are_refused(
+    write_info: Callable[..., Path], info: dict[str, Any], name: str | None, message: str, hint: str
 ) -> None:
-    path = described(info, a=[])
+    path = write_info(info, a=[])
     with pytest.raises(LorgnetteError) as caught:
         list(read(path, name=name))
-    assert what in caught.value.message
-    assert remedy in (caught.value.hint or "")
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
     assert "dataset_info.json" in (caught.value.where or "")
 
 
 @pytest.mark.parametrize(
-    ("columns", "record", "what"),
+    ("columns", "record", "message"),
     [
         ({"messages": "messages"}, MLLM, "1 × <image> in the user's text, but 0"),
-        ({"messages": "messages", "videos": "films"}, MLLM | {"films": ["a.mp4"]}, "'videos'; only pictures"),
+        ({"messages": "messages", "videos": "films"}, MLLM | {"films": ["a.mp4"]}, "'videos'; only images"),
         ({"messages": "messages", "tools": "t"}, MLLM | {"t": "[…]"}, "'tools'"),
         ({"messages": "said"}, MLLM, "said is null"),
         ({"messages": "m"}, {"m": [{"role": "observation", "content": "x"}]}, "message 1 is from 'observation'"),
         ({"messages": "m"}, {"m": [{"role": "user"}]}, "message 1's content is null"),
     ],
 )
-def test_records_that_cannot_be_used(
-    described: Callable[..., Path], columns: dict[str, str], record: dict[str, Any], what: str
+def test_records_that_cannot_be_used_are_problems(
+    write_info: Callable[..., Path], columns: dict[str, str], record: dict[str, Any], message: str
 ) -> None:
     entry = {"file_name": "a.json", "formatting": "sharegpt", "columns": columns, "tags": OPENAI_TAGS}
-    [row] = read(described({"a": entry}, a=[record]))
+    [row] = read(write_info({"a": entry}, a=[record]))
     assert isinstance(row, Problem)
-    assert what in row.message
+    assert message in row.message
 
 
-def test_is_info() -> None:
+def test_a_dataset_info_is_recognized() -> None:
     assert llama_factory.is_dataset_info({"a": {"file_name": "a.json"}})
     for value in ({}, {"a": {"file": "a.json"}}, {"a": {"file_name": "a.json"}, "b": 3}):
         assert not llama_factory.is_dataset_info(value)
     assert llama_factory.is_dataset_info(llama_factory.build_dataset_info([Path("/x/a.json"), Path("/x/b.json")]))
 
 
-def test_a_name_is_asked_for(described: Callable[..., Path]) -> None:
+def test_several_entries_need_a_name(write_info: Callable[..., Path]) -> None:
     with pytest.raises(UsageError):
-        list(read(described({"a": {"file_name": "a.json"}, "b": {"file_name": "a.json"}}, a=[])))
+        list(read(write_info({"a": {"file_name": "a.json"}, "b": {"file_name": "a.json"}}, a=[])))

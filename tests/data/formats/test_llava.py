@@ -9,51 +9,53 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Turn
 
 
-def record(user: Any, answer: Any = "yes", **more: Any) -> dict[str, Any]:
+def build_record(user: Any, answer: Any = "yes", **more: Any) -> dict[str, Any]:
     return {"conversations": [{"from": "human", "value": user}, {"from": "gpt", "value": answer}], **more}
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
-def test_pictures_stand_where_the_text_says(place: RowLocation, cat: Image, dog: Image, key: str) -> None:
-    one = llava.read_record(record("what?\n<image>", id="000", **{key: "cat.jpg"}), place)
+def test_images_replace_their_placeholders(location: RowLocation, cat: Image, dog: Image, key: str) -> None:
+    single = llava.read_record(build_record("what?\n<image>", id="000", **{key: "cat.jpg"}), location)
     turns = (Turn("user", ("what?\n", cat)), Turn("assistant", ("yes",)))
-    assert one == Example("000", turns, place.source, 5)
-    two = llava.read_record(record("<image>\n<image>\n", **{key: ["cat.jpg", "/x/dog.jpg"]}), place)
-    assert two.turns[0].parts == (cat, "\n", dog, "\n")
+    assert single == Example("000", turns, location.source, 5)
+    pair = llava.read_record(build_record("<image>\n<image>\n", **{key: ["cat.jpg", "/x/dog.jpg"]}), location)
+    assert pair.turns[0].parts == (cat, "\n", dog, "\n")
 
 
-def test_the_tutorials_markers_are_text_here(place: RowLocation, cat: Image) -> None:
-    made = llava.read_record(record("<image><|vision_start|>x<|vision_end|>", image="cat.jpg"), place)
-    assert made.turns[0].parts == (cat, "<|vision_start|>x<|vision_end|>")
+def test_the_tutorials_markers_are_text(location: RowLocation, cat: Image) -> None:
+    example = llava.read_record(build_record("<image><|vision_start|>x<|vision_end|>", image="cat.jpg"), location)
+    assert example.turns[0].parts == (cat, "<|vision_start|>x<|vision_end|>")
 
 
 @pytest.mark.parametrize(
-    ("broken", "what"),
+    ("broken", "message"),
     [
-        (record("<image><image>", image="a.jpg"), "2 × <image> in the user's text, but 1"),
-        (record("<image>", image=None), "1 × <image> in the user's text, but 0"),
-        (record("<video>\nq", video="a.mp4", image=[]), "'video'; only pictures and text"),
-        (record("<image>", image="a.jpg", answer=None), "turn 2's 'value' is null"),
-        (record("<image>", image=[3]), "image 1 is a number"),
+        (build_record("<image><image>", image="a.jpg"), "2 × <image> in the user's text, but 1"),
+        (build_record("<image>", image=None), "1 × <image> in the user's text, but 0"),
+        (build_record("<video>\nq", video="a.mp4", image=[]), "'video'; only images and text"),
+        (build_record("<image>", image="a.jpg", answer=None), "turn 2's 'value' is null"),
+        (build_record("<image>", image=[3]), "image 1 is a number"),
         ({"image": "a.jpg", "conversations": [{"from": "tool", "value": "q"}]}, "from 'tool'"),
     ],
 )
-def test_broken_records(place: RowLocation, broken: dict[str, Any], what: str) -> None:
+def test_broken_records_are_refused(location: RowLocation, broken: dict[str, Any], message: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        llava.read_record(broken, place)
-    assert what in caught.value.message
+        llava.read_record(broken, location)
+    assert message in caught.value.message
     assert caught.value.hint
 
 
-def test_written(cat: Image, dog: Image) -> None:
-    def made(*parts: str | Image) -> Example:
+def test_the_record_is_written_with_placeholders(cat: Image, dog: Image) -> None:
+    def build_example(*parts: str | Image) -> Example:
         return Example("7", (Turn("user", parts), Turn("assistant", ("yes",))), Path("a"), 1)
 
-    assert llava.to_record(made(cat, "what?")) == record("<image>what?", id="7", image="/data/cat.jpg")
-    assert llava.to_record(made(cat, dog)) == record("<image><image>", id="7", image=["/data/cat.jpg", "/x/dog.jpg"])
-    assert llava.to_record(made("what?")) == record("what?", id="7")
+    assert llava.to_record(build_example(cat, "what?")) == build_record("<image>what?", id="7", image="/data/cat.jpg")
+    assert llava.to_record(build_example(cat, dog)) == build_record(
+        "<image><image>", id="7", image=["/data/cat.jpg", "/x/dog.jpg"]
+    )
+    assert llava.to_record(build_example("what?")) == build_record("what?", id="7")
 
 
-def test_it_knows_no_system_turn() -> None:
+def test_a_system_turn_is_refused() -> None:
     with pytest.raises(LorgnetteError, match="no system turn"):
         llava.to_record(Example("7", (Turn("system", ("s",)),), Path("a"), 1))

@@ -12,15 +12,17 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Turn
 
 
-def made(*parts: str | Image) -> Example:
+def build_example(*parts: str | Image) -> Example:
     turns = (Turn("system", ("s",)), Turn("user", parts), Turn("assistant", ("yes",)))
     return Example("7", turns, Path("/data/a.csv"), 1)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "jpeg"), ("png", "png"), ("webp", "webp"), ("gif", "gif")])
-def test_pictures_are_in_the_record(picture: Callable[..., Path], tmp_path: Path, suffix: str, kind: str) -> None:
-    path = picture(f"a.{suffix}")
-    record = openai.embed_images(openai.to_record(made("see ", Image(path), "<image>?")))
+def test_images_are_embedded_in_the_record(
+    make_image: Callable[..., Path], tmp_path: Path, suffix: str, kind: str
+) -> None:
+    path = make_image(f"a.{suffix}")
+    record = openai.embed_images(openai.to_record(build_example("see ", Image(path), "<image>?")))
     assert record == {
         "messages": [
             {"role": "system", "content": "s"},
@@ -40,18 +42,18 @@ def test_pictures_are_in_the_record(picture: Callable[..., Path], tmp_path: Path
             {"role": "assistant", "content": "yes"},
         ]
     }
-    place = RowLocation(tmp_path / "b.jsonl", 1, 1, ImageResolver(tmp_path / "b.jsonl"))
-    back = messages.read_record(record, place)
-    assert [part for part in back.turns[1].parts if isinstance(part, str)] == ["see ", "<image>?"]
-    assert back.images[0].path.read_bytes() == path.read_bytes()
-    assert back.images[0].path.suffix == f".{suffix}"
+    location = RowLocation(tmp_path / "b.jsonl", 1, 1, ImageResolver(tmp_path / "b.jsonl"))
+    restored = messages.read_record(record, location)
+    assert [part for part in restored.turns[1].parts if isinstance(part, str)] == ["see ", "<image>?"]
+    assert restored.images[0].path.read_bytes() == path.read_bytes()
+    assert restored.images[0].path.suffix == f".{suffix}"
 
 
-def test_what_the_api_does_not_take(tmp_path: Path) -> None:
+def test_other_image_formats_are_refused(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (2, 2)).save(tmp_path / "a.bmp")
     (tmp_path / "a.webp").write_bytes(b"RIFF....WAVE")
     for name in ("a.bmp", "a.webp"):
-        with pytest.raises(LorgnetteError, match="JPEG, PNG, GIF and WebP only"):
-            openai.to_record(made(Image(tmp_path / name)))
+        with pytest.raises(LorgnetteError, match="only JPEG, PNG, GIF and WebP"):
+            openai.to_record(build_example(Image(tmp_path / name)))
     with pytest.raises(LorgnetteError, match="cannot be read"):
-        openai.to_record(made(Image(tmp_path / "gone.jpg")))
+        openai.to_record(build_example(Image(tmp_path / "gone.jpg")))

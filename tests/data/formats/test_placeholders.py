@@ -8,38 +8,38 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Turn
 
 
-def test_only_the_users_placeholders_are_pictures(place: RowLocation, cat: Image, dog: Image) -> None:
+def test_only_the_users_placeholders_become_images(location: RowLocation, cat: Image, dog: Image) -> None:
     drafts = [
         placeholders.split_placeholders("user", "a <image> b<image>"),
         placeholders.split_placeholders("assistant", "<image> is a word"),
     ]
-    made = placeholders.build_example({"images": ["cat.jpg", "/x/dog.jpg"]}, place, drafts, read_keys=("messages",))
-    assert [turn.parts for turn in made.turns] == [("a ", cat, " b", dog), ("<image> is a word",)]
+    example = placeholders.build_example(
+        {"images": ["cat.jpg", "/x/dog.jpg"]}, location, drafts, read_keys=("messages",)
+    )
+    assert [turn.parts for turn in example.turns] == [("a ", cat, " b", dog), ("<image> is a word",)]
 
 
-def test_pictures_without_a_placeholder_stand_first_where_nothing_else_can_be_meant(
-    place: RowLocation, cat: Image
-) -> None:
-    def made(*questions: str) -> Example:
+def test_images_without_placeholders_come_first_in_a_single_user_turn(location: RowLocation, cat: Image) -> None:
+    def build_example(*questions: str) -> Example:
         drafts = [
             placeholders.split_placeholders(role, text)
             for q in questions
             for role, text in (("user", q), ("assistant", "a"))
         ]  # type: ignore[arg-type]
-        return placeholders.build_example({"image": "cat.jpg"}, place, drafts, read_keys=())
+        return placeholders.build_example({"image": "cat.jpg"}, location, drafts, read_keys=())
 
-    assert made("q").turns[0].parts == (cat, "q")
+    assert build_example("q").turns[0].parts == (cat, "q")
     with pytest.raises(LorgnetteError, match="0 × <image> in the user's text, but 1 in 'images'"):
-        made("q", "r")
+        build_example("q", "r")
 
 
 @pytest.mark.parametrize("key", [key for key in placeholders.UNREAD_KEYS if key not in ("image", "images")])
-def test_what_would_be_lost_is_refused(place: RowLocation, key: str) -> None:
+def test_content_under_unread_keys_is_refused(location: RowLocation, key: str) -> None:
     with pytest.raises(LorgnetteError, match=f"'{key}'"):
-        placeholders.build_example({key: ["x"]}, place, [], read_keys=("messages",))
+        placeholders.build_example({key: ["x"]}, location, [], read_keys=("messages",))
 
 
-def test_written(cat: Image, dog: Image) -> None:
+def test_turns_are_written_with_placeholders(cat: Image, dog: Image) -> None:
     turns = (Turn("user", ("<ima", cat, "ge> ", dog)), Turn("assistant", ("a",)))
     assert placeholders.format_turns(Example("1", turns, Path("a"), 1)) == (
         [("user", "<ima<image>ge> <image>"), ("assistant", "a")],
@@ -49,7 +49,7 @@ def test_written(cat: Image, dog: Image) -> None:
 
 @pytest.mark.parametrize("word", ["<image>", "<video>", "<audio>"])
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
-def test_a_text_that_others_would_take_for_a_picture_is_refused(word: str, role: str) -> None:
-    made = Example("1", (Turn(role, (f"a {word}",)),), Path("a"), 1)  # type: ignore[arg-type]
-    with pytest.raises(LorgnetteError, match=f"holds {word}"):
-        placeholders.format_turns(made)
+def test_a_text_with_a_placeholder_cannot_be_written(word: str, role: str) -> None:
+    example = Example("1", (Turn(role, (f"a {word}",)),), Path("a"), 1)  # type: ignore[arg-type]
+    with pytest.raises(LorgnetteError, match=f"contains {word}"):
+        placeholders.format_turns(example)

@@ -8,18 +8,23 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Image
 
 
-def said(record: dict[str, Any], place: RowLocation) -> list[tuple[Any, ...]]:
-    [example] = read_record(record, place)
+def read_parts(record: dict[str, Any], location: RowLocation) -> list[tuple[Any, ...]]:
+    [example] = read_record(record, location)
     return [(turn.role, *turn.parts) for turn in example.turns]
 
 
-def test_ms_swifts_query(place: RowLocation, cat: Image, dog: Image) -> None:
+def test_ms_swifts_query_is_read(location: RowLocation, cat: Image, dog: Image) -> None:
     record = {"query": "<img>cat.jpg</img>5<img>/x/dog.jpg</img>", "response": "6", "history": [["hello", "1"]]}
-    assert said(record, place) == [("user", "hello"), ("assistant", "1"), ("user", cat, "5", dog), ("assistant", "6")]
+    assert read_parts(record, location) == [
+        ("user", "hello"),
+        ("assistant", "1"),
+        ("user", cat, "5", dog),
+        ("assistant", "6"),
+    ]
     record = {"query": "5", "response": "6", "history": [], "images": ["cat.jpg"], "system": "s"}
-    assert said(record, place) == [("system", "s"), ("user", cat, "5"), ("assistant", "6")]
+    assert read_parts(record, location) == [("system", "s"), ("user", cat, "5"), ("assistant", "6")]
     record = {"query": "b<image>", "response": "6", "history": [["<image>a", "<img>is text</img>"]]}
-    assert said(record | {"images": ["cat.jpg", "/x/dog.jpg"]}, place) == [
+    assert read_parts(record | {"images": ["cat.jpg", "/x/dog.jpg"]}, location) == [
         ("user", cat, "a"),
         ("assistant", "<img>is text</img>"),
         ("user", "b", dog),
@@ -27,20 +32,25 @@ def test_ms_swifts_query(place: RowLocation, cat: Image, dog: Image) -> None:
     ]
 
 
-def test_llama_factorys_instruction(place: RowLocation, cat: Image) -> None:
+def test_llama_factorys_instruction_is_read(location: RowLocation, cat: Image) -> None:
     record = {"instruction": "<image>what?", "input": "", "output": "a", "images": ["cat.jpg"]}
-    assert said(record, place) == [("user", cat, "what?"), ("assistant", "a")]
+    assert read_parts(record, location) == [("user", cat, "what?"), ("assistant", "a")]
     record = {"instruction": "sum up", "input": "a text", "output": "a", "history": [["q", "b"]]}
-    assert said(record, place) == [("user", "q"), ("assistant", "b"), ("user", "sum up\na text"), ("assistant", "a")]
+    assert read_parts(record, location) == [
+        ("user", "q"),
+        ("assistant", "b"),
+        ("user", "sum up\na text"),
+        ("assistant", "a"),
+    ]
 
 
-def test_ms_swifts_pairs(place: RowLocation, cat: Image) -> None:
+def test_ms_swifts_pairs_are_read(location: RowLocation, cat: Image) -> None:
     record = {"system": "s", "conversation": [{"human": "<image>q", "assistant": "a"}], "image": "cat.jpg"}
-    assert said(record, place) == [("system", "s"), ("user", cat, "q"), ("assistant", "a")]
+    assert read_parts(record, location) == [("system", "s"), ("user", cat, "q"), ("assistant", "a")]
 
 
 @pytest.mark.parametrize(
-    ("record", "what"),
+    ("record", "message"),
     [
         ({"query": "q"}, "the answer is null"),
         ({"query": None, "response": "a"}, "the question is null"),
@@ -48,7 +58,7 @@ def test_ms_swifts_pairs(place: RowLocation, cat: Image) -> None:
         ({"query": "q", "response": "a", "history": ["q"]}, "not a list of pairs"),
         ({"query": "q", "response": "a", "history": {"q": "a"}}, "'history' is an object"),
         ({"query": "q", "response": "a", "history": [["q", "a"]], "images": ["a.jpg"]}, "0 × <image>"),
-        ({"query": "<img>https://x/a.jpg</img>q", "response": "a"}, "address"),
+        ({"query": "<img>https://x/a.jpg</img>q", "response": "a"}, "URL"),
         ({"query": "<img></img>q", "response": "a"}, "path is empty"),
         ({"query": "q", "response": "a", "rejected_response": "b"}, "'rejected_response'"),
         ({"instruction": 3, "output": "a"}, "'instruction' is a number"),
@@ -57,14 +67,14 @@ def test_ms_swifts_pairs(place: RowLocation, cat: Image) -> None:
         ({"conversation": ["q"]}, "item 1 is text"),
     ],
 )
-def test_broken_records(place: RowLocation, record: dict[str, Any], what: str) -> None:
+def test_broken_records_are_refused(location: RowLocation, record: dict[str, Any], message: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        read_record(record, place)
-    assert what in caught.value.message
+        read_record(record, location)
+    assert message in caught.value.message
     assert caught.value.hint
 
 
-def test_each_has_its_reader(place: RowLocation) -> None:
-    assert queries.read_query({"query": "q", "response": "a"}, place).reference == "a"
-    assert queries.read_alpaca({"instruction": "q", "output": "a"}, place).reference == "a"
-    assert queries.read_conversation({"conversation": [{"human": "q", "assistant": "a"}]}, place).reference == "a"
+def test_each_format_has_its_reader(location: RowLocation) -> None:
+    assert queries.read_query({"query": "q", "response": "a"}, location).reference == "a"
+    assert queries.read_alpaca({"instruction": "q", "output": "a"}, location).reference == "a"
+    assert queries.read_conversation({"conversation": [{"human": "q", "assistant": "a"}]}, location).reference == "a"
