@@ -79,7 +79,9 @@ def write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 def skipped(run: Path) -> list[tuple[int, str]]:
     return [
-        (record["row"], record["what"]) for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "skipped"
+        (record["row"], record["message"])
+        for record in run_log.read_log(run / "log.jsonl")
+        if record["kind"] == "skipped"
     ]
 
 
@@ -111,7 +113,7 @@ def test_broken_pictures_are_each_named_and_left_out_on_request(tmp_path: Path, 
 
 def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: Path, captions, cli, quick) -> None:
     damaged(tmp_path / "3.png")
-    assert cli("check", "captions.csv", "--no-looks").status == 0
+    assert cli("check", "captions.csv", "--no-look-alikes").status == 0
     assert cli("check", "captions.csv").status == 1
     done = cli(*quick())
     done.refused(1, "2 of 16 rows", "row 5: picture cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
@@ -119,7 +121,7 @@ def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: P
     assert not (tmp_path / "run").exists()
     done = cli(*quick("data.on_bad_row=skip", run="skipping"))
     assert done.status == 0, done.err
-    assert done.err.count("left out: ") == 2
+    assert done.err.count("skipped: ") == 2
     assert [row for row, _ in skipped(tmp_path / "skipping")] == [5, 13]
     assert "row 13" in (tmp_path / "skipping" / "report.html").read_text(encoding="utf-8")
     assert "step 1 " in done.err
@@ -137,7 +139,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     damaged(tmp_path / "a.png")
     write(tmp_path / "captions.csv", [("a.png", "one"), ("a.png", "two")])
     done = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
-    done.refused(1, "no example is left")
+    done.refused(1, "no example left")
     assert "row 2" in done.err
     assert not (tmp_path / "run").exists()
 
@@ -241,10 +243,10 @@ def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) ->
     ("word", "status", "said"),
     [
         ("data.holdout=16", 2, "there are 16 usable rows"),
-        ("report_to=swanlab,none", 2, "stands alone"),
-        ("run=captions.csv", 1, "run folder cannot be made"),
-        ("run=captions.csv/run", 1, "run folder cannot be made"),
-        ("run=/proc/nowhere/run", 1, "run folder cannot be made"),
+        ("report_to=swanlab,none", 2, "cannot be combined"),
+        ("run=captions.csv", 1, "run folder cannot be created"),
+        ("run=captions.csv/run", 1, "run folder cannot be created"),
+        ("run=/proc/nowhere/run", 1, "run folder cannot be created"),
         (f"run={'x' * 300}", 1, "File name too long"),
         (f"model={'x' * 300}", 1, "ile name too long"),
         ("data=nowhere.csv", 1, "does not exist"),

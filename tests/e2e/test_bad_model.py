@@ -242,9 +242,9 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
 
 def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:
     place = volume("ro,size=1m")
-    cli(*quick(run=place / "run")).refused(1, "run folder cannot be made")
+    cli(*quick(run=place / "run")).refused(1, "run folder cannot be created")
     cli("prepare", "captions.csv", "--out", place / "data").refused(1, "cannot write")
     cli("predict", "0.png", "--model", tiny, "--out", place / "said.jsonl").refused(1, "cannot write")
     cli("recipe", "copy", "demo", place / "demo.yaml").refused(1, "cannot write")
-    cli("demo", "--out", place / "demo", "--pictures", 8).refused(1, "Read-only")
+    cli("demo", "--out", place / "demo", "--images", 8).refused(1, "Read-only")
     assert not list(place.iterdir())

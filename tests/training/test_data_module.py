@@ -217,6 +217,16 @@ def test_the_most_common_prompt_is_that_of_the_examples(chosen: Callable[..., Se
     assert TrainingData.load(chosen("data.prompt=What?"), terminal).most_common_prompt == "What?"
 
 
+def test_native_images_keep_their_size_in_the_held_out_prompts(chosen: Chosen, terminal: Terminal) -> None:
+    settings = chosen()
+    training_data = TrainingData.load(settings, terminal)
+    assert training_data.build_eval_processor(settings.processor, "train") is training_data.processor
+    native = training_data.build_eval_processor(settings.processor, "native")
+    [grid] = native.encode(training_data.held_out[0].example).grids
+    assert (grid.h, grid.w) == (4, 6)  # 60×40 pixels become 84×56; image_size=28 makes every image 2×2 patches
+    assert training_data.held_out[0].grids[0].h == training_data.held_out[0].grids[0].w == 2
+
+
 def test_a_hold_out_of_one_image_is_a_warning(chosen: Chosen, captions: Path, terminal, said: io.StringIO) -> None:
     TrainingData.load(chosen(), terminal)
     assert said.getvalue() == ""

@@ -20,6 +20,7 @@ class Family:
     model_type: as in config.json. class_name: transformers' class.
     vision_linears, merger_linears: linear layers of a vision block (`visual.blocks.N.`) and of `visual.merger.`.
     feature_weight: the weight with one row per channel of an image feature.
+    native_image_tokens: minimum and maximum per image in the hub's preprocessor_config.json.
     convert_weight_name: from a name in the files to transformers' current one.
     """
 
@@ -28,6 +29,7 @@ class Family:
     vision_linears: tuple[str, ...]
     merger_linears: tuple[str, ...]
     feature_weight: str
+    native_image_tokens: tuple[int, int]
     convert_weight_name: Callable[[str], str]
 
     @property

@@ -24,8 +24,6 @@ from lorgnette.resolve import resolve_data, resolve_images_folder, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
 
-NATIVE_IMAGE_TOKENS = (4, 16384)
-"""Tokens of an image in Qwen2-VL's preprocessor_config.json: 3,136 to 12,845,056 pixels."""
 _FIX_ROW = "fix or remove the row"
 
 
@@ -86,7 +84,7 @@ class TrainingData:
 
     @property
     def most_common_prompt(self) -> str:
-        """The prompt to use for an image without one; "" if the examples have none."""
+        """The prompt of most examples, used for images without one; "" if there is none."""
         prompts = Counter(e.example.turns[-2].text for e in self.examples if len(e.example.turns) > 1)
         return prompts.most_common(1)[0][0] if prompts else ""
 
@@ -94,7 +92,8 @@ class TrainingData:
         """The processor of the held-out prompts. native: images keep their size, within the base model's limits."""
         if image_size == "train":
             return self.processor
-        native = settings.model_copy(update={"image_size": None, "image_tokens": NATIVE_IMAGE_TOKENS})
+        limits = self.checkpoint.family.native_image_tokens
+        native = settings.model_copy(update={"image_size": None, "image_tokens": limits})
         return Processor.from_folder(self.checkpoint.folder, native)
 
     def hash_inputs(self) -> dict[str, str]:

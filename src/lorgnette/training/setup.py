@@ -167,7 +167,7 @@ def fit_to_memory(settings: Settings, data: TrainingData, device: torch.device, 
     workload = Workload.from_settings(settings, config, "fast", data.examples, data.held_out, data.grids)
     free = compute_usable_bytes(torch.cuda.mem_get_info(device)[0] / GIB)
     fit = find_fit(workload, longest, free) or MemoryFit(longest, workload.text.num_layers, free)
-    if fit.recompute_layers == 0 and fit.max_tokens >= workload.tokens:
+    if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
         return MemoryFit(max_tokens, 0, fit.peak_bytes)
     recompute = (
         f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed" if fit.recompute_layers else ""
