@@ -177,3 +177,25 @@ class Prediction:
     adapter: str | None = None
     is_complete: bool = field(default=True)
     """False: the answer reached the maximum length before an end token."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """A prompt's answers: base of the base model, tuned of the fine-tuned model; None if not generated.
+
+    references: every answer that the data has to this prompt on these images.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    prompt: str
+    references: tuple[str, ...]
+    base: str | None = None
+    tuned: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """The answers, one per line, for a tracker's image. The new answer is first, since trackers cut long captions."""
+        references = [("reference", text) for text in self.references]
+        parts = [("after", self.tuned), *references, ("before", self.base)]
+        return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)

@@ -1,4 +1,4 @@
-"""`compare`: who is compared with whom, what is replaced, and what the page is given."""
+"""`compare`: the candidates, the output file, and the contents of the page."""
 
 import io
 import shutil
@@ -12,107 +12,109 @@ from rich.console import Console
 
 from lorgnette.commands import compare as compare_module
 from lorgnette.commands.compare import compare
+from lorgnette.commands.predict import read_examples
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
 from lorgnette.data import DEFAULT_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.hf_generate import SamplingParams
 from lorgnette.inference.loading import ModelCache
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.metadata import AdapterMetadata
-from lorgnette.metrics.eval_prompts import group_by_prompt, read_examples
+from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report.predictions import read_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
-def runs(chosen: Callable[..., Settings], place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with two runs `two` and `four` of those ranks, made once."""
-    monkeypatch.chdir(place)
-    if not (place / "two").exists():
+def runs(chosen: Callable[..., Settings], runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the runs `two` and `four` of these ranks, trained once."""
+    monkeypatch.chdir(runs_folder)
+    if not (runs_folder / "two").exists():
         for name, rank in (("two", 2), ("four", 4)):
-            train(chosen(f"run={place / name}", f"lora.rank={rank}", "train.eval_steps=1"))
-    return place
+            train(chosen(f"run={runs_folder / name}", f"lora.rank={rank}", "train.eval_steps=1"))
+    return runs_folder
 
 
 def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
-    said = io.StringIO()
-    console = Console(file=said, width=200)
+    output = io.StringIO()
+    console = Console(file=output, width=200)
     with captions.open("a") as file:
         file.write("red.png,once more\n")
     page = compare("base", "two", "four/adapter", captions, max_new_tokens=4, console=console)
     html = page.read_text(encoding="utf-8")
     assert page == Path("compare.html")
-    assert html.count('<article class="pair') == 6
+    assert html.count('<article class="comparison-card') == 6
     assert "Reference 2" in html
-    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 questions, 3 answers each"):
+    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 prompts, 3 answers each"):
         assert text.lower() in html.lower(), text
-    assert "train.epochs" not in html  # the same in both
-    again = compare("two", captions, max_new_tokens=4, console=console)
-    assert again == Path("compare-2.html")
+    assert "train.epochs" not in html  # equal in both
+    second = compare("two", captions, max_new_tokens=4, console=console)
+    assert second == Path("compare-2.html")
     assert page.read_text(encoding="utf-8") == html
     compare("two", captions, out="compare-2.html", max_new_tokens=4, console=console)
-    assert said.getvalue().count("compare-2.html, in the place of the one that was there") == 1
+    assert output.getvalue().count("compare-2.html (replaced)") == 1
 
 
-def test_alone_it_is_compared_with_its_base(runs: Path, captions: Path) -> None:
-    one = compare_module._resolve_inputs(["two"], None, compare_module.Terminal(Console(file=io.StringIO())))
-    assert [side.name for side in one] == ["base", "two"]
+def test_a_single_candidate_is_compared_with_its_base(runs: Path, captions: Path) -> None:
+    single = compare_module._resolve_inputs(["two"], None, compare_module.Terminal(Console(file=io.StringIO())))
+    assert [candidate.name for candidate in single] == ["base", "two"]
     both = compare_module._resolve_inputs(
         ["two/predictions.jsonl"], None, compare_module.Terminal(Console(file=io.StringIO()))
     )
-    assert [side.name for side in both] == ["base", "two"]
-    with pytest.raises(UsageError, match="nothing to compare it with"):
+    assert [candidate.name for candidate in both] == ["base", "two"]
+    with pytest.raises(UsageError, match="nothing to compare with"):
         compare("base", captions)
-    with pytest.raises(UsageError, match="nothing to ask"):
+    with pytest.raises(UsageError, match="no data to answer"):
         compare("two")
 
 
-def test_a_base_is_asked_in_its_adapters_weights_and_says_what_it_says_alone(
+def test_the_base_model_shares_its_adapters_weights_with_equal_answers(
     runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorgnette.engine import hf_loading
+    from lorgnette.engine import peft_engine
 
     read: list[Path] = []
-    real = hf_loading.load_base_model
+    real = peft_engine.load_base_model
     monkeypatch.setattr(
-        hf_loading,
+        peft_engine,
         "load_base_model",
         lambda checkpoint, *given: read.append(checkpoint.folder) or real(checkpoint, *given),
     )
-    sides = compare_module._resolve_inputs(
+    candidates = compare_module._resolve_inputs(
         ["base", "two", "four"], None, compare_module.Terminal(Console(file=io.StringIO()))
     )
-    asked = group_by_prompt(read_examples(captions, DEFAULT_PROMPT))
-    weights, terminal = ModelCache("cpu"), compare_module.Terminal(Console(file=io.StringIO()))
-    together = [side.answer(asked, SamplingParams(max_new_tokens=6), terminal, weights) for side in sides]
-    assert len(read) == 2  # base and two are one, four another
-    for side, said in zip(sides, together, strict=True):
-        alone = replace(side, inside=None).answer(asked, SamplingParams(max_new_tokens=6), terminal, ModelCache("cpu"))
-        assert alone == said
+    prompts = group_by_prompt(read_examples(captions, DEFAULT_PROMPT))
+    model_cache, terminal = ModelCache("cpu"), compare_module.Terminal(Console(file=io.StringIO()))
+    together = [side.answer(prompts, SamplingParams(max_new_tokens=6), terminal, model_cache) for side in candidates]
+    assert len(read) == 2  # base and two share one, four has its own
+    for candidate, answers in zip(candidates, together, strict=True):
+        single = replace(candidate, weights_from=None)
+        alone = single.answer(prompts, SamplingParams(max_new_tokens=6), terminal, ModelCache("cpu"))
+        assert alone == answers
     assert len(read) == 5
 
 
-def test_who_was_trained_with_another_prompt_is_told_of(runs: Path, captions: Path) -> None:
-    """On the terminal and on the page; not where the prompts are one."""
-    said = io.StringIO()
-    console = Console(file=said, width=200)
+def test_different_training_prompts_are_noted(runs: Path, captions: Path) -> None:
+    """On the terminal and on the page, and only if they differ."""
+    output = io.StringIO()
+    console = Console(file=output, width=200)
     shutil.copytree("four/adapter", "other", dirs_exist_ok=True)
-    kept = AdapterMetadata.load(Path("other"))
-    kept.model_copy(update={"prompt": "Say <all>:"}).write(Path("other"))
+    metadata = AdapterMetadata.load(Path("other"))
+    metadata.model_copy(update={"prompt": "Say <all>:"}).write(Path("other"))
     compare("base", "two", "four", captions, out="alike.html", max_new_tokens=2, console=console)
-    assert "different prompts" not in said.getvalue() + Path("alike.html").read_text()
+    assert "different prompts" not in output.getvalue() + Path("alike.html").read_text()
     compare("base", "two", "other", captions, out="unlike.html", max_new_tokens=2, console=console)
-    told = f"trained with different prompts ('{DEFAULT_PROMPT}', 'Say <all>:'); all are asked '{DEFAULT_PROMPT}'"
-    assert told in " ".join(said.getvalue().split())
-    assert str(escape(told)) in Path("unlike.html").read_text()
+    note = f"trained with different prompts ('{DEFAULT_PROMPT}', 'Say <all>:'); all are asked '{DEFAULT_PROMPT}'"
+    assert note in " ".join(output.getvalue().split())
+    assert str(escape(note)) in Path("unlike.html").read_text()
 
 
-def test_files_of_answers_need_no_weights(runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
+def test_files_of_answers_need_no_model(runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     rows = read_predictions(Path("two/predictions.jsonl"))
     data = Path("held.csv")
     data.write_text("image_path,caption\n" + "".join(f"{row.images[0]},{row.references[0]}\n" for row in rows))
@@ -123,32 +125,32 @@ def test_files_of_answers_need_no_weights(runs: Path, captions: Path, monkeypatc
     )
 
 
-def test_pictures_without_references_are_compared_by_style(runs: Path, captions: Path) -> None:
+def test_without_references_only_style_is_compared(runs: Path, captions: Path) -> None:
     page = compare("two", captions.with_name("red.png"), out="bare.html", max_new_tokens=2)
     html = page.read_text(encoding="utf-8")
     assert 'id="scores"' not in html
     assert 'id="style"' in html
-    assert "1 question, 2 answers each" in html
-    assert "1 of 1 questions have no reference and are not scored" in html
+    assert "1 prompt, 2 answers each" in html
+    assert "1 of 1 prompts have no reference and are not scored" in html
 
 
-def test_an_address_for_a_files_pictures_is_refused(runs: Path, captions: Path) -> None:
-    with pytest.raises(UsageError, match=r"an address, .* · images_from https://x/y\.zip · download it"):
+def test_a_url_for_a_file_s_images_is_refused(runs: Path, captions: Path) -> None:
+    with pytest.raises(UsageError, match=r"images_from is a URL.* · images_from https://x/y\.zip · download it"):
         compare("base", "two", captions, images_from="https://x/y.zip", out="never.html")
     assert not Path("never.html").exists()
 
 
-def test_nothing_is_asked_where_an_answer_is_missing(
+def test_missing_answers_are_found_before_a_model_is_loaded(
     runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(LorgnetteError, match=r"no answer to \d of 6"):
         compare("four", "two/predictions.jsonl", captions, out="never.html")
     assert not Path("never.html").exists()
 
 
-def test_answers_are_not_overwritten_by_the_page_made_of_them(runs: Path, captions: Path) -> None:
+def test_the_page_does_not_overwrite_its_inputs(runs: Path, captions: Path) -> None:
     before = Path("two/predictions.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="would overwrite what it is made from"):
+    with pytest.raises(UsageError, match="would overwrite its own input"):
         compare("base", "two/predictions.jsonl", captions, out="two/predictions.jsonl")
     assert Path("two/predictions.jsonl").read_bytes() == before

@@ -1,4 +1,4 @@
-"""What a person types, and what it means. ModelCache are read by none of this."""
+"""What a user types, and the candidate it stands for. No weights are read."""
 
 import json
 import shutil
@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from lorgnette.commands.compare_candidates import list_training_prompts, resolve_candidates, split_before_after
+from lorgnette.commands.predict import read_examples
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.hf_generate import SamplingParams
 from lorgnette.inference.loading import ModelCache
-from lorgnette.metrics.eval_prompts import group_by_prompt, read_examples
+from lorgnette.inference.sampling import SamplingParams
+from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report.console import Terminal
-from lorgnette.report.predictions import PredictionRow, write_predictions
+from lorgnette.report.predictions import write_predictions
+from lorgnette.types import PredictionRow
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +27,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(chosen: Callable[..., Settings], run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A trained run, made once."""
+    """A run, trained once."""
     monkeypatch.chdir(run_folder)
     if not (run_folder / "one").exists():
         train(chosen(f"run={run_folder / 'one'}", "data.prompt=What?"))
     return run_folder / "one"
 
 
-def test_a_run_is_its_adapter_and_base_is_its_base(run: Path, tiny: Path, terminal: Terminal) -> None:
+def test_a_run_stands_for_its_adapter_and_base_for_its_base_model(run: Path, tiny: Path, terminal: Terminal) -> None:
     base, by_run, by_adapter, model = resolve_candidates(["base", "one", "one/adapter", str(tiny)], None, terminal)
     assert by_run.spec is not None
     assert by_adapter.spec is not None
@@ -41,7 +43,7 @@ def test_a_run_is_its_adapter_and_base_is_its_base(run: Path, tiny: Path, termin
     assert by_adapter.run is not None
     assert base.spec is not None
     assert (base.spec.adapter, base.spec.checkpoint.folder) == (None, tiny)
-    assert base.spec.processor is by_run.spec.processor  # its resolution too
+    assert base.spec.processor is by_run.spec.processor  # same image size
     assert base.weights_from is by_run.spec
     assert model.weights_from is None
     assert model.spec is not None
@@ -52,7 +54,7 @@ def test_a_run_is_its_adapter_and_base_is_its_base(run: Path, tiny: Path, termin
     assert base.training_settings == {}
 
 
-def test_an_adapter_away_from_its_run_still_says_what_it_knows(run: Path, tmp_path: Path, terminal: Terminal) -> None:
+def test_an_adapter_without_its_run_has_settings_of_its_own(run: Path, tmp_path: Path, terminal: Terminal) -> None:
     shutil.copytree(run / "adapter", tmp_path / "alone")
     [alone] = resolve_candidates([str(tmp_path / "alone")], None, terminal)
     assert alone.run is None
@@ -60,81 +62,89 @@ def test_an_adapter_away_from_its_run_still_says_what_it_knows(run: Path, tmp_pa
     assert alone.training_settings["image_size"] == "[28, 28]"
 
 
-def test_the_base_alone_is_the_built_in_one(terminal: Terminal) -> None:
+def test_base_without_adapters_is_the_built_in_model(terminal: Terminal) -> None:
     [base] = resolve_candidates(["base"], None, terminal)
     assert base.spec is not None
     assert base.spec.base_model == "demo"
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("names", "error"),
     [
         (["one/gone"], "no adapter here"),
         (["/nowhere/adapter"], "no adapter here"),
-        (["gone"], "nothing here has this name(.|\n)*a file of answers"),
-        (["gone.jsonl"], "nothing here has this name"),
-        (["one/config.yaml"], "a file, and not one of answers"),
-        (["one", "one"], "the same one twice"),
+        (["gone"], "no such run, model or file(.|\n)*a file of answers"),
+        (["gone.jsonl"], "no such run, model or file"),
+        (["one/config.yaml"], "not a file of answers"),
+        (["one", "one"], "a candidate is named twice"),
     ],
 )
-def test_what_is_not_there(words: list[str], error: str, run: Path, terminal: Terminal) -> None:
+def test_unknown_names_are_errors(names: list[str], error: str, run: Path, terminal: Terminal) -> None:
     with pytest.raises(LorgnetteError, match=error):
-        resolve_candidates(words, None, terminal)
+        resolve_candidates(names, None, terminal)
 
 
-def test_names_are_short_and_nobody_elses(run: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("a", "b"):
+def test_names_are_short_and_unique(run: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b"):
         for name in ("first", "second"):
-            path = run.parent / "a-long-folder-of-some-name" / place / name / "predictions.jsonl"
+            path = run.parent / "a-long-folder-of-some-name" / folder / name / "predictions.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_predictions(path, [])
     long = "a-long-folder-of-some-name"
     files = [f"{long}/a/first/predictions.jsonl", f"{long}/b/first/predictions.jsonl", "one/predictions.jsonl", "one"]
-    assert [one.name for one in resolve_candidates(files, None, terminal)] == [
+    assert [candidate.name for candidate in resolve_candidates(files, None, terminal)] == [
         "a/first", "b/first", "one/predictions.jsonl", "one",
     ]  # fmt: skip
 
 
-def answers(path: Path, picture: Path, **said: str) -> Path:
-    write_predictions(path, [PredictionRow("x", (picture,), "What?", (), **said)])
+def write_answers(path: Path, image: Path, **answers: str) -> Path:
+    write_predictions(path, [PredictionRow("x", (image,), "What?", (), **answers)])
     return path
 
 
-def test_a_file_answers_what_it_was_asked(captions: Path, tmp_path: Path, terminal: Terminal) -> None:
-    asked = group_by_prompt(read_examples(captions, "What?", max_rows=1))
-    path = answers(tmp_path / "a.jsonl", asked[0].image_paths[0], base="before", tuned="after")
-    [side] = resolve_candidates([str(path)], None, terminal)
-    weights = ModelCache("cpu")
-    assert side.check_saved_answers(asked) == []
-    assert side.answer(asked, SamplingParams(), terminal, weights) == ["after"]
+def test_a_file_answers_its_own_prompts(captions: Path, tmp_path: Path, terminal: Terminal) -> None:
+    prompts = group_by_prompt(read_examples(captions, "What?", max_rows=1))
+    path = write_answers(tmp_path / "a.jsonl", prompts[0].image_paths[0], base="before", tuned="after")
+    [candidate] = resolve_candidates([str(path)], None, terminal)
+    model_cache = ModelCache("cpu")
+    assert candidate.check_saved_answers(prompts) == []
+    assert candidate.answer(prompts, SamplingParams(), terminal, model_cache) == ["after"]
     base, tuned = split_before_after(path)
-    assert [one.answer(asked, SamplingParams(), terminal, weights) for one in (base, tuned)] == [["before"], ["after"]]
+    assert [half.answer(prompts, SamplingParams(), terminal, model_cache) for half in (base, tuned)] == [
+        ["before"],
+        ["after"],
+    ]
     for other in (
         group_by_prompt(read_examples(captions, "Where?", max_rows=1)),
         group_by_prompt(read_examples(captions, "What?", max_rows=2)),
     ):
-        for ask in (side.check_saved_answers, lambda those: side.answer(those, SamplingParams(), terminal, weights)):
+        for ask in (
+            candidate.check_saved_answers,
+            lambda other: candidate.answer(other, SamplingParams(), terminal, model_cache),
+        ):
             with pytest.raises(LorgnetteError, match=rf"no answer to 1 of {len(other)}(.|\n)*lorgnette predict"):
                 ask(other)
 
 
-def test_a_file_whose_pictures_moved_is_told_of(captions: Path, tmp_path: Path, terminal: Terminal) -> None:
-    asked = group_by_prompt(read_examples(captions, "What?", max_rows=1))
-    [side] = resolve_candidates(
-        [str(answers(tmp_path / "a.jsonl", Path("/gone") / asked[0].image_paths[0].name, tuned="yes"))], None, terminal
+def test_moved_images_are_noted(captions: Path, tmp_path: Path, terminal: Terminal) -> None:
+    prompts = group_by_prompt(read_examples(captions, "What?", max_rows=1))
+    [candidate] = resolve_candidates(
+        [str(write_answers(tmp_path / "a.jsonl", Path("/gone") / prompts[0].image_paths[0].name, tuned="yes"))],
+        None,
+        terminal,
     )
-    [note] = side.check_saved_answers(asked)
-    assert "1 of 1 answers are found by their pictures' file names" in note
+    [note] = candidate.check_saved_answers(prompts)
+    assert "1 of 1 answers are matched by image file name" in note
 
 
-def test_a_lone_file_needs_both_halves(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to compare it with"):
-        split_before_after(answers(tmp_path / "a.jsonl", tmp_path / "a.png", tuned="after"))
+def test_a_single_file_needs_both_answers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        split_before_after(write_answers(tmp_path / "a.jsonl", tmp_path / "a.png", tuned="after"))
 
 
-def test_a_damaged_config_is_named(run: Path, tmp_path: Path, terminal: Terminal) -> None:
+def test_an_invalid_config_is_named(run: Path, tmp_path: Path, terminal: Terminal) -> None:
     shutil.copytree(run, tmp_path / "damaged")
     (tmp_path / "damaged" / "config.yaml").write_text(json.dumps({"lora": {"rnk": 2}}))
-    [side] = resolve_candidates([str(tmp_path / "damaged")], None, terminal)
+    [candidate] = resolve_candidates([str(tmp_path / "damaged")], None, terminal)
     with pytest.raises(UsageError, match="unknown setting"):
-        _ = side.training_settings
+        _ = candidate.training_settings

@@ -1,4 +1,4 @@
-"""`evaluate`: the table, the files, and what stops it before weights are read."""
+"""`evaluate`: the table, the files, and errors before weights are read."""
 
 import json
 from pathlib import Path
@@ -13,43 +13,43 @@ from lorgnette.report.predictions import read_predictions
 
 def test_predictions_and_scores_are_written(captions: Path, tiny: Path, tmp_path: Path, capsys) -> None:
     captions.write_text("image_path,caption\nred.png,a\nblue.png,b\nred.png,c\n")
-    found = evaluate("base", captions, model=str(tiny), out=tmp_path / "said", max_new_tokens=4)
-    rows = read_predictions(tmp_path / "said" / PREDICTIONS_FILE)
+    report = evaluate("base", captions, model=str(tiny), out=tmp_path / "scored", max_new_tokens=4)
+    rows = read_predictions(tmp_path / "scored" / PREDICTIONS_FILE)
     assert [(row.references, row.tuned) for row in rows] == [(("a", "c"), None), (("b",), None)]
-    scores = json.loads((tmp_path / "said" / SCORES_FILE).read_text())
+    scores = json.loads((tmp_path / "scored" / SCORES_FILE).read_text())
     assert list(scores["metrics"]) == list(CAPTION_METRICS)
-    assert scores["metrics"]["BLEU-1"]["value"] == found.scores[0][0].value
+    assert scores["metrics"]["BLEU-1"]["value"] == report.scores[0][0].value
     assert len(scores["metrics"]["ROUGE-L"]["per_example"]) == 2
     assert scores["scored"] == [0, 1]
-    assert {who: manner["texts"] for who, manner in scores["style"].items()} == {"answers": 2, "references": 3}
-    assert scores["style"]["references"]["words"] == found.reference_style.mean_words
+    assert {name: style["num_texts"] for name, style in scores["style"].items()} == {"answers": 2, "references": 3}
+    assert scores["style"]["references"]["mean_words"] == report.reference_style.mean_words
     out = capsys.readouterr().out
     assert "BLEU-1 " in out
     assert "references" in out
 
 
-def test_a_file_of_answers_is_scored_as_it_is(captions: Path, tiny: Path, tmp_path: Path, monkeypatch) -> None:
-    first = evaluate("base", captions, model=str(tiny), out=tmp_path / "said", max_new_tokens=4, metrics="ANLS")
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
-    again = evaluate(tmp_path / "said" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt="COCO Yes:")
-    assert again.scores == first.scores
+def test_a_file_of_answers_is_scored_without_a_model(captions: Path, tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    first = evaluate("base", captions, model=str(tiny), out=tmp_path / "scored", max_new_tokens=4, metrics="ANLS")
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
+    second = evaluate(tmp_path / "scored" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt="COCO Yes:")
+    assert second.scores == first.scores
 
 
-def test_one_example_says_why_it_has_no_cider(captions: Path, tiny: Path, capsys) -> None:
+def test_a_single_example_has_a_note_instead_of_cider(captions: Path, tiny: Path, capsys) -> None:
     evaluate("base", captions, model=str(tiny), rows=1, max_new_tokens=1)
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CIDEr-D")]
     assert "–" in line
     assert "(" in line
 
 
-def test_what_stops_it_comes_first(captions: Path, tiny: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("lorgnette.engine.hf_loading.load_base_model", lambda *_: pytest.fail("weights were read"))
+def test_errors_come_before_weights_are_read(captions: Path, tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="no such metric"):
         evaluate("base", captions, model=str(tiny), metrics="BLUE")
-    with pytest.raises(LorgnetteError, match="no answer to hold"):
+    with pytest.raises(LorgnetteError, match="no references to compare with"):
         evaluate("base", captions.with_name("red.png"), model=str(tiny))
-    (tmp_path / "said").mkdir()
-    (tmp_path / "said" / SCORES_FILE).touch()
-    for out, error in ((tmp_path / "said", "something is there already"), (captions, "a file, not a folder")):
+    (tmp_path / "scored").mkdir()
+    (tmp_path / "scored" / SCORES_FILE).touch()
+    for out, error in ((tmp_path / "scored", "scores.json exists already"), (captions, "a file, not a folder")):
         with pytest.raises(UsageError, match=error):
             evaluate("base", captions, model=str(tiny), out=out)

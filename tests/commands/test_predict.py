@@ -1,39 +1,42 @@
-"""Answers are asked for before weights are read, and printed one a line."""
+"""`predict`: what it reads, and how answers are printed and written."""
 
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from lorgnette.commands import predict as predict_module
-from lorgnette.commands.predict import predict
+from lorgnette.commands.predict import predict, read_examples
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.predictions import PredictionRow, read_predictions
+from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.report.predictions import read_predictions
+from lorgnette.types import PredictionRow
 
 
-def test_a_lone_answer_is_a_line_of_json() -> None:
+def test_a_single_answer_is_printed_as_json() -> None:
     row = PredictionRow("a", (), "what?", (), base='it "is"\ntwo lines', tuned=None)
     name, _, text = predict_module._format_row(row, both=False).partition("\t")
     assert (name, json.loads(text)) == ("a", 'it "is"\ntwo lines')
     assert predict_module._format_row(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
 
 
-def test_an_empty_prompt_is_a_prompt(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_prompt_is_used(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampling = {"max_new_tokens": 1}
-    for prompt, asked in ((None, "COCO Yes:"), ("", ""), ("What?", "What?")):
+    for prompt, used in ((None, "COCO Yes:"), ("", ""), ("What?", "What?")):
         rows = predict(captions.with_name("red.png"), model=str(tiny), prompt=prompt, sampling=sampling)
-        assert [(row.prompt, row.references, row.tuned) for row in rows] == [(asked, (), None)]
+        assert [(row.prompt, row.references, row.tuned) for row in rows] == [(used, (), None)]
     assert capsys.readouterr().out.count("red.png\t") == 3
 
 
-def test_answers_are_written_whole(captions: Path, tiny: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "said.jsonl"
+def test_answers_are_written_as_json_lines(captions: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "answers.jsonl"
     rows = predict(captions, model=str(tiny), out=out, sampling={"max_new_tokens": 2, "batch_size": 4})
     assert read_predictions(out) == rows
     assert [row.references for row in rows][:2] == [("it is red",), ("it is green",)]
 
 
-def test_several_captions_of_a_picture_are_one_question(captions: Path, tiny: Path, capsys) -> None:
+def test_several_captions_of_an_image_get_one_answer(captions: Path, tiny: Path, capsys) -> None:
     captions.write_text("image_path,caption\nred.png,one\nblue.png,two\nred.png,three\n")
     rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1})
     assert [(row.images[0].name, row.references) for row in rows] == [
@@ -43,11 +46,45 @@ def test_several_captions_of_a_picture_are_one_question(captions: Path, tiny: Pa
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_pictures_from_elsewhere(captions: Path, tiny: Path) -> None:
-    (captions.parent / "there").mkdir()
-    captions.with_name("red.png").rename(captions.parent / "there" / "red.png")
+def test_images_from_another_folder(captions: Path, tiny: Path) -> None:
+    (captions.parent / "moved").mkdir()
+    captions.with_name("red.png").rename(captions.parent / "moved" / "red.png")
     captions.write_text("image_path,caption\nsomewhere/red.png,one\n")
     with pytest.raises(LorgnetteError, match="missing"):
         predict(captions, model=str(tiny))
-    place = str(captions.parent / "there")
-    assert len(predict(captions, model=str(tiny), images_from=place, sampling={"max_new_tokens": 1})) == 1
+    folder = str(captions.parent / "moved")
+    assert len(predict(captions, model=str(tiny), images_from=folder, sampling={"max_new_tokens": 1})) == 1
+
+
+def read_prompts(source: Path) -> list[EvalPrompt]:
+    return group_by_prompt(read_examples(source, "p"))
+
+
+def test_a_folder_with_captions_is_a_dataset(captions: Path) -> None:
+    folder = captions.parent
+    assert {prompt.references for prompt in read_prompts(folder)} == {()}  # captions.csv is not metadata.csv
+    (folder / "metadata.csv").write_text("file_name,caption\nred.png,it is red\n")
+    assert [prompt.references for prompt in read_prompts(folder)] == [("it is red",)]
+    (folder / "metadata.csv").unlink()
+    for image in folder.glob("*.png"):
+        image.with_suffix(".txt").write_text(image.stem)
+    assert {prompt.references for prompt in read_prompts(folder)} >= {("red",), ("blue",)}
+
+
+def test_a_coco_file_is_a_dataset(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "1.jpg")
+    (tmp_path / "captions_val.json").write_text(
+        '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": ['
+        '{"id": 1, "image_id": 1, "caption": "a"}, {"id": 2, "image_id": 1, "caption": "b"}]}'
+    )
+    [prompt] = read_prompts(tmp_path / "captions_val.json")
+    assert prompt.references == ("a", "b")
+
+
+def test_all_broken_rows_are_named(captions: Path) -> None:
+    with captions.open("a") as file:
+        file.write("gone.png,a\nred.png,\n")
+    with pytest.raises(LorgnetteError, match=r"2 of 8 rows(.|\n)*row 8(.|\n)*row 9(.|\n)*and try again") as raised:
+        read_examples(captions, "what?")
+    assert raised.value.exit_status == 1
+    assert len(read_examples(captions, "what?", max_rows=6)) == 6

@@ -1,4 +1,4 @@
-"""Answers out of a file: found where their pictures lie, and by name where those have moved; never another's."""
+"""Answers from a file: matched by image path, and by file name if the images have moved."""
 
 from pathlib import Path
 
@@ -7,63 +7,62 @@ import pytest
 from lorgnette.commands.saved_answers import SavedAnswers
 from lorgnette.errors import LorgnetteError
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.report.predictions import PredictionRow
-from lorgnette.types import Example, Image, Turn
+from lorgnette.types import Example, Image, PredictionRow, Turn
 
 
-def question(picture: Path, prompt: str = "p") -> EvalPrompt:
-    return EvalPrompt(Example(picture.name, (Turn("user", (Image(picture), prompt)),), Path("d.csv"), 1), ())
+def build_prompt(image: Path, text: str = "p") -> EvalPrompt:
+    return EvalPrompt(Example(image.name, (Turn("user", (Image(image), text)),), Path("d.csv"), 1), ())
 
 
-def said(*given: tuple[Path, str], prompt: str = "p") -> SavedAnswers:
-    rows = [(PredictionRow(place.name, (place,), prompt, ()), text) for place, text in given]
+def build_answers(*answers: tuple[Path, str], prompt: str = "p") -> SavedAnswers:
+    rows = [(PredictionRow(image.name, (image,), prompt, ()), text) for image, text in answers]
     return SavedAnswers.from_rows("a.jsonl", rows)
 
 
-def there(path: Path) -> Path:
+def create_file(path: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.touch()
     return path
 
 
-def test_a_row_may_stand_twice_but_not_with_two_answers() -> None:
-    one = Path("/gone/a.png")
-    assert said((one, "yes"), (one, "yes")).lookup([question(one)]) == ["yes"]
-    with pytest.raises(LorgnetteError, match=r"two answers to one question: a\.png \('p'\) · a\.jsonl"):
-        said((one, "yes"), (one, "no"))
+def test_a_prompt_may_occur_twice_but_not_with_two_answers() -> None:
+    image = Path("/gone/a.png")
+    assert build_answers((image, "yes"), (image, "yes")).lookup([build_prompt(image)]) == ["yes"]
+    with pytest.raises(LorgnetteError, match=r"two answers to one prompt: a\.png \('p'\) · a\.jsonl"):
+        build_answers((image, "yes"), (image, "no"))
 
 
-def test_pictures_that_moved_are_known_by_their_names(tmp_path: Path) -> None:
-    asked = [question(tmp_path / "here" / name) for name in ("a.png", "b.png")]
-    file = said((Path("/gone/b.png"), "b"), (Path("/gone/a.png"), "a"))
-    assert (file.lookup(asked), file.num_matched_by_name(asked)) == (["a", "b"], 2)
-    at_home = said((tmp_path / "here" / "a.png", "a"))
-    assert (at_home.lookup(asked[:1]), at_home.num_matched_by_name(asked[:1])) == (["a"], 0)
+def test_moved_images_are_matched_by_name(tmp_path: Path) -> None:
+    prompts = [build_prompt(tmp_path / "here" / name) for name in ("a.png", "b.png")]
+    moved = build_answers((Path("/gone/b.png"), "b"), (Path("/gone/a.png"), "a"))
+    assert (moved.lookup(prompts), moved.num_matched_by_name(prompts)) == (["a", "b"], 2)
+    same = build_answers((tmp_path / "here" / "a.png", "a"))
+    assert (same.lookup(prompts[:1]), same.num_matched_by_name(prompts[:1])) == (["a"], 0)
 
 
-def test_a_picture_of_the_same_name_is_another_while_the_first_is_there(tmp_path: Path) -> None:
-    first, second = there(tmp_path / "train" / "1.png"), there(tmp_path / "val" / "1.png")
+def test_an_existing_image_is_not_matched_by_name(tmp_path: Path) -> None:
+    first, second = create_file(tmp_path / "train" / "1.png"), create_file(tmp_path / "val" / "1.png")
     with pytest.raises(LorgnetteError, match="no answer to 1 of 1"):
-        said((first, "train's")).lookup([question(second)])
+        build_answers((first, "train's")).lookup([build_prompt(second)])
     first.unlink()
-    assert said((first, "train's")).lookup([question(second)]) == ["train's"]
+    assert build_answers((first, "train's")).lookup([build_prompt(second)]) == ["train's"]
 
 
-def test_a_name_that_two_share_names_neither(tmp_path: Path) -> None:
-    asked = [question(tmp_path / "val" / "1.png")]
+def test_an_ambiguous_name_matches_nothing(tmp_path: Path) -> None:
+    prompts = [build_prompt(tmp_path / "val" / "1.png")]
     with pytest.raises(LorgnetteError, match="no answer"):
-        said((Path("/gone/train/1.png"), "a"), (Path("/gone/val/1.png"), "b")).lookup(asked)
+        build_answers((Path("/gone/train/1.png"), "a"), (Path("/gone/val/1.png"), "b")).lookup(prompts)
     with pytest.raises(LorgnetteError, match="no answer to 2 of 2"):
-        said((Path("/gone/1.png"), "a")).lookup([*asked, question(tmp_path / "train" / "1.png")])
+        build_answers((Path("/gone/1.png"), "a")).lookup([*prompts, build_prompt(tmp_path / "train" / "1.png")])
 
 
-def test_another_prompt_is_named() -> None:
-    one = Path("/gone/a.png")
-    with pytest.raises(LorgnetteError, match=r"no answer to 1 of 1(.|\n)*here the prompt was 'q': --prompt"):
-        said((one, "yes"), prompt="q").lookup([question(one)])
+def test_the_file_s_prompt_is_suggested() -> None:
+    image = Path("/gone/a.png")
+    with pytest.raises(LorgnetteError, match=r"no answer to 1 of 1(.|\n)*in this file: --prompt 'q'"):
+        build_answers((image, "yes"), prompt="q").lookup([build_prompt(image)])
 
 
-def test_texts_without_pictures_are_found_by_prompt_alone() -> None:
-    bare = EvalPrompt(Example("x", (Turn("user", ("hello",)),), Path("d.csv"), 1), ())
-    file = SavedAnswers.from_rows("a.jsonl", [(PredictionRow("x", (), "hello", ()), "hi")])
-    assert file.lookup([bare]) == ["hi"]
+def test_prompts_without_images_are_matched_by_text() -> None:
+    prompt = EvalPrompt(Example("x", (Turn("user", ("hello",)),), Path("d.csv"), 1), ())
+    answers = SavedAnswers.from_rows("a.jsonl", [(PredictionRow("x", (), "hello", ()), "hi")])
+    assert answers.lookup([prompt]) == ["hi"]

@@ -68,7 +68,7 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
     for name in BROKEN:
         assert name in page
         assert name in done.err
-    held_out = [json.loads(line)["pictures"][0] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    held_out = [json.loads(line)["images"][0] for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [Path(picture).name for picture in held_out] == [name for name in nasty if name not in BROKEN][-2:]
 
 

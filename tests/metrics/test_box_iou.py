@@ -56,4 +56,4 @@ def test_no_box_wanted() -> None:
     assert box_iou(["there is none", "(0,0),(1,1)"], wanted).per_example.tolist() == [1, 1]
     assert box_iou(["(0,0),(1,1)", "?"], wanted).per_example.tolist() == [0, 0]
     tally = box_iou(["a cat"], [["a dog"]])
-    assert (tally.value, tally.note) == (None, "no reference holds a box")
+    assert (tally.value, tally.note) == (None, "no reference has a box")

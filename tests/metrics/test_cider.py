@@ -77,7 +77,7 @@ def test_one_picture_means_nothing() -> None:
     tally = cider_d([["a"]], [[["a"]]])
     assert tally.value is None
     assert tally.note is not None
-    assert "several pictures" in tally.note
+    assert "several images" in tally.note
 
 
 def test_one_text_for_all_pictures_says_so() -> None:

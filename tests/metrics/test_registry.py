@@ -1,4 +1,4 @@
-"""Every metric by its name: what holds of all of them."""
+"""Every metric by its name, groups of metrics, and the selection of one."""
 
 import re
 import time
@@ -9,84 +9,96 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorgnette import config
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.metrics.registry import CAPTION_METRICS, LATEX_METRICS, METRICS, compare_answers, compute_scores
+from lorgnette.metrics.registry import (
+    CAPTION_METRICS,
+    LATEX_METRICS,
+    METRICS,
+    check_best_model_metric,
+    compare_answers,
+    compute_scores,
+    expand_metric_names,
+    select_sample_metric,
+    select_tracked_metric,
+)
+from lorgnette.types import Example, Turn
 
 WORDS = st.lists(st.sampled_from(["cat", "dog", "on", "(1,2),(3,4)", "猫", r"\frac", "it's"]), max_size=6).map(" ".join)
 SETS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=2)), min_size=2, max_size=4)
 Set = list[tuple[str, list[str]]]
 
 
-def by_name(examples: Set) -> dict[str, tuple[float, ...]]:
-    found = compute_scores(METRICS, [own for own, _ in examples], [texts for _, texts in examples], num_resamples=20)
-    return {one.name: one.per_example for one in found}
+def score_examples(examples: Set) -> dict[str, tuple[float, ...]]:
+    hypotheses, references = [own for own, _ in examples], [texts for _, texts in examples]
+    scores = compute_scores(METRICS, hypotheses, references, num_resamples=20)
+    return {score.name: score.per_example for score in scores}
 
 
 @settings(deadline=None)
 @given(SETS)
-def test_bounds_and_order(examples: Set) -> None:
-    found = by_name(examples)
-    for name, values in found.items():
+def test_values_are_bounded_and_follow_the_examples(examples: Set) -> None:
+    scores = score_examples(examples)
+    for name, values in scores.items():
         assert all(0 <= value <= (10 if name == "CIDEr-D" else 1) + 1e-9 for value in values)
-    turned = by_name(examples[::-1])
-    assert {name: pytest.approx(values[::-1], abs=1e-12) for name, values in found.items()} == turned
+    reverse = score_examples(examples[::-1])
+    assert {name: pytest.approx(values[::-1], abs=1e-12) for name, values in scores.items()} == reverse
 
 
 def test_identical_texts_are_best() -> None:
     texts = ["a cat sits on (1,2),(3,4)", "two dogs run over there", r"\frac { a } { b } + c"]
     best = {name: 0.0 if metric.better == "lower" else 1.0 for name, metric in METRICS.items()} | {"CIDEr-D": 10.0}
-    for one in compute_scores(METRICS, texts, [[text] for text in texts]):
-        assert one.value == pytest.approx(best[one.name], abs=1e-7)
-        assert one.interval == pytest.approx((best[one.name],) * 2, abs=1e-7)
+    for score in compute_scores(METRICS, texts, [[text] for text in texts]):
+        assert score.value == pytest.approx(best[score.name], abs=1e-7)
+        assert score.interval == pytest.approx((best[score.name],) * 2, abs=1e-7)
 
 
-def test_scores_come_in_the_order_of_the_names() -> None:
+def test_scores_follow_the_order_of_names() -> None:
     names = ["ANLS", "CIDEr-D", "BLEU-4", "BLEU-1"]
-    found = compute_scores(names, ["a", "b"], [["a"], ["b", "c"]])
-    assert [one.name for one in found] == names
-    assert all(len(one.per_example) == 2 for one in found)
+    scores = compute_scores(names, ["a", "b"], [["a"], ["b", "c"]])
+    assert [score.name for score in scores] == names
+    assert all(len(score.per_example) == 2 for score in scores)
 
 
-def test_an_interval_holds_its_value() -> None:
+def test_an_interval_includes_its_value() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["cat", "dog", "on", "mat"], size=8)) for _ in range(60)]
-    for one in compute_scores([*CAPTION_METRICS, *LATEX_METRICS], texts[:30], [[text] for text in texts[30:]]):
-        assert one.value is not None
-        assert one.interval is not None
-        assert one.interval[0] <= one.value <= one.interval[1]
+    for score in compute_scores([*CAPTION_METRICS, *LATEX_METRICS], texts[:30], [[text] for text in texts[30:]]):
+        assert score.value is not None
+        assert score.interval is not None
+        assert score.interval[0] <= score.value <= score.interval[1]
 
 
-def test_one_picture() -> None:
-    found = {one.name: one for one in compute_scores(METRICS, ["a cat"], [["a cat", "a dog"]])}
-    cider = found["CIDEr-D"]
+def test_one_image_has_no_cider_and_no_intervals() -> None:
+    scores = {score.name: score for score in compute_scores(METRICS, ["a cat"], [["a cat", "a dog"]])}
+    cider = scores["CIDEr-D"]
     assert (cider.value, cider.per_example, cider.interval) == (None, (), None)
     assert cider.note is not None
-    assert "several pictures" in cider.note
-    assert found["exact-match"].value == 1
-    assert found["box-IoU"].note == "no reference holds a box"
-    assert all(one.interval is None for one in found.values())
+    assert "several images" in cider.note
+    assert scores["exact-match"].value == 1
+    assert scores["box-IoU"].note == "no reference has a box"
+    assert all(score.interval is None for score in scores.values())
 
 
-def test_no_examples() -> None:
-    for one in compute_scores(METRICS, [], []):
-        assert (one.value, one.per_example, one.interval) == (None, (), None)
-        assert one.note is not None
+def test_without_examples_metrics_are_undefined() -> None:
+    for score in compute_scores(METRICS, [], []):
+        assert (score.value, score.per_example, score.interval) == (None, (), None)
+        assert score.note is not None
 
 
-def test_chinese() -> None:
-    found = {
-        one.name: one.value for one in compute_scores(METRICS, ["一只猫。", "两只狗在跑"], [["一只猫"], ["三只狗在跑"]])
-    }
-    assert found["BLEU-1"] == pytest.approx(7 / 8)
-    assert found["token-F1"] == pytest.approx((1 + 0.8) / 2)
+def test_chinese_is_scored_by_character() -> None:
+    scores = compute_scores(METRICS, ["一只猫。", "两只狗在跑"], [["一只猫"], ["三只狗在跑"]])
+    values = {score.name: score.value for score in scores}
+    assert values["BLEU-1"] == pytest.approx(7 / 8)
+    assert values["token-F1"] == pytest.approx((1 + 0.8) / 2)
 
 
-def test_latex() -> None:
-    found = compute_scores(LATEX_METRICS, [r"\frac {a} b ", r"x ^ 2"], [[r"\frac{a}b"], [r"x^3"]])
-    assert [one.value for one in found[:2]] == pytest.approx([0.5, 1 / 6])
+def test_latex_is_scored_by_token() -> None:
+    scores = compute_scores(LATEX_METRICS, [r"\frac {a} b ", r"x ^ 2"], [[r"\frac{a}b"], [r"x^3"]])
+    assert [score.value for score in scores[:2]] == pytest.approx([0.5, 1 / 6])
 
 
-def test_what_cannot_be_scored() -> None:
+def test_unknown_metrics_and_missing_references_are_errors() -> None:
     with pytest.raises(UsageError, match="METEOR · one of BLEU-1, "):
         compute_scores(["METEOR"], ["a"], [["a"]])
     with pytest.raises(LorgnetteError, match="no reference · example 2"):
@@ -95,22 +107,22 @@ def test_what_cannot_be_scored() -> None:
         compute_scores(["ANLS"], ["a", "b"], [["a"]])
 
 
-def test_two_systems() -> None:
+def test_a_better_system_is_significantly_better() -> None:
     references = [[f"a cat number {i} sits here"] for i in range(20)]
     wrong, right = ["a dog"] * 20, [texts[0] for texts in references]
-    found = compare_answers([*CAPTION_METRICS, "edit-distance"], wrong, right, references)
-    assert [one.name for one in found] == [*CAPTION_METRICS, "edit-distance"]
-    for one in found:
-        assert one.value is not None
-        assert one.interval is not None
-        assert one.p_value is not None
-        assert (one.value > 0) == (one.name != "edit-distance")
-        assert one.p_value < 0.01
-        assert one.interval[0] <= one.value + 1e-9
-        assert one.value - 1e-9 <= one.interval[1]
+    differences = compare_answers([*CAPTION_METRICS, "edit-distance"], wrong, right, references)
+    assert [difference.name for difference in differences] == [*CAPTION_METRICS, "edit-distance"]
+    for difference in differences:
+        assert difference.value is not None
+        assert difference.interval is not None
+        assert difference.p_value is not None
+        assert (difference.value > 0) == (difference.name != "edit-distance")
+        assert difference.p_value < 0.01
+        assert difference.interval[0] <= difference.value + 1e-9
+        assert difference.value - 1e-9 <= difference.interval[1]
 
 
-def test_a_thousand_pictures_take_moments() -> None:
+def test_a_thousand_images_take_seconds() -> None:
     rng = np.random.default_rng(0)
     words = np.array([f"w{i}" for i in range(500)])
     texts = [" ".join(rng.choice(words, size=10)) + "." for _ in range(6000)]
@@ -119,8 +131,60 @@ def test_a_thousand_pictures_take_moments() -> None:
     assert time.perf_counter() - start < 10
 
 
-def test_the_page_names_every_metric_there_is() -> None:
+def test_docs_name_every_metric() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     table = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    named = {name for cell in table for name in re.findall(r"`([^`]+)`", cell)}
-    assert named | {"BLEU-2", "BLEU-3"} == set(METRICS)
+    names = {name for cell in table for name in re.findall(r"`([^`]+)`", cell)}
+    assert names | {"BLEU-2", "BLEU-3"} == set(METRICS)
+
+
+def test_names_are_groups_and_metrics() -> None:
+    assert expand_metric_names(["latex", "ANLS", "latex-BLEU"]) == (
+        "latex-exact-match", "latex-edit-distance", "latex-BLEU", "ANLS",
+    )  # fmt: skip
+    assert expand_metric_names(["none"]) == ()
+    assert [select_sample_metric(names) for names in (["caption"], ["latex"], ["ANLS", "token-F1"], ["none"])] == [
+        "ROUGE-L", "latex-edit-distance", "ANLS", None,
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"predict\.metrics=SPICE · caption, latex, demo, none, or one of BLEU-1"):
+        expand_metric_names(["SPICE"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["predict.metrics=ANLS,token-F1"], "ANLS"),
+        (["predict.metrics=ANLS", "train.metric_for_best_model=token-F1"], "token-F1"),
+        (["predict.metrics=none"], None),
+    ],
+)
+def test_the_tracked_metric_is_the_one_for_the_best_model(overrides: list[str], name: str | None) -> None:
+    assert select_tracked_metric(config.load_settings(None, overrides)) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "is_defined"),
+    [
+        ("CIDEr-D", ["a dog", "two cars"], True),
+        ("CIDEr-D", ["a dog"], False),
+        ("ROUGE-L", ["a dog"], True),
+        ("ROUGE-L", [], False),
+        ("box-IoU", ["a dog", "two cars"], False),
+        ("box-IoU", ["a dog", "(1,2),(3,4)"], True),
+        ("loss", [], True),
+    ],
+)
+def test_an_undefined_metric_cannot_select_the_best_model(name: str, answers: list[str], is_defined: bool) -> None:
+    run_settings = config.load_settings(None, [f"train.metric_for_best_model={name}"])
+    held_out = [
+        Example(str(i), (Turn("user", ("p", str(i))), Turn("assistant", (text,))), Path("d.json"), i)
+        for i, text in enumerate(answers)
+    ]
+    if is_defined:
+        check_best_model_metric(run_settings, held_out)
+    else:
+        with pytest.raises(
+            UsageError,
+            match=f"undefined for the held-out examples · train.metric_for_best_model={name} · hold out more",
+        ):
+            check_best_model_metric(run_settings, held_out)

@@ -1,5 +1,6 @@
-"""Several answers to the same questions in numbers."""
+"""Reports on several candidates, and scores before and after training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,40 +8,49 @@ import pytest
 from lorgnette.errors import UsageError
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import CAPTION_METRICS, LATEX_METRICS, compare_answers
-from lorgnette.metrics.report import classify_difference, compute_report, format_style_rows, parse_metric_names
-from lorgnette.types import Example, Image, Turn
+from lorgnette.metrics.report import (
+    classify_difference,
+    compute_gains,
+    compute_report,
+    format_style_rows,
+    parse_metric_names,
+    score_before_after,
+)
+from lorgnette.types import Example, Image, PredictionRow, Turn
 
 
-def question(name: str, *references: str) -> EvalPrompt:
+def build_prompt(name: str, *references: str) -> EvalPrompt:
     return EvalPrompt(Example(name, (Turn("user", (Image(Path(name)), "p")),), Path("d.csv"), 1), references)
 
 
-ASKED = [
-    question("a.png", "a dog runs on the grass", "a brown dog"),
-    question("b.png"),
-    question("c.png", "two red cars on a street"),
-    question("d.png", "a man with a hat"),
+PROMPTS = [
+    build_prompt("a.png", "a dog runs on the grass", "a brown dog"),
+    build_prompt("b.png"),
+    build_prompt("c.png", "two red cars on a street"),
+    build_prompt("d.png", "a man with a hat"),
 ]
 GOOD = ["a dog runs on the grass", "anything", "two red cars on a street", "a man with a hat"]
 BAD = ["the picture shows", "anything", "the picture shows", "the picture shows"]
 
 
-def test_gaps_are_those_of_the_paired_test_and_turn_with_the_yardstick() -> None:
-    found = compute_report(["ROUGE-L", "exact-match"], ASKED, [BAD, GOOD, GOOD])
-    references = [ASKED[place].references for place in found.scored_indices]
-    assert found.scored_indices == (0, 2, 3)
-    bad, good = ([texts[place] for place in found.scored_indices] for texts in (BAD, GOOD))
-    assert found.differences[1, 0] == tuple(compare_answers(["ROUGE-L", "exact-match"], bad, good, references))
-    assert [gap.value for gap in found.differences[0, 1]] == [-(gap.value or 0) for gap in found.differences[1, 0]]
-    low, high = found.differences[0, 1][0].interval or (0, 0)
-    assert low <= (found.differences[0, 1][0].value or 0) <= high < 0
-    assert found.scores[1][0].value == 1.0
-    assert found.main_metric == "ROUGE-L"
+def test_differences_are_paired_and_antisymmetric() -> None:
+    report = compute_report(["ROUGE-L", "exact-match"], PROMPTS, [BAD, GOOD, GOOD])
+    references = [PROMPTS[i].references for i in report.scored_indices]
+    assert report.scored_indices == (0, 2, 3)
+    bad, good = ([texts[i] for i in report.scored_indices] for texts in (BAD, GOOD))
+    assert report.differences[1, 0] == tuple(compare_answers(["ROUGE-L", "exact-match"], bad, good, references))
+    assert [diff.value for diff in report.differences[0, 1]] == [
+        -(diff.value or 0) for diff in report.differences[1, 0]
+    ]
+    low, high = report.differences[0, 1][0].interval or (0, 0)
+    assert low <= (report.differences[0, 1][0].value or 0) <= high < 0
+    assert report.scores[1][0].value == 1.0
+    assert report.main_metric == "ROUGE-L"
 
 
-def test_a_handful_is_never_sure() -> None:
-    """However far apart: three pictures, and an interval that leaves out zero."""
-    few, many = (compute_report(["ROUGE-L"], ASKED * n, [BAD * n, GOOD * n, GOOD * n]) for n in (1, 4))
+def test_a_few_examples_are_never_significant() -> None:
+    """Even if they differ a lot: three images, and an interval that excludes 0."""
+    few, many = (compute_report(["ROUGE-L"], PROMPTS * n, [BAD * n, GOOD * n, GOOD * n]) for n in (1, 4))
     low, _ = few.differences[1, 0][0].interval or (0, 0)
     assert low > 0
     pairs = ((1, 0), (0, 1), (2, 1))
@@ -48,36 +58,109 @@ def test_a_handful_is_never_sure() -> None:
     assert [classify_difference(many.differences[pair][0]) for pair in pairs] == ["better", "worse", "unsure"]
 
 
-def test_lower_is_better_where_it_is() -> None:
-    found = compute_report(["latex-edit-distance"], ASKED * 4, [BAD * 4, GOOD * 4])
-    assert (found.differences[1, 0][0].value or 0) < 0
-    assert classify_difference(found.differences[1, 0][0]) == "better"
+def test_a_lower_edit_distance_is_better() -> None:
+    report = compute_report(["latex-edit-distance"], PROMPTS * 4, [BAD * 4, GOOD * 4])
+    assert (report.differences[1, 0][0].value or 0) < 0
+    assert classify_difference(report.differences[1, 0][0]) == "better"
 
 
-def test_cider_leads_unless_it_means_nothing() -> None:
-    assert compute_report(CAPTION_METRICS, ASKED, [GOOD]).main_metric == "CIDEr-D"
-    assert compute_report(CAPTION_METRICS, ASKED[:2], [GOOD[:2]]).main_metric == "ROUGE-L"
+def test_cider_is_the_main_metric_unless_undefined() -> None:
+    assert compute_report(CAPTION_METRICS, PROMPTS, [GOOD]).main_metric == "CIDEr-D"
+    assert compute_report(CAPTION_METRICS, PROMPTS[:2], [GOOD[:2]]).main_metric == "ROUGE-L"
 
 
 def test_without_references_there_is_style_only() -> None:
-    found = compute_report(CAPTION_METRICS, ASKED[1:2], [["yes"], ["no no"]])
-    assert (found.scores, found.differences, found.main_metric, found.reference_style) == ((), {}, "", None)
-    assert dict(format_style_rows(found.styles))["words, on average"] == ("1.0", "2.0")
+    report = compute_report(CAPTION_METRICS, PROMPTS[1:2], [["yes"], ["no no"]])
+    assert (report.scores, report.differences, report.main_metric, report.reference_style) == ((), {}, "", None)
+    assert dict(format_style_rows(report.styles))["words per answer"] == ("1.0", "2.0")
 
 
-def test_formulas_have_tokens_and_captions_words() -> None:
-    for names, first in (
-        (LATEX_METRICS, "tokens, on average"),
-        ((*LATEX_METRICS, "ANLS"), "words, on average"),
-        ((), "words, on average"),
-    ):
-        assert format_style_rows(compute_report(names, ASKED, [GOOD]).styles)[0][0] == first
+@pytest.mark.parametrize(
+    ("names", "unit"), [(LATEX_METRICS, "tokens"), ((*LATEX_METRICS, "ANLS"), "words"), ((), "words")]
+)
+def test_style_counts_tokens_of_formulas_and_words_of_captions(names: tuple[str, ...], unit: str) -> None:
+    assert format_style_rows(compute_report(names, PROMPTS, [GOOD]).styles)[0][0] == f"{unit} per answer"
 
 
-def test_metrics_are_a_group_or_names() -> None:
+def test_option_metrics_takes_groups_and_names() -> None:
     assert parse_metric_names(None, ("ROUGE-L",)) == ("ROUGE-L",)
     assert parse_metric_names("latex", ()) == LATEX_METRICS
     assert parse_metric_names("ANLS, token-F1", ()) == ("ANLS", "token-F1")
     assert parse_metric_names("latex,ANLS,ANLS,latex-BLEU", ()) == (*LATEX_METRICS, "ANLS")
     with pytest.raises(UsageError, match="no such metric · --metrics METEOR · caption, latex, demo, none, or one of"):
         parse_metric_names("METEOR", ())
+
+
+def build_row(image: str, references: str | tuple[str, ...], base: str | None, tuned: str | None) -> PredictionRow:
+    texts = (references,) if isinstance(references, str) else references
+    return PredictionRow(image, (Path(image),), "COCO Yes:", texts, base, tuned)
+
+
+ROWS = [
+    build_row(
+        "a.png",
+        ("a dog runs on the grass", "a brown dog running"),
+        "The image depicts an animal.",
+        "a dog runs on the grass",
+    ),
+    build_row("b.png", "two red cars on a street", "The image depicts vehicles.", "two red cars on a street"),
+]
+
+
+def test_caption_metrics_before_and_after() -> None:
+    scores = {score.name: score for score in score_before_after(ROWS, ("caption",))}
+    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+    assert scores["ROUGE-L"].after.startswith("1.000 (")
+    assert float(scores["BLEU-1"].before.split()[0]) < 0.5
+    assert all(score.is_better for score in scores.values())
+    swapped = [replace(row, base=row.tuned, tuned=row.base) for row in ROWS]
+    assert not any(score.is_better for score in score_before_after(swapped, ("caption",)))
+
+
+def test_an_undefined_metric_has_a_note() -> None:
+    [cider] = [score for score in score_before_after(ROWS[:1], ("caption",)) if score.name == "CIDEr-D"]
+    assert (cider.before, cider.after, cider.is_better) == ("–", "–", False)
+    assert "several images" in cider.note
+
+
+def test_formulas_are_compared_token_by_token() -> None:
+    rows = [build_row("a.png", "x ^ { 2 }", "x", "x^{2}"), build_row("b.png", r"\\alpha + 1", "b", r"\\alpha+2")]
+    scores = {score.name: score for score in score_before_after(rows, ("latex",))}
+    assert scores["latex-exact-match"].after.split()[0] == "0.500"
+    assert scores["latex-edit-distance"].is_better  # it is lower
+
+
+def test_gains_are_signed_and_per_row() -> None:
+    rows = [*ROWS, build_row("c.png", (), "x", "y"), replace(ROWS[1], base=ROWS[1].tuned, tuned="no")]
+    gains = compute_gains(rows, ("caption",))
+    assert gains[0] is not None
+    assert gains[0] > 0
+    assert gains[2] is None
+    assert gains[3] is not None
+    assert gains[3] < 0
+    assert compute_gains(rows, ("none",)) == [None] * 4
+    [gain] = compute_gains([build_row("a.png", "x+1", "y", "x+1")], ("latex",))
+    assert gain is not None
+    assert gain > 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[], [build_row("a.png", (), "x", "y")], [build_row("a.png", "r", None, "y")]],
+    ids=["no rows", "no reference", "no base"],
+)
+def test_rows_without_references_or_answers_have_no_scores(rows: list[PredictionRow]) -> None:
+    assert score_before_after(rows, ("caption",)) == []
+    assert compute_gains(rows, ("caption",)) == [None] * len(rows)
+    assert score_before_after(ROWS, ("none",)) == []
+
+
+def test_metrics_by_name_are_scored_and_used_for_gains() -> None:
+    rows = [build_row("a.png", "blue", "red", "blue"), build_row("b.png", "two cars", "two", "three")]
+    scores = score_before_after(rows, ("ANLS", "token-F1"))
+    assert [(score.name, score.after.split()[0]) for score in scores] == [("ANLS", "0.500"), ("token-F1", "0.500")]
+    assert compute_gains(rows, ("token-F1",)) == [1.0, pytest.approx(-2 / 3)]
+
+
+def test_an_undefined_metric_gives_no_gains() -> None:
+    assert compute_gains(ROWS, ("box-IoU",)) == [None, None]

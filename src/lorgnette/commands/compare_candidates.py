@@ -17,7 +17,7 @@ from lorgnette.errors import UsageError
 from lorgnette.inference.answers import answer_prompts
 from lorgnette.inference.loading import ModelCache, ModelSpec, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
-from lorgnette.lora.metadata import PEFT_FILE
+from lorgnette.lora.metadata import CONFIG_FILE
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.page import flatten_settings
@@ -174,7 +174,7 @@ def _find_run(adapter: Path) -> RunDir | None:
 
 
 def _read_lora_settings(adapter: Path) -> dict[str, Any]:
-    peft = json.loads((adapter / PEFT_FILE).read_text(encoding="utf-8"))
+    peft = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
     return {name: peft.get(key) for name, key in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))}
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: answers held against references, as a table with intervals and as JSON."""
+"""`evaluate`: compare answers with references; print metrics with intervals, and write them as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,20 +8,21 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from lorgnette import config, data
+from lorgnette import data
 from lorgnette.commands.compare_candidates import BASE, Candidate, list_training_prompts, resolve_candidates
+from lorgnette.commands.predict import read_examples
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.hf_generate import SamplingParams
 from lorgnette.inference.loading import ModelCache
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.atomic import write_json
 from lorgnette.io.paths import check_writable
-from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt, read_examples
-from lorgnette.metrics.held_out import expand_metric_names, format_score
-from lorgnette.metrics.registry import CAPTION_METRICS, METRICS
-from lorgnette.metrics.report import MetricReport, compute_report, format_style_rows, parse_metric_names
+from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.metrics.registry import CAPTION_METRICS, METRICS, expand_metric_names
+from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
 from lorgnette.report.console import Terminal
-from lorgnette.report.predictions import PredictionRow, write_predictions
+from lorgnette.report.predictions import write_predictions
 from lorgnette.resolve import check_local_images
+from lorgnette.types import PredictionRow
 
 PREDICTIONS_FILE, SCORES_FILE = "predictions.jsonl", "scores.json"
 
@@ -41,52 +42,53 @@ def evaluate(
     device: str = "auto",
     console: Console | None = None,
 ) -> MetricReport:
-    """Answers of `who` (an adapter, a run, `base`, a model, a file of answers) to a data file's questions, scored: a
-    table is printed; predictions.jsonl and scores.json are written to the folder `out`.
+    """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
-    metrics: names of groups (caption, latex, demo) and of metrics, with commas; default: what the run was scored by,
-    or caption's.
+    candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, latex,
+    demo) and metrics, separated by commas; default: the run's metrics, else caption. out: for predictions.jsonl and
+    scores.json.
     """
     terminal, source = Terminal(console), Path(source)
     folder = _check_output_folder(Path(out), source) if out else None
-    [side] = resolve_candidates([str(candidate)], model, terminal)
-    names = parse_metric_names(metrics, select_default_metrics([side]))
-    asked = load_eval_prompts([side], source, prompt=prompt, rows=rows, images_from=images_from)
-    for note in side.check_saved_answers(asked):
+    [resolved] = resolve_candidates([str(candidate)], model, terminal)
+    metric_names = parse_metric_names(metrics, select_default_metrics([resolved]))
+    prompts = load_eval_prompts([resolved], source, prompt=prompt, rows=rows, images_from=images_from)
+    for note in resolved.check_saved_answers(prompts):
         terminal.warn(note)
-    judged = [question for question in asked if question.references]
-    if not judged:
-        raise LorgnetteError("no answer to hold a prediction against", where=str(source), hint="add the references")
-    if len(judged) < len(asked):
-        terminal.warn(f"{len(asked) - len(judged)} of {len(asked)} questions have no reference and are not scored")
+    num_bare = sum(not prompt.references for prompt in prompts)
+    if num_bare == len(prompts):
+        raise LorgnetteError("the data has no references to compare with", where=str(source), hint="add the references")
+    if num_bare:
+        terminal.warn(f"{num_bare} of {len(prompts)} prompts have no reference and are not scored")
     sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    texts = side.answer(asked, sampling, terminal, ModelCache(device))
-    found = compute_report(names, asked, [texts])
-    for line in _format_report(found):
+    answers = resolved.answer(prompts, sampling, terminal, ModelCache(device))
+    report = compute_report(metric_names, prompts, [answers])
+    for line in _format_report(report):
         typer.echo(line)
     if folder is not None:
-        write_predictions(folder / PREDICTIONS_FILE, _build_rows(asked, texts, is_base=side.name == BASE))
-        write_json(folder / SCORES_FILE, _build_scores_json(found, side, source))
+        write_predictions(folder / PREDICTIONS_FILE, _build_rows(prompts, answers, is_base=resolved.name == BASE))
+        write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
-    return found
+    return report
 
 
 def load_eval_prompts(
     candidates: Sequence[Candidate], source: Path, *, prompt: str | None, rows: int | None, images_from: str | None
 ) -> list[EvalPrompt]:
-    """What they are asked: data that does not say it is asked as the first of them was in training."""
-    asking = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data.DEFAULT_PROMPT)
-    asked = group_by_prompt(read_examples(source, asking, max_rows=rows, images_from=check_local_images(images_from)))
-    if not asked:
-        raise LorgnetteError("there is nothing to ask", where=str(source), hint="name data that has rows")
-    return asked
+    """The prompts of a data file. Data without prompts gets the first candidate's training prompt."""
+    default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data.DEFAULT_PROMPT)
+    examples = read_examples(source, default, max_rows=rows, images_from=check_local_images(images_from))
+    prompts = group_by_prompt(examples)
+    if not prompts:
+        raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")
+    return prompts
 
 
 def select_default_metrics(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """The metrics of the first run among them that was scored; else caption's."""
-    runs = [side.run for side in candidates if side.run is not None]
-    said = [config.load_settings(config.read_recipe(run.config), where=str(run.config)).predict.metrics for run in runs]
-    return next((names for names in map(expand_metric_names, said) if names), CAPTION_METRICS)
+    """The metrics of the first candidate's run that has some, else the caption metrics."""
+    settings = [candidate.load_run_settings() for candidate in candidates]
+    metric_names = (expand_metric_names(run.predict.metrics) for run in settings if run is not None)
+    return next((names for names in metric_names if names), CAPTION_METRICS)
 
 
 def _check_output_folder(out: Path, source: Path) -> Path:
@@ -95,50 +97,51 @@ def _check_output_folder(out: Path, source: Path) -> Path:
     for name in (PREDICTIONS_FILE, SCORES_FILE):
         check_writable(out / name, source)
         if (out / name).exists():
-            raise UsageError("something is there already", where=f"--out {out}", hint="name a new folder")
+            raise UsageError(f"{name} exists already", where=f"--out {out}", hint="name a new folder")
     return out
 
 
 def _build_rows(prompts: Sequence[EvalPrompt], answers: Sequence[str], *, is_base: bool) -> list[PredictionRow]:
     return [
         PredictionRow(
-            one.example.id, one.image_paths, one.text, one.references,
-            base=text if is_base else None, tuned=None if is_base else text,
+            prompt.example.id, prompt.image_paths, prompt.text, prompt.references,
+            base=answer if is_base else None, tuned=None if is_base else answer,
         )
-        for one, text in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]  # fmt: skip
 
 
 def _format_report(report: MetricReport) -> list[str]:
-    """The table; style beside that of the references."""
+    """Metrics, then the style of answers and references side by side."""
     styles = [report.styles[0], *([report.reference_style] if report.reference_style else [])]
-    scores = [f"{one.name:<20} {format_score(one)}{(one.note and f'  ({one.note})') or ''}" for one in report.scores[0]]
-    head = f"{'':<28} {'answers':>24} {'references':>24}"
     return [
-        *scores,
+        *(
+            f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}"
+            for score in report.scores[0]
+        ),
         "",
-        head,
-        *(f"{name:<28} " + " ".join(f"{v:>24}" for v in row) for name, row in format_style_rows(styles)),
+        f"{'':<28} {'answers':>24} {'references':>24}",
+        *(f"{name:<28} " + " ".join(f"{v:>24}" for v in values) for name, values in format_style_rows(styles)),
     ]
 
 
 def _build_scores_json(report: MetricReport, candidate: Candidate, source: Path) -> dict[str, Any]:
-    """scores.json: intervals are 95 % bootstrap; per_example in the order of `scored`, the lines of predictions.jsonl
-    (from 0) that have a reference."""
+    """scores.json. Intervals are 95 % bootstrap; per_example follows `scored`, the lines of predictions.jsonl with
+    references (from 0)."""
     return {
         "answered_by": candidate.name,
         "data": str(source),
         "settings": candidate.training_settings,
         "scored": list(report.scored_indices),
         "metrics": {
-            one.name: {
-                "value": one.value,
-                "interval": one.interval,
-                "better": METRICS[one.name].better,
-                "note": one.note,
-                "per_example": one.per_example,
+            score.name: {
+                "value": score.value,
+                "interval": score.interval,
+                "better": METRICS[score.name].better,
+                "note": score.note,
+                "per_example": score.per_example,
             }
-            for one in report.scores[0]
+            for score in report.scores[0]
         },
         "style": {
             "answers": asdict(report.styles[0]),

@@ -1,4 +1,4 @@
-"""Answers that were given before, in a file: found again by a question's pictures and prompt."""
+"""Answers from a file, looked up by a prompt's images and text."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.report.predictions import PredictionRow
+from lorgnette.types import PredictionRow
 
 MAX_LISTED_ROWS = 5
 
@@ -16,9 +16,11 @@ _Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class SavedAnswers:
-    """where: the file. by_place: (pictures, prompt) → answer. by_name: (the pictures' file names, prompt) → answer, of
-    pictures that are no longer where the file says, for it may come from another machine; where two share their names,
-    neither is there."""
+    """The answers of the file `where`.
+
+    by_path: (image paths, prompt) → answer. by_name: (image file names, prompt) → answer, for images that do not exist
+    at their paths, since the file may come from another machine. Ambiguous names are left out.
+    """
 
     where: str
     by_path: Mapping[_Key, str]
@@ -26,53 +28,53 @@ class SavedAnswers:
 
     @classmethod
     def from_rows(cls, where: str, rows: Iterable[tuple[PredictionRow, str | None]]) -> "SavedAnswers":
-        """given: rows with the answer that counts. Raises LorgnetteError for two answers to one question."""
-        by_place: dict[_Key, str] = {}
-        named: dict[_Key, set[_Key]] = {}
-        for row, text in rows:
-            if text is None:
+        """rows: each with the answer to use. Raises LorgnetteError for two answers to one prompt."""
+        by_path: dict[_Key, str] = {}
+        paths_by_name: dict[_Key, set[_Key]] = {}
+        for row, answer in rows:
+            if answer is None:
                 continue
-            place = (*row.images, row.prompt)
-            if by_place.setdefault(place, text) != text:
+            key = (*row.images, row.prompt)
+            if by_path.setdefault(key, answer) != answer:
                 raise LorgnetteError(
-                    f"two answers to one question: {row.id} ({row.prompt!r})", where=where, hint="keep one of them"
+                    f"two answers to one prompt: {row.id} ({row.prompt!r})", where=where, hint="keep one of them"
                 )
-            if row.images and not any(picture.exists() for picture in row.images):
-                named.setdefault(_build_name_key(row.images, row.prompt), set()).add(place)
-        by_name = {name: by_place[next(iter(places))] for name, places in named.items() if len(places) == 1}
-        return cls(where, by_place, by_name)
+            if row.images and not any(image.exists() for image in row.images):
+                paths_by_name.setdefault(_build_name_key(row.images, row.prompt), set()).add(key)
+        by_name = {name: by_path[next(iter(keys))] for name, keys in paths_by_name.items() if len(keys) == 1}
+        return cls(where, by_path, by_name)
 
     def lookup(self, prompts: Sequence[EvalPrompt]) -> list[str]:
-        """An answer to every question. Raises LorgnetteError where it lacks some."""
-        found = self._find_answers(prompts)
-        missing = [question for question, text in zip(prompts, found, strict=True) if text is None]
+        """The answer to every prompt. Raises LorgnetteError if some are missing."""
+        answers = self._find_answers(prompts)
+        missing = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer is None]
         if missing:
-            named = "; ".join(f"{question.example.id} ({question.text!r})" for question in missing[:MAX_LISTED_ROWS])
+            listed = "; ".join(f"{prompt.example.id} ({prompt.text!r})" for prompt in missing[:MAX_LISTED_ROWS])
             raise LorgnetteError(
-                f"no answer to {len(missing)} of {len(prompts)} questions: {named}",
+                f"no answer to {len(missing)} of {len(prompts)} prompts: {listed}",
                 where=self.where,
-                hint=f"answers are found by picture and prompt{self._suggest_prompt(missing)}; have the same data answered: "
+                hint=f"answers are found by image and prompt{self._suggest_prompt(missing)}; answer this data with "
                 "`lorgnette predict`",
             )
-        return [text for text in found if text is not None]
+        return [answer for answer in answers if answer is not None]
 
     def num_matched_by_name(self, prompts: Sequence[EvalPrompt]) -> int:
-        """How many are found by their pictures' names alone."""
-        return sum(_build_path_key(question) not in self.by_path for question in prompts)
+        """How many prompts are found by their images' file names alone."""
+        return sum(_build_path_key(prompt) not in self.by_path for prompt in prompts)
 
     def _find_answers(self, prompts: Sequence[EvalPrompt]) -> list[str | None]:
-        names = [_build_name_key(question.image_paths, question.text) for question in prompts]
-        times = Counter(names)
+        names = [_build_name_key(prompt.image_paths, prompt.text) for prompt in prompts]
+        counts = Counter(names)
         return [
-            self.by_path.get(_build_path_key(question), self.by_name.get(name) if times[name] == 1 else None)
-            for question, name in zip(prompts, names, strict=True)
+            self.by_path.get(_build_path_key(prompt), self.by_name.get(name) if counts[name] == 1 else None)
+            for prompt, name in zip(prompts, names, strict=True)
         ]
 
     def _suggest_prompt(self, missing: Sequence[EvalPrompt]) -> str:
-        """What the file was asked about the same pictures, where only the prompt is another."""
-        pictures = {question.image_paths for question in missing}
-        others = {str(key[-1]) for key in self.by_path if key[:-1] in pictures}
-        return f" (here the prompt was {sorted(others)[0]!r}: --prompt)" if len(others) == 1 else ""
+        """The file's prompt for these images, if only the prompt differs."""
+        images = {prompt.image_paths for prompt in missing}
+        file_prompts = {str(key[-1]) for key in self.by_path if key[:-1] in images}
+        return f" (in this file: --prompt {min(file_prompts)!r})" if len(file_prompts) == 1 else ""
 
 
 def _build_path_key(prompt: EvalPrompt) -> _Key:
@@ -80,4 +82,4 @@ def _build_path_key(prompt: EvalPrompt) -> _Key:
 
 
 def _build_name_key(image_paths: Sequence[Path], prompt: str) -> _Key:
-    return (*(picture.name for picture in image_paths), prompt)
+    return (*(image.name for image in image_paths), prompt)

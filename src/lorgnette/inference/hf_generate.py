@@ -1,38 +1,24 @@
-"""Batched answers from a loaded model: greedy, or sampled.
+"""Batched answers from transformers' own `generate`, with its KV cache. The `reference` engine answers with it.
 
-Generation is transformers' own (`generate`, with its KV cache); what goes in comes from the encoder that training
-uses, so that prompt, template and resolution are those the adapter was trained with.
+The inputs come from the processor that training uses, so prompt, chat template and resolution are the adapter's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from lorgnette.data import load_image as load_picture
+from lorgnette.data import load_image
+from lorgnette.inference.sampling import EOS_TOKENS, SamplingParams, build_prediction
 from lorgnette.processing.processor import Processor
-from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IM_END_TOKEN, IMAGE_TOKEN
+from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IMAGE_TOKEN
 from lorgnette.types import Encoded, Example, Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-EOS_TOKENS = (IM_END_TOKEN, ENDOFTEXT_TOKEN)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How answers are drawn. temperature None: greedy, the likeliest token every time."""
-
-    max_new_tokens: int = 128
-    batch_size: int = 32
-    temperature: float | None = None
-    top_p: float = 1.0
-    seed: int = 0
 
 
 def generate_answers(
@@ -44,16 +30,18 @@ def generate_answers(
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """The model's answer to every example's prompt, in order. A model that carries an adapter answers without it
-    where `adapter` is None. seen(n) is called as n more are done."""
+    """The model's answer to every example's prompt, in order. adapter=None disables the model's adapter.
+
+    on_progress(n) is called after each batch of n examples.
+    """
     torch.manual_seed(sampling.seed)
-    left = iter(examples)
+    remaining = iter(examples)
     model.eval()
-    while group := list(islice(left, sampling.batch_size)):
+    while batch := list(islice(remaining, sampling.batch_size)):
         with _disable_adapter(model) if adapter is None else nullcontext():
-            answered = _generate_batch(model, processor, group, sampling, adapter)
-        yield from answered
-        on_progress(len(group))
+            predictions = _generate_batch(model, processor, batch, sampling, adapter)
+        yield from predictions
+        on_progress(len(batch))
 
 
 def _generate_batch(
@@ -66,19 +54,16 @@ def _generate_batch(
     encoded = [processor.encode(example, add_generation_prompt=True) for example in examples]
     inputs = _pad_batch(encoded, processor, next(model.parameters()).device)
     with torch.inference_mode():
-        rows = model.generate(**inputs, generation_config=_build_generation_config(processor, sampling))
-    width = inputs["input_ids"].shape[1]
-    ends = {processor.tokenizer.control_tokens[name] for name in EOS_TOKENS}
-    made = []
-    for example, row in zip(examples, rows[:, width:].tolist(), strict=True):
-        length = next((i for i, number in enumerate(row) if number in ends), None)
-        text = processor.tokenizer.decode(row[:length])
-        made.append(Prediction(example, text, adapter, is_complete=length is not None))
-    return made
+        sequences = model.generate(**inputs, generation_config=_build_generation_config(processor, sampling))
+    prompt_length = inputs["input_ids"].shape[1]
+    return [
+        build_prediction(processor, example, answer_ids, adapter)
+        for example, answer_ids in zip(examples, sequences[:, prompt_length:].tolist(), strict=True)
+    ]
 
 
 def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.device) -> dict[str, Any]:
-    """The batch as transformers takes it, padded on the left: [B, L] ids, mask and token types, and the patches."""
+    """The batch as transformers' `generate` takes it, padded on the left: [B, L] ids, mask, token types; patches."""
     longest = max(len(e.input_ids) for e in encoded)
     ids = np.full((len(encoded), longest), processor.tokenizer.control_tokens[ENDOFTEXT_TOKEN], np.int64)
     mask = np.zeros_like(ids)
@@ -92,8 +77,8 @@ def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.d
     }
     grids = [grid for e in encoded for grid in e.grids]
     if grids:
-        pixels = [processor.image_processor.resize(load_picture(grid.image.path)) for grid in grids]
-        inputs["pixel_values"] = np.concatenate([processor.image_processor.patchify(picture) for picture in pixels])
+        images = [processor.image_processor.resize(load_image(grid.image.path)) for grid in grids]
+        inputs["pixel_values"] = np.concatenate([processor.image_processor.patchify(image) for image in images])
         inputs["image_grid_thw"] = np.array([[grid.t, grid.h, grid.w] for grid in grids], np.int64)
     return {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
 
@@ -101,12 +86,12 @@ def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.d
 def _build_generation_config(processor: Processor, sampling: SamplingParams) -> Any:
     from transformers import GenerationConfig
 
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    sample = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=[processor.tokenizer.control_tokens[name] for name in EOS_TOKENS],
         pad_token_id=processor.tokenizer.control_tokens[ENDOFTEXT_TOKEN],
-        **(drawn if sampling.temperature is not None else {"do_sample": False}),
+        **(sample if sampling.temperature is not None else {"do_sample": False}),
     )
 
 

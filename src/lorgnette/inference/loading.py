@@ -1,8 +1,9 @@
-"""A model as a verb asks for it: `demo` or a folder; its encoder; its weights, with an adapter where there is one."""
+"""Loads a model for inference, in three stages: ModelSpec (headers only), LoadedModel (weights), ModelCache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lorgnette.engine.loading import FastModel
-    from lorgnette.inference.hf_generate import SamplingParams
+    from lorgnette.inference.generator import Generator
+    from lorgnette.inference.sampling import SamplingParams
 
 
 def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Processor) -> AdapterMetadata:
-    """What an adapter trained under these settings must be used with."""
+    """The metadata of an adapter trained with these settings."""
     name, hub = parse_model_name(settings.model)
     return AdapterMetadata(
         family=checkpoint.family.model_type,
-        model=portable_name(name)
-        if hub == "auto"
-        else name,  # without the hub: so others know it who read this adapter
+        # Without the hub's prefix: PEFT and other readers know the plain name.
+        model=portable_name(name) if hub == "auto" else name,
         revision=checkpoint.revision,
         fingerprint=checkpoint.fingerprint,
         prompt=settings.data.prompt,
@@ -41,10 +42,19 @@ def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Pr
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer: its weights (with the adapter where one was asked for) and the adapter's encoder."""
+    """A model in memory that can answer: its weights, with the adapter's if it has one, and its processor."""
 
     model: "PreTrainedModel | FastModel"
     processor: Processor
+
+    @cached_property
+    def _generator(self) -> "Generator":
+        """Kept, with its KV caches and captured CUDA graphs."""
+        from lorgnette.engine.loading import FastModel
+        from lorgnette.inference.generator import Generator
+
+        assert isinstance(self.model, FastModel)
+        return Generator(self.model.decoder, self.model.features)
 
     def generate_answers(
         self,
@@ -54,13 +64,13 @@ class LoadedModel:
         adapter: str | None,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> Iterator[Prediction]:
-        """Answers by the engine that holds the model; without its adapter where `adapter` is None."""
+        """Answer with the engine that holds the model. adapter=None disables the adapter."""
         from lorgnette.engine.loading import FastModel
         from lorgnette.inference import decode, hf_generate
 
         if isinstance(self.model, FastModel):
             return decode.generate_answers(
-                self.model, self.processor, examples, sampling, adapter=adapter, on_progress=on_progress
+                self._generator, self.processor, examples, sampling, adapter=adapter, on_progress=on_progress
             )
         return hf_generate.generate_answers(
             self.model, self.processor, examples, sampling, adapter=adapter, on_progress=on_progress
@@ -69,9 +79,9 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model and perhaps an adapter as a verb asks for them, looked over; no weights are read yet.
+    """A base model, perhaps with an adapter. Their headers are checked; no weights are read.
 
-    contract: the adapter's, or a merged model's own; None for an untuned model.
+    metadata: the adapter's or the merged model's; None for a model that was not fine-tuned here.
     """
 
     base_model: str
@@ -82,81 +92,77 @@ class ModelSpec:
 
     @classmethod
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
-        """`adapter` may be the run that made it. Raises LorgnetteError where one is not there, or base and adapter do
-        not fit."""
+        """Resolve a model's name and an adapter's folder (or its run's folder) to files.
+
+        Raises LorgnetteError if one is missing or the adapter was trained on another base model.
+        """
         adapter = adapter and resolve_adapter(adapter)
-        contract = AdapterMetadata.load_or_infer(adapter) if adapter else None
-        base = model or (contract.model if contract else "demo")
-        folder = resolve_model(base, terminal)
-        if contract and model is None and not folder.exists():
+        adapter_metadata = AdapterMetadata.load_or_infer(adapter) if adapter else None
+        base_model = model or (adapter_metadata.model if adapter_metadata else "demo")
+        folder = resolve_model(base_model, terminal)
+        if adapter_metadata and model is None and not folder.exists():
             raise LorgnetteError(
-                "the adapter's base model is gone", where=base, hint="say where it is now: --model FOLDER"
+                "the adapter's base model is missing", where=base_model, hint="name its folder: --model FOLDER"
             )
         checkpoint = BaseCheckpoint.from_folder(folder)
-        own = (
-            AdapterMetadata.load(folder) if (folder / METADATA_FILE).is_file() else None
-        )  # a merged model brings its adapter's
-        trained = contract or own
-        encoder = Processor.from_folder(checkpoint.folder, trained.processor if trained else ProcessorSettings())
-        if contract:
-            contract.check_base_model(checkpoint, encoder.chat_template.source)
-        return cls(base, adapter, checkpoint, encoder, trained)
+        # A merged model has the metadata of its adapter.
+        is_merged = (folder / METADATA_FILE).is_file()
+        metadata = adapter_metadata or (AdapterMetadata.load(folder) if is_merged else None)
+        processor = Processor.from_folder(checkpoint.folder, metadata.processor if metadata else ProcessorSettings())
+        if adapter_metadata:
+            adapter_metadata.check_base_model(checkpoint, processor.chat_template.source)
+        return cls(base_model, adapter, checkpoint, processor, metadata)
 
-    def load(self, device: str) -> LoadedModel:
-        """Read the weights: on CUDA by our own engine where it knows this model and adapter."""
+    def load(self, device_name: str) -> LoadedModel:
+        """Read the weights. On CUDA the fast engine is used if it supports this model and adapter."""
         from lorgnette.device import select_device, select_dtype
         from lorgnette.engine import loading
         from lorgnette.lora.peft_files import SavedAdapter
 
-        place = select_device(device)
-        dtype = select_dtype("auto", place)
+        device = select_device(device_name)
+        dtype = select_dtype("auto", device)
         saved = SavedAdapter.load(self.adapter) if self.adapter else None
-        with explain_out_of_memory("free some, or use --device cpu"):
-            if place.type == "cuda" and loading.explain_unsupported_inference(self.checkpoint, saved) is None:
-                features = loading.build_features(self.checkpoint, self.processor.image_processor, place, dtype)
+        with explain_out_of_memory("free some memory, or use --device cpu"):
+            if device.type == "cuda" and loading.explain_unsupported_inference(self.checkpoint, saved) is None:
+                features = loading.build_features(self.checkpoint, self.processor.image_processor, device, dtype)
                 return LoadedModel(loading.load_fast_model(self.checkpoint, saved, features, dtype), self.processor)
-            from lorgnette.engine import hf_loading as weights
-            from lorgnette.engine import peft_adapter as adapters
+            from lorgnette.engine import peft_engine
 
-            loaded = weights.load_base_model(self.checkpoint, place, dtype)
-            return LoadedModel(adapters.load_adapter(loaded, self.adapter) if self.adapter else loaded, self.processor)
+            base = peft_engine.load_base_model(self.checkpoint, device, dtype)
+            return LoadedModel(peft_engine.load_adapter(base, self.adapter) if self.adapter else base, self.processor)
 
 
 class ModelCache:
-    """The model that was asked last, on a device: whoever comes next with the same one finds it open."""
+    """Keeps the model that was used last, so that the next caller with the same spec need not load it."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._open: tuple[ModelSpec, LoadedModel] | None = None
+    def __init__(self, device_name: str) -> None:
+        self._device_name = device_name
+        self._entry: tuple[ModelSpec, LoadedModel] | None = None
 
     def get(self, spec: ModelSpec) -> LoadedModel:
-        if self._open is None or self._open[0] != spec:
-            self._open = None  # makes room before the next is read
-            self._open = spec, spec.load(self._device)
-        return self._open[1]
+        if self._entry is None or self._entry[0] != spec:
+            self._entry = None  # frees the last model's memory before the next one is loaded
+            self._entry = spec, spec.load(self._device_name)
+        return self._entry[1]
 
 
 def resolve_adapter(path: Path) -> Path:
-    """The adapter of a run, where a run's folder is named; else what is named."""
+    """The adapter's folder: of a run's folder its `adapter`, else `path` itself."""
     run = RunDir(path)
     return run.adapter if run.config.is_file() and run.adapter.is_dir() else path
 
 
 @contextmanager
 def explain_out_of_memory(hint: str) -> Iterator[None]:
-    """Memory that runs out is a setting too large, not a defect."""
+    """Turn an out-of-memory error into a LorgnetteError with a hint. Other errors pass."""
     import torch
 
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise LorgnetteError(_summarize_error(error), where="memory", hint=hint) from error
-    except RuntimeError as error:  # torch has no type of its own for a CPU's memory
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        # torch has no error type of its own for a CPU's memory.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise LorgnetteError(_summarize_error(error), where="memory", hint=hint) from error
-
-
-def _summarize_error(error: BaseException) -> str:
-    said = str(error).strip() or "no more is to be had"
-    return f"memory is full: {said.splitlines()[0].partition('. GPU ')[0].rpartition('DefaultCPUAllocator: ')[2]}"
+        first_line = (str(error).strip() or "no details").splitlines()[0]
+        reason = first_line.partition(". GPU ")[0].rpartition("DefaultCPUAllocator: ")[2]
+        raise LorgnetteError(f"out of memory: {reason}", where="memory", hint=hint) from error

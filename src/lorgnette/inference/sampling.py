@@ -1,51 +1,78 @@
-"""One token of every row's likelihoods: the likeliest, or one that is drawn.
+"""Picks the next token of every row from its logits: the likeliest one, or a sampled one.
 
-Order and meaning are those of transformers' `generate`: temperature first, then top_p on what it leaves. The chance is
-not: here a token is drawn by one number, uniform in [0, 1), that falls among the likelihoods laid end to end, the
-largest first. It depends on the seed, the example's number and the token's, so that an answer does not depend on which
-others were asked with it, and a seed draws other answers than it does there.
+As in transformers' `generate`: temperature first, then top-p. Only the random numbers differ: inverse transform
+sampling over the probabilities in descending order, with one uniform number per (seed, example, token). So an answer
+does not depend on the batch it is in, and the same seed gives other answers than transformers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from lorgnette.inference.hf_generate import SamplingParams
+from lorgnette.processing.processor import Processor
+from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IM_END_TOKEN
+from lorgnette.types import Example, Prediction
+
+EOS_TOKENS = (IM_END_TOKEN, ENDOFTEXT_TOKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How answers are generated. temperature=None is greedy decoding."""
+
+    max_new_tokens: int = 128
+    batch_size: int = 32
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
 
 
 class Sampler:
-    """Chooses the tokens of some answers, one for each at a time. numbers: the examples', among all that are asked."""
+    """Picks one token per row at a time. example_indices: the rows' examples, counted over all that are answered."""
 
     def __init__(self, sampling: SamplingParams, example_indices: Iterable[int], device: torch.device) -> None:
         self._sampling = sampling
-        self._chances: Float32[Tensor, "N B"] | None = None
+        self._uniforms: Float32[Tensor, "N B"] | None = None
         if sampling.temperature is not None:
-            drawn = [
-                np.random.default_rng((sampling.seed, number)).random(sampling.max_new_tokens, np.float32)
-                for number in example_indices
+            columns = [
+                np.random.default_rng((sampling.seed, index)).random(sampling.max_new_tokens, np.float32)
+                for index in example_indices
             ]
-            self._chances = torch.from_numpy(np.stack(drawn, 1)).to(device)
+            self._uniforms = torch.from_numpy(np.stack(columns, 1)).to(device)
 
     def __call__(self, logits: Float32[Tensor, "B V"], token_index: int) -> Int64[Tensor, " B"]:
-        """The answers' tokens at this place, on the device."""
-        if self._chances is None or self._sampling.temperature is None:
+        """The next token of every row, on the device."""
+        if self._uniforms is None or self._sampling.temperature is None:
             return logits.argmax(-1)
-        return sample_tokens(logits, self._chances[token_index], self._sampling.temperature, self._sampling.top_p)
+        return sample_tokens(logits, self._uniforms[token_index], self._sampling.temperature, self._sampling.top_p)
 
 
 def sample_tokens(
     logits: Float32[Tensor, "B V"], uniforms: Float32[Tensor, " B"], temperature: float, top_p: float
 ) -> Int64[Tensor, " B"]:
-    """Tokens of the smallest set of likeliest ones that has at least `top_p` of the likelihood (one at the least),
-    each as likely as it is there (Holtzman et al. 2020)."""
-    likely, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = likely.cumsum(-1) - likely  # of the likelier ones
-    kept = (before < top_p) if top_p < 1 else torch.ones_like(likely, dtype=torch.bool)
-    kept[:, 0] = True
-    reach = (likely * kept).cumsum(-1)
-    aim = uniforms[:, None] * reach[:, -1:]
-    place = torch.searchsorted(reach, aim, right=True).minimum(kept.sum(-1, keepdim=True) - 1)
-    return order.gather(1, place)[:, 0]
+    """Nucleus sampling (Holtzman et al., The Curious Case of Neural Text Degeneration, ICLR 2020).
+
+    The nucleus is the smallest set of likeliest tokens with at least `top_p` of the probability, one token at least.
+    """
+    probs, token_ids = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    likelier = probs.cumsum(-1) - probs  # probability of all likelier tokens
+    in_nucleus = (likelier < top_p) if top_p < 1 else torch.ones_like(probs, dtype=torch.bool)
+    in_nucleus[:, 0] = True
+    cumulative = (probs * in_nucleus).cumsum(-1)
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, threshold, right=True).minimum(in_nucleus.sum(-1, keepdim=True) - 1)
+    return token_ids.gather(1, rank)[:, 0]
+
+
+def build_prediction(
+    processor: Processor, example: Example, answer_ids: Sequence[int], adapter: str | None
+) -> Prediction:
+    """Decode the answer's tokens up to its end token. Without one the answer was cut off."""
+    eos_token_ids = [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS]
+    length = next((i for i, token_id in enumerate(answer_ids) if token_id in eos_token_ids), None)
+    text = processor.tokenizer.decode(answer_ids[:length])
+    return Prediction(example, text, adapter, is_complete=length is not None)

@@ -1,1 +1,1 @@
-"""Metrics of answers against references: answers in, scores out. Knows nothing about models."""
+"""Prediction* → Score*: the field's metrics, with confidence intervals. Knows nothing about models, files or pages."""

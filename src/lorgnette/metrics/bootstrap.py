@@ -1,8 +1,8 @@
-"""How sure a value is: resampling the examples, not the texts.
+"""Confidence intervals and paired tests, by resampling the examples.
 
 Every metric here is a function of sums over examples (score.Tally), so a resampled set costs one row of a matrix
-product. Percentile bootstrap: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979; paired, for two systems:
-Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004; approximate randomisation: Riezler
+product. Percentile bootstrap: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979. Paired, for two systems:
+Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004. Approximate randomization: Riezler
 and Maxwell, On Some Pitfalls in Automatic Evaluation and Significance Testing for MT, 2005.
 """
 
@@ -17,7 +17,7 @@ from lorgnette.metrics.score import Tally
 NUM_RESAMPLES = 1000
 _MAX_CELLS = 4_000_000
 _TOLERANCE = 1e-12
-"""Two differences this close are one: what is left of adding floats in another order."""
+"""Differences this close are equal: the sums add the same floats in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Difference:
     """Second system minus first, on the same examples.
 
     interval: 95 % paired bootstrap confidence interval.
-    chance:   two-sided p: how often systems that differ by name only would be this far apart.
+    p_value:  two-sided: how often two equal systems would differ at least this much.
     """
 
     name: str
@@ -33,6 +33,13 @@ class Difference:
     per_example: tuple[float, ...]
     interval: tuple[float, float] | None = None
     p_value: float | None = None
+
+    def negate(self) -> "Difference":
+        """First system minus second."""
+        if self.value is None:
+            return self
+        interval = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        return Difference(self.name, -self.value, tuple(-value for value in self.per_example), interval, self.p_value)
 
 
 def compute_intervals(
@@ -46,19 +53,26 @@ def compute_intervals(
 def compare_tallies(
     name: str, first: Tally, second: Tally, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Difference:
-    """What lies between two systems' tallies of one metric; None where it means nothing, and for one example."""
+    """The difference of two systems in one metric. Its value is None if the metric is undefined.
+
+    A single example has no interval and no p-value.
+    """
     if first.value is None or second.value is None:
         return Difference(name, None, ())
     value = second.value - first.value
-    each = tuple((second.per_example - first.per_example).tolist())
-    if len(each) == 1:
-        return Difference(name, value, each)
-    one, other = _sum_resamples([first.counts, second.counts], num_resamples, _make_bootstrap_sampler(seed))
-    interval = _compute_interval(second.compute_value(other) - first.compute_value(one))
-    (moved,) = _sum_resamples([first.counts - second.counts], num_resamples, _make_swap_sampler(seed))
-    swapped = first.compute_value(second.counts.sum(0) + moved) - first.compute_value(first.counts.sum(0) - moved)
-    as_far = int((np.abs(swapped) >= abs(value) - _TOLERANCE).sum())
-    return Difference(name, value, each, interval, (1 + as_far) / (1 + num_resamples))
+    per_example = tuple((second.per_example - first.per_example).tolist())
+    if len(per_example) == 1:
+        return Difference(name, value, per_example)
+    # Paired bootstrap: the same resampled examples for both systems.
+    first_sums, second_sums = _sum_resamples(
+        [first.counts, second.counts], num_resamples, _make_bootstrap_sampler(seed)
+    )
+    interval = _compute_interval(second.compute_value(second_sums) - first.compute_value(first_sums))
+    # Approximate randomization: half of the examples change systems.
+    (shift,) = _sum_resamples([first.counts - second.counts], num_resamples, _make_swap_sampler(seed))
+    swapped = first.compute_value(second.counts.sum(0) + shift) - first.compute_value(first.counts.sum(0) - shift)
+    num_as_large = int((np.abs(swapped) >= abs(value) - _TOLERANCE).sum())
+    return Difference(name, value, per_example, interval, (1 + num_as_large) / (1 + num_resamples))
 
 
 _WeightSampler = Callable[[int, int], Float64[np.ndarray, "B N"]]
@@ -69,14 +83,14 @@ def _make_bootstrap_sampler(seed: int) -> _WeightSampler:
     rng = np.random.default_rng(seed)
 
     def draw(b: int, n: int) -> Float64[np.ndarray, "B N"]:
-        drawn = rng.integers(n, size=(b, n)) + n * np.arange(b)[:, None]
-        return np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
+        indices = rng.integers(n, size=(b, n)) + n * np.arange(b)[:, None]
+        return np.bincount(indices.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
 
     return draw
 
 
 def _make_swap_sampler(seed: int) -> _WeightSampler:
-    """Which of n examples change systems, each with one half."""
+    """1 for each of n examples that changes systems, with probability 1/2."""
     rng = np.random.default_rng(seed)
     return lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
 
@@ -84,16 +98,16 @@ def _make_swap_sampler(seed: int) -> _WeightSampler:
 def _sum_resamples(
     counts: Sequence[Float64[np.ndarray, "N K"]], num_resamples: int, draw: _WeightSampler
 ) -> list[Float64[np.ndarray, "B K"]]:
-    """Per metric its sums over `samples` drawn sets, a few sets at a time."""
-    whole = np.concatenate(counts, axis=1)
-    sums = np.concatenate([draw(b, len(whole)) @ whole for b in _split_batches(num_resamples, len(whole))])
-    return np.split(sums, np.cumsum([one.shape[1] for one in counts])[:-1], axis=1)
+    """Per metric its sums over `num_resamples` drawn sets, in batches."""
+    columns = np.concatenate(counts, axis=1)
+    sums = np.concatenate([draw(b, len(columns)) @ columns for b in _split_batches(num_resamples, len(columns))])
+    return np.split(sums, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
 
 
 def _split_batches(num_resamples: int, num_examples: int) -> Iterator[int]:
-    at_once = max(1, _MAX_CELLS // max(1, num_examples))
-    for start in range(0, num_resamples, at_once):
-        yield min(at_once, num_resamples - start)
+    batch_size = max(1, _MAX_CELLS // max(1, num_examples))
+    for start in range(0, num_resamples, batch_size):
+        yield min(batch_size, num_resamples - start)
 
 
 def _compute_interval(values: Float64[np.ndarray, " B"]) -> tuple[float, float]:

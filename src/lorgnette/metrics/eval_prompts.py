@@ -1,56 +1,38 @@
-"""What is asked: every (picture, prompt) of a data file once, with all the answers that the data has to it."""
+"""Prompts of an evaluation: every (images, prompt) of a data set once, with all its references."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from lorgnette import data
-from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Problem, Turn
+from lorgnette.types import Example, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """example: the first of those that ask it. references: their answers, twice where the data has one
-    twice, as the metrics count them."""
+    """A prompt and its references. example: the first one with this prompt.
+
+    references: in the order of the data, duplicates included, as the metrics count them.
+    """
 
     example: Example
     references: tuple[str, ...]
 
     @property
     def image_paths(self) -> tuple[Path, ...]:
-        return tuple(picture.path for picture in self.example.images)
+        return tuple(image.path for image in self.example.images)
 
     @property
     def text(self) -> str:
-        return "\n".join(turn.text for turn in self.example.without_answer.turns if turn.role == "user")
+        """The user's texts."""
+        return "\n".join(turn.text for turn in self.example.without_answer().turns if turn.role == "user")
 
 
 def group_by_prompt(examples: Iterable[Example]) -> list[EvalPrompt]:
-    """In the order of their first examples. Five captions of a picture are five references of one question."""
-    asked: dict[tuple[Turn, ...], list[Example]] = {}
+    """Group examples by (images, prompt), in order of first occurrence. Five captions of an image are 5 references."""
+    groups: dict[tuple[Turn, ...], list[Example]] = {}
     for example in examples:
-        asked.setdefault(example.without_answer.turns, []).append(example)
+        groups.setdefault(example.without_answer().turns, []).append(example)
     return [
-        EvalPrompt(same[0], tuple(example.reference for example in same if example.reference))
-        for same in asked.values()
+        EvalPrompt(group[0], tuple(example.reference for example in group if example.reference))
+        for group in groups.values()
     ]
-
-
-def read_examples(
-    source: Path, prompt: str, *, max_rows: int | None = None, images_from: Path | None = None
-) -> list[Example]:
-    """A picture or a folder of bare pictures asks `prompt`; data asks what it says. A broken row is an error here."""
-    if data.is_dataset(source):
-        read = data.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
-        seen = data.load_usable(read, on_bad_row="skip", source=source)
-        examples, broken = seen.examples, seen.problems
-    else:
-        found = list(islice(data.read_images(source, prompt=prompt), max_rows))
-        examples = [row for row in found if isinstance(row, Example)]
-        broken = [row for row in found if isinstance(row, Problem)]
-    if broken:
-        refused = data.build_refusal(broken, len(examples) + len(broken))
-        raise LorgnetteError(refused.message, hint="mend or remove them, and ask again")
-    return examples

@@ -1,9 +1,9 @@
 """English text to Penn Treebank tokens as coco-caption counts them, without Java.
 
-What is imitated: Stanford CoreNLP 3.4.1's PTBTokenizer with `-preserveLines -lowerCase`, then coco-caption's list of
-punctuation that is dropped (pycocoevalcap/tokenizer/ptbtokenizer.py). The rules were written from what that program
-does, not from its grammar. Known differences: tags with attributes, telephone numbers in brackets, `word,3D`; and a
-text that ends in a single letter and a full stop, where the official answer depends on the next text of its batch.
+Imitates Stanford CoreNLP 3.4.1's PTBTokenizer with `-preserveLines -lowerCase`, then drops coco-caption's list of
+punctuation (pycocoevalcap/tokenizer/ptbtokenizer.py). The rules follow the program's output, not its grammar. Known
+differences: tags with attributes, telephone numbers in brackets, `word,3D`; and a text that ends in a single letter and
+a full stop, where the official result depends on the next text of its batch.
 """
 
 import re
@@ -14,7 +14,7 @@ DROPPED_TOKENS = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _BRACKET = re.compile(r"[][(){}]")
 TOKEN_TO_BRACKET = {token: sign for sign, token in _BRACKETS.items()}
-"""Tokens that are not written as they are read."""
+"""Bracket tokens and the characters they stand for."""
 
 _REPLACEMENTS = str.maketrans(
     {
@@ -26,7 +26,7 @@ _REPLACEMENTS = str.maketrans(
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
-# Abbreviations that keep their full stop; the second group does so before a number only.
+# Abbreviations that keep their full stop; those of the second group only before a number.
 _ABBREVIATIONS = (
     "adj adm adv al ala alex apr ariz assn assoc asst att atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
     "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs "
@@ -37,13 +37,13 @@ _ABBREVIATIONS = (
 ).replace(" ", "|")
 _NUMBER_ABBREVIATIONS = "art|ca|fig|figs|no|nos|op|pp|prop"
 
-# Words that begin a sentence: before one of them, a letter and a full stop are no initial.
+# Before one of these words, a letter with a full stop ends a sentence and is not an initial.
 _SENTENCE_STARTERS = (
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
     "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
 ).replace(" ", "|")
 _SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
-"""Two words written as one, and the letters of the first."""
+"""Two words written as one, and the length of the first."""
 
 _L, _A = "[^\\W\\d_]\u0301?", "[^\\W_²³¹]\u0301?"  # a letter; a letter or digit
 _PIECE = f"(?:{_L}(?:{_A})*(?:[.!?]{_L}(?:{_A})*)*|(?:{_A})+)"  # man · foo.jpg · a!b · 3x3
@@ -78,21 +78,21 @@ _TOKEN = re.compile(
         )
     )
 )
-"""Tried in this order: a plain word (nearly all of them are), tag, address, face, contraction, compound, abbreviation,
+"""Tried in this order: a plain word (nearly all are), tag, address, emoticon, contraction, compound, abbreviation,
 number, word, sign."""
 
 
 def tokenize_ptb(text: str) -> list[str]:
-    """What coco-caption counts of an English text: lower case, contractions cut, most punctuation gone."""
-    text = _ENTITY.sub(lambda found: _ENTITIES[found.group()], text).translate(_REPLACEMENTS)
+    """The tokens that coco-caption counts: lower case, contractions split, most punctuation dropped."""
+    text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text).translate(_REPLACEMENTS)
     text = " ".join(text.split())
-    made: list[str] = []
+    tokens: list[str] = []
     for token in _TOKEN.findall(text):
         word = token.lower()
         if word in _SPLIT_WORDS:
-            made += [word[: _SPLIT_WORDS[word]], word[_SPLIT_WORDS[word] :]]
+            tokens += [word[: _SPLIT_WORDS[word]], word[_SPLIT_WORDS[word] :]]
         elif word[0].isalnum():
-            made.append(word)
+            tokens.append(word)
         elif word not in DROPPED_TOKENS and not word.startswith(("..", "--", ". ")):
-            made.append(_BRACKET.sub(lambda found: _BRACKETS[found.group()], word))
-    return made
+            tokens.append(_BRACKET.sub(lambda match: _BRACKETS[match.group()], word))
+    return tokens

@@ -1,27 +1,30 @@
-"""The metrics by name, and a set of texts scored by some of them.
-
-docs/metrics.md names them with their sources, and says why METEOR is left out.
-"""
+"""The metrics by name, groups of them, and the selection of one. docs/metrics.md gives their sources."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.metrics import tokenizers
 from lorgnette.metrics.bleu import bleu
 from lorgnette.metrics.bootstrap import NUM_RESAMPLES, Difference, compare_tallies, compute_intervals
 from lorgnette.metrics.box_iou import box_accuracy, box_iou
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match
+from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.metrics.rouge import rouge_l
 from lorgnette.metrics.score import Score, Tally
 from lorgnette.metrics.token_f1 import token_f1
+from lorgnette.metrics.tokenizers import normalize_whitespace, tokenize_latex, tokenize_words
+from lorgnette.types import Example
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """view: what of a text it looks at. part: which of the tallies, where the function counts several at once."""
+    """A function of tokenized hypotheses and references.
+
+    output_index: which of the function's tallies, if it returns several.
+    """
 
     description: str
     compute: Callable[[Sequence[Any], Sequence[Sequence[Any]]], Tally | tuple[Tally, ...]]
@@ -29,45 +32,42 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     output_index: int = 0
 
+    @property
+    def sign(self) -> int:
+        """1 if a higher value is better, else -1."""
+        return 1 if self.better == "higher" else -1
 
+
+_MATCH = "share of answers that equal a reference, ignoring white space"
+_LATEX_MATCH = "share of formulas that equal a reference, token by token"
 METRICS: dict[str, Metric] = {
-    "BLEU-1": Metric(
-        "share of words that stand in a reference, short answers punished",
-        bleu,
-        tokenizers.tokenize_words,
-        output_index=0,
-    ),
-    "BLEU-2": Metric("the same for words and pairs of words", bleu, tokenizers.tokenize_words, output_index=1),
-    "BLEU-3": Metric("the same up to three words in a row", bleu, tokenizers.tokenize_words, output_index=2),
-    "BLEU-4": Metric("the same up to four words in a row", bleu, tokenizers.tokenize_words, output_index=3),
-    "ROUGE-L": Metric("longest common subsequence of words with the references", rouge_l, tokenizers.tokenize_words),
-    "CIDEr-D": Metric(
-        "likeness in the words that tell the pictures apart, 0 to 10", cider_d, tokenizers.tokenize_words
-    ),
-    "exact-match": Metric(
-        "share of answers equal to a reference, white space aside", exact_match, tokenizers.normalize_whitespace
-    ),
-    "edit-distance": Metric(
-        "characters to change, as a share of the text", edit_distance, tokenizers.normalize_whitespace, "lower"
-    ),
-    "ANLS": Metric("likeness in characters, 0 where less than half is right", anls, tokenizers.normalize_whitespace),
-    "token-F1": Metric("words shared with the reference, order aside", token_f1, tokenizers.normalize_whitespace),
-    "box-IoU": Metric("overlap of the boxes", box_iou, tokenizers.normalize_whitespace),
-    "box-accuracy": Metric(
-        "share of boxes that overlap by a half or more", box_accuracy, tokenizers.normalize_whitespace
-    ),
-    "latex-exact-match": Metric(
-        "share of formulas equal to a reference, token by token", exact_match, tokenizers.tokenize_latex
-    ),
-    "latex-edit-distance": Metric(
-        "tokens to change, as a share of the formula", edit_distance, tokenizers.tokenize_latex, "lower"
-    ),
-    "latex-BLEU": Metric("BLEU-4 of LaTeX tokens", bleu, tokenizers.tokenize_latex, output_index=3),
+    "BLEU-1": Metric("share of words found in a reference, with a penalty for short answers", bleu, tokenize_words),
+    "BLEU-2": Metric("the same for words and pairs of words", bleu, tokenize_words, output_index=1),
+    "BLEU-3": Metric("the same for up to three words in a row", bleu, tokenize_words, output_index=2),
+    "BLEU-4": Metric("the same for up to four words in a row", bleu, tokenize_words, output_index=3),
+    "ROUGE-L": Metric("longest common subsequence of words with a reference", rouge_l, tokenize_words),
+    "CIDEr-D": Metric("similarity in the words that distinguish the images, 0 to 10", cider_d, tokenize_words),
+    "exact-match": Metric(_MATCH, exact_match, normalize_whitespace),
+    "edit-distance": Metric("characters to change, per character", edit_distance, normalize_whitespace, "lower"),
+    "ANLS": Metric("similarity in characters, 0 if less than half is right", anls, normalize_whitespace),
+    "token-F1": Metric("words shared with the reference, in any order", token_f1, normalize_whitespace),
+    "box-IoU": Metric("overlap of the boxes", box_iou, normalize_whitespace),
+    "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, normalize_whitespace),
+    "latex-exact-match": Metric(_LATEX_MATCH, exact_match, tokenize_latex),
+    "latex-edit-distance": Metric("tokens to change, per token", edit_distance, tokenize_latex, "lower"),
+    "latex-BLEU": Metric("BLEU-4 of LaTeX tokens", bleu, tokenize_latex, output_index=3),
 }
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 LATEX_METRICS = ("latex-exact-match", "latex-edit-distance", "latex-BLEU")
-
-_NO_EXAMPLES = "no examples"
+METRIC_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "caption": CAPTION_METRICS,
+    "latex": LATEX_METRICS,
+    "demo": ("exact-match", *CAPTION_METRICS),
+    "none": (),
+}
+"""Names for several metrics. After the demo's training, `demo` is its table of facts (metrics/report.py)."""
+SAMPLE_METRICS = ("ROUGE-L", "latex-edit-distance")
+"""The most informative metrics for a few answers, best first."""
 
 
 def compute_scores(
@@ -78,17 +78,17 @@ def compute_scores(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> list[Score]:
-    """The metrics of one answer per example, held against the example's references; in the order of the names."""
+    """The metrics of one answer per example, in the order of the names."""
     return build_scores(compute_tallies(names, hypotheses, references), num_resamples=num_resamples, seed=seed)
 
 
 def build_scores(tallies: Mapping[str, Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> list[Score]:
-    """What the metrics add up, as values with their intervals."""
-    meant = {name: one for name, one in tallies.items() if one.value is not None}
-    sure: dict[str, tuple[float, float]] = {}
-    if meant and all(len(one.counts) > 1 for one in meant.values()):
-        sure = dict(zip(meant, compute_intervals(list(meant.values()), num_resamples, seed), strict=True))
-    return [_build_score(name, one, sure.get(name)) for name, one in tallies.items()]
+    """Tallies as values with intervals, all from the same resampled sets."""
+    defined = {name: tally for name, tally in tallies.items() if tally.value is not None}
+    intervals: dict[str, tuple[float, float]] = {}
+    if defined and all(len(tally.counts) > 1 for tally in defined.values()):
+        intervals = dict(zip(defined, compute_intervals(list(defined.values()), num_resamples, seed), strict=True))
+    return [_build_score(name, tally, intervals.get(name)) for name, tally in tallies.items()]
 
 
 def compare_answers(
@@ -100,43 +100,103 @@ def compare_answers(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> list[Difference]:
-    """The second system's answers against the first's, to the same examples."""
-    wanted = list(names)
-    before, after = (compute_tallies(wanted, answers, references) for answers in (first, second))
+    """The second system's answers minus the first's, to the same prompts."""
+    names = list(names)
+    before, after = (compute_tallies(names, answers, references) for answers in (first, second))
     return [compare_tallies(name, before[name], after[name], num_resamples, seed) for name in before]
 
 
 def compute_tallies(
     names: Iterable[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Tally]:
-    """What each metric adds up. Every view of the texts is made once, and so is every count."""
+    """The tally of each metric. Texts are tokenized once per tokenizer, and each function runs once.
+
+    Raises LorgnetteError for an example without references.
+    """
     metrics = {name: get_metric(name) for name in names}
     for i, texts in enumerate(references):
         if not texts:
-            raise LorgnetteError("has no reference", where=f"example {i + 1}", hint="leave it out, or give it one")
+            raise LorgnetteError("no reference", where=f"example {i + 1}", hint="remove it, or add a reference")
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} answers to {len(references)} examples")
-    views_of = {
-        view: ([view(text) for text in hypotheses], [[view(text) for text in texts] for texts in references])
-        for view in {metric.tokenize for metric in metrics.values()}
+    inputs = {
+        tokenize: (
+            [tokenize(text) for text in hypotheses],
+            [[tokenize(text) for text in texts] for texts in references],
+        )
+        for tokenize in {metric.tokenize for metric in metrics.values()}
     }
-    counts = {(metric.compute, metric.tokenize) for metric in metrics.values()}
-    counted = {(function, view): function(*views_of[view]) for function, view in counts}
-    made = {}
+    computations = {(metric.compute, metric.tokenize) for metric in metrics.values()}
+    outputs = {(compute, tokenize): compute(*inputs[tokenize]) for compute, tokenize in computations}
+    tallies = {}
     for name, metric in metrics.items():
-        found = counted[metric.compute, metric.tokenize]
-        made[name] = found if isinstance(found, Tally) else found[metric.output_index]
-    return made
+        output = outputs[metric.compute, metric.tokenize]
+        tallies[name] = output if isinstance(output, Tally) else output[metric.output_index]
+    return tallies
 
 
-def get_metric(name: str) -> Metric:
-    """Raises UsageError for a name that is no metric's."""
+def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> Metric:
+    """Raises UsageError for an unknown name. where, other_names: the setting, and what else it may be."""
     if name not in METRICS:
-        raise UsageError("no such metric", where=name, hint=f"one of {', '.join(METRICS)}")
+        others = "".join(f"{other}, " for other in other_names)
+        hint = f"{others}{'or ' if others else ''}one of {', '.join(METRICS)}"
+        raise UsageError("no such metric", where=f"{where}{name}", hint=hint)
     return METRICS[name]
+
+
+def expand_metric_names(names: Iterable[str], where: str = "predict.metrics=") -> tuple[str, ...]:
+    """The named metrics, each once, with groups replaced by their members.
+
+    where: the setting or option, for the UsageError about an unknown name.
+    """
+    members: dict[str, None] = {}
+    for name in names:
+        if name not in METRIC_GROUPS:
+            get_metric(name, where, METRIC_GROUPS)
+        members |= dict.fromkeys(METRIC_GROUPS.get(name, (name,)))
+    return tuple(members)
+
+
+def select_sample_metric(names: Iterable[str]) -> str | None:
+    """The most informative of the named metrics for a few answers; None without metrics."""
+    metrics = expand_metric_names(names)
+    return next((name for name in SAMPLE_METRICS if name in metrics), metrics[0] if metrics else None)
+
+
+def get_best_model_metric(settings: Settings) -> str | None:
+    """The metric that selects the best checkpoint; None for the eval loss. Raises UsageError for an unknown name."""
+    name = settings.train.metric_for_best_model
+    if name == "loss":
+        return None
+    get_metric(name, "train.metric_for_best_model=", ["loss"])
+    return name
+
+
+def check_best_model_metric(settings: Settings, held_out: Sequence[Example]) -> None:
+    """Raise UsageError if the metric that selects the best checkpoint is undefined for the held-out examples."""
+    name = get_best_model_metric(settings)
+    if name is None:
+        return
+    references = [prompt.references for prompt in group_by_prompt(held_out) if prompt.references]
+    if compute_tallies([name], [texts[0] for texts in references], references)[name].value is None:
+        raise build_undefined_metric_error(name)
+
+
+def build_undefined_metric_error(name: str) -> UsageError:
+    """The error for a metric that cannot select a checkpoint."""
+    return UsageError(
+        "the metric is undefined for the held-out examples",
+        where=f"train.metric_for_best_model={name}",
+        hint="hold out more (data.holdout=50), or choose another metric",
+    )
+
+
+def select_tracked_metric(settings: Settings) -> str | None:
+    """The metric tracked during training: the one that selects the best checkpoint, else the sample metric."""
+    return get_best_model_metric(settings) or select_sample_metric(settings.predict.metrics)
 
 
 def _build_score(name: str, tally: Tally, interval: tuple[float, float] | None) -> Score:
     if tally.value is None:
-        return Score(name, None, (), None, tally.note or _NO_EXAMPLES)
+        return Score(name, None, (), None, tally.note or "no examples")
     return Score(name, tally.value, tuple(tally.per_example.tolist()), interval, tally.note)

@@ -1,29 +1,43 @@
-"""Answers of one or several to the same questions, in numbers: metrics, what lies between them, style. No torch."""
+"""Answers to the same prompts in numbers: metrics, differences between candidates, style; before and after training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal
 
-from lorgnette.metrics import registry, tokenizers
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.metrics.held_out import expand_metric_names, get_direction
-from lorgnette.metrics.registry import METRICS
-from lorgnette.metrics.score import Score
+from lorgnette.metrics.registry import (
+    METRICS,
+    build_scores,
+    compare_answers,
+    compute_scores,
+    compute_tallies,
+    expand_metric_names,
+    select_sample_metric,
+)
+from lorgnette.metrics.score import Score, ScoreRow
 from lorgnette.metrics.style import Style, compute_style
+from lorgnette.metrics.tokenizers import tokenize_latex, tokenize_words
+from lorgnette.types import PredictionRow
 
 Verdict = Literal["better", "worse", "unsure"]
 MAIN_METRICS = ("CIDEr-D", "latex-edit-distance", "ROUGE-L")
-"""The one by which answers are sorted at first: the first of these that is measured and means something."""
-
+"""The metric that answers are first sorted by: the first of these that is defined."""
 SIGNIFICANCE_LEVEL = 0.05
-"""A difference with a p of this or more may be chance."""
+"""A difference with a p-value at or above this level may be chance."""
+
+ScoreTable = Callable[[Sequence[PredictionRow]], list[ScoreRow]]
+_score_tables: dict[str, ScoreTable] = {}
 
 
 @dataclass(frozen=True)
 class MetricReport:
-    """scores: [side][metric] over the questions that have a reference, whose places are `judged`. gaps: (side, over)
-    → a difference for every metric: side minus over."""
+    """The metrics of several candidates.
+
+    scored_indices: of the prompts with references. scores: [candidate][metric] over these. differences: (a, b) → for
+    every metric, candidate a minus candidate b.
+    """
 
     metric_names: tuple[str, ...]
     scored_indices: tuple[int, ...]
@@ -34,104 +48,138 @@ class MetricReport:
 
     @property
     def main_metric(self) -> str:
-        """A metric's name; empty where none is measured."""
-        meant = [score.name for score in self.scores[0] if score.value is not None] if self.scores else []
-        return next((name for name in MAIN_METRICS if name in meant), meant[0] if meant else "")
+        """A metric's name; empty if none is defined."""
+        defined = [score.name for score in self.scores[0] if score.value is not None] if self.scores else []
+        return next((name for name in MAIN_METRICS if name in defined), defined[0] if defined else "")
 
 
 def compute_report(
     metric_names: Sequence[str], prompts: Sequence[EvalPrompt], answers: Sequence[Sequence[str]]
 ) -> MetricReport:
-    """sides: of each that answered, an answer to every question. Without references there is style only."""
-    judged = tuple(place for place, question in enumerate(prompts) if question.references)
-    references = [prompts[place].references for place in judged]
-    found = (
-        [registry.compute_tallies(metric_names, [texts[place] for place in judged], references) for texts in answers]
-        if judged
-        else []
-    )
-    pairs = [(one, other) for one in range(len(found)) for other in range(len(found)) if one != other]
-    between = {
-        (one, other): tuple(compare_tallies(name, found[other][name], found[one][name]) for name in metric_names)
-        for one, other in pairs
-        if one > other
-    }
-    formulas = bool(metric_names) and all(METRICS[name].tokenize is tokenizers.tokenize_latex for name in metric_names)
-    view = tokenizers.tokenize_latex if formulas else tokenizers.tokenize_words
+    """The report on answers [candidate][prompt]. Without references it has style only."""
+    scored_indices = tuple(i for i, prompt in enumerate(prompts) if prompt.references)
+    references = [prompts[i].references for i in scored_indices]
+    scored_answers = [[texts[i] for i in scored_indices] for texts in answers] if scored_indices else []
+    tallies = [compute_tallies(metric_names, texts, references) for texts in scored_answers]
+    differences: dict[tuple[int, int], tuple[Difference, ...]] = {}
+    for b, a in permutations(range(len(tallies)), 2):
+        if a > b:
+            differences[a, b] = tuple(
+                compare_tallies(name, tallies[b][name], tallies[a][name]) for name in metric_names
+            )
+            differences[b, a] = tuple(difference.negate() for difference in differences[a, b])
+    is_latex = bool(metric_names) and all(METRICS[name].tokenize is tokenize_latex for name in metric_names)
+    tokenize = tokenize_latex if is_latex else tokenize_words
     return MetricReport(
         metric_names=tuple(metric_names),
-        scored_indices=judged,
-        scores=tuple(tuple(registry.build_scores(tallies)) for tallies in found),
-        differences={
-            pair: between[pair] if pair in between else _negate_differences(between[pair[::-1]]) for pair in pairs
-        },
-        styles=tuple(compute_style(texts, view) for texts in answers),
-        reference_style=compute_style([text for texts in references for text in texts], view) if judged else None,
+        scored_indices=scored_indices,
+        scores=tuple(tuple(build_scores(tally)) for tally in tallies),
+        differences=differences,
+        styles=tuple(compute_style(texts, tokenize) for texts in answers),
+        reference_style=compute_style([text for texts in references for text in texts], tokenize)
+        if scored_indices
+        else None,
     )
 
 
 def classify_difference(difference: Difference) -> Verdict:
-    """Sure where the interval leaves out zero and p says so too: an interval resampled from a handful of examples is
-    too narrow, while their p is about 2 / 2**n at the least."""
-    if (
-        difference.interval is None
-        or difference.p_value is None
-        or difference.p_value >= SIGNIFICANCE_LEVEL
-        or difference.interval[0] <= 0 <= difference.interval[1]
-    ):
+    """Significant only if the interval excludes 0 and the p-value is low.
+
+    The bootstrap interval of a few examples is too narrow, while their p-value is at least about 2 / 2**n.
+    """
+    interval, p_value = difference.interval, difference.p_value
+    if interval is None or p_value is None or p_value >= SIGNIFICANCE_LEVEL or interval[0] <= 0 <= interval[1]:
         return "unsure"
-    return "better" if get_direction(difference.name) * difference.interval[0] > 0 else "worse"
+    return "better" if METRICS[difference.name].sign * interval[0] > 0 else "worse"
+
+
+def format_score(score: Score) -> str:
+    """The value with its interval."""
+    if score.value is None:
+        return "–"
+    if score.interval is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})"
 
 
 def format_style_rows(styles: Sequence[Style]) -> list[tuple[str, tuple[str, ...]]]:
-    """What a style says, a value for each."""
+    """(statistic, its value in each style)."""
     unit = styles[0].unit
-    return [
-        (f"{unit}, on average", tuple(f"{one.mean_words:.1f}" for one in styles)),
-        (f"{unit}, nine in ten", tuple(f"{one.words_range[0]:.0f} to {one.words_range[1]:.0f}" for one in styles)),
-        ("characters, on average", tuple(f"{one.mean_characters:.0f}" for one in styles)),
-        ("sentences, on average", tuple(f"{one.mean_sentences:.1f}" for one in styles)),
-        (f"different {unit} in all", tuple(str(one.vocabulary) for one in styles)),
-        (
-            "begin with",
-            tuple(", ".join(f"{word} {_format_percent(part)}" for word, part in one.first_words) for one in styles),
-        ),
-        ("end with a full stop", tuple(_format_percent(one.full_stop_share) for one in styles)),
-        ("say a sentence twice", tuple(_format_percent(one.repeated_sentence_share) for one in styles)),
-        ("said more than once", tuple(_format_percent(one.duplicate_share) for one in styles)),
-        ("empty", tuple(_format_percent(one.empty_share) for one in styles)),
-        ("texts", tuple(str(one.num_texts) for one in styles)),
-    ]
+
+    def format_first_words(style: Style) -> str:
+        return ", ".join(f"{word} {_format_percent(share)}" for word, share in style.first_words)
+
+    formats: dict[str, Callable[[Style], str]] = {
+        f"{unit} per answer": lambda style: f"{style.mean_words:.1f}",
+        f"{unit}, 5 to 95 %": lambda style: f"{style.words_range[0]:.0f} to {style.words_range[1]:.0f}",
+        "characters per answer": lambda style: f"{style.mean_characters:.0f}",
+        "sentences per answer": lambda style: f"{style.mean_sentences:.1f}",
+        f"distinct {unit}": lambda style: str(style.vocabulary),
+        "first words": format_first_words,
+        "end with a full stop": lambda style: _format_percent(style.full_stop_share),
+        "repeat a sentence": lambda style: _format_percent(style.repeated_sentence_share),
+        "duplicates": lambda style: _format_percent(style.duplicate_share),
+        "empty": lambda style: _format_percent(style.empty_share),
+        "answers": lambda style: str(style.num_texts),
+    }
+    return [(name, tuple(map(to_text, styles))) for name, to_text in formats.items()]
 
 
-def _negate_differences(differences: Sequence[Difference]) -> tuple[Difference, ...]:
-    """The same seen from the other side."""
-    return tuple(
-        Difference(
-            gap.name,
-            None if gap.value is None else -gap.value,
-            tuple(-value for value in gap.per_example),
-            None if gap.interval is None else (-gap.interval[1], -gap.interval[0]),
-            gap.p_value,
-        )
-        for gap in differences
-    )
+def _format_percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def parse_metric_names(names: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """The metrics of `--metrics`, each once: names of metrics and groups, with commas. Raises UsageError for another
-    word."""
-    return (
-        tuple(default)
-        if names is None
-        else expand_metric_names((word.strip() for word in names.split(",")), "--metrics ")
+    """The metrics of `--metrics`: names and groups, separated by commas. Raises UsageError for an unknown name."""
+    return tuple(default) if names is None else expand_metric_names(map(str.strip, names.split(",")), "--metrics ")
+
+
+def register_score_table(name: str, compute_rows: ScoreTable) -> None:
+    """Let `name` in predict.metrics stand for these rows in the scores before and after training."""
+    _score_tables[name] = compute_rows
+
+
+def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[ScoreRow]:
+    """The named metrics of the rows that have references and both answers, with 95 % intervals."""
+    names = list(names)
+    rows = _select_scored_rows(rows)
+    if not rows:
+        return []
+    references = [row.references for row in rows]
+    metrics = expand_metric_names(name for name in names if name not in _score_tables)
+    before, after = (
+        compute_scores(metrics, answers, references)
+        for answers in ([row.base or "" for row in rows], [row.tuned or "" for row in rows])
     )
+    return [
+        *(row for name in names if name in _score_tables for row in _score_tables[name](rows)),
+        *(
+            ScoreRow(a.name, format_score(b), format_score(a), _is_better(b, a), a.note or "")
+            for b, a in zip(before, after, strict=True)
+        ),
+    ]
 
 
-def describe_metric(name: str) -> str:
-    """What a metric says, in a few words."""
-    return METRICS[name].description
+def compute_gains(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[float | None]:
+    """How much closer to its references each row's answer is after training, in the sample metric.
+
+    None for a row without references or an answer, and for all rows if the metric is undefined or there is none.
+    """
+    scored, name = _select_scored_rows(rows), select_sample_metric(names)
+    if name is None or not scored:
+        return [None] * len(rows)
+    before, after = [row.base or "" for row in scored], [row.tuned or "" for row in scored]
+    [difference] = compare_answers([name], before, after, [row.references for row in scored])
+    is_defined = difference.value is not None
+    differences = dict(zip(map(id, scored), difference.per_example, strict=is_defined))
+    return [METRICS[name].sign * differences[id(row)] if id(row) in differences else None for row in rows]
 
 
-def _format_percent(part: float) -> str:
-    return f"{100 * part:.0f} %"
+def _select_scored_rows(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
+    return [row for row in rows if row.references and row.base is not None and row.tuned is not None]
+
+
+def _is_better(before: Score, after: Score) -> bool:
+    if before.value is None or after.value is None:
+        return False
+    return METRICS[after.name].sign * (after.value - before.value) > 0

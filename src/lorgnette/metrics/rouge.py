@@ -1,8 +1,8 @@
-"""ROUGE-L: the longest common subsequence with the references, recall weighing more than precision.
+"""ROUGE-L: longest common subsequence with the references, with recall weighted above precision.
 
 Lin: ROUGE: a Package for Automatic Evaluation of Summaries, 2004, W04-1013. Reference implementation:
-pycocoevalcap/rouge/rouge.py: beta 1.2, and over several references the best precision and the best recall, each for
-itself. The subsequence is found bit-parallel (Hyyrö, Bit-parallel LCS-length computation revisited, 2004).
+pycocoevalcap/rouge/rouge.py: beta 1.2, and over several references the best precision and the best recall, separately.
+The subsequence is computed bit-parallel (Hyyrö, Bit-parallel LCS-length computation revisited, 2004).
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,22 @@ def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 
 def lcs_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common subsequence."""
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}  # of each token in a, as bits
     for i, token in enumerate(a):
-        places[token] = places.get(token, 0) | 1 << i
-    whole = (1 << len(a)) - 1
-    open_places = whole
+        positions[token] = positions.get(token, 0) | 1 << i
+    mask = (1 << len(a)) - 1
+    unmatched = mask
     for token in b:
-        matched = open_places & places.get(token, 0)
-        if matched:
-            open_places = (open_places + matched | open_places - matched) & whole
-    return len(a) - open_places.bit_count()
+        matches = unmatched & positions.get(token, 0)
+        if matches:
+            unmatched = (unmatched + matches | unmatched - matches) & mask
+    return len(a) - unmatched.bit_count()
 
 
 def _compute_f_measure(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
-    hypothesis = hypothesis or (
-        "",
-    )  # as the official one: a text without tokens is one empty token, and equal to another such
-    common = [(lcs_length(hypothesis, text or ("",)), len(text or ("",))) for text in references]
-    precision = max(length for length, _ in common) / len(hypothesis)
-    recall = max(length / whole for length, whole in common)
+    # As in pycocoevalcap, a text without tokens is one empty token, equal to another such text.
+    hypothesis = hypothesis or ("",)
+    lengths = [(lcs_length(hypothesis, text or ("",)), len(text or ("",))) for text in references]
+    precision = max(common for common, _ in lengths) / len(hypothesis)
+    recall = max(common / length for common, length in lengths)
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision else 0.0

@@ -1,4 +1,4 @@
-"""What a metric found, and what it adds up so that a resampled set can be scored without looking at its texts again."""
+"""A metric's value, and the sufficient statistics that score a resampled set without its texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from jaxtyping import Float64
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric over one set of predictions.
+    """One metric of one set of predictions.
 
-    value:       of the whole set; None where the metric means nothing for it, and note says why.
-    per_example: in the order of the examples; empty where value is None.
-    interval:    95 % bootstrap confidence interval of value; None where there is one example or none.
+    value:       of the whole set; None if the metric is undefined for it, and note says why.
+    per_example: in the order of the examples; empty if value is None.
+    interval:    95 % bootstrap confidence interval of value; None for fewer than two examples.
     """
 
     name: str
@@ -24,13 +24,25 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """A metric's sufficient statistics: the value of any multiset of the N examples is value_of(sum of their counts).
+class ScoreRow:
+    """A metric before and after fine-tuning, as text. is_better: after is better; note: what a reader must know."""
 
-    per_example: [N] what the metric says of each example alone.
-    counts:      [N, K] what adds up over examples.
-    value_of:    [B, K] sums → [B] values.
-    note:        what a reader of the value must know; nothing: the metric means nothing here.
+    name: str
+    before: str
+    after: str
+    is_better: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A metric's sufficient statistics: any multiset of the N examples scores compute_value(sum of their counts).
+
+    per_example:   [N] the metric of each example alone.
+    counts:        [N, K] summed over examples.
+    compute_value: [B, K] sums → [B] values.
+    note:          what a reader of the value must know.
+    is_undefined:  the metric has no value for this set.
     """
 
     per_example: Float64[np.ndarray, " N"]
@@ -41,7 +53,7 @@ class Tally:
 
     @property
     def value(self) -> float | None:
-        """Of the set as it is; None where the metric means nothing for it."""
+        """The metric of the whole set; None if undefined or without examples."""
         if self.is_undefined or not len(self.counts):
             return None
         return float(self.compute_value(self.counts.sum(axis=0, keepdims=True))[0])
@@ -49,9 +61,8 @@ class Tally:
 
 def tally_mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, *, is_undefined: bool = False) -> Tally:
     """The tally of a metric whose value is the mean over examples."""
-    return Tally(
-        per_example, np.stack([per_example, np.ones_like(per_example)], axis=1), _divide_sums, note, is_undefined
-    )
+    counts = np.stack([per_example, np.ones_like(per_example)], axis=1)
+    return Tally(per_example, counts, _divide_sums, note, is_undefined)
 
 
 def _divide_sums(sums: Float64[np.ndarray, "B 2"]) -> Float64[np.ndarray, " B"]:

@@ -1,7 +1,7 @@
-"""How texts are written, in numbers: length, words, how they begin and end. It needs no references.
+"""How texts are written, in numbers: length, vocabulary, first words, endings. Needs no references.
 
-Words are those that the caption metrics count (views.words): lower case, without punctuation; a Han character each.
-Of formulas they are LaTeX tokens (views.latex).
+Words are those of the caption metrics (tokenizers.tokenize_words): lower case, without punctuation; each Han character
+is a word. Of formulas they are LaTeX tokens (tokenizers.tokenize_latex).
 """
 
 import re
@@ -22,12 +22,11 @@ _CLOSING_MARKS = "\"'”’)」』"
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Of a set of texts. words, characters, sentences: the mean of a text; words_range: of the middle nine tenths.
+    """Statistics of a set of texts. mean_*: per text; *_share: of the texts.
 
-    unit: what is counted as a word. vocabulary: how many different words there are in all of them. openings: the
-    commonest first words and the share of texts that begin with them. stopped: the share that ends with a full stop or
-    its like. repeating: the share in which a sentence stands twice. shared: the share that also stands somewhere else
-    in the set, word for word.
+    unit: of words. words_range: 5th and 95th percentile of words per text. vocabulary: distinct words in all texts.
+    first_words: the most common ones, each with its share. full_stop_share: ends with a full stop or similar.
+    repeated_sentence_share: has a sentence twice. duplicate_share: equals another text of the set.
     """
 
     num_texts: int
@@ -45,28 +44,30 @@ class Style:
 
 
 def compute_style(texts: Sequence[str], tokenize: Callable[[str], list[str]] = tokenizers.tokenize_words) -> Style:
-    """view: what a text's words are. Raises ValueError where there are no texts."""
+    """The style of texts. tokenize: a text's words. Raises ValueError without texts."""
     if not texts:
         raise ValueError("no texts")
-    plain = [tokenizers.normalize_whitespace(text) for text in texts]
-    words = [tokenize(text) for text in plain]
-    sentences = [[tokenizers.normalize_whitespace(one).lower() for one in _SENTENCE.findall(text)] for text in plain]
-    counts = [len(one) for one in words]
-    low, high = np.quantile(counts, [0.05, 0.95]).tolist()
-    first = Counter(ptb.TOKEN_TO_BRACKET.get(one[0], one[0]) for one in words if one)
-    same = Counter(plain)
+    normalized = [tokenizers.normalize_whitespace(text) for text in texts]
+    words = [tokenize(text) for text in normalized]
+    sentences = [
+        [tokenizers.normalize_whitespace(sentence).lower() for sentence in _SENTENCE.findall(text)]
+        for text in normalized
+    ]
+    lengths = [len(text_words) for text_words in words]
+    low, high = np.quantile(lengths, [0.05, 0.95]).tolist()
+    first_words = Counter(ptb.TOKEN_TO_BRACKET.get(text_words[0], text_words[0]) for text_words in words if text_words)
     total = len(texts)
     return Style(
         num_texts=total,
         unit="tokens" if tokenize is tokenizers.tokenize_latex else "words",
-        mean_words=sum(counts) / total,
+        mean_words=sum(lengths) / total,
         words_range=(low, high),
-        mean_characters=sum(map(len, plain)) / total,
+        mean_characters=sum(map(len, normalized)) / total,
         mean_sentences=sum(map(len, sentences)) / total,
-        vocabulary=len({word for one in words for word in one}),
-        first_words=tuple((word, count / total) for word, count in first.most_common(NUM_FIRST_WORDS)),
-        full_stop_share=sum(text.rstrip(_CLOSING_MARKS).endswith(_FULL_STOPS) for text in plain) / total,
-        repeated_sentence_share=sum(len(set(one)) < len(one) for one in sentences) / total,
-        duplicate_share=sum(count for count in same.values() if count > 1) / total,
-        empty_share=sum(not text for text in plain) / total,
+        vocabulary=len({word for text_words in words for word in text_words}),
+        first_words=tuple((word, count / total) for word, count in first_words.most_common(NUM_FIRST_WORDS)),
+        full_stop_share=sum(text.rstrip(_CLOSING_MARKS).endswith(_FULL_STOPS) for text in normalized) / total,
+        repeated_sentence_share=sum(len(set(text)) < len(text) for text in sentences) / total,
+        duplicate_share=sum(count for count in Counter(normalized).values() if count > 1) / total,
+        empty_share=sum(not text for text in normalized) / total,
     )

@@ -1,8 +1,7 @@
-"""Token F1 of short answers, as SQuAD counts it.
+"""Token F1 of short answers, as SQuAD computes it.
 
-Rajpurkar et al.: SQuAD, EMNLP 2016, arXiv 1606.05250; the normalisation (lower case, no punctuation, no articles) and
-the rule for empty answers are those of the official evaluate-v2.0.py. Han characters are words of their own, as in
-CMRC 2018's script.
+Rajpurkar et al.: SQuAD, EMNLP 2016, arXiv 1606.05250. Normalization (lower case, no punctuation, no articles) and the
+rule for empty answers follow the official evaluate-v2.0.py. Each Han character is a token, as in CMRC 2018's script.
 """
 
 import re
@@ -20,16 +19,16 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 def tokenize_answer(text: str) -> list[str]:
-    """What counts of an answer."""
-    cut = _HAN.sub(r" \g<0> ", text.lower()).translate(_PUNCTUATION)
-    return _ARTICLES.sub(" ", cut).split()
+    """The normalized tokens of an answer."""
+    normalized = _HAN.sub(r" \g<0> ", text.lower()).translate(_PUNCTUATION)
+    return _ARTICLES.sub(" ", normalized).split()
 
 
 def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """0 … 1: words shared with the best-fitting reference, the mean over examples."""
+    """0 … 1: F1 of the tokens shared with the best reference, the mean over examples."""
     values = [
-        max(_compute_f1(tokenize_answer(own), tokenize_answer(text)) for text in texts)
-        for own, texts in zip(hypotheses, references, strict=True)
+        max(_compute_f1(tokenize_answer(hypothesis), tokenize_answer(text)) for text in texts)
+        for hypothesis, texts in zip(hypotheses, references, strict=True)
     ]
     return tally_mean(np.array(values, np.float64))
 

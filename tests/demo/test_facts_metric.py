@@ -1,0 +1,45 @@
+"""The demo's facts: counted from references and answers, in the scores before and after training."""
+
+from pathlib import Path
+
+from lorgnette.commands.demo import register_facts_metric
+from lorgnette.demo.facts_metric import score_facts
+from lorgnette.metrics.report import score_before_after
+from lorgnette.types import PredictionRow
+
+CAPTION = "A small red car to the left of a big green tree."
+OTHER_ROWS = [
+    PredictionRow("c.png", (Path("c.png"),), "p", ("a dog runs on the grass",), "an animal", "a dog"),
+    PredictionRow("d.png", (Path("d.png"),), "p", ("two red cars on a street",), "vehicles", "two cars"),
+]
+
+
+def build_row(base: str, tuned: str) -> PredictionRow:
+    return PredictionRow("a.png", (Path("a.png"),), "COCO Yes:", (CAPTION,), base, tuned)
+
+
+def test_facts_are_read_from_the_references() -> None:
+    rows = [
+        build_row("The image shows a big green tree. A small red car is left of the tree.", CAPTION),
+        build_row("nothing", "A small red car to the right of a big green tree."),
+    ]
+    scores = {score.name: score for score in score_facts(rows)}
+    assert (scores["both objects right"].before, scores["both objects right"].after) == ("1 of 2", "2 of 2")
+    assert (scores["relation right"].after, scores["all three right"].after) == ("1 of 2", "1 of 2")
+    assert scores["exact match"].after == "1 of 2"
+    assert not scores["words per answer"].is_better
+
+
+def test_predict_metrics_demo_stands_for_the_facts() -> None:
+    register_facts_metric()
+    rows = [build_row("nothing", CAPTION)]
+    assert score_before_after(rows, ("demo",)) == score_facts(rows)
+    names = [score.name for score in score_before_after(rows, ("demo", "ANLS"))]
+    assert names == [*(score.name for score in score_facts(rows)), "ANLS"]
+
+
+def test_other_data_has_no_facts() -> None:
+    """`lorgnette demo data=mine.csv`: these references describe no drawn scene."""
+    register_facts_metric()
+    assert score_before_after(OTHER_ROWS, ("demo",)) == []
+    assert [score.name for score in score_before_after(OTHER_ROWS, ("demo", "ANLS"))] == ["ANLS"]
