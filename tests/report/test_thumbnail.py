@@ -11,16 +11,16 @@ from lorgnette.report.thumbnail import MAX_SIDE, UnreadableImageError, encode_th
 NASTY = Path(__file__).parents[3] / "shared/data/nasty"
 
 
-def test_it_is_small_upright_and_rgb(tmp_path: Path) -> None:
+def test_thumbnail_is_small_upright_and_rgb(tmp_path: Path) -> None:
     wide = Image.new("RGB", (900, 600), "navy")
     wide.paste("red", (0, 0, 450, 600))
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn clockwise shows it upright
+    exif[0x0112] = 6  # to be rotated by a quarter turn clockwise
     wide.save(tmp_path / "turned.jpg", exif=exif)
-    shown = load_thumbnail(tmp_path / "turned.jpg")
-    assert shown.size in ((299, 448), (298, 448))
-    assert shown.mode == "RGB"
-    top, bottom = shown.getpixel((150, 30)), shown.getpixel((150, 420))
+    thumbnail = load_thumbnail(tmp_path / "turned.jpg")
+    assert thumbnail.size in ((299, 448), (298, 448))
+    assert thumbnail.mode == "RGB"
+    top, bottom = thumbnail.getpixel((150, 30)), thumbnail.getpixel((150, 420))
     assert isinstance(top, tuple)
     assert isinstance(bottom, tuple)
     assert top[0] > 200 > bottom[0]
@@ -29,13 +29,13 @@ def test_it_is_small_upright_and_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
 def test_every_mode_can_be_shown(tmp_path: Path, mode: str) -> None:
     if mode == "I;16":
-        picture = Image.fromarray(np.full((20, 30), 0x8000, dtype=np.uint16))
+        image = Image.fromarray(np.full((20, 30), 0x8000, dtype=np.uint16))
     elif mode == "F":
-        picture = Image.fromarray(np.full((20, 30), 128.0, dtype=np.float32))
+        image = Image.fromarray(np.full((20, 30), 128.0, dtype=np.float32))
     else:
-        picture = Image.new("RGB", (30, 20), (128, 128, 128)).convert(mode)
-    picture.save(tmp_path / "picture.tiff")
-    pixels = np.asarray(load_thumbnail(tmp_path / "picture.tiff"))
+        image = Image.new("RGB", (30, 20), (128, 128, 128)).convert(mode)
+    image.save(tmp_path / "image.tiff")
+    pixels = np.asarray(load_thumbnail(tmp_path / "image.tiff"))
     assert pixels.shape == (20, 30, 3)
     assert 110 < pixels.mean() < 146
 
@@ -45,26 +45,26 @@ def test_transparency_is_shown_on_white(tmp_path: Path) -> None:
     assert np.asarray(load_thumbnail(tmp_path / "clear.png")).min() == 255
 
 
-def test_the_encoded_bytes_keep_to_the_budget(tmp_path: Path) -> None:
+def test_encoded_bytes_stay_within_the_limit(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     large, small = encode_thumbnail(tmp_path / "noise.png", 10**6), encode_thumbnail(tmp_path / "noise.png", 30_000)
     assert max(Image.open(io.BytesIO(large)).size) == MAX_SIDE
     assert len(small) <= 30_000
-    assert encode_thumbnail(tmp_path / "noise.png", 10)  # a floor: still a picture
+    assert encode_thumbnail(tmp_path / "noise.png", 10)  # MIN_SIDE: still an image
 
 
-def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImageError, match="gone"):
+def test_an_unreadable_image_has_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImageError, match="not found"):
         load_thumbnail(tmp_path / "absent.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UnreadableImageError, match="cannot identify"):
         load_thumbnail(tmp_path / "text.png")
 
 
-@pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty pictures is not here")
-def test_nasty_pictures_are_shown_or_refused() -> None:
-    """Never another exception, never a warning."""
+@pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty images is missing")
+def test_nasty_images_are_shown_or_refused() -> None:
+    """No other exception, no warning."""
     with open(NASTY / "list.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) > 40
     shown = refused = 0

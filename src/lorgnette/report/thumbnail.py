@@ -1,6 +1,6 @@
-"""A picture, small and upright, for people to look at.
+"""Small, upright versions of images for people to look at.
 
-Knows nothing about what a model sees: that is the data room's reading, which refuses what is merely shown here.
+Knows nothing about the model's input: data/images.py refuses some images that are shown here.
 """
 
 import io
@@ -15,55 +15,52 @@ MIN_SIDE = 128
 
 
 class UnreadableImageError(Exception):
-    """The picture cannot be shown; the text says why in a few words."""
+    """The image cannot be shown. The text gives the reason in a few words."""
 
 
 def load_thumbnail(path: Path, max_side: int = MAX_SIDE) -> Image.Image:
-    """RGB, turned as its EXIF says, no side longer than `side`, transparency on white."""
+    """RGB, rotated as its EXIF orientation says, no side longer than `max_side`, transparency on white."""
     try:
         with warnings.catch_warnings():
-            # Corrupt metadata and suspicious sizes are warned about; both are only of interest where they fail.
+            # Pillow warns about corrupt metadata and very large sizes. Only a failure matters here.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                opened.draft("RGB", (2 * max_side, 2 * max_side))  # JPEG: decode at a fraction, several times faster
-                upright = ImageOps.exif_transpose(opened)
-                return _shrink(_to_rgb(upright), max_side)
+            with Image.open(path) as image:
+                image.draft("RGB", (2 * max_side, 2 * max_side))  # decodes JPEG at reduced size, several times faster
+                return _shrink(_to_rgb(ImageOps.exif_transpose(image)), max_side)
     except FileNotFoundError:
-        raise UnreadableImageError("the file is gone") from None
+        raise UnreadableImageError("file not found") from None
     except Exception as error:
-        # Pillow's decoders raise nearly anything on broken input, and a report must not end on a broken picture.
+        # Pillow's decoders raise nearly any exception for broken input, and a report must not fail on an image.
         raise UnreadableImageError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
 
 
 def encode_thumbnail(path: Path, max_bytes: int) -> bytes:
-    """A thumbnail in at most `budget` bytes where that leaves a picture of SHORTEST, and never longer than LONGEST."""
-    picture = load_thumbnail(path, MAX_SIDE)
-    side = MAX_SIDE
+    """A JPEG of at most `max_bytes`, if an image of MIN_SIDE pixels fits in them."""
+    image, side = load_thumbnail(path, MAX_SIDE), MAX_SIDE
     while True:
-        encoded = _encode_jpeg(picture)
-        if len(encoded) <= max_bytes or side <= MIN_SIDE:
-            return encoded
-        side = max(MIN_SIDE, min(int(side * 0.85), int(side * (max_bytes / len(encoded)) ** 0.5)))
-        picture = _shrink(picture, side)
+        jpeg = _encode_jpeg(image)
+        if len(jpeg) <= max_bytes or side <= MIN_SIDE:
+            return jpeg
+        side = max(MIN_SIDE, min(int(side * 0.85), int(side * (max_bytes / len(jpeg)) ** 0.5)))
+        image = _shrink(image, side)
 
 
-def _encode_jpeg(picture: Image.Image) -> bytes:
+def _encode_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
     return buffer.getvalue()
 
 
-def _shrink(picture: Image.Image, max_side: int) -> Image.Image:
-    if max(picture.size) > max_side:
-        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return picture
+def _shrink(image: Image.Image, max_side: int) -> Image.Image:
+    if max(image.size) > max_side:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    return image
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(paper, picture).convert("RGB")
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -5,23 +5,23 @@ import pytest
 from lorgnette.report.html.charts import MAX_POINTS, Curve, build_charts, build_overlay, format_number
 
 
-def test_the_eval_curve_joins_its_own() -> None:
+def test_eval_curve_joins_the_training_curve() -> None:
     curves = [
         Curve("loss", [(1, 4.0), (2, 2.0)]),
         Curve("lr", [(1, 1e-4)]),
         Curve("eval_loss", [(2, 3.0)]),
         Curve("eval x", [(1, 1)]),
     ]
-    drawn = build_charts(curves)
-    assert [(chart.name, [line.name for line in chart.lines]) for chart in drawn] == [
+    charts = build_charts(curves)
+    assert [(chart.name, [line.name for line in chart.lines]) for chart in charts] == [
         ("loss", ["loss", "eval_loss"]),
         ("lr", ["lr"]),
         ("eval x", ["eval x"]),
     ]
-    assert drawn[0].description == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
+    assert charts[0].description == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
 
 
-def test_several_runs_in_one_chart_keep_their_places_colours() -> None:
+def test_an_empty_curve_keeps_its_color() -> None:
     curves = [Curve("base", []), Curve("a", [(1, 2.0), (2, 1.0)]), Curve("b", [(1, 3.0), (2, 2.0)])]
     [chart] = build_overlay("eval loss", curves)
     assert [(line.name, line.color) for line in chart.lines] == [("a", 2), ("b", 3)]
@@ -29,7 +29,7 @@ def test_several_runs_in_one_chart_keep_their_places_colours() -> None:
     assert build_overlay("lr", [Curve("base", [])]) == []
 
 
-def test_points_lie_where_the_ticks_say() -> None:
+def test_points_match_the_ticks() -> None:
     (chart,) = build_charts([Curve("loss", [(0.0, 4.0), (10.0, 0.0)])])
     assert [(tick.percent, tick.text) for tick in chart.y_ticks] == [
         (0, "0"),
@@ -46,7 +46,7 @@ def test_points_lie_where_the_ticks_say() -> None:
 @pytest.mark.parametrize(
     "values", [[5.0], [0.0, 0.0], [-3.0, -1.0], [1e-5, 1e-4], [1e12, 3e12], [0.5, 0.5001], [1e-30, 2e-30], [2.5, 1e7]]
 )
-def test_any_range_gets_round_ticks_that_hold_it(values: list[float]) -> None:
+def test_any_range_has_round_ticks_around_it(values: list[float]) -> None:
     (chart,) = build_charts([Curve("x", list(enumerate(values)))])
     assert chart.y_range[0] <= min(values) <= max(values) <= chart.y_range[1]
     assert 2 <= len(chart.y_ticks) <= 8
@@ -54,7 +54,7 @@ def test_any_range_gets_round_ticks_that_hold_it(values: list[float]) -> None:
     assert all(0 <= tick.percent <= 100 for tick in [*chart.x_ticks, *chart.y_ticks])
 
 
-def test_what_is_not_finite_is_counted_not_drawn() -> None:
+def test_non_finite_points_are_counted_not_drawn() -> None:
     (chart,) = build_charts(
         [Curve("loss", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)]), Curve("lr", [(1, math.nan)])]
     )
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_counted_not_drawn() -> None:
     assert build_charts([Curve("empty", [])]) == []
 
 
-def test_a_long_run_is_thinned_but_its_spike_stays() -> None:
+def test_a_thinned_curve_keeps_its_spike() -> None:
     points = [(float(step), 1.0) for step in range(50_000)]
     points[31_234] = (31_234.0, 9.0)
     (chart,) = build_charts([Curve("loss", points)])
@@ -92,5 +92,5 @@ def test_only_a_long_loss_is_smoothed() -> None:
         (math.nan, "nan"),
     ],
 )
-def test_figures_are_written_for_people(value: float, text: str) -> None:
+def test_numbers_are_short(value: float, text: str) -> None:
     assert format_number(value) == text

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve
-from lorgnette.report.html.page import RunPage, SampleHistory, ScoreRow, flatten_settings, write_run_page
-from lorgnette.report.predictions import PredictionRow
+from lorgnette.report.html.page import RunPage, SampleHistory, flatten_settings, write_run_page
+from lorgnette.types import PredictionRow
 
 
-def a_page(folder: Path) -> RunPage:
+def build_page(folder: Path) -> RunPage:
     Image.new("RGB", (640, 480), "teal").save(folder / "one.jpg")
     Image.new("RGB", (300, 900), "orange").save(folder / "two.png")
     long = "Donaudampfschifffahrtsgesellschaftskapitän" * 6
@@ -38,12 +39,12 @@ def a_page(folder: Path) -> RunPage:
             PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
             PredictionRow("d", (), "", (), "same", "same"),
         ],
-        problems=["data.csv, row 7: picture cannot be decoded"],
+        problems=["data.csv, row 7: image cannot be decoded"],
         notes=["a note"],
-        next_steps=["lorgnette predict --adapter runs/coco/adapter picture.jpg"],
+        next_steps=["lorgnette predict --adapter runs/coco/adapter image.jpg"],
         scores=[
             ScoreRow("CIDEr", "12.4", "98.1", is_better=True),
-            ScoreRow("odd", "–", "–", note="one picture says nothing"),
+            ScoreRow("odd", "–", "–", note="needs several images"),
         ],
         gains=[0.5, -0.25, None, None],
         samples=[
@@ -52,50 +53,50 @@ def a_page(folder: Path) -> RunPage:
     )
 
 
-def test_the_page_holds_everything_escaped(tmp_path: Path) -> None:
-    write_run_page(tmp_path / "report.html", a_page(tmp_path))
+def test_page_has_everything_escaped(tmp_path: Path) -> None:
+    write_run_page(tmp_path / "report.html", build_page(tmp_path))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;a cat&lt;/b&gt;" in html
     assert "<b>a cat" not in html
-    for text in ("一只猫", "قطة", "data.csv, row 7", "a note", "98.1", "lora.r", "[q_proj, v_proj]", "(nothing)"):
+    for text in ("一只猫", "قطة", "data.csv, row 7", "a note", "98.1", "lora.r", "[q_proj, v_proj]", "(empty)"):
         assert text in html
     assert "matches the reference" in html
     assert "unchanged" in html
     assert "further from the reference" in html
     assert "Reference 2" in html
-    assert "one picture says nothing" in html
+    assert "needs several images" in html
     assert "step 31" in html
-    assert "the file is gone" in html
+    assert "file not found" in html
     assert html.count("data:image/jpeg;base64,") == 4
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html
 
 
-def test_an_empty_page_has_no_empty_sections(tmp_path: Path) -> None:
+def test_empty_page_has_no_sections(tmp_path: Path) -> None:
     write_run_page(tmp_path / "report.html", RunPage(title="Nothing yet"))
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<section" not in html
     assert "Nothing yet" in html
 
 
-def test_without_a_summary_the_loss_makes_one(tmp_path: Path) -> None:
+def test_default_summary_is_about_the_loss(tmp_path: Path) -> None:
     write_run_page(tmp_path / "report.html", RunPage(title="x", curves=[Curve("loss", [(1, 3.9), (62, 0.12)])]))
     assert "62 steps; loss 3.90\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}0.12." in (tmp_path / "report.html").read_text()
 
 
-def test_predictions_alone_are_not_called_before_and_after(tmp_path: Path) -> None:
+def test_answers_of_one_model_are_called_predictions(tmp_path: Path) -> None:
     write_run_page(tmp_path / "report.html", RunPage(title="x", rows=[PredictionRow("a", (), "", ("r",), None, "t")]))
     html = (tmp_path / "report.html").read_text()
     assert ">Predictions<" in html
     assert "Before" not in html
 
 
-def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) -> None:
-    """25 pictures of pure noise, each named by 40 rows: the budget is by picture shown, whatever lies in it."""
+def test_a_thousand_noisy_images_stay_under_30_mb(tmp_path: Path) -> None:
+    """25 images of noise, each in 40 rows: the limit counts every use of an image."""
     noise = np.random.default_rng(0)
-    for place in range(25):
+    for index in range(25):
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{place}.jpg", quality=60)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.jpg", quality=60)
     rows = [PredictionRow(str(row), (tmp_path / f"{row % 25}.jpg",), "p", ("r",), "b", "t") for row in range(1000)]
     write_run_page(tmp_path / "report.html", RunPage(title="many", rows=rows))
     html = (tmp_path / "report.html").read_bytes()
@@ -104,12 +105,12 @@ def test_a_thousand_busy_pictures_stay_under_thirty_megabytes(tmp_path: Path) ->
     assert b"988 more" in html
 
 
-def test_settings_are_flattened_as_one_would_type_them() -> None:
+def test_settings_are_flattened_as_typed() -> None:
     nested = {"a": {"b": {"c": None}, "d": True}, "e": [1, "x"], "f": {}}
     assert flatten_settings(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
 
 
-def test_only_what_is_better_is_green(tmp_path: Path) -> None:
+def test_only_better_answers_are_green(tmp_path: Path) -> None:
     rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
         [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
     )]  # fmt: skip
@@ -123,14 +124,14 @@ def test_only_what_is_better_is_green(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Path:
-    write_run_page(tmp_path / "report.html", a_page(tmp_path))
+def page_path(tmp_path: Path) -> Path:
+    write_run_page(tmp_path / "report.html", build_page(tmp_path))
     return tmp_path / "report.html"
 
 
 @pytest.mark.parametrize("width", [320, 360, 1280])
-def test_a_browser_shows_it_whole_and_asks_for_nothing(opened: Callable[..., Any], written: Path, width: int) -> None:
-    with opened(written, viewport={"width": width, "height": 800}) as page:
+def test_page_fits_every_window_and_makes_no_request(opened: Callable[..., Any], page_path: Path, width: int) -> None:
+    with opened(page_path, viewport={"width": width, "height": 800}) as page:
         page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.view.evaluate("document.documentElement.scrollWidth") <= width
         loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
@@ -141,8 +142,8 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(opened: Callable[..., Any
         assert len([url for url in page.requests if url.startswith("file")]) == 1
 
 
-def test_dark_differs_and_the_keyboard_switches_it(opened: Callable[..., Any], written: Path) -> None:
-    with opened(written, color_scheme="light") as light, opened(written, color_scheme="dark") as dark:
+def test_the_keyboard_switches_dark_and_light(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path, color_scheme="light") as light, opened(page_path, color_scheme="dark") as dark:
         assert light.paper() != dark.paper()
         light.view.keyboard.press("Tab")
         assert light.view.evaluate("document.activeElement.id") == "theme"
@@ -155,8 +156,8 @@ def test_dark_differs_and_the_keyboard_switches_it(opened: Callable[..., Any], w
         assert light.paper() != dark.paper()
 
 
-def test_curves_are_read_off_with_pointer_and_arrows(opened: Callable[..., Any], written: Path) -> None:
-    with opened(written) as page:
+def test_pointer_and_arrow_keys_show_values(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path) as page:
         plot, readout = page.view.locator(".plot").first, page.view.locator(".readout").first
         plot.focus()
         page.view.keyboard.press("End")
@@ -171,8 +172,8 @@ def test_curves_are_read_off_with_pointer_and_arrows(opened: Callable[..., Any],
         assert page.complaints == []
 
 
-def test_it_prints_in_light_colours_with_the_details_open(opened: Callable[..., Any], written: Path) -> None:
-    with opened(written, color_scheme="dark") as page:
+def test_print_is_light_with_details_open(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path, color_scheme="dark") as page:
         page.view.emulate_media(media="print")
         assert page.paper() == "rgb(255, 255, 255)"
         page.view.evaluate("dispatchEvent(new Event('beforeprint'))")

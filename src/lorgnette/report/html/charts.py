@@ -1,7 +1,7 @@
-"""Curves → what the page needs to draw them: paths in a 1000 × 1000 box, ticks in percent, a sentence.
+"""Curves → SVG paths in a 1000 × 1000 box, ticks in percent, and a description.
 
-The box is stretched to whatever width the reader's window has, while lines keep their width and all text stays HTML
-at its own size; so nothing here knows how wide a page is.
+The page stretches the box to the window's width. Line widths and text keep their size, so nothing here knows how wide
+a page is.
 """
 
 import math
@@ -11,17 +11,21 @@ from typing import Any
 
 BOX = 1000
 MAX_POINTS = 600
+MAX_DOTS = 30
 MIN_SMOOTHED_POINTS = 40
 NUM_COLORS = 6
-"""Of lines, as page.css names them."""
+"""Line colors in base.css."""
+
+Range = tuple[float, float]
+Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """points: (step, value), in the order of steps. "eval loss" is drawn over "loss"."""
+    """points: (step, value), by step. "eval loss" is drawn in the chart of "loss"."""
 
     name: str
-    points: list[tuple[float, float]]
+    points: Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +36,14 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ChartLine:
-    """path: every point; smooth: a running mean of a long loss; dots: the points themselves where they are few."""
+    """path: all points; smooth: running mean of a long loss; dots: each point, if there are few."""
 
     name: str
     color: int
     path: str
     smooth: str
     dots: str
-    points: list[tuple[float, float]]
+    points: Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +53,50 @@ class Chart:
     lines: list[ChartLine]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
+    x_range: Range
+    y_range: Range
 
     @property
     def script_data(self) -> dict[str, Any]:
-        """What the crosshair reads."""
-        return {
-            "x": self.x_range,
-            "y": self.y_range,
-            "lines": [{"name": line.name, "colour": line.color, "points": line.points} for line in self.lines],
-        }
+        """For the crosshair."""
+        lines = [{"name": line.name, "color": line.color, "points": line.points} for line in self.lines]
+        return {"x": self.x_range, "y": self.y_range, "lines": lines}
 
 
 def build_charts(curves: Sequence[Curve]) -> list[Chart]:
-    """One for each curve, but a curve named "eval X" joins the one named X. Curves without a finite point are left."""
+    """One chart per curve; a curve "eval X" joins the chart of X. Curves without a finite point are left out."""
     names = {curve.name for curve in curves}
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         base = curve.name.removeprefix("eval").lstrip(" _/")
         groups.setdefault(base if base in names else curve.name, []).append(curve)
-    return [
-        _build_chart(name, group) for name, group in groups.items() if any(_drop_non_finite(c.points) for c in group)
-    ]
+    return [chart for name, group in groups.items() for chart in build_overlay(name, group)]
 
 
 def build_overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
-    """Curves of one kind from several runs in one chart; none where no curve has a finite point. A curve's colour is
-    its place's, also where one before it is empty."""
-    return [_build_chart(name, list(curves))] if any(_drop_non_finite(curve.points) for curve in curves) else []
+    """One chart of all curves, or none if no curve has a finite point. Empty curves keep their color unused."""
+    finite = [(i, curve, _drop_non_finite(curve.points)) for i, curve in enumerate(curves)]
+    finite = [(i, curve, points) for i, curve, points in finite if points]
+    if not finite:
+        return []
+    all_points = [point for _, _, points in finite for point in points]
+    x_range = _compute_range([x for x, _ in all_points])
+    y_range, y_values = _choose_y_ticks([y for _, y in all_points])
+    return [
+        Chart(
+            name=name,
+            description="; ".join(_describe_curve(curve, points) for _, curve, points in finite),
+            lines=[_build_line(name, curve.name, i, points, x_range, y_range) for i, curve, points in finite],
+            x_ticks=[_build_tick(x, x_range) for x in _choose_x_ticks(x_range)],
+            y_ticks=[_build_tick(y, y_range) for y in y_values],
+            x_range=x_range,
+            y_range=y_range,
+        )
+    ]
 
 
 def format_number(value: float) -> str:
-    """A value for people: three or four digits, no padding zeros in the exponent."""
+    """A value with three or four digits, without padding zeros in the exponent."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:
@@ -91,105 +106,80 @@ def format_number(value: float) -> str:
     return (mantissa + (f"e{int(exponent)}" if mark else "")).replace("-", "−")
 
 
-def _build_chart(name: str, curves: list[Curve]) -> Chart:
-    kept = [(place, curve, _drop_non_finite(curve.points)) for place, curve in enumerate(curves)]
-    kept = [(place, curve, points) for place, curve, points in kept if points]
-    every = [point for _, _, points in kept for point in points]
-    x_range = _compute_range([x for x, _ in every])
-    y_range, y_steps = _choose_y_ticks([y for _, y in every])
-    lines = [_build_line(name, curve.name, place, points, x_range, y_range) for place, curve, points in kept]
-    return Chart(
-        name=name,
-        description="; ".join(_describe_curve(curve, points) for _, curve, points in kept),
-        lines=lines,
-        x_ticks=[_build_tick(x, x_range) for x in _choose_x_ticks(x_range)],
-        y_ticks=[_build_tick(y, y_range) for y in y_steps],
-        x_range=x_range,
-        y_range=y_range,
-    )
-
-
-def _drop_non_finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _drop_non_finite(points: Points) -> Points:
     return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
 
 
-def _describe_curve(curve: Curve, points: list[tuple[float, float]]) -> str:
+def _describe_curve(curve: Curve, points: Points) -> str:
     (first_x, first_y), (last_x, last_y) = points[0], points[-1]
-    lost = len(curve.points) - len(points)
-    span = f"{curve.name} {format_number(first_y)} at step {format_number(first_x)}"
+    num_dropped = len(curve.points) - len(points)
+    text = f"{curve.name} {format_number(first_y)} at step {format_number(first_x)}"
     if len(points) > 1:
-        span += f", {format_number(last_y)} at step {format_number(last_x)}"
-    return span + (f", {lost} not finite and not drawn" if lost else "")
+        text += f", {format_number(last_y)} at step {format_number(last_x)}"
+    return text + (f", {num_dropped} not finite and not drawn" if num_dropped else "")
 
 
-def _build_line(
-    kind: str,
-    name: str,
-    color_index: int,
-    points: list[tuple[float, float]],
-    xs: tuple[float, float],
-    ys: tuple[float, float],
-) -> ChartLine:
-    drawn = _thin_points(points)
-    # Only a loss is noise around a trend; a smoothed learning rate or gradient norm would be a curve that never was.
-    smooth = _thin_points(_smooth(points)) if "loss" in kind and len(points) >= MIN_SMOOTHED_POINTS else []
-    few = points if len(points) <= 30 else []
+def _build_line(chart_name: str, name: str, index: int, points: Points, xs: Range, ys: Range) -> ChartLine:
+    thinned = _thin_points(points)
+    # Only a loss is noise around a trend. A smoothed learning rate or gradient norm would show values that never were.
+    is_smoothed = "loss" in chart_name and len(points) >= MIN_SMOOTHED_POINTS
+    few = points if len(points) <= MAX_DOTS else []
     return ChartLine(
         name=name,
-        color=color_index % NUM_COLORS + 1,
-        path=_build_path(drawn, xs, ys),
-        smooth=_build_path(smooth, xs, ys),
-        # A line of no length with round ends: the only dot that stays round in a stretched box.
-        dots="".join(f"M{x} {y}h0" for x, y in (_to_box(p, xs, ys) for p in few)),
-        points=drawn,
+        color=index % NUM_COLORS + 1,
+        path=_build_path(thinned, xs, ys),
+        smooth=_build_path(_thin_points(_smooth(points)), xs, ys) if is_smoothed else "",
+        # Lines of length 0 with round caps: dots that stay round in a stretched box.
+        dots="".join(f"M{x} {y}h0" for x, y in (_to_box(point, xs, ys) for point in few)),
+        points=thinned,
     )
 
 
-def _to_box(point: tuple[float, float], xs: tuple[float, float], ys: tuple[float, float]) -> tuple[str, str]:
+def _to_box(point: tuple[float, float], xs: Range, ys: Range) -> tuple[str, str]:
     x = BOX * (point[0] - xs[0]) / (xs[1] - xs[0])
     y = BOX * (1 - (point[1] - ys[0]) / (ys[1] - ys[0]))
     return f"{x:.1f}", f"{y:.1f}"
 
 
-def _build_path(points: list[tuple[float, float]], xs: tuple[float, float], ys: tuple[float, float]) -> str:
-    placed = [_to_box(point, xs, ys) for point in points]
-    return "M" + "L".join(f"{x} {y}" for x, y in placed) if placed else ""
+def _build_path(points: Points, xs: Range, ys: Range) -> str:
+    coordinates = [_to_box(point, xs, ys) for point in points]
+    return "M" + "L".join(f"{x} {y}" for x, y in coordinates) if coordinates else ""
 
 
-def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A centred window of a twentieth of the run: it follows the curve without lagging behind it."""
-    half = max(2, len(points) // 40)
+def _smooth(points: Points) -> Points:
+    """Running mean over a centered window of a twentieth of the run, so that it does not lag behind."""
+    max_half = max(2, len(points) // 40)
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
     means = []
-    for place, (x, _) in enumerate(points):
-        reach = min(half, place, len(points) - 1 - place)  # symmetric at the ends too
-        low, high = place - reach, place + reach + 1
+    for i, (x, _) in enumerate(points):
+        half = min(max_half, i, len(points) - 1 - i)  # symmetric at both ends too
+        low, high = i - half, i + half + 1
         means.append((x, (sums[high] - sums[low]) / (high - low)))
     return means
 
 
-def _thin_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Lowest and highest of each bucket: a spike stays a spike."""
+def _thin_points(points: Points) -> Points:
+    """Lowest and highest point of each bucket, so that a spike stays visible."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(len(points) / (MAX_POINTS // 2))
-    kept = [points[0]]
+    thinned = [points[0]]
     for start in range(0, len(points), size):
         bucket = points[start : start + size]
-        ends = {bucket.index(min(bucket, key=lambda p: p[1])), bucket.index(max(bucket, key=lambda p: p[1]))}
-        kept.extend(bucket[place] for place in sorted(ends))
-    return [*kept, points[-1]]
+        extremes = {bucket.index(min(bucket, key=lambda p: p[1])), bucket.index(max(bucket, key=lambda p: p[1]))}
+        thinned.extend(bucket[i] for i in sorted(extremes))
+    return [*thinned, points[-1]]
 
 
-def _compute_range(values: list[float]) -> tuple[float, float]:
+def _compute_range(values: list[float]) -> Range:
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
-def _choose_y_ticks(values: list[float]) -> tuple[tuple[float, float], list[float]]:
-    """A range that ends on round numbers, and those numbers. From zero where zero is near."""
+def _choose_y_ticks(values: list[float]) -> tuple[Range, list[float]]:
+    """A range that ends on round numbers, and round numbers in it. It starts at 0 if 0 is near."""
     low, high = min(values), max(values)
     if 0 <= low <= 0.4 * high:
         low = 0.0
@@ -197,25 +187,25 @@ def _choose_y_ticks(values: list[float]) -> tuple[tuple[float, float], list[floa
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
     step = _round_up_step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    steps = [count * step for count in range(first, last + 1)]
-    return (steps[0], steps[-1]), steps
+    ticks = [i * step for i in range(first, last + 1)]
+    return (ticks[0], ticks[-1]), ticks
 
 
-def _round_up_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+def _round_up_step(step: float) -> float:
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _choose_x_ticks(x_range: tuple[float, float]) -> list[float]:
-    """At most six whole steps inside the range."""
+def _choose_x_ticks(x_range: Range) -> list[float]:
+    """At most six integers in the range."""
     low, high = x_range
     step = max(1.0, _round_up_step((high - low) / 5))
     if step == 2.5:
         step = 5.0
-    return [count * step for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _build_tick(value: float, span: tuple[float, float]) -> Tick:
+def _build_tick(value: float, span: Range) -> Tick:
     text = "0" if abs(value) < 1e-12 * max(map(abs, span)) else _format_tick(value)
     return Tick(round(100 * (value - span[0]) / (span[1] - span[0]), 2), text)
 

@@ -1,99 +1,104 @@
-/* Sorts, filters and walks through the pictures. data.metrics[m].each[side][card] is the value of a single answer. */
-const by = (id) => document.getElementById(id);
-const cards = [...document.querySelectorAll(".pair")];
-const named = (card) => [...card.querySelectorAll("img")].map((picture) => picture.alt).join(" ");
-const words = cards.map((card) => `${card.textContent} ${named(card)}`.replace(/\s+/g, " ").toLowerCase());
-const chosen = (id) => Number(by(id).value);
-const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
-const measured = data.metrics.length > 0;
+/* Sorts, filters and walks through the cards. data.metrics[m].values[candidate][card] is the value of a single answer. */
+const byId = (id) => document.getElementById(id);
+const cards = [...document.querySelectorAll(".comparison-card")];
+const imageNames = (card) => [...card.querySelectorAll("img")].map((image) => image.alt).join(" ");
+const cardTexts = cards.map((card) => `${card.textContent} ${imageNames(card)}`.replace(/\s+/g, " ").toLowerCase());
+const selected = (id) => Number(byId(id).value);
+const formatSigned = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
+const isSortable = data.metrics.length > 0;
 
-const gains = () => {  // of the chosen side over the yardstick, card by card; null: not measured
-  const { sign, each } = data.metrics[chosen("metric")], own = each[chosen("side")], other = each[chosen("over")];
-  return own.map((value, place) => (value === null || other[place] === null ? null : sign * (value - other[place])));
+const computeGains = () => {  // of the selected candidate over the baseline, per card; null without references
+  const { sign, values } = data.metrics[selected("metric")];
+  const own = values[selected("candidate")], other = values[selected("baseline")];
+  return own.map((value, i) => (value === null || other[i] === null ? null : sign * (value - other[i])));
 };
 
-const coloured = () => {
-  const { sign, each } = data.metrics[chosen("metric")], over = chosen("over"), gained = gains();
-  for (const gap of document.querySelectorAll("[data-over]")) gap.hidden = Number(gap.dataset.over) !== over;
-  cards.forEach((card, place) => {
-    card.querySelectorAll(".answer").forEach((answer, side) => {
-      const value = each[side][place], difference = value === null ? 0 : sign * (value - each[over][place]);
+const updateColors = () => {
+  const { sign, values } = data.metrics[selected("metric")], baseline = selected("baseline"), gains = computeGains();
+  for (const cell of document.querySelectorAll("[data-baseline]")) cell.hidden = Number(cell.dataset.baseline) !== baseline;
+  cards.forEach((card, i) => {
+    card.querySelectorAll(".answer").forEach((answer, candidate) => {
+      const value = values[candidate][i], difference = value === null ? 0 : sign * (value - values[baseline][i]);
       answer.classList.toggle("better", difference > 0);
       answer.classList.toggle("worse", difference < 0);
       answer.querySelector(".score").textContent = value === null ? "" : value.toFixed(3);
     });
-    card.querySelector(".gain").textContent = gained[place] === null ? "" : signed(gained[place]);
+    card.querySelector(".gain").textContent = gains[i] === null ? "" : formatSigned(gains[i]);
   });
 };
 
-const sorted = () => {
-  const order = measured ? by("order").value : "data";
-  const places = cards.map((_, place) => place);
+const sortCards = () => {
+  const order = isSortable ? byId("order").value : "data";
+  const indices = cards.map((_, i) => i);
   if (order !== "data") {
-    const gained = gains(), turn = order === "gain" ? -1 : 1;
-    const key = (place) => (gained[place] === null ? Infinity : turn * gained[place]);
-    places.sort((a, b) => key(a) - key(b) || a - b);
+    const gains = computeGains(), direction = order === "gain" ? -1 : 1;
+    const key = (i) => (gains[i] === null ? Infinity : direction * gains[i]);
+    indices.sort((a, b) => key(a) - key(b) || a - b);
   }
-  by("cards").append(...places.map((place) => cards[place]));
+  byId("cards").append(...indices.map((i) => cards[i]));
 };
 
-const filtered = () => {
-  const wanted = by("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
-  cards.forEach((card, place) => {
-    card.hidden = !wanted.every((word) => words[place].includes(word));
-    shown += !card.hidden;
+const filterCards = () => {
+  const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+  let numShown = 0;
+  cards.forEach((card, i) => {
+    card.hidden = !words.every((word) => cardTexts[i].includes(word));
+    numShown += !card.hidden;
   });
-  by("count").textContent = shown === cards.length ? `${shown}` : `${shown} of ${cards.length}`;
-  by("none").hidden = shown > 0;
+  byId("count").textContent = numShown === cards.length ? `${numShown}` : `${numShown} of ${cards.length}`;
+  byId("no-match").hidden = numShown > 0;
 };
 
-const apart = (kept, moved) => {  // nobody is compared with itself
-  if (chosen(kept) === chosen(moved)) by(moved).value = chosen(kept) === 0 ? 1 : 0;
+const keepApart = (fixed, moved) => {  // a candidate is not compared with itself
+  if (selected(fixed) === selected(moved)) byId(moved).value = selected(fixed) === 0 ? 1 : 0;
 };
 
-const show = (card, block) => {  // twice: cards on the way are laid out only once they are passed, and move it
-  const now = () => card.scrollIntoView({ block, behavior: "instant" });
-  now();
-  requestAnimationFrame(now);
+const scrollToCard = (card, block) => {  // twice: cards on the way are laid out only when passed, and that moves the target
+  const scroll = () => card.scrollIntoView({ block, behavior: "instant" });
+  scroll();
+  requestAnimationFrame(scroll);
 };
 
 const walk = (step) => {
-  const shown = [...by("cards").children].filter((card) => !card.hidden);
-  const at = shown.indexOf(document.activeElement.closest(".pair"));
-  const next = shown[at < 0 ? (step > 0 ? 0 : shown.length - 1) : at + step];
+  const shown = [...byId("cards").children].filter((card) => !card.hidden);
+  const current = shown.indexOf(document.activeElement.closest(".comparison-card"));
+  const next = shown[current < 0 ? (step > 0 ? 0 : shown.length - 1) : current + step];
   if (!next) return;
   next.focus({ preventScroll: true });
-  show(next, "start");
+  scrollToCard(next, "start");
 };
 
-const ordered = (value) => { by("order").value = value; sorted(); show(by("cards").firstElementChild, "nearest"); };
-const keys = { j: () => walk(1), k: () => walk(-1), "/": () => by("find").focus() };
-const onCard = { ArrowDown: () => walk(1), ArrowUp: () => walk(-1) };
-if (measured) Object.assign(keys, { g: () => ordered("gain"), l: () => ordered("loss"), o: () => ordered("data") });
+const setOrder = (value) => { byId("order").value = value; sortCards(); scrollToCard(byId("cards").firstElementChild, "nearest"); };
+const keys = { j: () => walk(1), k: () => walk(-1), "/": () => byId("find").focus() };
+const cardKeys = { ArrowDown: () => walk(1), ArrowUp: () => walk(-1) };
+if (isSortable) Object.assign(keys, { g: () => setOrder("gain"), l: () => setOrder("loss"), o: () => setOrder("data") });
 
-by("tools").hidden = false;
+byId("controls").hidden = false;
 document.querySelector(".keys").hidden = false;
-by("tools").addEventListener("submit", (event) => { event.preventDefault(); walk(1); });
-by("find").addEventListener("input", filtered);
-if (measured) {
-  const again = () => { by("yardstick").value = by("over").value; coloured(); sorted(); };
-  by("order").addEventListener("change", sorted);
-  by("metric").addEventListener("change", again);
-  by("side").addEventListener("change", () => { apart("side", "over"); again(); });
-  by("over").addEventListener("change", () => { apart("over", "side"); again(); });
-  by("yardstick").addEventListener("change", () => { by("over").value = by("yardstick").value; apart("over", "side"); again(); });
-  coloured();
+byId("controls").addEventListener("submit", (event) => { event.preventDefault(); walk(1); });
+byId("find").addEventListener("input", filterCards);
+if (isSortable) {
+  const update = () => { byId("table-baseline").value = byId("baseline").value; updateColors(); sortCards(); };
+  byId("order").addEventListener("change", sortCards);
+  byId("metric").addEventListener("change", update);
+  byId("candidate").addEventListener("change", () => { keepApart("candidate", "baseline"); update(); });
+  byId("baseline").addEventListener("change", () => { keepApart("baseline", "candidate"); update(); });
+  byId("table-baseline").addEventListener("change", () => {
+    byId("baseline").value = byId("table-baseline").value;
+    keepApart("baseline", "candidate");
+    update();
+  });
+  updateColors();
 }
-filtered();
+filterCards();
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape" && event.target.closest("#tools")) {  // out of a field, so that letters are keys again
-    if (event.target === by("find")) { by("find").value = ""; filtered(); }
+  if (event.key === "Escape" && event.target.closest("#controls")) {  // leave the field, so that letters are keys again
+    if (event.target === byId("find")) { byId("find").value = ""; filterCards(); }
     event.target.blur();
     return;
   }
   if (event.target.closest("input, select, textarea, .plot")) return;
-  const act = keys[event.key] ?? (event.target.closest(".pair") ? onCard[event.key] : undefined);
-  if (act) { event.preventDefault(); act(); }
+  const action = keys[event.key] ?? (event.target.closest(".comparison-card") ? cardKeys[event.key] : undefined);
+  if (action) { event.preventDefault(); action(); }
 });

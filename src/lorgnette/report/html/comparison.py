@@ -1,13 +1,13 @@
-"""One HTML file that sets answers side by side: metrics with what lies between them, style, curves, and every picture.
+"""The HTML page of `compare`: metrics with differences, style, curves, and every image with all answers.
 
-    Comparison → write_comparison → compare.html
+    ComparisonPage → write_comparison_page → compare.html
 
-Sides are those that answered, in the order of their columns. The page's script sorts and filters; a policy in its head
-forbids every request. Knows nothing about where the numbers come from.
+Candidates are columns, in one order everywhere. The page's script sorts and filters; the page makes no request. Knows
+nothing about where the numbers come from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class CellDifference:
-    """What lies between a side and the side `over`: the difference with p, and its interval, as text."""
+    """A candidate minus the candidate `baseline`, as text: the difference with p, and its interval."""
 
     baseline: int
     text: str
@@ -32,7 +32,7 @@ class CellDifference:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCell:
-    """A side's value with its interval, and the gaps to every other side."""
+    """A candidate's value with its interval, and its differences from all other candidates."""
 
     value: str
     interval: str = ""
@@ -41,8 +41,11 @@ class ScoreCell:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """each: [side][card] value of a single answer, None where the card has no reference; empty where the metric means
-    nothing here, and note says why."""
+    """A metric of all candidates.
+
+    per_answer: [candidate][card] values, None for a card without references; empty if the metric is undefined, and note
+    says why.
+    """
 
     name: str
     description: str
@@ -54,7 +57,7 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonCard:
-    """One picture and prompt, the references, and an answer from every side."""
+    """One prompt with its images, its references, and every candidate's answer."""
 
     id: str
     images: tuple[Path, ...]
@@ -65,8 +68,11 @@ class ComparisonCard:
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """style: (what, a value for every side and one for the references). settings: those that differ, (name, a value
-    for every side). chosen: the metric by which cards are sorted at first."""
+    """The page's contents.
+
+    style: (statistic, value of every candidate and of the references). settings: (name, value of every candidate).
+    sort_metric: the metric selected first.
+    """
 
     title: str
     summary: str
@@ -78,32 +84,28 @@ class ComparisonPage:
     charts: Sequence[Chart] = ()
     settings: Sequence[tuple[str, tuple[str, ...]]] = ()
     facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
 
 def write_comparison_page(path: Path, page: ComparisonPage) -> None:
-    """Write the page; what stood there is replaced."""
-    shown = inline_images(picture for card in page.cards for picture in card.images)
-    measured = [row for row in page.metrics if row.per_answer]
-    write_text(
-        path,
-        render_template(
-            "comparison.html.j2",
-            title=page.title,
-            summary=page.summary,
-            page=page,
-            measured=measured,
-            cards=[(card, tuple(shown[picture] for picture in card.images)) for card in page.cards],
-            charts=page.charts,
-            data={
-                "charts": [chart.script_data for chart in page.charts],
-                "metrics": [_build_script_data(row) for row in measured],
-            },
-        ),
+    """Write the page, replacing an old one."""
+    images = inline_images(image for card in page.cards for image in card.images)
+    sortable = [row for row in page.metrics if row.per_answer]
+    script_data = {"charts": [chart.script_data for chart in page.charts], "metrics": list(map(_build_data, sortable))}
+    html = render_template(
+        "comparison.html.j2",
+        title=page.title,
+        summary=page.summary,
+        page=page,
+        sortable=sortable,
+        cards=[(card, tuple(images[path] for path in card.images)) for card in page.cards],
+        charts=page.charts,
+        data=script_data,
     )
+    write_text(path, html)
 
 
-def _build_script_data(row: MetricRow) -> dict[str, Any]:
-    """What the page's script sorts by."""
-    rounded = [[value if value is None else round(value, DIGITS) for value in side] for side in row.per_answer]
-    return {"name": row.name, "sign": 1 if row.better == "higher" else -1, "each": rounded}
+def _build_data(row: MetricRow) -> dict[str, Any]:
+    """The metric for the page's script."""
+    values = [[value if value is None else round(value, DIGITS) for value in column] for column in row.per_answer]
+    return {"name": row.name, "sign": 1 if row.better == "higher" else -1, "values": values}

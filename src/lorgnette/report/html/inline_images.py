@@ -1,4 +1,4 @@
-"""Pictures that lie in a page: thumbnails as data addresses, all of them together within a budget."""
+"""Images inside an HTML page: thumbnails as data URIs, all together within a size limit."""
 
 import base64
 from collections import Counter
@@ -10,14 +10,14 @@ from pathlib import Path
 from lorgnette.report.thumbnail import UnreadableImageError, encode_thumbnail
 
 PAGE_IMAGE_BYTES = 16_000_000
-"""For all pictures of a page together, before base64 makes them a third larger."""
+"""All images of a page, before base64 makes them a third larger."""
 MAX_IMAGE_BYTES, MIN_IMAGE_BYTES = 90_000, 4_000
-"""Of one picture."""
+"""One image."""
 
 
 @dataclass(frozen=True, slots=True)
 class InlineImage:
-    """A picture as a template gets it: an address with the bytes in it, or what stands in its place."""
+    """An image for a template. source: its data URI; empty if it cannot be shown, and problem says why."""
 
     name: str
     source: str = ""
@@ -25,20 +25,20 @@ class InlineImage:
 
 
 def inline_images(paths: Iterable[Path], max_bytes: int = MAX_IMAGE_BYTES) -> dict[Path, InlineImage]:
-    """Every picture that a page shows, in at most so many bytes; one that stands on it twice is paid for twice."""
-    counted = Counter(paths)
-    budget = min(max_bytes, max(MIN_IMAGE_BYTES, PAGE_IMAGE_BYTES // max(1, counted.total())))
-    with ThreadPoolExecutor() as pool:  # decoding and encoding let other threads run
-        return dict(zip(counted, pool.map(lambda path: _inline_image(path, budget), counted), strict=True))
+    """Inline a page's images with at most `max_bytes` each. A path that occurs twice counts twice."""
+    counts = Counter(paths)
+    budget = min(max_bytes, max(MIN_IMAGE_BYTES, PAGE_IMAGE_BYTES // max(1, counts.total())))
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and encodes
+        return dict(zip(counts, pool.map(lambda path: _inline_image(path, budget), counts), strict=True))
 
 
 def encode_data_uri(content: bytes, image_format: str) -> str:
-    """The bytes of a picture as an address."""
+    """The bytes of an image as a data URI."""
     return f"data:image/{image_format};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _inline_image(path: Path, budget: int) -> InlineImage:
+def _inline_image(path: Path, max_bytes: int) -> InlineImage:
     try:
-        return InlineImage(path.name, encode_data_uri(encode_thumbnail(path, budget), "jpeg"))
+        return InlineImage(path.name, encode_data_uri(encode_thumbnail(path, max_bytes), "jpeg"))
     except UnreadableImageError as error:
         return InlineImage(path.name, problem=str(error))

@@ -1,9 +1,8 @@
-"""One HTML file that shows a run: before and after, curves, facts, settings. It opens anywhere and asks for nothing.
+"""The HTML report of a run: answers before and after, curves, facts, settings, in one file without requests.
 
-    Page → write_page → report.html
+    RunPage → write_run_page → report.html
 
-Pictures lie in it as thumbnails, curves as drawn lines; a policy in its head forbids every request. Knows nothing
-about where a page's numbers come from.
+Images are inline thumbnails, curves inline SVG. Knows nothing about where the page's numbers come from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,29 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorgnette.io.atomic import write_text
+from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve, build_charts, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import render_template
-from lorgnette.report.predictions import PredictionRow
+from lorgnette.types import PredictionRow
 
 NUM_VISIBLE = 12
-"""Rows in sight at once; the others are folded away, so that the curves are not far."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """What is measured, its value before and after as shown, whether after is better, and what a reader must know."""
-
-    name: str
-    before: str
-    after: str
-    is_better: bool = False
-    note: str = ""
+"""Rows shown at once; the others are folded, so that the curves are near."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleHistory:
-    """A held-out picture over the training. frames: (step, what the model said after it); 0 is the untuned model."""
+    """A held-out prompt during training. answers: (step, answer after it); step 0 is the base model."""
 
     row: PredictionRow
     answers: tuple[tuple[int, str], ...]
@@ -41,10 +30,10 @@ class SampleHistory:
 
 @dataclass(frozen=True)
 class RunPage:
-    """facts: (label, value) of the run. scores: of the model.
+    """The page's contents.
 
-    settings may be nested. gains: by how much each row's answer came closer to its references, where that is measured.
-    next_steps are commands to copy. summary: one sentence; without it the loss makes one.
+    settings: may be nested. facts: (label, value). gains: how much closer to its references each row's answer is after
+    training, if measured. next_steps: commands to copy. summary: one sentence; default: about the loss.
     """
 
     title: str
@@ -70,35 +59,32 @@ class _Card:
 
 
 def write_run_page(path: Path, page: RunPage) -> None:
-    """Raises ValueError where there are gains, but not one for every row."""
-    drawn = build_charts(page.curves)
-    rows = [*page.rows, *(strip.row for strip in page.samples)]
-    shown = inline_images(path for row in rows for path in row.images)
+    """Write the page. Raises ValueError unless there are no gains or one per row."""
+    charts = build_charts(page.curves)
+    images = inline_images(path for row in [*page.rows, *(s.row for s in page.samples)] for path in row.images)
     gains = page.gains or [None] * len(page.rows)
     cards = [
-        _Card(row, tuple(shown[path] for path in row.images), *_classify_answer(row, gain))
+        _Card(row, tuple(images[path] for path in row.images), *_classify_answer(row, gain))
         for row, gain in zip(page.rows, gains, strict=True)
     ]
-    write_text(
-        path,
-        render_template(
-            "page.html.j2",
-            title=page.title,
-            page=page,
-            summary=page.summary or _summarize_loss(page.curves),
-            cards=cards[:NUM_VISIBLE],
-            folded=cards[NUM_VISIBLE:],
-            has_base=any(row.base is not None for row in page.rows),
-            strips=[(strip, tuple(shown[path] for path in strip.row.images)) for strip in page.samples],
-            charts=drawn,
-            data={"charts": [chart.script_data for chart in drawn]},
-            settings=flatten_settings(page.settings),
-        ),
+    html = render_template(
+        "page.html.j2",
+        title=page.title,
+        page=page,
+        summary=page.summary or _summarize_loss(page.curves),
+        cards=cards[:NUM_VISIBLE],
+        folded=cards[NUM_VISIBLE:],
+        has_base=any(row.base is not None for row in page.rows),
+        samples=[(sample, tuple(images[path] for path in sample.row.images)) for sample in page.samples],
+        charts=charts,
+        data={"charts": [chart.script_data for chart in charts]},
+        settings=flatten_settings(page.settings),
     )
+    write_text(path, html)
 
 
 def flatten_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names with the values as one would type them."""
+    """Nested settings as (dotted name, value as typed on the command line)."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -119,20 +105,20 @@ def _format_value(value: object) -> str:
 
 
 def _summarize_loss(curves: Sequence[Curve]) -> str:
-    losses = next((curve.points for curve in curves if curve.name == "loss"), [])
-    if len(losses) < 2:
+    points = next((curve.points for curve in curves if curve.name == "loss"), [])
+    if len(points) < 2:
         return ""
-    return f"{format_number(losses[-1][0])} steps; loss {format_number(losses[0][1])} → {format_number(losses[-1][1])}."
+    return f"{format_number(points[-1][0])} steps; loss {format_number(points[0][1])} → {format_number(points[-1][1])}."
 
 
 def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
-    """What a glance should catch, and whether it is for the better. Case, spaces and a full stop do not count."""
+    """(verdict in a few words, whether it is better). Case, white space and a final full stop are ignored."""
     if row.tuned is None:
         return "", False
-    goals = [_normalize_answer(text) for text in row.references]
+    references = [_normalize_answer(text) for text in row.references]
     before, after = _normalize_answer(row.base or ""), _normalize_answer(row.tuned)
-    if after in goals:
-        return "matches the reference", row.base is not None and before not in goals
+    if after in references:
+        return "matches the reference", row.base is not None and before not in references
     if row.base is not None and after == before:
         return "unchanged", False
     if not gain:

@@ -1,4 +1,4 @@
-"""A page's template with its values filled in: everything escaped, nothing that is missing passed over."""
+"""Renders the templates of this folder. Values are escaped; a missing value is an error."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def render_template(name: str, **values: Any) -> str:
-    """The template `name` of this folder."""
+    """Fill the template `name` of this folder with values."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
