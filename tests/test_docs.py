@@ -179,7 +179,7 @@ def test_data_page_formats_are_read(here: Path) -> None:
     """Each block is the file named right before it; the images are in the folders that the page names."""
     from lorgnette import data
 
-    for folder, name in (("pictures", "0001"), ("pictures", "0002"), ("images", "0001"), ("val2014", "0002")):
+    for folder, name in (("images", "0001"), ("images", "0002"), ("val2014", "0002")):
         (here / folder).mkdir(exist_ok=True)
         PIL.Image.new("RGB", (64, 48), "red").save(here / folder / f"{name}.jpg")
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

@@ -1,26 +1,31 @@
-"""`prepare` says what it found, and what it had to change."""
+"""`prepare` reports what it read and what it changed; a data set on a hub is read like a file."""
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from lorgnette import config
+from lorgnette.commands.check import check
 from lorgnette.commands.prepare import prepare
+from lorgnette.commands.preview import preview
 from lorgnette.errors import UsageError
 
 
-def test_what_prepare_says(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
+def test_prepare_reports_what_it_wrote(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
     with captions.open("a") as file:
         file.write("red.png,red once more\ngone.png,nothing\n")
-    prepared = prepare(
+    result = prepare(
         captions, tmp_path / "data", holdout=1, split="tail", on_bad_row="skip", console=Console(file=said)
     )
-    assert (prepared.num_train, prepared.num_test) == (6, 1)
+    assert (result.num_train, result.num_test) == (6, 1)
     lines = said.getvalue().splitlines()
     assert lines[0].startswith("left out: ")
-    assert lines[1] == "1 pictures stand in both parts: the test asks for what was trained"
-    assert lines[-1] == f"test       {prepared.test_path}, 1"
+    assert lines[1] == "1 images are in both parts: the test asks for what was trained"
+    assert lines[-1] == f"test       {result.test_path}, 1"
 
 
 def test_a_file_is_no_folder_to_write_to(captions: Path) -> None:
@@ -28,7 +33,31 @@ def test_a_file_is_no_folder_to_write_to(captions: Path) -> None:
         prepare(captions, captions)
 
 
-def test_an_address_for_a_files_pictures_is_refused(captions: Path, tmp_path: Path) -> None:
+def test_a_url_for_the_images_of_a_file_is_refused(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="download it, and name the folder or zip"):
         prepare(captions, tmp_path / "data", images_from="https://x/y.zip")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_data_set_on_a_hub_is_prepared_checked_and_previewed(
+    hub: Any, jpeg: Any, tiny: Path, said: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    messages = [{"role": "user", "content": "<image>or<image>?"}, {"role": "assistant", "content": "both"}]
+    records = [{"messages": messages, "images": [f"{i}.jpg", f"{i + 1}.jpg"]} for i in range(6)]
+    lines = "".join(json.dumps(record) + "\n" for record in [*records, {"messages": messages, "images": ["x", "y"]}])
+    hub.repo("hf", "datasets", "me/chat", {"train.jsonl": lines.encode(), **{f"{i}.jpg": jpeg(i) for i in range(7)}})
+    console = Console(file=said)
+    result = prepare("hf:me/chat", tmp_path / "out", holdout=1, split="tail", to="swift", console=console)
+    assert (result.num_train, result.num_test) == (5, 1)
+    assert "missing: train.jsonl, row 7: the image 'x' is neither a URL nor a file of the data set" in said.getvalue()
+    assert {path.parent for path in (tmp_path / "out").rglob("*.jpg")} == {tmp_path / "out" / "images"}
+    words = [f"model={tiny}", "image_size=28", "data.holdout=1", "data.split=tail"]
+    settings = config.load_settings(None, words)
+    report = check("hf:me/chat", settings=settings, rows=4, look_alikes=False, console=console)
+    assert (report.data_report.num_rows, report.data_report.num_images) == (4, 5)
+    assert (tmp_path / "data" / "me-chat-4" / "data.jsonl").is_file()
+    [row, _] = preview(
+        config.load_settings(None, [*words, "data=hf:me/chat", "data.max_rows=4"]), rows=2, console=console
+    )
+    assert len(row.images) == 2

@@ -107,8 +107,8 @@ def test_only_what_the_first_rows_need_is_fetched(hub: Any, tutorial: Any, tmp_p
     assert result.sources == {"127.0.0.1": 25}
     assert result.num_bytes == hub.served
     table_bytes = len(hub.static["/coco/2014/train.csv.zip"])
-    picture_bytes = sum(path.stat().st_size for path in (tmp_path / "d" / "images").iterdir())
-    assert progress == [25, table_bytes + picture_bytes]
+    image_bytes = sum(path.stat().st_size for path in (tmp_path / "d" / "images").iterdir())
+    assert progress == [25, table_bytes + image_bytes]
     manifest = json.loads((tmp_path / "d" / "download.json").read_text())
     assert manifest["fetched_bytes"] == hub.served
     assert (manifest["source"], manifest["revision"], manifest["num_rows"]) == (SOURCE, "master", 50)
@@ -286,7 +286,7 @@ def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 15, 35])
 def test_it_resumes_after_a_kill(moment: int, hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
-    """Killed while listing, while the table comes, at the first pictures, in the middle, near the end."""
+    """Killed while listing, while the table comes, at the first images, in the middle, near the end."""
     tutorial(80)
     get(tmp_path / "whole")
     log = len(hub.log)
@@ -653,3 +653,16 @@ def test_a_lost_connection_in_a_tar_is_retried_and_a_broken_tar_is_named(
     hub.trick("0.tar", *[trick(status=403)] * 9)
     with pytest.raises(LorgnetteError, match=r"no permission to read this \(HTTP 403\)"):
         get(tmp_path / "f", "modelscope:me/wds")
+
+
+def test_images_in_a_zip_of_the_repository(hub: Any, tmp_path: Path, jpeg: Any, zipped: Any) -> None:
+    records = [{"messages": MESSAGES, "images": [f"train/{i}.jpg", "own.jpg"]} for i in range(3)]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    images = zipped(**{f"x/{i}.jpg": jpeg(i) for i in range(2)})
+    hub.repo("hf", "datasets", "me/chat", {"train.jsonl": lines, "images.zip": images, "own.jpg": jpeg(9)})
+    dataset = get(tmp_path / "d", "hf:me/chat")
+    assert (dataset.num_rows, dataset.num_images) == (2, 3)
+    assert dataset.missing[0].message == "the image 'train/2.jpg' is neither a URL nor a file of the data set"
+    parts = [part for _, role, parts in describe(dataset.path) if role == "user" for part in parts if len(part) > 99]
+    assert parts == [jpeg(0), jpeg(9), jpeg(1), jpeg(9)]
+    assert len(hub.requests("images.zip")) == 1

@@ -14,15 +14,17 @@ from lorgnette.data.remote_images import (
     open_fallback,
 )
 from lorgnette.errors import LorgnetteError
+from lorgnette.hub.datasets import HubDataset
 from lorgnette.hub.http import HttpClient, RetryPolicy
 from lorgnette.hub.repository import Repository, RepositoryFile
 
 QUICK = RetryPolicy(max_attempts=2, connect_timeout=2, read_timeout=1, initial_pause=0.01)
 
 
-def make_repository(*paths: str) -> Repository:
+def make_dataset(client: HttpClient, *paths: str) -> HubDataset:
     files = tuple(RepositoryFile(path, 1, None, f"http://hub/{path}") for path in paths)
-    return Repository("hf", "me/set", "main", files, {"Authorization": "Bearer secret"})
+    repository = Repository("hf", "me/set", "main", files, {"Authorization": "Bearer secret"})
+    return HubDataset(repository, [], Path("none"), client)
 
 
 def test_an_image_keeps_its_name_and_a_second_one_of_that_name_gets_a_hash(tmp_path: Path) -> None:
@@ -49,8 +51,9 @@ def test_an_image_keeps_its_name_and_a_second_one_of_that_name_gets_a_hash(tmp_p
 
 
 def test_a_path_is_a_file_of_the_repository(tmp_path: Path) -> None:
-    images = RemoteImages(tmp_path, {})
-    images.repository = make_repository("a.jpg", "train/a.jpg", "images/b.jpg", "deep/er/c.jpg", "x/d.jpg", "y/d.jpg")
+    paths = ("a.jpg", "train/a.jpg", "images/b.jpg", "deep/er/c.jpg", "x/d.jpg", "y/d.jpg")
+    with HttpClient(retry_policy=QUICK) as client:
+        images = RemoteImages(tmp_path, {}, make_dataset(client, *paths))
     for reference, folder, url in (
         ("a.jpg", "", "http://hub/a.jpg"),
         ("./a.jpg", "train/", "http://hub/train/a.jpg"),

@@ -1,5 +1,7 @@
-"""`check`: the pre-flight over a whole data set, as a training with these settings would meet it. No torch, no weights,
-nothing downloaded."""
+"""`check`: checks a whole data set as training with these settings would use it.
+
+Needs no torch and no weights, and downloads no model; a data set on a hub is downloaded as for training.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +11,22 @@ from rich.console import Console
 from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
+from lorgnette.hub.address import is_hub_address
 from lorgnette.io.paths import check_writable
-from lorgnette.metrics.held_out import check_best_model_metric, expand_metric_names, get_best_model_metric
+from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
-from lorgnette.report.check_report import CheckReport, SplitSummary, format_histogram, list_facts, list_warnings
+from lorgnette.report.check_report import (
+    CheckReport,
+    SplitSummary,
+    format_histogram,
+    list_errors,
+    list_facts,
+    list_warnings,
+)
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
-from lorgnette.resolve import check_local_images, find_cached_model, resolve_images_folder
+from lorgnette.resolve import check_local_images, find_cached_model, resolve_data, resolve_images_folder
 from lorgnette.types import Example, Finding
 
 
@@ -32,107 +42,121 @@ def check(
     out: Path | str | None = None,
     console: Console | None = None,
 ) -> CheckReport:
-    """Look a data set over; say what is there, and name every row that would stop a training or is worth a look.
+    """Check every row, print what stops training or needs attention, and write an HTML report to `out`.
 
-    chosen: the settings to check by: the split, the token budget, the model whose tokenizer counts. prompt, rows and
-    images_from go before theirs. looks: also compare the pictures' looks, which decodes each at a fraction. out: a
-    page. Nothing is fetched: a model that is not on this machine means that tokens are not counted, and it is said.
-    Raises UsageError for a metric that a training would refuse: one there is not at once, one that means nothing for
-    what is held out when all else is told.
+    settings: the split, the token limit, the model whose tokenizer counts. prompt, rows and images_from override them.
+    look_alikes: also compare the images' pixels, decoded at low resolution. If the model is not on this machine, tokens
+    are not counted. Raises UsageError for a metric that training refuses: for an unknown name at once, for one that is
+    undefined for the held-out rows at the end.
     """
     terminal = Terminal(console)
-    settings = _apply_options(settings or Settings(), prompt, rows, images_from)
+    is_on_hub = is_hub_address(str(source))
+    settings = _apply_options(settings or Settings(), prompt, rows, images_from, is_on_hub=is_on_hub)
     source = Path(source)
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)
     if out is not None:
         check_writable(Path(out), source, *([settings.data.test] if settings.data.test else []))
-    seen = _scan(source, settings, name, settings.data.max_rows, look_alikes)
-    test = _scan(settings.data.test, settings, None, None, look_alikes) if settings.data.test else None
-    whole = seen if test is None else seen.merge(test)
-    same = data.map_identical_files(whole.image_infos, whole.image_infos)
-    trained, held, why_none = _split(seen, test, same, settings)
-    tokens, unfit, unchecked = _count_tokens([*trained, *held], whole.image_infos, settings)
-    compared = sum(look.signature is not None for look in whole.image_infos.values())
+    # Read all rows and images.
+    max_rows = settings.data.max_rows
+    if is_on_hub:
+        settings = _set_data_path(settings, f"{source}:{name}" if name else str(source))
+        source, name, max_rows = resolve_data(settings, terminal) or source, None, None
+    scan = _scan(source, settings, name, max_rows, look_alikes)
+    test_scan = _scan(settings.data.test, settings, None, None, look_alikes) if settings.data.test else None
+    full_scan = scan if test_scan is None else scan.merge(test_scan)
+    infos = full_scan.image_infos
+    # Split as training does, and count tokens.
+    identical_files = data.map_identical_files(infos, infos)
+    train, held_out, failure = _split(scan, test_scan, identical_files, settings)
+    token_stats, token_findings, skipped = _count_tokens([*train, *held_out], infos, settings)
+    num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
-        unchecked.append("look-alikes: left out, as asked")
-    elif compared < len(whole.image_infos):
-        unchecked.append(f"look-alikes among {len(whole.image_infos) - compared} huge pictures that are no JPEGs")
-    found = CheckReport(
+        skipped.append("look-alikes: switched off")
+    elif num_compared < len(infos):
+        skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
+    report = CheckReport(
         title=source.name,
-        data_report=data.build_report(whole),
+        data_report=data.build_report(full_scan),
         findings=[
-            *(Finding("unusable", problem) for problem in whole.problems),
-            *unfit,
-            *data.find_duplicates(trained, held, same, data.compute_full_signatures(whole.image_infos, same)),
-            *data.find_row_warnings([*trained, *held], whole.image_infos, settings.image_size),
+            *(Finding("unusable", problem) for problem in full_scan.problems),
+            *token_findings,
+            *data.find_duplicates(
+                train, held_out, identical_files, data.compute_full_signatures(infos, identical_files)
+            ),
+            *data.find_row_warnings([*train, *held_out], infos, settings.image_size),
         ],
-        split=SplitSummary.from_examples(trained, held, why_none),
-        scripts=data.count_scripts([*trained, *held]),
-        token_stats=tokens,
-        num_compared=compared,
-        skipped_checks=unchecked,
+        split=SplitSummary.from_examples(train, held_out, failure),
+        scripts=data.count_scripts([*train, *held_out]),
+        token_stats=token_stats,
+        num_compared=num_compared,
+        skipped_checks=skipped,
     )
-    _print_report(found, source, terminal)
+    _print_report(report, source, terminal)
     if out is not None:
-        write_check_page(Path(out), found)
-        terminal.print(f"page       {out}")
-    check_best_model_metric(settings, held)
-    return found
+        write_check_page(Path(out), report)
+        terminal.print(f"report     {out}")
+    check_best_model_metric(settings, held_out)
+    return report
 
 
-def _apply_options(chosen: Settings, prompt: str | None, rows: int | None, images_from: str | None) -> Settings:
-    given = {"prompt": prompt, "rows": rows, "images_from": images_from}
-    told = {name: value for name, value in given.items() if value is not None}
-    check_local_images(
-        images_from
-    )  # the settings' own may be an address: of the pictures of a data set that is on a hub
-    return chosen.model_copy(update={"data": chosen.data.model_copy(update=told)})
+def _set_data_path(settings: Settings, path: str) -> Settings:
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"path": Path(path)})})
 
 
-def _scan(path: Path, chosen: Settings, name: str | None, rows: int | None, looks: bool) -> data.ScanResult:
-    pictures = resolve_images_folder(chosen)
-    read = data.read(path, prompt=chosen.data.prompt, max_rows=rows, name=name, images_from=pictures)
-    return data.scan(read, with_signatures=looks)
+def _apply_options(
+    settings: Settings, prompt: str | None, rows: int | None, images_from: str | None, *, is_on_hub: bool
+) -> Settings:
+    # For a local file, images_from must be a local path; in the settings it may be a URL, for data sets on a hub.
+    if not is_on_hub:
+        check_local_images(images_from)
+    options = {"prompt": prompt, "max_rows": rows, "images_from": images_from}
+    update = {name: value for name, value in options.items() if value is not None}
+    return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
+
+
+def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data.ScanResult:
+    images_from = resolve_images_folder(settings)
+    rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, name=name, images_from=images_from)
+    return data.scan(rows, with_signatures=look_alikes)
 
 
 def _split(
-    seen: data.ScanResult, test: data.ScanResult | None, same: Mapping[Path, Path], chosen: Settings
+    scan: data.ScanResult, test_scan: data.ScanResult | None, identical_files: Mapping[Path, Path], settings: Settings
 ) -> tuple[Sequence[Example], Sequence[Example], str]:
-    """(trained on, held out, why none is)."""
-    if test is not None:
-        return seen.examples, test.examples, ""
+    """(training examples, held-out examples, why none can be held out)."""
+    if test_scan is not None:
+        return scan.examples, test_scan.examples, ""
+    holdout, split = settings.data.holdout, settings.data.split
     try:
-        return *data.train_test_split(
-            seen.examples, holdout=chosen.data.holdout, split=chosen.data.split, identical_files=same
-        ), ""
+        train, held_out = data.train_test_split(
+            scan.examples, holdout=holdout, split=split, identical_files=identical_files
+        )
     except UsageError as error:
-        return seen.examples, [], f"{error.message}; {error.hint}" if seen.examples else ""
+        return scan.examples, [], f"{error.message}; {error.hint}" if scan.examples else ""
+    return train, held_out, ""
 
 
 def _count_tokens(
-    rows: Sequence[Example], looks: Mapping[Path, data.ImageInfo], chosen: Settings
+    examples: Sequence[Example], infos: Mapping[Path, data.ImageInfo], settings: Settings
 ) -> tuple[TokenStats | None, list[Finding], list[str]]:
-    """The rows' tokens, which rows have the wrong ones, and why nothing was counted."""
-    folder = find_cached_model(chosen.model)
+    """(token counts, findings, why tokens are not counted)."""
+    folder = find_cached_model(settings.model)
     if folder is None:
-        return None, [], [f"tokens: {chosen.model} is not on this machine; name a model that is (model=FOLDER)"]
-    encoder = Processor.from_folder(folder, chosen.processor, read_size=lambda path: looks[path].size)
-    return *compute_token_stats(encoder, rows, max_new_tokens=chosen.predict.max_new_tokens), []
+        return None, [], [f"tokens: {settings.model} is not on this machine; name a model that is (model=FOLDER)"]
+    processor = Processor.from_folder(folder, settings.processor, read_size=lambda path: infos[path].size)
+    return *compute_token_stats(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []
 
 
-def _print_report(found: CheckReport, source: Path, terminal: Terminal) -> None:
-    for finding in found.findings:
-        if finding.is_blocking:
-            terminal.error(str(finding.problem))
-    for line in found.advice if found.split.failure else ():
+def _print_report(report: CheckReport, source: Path, terminal: Terminal) -> None:
+    for line in list_errors(report):
         terminal.error(line)
-    for line in list_warnings(found):
+    for line in list_warnings(report):
         terminal.warn(line)
-    if not found.data_report.num_rows:
-        terminal.warn(f"{source}: there are no rows; name a data file that has some")
-    for name, value in list_facts(found):
+    if not report.data_report.num_rows:
+        terminal.warn(f"{source}: the data has no rows; name a file that has some")
+    for name, value in list_facts(report):
         terminal.print(f"{name:<10} {value}")
-    for line in format_histogram(found.token_stats) if found.token_stats else ():
+    for line in format_histogram(report.token_stats) if report.token_stats else ():
         terminal.print(f"{'':<10} {line}")
-    terminal.print(f"verdict    {found.verdict}")
+    terminal.print(f"result     {report.summary}")

@@ -153,8 +153,7 @@ class _Collector:
         self.journal.pin_revision(dataset.repository.revision)
         if known:
             self.on_message(f"continuing behind {known[-1].where}")
-        images = RemoteImages(self.journal.out / IMAGE_FOLDER, _list_known_images(known))
-        images.repository = dataset.repository
+        images = RemoteImages(self.journal.out / IMAGE_FOLDER, _list_known_images(known), dataset)
         for row in self._read_first(dataset, images) if self.choice.sample is None else self._sample(dataset, images):
             self.journal.add_row(row)
             for name in (name for name, image in row.images.items() if not image[0]):

@@ -1,8 +1,9 @@
 """Images that rows name by a URL, or by a file of their data set on a hub → files, each downloaded once.
 
 While rows are read, `locate` gives each reference the path that its image will have; `download_images` then fetches
-those that the chosen rows need. An image whose own URL is dead may come from a folder, a zip or another host
-(`images_from`), under its own name or its official COCO names. Knows nothing about data formats.
+those that the chosen rows need. Images in a zip of the repository are extracted at once. An image whose own URL is dead
+may come from a folder, a zip or another host (`images_from`), under its own name or its official COCO names. Knows
+nothing about data formats.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from lorgnette.data.image_resolver import ImageZip
+from lorgnette.data.image_resolver import ImageResolver, ImageZip
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub import file_signature, huggingface, modelscope
+from lorgnette.hub.datasets import HubDataset
 from lorgnette.hub.download import DownloadTask, OnProgress, download_files
 from lorgnette.hub.http import HttpClient, SourceError, explain_disk_error, redact_url
-from lorgnette.hub.repository import Repository, RepositoryFile
+from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
 
@@ -36,12 +38,17 @@ class RemoteImage:
 
 
 class RemoteImages:
-    """The images named so far: `images[file name]`. repository: set before references to its files are located."""
+    """The images named so far: `images[file name]`."""
 
-    def __init__(self, folder: Path, images: Mapping[str, RemoteImage]) -> None:
+    def __init__(self, folder: Path, images: Mapping[str, RemoteImage], dataset: HubDataset | None = None) -> None:
+        """dataset: the data set whose files references may name."""
         self.folder, self.images = folder, dict(images)
-        self.repository: Repository | None = None
-        self._by_name: dict[str, list[RepositoryFile]] | None = None
+        self._dataset = dataset
+        self._archives: list[ImageZip] | None = None
+        self._by_path = {file.path: file for file in dataset.repository.files} if dataset else {}
+        self._by_name: dict[str, list[RepositoryFile]] = {}
+        for path, file in self._by_path.items():
+            self._by_name.setdefault(PurePosixPath(path).name, []).append(file)
 
     def locate(self, reference: str, coco_id: int | None = None, *, folder: str = "") -> Path:
         """The path that the image will have. Raises LorgnetteError if it is no URL and no file of the repository.
@@ -51,13 +58,15 @@ class RemoteImages:
         if reference.startswith(("http://", "https://")):
             image, own_name = RemoteImage(reference, "", coco_id), PurePosixPath(reference.partition("?")[0]).name
         else:
-            if (file := self._find_file(reference, folder)) is None:
+            file = self._find_file(reference, folder)
+            if file is None and (extracted := self._extract(reference)) is not None:
+                return extracted
+            if file is None or self._dataset is None:
                 raise LorgnetteError(
                     f"the image {reference!r} is neither a URL nor a file of the data set",
                     hint="correct the row, or report it on the data set's page",
                 )
-            assert self.repository is not None
-            hub = "" if file.is_external else self.repository.hub
+            hub = "" if file.is_external else self._dataset.repository.hub
             image, own_name = RemoteImage(file.url, hub, coco_id), file.path.rsplit("/", 1)[-1]
         name = self._choose_name(urllib.parse.unquote(own_name), image.url)
         self.images.setdefault(name, image)
@@ -65,18 +74,23 @@ class RemoteImages:
 
     def _find_file(self, reference: str, folder: str) -> RepositoryFile | None:
         """A file of the repository by its path, from the data file's folder or the usual ones, else by its name."""
-        if self.repository is None:
-            return None
         path = reference.removeprefix("./")
-        for prefix in dict.fromkeys((folder, "", "images/", "data/")):
-            if (file := self.repository.find_file(prefix + path)) is not None:
+        for prefix in (folder, "", "images/", "data/"):
+            if (file := self._by_path.get(prefix + path)) is not None:
                 return file
-        if self._by_name is None:
-            self._by_name = {}
-            for file in self.repository.files:
-                self._by_name.setdefault(PurePosixPath(file.path).name, []).append(file)
         matches = self._by_name.get(PurePosixPath(path).name, [])
         return matches[0] if len(matches) == 1 else None
+
+    def _extract(self, reference: str) -> Path | None:
+        """The image extracted from a zip of the repository, all of which are downloaded for the first such image."""
+        if self._archives is None:
+            files = self._dataset.find_archives() if self._dataset else []
+            self._archives = [ImageZip(self._dataset.download(file)) for file in files] if self._dataset else []
+        for archive in self._archives:
+            if member := archive.find_member(reference):
+                resolver = ImageResolver(self.folder, images_to=self.folder)
+                return resolver.extract(archive.read(member), PurePosixPath(member).suffix).path
+        return None
 
     def _choose_name(self, own_name: str, url: str) -> str:
         """The source's own name, made safe; with a hash of the URL if another image has that name."""

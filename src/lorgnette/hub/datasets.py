@@ -95,10 +95,17 @@ class HubDataset:
         file = self.files[index]
         if PurePosixPath(file.path).suffix.lower() in _READ_AHEAD:
             return cast(Path, RemotePath(self.client, self.repository, file))
+        return self.download(file)
+
+    def download(self, file: RepositoryFile) -> Path:
         task = self.repository.build_task(file, self.folder)
-        # Progress counts the bytes of a table, but not the table itself: the files it counts are images.
+        # Progress counts the bytes of this file, but not the file itself: the files it counts are images.
         download_all([task], self.client, lambda _, num_bytes: self.on_progress(0, num_bytes))
         return task.path
+
+    def find_archives(self) -> list[RepositoryFile]:
+        """The zips of the repository that are not its data files."""
+        return [file for file in self.repository.find_by_suffix([".zip"]) if file not in self.files]
 
 
 def open_dataset(
