@@ -1,4 +1,4 @@
-"""`merge` refuses to write over anything, and its folder is a model like any other."""
+"""`merge` overwrites nothing, and writes a checkpoint that every program can load."""
 
 import json
 import shutil
@@ -22,51 +22,47 @@ from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMa
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """found(lost=0.5) → the other process is not started; half of what the adapter moves is lost in rounding."""
+def replace_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """replace_worker(loss=0.5): no process starts; rounding costs half of the adapter's effect."""
 
-    def answer(lost: float = 0.0, **changed: Any) -> None:
-        near, far = (
+    def replace(loss: float = 0.0, **changed: Any) -> None:
+        error, effect = (
             Distance(num_tokens=4, kl=share, total_variation=share, num_argmax_changes=0, max_logprob_difference=0)
-            for share in (lost * 0.4, 0.4)
+            for share in (loss * 0.4, 0.4)
         )
-        sample = AnswerComparison(
-            base="a", adapter="b", merged="b" if lost < 0.5 else "a", adapter_effect=far, merge_error=near
+        answer = AnswerComparison(
+            base="a", adapter="b", merged="b" if loss < 0.5 else "a", adapter_effect=effect, merge_error=error
         )
-        given = {
-            "names": NameMatch(num_matched=28, missing=(), unexpected=()),
-            "same_inputs": True,
-            "samples": (sample,),
-        }
+        names = NameMatch(num_matched=28, missing=(), unexpected=())
+        result = {"names": names, "has_same_inputs": True, "answers": (answer,)}
         monkeypatch.setattr(
-            "lorgnette.verification.peft_check.check_with_peft", lambda *_, **__: PeftResult(**given | changed)
+            "lorgnette.verification.peft_check.check_with_peft", lambda *_, **__: PeftResult(**result | changed)
         )
 
-    return answer
+    return replace
 
 
-def in_shards(checkpoint: Path, out: Path) -> Path:
-    """The checkpoint with its weights in two files and an index, as hubs have them."""
+def split_into_shards(checkpoint: Path, out: Path) -> Path:
+    """Copy the checkpoint with its weights in two files and an index, as on hubs."""
     shutil.copytree(checkpoint, out)
     tensors = load_file(out / "model.safetensors")
     (out / "model.safetensors").unlink()
-    place = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
-    for file in set(place.values()):
-        save_file({name: t for name, t in tensors.items() if place[name] == file}, out / file, {"format": "pt"})
-    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    shards = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(shards.values()):
+        save_file({name: t for name, t in tensors.items() if shards[name] == file}, out / file, {"format": "pt"})
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     return out
 
 
-def test_an_adapter_becomes_a_model(
+def test_merged_folder_is_a_checkpoint(
     chosen: Callable[..., Settings], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the real other process, which finds the folder to be a model of its own. The base is laid out as on a hub,
-    in two shards, and the adapter has the names of before transformers 4.52, which that process does not know."""
-    base = in_shards(tiny, tmp_path / "base")
-    folder = train(chosen("train.learning_rate=1e-2", f"model={base}"))
-    weights = {name.replace(".language_model.", "."): t for name, t in load_file(folder.adapter / WEIGHTS_FILE).items()}
-    save_file(weights, folder.adapter / WEIGHTS_FILE)
-    out = merge(folder.path, tmp_path / "merged")
+    """With the real worker. The base has two shards; the adapter's names are from before transformers 4.52."""
+    base = split_into_shards(tiny, tmp_path / "base")
+    run = train(chosen("train.learning_rate=1e-2", f"model={base}"))
+    tensors = {name.replace(".language_model.", "."): t for name, t in load_file(run.adapter / WEIGHTS_FILE).items()}
+    save_file(tensors, run.adapter / WEIGHTS_FILE)
+    out = merge(run.path, tmp_path / "merged")
     assert {path.name for path in out.iterdir()} == {*(path.name for path in base.iterdir()), "lorgnette.json"}
     for path in base.iterdir():
         if path.suffix != ".safetensors":
@@ -81,52 +77,50 @@ def test_an_adapter_becomes_a_model(
     }
     assert changed
     assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
-    said = capsys.readouterr().err
-    for line in (
-        f"merged     {out}",
-        "adapter    moves the base by KL ",
-        "rounding   to BF16 moves it by KL ",
-        "after:",
-    ):
-        assert line in said
-    assert f"vllm serve {out.resolve()}" in said
-    asked = ModelSpec.from_names(str(out), None, Terminal())
-    assert asked.checkpoint.family.model_type == "qwen2_vl"
-    assert asked.processor.image_processor.size == (28, 28)  # a merged model is asked as its adapter was trained
-    with pytest.raises(UsageError, match="something is there already"):
-        merge(folder.adapter, out)
+    printed = capsys.readouterr().err
+    for line in (f"merged     {out}", "rounding   to BF16 costs ", "           adapter:  ", "after:"):
+        assert line in printed
+    assert f"vllm serve {out.resolve()}" in printed
+    spec = ModelSpec.from_names(str(out), None, Terminal())
+    assert spec.checkpoint.family.model_type == "qwen2_vl"
+    assert spec.processor.image_processor.size == (28, 28)  # the image size of the adapter's training
+    with pytest.raises(UsageError, match="the output folder exists"):
+        merge(run.adapter, out)
 
 
-def test_what_rounding_costs(
-    chosen: Callable[..., Settings], tmp_path: Path, found: Callable[..., None], capsys: pytest.CaptureFixture[str]
+def test_cost_of_rounding(
+    chosen: Callable[..., Settings],
+    tmp_path: Path,
+    replace_worker: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = train(chosen())
-    found(lost=0.6)
-    merge(folder.adapter, tmp_path / "one")
-    said = capsys.readouterr().err
-    assert "another first choice at 0 of 4: 60.0% of that" in said
-    assert "merged: a" in said
-    found(names=NameMatch(num_matched=0, missing=("a",), unexpected=("b",)))
-    with pytest.raises(LorgnetteError, match="two could not be compared: plain peft does not take the adapter"):
-        merge(folder.adapter, tmp_path / "two")
-    found(same_inputs=False)
-    with pytest.raises(LorgnetteError, match=r"makes other inputs than its base · .*three"):
-        merge(folder.adapter, tmp_path / "three")
-    found(lacking=("a",))
+    adapter = train(chosen()).adapter
+    replace_worker(loss=0.6)
+    merge(adapter, tmp_path / "one")
+    printed = capsys.readouterr().err
+    assert "costs 60.0% of the adapter's effect" in printed
+    assert "merged: a" in printed
+    replace_worker(names=NameMatch(num_matched=0, missing=("a",), unexpected=("b",)))
+    with pytest.raises(LorgnetteError, match="two is written but not compared: plain PEFT cannot load the adapter"):
+        merge(adapter, tmp_path / "two")
+    replace_worker(has_same_inputs=False)
+    with pytest.raises(LorgnetteError, match=r"gives other model inputs than its base model · .*three"):
+        merge(adapter, tmp_path / "three")
+    replace_worker(missing_weights=("a",))
     with pytest.raises(LorgnetteError, match=r"the merged folder lacks weights · .*four"):
-        merge(folder.adapter, tmp_path / "four")
-    found(witness=SampleResult(has_same_tokens=True, loss=0.0))
+        merge(adapter, tmp_path / "four")
+    replace_worker(reference_sample=SampleResult(loss=0.0))
     with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
-        merge(folder.adapter, tmp_path / "five")
+        merge(adapter, tmp_path / "five")
 
 
-def test_a_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
+def test_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
     path = train(chosen()).adapter / WEIGHTS_FILE
-    (path.parent / "lorgnette.json").rename(path.parent / "elsewhere")
-    with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*`lorgnette verify` says more"):
+    (path.parent / "lorgnette.json").rename(path.parent / "moved")
+    with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*`lorgnette verify` explains it"):
         merge(path.parent, tmp_path / "merged")
-    (path.parent / "elsewhere").rename(path.parent / "lorgnette.json")
+    (path.parent / "moved").rename(path.parent / "lorgnette.json")
     save_file({name: tensor / 0 for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(LorgnetteError, match=r"numbers that are not finite.*`lorgnette verify` says more"):
+    with pytest.raises(LorgnetteError, match=r"tensors have NaN or Inf.*`lorgnette verify` explains it"):
         merge(path.parent, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -1,4 +1,4 @@
-"""Plain transformers and peft, in a process of their own, find what we find."""
+"""A process of plain transformers + PEFT gives the same answers and losses as lorgnette."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from lorgnette.config import LoraSettings, ProcessorSettings
-from lorgnette.engine import peft_adapter as adapters
-from lorgnette.engine.hf_loading import load_base_model
-from lorgnette.engine.peft_engine import ReferenceEngine
+from lorgnette.engine import peft_engine
+from lorgnette.engine.peft_engine import ReferenceEngine, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
-from lorgnette.inference.hf_generate import SamplingParams, generate_answers
+from lorgnette.inference.hf_generate import generate_answers
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora import peft_files
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.family import FAMILIES
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example
 from lorgnette.verification import peft_check, reference_sample
@@ -27,81 +27,81 @@ CPU = torch.device("cpu")
 LORA = LoraSettings(rank=4, alpha=8)
 
 
-def lively(tiny: Path, encode: ProcessorSettings, folder: Path) -> tuple[Any, Processor]:
-    """A tiny model with an adapter moved from zero, saved into the folder with its witness."""
+def save_random_adapter(tiny: Path, settings: ProcessorSettings, folder: Path) -> tuple[Any, Processor]:
+    """Save an adapter with random A and B and its reference sample."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
-    base, encoder = load_base_model(checkpoint, CPU, torch.float32), Processor.from_folder(tiny, encode)
-    model = adapters.add_adapter(base, FAMILIES["qwen2_vl"], LORA, seed=0)
+    base, processor = load_base_model(checkpoint, CPU, torch.float32), Processor.from_folder(tiny, settings)
+    model = peft_engine.add_adapter(base, FAMILIES["qwen2_vl"], LORA, seed=0)
     torch.manual_seed(1)
-    for parameter in adapters.get_adapter_state(model).values():
+    for parameter in peft_engine.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.1)
-    contract = AdapterMetadata(
+    metadata = AdapterMetadata(
         family="qwen2_vl", model=str(tiny), revision=None, fingerprint=checkpoint.fingerprint, prompt="What?",
-        chat_template=encoder.chat_template.source, processor=encode,
+        chat_template=processor.chat_template.source, processor=settings,
     )  # fmt: skip
     folder.mkdir()
-    peft_files.write_adapter(folder, adapters.get_adapter_state(model), FAMILIES["qwen2_vl"], LORA, contract)
-    engine = ReferenceEngine(model, Features(HfVisionTower(base), encoder.image_processor, is_live=False))
-    asked = reference_sample.make_sample(folder, encoder, "What?")
-    engine.features.prepare(asked.grids)
-    reference_sample.record_sample(engine, asked, encoder, "What?").save(folder)
-    return model.eval(), encoder
+    peft_files.write_adapter(folder, peft_engine.get_adapter_state(model), FAMILIES["qwen2_vl"], LORA, metadata)
+    engine = ReferenceEngine(model, Features(HfVisionTower(base), processor.image_processor, is_live=False))
+    encoded = reference_sample.make_sample(processor, "What?")
+    engine.features.prepare(encoded.grids)
+    reference_sample.record_sample(engine, encoded, processor, "What?").save(folder)
+    return model.eval(), processor
 
 
 @pytest.mark.parametrize(
-    "encode",
+    "settings",
     [ProcessorSettings(image_size=(56, 84)), ProcessorSettings(image_size=None, image_tokens=(4, 30))],
-    ids=["fixed", "free"],
+    ids=["fixed", "native"],
 )
-def test_it_finds_what_we_find(
-    encode: ProcessorSettings, tiny: Path, conversations: list[Example], tmp_path: Path
+def test_worker_agrees_with_lorgnette(
+    settings: ProcessorSettings, tiny: Path, conversations: list[Example], tmp_path: Path
 ) -> None:
-    """Odd shapes, several pictures, text alone; the pictures at a fixed size, and as they are within limits."""
-    model, encoder = lively(tiny, encode, tmp_path / "adapter")
+    """With odd image shapes, several images and text alone; images of a fixed size and of their native size."""
+    adapter = tmp_path / "adapter"
+    model, processor = save_random_adapter(tiny, settings, adapter)
     examples = conversations[:4]
-    found = check_with_peft(
-        BaseCheckpoint.from_folder(tiny), tmp_path / "adapter", encoder, "What?", examples, device="cpu"
-    )
-    assert (found.load_error, found.lorgnette_modules) == (None, ())
-    assert (found.names.num_matched, found.names.missing, found.names.unexpected) == (28, (), ())
-    kept = reference_sample.ReferenceSample.load(tmp_path / "adapter")
-    assert kept is not None
-    assert found.reference_sample is not None
-    assert found.reference_sample.loss == pytest.approx(kept.loss, abs=1e-5)
-    for name, adapter in (("adapter", "tuned"), ("base", None)):
+    result = check_with_peft(BaseCheckpoint.from_folder(tiny), adapter, processor, "What?", examples, device="cpu")
+    assert (result.load_error, result.lorgnette_modules) == (None, ())
+    assert (result.names.num_matched, result.names.missing, result.names.unexpected) == (28, (), ())
+    sample = reference_sample.ReferenceSample.load(adapter)
+    assert sample is not None
+    assert result.reference_sample is not None
+    assert result.reference_sample.loss == pytest.approx(sample.loss, abs=1e-5)
+    for field, name in (("adapter", "tuned"), ("base", None)):
         sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, batch_size=1)
-        ours = [p.text for p in generate_answers(model, encoder, examples, sampling, adapter=adapter)]
-        assert [getattr(sample, name) for sample in found.answers] == ours
-    assert all(sample.merged == sample.adapter != sample.base for sample in found.answers)
-    assert all(sample.adapter_effect.total_variation > 0.05 for sample in found.answers)
-    assert all(sample.merge_error.max_logprob_difference < 1e-3 for sample in found.answers)
+        predictions = generate_answers(model, processor, examples, sampling, adapter=name)
+        assert [getattr(answer, field) for answer in result.answers] == [p.text for p in predictions]
+    assert all(answer.merged == answer.adapter != answer.base for answer in result.answers)
+    assert all(answer.adapter_effect.total_variation > 0.05 for answer in result.answers)
+    assert all(answer.merge_error.max_logprob_difference < 1e-3 for answer in result.answers)
 
 
-def test_an_adapter_that_plain_peft_refuses(tiny: Path, tmp_path: Path) -> None:
-    _, encoder = lively(tiny, ProcessorSettings(image_size=(28, 28)), tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
-    found = check_with_peft(BaseCheckpoint.from_folder(tiny), tmp_path / "adapter", encoder, "What?", device="cpu")
-    assert found.load_error is not None
-    assert found.load_error.startswith("size mismatch for ")
-    assert not found.answers
+def test_adapter_that_peft_cannot_load(tiny: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    _, processor = save_random_adapter(tiny, ProcessorSettings(image_size=(28, 28)), adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
+    result = check_with_peft(BaseCheckpoint.from_folder(tiny), adapter, processor, "What?", device="cpu")
+    assert result.load_error is not None
+    assert result.load_error.startswith("size mismatch for ")
+    assert not result.answers
 
 
-def test_a_process_that_breaks_off(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, encoder = lively(tiny, ProcessorSettings(image_size=(28, 28)), tmp_path / "adapter")
-    broken = tmp_path / "broken.py"
-    for code, said in (
-        ("raise ValueError('odd')", "break off: ValueError: odd"),
-        ("raise RuntimeError('CUDA out of memory. Tried')", "break off: memory is full"),
-        ("import os; os.kill(os.getpid(), 9)", "break off: memory is full"),
+def test_failed_process(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, script = tmp_path / "adapter", tmp_path / "broken.py"
+    _, processor = save_random_adapter(tiny, ProcessorSettings(image_size=(28, 28)), adapter)
+    monkeypatch.setattr(peft_check, "WORKER", script)
+    for code, message in (
+        ("raise ValueError('odd')", "process failed: ValueError: odd"),
+        ("raise RuntimeError('CUDA out of memory. Tried')", "process failed: out of memory"),
+        ("import os; os.kill(os.getpid(), 9)", "process failed: out of memory"),
     ):
-        broken.write_text(code)
-        monkeypatch.setattr(peft_check, "WORKER", broken)
-        with pytest.raises(LorgnetteError, match=said):
-            check_with_peft(BaseCheckpoint.from_folder(tiny), tmp_path / "adapter", encoder, "What?", device="cpu")
+        script.write_text(code)
+        with pytest.raises(LorgnetteError, match=message):
+            check_with_peft(BaseCheckpoint.from_folder(tiny), adapter, processor, "What?", device="cpu")
 
 
-def test_distances_add_up_by_token() -> None:
+def test_distances_are_weighted_by_tokens() -> None:
     parts = [
         Distance(num_tokens=1, kl=0.4, total_variation=0.2, num_argmax_changes=1, max_logprob_difference=2.0),
         Distance(num_tokens=3, kl=0.0, total_variation=0.6, num_argmax_changes=0, max_logprob_difference=3.0),

@@ -1,4 +1,4 @@
-"""`merge`: base and adapter as one checkpoint that needs neither PEFT nor us."""
+"""`merge`: writes base model and adapter as one checkpoint that needs neither PEFT nor lorgnette."""
 
 import shlex
 import shutil
@@ -12,7 +12,7 @@ from lorgnette.inference.loading import ModelSpec, explain_out_of_memory
 from lorgnette.report.console import Terminal
 
 MAX_ROUNDING_LOSS = 0.1
-"""A share of the adapter's movement lost to rounding above which it is worth a warning."""
+"""Share of the adapter's effect that rounding may change without a warning."""
 
 
 def merge(
@@ -23,98 +23,98 @@ def merge(
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
-    """Write the merged checkpoint to `out`, on the CPU in float32, and compare its answers with base and adapter in a
-    process of plain transformers and peft. Refuses a folder that is there."""
+    """Write the merged checkpoint to the new folder `out`, then compare its answers with base and adapter.
+
+    Merges on the CPU in float32. Raises UsageError if `out` exists, LorgnetteError if adapter or result are broken.
+    """
     terminal = Terminal(console)
     adapter, out = Path(adapter), Path(out)
     if out.exists():
-        raise UsageError("something is there already", where=str(out), hint="name a folder that is not there yet")
-    asked = ModelSpec.from_names(model, adapter, terminal)
-    assert asked.adapter is not None
-    assert asked.metadata is not None
+        raise UsageError("the output folder exists", where=str(out), hint="name a new folder")
+    spec = ModelSpec.from_names(model, adapter, terminal)
+    assert spec.adapter is not None
+    assert spec.metadata is not None
     import torch
 
-    from lorgnette.commands.verify import describe_processing_change
     from lorgnette.device import select_device
-    from lorgnette.engine import hf_loading as weights
-    from lorgnette.engine import peft_adapter as adapters
+    from lorgnette.engine.peft_engine import load_adapter, load_base_model
     from lorgnette.lora.inspect import inspect_adapter
-    from lorgnette.lora.merge import write_merged_checkpoint as merged
+    from lorgnette.lora.merge import write_merged_checkpoint
     from lorgnette.models.base_checkpoint import BaseCheckpoint
+    from lorgnette.verification.checks import describe_processing_change
     from lorgnette.verification.reference_sample import ReferenceSample
 
-    kept = ReferenceSample.load(asked.adapter)
-    faults = [*inspect_adapter(asked.adapter).problems, *filter(None, [describe_processing_change(asked, kept)])]
-    if faults:
-        raise LorgnetteError("; ".join(faults), where=str(asked.adapter), hint="`lorgnette verify` says more")
-    with explain_out_of_memory("merging needs four bytes a weight, twice"):
-        loaded = weights.load_base_model(asked.checkpoint, torch.device("cpu"), torch.float32)
-        merged(adapters.load_adapter(loaded, asked.adapter), asked.checkpoint, out)
-        del loaded
-    made = BaseCheckpoint.from_folder(out)
-    asked.metadata.model_copy(update={"fingerprint": made.fingerprint}).write(out)
+    # Refuse a broken adapter before anything is written.
+    change = describe_processing_change(spec, ReferenceSample.load(spec.adapter))
+    problems = [*inspect_adapter(spec.adapter).problems, *([change] if change else [])]
+    if problems:
+        raise LorgnetteError("; ".join(problems), where=str(spec.adapter), hint="`lorgnette verify` explains it")
+    with explain_out_of_memory("merging needs 8 bytes per weight"):
+        base_model = load_base_model(spec.checkpoint, torch.device("cpu"), torch.float32)
+        write_merged_checkpoint(load_adapter(base_model, spec.adapter), spec.checkpoint, out)
+        del base_model
+    fingerprint = BaseCheckpoint.from_folder(out).fingerprint
+    spec.metadata.model_copy(update={"fingerprint": fingerprint}).write(out)
     terminal.print(f"merged     {out}")
-    _report_rounding(asked, out, select_device(device).type, terminal)
+    _report_rounding(spec, out, select_device(device).type, terminal)
     path = str(out.resolve())
     terminal.print(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
     terminal.print(f"vLLM       vllm serve {shlex.quote(path)}")
     return out
 
 
-def _report_rounding(asked: ModelSpec, out: Path, device: str, terminal: Terminal) -> None:
-    """Ask the merged folder what base and adapter are asked, and say what rounding has cost.
+def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal) -> None:
+    """Compare merged model, adapter and base model, and say what rounding to the base's dtype costs.
 
-    Raises LorgnetteError where the folder does not answer as a checkpoint of its own should.
+    Raises LorgnetteError if the merged folder is broken, or the adapter is not the one that was trained.
     """
-    from lorgnette.commands.verify import check_sample_loss, describe_image_size, format_distance, print_answers
     from lorgnette.lora.merge import find_stored_dtype
+    from lorgnette.verification.checks import check_sample_loss, describe_image_size, format_distance, print_answers
     from lorgnette.verification.peft_check import Distance, check_with_peft
     from lorgnette.verification.reference_sample import ReferenceSample
 
-    assert asked.adapter is not None
-    assert asked.metadata is not None
-    with TemporaryDirectory() as place:
-        adapter = _rename_for_peft(asked.adapter, Path(place))
-        found = check_with_peft(
-            asked.checkpoint, adapter, asked.processor, asked.metadata.prompt, merged=out, device=device
-        )
-    if found.load_error is not None or found.names.missing:
-        raise LorgnetteError(
-            f"{out} could not be compared: plain peft does not take the adapter", where=str(asked.adapter),
-            hint="`lorgnette verify` says why",
-        )  # fmt: skip
-    for wrong, what in (
-        (found.missing_weights, "lacks weights"),
-        (not found.has_same_inputs, "makes other inputs than its base"),
-    ):
-        if wrong:
-            raise LorgnetteError(f"the merged folder {what}", where=str(out), hint="remove it, and merge again")
-    kept = ReferenceSample.load(asked.adapter)
-    if kept and found.reference_sample and not (finding := check_sample_loss(kept, found)).passed:
-        raise LorgnetteError(
-            f"the adapter is not the one that was trained: {finding.message}", where=str(asked.adapter),
-            hint=f"{finding.hint}, remove {out}, and merge again",
-        )  # fmt: skip
-    tuned = Distance.from_parts([sample.adapter_effect for sample in found.answers])
-    lost = Distance.from_parts([sample.merge_error for sample in found.answers])
-    share = lost.total_variation / tuned.total_variation if tuned.total_variation else 0.0
-    terminal.print(f"adapter    moves the base by {format_distance(tuned)}, on {len(found.answers)} pictures")
-    say = terminal.print if share < MAX_ROUNDING_LOSS else terminal.warn
-    say(f"rounding   to {find_stored_dtype(asked.checkpoint)} moves it by {format_distance(lost)}: {share:.1%} of that")
-    print_answers(terminal, found.answers)
-    terminal.print(f"pictures   {describe_image_size(asked)}")
+    assert spec.adapter is not None
+    assert spec.metadata is not None
+    with TemporaryDirectory() as temporary:
+        adapter = _rename_for_peft(spec.adapter, Path(temporary))
+        prompt = spec.metadata.prompt
+        result = check_with_peft(spec.checkpoint, adapter, spec.processor, prompt, merged=out, device=device)
+    if result.load_error is not None or result.names.missing:
+        message = f"{out} is written but not compared: plain PEFT cannot load the adapter"
+        raise LorgnetteError(message, where=str(spec.adapter), hint="`lorgnette verify` explains it")
+    if result.missing_weights or not result.has_same_inputs:
+        problem = "lacks weights" if result.missing_weights else "gives other model inputs than its base model"
+        raise LorgnetteError(f"the merged folder {problem}", where=str(out), hint="remove it, and merge again")
+    sample = ReferenceSample.load(spec.adapter)
+    if sample and result.reference_sample:
+        check = check_sample_loss(sample, result.reference_sample.loss)
+        if not check.passed:
+            raise LorgnetteError(
+                f"the adapter is not the one that was trained: {check.message}", where=str(spec.adapter),
+                hint=f"{check.hint}, remove {out}, and merge again",
+            )  # fmt: skip
+    effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
+    error = Distance.from_parts([answer.merge_error for answer in result.answers])
+    share = error.total_variation / effect.total_variation if effect.total_variation else 0.0
+    dtype = find_stored_dtype(spec.checkpoint)
+    print_line = terminal.print if share < MAX_ROUNDING_LOSS else terminal.warn
+    print_line(f"rounding   to {dtype} costs {share:.1%} of the adapter's effect")
+    terminal.print(f"           adapter:  {format_distance(effect)}")
+    terminal.print(f"           rounding: {format_distance(error)}")
+    print_answers(terminal, result.answers)
+    terminal.print(f"images     {describe_image_size(spec)}")
 
 
-def _rename_for_peft(adapter: Path, place: Path) -> Path:
-    """The adapter, or a copy of it under today's names where it has those of before transformers 4.52."""
+def _rename_for_peft(adapter: Path, folder: Path) -> Path:
+    """Return the adapter, or a copy in `folder` with current names if its names are from before transformers 4.52."""
     from safetensors.torch import load_file, save_file
 
-    from lorgnette.lora.peft_files import WEIGHTS_FILE, todays_name
+    from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
 
     tensors = load_file(adapter / WEIGHTS_FILE)
-    renamed = {todays_name(name): tensor for name, tensor in tensors.items()}
+    renamed = {convert_lora_name(name): tensor for name, tensor in tensors.items()}
     if renamed.keys() == tensors.keys():
         return adapter
-    copy = shutil.copytree(adapter, place / "adapter")
+    copy = shutil.copytree(adapter, folder / "adapter")
     save_file(renamed, copy / WEIGHTS_FILE, {"format": "pt"})
     return copy

@@ -1,11 +1,10 @@
-"""What a process without lorgnette finds: base, adapter and merged model under plain transformers and peft.
+"""Runs base, adapter and merged model in a separate process of plain transformers + PEFT.
 
-The asking side. `plain.py`, the side that is asked, runs in a process of its own and hands its findings back as JSON.
+Writes the request for `peft_worker.py`, the script of that process, and reads its result; both are JSON.
 """
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,21 +12,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import PIL.Image
+from PIL.Image import Transpose
 from pydantic import BaseModel, ConfigDict
 
 from lorgnette import data
-from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.hf_generate import EOS_TOKENS
+from lorgnette.inference.sampling import EOS_TOKENS
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, Image, Turn
-from lorgnette.verification import reference_sample
-from lorgnette.verification.reference_sample import ReferenceSample
+from lorgnette.verification.reference_sample import IMAGE, IMAGE_FILE, ReferenceSample
 
 WORKER = Path(__file__).with_name("peft_worker.py")
-NUM_IMAGES = 4
 MAX_NEW_TOKENS = 32
+_VIEWS = (None, Transpose.FLIP_LEFT_RIGHT, Transpose.FLIP_TOP_BOTTOM, Transpose.ROTATE_90)
+"""How the reference image is turned, so that there are four different images."""
 
 
 class _FrozenModel(BaseModel):
@@ -35,9 +35,11 @@ class _FrozenModel(BaseModel):
 
 
 class Distance(_FrozenModel):
-    """Between two models along one answer. kl in nats and total_variation (0 … 1) are means over its tokens;
-    first_choices: at how many of them the likeliest token differs; largest: the largest difference of a
-    log-probability among tokens that either gives 1 % or more."""
+    """The distance between two models' next-token distributions along one answer.
+
+    kl: KL divergence in nats; total_variation: 0 … 1; both are means over the tokens. num_argmax_changes: tokens where
+    the most likely token differs. max_logprob_difference: over tokens to which either model gives at least 1 %.
+    """
 
     num_tokens: int
     kl: float
@@ -47,20 +49,22 @@ class Distance(_FrozenModel):
 
     @classmethod
     def from_parts(cls, parts: Sequence["Distance"]) -> "Distance":
-        """Of several answers: every token counts alike."""
-        tokens = sum(part.num_tokens for part in parts)
+        """Combine the distances of several answers, weighted by their tokens."""
+        num_tokens = sum(part.num_tokens for part in parts)
         return cls(
-            num_tokens=tokens,
-            kl=sum(part.kl * part.num_tokens for part in parts) / tokens,
-            total_variation=sum(part.total_variation * part.num_tokens for part in parts) / tokens,
+            num_tokens=num_tokens,
+            kl=sum(part.kl * part.num_tokens for part in parts) / num_tokens,
+            total_variation=sum(part.total_variation * part.num_tokens for part in parts) / num_tokens,
             num_argmax_changes=sum(part.num_argmax_changes for part in parts),
             max_logprob_difference=max(part.max_logprob_difference for part in parts),
         )
 
 
 class AnswerComparison(_FrozenModel):
-    """Greedy texts of the three; moved: adapter against base, rounded: adapter against merged, both along the
-    adapter's answer."""
+    """Greedy answers of the three models to one prompt.
+
+    adapter_effect: distance adapter ↔ base; merge_error: distance adapter ↔ merged; both along the adapter's answer.
+    """
 
     base: str
     adapter: str
@@ -70,7 +74,7 @@ class AnswerComparison(_FrozenModel):
 
 
 class NameMatch(_FrozenModel):
-    """missing: tensors PEFT wants and the file has not; left_over: those it has and PEFT has no use for."""
+    """Tensor names of the file and of PEFT. missing: only PEFT has them; unexpected: only the file has them."""
 
     num_matched: int
     missing: tuple[str, ...]
@@ -78,17 +82,17 @@ class NameMatch(_FrozenModel):
 
 
 class SampleResult(_FrozenModel):
-    has_same_tokens: bool
+    """The reference sample's loss; None if its prompt gives other token ids."""
+
     loss: float | None
 
 
 class PeftResult(_FrozenModel):
-    """names, samples: what was found; failed: why PEFT does not take the adapter, and then there is nothing else.
+    """The worker's result.
 
-    lacking: weights that are in no file of the merged folder, or of the base's, and then there is nothing else.
-
-    same_inputs: whether a merged folder's processor makes what the base's makes; None where no folder was asked.
-    of_lorgnette: modules of ours in that process: none.
+    load_error: why PEFT cannot load the adapter. missing_weights: names that no file of the base or merged checkpoint
+    has. With either, the other fields are empty. has_same_inputs: base and merged processor give equal inputs; None
+    without a merged checkpoint. lorgnette_modules: lorgnette modules imported in that process; must be empty.
     """
 
     load_error: str | None = None
@@ -111,76 +115,82 @@ def check_with_peft(
     merged: Path | None = None,
     device: str,
 ) -> PeftResult:
-    """Ask the examples' prompts (or, where there are none, `prompt` over drawn scenes) of base, adapter, and the
-    merged model: `merged`, or base and adapter added up in that process.
+    """Answer the examples' prompts with base, adapter and merged model.
 
-    Raises LorgnetteError where the process breaks off.
+    Without examples, `prompt` is asked about four views of the reference image. Without `merged`, the worker merges
+    base and adapter itself. Raises LorgnetteError if the process fails.
     """
-    kept = ReferenceSample.load(adapter)
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        asked: dict[str, Any] = {
+    sample = ReferenceSample.load(adapter)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        request: dict[str, Any] = {
             "base": str(base.folder.resolve()),
             "adapter": str(adapter.resolve()),
             "merged": str(merged.resolve()) if merged else None,
             "processor": base.family.class_name.replace("ForConditionalGeneration", "Processor"),
             "device": device,
             "processor_settings": processor.settings.model_dump(mode="json"),
-            "resized": processor.image_processor.compute_size(1, 1),  # of a fixed size: any picture's
-            "ends": [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS],
+            "fixed_size": processor.image_processor.compute_size(1, 1),  # (height, width), if image_size is set
+            "eos_token_ids": [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS],
             "max_new_tokens": MAX_NEW_TOKENS,
-            "samples": [_build_messages(example, folder) for example in examples or _make_examples(folder, prompt)],
-            "witness": None,
+            "prompts": [_build_messages(example, folder) for example in examples or _make_examples(folder, prompt)],
+            "sample": None,
         }
-        if kept is not None:
-            turn = Turn("user", (Image(adapter / reference_sample.IMAGE_FILE), kept.prompt))
-            messages = _build_messages(Example("witness", (turn,), adapter, 1), folder)
-            asked["witness"] = {"messages": messages, "tokens": kept.prompt_ids, "answer": kept.answer_ids}
-        return _run_worker(asked, folder)
+        if sample is not None:
+            turn = Turn("user", (Image(adapter / IMAGE_FILE), sample.prompt))
+            messages = _build_messages(Example("reference sample", (turn,), adapter, 1), folder)
+            request["sample"] = {
+                "messages": messages,
+                "prompt_ids": sample.prompt_ids,
+                "answer_ids": sample.answer_ids,
+            }
+        return _run_worker(request, folder)
 
 
-def _run_worker(asked: dict[str, Any], folder: Path) -> PeftResult:
-    source, out = folder / "asked.json", folder / "found.json"
-    source.write_text(json.dumps(asked), encoding="utf-8")
-    # -P: the script's own folder is not searched for modules.
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-P", str(WORKER), str(source), str(out)],
+def _run_worker(request: dict[str, Any], folder: Path) -> PeftResult:
+    request_file, result_file = folder / "request.json", folder / "result.json"
+    request_file.write_text(json.dumps(request), encoding="utf-8")
+    # -P: do not search the script's folder for modules.
+    process = subprocess.run(  # noqa: S603
+        [sys.executable, "-P", str(WORKER), str(request_file), str(result_file)],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
     )
-    if done.returncode:
-        full = done.returncode == -9 or "out of memory" in done.stderr or "can't allocate memory" in done.stderr
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if process.returncode:
+        errors = process.stderr
+        is_oom = process.returncode == -9 or "out of memory" in errors or "can't allocate memory" in errors
+        last_line = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise LorgnetteError(
-            f"plain transformers and peft break off: {'memory is full' if full else said}",
-            where=asked["adapter"],
-            hint="free some, or use --device cpu" if full else "see whether it loads with other versions of them",
+            f"the transformers + PEFT process failed: {'out of memory' if is_oom else last_line}",
+            where=request["adapter"],
+            hint="free memory, or use --device cpu" if is_oom else "try other versions of transformers and peft",
         )
-    return PeftResult.model_validate_json(out.read_text(encoding="utf-8"))
+    return PeftResult.model_validate_json(result_file.read_text(encoding="utf-8"))
 
 
 def _make_examples(folder: Path, prompt: str) -> list[Example]:
-    made = []
-    for seed in range(NUM_IMAGES):
-        picture = folder / f"scene-{seed}.png"
-        draw_scene(sample_scene(random.Random(seed))).save(picture)
-        made.append(Example(picture.name, (Turn("user", (Image(picture), prompt)),), picture, 1))
-    return made
+    examples = []
+    for number, view in enumerate(_VIEWS):
+        path = folder / f"view-{number}.png"
+        with PIL.Image.open(IMAGE) as image:
+            (image if view is None else image.transpose(view)).save(path)
+        examples.append(Example(path.name, (Turn("user", (Image(path), prompt)),), path, 1))
+    return examples
 
 
 def _build_messages(example: Example, folder: Path) -> list[dict[str, Any]]:
-    """The prompt as transformers' templates take it; its pictures as plain RGB files, for any reader."""
+    """Convert the prompt to chat-template messages; write its images to `folder` as plain RGB files."""
     messages = []
-    for turn in example.without_answer.turns:
+    for turn in example.without_answer().turns:
         content: list[dict[str, str]] = []
         for part in turn.parts:
             if isinstance(part, str):
                 content.append({"type": "text", "text": part})
             else:
-                path = folder / f"picture-{len(list(folder.iterdir()))}.png"
+                path = folder / f"image-{len(list(folder.iterdir()))}.png"
                 data.load_image(part.path).save(path)
                 content.append({"type": "image", "path": str(path)})
         messages.append({"role": turn.role, "content": content})

@@ -1,9 +1,9 @@
-"""A model asked as anybody else would ask it: plain transformers and peft, without lorgnette.
+"""Runs base, adapter and merged model with plain transformers + PEFT, without lorgnette.
 
-    python -P plain.py ASKED.json FOUND.json
+    python -P peft_worker.py REQUEST.json RESULT.json
 
-Run as a script in a process of its own; it must not import lorgnette. ASKED is what `elsewhere.py` writes; FOUND holds
-what was found, or `failed` where the adapter does not load.
+A script for a process of its own; it must not import lorgnette. `peft_check.py` writes the request and reads the
+result, and describes the result's fields.
 """
 
 import json
@@ -21,165 +21,170 @@ from safetensors.torch import load_file
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Base, adapter and merged model on every sample."""
+    """Answer every prompt with base, adapter and merged model."""
     transformers.utils.logging.set_verbosity_error()
+    # Load base and adapter; compare the tensor names.
     processor = _load_processor(request, request["base"])
-    model, lacking = _load_model(request, request["base"])
-    if lacking:
-        return {"lacking": lacking}
+    model, missing_weights = _load_model(request, request["base"])
+    if missing_weights:
+        return {"missing_weights": missing_weights}
     try:
-        with warnings.catch_warnings(record=True):  # of names that do not match, which are compared below
+        with warnings.catch_warnings(record=True):  # about names that do not match; they are compared below
             warnings.simplefilter("always")
             model = PeftModel.from_pretrained(model, request["adapter"]).eval()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        return {"failed": " ".join(lines[1:2] or lines or [type(error).__name__])}
+        return {"load_error": " ".join(lines[1:2] or lines or [type(error).__name__])}
     saved = load_file(Path(request["adapter"]) / "adapter_model.safetensors").keys()
-    wanted = get_peft_model_state_dict(model).keys()
-    found: dict[str, Any] = {
+    expected = get_peft_model_state_dict(model).keys()
+    result: dict[str, Any] = {
         "names": {
-            "matched": len(saved & wanted),
-            "missing": sorted(wanted - saved),
-            "left_over": sorted(saved - wanted),
+            "num_matched": len(saved & expected),
+            "missing": sorted(expected - saved),
+            "unexpected": sorted(saved - expected),
         }
     }
-    if request["witness"]:
-        found["witness"] = _check_sample(request, processor, model)
-    prompts = [_build_inputs(request, processor, sample) for sample in request["samples"]]
-    tuned = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    by_tuned = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
+    # Answer with adapter and base.
+    if request["sample"]:
+        result["reference_sample"] = _check_sample(request, processor, model)
+    prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
+    adapter_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
+    adapter_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
     with model.disable_adapter():
-        base = [_generate_greedy(request, model, prompt) for prompt in prompts]
-        by_base = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
+        base_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
+        base_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
+    # Answer with the merged model.
     if request["merged"] is None:
         model.merge_adapter(safe_merge=True)
     else:
         del model  # two models at once need twice the memory
         processor = _load_processor(request, request["merged"])
-        model, found["lacking"] = _load_model(request, request["merged"])
-        again = [_build_inputs(request, processor, sample) for sample in request["samples"]]
-        found["same_inputs"] = all(
-            torch.equal(one[name], other[name]) for one, other in zip(prompts, again, strict=True) for name in one
+        model, result["missing_weights"] = _load_model(request, request["merged"])
+        merged_prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
+        result["has_same_inputs"] = all(
+            torch.equal(a[name], b[name]) for a, b in zip(prompts, merged_prompts, strict=True) for name in a
         )
-    merged = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    by_merged = [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, tuned, strict=True)]
-    found["samples"] = [
+    merged_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
+    merged_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
+    result["answers"] = [
         {
-            "base": processor.tokenizer.decode(base[i], skip_special_tokens=True),
-            "adapter": processor.tokenizer.decode(tuned[i], skip_special_tokens=True),
-            "merged": processor.tokenizer.decode(merged[i], skip_special_tokens=True),
-            "moved": _compute_distance(by_tuned[i], by_base[i]),
-            "rounded": _compute_distance(by_tuned[i], by_merged[i]),
+            "base": processor.tokenizer.decode(base_ids[i], skip_special_tokens=True),
+            "adapter": processor.tokenizer.decode(adapter_ids[i], skip_special_tokens=True),
+            "merged": processor.tokenizer.decode(merged_ids[i], skip_special_tokens=True),
+            "adapter_effect": _compute_distance(adapter_log_probs[i], base_log_probs[i]),
+            "merge_error": _compute_distance(adapter_log_probs[i], merged_log_probs[i]),
         }
         for i in range(len(prompts))
     ]
-    found["versions"] = {"transformers": transformers.__version__, "peft": __import__("peft").__version__}
-    found["of_lorgnette"] = sorted(name for name in sys.modules if name.partition(".")[0] == "lorgnette")
-    return found
+    result["versions"] = {"transformers": transformers.__version__, "peft": __import__("peft").__version__}
+    result["lorgnette_modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "lorgnette")
+    return result
 
 
-def _load_model(asked: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
-    """In float32, so that rounding is not mistaken for a difference; and the weights that the folder has not, for
-    which transformers draws random ones."""
+def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
+    """Load in float32, so that rounding is not mistaken for a difference.
+
+    Also returns the weights missing from the folder; transformers initializes those at random.
+    """
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     model.generation_config = transformers.GenerationConfig()
-    return model.to(asked["device"]).eval(), sorted(info["missing_keys"])
+    return model.to(request["device"]).eval(), sorted(info["missing_keys"])
 
 
-def _load_processor(asked: dict[str, Any], folder: str) -> Any:
-    """The checkpoint's own. AutoProcessor would build a video processor, which wants torchvision, where the signature
-    does not leave it out."""
-    theirs = getattr(transformers, asked["processor"])
+def _load_processor(request: dict[str, Any], folder: str) -> Any:
+    """Load the checkpoint's processor without its video part, because that requires torchvision."""
+    processor_class = getattr(transformers, request["processor"])
 
-    def start(
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **more: Any
+    def init(
+        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
     ) -> None:
-        theirs.__init__(self, image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **more)
+        parts = {"image_processor": image_processor, "tokenizer": tokenizer, "chat_template": chat_template}
+        processor_class.__init__(self, **parts, **kwargs)
 
-    image_only: Any = type(theirs.__name__, (theirs,), {"__init__": start})
+    image_only: Any = type(processor_class.__name__, (processor_class,), {"__init__": init})
     return image_only.from_pretrained(folder, backend="pil")
 
 
-def _build_inputs(asked: dict[str, Any], processor: Any, messages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """The prompt of a conversation, its pictures at the size the adapter was trained with."""
-    settings = asked["processor_settings"]
-    pictures = [
-        Image.open(part["path"]).convert("RGB")
-        for turn in messages
-        for part in turn["content"]
-        if part["type"] == "image"
-    ]
-    sizes: dict[str, Any] = {"do_resize": False}
+def _build_inputs(request: dict[str, Any], processor: Any, messages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Build the model inputs of a prompt, with its images at the size used in training."""
+    settings = request["processor_settings"]
+    parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+    images = [Image.open(part["path"]).convert("RGB") for part in parts]
+    resize: dict[str, Any] = {"do_resize": False}
     if settings["image_size"] is None:
         side = processor.image_processor.patch_size * processor.image_processor.merge_size
-        least, most = (tokens * side * side for tokens in settings["image_tokens"])
-        sizes = {"size": {"shortest_edge": least, "longest_edge": most}}
+        min_pixels, max_pixels = (tokens * side * side for tokens in settings["image_tokens"])
+        resize = {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
     else:
-        height, width = asked["resized"]
-        pictures = [picture.resize((width, height), Image.Resampling.BICUBIC) for picture in pictures]
+        height, width = request["fixed_size"]
+        images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    made = processor(text=[text], images=pictures or None, return_tensors="pt", **(sizes if pictures else {}))
-    return {name: values.to(asked["device"]) for name, values in made.items()}
+    inputs = processor(text=[text], images=images or None, return_tensors="pt", **(resize if images else {}))
+    return {name: tensor.to(request["device"]) for name, tensor in inputs.items()}
 
 
-def _generate_greedy(asked: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
-    """The likeliest tokens, the end token with them."""
-    settings = transformers.GenerationConfig(
-        max_new_tokens=asked["max_new_tokens"],
+def _generate_greedy(request: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
+    """Generate the answer's token ids greedily, with its end token."""
+    config = transformers.GenerationConfig(
+        max_new_tokens=request["max_new_tokens"],
         do_sample=False,
-        eos_token_id=asked["ends"],
-        pad_token_id=asked["ends"][-1],
+        eos_token_id=request["eos_token_ids"],
+        pad_token_id=request["eos_token_ids"][-1],
     )
     with torch.inference_mode():
-        row = model.generate(**prompt, generation_config=settings)[0]
-    return [int(number) for number in row[prompt["input_ids"].shape[1] :]]
+        output_ids = model.generate(**prompt, generation_config=config)[0]
+    return [int(token_id) for token_id in output_ids[prompt["input_ids"].shape[1] :]]
+
+
+def _compute_all_log_probs(
+    model: Any, prompts: list[dict[str, torch.Tensor]], answers: list[list[int]]
+) -> list[torch.Tensor]:
+    return [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _compute_log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -> torch.Tensor:
-    """[R, V] next-token log-probabilities where each of the answer's R tokens is predicted, on the CPU."""
-    ids, mask = prompt["input_ids"], prompt["attention_mask"]
-    more = torch.tensor([answer], device=ids.device)
-    types = prompt["mm_token_type_ids"]
+    """[R, V] log-probabilities at the positions that predict the answer's R tokens, on the CPU."""
+    ids, mask, types = (prompt[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids"))
+    answer_ids = torch.tensor([answer], device=ids.device)
     inputs = prompt | {
-        "input_ids": torch.cat([ids, more], 1),
-        "attention_mask": torch.cat([mask, torch.ones_like(more)], 1),
-        "mm_token_type_ids": torch.cat([types, torch.zeros_like(more, dtype=types.dtype)], 1),
+        "input_ids": torch.cat([ids, answer_ids], 1),
+        "attention_mask": torch.cat([mask, torch.ones_like(answer_ids)], 1),
+        "mm_token_type_ids": torch.cat([types, torch.zeros_like(answer_ids, dtype=types.dtype)], 1),
     }
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=len(answer) + 1).logits[0, :-1]
-    likely: torch.Tensor = logits.float().log_softmax(-1).cpu()
-    return likely
+    log_probs: torch.Tensor = logits.float().log_softmax(-1).cpu()
+    return log_probs
 
 
-def _compute_distance(one: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
-    """Means over the R positions: KL(one ‖ other) in nats, total variation ½ Σ|p − q|; how many first choices differ;
-    the largest difference of a log-probability among those that either gives 1 % or more."""
-    p, q = one.exp(), other.exp()
-    seen = torch.maximum(p, q) >= 0.01
+def _compute_distance(log_p: torch.Tensor, log_q: torch.Tensor) -> dict[str, Any]:
+    """Compare two [R, V] log-probabilities: means over R of KL(p ‖ q) in nats and of ½ Σ|p − q|."""
+    p, q = log_p.exp(), log_q.exp()
+    is_likely = torch.maximum(p, q) >= 0.01
     return {
-        "tokens": len(one),
-        "kl": max(0.0, float((p * (one - other)).sum(-1).mean())),  # rounding may put it below
+        "num_tokens": len(log_p),
+        "kl": max(0.0, float((p * (log_p - log_q)).sum(-1).mean())),  # rounding may make it negative
         "total_variation": float((p - q).abs().sum(-1).mean() / 2),
-        "first_choices": int((one.argmax(-1) != other.argmax(-1)).sum()),
-        "largest": float(((one - other).abs() * seen).max()),
+        "num_argmax_changes": int((log_p.argmax(-1) != log_q.argmax(-1)).sum()),
+        "max_logprob_difference": float(((log_p - log_q).abs() * is_likely).max()),
     }
 
 
-def _check_sample(asked: dict[str, Any], processor: Any, model: Any) -> dict[str, Any]:
-    """Whether the prompt's tokens are training's, and the mean loss over the answer's."""
-    witness = asked["witness"]
-    prompt = _build_inputs(asked, processor, witness["messages"])
-    if prompt["input_ids"][0].tolist() != witness["tokens"]:
-        return {"same_tokens": False, "loss": None}
-    answer = witness["answer"]
-    likely = _compute_log_probs(model, prompt, answer)
-    return {"same_tokens": True, "loss": -float(likely[torch.arange(len(answer)), torch.tensor(answer)].mean())}
+def _check_sample(request: dict[str, Any], processor: Any, model: Any) -> dict[str, Any]:
+    """Compute the mean loss of the reference sample's answer; None if its prompt gives other token ids."""
+    sample = request["sample"]
+    prompt = _build_inputs(request, processor, sample["messages"])
+    if prompt["input_ids"][0].tolist() != sample["prompt_ids"]:
+        return {"loss": None}
+    answer = torch.tensor(sample["answer_ids"])
+    log_probs = _compute_log_probs(model, prompt, sample["answer_ids"])
+    return {"loss": -float(log_probs[torch.arange(len(answer)), answer].mean())}
 
 
 if __name__ == "__main__":
-    source, out = map(Path, sys.argv[1:])
-    out.write_text(json.dumps(main(json.loads(source.read_text(encoding="utf-8")))), encoding="utf-8")
+    request_path, result_path = map(Path, sys.argv[1:])
+    result_path.write_text(json.dumps(main(json.loads(request_path.read_text(encoding="utf-8")))), encoding="utf-8")

@@ -1,0 +1,159 @@
+"""The single checks of an adapter, each as a sentence; used by the commands `verify` and `merge`."""
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.inference.loading import ModelSpec
+from lorgnette.lora.inspect import COPY_HINT, AdapterReport
+from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE
+from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
+from lorgnette.report.console import Terminal
+from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult
+from lorgnette.verification.reference_sample import TOLERANCE, ReferenceSample
+
+MAX_LOGPROB_DIFFERENCE = 1e-2
+"""Largest log-probability difference that float32 rounding may cause; usually it is below 1e-4."""
+MIN_TOTAL_VARIATION = 1e-6
+"""A smaller mean total variation counts as no effect: it is within float32 rounding."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """passed: True, False (then with a hint), or None for a warning or a check that is not possible."""
+
+    check: str
+    passed: bool | None
+    message: str
+    hint: str | None = None
+
+
+def check_tensors(report: AdapterReport) -> Iterator[CheckResult]:
+    """Check the adapter's files."""
+    for problem in report.problems:
+        yield CheckResult("weights", False, problem, COPY_HINT)
+    if report.problems:
+        return
+    total = f"{report.num_modules} modules, rank {report.rank}"
+    if report.num_zero:
+        kinds = ", ".join(f"{kind.name} {kind.num_zero}" for kind in report.kinds if kind.num_zero)
+        yield CheckResult("weights", None, f"{total}; B is zero in {report.num_zero}, they have no effect: {kinds}")
+    else:
+        kinds = ", ".join(f"{kind.name} {kind.num_modules}" for kind in report.kinds)
+        yield CheckResult("weights", True, f"{total}; all LoRA B matrices are trained: {kinds}")
+
+
+def check_base_model(
+    model: str | None, adapter: Path, terminal: Terminal
+) -> tuple[ModelSpec | None, list[CheckResult]]:
+    """Check that base model, processor settings and prompt are those of training. The spec is None if they fail."""
+    check = "inputs"
+    try:
+        sample = ReferenceSample.load(adapter)
+        check = "base"
+        spec = ModelSpec.from_names(model, adapter, terminal)
+        change = describe_processing_change(spec, sample)
+    except LorgnetteError as error:
+        return None, [CheckResult(check, False, f"{error.message} ({error.where})", error.hint)]
+    if spec.metadata is not None and spec.metadata.is_ours:
+        base = CheckResult("base", True, f"{spec.base_model} has the weights and chat template of training")
+    else:
+        base = CheckResult("base", None, f"cannot tell if {spec.base_model} is its base model: no {METADATA_FILE}")
+    if change is not None:
+        inputs = CheckResult("inputs", False, change, COPY_HINT)
+    elif sample is not None:
+        inputs = CheckResult("inputs", True, "images, prompt and chat template give the token ids of training")
+    else:
+        inputs = CheckResult("inputs", None, "no reference sample: cannot compare image size and prompt with training")
+    return spec, [base, inputs]
+
+
+def describe_processing_change(spec: ModelSpec, sample: ReferenceSample | None) -> str | None:
+    """Say how image processing, prompt or chat template differ from training. None: no difference, or unknown."""
+    assert spec.adapter is not None
+    assert spec.metadata is not None
+    if sample is None:
+        return None
+    if not spec.metadata.is_ours:
+        return f"{METADATA_FILE} is missing: image size, prompt and base model of the training are unknown"
+    return sample.describe_change(spec.adapter, spec.processor, spec.metadata.prompt)
+
+
+def check_peft_result(result: PeftResult, sample: ReferenceSample | None) -> list[CheckResult]:
+    """Check what the process of plain transformers + PEFT returned."""
+    if result.missing_weights:
+        message = f"{len(result.missing_weights)} weights are in none of its files, such as {result.missing_weights[0]}"
+        return [CheckResult("base", False, message, "download the whole checkpoint again")]
+    if result.load_error is not None:
+        return [CheckResult("loading", False, f"plain PEFT cannot load it: {result.load_error}", COPY_HINT)]
+    if result.names.missing or result.names.unexpected:
+        return [_check_names(result.names)]
+    versions = " and ".join(f"{name} {version}" for name, version in result.versions.items())
+    results = [CheckResult("loading", True, f"{versions} load all {result.names.num_matched} tensors")]
+    if sample is not None and result.reference_sample is not None:
+        results.append(check_sample_loss(sample, result.reference_sample.loss))
+    effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
+    error = Distance.from_parts([answer.merge_error for answer in result.answers])
+    has_effect = effect.total_variation >= MIN_TOTAL_VARIATION
+    message = f"{'the adapter changes' if has_effect else 'the adapter does not change'} the base model's answers"
+    results.append(CheckResult("effect", has_effect, f"{message}: {format_distance(effect)}", COPY_HINT))
+    is_same = error.max_logprob_difference < MAX_LOGPROB_DIFFERENCE
+    message = f"the merged model answers {'the same' if is_same else 'differently'}: {format_distance(error)}"
+    return [*results, CheckResult("merged", is_same, message, "try other versions of peft")]
+
+
+def _check_names(names: NameMatch) -> CheckResult:
+    """Explain names that do not match: PEFT skips those tensors and only warns."""
+    message = f"plain PEFT loads {names.num_matched} of {names.num_matched + len(names.missing)} tensors"
+    if names.unexpected and {convert_lora_name(name) for name in names.unexpected} == set(names.missing):
+        message += f": the names are from before transformers 4.52, such as {names.unexpected[0]}"
+        return CheckResult("loading", False, message, "merge it (`lorgnette merge` knows these names), or rename them")
+    if names.missing:
+        message += f"; {len(names.missing)} are missing, such as {names.missing[0]}"
+    if names.unexpected:
+        message += f"; {len(names.unexpected)} in the file are unknown, such as {names.unexpected[0]}"
+    return CheckResult("loading", False, message, COPY_HINT)
+
+
+def check_sample_loss(sample: ReferenceSample, loss: float | None) -> CheckResult:
+    """Compare the recorded loss with the one from plain transformers + PEFT; None: its token ids differ."""
+    if loss is None:
+        message = "plain transformers gives other token ids for the reference sample than training did"
+        return CheckResult("sample", False, message, "try other versions of transformers")
+    message = f"loss of the reference sample: {sample.loss:.4f} when saved ({sample.dtype}), {loss:.4f} now"
+    if abs(loss - sample.loss) <= TOLERANCE[sample.dtype]:
+        return CheckResult("sample", True, message)
+    message += ": the weights or the scale (lora_alpha, r, use_rslora) have changed since"
+    return CheckResult("sample", False, message, f"copy {WEIGHTS_FILE} and {CONFIG_FILE} again, both of one adapter")
+
+
+def format_distance(distance: Distance) -> str:
+    """State the distance of two models in words."""
+    return (
+        f"{distance.total_variation:.2%} of the probability per token (KL {distance.kl:.2g} nats), another most likely "
+        f"token at {distance.num_argmax_changes} of {distance.num_tokens}"
+    )
+
+
+def describe_image_size(spec: ModelSpec) -> str:
+    """Say how images must be resized outside lorgnette, to match training."""
+    if spec.metadata is None or not spec.metadata.is_ours:
+        return "resize them as in training; the adapter's folder does not say how"
+    image_processor = spec.processor.image_processor
+    if spec.processor.settings.image_size is not None:
+        height, width = image_processor.compute_size(1, 1)
+        return f"resize them to {height}×{width} before sending: other programs keep their shape"
+    limits = {"min_pixels": image_processor.min_pixels, "max_pixels": image_processor.max_pixels}
+    return f"--mm-processor-kwargs {shlex.quote(json.dumps(limits))}"
+
+
+def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> None:
+    """Print the greedy answers before and after; the merged model's only if it differs."""
+    for number, answer in enumerate(answers, 1):
+        terminal.print(f"image {number}    before: {answer.base}")
+        terminal.print(f"           after:  {answer.adapter}")
+        if answer.merged != answer.adapter:
+            terminal.warn(f"           merged: {answer.merged}")
