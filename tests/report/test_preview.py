@@ -1,9 +1,11 @@
-"""The colours are the labels."""
+"""Colors and brackets show which tokens have loss."""
 
 import io
 from collections.abc import Sequence
 from itertools import chain, pairwise
+from typing import Any
 
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +22,7 @@ from lorgnette.report.preview import (
     render_half_blocks,
 )  # fmt: skip
 
-PIECES = [
+SPANS = [
     TokenSpan("<|im_start|>", 1, False, "control"),
     TokenSpan("<|image_pad|>", 100, False, "image"),
     TokenSpan("q\n", 1, False, "text"),
@@ -29,66 +31,62 @@ PIECES = [
     TokenSpan("<|im_end|>", 1, True, "control"),
     TokenSpan("\n", 1, False, "text"),
 ]
-PICTURE = PreviewImage("a.jpg", (640, 480), Image.new("RGB", (280, 140), "teal"), 50)
+IMAGE = PreviewImage("a.jpg", (640, 480), Image.new("RGB", (280, 140), "teal"), 50)
 
 
-def mask(pieces: Sequence[TokenSpan]) -> list[bool]:
-    """Token by token, read off the colours."""
-    spans = color_spans(pieces).spans
-    assert len(spans) == len(pieces)
+def read_mask(spans: Sequence[TokenSpan]) -> list[bool]:
+    """The colors, token by token."""
+    colored = color_spans(spans).spans
+    assert len(colored) == len(spans)
     return list(
         chain.from_iterable(
-            [span.style in TRAINED_STYLES] * piece.num_tokens for span, piece in zip(spans, pieces, strict=True)
+            [color.style in TRAINED_STYLES] * span.num_tokens for color, span in zip(colored, spans, strict=True)
         )
     )
 
 
-def test_the_colours_are_the_labels() -> None:
-    assert mask(PIECES) == [False] * 102 + [True] * 5 + [False]
-    flipped = [TokenSpan(piece.text, piece.num_tokens, not piece.is_trained, piece.kind) for piece in PIECES]
-    assert mask(flipped) == [True] * 102 + [False] * 5 + [True]
+def test_colors_show_the_labels() -> None:
+    assert read_mask(SPANS) == [False] * 102 + [True] * 5 + [False]
+    flipped = [TokenSpan(span.text, span.num_tokens, not span.is_trained, span.kind) for span in SPANS]
+    assert read_mask(flipped) == [True] * 102 + [False] * 5 + [True]
 
 
-def test_where_a_token_ends_is_seen() -> None:
-    styles = [span.style for span in color_spans(PIECES).spans]
-    assert all(one != other for one, other in pairwise(styles))
+def test_neighboring_spans_differ_in_style() -> None:
+    styles = [span.style for span in color_spans(SPANS).spans]
+    assert all(a != b for a, b in pairwise(styles))
 
 
-def test_pictures_and_line_ends_are_short() -> None:
-    assert [format_span(piece) for piece in PIECES[1:3]] == ["<|image_pad|>×100", "q↵\n"]
+def test_images_are_shortened_and_newlines_visible() -> None:
+    assert [format_span(span) for span in SPANS[1:3]] == ["<|image_pad|>×100", "q↵\n"]
 
 
-def test_without_colours_brackets_say_it() -> None:
-    assert bracket_spans(PIECES).plain == "<|im_start|><|image_pad|>×100q↵\n⟦a [red] 新<|im_end|>⟧↵\n"
-    assert bracket_spans(PIECES[3:4]).plain == "⟦a [red]⟧"
+def test_brackets_show_the_labels() -> None:
+    assert bracket_spans(SPANS).plain == "<|im_start|><|image_pad|>×100q↵\n⟦a [red] 新<|im_end|>⟧↵\n"
+    assert bracket_spans(SPANS[3:4]).plain == "⟦a [red]⟧"
 
 
-def test_a_picture_in_half_blocks() -> None:
-    halves = Image.new("RGB", (40, 40), "red")
-    halves.paste("blue", (0, 20, 40, 40))
-    lines = render_half_blocks(halves, 2)
-    assert lines.plain == "▀▀"
-    assert {(span.style.color.name, span.style.bgcolor.name) for span in lines.spans} == {("#ff0000", "#0000ff")}  # type: ignore[union-attr]
-    assert len(render_half_blocks(halves, 30).plain.splitlines()) == 15
+def test_half_blocks() -> None:
+    image = Image.new("RGB", (40, 40), "red")
+    image.paste("blue", (0, 20, 40, 40))
+    text = render_half_blocks(image, 2)
+    assert text.plain == "▀▀"
+    assert {(span.style.color.name, span.style.bgcolor.name) for span in text.spans} == {("#ff0000", "#0000ff")}  # type: ignore[union-attr]
+    assert len(render_half_blocks(image, 30).plain.splitlines()) == 15
 
 
-def test_rows_on_a_console() -> None:
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_rows_on_a_console(is_plain: bool) -> None:
     rows = [
-        PreviewRow("row 2", images=[PICTURE], boxes=[Box((0, 0, 500, 500), "it")], spans=PIECES),
-        PreviewRow("row 3", "picture is missing [a]; get it"),
+        PreviewRow("row 2", images=[IMAGE], boxes=[Box((0, 0, 500, 500), "it")], spans=SPANS),
+        PreviewRow("row 3", "image not found [a]; get it"),
     ]
-    for plain in (True, False):
-        console = Console(
-            file=io.StringIO(), force_terminal=not plain, color_system=None if plain else "truecolor", width=80
-        )
-        print_rows(rows, console)
-        said = console.file.getvalue()  # type: ignore[attr-defined]
-        for part in (
-            "108 tokens, 5 trained",
-            "a.jpg, 640×480 → 280×140 pixels, 50 tokens",
-            "box 1: it (0,0),(500,500)",
-        ):
-            assert part in said
-        assert "picture is missing [a]; get it" in said
-        assert ("▀" in said) != plain
-        assert ("⟦" in said) == plain
+    file = io.StringIO()
+    color_system: Any = None if is_plain else "truecolor"
+    print_rows(rows, Console(file=file, force_terminal=not is_plain, color_system=color_system, width=80))
+    printed = file.getvalue()
+    assert "108 tokens, 5 trained" in printed
+    assert "a.jpg, 640×480 → 280×140 pixels, 50 tokens" in printed
+    assert "box 1: it (0,0),(500,500)" in printed
+    assert "image not found [a]; get it" in printed
+    assert ("▀" in printed) != is_plain
+    assert ("⟦" in printed) == is_plain

@@ -1,4 +1,7 @@
-"""`preview`: rows as the model gets them. No torch, no weights; of a hub's names only those on this machine."""
+"""`preview`: shows rows as the model gets them.
+
+Needs no torch and no weights; of models on a hub it uses only those that are already downloaded.
+"""
 
 from pathlib import Path
 
@@ -27,55 +30,56 @@ def preview(
     output: Console | None = None,
     console: Console | None = None,
 ) -> list[PreviewRow]:
-    """The first rows of the settings' data, on `paper` (standard output), or as a page. A row that cannot be used is
-    shown with the reason."""
+    """Print the first rows of the data on `output` (default: standard output), or write them as HTML to `out`.
+
+    A row that cannot be used is shown with the reason.
+    """
     terminal = Terminal(console)
-    table = resolve_data(settings, terminal)
-    if table is None:
+    path = resolve_data(settings, terminal)
+    if path is None:
         raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
     if out is not None:
-        check_writable(Path(out), table)
-    folder = find_cached_model(settings.model)
-    if folder is None:
+        check_writable(Path(out), path)
+    model = find_cached_model(settings.model)
+    if model is None:
         raise LorgnetteError(
-            "the model is not on this machine, and its tokenizer is needed",
+            "the model is not on this machine; its tokenizer is needed",
             where=settings.model,
-            hint="name one that is: model=FOLDER, or model=demo",
+            hint="name a model that is: model=FOLDER, or model=demo",
         )
-    encoder = Processor.from_folder(folder, settings.processor)
-    read = data.read(table, prompt=settings.data.prompt, max_rows=rows, images_from=resolve_images_folder(settings))
-    shown = [_build_row(row, encoder) for row in read]
-    if not shown:
-        raise LorgnetteError("there are no rows", where=str(table), hint="name a data file that has some")
+    processor = Processor.from_folder(model, settings.processor)
+    images_from = resolve_images_folder(settings)
+    source = data.read(path, prompt=settings.data.prompt, max_rows=rows, images_from=images_from)
+    preview_rows = [_build_row(row, processor) for row in source]
+    if not preview_rows:
+        raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")
     if out is None:
-        print_rows(shown, output or Console())
+        print_rows(preview_rows, output or Console())
     else:
-        write_preview_page(Path(out), table.name, shown)
-        terminal.print(f"page       {out}")
-    return shown
+        write_preview_page(Path(out), path.name, preview_rows)
+        terminal.print(f"report     {out}")
+    return preview_rows
 
 
-def _build_row(row: Example | Problem, encoder: Processor) -> PreviewRow:
+def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
     if isinstance(row, Problem):
         return PreviewRow(f"row {row.row}", f"{row.message}; {row.hint}")
     try:
-        encoded = encoder.encode(row)
-        return _build_preview(encoded, encoder)
+        return _build_preview(processor.encode(row), processor)
     except LorgnetteError as error:
         return PreviewRow(f"row {row.row}", str(error))
 
 
-def _build_preview(encoded: Encoded, encoder: Processor) -> PreviewRow:
-    example = encoded.example
-    said = " ".join(turn.text for turn in example.turns)
-    pictures = []
+def _build_preview(encoded: Encoded, processor: Processor) -> PreviewRow:
+    images = []
     for grid in encoded.grids:
-        whole = data.load_image(grid.image.path)
-        seen = Image.fromarray(encoder.image_processor.resize(whole))
-        pictures.append(PreviewImage(grid.image.path.name, whole.size, seen, grid.num_tokens))
+        image = data.load_image(grid.image.path)
+        resized = Image.fromarray(processor.image_processor.resize(image))
+        images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
+    text = " ".join(turn.text for turn in encoded.example.turns)
     return PreviewRow(
-        f"row {example.row}",
-        images=pictures,
-        boxes=parse_boxes(said) if len(pictures) == 1 else (),
-        spans=split_into_spans(encoded, encoder.tokenizer),
+        f"row {encoded.example.row}",
+        images=images,
+        boxes=parse_boxes(text) if len(images) == 1 else (),
+        spans=split_into_spans(encoded, processor.tokenizer),
     )

@@ -1,11 +1,11 @@
-"""What `check` found, for a person at a terminal and for scripts; its page is `preflight_page`.
+"""The result of `check`, as lines for a terminal and as JSON. Its HTML report is `html/check_page.py`.
 
-Knows nothing about how it was found.
+Knows nothing about how the data is checked.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from lorgnette.data import DataReport
@@ -15,27 +15,27 @@ from lorgnette.types import Example, Finding, FindingKind
 TITLES: Mapping[FindingKind, str] = {
     "unusable": "Rows that cannot be used",
     "over-budget": "Rows with too many tokens",
-    "leak": "Pictures held out and trained on",
-    "look-alike-leak": "Held-out pictures that look like trained ones",
-    "copy": "One picture in several files",
-    "look-alike": "Pictures that look alike",
-    "repeated-row": "Rows that say the same",
-    "overlong-answer": "Answers longer than predictions may be",
+    "leak": "Held-out images that are also in training",
+    "look-alike-leak": "Held-out images that look like training images",
+    "copy": "Same image in several files",
+    "look-alike": "Look-alikes",
+    "repeated-row": "Duplicate rows",
+    "overlong-answer": "Answers longer than predict.max_new_tokens",
     "no-end": "Answers without an end token",
-    "control-text": "Control tokens written out in texts",
-    "stray-marker": "Markers where no picture stands",
-    "odd-shape": "Pictures of an odd shape",
-    "tiny": "Tiny pictures",
+    "control-text": "Control tokens written as text",
+    "stray-marker": "<image> in a text without an image",
+    "odd-shape": "Images with an extreme aspect ratio",
+    "tiny": "Tiny images",
 }
-"""In the order in which they are told: what stops a training, what spoils a test, what is worth a look."""
+"""In the order of the report: what stops training, what spoils the held-out scores, other warnings."""
 MAX_LISTED = 10
-"""Warnings of one kind that are told one by one."""
+"""Warnings of one kind that are printed."""
 _BAR_WIDTH = 32
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """How the usable rows are split. why_none: why no row could be held out, over which training does not start."""
+    """The split of the usable rows. failure: why no rows can be held out; training then does not start."""
 
     num_train: int
     num_held_out: int
@@ -43,17 +43,17 @@ class SplitSummary:
     failure: str = ""
 
     @classmethod
-    def from_examples(cls, trained: Sequence[Example], held: Sequence[Example], why_none: str = "") -> "SplitSummary":
-        return cls(len(trained), len(held), len({p.path for row in held for p in row.images}), why_none)
+    def from_examples(cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "") -> "SplitSummary":
+        return cls(len(train), len(held_out), len({image.path for row in held_out for image in row.images}), failure)
 
     @property
     def advice(self) -> list[str]:
-        """On the hold-out as a whole; `train` says it too."""
+        """Problems of the split as a whole; `train` prints them too."""
         if self.failure:
-            return [f"no row can be held out: {self.failure}"]
+            return [f"no rows can be held out: {self.failure}"]
         if self.num_held_out_images == 1 and self.num_held_out > 1:
             return [
-                f"the hold-out is one picture with {self.num_held_out} answers, and its scores are that picture's; "
+                f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image; "
                 "hold out more (data.holdout=50), or name a file (data.test=FILE)"
             ]
         return []
@@ -61,8 +61,10 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """scripts: of the answers, how many are mostly in each, and the first row. tokens: None where they could not be
-    counted. compared: pictures whose looks were compared. unchecked: what was not looked at, and why."""
+    """scripts: writing system → (answers mostly in it, first row). token_stats: None if tokens cannot be counted.
+
+    num_compared: images compared for look-alikes. skipped_checks: which checks did not run, and why.
+    """
 
     title: str
     data_report: DataReport
@@ -75,133 +77,125 @@ class CheckReport:
 
     @property
     def is_blocking(self) -> bool:
-        """Would training refuse to start over these rows?"""
-        refused = bool(self.split.failure) or any(finding.is_blocking for finding in self.findings)
-        return refused or not self.data_report.num_usable
+        """True if training refuses to start with this data."""
+        has_blocking_row = any(finding.is_blocking for finding in self.findings)
+        return bool(self.split.failure) or has_blocking_row or not self.data_report.num_usable
 
     @property
     def findings_by_kind(self) -> dict[FindingKind, list[Finding]]:
-        """Kinds that were found, in TITLES' order; the findings of each in the order of the rows."""
-        found: dict[FindingKind, list[Finding]] = {kind: [] for kind in TITLES}
+        """The findings of each kind, in the order of TITLES and of the rows."""
+        groups: dict[FindingKind, list[Finding]] = defaultdict(list)
         for finding in self.findings:
-            found[finding.kind].append(finding)
-        return {kind: listed for kind, listed in found.items() if listed}
+            groups[finding.kind].append(finding)
+        return {kind: groups[kind] for kind in TITLES if kind in groups}
 
     @property
-    def verdict(self) -> str:
-        stopping = sum(finding.is_blocking for finding in self.findings)
-        others = len(self.findings) - stopping
-        looks = f"{others} {'finding is' if others == 1 else 'findings are'} worth a look" if others else ""
-        if not self.data_report.num_rows:
-            return "There are no rows."
+    def summary(self) -> str:
+        """The result in one sentence."""
+        num_rows, num_blocking = self.data_report.num_rows, sum(finding.is_blocking for finding in self.findings)
+        num_warnings = len(self.findings) - num_blocking
+        warnings = f"; {_pluralize(num_warnings, 'warning')}" if num_warnings else ""
+        if not num_rows:
+            return "The data has no rows."
         if self.is_blocking:
-            cause = (
-                f"{stopping} of {self.data_report.num_rows} rows cannot be used"
-                if stopping
-                else "no row can be held out"
-            )
-            return f"Training would not start: {'; '.join(filter(None, [cause, looks]))}."
-        return f"Nothing keeps a training from starting; {looks}." if looks else "Nothing was found against its rows."
-
-    @property
-    def advice(self) -> list[str]:
-        return self.split.advice
+            cause = f"{num_blocking} of {num_rows} rows cannot be used" if num_blocking else "no rows can be held out"
+            return f"Training would not start: {cause}{warnings}."
+        return f"Training can start{warnings}." if warnings else f"No problems found in {_pluralize(num_rows, 'row')}."
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Convert to JSON types."""
         return {
             **self.data_report.as_dict(),
-            "stops": self.is_blocking,
-            "verdict": self.verdict,
-            "findings": [_finding_as_dict(each) for listed in self.findings_by_kind.values() for each in listed],
-            "parts": asdict(self.split),
-            "advice": self.advice,
+            "is_blocking": self.is_blocking,
+            "summary": self.summary,
+            "findings": [_finding_as_dict(finding) for group in self.findings_by_kind.values() for finding in group],
+            "split": asdict(self.split),
+            "advice": self.split.advice,
             "scripts": {
                 name: {"answers": count, "first": {"source": str(row.source), "row": row.row}}
                 for name, (count, row) in self.scripts.items()
             },
-            "tokens": self.token_stats and asdict(self.token_stats),
-            "compared": self.num_compared,
-            "unchecked": list(self.skipped_checks),
+            "token_stats": self.token_stats and asdict(self.token_stats),
+            "num_compared": self.num_compared,
+            "skipped_checks": list(self.skipped_checks),
         }
 
 
-def _finding_as_dict(each: Finding) -> dict[str, Any]:
-    problem = each.problem
+def _finding_as_dict(finding: Finding) -> dict[str, Any]:
     return {
-        "kind": each.kind,
-        "stops": each.is_blocking,
-        "source": str(problem.source),
-        "row": problem.row,
-        "what": problem.message,
-        "remedy": problem.hint,
-        "pictures": [str(path) for path in each.images],
+        "kind": finding.kind,
+        "is_blocking": finding.is_blocking,
+        **{name: getattr(finding.problem, name) for name in ("row", "message", "hint")},
+        "source": str(finding.problem.source),
+        "images": [str(path) for path in finding.images],
     }
 
 
-def list_warnings(found: CheckReport) -> Iterator[str]:
-    """What stops nothing: findings, the first of each kind, and how many more there are; then the advice."""
-    for kind, listed in found.findings_by_kind.items():
-        if listed[0].is_blocking:
+def list_errors(report: CheckReport) -> Iterator[str]:
+    """Everything that stops training."""
+    yield from (str(finding.problem) for finding in report.findings if finding.is_blocking)
+    if report.split.failure:
+        yield from report.split.advice
+
+
+def list_warnings(report: CheckReport) -> Iterator[str]:
+    """Everything that does not stop training: the first of each kind, then advice about the split."""
+    for kind, group in report.findings_by_kind.items():
+        if group[0].is_blocking:
             continue
-        yield from (str(each.problem) for each in islice(listed, MAX_LISTED))
-        if len(listed) > MAX_LISTED:
-            title = TITLES[kind]
-            yield f"… {title[0].lower()}{title[1:]}: {len(listed) - MAX_LISTED} more (--json or --out names all)"
-    if not found.split.failure:
-        yield from found.advice
+        yield from (str(finding.problem) for finding in group[:MAX_LISTED])
+        if len(group) > MAX_LISTED:
+            yield f"… {len(group) - MAX_LISTED} more: {TITLES[kind]} (--json or --out lists all)"
+    if not report.split.failure:
+        yield from report.split.advice
 
 
-def list_facts(found: CheckReport) -> Iterator[tuple[str, str]]:
-    """(name, value) of what is there."""
-    report = found.data_report
-    yield "rows", f"{report.num_rows}, {report.num_usable} usable, {len(report.problems)} broken"
-    yield "pictures", f"{report.num_images}, used {_pluralize(report.num_images + report.num_repeated_uses, 'time')}"
-    if report.smallest_size and report.largest_size:
-        yield (
-            "sizes",
-            f"{_format_range(*('×'.join(map(str, size)) for size in (report.smallest_size, report.largest_size)))} pixels",
+def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
+    """(name, value) pairs that describe the data."""
+    rows, split = report.data_report, report.split
+    yield "rows", f"{rows.num_rows}, {rows.num_usable} usable, {len(rows.problems)} broken"
+    yield "images", f"{rows.num_images}, used {_pluralize(rows.num_images + rows.num_repeated_uses, 'time')}"
+    if rows.smallest_size and rows.largest_size:
+        yield "sizes", f"{_format_range(*(f'{w}×{h}' for w, h in (rows.smallest_size, rows.largest_size)))} pixels"
+    if lengths := rows.answer_lengths:
+        yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
+    if report.scripts:
+        has_several = len(report.scripts) > 1
+        scripts = (
+            f"{name} ({count}{f', first in row {row.row}' if has_several else ''})"
+            for name, (count, row) in report.scripts.items()
         )
-    if report.answer_lengths:
-        lengths = report.answer_lengths
-        yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, {lengths.mean:.0f} on average"
-    if found.scripts:
-        several = len(found.scripts) > 1
-        yield "scripts", ", ".join(_format_script(name, *each, several) for name, each in found.scripts.items())
-    if found.split.num_held_out:
-        held = f"{found.split.num_held_out} held out, on {_pluralize(found.split.num_held_out_images, 'picture')}"
-        yield "parts", f"{found.split.num_train} trained on, {held}"
-    if found.num_compared:
-        yield "looks", f"{_pluralize(found.num_compared, 'picture')} compared"
-    if found.skipped_checks:
-        yield "unchecked", "; ".join(found.skipped_checks)
-    if tokens := found.token_stats:
-        yield "tokens", f"{_format_range(tokens.shortest, tokens.longest)} an example, {tokens.median:g} in the middle"
-        share = f"{_format_percent(tokens.num_image_tokens, tokens.num_tokens)} pictures, {_format_percent(tokens.num_labels, tokens.num_tokens)} trained"
-        yield "in all", f"{tokens.num_tokens:,} tokens, {share}"
+        yield "text", f"writing system: {', '.join(scripts)}"
+    if split.num_held_out:
+        images = f" with {_pluralize(split.num_held_out_images, 'image')}" if split.num_held_out_images else ""
+        yield "split", f"{split.num_train} for training, {split.num_held_out} held out{images}"
+    if report.num_compared:
+        yield "compared", f"{_pluralize(report.num_compared, 'image')} for look-alikes"
+    if report.skipped_checks:
+        yield "skipped", "; ".join(report.skipped_checks)
+    if tokens := report.token_stats:
+        yield "tokens", f"{_format_range(tokens.shortest, tokens.longest)} per example, median {tokens.median:g}"
+        images, labels = (f"{count / tokens.num_tokens:.0%}" for count in (tokens.num_image_tokens, tokens.num_labels))
+        yield "total", f"{tokens.num_tokens:,} tokens: {images} of images, {labels} with loss"
+
+
+def format_bin(low: int, high: int) -> str:
+    """Name the histogram bin of the lengths low … high−1."""
+    return _format_range(low, high - 1, "–")
 
 
 def format_histogram(tokens: TokenStats) -> Iterator[str]:
-    """A line a bin: its tokens, a bar, how many examples."""
-    most = max(count for _, _, count in tokens.histogram)
-    names = [f"{low}–{high - 1}" if high - low > 1 else f"{low}" for low, high, _ in tokens.histogram]
-    wide = max(map(len, names))
-    for name, (_, _, count) in zip(names, tokens.histogram, strict=True):
-        bar = "█" * round(_BAR_WIDTH * count / most) or ("▏" if count else "")
-        yield f"{name:>{wide}}  {bar} {count}".rstrip() if count else f"{name:>{wide}}"
-
-
-def _format_script(name: str, count: int, first: Example, several: bool) -> str:
-    return f"{name} {count}" + (f" (first in row {first.row})" if several else "")
+    """One line per bin: its lengths, a bar, the number of examples."""
+    largest = max(count for _, _, count in tokens.histogram)
+    width = max(len(format_bin(low, high)) for low, high, _ in tokens.histogram)
+    for low, high, count in tokens.histogram:
+        bar = "█" * round(_BAR_WIDTH * count / largest) or "▏"
+        yield f"{format_bin(low, high):>{width}}" + (f"  {bar} {count}" if count else "")
 
 
 def _pluralize(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
-def _format_range(least: object, most: object) -> str:
-    return f"{least}" if least == most else f"{least} to {most}"
-
-
-def _format_percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %"
+def _format_range(low: object, high: object, separator: str = " to ") -> str:
+    return f"{low}" if low == high else f"{low}{separator}{high}"

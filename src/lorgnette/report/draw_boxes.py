@@ -1,8 +1,8 @@
-"""Boxes in a text as Qwen2-VL writes them, and a picture with them drawn in.
+"""Parses boxes in a text as Qwen2-VL writes them, and draws them into an image.
 
     <|object_ref_start|>the cat<|object_ref_end|><|box_start|>(100,200),(400,800)<|box_end|>
 
-Coordinates are thousandths of the picture's width and height (Qwen2-VL, arXiv 2409.12191, §2.2.1: normalised to
+Coordinates are thousandths of the image's width and height (Qwen2-VL, arXiv 2409.12191, §2.2.1: normalized to
 [0, 1000)).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from lorgnette.metrics import box_iou as reading
+from lorgnette.metrics import box_iou
 
 _BOX_PATTERN = re.compile(
     r"(?:<\|object_ref_start\|>(?P<name>.*?)<\|object_ref_end\|>\s*)?<\|box_start\|>(?P<box>.*?)<\|box_end\|>",
@@ -30,7 +30,7 @@ class Box:
 
     def __str__(self) -> str:
         left, top, right, bottom = self.edges
-        outside = "" if min(self.edges) >= 0 and max(self.edges) <= 1000 else ", beyond the picture's 1000"
+        outside = "" if min(self.edges) >= 0 and max(self.edges) <= 1000 else ", outside the image (0 to 1000)"
         return f"{self.name} ({left:g},{top:g}),({right:g},{bottom:g})".strip() + outside
 
     def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -39,22 +39,22 @@ class Box:
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """Those between the marks; what stands in parentheses elsewhere is text."""
+    """Find boxes between the box tokens; coordinates outside of them are ordinary text."""
     return [
         Box(edges, (match["name"] or "").strip())
         for match in _BOX_PATTERN.finditer(text)
-        for edges in reading.parse_boxes(match["box"])
+        for edges in box_iou.parse_boxes(match["box"])
     ]
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy with the boxes, a colour each and a light edge, so that they are seen on any ground."""
+    """Return a copy with the boxes, each in its color with a white edge, so that it is visible on any background."""
     copy = image.copy()
     pen = ImageDraw.Draw(copy)
-    line = max(2, round(max(copy.size) / 140))
+    width = max(2, round(max(copy.size) / 140))
     for number, box in enumerate(boxes):
-        edges = box.to_pixels(*copy.size)
-        pen.rectangle(edges, outline="white", width=line + 2)
-        inner = (edges[0] + 1, edges[1] + 1, max(edges[0] + 1, edges[2] - 1), max(edges[1] + 1, edges[3] - 1))
-        pen.rectangle(inner, outline=_COLORS[number % len(_COLORS)], width=line)
+        left, top, right, bottom = edges = box.to_pixels(*copy.size)
+        pen.rectangle(edges, outline="white", width=width + 2)
+        inner = (left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1))
+        pen.rectangle(inner, outline=_COLORS[number % len(_COLORS)], width=width)
     return copy

@@ -1,6 +1,6 @@
-"""Rows as the model gets them, on a terminal: the picture in half blocks, tokens coloured by whether they are trained.
+"""Rows as the model gets them, on a terminal: images in half blocks, tokens colored by whether they have loss.
 
-Knows nothing about how rows are encoded. Its page is `preview_page`.
+Knows nothing about how rows are encoded. The HTML is `html/preview_page.py`.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from lorgnette.processing.token_spans import TokenSpan
 from lorgnette.report.draw_boxes import Box, draw_boxes
 
 TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
-"""By turns, so that one sees where a token ends."""
+"""Used alternately, so that the end of a token is visible."""
 UNTRAINED_STYLES = ("default", "dim")
 _MAX_COLUMNS = 56
-_LEGEND = "trained tokens are green; on the others no loss is taken"
-_PLAIN_LEGEND = "trained tokens stand in ⟦ ⟧; on the others no loss is taken"
+_LEGEND = "green tokens have loss, the others do not"
+_PLAIN_LEGEND = "tokens in ⟦ ⟧ have loss, the others do not"
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewImage:
-    """seen: as resized for the model, without boxes. name, size: the file's."""
+    """name, size: of the file. resized: as the model gets it, without boxes."""
 
     name: str
     size: tuple[int, int]
@@ -35,7 +35,7 @@ class PreviewImage:
 
 @dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """problem: why the row cannot be used; it then has nothing else. boxes: those of the only picture."""
+    """One row; with a problem, the other fields are empty. boxes: only if the row has one image."""
 
     where: str
     problem: str = ""
@@ -44,67 +44,73 @@ class PreviewRow:
     spans: Sequence[TokenSpan] = ()
 
     @property
+    def num_tokens(self) -> int:
+        return sum(span.num_tokens for span in self.spans)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(span.num_tokens for span in self.spans if span.is_trained)
+
+    @property
     def token_counts(self) -> str:
-        total, trained = (sum(p.num_tokens for p in self.spans if p.is_trained or every) for every in (True, False))
-        return f"{total} tokens, {trained} trained"
+        return f"{self.num_tokens} tokens, {self.num_trained} trained"
+
+    def draw_boxes(self, image: PreviewImage) -> Image.Image:
+        return draw_boxes(image.resized, self.boxes)
 
 
 def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
-    """To a console with colours, or to one without: then trained text stands in brackets and pictures are named."""
-    plain = console.color_system is None
+    """Print with colors; on a console without, put trained text in brackets and only name the images."""
+    is_plain = console.color_system is None
     for row in rows:
         console.print(Text(f"\n{row.where}" + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
         if row.problem:
             console.print(Text(row.problem, "red"), soft_wrap=True)
-        for picture in row.images:
-            if not plain:
-                console.print(render_half_blocks(draw_row_boxes(picture, row), min(_MAX_COLUMNS, console.width)))
-            console.print(Text(describe_image(picture), "dim"), soft_wrap=True)
+        for image in row.images:
+            if not is_plain:
+                console.print(render_half_blocks(row.draw_boxes(image), min(_MAX_COLUMNS, console.width)))
+            console.print(Text(describe_image(image), "dim"), soft_wrap=True)
         for number, box in enumerate(row.boxes, start=1):
             console.print(Text(f"box {number}: {box}", "dim"), soft_wrap=True)
-        console.print(bracket_spans(row.spans) if plain else color_spans(row.spans), soft_wrap=plain)
-    console.print(Text(f"\n{_PLAIN_LEGEND if plain else _LEGEND}", "dim"))
+        console.print(bracket_spans(row.spans) if is_plain else color_spans(row.spans), soft_wrap=is_plain)
+    console.print(Text(f"\n{_PLAIN_LEGEND if is_plain else _LEGEND}", "dim"))
 
 
-def describe_image(picture: PreviewImage) -> str:
-    (width, height), (seen_width, seen_height) = picture.size, picture.resized.size
-    return f"{picture.name}, {width}×{height} → {seen_width}×{seen_height} pixels, {picture.num_tokens} tokens"
+def describe_image(image: PreviewImage) -> str:
+    (width, height), (new_width, new_height) = image.size, image.resized.size
+    return f"{image.name}, {width}×{height} → {new_width}×{new_height} pixels, {image.num_tokens} tokens"
 
 
-def draw_row_boxes(picture: PreviewImage, row: PreviewRow) -> Image.Image:
-    return draw_boxes(picture.resized, row.boxes)
+def format_span(span: TokenSpan) -> str:
+    """Shorten an image's tokens to one token and their number; make newlines visible."""
+    if span.kind == "image":
+        return f"{span.text}×{span.num_tokens}"
+    return span.text.replace("\n", "↵\n")
 
 
-def format_span(piece: TokenSpan) -> str:
-    """A picture's tokens as one word with their number; line ends to be seen."""
-    if piece.kind == "image":
-        return f"{piece.text}×{piece.num_tokens}"
-    return piece.text.replace("\n", "↵\n")
-
-
-def color_spans(pieces: Sequence[TokenSpan]) -> Text:
+def color_spans(spans: Sequence[TokenSpan]) -> Text:
     text = Text()
-    for number, piece in enumerate(pieces):
-        text.append(format_span(piece), (TRAINED_STYLES if piece.is_trained else UNTRAINED_STYLES)[number % 2])
+    for number, span in enumerate(spans):
+        text.append(format_span(span), (TRAINED_STYLES if span.is_trained else UNTRAINED_STYLES)[number % 2])
     return text
 
 
-def bracket_spans(pieces: Sequence[TokenSpan]) -> Text:
-    text, inside = "", False
-    for piece in pieces:
-        if piece.is_trained != inside:
-            text += "⟦" if piece.is_trained else "⟧"
-            inside = piece.is_trained
-        text += format_span(piece)
-    return Text(text + "⟧" * inside)
+def bracket_spans(spans: Sequence[TokenSpan]) -> Text:
+    text, is_inside = "", False
+    for span in spans:
+        if span.is_trained != is_inside:
+            text += "⟦" if span.is_trained else "⟧"
+            is_inside = span.is_trained
+        text += format_span(span)
+    return Text(text + "⟧" * is_inside)
 
 
-def render_half_blocks(picture: Image.Image, columns: int) -> Text:
-    """Two pixels a character: the upper one's colour on the lower one's."""
-    rows = max(2, round(columns * picture.height / picture.width / 2) * 2)
-    small = picture.resize((columns, rows), Image.Resampling.BOX)
+def render_half_blocks(image: Image.Image, columns: int) -> Text:
+    """Two pixels per character: the upper pixel's color on the lower one's."""
+    height = max(2, round(columns * image.height / image.width / 2) * 2)
+    small = image.resize((columns, height), Image.Resampling.BOX)
     text = Text()
-    for y in range(0, rows, 2):
+    for y in range(0, height, 2):
         for x in range(columns):
             upper, lower = (Color.from_rgb(*small.getpixel((x, y + line))) for line in (0, 1))  # type: ignore[misc]
             text.append("▀", Style(color=upper, bgcolor=lower))

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from lorgnette.data import DataReport
@@ -13,15 +14,15 @@ from lorgnette.types import Example, Finding, FindingKind, Problem
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Path:
-    """Every kind of finding, one of them very often."""
+def page(tmp_path: Path) -> Path:
+    """A report with every kind of finding, and very many of one kind."""
     Image.new("RGB", (900, 300), "teal").save(tmp_path / "one.jpg")
-    long = "Donaudampfschifffahrtsgesellschaft<b>" * 6
-    places = (tmp_path / "one.jpg", tmp_path / "gone.jpg")
-    findings = [Finding(kind, Problem(tmp_path / "a.csv", 3, long, "do"), places) for kind in get_args(FindingKind)]
+    message = "Donaudampfschifffahrtsgesellschaft<b>" * 6
+    images = (tmp_path / "one.jpg", tmp_path / "gone.jpg")
+    findings = [Finding(kind, Problem(tmp_path / "a.csv", 3, message, "do"), images) for kind in get_args(FindingKind)]
     findings += [Finding("tiny", Problem(tmp_path / "a.csv", row, "small", "do")) for row in range(MAX_LISTED + 50)]
     row = Example("x", (), tmp_path / "a.csv", 7)
-    found = CheckReport(
+    report = CheckReport(
         title="captions <1>.csv",
         data_report=DataReport(9, 9, (), 3, 0, (1, 1), (2, 2), None),
         findings=findings,
@@ -31,35 +32,35 @@ def written(tmp_path: Path) -> Path:
         num_compared=3,
         skipped_checks=["nothing"],
     )
-    write_check_page(tmp_path / "check.html", found)
+    write_check_page(tmp_path / "check.html", report)
     return tmp_path / "check.html"
 
 
-def test_everything_is_on_it_escaped_or_counted(written: Path) -> None:
-    html = written.read_text(encoding="utf-8")
+def test_every_finding_is_shown_or_counted(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
     for title in TITLES.values():
-        assert title in html
+        assert escape(title) in html
     assert "<b>" not in html
     assert "Training would not start" in html
-    assert "the hold-out is one picture" in html
-    assert html.count("data:image/jpeg;base64,") == len(TITLES)
-    assert html.count("the file is gone") == len(TITLES)
+    assert "all 2 held-out rows have the same image" in html
+    assert html.count("data:image/jpeg;base64,") == html.count('class="missing"') == len(TITLES)
     assert f"{MAX_LISTED + 51 - MAX_CARDS} more" in html
-    assert "and 51 that only --json names" in html
+    assert "and 51 more, listed by --json" in html
     assert "400–599" in html
-    assert html.count('class="barred"') == 4  # two of three bins, two scripts: nothing has no bar
+    assert html.count('class="fill"') == 4  # two of three bins and two scripts; an empty bin has no bar
 
 
-def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
-    report = DataReport(9, 9, (), 3, 0, (1, 1), (2, 2), None)
-    write_check_page(tmp_path / "x.html", CheckReport("x", report, (), SplitSummary(9, 0, 0), {}, None, 0))
+def test_data_without_problems(tmp_path: Path) -> None:
+    data_report = DataReport(9, 9, (), 3, 0, (1, 1), (2, 2), None)
+    write_check_page(tmp_path / "x.html", CheckReport("x", data_report, (), SplitSummary(9, 0, 0), {}, None, 0))
     html = (tmp_path / "x.html").read_text()
     assert "<article" not in html
-    assert "Nothing was found against its rows." in html
-    assert 'class="stops"' not in html
-    write_check_page(tmp_path / "y.html", CheckReport("y", report, (), SplitSummary(9, 0, 0, "too few"), {}, None, 0))
-    assert 'aria-labelledby="advice" class="stops"' in (tmp_path / "y.html").read_text()
+    assert "No problems found in 9 rows." in html
+    assert 'class="blocking"' not in html
+    no_split = SplitSummary(9, 0, 0, "too few")
+    write_check_page(tmp_path / "y.html", CheckReport("y", data_report, (), no_split, {}, None, 0))
+    assert 'aria-labelledby="advice" class="blocking"' in (tmp_path / "y.html").read_text()
 
 
-def test_a_browser_shows_it_whole(written: Path, is_fit_to_look_at: Callable[[Path], None]) -> None:
-    is_fit_to_look_at(written)
+def test_in_a_browser(page: Path, is_fit_to_look_at: Callable[[Path], None]) -> None:
+    is_fit_to_look_at(page)
