@@ -1,4 +1,4 @@
-"""The verbs as they are typed: their names, what they import, and how quickly they answer."""
+"""The command line: its commands and options, what each imports, and how quickly it answers."""
 
 import subprocess
 import sys
@@ -7,36 +7,58 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import lorgnette
+from lorgnette import cli as cli_module
 from lorgnette import config
 
-VERBS = [
-    "demo", "prepare", "check", "preview", "plan", "train", "predict", "evaluate", "compare", "verify", "merge",
-    "watch", "recipe",
-]  # fmt: skip
+COMMANDS = {
+    "demo": "--out --images OVERRIDES",
+    "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
+    " --image-column --caption-column --on-bad-row",
+    "check": "SOURCE OVERRIDES --recipe --prompt --rows --name --images-from --look-alikes/--no-look-alikes --out"
+    " --json",
+    "preview": "RECIPE OVERRIDES --rows --out",
+    "plan": "RECIPE OVERRIDES --memory --gpu --json",
+    "train": "RECIPE OVERRIDES --resume",
+    "predict": "SOURCE --adapter --model --prompt --both --images-from --out --max-new-tokens --batch-size"
+    " --temperature --top-p --seed --device",
+    "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --max-new-tokens"
+    " --batch-size --device",
+    "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --max-new-tokens --batch-size"
+    " --device",
+    "verify": "ADAPTER --model --data --rows --device --json",
+    "merge": "ADAPTER OUT --model --device",
+    "watch": "FOLDER --port",
+    "recipe list": "",
+    "recipe show": "NAME",
+    "recipe copy": "NAME TO",
+}
+"""The whole command line: command → its arguments (upper case) and options, in order."""
 HEAVY = ("torch", "transformers", "peft")
-UNASKED = (
-    *("huggingface_hub", "httpx2", "filelock", "lorgnette.hub.sources", "lorgnette.hub.models"),  # no hub is named
+UNNEEDED = (
+    *("huggingface_hub", "httpx2", "filelock", "lorgnette.hub.datasets", "lorgnette.hub.models"),  # for hubs
     *("swanlab", "wandb", "tensorboard", "pyarrow", "lorgnette.demo.scenes", "rich.progress", "PIL.PdfImagePlugin"),
 )
-"""What a run of local files, without a tracker and without a terminal, has no use for."""
-LOADED = f"""
+"""Modules that training on local files, without a tracker and without a terminal, must not import."""
+CHECK_IMPORTS = f"""
 import sys
 from lorgnette.cli import main
 try:
     main()
-except SystemExit as stopped:
-    assert not stopped.code, stopped.code
+except SystemExit as exit_:
+    assert not exit_.code, exit_.code
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 assert not heavy, heavy
 """
 
 
-def python(*words: object, at: Path | None = None) -> "subprocess.CompletedProcess[str]":
+def run_python(*words: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, *map(str, words)],
-        cwd=at, capture_output=True, text=True, errors="replace", timeout=60, check=False,
+        cwd=cwd, capture_output=True, text=True, errors="replace", timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -49,27 +71,40 @@ def captions(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_verbs(cli) -> None:
-    """Frozen: whoever renames one breaks scripts. In the order of the work."""
-    listed = cli("--help").out.partition("Commands:")[2].splitlines()
-    assert [line.split()[0] for line in listed if line.strip() and not line.startswith("   ")] == VERBS
+def test_commands_and_options_are_frozen() -> None:
+    """A renamed one breaks scripts of users."""
+
+    def list_commands(group: TyperGroup, prefix: str = "") -> dict[str, str]:
+        result: dict[str, str] = {}
+        for name, command in group.commands.items():
+            if isinstance(command, TyperGroup):
+                result |= list_commands(command, f"{name} ")
+            else:
+                params = ("/".join([*p.opts, *p.secondary_opts]) for p in command.params)
+                result[prefix + name] = " ".join(param if "--" in param else param.upper() for param in params)
+        return result
+
+    group = get_command(cli_module.app)
+    assert isinstance(group, TyperGroup)
+    assert list_commands(group) == COMMANDS
+    assert list(list_commands(group)) == list(COMMANDS)
 
 
-def test_every_verb_explains_itself(cli) -> None:
-    for verb in VERBS:
-        done = cli(verb, "--help")
-        assert done.status == 0
-        assert done.out.startswith(f"Usage: lorgnette {verb} ")
-    assert cli("recipe", "copy", "-h").status == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, cli) -> None:
+    done = cli(*command.split(), "--help")
+    assert done.status == 0
+    assert done.out.startswith(f"Usage: lorgnette {command} ")
+    assert cli(*command.split(), "-h").out == done.out
 
 
-def test_no_word_at_all_is_a_question_for_help(cli) -> None:
+def test_no_arguments_print_help(cli) -> None:
     done = cli()
     assert done.status == 2
     assert "Commands:" in done.out + done.err
 
 
-def test_a_verb_there_is_not(cli) -> None:
+def test_misspelled_command(cli) -> None:
     done = cli("trian")
     assert done.status == 2
     assert "Did you mean 'train'?" in done.err
@@ -79,18 +114,18 @@ def test_version(cli) -> None:
     assert cli("--version").out == f"lorgnette {lorgnette.__version__}\n"
 
 
-def test_as_a_module() -> None:
-    done = python("-m", "lorgnette", "--version")
+def test_python_module() -> None:
+    done = run_python("-m", "lorgnette", "--version")
     assert (done.returncode, done.stdout) == (0, f"lorgnette {lorgnette.__version__}\n")
 
 
 def test_help_answers_within_a_second() -> None:
-    """The best of a few: other work on this machine must not fail it."""
+    """The best of five, so that other work on this machine does not fail it."""
     seconds = []
     for _ in range(5):
-        begun = time.perf_counter()
-        done = python("-m", "lorgnette", "--help")
-        seconds.append(time.perf_counter() - begun)
+        start = time.perf_counter()
+        done = run_python("-m", "lorgnette", "--help")
+        seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
         if seconds[-1] < 1:
             break
@@ -110,46 +145,54 @@ def test_help_answers_within_a_second() -> None:
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_what_needs_no_weights_imports_no_torch(words: list[str], captions: Path) -> None:
-    done = python("-c", LOADED, *words, at=captions.parent)
+def test_commands_without_weights_do_not_import_torch(words: list[str], captions: Path) -> None:
+    done = run_python("-c", CHECK_IMPORTS, *words, cwd=captions.parent)
     assert done.returncode == 0, done.stderr
 
 
-TO_TORCH = f"""
+STOP_AT_TORCH = f"""
 import sys
 from lorgnette.cli import main
 class Stopped:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            unasked = [name for name in {UNASKED!r} if name in sys.modules]
-            sys.exit(f"imported: {{unasked}}" if unasked else 0)
+            unneeded = [name for name in {UNNEEDED!r} if name in sys.modules]
+            sys.exit(f"imported: {{unneeded}}" if unneeded else 0)
 sys.meta_path.insert(0, Stopped())
 main()
 raise AssertionError("torch was not imported")
 """
 
 
-def test_a_training_of_local_files_imports_what_it_needs(captions: Path) -> None:
-    """Up to torch, when all that is local has been read and encoded."""
-    words = ("train", "demo", "data=captions.csv", "data.holdout=1", "device=cpu", "report_to=none")
-    done = python("-c", TO_TORCH, *words, at=captions.parent)
+def test_training_on_local_files_imports_only_what_it_needs(captions: Path) -> None:
+    """Stops when torch is imported; by then all local files are read and encoded."""
+    words = (
+        "train",
+        "demo",
+        "data=captions.csv",
+        "data.holdout=1",
+        "device=cpu",
+        "report_to=none",
+        "predict.metrics=caption",
+    )
+    done = run_python("-c", STOP_AT_TORCH, *words, cwd=captions.parent)
     assert done.returncode == 0, done.stderr
     assert "data   " in done.stderr
 
 
-def test_the_settings() -> None:
-    """Frozen: each is named in somebody's recipe."""
+def test_settings_are_frozen() -> None:
+    """A renamed one breaks recipes of users."""
     assert config.list_settings() == [
-        "model", "engine", "run", "seed", "device", "dtype",
+        "model", "engine", "run", "seed", "device", "dtype", "report_to", "project", "image_size", "image_tokens",
+        "eos_token", "max_length",
         "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.max_rows",
         "data.images_from", "data.group_by_image",
-        "image_size", "image_tokens", "eos_token", "max_length",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
-        "train.epochs", "train.max_steps", "train.batch_size", "train.accumulation", "train.max_tokens_per_microbatch", "train.learning_rate",
-        "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay", "train.max_grad_norm", "train.logging_steps",
-        "train.save_steps", "train.eval_steps", "train.metric_for_best_model", "train.early_stopping_patience",
+        "train.epochs", "train.max_steps", "train.batch_size", "train.max_tokens_per_microbatch",
+        "train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay",
+        "train.max_grad_norm", "train.logging_steps", "train.save_steps", "train.eval_steps",
+        "train.metric_for_best_model", "train.early_stopping_patience",
         "predict.max_new_tokens", "predict.batch_size", "predict.metrics", "predict.image_size",
-        "report_to", "project",
     ]  # fmt: skip
 
 
@@ -167,46 +210,46 @@ def test_recipes(tmp_path: Path, cli) -> None:
     cli("recipe", "show", "coco-capton").refused(2, "did you mean coco-caption?")
 
 
-def test_check_says_what_is_there(captions: Path, cli) -> None:
+def test_check_prints_facts(captions: Path, cli) -> None:
     done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
     assert done.status == 1
     assert not done.out
-    assert done.err.splitlines() == [
-        "no row can be held out: holdout is 4, but there are 3 usable rows; hold out fewer rows than there are, so "
-        "that some are left to train on",
+    error, *lines = done.err.splitlines()
+    assert error.startswith("no rows can be held out: holdout is 4, but there are 3 usable rows")
+    assert lines == [
         "rows       3, 3 usable, 0 broken",
-        "pictures   3, used 3 times",
+        "images     3, used 3 times",
         "sizes      40×40 pixels",
-        "answers    3 to 8 characters, 5 on average",
-        "scripts    Latin 3",
-        "looks      3 pictures compared",
-        "tokens     127 to 130 an example, 129 in the middle",
-        "in all     386 tokens, 78 % pictures, 3 % trained",
+        "answers    3 to 8 characters, mean 5",
+        "text       writing system: Latin (3)",
+        "compared   3 images for look-alikes",
+        "tokens     127 to 130 per example, median 129",
+        "total      386 tokens: 78% of images, 3% with loss",
         f"           127  {bar} 1",
         "           128",
         f"           129  {bar} 1",
         f"           130  {bar} 1",
-        "verdict    Training would not start: no row can be held out.",
+        "result     Training would not start: no rows can be held out.",
     ]
     done = cli("check", "captions.csv", "model=demo", "data.holdout=1")
-    assert (done.status, done.err.splitlines()[-1]) == (0, "verdict    Nothing was found against its rows.")
+    assert (done.status, done.err.splitlines()[-1]) == (0, "result     No problems found in 3 rows.")
 
 
-def test_a_letter_the_terminal_has_not(captions: Path) -> None:
-    """A terminal of an older code page gets it written out."""
+def test_characters_that_the_terminal_lacks(captions: Path) -> None:
+    """A terminal with another encoding gets them escaped."""
     captions.rename(captions.with_name("图.csv"))
     code = "import sys; sys.stderr.reconfigure(encoding='latin-1'); from lorgnette.cli import main; main()"
-    done = python("-c", code, "check", "图.csv", "data.holdout=1", at=captions.parent)
+    done = run_python("-c", code, "check", "图.csv", "data.holdout=1", cwd=captions.parent)
     assert done.returncode == 0, done.stderr
-    done = python("-c", code, "check", "图片.csv", at=captions.parent)
+    done = run_python("-c", code, "check", "图片.csv", cwd=captions.parent)
     assert done.returncode == 1
     assert "\\u56fe\\u7247.csv" in done.stderr
 
 
-def test_ctrl_c_is_answered_in_one_line(captions: Path, cli, monkeypatch) -> None:
-    def stopped(*_: object, **__: object) -> None:
+def test_ctrl_c_prints_one_line(captions: Path, cli, monkeypatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorgnette.commands.check.check", stopped)
+    monkeypatch.setattr("lorgnette.commands.check.check", interrupt)
     done = cli("check", "captions.csv")
     assert (done.status, done.out, done.err) == (130, "", "stopped\n")

@@ -1,4 +1,4 @@
-"""The shelf: every recipe on it can be found, read and copied."""
+"""Every recipe of the package is found, loaded and copied."""
 
 from pathlib import Path
 
@@ -11,51 +11,51 @@ NAMES = [name for name, _ in recipes.list_titles()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_on_the_shelf_has_a_title_and_loads(name: str) -> None:
+def test_every_recipe_has_a_title_and_loads(name: str) -> None:
     title = dict(recipes.list_titles())[name]
     assert len(title) > 10
     assert not title.startswith("#")
     assert recipes.load_settings(name).data.path
 
 
-def test_values_and_words_are_laid_over_a_recipe_one_by_one() -> None:
-    plain = recipes.load_settings("demo")
+def test_values_and_overrides_replace_single_settings() -> None:
+    settings = recipes.load_settings("demo")
     changed = recipes.load_settings(
         "demo", ["lora.rank=8"], data="mine.csv", train={"learning_rate": 0.5}, model="elsewhere"
     )
     assert (changed.model, changed.data.path, changed.lora.rank) == ("elsewhere", Path("mine.csv"), 8)
-    assert changed.data.holdout == plain.data.holdout != recipes.load_settings().data.holdout
-    assert changed.train == plain.train.model_copy(update={"learning_rate": 0.5})
-    assert changed.lora == plain.lora.model_copy(update={"rank": 8})
+    assert changed.data.holdout == settings.data.holdout != recipes.load_settings().data.holdout
+    assert changed.train == settings.train.model_copy(update={"learning_rate": 0.5})
+    assert changed.lora == settings.lora.model_copy(update={"rank": 8})
 
 
-def test_a_fault_is_placed_where_it_was_written(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("# Mine\ntrain: {learning_rate: fast}")
+def test_error_names_the_origin_of_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("# Mine\ntrain: {learning_rate: fast}")
     with pytest.raises(UsageError, match=r"train\.learning_rate = 'fast'.*mine\.yaml"):
-        recipes.load_settings(str(mine))
+        recipes.load_settings(str(path))
     with pytest.raises(UsageError, match=r"train\.learning_rate = 'slow'.*arguments"):
-        recipes.load_settings(str(mine), train={"learning_rate": "slow"})
+        recipes.load_settings(str(path), train={"learning_rate": "slow"})
     with pytest.raises(UsageError, match=r"train\.learning_rate = '-1'.*command line"):
-        recipes.load_settings(str(mine), ["train.learning_rate=-1"])
+        recipes.load_settings(str(path), ["train.learning_rate=-1"])
 
 
-def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path: Path) -> None:
+def test_recipe_is_found_by_name_or_file(tmp_path: Path) -> None:
     assert recipes.find_recipe("demo").name == "demo.yaml"
-    mine = recipes.copy_recipe("demo", tmp_path / "new" / "mine.yaml")
-    assert recipes.find_recipe(str(mine)) == mine
-    assert recipes.load_settings(str(mine)) == recipes.load_settings("demo")
+    copy = recipes.copy_recipe("demo", tmp_path / "new" / "mine.yaml")
+    assert recipes.find_recipe(str(copy)) == copy
+    assert recipes.load_settings(str(copy)) == recipes.load_settings("demo")
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("coco-captoin", "coco-caption"), ("zzzz", "recipe list")])
-def test_a_recipe_that_is_not_there_is_refused_with_its_neighbour(name: str, remedy: str) -> None:
+@pytest.mark.parametrize(("name", "hint"), [("coco-captoin", "coco-caption"), ("zzzz", "recipe list")])
+def test_unknown_recipe_is_refused_with_a_similar_name(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         recipes.find_recipe(name)
     assert (caught.value.message, caught.value.where) == ("no such recipe", name)
-    assert remedy in str(caught.value.hint)
+    assert hint in str(caught.value.hint)
 
 
-def test_a_copy_lands_here_and_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipes.copy_recipe("demo", None) == Path("demo.yaml")
     Path("demo.yaml").write_text("# Mine\n")

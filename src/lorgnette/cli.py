@@ -1,6 +1,6 @@
-"""The verbs on the command line, in the order of the work; no logic.
+"""The commands on the command line, in the order in which they are used; no logic.
 
-Heavy imports wait for the verb that needs them: `--help` answers at once.
+Heavy imports wait for the command that needs them, so that `--help` answers at once.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from lorgnette import __version__
+import lorgnette
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.console import Terminal
 
@@ -25,51 +25,54 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune Qwen-VL models on your own pictures with LoRA, and see that it worked.",
+    help="Fine-tune Qwen-VL models on your own images with LoRA, and check the result.",
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="Settings that belong together: list, show, copy.")
+recipes_app = typer.Typer(no_args_is_help=True, help="Recipes are files of settings: list, show, copy.")
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+"""The exit status after Ctrl-C, as in shells: 128 plus the signal's number."""
+RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 
+# One definition for each argument and option that several commands have.
+Recipe = Annotated[str | None, typer.Argument(help="a recipe's name or file")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="such as train.learning_rate=1e-4")
+    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="settings, such as train.learning_rate=1e-4")
 ]
-Prompt = Annotated[str, typer.Option(help="what the user asks, where the data does not say")]
-OnBadRow = Annotated[
-    Literal["error", "skip"], typer.Option(help="stop over broken rows, or leave them out and name them")
-]
-Rows = Annotated[int | None, typer.Option(min=1, help="use the first so many rows only")]
-PartName = Annotated[str | None, typer.Option(help="the part of a source that has several: a split, an entry")]
+DataPath = Annotated[Path, typer.Argument(help="a data file or folder in any supported format (docs/data.md)")]
+AdapterPath = Annotated[Path, typer.Argument(help="a run, or its adapter folder")]
+Rows = Annotated[int | None, typer.Option(min=1, help="use only the first N rows")]
+PartName = Annotated[str | None, typer.Option(help="which part of the source, if it has several: a split, an entry")]
 ImagesFrom = Annotated[
-    str | None, typer.Option(help="a folder or zip with pictures by file name; of data on a hub also an address")
+    str | None, typer.Option(help="folder or zip with the images by file name; for a data set on a hub also a URL")
 ]
-RUN_OR_MODEL_HELP = "an adapter or its run, `base`, a model, or a file of answers (.jsonl)"
-BaseModel = Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")]
-PromptOverride = Annotated[
-    str | None, typer.Option(help="what to ask where the data does not say; default: the adapter's")
-]
+BaseModel = Annotated[str | None, typer.Option(help="the base model; default: the one recorded with the adapter")]
+Prompt = Annotated[str | None, typer.Option(help="the prompt, if the data has none; default: the adapter's")]
 Metrics = Annotated[
     str | None,
-    typer.Option(help="caption, latex, or names (docs/metrics.md), with commas; default: what the run was scored by"),
+    typer.Option(help="caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"),
 ]
-DataPath = Annotated[Path, typer.Argument(help="a data file or folder of any form (docs/data.md)")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="the most tokens of an answer")]
+BatchSize = Annotated[int, typer.Option(min=1, help="how many answers are generated at once")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the model runs")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
-def _load_settings(recipe: str | None, words: list[str] | None) -> "tuple[str, Settings]":
-    """A run's name and settings; the first word may be a setting where a recipe could stand."""
-    from lorgnette import recipes as shelf
-
-    given = list(words or [])
+def _load_settings(recipe: str | None, overrides: list[str] | None) -> "tuple[str, Settings]":
+    """A run's name and settings; without a recipe, the first argument may be a setting."""
+    overrides = list(overrides or [])
     if recipe is not None and "=" in recipe:
-        given.insert(0, recipe)
+        overrides.insert(0, recipe)
         recipe = None
-    return Path(recipe or "run").stem, shelf.load_settings(recipe, given)
+    return Path(recipe or "run").stem, lorgnette.recipes.load_settings(recipe, overrides)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"lorgnette {__version__}")
+def _print_json(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        typer.echo(f"lorgnette {lorgnette.__version__}")
         raise typer.Exit
 
 
@@ -83,48 +86,50 @@ def _parse_global_options(
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="folder for the pictures and the run")] = None,
-    images: Annotated[int, typer.Option(min=8, help="how many pictures to draw")] = 500,
+    out: Annotated[Path | None, typer.Option(help="folder for the images and the run")] = None,
+    images: Annotated[int, typer.Option(min=8, help="how many images to draw")] = 500,
     overrides: Overrides = None,
 ) -> None:
-    """See it work: draw pictures, tune the built-in model on them, open the page."""
+    """Try it: draw images, fine-tune the built-in model on them, write the report."""
     from lorgnette.commands.demo import demo as run_demo
 
-    run_demo(out, num_images=images, words=overrides or [], console=console)
+    run_demo(out, num_images=images, overrides=overrides or [], console=console)
 
 
 @app.command()
 def prepare(
     source: Annotated[
         Path,
-        typer.Argument(help="a data file or folder of any form, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"),
+        typer.Argument(
+            help="a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="folder the files are written to")] = Path("data"),
-    prompt: Prompt = "COCO Yes:",
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("data"),
+    prompt: Annotated[str, typer.Option(help="the prompt, if the data has none")] = "COCO Yes:",
     holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
     split: Annotated[
         Literal["image", "tail"],
-        typer.Option(help="picture: no picture in both parts; tail: literally the last rows"),
+        typer.Option(help="image: no image is in both parts; tail: exactly the last rows"),
     ] = "image",
     rows: Rows = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="so many rows, drawn fairly")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="use N random rows")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed for --sample")] = 0,
     to: Annotated[
-        Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the form to write")
+        Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the output format")
     ] = "json",
     name: PartName = None,
     images_from: ImagesFrom = None,
-    image_column: Annotated[str | None, typer.Option(help="the column with pictures, where in doubt")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="the column with captions, where in doubt")] = None,
-    on_bad_row: OnBadRow = "error",
+    image_column: Annotated[str | None, typer.Option(help="the column with images, if it is not clear")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="the column with captions, if it is not clear")] = None,
+    on_bad_row: Annotated[
+        Literal["error", "skip"], typer.Option(help="stop at rows that cannot be used, or skip and list them")
+    ] = "error",
 ) -> None:
-    """A source → conversations JSON (or another form), split into a training and a test part."""
-    import lorgnette
-
+    """Convert a data set to conversations JSON or another format, and split it into training and test data."""
     lorgnette.prepare(
-        source, out, prompt=prompt, holdout=holdout, split=split, max_rows=rows, sample=sample, seed=seed, to=to, name=name,
-        images_from=images_from, image_column=image_column, caption_column=caption_column, on_bad_row=on_bad_row,
-        console=console,
+        source, out, prompt=prompt, holdout=holdout, split=split, max_rows=rows, sample=sample, seed=seed, to=to,
+        name=name, images_from=images_from, image_column=image_column, caption_column=caption_column,
+        on_bad_row=on_bad_row, console=console,
     )  # fmt: skip
 
 
@@ -132,102 +137,94 @@ def prepare(
 def check(
     source: DataPath,
     overrides: Overrides = None,
-    recipe: Annotated[str | None, typer.Option(help="the recipe whose settings to check by")] = None,
-    prompt: Annotated[str | None, typer.Option(help="what the user asks; default: data.prompt")] = None,
+    recipe: Annotated[str | None, typer.Option(help="a recipe with the settings to check for")] = None,
+    prompt: Annotated[str | None, typer.Option(help="the prompt, if the data has none; default: data.prompt")] = None,
     rows: Rows = None,
     name: PartName = None,
     images_from: ImagesFrom = None,
-    look_alikes: Annotated[bool, typer.Option("--looks/--no-looks", help="compare what pictures look like")] = True,
-    out: Annotated[Path | None, typer.Option(help="also write a page")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    look_alikes: Annotated[
+        bool, typer.Option("--look-alikes/--no-look-alikes", help="search for images that look alike")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="also write an HTML report")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Look a data set over before a GPU is spent on it; every row in question is named. Exit status 1 if training
-    would refuse to start on it."""
-    import lorgnette
-    from lorgnette import recipes as shelf
-
-    found = lorgnette.check(
-        source, settings=shelf.load_settings(recipe, overrides or []), prompt=prompt, rows=rows, name=name,
+    """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start."""
+    report = lorgnette.check(
+        source, settings=lorgnette.recipes.load_settings(recipe, overrides or []), prompt=prompt, rows=rows, name=name,
         images_from=images_from, look_alikes=look_alikes, out=out, console=console,
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))
-    if found.is_blocking:
+        _print_json(report.as_dict())
+    if report.is_blocking:
         raise typer.Exit(1)
 
 
 @app.command()
 def preview(
-    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    recipe: Recipe = None,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="how many, from the start")] = 4,
-    out: Annotated[Path | None, typer.Option(help="write a page instead")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="show the first N rows")] = 4,
+    out: Annotated[Path | None, typer.Option(help="write HTML instead")] = None,
 ) -> None:
-    """Rows as the model gets them: the resized picture, and every token coloured by whether it is trained."""
-    import lorgnette
-
-    _, chosen = _load_settings(recipe, overrides)
-    lorgnette.preview(chosen, rows=rows, out=out, console=console)
+    """Show rows as the model gets them: the resized image, and which tokens are trained."""
+    _, settings = _load_settings(recipe, overrides)
+    lorgnette.preview(settings, rows=rows, out=out, console=console)
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    recipe: Recipe = None,
     overrides: Overrides = None,
-    memory: Annotated[float | None, typer.Option(min=1, help="the GPU's memory in GiB; default: usual sizes")] = None,
+    memory: Annotated[float | None, typer.Option(min=1, help="the GPU's memory in GiB; default: common sizes")] = None,
     gpu: Annotated[
-        Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"], typer.Option(help="what the time is predicted for")
+        Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"], typer.Option(help="the GPU to predict the time for")
     ] = "H200",
-    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """What `train` will compute, what memory and time it will take, and what makes it fit; no weights are read."""
-    import lorgnette
-
-    _, chosen = _load_settings(recipe, overrides)
-    made = lorgnette.plan(chosen, memory=memory, gpu=gpu, console=console)
+    """Predict the steps, memory and time of `train`, and the settings that make it fit. Reads no weights."""
+    _, settings = _load_settings(recipe, overrides)
+    report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console)
     if as_json:
-        typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
+        _print_json(report.as_dict())
 
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="a recipe's name or file")] = None,
+    recipe: Recipe = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="go on with a run that was stopped")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="resume an interrupted run")] = None,
 ) -> None:
-    """Tune an adapter, answer the held-out pictures with and without it, write the page."""
-    import lorgnette
-
+    """Train an adapter, answer the held-out prompts with and without it, write the report."""
     if resume is not None:
         if recipe or overrides:
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         lorgnette.resume(resume, console=console)
         return
-    name, chosen = _load_settings(recipe, overrides)
-    lorgnette.train(chosen, name=name, console=console)
+    name, settings = _load_settings(recipe, overrides)
+    lorgnette.train(settings, name=name, console=console)
 
 
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(help="a picture, a folder of pictures, or a data file")],
+    source: Annotated[Path, typer.Argument(help="an image, a folder of images, or a data file")],
     adapter: Annotated[
-        Path | None, typer.Option(help="a run, or its adapter folder; without: the untuned model")
+        Path | None, typer.Option(help="a run, or its adapter folder; default: the base model alone")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
-    prompt: Annotated[str | None, typer.Option(help="what to ask; default: the adapter's prompt")] = None,
-    both: Annotated[bool, typer.Option("--both", help="the untuned model's answer beside the tuned one's")] = False,
+    model: BaseModel = None,
+    prompt: Prompt = None,
+    both: Annotated[bool, typer.Option("--both", help="also print the base model's answers")] = False,
     images_from: ImagesFrom = None,
     out: Annotated[Path | None, typer.Option(help="also write the answers as JSONL")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    temperature: Annotated[float | None, typer.Option(min=0.01, help="draw answers at this temperature")] = None,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 32,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.01, help="sample at this temperature; default: greedy")
+    ] = None,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="sample from the most likely tokens up to P")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed for sampling")] = 0,
+    device: Device = "auto",
 ) -> None:
-    """Answers to pictures, with or without an adapter."""
-    import lorgnette
-
+    """Answer prompts about images, with or without an adapter."""
     sampling: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -243,21 +240,19 @@ def predict(
 
 @app.command()
 def evaluate(
-    model_or_run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL_HELP", help=RUN_OR_MODEL_HELP)],
+    model_or_run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help=RUN_OR_MODEL_HELP)],
     source: DataPath,
     metrics: Metrics = None,
     out: Annotated[Path | None, typer.Option(help="folder for predictions.jsonl and scores.json")] = None,
     model: BaseModel = None,
-    prompt: PromptOverride = None,
+    prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
 ) -> None:
-    """Answers held against the data's own, in the field's metrics with their intervals."""
-    import lorgnette
-
+    """Compare a model's answers with the data's: standard metrics with confidence intervals."""
     lorgnette.evaluate(
         model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
@@ -268,24 +263,19 @@ def evaluate(
 def compare(
     models_and_data: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN_OR_MODEL_HELP [RUN_OR_MODEL_HELP]... DATA",
-            help=f"{RUN_OR_MODEL_HELP}; then the data to ask about",
-        ),
+        typer.Argument(metavar="RUN_OR_MODEL... DATA", help=f"each {RUN_OR_MODEL_HELP}; last the data"),
     ],
-    out: Annotated[Path | None, typer.Option(help="the page; default: compare.html, or the next free name")] = None,
+    out: Annotated[Path | None, typer.Option(help="the report; default: compare.html, or the next free name")] = None,
     metrics: Metrics = None,
     model: BaseModel = None,
-    prompt: PromptOverride = None,
+    prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
 ) -> None:
-    """One page: scores, style and every picture with all answers. One alone is compared with its base."""
-    import lorgnette
-
+    """Compare models in one HTML report: scores, style, and every answer. A single one is compared with its base."""
     lorgnette.compare(
         *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
@@ -294,45 +284,39 @@ def compare(
 
 @app.command()
 def verify(
-    adapter: Annotated[Path, typer.Argument(help="an adapter's folder, or its run's")],
-    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
-    data: Annotated[Path | None, typer.Option(help="pictures or a data file to ask about; without: drawn ones")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="of the data, the first so many")] = 4,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option()] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+    adapter: AdapterPath,
+    model: BaseModel = None,
+    data: Annotated[Path | None, typer.Option(help="images or a data file; default: a built-in image")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="use the first N rows of --data")] = 4,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """Does this adapter do anything, and anywhere else too? Asked in a process of plain transformers and peft. Exit
-    status 1 where something is wrong with it."""
-    import lorgnette
-
-    verdict = lorgnette.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
+    """Check an adapter: its files, its base model, and that plain transformers + PEFT load it and reproduce its
+    outputs. Exits with 1 if a check fails."""
+    report = lorgnette.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
     if as_json:
-        typer.echo(json.dumps(verdict.as_dict(), ensure_ascii=False, indent=2))
-    if not verdict.passed:
+        _print_json(report.as_dict())
+    if not report.passed:
         raise typer.Exit(1)
 
 
 @app.command()
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="an adapter's folder, or its run's")],
-    out: Annotated[Path, typer.Argument(help="folder of the merged checkpoint")],
-    model: Annotated[str | None, typer.Option(help="the base model, where it is not the adapter's own path")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the merged model is asked")] = "auto",
+    adapter: AdapterPath,
+    out: Annotated[Path, typer.Argument(help="a new folder for the merged checkpoint")],
+    model: BaseModel = None,
+    device: Device = "auto",
 ) -> None:
-    """Base and adapter as one checkpoint in the hub's layout, compared with the two of them."""
-    import lorgnette
-
+    """Write base model and adapter as one checkpoint, and compare its answers with theirs."""
     lorgnette.merge(adapter, out, model=model, device=device, console=console)
 
 
 @app.command()
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5092,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="the dashboard's port")] = 5092,
 ) -> None:
-    """SwanLab's local dashboard of a run, until Ctrl-C."""
-    import lorgnette
-
+    """Show a run in SwanLab's local dashboard, until Ctrl-C."""
     lorgnette.watch(folder, port=port, console=console)
 
 
@@ -341,41 +325,35 @@ app.add_typer(recipes_app, name="recipe")
 
 @recipes_app.command("list")
 def recipe_list() -> None:
-    """The recipes there are, one a line."""
-    from lorgnette import recipes as shelf
-
-    for name, first in shelf.list_titles():
-        typer.echo(f"{name:24} {first}")
+    """List the recipes, one per line."""
+    for name, title in lorgnette.recipes.list_titles():
+        typer.echo(f"{name:24} {title}")
 
 
 @recipes_app.command("show")
 def recipe_show(name: str) -> None:
     """Print a recipe."""
-    from lorgnette import recipes as shelf
-
-    typer.echo(shelf.read_text(name), nl=False)
+    typer.echo(lorgnette.recipes.read_text(name), nl=False)
 
 
 @recipes_app.command("copy")
 def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) -> None:
-    """Copy a recipe, to be changed."""
-    from lorgnette import recipes as shelf
-
-    typer.echo(shelf.copy_recipe(name, to))
+    """Copy a recipe, to edit it."""
+    typer.echo(lorgnette.recipes.copy_recipe(name, to))
 
 
 def main() -> None:
-    """The command `lorgnette`. A person's mistake is one line and exit status 1 or 2; ours keeps its traceback."""
-    # What libraries tell each other's programmers is not for the person at this terminal.
+    """The command `lorgnette`. A user's error is one line and exit status 1 or 2; a defect keeps its traceback."""
+    # Deprecation warnings of libraries are for their developers.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # An answer or a file's name that the terminal has no letters for is written out, and costs no run.
+    # Escape characters that the terminal's encoding lacks, instead of failing.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="lorgnette")
-    except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:  # typer has made it of Ctrl-C, without a word
+    except SystemExit as exit_:
+        if exit_.code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into an exit without a message
             Terminal(console).print("stopped")
         raise
     except LorgnetteError as error:
@@ -384,11 +362,9 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        # A folder that may not be entered, a name too long, a disk that is full: the system's own words.
+        # Permission denied, a name that is too long, a full disk: the system's own message.
         where = error.filename or "a file"
-        Terminal(console).error(
-            f"lorgnette: {error.strerror} · {where} · see to its path, its permissions and the disk"
-        )
+        Terminal(console).error(f"lorgnette: {error.strerror} · {where} · check its path, its permissions and the disk")
         sys.exit(1)
     except KeyboardInterrupt:
         Terminal(console).print("stopped")

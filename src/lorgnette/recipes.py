@@ -1,4 +1,7 @@
-"""Recipes: YAML files of settings. The first line of each is a comment with its purpose."""
+"""Finds, reads and copies recipes: YAML files of settings, the package's own and the user's.
+
+The first line of a recipe is a comment with its title.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -11,29 +14,30 @@ from lorgnette.errors import UsageError
 from lorgnette.io.atomic import write_text
 
 _PACKAGE = Path(__file__).parent
-# In the package when installed; at the root of a checkout otherwise.
+# In the package when installed, at the root in a checkout.
 RECIPES_DIR = next(folder for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if folder.is_dir())
 
 
 def list_titles() -> list[tuple[str, str]]:
-    """(name, first line) of every recipe that comes with lorgnette."""
-    return [(path.stem, _read_title(path)) for path in sorted(RECIPES_DIR.glob("*.yaml"))]
+    """(name, title) of each of the package's recipes."""
+    paths = sorted(RECIPES_DIR.glob("*.yaml"))
+    return [(path.stem, path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()) for path in paths]
 
 
 def find_recipe(name: str) -> Path:
-    """Find a recipe by name or by file. Raises UsageError with the nearest name."""
+    """Find a recipe by its name, or the user's own by its file. Raises UsageError with the most similar name."""
     if Path(name).suffix.lower() in (".csv", ".json", ".jsonl"):
-        raise UsageError("this is a data file, not a recipe", where=name, hint=f"write data={name}")
+        raise UsageError("a data file, not a recipe", where=name, hint=f"write data={name}")
     for path in (Path(name), RECIPES_DIR / f"{name}.yaml"):
         if path.is_file():
             return path
-    nearest = difflib.get_close_matches(name, [title for title, _ in list_titles()], n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else "`lorgnette recipe list` lists the recipes"
+    similar = difflib.get_close_matches(name, [title[0] for title in list_titles()], n=1)
+    hint = f"did you mean {similar[0]}?" if similar else "`lorgnette recipe list` lists all recipes"
     raise UsageError("no such recipe", where=name, hint=hint)
 
 
 def load_settings(name: str | None = None, overrides: Iterable[str] = (), **values: Any) -> Settings:
-    """Load a recipe (name or file), then override it by named values and by `key=value` words.
+    """Load a recipe by name or file; named values and then `key=value` overrides replace its settings.
 
     `load_settings("coco-caption", ["train.learning_rate=1e-4"], model="demo", data="captions.csv")`
     """
@@ -42,20 +46,20 @@ def load_settings(name: str | None = None, overrides: Iterable[str] = (), **valu
 
 
 def _load_tree(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Merge a recipe's tree into the tree of the recipe that it `inherits`."""
+    """Read a recipe and merge it into the recipe that it `inherits`. children: the recipes that inherit this one."""
     tree = read_recipe(path)
     if "inherits" not in tree:
         return tree
-    parent = find_recipe(str(tree.pop("inherits")))
-    if parent in (path, *children):
-        raise UsageError("the recipe inherits itself", where=str(path), hint="remove the line `inherits`")
-    base = _load_tree(parent, (path, *children))
+    parent_path = find_recipe(str(tree.pop("inherits")))
+    if parent_path in (path, *children):
+        raise UsageError("a recipe inherits itself", where=str(path), hint="remove the line `inherits`")
+    parent = _load_tree(parent_path, (path, *children))
     sections = {
-        name: {**base[name], **tree[name]}
-        for name in base.keys() & tree.keys()
-        if isinstance(base[name], dict) and isinstance(tree[name], dict)
+        name: {**parent[name], **tree[name]}
+        for name in parent.keys() & tree.keys()
+        if isinstance(parent[name], dict) and isinstance(tree[name], dict)
     }
-    return {**base, **tree, **sections}
+    return {**parent, **tree, **sections}
 
 
 def read_text(name: str) -> str:
@@ -68,14 +72,10 @@ def read_text(name: str) -> str:
 
 
 def copy_recipe(name: str, to: Path | None) -> Path:
-    """Copy a recipe to `to` (default: NAME.yaml in the working folder). Raises UsageError if the file exists."""
+    """Copy a recipe to `to` (default: NAME.yaml in the current folder). Raises UsageError if that file exists."""
     source = find_recipe(name)
     target = to or Path(source.name)
     if target.exists():
-        raise UsageError("the file exists", where=str(target), hint="name another: `lorgnette recipe copy NAME FILE`")
+        raise UsageError("file exists", where=str(target), hint="name another: `lorgnette recipe copy NAME FILE`")
     write_text(target, read_text(name))
     return target
-
-
-def _read_title(path: Path) -> str:
-    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
