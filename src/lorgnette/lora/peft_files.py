@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, LoraSettings, TargetModule
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import CONFIG_FILE, AdapterMetadata
+from lorgnette.lora.metadata import CONFIG_FILE as CONFIG_FILE  # noqa: PLC0414  re-exported
+from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape, compute_scale
 from lorgnette.models.family import Family
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
