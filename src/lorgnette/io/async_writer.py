@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 
 class AsyncWriter:
@@ -26,9 +25,7 @@ class AsyncWriter:
     def __enter__(self) -> "AsyncWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        if error is None:
+        if kind is None:
             self.wait()

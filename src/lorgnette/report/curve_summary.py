@@ -28,11 +28,11 @@ def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | Non
         f"The eval loss was lowest after step {best_step:.0f}: {lowest:.3g} ({baseline:.3g} before fine-tuning)."
     ]
     if last > lowest * (1 + MIN_RELATIVE_RISE):
-        while_falling = "while the training loss kept falling" if _is_falling(losses, best_step) else "after that"
-        norm = " and the gradient norm rose" if _is_rising(norms, best_step) else ""
-        kept = f"The adapter of step {best_step:.0f} is saved in {best}. " if best else ""
+        meanwhile = "while the training loss kept falling" if _compute_change(losses, best_step) < 0 else "after that"
+        norm = " and the gradient norm rose" if _compute_change(norms, best_step) > 0 else ""
+        saved = f"The adapter of step {best_step:.0f} is saved in {best}. " if best else ""
         sentences.append(
-            f"It then rose to {last:.3g} {while_falling}{norm}: overfitting. {kept}"
+            f"It then rose to {last:.3g} {meanwhile}{norm}: overfitting. {saved}"
             "Fewer epochs, or train.early_stopping_patience, stop a run there."
         )
     elif best_step == last_step:
@@ -50,11 +50,7 @@ def summarize_best_step(name: str, points: Points, best: str, *, higher_is_bette
     return [f"Best {name}: {value:.3g} after step {step:.0f} ({points[0][1]:.3g} before fine-tuning); {saved}."]
 
 
-def _is_falling(points: Points, since: float) -> bool:
+def _compute_change(points: Points, since: float) -> float:
+    """The last value minus the first from step `since`."""
     values = [value for step, value in points if step >= since]
-    return len(values) > 1 and values[-1] < values[0]
-
-
-def _is_rising(points: Points, since: float) -> bool:
-    values = [value for step, value in points if step >= since]
-    return len(values) > 1 and values[-1] > values[0]
+    return values[-1] - values[0] if values else 0.0

@@ -15,7 +15,6 @@ import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
@@ -71,9 +70,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from lorgnette.io.async_writer import AsyncWriter
@@ -33,9 +33,7 @@ class GracefulInterrupt:
         self._previous_handler = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous_handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

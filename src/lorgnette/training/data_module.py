@@ -5,7 +5,7 @@ Everything is checked here, before a run folder is created and before weights ar
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -60,8 +60,9 @@ class TrainingData:
 
         # Encode them.
         checkpoint = BaseCheckpoint.from_folder(resolve_model(settings.model, terminal))
+        sizes = {path: info.size for path, info in scanned.image_infos.items()}
         processor = Processor.from_folder(
-            checkpoint.folder, settings.processor, read_size=_build_size_lookup(scanned.image_infos)
+            checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
         )
         encoding_problems: list[Problem] = []
         examples, held_out = (_encode_examples(processor, rows, encoding_problems) for rows in (train_rows, test_rows))
@@ -150,12 +151,6 @@ def _read_rows(settings: Settings, path: Path) -> data.ScanResult:
         images_from=resolve_images_folder(settings),
     )
     return data.load_usable(rows, on_bad_row=settings.data.on_bad_row, source=path)
-
-
-def _build_size_lookup(infos: Mapping[Path, data.ImageInfo]) -> Callable[[Path], tuple[int, int]]:
-    """Sizes of the scanned images; the header of any other is read."""
-    sizes = {path: info.size for path, info in infos.items()}
-    return lambda path: sizes.get(path) or data.read_image_size(path)
 
 
 @gc_paused()

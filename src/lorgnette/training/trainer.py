@@ -213,13 +213,10 @@ class Trainer:
     def _try_backward(self, microbatches: Sequence[PackedBatch]) -> Tensor | None:
         """The step's loss; None if out of memory. Returning drops the traceback, and with it the tensors it holds."""
         try:
-            return self._backward(microbatches)
+            losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(microbatches)]
+            return torch.stack(losses).sum()
         except torch.OutOfMemoryError:
             return None
-
-    def _backward(self, microbatches: Sequence[PackedBatch]) -> Tensor:
-        losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(microbatches)]
-        return torch.stack(losses).sum()
 
     def _halve_microbatches(self, microbatches: Sequence[PackedBatch], callbacks: Callbacks) -> list[PackedBatch]:
         """The step in micro-batches of half the tokens. Raises torch.OutOfMemoryError for single examples."""

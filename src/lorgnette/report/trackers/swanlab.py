@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lorgnette.errors import UsageError
 from lorgnette.report.predictions import load_thumbnails
@@ -144,30 +144,18 @@ def select_mode() -> tuple[Mode, str | None]:
             where="SWANLAB_* in the environment",
             hint="SWANLAB_MODE is one of online, local, offline, disabled",
         ) from error
-    if "mode" in settings.model_fields_set:
-        if settings.mode == "online" and not settings.api_key:
-            return (
-                _select_mode_without_key(),
-                "SWANLAB_MODE is online but there is no API key (swanlab login); recording on this machine",
-            )
-        if settings.mode != "online":
-            return _parse_mode(settings.mode), None
+    is_set = "mode" in settings.model_fields_set
+    if is_set and settings.mode != "online":
+        return cast(Mode, settings.mode), None
     if not settings.api_key:
-        return _select_mode_without_key(), None
+        # Without the dashboard's package, local mode prints an error and loses its charts.
+        mode: Mode = "local" if importlib.util.find_spec("swanboard") else "offline"
+        warning = "SWANLAB_MODE is online but there is no API key (swanlab login); recording on this machine"
+        return mode, warning if is_set else None
     reason = _find_connection_error(settings.api_host)
     if reason:
         return "offline", f"SwanLab's {settings.api_host} {reason}; recording offline, {UPLOAD_LATER}"
     return "online", None
-
-
-def _select_mode_without_key() -> Mode:
-    # Without the dashboard's package, local mode prints an error and loses its charts.
-    return "local" if importlib.util.find_spec("swanboard") else "offline"
-
-
-def _parse_mode(name: str) -> Mode:
-    modes: tuple[Mode, ...] = ("online", "local", "offline", "disabled")
-    return next(mode for mode in modes if mode == name)
 
 
 def _find_connection_error(host: str) -> str | None:

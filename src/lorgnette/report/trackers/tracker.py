@@ -48,12 +48,11 @@ def open_trackers(
 
     Raises UsageError for a tracker that is unknown or not installed.
     """
-    if names == "auto" or list(names) == ["auto"]:
-        selected: Sequence[str] = ["swanlab"] if is_installed("swanlab") else []
-    else:
-        selected = _check_names([names] if isinstance(names, str) else list(names))
+    names = [names] if isinstance(names, str) else list(names)
+    if names == ["auto"]:
+        names = ["swanlab"] if is_installed("swanlab") else []
     trackers: list[Tracker] = []
-    for name in selected:
+    for name in _check_names(names):
         module = importlib.import_module(f"lorgnette.report.trackers.{name}")
         tracker: Tracker = getattr(module, TRACKERS[name])(project, experiment, folder, warn)
         trackers.append(GuardedTracker(name, tracker, warn))
