@@ -34,7 +34,7 @@ fix: .venv/.dev
 # On a GPU: the benchmark job, timed stage by stage (bench/README.md).
 bench: .venv/.run
 	$(BIN)/python bench/job.py bench/out/job
-	$(BIN)/python bench/road.py bench/out/job --out bench/out/road.json
+	$(BIN)/python bench/training_run.py bench/out/job --out bench/out/training_run.json
 
 # docs/settings.md is generated from the settings.
 docs: .venv/.run

@@ -1,11 +1,11 @@
-"""An epoch over a large captioned set, projected from a part of it: captions grouped by picture, and not.
+"""Project an epoch over a large captioned data set from a part of it, with captions grouped by image and without.
 
-    python bench/epoch.py JOB --out results.json [--pictures 8000] [--steps 60] [--budget 400]
+    python bench/epoch.py JOB --out results.json [--images 8000] [--steps 60] [--budget 400]
 
-Draws pictures with five captions each beside JOB (bench/job.py's), trains on them by the command line with steps of 256
-captions, and reads seconds off the logs: features over all pictures (decoding included), then captions a second of the
-steps alone, those after the tenth. COCO-2014's training set has 82,783 pictures and 414,113 captions. The file is
-written after each training; one that the budget of seconds cuts off is read as far as it went, and says so.
+Draws images with five captions each into JOB (made by bench/job.py), trains on them with the command line in steps of
+256 captions, and reads the logs: seconds of the features of all images (with decoding), then captions per second of the
+steps after the tenth. COCO-2014's training split has 82,783 images and 414,113 captions. The file is written after each
+training; a training that the budget cuts off counts as far as it went, and the file says so.
 """
 
 import argparse
@@ -19,65 +19,66 @@ from pathlib import Path
 from typing import Any
 
 import process
-from job import OBJECTS, SUBJECTS, VERBS, make_picture
-from kept import Kept, device_name
+from job import OBJECTS, SUBJECTS, VERBS, make_image
+from machine import name_device
+from results_file import ResultsFile
 
 from lorgnette.report import run_log
 
-PICTURES, CAPTIONS = 82_783, 414_113
-PER_STEP, WARM_UP = 256, 10
+NUM_IMAGES, NUM_CAPTIONS = 82_783, 414_113
+BATCH_SIZE, NUM_WARMUP_STEPS = 256, 10
 
 
 def make_data(out: Path, count: int) -> Path:
     folder = out / "many"
     folder.mkdir(exist_ok=True)
-    words = random.Random(1)
+    rng = random.Random(1)
     table = out / "many.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
         for i in range(count):
             for _ in range(5):
-                said = [words.choice(parts) for parts in (SUBJECTS, VERBS, OBJECTS)]
-                rows.writerow([f"many/{i:06}.jpg", " ".join(said).capitalize() + "."])
+                words = [rng.choice(parts) for parts in (SUBJECTS, VERBS, OBJECTS)]
+                rows.writerow([f"many/{i:06}.jpg", " ".join(words).capitalize() + "."])
     with ProcessPoolExecutor() as pool:
-        list(pool.map(make_picture, (folder / f"{i:06}.jpg" for i in range(count)), range(count), chunksize=64))
+        list(pool.map(make_image, (folder / f"{i:06}.jpg" for i in range(count)), range(count), chunksize=64))
     return table
 
 
-def trained(job: Path, table: Path, name: str, words: list[str], limit: float) -> dict[str, Any]:
-    """Raises process.FailedError where it ended before there was anything to read."""
+def train(job: Path, table: Path, name: str, overrides: list[str], limit: float) -> dict[str, Any]:
+    """Train and read the log. Raises process.FailedError if it ended before there was anything to read."""
     folder = job / name
     shutil.rmtree(folder, ignore_errors=True)
     command = [
         sys.executable, "-m", "lorgnette", "train", "coco-caption", f"model={job / 'model'}", f"data={table}",
-        f"run={folder}", "report_to=none", "data.holdout=0", "train.epochs=1", f"train.batch_size={PER_STEP}",
-        "train.accumulation=1", "lora.dropout=0", "data.max_rows=null", *words,
+        f"run={folder}", "report_to=none", "data.holdout=0", "train.epochs=1", f"train.batch_size={BATCH_SIZE}",
+        "lora.dropout=0", "data.max_rows=null", *overrides,
     ]  # fmt: skip
-    cut_off = None
+    error = None
     try:
         process.run(command, job / f"{name}.txt", limit)
-    except process.FailedError as failed:
-        cut_off = failed
-    return read(folder / "log.jsonl", cut_off)
+    except process.FailedError as failure:
+        error = failure
+    return read_log(folder / "log.jsonl", error)
 
 
-def read(file: Path, cut_off: process.FailedError | None) -> dict[str, Any]:
-    """What the log says of a training, up to where it was cut off."""
+def read_log(file: Path, error: process.FailedError | None) -> dict[str, Any]:
+    """The figures of a training, up to the point where it was cut off."""
     records = run_log.read_log(file) if file.exists() else []
     stages = {r["name"]: r["seconds"] for r in records if r["kind"] == "stage"}
-    lines = [r for r in records if r["kind"] == "train" and r["step"] > WARM_UP]
-    if cut_off and not lines:
-        raise cut_off
+    lines = [r for r in records if r["kind"] == "train" and r["step"] > NUM_WARMUP_STEPS]
+    if error and not lines:
+        raise error
     seconds = sum(r["seconds"] for r in lines)
-    steps = lines[-1]["step"] - WARM_UP
-    rate = steps * PER_STEP / seconds
+    steps = lines[-1]["step"] - NUM_WARMUP_STEPS
+    rate = steps * BATCH_SIZE / seconds
     return {
         "features_s": stages["features"], "decoding_waited_s": stages["decoding"], "steps": steps,
         "captions_per_s": rate, "ms_per_step": 1000 * seconds / steps,
         "tokens_per_s": sum(r["tokens_per_s"] * r["seconds"] for r in lines) / seconds,
         "peak_gib": next((r["peak_gib"] for r in records if r["kind"] == "memory"), None),
-        **({"cut_off": str(cut_off)} if cut_off else {}),
+        **({"cut_off": str(error)} if error else {}),
     }  # fmt: skip
 
 
@@ -85,17 +86,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--steps", type=int, default=60, help="of each training")
-    parser.add_argument("--budget", type=float, default=400, help="seconds everything may take")
-    given = parser.parse_args()
-    kept = Kept(given.out, ["bench/epoch.py"], device_name(), given.budget)
-    table = make_data(given.job, given.pictures)
-    steps = f"train.max_steps={given.steps}"
-    grouped = trained(given.job, table, "grouped", [steps, "data.group_by_image=true"], 0.6 * kept.left)
-    features = grouped["features_s"] * PICTURES / given.pictures
-    epoch = {"features": features, "steps": CAPTIONS / grouped["captions_per_s"]}
-    kept.keep(pictures=given.pictures, grouped=grouped, coco_2014_epoch_s=epoch)
-    apart = trained(given.job, table, "apart", [steps], kept.left)
-    kept.keep(apart=apart, grouped_over_apart=grouped["captions_per_s"] / apart["captions_per_s"])
-    print(json.dumps(kept.found, indent=1))
+    parser.add_argument("--budget", type=float, default=400, help="seconds for everything")
+    arguments = parser.parse_args()
+    results = ResultsFile(arguments.out, ["bench/epoch.py"], name_device(), arguments.budget)
+    table = make_data(arguments.job, arguments.images)
+    steps = f"train.max_steps={arguments.steps}"
+    limit = 0.6 * results.seconds_left
+    grouped = train(arguments.job, table, "grouped", [steps, "data.group_by_image=true"], limit)
+    features = grouped["features_s"] * NUM_IMAGES / arguments.images
+    epoch = {"features": features, "steps": NUM_CAPTIONS / grouped["captions_per_s"]}
+    results.update(images=arguments.images, grouped=grouped, coco_2014_epoch_s=epoch)
+    ungrouped = train(arguments.job, table, "ungrouped", [steps], results.seconds_left)
+    ratio = grouped["captions_per_s"] / ungrouped["captions_per_s"]
+    results.update(ungrouped=ungrouped, grouped_over_ungrouped=ratio)
+    print(json.dumps(results.figures, indent=1))

@@ -2,9 +2,9 @@
 
     python bench/plot.py results.json [more.json …] [--svg docs/bench.svg] [--without NAME …]
 
-Files of several calls are put side by side, marked ¹, ², …: every ratio is to lorgnette's own runs in the same call,
-and lorgnette has a row for each. A peer has one: of the calls in which it gave figures, the one with most runs, the
-later if they are even. What each call's machine was is printed beside, to stderr.
+Files of several calls are marked ¹, ², …: every ratio is to lorgnette's own runs in the same call, and lorgnette has a
+row for each call. A peer has one row, of the call with most of its runs, the later one in a tie. The machine of each
+call is printed to stderr.
 """
 
 import argparse
@@ -44,83 +44,84 @@ STYLE = """text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 Row = dict[str, Any]
 
 
-def rows(results: list[dict[str, Any]]) -> dict[str, Row]:
-    """By label, lorgnette's first: the summaries of all calls."""
-    of: dict[str, Row] = {}
+def build_rows(results: list[dict[str, Any]]) -> dict[str, Row]:
+    """The summaries of all calls by label, lorgnette's first."""
+    by_key: dict[str, Row] = {}
     for mark, result in zip(MARKS if len(results) > 1 else " ", results, strict=False):
         for name, row in result["summary"].items():
-            new = row | {"label": f"{label(name, result['versions'])} {mark}".strip()}
+            new = row | {"label": f"{format_label(name, result['versions'])} {mark}".strip()}
             key = f"{name} {mark}" if name.startswith("lorgnette") else name
-            if key not in of or worth(new) >= worth(of[key]):
-                of[key] = new
+            if key not in by_key or count_worth(new) >= count_worth(by_key[key]):
+                by_key[key] = new
     return {
-        row["label"]: of[key] for key, row in sorted(of.items(), key=lambda item: not item[0].startswith("lorgnette"))
+        row["label"]: by_key[key]
+        for key, row in sorted(by_key.items(), key=lambda item: not item[0].startswith("lorgnette"))
     }
 
 
-def worth(row: Row) -> int:
-    """How many runs stand behind its figures; one that also compiled is worth less than one that did not."""
+def count_worth(row: Row) -> int:
+    """Rank a row by its number of runs; a run that also compiled counts less."""
     return 0 if "failed" in row else 2 * int(row["runs"]) - bool(row.get("cold"))
 
 
-def calls(results: list[dict[str, Any]]) -> str:
-    """A line for each call: its machine, and what it measured of it and of lorgnette."""
+def describe_calls(results: list[dict[str, Any]]) -> str:
+    """One line per call: its machine, with the measured rates, and lorgnette's first run."""
     lines = []
     for mark, result in zip(MARKS, results, strict=False):
         machine, first = result["machine"], result["summary"].get("lorgnette", {}).get("first_training_s")
-        said = [machine["gpu"] or "CPU", f"{machine['cores']} cores", f"torch {machine['torch']}"]
-        said += [f"{machine['matmul_tflops']:.0f} TFLOP/s"] if machine["matmul_tflops"] else []
-        said += [f"{machine['launch_us']:.1f} µs a launch"] if machine.get("launch_us") else []
-        said += [f"lorgnette's first run {first:.1f} s"] if first else []
-        lines.append(f"{mark} {result['made_with']['started'][:10]}: " + ", ".join(said))
+        facts = [machine["gpu"] or "CPU", f"{machine['cores']} cores", f"torch {machine['torch']}"]
+        facts += [f"{machine['matmul_tflops']:.0f} TFLOP/s"] if machine["matmul_tflops"] else []
+        facts += [f"{machine['launch_us']:.1f} µs per launch"] if machine.get("launch_us") else []
+        facts += [f"lorgnette's first run {first:.1f} s"] if first else []
+        lines.append(f"{mark} {result['made_with']['started'][:10]}: " + ", ".join(facts))
     return "\n".join(lines)
 
 
-def label(name: str, versions: dict[str, dict[str, str]]) -> str:
+def format_label(name: str, versions: dict[str, dict[str, str]]) -> str:
     kind, _, variant = name.partition("-")
-    having = {package.lower().replace("-", "_"): version for package, version in versions.get(kind, {}).items()}
-    version = having.get(PACKAGES.get(kind, ""))
+    packages = {package.lower().replace("-", "_"): version for package, version in versions.get(kind, {}).items()}
+    version = packages.get(PACKAGES.get(kind, ""))
     return NAMES[kind] + (f" {version}" if version else "") + (", no dropout" if variant else "")
 
 
-def table(found: dict[str, Row]) -> str:
+def format_table(rows: dict[str, Row]) -> str:
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
-    for row in found.values():
-        said = [cell(show, row) for show in COLUMNS.values()] if "failed" not in row else [reason(row)]
-        lines.append(f"| {row['label']} | " + " | ".join(said + [""] * (len(COLUMNS) - len(said))) + " |")
+    for row in rows.values():
+        cells = [format_cell(show, row) for show in COLUMNS.values()] if "failed" not in row else [format_failure(row)]
+        lines.append(f"| {row['label']} | " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |")
     return "\n".join(lines)
 
 
-def cell(show: Any, row: Row) -> str:
-    """A figure that could not be measured (no GPU, too few steps) is a dash."""
+def format_cell(show: Any, row: Row) -> str:
+    """A dash for a figure that was not measured (no GPU, too few steps)."""
     try:
         return str(show(row))
     except KeyError:
         return "–"
 
 
-def reason(row: Row) -> str:
+def format_failure(row: Row) -> str:
     first, *_, last = [*row["failed"].splitlines()[:1], *row["failed"].splitlines()]
     return "no figures: " + (first if "none after" in first else last).replace("|", "\\|")
 
 
-def chart(found: dict[str, Row]) -> str:
-    """Seconds from the process's start to the adapter on disk: one bar each, in three parts."""
-    bars = {row["label"].replace("*", ""): row for row in found.values() if "saved_s" in row}
+def draw_chart(rows: dict[str, Row]) -> str:
+    """Seconds from the start of the process to the adapter on disk: one bar per row, in three parts."""
+    bars = {row["label"].replace("*", ""): row for row in rows.values() if "saved_s" in row}
     scale = (WIDTH - LABEL - 60) / max(row["saved_s"] for row in bars.values())
     body = []
-    for place, (name, row) in enumerate(bars.items()):
-        top = 34 + place * (BAR + GAP)
+    for i, (name, row) in enumerate(bars.items()):
+        top = 34 + i * (BAR + GAP)
         body.append(f'<text x="{LABEL - 10}" y="{top + 16}" text-anchor="end">{escape(name)}</text>')
         left = float(LABEL)
-        for part, seconds in parts(row).items():
+        for part, seconds in split_seconds(row).items():
             width = seconds * scale
             body.append(f'<rect class="{part}" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{BAR}"/>')
             left += width
         body.append(f'<text x="{left + 6:.1f}" y="{top + 16}">{row["saved_s"]:.1f} s</text>')
     legend = {"prep": "before the first step", "training": "training", "save": "evaluating, saving"}
-    for place, (part, text) in enumerate(legend.items()):
-        left = LABEL + place * 170
+    for i, (part, text) in enumerate(legend.items()):
+        left = LABEL + i * 170
         body.append(f'<rect class="{part}" x="{left}" y="8" width="12" height="12"/>')
         body.append(f'<text x="{left + 18}" y="19">{text}</text>')
     height = 34 + len(bars) * (BAR + GAP)
@@ -129,7 +130,7 @@ def chart(found: dict[str, Row]) -> str:
     return "\n".join([head, f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", *body, "</svg>", ""])
 
 
-def parts(row: Row) -> dict[str, float]:
+def split_seconds(row: Row) -> dict[str, float]:
     save = max(0.0, row["saved_s"] - row["prep_s"] - row["training_s"])
     return {"prep": row["prep_s"], "training": row["training_s"], "save": save}
 
@@ -139,11 +140,11 @@ if __name__ == "__main__":
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--svg", type=Path, default=Path("docs/bench.svg"))
     parser.add_argument("--without", nargs="*", default=[], help="names to leave out")
-    given = parser.parse_args()
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in given.results]
+    arguments = parser.parse_args()
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
     for result in results:
-        result["summary"] = {name: row for name, row in result["summary"].items() if name not in given.without}
-    found = rows(results)
-    print(table(found))
-    print(calls(results), file=sys.stderr)
-    given.svg.write_text(chart(found), encoding="utf-8")
+        result["summary"] = {name: row for name, row in result["summary"].items() if name not in arguments.without}
+    rows = build_rows(results)
+    print(format_table(rows))
+    print(describe_calls(results), file=sys.stderr)
+    arguments.svg.write_text(draw_chart(rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A program that is timed: its output in a file, its children ended with it, and never longer than its limit."""
+"""Runs and times a program: its output goes to a file, its children end with it, and it has a time limit."""
 
 import os
 import signal
@@ -8,46 +8,47 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-LAST_LINES = 8
+NUM_LAST_LINES = 8
 
 
 class FailedError(Exception):
-    """It ended in an error or was cut off; says which, and the last lines it wrote."""
+    """The program failed or exceeded its limit. The message has the exit status and the last lines of output."""
 
 
 def run(
     command: Sequence[str],
-    said: Path,
+    output: Path,
     limit: float,
     *,
-    done: Callable[[], bool] = lambda: False,
+    is_done: Callable[[], bool] = lambda: False,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> float:
-    """Seconds until it ended, or until `done()` held: then it is ended, with everything it started."""
-    said.parent.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    with said.open("w") as file:
-        # A group of its own, to end its children too, but no session of its own: what ends us must end it.
+    """Return the seconds until the program ended, or until `is_done()`: then end it and everything it started."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with output.open("w") as file:
+        # Its own process group, so its children can be ended; the same session, so that it ends with us.
         child = subprocess.Popen(command, stdout=file, stderr=file, cwd=cwd, env=environment, process_group=0)
         try:
-            while child.poll() is None and not done():
-                if time.monotonic() - begun > limit:
-                    raise FailedError(_last(f"exit status none after {limit:.0f} s", said))
+            while child.poll() is None and not is_done():
+                if time.monotonic() - start > limit:
+                    raise FailedError(_append_last_lines(f"exit status none after {limit:.0f} s", output))
                 time.sleep(0.02)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
         finally:
             end(child)
-    if child.returncode != 0 and not done():
-        raise FailedError(_last(f"exit status {child.returncode}", said))
+    if child.returncode != 0 and not is_done():
+        raise FailedError(_append_last_lines(f"exit status {child.returncode}", output))
     return seconds
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):  # it may have ended, and its children too
+    with suppress(ProcessLookupError):  # it may have ended already, and its children too
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
-def _last(first: str, said: Path) -> str:
-    return "\n".join([first, *said.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]])
+def _append_last_lines(message: str, output: Path) -> str:
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join([message, *lines[-NUM_LAST_LINES:]])

@@ -1,141 +1,160 @@
-"""Time optimizer steps of the fast engine at 2B's shapes: what a step takes, where its time goes, what it needs.
+"""Time optimizer steps of the fast engine at the shapes of 2B: milliseconds, kernels, and memory.
 
     python bench/step.py JOB --out results.json [--budget 300]
 
-JOB is bench/job.py's. The pictures' features are random numbers: the tower is not measured here. Figures are medians
-of steps after the pass's recording. Model FLOPs are 4 a frozen and 6 a trained parameter of the language model, without
-attention: by row that is computed, and by token that is trained on, of which some share rows. The file is written
-after every setting; what the budget of seconds cuts off is named in it.
+JOB is made by bench/job.py. The images' features are random: the vision tower is not measured here. Figures are medians
+of steps after the capture of the CUDA graph. Model FLOPs are 4 per frozen and 6 per trained parameter of the language
+model, without attention: once for the tokens that are computed, once for the tokens of all examples, some of which
+share computed tokens. The file is written after every setting and lists the settings that the budget leaves out.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from ceiling import matmul_tflops
-from kept import Kept, device_name
+from machine import DEVICE, HAS_GPU, measure_matmul_tflops, name_device, synchronize
+from results_file import ResultsFile
 
 from lorgnette import data
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
-from lorgnette.engine.build_decoder import load_decoder
 from lorgnette.engine.fast import FastEngine
-from lorgnette.lora.flat_params import AdapterShape, FlatLoraParams
+from lorgnette.engine.loading import load_decoder
+from lorgnette.features.image_features import Features
+from lorgnette.lora.flat_params import FlatLoraParams
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, load_hf_config
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.processing.processor import Processor
 from lorgnette.training.optimizer import Optimizer
-from lorgnette.types import Encoded, ImageGrid
+from lorgnette.types import Encoded, Example, ImageGrid
 
-DEVICE = torch.device("cuda")
+MAX_TOKENS = 16384
 
 
-class Drawn:
-    """Random features, the same for a picture every time."""
+class RandomFeatures(Features):
+    """Random features, always the same for an image, instead of a vision tower's."""
 
-    def __init__(self, width: int) -> None:
-        self._kept: dict[ImageGrid, torch.Tensor] = {}
+    def __init__(self, width: int) -> None:  # a Features in its type only
+        self._by_grid: dict[ImageGrid, torch.Tensor] = {}
         self._width = width
 
-    def of(self, grids: Sequence[ImageGrid]) -> torch.Tensor:
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self._by_grid.values()))
+
+    def gather(self, grids: Sequence[ImageGrid]) -> torch.Tensor:
         for grid in grids:
-            if grid not in self._kept:
-                self._kept[grid] = torch.randn(grid.num_tokens, self._width, dtype=torch.bfloat16, device=DEVICE)
-        return torch.cat([self._kept[grid] for grid in grids])
+            if grid not in self._by_grid:
+                self._by_grid[grid] = torch.randn(grid.num_tokens, self._width, dtype=torch.bfloat16, device=DEVICE)
+        return torch.cat([self._by_grid[grid] for grid in grids])
 
 
-class Steps:
-    """An engine on the job's examples, its optimizer, and the steps it has taken."""
+def load_examples(job: Path) -> list[Example]:
+    return [row for row in data.read(job / "captions.csv") if isinstance(row, Example)]
 
-    def __init__(self, job: Path, encoded: list[Encoded], samples: int, lora: LoraSettings) -> None:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+
+def build_adapter_shape(checkpoint: BaseCheckpoint, lora: LoraSettings) -> AdapterShape:
+    return AdapterShape.from_settings(checkpoint.load_text_config(), lora)
+
+
+class StepTimer:
+    """An engine on the job's examples, its optimizer, and the tokens of its steps."""
+
+    def __init__(self, job: Path, encoded: list[Encoded], batch_size: int, lora: LoraSettings) -> None:
+        if HAS_GPU:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         checkpoint = BaseCheckpoint.from_folder(job / "model")
-        text = TextConfig.from_hf_config(load_hf_config(checkpoint))
-        shape = AdapterShape(text, lora.target_modules, lora.rank, lora.alpha / lora.rank)
-        begun = time.perf_counter()
+        shape = build_adapter_shape(checkpoint, lora)
+        start = time.perf_counter()
         self.decoder = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16)
-        torch.cuda.synchronize()
-        self.weights_s = time.perf_counter() - begun
+        synchronize()
+        self.weights_seconds = time.perf_counter() - start
         self.adapter = FlatLoraParams(shape, DEVICE)
         self.adapter.copy_from(FlatLoraParams.init_values(shape, 0))
-        drawn: Any = Drawn(text.hidden_size)
-        self.engine = FastEngine(self.decoder, self.adapter, drawn, dropout=lora.dropout, seed=0)
+        features = RandomFeatures(checkpoint.load_text_config().hidden_size)
+        self.engine = FastEngine(self.decoder, self.adapter, features, dropout=lora.dropout, seed=0)
         self.optimizer = Optimizer(self.engine.parameters, TrainSettings())
-        self.encoded, self.samples = encoded, samples
-        self.rows: list[int] = []
-        self.tokens: list[int] = []
+        self.encoded, self.batch_size = encoded, batch_size
+        self.num_computed_tokens: list[int] = []
+        self.num_tokens: list[int] = []
 
-    def take(self, i: int) -> torch.Tensor:
-        chosen = [self.encoded[(i * self.samples + k) % len(self.encoded)] for k in range(self.samples)]
-        batches = split_into_microbatches(chosen, 16384, prefix_sharing=self.engine.prefix_sharing)
-        self.rows.append(sum(len(batch.input_ids) for batch in batches))
-        self.tokens.append(sum(len(split_into_microbatches([e], 1)[0].input_ids) for e in chosen))
-        loss = torch.stack([self.engine.backward(batch, i) for batch in batches]).sum()
-        made = self.optimizer.step(loss, 1e-4)
+    def run_step(self, step: int) -> torch.Tensor:
+        start = step * self.batch_size
+        examples = [self.encoded[(start + k) % len(self.encoded)] for k in range(self.batch_size)]
+        batches = split_into_microbatches(examples, MAX_TOKENS, prefix_sharing=self.engine.prefix_sharing)
+        self.num_computed_tokens.append(sum(len(batch.input_ids) for batch in batches))
+        self.num_tokens.append(sum(len(split_into_microbatches([e], 1)[0].input_ids) for e in examples))
+        loss = torch.stack([self.engine.backward(batch, step) for batch in batches]).sum()
+        loss_and_norm = self.optimizer.step(loss, 1e-4)
         self.engine.sync_weights()
-        return made
+        return loss_and_norm
 
-    def alone(self, count: int) -> list[float]:
-        """Seconds of steps that nothing overlaps with."""
+    def time_separate_steps(self, count: int) -> list[float]:
+        """Seconds of steps with a synchronization between them."""
         seconds = []
-        for i in range(count):
-            torch.cuda.synchronize()
-            begun = time.perf_counter()
-            self.take(i)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begun)
+        for step in range(count):
+            synchronize()
+            start = time.perf_counter()
+            self.run_step(step)
+            synchronize()
+            seconds.append(time.perf_counter() - start)
         return seconds
 
-    def running(self, count: int) -> float:
-        """Seconds a step, one behind the other, as in a training."""
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        for i in range(count):
-            self.take(i)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - begun) / count
+    def time_queued_steps(self, count: int) -> float:
+        """Mean seconds of steps that are queued one after the other, as in a training."""
+        synchronize()
+        start = time.perf_counter()
+        for step in range(count):
+            self.run_step(step)
+        synchronize()
+        return (time.perf_counter() - start) / count
 
 
-def measured(job: Path, encoded: list[Encoded], samples: int, lora: LoraSettings, limit: float) -> dict[str, Any]:
-    steps = Steps(job, encoded, samples, lora)
-    seconds = steps.alone(24)
-    torch.cuda.set_sync_debug_mode("error")
-    steps.take(0)
-    torch.cuda.set_sync_debug_mode("default")
-    running = steps.running(20)
-    frozen = sum(linear.weight.shape[0] * linear.in_features for linear in steps.decoder.linears)
-    flop = (4 * frozen + 6 * steps.adapter.values.numel()) / running / 1e12
-    rows, tokens = statistics.mean(steps.rows), statistics.mean(steps.tokens)
+def measure(
+    job: Path, encoded: list[Encoded], batch_size: int, lora: LoraSettings, ceiling: float | None
+) -> dict[str, Any]:
+    timer = StepTimer(job, encoded, batch_size, lora)
+    seconds = timer.time_separate_steps(24)
+    if HAS_GPU:  # a step must not wait for the device
+        torch.cuda.set_sync_debug_mode("error")
+        timer.run_step(0)
+        torch.cuda.set_sync_debug_mode("default")
+    queued = timer.time_queued_steps(20)
+    frozen = sum(linear.weight.shape[0] * linear.in_features for linear in timer.decoder.linears)
+    flop = (4 * frozen + 6 * timer.adapter.values.numel()) / queued / 1e12
+    computed, tokens = statistics.mean(timer.num_computed_tokens), statistics.mean(timer.num_tokens)
     return {
-        "samples": samples, "dropout": lora.dropout, "rank": lora.rank, "rows": rows, "tokens": tokens,
-        "weights_s": steps.weights_s, "first_steps_s": seconds[:4], "ms_per_step": 1000 * running,
+        "samples": batch_size, "dropout": lora.dropout, "rank": lora.rank, "rows": computed, "tokens": tokens,
+        "weights_s": timer.weights_seconds, "first_steps_s": seconds[:4], "ms_per_step": 1000 * queued,
         "ms_per_step_alone": 1000 * statistics.median(seconds[12:]),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
-        "share_of_ceiling_by_rows": flop * rows / limit, "share_of_ceiling_by_tokens": flop * tokens / limit,
-        "kernels": profiled(steps.take),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if HAS_GPU else None,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if HAS_GPU else None,
+        "share_of_ceiling_by_rows": flop * computed / ceiling if ceiling else None,
+        "share_of_ceiling_by_tokens": flop * tokens / ceiling if ceiling else None,
+        "kernels": profile_kernels(timer.run_step),
     }  # fmt: skip
 
 
-def profiled(step: Any) -> dict[str, Any]:
+def profile_kernels(run_step: Callable[[int], Any]) -> dict[str, Any]:
+    """Milliseconds and launches by kernel of one step; empty without a GPU."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        step(0)
-        torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA if HAS_GPU else ProfilerActivity.CPU]) as profiler:
+        run_step(0)
+        synchronize()
     totals: dict[str, list[float]] = {}
-    for event in seen.events():
+    for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            row = totals.setdefault(event.name[:90], [0.0, 0])
-            row[0] += event.device_time / 1000
-            row[1] += 1
+            total = totals.setdefault(event.name[:90], [0.0, 0])
+            total[0] += event.device_time / 1000
+            total[1] += 1
     top = sorted(((ms, int(count), name) for name, (ms, count) in totals.items()), reverse=True)
     return {"busy_ms": sum(row[0] for row in top), "count": sum(row[1] for row in top), "top": top[:30]}
 
@@ -144,25 +163,25 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--samples", type=int, nargs="*", default=[16, 62])
+    parser.add_argument("--samples", type=int, nargs="*", default=[16, 62], help="examples per step")
     parser.add_argument("--dropout", type=float, nargs="*", default=[0.05, 0.0])
-    parser.add_argument("--budget", type=float, default=300, help="seconds everything may take")
-    given = parser.parse_args()
-    kept = Kept(given.out, ["bench/step.py"], device_name(), given.budget)
-    encoder = Processor.from_folder(given.job / "model", ProcessorSettings())
-    encoded = [encoder.encode(row) for row in data.read(given.job / "captions.csv")]  # type: ignore[arg-type]
-    limit = matmul_tflops()
-    kept.keep(ceiling_tflops=limit)
-    found: list[dict[str, Any]] = []
-    took = 0.0
-    for samples, dropout in product(given.samples, given.dropout):
-        if not kept.fits(took, f"{samples} samples at dropout {dropout}"):
+    parser.add_argument("--budget", type=float, default=300, help="seconds for everything")
+    arguments = parser.parse_args()
+    results = ResultsFile(arguments.out, ["bench/step.py"], name_device(), arguments.budget)
+    processor = Processor.from_folder(arguments.job / "model", ProcessorSettings())
+    encoded = [processor.encode(example) for example in load_examples(arguments.job)]
+    ceiling = measure_matmul_tflops()
+    results.update(ceiling_tflops=ceiling)
+    runs: list[dict[str, Any]] = []
+    longest = 0.0
+    for batch_size, dropout in product(arguments.samples, arguments.dropout):
+        if not results.fits(longest, f"{batch_size} samples at dropout {dropout}"):
             continue
-        begun = kept.left
-        found.append(measured(given.job, encoded, samples, LoraSettings(dropout=dropout), limit))
-        took = max(took, begun - kept.left)
-        kept.keep(runs=found)
-        print(json.dumps({k: v for k, v in found[-1].items() if k != "kernels"}), flush=True)
-        for row in found[-1]["kernels"]["top"][:22]:
+        start = results.seconds_left
+        runs.append(measure(arguments.job, encoded, batch_size, LoraSettings(dropout=dropout), ceiling))
+        longest = max(longest, start - results.seconds_left)
+        results.update(runs=runs)
+        print(json.dumps({k: v for k, v in runs[-1].items() if k != "kernels"}), flush=True)
+        for row in runs[-1]["kernels"]["top"][:22]:
             print("   ", *row)
-        print("    busy", found[-1]["kernels"]["busy_ms"], found[-1]["kernels"]["count"])
+        print("    busy", runs[-1]["kernels"]["busy_ms"], runs[-1]["kernels"]["count"])

@@ -70,6 +70,7 @@ SLOW = [
     "tests/report/trackers/",
     "tests/data/checks/test_near_duplicates.py",
     "tests/test_docs.py::test_readme_commands",
+    "tests/test_bench.py::test_the_benchmarks",
 ]
 """Tests that take seconds, the longest first: they run first, and `make test-fast` leaves them out."""
 

@@ -1,18 +1,23 @@
-"""The comparison's arithmetic, its table and its chart. What a peer does is seen on a GPU only."""
+"""The benchmarks run on a tiny model; the comparison's arithmetic, table and chart. Peers run on a GPU only."""
 
 import io
 import json
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from PIL import Image
 
 from lorgnette import __version__
+from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.inference.sampling import SamplingParams
+from lorgnette.processing.processor import Processor
 
 ROOT = Path(__file__).parents[1]
 TWO_B = {
@@ -22,137 +27,141 @@ TWO_B = {
 
 
 @pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    monkeypatch.syspath_prepend(str(ROOT / "bench" / "peers"))
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """load("compare") → a module of bench/."""
+    for folder in ("bench", "bench/peers"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    return import_module
 
 
 @pytest.fixture
-def compare(beside: None) -> ModuleType:
-    return import_module("compare")
+def compare(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("compare")
 
 
 @pytest.fixture
-def runs(beside: None) -> ModuleType:
-    return import_module("timed")
+def run_one(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("run_one")
 
 
 @pytest.fixture
-def process(beside: None) -> ModuleType:
-    return import_module("process")
+def process(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("process")
 
 
 @pytest.fixture
-def kept(beside: None) -> ModuleType:
-    return import_module("kept")
+def results_file(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("results_file")
 
 
 @pytest.fixture
-def epoch(beside: None) -> ModuleType:
-    return import_module("epoch")
+def epoch(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("epoch")
 
 
 @pytest.fixture
-def plot(beside: None) -> ModuleType:
-    return import_module("plot")
+def plot(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("plot")
 
 
-def finished(name: str, training: float, **more: object) -> dict[str, object]:
+def make_run(name: str, training: float, **more: object) -> dict[str, object]:
     return {
         "name": name, "prep_s": 10.0, "training_s": training, "saved_s": 11 + training, "peak_gib": 12.0, "steps": 62,
         "took_s": 14 + training, **more,
     }  # fmt: skip
 
 
-def test_flops_are_those_of_the_true_shapes(compare: ModuleType) -> None:
+def test_flops_of_the_true_shapes(compare: ModuleType) -> None:
     """1.31 G weights in the decoder's projections and 73.9 M of LoRA at rank 64: 5.68 GFLOP a token."""
-    assert compare.flop_per_token(TWO_B, 0) == 4 * 1_310_195_712
-    assert compare.flop_per_token(TWO_B, 64) - compare.flop_per_token(TWO_B, 0) == 6 * 73_859_072
+    assert compare.compute_flop_per_token(TWO_B, 0) == 4 * 1_310_195_712
+    assert compare.compute_flop_per_token(TWO_B, 64) - compare.compute_flop_per_token(TWO_B, 0) == 6 * 73_859_072
 
 
 def test_rates_and_share(compare: ModuleType) -> None:
     job = {"samples": 496, "samples_a_step": 16, "tokens": 496 * 100, "flop_per_token": 5e9}
-    run = compare.rated(finished("trl", 20.0, steady_s=9.12, steady_steps=57), job, 800.0)
+    run = compare.add_rates(make_run("trl", 20.0, steady_s=9.12, steady_steps=57), job, 800.0)
     assert run["samples_per_s"] == pytest.approx(49.6)
     assert run["steady_tokens_per_s"] == pytest.approx(10_000)
     assert run["steady_share"] == pytest.approx(10_000 * 5e9 / 800e12)
-    assert "share" not in compare.rated(finished("trl", 20.0, steady_s=None), job, None)
-    assert compare.rated(finished("trl", 20.0, steps=61), job, None) == {"failed": "took 61 steps, not 62"}
+    assert "share" not in compare.add_rates(make_run("trl", 20.0, steady_s=None), job, None)
+    assert compare.add_rates(make_run("trl", 20.0, steps=61), job, None) == {"failed": "took 61 steps, not 62"}
 
 
 def test_the_first_run_stands_apart_and_ratios_are_like_with_like(compare: ModuleType) -> None:
-    runs = [finished("lorgnette", t) for t in (9.0, 3.0, 2.0, 4.0)] + [finished("trl", t) for t in (60.0, 21.0)]
-    runs += [finished("unsloth", 45.0), {"name": "swift", "failed": "exit status 1\nno GPU"}]
-    table = compare.summary(runs)
+    runs = [make_run("lorgnette", t) for t in (9.0, 3.0, 2.0, 4.0)] + [make_run("trl", t) for t in (60.0, 21.0)]
+    runs += [make_run("unsloth", 45.0), {"name": "swift", "failed": "exit status 1\nno GPU"}]
+    table = compare.summarize(runs)
     assert (table["lorgnette"]["training_s"], table["lorgnette"]["runs"]) == (3.0, 3)
     assert (table["trl"]["training_s"], table["trl"]["first_training_s"], table["trl"]["times_ours"]) == (21, 60, 7)
-    # One run is all there is, and it compiled: so did lorgnette's first.
+    # The only run also compiled, as lorgnette's first one did.
     assert (table["unsloth"]["runs"], table["unsloth"]["times_ours"]) == (1, 5)
     assert table["swift"] == {"failed": "exit status 1\nno GPU"}
 
 
-def test_a_run_that_could_not_save_keeps_its_other_figures(compare: ModuleType) -> None:
-    unsaved = finished("trl", 20.0, unsaved="exit status none after 60 s")
+def test_a_run_that_did_not_save_keeps_its_other_figures(compare: ModuleType) -> None:
+    unsaved = make_run("trl", 20.0, unsaved="exit status none after 60 s")
     del unsaved["saved_s"]
-    table = compare.summary([finished("lorgnette", 2.0), unsaved])
+    table = compare.summarize([make_run("lorgnette", 2.0), unsaved])
     assert (table["trl"]["times_ours"], "saved_s" in table["trl"]) == (10, False)
 
 
-def test_runs_take_turns_and_nobody_runs_twice_before_all_ran_once(compare: ModuleType) -> None:
-    assert compare.plan(["trl", "swift"], 1, ["lorgnette"], 2, []) == ["lorgnette", "trl", "swift", "lorgnette"]
-    order = compare.plan(["trl", "unsloth"], 2, ["lorgnette"], 2, ["unsloth"])
+def test_everyone_runs_once_before_anyone_runs_twice(compare: ModuleType) -> None:
+    assert compare.order_runs(["trl", "swift"], 1, ["lorgnette"], 2, []) == ["lorgnette", "trl", "swift", "lorgnette"]
+    order = compare.order_runs(["trl", "unsloth"], 2, ["lorgnette"], 2, ["unsloth"])
     assert order == ["lorgnette", "trl", "unsloth", "lorgnette", "trl"]
 
 
-def test_what_no_longer_fits_is_not_begun_and_is_named(compare: ModuleType, kept: ModuleType, tmp_path: Path) -> None:
-    left = kept.Kept(tmp_path / "few.json", ["bench"], None, 29)
-    runs = [finished("lorgnette", 5.0), {"name": "trl", "failed": "exit status 1"}]
-    assert compare.due("lorgnette", runs, left)  # 1.2 times 19 s
-    assert not compare.due("trl", runs, left)  # it would fail again
-    assert not compare.due("swift", runs, left)
-    said = json.loads((tmp_path / "few.json").read_text())
-    assert said["left_out"] == ["swift"]
-    assert "time" in said["summary"]["swift"]["failed"]
-    left = kept.Kept(tmp_path / "fewer.json", ["bench"], None, 20)
-    assert not compare.due("lorgnette", runs, left)
-    assert compare.summary(runs)["lorgnette"]["training_s"] == 5  # a repeat that is left out takes nothing away
+def test_a_run_that_no_longer_fits_is_skipped_and_listed(
+    compare: ModuleType, results_file: ModuleType, tmp_path: Path
+) -> None:
+    results = results_file.ResultsFile(tmp_path / "few.json", ["bench"], None, 29)
+    runs = [make_run("lorgnette", 5.0), {"name": "trl", "failed": "exit status 1"}]
+    assert compare.is_due("lorgnette", runs, results)  # 1.2 times 19 s
+    assert not compare.is_due("trl", runs, results)  # it failed before
+    assert not compare.is_due("swift", runs, results)
+    content = json.loads((tmp_path / "few.json").read_text())
+    assert content["left_out"] == ["swift"]
+    assert "time" in content["summary"]["swift"]["failed"]
+    results = results_file.ResultsFile(tmp_path / "fewer.json", ["bench"], None, 20)
+    assert not compare.is_due("lorgnette", runs, results)
+    assert compare.summarize(runs)["lorgnette"]["training_s"] == 5  # a skipped repeat changes nothing
 
 
-def test_results_are_whole_after_every_measurement(kept: ModuleType, tmp_path: Path) -> None:
+def test_the_file_is_complete_after_every_measurement(results_file: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "deep" / "file.json"
-    results = kept.Kept(file, ["bench/step.py"], "a GPU", 100)
-    results.keep(runs=[1])
+    results = results_file.ResultsFile(file, ["bench/step.py"], "a GPU", 100)
+    results.update(runs=[1])
     assert json.loads(file.read_text())["runs"] == [1]
-    results.keep(runs=[1, 2], worst=3)
-    said = json.loads(file.read_text())
-    assert (said["runs"], said["worst"]) == ([1, 2], 3)
-    assert said["made_with"]["machine"]["device"] == "a GPU"
-    assert said["made_with"]["versions"]["lorgnette"] == __version__
+    results.update(runs=[1, 2], worst=3)
+    content = json.loads(file.read_text())
+    assert (content["runs"], content["worst"]) == ([1, 2], 3)
+    assert content["made_with"]["machine"]["device"] == "a GPU"
+    assert content["made_with"]["versions"]["lorgnette"] == __version__
     assert [path.name for path in file.parent.iterdir()] == ["file.json"]
 
 
-def test_a_program_is_ended_with_its_children_when_it_is_done(process: ModuleType, tmp_path: Path) -> None:
+def test_a_program_is_ended_with_its_children(process: ModuleType, tmp_path: Path) -> None:
     code = """import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 open("pid.part", "w").write(str(child.pid))
 import os; os.rename("pid.part", "pid")
 time.sleep(60)"""
     pid = tmp_path / "pid"
-    took = process.run([sys.executable, "-c", code], tmp_path / "said", 50, done=pid.exists, cwd=tmp_path)
+    took = process.run([sys.executable, "-c", code], tmp_path / "output", 50, is_done=pid.exists, cwd=tmp_path)
     assert took < 40
     child = Path(f"/proc/{pid.read_text()}/stat")
     deadline = time.monotonic() + 10
     while child.exists() and child.read_text().split(")")[1].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the child lives on"
+        assert time.monotonic() < deadline, "the child is still running"
         time.sleep(0.05)
 
 
-def test_a_program_that_fails_or_takes_too_long_says_its_last_lines(process: ModuleType, tmp_path: Path) -> None:
+def test_a_failed_or_slow_program_reports_its_last_lines(process: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(process.FailedError, match="exit status 3\nboom"):
-        process.run([sys.executable, "-c", "print('boom'); raise SystemExit(3)"], tmp_path / "said", 60)
+        process.run([sys.executable, "-c", "print('boom'); raise SystemExit(3)"], tmp_path / "output", 60)
     slow = "import time; print('still here', flush=True); time.sleep(60)"
     with pytest.raises(process.FailedError, match="none after 2 s\nstill here"):
-        process.run([sys.executable, "-c", slow], tmp_path / "said", 2)
+        process.run([sys.executable, "-c", slow], tmp_path / "output", 2)
 
 
 PEER = """import argparse, json, os, sys, time
@@ -168,96 +177,119 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_a_peer_is_ended_once_its_adapter_is_saved_and_cut_off_it_keeps_what_it_measured(
-    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
+def test_a_peer_is_ended_once_its_adapter_is_saved(
+    run_one: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
     (tmp_path / "peers").mkdir()
     saving = 'write({"training_s": 2.0, "steps": 62, "saved_s": 3.0})' if saves else ""
     (tmp_path / "peers" / "by_slow.py").write_text(PEER.replace("SAVING", saving))
     (tmp_path / "site" / "slow-1.2.dist-info").mkdir(parents=True)
     (tmp_path / "site" / "slow-1.2.dist-info" / "METADATA").write_text("Name: slow\nVersion: 1.2\n")
-    monkeypatch.setattr(runs, "HERE", tmp_path)
-    run = runs.peer("slow", tmp_path, tmp_path, tmp_path / "site", 40 if saves else 5)
+    monkeypatch.setattr(run_one, "HERE", tmp_path)
+    run = run_one.run_peer("slow", tmp_path, tmp_path, tmp_path / "site", 40 if saves else 5)
     assert run["training_s"] == 2
     assert run["versions"] == {"slow": "1.2"}
     assert ("saved_s" in run, "unsaved" in run) == (saves, not saves)
 
 
-def test_a_peer_that_cannot_run_is_kept_with_its_last_lines(runs: ModuleType, tmp_path: Path) -> None:
-    run = runs.peer("nobody", tmp_path, tmp_path, tmp_path, limit=60)
+def test_a_failed_peer_keeps_its_last_lines(run_one: ModuleType, tmp_path: Path) -> None:
+    run = run_one.run_peer("nobody", tmp_path, tmp_path, tmp_path, limit=60)
     assert "exit status 2" in run["failed"]
     assert "by_nobody.py" in run["failed"]
 
 
-def test_a_training_that_was_cut_off_is_read_as_far_as_it_went(
-    epoch: ModuleType, process: ModuleType, tmp_path: Path
-) -> None:
+def test_the_log_of_an_interrupted_training_is_read(epoch: ModuleType, process: ModuleType, tmp_path: Path) -> None:
     cut_off, file = process.FailedError("exit status none after 60 s"), tmp_path / "log.jsonl"
     with pytest.raises(process.FailedError, match="after 60 s"):
-        epoch.read(file, cut_off)
+        epoch.read_log(file, cut_off)
     stages = [{"kind": "stage", "name": name, "seconds": s} for name, s in (("features", 11.4), ("decoding", 0.5))]
     steps = [{"kind": "train", "step": n, "seconds": 2.0, "tokens_per_s": 1e4} for n in (5, 10, 15, 20)]
     file.write_text("".join(json.dumps(record) + "\n" for record in stages + steps) + '{"kind": "tr')
-    read = epoch.read(file, cut_off)
+    read = epoch.read_log(file, cut_off)
     assert (read["steps"], read["captions_per_s"], read["features_s"]) == (10, 10 * 256 / 4, 11.4)
     assert (read["peak_gib"], read["cut_off"]) == (None, "exit status none after 60 s")
 
 
 def result(summary: dict[str, object], **versions: dict[str, str]) -> dict[str, object]:
-    """As it is read from a file."""
+    """The content of a results file."""
     machine = {"gpu": "NVIDIA H200", "cores": 16, "torch": "2.11.0", "matmul_tflops": 693.0, "launch_us": 9.0}
     made = {"started": "2026-11-23T01:47:57+00:00"}
     return json.loads(json.dumps({"summary": summary, "versions": versions, "machine": machine, "made_with": made}))  # type: ignore[no-any-return]
 
 
 def test_table_and_chart(compare: ModuleType, plot: ModuleType) -> None:
-    runs = [finished("lorgnette", 3.0), finished("trl", 21.0), {"name": "swift", "failed": "exit 1\nboom | bang"}]
-    found = plot.rows([result(compare.summary(runs), trl={"trl": "1.16.0"})])
-    lines = plot.table(found).splitlines()
+    runs = [make_run("lorgnette", 3.0), make_run("trl", 21.0), {"name": "swift", "failed": "exit 1\nboom | bang"}]
+    found = plot.build_rows([result(compare.summarize(runs), trl={"trl": "1.16.0"})])
+    lines = plot.format_table(found).splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(plot.COLUMNS) + 2}
     assert "TRL 1.16.0 | 10.0 | 21.0 | 32.0" in lines[3]
     assert lines[3].endswith("| 1, the first | 7.0 |")
     assert "no figures: boom \\| bang" in lines[4]
-    drawn = plot.chart(found)
+    drawn = plot.draw_chart(found)
     bars = [float(e.get("width", 0)) for e in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}rect")][:6]
     assert bars[4] == pytest.approx(7 * bars[1], rel=0.01)
     assert "prefers-color-scheme: dark" in drawn
     assert "swift" not in drawn
 
 
-def test_files_of_several_calls_are_one_table(compare: ModuleType, plot: ModuleType) -> None:
-    """lorgnette once a call; a peer from where it has figures, from most runs; its ratio from its own call."""
+def test_several_files_make_one_table(compare: ModuleType, plot: ModuleType) -> None:
+    """lorgnette has a row per call; a peer one, of the call with most of its runs, and its ratio is to that call."""
     failed = {"name": "unsloth", "failed": "exit status none after 110 s"}
-    first = compare.summary([finished("lorgnette", 3.0), finished("trl", 30.0), failed])
-    second = compare.summary([finished("lorgnette", 4.0), finished("trl", 20.0), finished("unsloth", 40.0)])
+    first = compare.summarize([make_run("lorgnette", 3.0), make_run("trl", 30.0), failed])
+    second = compare.summarize([make_run("lorgnette", 4.0), make_run("trl", 20.0), make_run("unsloth", 40.0)])
     calls = [result(first), result(second, unsloth={"unsloth": "2026.10.9"})]
-    table = plot.table(plot.rows(calls)).splitlines()[2:]
+    table = plot.format_table(plot.build_rows(calls)).splitlines()[2:]
     assert [line.split(" | ")[0] for line in table] == [
         "| **lorgnette** ¹", "| **lorgnette** ²", "| TRL ²", "| Unsloth 2026.10.9 ²",
     ]  # fmt: skip
     assert [line.split(" | ")[-1] for line in table] == ["1.0 |", "1.0 |", "5.0 |", "10.0 |"]
-    twice = compare.summary([finished("lorgnette", 3.0)] + [finished("trl", t) for t in (30.0, 24.0)])  # one warm run
-    assert "| TRL ¹ |" in plot.table(plot.rows([result(twice), result(second)]))
-    assert plot.calls(calls).splitlines()[1].startswith("² 2026-11-23: NVIDIA H200, 16 cores, torch 2.11.0, 693 T")
+    twice = compare.summarize([make_run("lorgnette", 3.0)] + [make_run("trl", t) for t in (30.0, 24.0)])  # one warm run
+    assert "| TRL ¹ |" in plot.format_table(plot.build_rows([result(twice), result(second)]))
+    assert (
+        plot.describe_calls(calls)
+        .splitlines()[1]
+        .startswith("² 2026-11-23: NVIDIA H200, 16 cores, torch 2.11.0, 693 T")
+    )
 
 
-def test_the_results_that_are_kept_here_still_make_the_table(plot: ModuleType) -> None:
+def test_the_committed_results_make_the_table(plot: ModuleType) -> None:
     files = sorted((ROOT / "bench" / "results").glob("*-peers-*.json"))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert len(files) > 2
-    assert "LLaMA-Factory 0.9.5" in plot.table(plot.rows(results))
-    assert len(plot.calls(results).splitlines()) == len(files)
-    ET.fromstring(plot.chart(plot.rows(results)))
+    assert "LLaMA-Factory 0.9.5" in plot.format_table(plot.build_rows(results))
+    assert len(plot.describe_calls(results).splitlines()) == len(files)
+    ET.fromstring(plot.draw_chart(plot.build_rows(results)))
 
 
-def test_photographs_made_from_a_few_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_generated_photographs_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    preflight = __import__("preflight")
+    check_speed = __import__("check_speed")
     (few := tmp_path / "few").mkdir()
     for shade in ("red", "navy"):
         Image.new("RGB", (700, 500), shade).save(few / f"{shade}.jpg")
-    preflight.make(tmp_path / "made", few, 4)
+    check_speed.make_data(tmp_path / "made", few, 4)
     _, *rows = (tmp_path / "made" / "captions.csv").read_text().splitlines()
     pictures = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
     assert len(set(pictures)) == len(set(rows)) == 4
-    assert Image.open(io.BytesIO(pictures[0])).size in preflight.SIZES
+    assert Image.open(io.BytesIO(pictures[0])).size in check_speed.SIZES
+
+
+def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """One step, one memory setting of each engine, and a few answers, without a GPU."""
+    load("job").make_model(tmp_path / "model", load("job").BUILT_IN, tiny=True)
+    load("job").make_images(tmp_path, 3)
+    step, memory, answers = load("step"), load("memory"), load("answers")
+    lora = LoraSettings(rank=4, dropout=0.1)
+    processor = Processor.from_folder(tmp_path / "model", ProcessorSettings(image_size=(56, 56)))
+    examples = step.load_examples(tmp_path)
+    encoded = [processor.encode(example) for example in examples]
+    timer = step.StepTimer(tmp_path, encoded, 2, lora)
+    assert timer.run_step(0).isfinite().all()
+    assert timer.time_queued_steps(1) > 0
+    losses = [memory.measure(tmp_path, encoded, engine, 60, 4, 0.1, 0)["loss"] for engine in ("fast", "reference")]
+    assert losses == pytest.approx([losses[0]] * 2, rel=1e-2)
+    features = answers.PreparedFeatures(64)
+    generator = answers.build_generator(tmp_path, lora, torch.float32, features)
+    figures = answers.measure(generator, processor, examples, SamplingParams(max_new_tokens=3, batch_size=3), True, 1e9)
+    assert figures["step_ms"] > 0
+    json.dumps(figures)

@@ -3,23 +3,23 @@
 import json
 import os
 
-from given import PROMPT, TARGETS, TRAINER, given
+from inputs import PROMPT, TARGETS, TRAINER, parse_inputs
 
 os.environ |= {"DISABLE_VERSION_CHECK": "1"}
 
 from llamafactory.train.tuner import run_exp
 from meter import Meter
 
-run = given()
+run = parse_inputs()
 rows = [
     {
         "messages": [
             {"role": "user", "content": f"<image>{PROMPT}"},
             {"role": "assistant", "content": caption},
         ],
-        "images": [str(picture)],
+        "images": [str(image)],
     }
-    for picture, caption in run.samples
+    for image, caption in run.samples
 ]
 form = {
     "file_name": "rows.json",

@@ -3,23 +3,23 @@
 import json
 import os
 
-from given import PROMPT, TRAINER, given
+from inputs import PROMPT, TRAINER, parse_inputs
 
 os.environ |= {"MAX_PIXELS": "78400", "USE_HF": "1"}
 
 from meter import Meter
 from swift import callbacks_map, sft_main
 
-run = given()
+run = parse_inputs()
 rows = [
     {
         "messages": [
             {"role": "user", "content": f"<image>{PROMPT}"},
             {"role": "assistant", "content": caption},
         ],
-        "images": [str(picture)],
+        "images": [str(image)],
     }
-    for picture, caption in run.samples
+    for image, caption in run.samples
 ]
 data = run.out / "rows.jsonl"
 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -6,14 +6,14 @@ The adapter in bf16 without autocast: the faster of the two ways.
 from typing import Any
 
 import torch
-from given import DEVICE, LANGUAGE, PROMPT, TRAINER, given
+from inputs import DEVICE, LANGUAGE, PROMPT, TRAINER, parse_inputs
 from meter import Meter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
 
 ANSWER = "<|im_start|>assistant\n"
-run = given()
+run = parse_inputs()
 processor = AutoProcessor.from_pretrained(run.model)
 processor.tokenizer.padding_side = "right"
 model = Qwen2VLForConditionalGeneration.from_pretrained(
@@ -22,15 +22,15 @@ model = Qwen2VLForConditionalGeneration.from_pretrained(
 model.config.use_cache = False
 lora = LoraConfig(task_type="CAUSAL_LM", target_modules=LANGUAGE, **run.lora)
 model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
-question = processor.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 start, *head = processor.tokenizer(ANSWER)["input_ids"]
 
 
 def collate(samples: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
-    pictures = [Image.open(picture) for picture, _ in samples]
-    texts = [f"{question}{caption}<|im_end|>" for _, caption in samples]
-    batch = dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+    images = [Image.open(image) for image, _ in samples]
+    texts = [f"{prompt}{caption}<|im_end|>" for _, caption in samples]
+    batch = dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for row, tokens in zip(labels, batch["input_ids"], strict=True):
         row[: (tokens == start).nonzero()[-1].item() + 1 + len(head)] = -100  # up to where the answer begins

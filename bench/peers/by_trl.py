@@ -1,24 +1,24 @@
-"""TRL's SFTTrainer on prompts and completions with pictures."""
+"""TRL's SFTTrainer on prompts and completions with images."""
 
 import torch
 from datasets import Dataset, Image, List
-from given import DEVICE, LANGUAGE, PROMPT, TRAINER, given
+from inputs import DEVICE, LANGUAGE, PROMPT, TRAINER, parse_inputs
 from meter import Meter
 from peft import LoraConfig
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from trl import SFTConfig, SFTTrainer
 
-run = given()
+run = parse_inputs()
 model = Qwen2VLForConditionalGeneration.from_pretrained(
     run.model, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=DEVICE
 )
 rows = [
     {
-        "images": [str(picture)],
+        "images": [str(image)],
         "prompt": [{"role": "user", "content": PROMPT}],
         "completion": [{"role": "assistant", "content": caption}],
     }
-    for picture, caption in run.samples
+    for image, caption in run.samples
 ]
 SFTTrainer(
     model,

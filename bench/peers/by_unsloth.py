@@ -7,14 +7,14 @@ os.environ |= {"UNSLOTH_DISABLE_STATISTICS": "1"}
 import unsloth  # noqa: F401, I001 - asks to be imported before what it changes
 import torch
 from datasets import Dataset
-from given import PROMPT, TRAINER, given
+from inputs import PROMPT, TRAINER, parse_inputs
 from meter import Meter
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 from unsloth import FastVisionModel
 from unsloth.trainer import UnslothVisionDataCollator
 
-run = given()
+run = parse_inputs()
 model, processor = FastVisionModel.from_pretrained(
     str(run.model),
     load_in_4bit=False,
@@ -36,22 +36,22 @@ model = FastVisionModel.get_peft_model(
 FastVisionModel.for_training(model, use_gradient_checkpointing=False)
 
 
-def messages(rows: dict[str, list[str]]) -> dict[str, list[object]]:
+def build_messages(rows: dict[str, list[str]]) -> dict[str, list[object]]:
     return {
         "messages": [
             [
                 {
                     "role": "user",
-                    "content": [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": PROMPT}],
+                    "content": [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": PROMPT}],
                 },
                 {"role": "assistant", "content": [{"type": "text", "text": caption}]},
             ]
-            for picture, caption in zip(rows["picture"], rows["caption"], strict=True)
+            for image, caption in zip(rows["image"], rows["caption"], strict=True)
         ]
     }
 
 
-rows = [{"picture": str(picture), "caption": caption} for picture, caption in run.samples]
+rows = [{"image": str(image), "caption": caption} for image, caption in run.samples]
 SFTTrainer(
     model=model,
     args=SFTConfig(
@@ -62,7 +62,7 @@ SFTTrainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=1024,
     ),
-    train_dataset=Dataset.from_list(rows).with_transform(messages),
+    train_dataset=Dataset.from_list(rows).with_transform(build_messages),
     processing_class=processor,
     data_collator=UnslothVisionDataCollator(
         model,

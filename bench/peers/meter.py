@@ -1,4 +1,4 @@
-"""One meter for every peer: a callback of transformers' Trainer, which all of them take."""
+"""The meter of every peer: a callback of transformers' Trainer, which all of them accept."""
 
 import json
 import os
@@ -8,48 +8,48 @@ from importlib.metadata import packages_distributions, version
 from typing import Any
 
 import torch
-from given import Given
-from host import launch_us
+from inputs import Inputs
+from launch import measure_launch_us
 from transformers import TrainerCallback
 
-WARM_UP = 5
+NUM_WARMUP_STEPS = 5
 
 
 class Meter(TrainerCallback):
-    """Times a run and saves its adapter. OUT/run.json is written when the last step is done, and again with `saved_s`
-    when the adapter is on disk: whoever started this may end it then, whatever the peer would still do.
+    """Times a run and saves its adapter. Writes OUT/run.json after the last step, and again with `saved_s` when the
+    adapter is on disk: the parent process may end the peer then.
 
-    The GPU is waited for three times: before the first step, after step WARM_UP and after the last, nowhere else.
+    Synchronizes with the GPU three times: before the first step, after step NUM_WARMUP_STEPS, and after the last.
     """
 
-    def __init__(self, given: Given) -> None:
-        self.given = given
-        self.warm: float | None = None
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.warm_at: float | None = None
         self.losses: list[list[float]] = []
         self.run: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.launch_us = launch_us()
-        self.first = now()
+        self.launch_us = measure_launch_us()
+        self.first_at = read_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step == WARM_UP:
-            self.warm = now()
+        if state.global_step == NUM_WARMUP_STEPS:
+            self.warm_at = read_time()
         if state.global_step == state.max_steps:
-            self.stepped(state.global_step, now(), model)
+            self.record_steps(state.global_step, read_time(), model)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append([state.global_step, float(logs["loss"])])
 
-    def stepped(self, steps: int, last: float, model: Any) -> None:
+    def record_steps(self, steps: int, last_at: float, model: Any) -> None:
         cuda = torch.cuda.is_available()
         self.run = {
-            "prep_s": self.first - self.given.begun,
-            "training_s": last - self.first,
+            "prep_s": self.first_at - self.inputs.started_at,
+            "training_s": last_at - self.first_at,
             "steps": steps,
-            "steady_steps": steps - WARM_UP if self.warm else 0,
-            "steady_s": last - self.warm if self.warm else None,
+            "steady_steps": steps - NUM_WARMUP_STEPS if self.warm_at else 0,
+            "steady_s": last_at - self.warm_at if self.warm_at else None,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else None,
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -58,31 +58,31 @@ class Meter(TrainerCallback):
         self.write(self.run)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if not self.run:  # it ended before the step it had been told of
-            self.stepped(state.global_step, now(), model)
-        folder = self.given.out / "adapter"
+        if not self.run:  # it ended before max_steps
+            self.record_steps(state.global_step, read_time(), model)
+        folder = self.inputs.out / "adapter"
         model.save_pretrained(folder)
-        saved = time.time()
+        saved_at = time.time()
         size = sum(file.stat().st_size for file in folder.glob("adapter_model.*"))
         if not size:
             raise RuntimeError(f"no adapter in {folder}")
-        self.run |= {"saved_s": saved - self.given.begun, "adapter_mb": size / 1e6}
-        self.write(self.run | {"losses": self.losses, "versions": versions()})
+        self.run |= {"saved_s": saved_at - self.inputs.started_at, "adapter_mb": size / 1e6}
+        self.write(self.run | {"losses": self.losses, "versions": read_versions()})
 
     def write(self, run: dict[str, Any]) -> None:
-        beside = self.given.out / "run.json.part"
-        beside.write_text(json.dumps(run), encoding="utf-8")
-        os.replace(beside, self.given.out / "run.json")
+        temporary = self.inputs.out / "run.json.part"
+        temporary.write_text(json.dumps(run), encoding="utf-8")
+        os.replace(temporary, self.inputs.out / "run.json")
 
 
-def now() -> float:
+def read_time() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.time()
 
 
-def versions() -> dict[str, str]:
-    """Of every package that was imported."""
+def read_versions() -> dict[str, str]:
+    """The version of every imported package."""
     owners = packages_distributions()
-    used = {owner for module in list(sys.modules) for owner in owners.get(module, ())}
-    return {name: version(name) for name in sorted(filter(None, used), key=str.lower)}
+    packages = {owner for module in list(sys.modules) for owner in owners.get(module, ())}
+    return {name: version(name) for name in sorted(filter(None, packages), key=str.lower)}

@@ -1,6 +1,6 @@
-"""What every peer is given: the samples, the adapter's and the trainer's settings. `python by_X.py WORK OUT …`
+"""The inputs of every peer: samples, adapter settings and trainer settings. `python by_X.py WORK OUT …`
 
-WORK holds captions.csv and its pictures, already at 280×280, training samples only; OUT is this run's own folder.
+WORK has captions.csv and its images, already at 280×280, training samples only; OUT is the folder of this run.
 """
 
 import argparse
@@ -15,7 +15,7 @@ PROMPT = "COCO Yes:"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LANGUAGE = rf".*language_model.*\.({'|'.join(TARGETS)})"
 CUDA = torch.cuda.is_available()
-"""Without, only that a script runs can be seen: Liger's kernels and pinned memory are off."""
+"""Without a GPU, Liger's kernels and pinned memory are off: that only shows that a script runs."""
 DEVICE = "cuda" if CUDA else "cpu"
 
 TRAINER: dict[str, Any] = {
@@ -26,29 +26,29 @@ TRAINER: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "optim": "adamw_torch_fused",
     "bf16": True,
-    "gradient_checkpointing": False,  # the whole step fits, so recomputing it would only cost time
+    "gradient_checkpointing": False,  # the whole step fits, so recomputing would only cost time
     "use_liger_kernel": CUDA,
     "dataloader_num_workers": 8,
     "dataloader_persistent_workers": True,
     "dataloader_pin_memory": CUDA,
-    "accelerator_config": {"non_blocking": CUDA},  # copies from pinned memory need not wait for the step before
+    "accelerator_config": {"non_blocking": CUDA},  # copies from pinned memory do not wait for the step before
     "logging_steps": 10,
-    "logging_nan_inf_filter": False,  # it asks the GPU for every step's loss, which empties its queue
+    "logging_nan_inf_filter": False,  # it reads every step's loss, which empties the GPU's queue
     "save_strategy": "no",
     "report_to": "none",
     "use_cpu": not CUDA,
 }
-"""transformers' TrainingArguments, which every peer's own are made from."""
+"""transformers' TrainingArguments; every peer's settings are made from them."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """samples: (picture, caption). begun: when the process was started, in seconds of time.time()."""
+class Inputs:
+    """samples: (image, caption). started_at: when the process started, in seconds of time.time()."""
 
     model: Path
     out: Path
     samples: list[tuple[Path, str]]
-    begun: float
+    started_at: float
     dropout: float
 
     @property
@@ -57,14 +57,14 @@ class Given:
         return {"r": 64, "lora_alpha": 16, "lora_dropout": self.dropout, "bias": "none"}
 
 
-def given() -> Given:
+def parse_inputs() -> Inputs:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--begun", type=float, required=True)
+    parser.add_argument("--started-at", type=float, required=True)
     parser.add_argument("--dropout", type=float, default=0.05)
-    words = parser.parse_args()
-    with (words.work / "captions.csv").open(newline="", encoding="utf-8") as file:
-        samples = [(words.work / row["image_path"], row["caption"]) for row in csv.DictReader(file)]
-    return Given(words.model, words.out, samples, words.begun, words.dropout)
+    arguments = parser.parse_args()
+    with (arguments.work / "captions.csv").open(newline="", encoding="utf-8") as file:
+        samples = [(arguments.work / row["image_path"], row["caption"]) for row in csv.DictReader(file)]
+    return Inputs(arguments.model, arguments.out, samples, arguments.started_at, arguments.dropout)
