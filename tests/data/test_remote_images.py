@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from lorgnette.data.remote_images import (
+    ImageFallback,
     MissingImage,
     RemoteImage,
     RemoteImages,
     download_images,
     list_file_names,
-    open_fallback,
 )
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.datasets import HubDataset
@@ -91,7 +91,7 @@ def provide(images_from: str, images: list[MissingImage]) -> tuple[list[str], in
     arrivals: list[str] = []
     progress: list[int] = []
     with HttpClient(retry_policy=QUICK) as client:
-        fallback = open_fallback(images_from, client)
+        fallback = ImageFallback(images_from, client)
         assert fallback.where == images_from
         fallback.provide(images, lambda path: arrivals.append(path.name), lambda files, count: progress.append(files))
     return arrivals, sum(progress)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import filelock
 
@@ -54,7 +54,6 @@ class Journal:
         self.is_complete = False
         self.sources = {str(name): str(source) for name, source in _read_lines(self._sources_file)}
         self._read_rows()
-        self._open_files: dict[Path, IO[str]] = {}
 
     @classmethod
     @contextmanager
@@ -72,28 +71,23 @@ class Journal:
                 "another lorgnette is downloading into this folder", where=str(out), hint="wait for it, or stop it"
             ) from None
         try:
-            journal = cls(out, request, key)
-            try:
-                yield journal
-            finally:
-                for file in journal._open_files.values():
-                    file.close()
+            yield cls(out, request, key)
         finally:
             lock.release()
 
     def add_row(self, row: JournalRow) -> None:
         self.rows.append(row)
-        self._append(self._rows_file, asdict(row))
+        _append_line(self._rows_file, asdict(row))
 
     def complete(self) -> None:
         """The split has no more rows."""
         self.is_complete = True
-        self._append(self._rows_file, {"end": True})
+        _append_line(self._rows_file, {"end": True})
 
     def add_source(self, image: str, source: str) -> None:
         if self.sources.get(image) != source:
             self.sources[image] = source
-            self._append(self._sources_file, [image, source])
+            _append_line(self._sources_file, [image, source])
 
     def pin_revision(self, revision: str) -> None:
         self.revision = revision
@@ -102,17 +96,6 @@ class Journal:
     def add_bytes(self, count: int) -> None:
         self.num_bytes += count
         self._write_state()
-
-    def _append(self, path: Path, value: Any) -> None:
-        if path not in self._open_files:
-            self._open_files[path] = path.open("a", encoding="utf-8")
-        try:
-            self._open_files[path].write(json.dumps(value, ensure_ascii=False) + "\n")
-            self._open_files[path].flush()
-        except OSError as error:
-            raise LorgnetteError(
-                f"cannot write: {error.strerror or error}", where=str(path), hint="free some space and start again"
-            ) from error
 
     def _write_state(self) -> None:
         state = {"request": self._request, "revision": self.revision, "num_bytes": self.num_bytes}
@@ -166,6 +149,16 @@ def _read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def _append_line(path: Path, value: Any) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise LorgnetteError(
+            f"cannot write: {error.strerror or error}", where=str(path), hint="free some space and start again"
+        ) from error
 
 
 def _read_lines(path: Path) -> Iterator[Any]:

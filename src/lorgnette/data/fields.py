@@ -32,9 +32,8 @@ def require_objects(value: object, name: str) -> list[Mapping[str, Any]]:
         raise LorgnetteError(f"{name} is {describe_type(value)}, not a list", hint=f"make {name} a list of objects")
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
-            raise LorgnetteError(
-                f"{name}, item {number} is {describe_type(item)}, not an object", hint="write it as {…}"
-            )
+            fact = f"{name}, item {number} is {describe_type(item)}, not an object"
+            raise LorgnetteError(fact, hint="write it as {…}")
     return value
 
 

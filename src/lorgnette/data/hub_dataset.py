@@ -18,7 +18,7 @@ from typing import Any
 from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER, Journal, JournalRow
 from lorgnette.data.formats import captions, stream_rows
 from lorgnette.data.formats.parquet import draw_sample, stream_parquet
-from lorgnette.data.remote_images import ImageDownload, RemoteImage, RemoteImages, download_images, open_fallback
+from lorgnette.data.remote_images import ImageDownload, ImageFallback, RemoteImage, RemoteImages, download_images
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.datasets import DatasetAddress, HubDataset, open_dataset, parse_address
@@ -30,6 +30,8 @@ from lorgnette.types import Example, Problem, Turn
 OnMessage = Callable[[str], None]
 _PROMPT = "\ue000prompt\ue000"
 """Stands for the prompt of captions while rows are read, because data.jsonl is read with any prompt."""
+_LASTING_FIELDS = ("revision", "num_rows", "num_examples", "num_images", "sources")
+"""Fields of a DownloadedDataset that are the same for a later call."""
 _DEFAULT_ID = re.compile(r"identity_\d+(_\d+)?")
 
 
@@ -79,10 +81,6 @@ class RowChoice:
         return "first" if self.sample is None else f"sample-{self.sample}-seed-{self.seed}"
 
 
-def ignore_message(text: str) -> None:
-    """Does nothing."""
-
-
 def download_dataset(
     source: str,
     out: Path,
@@ -95,7 +93,7 @@ def download_dataset(
     caption_column: str | None = None,
     split: str | None = None,
     on_progress: OnProgress = ignore_progress,
-    on_message: OnMessage = ignore_message,
+    on_message: OnMessage = lambda text: None,
     num_workers: int = 8,
     retry_policy: RetryPolicy | None = None,
 ) -> DownloadedDataset:
@@ -115,7 +113,7 @@ def download_dataset(
             on_message(f"{address.text}: already in {out}, nothing to fetch")
             return finished
         with HttpClient(num_workers=num_workers, retry_policy=retry_policy) as client:
-            fallback = open_fallback(images_from, client) if images_from else None
+            fallback = ImageFallback(images_from, client) if images_from else None
             columns = ColumnChoice(image_column, caption_column)
             try:
                 chosen = _Collector(address, journal, choice, columns, client, on_progress, on_message).collect()
@@ -283,31 +281,7 @@ def _write_result(
     with atomic_write(out / DATA_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     images = {name: journal.sources.get(name, journal.source) for row in usable for name in row.images}
-    sources = dict(Counter(images.values()))
-    manifest = {
-        "source": journal.source,
-        "revision": journal.revision,
-        "arguments": arguments,
-        "num_rows": len(usable),
-        "num_examples": len(records),
-        "num_images": len(images),
-        "sources": sources,
-        "image_bytes": _sum_image_bytes(out, images),
-        "fetched_bytes": journal.num_bytes,
-        "num_missing": len(missing),
-        "images": dict(sorted(images.items())),
-    }
-    write_json(out / "download.json", manifest)
-    for source, count in sources.items():
-        on_message(f"{count:,} images from {source}")
-    if missing:
-        on_message(
-            f"{len(missing):,} of {len(chosen):,} rows are missing: {missing[0].message}; "
-            f"{out / 'failed.json'} lists them"
-        )
-    else:
-        (out / "failed.json").unlink()
-    return DownloadedDataset(
+    dataset = DownloadedDataset(
         path=out / DATA_FILE,
         revision=journal.revision,
         num_rows=len(usable),
@@ -315,9 +289,27 @@ def _write_result(
         num_images=len(images),
         num_files=download.num_files,
         num_bytes=num_bytes,
-        sources=sources,
+        sources=dict(Counter(images.values())),
         missing=missing,
     )
+    manifest = {
+        "source": journal.source,
+        "arguments": arguments,
+        **{name: getattr(dataset, name) for name in _LASTING_FIELDS},
+        "image_bytes": _sum_image_bytes(out, images),
+        "fetched_bytes": journal.num_bytes,
+        "num_missing": len(missing),
+        "images": dict(sorted(images.items())),
+    }
+    write_json(out / "download.json", manifest)
+    for source, count in dataset.sources.items():
+        on_message(f"{count:,} images from {source}")
+    if missing:
+        lost = f"{len(missing):,} of {len(chosen):,} rows are missing: {missing[0].message}"
+        on_message(f"{lost}; {out / 'failed.json'} lists them")
+    else:
+        (out / "failed.json").unlink()
+    return dataset
 
 
 def _find_problem(row: JournalRow, download: ImageDownload) -> MissingRow | None:
@@ -349,8 +341,7 @@ def _load_finished(out: Path, arguments: dict[str, Any]) -> DownloadedDataset | 
         is_whole = manifest["arguments"] == arguments and not manifest["num_missing"] and (out / DATA_FILE).is_file()
         if not is_whole or _sum_image_bytes(out, manifest["images"]) != manifest["image_bytes"]:
             return None
-        counts = {name: int(manifest[name]) for name in ("num_rows", "num_examples", "num_images")}
-        revision, sources = str(manifest["revision"]), dict(manifest["sources"])
+        fields = {name: manifest[name] for name in _LASTING_FIELDS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return DownloadedDataset(out / DATA_FILE, revision, **counts, num_files=0, num_bytes=0, sources=sources, missing=())
+    return DownloadedDataset(out / DATA_FILE, **fields, num_files=0, num_bytes=0, missing=())

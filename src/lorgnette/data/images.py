@@ -151,9 +151,7 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise LorgnetteError("not an ordinary file", where=where, hint="name an image file")
     if status.st_size == 0:
-        raise LorgnetteError(
-            "image is empty (zero bytes)", where=where, hint="download the file again, or remove its row"
-        )
+        raise LorgnetteError("image is empty (zero bytes)", where=where, hint="get it again, or remove its row")
 
 
 def _suggest_path(path: Path) -> str:
@@ -165,15 +163,10 @@ def _suggest_path(path: Path) -> str:
 def _check_size(path: Path, size: tuple[int, int]) -> tuple[int, int]:
     width, height = size
     if min(size) < 1:
-        raise LorgnetteError(
-            f"image has no area ({width}×{height})", where=str(path), hint="replace it, or remove its row"
-        )
+        raise LorgnetteError(f"image has no area ({width}×{height})", where=str(path), hint="replace or remove it")
     if max(size) > MAX_ASPECT * min(size):
-        raise LorgnetteError(
-            f"image is too narrow: {width}×{height} is beyond {MAX_ASPECT}:1, the model's limit",
-            where=str(path),
-            hint="crop it, or remove its row",
-        )
+        message = f"image is too narrow: {width}×{height} is beyond {MAX_ASPECT}:1, the model's limit"
+        raise LorgnetteError(message, where=str(path), hint="crop it, or remove its row")
     return width, height
 
 

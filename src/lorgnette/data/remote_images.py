@@ -9,17 +9,16 @@ nothing about data formats.
 import hashlib
 import re
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from lorgnette.data.image_resolver import ImageResolver, ImageZip
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import LorgnetteError, SourceError, UsageError
 from lorgnette.hub import file_signature, huggingface, modelscope
 from lorgnette.hub.datasets import HubDataset
 from lorgnette.hub.download import DownloadTask, OnProgress, download_files
-from lorgnette.hub.http import HttpClient, SourceError, explain_disk_error, redact_url
+from lorgnette.hub.http import HttpClient, redact_url
 from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
@@ -163,19 +162,6 @@ class MissingImage:
     file_names: tuple[str, ...]
 
 
-class ImageFallback(Protocol):
-    @property
-    def where(self) -> str:
-        """The value of --images-from, without secrets."""
-        ...
-
-    def provide(
-        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
-    ) -> None:
-        """Write those it has to their paths and call `on_arrival` for each."""
-        ...
-
-
 def list_file_names(url: str, coco_id: int | None, split: str) -> tuple[str, ...]:
     """Names an image may have elsewhere: the one in its URL, then COCO's two official ones."""
     own = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
@@ -189,64 +175,49 @@ def list_file_names(url: str, coco_id: int | None, split: str) -> tuple[str, ...
     return tuple(dict.fromkeys(names))
 
 
-def open_fallback(images_from: str, client: HttpClient) -> ImageFallback:
-    if images_from.startswith(("http://", "https://")):
-        return _HostFallback(redact_url(images_from), images_from.rstrip("/"), client)
-    path = Path(images_from).expanduser()
-    if not path.exists():
-        raise UsageError("no such folder or zip", where=f"images_from {images_from}", hint="name a folder, zip or URL")
-    return _FolderFallback(images_from, path) if path.is_dir() else _ZipFallback(images_from, ImageZip(path))
+class ImageFallback:
+    """The folder, zip or URL of `images_from`. Raises UsageError if it is none of these."""
 
-
-@dataclass(frozen=True, slots=True)
-class _FolderFallback:
-    where: str
-    folder: Path
+    def __init__(self, images_from: str, client: HttpClient) -> None:
+        self.where, self._client = redact_url(images_from), client
+        self._url = images_from.rstrip("/") if images_from.startswith(("http://", "https://")) else ""
+        self._folder = Path(images_from).expanduser()
+        if not self._url and not self._folder.exists():
+            hint = "name a folder, zip or URL"
+            raise UsageError("no such folder or zip", where=f"images_from {images_from}", hint=hint)
+        self._zip = None if self._url or self._folder.is_dir() else ImageZip(self._folder)
 
     def provide(
         self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
     ) -> None:
+        """Write the images that are found to their paths and call `on_arrival` for each."""
+        if self._url:
+            self._download(images, on_progress)
         for image in images:
-            paths = [self.folder / subfolder / name for name in image.file_names for subfolder in _SUBFOLDERS]
-            if any(path.is_file() and _write_if_valid(image.path, path.read_bytes()) for path in paths):
+            if self._url and image.path.is_file():
+                on_arrival(image.path)
+            elif not self._url and any(_write_if_valid(image.path, content) for content in self._find(image)):
                 on_arrival(image.path)
                 on_progress(1, 0)
 
+    def _find(self, image: MissingImage) -> Iterator[bytes]:
+        """The contents of all files with one of the image's names."""
+        for name in image.file_names:
+            if self._zip is not None:
+                if member := self._zip.find_member(name):
+                    yield self._zip.read(member)
+            else:
+                paths = [self._folder / subfolder / name for subfolder in _SUBFOLDERS]
+                yield from (path.read_bytes() for path in paths if path.is_file())
 
-@dataclass(frozen=True, slots=True)
-class _ZipFallback:
-    where: str
-    archive: ImageZip
-
-    def provide(
-        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
-    ) -> None:
-        for image in images:
-            members = [member for name in image.file_names if (member := self.archive.find_member(name))]
-            if any(_write_if_valid(image.path, self.archive.read(member)) for member in members):
-                on_arrival(image.path)
-                on_progress(1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _HostFallback:
-    where: str
-    base: str
-    client: HttpClient
-
-    def provide(
-        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
-    ) -> None:
+    def _download(self, images: Sequence[MissingImage], on_progress: OnProgress) -> None:
         for attempt in range(max((len(image.file_names) for image in images), default=0)):
-            missing = [image for image in images if len(image.file_names) > attempt and not image.path.is_file()]
             tasks = [
-                DownloadTask(f"{self.base}/{urllib.parse.quote(image.file_names[attempt])}", image.path)
-                for image in missing
+                DownloadTask(f"{self._url}/{urllib.parse.quote(image.file_names[attempt])}", image.path)
+                for image in images
+                if len(image.file_names) > attempt and not image.path.is_file()
             ]
-            download_files(tasks, client=self.client, on_progress=on_progress)
-            for image in missing:
-                if image.path.is_file():
-                    on_arrival(image.path)
+            download_files(tasks, client=self._client, on_progress=on_progress)
 
 
 def _write_if_valid(path: Path, content: bytes) -> bool:
@@ -257,6 +228,4 @@ def _write_if_valid(path: Path, content: bytes) -> bool:
             file_signature.check_file(temporary, path.name, where=path.name)
     except SourceError:
         return False
-    except OSError as error:
-        raise explain_disk_error(error, path) from error
     return True

@@ -35,11 +35,8 @@ def train_test_split(
     """
     if not 0 <= holdout < len(examples):
         count = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
-        raise UsageError(
-            f"holdout is {holdout}, but there {count}",
-            where="holdout",
-            hint="hold out fewer rows than there are, so that some are left for training",
-        )
+        hint = "hold out fewer rows, so that some are left for training"
+        raise UsageError(f"holdout is {holdout}, but there {count}", where="holdout", hint=hint)
     if not holdout:
         return list(examples), []
     if split == "image":
@@ -48,11 +45,9 @@ def train_test_split(
     else:
         test_rows = set(range(len(examples) - holdout, len(examples)))
     if len(test_rows) == len(examples):
-        raise UsageError(
-            f"holding out {holdout} rows and all others with the same images leaves nothing for training",
-            where="holdout",
-            hint="hold out fewer rows, or set split=tail to ignore shared images",
-        )
+        message = f"holding out {holdout} rows and all others with the same images leaves nothing for training"
+        hint = "hold out fewer rows, or set split=tail to ignore shared images"
+        raise UsageError(message, where="holdout", hint=hint)
     train = [example for row, example in enumerate(examples) if row not in test_rows]
     return train, [example for row, example in enumerate(examples) if row in test_rows]
 

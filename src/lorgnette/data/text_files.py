@@ -22,9 +22,8 @@ def read_lines(path: Path) -> Generator[str, None, None]:
                 _check_utf8(line, number, path)
                 yield line
     except OSError as error:
-        raise LorgnetteError(
-            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions"
-        ) from error
+        message = f"cannot be read: {error.strerror or error}"
+        raise LorgnetteError(message, where=str(path), hint="check the path and its permissions") from error
 
 
 def decode_text(content: bytes, name: str) -> str:
@@ -51,9 +50,8 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise LorgnetteError(
-            f"broken JSON: {error.msg} at line {error.lineno}, column {error.colno}", hint="correct it there"
-        ) from error
+        message = f"broken JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise LorgnetteError(message, hint="correct it there") from error
     except RecursionError as error:
         raise LorgnetteError("broken JSON: nested too deeply", hint="flatten it") from error
     except ValueError as error:  # an integer of more than 4300 digits
@@ -80,8 +78,5 @@ def _check_utf8(line: str, number: int, path: Path) -> None:
         column = len(line[: error.start].encode("utf-8")) + 1
         is_utf16 = number == 1 and column == 1 and byte in (0xFE, 0xFF)
         fact = "the file is UTF-16, not UTF-8" if is_utf16 else "the file is not UTF-8"
-        raise LorgnetteError(
-            f"{fact}: byte 0x{byte:02x} at byte {column} of line {number}",
-            where=f"{path}, line {number}",
-            hint=_UTF8_HINT,
-        ) from error
+        message = f"{fact}: byte 0x{byte:02x} at byte {column} of line {number}"
+        raise LorgnetteError(message, where=f"{path}, line {number}", hint=_UTF8_HINT) from error

@@ -32,9 +32,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, where: str) -> None:
         # The environment in which transformers renders chat templates (utils/chat_template_utils.py).
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
+        extensions = [jinja2.ext.loopcontrols]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.globals["raise_exception"] = _raise_exception
         self._where = where
         self.source = source
@@ -81,15 +80,13 @@ class ChatTemplate:
         try:
             rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
         except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which concatenates contents
-            raise LorgnetteError(
-                f"chat template refuses the conversation: {error}", where=self._where, hint=_HINT
-            ) from None
+            message = f"chat template refuses the conversation: {error}"
+            raise LorgnetteError(message, where=self._where, hint=_HINT) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
         if [piece for piece in pieces if isinstance(piece, int)] != list(range(num_texts)):
-            raise LorgnetteError(
-                "chat template does not keep every text once and in order", where=self._where, hint=_HINT
-            )
+            message = "chat template does not keep every text once and in order"
+            raise LorgnetteError(message, where=self._where, hint=_HINT)
         return pieces
 
 

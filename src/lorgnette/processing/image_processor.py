@@ -15,6 +15,8 @@ from jaxtyping import Float32, UInt8
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
 
+_HINT = "download the whole checkpoint again"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
@@ -44,15 +46,10 @@ class ImageProcessor:
             if min(patch_size, merge_size, temporal_patch_size) < 1:
                 raise ValueError("a size below 1")
         except FileNotFoundError:
-            raise LorgnetteError(
-                "preprocessor_config.json is missing", where=str(folder), hint="download the whole checkpoint again"
-            ) from None
+            raise LorgnetteError("preprocessor_config.json is missing", where=str(folder), hint=_HINT) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise LorgnetteError(
-                f"preprocessor_config.json cannot be read: {error!r}",
-                where=str(path),
-                hint="download the whole checkpoint again",
-            ) from None
+            message = f"preprocessor_config.json cannot be read: {error!r}"
+            raise LorgnetteError(message, where=str(path), hint=_HINT) from None
         token_side = patch_size * merge_size
         min_pixels, max_pixels = (count * token_side * token_side for count in settings.image_tokens)
         return cls(

@@ -1,24 +1,24 @@
 """Packs the examples of a micro-batch into one row of tokens without padding.
 
-Two examples, the second without shared tokens (s system, I image, u user, a assistant, e end):
+Two examples (s system, I image, u user, a answer, e end token):
 
-    index          0 1 2 3 4 5 6 7 8 9 │ 10 11 12 13 14 15 16 17 18
-    input_ids      s s s I I I u u a a │  s  s  s  I  I  I  u  a  a
-    visible_until 10 … … … … … … … … … │ 19  …  …  …  …  …  …  …  …
-    labels                       a a e │                       a  a  e
+    index           0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16 17 18
+    input_ids       s  s  s  I  I  I  u  u  a  a  s  s  s  I  I  I  u  a  a
+    visible_until  10 10 10 10 10 10 10 10 10 10 19 19 19 19 19 19 19 19 19
+    predicts                             a  a  e                    a  a  e
 
-The mask is one integer per token: key k is visible to the queries k ≤ q < visible_until[k], so attention stays inside
-an example. Examples of 2, 3 and 1 tokens, for instance, give visible_until = [2, 2, 5, 5, 5, 6].
+The mask is one integer per token: key k is visible to the queries q with k ≤ q < visible_until[k], so attention stays
+inside an example. Examples of 2, 3 and 1 tokens have visible_until = [2, 2, 5, 5, 5, 6].
 
 The token before a label predicts it. Tokens behind the last such token are left out: in a causal model nothing depends
 on them. With prefix sharing (`prefix_tree.py`) an example stores only the tokens that its predecessor does not have:
 
-    index          0 1 2 3 4 5 6 7 │ 8 9 │ 10 11 12
-    input_ids      s s s I I I u u │ a a │  a  a  a
-    visible_until 13 … … … … … … … │10 … │ 13  …  …
+    index           0  1  2  3  4  5  6  7  8  9 10 11 12
+    input_ids       s  s  s  I  I  I  u  u  a  a  a  a  a
+    visible_until  13 13 13 13 13 13 13 13 10 10 13 13 13
 
-The mask stays one integer per token, since the packed row is a prefix tree in depth-first order: the tokens that
-continue a token follow it without a gap.
+The mask stays one integer per token. The packed row is a prefix tree in depth-first order, so the queries that may
+attend to a key k are a contiguous range.
 """
 
 from collections.abc import Iterable, Sequence
@@ -67,10 +67,8 @@ def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
     """Tokens in the tree's order; labels and examples in the order in which they were added."""
     examples, token_indices = tree.examples, _locate_tokens(tree)
     # The tokens that each example adds behind its shared prefix.
-    added = [
-        (examples[i], slice(shared, tree.used_lengths[i]))
-        for i, shared in zip(tree.order, tree.shared_lengths, strict=True)
-    ]
+    starts = zip(tree.order, tree.shared_lengths, strict=True)
+    added = [(examples[i], slice(start, tree.used_lengths[i])) for i, start in starts]
     # Images among the added tokens. An image that is used twice has its features once.
     image_token_indices, feature_indices = [], []
     feature_offsets: dict[ImageGrid, int] = {}

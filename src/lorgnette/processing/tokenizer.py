@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lorgnette.errors import LorgnetteError
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
+_HINT = "download the whole checkpoint again"
 
 # The pre-tokenization of every Qwen2 and Qwen3 checkpoint (tokenization_qwen2.py of transformers). tokenizer.json
 # includes it; vocab.json and merges.txt do not.
@@ -46,24 +47,14 @@ class TextTokenizer:
             path = folder / "tokenizer.json"
             tokenizer = cls._from_json(path) if path.exists() else cls._from_vocabulary(folder)
         except FileNotFoundError as error:
-            raise LorgnetteError(
-                f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}",
-                where=str(folder),
-                hint="download the whole checkpoint again",
-            ) from None
+            message = f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}"
+            raise LorgnetteError(message, where=str(folder), hint=_HINT) from None
         except Exception as error:  # the tokenizers library raises nothing narrower
-            raise LorgnetteError(
-                f"tokenizer cannot be read: {error}", where=str(folder), hint="download the whole checkpoint again"
-            ) from None
-        missing = [
-            name for name in (IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN) if name not in tokenizer.control_tokens
-        ]
-        if missing:
-            raise LorgnetteError(
-                f"tokenizer has no {', '.join(missing)}",
-                where=str(folder),
-                hint="use the whole Instruct checkpoint of a vision model",
-            )
+            raise LorgnetteError(f"tokenizer cannot be read: {error}", where=str(folder), hint=_HINT) from None
+        required = (IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN)
+        if missing := [name for name in required if name not in tokenizer.control_tokens]:
+            hint = "use the whole Instruct checkpoint of a vision model"
+            raise LorgnetteError(f"tokenizer has no {', '.join(missing)}", where=str(folder), hint=hint)
         return tokenizer
 
     @classmethod
@@ -78,12 +69,9 @@ class TextTokenizer:
         vocabulary, merges = (str(_check_exists(folder / name)) for name in ("vocab.json", "merges.txt"))
         text = Tokenizer(models.BPE.from_file(vocabulary, merges))
         text.normalizer = normalizers.NFC()
-        text.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_PRETOKENIZE_REGEX), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        split_words = pre_tokenizers.Split(Regex(_PRETOKENIZE_REGEX), behavior="isolated")
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        text.pre_tokenizer = pre_tokenizers.Sequence([split_words, to_bytes])
         text.decoder = decoders.ByteLevel()
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         control_tokens = {token["content"]: int(id_) for id_, token in config["added_tokens_decoder"].items()}

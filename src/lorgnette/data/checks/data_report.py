@@ -104,9 +104,8 @@ def load_usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, sour
 def build_refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
     """The error that lists the rows because of which training does not start."""
     skip = ", or skip them: data.on_bad_row=skip (prepare: --on-bad-row skip)" if len(problems) < total else ""
-    return LorgnetteError(
-        f"{len(problems)} of {total} rows cannot be used:\n{_list_problems(problems)}\n", hint=f"fix them{skip}"
-    )
+    message = f"{len(problems)} of {total} rows cannot be used:\n{_list_problems(problems)}\n"
+    return LorgnetteError(message, hint=f"fix them{skip}")
 
 
 def _list_problems(problems: Sequence[Problem]) -> str:

@@ -10,14 +10,13 @@ from pathlib import Path
 from lorgnette.data.checks.near_duplicates import near_duplicate_groups
 from lorgnette.types import Example, Finding, FindingKind, Turn
 
+_Files = Mapping[Path, Path]
+_Rows = Mapping[Path, Example]
 _KEEP_ONE = "keep one of them, or put all rows with the image into one part"
 
 
 def find_duplicates(
-    train: Sequence[Example],
-    test: Sequence[Example],
-    identical_files: Mapping[Path, Path],
-    signatures: Mapping[Path, bytes],
+    train: Sequence[Example], test: Sequence[Example], identical_files: _Files, signatures: Mapping[Path, bytes]
 ) -> Iterator[Finding]:
     """Findings in both parts.
 
@@ -41,9 +40,7 @@ def _find_repeated_rows(rows: Sequence[Example]) -> Iterator[Finding]:
             yield Finding.for_example(row, "repeated-row", message, "remove one of them")
 
 
-def _find_leaks(
-    test: Sequence[Example], identical_files: Mapping[Path, Path], train_rows: Mapping[Path, Example]
-) -> Iterator[Finding]:
+def _find_leaks(test: Sequence[Example], identical_files: _Files, train_rows: _Rows) -> Iterator[Finding]:
     for row in test:
         for path in dict.fromkeys(image.path for image in row.images):
             if earlier := train_rows.get(identical_files[path]):
@@ -51,9 +48,7 @@ def _find_leaks(
                 yield Finding.for_example(row, "leak", message, _KEEP_ONE, path)
 
 
-def _find_copies(
-    identical_files: Mapping[Path, Path], train_rows: Mapping[Path, Example], first_rows: Mapping[Path, Example]
-) -> Iterator[Finding]:
+def _find_copies(identical_files: _Files, train_rows: _Rows, first_rows: _Rows) -> Iterator[Finding]:
     """Other files with the same bytes in the same part; across the parts it is a leak already."""
     for path, original in _map_originals(identical_files, first_rows).items():
         if path != original and (path in train_rows) == (original in train_rows):
@@ -63,10 +58,7 @@ def _find_copies(
 
 
 def _find_near_duplicates(
-    identical_files: Mapping[Path, Path],
-    train_rows: Mapping[Path, Example],
-    first_rows: Mapping[Path, Example],
-    signatures: Mapping[Path, bytes],
+    identical_files: _Files, train_rows: _Rows, first_rows: _Rows, signatures: Mapping[Path, bytes]
 ) -> Iterator[Finding]:
     """Among files with different bytes. A training image represents its group if it has one, so that leaks show."""
     originals = _map_originals(identical_files, first_rows)
@@ -93,7 +85,7 @@ def _map_first_rows(rows: Sequence[Example]) -> dict[Path, Example]:
     return first_rows
 
 
-def _map_first_by_content(identical_files: Mapping[Path, Path], rows: Mapping[Path, Example]) -> dict[Path, Example]:
+def _map_first_by_content(identical_files: _Files, rows: _Rows) -> dict[Path, Example]:
     """The first row of each set of identical files."""
     first_rows: dict[Path, Example] = {}
     for path, row in rows.items():
@@ -101,7 +93,7 @@ def _map_first_by_content(identical_files: Mapping[Path, Path], rows: Mapping[Pa
     return first_rows
 
 
-def _map_originals(identical_files: Mapping[Path, Path], first_rows: Mapping[Path, Example]) -> dict[Path, Path]:
+def _map_originals(identical_files: _Files, first_rows: _Rows) -> dict[Path, Path]:
     """Each path → the path, as a row has it, of the first file with the same bytes."""
     originals: dict[Path, Path] = {}
     return {path: originals.setdefault(identical_files[path], path) for path in identical_files if path in first_rows}

@@ -107,9 +107,8 @@ class _SignatureIndex:
 
     @classmethod
     def from_signatures(cls, signatures: Sequence[bytes], max_mean_diff: float) -> "_SignatureIndex":
-        cells = np.frombuffer(b"".join(signatures), np.uint8).reshape(
-            len(signatures), len(signatures[0]) if signatures else UPPER_BYTES
-        )
+        width = len(signatures[0]) if signatures else UPPER_BYTES
+        cells = np.frombuffer(b"".join(signatures), np.uint8).reshape(len(signatures), width)
         means = _compute_means(cells)
         order = np.argsort(means[:, 0], kind="stable")
         cells, means = cells[order], means[order]
@@ -122,9 +121,9 @@ class _SignatureIndex:
         is_close = np.abs(self.quarter_means[i + 1 : end] - self.quarter_means[i]) <= self.max_mean_diff
         close = np.flatnonzero(is_close if among is None else is_close & among[i + 1 : end]) + i + 1
         close = close[(np.abs(self.means[close] - self.means[i]) <= self.max_mean_diff).all(axis=1)]
-        if not len(close):
-            return close
-        similar: np.ndarray = close[_is_similar(self.cells[close], self.cells[i], self.max_mean_diff)]
+        similar: np.ndarray = close
+        if len(close):
+            similar = close[_is_similar(self.cells[close], self.cells[i], self.max_mean_diff)]
         return similar
 
 
@@ -139,8 +138,6 @@ def _compute_means(cells: UInt8[np.ndarray, "N D"]) -> np.ndarray:
     return np.concatenate([quarters.mean(axis=1, keepdims=True), quarters], axis=1)
 
 
-def _is_similar(
-    cells: UInt8[np.ndarray, "N D"], reference: UInt8[np.ndarray, " D"], max_mean_diff: float
-) -> np.ndarray:
-    diff = np.abs(cells.astype(np.int16) - reference)
+def _is_similar(cells: UInt8[np.ndarray, "N D"], query: UInt8[np.ndarray, " D"], max_mean_diff: float) -> np.ndarray:
+    diff = np.abs(cells.astype(np.int16) - query)
     return np.asarray((diff.max(axis=1) <= MAX_CELL_DIFF) & (diff.mean(axis=1) <= max_mean_diff))

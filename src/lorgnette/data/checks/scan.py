@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lorgnette.data.checks import near_duplicates
 from lorgnette.data.conversation import check_conversation
 from lorgnette.data.images import decode_preview, load_formats, verify_image
-from lorgnette.data.row_location import RowLocation
+from lorgnette.data.row_location import Row, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
@@ -44,6 +44,9 @@ class _ImageError(NamedTuple):
     hint: str
 
 
+_Info = ImageInfo | _ImageError
+
+
 @dataclass(frozen=True, slots=True)
 class ScanResult:
     """The rows in the source's order. image_infos: the usable rows' images, in the order of their first use."""
@@ -53,12 +56,11 @@ class ScanResult:
     image_infos: dict[Path, ImageInfo]
 
     def merge(self, other: "ScanResult") -> "ScanResult":
-        return ScanResult(
-            self.examples + other.examples, self.problems + other.problems, self.image_infos | other.image_infos
-        )
+        examples, problems = self.examples + other.examples, self.problems + other.problems
+        return ScanResult(examples, problems, self.image_infos | other.image_infos)
 
 
-def scan(rows: Iterable[Example | Problem], *, with_signatures: bool = False) -> ScanResult:
+def scan(rows: Iterable[Row], *, with_signatures: bool = False) -> ScanResult:
     """Check every row and image.
 
     with_signatures: decode every image roughly, to find near-duplicates and damage in the middle of a file.
@@ -73,9 +75,7 @@ def scan(rows: Iterable[Example | Problem], *, with_signatures: bool = False) ->
     return result
 
 
-def scan_rows(
-    rows: Iterable[Example | Problem], *, with_signatures: bool = False
-) -> Iterator[tuple[Example | Problem, dict[Path, ImageInfo]]]:
+def scan_rows(rows: Iterable[Row], *, with_signatures: bool = False) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
     """Every row in order, with what is known of its images; each image is scanned once.
 
     Works block by block, so that memory grows with the number of images and not of rows. A block's images are scanned
@@ -83,7 +83,7 @@ def scan_rows(
     for slow disks; headers of cached files are Python's own work, so that threads would only compete.
     """
     load_formats()  # here, so that a failure to load Pillow's plugins is not blamed on an image
-    image_infos: dict[Path, ImageInfo | _ImageError] = {}
+    image_infos: dict[Path, _Info] = {}
     with _create_pool(decoding=with_signatures) as pool:
         blocks = _iter_blocks(rows, _ImageScanner(pool, with_signatures))
         # pairwise: the next block's images are submitted before this block's rows are yielded.
@@ -93,9 +93,7 @@ def scan_rows(
                 yield (row, {}) if isinstance(row, Problem) else _check_example(row, image_infos)
 
 
-def compute_full_signatures(
-    image_infos: Mapping[Path, ImageInfo], identical_files: Mapping[Path, Path]
-) -> dict[Path, bytes]:
+def compute_full_signatures(infos: Mapping[Path, ImageInfo], identical_files: Mapping[Path, Path]) -> dict[Path, bytes]:
     """Whole signatures of the images that may be near-duplicates: those whose upper quarter looks like another's.
 
     Decodes the JPEGs among them to their end. identical_files: `map_identical_files`; only the first of a set is used.
@@ -103,7 +101,7 @@ def compute_full_signatures(
     first: dict[Path, Path] = {}
     for path, file in identical_files.items():
         first.setdefault(file, path)
-    signatures = {path: signature for path in first.values() if (signature := image_infos[path].signature)}
+    signatures = {path: signature for path in first.values() if (signature := infos[path].signature)}
     paths = list(signatures)
     suspects = [paths[index] for index in near_duplicates.candidates(list(signatures.values()))]
     with _create_pool(decoding=True) as pool:
@@ -132,15 +130,15 @@ class _ImageScanner:
         self._pool, self._with_signatures = pool, with_signatures
         self.use_threads = with_signatures
 
-    def __call__(self, paths: Sequence[Path]) -> Iterable[ImageInfo | _ImageError]:
+    def __call__(self, paths: Sequence[Path]) -> Iterable[_Info]:
         _prefetch(paths)
         return self._scan_in_threads(paths) if self.use_threads else self._scan_inline(paths)
 
-    def _scan_in_threads(self, paths: Sequence[Path]) -> Iterable[ImageInfo | _ImageError]:
+    def _scan_in_threads(self, paths: Sequence[Path]) -> Iterable[_Info]:
         """Submitted at once. Several images form a task: a task per image costs a tenth of a photograph's scan."""
         return chain.from_iterable(self._pool.map(self._scan_batch, _split_into_chunks(paths, _TASK_SIZE)))
 
-    def _scan_inline(self, paths: Sequence[Path]) -> Iterator[ImageInfo | _ImageError]:
+    def _scan_inline(self, paths: Sequence[Path]) -> Iterator[_Info]:
         for chunk in _split_into_chunks(paths, _PROBE_SIZE):
             if self.use_threads:
                 yield from self._scan_in_threads(chunk)
@@ -150,7 +148,7 @@ class _ImageScanner:
             waited = time.perf_counter() - start - (time.thread_time() - start_cpu)
             self.use_threads = waited > _MAX_WAIT * len(chunk)
 
-    def _scan_batch(self, paths: Sequence[Path]) -> list[ImageInfo | _ImageError]:
+    def _scan_batch(self, paths: Sequence[Path]) -> list[_Info]:
         return [_scan_image(path, with_signatures=self._with_signatures) for path in paths]
 
 
@@ -173,8 +171,8 @@ def _prefetch(paths: Sequence[Path]) -> None:
 
 
 def _iter_blocks(
-    rows: Iterable[Example | Problem], scan_images: Callable[[list[Path]], Iterable[ImageInfo | _ImageError]]
-) -> Iterator[tuple[Sequence[Example | Problem], Iterable[tuple[Path, ImageInfo | _ImageError]]]]:
+    rows: Iterable[Row], scan_images: Callable[[list[Path]], Iterable[_Info]]
+) -> Iterator[tuple[Sequence[Row], Iterable[tuple[Path, _Info]]]]:
     """Blocks of rows, each with the pending infos of the images that no earlier block has."""
     known: set[Path] = set()
     remaining = iter(rows)
@@ -185,7 +183,7 @@ def _iter_blocks(
         yield block, zip(new, scan_images(new), strict=True)
 
 
-def _scan_image(path: Path, *, with_signatures: bool) -> ImageInfo | _ImageError:
+def _scan_image(path: Path, *, with_signatures: bool) -> _Info:
     try:
         if not with_signatures:
             return ImageInfo(verify_image(path), None)
@@ -201,9 +199,7 @@ def _scan_image(path: Path, *, with_signatures: bool) -> ImageInfo | _ImageError
         return _ImageError(error.message, error.hint or "correct or remove the row")
 
 
-def _check_example(
-    example: Example, image_infos: dict[Path, ImageInfo | _ImageError]
-) -> tuple[Example | Problem, dict[Path, ImageInfo]]:
+def _check_example(example: Example, image_infos: dict[Path, _Info]) -> tuple[Row, dict[Path, ImageInfo]]:
     own_infos: dict[Path, ImageInfo] = {}
     try:
         check_conversation(example.turns)

@@ -54,9 +54,7 @@ def _read_annotation(annotation: object, names: Mapping[int | str, object], loca
         record = _require_object(annotation, "the annotation")
         image_id = record.get("image_id")
         if not isinstance(image_id, int | str) or image_id not in names:
-            raise LorgnetteError(
-                f"image_id {image_id!r} is not among the images", hint="add the image, or remove the annotation"
-            )
+            raise LorgnetteError(f"image_id {image_id!r} is not among the images", hint="add the image")
         image = location.resolve_image(names[image_id], f"the file_name of image {image_id}")
         id_ = fields.read_id(record, location.id)
         return captions.build_examples(image, record.get("caption"), location, name="'caption'", id_=id_)
@@ -70,9 +68,8 @@ def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) ->
     splits = sorted({str(image.get("split")) for image in images if isinstance(image, dict)})
     wanted = set(options.name.split("+")) if options.name is not None else set(splits)
     if missing := wanted - set(splits):
-        raise UsageError(
-            f"no split {', '.join(sorted(missing))!r}", where=str(path), hint=f"set name to one of {', '.join(splits)}"
-        )
+        message = f"no split {', '.join(sorted(missing))!r}"
+        raise UsageError(message, where=str(path), hint=f"set name to one of {', '.join(splits)}")
     counter = create_row_counter(path, options, *_find_image_folders(path))
     for image in images:
         location = counter.next()
@@ -106,9 +103,7 @@ def _find_image_folders(path: Path) -> list[Path]:
 def _require_list(value: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     items = value.get(key)
     if not isinstance(items, list):
-        raise LorgnetteError(
-            f"{key!r} is {describe_type(items)}, not a list", where=str(path), hint="download the file again"
-        )
+        raise LorgnetteError(f"{key!r} is {describe_type(items)}, not a list", where=str(path), hint="correct the file")
     return items
 
 

@@ -82,11 +82,18 @@ class ColumnReader:
 
 
 def choose_columns(columns: Sequence[Column], choice: ColumnChoice, *, where: str) -> ColumnPair:
-    """The two columns, as requested or as recognized."""
-    image = _find_requested(columns, choice.image, "image", where) or _find_image(columns, where)
-    others = [column for column in columns if column.name != image]
-    caption = _find_requested(columns, choice.caption, "caption", where) or _find_caption(others, columns, where)
-    return ColumnPair(image, caption)
+    """The two columns, as requested or as recognized. Raises UnclearColumnsError with a list of the columns."""
+    image = choice.image or _find_image(columns)
+    caption = choice.caption or _find_caption([column for column in columns if column.name != image])
+    names = [column.name for column in columns]
+    for option, name in (("image", image), ("caption", caption)):
+        if name not in names:
+            problem = f"there is no column {name!r}" if name else f"it is not clear which column holds the {option}s"
+            described = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
+            raise UnclearColumnsError(
+                f"{problem}; the columns are {described}", where=where, hint=f"name it with --{option}-column"
+            )
+    return ColumnPair(str(image), str(caption))
 
 
 def read_captions(value: Any, *, separator: str | None = None) -> list[str]:
@@ -118,23 +125,16 @@ def _detect_kind(value: Any) -> Kind:
     return "other"
 
 
-def _find_requested(columns: Sequence[Column], name: str | None, option: str, where: str) -> str | None:
-    if name is not None and name not in [column.name for column in columns]:
-        raise _build_error(f"there is no column {name!r}", columns, option, where)
-    return name
-
-
-def _find_image(columns: Sequence[Column], where: str) -> str:
+def _find_image(columns: Sequence[Column]) -> str | None:
+    """None if the choice is not clear."""
     for kind in ("image", "bytes"):
         if names := [column.name for column in columns if column.kind == kind]:
-            return _select(names, IMAGE_NAMES) or _fail(columns, "image", where)
-    texts = [column.name for column in columns if column.kind == "text"]
-    return _select_known(texts, IMAGE_NAMES) or _fail(columns, "image", where)
+            return _select(names, IMAGE_NAMES)
+    return _select_known([column.name for column in columns if column.kind == "text"], IMAGE_NAMES)
 
 
-def _find_caption(others: Sequence[Column], columns: Sequence[Column], where: str) -> str:
-    texts = [column.name for column in others if column.kind in ("text", "texts")]
-    return _select(texts, CAPTION_NAMES) or _fail(columns, "caption", where)
+def _find_caption(columns: Sequence[Column]) -> str | None:
+    return _select([column.name for column in columns if column.kind in ("text", "texts")], CAPTION_NAMES)
 
 
 def _select(names: Sequence[str], known: Sequence[Sequence[str]]) -> str | None:
@@ -147,14 +147,3 @@ def _select_known(names: Sequence[str], known: Sequence[Sequence[str]]) -> str |
         if matches := [name for name in names if name.lower() in group]:
             return matches[0] if len(matches) == 1 else None
     return None
-
-
-def _fail(columns: Sequence[Column], option: str, where: str) -> str:
-    raise _build_error(f"it is not clear which column holds the {option}s", columns, option, where)
-
-
-def _build_error(message: str, columns: Sequence[Column], option: str, where: str) -> UnclearColumnsError:
-    names = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
-    return UnclearColumnsError(
-        f"{message}; the columns are {names}", where=where, hint=f"name it with --{option}-column"
-    )

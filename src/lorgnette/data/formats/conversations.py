@@ -63,9 +63,7 @@ def _read_turn(item: Mapping[str, Any], number: int, location: RowLocation) -> T
 def read_role(item: Mapping[str, Any], number: int) -> Role:
     role = item.get("from")
     if not isinstance(role, str) or role not in ROLES:
-        raise LorgnetteError(
-            f"turn {number} is from {role!r}, not one of {', '.join(ROLES)}", hint="correct the turn's 'from'"
-        )
+        raise LorgnetteError(f"turn {number} is from {role!r}, not one of {', '.join(ROLES)}", hint="correct 'from'")
     return ROLES[role]
 
 
@@ -75,16 +73,13 @@ def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str
     for piece in _MARKER.split(text):
         if piece in (START, END):
             if is_path is (piece == START):
-                raise LorgnetteError(
-                    f"turn {number}: {piece} without its {END if is_path else START}",
-                    hint=f"write each image as {START}PATH{END}",
-                )
+                message = f"turn {number}: {piece} without its {END if is_path else START}"
+                raise LorgnetteError(message, hint=f"write each image as {START}PATH{END}")
             is_path = not is_path
+        elif is_path:
+            parts.append(location.resolve_image(piece, f"turn {number}", fallback_folder=Path.cwd()))
         else:
-            image_or_text = (
-                location.resolve_image(piece, f"turn {number}", fallback_folder=Path.cwd()) if is_path else piece
-            )
-            parts.append(image_or_text)
+            parts.append(piece)
     if is_path:
         raise LorgnetteError(f"turn {number}: {START} without its {END}", hint=f"close it with {END}")
     return _put_image_first(merge_parts(parts))

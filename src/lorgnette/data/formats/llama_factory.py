@@ -31,10 +31,8 @@ _REFUSED_COLUMNS = ("videos", "audios", "chosen", "rejected", "kto_tag", "tools"
 
 
 def is_dataset_info(value: Mapping[str, Any]) -> bool:
-    return bool(value) and all(
-        isinstance(entry, dict) and any(key in entry for key in ("file_name", *_REMOTE_KEYS))
-        for entry in value.values()
-    )
+    keys = {"file_name", *_REMOTE_KEYS}
+    return bool(value) and all(isinstance(entry, dict) and not keys.isdisjoint(entry) for entry in value.values())
 
 
 def read_dataset_info(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -62,9 +60,7 @@ def _read_entry(entry: Mapping[str, Any], name: str, path: Path, options: ReadOp
         hint = f"give the source as {_REMOTE_KEYS[key]}{entry[key]}" if _REMOTE_KEYS.get(key) else "download it first"
         raise LorgnetteError(f"the data set is not a local file ({key}: {entry[key]})", where=where, hint=hint)
     if entry.get("ranking"):
-        raise LorgnetteError(
-            "the data set ranks answers (ranking: true)", where=where, hint="use one with a single answer per row"
-        )
+        raise LorgnetteError("the data set ranks answers (ranking)", where=where, hint="use one with a single answer")
     source = path.parent / file
     if source.suffix.lower() not in (".json", ".jsonl") or not source.is_file():
         fact = "is not a .json or .jsonl" if source.is_file() else "does not exist"

@@ -22,12 +22,10 @@ _ROLE_NAMES = {"user": "human", "assistant": "gpt"}
 def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The record's example."""
     items = fields.require_objects(record.get("conversations"), "conversations")
-    drafts = [
-        placeholders.split_placeholders(
-            conversations.read_role(item, number), fields.require_string(item.get("value"), f"turn {number}'s 'value'")
-        )
-        for number, item in enumerate(items, start=1)
-    ]
+    drafts = []
+    for number, item in enumerate(items, start=1):
+        text = fields.require_string(item.get("value"), f"turn {number}'s 'value'")
+        drafts.append(placeholders.split_placeholders(conversations.read_role(item, number), text))
     return placeholders.build_example(record, location, drafts, read_keys=("conversations",))
 
 
@@ -37,8 +35,5 @@ def to_record(example: Example) -> dict[str, Any]:
         raise LorgnetteError("LLaVA's format has no system turn", hint="use another format, or remove the system turn")
     texts, paths = placeholders.format_turns(example)
     images = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
-    return {
-        "id": example.id,
-        **images,
-        "conversations": [{"from": _ROLE_NAMES[role], "value": text} for role, text in texts],
-    }
+    turns = [{"from": _ROLE_NAMES[role], "value": text} for role, text in texts]
+    return {"id": example.id, **images, "conversations": turns}

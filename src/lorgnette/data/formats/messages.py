@@ -34,7 +34,7 @@ def _read_message(item: Mapping[str, Any], number: int, location: RowLocation) -
     name = item.get("role")
     if not isinstance(name, str) or name not in ROLES:
         raise LorgnetteError(
-            f"message {number} has the role {name!r}, not one of {', '.join(ROLES)}", hint="correct the role"
+            f"message {number} has the role {name!r}, not one of {', '.join(ROLES)}", hint="correct it"
         )
     fields.reject_unread_keys(item, ("role", "content"), ("tool_calls", "function_call"))
     content, role, where = item.get("content"), ROLES[name], f"message {number}'s content"
@@ -48,10 +48,8 @@ def _read_entry(entry: Mapping[str, Any], where: str, location: RowLocation) -> 
     if entry_type == "text":
         return fields.require_string(entry.get("text"), f"a text in {where}")
     if entry_type not in ("image", "image_url"):
-        raise LorgnetteError(
-            f"{where} has an entry of type {entry_type!r}, not 'text', 'image' or 'image_url'",
-            hint="remove it, or name its type",
-        )
+        message = f"{where} has an entry of type {entry_type!r}, not 'text', 'image' or 'image_url'"
+        raise LorgnetteError(message, hint="remove it, or name its type")
     keys = [key for key in _PATH_KEYS if entry.get(key) is not None]
     if not keys and entry_type == "image":
         return placeholders.NextImage

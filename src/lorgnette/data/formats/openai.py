@@ -54,9 +54,7 @@ def _detect_format(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError as error:
-        raise LorgnetteError(
-            f"image cannot be read: {error.strerror}", where=str(path), hint="correct its path"
-        ) from error
+        raise LorgnetteError(f"image cannot be read: {error.strerror}", where=str(path), hint="check it") from error
     name = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
     if name is None or (name == "webp" and head[8:] != b"WEBP"):
         raise LorgnetteError(

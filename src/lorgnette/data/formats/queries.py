@@ -56,9 +56,8 @@ def _read_history(value: object) -> list[tuple[object, object]]:
     if value is None:
         return []
     if not isinstance(value, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in value):
-        raise LorgnetteError(
-            f"'history' is {describe_type(value)}, not a list of pairs", hint='write it as [["question", "answer"], …]'
-        )
+        message = f"'history' is {describe_type(value)}, not a list of pairs"
+        raise LorgnetteError(message, hint='write it as [["question", "answer"], …]')
     return [(question, answer) for question, answer in value]
 
 
