@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def download_files(
             return download_files(tasks, client=own_client, on_progress=on_progress)
     unique = _deduplicate(tasks)
     check_disk_space(unique)
-    counter, queue = _Counter(on_progress), _Queue(unique)
+    counter, queue = _Counter(on_progress), deque(unique)
     with ThreadPoolExecutor(client.num_workers) as pool:
         futures = [
             pool.submit(_run_worker, client, queue, counter) for _ in range(min(client.num_workers, len(unique)))
@@ -150,19 +151,12 @@ class _Counter:
             self.failures[task.path] = FailedDownload(task.url, task.path, error.message, error.hint or "")
 
 
-class _Queue:
-    """Tasks, handed to one thread at a time."""
-
-    def __init__(self, tasks: Sequence[DownloadTask]) -> None:
-        self._tasks, self._lock = iter(tasks), threading.Lock()
-
-    def pop(self) -> DownloadTask | None:
-        with self._lock:
-            return next(self._tasks, None)
-
-
-def _run_worker(client: HttpClient, queue: _Queue, counter: _Counter) -> None:
-    while (task := queue.pop()) is not None:
+def _run_worker(client: HttpClient, queue: "deque[DownloadTask]", counter: _Counter) -> None:
+    while queue:
+        try:
+            task = queue.popleft()
+        except IndexError:  # another thread took the last one
+            return
         client.check_stopped()
         if is_complete(task):
             counter.add_file(is_existing=True)

@@ -34,6 +34,19 @@ __all__ = ["HttpClient", "RetryPolicy", "SourceError", "TransientError"]
 T = TypeVar("T")
 MAX_RESPONSE_BYTES = 64 << 20
 RESUME_HINT = "start again later: it resumes"
+_OPEN_URL = "open the URL in a browser to see what it says"
+_LOGIN = "check the name; set HF_TOKEN for Hugging Face, MODELSCOPE_API_TOKEN for ModelScope"
+_TERMS = "accept the terms on its page, or use a token that may read it (HF_TOKEN, MODELSCOPE_API_TOKEN)"
+_STATUSES = {
+    401: ("login required, or it does not exist", _LOGIN),
+    403: ("no permission to read this", _TERMS),
+    404: ("not found", "check the name, the split and the revision"),
+    407: ("the proxy requires a login", "put user and password into HTTPS_PROXY"),
+    410: ("it was removed", ""),
+    416: ("the server does not have the requested range", ""),
+    451: ("blocked for legal reasons", ""),
+}
+"""Status → message and hint ("": open the URL)."""
 _SECRET_PARAMETER = re.compile(r"(?i)sign|token|key|secret|credential|password")
 
 
@@ -210,19 +223,6 @@ def _load_certificates() -> ssl.SSLContext | bool:
     return True
 
 
-def relocated(error: SourceError, where: str) -> SourceError:
-    """The same error with another `where`."""
-    if isinstance(error, TransientError):
-        return TransientError(
-            error.message,
-            where=where,
-            hint=error.hint,
-            retry_after=error.retry_after,
-            is_unreachable=error.is_unreachable,
-        )
-    return SourceError(error.message, where=where, hint=error.hint)
-
-
 def redact_url(url: str) -> str:
     """A URL for messages and logs, without passwords and signatures, at most 240 characters."""
     parts = urllib.parse.urlsplit(url)
@@ -244,36 +244,13 @@ def explain_status(response: httpx2.Response, url: str) -> SourceError:
         return TransientError(f"rate limited (HTTP 429){suffix}", where=where, hint=RESUME_HINT, retry_after=wait)
     if status in (408, 425) or status >= 500:
         return TransientError(f"server error (HTTP {status})", where=where, hint=RESUME_HINT, retry_after=wait)
-    return SourceError(_describe_status(status), where=where, hint=_suggest_hint(status))
+    message, hint = _STATUSES.get(status, ("the server refuses the request", ""))
+    return SourceError(f"{message} (HTTP {status})", where=where, hint=hint or _OPEN_URL)
 
 
-def _describe_status(status: int) -> str:
-    known = {
-        401: "login required, or it does not exist (HTTP 401)",
-        403: "no permission to read this (HTTP 403)",
-        404: "not found (HTTP 404)",
-        407: "the proxy requires a login (HTTP 407)",
-        410: "it was removed (HTTP 410)",
-        416: "the server does not have the requested range (HTTP 416)",
-        451: "blocked for legal reasons (HTTP 451)",
-    }
-    return known.get(status, f"the server refuses the request (HTTP {status})")
-
-
-def _suggest_hint(status: int) -> str:
-    login = "check the name; set HF_TOKEN for Hugging Face, MODELSCOPE_API_TOKEN for ModelScope"
-    known = {
-        401: login,
-        403: "accept the terms on its page, or use a token that may read it (HF_TOKEN, MODELSCOPE_API_TOKEN)",
-        404: "check the name, the split and the revision",
-        407: "put user and password into HTTPS_PROXY",
-    }
-    return known.get(status, "open the URL in a browser to see what it says")
-
-
-def explain_transport_error(error: Exception, url: str) -> SourceError:
-    """What an exception of the HTTP client means."""
-    where = redact_url(url)
+def explain_transport_error(error: Exception, url: str, *, where: str | None = None) -> SourceError:
+    """What an exception of the HTTP client means. where: default: the URL."""
+    where = where or redact_url(url)
     if permanent := _explain_permanent_error(error):
         return SourceError(permanent[0], where=where, hint=permanent[1])
     if isinstance(error, httpx2.ProxyError):

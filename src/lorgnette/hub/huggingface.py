@@ -136,9 +136,9 @@ def _explain_error(error: BaseException | None, where: str) -> SourceError | Non
         if isinstance(error, kind):
             return SourceError(message, where=where, hint=hint)
     if isinstance(error, errors.HfHubHTTPError):
-        return http.relocated(http.explain_status(error.response, where), where)
+        return http.explain_status(error.response, where)
     if isinstance(error, httpx2.HTTPError):
-        return http.relocated(http.explain_transport_error(error, get_endpoint()), where)
+        return http.explain_transport_error(error, get_endpoint(), where=where)
     return None
 
 
