@@ -51,7 +51,7 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     (folder / "folder.png").mkdir()
     PIL.Image.new("RGB", (900, 4)).save(folder / "narrow.png")
     return {
-        "missing.png": "picture is missing", "empty.png": "zero bytes", "truncated.jpg": "truncated",
+        "missing.png": "image is missing", "empty.png": "zero bytes", "truncated.jpg": "truncated",
         "page.jpg": "a web page", "pointer.png": "git-lfs pointer", "text.png": "not a picture",
         "zeros.jpg": "zeros", "bomb.png": "too large", "folder.png": "a folder", "narrow.png": "too narrow",
     }  # fmt: skip
@@ -98,7 +98,7 @@ def test_broken_pictures_are_each_named_and_left_out_on_request(tmp_path: Path, 
         assert problem["remedy"]
         assert problem["row"] == 2 + [*odd, *broken].index(name)
 
-    cli(*quick()).refused(1, "10 of 18 rows", "row 10: picture is missing", "data.on_bad_row=skip")
+    cli(*quick()).refused(1, "10 of 18 rows", "row 10: image is missing", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
 
     done = cli(*quick("data.on_bad_row=skip"))
@@ -116,7 +116,7 @@ def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: P
     assert cli("check", "captions.csv", "--no-look-alikes").status == 0
     assert cli("check", "captions.csv").status == 1
     done = cli(*quick())
-    done.refused(1, "2 of 16 rows", "row 5: picture cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
+    done.refused(1, "2 of 16 rows", "row 5: image cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
     assert "step " not in done.err
     assert not (tmp_path / "run").exists()
     done = cli(*quick("data.on_bad_row=skip", run="skipping"))
@@ -155,7 +155,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
         ("a.csv", "image_path,caption\n0.png,x\n".encode("utf-16"), "UTF-16"),
         ("a.csv", b"image_path,caption\n0.png,\n", "the caption is empty"),
         ("a.csv", b'image_path,caption\n0.png,"open\n', "never closed"),
-        ("a.csv", b"image_path,caption\nhttps://x.y/z.png,x\n", "an address"),
+        ("a.csv", b"image_path,caption\nhttps://x.y/z.png,x\n", "a URL"),
         ("a.json", b"{", "broken JSON"),
         ("a.json", b'{"id": 1}', "not a list"),
         ("a.json", b"[]", "there are no rows"),
@@ -312,7 +312,7 @@ def test_prepare(tmp_path: Path, captions, cli) -> None:
     cli("prepare", "captions.csv").refused(2, "with other content")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["data_vl_test.json"]
     write(tmp_path / "broken.csv", [("0.png", "x"), ("gone.png", "x")])
-    cli("prepare", "broken.csv").refused(1, "row 3: picture is missing", "--on-bad-row skip")
+    cli("prepare", "broken.csv").refused(1, "row 3: image is missing", "--on-bad-row skip")
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, quick, monkeypatch) -> None:

@@ -129,7 +129,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         ("notes.txt", "not a picture"),
         ("nowhere", "does not exist"),
         ("mixed", "1 of 2 rows", "b.png", "zero bytes"),
-        ("broken.csv", "2 of 3 rows", "row 3: picture is missing", "row 4: the caption is empty"),
+        ("broken.csv", "2 of 3 rows", "row 3: image is missing", "row 4: the caption is empty"),
         ("none.csv", "there are no rows"),
     ):
         cli("predict", source, "--model", tiny).refused(1, source, *said)
