@@ -1,4 +1,4 @@
-"""Steps, passes and rows are those that the training will have."""
+"""Steps, micro-batches and tokens equal those of the training."""
 
 from pathlib import Path
 
@@ -7,82 +7,78 @@ import pytest
 
 from lorgnette import data
 from lorgnette.commands import batch_stats
-from lorgnette.commands.batch_stats import TokenLengths, compare_layouts, count_steps, find_largest_eval_microbatch
+from lorgnette.commands.batch_stats import EpochTokens, TokenLengths, compare_layouts, count_steps
 from lorgnette.config import ProcessorSettings, TrainSettings
-from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.processing.processor import Processor
-from lorgnette.training.epoch_order import select_examples
+from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Encoded
-
-TRAIN = TrainSettings(epochs=3, batch_size=6)
 
 
 @pytest.fixture
 def examples(tmp_path: Path, tiny: Path) -> list[Encoded]:
-    """Twenty captions on five pictures."""
+    """Twenty captions of five images."""
     rows = ["image_path,caption"]
     for i in range(20):
         PIL.Image.new("RGB", (56, 56), (i % 5 * 40, 0, 0)).save(tmp_path / f"{i % 5}.png")
         rows.append(f"{i % 5}.png,{'a word ' * (i % 4 + 1)}{i}")
     (tmp_path / "captions.csv").write_text("\n".join(rows) + "\n")
-    encoder = Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56)))
-    return [encoder.encode(row) for row in data.read(tmp_path / "captions.csv")]
+    processor = Processor.from_folder(tiny, ProcessorSettings(image_size=(56, 56)))
+    return [processor.encode(row) for row in data.read(tmp_path / "captions.csv")]
 
 
-def test_tokens() -> None:
-    found = TokenLengths.from_lengths([10] * 90 + [11] * 4 + [30] * 6)
-    assert (found.min, found.median, found.p95, found.max) == (10, 10, 30, 30)
-    assert found.histogram[0] == (10, 12, 94)
-    assert found.histogram[-1] == (28, 30, 6)
-    assert sum(count for _, _, count in found.histogram) == 100
+def build_sampler(
+    examples: list[Encoded], *, group_by_image: bool = False, max_steps: int | None = None
+) -> BatchSampler:
+    settings = TrainSettings(epochs=3, batch_size=6, max_steps=max_steps)
+    return BatchSampler.from_settings(examples, settings, 5, group_by_image=group_by_image)
+
+
+def compare(examples: list[Encoded]) -> EpochTokens:
+    return compare_layouts(build_sampler(examples), build_sampler(examples, group_by_image=True), 10_000)
+
+
+def test_the_histogram_counts_every_example() -> None:
+    lengths = TokenLengths.from_lengths([10] * 90 + [11] * 4 + [30] * 6)
+    assert (lengths.min, lengths.median, lengths.p95, lengths.max) == (10, 10, 30, 30)
+    assert lengths.histogram[0] == (10, 12, 94)
+    assert lengths.histogram[-1] == (28, 30, 6)
+    assert sum(count for _, _, count in lengths.histogram) == 100
     assert TokenLengths.from_lengths([7]).histogram == ((7, 7, 1),)
 
 
-@pytest.mark.parametrize("most_tokens", [10_000, 60])
-@pytest.mark.parametrize("share", ["none", "tree"])
-def test_steps_are_the_loops(examples: list[Encoded], share: str, most_tokens: int) -> None:
-    train = TRAIN.model_copy(update={"pass_tokens": most_tokens})
-    found = count_steps(examples, train, 5, share)  # type: ignore[arg-type]
+@pytest.mark.parametrize("max_tokens", [10_000, 60])
+@pytest.mark.parametrize("prefix_sharing", [False, True])
+@pytest.mark.parametrize("group_by_image", [False, True])
+def test_steps_equal_those_of_the_sampler(
+    examples: list[Encoded], group_by_image: bool, prefix_sharing: bool, max_tokens: int
+) -> None:
+    sampler = build_sampler(examples, group_by_image=group_by_image)
+    stats = count_steps(sampler, max_tokens, prefix_sharing=prefix_sharing)
     batches = [
-        batch
-        for step in range(4)
-        for batch in split_into_microbatches(
-            [examples[i] for i in select_examples(step, 20, 6, 5)], most_tokens, prefix_sharing=share
-        )  # type: ignore[arg-type]
+        batch for step in range(4) for batch in sampler.pack_step(step, max_tokens, prefix_sharing=prefix_sharing)
     ]
-    assert (found.total_steps, found.steps_per_epoch, found.num_sampled) == (12, 4, 4)
-    assert found.microbatch_tokens == tuple(len(batch.input_ids) for batch in batches)
-    assert (found.num_microbatches, found.tokens) == (3 * len(batches), 3 * sum(found.microbatch_tokens))
-    assert found.labels == 3 * sum(encoded.num_labels for encoded in examples)
-    assert found.largest_microbatch == max((len(batch.input_ids), len(batch.targets)) for batch in batches)
+    tokens = [len(batch.input_ids) for batch in batches]
+    assert (stats.total_steps, stats.steps_per_epoch, stats.num_sampled) == (12, 4, 4)
+    assert (stats.num_microbatches, stats.tokens) == (3 * len(batches), 3 * sum(tokens))
+    assert stats.labels == 3 * sum(encoded.num_labels for encoded in examples)
+    assert stats.largest_microbatch == max(tokens)
 
 
-def test_fewer_steps_than_an_epoch(examples: list[Encoded]) -> None:
-    found = count_steps(examples, TRAIN.model_copy(update={"max_steps": 2}), 0, "none")
-    assert (found.total_steps, found.steps_per_epoch, found.num_sampled) == (2, 4, 2)
+def test_a_run_may_be_shorter_than_an_epoch(examples: list[Encoded]) -> None:
+    stats = count_steps(build_sampler(examples, max_steps=2), 10_000, prefix_sharing=False)
+    assert (stats.total_steps, stats.steps_per_epoch, stats.num_sampled) == (2, 4, 2)
 
 
-def test_each_way_of_laying_out_computes_fewer_rows(examples: list[Encoded]) -> None:
-    found = compare_layouts(examples, TRAIN, 0)
-    padded = 0
-    for step in range(4):
-        lengths = [len(examples[i].input_ids) for i in select_examples(step, 20, 6, 0)]
-        padded += sum(len(part) * max(part) for part in (lengths[:3], lengths[3:]) if part)
-    assert found.padded == padded
-    assert found.packed == sum(len(encoded.input_ids) - 2 for encoded in examples)
-    assert found.padded > found.packed > found.prefix_shared > found.grouped_by_image
+def test_each_layout_computes_fewer_tokens(examples: list[Encoded]) -> None:
+    layouts, sampler = compare(examples), build_sampler(examples)
+    lengths = [[len(examples[i].input_ids) for i in sampler.select(step)] for step in range(4)]
+    assert layouts.padded == sum(len(step) * max(step) for step in lengths)
+    assert layouts.packed == sum(len(encoded.input_ids) - 2 for encoded in examples)
+    assert layouts.padded > layouts.packed > layouts.prefix_shared > layouts.grouped_by_image
 
 
-def test_of_a_long_epoch_some_steps_are_looked_at(examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = compare_layouts(examples, TRAIN, 0)
+def test_only_some_steps_of_a_long_epoch_are_packed(examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    all_steps = compare(examples)
     monkeypatch.setattr(batch_stats, "MAX_SAMPLED_STEPS", 2)
-    assert count_steps(examples, TRAIN, 0, "none").num_sampled == 2
-    assert compare_layouts(examples, TRAIN, 0).packed == pytest.approx(whole.packed, rel=0.3)
-
-
-def test_the_largest_pass_of_an_eval_loss(examples: list[Encoded]) -> None:
-    assert find_largest_eval_microbatch([], 100, "none") == (0, 0)
-    rows, labels = find_largest_eval_microbatch(examples, 10_000, "none")
-    assert (rows, labels) == (sum(len(e.input_ids) - 2 for e in examples), sum(e.num_labels for e in examples))
-    assert find_largest_eval_microbatch(examples, 10_000, "tree")[0] < rows
-    assert find_largest_eval_microbatch(examples, 100, "none")[0] <= 100
+    assert count_steps(build_sampler(examples), 10_000, prefix_sharing=False).num_sampled == 2
+    assert compare(examples).packed == pytest.approx(all_steps.packed, rel=0.3)

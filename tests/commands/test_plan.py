@@ -1,4 +1,4 @@
-"""A plan says what a training will be, and stops where the training would."""
+"""A plan predicts the training that follows, and fails where the training would."""
 
 import io
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -16,10 +17,10 @@ from lorgnette.config import Settings, load_settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import load_hf_config
-from lorgnette.planning.memory import predict_memory
+from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
 from lorgnette.planning.throughput import GPU_TFLOPS
 from lorgnette.report.console import Terminal
+from lorgnette.training import setup
 from lorgnette.training.data_module import TrainingData
 
 
@@ -28,42 +29,63 @@ def console(said: io.StringIO) -> Console:
     return Console(file=said)
 
 
-def test_a_plan_is_the_training_that_follows(chosen: Callable[..., Settings], console: Console) -> None:
+def test_a_plan_describes_the_training_that_follows(chosen: Callable[..., Settings], console: Console) -> None:
     settings = chosen()
-    made = plan(settings, console=console)
-    material = TrainingData.load(settings, Terminal(console))
-    assert (made.examples, made.held_out, made.images) == (4, 2, 6)
-    assert made.tokens.max == max(len(encoded.input_ids) for encoded in material.examples)
-    assert (made.steps.total_steps, made.steps.num_microbatches) == (2, 2)
-    assert (made.engine, made.reason) == ("fast", None)
-    assert made.workload is not None
-    assert made.memory == predict_memory(made.workload)
-    assert made.workload.tokens == made.steps.largest_microbatch[0] > 2 * 20
-    assert made.workload.feature_tokens == 6
+    result = plan(settings, console=console)
+    training_data = TrainingData.load(settings, Terminal(console))
+    assert (result.examples, result.held_out, result.images) == (4, 2, 6)
+    assert result.tokens.max == max(len(encoded.input_ids) for encoded in training_data.examples)
+    assert (result.steps.total_steps, result.steps.num_microbatches) == (2, 2)
+    assert (result.engine, result.reason) == ("fast", None)
+    assert result.workload is not None
+    assert result.memory == predict_memory(result.workload)
+    assert result.workload.tokens >= result.steps.largest_microbatch > 2 * 20
+    assert result.workload.feature_tokens == 6
     assert settings.run is not None
     assert not settings.run.exists()
 
 
-def test_what_is_said(chosen: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
+@pytest.mark.parametrize("words", [[], ["data.group_by_image=true", "dtype=float32"], ["train.batch_size=2"]])
+def test_plan_and_train_use_the_same_workload(
+    chosen: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    settings, workloads = chosen(*words), []
+
+    def record(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit:
+        workloads.append(workload)
+        return find_fit(workload, longest_example, available_bytes)
+
+    monkeypatch.setattr(setup, "find_fit", record)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
+    terminal = Terminal(console)
+    setup.fit_to_memory(settings, TrainingData.load(settings, terminal), torch.device("cuda"), terminal)
+    assert [plan(settings, console=console).workload] == workloads
+
+
+def test_printed_lines(chosen: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
     plan(chosen(), gpu="A100", console=console)
     lines = said.getvalue().splitlines()
-    assert lines[0] == "examples   4 trained on, 2 held out; 6 distinct pictures"
+    assert lines[0] == "examples   4 for training, 2 held out; 6 distinct images"
     assert sum("█" in line for line in lines) >= 1
-    assert lines[-2] == "     8 GiB or more fit it as it is"
-    assert lines[-1].startswith("time       less than 0.1 s of steps, ")
-    assert lines[-1].endswith(" on one A100, assuming 137 and 109 of its 312 TFLOP/s")
+    assert lines[-3] == "           fits on 8 GiB or more"
+    assert lines[-2].startswith("time       less than 0.1 s for steps, ")
+    assert lines[-2].endswith(" on one A100,")
+    assert lines[-1] == "           assuming 137 and 109 of its 312 TFLOP/s"
 
 
-def test_json_holds_all_of_it(chosen: Callable[..., Settings], console: Console) -> None:
-    found = json.loads(json.dumps(plan(chosen(), memory=24, console=console).as_dict()))
-    assert found["memory"]["peak"] == sum(found["memory"]["moments"][found["memory"]["fullest"]].values())
-    assert list(found["fits"]) == ["24"]
-    assert found["time"]["steps_s"] > 0
-    assert found["rows"]["padded"] >= found["rows"]["packed"]
+def test_the_plan_as_json(chosen: Callable[..., Settings], console: Console) -> None:
+    values = json.loads(json.dumps(plan(chosen(), memory=24, console=console).as_dict()))
+    memory = values["memory"]
+    assert memory["peak_bytes"] == sum(memory["phases"][memory["peak_phase"]].values())
+    assert list(values["fits"]) == ["24"]
+    assert values["time"]["steps_s"] > 0
+    assert values["layouts"]["padded"] >= values["layouts"]["packed"]
 
 
 @pytest.mark.parametrize("word", ["model=/nowhere", "data=/nowhere.csv", "max_length=3"])
-def test_what_stops_a_training_stops_its_plan(chosen: Callable[..., Settings], console: Console, word: str) -> None:
+def test_an_error_of_the_training_is_an_error_of_the_plan(
+    chosen: Callable[..., Settings], console: Console, word: str
+) -> None:
     with pytest.raises(LorgnetteError) as trained:
         TrainingData.load(chosen(word), Terminal(console))
     with pytest.raises(LorgnetteError) as planned:
@@ -72,68 +94,65 @@ def test_what_stops_a_training_stops_its_plan(chosen: Callable[..., Settings], c
 
 
 @pytest.mark.parametrize(
-    ("word", "why"),
+    ("word", "reason"),
     [
         ("seed=1", None),
         ("lora.use_rslora=true", None),
         ("engine=fast", None),
-        ("engine=reference", "as asked for"),
+        ("engine=reference", "as requested"),
         ("device=cpu", "on a CPU"),
-        ("lora.parts=language,merger", "the vision tower is trained, and features are live"),
+        ("lora.parts=language,merger", "the vision tower is trained (lora.parts)"),
     ],
 )
-def test_the_engine_is_the_trainings(tiny: Path, word: str, why: str | None) -> None:
+def test_the_engine_equals_the_trainings(tiny: Path, word: str, reason: str | None) -> None:
     checkpoint, settings = BaseCheckpoint.from_folder(tiny), load_settings(None, [word])
-    assert select_engine(settings, load_hf_config(checkpoint), on_gpu=settings.device != "cpu") == (
-        "reference" if why else "fast",
-        why,
+    assert select_engine(settings, checkpoint.load_hf_config(), on_gpu=settings.device != "cpu") == (
+        "reference" if reason else "fast",
+        reason,
     )
     if "towers" in word:
-        with pytest.raises(UsageError, match="the fast engine cannot do this"):
-            select_engine(load_settings(None, [word, "engine=fast"]), load_hf_config(checkpoint), on_gpu=True)
+        with pytest.raises(UsageError, match="the fast engine cannot train this"):
+            select_engine(load_settings(None, [word, "engine=fast"]), checkpoint.load_hf_config(), on_gpu=True)
 
 
 @pytest.mark.parametrize(
     ("words", "share"),
     [
-        ([], "none"),
-        (["lora.dropout=0"], "tree"),
-        (["data.group_by_image=true"], "tree"),
-        (["lora.dropout=0", "engine=reference"], "none"),
+        ([], False),
+        (["lora.dropout=0"], True),
+        (["data.group_by_image=true"], True),
+        (["lora.dropout=0", "engine=reference"], False),
     ],
 )
-def test_what_is_shared(chosen: Callable[..., Settings], console: Console, words: list[str], share: str) -> None:
-    made = plan(chosen(*words, "train.batch_size=4"), console=console)
-    assert select_prefix_sharing(chosen(*words), made.engine) == share
-    grouped = "data.group_by_image=true" in words
-    epoch = (
-        made.layouts.packed
-        if share == "none"
-        else made.layouts.grouped_by_image
-        if grouped
-        else made.layouts.prefix_shared
-    )
-    assert made.steps.tokens == epoch
+def test_prefix_sharing_depends_on_dropout_and_grouping(
+    chosen: Callable[..., Settings], console: Console, words: list[str], share: bool
+) -> None:
+    result = plan(chosen(*words, "train.batch_size=4"), console=console)
+    assert select_prefix_sharing(chosen(*words), result.engine) == share
+    shared = "grouped_by_image" if "data.group_by_image=true" in words else "prefix_shared"
+    assert result.steps.tokens == getattr(result.layouts, shared if share else "packed")
 
 
 @pytest.mark.parametrize("word", ["device=cpu", "hidden_act"])
-def test_what_cannot_be_predicted_is_said(
+def test_an_unpredictable_run_says_why(
     chosen: Callable[..., Settings], console: Console, said: io.StringIO, tiny: Path, tmp_path: Path, word: str
 ) -> None:
     if word == "hidden_act":
-        odd = shutil.copytree(tiny, tmp_path / "odd")
-        (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | {word: "gelu"}))
-        word = f"model={odd}"
-    made = plan(chosen(word), console=console)
-    assert made.memory is made.time is made.workload is None
-    assert "memory     not predicted, nor is time: " in said.getvalue()
-    assert json.dumps(made.as_dict())
+        changed = shutil.copytree(tiny, tmp_path / "changed")
+        (changed / "config.json").write_text(
+            json.dumps(json.loads((changed / "config.json").read_text()) | {word: "gelu"})
+        )
+        word = f"model={changed}"
+    result = plan(chosen(word), console=console)
+    assert result.memory is result.time is result.workload is None
+    assert "memory     memory and time are not predicted: " in said.getvalue()
+    assert json.dumps(result.as_dict())
 
 
-def test_an_open_tower_is_counted(chosen: Callable[..., Settings], console: Console) -> None:
-    made = plan(chosen("lora.parts=language,vision"), console=console)
-    assert made.memory is not None
-    assert made.memory.phases["backward"]["vision activations"] > 0
+def test_a_trained_tower_is_counted(chosen: Callable[..., Settings], console: Console) -> None:
+    result = plan(chosen("lora.parts=language,vision"), console=console)
+    assert result.memory is not None
+    assert result.memory.phases["backward"]["vision activations"] > 0
 
 
 @pytest.fixture
@@ -152,32 +171,32 @@ def job(shared: Callable[[str], Path], tmp_path: Path) -> Callable[..., Settings
     return settings
 
 
-def test_the_tutorials_job(job: Callable[..., Settings], console: Console) -> None:
-    made = plan(job(), console=console)
-    assert made.memory is not None
-    begun = made.memory.phases["features"]  # the tower goes once they are made
-    weights = begun["weights"] + begun["vision tower"]
+def test_the_plan_of_the_tutorial(job: Callable[..., Settings], console: Console) -> None:
+    result = plan(job(), console=console)
+    assert result.memory is not None
+    items = result.memory.phases["features"]  # the tower is released after that phase
+    weights = items["weights"] + items["vision tower"]
     assert weights / 1e9 == pytest.approx(4.42 + 0.25, rel=0.01)  # the checkpoint's file, and the factors in bf16
-    assert made.memory.phases["backward"]["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
-    assert made.layouts.grouped_by_image < 0.3 * made.layouts.packed  # five captions a photograph
+    assert result.memory.phases["backward"]["adapter"] / 1e9 == pytest.approx(1.18, rel=0.01)
+    assert result.layouts.grouped_by_image < 0.3 * result.layouts.packed  # five captions a photograph
 
 
-def test_the_guides_figures_are_what_plan_says(job: Callable[..., Settings], said: io.StringIO) -> None:
+def test_the_figures_of_the_guide_equal_the_plan(job: Callable[..., Settings], said: io.StringIO) -> None:
     plan(job(), console=Console(file=said, width=500))
-    told = [line.rstrip() for line in said.getvalue().splitlines()]
+    printed = [line.rstrip() for line in said.getvalue().splitlines()]
     guide = Path(__file__).parents[2] / "docs" / "guides" / "will-it-fit.md"
     [block] = [text for text in guide.read_text(encoding="utf-8").split("```") if text.startswith("\nexamples ")]
     lines = [line for line in block.strip().splitlines() if line.strip() != "…"]
     assert len(lines) > 12
-    assert [line for line in lines if line not in told] == []
+    assert [line for line in lines if line not in printed] == []
 
 
-def test_less_memory_lowers_rows_then_layers(job: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
+def test_less_memory_reduces_tokens_first(job: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
     large = job("train.batch_size=64", "image_size=560")
     plan(large, console=console)
-    lines = [line for line in said.getvalue().splitlines() if " GiB " in line and "memory" not in line]
+    lines = [line for line in said.getvalue().splitlines() if " GiB" in line and "memory" not in line]
     assert "train.max_tokens_per_microbatch=" in lines[0]
-    assert lines[-1].endswith("or more fit it as it is")
+    assert lines[-1].endswith("or more")
 
 
 def test_the_gpus_of_the_command_line(cli) -> None:

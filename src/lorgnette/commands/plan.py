@@ -139,7 +139,7 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     if memory is None or plan.time is None or plan.workload is None:
         yield f"memory     memory and time are not predicted: {plan.reason}"
         return
-    yield f"memory     {memory.peak_bytes / GIB:.1f} GiB peak, {_PHASE_TEXTS[memory.peak_phase]}, in GiB:"
+    yield f"memory     at most {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
     for gib, fit in plan.fits.items():
         reductions = _describe_reductions(fit, plan.workload)
@@ -163,7 +163,7 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
 def _describe_reductions(fit: MemoryFit | None, workload: Workload) -> list[str]:
     """What `train` reduces to fit; it does so without being asked."""
     reductions = []
-    if fit and fit.max_tokens < max(workload.tokens, workload.eval_tokens):
+    if fit and fit.max_tokens < workload.max_tokens:
         reductions.append(f"train.max_tokens_per_microbatch={fit.max_tokens}")
     if fit and fit.recompute_layers:
         reductions.append(f"{fit.recompute_layers} of {workload.text.num_layers} layers recomputed")

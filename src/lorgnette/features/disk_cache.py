@@ -1,12 +1,12 @@
 """Image features on disk, so that a second run need not load the vision tower.
 
-    ~/.cache/lorgnette/features/SET/     one set a tower, way of processing, dtype and kind of device
-        rows     features, row after row, as they lie in memory
-        index    48 bytes a picture: sha256 of its file and grid · first row · rows · crc32 of these
-        lock     held while appending               in_use   held, shared, by every process that has the set open
+    ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
+        rows     features, row after row, as in memory
+        index    48 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of these
+        lock     locked while appending          in_use   locked, shared, by every process that has the set open
 
-Only ever appended to, rows before index: whoever is killed leaves a tail that no whole index entry speaks of, and the
-next one writes over it. Two processes may have a set open; a picture both have made is kept once.
+Files only grow, rows before index: a killed process leaves rows without an index entry, and the next one overwrites
+them. Two processes may open a set; an image that both encode is stored once.
 """
 
 import fcntl
@@ -35,9 +35,9 @@ from lorgnette.types import ImageGrid
 
 FORMAT = 1
 MAX_BYTES = 40 * 2**30
-"""Of all sets together when one is opened (oldest out), and of one set."""
+"""Size of all sets together when one is opened (the oldest are deleted), and of one set."""
 MIN_FREE_BYTES = 2 * 2**30
-"""Bytes of the disk that are never taken."""
+"""Space on the disk that stays free."""
 _ENTRY = struct.Struct("<32sQII")
 _SAMPLE_BYTES = 4096
 _TOWER_PREFIX = "model.visual."
@@ -48,46 +48,41 @@ def get_cache_root() -> Path:
 
 
 def open_disk_cache(
-    checkpoint: BaseCheckpoint, rule: ImageProcessor, device: torch.device, dtype: torch.dtype
+    checkpoint: BaseCheckpoint, image_processor: ImageProcessor, device: torch.device, dtype: torch.dtype
 ) -> "FeatureDiskCache":
-    """The set of features that this tower makes of pictures processed like this, rounded as this device does.
+    """The set for this tower, processing, dtype and kind of device.
 
-    Raises LorgnetteError where the checkpoint is broken or the store cannot be written."""
-    weights = {name: entry for name, entry in index_tensors(checkpoint).items() if name.startswith(_TOWER_PREFIX)}
+    Raises LorgnetteError if the checkpoint is broken or the folder cannot be written.
+    """
+    width = index_tensors(checkpoint)[checkpoint.family.feature_weight].shape[0]
     processing = [
-        rule.patch_size,
-        rule.merge_size,
-        rule.temporal_patch_size,
-        rule.image_mean,
-        rule.image_std,
-        PIL.__version__,
-    ]
+        image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size,
+        image_processor.image_mean, image_processor.image_std, PIL.__version__,
+    ]  # fmt: skip
     identity = [FORMAT, hash_tower(checkpoint), processing, str(dtype), device.type]
-    return FeatureDiskCache(
-        get_cache_root(),
-        hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
-        weights[checkpoint.family.feature_weight].shape[0],
-        dtype,
-    )
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    return FeatureDiskCache(get_cache_root(), name, width, dtype)
 
 
 def hash_tower(checkpoint: BaseCheckpoint) -> str:
-    """A hash of the vision tower's weights: names, shapes, types and samples of each, wherever in the files they lie.
-    Milliseconds, where hashing all of it takes a second."""
+    """A hash of the vision tower's weights: names, shapes, dtypes and samples of each, whatever the files' layout.
+
+    Takes milliseconds; hashing all bytes takes a second.
+    """
     digest = hashlib.sha256()
     for name, entry in sorted(index_tensors(checkpoint).items()):
         if not name.startswith(_TOWER_PREFIX):
             continue
         digest.update(f"{name} {entry.shape} {entry.dtype}".encode())
         with open(entry.path, "rb") as file:
-            for at in (entry.start, (entry.start + entry.end) // 2, max(entry.start, entry.end - _SAMPLE_BYTES)):
-                file.seek(at)
-                digest.update(file.read(min(_SAMPLE_BYTES, entry.end - at)))
+            for offset in (entry.start, (entry.start + entry.end) // 2, max(entry.start, entry.end - _SAMPLE_BYTES)):
+                file.seek(offset)
+                digest.update(file.read(min(_SAMPLE_BYTES, entry.end - offset)))
     return digest.hexdigest()
 
 
 def hash_image(grid: ImageGrid) -> bytes | None:
-    """The picture's bytes and the size it is seen in, hashed; None where there is no such file."""
+    """A hash of the image file and the size of its grid; None if the file is missing."""
     path = grid.image.path
     if not path.is_file():
         return None
@@ -97,10 +92,10 @@ def hash_image(grid: ImageGrid) -> bytes | None:
 
 
 class FeatureDiskCache:
-    """One set of features, each picture's [rows, width]."""
+    """One set of features: [rows, width] for each image."""
 
     def __init__(self, root: Path, name: str, width: int, dtype: torch.dtype) -> None:
-        """Raises LorgnetteError where the folder cannot be made or opened."""
+        """Raises LorgnetteError if the folder cannot be created or opened."""
         self._folder, self._width, self._dtype = root / name, width, dtype
         self._row_bytes = width * dtype.itemsize
         try:
@@ -122,7 +117,7 @@ class FeatureDiskCache:
         return not self._index
 
     def get(self, key: bytes) -> Float[Tensor, "P C"] | None:
-        """The picture's features, as a view of the file; None where they were not there when the set was opened."""
+        """The image's features as a view of the file; None if they were not stored when the set was opened."""
         if key not in self._index or self._map is None:
             return None
         first, rows = self._index[key]
@@ -132,7 +127,7 @@ class FeatureDiskCache:
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
     def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]]) -> None:
-        """Keep features that lie in the host's memory. Raises LorgnetteError where there is no room or no right to."""
+        """Store features from host memory. Raises LorgnetteError if the disk is full or not writable."""
         try:
             with _lock_file(self._folder / "lock", fcntl.LOCK_EX):
                 self._read_index()
@@ -141,17 +136,15 @@ class FeatureDiskCache:
             raise self._build_error(f"cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """What `get` gave stays valid."""
+        """Release the set. Tensors returned by `get` stay valid."""
         self._in_use_file.close()
 
     def _append_rows(self, features: Mapping[bytes, Tensor]) -> None:
         size = sum(len(rows) for rows in features.values()) * self._row_bytes
         with open(self._folder / "rows", "ab") as file:
-            first = -(-file.tell() // self._row_bytes)  # behind whatever part of a row a killed process left
-            if (
-                first * self._row_bytes + size > MAX_BYTES
-                or shutil.disk_usage(self._folder).free - size < MIN_FREE_BYTES
-            ):
+            first = -(-file.tell() // self._row_bytes)  # skip the partial row that a killed process left
+            is_too_large = first * self._row_bytes + size > MAX_BYTES
+            if is_too_large or shutil.disk_usage(self._folder).free - size < MIN_FREE_BYTES:
                 raise self._build_error("is full")
             file.truncate(first * self._row_bytes)
             entries = []
@@ -166,24 +159,24 @@ class FeatureDiskCache:
             file.write(b"".join(entries))
 
     def _read_index(self) -> None:
-        """What has been added since it was last read, by whichever process. An entry that is torn is none."""
+        """Read the entries that any process added since the last read. Entries with a wrong checksum are ignored."""
         path = self._folder / "index"
         if not path.exists():
             return
         with open(path, "rb") as file:
             file.seek(self._index_bytes_read)
             data = file.read()
-        whole = len(data) // _ENTRY.size * _ENTRY.size
-        self._index_bytes_read += whole
-        for key, first, rows, crc in _ENTRY.iter_unpack(data[:whole]):
+        length = len(data) // _ENTRY.size * _ENTRY.size
+        self._index_bytes_read += length
+        for key, first, rows, crc in _ENTRY.iter_unpack(data[:length]):
             if crc == _compute_crc(key, first, rows):
                 self._index[key] = (first, rows)
 
     def _build_error(self, message: str) -> LorgnetteError:
         return LorgnetteError(
-            f"feature store {message}",
+            f"disk cache of image features {message}",
             where=str(self._folder),
-            hint="delete the folder above or set XDG_CACHE_HOME to another disk; the run does without meanwhile",
+            hint="delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache",
         )
 
 
@@ -192,7 +185,7 @@ def _compute_crc(key: bytes, first: int, rows: int) -> int:
 
 
 def _map_file(path: Path) -> mmap.mmap | None:
-    """Copy-on-write, because torch wants memory that may be written."""
+    """Copy-on-write, because torch needs writable memory."""
     if not path.exists() or not path.stat().st_size:
         return None
     with open(path, "rb") as file:
@@ -200,7 +193,7 @@ def _map_file(path: Path) -> mmap.mmap | None:
 
 
 def _evict_oldest(root: Path, current: Path) -> None:
-    """Delete the sets that were opened longest ago, but for this one and any that a process has open."""
+    """Delete the sets opened longest ago, except this one and those that a process has open."""
     sets = sorted(root.glob("*/in_use"), key=lambda path: path.stat().st_mtime)
     sizes = {path.parent: sum(file.stat().st_size for file in path.parent.iterdir()) for path in sets}
     total = sum(sizes.values())
@@ -221,7 +214,7 @@ def _is_unused(folder: Path) -> bool:
 
 
 def _lock_in_use(folder: Path, kind: int) -> IO[bytes]:
-    file = open(folder / "in_use", "ab")  # noqa: SIM115  the lock lives as long as the file is open
+    file = open(folder / "in_use", "ab")  # noqa: SIM115  the lock lasts as long as the file is open
     try:
         fcntl.flock(file, kind)
     except OSError:

@@ -104,6 +104,11 @@ class Workload:
     def text(self) -> TextConfig:
         return self.adapter.text
 
+    @property
+    def max_tokens(self) -> int:
+        """Of the largest micro-batch, in training or evaluation."""
+        return max(self.tokens, self.eval_tokens)
+
     def limit_tokens(self, max_tokens: int) -> "Workload":
         """The same run in micro-batches of at most `max_tokens` tokens."""
         return replace(
@@ -184,7 +189,7 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
 
-    low, high = longest_example, max(workload.tokens, workload.eval_tokens)
+    low, high = longest_example, workload.max_tokens
     peak = predict_memory(workload).peak_bytes
     if peak <= available_bytes:
         return MemoryFit(high, workload.recompute_layers, peak)
