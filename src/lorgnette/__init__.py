@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
     if name == "recipes":
         return import_module("lorgnette.recipes")
-    from lorgnette.gc_pause import gc_paused
+    from lorgnette.startup import gc_paused
 
     with gc_paused():
         return getattr(import_module(f"lorgnette.commands.{'train' if name == 'resume' else name}"), name)
