@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Int32
 
-from lorgnette.kernels.attention_plan import AttentionPlan, compute_plan_sizes, plan_attention
+from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs
 from lorgnette.planning.limits import pad_labels, pad_last_layer_tokens, pad_tokens
@@ -109,12 +109,19 @@ class StaticInputs:
             "input_ids": T, "position_ids": 3 * T, "visible_until": T, "last_query_indices": M, "label_indices": R,
             "segment_indices": R, "segment_offsets": M + 1, "targets": R, "label_weights": R,
             "image_token_indices": T, "feature_indices": T, "dropout_key": 1,
-            **compute_plan_sizes("", T, T, group), **compute_plan_sizes("last_", T, M, group),
         }  # fmt: skip
         arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
-        if batch is None:
-            return arrays
+        if batch is not None:
+            self._fill(arrays, batch)
 
+        # Work lists of the attention kernels, of all layers but the last and of the last one. Their sizes depend on T
+        # and M alone.
+        arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
+        return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
+
+    def _fill(self, arrays: dict[str, Int32[np.ndarray, " n"]], batch: PackedBatch) -> None:
+        """Write the batch into arrays of zeros."""
+        T, M = self.shape.tokens, self.shape.last_layer_tokens
         # Integers of the batch, each at the beginning of its part. `visible_until` is 0 for padding: hidden.
         last_queries = np.unique(batch.label_indices)
         label_indices = np.searchsorted(last_queries, batch.label_indices).astype(np.int32)
@@ -133,10 +140,6 @@ class StaticInputs:
 
         # Padding labels belong to no segment: else hundreds of them would be added to one row while all others wait.
         arrays["segment_indices"][: len(label_indices)], arrays["segment_offsets"][:] = build_segments(label_indices, M)
-
-        # Work lists of the attention kernels, of all layers but the last and of the last one.
-        arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
-        return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
 
 
 class GraphStream:
