@@ -1,7 +1,7 @@
 """A data file or folder of any format → its examples, one by one; a folder of images → prompts.
 
-Every row of the source comes out, as an Example or as a Problem; only empty lines are not rows. A JSON is read as a
-whole, all other formats row by row. What the rows mean is left to `formats`.
+Every row of the source comes out, as an Example or as a Problem; only empty lines are not rows. A JSON is read
+completely, all other formats row by row. `formats` interprets the rows.
 """
 
 import os

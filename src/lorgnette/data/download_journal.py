@@ -1,7 +1,7 @@
 """What the download of a data set has done so far, on disk in `OUT/.source/`: written row by row, read by a restart.
 
     state.json       the request, the pinned revision, bytes fetched so far
-    rows.KEY.jsonl   the chosen rows in order, each with the position behind it
+    rows.KEY.jsonl   the chosen rows in order, each with the position after it
     served.jsonl     where each image came from
 
 Knows nothing about hubs or data formats. No token is ever written.
@@ -26,7 +26,7 @@ DATA_FILE, IMAGE_FOLDER = "data.jsonl", "images"
 class JournalRow:
     """A row as it was read.
 
-    where: its file and number. file, position: where reading goes on behind it. records: its examples, as they go into
+    where: its file and number. file, position: where reading continues after it. records: its examples, as they go into
     data.jsonl. images: file name → [URL, hub whose token it needs, COCO id], URL "" for an image that came with the
     row. message, hint: why the row cannot be used ("": it can).
     """

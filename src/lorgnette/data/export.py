@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,15 +167,14 @@ def _check_roundtrip(example: Example, export_format: ExportFormat, prompt: str)
 
 def _normalize(example: Example) -> Example:
     """The example as a reader returns it: absolute paths, neighboring texts joined."""
-    turns = tuple(
-        Turn(turn.role, merge_parts(part if isinstance(part, str) else _make_absolute(part) for part in turn.parts))
-        for turn in example.turns
-    )
-    return Example(example.id, turns, example.source, example.row)
 
+    def normalize_part(part: str | Image) -> str | Image:
+        if isinstance(part, Image) and not part.path.is_absolute():
+            return Image(Path(os.path.abspath(part.path)))
+        return part
 
-def _make_absolute(image: Image) -> Image:
-    return image if image.path.is_absolute() else Image(Path(os.path.abspath(image.path)))
+    turns = tuple(Turn(turn.role, merge_parts(map(normalize_part, turn.parts))) for turn in example.turns)
+    return replace(example, turns=turns)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -195,11 +194,8 @@ def write_files(parts: Mapping[Path, Sequence[Example]], export_format: ExportFo
         contents[next(iter(parts)).with_name(DATASET_INFO)] = partial(iter, [info])
     matches = {path: _compare_existing(path, chunks) for path, chunks in contents.items()}
     if conflicts := [str(path) for path, is_same in matches.items() if is_same is False]:
-        raise UsageError(
-            "these files exist with other content" if len(conflicts) > 1 else "exists with other content",
-            where=", ".join(conflicts),
-            hint="remove them, or choose another folder",
-        )
+        message = "these files exist with other content" if len(conflicts) > 1 else "exists with other content"
+        raise UsageError(message, where=", ".join(conflicts), hint="remove them, or choose another folder")
     with ExitStack() as all_or_nothing:
         for path in (path for path, is_same in matches.items() if is_same is None):
             temporary = all_or_nothing.enter_context(atomic_write(path))

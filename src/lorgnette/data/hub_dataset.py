@@ -1,9 +1,9 @@
 """A data set on a hub → a folder: `data.jsonl`, `images/` and `download.json`, read like any local data set.
 
-Only what is asked for is fetched: the first rows of a parquet file or tar, a table as a whole, and the images of the
-chosen rows. `data.formats` reads the rows, as it does for local files. Every row is written to a journal as soon as its
-embedded images are on disk, so that a restart after a kill continues behind the last one, and a second run fetches
-nothing. The hubs themselves are `lorgnette.hub`'s.
+Only what the chosen rows need is fetched: the first rows of a parquet file or tar, a complete table, and the images.
+`data.formats` reads the rows, as it does for local files. Every row is written to a journal as soon as its embedded
+images are on disk, so that a restart after a kill continues after the last one, and a second run fetches nothing. How
+to speak to a hub is known to `lorgnette.hub` only.
 """
 
 import json
@@ -140,7 +140,7 @@ class _Collector:
     on_message: OnMessage
 
     def collect(self) -> list[JournalRow]:
-        """The chosen rows: those in the journal, then the data set's rows behind them."""
+        """The chosen rows: those in the journal, then the data set's rows after them."""
         known, count = self.journal.rows, self.choice.count
         if self.journal.is_complete or (count is not None and len(known) >= count):
             return known[:count]
@@ -150,7 +150,7 @@ class _Collector:
         )  # fmt: skip
         self.journal.pin_revision(dataset.repository.revision)
         if known:
-            self.on_message(f"continuing behind {known[-1].where}")
+            self.on_message(f"continuing after {known[-1].where}")
         images = RemoteImages(self.journal.out / IMAGE_FOLDER, _list_known_images(known), dataset)
         for row in self._read_first(dataset, images) if self.choice.sample is None else self._sample(dataset, images):
             self.journal.add_row(row)
@@ -162,7 +162,7 @@ class _Collector:
         return self.journal.rows
 
     def _read_first(self, dataset: HubDataset, images: RemoteImages) -> Iterator[JournalRow]:
-        """All rows in order, behind those in the journal."""
+        """All rows in order, after those in the journal."""
         last = self.journal.rows[-1] if self.journal.rows else None
         first = last.file if last else 0
         for index in range(first, len(dataset.files)):
@@ -172,7 +172,7 @@ class _Collector:
                 yield self._create_row(dataset, index, position, examples, images)
 
     def _sample(self, dataset: HubDataset, images: RemoteImages) -> Iterator[JournalRow]:
-        """The sample's rows in order, behind those in the journal."""
+        """The sample's rows in order, after those in the journal."""
         assert self.choice.sample is not None
         done, count, seed = len(self.journal.rows), self.choice.sample, self.choice.seed
         if dataset.suffix == ".tar":

@@ -256,12 +256,9 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in _HIGH_BIT_MODES:
         return _scale_to_8_bits(image)
-    if image.has_transparency_data:
-        return _composite_on_white(image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _composite_on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, WHITE)
     canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return canvas
@@ -321,7 +318,8 @@ def is_complete(file: IO[bytes]) -> bool:
     if head.startswith(_PNG):
         return _scan_png_chunks(file)[0]
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _is_webp_complete(file, int.from_bytes(head[4:8], "little"))
+        is_long_enough = file.seek(0, os.SEEK_END) >= int.from_bytes(head[4:8], "little") + 8
+        return is_long_enough and any(_read_tail(file, 64))
     return False
 
 
@@ -350,14 +348,8 @@ def has_late_metadata(file: IO[bytes]) -> bool:
 
 
 def _read_tail(file: IO[bytes], count: int) -> bytes:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - count))
+    file.seek(max(0, file.seek(0, os.SEEK_END) - count))
     return file.read(count)
-
-
-def _is_webp_complete(file: IO[bytes], declared: int) -> bool:
-    size = file.seek(0, os.SEEK_END)
-    return size >= declared + 8 and any(_read_tail(file, 64))
 
 
 def _scan_png_chunks(file: IO[bytes]) -> tuple[bool, bool]:

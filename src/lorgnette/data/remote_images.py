@@ -92,7 +92,7 @@ class RemoteImages:
         return None
 
     def _choose_name(self, own_name: str, url: str) -> str:
-        """The source's own name, made safe; with a hash of the URL if another image has that name."""
+        """The source's own name without unsafe characters; with a hash of the URL if another image has that name."""
         name = PurePosixPath(_ODD.sub("_", PurePosixPath(own_name).name))
         has_suffix = name.suffix.lower() in IMAGE_SUFFIXES
         suffix = name.suffix.lower() if has_suffix else ".jpg"
@@ -190,7 +190,7 @@ class ImageFallback:
     def provide(
         self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
     ) -> None:
-        """Write the images that are found to their paths and call `on_arrival` for each."""
+        """Write the available images to their paths and call `on_arrival` for each."""
         if self._url:
             self._download(images, on_progress)
         for image in images:

@@ -60,13 +60,8 @@ def parse_json(text: str) -> Any:
 
 def describe_type(value: object) -> str:
     """The type of a JSON value in words, for error messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    names: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+    names: dict[type, str] = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+    names |= {str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
 
 

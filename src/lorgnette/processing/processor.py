@@ -188,4 +188,5 @@ class Processor:
     def _compute_grid(self, image: Image) -> ImageGrid:
         processor = self.image_processor
         height, width = processor.compute_size(*self.read_size(image.path))
+        # t = 1: an image is one frame.
         return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)

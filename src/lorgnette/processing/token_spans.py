@@ -3,7 +3,7 @@
 Knows nothing about colors or pages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,14 +52,11 @@ def _decode_span(
 ) -> TokenSpan:
     """The fewest tokens from `start` whose bytes are whole characters."""
     decode = tokenizer.decode_with_control_tokens
-    texts = ((end, decode(ids[start:end])) for end in _iter_ends(ids, is_trained, start, control_ids))
-    end, text = next(((end, text) for end, text in texts if not text.endswith(_REPLACEMENT_CHARACTER)), (start + 1, ""))
-    return TokenSpan(text or decode(ids[start : start + 1]), end - start, is_trained[start], "text")
-
-
-def _iter_ends(ids: Sequence[int], is_trained: Sequence[bool], start: int, control_ids: set[int]) -> Iterator[int]:
-    """Possible ends of a span. A character has at most four bytes, so at most four tokens."""
+    # A character has at most four bytes, so at most four tokens.
     for end in range(start + 1, min(start + 4, len(ids)) + 1):
         if ids[end - 1] in control_ids or is_trained[end - 1] != is_trained[start]:
-            return
-        yield end
+            break
+        text = decode(ids[start:end])
+        if not text.endswith(_REPLACEMENT_CHARACTER):
+            return TokenSpan(text, end - start, is_trained[start], "text")
+    return TokenSpan(decode(ids[start : start + 1]), 1, is_trained[start], "text")

@@ -63,17 +63,9 @@ def compute_token_stats(
         findings += _check_answers(encoded, processor.eos_token_id, max_new_tokens)
     if not lengths:
         return None, findings
-    stats = TokenStats(
-        num_examples=len(lengths),
-        num_tokens=sum(lengths),
-        num_image_tokens=num_image_tokens,
-        num_labels=num_labels,
-        shortest=min(lengths),
-        median=float(median(lengths)),
-        longest=max(lengths),
-        histogram=compute_histogram(lengths),
-    )
-    return stats, findings
+    shortest, middle, longest = min(lengths), float(median(lengths)), max(lengths)
+    totals = len(lengths), sum(lengths), num_image_tokens, num_labels
+    return TokenStats(*totals, shortest, middle, longest, compute_histogram(lengths)), findings
 
 
 def compute_histogram(values: list[int], max_bins: int = _MAX_BINS) -> tuple[tuple[int, int, int], ...]:

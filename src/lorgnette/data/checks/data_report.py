@@ -46,21 +46,14 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        problems = [
-            {"source": str(problem.source), "row": problem.row, "message": problem.message, "hint": problem.hint}
-            for problem in self.problems
-        ]
-        sizes = {
-            name: size and {"width": size[0], "height": size[1]}
-            for name, size in (("smallest", self.smallest_size), ("largest", self.largest_size))
-        }
+        sizes = {"smallest": self.smallest_size, "largest": self.largest_size}
         return {
             "rows": self.num_rows,
             "usable": self.num_usable,
-            "problems": problems,
+            "problems": [{**asdict(problem), "source": str(problem.source)} for problem in self.problems],
             "images": self.num_images,
             "repeats": self.num_repeated_uses,
-            **sizes,
+            **{name: size and {"width": size[0], "height": size[1]} for name, size in sizes.items()},
             "answers": self.answer_lengths and asdict(self.answer_lengths),
         }
 

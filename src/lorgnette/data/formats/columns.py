@@ -28,7 +28,7 @@ CAPTION_NAMES = (
     ("answer", "answers"),
 )
 ID_COLUMNS = ("image_id", "cocoid")
-"""Columns with an image's number in COCO, by which a missing image is found under its official name."""
+"""Columns with an image's number in COCO, which gives the official name of a missing image."""
 _SEPARATOR = "&&"
 """Stands between the captions of an image in ModelScope's COCO tables."""
 
@@ -99,7 +99,7 @@ def choose_columns(columns: Sequence[Column], choice: ColumnChoice, *, where: st
 def read_captions(value: Any, *, separator: str | None = None) -> list[str]:
     """The texts of a cell, stripped: a text, a list of them, or of objects with a `raw`, `caption` or `text`.
 
-    separator: what stands between several captions of one text.
+    separator: the text between several captions.
     """
     if isinstance(value, str):
         parts: Sequence[str] = value.split(separator) if separator else [value]

@@ -24,7 +24,7 @@ from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
 MIN_GROUPS, ROWS_PER_GROUP = 16, 25
-"""A sample is drawn from at least so many row groups, and from one for every so many rows."""
+"""A sample is drawn from at least 16 row groups, and from at least one group per 25 rows."""
 _STREAM_BYTES = 2 << 20
 
 
@@ -56,7 +56,7 @@ def _read_row(record: dict[str, Any], location: RowLocation, read: RecordReader)
 def draw_sample(paths: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[int, int]], str]:
     """((file, row number) of `count` rows in order, how they were drawn).
 
-    Drawn in two steps, because a row group is read as a whole: row groups first, then rows of them. Every row is
+    Drawn in two steps, because a row group is read completely: row groups first, then rows of them. Every row is
     equally likely if the groups have one size.
     """
     groups = [(index, *span) for index, path in enumerate(paths) for span in _list_groups(path)]

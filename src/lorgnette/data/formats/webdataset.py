@@ -48,7 +48,7 @@ def read_webdataset(path: Path, options: ReadOptions) -> Iterator[Row]:
 def stream_webdataset(
     path: Path, options: ReadOptions, start: tuple[int, int] = (0, 0)
 ) -> Iterator[tuple[tuple[int, int], list[Row]]]:
-    """((byte behind the sample, number of samples so far), its examples or its problem), from such a pair on."""
+    """((byte after the sample, number of samples so far), its examples or its problem), from such a pair on."""
     counter = create_row_counter(path, options.require_no_name(path))
     counter.count = start[1]
     caption_suffix = options.columns.caption if options.columns else None
@@ -124,7 +124,7 @@ def _select_caption(record: dict[str, Any], sample: _Sample, columns: ColumnChoi
 
 
 def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generator[tuple[_Sample, int], None, None]:
-    """(sample, byte behind it) from the byte `start` on."""
+    """(sample, byte after it) from the byte `start` on."""
     sample: _Sample | None = None
     try:
         with path.open("rb") as file:
@@ -144,7 +144,7 @@ def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generat
                         _add_member(tar, member, sample, suffix, caption_suffix)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise LorgnetteError(
-            f"the tar cannot be read{f' behind {sample.key!r}' if sample else ''}: {error}",
+            f"the tar cannot be read{f' after {sample.key!r}' if sample else ''}: {error}",
             where=str(path),
             hint="get it again (it was cut off or damaged on its way), or unpack a .tar.gz first",
         ) from error
