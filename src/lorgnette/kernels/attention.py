@@ -18,12 +18,7 @@ from torch import Tensor
 
 from lorgnette.kernels import MAX_GROUP_SIZE
 from lorgnette.kernels.attention_plan import BLOCK_M, BLOCK_N, AttentionPlan, count_tile_queries
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 HeadCounts = tuple[int, int]
 """(H, K): query heads, key-value heads."""

@@ -11,7 +11,6 @@ The forward pass and dQ loop over keys: a *query tile* lists the key blocks (BLO
 They are mostly the blocks right before the tile and those of a prefix that many share, so one skipped range is enough.
 dK and dV loop over queries: a *task* is one key block with a range of the queries that see it. A long range, as a
 shared prefix has, is split into several tasks, whose sums are added in order. The host plans all of this with numpy.
-The number of integers depends only on the number of tokens, as CUDA graphs need.
 """
 
 from collections.abc import Mapping
@@ -83,21 +82,13 @@ def count_tile_queries(group_size: int) -> int:
     return BLOCK_M // group_size
 
 
-def compute_plan_sizes(prefix: str, num_tokens: int, num_queries: int, group_size: int) -> dict[str, int]:
-    """How many integers `plan_attention` returns under each name."""
-    blocks = -(-num_tokens // BLOCK_N)
-    tiles = -(-num_queries // count_tile_queries(group_size))
-    return {
-        f"{prefix}query_tiles": 3 * tiles,
-        f"{prefix}dkv_tasks": 3 * _MAX_TASKS_PER_BLOCK * blocks,
-        f"{prefix}dkv_task_offsets": blocks + 1,
-    }
-
-
 def plan_attention(
     prefix: str, query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
 ) -> dict[str, Int32[np.ndarray, " _"]]:
-    """Query tiles, tasks and task offsets, flattened to be sent; names start with `prefix`."""
+    """Query tiles, tasks and task offsets, flattened to be sent; names start with `prefix`.
+
+    The number of integers depends on M and T alone.
+    """
     tasks, offsets = plan_dkv_tasks(query_indices, visible_until)
     tiles = plan_query_tiles(query_indices, visible_until, group_size)
     return {

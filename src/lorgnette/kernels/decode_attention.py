@@ -13,11 +13,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 _SPLIT_SIZE = 256
 _BLOCK_N = 64

@@ -12,11 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 _BLOCK = 512
 _UINT32_MASK = 0xFFFFFFFF

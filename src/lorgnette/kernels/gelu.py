@@ -9,11 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 _BLOCK = 2048
 

@@ -13,11 +13,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 
 def layer_norm(

@@ -12,11 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 _BLOCK = 4096
 

@@ -12,12 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorgnette.kernels.dropout import DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout, build_kernel_args
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 
 def add_rms_norm(

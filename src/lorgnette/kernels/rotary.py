@@ -12,11 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 
 def expand_mrope_section(mrope_section: Sequence[int], device: torch.device) -> Int[Tensor, " half"]:

@@ -10,11 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch without CUDA comes without it
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 
 def apply_rotary_vision_(

@@ -8,12 +8,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from lorgnette.kernels.dropout import DropoutSpec, MaskedGrads, apply_dropout, build_kernel_args
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from lorgnette.kernels.triton_import import tl, triton
 
 _BLOCK = 1024
 

@@ -240,10 +240,8 @@ class Decoder:
         norm: Float[Tensor, " C"],
         lm_head: Float[Tensor, "V C"],
     ) -> None:
-        self.config, self.embed_tokens, self.layers, self.norm, self.lm_head = (
-            config, embed_tokens, layers, norm, lm_head,
-        )  # fmt: skip
-        device = embed_tokens.device
+        self.config, self.layers, device = config, layers, embed_tokens.device
+        self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         self._mrope_axes = expand_mrope_section(config.mrope_section, device)
         self._inv_freq = compute_inv_freq(config.head_dim, config.rope_theta, device)
         self._side_stream = SideStream(device)
@@ -261,8 +259,8 @@ class Decoder:
     ) -> ForwardContext:
         """Run all layers on embedded tokens.
 
-        recompute_layers: activation checkpointing. The first so many layers keep their input alone, and `backward` runs
-        them again.
+        recompute_layers: activation checkpointing. The first n layers keep their input alone, and `backward` runs them
+        again.
         """
         context = ForwardContext(inputs, dropout, self.compute_cos_sin(inputs.position_ids), [], x)
         delta: Tensor | None = None
