@@ -1,4 +1,4 @@
-"""What the address of a data set on a hub looks like. Imports nothing: it is asked of every data path."""
+"""Recognizes the address of a data set on a hub. Imports nothing, since every data path is checked."""
 
 HUBS = ("hf", "modelscope")
 

@@ -1,7 +1,7 @@
 """`hf:NAME[@REVISION][:CONFIG][:SPLIT]` or `modelscope:NS/NAME[@REVISION][:SPLIT]` → the data files of one split.
 
-A table is downloaded as a whole when it is opened; a parquet file or a tar is read over HTTP, only where it is needed.
-Knows nothing about what is in the files.
+A table is downloaded completely when it is opened; of a parquet file or a tar only the bytes that are read are fetched.
+Knows nothing about the contents of the files.
 """
 
 from collections.abc import Callable

@@ -102,29 +102,21 @@ def download_all(tasks: Sequence[DownloadTask], client: HttpClient, on_progress:
 
 def check_disk_space(tasks: Sequence[DownloadTask]) -> None:
     """Raise LorgnetteError if a disk has too little space for the remaining bytes, as far as sizes are known."""
-    needed: dict[Path, int] = {}
+    disks: dict[int, tuple[Path, int]] = {}
     for task in tasks:
         if task.size is not None and not task.path.is_file():
             folder = _find_existing_parent(task.path.parent)
-            needed[folder] = needed.get(folder, 0) + max(0, task.size - _get_size(task.part_path))
-    disks: dict[int, tuple[Path, int]] = {}
-    for folder, num_bytes in needed.items():
-        device = os.stat(folder).st_dev
-        first, total = disks.get(device, (folder, 0))
-        disks[device] = first, total + num_bytes
-    for folder, num_bytes in disks.values():
-        check_free_space(folder, num_bytes)
-
-
-def check_free_space(folder: Path, needed: int) -> None:
-    """Raise LorgnetteError if the disk of `folder` has less than `needed` bytes and a small margin free."""
-    free = shutil.disk_usage(_find_existing_parent(folder)).free
-    if needed and free < needed + min(_MARGIN_BYTES, needed // 10):
-        raise LorgnetteError(
-            f"not enough disk space: {_format_size(needed)} needed, {_format_size(free)} free",
-            where=str(folder),
-            hint="free some space, or choose a folder on another disk",
-        )
+            device = os.stat(folder).st_dev
+            first, needed = disks.get(device, (folder, 0))
+            disks[device] = first, needed + max(0, task.size - _get_size(task.part_path))
+    for folder, needed in disks.values():
+        free = shutil.disk_usage(folder).free
+        if needed and free < needed + min(_MARGIN_BYTES, needed // 10):
+            raise LorgnetteError(
+                f"not enough disk space: {_format_size(needed)} needed, {_format_size(free)} free",
+                where=str(folder),
+                hint="free some space, or choose a folder on another disk",
+            )
 
 
 class _Counter:

@@ -27,10 +27,12 @@ def check_file(file: Path, name: str, *, where: str) -> None:
         )
     if signatures := _OTHER_SIGNATURES.get(suffix):
         if not head.startswith(signatures):
-            raise SourceError(f"not a {suffix[1:]} file: {describe_head(head)}", where=where, hint="try another source")
+            raise SourceError(
+                f"not a {suffix[1:]} file: {_describe_head(head)}", where=where, hint="try another source"
+            )
     elif suffix in IMAGE_SUFFIXES:
         if detect_image_format(head) is None:
-            raise SourceError(f"not an image: {describe_head(head)}", where=where, hint="try another source")
+            raise SourceError(f"not an image: {_describe_head(head)}", where=where, hint="try another source")
         if not has_end and not _can_decode(file):
             raise SourceError("the image is cut off", where=where, hint="try another source")
 
@@ -40,7 +42,7 @@ def _is_web_page(head: bytes) -> bool:
     return start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<error"))
 
 
-def describe_head(head: bytes) -> str:
+def _describe_head(head: bytes) -> str:
     if not head:
         return "it is empty"
     if head.isascii() and head.decode().isprintable():

@@ -142,7 +142,7 @@ class HttpClient:
         """Call `attempt` until it raises no TransientError, with growing pauses.
 
         get_progress: number of bytes so far; an attempt that brings new ones resets the count of failures. A host that
-        never answered is not asked again.
+        never responded is not tried again.
         """
         num_failures, best = 0, get_progress()
         while True:
@@ -160,7 +160,7 @@ class HttpClient:
                 self._wait_before_retry(num_failures, error)
 
     def get_bytes(self, url: str, headers: Mapping[str, str], *, max_bytes: int = MAX_RESPONSE_BYTES) -> bytes:
-        """A small response body as a whole."""
+        """A complete small response body."""
 
         def request() -> bytes:
             content = bytearray()

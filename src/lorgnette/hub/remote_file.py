@@ -13,8 +13,10 @@ _NUM_WINDOWS = 4
 
 
 class RemoteFile(io.RawIOBase):
-    """read_ahead: the fewest bytes requested at once; reading on behind the last window doubles them up to
-    max_read_ahead. The last few windows are kept, because the columns of a table are read in turns."""
+    """read_ahead: the fewest bytes per request; sequential reads double them up to max_read_ahead.
+
+    The last few windows are cached, because the columns of a table are read in turns.
+    """
 
     def __init__(
         self,
