@@ -49,7 +49,7 @@ def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
     assert page == Path("compare.html")
     assert html.count('<article class="comparison-card') == 6
     assert "Reference 2" in html
-    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 prompts, 3 answers each"):
+    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 questions, 3 answers each"):
         assert text.lower() in html.lower(), text
     assert "train.epochs" not in html  # equal in both
     second = compare("two", captions, max_new_tokens=4, console=console)
@@ -130,8 +130,8 @@ def test_without_references_only_style_is_compared(runs: Path, captions: Path) -
     html = page.read_text(encoding="utf-8")
     assert 'id="scores"' not in html
     assert 'id="style"' in html
-    assert "1 prompt, 2 answers each" in html
-    assert "1 of 1 prompts have no reference and are not scored" in html
+    assert "1 question, 2 answers each" in html
+    assert "1 of 1 questions have no reference and are not scored" in html
 
 
 def test_a_url_for_a_file_s_images_is_refused(runs: Path, captions: Path) -> None:

@@ -28,7 +28,7 @@ def create_file(path: Path) -> Path:
 def test_a_prompt_may_occur_twice_but_not_with_two_answers() -> None:
     image = Path("/gone/a.png")
     assert build_answers((image, "yes"), (image, "yes")).lookup([build_prompt(image)]) == ["yes"]
-    with pytest.raises(LorgnetteError, match=r"two answers to one prompt: a\.png \('p'\) · a\.jsonl"):
+    with pytest.raises(LorgnetteError, match=r"two answers to one question: a\.png \('p'\) · a\.jsonl"):
         build_answers((image, "yes"), (image, "no"))
 
 

@@ -1,4 +1,4 @@
-"""Tokens as CoreNLP 3.4.1's PTBTokenizer and coco-caption give them; every line was seen there."""
+"""Tokens of CoreNLP 3.4.1's PTBTokenizer and coco-caption; every line is output of those programs."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lorgnette.metrics import ptb
 
-SEEN = """
+OFFICIAL_LINES = """
 A dog's (big) ball, it's red -- isn't it? | a dog 's -lrb- big -rrb- ball it 's red is n't it
 don't can't won't he'll I'm they've I'd who'd | do n't ca n't wo n't he 'll i 'm they 've i 'd who 'd
 cannot gonna gotta wanna 'tis 'twas | can not gon na got ta wan na 't is 't was
@@ -48,14 +48,14 @@ café naïve Ünder 20°C ™ | café naïve ünder 20 ° c ™
 """.replace("\\\\", "\\").strip("\n")
 
 
-@pytest.mark.parametrize("line", SEEN.split("\n"))
-def test_a_text_is_cut_as_the_official_one_cuts_it(line: str) -> None:
+@pytest.mark.parametrize("line", OFFICIAL_LINES.split("\n"))
+def test_a_text_is_tokenized_as_by_the_official_program(line: str) -> None:
     text, _, official = line.partition(" |")
     assert ptb.tokenize_ptb(text) == official.split()
 
 
 @pytest.mark.parametrize("case", ["fakecap_126", "odd_7"])
-def test_all_official_tokens(case: str, shared: Callable[[str], Path]) -> None:
+def test_tokens_of_official_data_sets(case: str, shared: Callable[[str], Path]) -> None:
     folder = shared("metrics") / case
     official = json.loads((folder / "ptb_tokenised.json").read_text(encoding="utf-8"))
     texts: dict[str, list[str]] = {}
@@ -67,7 +67,7 @@ def test_all_official_tokens(case: str, shared: Callable[[str], Path]) -> None:
 
 
 @given(st.text())
-def test_any_text_has_tokens_without_space_or_capitals(text: str) -> None:
+def test_tokens_have_no_white_space_and_no_capitals(text: str) -> None:
     for token in ptb.tokenize_ptb(text):
         assert token
         assert token == "".join(token.split()).lower()
@@ -75,7 +75,7 @@ def test_any_text_has_tokens_without_space_or_capitals(text: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["a", "a,", "a.", "a-", "n'", "a/", "<", ".", "1,", "@a", "don't", "www.", ". ", " "])
-def test_a_model_that_repeats_itself_is_read_in_time(piece: str) -> None:
+def test_long_repetitions_are_tokenized_fast(piece: str) -> None:
     start = time.perf_counter()
     ptb.tokenize_ptb(piece * 2000)
     assert time.perf_counter() - start < 2

@@ -1,4 +1,4 @@
-"""Token F1 as SQuAD's evaluate-v2.0 gives it."""
+"""Token F1 as SQuAD's evaluate-v2.0 computes it."""
 
 import pytest
 from hypothesis import given
@@ -17,12 +17,12 @@ from lorgnette.metrics.token_f1 import token_f1, tokenize_answer
         ("an", []),
     ],
 )
-def test_what_counts_of_an_answer(text: str, words: list[str]) -> None:
+def test_normalized_tokens(text: str, words: list[str]) -> None:
     assert tokenize_answer(text) == words
 
 
 @pytest.mark.parametrize(
-    ("own", "references", "f1"),
+    ("hypothesis", "references", "f1"),
     [
         ("the red cat", ["a cat"], 2 / 3),
         ("cat cat", ["cat"], 2 / 3),
@@ -33,14 +33,14 @@ def test_what_counts_of_an_answer(text: str, words: list[str]) -> None:
         ("dog", ["cat"], 0),
     ],
 )
-def test_by_hand(own: str, references: list[str], f1: float) -> None:
-    assert token_f1([own], [references]).value == pytest.approx(f1)
+def test_f1_of_known_answers(hypothesis: str, references: list[str], f1: float) -> None:
+    assert token_f1([hypothesis], [references]).value == pytest.approx(f1)
 
 
 @given(st.text(), st.text())
-def test_either_way_and_within_bounds(one: str, other: str) -> None:
-    value = token_f1([one], [[other]]).value
-    assert value == token_f1([other], [[one]]).value
+def test_f1_is_symmetric_and_bounded(a: str, b: str) -> None:
+    value = token_f1([a], [[b]]).value
+    assert value == token_f1([b], [[a]]).value
     assert value is not None
     assert 0 <= value <= 1
-    assert token_f1([one], [[other, one]]).value == 1
+    assert token_f1([a], [[b, a]]).value == 1

@@ -1,4 +1,4 @@
-"""What a metric sees of a text."""
+"""Words, normalized text, and LaTeX tokens."""
 
 import pytest
 
@@ -16,11 +16,11 @@ from lorgnette.metrics import tokenizers
         ("", []),
     ],
 )
-def test_english_has_words_and_chinese_characters(text: str, words: list[str]) -> None:
+def test_words_of_english_and_characters_of_chinese(text: str, words: list[str]) -> None:
     assert tokenizers.tokenize_words(text) == words
 
 
-def test_plain_text_is_free_of_stray_space() -> None:
+def test_white_space_is_normalized() -> None:
     assert tokenizers.normalize_whitespace("  a\n\tb  e\u0301\u3000c ") == "a b \u00e9 c"
 
 
@@ -36,5 +36,5 @@ def test_plain_text_is_free_of_stray_space() -> None:
         ("", []),
     ],
 )
-def test_latex_is_commands_and_characters(formula: str, tokens: list[str]) -> None:
+def test_latex_tokens_are_commands_and_characters(formula: str, tokens: list[str]) -> None:
     assert tokenizers.tokenize_latex(formula) == tokens

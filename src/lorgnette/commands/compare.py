@@ -119,7 +119,7 @@ def _build_page(
         settings=_find_differing_settings(candidates),
         facts=[
             ("Data", str(source)),
-            ("Prompts", str(len(prompts))),
+            ("Questions", str(len(prompts))),
             ("With references", str(len(report.scored_indices))),
         ],
         notes=notes,
@@ -127,10 +127,8 @@ def _build_page(
 
 
 def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt]) -> Iterator[str]:
-    """Warnings: answers matched by name, different training prompts, prompts without references.
-
-    Raises LorgnetteError if a file lacks answers.
-    """
+    """Warnings: answers matched by name, different training prompts, prompts without references. Raises LorgnetteError
+    if a file lacks answers."""
     for candidate in candidates:
         yield from candidate.check_saved_answers(prompts)
     training_prompts, texts = list_training_prompts(candidates), {prompt.text for prompt in prompts}
@@ -139,7 +137,7 @@ def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt
         yield f"trained with different prompts ({', '.join(map(repr, training_prompts))}); all are asked {used}"
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare:
-        yield f"{num_bare} of {len(prompts)} prompts have no reference and are not scored"
+        yield f"{num_bare} of {len(prompts)} questions have no reference and are not scored"
 
 
 def _build_metric_row(metric_index: int, report: MetricReport, num_cards: int) -> MetricRow:
@@ -188,7 +186,7 @@ def _align_to_cards(values: Sequence[float], scored_indices: Sequence[int], num_
 
 def _summarize(candidates: Sequence[Candidate], report: MetricReport, num_prompts: int) -> str:
     """The page in a sentence: the last candidate against the first, in the main metric."""
-    summary = f"{num_prompts} {'prompt' if num_prompts == 1 else 'prompts'}, {len(candidates)} answers each."
+    summary = f"{num_prompts} {'question' if num_prompts == 1 else 'questions'}, {len(candidates)} answers each."
     if not report.main_metric:
         return summary
     metric_index, last = report.metric_names.index(report.main_metric), len(candidates) - 1

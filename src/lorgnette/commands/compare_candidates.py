@@ -27,16 +27,14 @@ from lorgnette.types import PredictionRow
 
 BASE = "base"
 """The name of the candidates' own base model."""
-CANDIDATE_HELP = "a run or its adapter, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
+CANDIDATE_HELP = "a run, an adapter, `base`, a model (a folder, or OWNER/NAME), or a file of answers (.jsonl)"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A source of answers: a model (`spec`) or a file (`saved_answers`).
-
-    name: as typed, shortened for a table's head. run: the run that trained it, if its folder exists. weights_from: the
-    adapter's spec that also serves its base model, so that the weights are loaded once.
-    """
+    """A source of answers: a model (`spec`) or a file (`saved_answers`). name: as typed, shortened for a table's head.
+    run: the run that trained it, if its folder exists. weights_from: the adapter's spec that also serves its base
+    model, so that the weights are loaded once."""
 
     name: str
     spec: ModelSpec | None = None
@@ -94,10 +92,8 @@ class Candidate:
 
 
 def resolve_candidates(names: Sequence[str], model: str | None, terminal: Terminal) -> list[Candidate]:
-    """The candidates that the names stand for.
-
-    model: the base model, if it is not the one recorded with the adapters; without adapters the default is `demo`.
-    """
+    """The candidates that the names stand for. model: the base model, if it is not the one recorded with the adapters;
+    without adapters the default is `demo`."""
     short_names = dict(zip(names, _shorten_names(names), strict=True))
     if len(short_names) < len(names):
         raise UsageError("a candidate is named twice", where=" ".join(names), hint="name each once")

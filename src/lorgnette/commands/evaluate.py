@@ -22,7 +22,6 @@ from lorgnette.metrics.report import MetricReport, compute_report, format_score,
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import write_predictions
 from lorgnette.resolve import check_local_images
-from lorgnette.types import PredictionRow
 
 PREDICTIONS_FILE, SCORES_FILE = "predictions.jsonl", "scores.json"
 
@@ -59,14 +58,16 @@ def evaluate(
     if num_bare == len(prompts):
         raise LorgnetteError("the data has no references to compare with", where=str(source), hint="add the references")
     if num_bare:
-        terminal.warn(f"{num_bare} of {len(prompts)} prompts have no reference and are not scored")
+        terminal.warn(f"{num_bare} of {len(prompts)} questions have no reference and are not scored")
     sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers = resolved.answer(prompts, sampling, terminal, ModelCache(device))
     report = compute_report(metric_names, prompts, [answers])
     for line in _format_report(report):
         typer.echo(line)
     if folder is not None:
-        write_predictions(folder / PREDICTIONS_FILE, _build_rows(prompts, answers, is_base=resolved.name == BASE))
+        key = "base" if resolved.name == BASE else "tuned"
+        answer_rows = [prompt.build_row(**{key: answer}) for prompt, answer in zip(prompts, answers, strict=True)]
+        write_predictions(folder / PREDICTIONS_FILE, answer_rows)
         write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
     return report
@@ -99,16 +100,6 @@ def _check_output_folder(out: Path, source: Path) -> Path:
         if (out / name).exists():
             raise UsageError(f"{name} exists already", where=f"--out {out}", hint="name a new folder")
     return out
-
-
-def _build_rows(prompts: Sequence[EvalPrompt], answers: Sequence[str], *, is_base: bool) -> list[PredictionRow]:
-    return [
-        PredictionRow(
-            prompt.example.id, prompt.image_paths, prompt.text, prompt.references,
-            base=answer if is_base else None, tuned=None if is_base else answer,
-        )
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]  # fmt: skip
 
 
 def _format_report(report: MetricReport) -> list[str]:

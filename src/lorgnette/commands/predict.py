@@ -74,10 +74,8 @@ def load_model_spec(model: str | None, adapter: Path | None, terminal: Terminal)
 def read_examples(
     source: Path, prompt: str, *, max_rows: int | None = None, images_from: Path | None = None
 ) -> list[Example]:
-    """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none.
-
-    Raises LorgnetteError for broken rows.
-    """
+    """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none. Raises
+    LorgnetteError for broken rows."""
     if data.is_dataset(source):
         rows = data.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
         result = data.load_usable(rows, on_bad_row="skip", source=source)

@@ -37,7 +37,7 @@ class SavedAnswers:
             key = (*row.images, row.prompt)
             if by_path.setdefault(key, answer) != answer:
                 raise LorgnetteError(
-                    f"two answers to one prompt: {row.id} ({row.prompt!r})", where=where, hint="keep one of them"
+                    f"two answers to one question: {row.id} ({row.prompt!r})", where=where, hint="keep one of them"
                 )
             if row.images and not any(image.exists() for image in row.images):
                 paths_by_name.setdefault(_build_name_key(row.images, row.prompt), set()).add(key)
@@ -51,7 +51,7 @@ class SavedAnswers:
         if missing:
             listed = "; ".join(f"{prompt.example.id} ({prompt.text!r})" for prompt in missing[:MAX_LISTED_ROWS])
             raise LorgnetteError(
-                f"no answer to {len(missing)} of {len(prompts)} prompts: {listed}",
+                f"no answer to {len(missing)} of {len(prompts)} questions: {listed}",
                 where=self.where,
                 hint=f"answers are found by image and prompt{self._suggest_prompt(missing)}; answer this data with "
                 "`lorgnette predict`",

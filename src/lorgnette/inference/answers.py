@@ -19,24 +19,16 @@ def answer_examples(
     with_adapter: bool = True,
     memory_hint: str = "free some, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter.
-
-    memory_hint: the advice in an out-of-memory error.
-    """
+    """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter. memory_hint:
+    the advice in an out-of-memory error."""
     prompts = group_by_prompt(examples)
-    unanswered: Sequence[str | None] = [None] * len(prompts)
-    before = (
-        answer_prompts(model, prompts, sampling, terminal, "before", None, memory_hint) if with_base else unanswered
-    )
-    after = (
-        answer_prompts(model, prompts, sampling, terminal, "after", "tuned", memory_hint)
-        if with_adapter
-        else unanswered
-    )
-    return [
-        PredictionRow(prompt.example.id, prompt.image_paths, prompt.text, prompt.references, base=base, tuned=tuned)
-        for prompt, base, tuned in zip(prompts, before, after, strict=True)
-    ]
+    before: Sequence[str | None] = [None] * len(prompts)
+    after: Sequence[str | None] = [None] * len(prompts)
+    if with_base:
+        before = answer_prompts(model, prompts, sampling, terminal, "before", None, memory_hint)
+    if with_adapter:
+        after = answer_prompts(model, prompts, sampling, terminal, "after", "tuned", memory_hint)
+    return [prompt.build_row(base, tuned) for prompt, base, tuned in zip(prompts, before, after, strict=True)]
 
 
 def answer_prompts(

@@ -28,11 +28,9 @@ def generate_answers(
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """The model's answer to every example's prompt, in order. adapter=None disables the adapter.
-
-    on_progress(n) is called after each batch of n examples. Raises LorgnetteError for an unreadable image and for a
-    prompt that is too long.
-    """
+    """The model's answer to every example's prompt, in order. adapter=None disables the adapter. on_progress(n) is
+    called after each batch of n examples. Raises LorgnetteError for an unreadable image and for a prompt that is too
+    long."""
     eos_token_ids = [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS]
     for start in range(0, len(examples), sampling.batch_size):
         batch = examples[start : start + sampling.batch_size]

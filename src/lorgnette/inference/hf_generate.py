@@ -30,10 +30,8 @@ def generate_answers(
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """The model's answer to every example's prompt, in order. adapter=None disables the model's adapter.
-
-    on_progress(n) is called after each batch of n examples.
-    """
+    """The model's answer to every example's prompt, in order. adapter=None disables the model's adapter. on_progress(n)
+    is called after each batch of n examples."""
     torch.manual_seed(sampling.seed)
     remaining = iter(examples)
     model.eval()

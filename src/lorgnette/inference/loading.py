@@ -79,10 +79,8 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A base model, perhaps with an adapter. Their headers are checked; no weights are read.
-
-    metadata: the adapter's or the merged model's; None for a model that was not fine-tuned here.
-    """
+    """A base model, perhaps with an adapter. Their headers are checked; no weights are read. metadata: the adapter's or
+    the merged model's; None for a model that was not fine-tuned here."""
 
     base_model: str
     adapter: Path | None
@@ -92,10 +90,8 @@ class ModelSpec:
 
     @classmethod
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
-        """Resolve a model's name and an adapter's folder (or its run's folder) to files.
-
-        Raises LorgnetteError if one is missing or the adapter was trained on another base model.
-        """
+        """Resolve a model's name and an adapter's folder (or its run's folder) to files. Raises LorgnetteError if one
+        is missing or the adapter was trained on another base model."""
         adapter = adapter and resolve_adapter(adapter)
         adapter_metadata = AdapterMetadata.load_or_infer(adapter) if adapter else None
         base_model = model or (adapter_metadata.model if adapter_metadata else "demo")

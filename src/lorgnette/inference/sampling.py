@@ -54,10 +54,8 @@ class Sampler:
 def sample_tokens(
     logits: Float32[Tensor, "B V"], uniforms: Float32[Tensor, " B"], temperature: float, top_p: float
 ) -> Int64[Tensor, " B"]:
-    """Nucleus sampling (Holtzman et al., The Curious Case of Neural Text Degeneration, ICLR 2020).
-
-    The nucleus is the smallest set of likeliest tokens with at least `top_p` of the probability, one token at least.
-    """
+    """Nucleus sampling (Holtzman et al., The Curious Case of Neural Text Degeneration, ICLR 2020). The nucleus is the
+    smallest set of likeliest tokens with at least `top_p` of the probability, one token at least."""
     probs, token_ids = (logits / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     likelier = probs.cumsum(-1) - probs  # probability of all likelier tokens
     in_nucleus = (likelier < top_p) if top_p < 1 else torch.ones_like(probs, dtype=torch.bool)

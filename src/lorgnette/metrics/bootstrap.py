@@ -53,10 +53,8 @@ def compute_intervals(
 def compare_tallies(
     name: str, first: Tally, second: Tally, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Difference:
-    """The difference of two systems in one metric. Its value is None if the metric is undefined.
-
-    A single example has no interval and no p-value.
-    """
+    """The difference of two systems in one metric. Its value is None if the metric is undefined. A single example has
+    no interval and no p-value."""
     if first.value is None or second.value is None:
         return Difference(name, None, ())
     value = second.value - first.value

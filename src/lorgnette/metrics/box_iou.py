@@ -39,10 +39,8 @@ def iou(a: Box, b: Box) -> float:
 
 
 def box_iou(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """0 … 1: summed IoU of matched boxes over the larger number of boxes; best reference, mean over examples.
-
-    If a reference has no box, an answer without a box scores 1.
-    """
+    """0 … 1: summed IoU of matched boxes over the larger number of boxes; best reference, mean over examples. If a
+    reference has no box, an answer without a box scores 1."""
     return _score_examples(hypotheses, references, min_iou=0.0)
 
 

@@ -2,8 +2,8 @@
 
 Vedantam, Zitnick, Parikh: CIDEr: Consensus-based Image Description Evaluation, CVPR 2015, arXiv 1411.5726, §6.
 Reference implementation: pycocoevalcap/cider/cider_scorer.py. Its class Cider computes CIDEr-D (clipped counts, a
-Gaussian penalty on the difference in length, ×10). Two of its habits are kept: document frequencies come from the references of
-the scored set, and length is counted in bigrams.
+Gaussian penalty on the difference in length, ×10). Two of its habits are kept: document frequencies come from the
+references of the scored set, and length is counted in bigrams.
 """
 
 import math
@@ -21,10 +21,8 @@ _NO_WEIGHTS = "every image has the same n-grams, so all weights are 0"
 
 
 def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Tally:
-    """0 … 10, the mean over examples. Undefined for one image, since it has no document frequencies.
-
-    The bootstrap keeps the document frequencies of the whole set.
-    """
+    """0 … 10, the mean over examples. Undefined for one image, since it has no document frequencies. The bootstrap
+    keeps the document frequencies of the whole set."""
     num_examples = len(hypotheses)
     texts, owners = flatten_references(references)
     hypothesis_lengths, reference_lengths = (np.maximum(count_tokens(part) - 1, 0) for part in (hypotheses, texts))

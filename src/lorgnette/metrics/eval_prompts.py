@@ -4,15 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.types import Example, Turn
+from lorgnette.types import Example, PredictionRow, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """A prompt and its references. example: the first one with this prompt.
-
-    references: in the order of the data, duplicates included, as the metrics count them.
-    """
+    """A prompt and its references. example: the first one with this prompt. references: in the order of the data,
+    duplicates included, as the metrics count them."""
 
     example: Example
     references: tuple[str, ...]
@@ -25,6 +23,10 @@ class EvalPrompt:
     def text(self) -> str:
         """The user's texts."""
         return "\n".join(turn.text for turn in self.example.without_answer().turns if turn.role == "user")
+
+    def build_row(self, base: str | None = None, tuned: str | None = None) -> PredictionRow:
+        """The prompt with the answers of base model and fine-tuned model."""
+        return PredictionRow(self.example.id, self.image_paths, self.text, self.references, base, tuned)
 
 
 def group_by_prompt(examples: Iterable[Example]) -> list[EvalPrompt]:

@@ -21,10 +21,8 @@ from lorgnette.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function of tokenized hypotheses and references.
-
-    output_index: which of the function's tallies, if it returns several.
-    """
+    """A function of tokenized hypotheses and references. output_index: which of the function's tallies, if it returns
+    several."""
 
     description: str
     compute: Callable[[Sequence[Any], Sequence[Sequence[Any]]], Tally | tuple[Tally, ...]]
@@ -88,7 +86,12 @@ def build_scores(tallies: Mapping[str, Tally], *, num_resamples: int = NUM_RESAM
     intervals: dict[str, tuple[float, float]] = {}
     if defined and all(len(tally.counts) > 1 for tally in defined.values()):
         intervals = dict(zip(defined, compute_intervals(list(defined.values()), num_resamples, seed), strict=True))
-    return [_build_score(name, tally, intervals.get(name)) for name, tally in tallies.items()]
+    return [
+        Score(name, None, (), None, tally.note or "no examples")
+        if tally.value is None
+        else Score(name, tally.value, tuple(tally.per_example.tolist()), intervals.get(name), tally.note)
+        for name, tally in tallies.items()
+    ]
 
 
 def compare_answers(
@@ -109,10 +112,8 @@ def compare_answers(
 def compute_tallies(
     names: Iterable[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Tally]:
-    """The tally of each metric. Texts are tokenized once per tokenizer, and each function runs once.
-
-    Raises LorgnetteError for an example without references.
-    """
+    """The tally of each metric. Texts are tokenized once per tokenizer, and each function runs once. Raises
+    LorgnetteError for an example without references."""
     metrics = {name: get_metric(name) for name in names}
     for i, texts in enumerate(references):
         if not texts:
@@ -145,10 +146,8 @@ def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> M
 
 
 def expand_metric_names(names: Iterable[str], where: str = "predict.metrics=") -> tuple[str, ...]:
-    """The named metrics, each once, with groups replaced by their members.
-
-    where: the setting or option, for the UsageError about an unknown name.
-    """
+    """The named metrics, each once, with groups replaced by their members. where: the setting or option, for the
+    UsageError about an unknown name."""
     members: dict[str, None] = {}
     for name in names:
         if name not in METRIC_GROUPS:
@@ -194,9 +193,3 @@ def build_undefined_metric_error(name: str) -> UsageError:
 def select_tracked_metric(settings: Settings) -> str | None:
     """The metric tracked during training: the one that selects the best checkpoint, else the sample metric."""
     return get_best_model_metric(settings) or select_sample_metric(settings.predict.metrics)
-
-
-def _build_score(name: str, tally: Tally, interval: tuple[float, float] | None) -> Score:
-    if tally.value is None:
-        return Score(name, None, (), None, tally.note or "no examples")
-    return Score(name, tally.value, tuple(tally.per_example.tolist()), interval, tally.note)

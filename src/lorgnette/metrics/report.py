@@ -33,11 +33,8 @@ _score_tables: dict[str, ScoreTable] = {}
 
 @dataclass(frozen=True)
 class MetricReport:
-    """The metrics of several candidates.
-
-    scored_indices: of the prompts with references. scores: [candidate][metric] over these. differences: (a, b) → for
-    every metric, candidate a minus candidate b.
-    """
+    """The metrics of several candidates. scored_indices: of the prompts with references. scores: [candidate][metric]
+    over these. differences: (a, b) → for every metric, candidate a minus candidate b."""
 
     metric_names: tuple[str, ...]
     scored_indices: tuple[int, ...]
@@ -83,10 +80,8 @@ def compute_report(
 
 
 def classify_difference(difference: Difference) -> Verdict:
-    """Significant only if the interval excludes 0 and the p-value is low.
-
-    The bootstrap interval of a few examples is too narrow, while their p-value is at least about 2 / 2**n.
-    """
+    """Significant only if the interval excludes 0 and the p-value is low. The bootstrap interval of a few examples is
+    too narrow, while their p-value is at least about 2 / 2**n."""
     interval, p_value = difference.interval, difference.p_value
     if interval is None or p_value is None or p_value >= SIGNIFICANCE_LEVEL or interval[0] <= 0 <= interval[1]:
         return "unsure"
@@ -161,10 +156,8 @@ def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> l
 
 
 def compute_gains(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[float | None]:
-    """How much closer to its references each row's answer is after training, in the sample metric.
-
-    None for a row without references or an answer, and for all rows if the metric is undefined or there is none.
-    """
+    """How much closer to its references each row's answer is after training, in the sample metric. None for a row
+    without references or an answer, and for all rows if the metric is undefined or there is none."""
     scored, name = _select_scored_rows(rows), select_sample_metric(names)
     if name is None or not scored:
         return [None] * len(rows)

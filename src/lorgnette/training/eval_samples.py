@@ -64,7 +64,7 @@ class SampleLogger:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
             predictions = list(self._model.generate_answers(examples, self._sampling, adapter="tuned"))
         rows = tuple(
-            PredictionRow(prompt.example.id, prompt.image_paths, prompt.text, prompt.references, tuned=prediction.text)
+            prompt.build_row(tuned=prediction.text)
             for prompt, prediction in zip(self._prompts, predictions, strict=True)
         )
         return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric))
