@@ -1,6 +1,6 @@
 """Candidates of `evaluate` and `compare`: the base model, an adapter or its run, another model, a file of answers.
 
-Resolves what a user types. Reads headers only, no weights.
+Resolves the names that a user types. Reads headers only, no weights.
 """
 
 import json
@@ -32,9 +32,11 @@ CANDIDATE_HELP = "a run, an adapter, `base`, a model (a folder, or OWNER/NAME), 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A source of answers: a model (`spec`) or a file (`saved_answers`). name: as typed, shortened for a table's head.
-    run: the run that trained it, if its folder exists. weights_from: the adapter's spec that also serves its base
-    model, so that the weights are loaded once."""
+    """A source of answers: a model (`spec`) or a file (`saved_answers`).
+
+    name: as typed, shortened for a table's head. run: the run that trained it, if its folder exists. weights_from: the
+    adapter's spec that also serves its base model, so that the weights are loaded once.
+    """
 
     name: str
     spec: ModelSpec | None = None
@@ -158,7 +160,8 @@ def _build_base_candidate(specs: Sequence[ModelSpec], model: str | None, termina
 
 
 def _shorten_names(names: Sequence[str]) -> list[str]:
-    """Drop what every run's path has, and of a long path all but two folders. An ambiguous short name stays whole."""
+    """Drop the usual end of a run's path, and of a long path all but two folders. A short name that is ambiguous stays
+    whole."""
     stems = [name.rstrip("/").removesuffix("/adapter").removesuffix("/predictions.jsonl") for name in names]
     short_names = [stem if len(stem) <= 24 else "/".join(Path(stem).parts[-2:]) for stem in stems]
     return [short if short_names.count(short) == 1 else name for short, name in zip(short_names, names, strict=True)]

@@ -79,8 +79,10 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A base model, perhaps with an adapter. Their headers are checked; no weights are read. metadata: the adapter's or
-    the merged model's; None for a model that was not fine-tuned here."""
+    """A base model, perhaps with an adapter. Their headers are checked; no weights are read.
+
+    metadata: the adapter's or the merged model's; None for a model that was not fine-tuned here.
+    """
 
     base_model: str
     adapter: Path | None

@@ -9,8 +9,11 @@ from lorgnette.types import Example, PredictionRow, Turn
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """A prompt and its references. example: the first one with this prompt. references: in the order of the data,
-    duplicates included, as the metrics count them."""
+    """A prompt and its references.
+
+    example: the first one with this prompt. references: in the order of the data, duplicates included, as the metrics
+    count them.
+    """
 
     example: Example
     references: tuple[str, ...]

@@ -14,8 +14,10 @@ Tokens = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class NGrams:
-    """The distinct n-grams of each row, sorted by (row, id). rows, ids, counts: [M] the row, the n-gram, its count in
-    the row. num_ids: distinct n-grams in all rows."""
+    """The distinct n-grams of each row, sorted by (row, id).
+
+    rows, ids, counts: [M] the row, the n-gram, its count in the row. num_ids: distinct n-grams in all rows.
+    """
 
     rows: Int64[np.ndarray, " M"]
     ids: Int64[np.ndarray, " M"]

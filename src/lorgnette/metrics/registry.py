@@ -21,8 +21,10 @@ from lorgnette.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function of tokenized hypotheses and references. output_index: which of the function's tallies, if it returns
-    several."""
+    """A function of tokenized hypotheses and references.
+
+    output_index: the index of its tally, if the function returns several.
+    """
 
     description: str
     compute: Callable[[Sequence[Any], Sequence[Sequence[Any]]], Tally | tuple[Tally, ...]]
@@ -137,7 +139,7 @@ def compute_tallies(
 
 
 def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> Metric:
-    """Raises UsageError for an unknown name. where, other_names: the setting, and what else it may be."""
+    """Raises UsageError for an unknown name. where: the setting. other_names: its other values."""
     if name not in METRICS:
         others = "".join(f"{other}, " for other in other_names)
         hint = f"{others}{'or ' if others else ''}one of {', '.join(METRICS)}"

@@ -33,8 +33,11 @@ _score_tables: dict[str, ScoreTable] = {}
 
 @dataclass(frozen=True)
 class MetricReport:
-    """The metrics of several candidates. scored_indices: of the prompts with references. scores: [candidate][metric]
-    over these. differences: (a, b) → for every metric, candidate a minus candidate b."""
+    """The metrics of several candidates.
+
+    scored_indices: of the prompts with references. scores: [candidate][metric] over these. differences: (a, b) → for
+    every metric, candidate a minus candidate b.
+    """
 
     metric_names: tuple[str, ...]
     scored_indices: tuple[int, ...]

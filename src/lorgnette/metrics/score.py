@@ -25,7 +25,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A metric before and after fine-tuning, as text. is_better: after is better; note: what a reader must know."""
+    """A metric before and after fine-tuning, as text. is_better: after is better; note: a caveat."""
 
     name: str
     before: str
@@ -41,7 +41,7 @@ class Tally:
     per_example:   [N] the metric of each example alone.
     counts:        [N, K] summed over examples.
     compute_value: [B, K] sums → [B] values.
-    note:          what a reader of the value must know.
+    note:          a caveat for the reader of the value.
     is_undefined:  the metric has no value for this set.
     """
 

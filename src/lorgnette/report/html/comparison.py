@@ -41,8 +41,11 @@ class ScoreCell:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """A metric of all candidates. per_answer: [candidate][card] values, None for a card without references; empty if
-    the metric is undefined, and note says why."""
+    """A metric of all candidates.
+
+    per_answer: [candidate][card] values, None for a card without references; empty if the metric is undefined, and note
+    says why.
+    """
 
     name: str
     description: str

@@ -30,9 +30,11 @@ class SampleHistory:
 
 @dataclass(frozen=True)
 class RunPage:
-    """The page's contents. settings: may be nested. facts: (label, value). gains: how much closer to its references
-    each row's answer is after training, if measured. next_steps: commands to copy. summary: one sentence; default:
-    about the loss."""
+    """The page's contents.
+
+    settings: may be nested. facts: (label, value). gains: how much closer to its references each row's answer is after
+    training, if measured. next_steps: commands to copy. summary: one sentence; default: about the loss.
+    """
 
     title: str
     settings: Mapping[str, object] = field(default_factory=dict)
