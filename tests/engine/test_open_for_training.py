@@ -1,20 +1,30 @@
-"""The opened engine has the adapter's initial values, or those of the checkpoint."""
+"""The opened engine has the adapter's initial or resumed values; warm-ups run small models on real widths."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from lorgnette.config import LoraSettings
+from lorgnette.config import TARGET_MODULES, LoraSettings
+from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import build_features
-from lorgnette.engine.open_for_training import open_for_training
+from lorgnette.engine.open_for_training import open_for_training, warm_up_decoder, warm_up_tower
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.qwen2_vl.config import VisionConfig
+from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
-from lorgnette.types import Example
+from lorgnette.types import Example, Image, ImageGrid
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -23,7 +33,7 @@ def test_the_adapter_is_initialized_or_resumed(
 ) -> None:
     checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, contract.processor)
     batch = pack([processor.encode(example) for example in conversations], 10)
-    features = build_features(checkpoint, processor.image_processor, torch.device("cpu"), torch.float32)
+    features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     pending = open_for_training(
         checkpoint, LoraSettings(rank=4, alpha=8), features, torch.float32, seed=5,
         resume_from=saved if resumed else None, group_by_image=False, recompute_layers=1, first_batches=[batch],
@@ -35,3 +45,47 @@ def test_the_adapter_is_initialized_or_resumed(
         assert all(torch.equal(tensor, state[name]) for name, tensor in adapter.copy_to_cpu().items())
     else:
         assert torch.equal(adapter.values, FlatLoraParams.init_values(adapter.shape, 5))
+
+
+def test_the_tower_runs_on_a_full_call(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[VisionTower, Sequence[ImageGrid], Tensor]] = []
+
+    def call(self: VisionTower, grids: Sequence[ImageGrid], patches: Tensor) -> Tensor:
+        calls.append((self, grids, patches))
+        return patches
+
+    monkeypatch.setattr(VisionTower, "__call__", call)
+    config = VisionConfig.from_hf_config(BaseCheckpoint.from_folder(tiny).load_hf_config())
+    grids = [ImageGrid(Image(tiny / f"{h}.png"), 1, h, 20, config.merge_size) for h in (10, 30)]
+    warm_up_tower(config, grids, CPU, torch.float32)
+    ((tower, call_grids, patches),) = calls
+    assert (tower.config.depth, tower.config.embed_dim) == (1, config.embed_dim)
+    assert patches.shape == (sum(grid.h * grid.w for grid in call_grids), config.patch_dim)
+    assert MAX_PATCHES_PER_CALL - 30 * 20 < len(patches) <= MAX_PATCHES_PER_CALL
+    assert set(call_grids) == set(grids)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_small_decoder_runs_as_in_training_and_evaluation(
+    tiny: Path, contract: AdapterMetadata, conversations: list[Example], monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """Forward and backward with dropout, forward without, through a middle and a last layer."""
+    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, contract.processor)
+    batch = pack([processor.encode(example) for example in conversations], 10)
+    features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
+    shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)
+    engines: list[Any] = []
+    run = FastEngine.warmup
+
+    def record(self: FastEngine, batches: Any) -> Any:
+        engines.append(self)
+        return run(self, batches)
+
+    monkeypatch.setattr(FastEngine, "warmup", record)
+    warm_up_decoder(shape, [batch], features, torch.float32, dropout=dropout, group_by_image=False)
+    (engine,) = engines
+    assert len(engine.decoder.layers) == WARMUP_LAYERS
+    assert engine.decoder.config.hidden_size == shape.text.hidden_size
+    assert engine.decoder.config.vocab_size == shape.text.vocab_size
+    assert engine._dropout == dropout
+    assert engine.adapter.values.grad.isfinite().all()

@@ -16,34 +16,27 @@ class Engine(Protocol):
     @property
     def parameters(self) -> Sequence[Tensor]:
         """The trained fp32 parameters."""
-        ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the frozen weights."""
-        ...
+        """Of the frozen weights."""
 
     @property
     def prefix_sharing(self) -> bool:
         """Whether examples of a training micro-batch may share a prefix."""
-        ...
 
     @property
     def eval_prefix_sharing(self) -> bool:
         """The same without dropout."""
-        ...
 
     def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
         """The loss Σ weight · cross-entropy; its gradient is added to the parameters'.
 
         rng_offset: selects the dropout masks, and differs for every micro-batch of a run.
         """
-        ...
 
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The same loss without dropout and gradient."""
-        ...
 
     def sync_weights(self) -> None:
         """Copy the parameters to where they are computed with. Call it after every optimizer step."""
-        ...

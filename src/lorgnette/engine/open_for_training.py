@@ -1,52 +1,44 @@
-"""Opens the fast engine for a training: loading, kernel warm-up and adapter initialization on threads."""
+"""Opens the fast engine for a training: loads weights, warms up kernels and initializes the adapter on threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.fast import FastEngine
-from lorgnette.engine.loading import load_decoder
-from lorgnette.engine.warmup import warm_up_decoder, warm_up_tower
+from lorgnette.engine.loading import allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.text_decoder import Decoder
+from lorgnette.models.qwen2_vl.config import VisionConfig
+from lorgnette.models.qwen2_vl.vision_tower import VisionTower
 from lorgnette.models.registry import parse_configs
-from lorgnette.types import PackedBatch
+from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
+from lorgnette.types import ImageGrid, PackedBatch
 
 
 @dataclass(frozen=True)
 class PendingEngine:
-    """An engine whose parts are still loading on threads."""
+    """An engine whose parts are still loading. Both waits raise LorgnetteError if files are broken or do not fit.
+
+    wait_for_engine: waits for everything, captures the first graph and returns the engine.
+    """
 
     lazy_tower: LazyTower | None
-    warmups: Sequence[Future[None]]
-    decoder: Future[Decoder]
-    adapter_init: Future[None]
-    build_engine: Callable[[Decoder], FastEngine]
-    first_batches: Sequence[PackedBatch]
+    wait_for_engine: Callable[[], FastEngine]
 
     def wait_for_tower(self) -> None:
-        """Wait for the vision tower, if it is loading. Raises LorgnetteError if its files are broken or do not fit."""
+        """Wait for the vision tower, if it is loading."""
         if self.lazy_tower is not None:
             self.lazy_tower.wait()
-
-    def wait_for_engine(self) -> FastEngine:
-        """Wait for everything and capture the first graph. Raises LorgnetteError if files are broken or do not fit."""
-        for warmup in self.warmups:
-            warmup.result()
-        engine = self.build_engine(self.decoder.result())
-        # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(self.first_batches)
-        self.adapter_init.result()
-        engine.sync_weights()
-        return engine
 
 
 def open_for_training(
@@ -77,24 +69,19 @@ def open_for_training(
     resume_from: a checkpoint folder with the adapter. first_batches: micro-batches of the first steps.
     """
     (text_config, vision_config), device = parse_configs(checkpoint.load_hf_config()), features.device
-    shape = AdapterShape.from_settings(text_config, lora)
+    shape, is_cuda = AdapterShape.from_settings(text_config, lora), device.type == "cuda"
     load, init, warm_tower, warm_decoder = (
         ThreadPoolExecutor(1, name) for name in ("load", "init adapter", "warm tower", "warm decoder")
     )
-    is_cuda, grids = device.type == "cuda", first_batches[0].grids
-    lazy_tower = features.lazy_tower if is_cuda and grids else None
+    lazy_tower = features.lazy_tower if is_cuda and first_batches[0].grids else None
+    options: dict[str, Any] = {"dropout": lora.dropout, "group_by_image": group_by_image}
 
     # Kernels, while the weights are read.
     warmups: list[Future[None]] = []
     if lazy_tower is not None:
-        warmups.append(warm_tower.submit(warm_up_tower, vision_config, grids, device, dtype))
+        warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
-        warmups.append(
-            warm_decoder.submit(
-                warm_up_decoder, shape, first_batches, features, dtype, dropout=lora.dropout,
-                group_by_image=group_by_image,
-            )
-        )  # fmt: skip
+        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, dtype, **options))
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
@@ -109,13 +96,63 @@ def open_for_training(
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
 
-    def build_engine(decoder: Decoder) -> FastEngine:
-        return FastEngine(
-            decoder, adapter, features, dropout=lora.dropout, seed=seed, group_by_image=group_by_image,
-            recompute_layers=recompute_layers,
-        )  # fmt: skip
+    def wait_for_engine() -> FastEngine:
+        for warmup in warmups:
+            warmup.result()
+        engine = FastEngine(
+            decoder.result(), adapter, features, seed=seed, recompute_layers=recompute_layers, **options
+        )
+        # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
+        engine.capture_ahead(first_batches)
+        adapter_init.result()
+        engine.sync_weights()
+        return engine
 
-    return PendingEngine(lazy_tower, warmups, decoder, adapter_init, build_engine, first_batches)
+    return PendingEngine(lazy_tower, wait_for_engine)
+
+
+def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torch.device, dtype: torch.dtype) -> None:
+    """Compile, load and select the tower's kernels: run one block on zeros, with as many patches as the largest call.
+
+    The first call of a kernel is slow: Triton compiles it or reads its cache, the driver loads it, cuBLAS selects among
+    its variants. The widths are the real ones, so that the same kernels are selected. Does nothing if memory is short.
+    grids: some that will come; they are repeated.
+    """
+    small = replace(config, depth=1)
+    with suppress(torch.OutOfMemoryError):
+        shapes = small.list_weight_shapes()
+        weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in shapes.items()}
+        call = list(_repeat_to_fill(grids))
+        num_patches = sum(grid.t * grid.h * grid.w for grid in call)
+        VisionTower(small, weights)(call, torch.zeros(num_patches, small.patch_dim, device=device, dtype=dtype))
+
+
+def warm_up_decoder(
+    shape: AdapterShape,
+    batches: Sequence[PackedBatch],
+    features: Features,
+    dtype: torch.dtype,
+    *,
+    dropout: float,
+    group_by_image: bool,
+) -> None:
+    """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation."""
+    small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
+    with suppress(torch.OutOfMemoryError):
+        decoder, weights = allocate_decoder(small, features.device, dtype)
+        for weight in weights.values():
+            weight.zero_()
+        adapter = FlatLoraParams(small, features.device)
+        FastEngine(decoder, adapter, features, dropout=dropout, seed=0, group_by_image=group_by_image).warmup(batches)
+
+
+def _repeat_to_fill(grids: Iterable[ImageGrid]) -> Iterator[ImageGrid]:
+    num_patches = 0
+    for grid in cycle(grids):
+        num_patches += grid.t * grid.h * grid.w
+        if num_patches > MAX_PATCHES_PER_CALL:
+            return
+        yield grid
 
 
 def _init_adapter(

@@ -247,7 +247,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     logits = _count_logits_fast(workload, workload.labels)
     phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
     if workload.tower_residency != "never":
-        # Kernels warm up meanwhile (engine/warmup.py); the optimizer has no moments yet.
+        # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
         small = size * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
         phases["features"] = {
             **_predict_feature_phase(workload, {"weights": static["weights"]}),
