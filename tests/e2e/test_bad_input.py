@@ -14,7 +14,7 @@ import pytest
 from lorgnette import cli as command_line
 from lorgnette.report import run_log
 
-BESIDE = ("data ", "the hold-out is one picture", "imports ", "engine ", "transformers ", "weights ", "features ")
+BESIDE = ("data ", "the hold-out is one image", "imports ", "engine ", "transformers ", "weights ", "features ")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -31,7 +31,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(content)
 
 
-def broken_pictures(folder: Path) -> dict[str, str]:
+def broken_images(folder: Path) -> dict[str, str]:
     """Name → a part of what is said about it."""
     noise().save(folder / "whole.jpg")
     whole = (folder / "whole.jpg").read_bytes()
@@ -52,12 +52,12 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     PIL.Image.new("RGB", (900, 4)).save(folder / "narrow.png")
     return {
         "missing.png": "image is missing", "empty.png": "zero bytes", "truncated.jpg": "truncated",
-        "page.jpg": "a web page", "pointer.png": "git-lfs pointer", "text.png": "not a picture",
+        "page.jpg": "a web page", "pointer.png": "git-lfs pointer", "text.png": "not an image",
         "zeros.jpg": "zeros", "bomb.png": "too large", "folder.png": "a folder", "narrow.png": "too narrow",
     }  # fmt: skip
 
 
-def odd_pictures(folder: Path) -> list[str]:
+def odd_images(folder: Path) -> list[str]:
     """Pictures that are all right, whatever a loader may think of them."""
     noise().save(folder / "a png.jpg", "PNG")
     noise().save(folder / "moving.gif", save_all=True, append_images=[noise(90)])
@@ -85,8 +85,8 @@ def skipped(run: Path) -> list[tuple[int, str]]:
     ]
 
 
-def test_broken_pictures_are_each_named_and_left_out_on_request(tmp_path: Path, cli, quick) -> None:
-    odd, broken = odd_pictures(tmp_path), broken_pictures(tmp_path)
+def test_broken_images_are_each_named_and_left_out_on_request(tmp_path: Path, cli, quick) -> None:
+    odd, broken = odd_images(tmp_path), broken_images(tmp_path)
     write(tmp_path / "captions.csv", [(name, "words") for name in [*odd, *broken]])
     checked = cli("check", "captions.csv", "--json")
     assert checked.status == 1
