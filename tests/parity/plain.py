@@ -1,4 +1,4 @@
-"""What the parity tests hold ours against: transformers' own processor and Trainer, and a watcher that keeps losses."""
+"""Transformers' processor and Trainer for the parity tests, and callbacks that record our losses."""
 
 from typing import Any
 
@@ -6,36 +6,38 @@ from torch.utils.data import SequentialSampler
 from transformers import Qwen2VLProcessor, Trainer
 
 
-class ImageOnly(Qwen2VLProcessor):
-    """transformers builds a video processor, which wants torchvision, unless the signature lacks one."""
+class ImageOnlyProcessor(Qwen2VLProcessor):
+    """Qwen2-VL's processor without a video processor, which needs torchvision."""
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **rest: Any
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **options: Any
     ) -> None:
-        super().__init__(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **rest)
+        super().__init__(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **options)
 
 
-class InOrder(Trainer):
-    """The Trainer's own loop over examples in the order given."""
+class OrderedTrainer(Trainer):
+    """The Trainer's loop over the examples in their given order."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
 
 
-class Losses:
-    """A watcher of our loop that keeps the losses."""
+class LossRecorder:
+    """Callbacks of our training loop that record the loss of every step."""
 
     def __init__(self) -> None:
-        self.kept: list[float] = []
+        self.losses: list[float] = []
 
-    def stepped(self, step: int, loss: float) -> None:
-        self.kept.append(loss)
+    def on_step_end(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
 
-    def logged(self, report: Any) -> None: ...
-    def evaluated(self, step: int, loss: float) -> None: ...
-    def best(self, step: int) -> None: ...
-    def checkpoint(self, step: int, state: Any) -> None: ...
-    def smaller(self, step: int, tokens: int) -> None: ...
+    def on_log(self, report: Any) -> None: ...
+    def on_evaluate(self, step: int, loss: float) -> float:
+        return loss
 
-    def stop(self) -> bool:
+    def on_new_best(self, step: int) -> None: ...
+    def on_save(self, step: int, state: Any) -> None: ...
+    def on_out_of_memory(self, step: int, max_tokens: int) -> None: ...
+
+    def should_stop(self) -> bool:
         return False

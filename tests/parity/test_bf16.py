@@ -18,31 +18,31 @@ ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 
 
 @pytest.fixture(scope="module")
-def benches(make_bench: Callable[..., Any], tiny: Path) -> tuple[Any, Any]:
+def pairs(make_pair: Callable[..., Any], tiny: Path) -> tuple[Any, Any]:
     """(fp32, bf16) on the GPU, the same weights."""
     device = torch.device("cuda")
-    return make_bench(LORA, ENCODE, device, torch.float32), make_bench(LORA, ENCODE, device, torch.bfloat16)
+    return make_pair(LORA, ENCODE, device, torch.float32), make_pair(LORA, ENCODE, device, torch.bfloat16)
 
 
 def error(losses: torch.Tensor, reference: torch.Tensor) -> float:
     return (losses.float() - reference).square().mean().sqrt().item()
 
 
-def test_no_further_from_fp32_than_transformers(benches: tuple[Any, Any], conversations: list[Example]) -> None:
-    exact, half = benches
+def test_no_further_from_fp32_than_transformers(pairs: tuple[Any, Any], conversations: list[Example]) -> None:
+    exact, half = pairs
     encoded: list[Encoded] = [exact.encoder.encode(example) for example in conversations]
-    reference, _ = exact.padded(encoded)
-    ours, gradients = half.packed([pack(encoded, sum(e.num_labels for e in encoded))])
+    reference, _ = exact.compute_padded(encoded)
+    ours, gradients = half.compute_packed([pack(encoded, sum(e.num_labels for e in encoded))])
     with torch.autocast("cuda", torch.bfloat16):
-        theirs, _ = half.padded(encoded)
+        theirs, _ = half.compute_padded(encoded)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert error(ours, reference) <= 1.1 * error(theirs, reference)
     assert error(ours, reference) > 0
 
 
-def test_fp32_on_the_gpu_equals_transformers(benches: tuple[Any, Any], conversations: list[Example]) -> None:
-    exact, _ = benches
+def test_fp32_on_the_gpu_equals_transformers(pairs: tuple[Any, Any], conversations: list[Example]) -> None:
+    exact, _ = pairs
     encoded = [exact.encoder.encode(example) for example in conversations]
-    ours, _ = exact.packed([pack(encoded, sum(e.label_count for e in encoded))])
-    theirs, _ = exact.padded(encoded)
+    ours, _ = exact.compute_packed([pack(encoded, sum(e.label_count for e in encoded))])
+    theirs, _ = exact.compute_padded(encoded)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -35,26 +35,26 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def build_generator(bench: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
-    """The bench's weights and adapter in the fast engine's decoder."""
+def build_generator(pair: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
+    """The pair's weights and adapter in the fast engine's decoder."""
     checkpoint = BaseCheckpoint.from_folder(folder)
     shape = AdapterShape(checkpoint.load_text_config(), LORA.target_modules, LORA.rank, LORA.alpha / LORA.rank)
-    decoder = load_decoder(checkpoint, shape, bench.engine.device, dtype)
-    adapter = FlatLoraParams(shape, bench.engine.device)
-    state = {n.replace(".default.", "."): p.detach() for n, p in bench.model.named_parameters() if "lora_" in n}
+    decoder = load_decoder(checkpoint, shape, pair.engine.device, dtype)
+    adapter = FlatLoraParams(shape, pair.engine.device)
+    state = {n.replace(".default.", "."): p.detach() for n, p in pair.model.named_parameters() if "lora_" in n}
     adapter.load_state_dict(state)
     adapter.attach(decoder)
-    return Generator(decoder, bench.features)
+    return Generator(decoder, pair.features)
 
 
 @pytest.fixture(scope="module", params=[CPU, pytest.param(CUDA, marks=NEEDS_CUDA)], ids=str)
-def bench(make_bench: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
-    return make_bench(LORA, PROCESSOR, request.param, torch.float32)
+def pair(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
+    return make_pair(LORA, PROCESSOR, request.param, torch.float32)
 
 
 @pytest.fixture(scope="module")
-def generator(bench: Any, tiny: Path) -> Generator:
-    return build_generator(bench, tiny)
+def generator(pair: Any, tiny: Path) -> Generator:
+    return build_generator(pair, tiny)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +75,10 @@ def adapter(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def expected(bench: Any, examples: list[Example], adapter: str | None) -> list[tuple[str, bool]]:
+def expected(pair: Any, examples: list[Example], adapter: str | None) -> list[tuple[str, bool]]:
     """transformers' answers in batches of one: no padding."""
     single = replace(SAMPLING, batch_size=1)
-    return to_pairs(hf_generate.generate_answers(bench.model, bench.encoder, examples, single, adapter=adapter))
+    return to_pairs(hf_generate.generate_answers(pair.model, pair.processor, examples, single, adapter=adapter))
 
 
 def to_pairs(predictions: Any) -> list[tuple[str, bool]]:
@@ -87,7 +87,7 @@ def to_pairs(predictions: Any) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
 def test_greedy_answers_equal_transformers(
-    bench: Any,
+    pair: Any,
     generator: Generator,
     examples: list[Example],
     expected: list[tuple[str, bool]],
@@ -95,21 +95,21 @@ def test_greedy_answers_equal_transformers(
     batch_size: int,
 ) -> None:
     sampling = replace(SAMPLING, batch_size=batch_size)
-    assert to_pairs(decode.generate_answers(generator, bench.encoder, examples, sampling, adapter=adapter)) == expected
+    assert to_pairs(decode.generate_answers(generator, pair.processor, examples, sampling, adapter=adapter)) == expected
     assert len({text for text, _ in expected}) > 4
 
 
-def test_the_adapter_changes_the_answers(bench: Any, generator: Generator, examples: list[Example]) -> None:
+def test_the_adapter_changes_the_answers(pair: Any, generator: Generator, examples: list[Example]) -> None:
     tuned, base = (
-        to_pairs(decode.generate_answers(generator, bench.encoder, examples, SAMPLING, adapter=name))
+        to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING, adapter=name))
         for name in ("t", None)
     )
     assert tuned != base
 
 
-def test_an_answer_ends_where_transformers_ends_it(bench: Any, generator: Generator, examples: list[Example]) -> None:
+def test_an_answer_ends_where_transformers_ends_it(pair: Any, generator: Generator, examples: list[Example]) -> None:
     """The end tokens are ones the tiny model generates: at once, later, and never, in one batch."""
-    prompts = encode_prompts(bench, examples)
+    prompts = encode_prompts(pair, examples)
     all_logits = decode.generate_tokens(generator, prompts, choose_greedily, 12, [], use_adapter=True)
     eos_token_ids = [int(all_logits[0, 0]), int(all_logits[1, 4])]
     rows = decode.generate_tokens(generator, prompts, choose_greedily, 12, eos_token_ids, use_adapter=True).tolist()
@@ -118,7 +118,7 @@ def test_an_answer_ends_where_transformers_ends_it(bench: Any, generator: Genera
         length = next((i for i, token in enumerate(unstopped) if token in eos_token_ids), 12)
         lengths.add(length)
         assert row == [*unstopped[: length + 1], *[unstopped[min(length, 11)]] * 12][: len(row)]
-        assert generate_with_transformers(bench, prompt, eos_token_ids) == unstopped[: length + 1]
+        assert generate_with_transformers(pair, prompt, eos_token_ids) == unstopped[: length + 1]
     assert 0 in lengths
     assert len(lengths) > 1
 
@@ -127,29 +127,27 @@ def choose_greedily(logits: Tensor, index: int) -> Tensor:
     return logits.argmax(-1)
 
 
-def encode_prompts(bench: Any, examples: Sequence[Example]) -> list[Encoded]:
-    prompts = [bench.encoder.encode(example, add_generation_prompt=True) for example in examples]
-    assert not bench.features.prepare(grid for prompt in prompts for grid in prompt.grids)
+def encode_prompts(pair: Any, examples: Sequence[Example]) -> list[Encoded]:
+    prompts = [pair.processor.encode(example, add_generation_prompt=True) for example in examples]
+    assert not pair.features.prepare(grid for prompt in prompts for grid in prompt.grids)
     return prompts
 
 
-def generate_with_transformers(bench: Any, prompt: Encoded, eos_token_ids: list[int]) -> list[int]:
+def generate_with_transformers(pair: Any, prompt: Encoded, eos_token_ids: list[int]) -> list[int]:
     from transformers import GenerationConfig
 
-    bench.model.eval()
-    inputs = hf_generate._pad_batch([prompt], bench.encoder, bench.engine.device)
+    pair.model.eval()
+    inputs = hf_generate._pad_batch([prompt], pair.processor, pair.engine.device)
     settings = GenerationConfig(
         max_new_tokens=12, do_sample=False, eos_token_id=eos_token_ids, pad_token_id=eos_token_ids[0]
     )
     with torch.no_grad():
-        row = bench.model.generate(**inputs, generation_config=settings)[0]
+        row = pair.model.generate(**inputs, generation_config=settings)[0]
     return row[len(prompt.input_ids) :].tolist()  # type: ignore[no-any-return]
 
 
-def test_generation_stops_when_all_answers_have_ended(
-    bench: Any, generator: Generator, examples: list[Example]
-) -> None:
-    prompts = encode_prompts(bench, examples[:1] * 3)
+def test_generation_stops_when_all_answers_have_ended(pair: Any, generator: Generator, examples: list[Example]) -> None:
+    prompts = encode_prompts(pair, examples[:1] * 3)
     first = int(decode.generate_tokens(generator, prompts, choose_greedily, 1, [], use_adapter=True)[0, 0])
     assert decode.generate_tokens(generator, prompts, choose_greedily, 100, [first], use_adapter=True).shape == (
         3,
@@ -190,19 +188,19 @@ def compare_with_full_passes(
     return errors
 
 
-def test_every_steps_logits_equal_a_full_pass(bench: Any, generator: Generator, examples: list[Example]) -> None:
-    assert max(compare_with_full_passes(generator, encode_prompts(bench, examples))) < 1e-4
+def test_every_steps_logits_equal_a_full_pass(pair: Any, generator: Generator, examples: list[Example]) -> None:
+    assert max(compare_with_full_passes(generator, encode_prompts(pair, examples))) < 1e-4
 
 
-def test_a_wrong_position_shows_in_every_step(bench: Any, generator: Generator, examples: list[Example]) -> None:
+def test_a_wrong_position_shows_in_every_step(pair: Any, generator: Generator, examples: list[Example]) -> None:
     """Negative control: the next position is off by one."""
-    assert min(compare_with_full_passes(generator, encode_prompts(bench, examples), shift=1, steps=3)) > 1e-2
+    assert min(compare_with_full_passes(generator, encode_prompts(pair, examples), shift=1, steps=3)) > 1e-2
 
 
 def test_prefill_in_microbatches_gives_the_same_logits(
-    bench: Any, generator: Generator, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    pair: Any, generator: Generator, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = encode_prompts(bench, examples)
+    prompts = encode_prompts(pair, examples)
     all_logits = generator.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
     monkeypatch.setattr("lorgnette.inference.generator.MAX_PREFILL_TOKENS", 60)
     split_logits = (
@@ -211,23 +209,23 @@ def test_prefill_in_microbatches_gives_the_same_logits(
     torch.testing.assert_close(split_logits, all_logits, atol=1e-4, rtol=0)
 
 
-def test_a_changed_adapter_is_used_at_once(bench: Any, tiny: Path, examples: list[Example]) -> None:
+def test_a_changed_adapter_is_used_at_once(pair: Any, tiny: Path, examples: list[Example]) -> None:
     """The next answer uses what the optimizer wrote, captured or not."""
-    generator = build_generator(bench, tiny)
+    generator = build_generator(pair, tiny)
     before = [
-        to_pairs(decode.generate_answers(generator, bench.encoder, examples, SAMPLING, adapter="t")) for _ in range(2)
+        to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING, adapter="t")) for _ in range(2)
     ]
     for linear in generator.decoder.linears:
         linear.weight[:, linear.in_features :].zero_()
-    after = to_pairs(decode.generate_answers(generator, bench.encoder, examples, SAMPLING, adapter="t"))
+    after = to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING, adapter="t"))
     assert before[0] == before[1] != after
-    assert after == to_pairs(decode.generate_answers(generator, bench.encoder, examples, SAMPLING))
+    assert after == to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING))
 
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
     """The built-in model, trained to end its answers, with a random adapter."""
-    checkpoint, encoder = (
+    checkpoint, processor = (
         BaseCheckpoint.from_folder(BUILT_IN_MODEL),
         Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(112, 112))),
     )
@@ -237,9 +235,9 @@ def demo() -> Any:
         if "lora_B" in name:
             parameter.data.normal_(0, 0.02)
     features = Features(
-        VisionTower.from_checkpoint(checkpoint, CPU, torch.float32), encoder.image_processor, is_live=False
+        VisionTower.from_checkpoint(checkpoint, CPU, torch.float32), processor.image_processor, is_live=False
     )
-    return SimpleNamespace(model=model, encoder=encoder, features=features, engine=SimpleNamespace(device=CPU))
+    return SimpleNamespace(model=model, processor=processor, features=features, engine=SimpleNamespace(device=CPU))
 
 
 @pytest.fixture(scope="module")
@@ -259,12 +257,12 @@ def test_captions_of_the_built_in_model_equal_transformers(
     """Tower and decoder against transformers', with answers of different lengths in a batch."""
     sampling = SamplingParams(max_new_tokens=90, batch_size=3)
     expected = to_pairs(
-        hf_generate.generate_answers(demo.model, demo.encoder, scene_examples, sampling, adapter=adapter)
+        hf_generate.generate_answers(demo.model, demo.processor, scene_examples, sampling, adapter=adapter)
     )
     assert (
         to_pairs(
             decode.generate_answers(
-                build_generator(demo, BUILT_IN_MODEL), demo.encoder, scene_examples, sampling, adapter=adapter
+                build_generator(demo, BUILT_IN_MODEL), demo.processor, scene_examples, sampling, adapter=adapter
             )
         )
         == expected
@@ -279,28 +277,28 @@ def test_a_decoder_without_adapter_columns(demo: Any, scene_examples: list[Examp
     shape = AdapterShape.empty(checkpoint.load_text_config())
     generator = Generator(load_decoder(checkpoint, shape, CPU, torch.float32), demo.features)
     expected = to_pairs(
-        decode.generate_answers(build_generator(demo, BUILT_IN_MODEL), demo.encoder, scene_examples, SAMPLING)
+        decode.generate_answers(build_generator(demo, BUILT_IN_MODEL), demo.processor, scene_examples, SAMPLING)
     )
     for name in (None, "merged"):
         assert (
-            to_pairs(decode.generate_answers(generator, demo.encoder, scene_examples, SAMPLING, adapter=name))
+            to_pairs(decode.generate_answers(generator, demo.processor, scene_examples, SAMPLING, adapter=name))
             == expected
         )
 
 
 @NEEDS_CUDA
 def test_bf16_is_as_close_to_fp32_as_transformers(
-    make_bench: Callable[..., Any], tiny: Path, examples: list[Example]
+    make_pair: Callable[..., Any], tiny: Path, examples: list[Example]
 ) -> None:
     """The logits of every answer's first token, from prefill and from transformers' forward."""
-    fp32, bf16 = (make_bench(LORA, PROCESSOR, CUDA, dtype) for dtype in (torch.float32, torch.bfloat16))
+    fp32, bf16 = (make_pair(LORA, PROCESSOR, CUDA, dtype) for dtype in (torch.float32, torch.bfloat16))
     prompts = encode_prompts(fp32, examples)
     encode_prompts(bf16, examples)
     expected = build_generator(fp32, tiny).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
     actual = build_generator(bf16, tiny, torch.bfloat16).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
     bf16.model.eval()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        inputs = [hf_generate._pad_batch([prompt], bf16.encoder, CUDA) for prompt in prompts]
+        inputs = [hf_generate._pad_batch([prompt], bf16.processor, CUDA) for prompt in prompts]
         theirs = torch.cat([bf16.model(**batch).logits[:, -1].float() for batch in inputs])
 
     def rms_error(logits: Tensor) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from plain import ImageOnly
+from plain import ImageOnlyProcessor
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -25,8 +25,8 @@ def folder(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.
 def processed(folder: Path, example: Example, least: int, most: int, *, answer: bool) -> Any:
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": least * 784, "longest_edge": most * 784})
-    processor = ImageOnly(images, AutoTokenizer.from_pretrained(folder), chat_template=template)
-    turns = example.without_answer.turns if answer else example.turns
+    processor = ImageOnlyProcessor(images, AutoTokenizer.from_pretrained(folder), chat_template=template)
+    turns = example.without_answer().turns if answer else example.turns
     messages = [
         {
             "role": turn.role,

@@ -27,30 +27,30 @@ LossesAndGrads = tuple[Tensor, dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def bench(make_bench: Callable[..., Any]) -> Any:
-    return make_bench(LORA, PROCESSOR)
+def pair(make_pair: Callable[..., Any]) -> Any:
+    return make_pair(LORA, PROCESSOR)
 
 
 @pytest.fixture(scope="module")
-def encoded(bench: Any, conversations: list[Example]) -> list[Encoded]:
-    return [bench.encoder.encode(example) for example in conversations]
+def encoded(pair: Any, conversations: list[Example]) -> list[Encoded]:
+    return [pair.processor.encode(example) for example in conversations]
 
 
 @pytest.fixture(scope="module")
-def engine(bench: Any, tiny: Path) -> FastEngine:
-    return build_engine(bench, tiny, LORA)
+def engine(pair: Any, tiny: Path) -> FastEngine:
+    return build_engine(pair, tiny, LORA)
 
 
-def build_engine(bench: Any, folder: Path, lora: LoraSettings, dtype: torch.dtype = torch.float32) -> FastEngine:
-    """The fast engine with the bench's weights and adapter, on its device."""
+def build_engine(pair: Any, folder: Path, lora: LoraSettings, dtype: torch.dtype = torch.float32) -> FastEngine:
+    """The fast engine with the pair's weights and adapter, on its device."""
     checkpoint = BaseCheckpoint.from_folder(folder)
     shape = AdapterShape(checkpoint.load_text_config(), lora.target_modules, lora.rank, lora.alpha / lora.rank)
-    decoder = load_decoder(checkpoint, shape, bench.engine.device, dtype)
-    adapter = FlatLoraParams(shape, bench.engine.device)
+    decoder = load_decoder(checkpoint, shape, pair.engine.device, dtype)
+    adapter = FlatLoraParams(shape, pair.engine.device)
     adapter.load_state_dict(
-        {convert_name(name): p.detach() for name, p in bench.model.named_parameters() if "lora_" in name}
+        {convert_name(name): p.detach() for name, p in pair.model.named_parameters() if "lora_" in name}
     )
-    return FastEngine(decoder, adapter, bench.features, dropout=lora.dropout, seed=0)
+    return FastEngine(decoder, adapter, pair.features, dropout=lora.dropout, seed=0)
 
 
 def convert_name(name: str) -> str:
@@ -81,25 +81,25 @@ def measure_distance(actual: LossesAndGrads, expected: LossesAndGrads) -> float:
     return max((actual[0] - expected[0]).abs().max().item(), *gradients)
 
 
-def test_losses_and_gradients_equal_transformers(bench: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
+def test_losses_and_gradients_equal_transformers(pair: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
     labels = sum(e.num_labels for e in encoded)
-    assert measure_distance(run_engine(engine, [pack(encoded, labels)]), bench.padded(encoded)) < TOLERANCE
+    assert measure_distance(run_engine(engine, [pack(encoded, labels)]), pair.compute_padded(encoded)) < TOLERANCE
 
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
 @pytest.mark.parametrize("max_tokens", [10_000, 90])
 def test_sharing_and_splitting_do_not_change_the_step(
-    bench: Any, engine: FastEngine, encoded: list[Encoded], prefix_sharing: bool, max_tokens: int
+    pair: Any, engine: FastEngine, encoded: list[Encoded], prefix_sharing: bool, max_tokens: int
 ) -> None:
-    expected = bench.padded(encoded)
+    expected = pair.compute_padded(encoded)
     batches = split_into_microbatches(encoded, max_tokens, prefix_sharing=prefix_sharing)
     assert measure_distance(run_engine(engine, batches), expected) < TOLERANCE
 
 
-def test_a_wrong_position_and_a_wrong_mask_show(bench: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
+def test_a_wrong_position_and_a_wrong_mask_show(pair: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
     """Negative control."""
     labels = sum(e.num_labels for e in encoded)
-    batch, expected = pack(encoded, labels), bench.padded(encoded)
+    batch, expected = pack(encoded, labels), pair.compute_padded(encoded)
     shifted = batch.position_ids.copy()
     shifted[:, 3:] += 1
     assert measure_distance(run_engine(engine, [replace(batch, position_ids=shifted)]), expected) > 100 * TOLERANCE
@@ -111,7 +111,7 @@ def test_a_wrong_position_and_a_wrong_mask_show(bench: Any, engine: FastEngine, 
 
 @pytest.mark.parametrize("recompute_layers", [1, 2])
 def test_recomputing_layers_changes_nothing(
-    bench: Any, tiny: Path, engine: FastEngine, encoded: list[Encoded], recompute_layers: int
+    pair: Any, tiny: Path, engine: FastEngine, encoded: list[Encoded], recompute_layers: int
 ) -> None:
     batch = pack(encoded, sum(e.num_labels for e in encoded))
     losses, gradients = run_engine(engine, [batch])
@@ -125,9 +125,9 @@ def test_recomputing_layers_changes_nothing(
     engine.adapter.values.grad.zero_()
 
 
-def test_dropout_depends_on_the_offset_and_is_unbiased(bench: Any, tiny: Path, encoded: list[Encoded]) -> None:
+def test_dropout_depends_on_the_offset_and_is_unbiased(pair: Any, tiny: Path, encoded: list[Encoded]) -> None:
     """Equal offsets give equal masks; the mean loss over many offsets is the loss without dropout."""
-    engine = build_engine(bench, tiny, LORA.model_copy(update={"dropout": 0.3}))
+    engine = build_engine(pair, tiny, LORA.model_copy(update={"dropout": 0.3}))
     batch = pack(encoded, sum(e.num_labels for e in encoded))
     engine.features.prepare(batch.grids)
     first, repeated, different = (engine.backward(batch, offset).item() for offset in (5, 5, 6))
@@ -139,10 +139,10 @@ def test_dropout_depends_on_the_offset_and_is_unbiased(bench: Any, tiny: Path, e
 
 
 @pytest.fixture(scope="module")
-def benches(make_bench: Callable[..., Any]) -> tuple[Any, Any]:
+def pairs(make_pair: Callable[..., Any]) -> tuple[Any, Any]:
     """In fp32 and in bf16."""
     device = torch.device("cuda")
-    return make_bench(LORA, PROCESSOR, device, torch.float32), make_bench(LORA, PROCESSOR, device, torch.bfloat16)
+    return make_pair(LORA, PROCESSOR, device, torch.float32), make_pair(LORA, PROCESSOR, device, torch.bfloat16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -150,21 +150,21 @@ class TestOnAGpu:
     """In fp32 the kernels equal transformers'; in bf16 they are as close to fp32 as transformers' bf16."""
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
-    def test_in_fp32(self, benches: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
-        fp32, _ = benches
-        encoded = [fp32.encoder.encode(example) for example in conversations]
+    def test_in_fp32(self, pairs: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
+        fp32, _ = pairs
+        encoded = [fp32.processor.encode(example) for example in conversations]
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
-        engine, expected = build_engine(fp32, tiny, LORA), fp32.padded(encoded)
+        engine, expected = build_engine(fp32, tiny, LORA), fp32.compute_padded(encoded)
         for _ in range(3):  # eager, captured, replayed
             assert measure_distance(run_engine(engine, batches), expected) < 5 * TOLERANCE
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
-    def test_in_bf16(self, benches: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
-        fp32, bf16 = benches
-        encoded = [fp32.encoder.encode(example) for example in conversations]
-        reference, gradients = fp32.padded(encoded)
+    def test_in_bf16(self, pairs: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
+        fp32, bf16 = pairs
+        encoded = [fp32.processor.encode(example) for example in conversations]
+        reference, gradients = fp32.compute_padded(encoded)
         with torch.autocast("cuda", torch.bfloat16):
-            theirs, their_gradients = bf16.padded(encoded)
+            theirs, their_gradients = bf16.compute_padded(encoded)
         engine = build_engine(bf16, tiny, LORA, torch.bfloat16)
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
         runs = [run_engine(engine, batches) for _ in range(3)]
@@ -175,11 +175,9 @@ class TestOnAGpu:
             assert torch.equal(run[0], runs[0][0])
             assert all(torch.equal(grad, runs[0][1][name]) for name, grad in run[1].items())
 
-    def test_the_host_does_not_wait_for_the_device(
-        self, benches: Any, tiny: Path, conversations: list[Example]
-    ) -> None:
-        _, bf16 = benches
-        encoded = [bf16.encoder.encode(example) for example in conversations]
+    def test_the_host_does_not_wait_for_the_device(self, pairs: Any, tiny: Path, conversations: list[Example]) -> None:
+        _, bf16 = pairs
+        encoded = [bf16.processor.encode(example) for example in conversations]
         engine = build_engine(bf16, tiny, LORA.model_copy(update={"dropout": 0.05}), torch.bfloat16)
         batches = split_into_microbatches(encoded, 10_000)
         engine.features.prepare(grid for batch in batches for grid in batch.grids)

@@ -1,4 +1,4 @@
-"""Parity 2 and 3: losses, logits and every LoRA gradient of packed rows are those of transformers' padded batch."""
+"""Losses and every LoRA gradient of packed examples equal those of transformers' padded batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,102 +15,102 @@ from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
-ENCODE = ProcessorSettings(image_size=None, image_tokens=(4, 30))
-Gradients = dict[str, Tensor]
+PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
+LossesAndGrads = tuple[Tensor, dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def bench(make_bench: Callable[..., Any]) -> Any:
-    return make_bench(LoraSettings(rank=8, alpha=16, dropout=0.0), ENCODE)
+def pair(make_pair: Callable[..., Any]) -> Any:
+    return make_pair(LoraSettings(rank=8, alpha=16, dropout=0.0), PROCESSOR)
 
 
 @pytest.fixture(scope="module")
-def encoded(bench: Any, conversations: list[Example]) -> list[Encoded]:
-    return [bench.encoder.encode(example) for example in conversations]
+def encoded(pair: Any, conversations: list[Example]) -> list[Encoded]:
+    return [pair.processor.encode(example) for example in conversations]
 
 
-def distance(one: tuple[Tensor, Gradients], other: tuple[Tensor, Gradients]) -> float:
-    """The largest difference of a loss, or of a gradient relative to its tensor's largest entry."""
-    assert one[1].keys() == other[1].keys()
+def measure_distance(actual: LossesAndGrads, expected: LossesAndGrads) -> float:
+    """The largest difference of losses, and of gradients relative to the largest entry of their tensor."""
+    assert actual[1].keys() == expected[1].keys()
     gradients = [
-        ((one[1][name] - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
-        for name, theirs in other[1].items()
+        ((actual[1][name] - grad).abs().max() / grad.abs().max().clamp_min(1e-12)).item()
+        for name, grad in expected[1].items()
     ]
-    return max((one[0] - other[0]).abs().max().item(), *gradients)
+    return max((actual[0] - expected[0]).abs().max().item(), *gradients)
 
 
-def labels_of(examples: Sequence[Encoded]) -> int:
+def count_labels(examples: Sequence[Encoded]) -> int:
     return sum(e.num_labels for e in examples)
 
 
-def test_packed_equals_padded(bench: Any, encoded: list[Encoded]) -> None:
-    ours = bench.packed([pack(encoded, labels_of(encoded))])
-    assert distance(ours, bench.padded(encoded)) < TOLERANCE
+def test_packed_equals_padded(pair: Any, encoded: list[Encoded]) -> None:
+    packed = pair.compute_packed([pack(encoded, count_labels(encoded))])
+    assert measure_distance(packed, pair.compute_padded(encoded)) < TOLERANCE
 
 
-@pytest.mark.parametrize("towers", [("language", "merger"), ("language", "vision", "merger"), ("vision",)])
-def test_open_towers_equal_padded(make_bench: Callable[..., Any], conversations: list[Example], towers: Any) -> None:
-    """With the tower trained its features are live, and its own gradients are transformers' too."""
-    bench = make_bench(LoraSettings(rank=4, dropout=0.0, parts=towers), ENCODE)
-    examples = [bench.encoder.encode(example) for example in conversations]
-    ours = bench.packed([pack(examples, labels_of(examples))])
-    assert any("visual" in name for name in ours[1])
-    assert distance(ours, bench.padded(examples)) < TOLERANCE
+@pytest.mark.parametrize("parts", [("language", "merger"), ("language", "vision", "merger"), ("vision",)])
+def test_trained_towers_equal_padded(make_pair: Callable[..., Any], conversations: list[Example], parts: Any) -> None:
+    """A trained tower computes live features, and its gradients equal transformers' too."""
+    pair = make_pair(LoraSettings(rank=4, dropout=0.0, parts=parts), PROCESSOR)
+    examples = [pair.processor.encode(example) for example in conversations]
+    packed = pair.compute_packed([pack(examples, count_labels(examples))])
+    assert any("visual" in name for name in packed[1])
+    assert measure_distance(packed, pair.compute_padded(examples)) < TOLERANCE
 
 
-@pytest.mark.parametrize("most_tokens", [1, 120, 200])
-def test_any_split_of_a_step_is_the_step(bench: Any, encoded: list[Encoded], most_tokens: int) -> None:
-    whole = bench.packed([pack(encoded, labels_of(encoded))])
-    split = split_into_microbatches(encoded, most_tokens)
+@pytest.mark.parametrize("max_tokens", [1, 120, 200])
+def test_any_split_of_a_step_equals_the_step(pair: Any, encoded: list[Encoded], max_tokens: int) -> None:
+    unsplit = pair.compute_packed([pack(encoded, count_labels(encoded))])
+    split = split_into_microbatches(encoded, max_tokens)
     assert len(split) > 1
-    assert distance(bench.packed(split), whole) < TOLERANCE
+    assert measure_distance(pair.compute_packed(split), unsplit) < TOLERANCE
 
 
-def test_cached_features_equal_live(bench: Any, encoded: list[Encoded]) -> None:
-    batch = pack(encoded, labels_of(encoded))
-    kept = bench.packed([batch])
-    live = Features(HfVisionTower(bench.model.get_base_model()), bench.encoder.rule, is_live=True)
+def test_cached_features_equal_live(pair: Any, encoded: list[Encoded]) -> None:
+    batch = pack(encoded, count_labels(encoded))
+    cached = pair.compute_packed([batch])
+    live = Features(HfVisionTower(pair.model.get_base_model()), pair.processor.image_processor, is_live=True)
     live.prepare(batch.grids)
-    torch.testing.assert_close(live.gather(batch.grids), bench.features.of(batch.grids), atol=1e-5, rtol=0)
-    bench.engine.features = live
-    assert distance(bench.packed([batch]), kept) < TOLERANCE
-    bench.engine.features = bench.features
+    torch.testing.assert_close(live.gather(batch.grids), pair.features.gather(batch.grids), atol=1e-5, rtol=0)
+    pair.engine.features = live
+    assert measure_distance(pair.compute_packed([batch]), cached) < TOLERANCE
+    pair.engine.features = pair.features
 
 
-def broken_ends(batch: PackedBatch) -> PackedBatch:
+def break_mask(batch: PackedBatch) -> PackedBatch:
     """The second example sees the first."""
-    return replace(batch, ends=np.maximum(batch.visible_until, np.unique(batch.visible_until)[1]))
+    return replace(batch, visible_until=np.maximum(batch.visible_until, np.unique(batch.visible_until)[1]))
 
 
-def broken_positions(batch: PackedBatch) -> PackedBatch:
-    """Positions run on over the row instead of starting anew in each example."""
-    return replace(batch, positions=batch.position_ids + np.arange(len(batch.input_ids), dtype=np.int32) // 50)
+def break_positions(batch: PackedBatch) -> PackedBatch:
+    """Positions continue over the packed examples instead of starting at 0 in each."""
+    return replace(batch, position_ids=batch.position_ids + np.arange(len(batch.input_ids), dtype=np.int32) // 50)
 
 
-def broken_features(batch: PackedBatch) -> PackedBatch:
-    """The first picture's features stand in the place of every picture's."""
-    return replace(batch, feature_rows=np.zeros_like(batch.feature_indices))
+def break_features(batch: PackedBatch) -> PackedBatch:
+    """Every image gets the features of the first."""
+    return replace(batch, feature_indices=np.zeros_like(batch.feature_indices))
 
 
-def broken_labels(batch: PackedBatch) -> PackedBatch:
-    """Each label is predicted from its own row."""
-    return replace(batch, label_rows=np.minimum(batch.label_indices + 1, len(batch.input_ids) - 1).astype(np.int32))
+def break_labels(batch: PackedBatch) -> PackedBatch:
+    """Each label is predicted from its own token."""
+    return replace(batch, label_indices=np.minimum(batch.label_indices + 1, len(batch.input_ids) - 1).astype(np.int32))
 
 
-@pytest.mark.parametrize("broken", [broken_ends, broken_positions, broken_features, broken_labels])
-def test_the_comparison_can_fail(
-    bench: Any, encoded: list[Encoded], broken: Callable[[PackedBatch], PackedBatch]
+@pytest.mark.parametrize("break_batch", [break_mask, break_positions, break_features, break_labels])
+def test_a_mistake_in_packing_shows(
+    pair: Any, encoded: list[Encoded], break_batch: Callable[[PackedBatch], PackedBatch]
 ) -> None:
-    """Negative controls: each mistake that packing can make is far outside the tolerance."""
-    batch = broken(pack(encoded, labels_of(encoded)))
-    assert distance(bench.packed([batch]), bench.padded(encoded)) > 1000 * TOLERANCE
+    """Negative controls: each possible mistake is far outside the tolerance."""
+    batch = break_batch(pack(encoded, count_labels(encoded)))
+    assert measure_distance(pair.compute_packed([batch]), pair.compute_padded(encoded)) > 1000 * TOLERANCE
 
 
-def test_mean_of_passes_is_not_the_mean_over_labels(bench: Any, encoded: list[Encoded]) -> None:
-    """Negative control for the weights: averaging each pass by itself is another step."""
-    whole = bench.packed([pack(encoded, labels_of(encoded))])
-    apart = [
-        replace(b, weights=np.full_like(b.label_weights, 1 / len(b.label_weights) / 5))
+def test_a_mean_per_micro_batch_is_not_the_mean_over_labels(pair: Any, encoded: list[Encoded]) -> None:
+    """Negative control for the weights: averaging within micro-batches gives another step."""
+    unsplit = pair.compute_packed([pack(encoded, count_labels(encoded))])
+    averaged = [
+        replace(b, label_weights=np.full_like(b.label_weights, 1 / len(b.label_weights) / 5))
         for b in split_into_microbatches(encoded, 1)
     ]
-    assert distance(bench.packed(apart), whole) > 1000 * TOLERANCE
+    assert measure_distance(pair.compute_packed(averaged), unsplit) > 1000 * TOLERANCE

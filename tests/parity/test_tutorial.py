@@ -1,5 +1,5 @@
-"""The tutorial's own computation, written out with plain transformers + peft: its processor calls, its masking, its
-end token, its collator's padding on the left, its accumulation. Ours takes the same 20 steps from its own files."""
+"""The tutorial's own computation, written out in plain transformers + peft: its processor calls, masking, end token,
+left padding and accumulation. Our training takes the same 20 steps from the tutorial's files."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from plain import ImageOnly, InOrder, Losses
+from plain import ImageOnlyProcessor, LossRecorder, OrderedTrainer
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration, TrainingArguments
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -21,24 +21,24 @@ from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Example
 
-STEPS, SEED = 20, 5
+NUM_STEPS, SEED = 20, 5
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> Path:
-    """The tutorial's data step: a CSV, made into data_vl.json and its parts."""
+def prepared(tmp_path_factory: pytest.TempPathFactory, image_files: list[Path]) -> Path:
+    """The tutorial's data step: a CSV becomes data_vl.json and its two parts."""
     folder = tmp_path_factory.mktemp("tutorial")
     words = ["A man riding a wave.", "two dogs on a couch", "Snow", "a plate of rice and beans", "a red bus ", "猫"]
     with (folder / "coco-2024-dataset.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
-        rows.writerows([str(pictures[i % 6]), f"{words[i % 6]}{i // 6}"] for i in range(36))
+        rows.writerows([str(image_files[i % 6]), f"{words[i % 6]}{i // 6}"] for i in range(36))
     data.prepare(folder / "coco-2024-dataset.csv", folder, holdout=4, split="tail")
     return folder
 
 
-def processed(row: dict[str, Any], processor: Any, tokenizer: Any) -> dict[str, Any]:
+def process(row: dict[str, Any], processor: Any, tokenizer: Any) -> dict[str, Any]:
     """The tutorial's process_func."""
     conversation = row["conversations"]
     path = conversation[0]["value"].split("<|vision_start|>")[1].split("<|vision_end|>")[0]
@@ -59,18 +59,18 @@ def processed(row: dict[str, Any], processor: Any, tokenizer: Any) -> dict[str, 
     }
 
 
-def collated(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
     """DataCollatorForSeq2Seq under a tokenizer that pads on the left, as Qwen2-VL's does."""
-    longest = max(len(row["input_ids"]) for row in rows)
+    length = max(len(row["input_ids"]) for row in rows)
 
     def padded(name: str, value: int) -> torch.Tensor:
-        return torch.tensor([[value] * (longest - len(row[name])) + row[name] for row in rows])
+        return torch.tensor([[value] * (length - len(row[name])) + row[name] for row in rows])
 
     return {
         "input_ids": padded("input_ids", pad),
         "labels": padded("labels", -100),
         "mm_token_type_ids": padded("mm_token_type_ids", 0),
-        "attention_mask": torch.tensor([[0] * (longest - n) + [1] * n for n in (len(r["input_ids"]) for r in rows)]),
+        "attention_mask": torch.tensor([[0] * (length - n) + [1] * n for n in (len(r["input_ids"]) for r in rows)]),
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "image_grid_thw": torch.cat([row["image_grid_thw"] for row in rows]),
     }
@@ -78,12 +78,12 @@ def collated(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def theirs(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of the tutorial's training, step by step."""
+    """LossRecorder of the tutorial's training, step by step."""
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     template = json.loads((tiny / "chat_template.json").read_text())["chat_template"]
-    processor = ImageOnly(Qwen2VLImageProcessorPil(), tokenizer, chat_template=template)
+    processor = ImageOnlyProcessor(Qwen2VLImageProcessorPil(), tokenizer, chat_template=template)
     raw = json.loads((prepared / "data_vl_train.json").read_text(encoding="utf-8"))
-    rows = [processed(row, processor, tokenizer) for row in raw]
+    rows = [process(row, processor, tokenizer) for row in raw]
     model = Qwen2VLForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32)
     lora = LoraConfig(
         task_type=TaskType.CAUSAL_LM, target_modules=PROJECTIONS, inference_mode=False, r=64, lora_alpha=16,
@@ -95,38 +95,38 @@ def theirs(tiny: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory)
         gradient_accumulation_steps=4, logging_steps=1, num_train_epochs=1, save_strategy="no", learning_rate=1e-4,
         use_cpu=True, disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
     )  # fmt: skip
-    order = [i for step in range(STEPS) for i in select_examples(step, len(rows), 16, SEED)]
-    trainer = InOrder(
+    order = [i for step in range(NUM_STEPS) for i in select_examples(step, len(rows), 16, SEED)]
+    trainer = OrderedTrainer(
         model=get_peft_model(model, lora), args=arguments, train_dataset=[rows[i] for i in order],
-        data_collator=lambda group: collated(group, tokenizer.pad_token_id),
+        data_collator=lambda group: collate(group, tokenizer.pad_token_id),
     )  # fmt: skip
     trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def ours(make_bench: Callable[..., Any], prepared: Path, encode: ProcessorSettings) -> list[float]:
-    bench = make_bench(LoraSettings(rank=64, alpha=16, dropout=0.0), encode)
-    for name, parameter in bench.model.named_parameters():
+def train_ours(make_pair: Callable[..., Any], prepared: Path, processor: ProcessorSettings) -> list[float]:
+    pair = make_pair(LoraSettings(rank=64, alpha=16, dropout=0.0), processor)
+    for name, parameter in pair.model.named_parameters():
         if "lora_B" in name:
-            parameter.data.zero_()  # as a fresh adapter is
+            parameter.data.zero_()  # as in a new adapter
     rows = [row for row in data.read(prepared / "data_vl_train.json") if isinstance(row, Example)]
-    encoded = [bench.encoder.encode(row) for row in rows]
-    bench.features.prepare(grid for e in encoded for grid in e.grids)
-    losses = Losses()
-    settings = TrainSettings(epochs=20, max_steps=STEPS, max_tokens_per_microbatch=600)
-    Trainer(
-        bench.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings
-    ).train(losses)
-    return losses.kept
+    encoded = [pair.processor.encode(row) for row in rows]
+    pair.features.prepare(grid for e in encoded for grid in e.grids)
+    recorder = LossRecorder()
+    settings = TrainSettings(epochs=20, max_steps=NUM_STEPS, max_tokens_per_microbatch=600)
+    Trainer(pair.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings).train(
+        recorder
+    )
+    return recorder.losses
 
 
-def test_twenty_steps_of_the_tutorial(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
-    literal = ProcessorSettings(image_size=(280, 280), eos_token="<|endoftext|>")
-    assert ours(make_bench, prepared, literal) == pytest.approx(theirs, abs=1e-4)
+def test_twenty_steps_of_the_tutorial(make_pair: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
+    exact = ProcessorSettings(image_size=(280, 280), eos_token="<|endoftext|>")
+    assert train_ours(make_pair, prepared, exact) == pytest.approx(theirs, abs=1e-4)
     assert theirs[0] - theirs[-1] > 1e-3  # something was learned
 
 
-def test_the_comparison_can_fail(make_bench: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
-    """Negative control: the chat template's end token, our default, is another training."""
-    found = ours(make_bench, prepared, ProcessorSettings(image_size=(280, 280)))
-    assert max(abs(a - b) for a, b in zip(found, theirs, strict=True)) > 1e-3
+def test_the_comparison_can_fail(make_pair: Callable[..., Any], prepared: Path, theirs: list[float]) -> None:
+    """Negative control: with the chat template's end token, our default, the losses differ."""
+    losses = train_ours(make_pair, prepared, ProcessorSettings(image_size=(280, 280)))
+    assert max(abs(a - b) for a, b in zip(losses, theirs, strict=True)) > 1e-3
