@@ -116,9 +116,9 @@ def test_decoding_stops_when_a_check_finds_all_answers_ended(
     assert (rows[0] == 7).all()
 
 
-def test_an_unreadable_image_is_an_error_with_its_name(answer: Answer, pictures: list[Path], tmp_path: Path) -> None:
+def test_an_unreadable_image_is_an_error_with_its_name(answer: Answer, image_files: list[Path], tmp_path: Path) -> None:
     gone, cut = tmp_path / "gone.png", tmp_path / "cut.png"
-    cut.write_bytes(pictures[0].read_bytes()[:2000])  # the header is complete
+    cut.write_bytes(image_files[0].read_bytes()[:2000])  # the header is complete
     for path in (gone, cut):
         with pytest.raises(LorgnetteError, match=path.name):
             answer([Example("x", (Turn("user", (Image(path), "what?")),), Path("x.csv"), 1)])
