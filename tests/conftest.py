@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a tiny random Qwen2-VL, odd pictures, conversations about them."""
+"""Fixtures of the whole suite: a tiny random Qwen2-VL, odd images, conversations about them."""
 
 import io
 import json
@@ -212,9 +212,9 @@ def tiny_real(tmp_path_factory: pytest.TempPathFactory, shared: Callable[[str], 
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Noise in odd shapes: wide, tall, tiny, square."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     made = []
     for i, (width, height) in enumerate([(160, 120), (100, 33), (28, 28), (300, 50), (17, 200), (112, 112)]):
         path = folder / f"{i}.png"
@@ -224,12 +224,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def example(pictures: list[Path]) -> Callable[..., Example]:
-    """example(("user", 0, "what?"), ("assistant", "a cat")): numbers are pictures."""
+def example(image_files: list[Path]) -> Callable[..., Example]:
+    """example(("user", 0, "what?"), ("assistant", "a cat")): numbers are images."""
 
     def build(*turns: tuple[str | int, ...]) -> Example:
         built = tuple(
-            Turn(role, tuple(Image(pictures[part]) if isinstance(part, int) else part for part in parts))  # type: ignore[arg-type]
+            Turn(role, tuple(Image(image_files[part]) if isinstance(part, int) else part for part in parts))  # type: ignore[arg-type]
             for role, *parts in turns
         )
         return Example(f"{turns!r}", built, Path("examples.json"), 1)

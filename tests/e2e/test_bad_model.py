@@ -125,8 +125,8 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         csv.writer(file).writerows([("image_path", "caption"), ("0.png", "x"), ("gone.png", "x"), ("1.png", "")])
     (tmp_path / "none.csv").write_text("image_path,caption\n")
     for source, *said in (
-        ("empty", "no picture in this folder"),
-        ("notes.txt", "not a picture"),
+        ("empty", "no image in this folder"),
+        ("notes.txt", "not an image"),
         ("nowhere", "does not exist"),
         ("mixed", "1 of 2 rows", "b.png", "zero bytes"),
         ("broken.csv", "2 of 3 rows", "row 3: image is missing", "row 4: the caption is empty"),

@@ -42,9 +42,9 @@ def test_loss_falls(run: Path) -> None:
 
 
 def said(model: torch.nn.Module, tokenizer: object, row: PredictionRow) -> tuple[str, torch.Tensor]:
-    """What anybody's script would do: the picture at 280×280, the template by hand, generate; and the next logits."""
-    picture = PIL.Image.open(row.images[0]).convert("RGB").resize((280, 280), PIL.Image.Resampling.BICUBIC)
-    images = Qwen2VLImageProcessorPil()(picture, return_tensors="pt")
+    """What anybody's script would do: the image at 280×280, the template by hand, generate; and the next logits."""
+    image = PIL.Image.open(row.images[0]).convert("RGB").resize((280, 280), PIL.Image.Resampling.BICUBIC)
+    images = Qwen2VLImageProcessorPil()(image, return_tensors="pt")
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids  # type: ignore[operator]
     types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()  # type: ignore[attr-defined]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types, **images}

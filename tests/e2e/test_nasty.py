@@ -1,4 +1,4 @@
-"""Parity 9: no example disappears without a line in the report, over 45 real pictures that break loaders."""
+"""Parity 9: no example disappears without a line in the report, over 45 real images that break loaders."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ BROKEN = {
 
 @pytest.fixture
 def nasty(shared: Callable[[str], Path], tmp_path: Path) -> list[str]:
-    """The pictures' names; nasty.csv has one row each."""
+    """The images' names; nasty.csv has one row each."""
     folder = shared("nasty")
     with (folder / "list.csv").open(encoding="utf-8", newline="") as file:
         names = [row["file"] for row in csv.DictReader(file)]
@@ -39,7 +39,7 @@ def nasty(shared: Callable[[str], Path], tmp_path: Path) -> list[str]:
     return names
 
 
-def test_check_names_every_picture_that_cannot_be_loaded(nasty: list[str], cli) -> None:
+def test_check_names_every_image_that_cannot_be_loaded(nasty: list[str], cli) -> None:
     done = cli("check", "nasty.csv", "--json")
     assert done.status == 1
     found = json.loads(done.out)
@@ -69,7 +69,7 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
         assert name in page
         assert name in done.err
     held_out = [json.loads(line)["images"][0] for line in (run / "predictions.jsonl").read_text().splitlines()]
-    assert [Path(picture).name for picture in held_out] == [name for name in nasty if name not in BROKEN][-2:]
+    assert [Path(image).name for image in held_out] == [name for name in nasty if name not in BROKEN][-2:]
 
 
 def test_predict_answers_all_that_can_be_loaded(nasty: list[str], tmp_path: Path, tiny: Path, cli) -> None:

@@ -177,12 +177,12 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         FeatureDiskCache(tmp_path / "file", "set", WIDTH, torch.bfloat16)
 
 
-def test_the_key_depends_on_file_content_and_grid(tmp_path: Path, pictures: list[Path]) -> None:
-    (copy := tmp_path / "a.png").write_bytes(pictures[0].read_bytes())
-    image_key = hash_image(ImageGrid(Image(pictures[0]), 1, 4, 6, 2))
+def test_the_key_depends_on_file_content_and_grid(tmp_path: Path, image_files: list[Path]) -> None:
+    (copy := tmp_path / "a.png").write_bytes(image_files[0].read_bytes())
+    image_key = hash_image(ImageGrid(Image(image_files[0]), 1, 4, 6, 2))
     assert image_key == hash_image(ImageGrid(Image(copy), 1, 4, 6, 2))
-    assert image_key != hash_image(ImageGrid(Image(pictures[0]), 1, 6, 4, 2))
-    assert image_key != hash_image(ImageGrid(Image(pictures[1]), 1, 4, 6, 2))
+    assert image_key != hash_image(ImageGrid(Image(image_files[0]), 1, 6, 4, 2))
+    assert image_key != hash_image(ImageGrid(Image(image_files[1]), 1, 4, 6, 2))
     assert hash_image(ImageGrid(Image(tmp_path / "none.png"), 1, 4, 6, 2)) is None
 
 

@@ -45,9 +45,9 @@ def image_processor(tiny: Path) -> ImageProcessor:
 
 
 @pytest.fixture
-def grids(image_processor: ImageProcessor, pictures: list[Path]) -> list[ImageGrid]:
+def grids(image_processor: ImageProcessor, image_files: list[Path]) -> list[ImageGrid]:
     grids = []
-    for path in pictures:
+    for path in image_files:
         height, width = image_processor.compute_size(*read_image_size(path))
         grids.append(ImageGrid(Image(path), 1, height // 14, width // 14, 2))
     return grids

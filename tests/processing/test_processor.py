@@ -44,8 +44,8 @@ def decode_labels(processor: Processor, encoded: Encoded) -> str:
 
 
 @st.composite
-def build_conversation(draw: st.DrawFn, pictures: list[Path]) -> Example:
-    part = TEXT | st.sampled_from(pictures[:3]).map(Image)
+def build_conversation(draw: st.DrawFn, image_files: list[Path]) -> Example:
+    part = TEXT | st.sampled_from(image_files[:3]).map(Image)
     turns: list[Turn] = [Turn("system", (draw(TEXT),))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         turns.append(Turn("user", tuple(draw(st.lists(part, max_size=4)))))
@@ -56,8 +56,8 @@ def build_conversation(draw: st.DrawFn, pictures: list[Path]) -> Example:
 
 
 @given(data=st.data())
-def test_labels_are_exactly_the_answers(processor: Processor, pictures: list[Path], data: st.DataObject) -> None:
-    example = data.draw(build_conversation(pictures))
+def test_labels_are_exactly_the_answers(processor: Processor, image_files: list[Path], data: st.DataObject) -> None:
+    example = data.draw(build_conversation(image_files))
     encoded = processor.encode(example)
     answers = [
         "".join(unicodedata.normalize("NFC", str(part)) for part in turn.parts) + "<|im_end|>"
