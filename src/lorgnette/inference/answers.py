@@ -17,7 +17,7 @@ def answer_examples(
     *,
     with_base: bool = True,
     with_adapter: bool = True,
-    memory_hint: str = "free some, or use --device cpu",
+    memory_hint: str = "free some memory, or use --device cpu",
 ) -> list[PredictionRow]:
     """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter. memory_hint:
     the advice in an out-of-memory error."""
@@ -38,7 +38,7 @@ def answer_prompts(
     terminal: Terminal,
     label: str,
     adapter: str | None,
-    memory_hint: str = "a smaller --batch-size needs less",
+    memory_hint: str = "use a smaller --batch-size",
 ) -> list[str]:
     """The answer to every prompt. label: of the progress bar; adapter: None disables it."""
     examples = [prompt.example for prompt in prompts]
