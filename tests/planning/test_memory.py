@@ -11,7 +11,6 @@ from torch import Tensor
 from lorgnette.config import TARGET_MODULES, ProcessorSettings
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.loading import load_decoder
-from lorgnette.errors import LorgnetteError
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -122,10 +121,9 @@ def test_no_more_layers_are_recomputed_than_needed() -> None:
     assert 0 < layers < 28
     enough, too_few = (predict_memory(replace(LARGE, recompute_layers=n)).peak_bytes for n in (layers, layers - 1))
     assert enough <= peak - GIB < too_few
-    with pytest.raises(LorgnetteError, match=r"all layers recomputed.*lower train.max_tokens_per_microbatch"):
-        min_recompute_layers(LARGE, 4 * GIB)
-    with pytest.raises(LorgnetteError, match=r"^not enough memory: 13.2 GiB needed, 13.0 GiB available"):
-        min_recompute_layers(REFERENCE, 13 * GIB)
+    assert min_recompute_layers(LARGE, 4 * GIB) is None, "not even all layers are enough"
+    assert min_recompute_layers(REFERENCE, 13 * GIB) is None, "the reference engine cannot recompute"
+    assert predict_memory(REFERENCE).peak_bytes / GIB == pytest.approx(13.2, abs=0.05)
 
 
 def test_tokens_are_reduced_before_layers_are_recomputed() -> None:

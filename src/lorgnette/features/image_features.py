@@ -219,15 +219,10 @@ class Features:
             features = self._tower(grids, self._patchifier([pixels[grid] for grid in grids]))
         features = self._storage.add(grids, features)
         if self._disk_cache is not None:
-            num_rows = [grid.num_tokens for grid in grids]
-            self._write_to_disk(self._disk_cache, [keys[grid] for grid in grids], num_rows, features)
+            self._write_to_disk(self._disk_cache, {grid: keys[grid] for grid in grids}, features)
 
     def _write_to_disk(
-        self,
-        disk_cache: FeatureDiskCache,
-        keys: Sequence[bytes | None],
-        num_rows: Sequence[int],
-        features: Float[Tensor, "P C"],
+        self, disk_cache: FeatureDiskCache, keys: Mapping[ImageGrid, bytes | None], features: Float[Tensor, "P C"]
     ) -> None:
         """In the background: wait until the features are computed, copy them to the host, append them to the cache."""
         computed = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
@@ -237,7 +232,7 @@ class Features:
                 computed.synchronize()
             with torch.cuda.stream(self._write_stream):  # not behind the tower's next images
                 host = features.cpu()
-            parts = zip(keys, torch.split(host, list(num_rows)), strict=True)
+            parts = zip(keys.values(), torch.split(host, [grid.num_tokens for grid in keys]), strict=True)
             disk_cache.append({key: part for key, part in parts if key is not None})
 
         self._writes.append(self._writer.submit(append))

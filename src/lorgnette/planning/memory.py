@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorgnette.config import Settings
-from lorgnette.errors import LorgnetteError
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes
 from lorgnette.models.registry import parse_configs
@@ -44,9 +43,9 @@ class Workload:
 
     tokens, labels: of the largest micro-batch; eval_tokens, eval_labels: of the largest one of an eval loss.
     bytes_per_value: of a weight, 2 or 4. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all
-    distinct images. tower_residency: the vision tower is never loaded (all features are on disk), loaded while features
-    are computed, or loaded always (reference engine). trained_patches: patches of the largest micro-batch if the vision
-    blocks are trained; they then save activations, and features are not stored.
+    distinct images. loads_tower: whether the fast engine loads the vision tower to compute features (the reference
+    engine always has it). trained_patches: patches of the largest micro-batch if the vision blocks are trained; they
+    then save activations, and features are not stored.
     """
 
     engine: EngineName
@@ -61,7 +60,7 @@ class Workload:
     recompute_layers: int = 0
     num_graphs: int = 1
     feature_tokens: int = 0
-    tower_residency: Literal["never", "features", "always"] = "never"
+    loads_tower: bool = False
     trained_patches: int = 0
 
     @classmethod
@@ -96,7 +95,7 @@ class Workload:
             eval_labels=eval_tokens,
             num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
             feature_tokens=sum(grid.num_tokens for grid in grids),
-            tower_residency="features",
+            loads_tower=True,
             trained_patches=tokens * vision.merge_size**2 if "vision" in settings.lora.parts else 0,
         )
 
@@ -159,23 +158,13 @@ def compute_usable_bytes(gib: float) -> int:
     return int(gib * GIB * (1 - _FRAGMENTATION)) - _CUDA_CONTEXT_BYTES
 
 
-def min_recompute_layers(workload: Workload, available_bytes: int) -> int:
-    """The fewest recomputed layers for a peak within `available_bytes`.
-
-    Raises LorgnetteError with what to lower if recomputing all is not enough, or if the engine cannot recompute.
-    """
+def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None:
+    """The fewest recomputed layers for a peak within `available_bytes`; None if no number is enough."""
     max_layers = workload.text.num_layers if workload.engine == "fast" else 0
     for layers in range(max_layers + 1):
         if predict_memory(replace(workload, recompute_layers=layers)).peak_bytes <= available_bytes:
             return layers
-    needed = predict_memory(replace(workload, recompute_layers=max_layers)).peak_bytes
-    recomputed = " with all layers recomputed" if max_layers else ""
-    raise LorgnetteError(
-        f"not enough memory: {needed / GIB:.1f} GiB needed{recomputed}, {available_bytes / GIB:.1f} GiB available",
-        where="memory",
-        hint=f"lower train.max_tokens_per_microbatch (the largest micro-batch has {workload.tokens} tokens), "
-        "image_size or lora.rank",
-    )
+    return None
 
 
 def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
@@ -201,9 +190,8 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
         even = max(low // 64 * 64, longest_example)
         return MemoryFit(even, workload.recompute_layers, compute_peak(even))
     smallest = workload.limit_tokens(longest_example)
-    try:
-        layers = min_recompute_layers(smallest, available_bytes)
-    except LorgnetteError:
+    layers = min_recompute_layers(smallest, available_bytes)
+    if layers is None:
         return None
     return MemoryFit(longest_example, layers, predict_memory(replace(smallest, recompute_layers=layers)).peak_bytes)
 
@@ -222,9 +210,6 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     widest = text.intermediate_size + adapter.count_columns(("down_proj",))
     static = {
         "weights": size * (_count_params(text.list_weight_shapes()) + _count_fused_columns(adapter)),
-        "vision tower": size * _count_params(workload.vision.list_weight_shapes())
-        if workload.tower_residency == "always"
-        else 0,
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
         "features": size * workload.feature_tokens * hidden,
         "batches": workload.num_graphs * tokens * (size * hidden + 32) + tokens * 4 * text.head_dim,
@@ -246,7 +231,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     }
     logits = _count_logits_fast(workload, workload.labels)
     phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
-    if workload.tower_residency != "never":
+    if workload.loads_tower:
         # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
         small = size * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
         phases["features"] = {
