@@ -148,7 +148,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     ("name", "content", "said"),
     [
         ("a.csv", b"", "the file is empty"),
-        ("a.csv", b"image_path,caption\n", "there are no rows"),
+        ("a.csv", b"image_path,caption\n", "no rows"),
         ("a.csv", b"image,text\n0.png,x\n", "no column 'image_path'"),
         ("a.csv", b"image_path;caption\n0.png;x\n", "separate them by commas"),
         ("a.csv", "image_path,caption\n0.png,caf\xe9\n".encode("latin-1"), "not UTF-8"),
@@ -158,7 +158,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
         ("a.csv", b"image_path,caption\nhttps://x.y/z.png,x\n", "a URL"),
         ("a.json", b"{", "broken JSON"),
         ("a.json", b'{"id": 1}', "not a list"),
-        ("a.json", b"[]", "there are no rows"),
+        ("a.json", b"[]", "no rows"),
         ("a.json", b"[1]", "a number, not an object"),
         ("a.json", b'[{"conversations": [{"from": "user", "value": "<|vision_start|>0.png"}]}]', "without its"),
         ("a.json", b'[{"messages": [{"role": "user", "content": "<image><image>"}], "images": ["0.png"]}]', "2 ×"),

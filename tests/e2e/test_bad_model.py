@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.report import run_log
+from lorgnette.training.checkpoint import load_checkpoint
 
 Change = Callable[[Path], object]
 
@@ -87,7 +89,7 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
         (shutil.rmtree, "no adapter here"),
         (text("lorgnette.json", "{"), "lorgnette.json"),
         (edited("lorgnette.json", processor={"image_size": "big"}), "lorgnette.json"),
-        (edited("lorgnette.json", model="/gone"), "the adapter's base model is gone"),
+        (edited("lorgnette.json", model="/gone"), "the adapter's base model is missing"),
         (edited("lorgnette.json", fingerprint="0"), "other weights than the adapter was trained on"),
         (edited("lorgnette.json", chat_template="x"), "another chat template"),
         (gone("adapter_model.safetensors"), "adapter_model.safetensors is missing"),
@@ -130,10 +132,10 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         ("nowhere", "does not exist"),
         ("mixed", "1 of 2 rows", "b.png", "zero bytes"),
         ("broken.csv", "2 of 3 rows", "row 3: image is missing", "row 4: the caption is empty"),
-        ("none.csv", "there are no rows"),
+        ("none.csv", "no rows"),
     ):
         cli("predict", source, "--model", tiny).refused(1, source, *said)
-    cli("predict", "0.png", "--both", "--model", tiny).refused(2, "--both compares with an adapter", "--adapter")
+    cli("predict", "0.png", "--both", "--model", tiny).refused(2, "--both needs an adapter", "--adapter")
     before = captions.read_bytes()
     for out, status, what in (
         ("captions.csv", 2, "would overwrite what it is made from"),
@@ -233,7 +235,7 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
     for adapter in (run / "adapter", run / "best"):  # the last adapter is there before the last checkpoint is
         assert not adapter.exists() or SavedAdapter.load(adapter)
     for folder in run.glob("checkpoints/*"):
-        assert checkpoints.restore(folder, __import__("torch").device("cpu"))
+        assert load_checkpoint(folder, torch.device("cpu"))
     volume("size=4m")
     done = cli("train", "--resume", run)
     assert done.status == 0, done.err
