@@ -20,6 +20,8 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
 from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult, SampleResult
 
+pytestmark = pytest.mark.usefixtures("forked_peft_worker")
+
 
 @pytest.fixture
 def replace_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:

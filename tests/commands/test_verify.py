@@ -24,6 +24,8 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
 
+pytestmark = pytest.mark.usefixtures("forked_peft_worker")
+
 Change = Callable[[Path], object]
 OUR_FILES = ("lorgnette.json", "reference_sample.json", "reference_sample.png")
 """Files that an adapter from another program does not have."""

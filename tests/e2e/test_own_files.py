@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lorgnette.report.predictions import read_predictions
 
+pytestmark = pytest.mark.usefixtures("forked_peft_worker")
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -23,6 +23,8 @@ from lorgnette.types import Example
 from lorgnette.verification import peft_check, reference_sample
 from lorgnette.verification.peft_check import MAX_NEW_TOKENS, Distance, check_with_peft
 
+pytestmark = pytest.mark.usefixtures("forked_peft_worker")
+
 CPU = torch.device("cpu")
 LORA = LoraSettings(rank=4, alpha=8)
 
