@@ -138,7 +138,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
     cli("predict", "0.png", "--both", "--model", tiny).refused(2, "--both needs an adapter", "--adapter")
     before = captions.read_bytes()
     for out, status, what in (
-        ("captions.csv", 2, "would overwrite what it is made from"),
+        ("captions.csv", 2, "would overwrite its own input"),
         ("mixed", 2, "a folder, not a file"),
         ("captions.csv/x", 1, "cannot write"),
         ("/proc/nowhere/x", 1, "cannot write"),
