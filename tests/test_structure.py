@@ -11,7 +11,11 @@ from lorgnette.demo.scenes import draw_scene, sample_scene
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
-TESTED_ELSEWHERE = {"__main__.py": "test_cli.py"}
+TESTED_ELSEWHERE = {
+    "__main__.py": "test_cli.py",
+    "engine/base.py": "engine/test_fast.py",
+    "kernels/triton_import.py": "kernels/test_attention.py",
+}
 """Module → the test file that covers it, if that is not the one at the same place with the same name."""
 
 

@@ -23,7 +23,7 @@ def test_an_unsupported_model_type_is_refused(model_type: str | None) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_the_same_files(name: str) -> None:
     folder = Path(registry.__file__).parent / name
-    files = {"config.py", "family.py", "text_decoder.py", "vision_tower.py", "weights.py"}
+    files = {"config.py", "text_decoder.py", "vision_tower.py"}
     assert {path.name for path in folder.glob("*.py")} == files | {"__init__.py"}
 
 

@@ -14,7 +14,7 @@ from lorgnette.models import weight_loader
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD
 from lorgnette.models.registry import parse_configs
-from lorgnette.models.weight_loader import index_tensors, load_weights, load_weights_into
+from lorgnette.models.weight_loader import index_tensors, load_weights_into
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -25,8 +25,13 @@ SUFFIX = "layers.0.mlp.gate_proj.weight"
 FILE_NAME, NAME = f"model.{SUFFIX}", f"model.language_model.{SUFFIX}"  # in the hub's files, and in transformers
 
 
-def is_any(name: str) -> bool:
-    return True
+def load_weights(
+    checkpoint: BaseCheckpoint, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    tensors = index_tensors(checkpoint)
+    weights = {name: torch.empty(entry.shape, dtype=dtype, device=device) for name, entry in tensors.items()}
+    load_weights_into(checkpoint, weights)
+    return weights
 
 
 def list_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -44,17 +49,12 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 def test_loaded_weights_equal_those_of_transformers(tiny: Path, device: torch.device, dtype: torch.dtype) -> None:
     checkpoint = BaseCheckpoint.from_folder(tiny)
     expected = load_base_model(checkpoint, CPU, dtype).state_dict()
-    weights = load_weights(checkpoint, is_any, device, dtype)
+    weights = load_weights(checkpoint, device, dtype)
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert (tensor.dtype, tensor.device.type) == (dtype, device.type)
         assert torch.equal(tensor.cpu(), expected[name]), name
-    assert weights[LM_HEAD] is weights[EMBEDDING]
-
-
-def test_only_wanted_weights_are_loaded(tiny: Path) -> None:
-    names = load_weights(BaseCheckpoint.from_folder(tiny), lambda name: "merger" in name, CPU, torch.float32).keys()
-    assert names == {name for name in list_shapes(tiny) if "merger" in name} != set()
+    assert index_tensors(checkpoint)[LM_HEAD] == index_tensors(checkpoint)[EMBEDDING]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -64,7 +64,7 @@ def test_destinations_may_be_slices_and_nothing_beside_them_changes(
 ) -> None:
     monkeypatch.setattr(weight_loader, "READ_BYTES", read_bytes)
     checkpoint = BaseCheckpoint.from_folder(tiny)
-    tensors = load_weights(checkpoint, is_any, CPU, torch.float32)
+    tensors = load_weights(checkpoint)
     matrices = {n: torch.full((*t.shape[:-1], t.shape[-1] + 3), 7.0, device=device) for n, t in tensors.items()}
     load_weights_into(checkpoint, {name: matrix[..., 1:-2] for name, matrix in matrices.items()})
     for name, matrix in matrices.items():
@@ -75,7 +75,7 @@ def test_destinations_may_be_slices_and_nothing_beside_them_changes(
 def test_a_write_into_a_loaded_tensor_leaves_the_file_unchanged(copy: Path) -> None:
     path = copy / "model.safetensors"
     before = path.read_bytes()
-    tensor = load_weights(BaseCheckpoint.from_folder(copy), lambda name: name == NAME, CPU, torch.bfloat16)[NAME]
+    tensor = load_weights(BaseCheckpoint.from_folder(copy), CPU, torch.bfloat16)[NAME]
     tensor.zero_()
     assert not tensor.any()
     assert path.read_bytes() == before
@@ -84,11 +84,11 @@ def test_a_write_into_a_loaded_tensor_leaves_the_file_unchanged(copy: Path) -> N
 def test_a_stored_output_layer_is_loaded_unless_the_config_ties_it(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     save_file(tensors | {LM_HEAD: tensors["model.embed_tokens.weight"] + 1}, copy / "model.safetensors")
-    tied = load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.float32)
-    assert tied[LM_HEAD] is tied[EMBEDDING]
+    tied = load_weights(BaseCheckpoint.from_folder(copy))
+    assert torch.equal(tied[LM_HEAD], tied[EMBEDDING])
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
-    untied = load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.float32)
+    untied = load_weights(BaseCheckpoint.from_folder(copy))
     assert not torch.equal(untied[LM_HEAD], untied[EMBEDDING])
 
 
@@ -99,9 +99,7 @@ def test_shards_are_one_checkpoint(copy: Path) -> None:
     for i in range(2):
         save_file({n: tensors[n] for n in names[i::2]}, copy / f"s{i}.safetensors")
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "s0.safetensors", "b": "s1.safetensors"}}')
-    assert torch.equal(
-        load_weights(BaseCheckpoint.from_folder(copy), is_any, CPU, torch.bfloat16)[NAME], tensors[FILE_NAME]
-    )
+    assert torch.equal(load_weights(BaseCheckpoint.from_folder(copy), CPU, torch.bfloat16)[NAME], tensors[FILE_NAME])
 
 
 def test_missing_and_misshapen_weights_are_counted_and_named(tiny: Path, copy: Path) -> None:
@@ -165,7 +163,7 @@ def test_every_byte_is_read_once(tiny: Path, read_bytes: int, monkeypatch: pytes
         weight_loader._fill_buffer(buffer, read, checkpoint)
         for chunk in read:
             weight_loader._copy_chunk(chunk, buffer[chunk.start - read[0].start : chunk.end - read[0].start])
-    for name, tensor in load_weights(checkpoint, is_any, CPU, torch.float32).items():
+    for name, tensor in load_weights(checkpoint).items():
         assert torch.equal(destinations[name], tensor), name
 
 
@@ -174,9 +172,9 @@ def test_loading_imports_neither_transformers_nor_peft(tiny: Path) -> None:
 
     code = (
         "import sys, torch; from pathlib import Path; from lorgnette.models.base_checkpoint import BaseCheckpoint;"
-        "from lorgnette.models.weight_loader import load_weights;"
+        "from lorgnette.models.weight_loader import load_weights_into;"
         f"checkpoint = BaseCheckpoint.from_folder(Path({str(tiny)!r}));"
-        "load_weights(checkpoint, lambda name: True, torch.device('cpu'), torch.float32);"
+        f"load_weights_into(checkpoint, {{{NAME!r}: torch.empty({list_shapes(tiny)[NAME]!r})}});"
         "sys.exit('transformers' in sys.modules or 'peft' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
-from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs
+from lorgnette.models.networks import Decoder, DecoderInputs
 from lorgnette.planning.limits import pad_labels, pad_last_layer_tokens, pad_tokens
 from lorgnette.types import PackedBatch
 

@@ -22,7 +22,7 @@ from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
-from lorgnette.models.qwen2_vl.text_decoder import Decoder
+from lorgnette.models.networks import Decoder
 from lorgnette.types import PackedBatch
 
 MAX_GRAPHS = 24

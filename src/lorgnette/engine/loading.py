@@ -13,10 +13,9 @@ from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
 from lorgnette.models.lora_linear import LoraLinear
-from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderLayer
-from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.models.networks import Decoder, DecoderLayer, VisionTower
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
 from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.processing.image_processor import ImageProcessor
@@ -123,7 +122,6 @@ def _name_weights(shape: AdapterShape, layer: DecoderLayer) -> Iterator[tuple[st
         for target in group:
             rows = slice(end, end + shape.out_features(target))
             end = rows.stop
-            block = "self_attn" if target.startswith(("q_", "k_", "v_", "o_")) else "mlp"
-            yield f"{block}.{target}.weight", linear.weight[rows, : linear.in_features]
+            yield f"{name_linear(target)}.weight", linear.weight[rows, : linear.in_features]
             if linear.bias is not None:
-                yield f"{block}.{target}.bias", linear.bias[rows]
+                yield f"{name_linear(target)}.bias", linear.bias[rows]

@@ -18,9 +18,8 @@ from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VisionConfig
-from lorgnette.models.qwen2_vl.vision_tower import VisionTower
-from lorgnette.models.registry import parse_configs
+from lorgnette.models.networks import VisionTower
+from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.types import ImageGrid, PackedBatch
 

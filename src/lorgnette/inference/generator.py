@@ -26,7 +26,7 @@ from lorgnette.kernels.attention import attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.decode_attention import decode_attention
 from lorgnette.kernels.rms_norm import add_rms_norm
-from lorgnette.models.qwen2_vl.text_decoder import Decoder
+from lorgnette.models.networks import Decoder
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.types import IGNORE_INDEX, Encoded, PackedBatch
 

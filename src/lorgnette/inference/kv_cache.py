@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from lorgnette.models.qwen2_vl.config import TextConfig
+from lorgnette.models.registry import TextConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The vision tower's two-dimensional rotary embedding, in place on q and k.
 
 A head's D channels are two halves of D/2; channel i of the first half rotates with channel i of the second. The first
-D/4 pairs rotate by the patch's row, the others by its column (transformers' qwen2_vl).
+D/4 pairs rotate by the patch's row, the others by its column (Qwen2-VL in transformers).
 """
 
 from typing import no_type_check

@@ -16,7 +16,7 @@ from lorgnette.config import TARGET_MODULES, TargetModule
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.lora_linear import LoraFactors
-from lorgnette.models.qwen2_vl.text_decoder import Decoder
+from lorgnette.models.networks import Decoder
 
 
 class FlatLoraParams:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
+from lorgnette.models.family import convert_weight_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +35,7 @@ def write_merged_checkpoint(model: "PeftModel", checkpoint: BaseCheckpoint, fold
             with safe_open(shard, framework="pt") as base:
                 names, tensors = base.keys(), {}
                 for name in names:
-                    tensor = state.get(name, state.get(checkpoint.family.convert_weight_name(name)))
+                    tensor = state.get(name, state.get(convert_weight_name(name)))
                     if tensor is None:
                         raise LorgnetteError(
                             f"the model has no tensor for {name}", where=str(shard), hint=DOWNLOAD_AGAIN

@@ -19,8 +19,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.lora.metadata import CONFIG_FILE as CONFIG_FILE  # noqa: PLC0414  re-exported
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape, compute_scale
-from lorgnette.models.family import Family
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
+from lorgnette.models.family import Family, convert_weight_name
+from lorgnette.models.registry import TextConfig, VisionConfig
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 HINT = "give a complete adapter, and the base model it was trained on"
@@ -148,12 +148,9 @@ def check_names(saved: Set[str], expected: Set[str], folder: Path) -> None:
 
 
 def convert_lora_name(name: str) -> str:
-    """transformers' current name of an adapter's tensor.
-
-    Until transformers 4.52 the decoder's layers were at `model.layers` and the tower at `visual`.
-    """
-    name = re.sub(r"^base_model\.model\.model\.layers\.", "base_model.model.model.language_model.layers.", name)
-    return re.sub(r"^base_model\.model\.visual\.", "base_model.model.model.visual.", name)
+    """transformers' current name of an adapter's tensor."""
+    prefix = "base_model.model."
+    return prefix + convert_weight_name(name.removeprefix(prefix)) if name.startswith(prefix) else name
 
 
 def _build_config_error(error: Exception, folder: Path) -> LorgnetteError:

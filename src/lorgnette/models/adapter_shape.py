@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from lorgnette.config import LoraSettings, TargetModule
-from lorgnette.models.qwen2_vl.config import TextConfig
+from lorgnette.models.family import name_linear
+from lorgnette.models.registry import TextConfig
 
 FUSED_PROJECTIONS: tuple[tuple[TargetModule, ...], ...] = (
     ("q_proj", "k_proj", "v_proj"),
@@ -36,8 +37,7 @@ class AdapterShape:
     @property
     def num_params(self) -> int:
         """Values in all factors together."""
-        adapted = [target for group in FUSED_PROJECTIONS for target in self.select_adapted(group)]
-        layer = sum(self.in_features(target) + self.out_features(target) for target in adapted)
+        layer = sum(sum(shape) for target, shape in self.text.linear_shapes.items() if target in self.target_modules)
         return self.text.num_layers * self.rank * layer
 
     def select_adapted(self, group: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
@@ -48,15 +48,10 @@ class AdapterShape:
         return self.rank * len(self.select_adapted(group))
 
     def in_features(self, target: TargetModule) -> int:
-        text = self.text
-        sizes = {"o_proj": text.num_heads * text.head_dim, "down_proj": text.intermediate_size}
-        return sizes.get(target, text.hidden_size)
+        return self.text.linear_shapes[target][1]
 
     def out_features(self, target: TargetModule) -> int:
-        text = self.text
-        queries, keys, mlp = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim, text.intermediate_size
-        sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "gate_proj": mlp, "up_proj": mlp}
-        return sizes.get(target, text.hidden_size)
+        return self.text.linear_shapes[target][0]
 
     def factor_shapes(self) -> dict[str, tuple[int, int]]:
         """Shapes of the factors by their names in PEFT's file, in the order of the flat vector."""
@@ -71,8 +66,7 @@ class AdapterShape:
         }
 
     def format_name(self, layer: int, target: TargetModule, factor: str) -> str:
-        block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-        return f"base_model.model.model.language_model.layers.{layer}.{block}.{target}.lora_{factor}.weight"
+        return f"base_model.model.model.language_model.layers.{layer}.{name_linear(target)}.lora_{factor}.weight"
 
 
 def compute_scale(rank: int, alpha: float, use_rslora: bool) -> float:

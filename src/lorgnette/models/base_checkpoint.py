@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.family import Family
-from lorgnette.models.qwen2_vl.config import HfConfig, TextConfig
-from lorgnette.models.registry import find_family, parse_configs
+from lorgnette.models.registry import HfConfig, TextConfig, find_family, parse_configs
 
 _SAMPLE_BYTES = 256
 _MAX_HEADER_BYTES = 100_000_000
@@ -30,18 +29,20 @@ class BaseCheckpoint:
         """Raises LorgnetteError for missing or truncated files, or an unsupported model_type."""
         config = folder / "config.json"
         if not config.is_file():
-            raise LorgnetteError(
-                "no such checkpoint" if not folder.exists() else "not a checkpoint: config.json is missing",
-                where=str(folder),
-                hint="name a folder that holds config.json and model.safetensors, OWNER/NAME on a hub, or `demo`",
-            )
+            message = "not a checkpoint: config.json is missing" if folder.exists() else "no such checkpoint"
+            hint = "name a folder that holds config.json and model.safetensors, OWNER/NAME on a hub, or `demo`"
+            raise LorgnetteError(message, where=str(folder), hint=hint)
         try:
             family = find_family(json.loads(config.read_text(encoding="utf-8")).get("model_type"), str(config))
         except (ValueError, AttributeError) as error:
-            raise LorgnetteError(
-                f"config.json cannot be read: {error}", where=str(config), hint=DOWNLOAD_AGAIN
-            ) from None
-        return cls(folder, family, _find_complete_weight_files(folder))
+            message = f"config.json cannot be read: {error}"
+            raise LorgnetteError(message, where=str(config), hint=DOWNLOAD_AGAIN) from None
+        files = _list_weight_files(folder)
+        faults = [f"{path.name} {fault}" for path in files if (fault := find_truncation(path))]
+        if faults:
+            message = f"weights cannot be loaded: {'; '.join(faults)}"
+            raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
+        return cls(folder, family, files)
 
     def load_hf_config(self) -> HfConfig:
         """config.json."""
@@ -107,31 +108,20 @@ def _read_tensor_spans(header: bytes) -> list[tuple[int, int]]:
         return []  # a broken file: loading it will raise
 
 
-def _find_complete_weight_files(folder: Path) -> tuple[Path, ...]:
-    files = _list_weight_files(folder)
-    faults = [f"{path.name} {fault}" for path in files if (fault := find_truncation(path))]
-    if faults:
-        raise LorgnetteError(f"weights cannot be loaded: {'; '.join(faults)}", where=str(folder), hint=DOWNLOAD_AGAIN)
-    return files
-
-
 def _list_weight_files(folder: Path) -> tuple[Path, ...]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return (single,)
     if not index.is_file():
-        raise LorgnetteError(
-            "checkpoint has no weights: model.safetensors is missing", where=str(folder), hint=DOWNLOAD_AGAIN
-        )
+        message = "checkpoint has no weights: model.safetensors is missing"
+        raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
     try:
-        shards = sorted(
-            {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        )
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({folder / name for name in names})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), hint=DOWNLOAD_AGAIN) from None
     if not shards:
         raise LorgnetteError("weight index names no file", where=str(index), hint=DOWNLOAD_AGAIN)
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise LorgnetteError(f"weights are missing: {', '.join(missing)}", where=str(folder), hint=DOWNLOAD_AGAIN)
     return tuple(shards)

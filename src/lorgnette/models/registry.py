@@ -1,26 +1,28 @@
-"""All model families. A new family is a folder beside `qwen2_vl` and a name in FAMILIES. Needs no torch."""
+"""All model families. A new family is a folder beside the others and a name in FAMILIES. Needs no torch."""
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.models import qwen2_vl
 from lorgnette.models.family import Family
-from lorgnette.models.qwen2_vl.config import HfConfig, TextConfig, VisionConfig
-from lorgnette.models.qwen2_vl.family import QWEN2_VL
+from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, HfConfig, TextConfig, VisionConfig, WeightShapes
 
-FAMILIES = {family.model_type: family for family in (QWEN2_VL,)}
+__all__ = ["LABELS_PER_CHUNK", "HfConfig", "TextConfig", "VisionConfig", "WeightShapes"]  # used by other packages
+FAMILIES = {family.model_type: family for family in (qwen2_vl.FAMILY,)}
 
 
-def find_family(model_type: str | None, where: str = "config.json") -> Family:
+def find_family(model_type: object, where: str = "config.json") -> Family:
     """The family of a checkpoint. Raises LorgnetteError if it is not supported."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    raise LorgnetteError(
-        f"model_type {model_type!r} is not supported", where=where, hint=f"supported: {', '.join(FAMILIES)}"
-    )
+    hint = f"supported: {', '.join(FAMILIES)}"
+    raise LorgnetteError(f"model_type {model_type!r} is not supported", where=where, hint=hint)
 
 
 def parse_configs(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
     """The sizes in config.json. Raises LorgnetteError if the fast engine does not support this model."""
-    module = find_family(hf_config.get("model_type")).config_module
-    return module.TextConfig.from_hf_config(hf_config), module.VisionConfig.from_hf_config(hf_config)
+    configs: tuple[TextConfig, VisionConfig] = find_family(hf_config.get("model_type")).config_module.parse_configs(
+        hf_config
+    )
+    return configs
 
 
 def find_unsupported_feature(hf_config: HfConfig) -> str | None:

@@ -1,6 +1,6 @@
 """A checkpoint's weights, read from its safetensors files directly to where they are used.
 
-    page cache ──preadv──▶ pinned staging ──copy engine──▶ the destination on the device      (CUDA)
+    page cache ──read────▶ pinned staging ──copy engine──▶ the destination on the device      (CUDA)
     page cache ──mmap────▶ cast ─────────────────────────▶ the destination                    (CPU)
 
 A destination may be a slice of a larger matrix: fused matrices are written in place, and no weight is on the device
@@ -9,20 +9,19 @@ twice. Weights have transformers' current names.
 
 import json
 import math
-import mmap
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
-from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 NUM_READERS = 4
@@ -50,30 +49,12 @@ def index_tensors(checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in checkpoint.weight_files:
-        entries = _read_header(path, checkpoint)
-        tensors |= {checkpoint.family.convert_weight_name(name): entry for name, entry in entries.items()}
+        tensors |= {convert_weight_name(name): entry for name, entry in _read_header(path, checkpoint).items()}
     config = checkpoint.load_hf_config()
     is_tied = config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
     if is_tied and EMBEDDING in tensors:
         tensors[LM_HEAD] = tensors[EMBEDDING]
     return tensors
-
-
-def load_weights(
-    checkpoint: BaseCheckpoint, is_wanted: Callable[[str], bool], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Load the weights whose names are wanted. A tied output layer and the embedding are one tensor.
-
-    On a CPU a weight stored in `dtype` is a memory map of the file: no memory until it is used.
-    Raises LorgnetteError as `index_tensors` does.
-    """
-    wanted = {name: entry for name, entry in index_tensors(checkpoint).items() if is_wanted(name)}
-    if device.type == "cpu":
-        tensors = {entry: tensor.to(dtype) for entry, tensor in _map_tensors(set(wanted.values()))}
-    else:
-        tensors = {entry: torch.empty(entry.shape, dtype=dtype, device=device) for entry in set(wanted.values())}
-        _upload(list(tensors.items()), checkpoint)
-    return {name: tensors[entry] for name, entry in wanted.items()}
 
 
 def load_weights_into(checkpoint: BaseCheckpoint, destinations: Mapping[str, Tensor]) -> None:
@@ -83,78 +64,48 @@ def load_weights_into(checkpoint: BaseCheckpoint, destinations: Mapping[str, Ten
     Raises LorgnetteError as `index_tensors` does, and for a weight that is missing or has another shape.
     """
     tensors = index_tensors(checkpoint)
-    _check_shapes(checkpoint, tensors, destinations)
+    missing = sorted(destinations.keys() - tensors.keys())
+    stored = destinations.keys() & tensors.keys()
+    misshapen = sorted(name for name in stored if tensors[name].shape != destinations[name].shape)
+    if names := missing + misshapen:
+        groups = ((missing, "missing"), (misshapen, "of another shape"))
+        counts = ", ".join(f"{len(group)} {kind}" for group, kind in groups if group)
+        message = f"weights do not fit the model: {counts} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
+
     pairs = [(tensors[name], destination) for name, destination in destinations.items()]
-    if all(destination.device.type == "cpu" for destination in destinations.values()):
-        mapped = dict(_map_tensors({entry for entry, _ in pairs}))
-        for entry, destination in pairs:
-            destination.copy_(mapped[entry])
-    else:
+    if any(destination.is_cuda for destination in destinations.values()):
         _upload(pairs, checkpoint)
-
-
-def _check_shapes(
-    checkpoint: BaseCheckpoint, tensors: Mapping[str, StoredTensor], destinations: Mapping[str, Tensor]
-) -> None:
-    mismatches = {
-        "missing": sorted(destinations.keys() - tensors.keys()),
-        "of another shape": sorted(
-            name for name, tensor in destinations.items() if name in tensors and tensors[name].shape != tensor.shape
-        ),
-    }
-    names = [name for group in mismatches.values() for name in group]
-    if names:
-        counts = ", ".join(f"{len(group)} {kind}" for kind, group in mismatches.items() if group)
-        raise LorgnetteError(
-            f"weights do not fit the model: {counts} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})",
-            where=str(checkpoint.folder),
-            hint=DOWNLOAD_AGAIN,
-        )
+        return
+    maps = {path: np.memmap(path, mode="c") for path in checkpoint.weight_files}  # copy-on-write: torch wants to write
+    for entry, destination in pairs:
+        if entry.start < entry.end:
+            count = math.prod(entry.shape)
+            flat = torch.frombuffer(maps[entry.path], dtype=entry.dtype, count=count, offset=entry.start)
+            destination.copy_(flat.view(entry.shape))
 
 
 def _read_header(path: Path, checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt"):
-            pass  # safetensors checks that the header and every byte it lists are in the file
-        with open(path, "rb") as file:
+        # safetensors checks that the header and every byte it lists are in the file.
+        with safe_open(path, framework="pt"), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            tree = json.loads(file.read(length))
+            entries = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise _build_read_error(str(error), checkpoint) from error
-    entries = {name: entry for name, entry in tree.items() if name != "__metadata__"}
+    entries.pop("__metadata__", None)
+    tensors = {}
     for name, entry in entries.items():
         if entry["dtype"] not in _DTYPES:
             raise _build_read_error(f"{name} is stored as {entry['dtype']}", checkpoint)
-    body = 8 + length
-    return {
-        name: StoredTensor(
-            path,
-            body + entry["data_offsets"][0],
-            body + entry["data_offsets"][1],
-            _DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-        )
-        for name, entry in entries.items()
-    }
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        tensors[name] = StoredTensor(path, start, end, _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    return tensors
 
 
 def _build_read_error(why: str, checkpoint: BaseCheckpoint) -> LorgnetteError:
     lines = why.strip().splitlines() or ["the file is empty"]
     return LorgnetteError(f"weights cannot be loaded: {lines[0]}", where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
-
-
-def _map_tensors(entries: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """Views of the files, copy-on-write: a write into a tensor never reaches the checkpoint."""
-    maps: dict[Path, mmap.mmap] = {}
-    for entry in entries:
-        if entry.path not in maps:
-            with open(entry.path, "rb") as file:
-                maps[entry.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if entry.start == entry.end:
-            yield entry, torch.empty(entry.shape, dtype=entry.dtype)
-            continue
-        flat = torch.frombuffer(maps[entry.path], dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.start)
-        yield entry, flat.view(entry.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,39 +120,34 @@ class _Chunk:
 
 def _split_into_chunks(entry: StoredTensor, destination: Tensor) -> Iterator[_Chunk]:
     """A weight as chunks of at most READ_BYTES, but at least one row."""
-    rows = entry.shape[0] if entry.shape else 1
     destination = destination if entry.shape else destination[None]
     if entry.start == entry.end:
         return
-    row_bytes = (entry.end - entry.start) // rows
+    row_bytes = (entry.end - entry.start) // len(destination)
     step = max(1, READ_BYTES // row_bytes)
-    for row in range(0, rows, step):
-        last = min(row + step, rows)
-        yield _Chunk(entry, destination[row:last], entry.start + row * row_bytes, entry.start + last * row_bytes)
+    for row in range(0, len(destination), step):
+        rows = destination[row : row + step]
+        start = entry.start + row * row_bytes
+        yield _Chunk(entry, rows, start, start + len(rows) * row_bytes)
 
 
 def _group_reads(pairs: Iterable[tuple[StoredTensor, Tensor]]) -> list[list[_Chunk]]:
     """Reads of at most READ_BYTES, each of chunks that are close together in one file."""
-    chunks = sorted(
-        (chunk for pair in pairs for chunk in _split_into_chunks(*pair)),
-        key=lambda chunk: (chunk.stored.path, chunk.start),
-    )
+    chunks = [chunk for pair in pairs for chunk in _split_into_chunks(*pair)]
     reads: list[list[_Chunk]] = []
-    for chunk in chunks:
-        if reads and _can_merge(reads[-1], chunk):
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.stored.path, chunk.start)):
+        first, last = (reads[-1][0], reads[-1][-1]) if reads else (chunk, chunk)
+        if (
+            reads
+            and first.stored.path == chunk.stored.path
+            and chunk.end - first.start <= READ_BYTES
+            and chunk.start - last.end <= _MAX_GAP_BYTES
+            and (chunk.start - first.start) % chunk.stored.dtype.itemsize == 0  # aligned, to be viewed as its dtype
+        ):
             reads[-1].append(chunk)
         else:
             reads.append([chunk])
     return reads
-
-
-def _can_merge(read: list[_Chunk], chunk: _Chunk) -> bool:
-    return (
-        read[0].stored.path == chunk.stored.path
-        and chunk.end - read[0].start <= READ_BYTES
-        and chunk.start - read[-1].end <= _MAX_GAP_BYTES
-        and (chunk.start - read[0].start) % chunk.stored.dtype.itemsize == 0  # aligned, to be viewed as its dtype
-    )
 
 
 def _upload(pairs: list[tuple[StoredTensor, Tensor]], checkpoint: BaseCheckpoint) -> None:
@@ -219,35 +165,29 @@ def _upload(pairs: list[tuple[StoredTensor, Tensor]], checkpoint: BaseCheckpoint
 
 def _upload_share(share: list[list[_Chunk]], ready: torch.cuda.Event, checkpoint: BaseCheckpoint) -> torch.cuda.Event:
     """One thread's share. The returned event is complete when the last byte is on the device."""
-    device = share[0][0].destination.device
     size = max(read[-1].end - read[0].start for read in share)
     buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
     uploaded = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(share[0][0].destination.device)  # type: ignore[no-untyped-call]
     stream.wait_event(ready)  # earlier kernels may still use the destinations' memory
     with torch.cuda.stream(stream):
         # Double buffering: the disk fills one buffer while the other is copied to the device.
         for i, read in enumerate(share):
-            buffer, event = buffers[i % 2], uploaded[i % 2]
-            event.synchronize()
-            _fill_buffer(buffer, read, checkpoint)
+            uploaded[i % 2].synchronize()
+            _fill_buffer(buffers[i % 2], read, checkpoint)
             for chunk in read:
-                _copy_chunk(chunk, buffer[chunk.start - read[0].start : chunk.end - read[0].start])
-            event.record(stream)
+                _copy_chunk(chunk, buffers[i % 2][chunk.start - read[0].start : chunk.end - read[0].start])
+            uploaded[i % 2].record(stream)
     done: torch.cuda.Event = stream.record_event()
     return done
 
 
 def _fill_buffer(buffer: Tensor, read: list[_Chunk], checkpoint: BaseCheckpoint) -> None:
-    start, size = read[0].start, read[-1].end - read[0].start
-    target = memoryview(buffer.numpy())[:size]  # type: ignore[arg-type]
-    with open(read[0].stored.path, "rb", buffering=0) as file:
-        done = 0
-        while done < size:
-            count = os.preadv(file.fileno(), [target[done:]], start + done)
-            if count == 0:
-                raise _build_read_error("the file became shorter while it was read", checkpoint)
-            done += count
+    size = read[-1].end - read[0].start
+    with open(read[0].stored.path, "rb") as file:
+        file.seek(read[0].start)
+        if file.readinto(memoryview(buffer.numpy())[:size]) < size:  # type: ignore[arg-type]
+            raise _build_read_error("the file became shorter while it was read", checkpoint)
 
 
 def _copy_chunk(chunk: _Chunk, staged: Tensor) -> None:

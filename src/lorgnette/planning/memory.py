@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from lorgnette.config import Settings
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
-from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes
-from lorgnette.models.registry import parse_configs
+from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_configs
 from lorgnette.planning.limits import (
     FEATURE_MEMORY_FRACTION,
     MAX_PATCHES_PER_CALL,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorgnette.models.qwen2_vl.config import VisionConfig
+from lorgnette.models.registry import VisionConfig
 from lorgnette.planning.memory import EngineName, Workload
 from lorgnette.types import ImageGrid
 

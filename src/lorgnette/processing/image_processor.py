@@ -64,7 +64,7 @@ class ImageProcessor:
     def compute_size(self, width: int, height: int) -> tuple[int, int]:
         """The (height, width) in pixels to which an image of this width and height is resized.
 
-        A fixed size is rounded to whole tokens. Otherwise it is `smart_resize` of transformers' qwen2_vl processor: the
+        A fixed size is rounded to whole tokens. Otherwise it is `smart_resize` of transformers' Qwen2-VL processor: the
         nearest multiples of token_side within min_pixels..max_pixels that keep the shape as well as possible.
         """
         side = self.token_side

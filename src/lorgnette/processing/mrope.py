@@ -1,7 +1,7 @@
 """Computes M-RoPE positions: three coordinates (time, height, width) per token, on the host.
 
 A text token has the same number in all three. An image's tokens begin at one number and count along their own axes.
-The text behind an image continues one above the largest coordinate so far (get_rope_index of transformers' qwen2_vl).
+The text behind an image continues one above the largest coordinate so far (get_rope_index of transformers' Qwen2-VL).
 """
 
 import math

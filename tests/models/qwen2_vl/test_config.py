@@ -11,7 +11,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature
+from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature, parse_configs
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_tied_checkpoint_lists_no_output_layer(tiny: Path) -> None:
 def test_an_unsupported_feature_is_named(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
     assert reason in str(find_unsupported_feature(config | change))
     with pytest.raises(LorgnetteError, match="the fast engine does not support this model"):
-        TextConfig.from_hf_config(config | change)
+        parse_configs(config | change)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ Reads the hub's flat layout and transformers' nested one (`text_config`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.kernels import MAX_GROUP_SIZE
-from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
 
 HfConfig = Mapping[str, Any]
 WeightShapes = dict[str, tuple[int, ...]]
@@ -19,6 +19,7 @@ LABELS_PER_CHUNK = 2048
 """Rows of logits in memory at a time: 2048 × 151,936 bf16 are 0.6 GB."""
 VISION_ROPE_THETA = 10000.0
 _DEFAULT_MLP_RATIO = 4  # transformers' default
+_WITH_BIAS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +43,41 @@ class TextConfig:
 
     @classmethod
     def from_hf_config(cls, config: HfConfig) -> "TextConfig":
-        """Raises LorgnetteError if the fast engine does not support this model."""
-        _check_supported(config)
-        return _parse_text_config(config)
+        """Not checked; `parse_configs` checks first."""
+        tree = _get_text_section(config)
+        hidden, heads, rope = int(tree["hidden_size"]), int(tree["num_attention_heads"]), _get_rope_section(tree)
+        return cls(
+            num_layers=int(tree["num_hidden_layers"]),
+            hidden_size=hidden,
+            num_heads=heads,
+            num_kv_heads=int(tree["num_key_value_heads"]),
+            head_dim=hidden // heads,
+            intermediate_size=int(tree["intermediate_size"]),
+            vocab_size=int(tree["vocab_size"]),
+            rms_norm_eps=float(tree["rms_norm_eps"]),
+            rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else tree["rope_theta"]),
+            mrope_section=tuple(map(int, rope["mrope_section"])),  # type: ignore[arg-type]
+            tie_word_embeddings=bool(config.get("tie_word_embeddings") or tree.get("tie_word_embeddings")),
+        )
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of a layer's projections."""
+        C, F = self.hidden_size, self.intermediate_size
+        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = {"q_proj": (q_width, C), "k_proj": (kv_width, C), "v_proj": (kv_width, C), "o_proj": (C, q_width)}
+        return attention | {"gate_proj": (F, C), "up_proj": (F, C), "down_proj": (C, F)}
 
     def list_weight_shapes(self) -> WeightShapes:
         """Every weight of the decoder; a tied output layer is not listed."""
-        q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = {
-            "input_layernorm.weight": (self.hidden_size,),
-            "self_attn.q_proj.weight": (q_width, self.hidden_size),
-            "self_attn.q_proj.bias": (q_width,),
-            "self_attn.k_proj.weight": (kv_width, self.hidden_size),
-            "self_attn.k_proj.bias": (kv_width,),
-            "self_attn.v_proj.weight": (kv_width, self.hidden_size),
-            "self_attn.v_proj.bias": (kv_width,),
-            "self_attn.o_proj.weight": (self.hidden_size, q_width),
-            "post_attention_layernorm.weight": (self.hidden_size,),
-            "mlp.gate_proj.weight": (self.intermediate_size, self.hidden_size),
-            "mlp.up_proj.weight": (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj.weight": (self.hidden_size, self.intermediate_size),
-        }
-        outer = {
-            EMBEDDING: (self.vocab_size, self.hidden_size),
-            "model.language_model.norm.weight": (self.hidden_size,),
-        }
-        head = {} if self.tie_word_embeddings else {LM_HEAD: (self.vocab_size, self.hidden_size)}
+        norms = ("input_layernorm", "post_attention_layernorm")
+        layer: WeightShapes = {f"{name}.weight": (self.hidden_size,) for name in norms}
+        for name, shape in self.linear_shapes.items():
+            module = name_linear(name)
+            layer |= _add_biases({module: shape}) if name in _WITH_BIAS else {f"{module}.weight": shape}
+        embedding = (self.vocab_size, self.hidden_size)
+        outer = {EMBEDDING: embedding, "model.language_model.norm.weight": (self.hidden_size,)}
+        head = {} if self.tie_word_embeddings else {LM_HEAD: embedding}
         return outer | head | _repeat_per_layer("model.language_model.layers", self.num_layers, layer)
 
 
@@ -87,9 +97,20 @@ class VisionConfig:
 
     @classmethod
     def from_hf_config(cls, config: HfConfig) -> "VisionConfig":
-        """Raises LorgnetteError if the fast engine does not support this model."""
-        _check_supported(config)
-        return _parse_vision_config(config)
+        """Not checked; `parse_configs` checks first."""
+        tree = config["vision_config"]
+        embed = int(tree["embed_dim"])
+        return cls(
+            depth=int(tree["depth"]),
+            embed_dim=embed,
+            num_heads=int(tree["num_heads"]),
+            intermediate_size=int(embed * tree.get("mlp_ratio", _DEFAULT_MLP_RATIO)),
+            out_features=int(tree["hidden_size"]),
+            patch_size=int(tree["patch_size"]),
+            merge_size=int(tree["spatial_merge_size"]),
+            temporal_patch_size=int(tree["temporal_patch_size"]),
+            in_channels=int(tree.get("in_channels", 3)),
+        )
 
     @property
     def head_dim(self) -> int:
@@ -102,29 +123,24 @@ class VisionConfig:
 
     def list_weight_shapes(self) -> WeightShapes:
         """Every weight of the tower and its merger."""
-        merged = self.embed_dim * self.merge_size**2
-        block = (
-            _build_norm_shapes("norm1", self.embed_dim)
-            | _build_linear_shapes("attn.qkv", self.embed_dim, 3 * self.embed_dim)
-            | _build_linear_shapes("attn.proj", self.embed_dim, self.embed_dim)
-            | _build_norm_shapes("norm2", self.embed_dim)
-            | _build_linear_shapes("mlp.fc1", self.embed_dim, self.intermediate_size)
-            | _build_linear_shapes("mlp.fc2", self.intermediate_size, self.embed_dim)
-        )
-        merger = (
-            _build_norm_shapes("ln_q", self.embed_dim)
-            | _build_linear_shapes("mlp.0", merged, merged)
-            | _build_linear_shapes("mlp.2", merged, self.out_features)
-        )
+        E, F, merged = self.embed_dim, self.intermediate_size, self.embed_dim * self.merge_size**2
+        patch = (E, self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size)
+        linears: WeightShapes = {"attn.qkv": (3 * E, E), "attn.proj": (E, E), "mlp.fc1": (F, E), "mlp.fc2": (E, F)}
+        block = _add_biases(linears | {"norm1": (E,), "norm2": (E,)})
+        merger = {"ln_q": (E,), "mlp.0": (merged, merged), "mlp.2": (self.out_features, merged)}
         return (
-            {
-                "model.visual.patch_embed.proj.weight": (
-                    self.embed_dim, self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size,
-                )
-            }
+            {"model.visual.patch_embed.proj.weight": patch}
             | _repeat_per_layer("model.visual.blocks", self.depth, block)
-            | {f"model.visual.merger.{name}": size for name, size in merger.items()}
-        )  # fmt: skip
+            | _add_biases({f"model.visual.merger.{name}": shape for name, shape in merger.items()})
+        )
+
+
+def parse_configs(config: HfConfig) -> tuple[TextConfig, VisionConfig]:
+    """Raises LorgnetteError if the fast engine does not support this model."""
+    if reason := find_unsupported_feature(config):
+        message = f"the fast engine does not support this model: {reason}"
+        raise LorgnetteError(message, where="config.json", hint="use a Qwen2-VL checkpoint")
+    return TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
 
 
 def find_unsupported_feature(config: HfConfig) -> str | None:
@@ -152,7 +168,7 @@ def _list_unsupported_features(config: HfConfig) -> Iterator[str]:
     if tree.get("use_sliding_window") or "sliding_attention" in (tree.get("layer_types") or ()):
         yield "sliding-window attention"
     yield from _check_rope(tree, vision)
-    yield from _check_sizes(_parse_text_config(config), _parse_vision_config(config))
+    yield from _check_sizes(TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config))
 
 
 def _check_rope(tree: HfConfig, vision: HfConfig) -> Iterator[str]:
@@ -168,12 +184,7 @@ def _check_rope(tree: HfConfig, vision: HfConfig) -> Iterator[str]:
 
 
 def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
-    sizes = (
-        text.num_layers, text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim, text.intermediate_size,
-        text.vocab_size, vision.depth, vision.embed_dim, vision.num_heads, vision.intermediate_size,
-        vision.out_features, vision.patch_size, vision.merge_size, vision.temporal_patch_size, vision.in_channels,
-    )  # fmt: skip
-    if min(sizes) < 1:
+    if min(value for value in (*astuple(text), *astuple(vision)) if type(value) is int) < 1:
         yield "a size below 1"
     if text.num_heads % text.num_kv_heads or text.num_heads * text.head_dim != text.hidden_size:
         yield f"{text.num_heads} heads and {text.num_kv_heads} key-value heads with a hidden size of {text.hidden_size}"
@@ -189,52 +200,6 @@ def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
         yield f"image features of {vision.out_features} with a hidden size of {text.hidden_size}"
 
 
-def _check_supported(config: HfConfig) -> None:
-    reason = find_unsupported_feature(config)
-    if reason is not None:
-        raise LorgnetteError(
-            f"the fast engine does not support this model: {reason}",
-            where="config.json",
-            hint="use a Qwen2-VL checkpoint",
-        )
-
-
-def _parse_text_config(config: HfConfig) -> TextConfig:
-    tree = _get_text_section(config)
-    hidden, heads = int(tree["hidden_size"]), int(tree["num_attention_heads"])
-    rope = _get_rope_section(tree)
-    theta = rope["rope_theta"] if "rope_theta" in rope else tree["rope_theta"]
-    return TextConfig(
-        num_layers=int(tree["num_hidden_layers"]),
-        hidden_size=hidden,
-        num_heads=heads,
-        num_kv_heads=int(tree["num_key_value_heads"]),
-        head_dim=hidden // heads,
-        intermediate_size=int(tree["intermediate_size"]),
-        vocab_size=int(tree["vocab_size"]),
-        rms_norm_eps=float(tree["rms_norm_eps"]),
-        rope_theta=float(theta),
-        mrope_section=tuple(map(int, rope["mrope_section"])),  # type: ignore[arg-type]
-        tie_word_embeddings=bool(config.get("tie_word_embeddings") or tree.get("tie_word_embeddings")),
-    )
-
-
-def _parse_vision_config(config: HfConfig) -> VisionConfig:
-    tree = config["vision_config"]
-    embed = int(tree["embed_dim"])
-    return VisionConfig(
-        depth=int(tree["depth"]),
-        embed_dim=embed,
-        num_heads=int(tree["num_heads"]),
-        intermediate_size=int(embed * tree.get("mlp_ratio", _DEFAULT_MLP_RATIO)),
-        out_features=int(tree["hidden_size"]),
-        patch_size=int(tree["patch_size"]),
-        merge_size=int(tree["spatial_merge_size"]),
-        temporal_patch_size=int(tree["temporal_patch_size"]),
-        in_channels=int(tree.get("in_channels", 3)),
-    )
-
-
 def _get_text_section(config: HfConfig) -> HfConfig:
     """The decoder's settings: nested by transformers, flat in the hub's files."""
     tree: HfConfig = config.get("text_config") or config
@@ -247,12 +212,11 @@ def _get_rope_section(tree: HfConfig) -> HfConfig:
 
 
 def _repeat_per_layer(prefix: str, count: int, layer: WeightShapes) -> WeightShapes:
-    return {f"{prefix}.{i}.{name}": size for i in range(count) for name, size in layer.items()}
+    return {f"{prefix}.{i}.{name}": shape for i in range(count) for name, shape in layer.items()}
 
 
-def _build_norm_shapes(name: str, width: int) -> WeightShapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _build_linear_shapes(name: str, in_features: int, out_features: int) -> WeightShapes:
-    return {f"{name}.weight": (out_features, in_features), f"{name}.bias": (out_features,)}
+def _add_biases(shapes: WeightShapes) -> WeightShapes:
+    """Weight and bias of each module, by the shapes of the weights."""
+    return {
+        f"{name}.{kind}": shape[:end] for name, shape in shapes.items() for kind, end in (("weight", None), ("bias", 1))
+    }

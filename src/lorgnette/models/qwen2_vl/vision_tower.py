@@ -25,11 +25,11 @@ from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VISION_ROPE_THETA, VisionConfig
+from lorgnette.models.qwen2_vl.config import VISION_ROPE_THETA, VisionConfig, parse_configs
 from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.types import ImageGrid
 
-LAYER_NORM_EPS = 1e-6  # a constant in transformers' qwen2_vl, not in config.json
+LAYER_NORM_EPS = 1e-6  # a constant in transformers, not in config.json
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -56,7 +56,7 @@ class VisionTower:
     @classmethod
     def from_checkpoint(cls, checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "VisionTower":
         """Raises LorgnetteError if the checkpoint is broken or not supported."""
-        config = VisionConfig.from_hf_config(checkpoint.load_hf_config())
+        _, config = parse_configs(checkpoint.load_hf_config())
         shapes = config.list_weight_shapes()
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         load_weights_into(checkpoint, weights)
