@@ -87,7 +87,9 @@ def own_images(here: Path, tiny: Path) -> Path:
 def test_the_tutorials_one_command_is_tested() -> None:
     [block] = read_blocks(ROOT / "README.md", "bash")
     assert block == "lorgnette train coco-caption\n"
-    assert '"train", "coco-caption"' in (ROOT / "tests" / "hub" / "test_recipe_from_hubs.py").read_text(encoding="utf-8")
+    assert '"train", "coco-caption"' in (ROOT / "tests" / "hub" / "test_recipe_from_hubs.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def read_commands(page: Path) -> list[list[str]]:

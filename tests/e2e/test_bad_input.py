@@ -93,9 +93,9 @@ def test_broken_images_are_each_named_and_left_out_on_request(tmp_path: Path, cl
     found = json.loads(checked.out)
     assert (found["rows"], found["usable"]) == (len(odd) + len(broken), len(odd))
     for problem, (name, said) in zip(found["problems"], broken.items(), strict=True):
-        assert name in problem["what"]
-        assert said in problem["what"]
-        assert problem["remedy"]
+        assert name in problem["message"]
+        assert said in problem["message"]
+        assert problem["hint"]
         assert problem["row"] == 2 + [*odd, *broken].index(name)
 
     cli(*quick()).refused(1, "10 of 18 rows", "row 10: image is missing", "data.on_bad_row=skip")

@@ -43,7 +43,7 @@ def test_check_names_every_image_that_cannot_be_loaded(nasty: list[str], cli) ->
     done = cli("check", "nasty.csv", "--json")
     assert done.status == 1
     found = json.loads(done.out)
-    said = {nasty[problem["row"] - 2]: problem["what"] for problem in found["problems"]}
+    said = {nasty[problem["row"] - 2]: problem["message"] for problem in found["problems"]}
     assert said.keys() == BROKEN.keys()
     for name, part in BROKEN.items():
         assert part in said[name]

@@ -65,7 +65,7 @@ def hash_adapter(run: Path) -> str:
 def read_curve(run: Path) -> list[tuple[object, ...]]:
     """All numbers of the log that do not depend on the clock."""
     return [
-        (r["kind"], r["step"], r.get("loss"), r.get("lr"), r.get("grad_norm"), r.get("eval_loss"))
+        (r["kind"], r["step"], r.get("loss"), r.get("learning_rate"), r.get("grad_norm"), r.get("eval_loss"))
         for r in run_log.read_log(run / "log.jsonl")
         if r["kind"] in ("train", "eval")
     ]

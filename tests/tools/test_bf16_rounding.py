@@ -31,7 +31,7 @@ def build_generator(tiny: Path, processor: Processor, prompts: list[Encoded], dt
     checkpoint = BaseCheckpoint.from_folder(tiny)
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     features.prepare(grid for prompt in prompts for grid in prompt.grids)
-    return load_fast_model(checkpoint, None, features, dtype).speaker
+    return Generator(load_fast_model(checkpoint, None, features, dtype).decoder, features)
 
 
 def test_the_same_model_does_not_diverge(tiny: Path, processor: Processor, prompts: list[Encoded]) -> None:
