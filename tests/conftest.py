@@ -65,7 +65,7 @@ SLOW = [
     "tests/verification/test_peft_check.py",
     "tests/tools/",
     "tests/commands/test_merge.py",
-    "tests/commands/test_check.py::test_all_that_was_planted",
+    "tests/commands/test_check.py::test_planted_faults",
     "tests/features/test_disk_cache.py",
     "tests/report/trackers/",
     "tests/data/checks/test_near_duplicates.py",

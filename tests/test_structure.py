@@ -2,6 +2,7 @@
 
 import ast
 import random
+import re
 from pathlib import Path
 
 import PIL.Image
@@ -32,6 +33,16 @@ def test_every_module_has_a_test_file() -> None:
         if module.name != "__init__.py" and not (ROOT / "tests" / test).is_file():
             untested.append(str(module))
     assert untested == []
+
+
+def test_the_list_of_slow_tests_is_up_to_date() -> None:
+    text = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    prefixes = re.findall(r'^    "(tests/[^"]+)",$', text, re.MULTILINE)
+    assert len(prefixes) > 10
+    for prefix in prefixes:
+        path, _, function = prefix.partition("::")
+        assert (ROOT / path).exists(), prefix
+        assert not function or f"def {function}" in (ROOT / path).read_text(encoding="utf-8"), prefix
 
 
 def test_settings_are_few() -> None:
