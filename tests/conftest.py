@@ -251,15 +251,15 @@ def conversations(example: Callable[..., Example]) -> list[Example]:
     ]
 
 
-class Said(NamedTuple):
-    """What a command left: its exit status, and what it said."""
+class CommandResult(NamedTuple):
+    """The exit status of a command and its output."""
 
     status: int
     out: str
     err: str
 
-    def refused(self, status: int, *parts: str) -> None:
-        """One message that holds these parts: what, where and what to do; no traceback."""
+    def assert_refused(self, status: int, *parts: str) -> None:
+        """It ended with one message, without a traceback, that contains these parts."""
         assert self.status == status, self.err
         assert "Traceback" not in self.err
         assert self.err.count("lorgnette: ") == 1, self.err
@@ -270,17 +270,19 @@ class Said(NamedTuple):
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """cli("train", …) → the command line in this process, in tmp_path: without the seconds that importing costs."""
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., CommandResult]:
+    """cli("train", …) → run the command line in this process, in tmp_path, without the time of its imports."""
     from lorgnette.cli import main
 
-    def run(*words: object) -> Said:
+    def run(*words: object) -> CommandResult:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["lorgnette", *map(str, words)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        return Said(int(stopped.value.code or 0), *capsys.readouterr())
+        return CommandResult(int(exit_info.value.code or 0), *capsys.readouterr())
 
     return run
 

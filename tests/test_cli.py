@@ -206,8 +206,8 @@ def test_recipes(tmp_path: Path, cli) -> None:
     assert cli("recipe", "copy", "coco-caption", "mine.yaml").status == 0
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == shown.out
     assert cli("recipe", "show", "mine.yaml").out == shown.out
-    cli("recipe", "copy", "coco-caption").refused(2, "file exists", "coco-caption.yaml")
-    cli("recipe", "show", "coco-capton").refused(2, "did you mean coco-caption?")
+    cli("recipe", "copy", "coco-caption").assert_refused(2, "file exists", "coco-caption.yaml")
+    cli("recipe", "show", "coco-capton").assert_refused(2, "did you mean coco-caption?")
 
 
 def test_check_prints_facts(captions: Path, cli) -> None:

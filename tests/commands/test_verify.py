@@ -275,5 +275,5 @@ def test_command_line(run: Path, adapter: Path, cli: Callable[..., Any]) -> None
     done = cli("verify", adapter, "--json")
     assert done.status == 1
     assert not json.loads(done.out)["passed"]
-    done.refused(1, "the adapter failed a check", str(adapter))
-    cli("verify", "nowhere").refused(2, "no such adapter", "nowhere")
+    done.assert_refused(1, "the adapter failed a check", str(adapter))
+    cli("verify", "nowhere").assert_refused(2, "no such adapter", "nowhere")

@@ -98,7 +98,7 @@ def test_broken_images_are_each_named_and_left_out_on_request(tmp_path: Path, cl
         assert problem["hint"]
         assert problem["row"] == 2 + [*odd, *broken].index(name)
 
-    cli(*quick()).refused(1, "10 of 18 rows", "row 10: image is missing", "data.on_bad_row=skip")
+    cli(*quick()).assert_refused(1, "10 of 18 rows", "row 10: image is missing", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
 
     done = cli(*quick("data.on_bad_row=skip"))
@@ -116,7 +116,7 @@ def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: P
     assert cli("check", "captions.csv", "--no-look-alikes").status == 0
     assert cli("check", "captions.csv").status == 1
     done = cli(*quick())
-    done.refused(1, "2 of 16 rows", "row 5: image cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
+    done.assert_refused(1, "2 of 16 rows", "row 5: image cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
     assert "step " not in done.err
     assert not (tmp_path / "run").exists()
     done = cli(*quick("data.on_bad_row=skip", run="skipping"))
@@ -139,7 +139,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     damaged(tmp_path / "a.png")
     write(tmp_path / "captions.csv", [("a.png", "one"), ("a.png", "two")])
     done = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
-    done.refused(1, "no example left")
+    done.assert_refused(1, "no example left")
     assert "row 2" in done.err
     assert not (tmp_path / "run").exists()
 
@@ -195,7 +195,7 @@ def test_a_long_caption_and_one_over_several_lines_and_control_tokens_are_text(t
 def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, cli, quick) -> None:
     with captions.open("a") as file:
         file.write(f"0.png,{'long ' * 200}\n")
-    cli(*quick("max_length=100")).refused(1, "1 of 17 rows", "row 18:", "more than max_length=100")
+    cli(*quick("max_length=100")).assert_refused(1, "1 of 17 rows", "row 18:", "more than max_length=100")
     assert not (tmp_path / "run").exists()
     assert cli(*quick("max_length=100", "data.on_bad_row=skip", "data.split=tail")).status == 0
     [(row, what)] = skipped(tmp_path / "run")
@@ -235,7 +235,7 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
     ],
 )
 def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) -> None:
-    cli(*quick(word)).refused(2, said)
+    cli(*quick(word)).assert_refused(2, said)
     assert not (tmp_path / "run").exists()
 
 
@@ -257,14 +257,14 @@ def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) ->
 )
 def test_what_only_the_start_can_tell(word, status, said, tmp_path: Path, captions, cli, quick) -> None:
     before = captions.read_bytes()
-    cli(*quick(word)).refused(status, said)
+    cli(*quick(word)).assert_refused(status, said)
     assert not (tmp_path / "run").exists()
     assert captions.read_bytes() == before
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, captions, cli, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorgnette.report.trackers.tracker.is_installed", lambda package: False)
-    cli(*quick("report_to=wandb")).refused(2, "not installed", "pip install 'lorgnette[wandb]'")
+    cli(*quick("report_to=wandb")).assert_refused(2, "not installed", "pip install 'lorgnette[wandb]'")
     assert not (tmp_path / "run").exists()
 
 
@@ -272,47 +272,47 @@ def test_a_recipe_that_is_none(tmp_path: Path, captions, cli) -> None:
     (tmp_path / "odd.yaml").write_text("train: [")
     (tmp_path / "list.yaml").write_text("- a")
     (tmp_path / "typo.yaml").write_text("train: {lrr: 1}")
-    cli("train", "coco-captoin").refused(2, "did you mean coco-caption?")
-    cli("train", "captions.csv").refused(2, "a data file, not a recipe", "write data=captions.csv")
-    cli("train", "0.png").refused(2, "recipe cannot be read")
-    cli("train", "odd.yaml").refused(2, "recipe cannot be read", "odd.yaml")
-    cli("train", "list.yaml").refused(2, "not a mapping")
-    cli("train", "typo.yaml").refused(2, "did you mean train.learning_rate?", "typo.yaml")
-    cli("train", "x" * 300).refused(1, "File name too long")
-    cli("train").refused(2, "no data", "data=captions.csv")
-    cli("recipe", "show", "0.png").refused(2, "not a recipe")
-    cli("recipe", "copy", "demo", "captions.csv").refused(2, "file exists")
+    cli("train", "coco-captoin").assert_refused(2, "did you mean coco-caption?")
+    cli("train", "captions.csv").assert_refused(2, "a data file, not a recipe", "write data=captions.csv")
+    cli("train", "0.png").assert_refused(2, "recipe cannot be read")
+    cli("train", "odd.yaml").assert_refused(2, "recipe cannot be read", "odd.yaml")
+    cli("train", "list.yaml").assert_refused(2, "not a mapping")
+    cli("train", "typo.yaml").assert_refused(2, "did you mean train.learning_rate?", "typo.yaml")
+    cli("train", "x" * 300).assert_refused(1, "File name too long")
+    cli("train").assert_refused(2, "no data", "data=captions.csv")
+    cli("recipe", "show", "0.png").assert_refused(2, "not a recipe")
+    cli("recipe", "copy", "demo", "captions.csv").assert_refused(2, "file exists")
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path, captions, cli, quick) -> None:
     assert cli(*quick()).status == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    cli(*quick()).refused(2, "exists and is not empty", "--resume run")
+    cli(*quick()).assert_refused(2, "exists and is not empty", "--resume run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    cli(*quick(run="mine")).refused(2, "exists and is not empty")
-    cli("demo", "--out", "mine").refused(2, "something stands here already")
-    cli("demo", "--out", "captions.csv").refused(2, "something stands here already")
+    cli(*quick(run="mine")).assert_refused(2, "exists and is not empty")
+    cli("demo", "--out", "mine").assert_refused(2, "something stands here already")
+    cli("demo", "--out", "captions.csv").assert_refused(2, "something stands here already")
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_demo_looks_at_its_words_before_it_draws(tmp_path: Path, cli) -> None:
-    cli("demo", "train.learning_rate=abc").refused(2, "train.learning_rate")
+    cli("demo", "train.learning_rate=abc").assert_refused(2, "train.learning_rate")
     assert not (tmp_path / "runs").exists()
 
 
 def test_prepare(tmp_path: Path, captions, cli) -> None:
-    cli("prepare", "captions.csv", "--out", "0.png").refused(2, "a file, not a folder")
-    cli("prepare", "captions.csv", "--holdout", 16).refused(2, "there are 16 usable rows")
-    cli("prepare", "captions.csv", "--out", "/proc/nowhere").refused(1, "cannot write")
+    cli("prepare", "captions.csv", "--out", "0.png").assert_refused(2, "a file, not a folder")
+    cli("prepare", "captions.csv", "--holdout", 16).assert_refused(2, "there are 16 usable rows")
+    cli("prepare", "captions.csv", "--out", "/proc/nowhere").assert_refused(1, "cannot write")
     assert not (tmp_path / "data").exists()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "data_vl_test.json").write_text("mine")
-    cli("prepare", "captions.csv").refused(2, "with other content")
+    cli("prepare", "captions.csv").assert_refused(2, "with other content")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["data_vl_test.json"]
     write(tmp_path / "broken.csv", [("0.png", "x"), ("gone.png", "x")])
-    cli("prepare", "broken.csv").refused(1, "row 3: image is missing", "--on-bad-row skip")
+    cli("prepare", "broken.csv").assert_refused(1, "row 3: image is missing", "--on-bad-row skip")
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, quick, monkeypatch) -> None:

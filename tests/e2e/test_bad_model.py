@@ -72,7 +72,7 @@ def test_a_broken_model(change: Change, said: str, tmp_path: Path, tiny: Path, c
     shutil.copytree(tiny, tmp_path / "model")
     change(tmp_path / "model")
     for words in (quick(model="model"), ["predict", "0.png", "--model", "model"]):
-        cli(*words).refused(1, said, "model")
+        cli(*words).assert_refused(1, said, "model")
     assert not (tmp_path / "run").exists()
 
 
@@ -102,16 +102,16 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
 )
 def test_a_broken_adapter(change: Change, said: str, trained: Path, cli) -> None:
     change(trained / "adapter")
-    cli("predict", "0.png", "--adapter", "run/adapter").refused(1, said)
-    cli("compare", "run/adapter", "captions.csv").refused(1, said)
+    cli("predict", "0.png", "--adapter", "run/adapter").assert_refused(1, said)
+    cli("compare", "run/adapter", "captions.csv").assert_refused(1, said)
     assert not Path("compare.html").exists()
 
 
 def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
-    cli("predict", "0.png", "--adapter", "run/adapter", "--model", "demo").refused(1, "other weights", "--model")
+    cli("predict", "0.png", "--adapter", "run/adapter", "--model", "demo").assert_refused(1, "other weights", "--model")
     assert cli("predict", "0.png", "--adapter", "run", "--max-new-tokens", 1).status == 0  # the adapter in it
     (trained / "adapter").rename(trained / "gone")
-    cli("predict", "0.png", "--adapter", "run").refused(1, "no adapter here", "name a run's `adapter` folder")
+    cli("predict", "0.png", "--adapter", "run").assert_refused(1, "no adapter here", "name a run's `adapter` folder")
 
 
 def test_what_to_answer_is_looked_at_before_weights_are_read(
@@ -134,8 +134,8 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         ("broken.csv", "2 of 3 rows", "row 3: image is missing", "row 4: the caption is empty"),
         ("none.csv", "no rows"),
     ):
-        cli("predict", source, "--model", tiny).refused(1, source, *said)
-    cli("predict", "0.png", "--both", "--model", tiny).refused(2, "--both needs an adapter", "--adapter")
+        cli("predict", source, "--model", tiny).assert_refused(1, source, *said)
+    cli("predict", "0.png", "--both", "--model", tiny).assert_refused(2, "--both needs an adapter", "--adapter")
     before = captions.read_bytes()
     for out, status, what in (
         ("captions.csv", 2, "would overwrite its own input"),
@@ -143,14 +143,14 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         ("captions.csv/x", 1, "cannot write"),
         ("/proc/nowhere/x", 1, "cannot write"),
     ):
-        cli("predict", "captions.csv", "--model", tiny, "--out", out).refused(status, what, f"--out {out}")
+        cli("predict", "captions.csv", "--model", tiny, "--out", out).assert_refused(status, what, f"--out {out}")
     assert captions.read_bytes() == before
 
 
 def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, monkeypatch) -> None:
     monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     for out, status in (("captions.csv", 2), ("run", 2), ("captions.csv/x.html", 1), ("/proc/nowhere/x.html", 1)):
-        cli("compare", "run/adapter", "captions.csv", "--out", out).refused(status, f"--out {out}")
+        cli("compare", "run/adapter", "captions.csv", "--out", out).assert_refused(status, f"--out {out}")
     assert captions.read_text().startswith("image_path")
 
 
@@ -193,7 +193,7 @@ def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) 
 def test_a_broken_run(change: Change, status: int, said: str, trained: Path, cli) -> None:
     change(trained)
     before = sorted(path for path in trained.rglob("*") if path.is_file())
-    cli("train", "--resume", "run").refused(status, said)
+    cli("train", "--resume", "run").assert_refused(status, said)
     assert sorted(path for path in trained.rglob("*") if path.is_file()) == before
 
 
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full_at_the_last_moment(at: str, tmp_path, captions, cli
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", full)
-        cli(*quick()).refused(1, "No space left on device", at, "free some space")
+        cli(*quick()).assert_refused(1, "No space left on device", at, "free some space")
     assert not (tmp_path / "run" / at).exists()
     assert not list((tmp_path / "run").rglob("*.part"))
     done = cli("train", "--resume", "run")
@@ -230,7 +230,7 @@ def test_a_disk_that_is_full_at_the_last_moment(at: str, tmp_path, captions, cli
 def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
     """Wherever it is cut short, what stands there is whole, and with more room the run goes on to its end."""
     run = volume(size) / "run"
-    cli(*quick(run=run)).refused(1, "No space left on device", str(run))
+    cli(*quick(run=run)).assert_refused(1, "No space left on device", str(run))
     assert not list(run.rglob("*.part"))
     for adapter in (run / "adapter", run / "best"):  # the last adapter is there before the last checkpoint is
         assert not adapter.exists() or SavedAdapter.load(adapter)
@@ -244,9 +244,9 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
 
 def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:
     place = volume("ro,size=1m")
-    cli(*quick(run=place / "run")).refused(1, "run folder cannot be created")
-    cli("prepare", "captions.csv", "--out", place / "data").refused(1, "cannot write")
-    cli("predict", "0.png", "--model", tiny, "--out", place / "said.jsonl").refused(1, "cannot write")
-    cli("recipe", "copy", "demo", place / "demo.yaml").refused(1, "cannot write")
-    cli("demo", "--out", place / "demo", "--images", 8).refused(1, "Read-only")
+    cli(*quick(run=place / "run")).assert_refused(1, "run folder cannot be created")
+    cli("prepare", "captions.csv", "--out", place / "data").assert_refused(1, "cannot write")
+    cli("predict", "0.png", "--model", tiny, "--out", place / "said.jsonl").assert_refused(1, "cannot write")
+    cli("recipe", "copy", "demo", place / "demo.yaml").assert_refused(1, "cannot write")
+    cli("demo", "--out", place / "demo", "--images", 8).assert_refused(1, "Read-only")
     assert not list(place.iterdir())

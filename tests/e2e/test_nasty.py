@@ -55,7 +55,7 @@ def test_check_names_every_image_that_cannot_be_loaded(nasty: list[str], cli) ->
 @pytest.mark.parametrize("size", ["28", "null"])
 def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: list[str], tmp_path, cli, quick) -> None:
     """With size=null the grids come from the headers alone: the pixels must agree with them."""
-    cli(*quick(data="nasty.csv")).refused(1, "9 of 45 rows", "data.on_bad_row=skip")
+    cli(*quick(data="nasty.csv")).assert_refused(1, "9 of 45 rows", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
     sized = (f"image_size={size}", "image_tokens=1,16")
     done = cli(*quick("data.on_bad_row=skip", "data.split=tail", *sized, data="nasty.csv"))
@@ -73,7 +73,7 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
 
 
 def test_predict_answers_all_that_can_be_loaded(nasty: list[str], tmp_path: Path, tiny: Path, cli) -> None:
-    cli("predict", ".", "--model", tiny).refused(1, "9 of 45 rows", "zero bytes")
+    cli("predict", ".", "--model", tiny).assert_refused(1, "9 of 45 rows", "zero bytes")
     for name in BROKEN:
         (tmp_path / name).unlink()
     done = cli("predict", ".", "--model", tiny, "--max-new-tokens", 1, "--out", "said.jsonl")

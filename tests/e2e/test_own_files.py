@@ -66,7 +66,7 @@ def test_its_adapter_predicts_compares_and_merges(run: Path, old: Path, tiny: Pa
 
 def test_without_its_base_it_asks_for_it(old: Path, cli: Callable[..., Any]) -> None:
     done = cli("predict", "0.png", "--adapter", old)
-    done.refused(1, "base model is gone", "./Qwen/Qwen2-VL-2B-Instruct", "--model")
+    done.assert_refused(1, "base model is gone", "./Qwen/Qwen2-VL-2B-Instruct", "--model")
 
 
 def test_half_of_its_names_is_an_error_that_lists_them(old: Path, tiny: Path, cli: Callable[..., Any]) -> None:
@@ -74,4 +74,4 @@ def test_half_of_its_names_is_an_error_that_lists_them(old: Path, tiny: Path, cl
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if ".mlp." not in name}, weights)
     done = cli("predict", "0.png", "--adapter", old, "--model", tiny)
-    done.refused(1, "16 of 28 adapter tensors match", "mlp.down_proj.lora_A")
+    done.assert_refused(1, "16 of 28 adapter tensors match", "mlp.down_proj.lora_A")
