@@ -1,4 +1,4 @@
-"""Callbacks: log and trackers get the same records; Ctrl-C stops after the step, then at once."""
+"""Callbacks: log and trackers get the same records; Ctrl-C stops the trainer."""
 
 import io
 import os
@@ -18,9 +18,10 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import GuardedTracker
-from lorgnette.training.callbacks import GracefulInterrupt, TrainingCallbacks
+from lorgnette.training.callbacks import TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
 from lorgnette.training.eval_samples import Samples
+from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.trainer import StepReport
 from lorgnette.types import PredictionRow
 
@@ -170,7 +171,7 @@ def test_checkpoints_are_saved_logged_and_rotated(build_callbacks: Any) -> None:
     callbacks, run, _ = build_callbacks()
     for step in (7, 8, 9, 10):
         callbacks.on_save(step, {"step": step, "best": [7, 0.5, 0]})
-    callbacks._writer.wait()
+    callbacks.writer.wait()
     step, path = find_latest_checkpoint(run / "checkpoints") or (0, run)
     assert step == 10
     assert (path / "adapter").read_text() == "weights"
@@ -180,21 +181,9 @@ def test_checkpoints_are_saved_logged_and_rotated(build_callbacks: Any) -> None:
     assert names == {"step-000007", "step-000009", "step-000010"}  # the best and the newest two
 
 
-def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(terminal: Terminal, said: io.StringIO) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with GracefulInterrupt(terminal) as interrupt:
-        assert not interrupt.is_requested
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.is_requested
-        assert "stopping after this step; press Ctrl-C again to stop at once" in said.getvalue()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_ctrl_c_stops_the_trainer(build_callbacks: Any) -> None:
     callbacks, _, _ = build_callbacks()
     assert not callbacks.should_stop()
-    with callbacks._interrupt:
+    with callbacks.interrupt:
         os.kill(os.getpid(), signal.SIGINT)
     assert callbacks.should_stop()

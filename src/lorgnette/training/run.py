@@ -24,10 +24,11 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import Tracker
-from lorgnette.training.callbacks import AdapterSnapshot, GracefulInterrupt, TrainingCallbacks
+from lorgnette.training.callbacks import AdapterSnapshot, TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
+from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.setup import TrainingSetup, build_sampler, build_training
 from lorgnette.training.trainer import Trainer
