@@ -38,7 +38,7 @@ def attention_forward(
 
     Returns the log-sum-exp that the backward pass needs, in base 2: log₂ Σ 2^(S·log₂e); None from the reference.
     """
-    if not _use_kernels(qkv):
+    if not (qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)):  # fp32 would gain nothing: no tensor cores
         out.copy_(attention_reference(qkv, plan, num_heads))
         return None
     sizes = _build_constexprs(qkv, num_heads)
@@ -61,7 +61,11 @@ def attention_backward(
 ) -> Float[Tensor, "T _"]:
     """The gradient of qkv; 0 for the query heads of tokens that are no queries (none where M = T)."""
     if lse is None:
-        return _attention_backward_reference(grad, qkv, plan, num_heads)
+        with torch.enable_grad():
+            leaf = qkv.detach().requires_grad_()
+            # The gradient of a scalar: for any other output torch imports sympy to compare shapes.
+            total = (attention_reference(leaf, plan, num_heads) * grad).sum()
+        return torch.autograd.grad(total, leaf)[0]
     sizes, (H, K) = _build_constexprs(qkv, num_heads), num_heads
     M, T, D = len(grad), len(qkv), sizes["D"]
     scale = D**-0.5
@@ -101,21 +105,6 @@ def attention_reference(qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_head
         p = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1) * visible
         parts.append(torch.einsum("hqk,khd->qhd", p, values).flatten(1))
     return torch.cat(parts)
-
-
-def _attention_backward_reference(
-    grad: Float[Tensor, "M _"], qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_heads: HeadCounts
-) -> Float[Tensor, "T _"]:
-    with torch.enable_grad():
-        leaf = qkv.detach().requires_grad_()
-        # The gradient of a scalar: for any other output torch imports sympy to compare shapes.
-        total = (attention_reference(leaf, plan, num_heads) * grad).sum()
-    return torch.autograd.grad(total, leaf)[0]
-
-
-def _use_kernels(qkv: Tensor) -> bool:
-    """fp32 runs the reference: it has no tensor cores to gain from."""
-    return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)
 
 
 def _build_constexprs(qkv: Float[Tensor, "T _"], num_heads: HeadCounts) -> dict[str, int]:

@@ -17,23 +17,16 @@ def cross_entropy_(
     """−log softmax(logits)[target] of every row. `logits` become weight · (softmax − onehot), the gradient of
     Σ weight · cross-entropy."""
     if not logits.is_cuda:
-        losses, grad = cross_entropy_reference(logits, targets, weights)
-        logits.copy_(grad)
+        log_probs = logits.float().log_softmax(-1)
+        losses = -log_probs.gather(1, targets[:, None].long())[:, 0]
+        onehot = torch.zeros_like(log_probs).scatter_(1, targets[:, None].long(), 1.0)
+        logits.copy_(weights[:, None] * (log_probs.exp() - onehot))
         return losses
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     _cross_entropy_kernel[(len(logits),)](
         logits, targets, weights, losses, V=logits.shape[1], BLOCK=_BLOCK, num_warps=16
     )
     return losses
-
-
-def cross_entropy_reference(
-    logits: Float[Tensor, "R V"], targets: Int[Tensor, " R"], weights: Float32[Tensor, " R"]
-) -> tuple[Float32[Tensor, " R"], Float[Tensor, "R V"]]:
-    log_probs = logits.float().log_softmax(-1)
-    losses = -log_probs.gather(1, targets[:, None].long())[:, 0]
-    onehot = torch.zeros_like(log_probs).scatter_(1, targets[:, None].long(), 1.0)
-    return losses, (weights[:, None] * (log_probs.exp() - onehot)).to(logits.dtype)
 
 
 if triton is not None:

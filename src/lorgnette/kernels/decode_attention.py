@@ -26,10 +26,14 @@ def decode_attention(
 ) -> None:
     """out = softmax(q·kᵀ/√D)·v over the first `lengths` slots of each row (at least one). `q` and `out` may be columns
     of wider matrices."""
-    if not cache.is_cuda:
-        out.copy_(decode_attention_reference(q, cache, lengths))
-        return
     B, L, K, D = len(cache), cache.shape[1], cache.shape[2] // 2, cache.shape[3]
+    if not cache.is_cuda:
+        keys, values = cache.float().split(K, 2)
+        scores = torch.einsum("bkgd,blkd->bkgl", q.reshape(B, K, -1, D).float(), keys) * D**-0.5
+        filled = torch.arange(L) < lengths[:, None]
+        p = scores.masked_fill(~filled[:, None, None], float("-inf")).softmax(-1)
+        out.copy_(torch.einsum("bkgl,blkd->bkgd", p, values).to(q.dtype).flatten(1))
+        return
     group_size, splits = q.shape[1] // (K * D), triton.cdiv(L, _SPLIT_SIZE)
     sizes = {
         "K": K, "G": group_size, "BLOCK_G": max(_MIN_DOT_SIZE, triton.next_power_of_2(group_size)),
@@ -46,17 +50,6 @@ def decode_attention(
     )  # fmt: skip
     if splits > 1:
         _combine_splits_kernel[(B, K)](part_acc, part_l, part_m, out, out.stride(0), **sizes, num_warps=4)
-
-
-def decode_attention_reference(
-    q: Float[Tensor, "B HD"], cache: Float[Tensor, "B L KK D"], lengths: Int32[Tensor, " B"]
-) -> Float[Tensor, "B HD"]:
-    B, L, K, D = len(cache), cache.shape[1], cache.shape[2] // 2, cache.shape[3]
-    keys, values = cache.float().split(K, 2)
-    scores = torch.einsum("bkgd,blkd->bkgl", q.reshape(B, K, -1, D).float(), keys) * D**-0.5
-    filled = torch.arange(L, device=q.device) < lengths[:, None]
-    p = scores.masked_fill(~filled[:, None, None], float("-inf")).softmax(-1)
-    return torch.einsum("bkgl,blkd->bkgd", p, values).to(q.dtype).flatten(1)
 
 
 if triton is not None:

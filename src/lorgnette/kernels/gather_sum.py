@@ -40,21 +40,16 @@ def gather_sum(
 ) -> Float[Tensor, "T C"]:
     """out[t] = the sum of t's copies; 0 for a row that was not gathered. `out` may be columns of a wider matrix."""
     if not gathered.is_cuda:
-        return out.copy_(gather_sum_reference(gathered, segments))
+        counts = segments.offsets.diff()
+        row = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        copies = gathered[segments.indices[: len(row)].long()].float()
+        return out.copy_(torch.zeros(len(counts), gathered.shape[1]).index_add_(0, row, copies).to(gathered.dtype))
     width = gathered.shape[1]
     block = min(1024, triton.next_power_of_2(width))
     _gather_sum_kernel[(len(out), triton.cdiv(width, block))](
         gathered, segments.indices, segments.offsets, out, width, gathered.stride(0), out.stride(0), BLOCK=block
     )
     return out
-
-
-def gather_sum_reference(gathered: Float[Tensor, "N C"], segments: GatherSegments) -> Float[Tensor, "T C"]:
-    counts = segments.offsets.diff()
-    row = torch.repeat_interleave(torch.arange(len(counts), device=gathered.device), counts)
-    total = torch.zeros(len(counts), gathered.shape[1], device=gathered.device)
-    indices = segments.indices[: len(row)].long()
-    return total.index_add_(0, row, gathered[indices].float()).to(gathered.dtype)
 
 
 if triton is not None:

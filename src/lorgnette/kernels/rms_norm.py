@@ -30,8 +30,8 @@ def add_rms_norm(
     dropout, count, rng_stream = dropout_spec or (None, 0, 0)
     if not x.is_cuda:
         summed = x if delta is None else x + delta
-        normed, rstd = rms_norm_reference(summed, weight, eps)
-        out.copy_(normed)
+        rstd = torch.rsqrt(summed.float().square().mean(-1) + eps)
+        out.copy_(weight.float() * (summed.float() * rstd[:, None]))
         return summed, rstd, None if dropout is None else apply_dropout(out, count, dropout, rng_stream)
     summed = x if delta is None else torch.empty_like(x)
     rstd = torch.empty(len(x), dtype=torch.float32, device=x.device)
@@ -59,7 +59,14 @@ def rms_norm_backward(
     residual: the gradient that reaches x' past the norm; added to the result.
     """
     if not x.is_cuda:
-        dx = rms_norm_backward_reference(grad, x, rstd, weight, masked_grads)
+        # dx = rstd · (g·w) − x · rstd³ · mean(g·w·x)
+        wg = grad.float()
+        if masked_grads is not None:
+            wg = wg.clone()
+            add_masked_grads(wg, *masked_grads)
+        wg = wg * weight.float()
+        mean = (wg * x.float()).mean(-1, keepdim=True)
+        dx = (rstd[:, None] * (wg - x.float() * rstd[:, None].square() * mean)).to(x.dtype)
         normed = (weight.float() * (x.float() * rstd[:, None])).to(x.dtype)
         return dx if residual is None else residual + dx, normed
     block = triton.next_power_of_2(x.shape[1])
@@ -71,30 +78,6 @@ def rms_norm_backward(
         COUNT=0 if dropout is None else len(grads), BLOCK=block, num_warps=_select_num_warps(block),
     )  # fmt: skip
     return dx, normed
-
-
-def rms_norm_reference(
-    x: Float[Tensor, "T C"], weight: Float[Tensor, " C"], eps: float
-) -> tuple[Float[Tensor, "T C"], Float32[Tensor, " T"]]:
-    rstd = torch.rsqrt(x.float().square().mean(-1) + eps)
-    return (weight.float() * (x.float() * rstd[:, None])).to(x.dtype), rstd
-
-
-def rms_norm_backward_reference(
-    grad: Float[Tensor, "T C"],
-    x: Float[Tensor, "T C"],
-    rstd: Float32[Tensor, " T"],
-    weight: Float[Tensor, " C"],
-    masked_grads: MaskedGrads | None = None,
-) -> Float[Tensor, "T C"]:
-    """dx = rstd · (g·w) − x · rstd³ · mean(g·w·x)."""
-    wg = grad.float()
-    if masked_grads is not None:
-        wg = wg.clone()
-        add_masked_grads(wg, *masked_grads)
-    wg = wg * weight.float()
-    mean = (wg * x.float()).mean(-1, keepdim=True)
-    return (rstd[:, None] * (wg - x.float() * rstd[:, None].square() * mean)).to(x.dtype)
 
 
 def _select_num_warps(block: int) -> int:

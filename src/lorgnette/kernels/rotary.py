@@ -43,22 +43,15 @@ def apply_rotary(
 ) -> None:
     """Rotate the first `num_heads` heads of every row in place. inverse: by the negative angle, for the gradient."""
     if not rows.is_cuda:
-        apply_rotary_reference(rows, cos, -sin if inverse else sin, num_heads)
+        heads = rows[:, : num_heads * 2 * cos.shape[1]].view(len(rows), num_heads, 2, -1)
+        first, second = heads[:, :, 0].float(), heads[:, :, 1].float()
+        c, s = cos[:, None], -sin[:, None] if inverse else sin[:, None]
+        heads.copy_(torch.stack([first * c - second * s, second * c + first * s], 2))
         return
     _rotary_kernel[(len(rows),)](
         rows, cos, sin, rows.stride(0),
         HEADS=num_heads, BLOCK_H=triton.next_power_of_2(num_heads), HALF=cos.shape[1], INVERSE=inverse, num_warps=4,
     )  # fmt: skip
-
-
-def apply_rotary_reference(
-    rows: Float[Tensor, "T _"], cos: Float32[Tensor, "T half"], sin: Float32[Tensor, "T half"], num_heads: int
-) -> None:
-    half = cos.shape[1]
-    heads = rows[:, : num_heads * 2 * half].view(len(rows), num_heads, 2, half)
-    first, second = heads[:, :, 0].float(), heads[:, :, 1].float()
-    c, s = cos[:, None], sin[:, None]
-    heads.copy_(torch.stack([first * c - second * s, second * c + first * s], 2))
 
 
 if triton is not None:

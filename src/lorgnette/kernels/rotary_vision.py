@@ -22,7 +22,9 @@ def apply_rotary_vision_(
     """Rotate q and k of every patch in place. patch_positions: (row, column); cos, sin: by position and frequency,
     F = D/4."""
     if not qkv.is_cuda:
-        qkv[:, :2] = apply_rotary_vision_reference(qkv[:, :2], patch_positions, cos, sin)
+        c, s = (table[patch_positions.long()].flatten(1)[:, None, None] for table in (cos, sin))
+        first, second = qkv[:, :2].float().chunk(2, -1)
+        qkv[:, :2] = torch.cat([first * c - second * s, second * c + first * s], -1)
         return
     heads, D = 2 * qkv.shape[2], qkv.shape[3]
     _rotary_vision_kernel[(len(qkv),)](
@@ -30,17 +32,6 @@ def apply_rotary_vision_(
         ROW=qkv.stride(0), HEADS=heads, D=D, BLOCK_H=triton.next_power_of_2(heads),
         BLOCK_HALF=triton.next_power_of_2(D // 2), num_warps=4,
     )  # fmt: skip
-
-
-def apply_rotary_vision_reference(
-    qk: Float[Tensor, "N 2 H D"],
-    patch_positions: Int32[Tensor, "N 2"],
-    cos: Float32[Tensor, "L F"],
-    sin: Float32[Tensor, "L F"],
-) -> Float[Tensor, "N 2 H D"]:
-    c, s = (table[patch_positions.long()].flatten(1)[:, None, None] for table in (cos, sin))
-    first, second = qk.float().chunk(2, -1)
-    return torch.cat([first * c - second * s, second * c + first * s], -1).to(qk.dtype)
 
 
 if triton is not None:

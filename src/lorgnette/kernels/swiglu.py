@@ -46,32 +46,22 @@ def swiglu_backward(
     """
     width = gate_up.shape[1] // 2
     if not gate_up.is_cuda:
-        return _swiglu_backward_reference(gate_up, grad, out, masked_grads)
-    dropped_grad, dropout, rng_stream = masked_grads or (grad, None, 0)
+        gate, up = gate_up.float().chunk(2, -1)
+        out.copy_(swiglu_reference(gate_up))
+        if masked_grads is not None:
+            dropped_grad, dropout, rng_stream = masked_grads
+            mask = dropout.build_mask(out, rng_stream)
+            out.copy_(out.float() * mask)
+            grad = grad.float() + dropped_grad[0].float() * mask
+        g, sigmoid = grad.float(), gate.sigmoid()
+        return gate_up.copy_(torch.cat([g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid], 1))
+    grads, spec, stream = masked_grads or (grad, None, 0)
     grid = (len(gate_up), triton.cdiv(width, _BLOCK))
     _swiglu_backward_kernel[grid](
-        gate_up, grad, dropped_grad, out, width, grad.stride(0), out.stride(0),
-        *build_kernel_args(dropout, gate_up, rng_stream), DROPOUT=dropout is not None, BLOCK=_BLOCK,
+        gate_up, grad, grads, out, width, grad.stride(0), out.stride(0),
+        *build_kernel_args(spec, gate_up, stream), DROPOUT=spec is not None, BLOCK=_BLOCK,
     )  # fmt: skip
     return gate_up
-
-
-def _swiglu_backward_reference(
-    gate_up: Float[Tensor, "T FF"],
-    grad: Float[Tensor, "T F"],
-    out: Float[Tensor, "T F"],
-    masked_grads: MaskedGrads | None,
-) -> Float[Tensor, "T FF"]:
-    gate, up = gate_up.float().chunk(2, -1)
-    out.copy_(swiglu_reference(gate_up))
-    if masked_grads is not None:
-        dropped_grad, dropout, rng_stream = masked_grads
-        mask = dropout.build_mask(out, rng_stream)
-        out.copy_(out.float() * mask)
-        grad = grad.float() + dropped_grad[0].float() * mask
-    g, sigmoid = grad.float(), gate.sigmoid()
-    dgate_up = torch.cat([g * up * sigmoid * (1 + gate * (1 - sigmoid)), g * gate * sigmoid], 1)
-    return gate_up.copy_(dgate_up)
 
 
 def swiglu_reference(gate_up: Float[Tensor, "T FF"]) -> Float[Tensor, "T F"]:
