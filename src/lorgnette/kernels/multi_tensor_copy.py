@@ -36,27 +36,19 @@ class MultiTensorCopy:
         self._flat, self._ops = flat, ops
         if flat.is_cuda and ops:
             # The kernel reads addresses and sizes from this table; 5 columns per copy.
-            table = [
-                (
-                    op.source.storage_offset(), op.destination.data_ptr(), op.destination.numel(),
-                    op.destination.shape[1], op.destination.stride(0),
-                )
-                for op in ops
-            ]  # fmt: skip
+            pairs = [(op.source, op.destination) for op in ops]
+            table = [(a.storage_offset(), b.data_ptr(), b.numel(), b.shape[1], b.stride(0)) for a, b in pairs]
             self._table = torch.tensor(table, dtype=torch.int64, device=flat.device)
             self._scales = torch.tensor([op.scale for op in ops], dtype=torch.float32, device=flat.device)
             self._num_blocks = max(triton.cdiv(op.destination.numel(), _BLOCK) for op in ops)
 
     def __call__(self) -> None:
-        if not self._ops:
-            return
         if not self._flat.is_cuda:
             for op in self._ops:
                 op.destination.copy_(op.source * op.scale)
-            return
-        to_bf16 = self._ops[0].destination.dtype == torch.bfloat16
-        grid = (len(self._ops), self._num_blocks)
-        _multi_tensor_copy_kernel[grid](self._flat, self._table, self._scales, TO_BF16=to_bf16, BLOCK=_BLOCK)
+        elif self._ops:
+            to_bf16, grid = self._ops[0].destination.dtype == torch.bfloat16, (len(self._ops), self._num_blocks)
+            _multi_tensor_copy_kernel[grid](self._flat, self._table, self._scales, TO_BF16=to_bf16, BLOCK=_BLOCK)
 
 
 if triton is not None:

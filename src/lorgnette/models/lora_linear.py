@@ -28,8 +28,7 @@ from lorgnette.kernels.multi_tensor_copy import CopyOp
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """fp32 masters and gradients of the adapted projections. out_rows: the output rows of each in the stacked
-    matrix."""
+    """fp32 masters and gradients of the adapted projections. out_rows: each one's rows of the stacked matrix."""
 
     out_rows: tuple[slice, ...]
     a: Float32[Tensor, "R I"]
@@ -68,12 +67,9 @@ class LoraLinear:
         Returns the copies from the fp32 masters to the weight's dtype. The caller runs them now and after every update.
         """
         self.factors, self.scaling = factors, scaling
-        self.weight[:, self.in_features :].zero_()
-        b_copies = [
-            CopyOp(b, self.weight[rows, self._get_columns(i)], 1.0)
-            for i, (rows, b) in enumerate(zip(factors.out_rows, factors.b, strict=True))
-        ]
-        return [CopyOp(factors.a, self._a, scaling), *b_copies]
+        columns = self.weight[:, self.in_features :].zero_().chunk(len(factors.b), 1)
+        parts = zip(factors.b, columns, factors.out_rows, strict=True)
+        return [CopyOp(factors.a, self._a, scaling), *(CopyOp(b, column[rows], 1.0) for b, column, rows in parts)]
 
     def forward(
         self,
@@ -87,22 +83,15 @@ class LoraLinear:
 
         dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
         """
-        x, u = x_ext[:, : self.in_features], x_ext[:, self.in_features :]
+        x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.weight
         if not use_adapter:
-            return self.base_forward(x)
-        if self.factors is not None and dropout is None:
+            x_ext, weight = x, weight[:, : self.in_features]
+        elif self.factors is not None and dropout is None:
             torch.mm(x, self._a.T, out=u)
         elif self.factors is not None and dropout is not None:
             dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
             torch.bmm(dropped, self._stacked_a.mT, out=self._split_projections(u))
-        if self.bias is None:
-            return x_ext @ self.weight.T
-        return torch.addmm(self.bias, x_ext, self.weight.T)
-
-    def base_forward(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        """y of the frozen matrix alone."""
-        weight = self.weight[:, : self.in_features].T
-        return x @ weight if self.bias is None else torch.addmm(self.bias, x, weight)
+        return x_ext @ weight.T if self.bias is None else torch.addmm(self.bias, x_ext, weight.T)
 
     def backward_input(self, dy: Float[Tensor, "T O"]) -> Float[Tensor, "T IR"]:
         """dx_ext = [dx_base | du]."""
@@ -149,9 +138,8 @@ class LoraLinear:
             stacked_grad_a = grad_a.view(len(self.factors.b), -1, self.in_features)
             dropped = self._apply_dropout(x, dropout) if dropped is None else dropped
             _accumulate_matmul(stacked_grad_a, self._split_projections(du).mT, dropped, self.scaling)
-        for rows, u_i, grad_b in zip(
-            self.factors.out_rows, self._split_projections(u), self.factors.grad_b, strict=True
-        ):
+        parts = zip(self.factors.out_rows, self._split_projections(u), self.factors.grad_b, strict=True)
+        for rows, u_i, grad_b in parts:
             _accumulate_matmul(grad_b, dy[:, rows].T, u_i, 1.0)
 
     def _apply_dropout(self, x: Float[Tensor, "T I"], dropout: Dropout) -> Float[Tensor, "n T I"]:
@@ -169,12 +157,6 @@ class LoraLinear:
         assert self.factors is not None
         n = len(self.factors.b)
         return u.view(len(u), n, u.shape[1] // n).transpose(0, 1)
-
-    def _get_columns(self, i: int) -> slice:
-        """Columns of [W | B] that hold projection i's B."""
-        assert self.factors is not None
-        rank = len(self.factors.a) // len(self.factors.b)
-        return slice(self.in_features + i * rank, self.in_features + (i + 1) * rank)
 
 
 def _accumulate_matmul(

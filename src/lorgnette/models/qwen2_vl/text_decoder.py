@@ -192,11 +192,7 @@ class DecoderLayer:
         return dx
 
     def _backward_mlp(
-        self,
-        saved: LayerActivations,
-        dx: Float[Tensor, "M C"],
-        dropout: Dropout | None,
-        side_stream: SideStream,
+        self, saved: LayerActivations, dx: Float[Tensor, "M C"], dropout: Dropout | None, side_stream: SideStream
     ) -> tuple[Float[Tensor, "M C"], Callable[[], None]]:
         """(gradient of x₁, the launch of gate_up_proj's LoRA gradients)."""
         # down_proj and SwiGLU, in place of gate_up; m is the product again, down_proj's input.
@@ -296,13 +292,7 @@ class Decoder:
         return torch.cat(losses), dx
 
     def _forward_layer(
-        self,
-        i: int,
-        x: Float[Tensor, "T C"],
-        delta: Float[Tensor, "T C"] | None,
-        context: ForwardContext,
-        *,
-        save: bool,
+        self, i: int, x: Float[Tensor, "T C"], delta: Float[Tensor, "T C"] | None, context: ForwardContext, save: bool
     ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
         layer, (plan, queries) = self.layers[i], self._select_plan(i, context.inputs)
 

@@ -50,7 +50,10 @@ class VisionTower:
         patch = self._get_weight("patch_embed.proj.weight")
         self.device, self.dtype = patch.device, patch.dtype
         self._patch_weight = patch.flatten(1)
-        self._deferred_biases = _accumulate_biases(config, weights)
+        # The sums of the biases left out before each norm of each block, and before the merger's.
+        names = [f"blocks.{i}.{name}.bias" for i in range(config.depth) for name in ("attn.proj", "mlp.fc2")]
+        biases = [self._get_weight(name).float() for name in names]
+        self._deferred_biases = list(accumulate(biases, initial=torch.zeros_like(biases[0])))
         self._rotary_table = self._compute_rotary_table(64)
 
     @classmethod
@@ -66,7 +69,9 @@ class VisionTower:
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         """Features of the images, in the order of their patches. The host does not wait for the device."""
         spans, positions = self._build_spans(grids), self._build_patch_positions(grids)
-        self._grow_rotary_table(max(max(grid.h, grid.w) for grid in grids))
+        longest = max(max(grid.h, grid.w) for grid in grids)
+        if longest > len(self._rotary_table[0]):
+            self._rotary_table = self._compute_rotary_table(2 * longest)
         x = patches.to(self.dtype) @ self._patch_weight.T
         # addmm_ accumulates into the residual stream; each norm adds the biases left out before it.
         for i in range(self.config.depth):
@@ -82,15 +87,10 @@ class VisionTower:
         return self._apply_linear(gelu(self._apply_linear(merged, "merger.mlp.0")), "merger.mlp.2")
 
     def _attend_block(
-        self,
-        x: Float[Tensor, "N E"],
-        block: str,
-        deferred_bias: Tensor,
-        spans: ImageSpans,
-        positions: Int32[Tensor, "N 2"],
+        self, x: Float[Tensor, "N E"], block: str, bias: Tensor, spans: ImageSpans, positions: Int32[Tensor, "N 2"]
     ) -> None:
-        """x += proj(attention(norm1 x)), without proj's bias."""
-        qkv = self._apply_linear(self._apply_norm(x, f"{block}.norm1", deferred_bias), f"{block}.attn.qkv")
+        """x += proj(attention(norm1 x)), without proj's bias. bias: the deferred one. Frees its memory on return."""
+        qkv = self._apply_linear(self._apply_norm(x, f"{block}.norm1", bias), f"{block}.attn.qkv")
         heads = qkv.view(len(x), 3, self.config.num_heads, self.config.head_dim)
         apply_rotary_vision_(heads, positions, *self._rotary_table)
         x.addmm_(attend_within_images(heads, spans).flatten(1), self._get_weight(f"{block}.attn.proj.weight").T)
@@ -114,10 +114,6 @@ class VisionTower:
         merge = self.config.merge_size
         positions = [compute_patch_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)]
         return copy_to_device(np.concatenate(positions), self.device)
-
-    def _grow_rotary_table(self, longest: int) -> None:
-        if longest > len(self._rotary_table[0]):
-            self._rotary_table = self._compute_rotary_table(2 * longest)
 
     def _compute_rotary_table(self, length: int) -> tuple[Float32[Tensor, "L F"], Float32[Tensor, "L F"]]:
         """Cosine and sine by position and frequency."""
@@ -154,13 +150,3 @@ def compute_patch_positions(h: int, w: int, merge: int) -> Int32[np.ndarray, "N 
     rows, columns = np.indices((h, w), dtype=np.int32)
     blocks = np.stack([rows, columns], -1).reshape(h // merge, merge, w // merge, merge, 2)
     return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2)
-
-
-def _accumulate_biases(config: VisionConfig, weights: dict[str, Tensor]) -> list[Float32[Tensor, " E"]]:
-    """The sums of the deferred biases before each norm of each block, and before the merger's."""
-    biases = [
-        weights[f"model.visual.blocks.{i}.{name}.bias"].float()
-        for i in range(config.depth)
-        for name in ("attn.proj", "mlp.fc2")
-    ]
-    return list(accumulate(biases, initial=torch.zeros_like(biases[0])))
