@@ -22,12 +22,12 @@ def get_rows_file(out: Path) -> Path:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     rows = [*map(make_row, range(3)), JournalRow("row 3", 0, [3, 3], message="bad", hint="correct it")]
     with Journal.open(tmp_path, REQUEST, "first") as journal:
-        journal.pin_revision("abc")
+        journal.update_state(revision="abc")
         for row in rows:
             journal.add_row(row)
         journal.add_source("0.jpg", "h")
-        journal.add_bytes(5)
-        journal.add_bytes(6)
+        journal.update_state(num_bytes=journal.num_bytes + 5)
+        journal.update_state(num_bytes=journal.num_bytes + 6)
     with Journal.open(tmp_path, REQUEST, "first") as again:
         assert again.rows == rows
         assert (again.revision, again.num_bytes, again.sources, again.is_complete) == ("abc", 11, {"0.jpg": "h"}, False)

@@ -543,9 +543,9 @@ def make_conversation_files(form: str, jpeg: Any, zipped: Any, tarred: Any) -> d
     return {"train.parquet": out.getvalue()}
 
 
-def describe(path: Path) -> list[Any]:
-    """The examples of a data file, each image by its content."""
-    examples = [row for row in read(path, prompt="what?") if isinstance(row, Example)]
+def describe(path: Path, name: str | None = None) -> list[Any]:
+    """The examples of a data file or folder, each image by its content."""
+    examples = [row for row in read(path, prompt="what?", name=name) if isinstance(row, Example)]
     return [
         (example.id, turn.role, [part if isinstance(part, str) else part.path.read_bytes() for part in turn.parts])
         for example in examples
@@ -553,14 +553,18 @@ def describe(path: Path) -> list[Any]:
     ]
 
 
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 @pytest.mark.parametrize("form", ["jsonl", "zip", "tar", "parquet"])
 def test_conversations_are_the_same_as_from_local_files(
     form: str, hub: Any, tmp_path: Path, jpeg: Any, zipped: Any, tarred: Any
 ) -> None:
     files = make_conversation_files(form, jpeg, zipped, tarred)
-    for name, content in files.items():
-        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "local" / name).write_bytes(content)
+    write_files(tmp_path / "local", files)
     hub.repo("hf", "datasets", "me/chat", files)
     dataset = get(tmp_path / "d", "hf:me/chat")
     local = describe(tmp_path / "local" / next(iter(files)))
@@ -586,15 +590,130 @@ def test_a_conversation_without_one_of_its_images_is_named(hub: Any, tmp_path: P
     assert dataset.missing[1].image == hub.url + "/dead.jpg"
 
 
-def test_official_coco_annotations(hub: Any, tmp_path: Path, jpeg: Any) -> None:
-    images = [{"id": 9, "file_name": "000000000009.jpg"}, {"id": 10, "file_name": "000000000010.jpg"}]
-    captions = [{"id": 1, "image_id": 9, "caption": "a"}, {"id": 2, "image_id": 10, "caption": "b"}]
-    content = json.dumps({"images": images, "annotations": captions}).encode()
-    files = {"captions_train.json": content, "train2017/000000000009.jpg": jpeg(9), "000000000010.jpg": jpeg(10)}
-    hub.repo("hf", "datasets", "me/coco", files)
-    assert get(tmp_path / "d", "hf:me/coco", max_rows=1).num_images == 1
-    assert [[image, caption] for image, caption in table(tmp_path / "d")] == [["images/000000000009.jpg", "a"]]
-    assert not hub.requests("000000000010")
+ANNOTATIONS = {
+    "images": [{"id": 9, "file_name": "000000000009.jpg"}, {"id": 10, "file_name": "000000000010.jpg"}],
+    "annotations": [
+        {"id": 1, "image_id": 9, "caption": "a"},
+        {"id": 2, "image_id": 10, "caption": "b"},
+        {"id": 3, "image_id": 9, "caption": "c "},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"filepath": "val2014", "filename": f"{n}.jpg", "split": split, "cocoid": n, "sentences": [{"raw": f"on {n}"}]}
+        for n, split in enumerate(["test", "train", "test", "restval"])
+    ]
+}
+DATASET_INFO = {
+    "val": {
+        "file_name": "tables/pets.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "chat", "images": "photos"},
+        "tags": {"role_tag": "who", "content_tag": "said", "user_tag": "me", "assistant_tag": "it"},
+    },
+    "alpaca": {"file_name": "tables/alpaca.json", "columns": {"prompt": "question", "images": "images"}},
+    "elsewhere": {"hf_hub_url": "me/other"},
+}
+PETS = [
+    {"chat": [{"who": "me", "said": f"<image>{n}?"}, {"who": "it", "said": f"{n}!"}], "photos": [f"img/{n}.jpg"]}
+    for n in range(3)
+]
+ALPACA = [{"question": "<image>what?", "output": "a cat", "images": ["img/1.jpg"]}]
+
+
+def make_described_files(form: str, jpeg: Any) -> dict[str, bytes]:
+    """A data set whose images are files beside what describes them."""
+    if form == "pairs":
+        pairs = {f"{n}.jpg": jpeg(n) for n in range(4)} | {
+            f"{n}.txt": f" caption {n} \n".encode() for n in (0, 1, 3, 7)
+        }
+        return {**pairs, "other/9.jpg": jpeg(9), "README.md": b"# pairs"}
+    if form in ("csv", "jsonl"):
+        images = {"a.jpg": jpeg(1), "sub/b.jpg": jpeg(2)}
+        rows = [{"file_name": name, "text": f" {name}, it is", "url": "http://none/x.jpg"} for name in images]
+        table = "file_name,text,url\n" + "".join('{file_name},"{text}",{url}\n'.format(**row) for row in rows)
+        text = table if form == "csv" else "".join(json.dumps(row) + "\n" for row in rows)
+        return {f"metadata.{form}": text.encode(), **images}
+    if form == "coco":
+        images = {f"train2017/{n:012d}.jpg": jpeg(n) for n in (9, 10)}
+        others = {f"annotations/{name}_train2017.json": b"{}" for name in ("instances", "person_keypoints")}
+        return {"annotations/captions_train2017.json": json.dumps(ANNOTATIONS).encode(), **others, **images}
+    if form == "karpathy":
+        images = {f"val2014/{n}.jpg": jpeg(n) for n in range(4)}
+        return {"dataset_coco.json": json.dumps(KARPATHY).encode(), **images}
+    tables = {"dataset_info.json": DATASET_INFO, "tables/pets.json": PETS, "tables/alpaca.json": ALPACA}
+    images = {f"{folder}img/{n}.jpg": jpeg(n + 10 * len(folder)) for n in range(3) for folder in ("", "tables/")}
+    return {**{name: json.dumps(table).encode() for name, table in tables.items()}, **images}
+
+
+DESCRIBED = [
+    ("pairs", "", "", None),
+    ("csv", "", "", None),
+    ("jsonl", "", "", None),
+    ("coco", "", "annotations/captions_train2017.json", None),
+    ("karpathy", "", "dataset_coco.json", None),
+    ("karpathy", ":train", "dataset_coco.json", "train"),
+    ("karpathy", ":test", "dataset_coco.json", "test"),
+    ("karpathy", ":train+restval", "dataset_coco.json", "train+restval"),
+    ("llama-factory", ":val", "dataset_info.json", "val"),
+    ("llama-factory", ":validation", "dataset_info.json", "val"),
+    ("llama-factory", ":alpaca", "dataset_info.json", "alpaca"),
+]
+
+
+@pytest.mark.parametrize(("form", "words", "path", "name"), DESCRIBED)
+def test_described_images_are_the_same_as_from_local_files(
+    form: str, words: str, path: str, name: str | None, hub: Any, tmp_path: Path, jpeg: Any
+) -> None:
+    repository = make_described_files(form, jpeg)
+    write_files(tmp_path / "local", repository)
+    hub.repo("modelscope", "datasets", "me/set", repository)
+    local = describe(tmp_path / "local" / path, name)
+    source = f"modelscope:me/set{words}"
+    # the first row alone, then the others, and nothing twice
+    assert describe(get(tmp_path / "d", source, max_rows=1).path)[:2] == local[:2]
+    assert sum(request.query.get("FilePath", "").endswith(".jpg") for request in hub.requests()) == 1
+    dataset = get(tmp_path / "d", source)
+    assert describe(dataset.path) == local
+    paths = [request.query["FilePath"] for request in hub.requests() if "FilePath" in request.query]
+    assert len(paths) == len(set(paths))
+    get(tmp_path / "whole", source)
+    assert files(tmp_path / "d") == files(tmp_path / "whole")
+    assert [row.message for row in dataset.missing] == (
+        ["2.jpg has no text", "7.txt has no image"] if form == "pairs" else []
+    )
+    sample = get(tmp_path / "sample", source, sample=2, seed=1)
+    assert sample.num_rows + len(sample.missing) == min(2, dataset.num_rows)
+    assert all(turn[1:] in [known[1:] for known in local] for turn in describe(sample.path))
+
+
+@pytest.mark.parametrize("moment", [2, 4, 7, 11])
+def test_pairs_resume_after_a_kill(moment: int, hub: Any, trick: Any, tmp_path: Path, jpeg: Any) -> None:
+    pairs = {f"train/{n}.jpg": jpeg(n) for n in range(12)} | {f"train/{n}.txt": b"text" for n in range(12)}
+    hub.repo("hf", "datasets", "me/pairs", {**pairs, "test/1.jpg": jpeg(99), "test/1.txt": b"other"})
+    get(tmp_path / "whole", "hf:me/pairs")
+    log = len(hub.log)
+    assert not hub.requests("test/")
+    for path in {item.path for item in hub.log}:
+        hub.trick(path, *[trick(pause=0.03)] * 3)
+    kill(start("hf:me/pairs", tmp_path / "d"), lambda: len(hub.log) >= log + moment)
+    hub.tricks.clear()
+    time.sleep(0.1)
+    assert get(tmp_path / "d", "hf:me/pairs").num_rows == 12
+    assert files(tmp_path / "d") == files(tmp_path / "whole")
+
+
+def test_the_entries_of_a_dataset_info_are_listed(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    hub.repo("hf", "datasets", "me/set", make_described_files("llama-factory", jpeg))
+    with pytest.raises(LorgnetteError, match=r"no split 'train'; the splits are val, alpaca · hf:me/set · write"):
+        get(tmp_path / "d", "hf:me/set")
+    one = {"pets": {**DATASET_INFO["val"], "file_name": "pets.json"}}
+    content = {"dataset_info.json": json.dumps(one).encode(), "pets.json": json.dumps(PETS).encode()}
+    hub.repo("hf", "datasets", "me/one", {**content, "img/0.jpg": jpeg(0), "img/1.jpg": jpeg(1), "img/2.jpg": jpeg(2)})
+    assert get(tmp_path / "e", "hf:me/one").num_rows == get(tmp_path / "f", "hf:me/one:train").num_rows == 3
+    hub.repo("hf", "datasets", "me/chat", {"train.json": json.dumps(KARPATHY).encode()})
+    with pytest.raises(LorgnetteError, match=r"no split 'dev' .* set name to one of restval, test, train"):
+        get(tmp_path / "g", "hf:me/chat:dev")
 
 
 def test_any_prompt_may_be_asked_afterwards(hub: Any, tutorial: Any, tmp_path: Path) -> None:

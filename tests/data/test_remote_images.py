@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from lorgnette.data.download_journal import Journal
 from lorgnette.data.remote_images import (
     ImageFallback,
-    MissingImage,
     RemoteImage,
     RemoteImages,
     download_images,
@@ -73,28 +73,29 @@ def test_a_token_goes_to_its_hub_only(hub: Any, jpeg: Any, tmp_path: Path, monke
         "own.jpg": RemoteImage(hub.put("/own.jpg", jpeg(1)), "hf"),
         "other.jpg": RemoteImage(hub.put("/other.jpg", jpeg(2))),
     }
-    sources: list[tuple[str, str]] = []
-    with HttpClient(retry_policy=QUICK) as client:
+    with (
+        HttpClient(retry_policy=QUICK) as client,
+        Journal.open(tmp_path / "d", {"source": "hf:me/set"}, "first") as journal,
+    ):
+        journal.add_source("own.jpg", "known")
         result = download_images(
-            images, tmp_path, client, fallback=None, split="train", sources={"own.jpg": "known"},
-            on_progress=lambda files, count: None, on_source=lambda name, source: sources.append((name, source)),
-        )  # fmt: skip
-    assert (result.num_files, result.failures) == (2, {})
+            images, journal, client, fallback=None, split="train", on_progress=lambda files, count: None
+        )
+    assert result == (2, {})
     assert "Authorization" in hub.requests("/own.jpg")[0].headers
     assert "Authorization" not in hub.requests("/other.jpg")[0].headers
-    assert sources == [("other.jpg", "127.0.0.1")]
+    assert journal.sources == {"own.jpg": "known", "other.jpg": "127.0.0.1"}
     assert "secret" not in json.dumps({name: image.url for name, image in images.items()})
 
 
-def provide(images_from: str, images: list[MissingImage]) -> tuple[list[str], int]:
+def provide(images_from: str, images: dict[Path, tuple[str, ...]]) -> tuple[list[str], int]:
     """(names of the images that arrived, number of files in the progress)"""
-    arrivals: list[str] = []
     progress: list[int] = []
     with HttpClient(retry_policy=QUICK) as client:
         fallback = ImageFallback(images_from, client)
         assert fallback.where == images_from
-        fallback.provide(images, lambda path: arrivals.append(path.name), lambda files, count: progress.append(files))
-    return arrivals, sum(progress)
+        arrivals = list(fallback.provide(images, lambda files, count: progress.append(files)))
+    return [path.name for path in arrivals], sum(progress)
 
 
 def test_official_names() -> None:
@@ -122,13 +123,13 @@ def test_a_fallback_provides_images_under_any_of_their_names(
     for name, content in contents.items():
         hub.put(f"/base/{name}", content)
     out = tmp_path / "out"
-    images = [
-        MissingImage(out / "1.jpg", ("none.jpg", "a.jpg")),
-        MissingImage(out / "2.jpg", ("COCO_b.jpg",)),
-        MissingImage(out / "3.jpg", ("bad.jpg", "cut.jpg")),
-        MissingImage(out / "4.jpg", ("none.jpg",)),
-        MissingImage(out / "5.jpg", ()),
-    ]
+    images: dict[Path, tuple[str, ...]] = {
+        out / "1.jpg": ("none.jpg", "a.jpg"),
+        out / "2.jpg": ("COCO_b.jpg",),
+        out / "3.jpg": ("bad.jpg", "cut.jpg"),
+        out / "4.jpg": ("none.jpg",),
+        out / "5.jpg": (),
+    }
     arrivals, num_files = provide(hub.url + "/base" if kind == "host" else str(path), images)
     assert sorted(arrivals) == ["1.jpg", "2.jpg"]
     assert num_files == 2
@@ -139,9 +140,9 @@ def test_a_fallback_provides_images_under_any_of_their_names(
 def test_a_fallback_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no zip")
     with pytest.raises(LorgnetteError, match="neither a folder nor a readable zip"):
-        provide(str(tmp_path / "text"), [])
+        provide(str(tmp_path / "text"), {})
     with pytest.raises(LorgnetteError, match="no such folder or zip"):
-        provide(str(tmp_path / "none"), [])
+        provide(str(tmp_path / "none"), {})
 
 
 def test_a_zip_bomb_and_a_path_that_leaves_are_refused(
@@ -152,9 +153,9 @@ def test_a_zip_bomb_and_a_path_that_leaves_are_refused(
     monkeypatch.setattr(read_member, "__kwdefaults__", {"max_bytes": 1 << 20})
     (tmp_path / "a.zip").write_bytes(zipped(**{"a.jpg": bytes(30 << 20)}))
     with pytest.raises(LorgnetteError, match="unpacks to more than 1,048,576 bytes"):
-        provide(str(tmp_path / "a.zip"), [MissingImage(tmp_path / "x.jpg", ("a.jpg",))])
+        provide(str(tmp_path / "a.zip"), {tmp_path / "x.jpg": ("a.jpg",)})
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("../../a.jpg", b"x")
     with pytest.raises(LorgnetteError, match="leaves its folder"):
-        provide(str(tmp_path / "b.zip"), [MissingImage(tmp_path / "x.jpg", ("a.jpg",))])
+        provide(str(tmp_path / "b.zip"), {tmp_path / "x.jpg": ("a.jpg",)})
     assert not (tmp_path / "x.jpg").exists()

@@ -51,6 +51,13 @@ def test_layouts_by_name() -> None:
     assert shown("train.csv", "dataset_infos.json", "configuration.json") == {"default": {"train": ["train.csv"]}}
     assert shown("set.py", "README.md", "dataset_infos.json", "images.zip") == {}
     assert shown("data.zip") == {"default": {"train": ["data.zip"]}}
+    assert shown("a/captions_val2017.json", "a/captions_train2017.json", "a/instances_val2017.json") == {
+        "default": {"train": ["a/captions_train2017.json"], "validation": ["a/captions_val2017.json"]}
+    }
+    assert shown("train/a.jpg", "train/a.txt", "test/b.png", "test/b.txt", "x/c.jpg", "LICENSE.txt", "y.zip") == {
+        "default": {"test": ["test/"], "train": ["train/"]}
+    }
+    assert shown("a.jpg", "a.txt", "b.JPG") == {"default": {"train": [""]}}
 
 
 def test_layouts_as_the_card_declares_them() -> None:
@@ -76,11 +83,19 @@ def test_layouts_as_the_card_declares_them() -> None:
     }
 
 
+def test_a_split_may_be_inside_the_only_json() -> None:
+    result = detect_layout(repository("dataset_coco.json"))
+    assert select_split(result, ("restval",), where="x")[1:3] == ("", "restval")
+    assert select_split(result, ("train",), where="x")[1:3] == ("train", "train")
+    with pytest.raises(LorgnetteError, match="there is no split 'test'"):
+        select_split(detect_layout(repository("train.csv")), ("test",), where="x")
+
+
 def test_a_split_is_selected() -> None:
     result = detect_layout(repository("en/train.csv", "en/val.csv", "de/test.csv"))
-    assert select_split(result, ("en",), where="x")[:2] == ("en", "train")
-    assert select_split(result, ("en", "dev"), where="x")[:2] == ("en", "validation")
-    assert select_split(result, ("de",), where="x")[:2] == ("de", "test")
+    assert select_split(result, ("en",), where="x")[:3] == ("en", "train", None)
+    assert select_split(result, ("en", "dev"), where="x")[:3] == ("en", "validation", "dev")
+    assert select_split(result, ("de",), where="x")[:3] == ("de", "test", None)
     for words, match in {
         (): "there are several configs: de, en · x · write x:CONFIG",
         ("fr", "train"): "there is no config 'fr' · x · use one of de, en",

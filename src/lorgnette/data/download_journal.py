@@ -44,16 +44,27 @@ class Journal:
     """rows: the rows so far. is_complete: the split has no more. sources: where each image came from. num_bytes:
     fetched by all starts together."""
 
-    def __init__(self, out: Path, request: Mapping[str, Any], key: str) -> None:
-        self.out, self.folder, self.source = out, out / ".source", str(request["source"])
-        self._request, self._state_file = dict(request), self.folder / "state.json"
+    def __init__(self, out: Path, key: str) -> None:
+        self.out, self.folder, self.image_folder = out, out / ".source", out / IMAGE_FOLDER
+        self._state = _read_state(self.folder)
         self._rows_file, self._sources_file = self.folder / f"rows.{key}.jsonl", self.folder / "served.jsonl"
-        state = _read_state(self._state_file)
-        self.revision, self.num_bytes = str(state.get("revision", "")), int(state.get("num_bytes", 0))
+        self.source: str = self._state["request"]["source"]
+        self.sources: dict[str, str] = dict(_read_lines(self._sources_file))
+        # The rows up to a line cut off by a kill, or to an embedded image that is gone; the rest is read again.
+        lines = list(_read_lines(self._rows_file))
+        self.is_complete = bool(lines and lines[-1].get("end"))
         self.rows: list[JournalRow] = []
-        self.is_complete = False
-        self.sources = {str(name): str(source) for name, source in _read_lines(self._sources_file)}
-        self._read_rows()
+        for line in lines[: len(lines) - self.is_complete]:
+            row = JournalRow(**line)
+            embedded = [name for name, (url, *_) in row.images.items() if not url]
+            if not all((self.image_folder / name).is_file() for name in embedded):
+                self.is_complete = False
+                break
+            self.rows.append(row)
+        content = self._rows_file.read_bytes() if self._rows_file.is_file() else b""
+        if content[-1:] not in (b"", b"\n") or content.count(b"\n") != len(self.rows) + self.is_complete:
+            with atomic_write(self._rows_file) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows)
 
     @classmethod
     @contextmanager
@@ -62,18 +73,36 @@ class Journal:
 
         key: the same for choices of rows of which one is the beginning of the other.
         """
-        _claim_folder(out, request)
-        lock = filelock.FileLock(out / ".source" / "lock")
+        folder, where = out / ".source", str(out)
+        state = _read_state(folder)
+        if not state and ((out / DATA_FILE).exists() or (out / IMAGE_FOLDER).exists()):
+            message = f"the folder has {DATA_FILE} or {IMAGE_FOLDER}/ that were not downloaded by this command"
+            raise LorgnetteError(message, where=where, hint="choose another folder")
+        if (known := state.get("request")) != dict(request):
+            if any(rows.stat().st_size for rows in folder.glob("rows.*.jsonl")):
+                source = known.get("source") if isinstance(known, dict) else "another data set"
+                message = f"the folder holds {source}, downloaded with other settings"
+                raise LorgnetteError(message, where=where, hint="choose another folder, or remove this one")
+            write_json(folder / "state.json", {"request": dict(request), "revision": "", "num_bytes": 0})
         try:
-            lock.acquire(timeout=0)
+            with filelock.FileLock(folder / "lock", timeout=0):
+                yield cls(out, key)
         except filelock.Timeout:
-            raise LorgnetteError(
-                "another lorgnette is downloading into this folder", where=str(out), hint="wait for it, or stop it"
-            ) from None
-        try:
-            yield cls(out, request, key)
-        finally:
-            lock.release()
+            message = "another lorgnette is downloading into this folder"
+            raise LorgnetteError(message, where=where, hint="wait for it, or stop it") from None
+
+    @property
+    def revision(self) -> str:
+        return str(self._state["revision"])
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self._state["num_bytes"])
+
+    def update_state(self, **values: str | int) -> None:
+        """Write the pinned `revision`, or the `num_bytes` fetched so far."""
+        self._state |= values
+        write_json(self.folder / "state.json", self._state)
 
     def add_row(self, row: JournalRow) -> None:
         self.rows.append(row)
@@ -89,63 +118,10 @@ class Journal:
             self.sources[image] = source
             _append_line(self._sources_file, [image, source])
 
-    def pin_revision(self, revision: str) -> None:
-        self.revision = revision
-        self._write_state()
 
-    def add_bytes(self, count: int) -> None:
-        self.num_bytes += count
-        self._write_state()
-
-    def _write_state(self) -> None:
-        state = {"request": self._request, "revision": self.revision, "num_bytes": self.num_bytes}
-        write_json(self._state_file, state)
-
-    def _read_rows(self) -> None:
-        """The rows up to a line cut off by a kill, or to an image that is gone; the rest is read again."""
-        is_whole = True
-        for line in _read_lines(self._rows_file):
-            if line.get("end"):
-                self.is_complete = True
-                break
-            row = JournalRow(**line)
-            embedded = [name for name, (url, *_) in row.images.items() if not url]
-            if not all((self.out / IMAGE_FOLDER / name).is_file() for name in embedded):
-                is_whole = False
-                break
-            self.rows.append(row)
-        if self._rows_file.is_file() and not (is_whole and self._rows_file.read_bytes()[-1:] in (b"", b"\n")):
-            with atomic_write(self._rows_file) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows)
-
-
-def _claim_folder(out: Path, request: Mapping[str, Any]) -> None:
-    """The folder is this request's already, or nothing has been downloaded into it yet."""
-    state_file = out / ".source" / "state.json"
-    state = _read_state(state_file)
-    if not state and ((out / DATA_FILE).exists() or (out / IMAGE_FOLDER).exists()):
-        raise LorgnetteError(
-            f"the folder has {DATA_FILE} or {IMAGE_FOLDER}/ that were not downloaded by this command",
-            where=str(out),
-            hint="choose another folder",
-        )
-    if state.get("request") == dict(request):
-        return
-    if any(rows.stat().st_size for rows in (out / ".source").glob("rows.*.jsonl")):
-        known = state.get("request")
-        source = known.get("source") if isinstance(known, dict) else "another data set"
-        raise LorgnetteError(
-            f"the folder holds {source}, downloaded with other settings",
-            where=str(out),
-            hint="choose another folder, or remove this one",
-        )
-    (out / ".source").mkdir(parents=True, exist_ok=True)
-    write_json(state_file, {"request": dict(request), "revision": "", "num_bytes": 0})
-
-
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
@@ -156,9 +132,8 @@ def _append_line(path: Path, value: Any) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise LorgnetteError(
-            f"cannot write: {error.strerror or error}", where=str(path), hint="free some space and start again"
-        ) from error
+        message = f"cannot write: {error.strerror or error}"
+        raise LorgnetteError(message, where=str(path), hint="free some space and start again") from error
 
 
 def _read_lines(path: Path) -> Iterator[Any]:

@@ -1,29 +1,32 @@
 """A data set on a hub → a folder: `data.jsonl`, `images/` and `download.json`, read like any local data set.
 
 Only what the chosen rows need is fetched: the first rows of a parquet file or tar, a complete table, and the images.
-`data.formats` reads the rows, as it does for local files. Every row is written to a journal as soon as its embedded
-images are on disk, so that a restart after a kill continues after the last one, and a second run fetches nothing. How
-to speak to a hub is known to `lorgnette.hub` only.
+`data.formats` reads the rows, as it does for local files and folders. Every row is written to a journal as soon as its
+embedded images are on disk, so that a restart after a kill continues after the last one, and a second run fetches
+nothing. How to speak to a hub is known to `lorgnette.hub` only.
 """
 
 import json
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER, Journal, JournalRow
-from lorgnette.data.formats import captions, stream_rows
+from lorgnette.data.formats import captions, coco, llama_factory, stream_rows
 from lorgnette.data.formats.parquet import draw_sample, stream_parquet
-from lorgnette.data.remote_images import ImageDownload, ImageFallback, RemoteImage, RemoteImages, download_images
+from lorgnette.data.remote_images import ImageFallback, RemoteImage, RemoteImages, download_images
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, sample_rows
+from lorgnette.data.text_files import read_json
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.datasets import DatasetAddress, HubDataset, open_dataset, parse_address
 from lorgnette.hub.download import OnProgress, ignore_progress
 from lorgnette.hub.http import HttpClient, RetryPolicy, redact_url
+from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write, write_json
 from lorgnette.types import Example, Problem, Turn
 
@@ -63,24 +66,6 @@ class DownloadedDataset:
     missing: tuple[MissingRow, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RowChoice:
-    """The first `max_rows`, or `sample` drawn fairly by `seed`; both None: all."""
-
-    max_rows: int | None = None
-    sample: int | None = None
-    seed: int = 0
-
-    @property
-    def count(self) -> int | None:
-        return self.max_rows if self.sample is None else self.sample
-
-    @property
-    def key(self) -> str:
-        """The same for choices of which one is the beginning of the other."""
-        return "first" if self.sample is None else f"sample-{self.sample}-seed-{self.seed}"
-
-
 def download_dataset(
     source: str,
     out: Path,
@@ -105,131 +90,168 @@ def download_dataset(
     address = parse_address(source, split)
     if max_rows is not None and sample is not None:
         raise UsageError("--rows and --sample exclude each other", hint="give one of them")
-    choice = RowChoice(max_rows, sample, seed)
     request = {"source": address.text, "image_column": image_column, "caption_column": caption_column}
-    with Journal.open(out, request, choice.key) as journal:
-        arguments = {**asdict(choice), "images_from": images_from and redact_url(images_from)}
+    arguments = {
+        "max_rows": max_rows, "sample": sample, "seed": seed, "images_from": images_from and redact_url(images_from)
+    }  # fmt: skip
+    key = "first" if sample is None else f"sample-{sample}-seed-{seed}"
+    with Journal.open(out, request, key) as journal:
         if (finished := _load_finished(out, arguments)) is not None:
             on_message(f"{address.text}: already in {out}, nothing to fetch")
             return finished
         with HttpClient(num_workers=num_workers, retry_policy=retry_policy) as client:
             fallback = ImageFallback(images_from, client) if images_from else None
             columns = ColumnChoice(image_column, caption_column)
+            reader = _Reader(address, journal, client, columns, max_rows, sample, seed, on_progress, on_message)
             try:
-                chosen = _Collector(address, journal, choice, columns, client, on_progress, on_message).collect()
-                images = _list_known_images(chosen)
-                download = download_images(
-                    images, out / IMAGE_FOLDER, client, fallback=fallback, split=address.split, sources=journal.sources,
-                    on_progress=on_progress, on_source=journal.add_source,
+                rows = reader.read()
+                num_files, failures = download_images(
+                    _list_known_images(rows), journal, client, fallback=fallback, split=address.split,
+                    on_progress=on_progress,
                 )  # fmt: skip
             finally:
-                journal.add_bytes(client.num_bytes)
-        return _write_result(chosen, download, journal, arguments, client.num_bytes, on_message)
+                journal.update_state(num_bytes=journal.num_bytes + client.num_bytes)
+        missing = [problem for row in rows if (problem := _find_problem(row, failures))]
+        write_json(out / "failed.json", [asdict(row) for row in missing])
+        usable = [row for row in rows if not _find_problem(row, failures)]
+        if not usable and missing:
+            message = f"none of {len(missing):,} rows can be used: {missing[0].message}"
+            raise LorgnetteError(message, where=missing[0].image or missing[0].where, hint=missing[0].hint)
+        if not usable:
+            raise LorgnetteError("the split has no rows", where=address.text, hint="take another split")
+        dataset = _write_result(usable, tuple(missing), journal, arguments, num_files, client.num_bytes)
+    for origin, count in dataset.sources.items():
+        on_message(f"{count:,} images from {origin}")
+    if missing:
+        lost = f"{len(missing):,} of {len(rows):,} rows are missing: {missing[0].message}"
+        on_message(f"{lost}; {out / 'failed.json'} lists them")
+    else:
+        (out / "failed.json").unlink()
+    return dataset
 
 
 @dataclass(frozen=True, slots=True)
-class _Collector:
-    """Reads the chosen rows of a data set into its journal."""
+class _Reader:
+    """Reads the chosen rows of a data set into its journal.
+
+    entries: name → (the dataset_info.json that has this entry, the entry's file).
+    """
 
     address: DatasetAddress
     journal: Journal
-    choice: RowChoice
-    columns: ColumnChoice
     client: HttpClient
+    columns: ColumnChoice
+    max_rows: int | None
+    sample: int | None
+    seed: int
     on_progress: OnProgress
     on_message: OnMessage
+    entries: dict[str, tuple[RepositoryFile, RepositoryFile]] = field(default_factory=dict)
 
-    def collect(self) -> list[JournalRow]:
+    def read(self) -> list[JournalRow]:
         """The chosen rows: those in the journal, then the data set's rows after them."""
-        known, count = self.journal.rows, self.choice.count
-        if self.journal.is_complete or (count is not None and len(known) >= count):
-            return known[:count]
+        journal, count = self.journal, self.max_rows if self.sample is None else self.sample
+        if journal.is_complete or (count is not None and len(journal.rows) >= count):
+            return journal.rows[:count]
         dataset = open_dataset(
-            self.address, self.client, revision=self.journal.revision, folder=self.journal.folder / "files",
-            on_progress=self.on_progress, on_message=self.on_message,
+            self.address, self.client, revision=journal.revision, folder=journal.folder / "files",
+            on_progress=self.on_progress, on_message=self.on_message, find_entries=self._find_entries,
         )  # fmt: skip
-        self.journal.pin_revision(dataset.repository.revision)
-        if known:
-            self.on_message(f"continuing after {known[-1].where}")
-        images = RemoteImages(self.journal.out / IMAGE_FOLDER, _list_known_images(known), dataset)
-        for row in self._read_first(dataset, images) if self.choice.sample is None else self._sample(dataset, images):
-            self.journal.add_row(row)
+        journal.update_state(revision=dataset.repository.revision)
+        if journal.rows:
+            self.on_message(f"continuing after {journal.rows[-1].where}")
+        images = RemoteImages(journal.image_folder, _list_known_images(journal.rows), dataset)
+        read_rows = self._read_in_order if self.sample is None else self._read_sample
+        for index, position, examples in read_rows(dataset, images):
+            row = _build_row(f"{dataset.files[index].path}, row {position[1]}", index, position, examples, images)
+            journal.add_row(row)
             for name in (name for name, image in row.images.items() if not image[0]):
                 self.on_progress(1, (images.folder / name).stat().st_size)
-            if count is not None and len(self.journal.rows) >= count:
-                return self.journal.rows
-        self.journal.complete()
-        return self.journal.rows
+            if count is not None and len(journal.rows) >= count:
+                return journal.rows
+        journal.complete()
+        return journal.rows
 
-    def _read_first(self, dataset: HubDataset, images: RemoteImages) -> Iterator[JournalRow]:
-        """All rows in order, after those in the journal."""
+    def _find_entries(self, dataset: HubDataset) -> dict[str, RepositoryFile]:
+        """The files that the entries of LLaMA-Factory's dataset_info.json name, if the repository has one."""
+        files = dataset.repository.files
+        for info in [file for file in files if file.path.rpartition("/")[2] == "dataset_info.json"]:
+            value = read_json(dataset.download(info))
+            if not isinstance(value, dict) or not llama_factory.is_dataset_info(value):
+                continue
+            for name, entry in value.items():
+                path = posixpath.join(posixpath.dirname(info.path), str(entry.get("file_name")))
+                if file := dataset.repository.find_file(posixpath.normpath(path)):
+                    self.entries[name] = info, file
+        return {name: file for name, (_, file) in self.entries.items()}
+
+    def _open_file(self, dataset: HubDataset, index: int, images: RemoteImages) -> tuple[Path, ReadOptions]:
+        file, name = dataset.files[index], None
+        path, start = dataset.open_file(index, self.max_rows), file
+        names = [name for name, (_, table) in self.entries.items() if table == file]
+        if names:
+            name = dataset.split if dataset.split in names else names[0]
+            start = self.entries[name][0]
+            path = dataset.folder / start.path
+        elif path.suffix.lower() == ".json" and dataset.word:
+            # A split that is only in the file, or one of several there.
+            value = read_json(path)
+            has_splits = isinstance(value, dict) and coco.is_karpathy(value)
+            name = dataset.word if has_splits or not dataset.split else None
+        locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
+        options = ReadOptions(
+            prompt=_PROMPT, name=name, images_to=images.folder, columns=self.columns, locate_image=locate,
+            source=Path(file.path),
+        )  # fmt: skip
+        return path, options
+
+    def _read_in_order(
+        self, dataset: HubDataset, images: RemoteImages
+    ) -> Iterator[tuple[int, tuple[int, int], list[Row]]]:
+        """(file, position, examples) of all rows in order, after those in the journal."""
         last = self.journal.rows[-1] if self.journal.rows else None
         first = last.file if last else 0
         for index in range(first, len(dataset.files)):
             start = (last.position[0], last.position[1]) if last and index == first else (0, 0)
-            path, options = dataset.open_file(index), self._create_options(dataset, index, images)
-            for position, examples in stream_rows(path, options, start):
-                yield self._create_row(dataset, index, position, examples, images)
+            for position, examples in stream_rows(*self._open_file(dataset, index, images), start):
+                yield index, position, examples
 
-    def _sample(self, dataset: HubDataset, images: RemoteImages) -> Iterator[JournalRow]:
-        """The sample's rows in order, after those in the journal."""
-        assert self.choice.sample is not None
-        done, count, seed = len(self.journal.rows), self.choice.sample, self.choice.seed
+    def _read_sample(
+        self, dataset: HubDataset, images: RemoteImages
+    ) -> Iterator[tuple[int, tuple[int, int], list[Row]]]:
+        """(file, position, examples) of the sample's rows in order, after those in the journal."""
+        done, count = len(self.journal.rows), self.sample or 0
         if dataset.suffix == ".tar":
-            raise LorgnetteError(
-                "a fair sample of WebDataset shards would fetch all of them",
-                where=dataset.repository.where,
-                hint="take the first rows with --rows",
+            message = "a fair sample of WebDataset shards would fetch all of them"
+            raise LorgnetteError(message, where=dataset.repository.where, hint="take the first rows with --rows")
+        files = [self._open_file(dataset, index, images) for index in range(len(dataset.files))]
+        if dataset.suffix != ".parquet":
+            rows = (
+                (index, position, examples)
+                for index, (path, options) in enumerate(files)
+                for position, examples in stream_rows(path, options)
             )
-        paths = [dataset.open_file(index) for index in range(len(dataset.files))]
-        options = [self._create_options(dataset, index, images) for index in range(len(paths))]
-        if dataset.suffix == ".parquet":
-            numbers, message = draw_sample(paths, count, seed)
-            self.on_message(message)
-            for index, path in enumerate(paths):
-                wanted = [number for file, number in numbers[done:] if file == index]
-                for number, examples in stream_parquet(path, options[index], wanted) if wanted else ():
-                    yield self._create_row(dataset, index, (number + 1, number + 1), examples, images)
+            yield from sample_rows(rows, count, self.seed)[done:]
             return
-        every = (
-            (index, position, examples)
-            for index, path in enumerate(paths)
-            for position, examples in stream_rows(path, options[index])
-        )
-        for index, position, examples in sample_rows(every, count, seed)[done:]:
-            yield self._create_row(dataset, index, position, examples, images)
+        numbers, message = draw_sample([path for path, _ in files], count, self.seed)
+        self.on_message(message)
+        for index, (path, options) in enumerate(files):
+            if wanted := [number for file, number in numbers[done:] if file == index]:
+                for number, examples in stream_parquet(path, options, wanted):
+                    yield index, (number + 1, number + 1), examples
 
-    def _create_options(self, dataset: HubDataset, index: int, images: RemoteImages) -> ReadOptions:
-        folder = "".join(dataset.files[index].path.rpartition("/")[:2])
-        locate = partial(images.locate, folder=folder)
-        return ReadOptions(
-            prompt=_PROMPT,
-            images_to=images.folder,
-            columns=self.columns,
-            locate_image=locate,
-            source=Path(dataset.files[index].path),
-        )
 
-    def _create_row(
-        self, dataset: HubDataset, index: int, position: tuple[int, int], examples: list[Row], images: RemoteImages
-    ) -> JournalRow:
-        where = f"{dataset.files[index].path}, row {position[1]}"
-        problem = next((row for row in examples if isinstance(row, Problem)), None)
-        if problem is not None:
-            return JournalRow(where, index, list(position), message=problem.message, hint=problem.hint)
-        usable = [row for row in examples if isinstance(row, Example)]
-        names = dict.fromkeys(image.path.name for example in usable for image in example.images)
-        remote = {name: images.images.get(name) for name in names}
-        return JournalRow(
-            where,
-            index,
-            list(position),
-            [_to_record(example) for example in usable],
-            {
-                name: [image.url, image.hub, image.coco_id] if image else ["", "", None]
-                for name, image in remote.items()
-            },
-        )
+def _build_row(
+    where: str, index: int, position: tuple[int, int], examples: list[Row], images: RemoteImages
+) -> JournalRow:
+    for row in examples:
+        if isinstance(row, Problem):
+            return JournalRow(where, index, list(position), message=row.message, hint=row.hint)
+    usable = [row for row in examples if isinstance(row, Example)]
+    names = dict.fromkeys(image.path.name for example in usable for image in example.images)
+    remote = {name: images.images.get(name, RemoteImage("")) for name in names}
+    sources = {name: [image.url, image.hub, image.coco_id] for name, image in remote.items()}
+    return JournalRow(where, index, list(position), [_to_record(example) for example in usable], sources)
 
 
 def _to_record(example: Example) -> dict[str, Any]:
@@ -239,8 +261,8 @@ def _to_record(example: Example) -> dict[str, Any]:
         record = captions.to_record(example, _PROMPT)
     except LorgnetteError:
         return {**id_, "messages": [{"role": turn.role, "content": _list_parts(turn)} for turn in example.turns]}
-    image, caption = (record[column] for column in (captions.IMAGE_COLUMNS[0], captions.CAPTION_COLUMNS[0]))
-    return {**id_, captions.IMAGE_COLUMNS[0]: _get_relative_path(image), captions.CAPTION_COLUMNS[0]: caption}
+    image_column = captions.IMAGE_COLUMNS[0]
+    return {**id_, **record, image_column: _get_relative_path(Path(record[image_column]))}
 
 
 def _list_parts(turn: Turn) -> str | list[dict[str, str]]:
@@ -253,45 +275,40 @@ def _list_parts(turn: Turn) -> str | list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _get_relative_path(path: Path | str) -> str:
-    return f"{IMAGE_FOLDER}/{Path(path).name}"
+def _get_relative_path(path: Path) -> str:
+    return f"{IMAGE_FOLDER}/{path.name}"
 
 
-def _list_known_images(known: Iterable[JournalRow]) -> dict[str, RemoteImage]:
-    return {name: RemoteImage(*image) for row in known for name, image in row.images.items() if image[0]}
+def _list_known_images(rows: Iterable[JournalRow]) -> dict[str, RemoteImage]:
+    return {name: RemoteImage(*image) for row in rows for name, image in row.images.items() if image[0]}
+
+
+def _find_problem(row: JournalRow, failures: dict[str, tuple[str, str]]) -> MissingRow | None:
+    """Why the row cannot be used; None: it can."""
+    if row.message:
+        return MissingRow(row.where, "", row.message, row.hint)
+    failed = next((name for name in row.images if name in failures), None)
+    return MissingRow(row.where, redact_url(row.images[failed][0]), *failures[failed]) if failed else None
 
 
 def _write_result(
-    chosen: list[JournalRow],
-    download: ImageDownload,
+    rows: list[JournalRow],
+    missing: tuple[MissingRow, ...],
     journal: Journal,
     arguments: dict[str, Any],
+    num_files: int,
     num_bytes: int,
-    on_message: OnMessage,
 ) -> DownloadedDataset:
-    """data.jsonl, download.json, and failed.json if rows are missing."""
+    """data.jsonl and download.json."""
     out = journal.out
-    problems = [(row, _find_problem(row, download)) for row in chosen]
-    missing = tuple(problem for _, problem in problems if problem is not None)
-    usable = [row for row, problem in problems if problem is None]
-    write_json(out / "failed.json", [asdict(row) for row in missing])
-    if not usable:
-        raise _build_empty_error(missing, journal.source)
-    records = [record for row in usable for record in row.records]
+    records = [record for row in rows for record in row.records]
     with atomic_write(out / DATA_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    images = {name: journal.sources.get(name, journal.source) for row in usable for name in row.images}
+    images = {name: journal.sources.get(name, journal.source) for row in rows for name in row.images}
     dataset = DownloadedDataset(
-        path=out / DATA_FILE,
-        revision=journal.revision,
-        num_rows=len(usable),
-        num_examples=len(records),
-        num_images=len(images),
-        num_files=download.num_files,
-        num_bytes=num_bytes,
-        sources=dict(Counter(images.values())),
-        missing=missing,
-    )
+        out / DATA_FILE, journal.revision, len(rows), len(records), len(images), num_files, num_bytes,
+        dict(Counter(images.values())), missing,
+    )  # fmt: skip
     manifest = {
         "source": journal.source,
         "arguments": arguments,
@@ -302,32 +319,7 @@ def _write_result(
         "images": dict(sorted(images.items())),
     }
     write_json(out / "download.json", manifest)
-    for source, count in dataset.sources.items():
-        on_message(f"{count:,} images from {source}")
-    if missing:
-        lost = f"{len(missing):,} of {len(chosen):,} rows are missing: {missing[0].message}"
-        on_message(f"{lost}; {out / 'failed.json'} lists them")
-    else:
-        (out / "failed.json").unlink()
     return dataset
-
-
-def _find_problem(row: JournalRow, download: ImageDownload) -> MissingRow | None:
-    """Why the row cannot be used; None: it can."""
-    if row.message:
-        return MissingRow(row.where, "", row.message, row.hint)
-    for name, (url, *_) in row.images.items():
-        if name in download.failures:
-            return MissingRow(row.where, redact_url(url), *download.failures[name])
-    return None
-
-
-def _build_empty_error(missing: tuple[MissingRow, ...], source: str) -> LorgnetteError:
-    if not missing:
-        return LorgnetteError("the split has no rows", where=source, hint="take another split")
-    first = missing[0]
-    message = f"none of {len(missing):,} rows can be used: {first.message}"
-    return LorgnetteError(message, where=first.image or first.where, hint=first.hint)
 
 
 def _sum_image_bytes(out: Path, images: Iterable[str]) -> int:

@@ -9,10 +9,11 @@ nothing about data formats.
 import hashlib
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lorgnette.data.download_journal import Journal
 from lorgnette.data.image_resolver import ImageResolver, ImageZip
 from lorgnette.errors import LorgnetteError, SourceError, UsageError
 from lorgnette.hub import file_signature, huggingface, modelscope
@@ -55,25 +56,34 @@ class RemoteImages:
         folder: that of the data file inside the repository ("" or "x/"), where relative paths start.
         """
         if reference.startswith(("http://", "https://")):
-            image, own_name = RemoteImage(reference, "", coco_id), PurePosixPath(reference.partition("?")[0]).name
-        else:
-            file = self._find_file(reference, folder)
-            if file is None and (extracted := self._extract(reference)) is not None:
-                return extracted
-            if file is None or self._dataset is None:
-                raise LorgnetteError(
-                    f"the image {reference!r} is neither a URL nor a file of the data set",
-                    hint="correct the row, or report it on the data set's page",
-                )
+            image, own_name = RemoteImage(reference, "", coco_id), reference.partition("?")[0]
+        elif self._dataset is not None and (file := self._find_file(reference, folder)):
             hub = "" if file.is_external else self._dataset.repository.hub
-            image, own_name = RemoteImage(file.url, hub, coco_id), file.path.rsplit("/", 1)[-1]
-        name = self._choose_name(urllib.parse.unquote(own_name), image.url)
-        self.images.setdefault(name, image)
-        return self.folder / name
+            image, own_name = RemoteImage(file.url, hub, coco_id), file.path
+        elif (extracted := self._extract(reference)) is not None:
+            return extracted
+        else:
+            message = f"the image {reference!r} is neither a URL nor a file of the data set"
+            raise LorgnetteError(message, hint="correct the row, or report it on the data set's page")
+        # The source's own name without unsafe characters; with a hash of the URL if another image has that name.
+        name = PurePosixPath(_ODD.sub("_", PurePosixPath(urllib.parse.unquote(own_name)).name))
+        has_suffix = name.suffix.lower() in IMAGE_SUFFIXES
+        suffix = name.suffix.lower() if has_suffix else ".jpg"
+        stem = (name.stem if has_suffix else name.name).strip("._")[:100]
+        key = hashlib.sha256(image.url.encode()).hexdigest()
+        file_name = f"{stem or key[:16]}{suffix}"
+        if self.images.get(file_name, image).url != image.url:
+            file_name = f"{stem}-{key[:8]}{suffix}"
+        self.images.setdefault(file_name, image)
+        return self.folder / file_name
 
     def _find_file(self, reference: str, folder: str) -> RepositoryFile | None:
         """A file of the repository by its path, from the data file's folder or the usual ones, else by its name."""
-        path = reference.removeprefix("./")
+        assert self._dataset is not None
+        path = reference.removeprefix(f"{self._dataset.folder}/")
+        if path != reference:  # a file of the repository that a reader has listed
+            return self._by_path.get(path)
+        path = path.removeprefix("./")
         for prefix in (folder, "", "images/", "data/"):
             if (file := self._by_path.get(prefix + path)) is not None:
                 return file
@@ -83,50 +93,31 @@ class RemoteImages:
     def _extract(self, reference: str) -> Path | None:
         """The image extracted from a zip of the repository, all of which are downloaded for the first such image."""
         if self._archives is None:
-            files = self._dataset.find_archives() if self._dataset else []
-            self._archives = [ImageZip(self._dataset.download(file)) for file in files] if self._dataset else []
+            data = self._dataset
+            zips = data.repository.find_by_suffix([".zip"]) if data else []
+            self._archives = [ImageZip(data.download(file)) for file in zips if file not in data.files] if data else []
         for archive in self._archives:
             if member := archive.find_member(reference):
                 resolver = ImageResolver(self.folder, images_to=self.folder)
                 return resolver.extract(archive.read(member), PurePosixPath(member).suffix).path
         return None
 
-    def _choose_name(self, own_name: str, url: str) -> str:
-        """The source's own name without unsafe characters; with a hash of the URL if another image has that name."""
-        name = PurePosixPath(_ODD.sub("_", PurePosixPath(own_name).name))
-        has_suffix = name.suffix.lower() in IMAGE_SUFFIXES
-        suffix = name.suffix.lower() if has_suffix else ".jpg"
-        stem = (name.stem if has_suffix else name.name).strip("._")[:100]
-        key = hashlib.sha256(url.encode()).hexdigest()
-        file_name = f"{stem or key[:16]}{suffix}"
-        known = self.images.get(file_name)
-        return file_name if known is None or known.url == url else f"{stem}-{key[:8]}{suffix}"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageDownload:
-    """num_files: fetched now. failures: (message, hint) by file name."""
-
-    num_files: int
-    failures: dict[str, tuple[str, str]]
-
 
 def download_images(
     images: Mapping[str, RemoteImage],
-    folder: Path,
+    journal: Journal,
     client: HttpClient,
     *,
     fallback: "ImageFallback | None",
     split: str,
-    sources: Mapping[str, str],
     on_progress: OnProgress,
-    on_source: Callable[[str, str], None],
-) -> ImageDownload:
-    """Fetch each image into `folder`, from its URL or else from `fallback`.
+) -> tuple[int, dict[str, tuple[str, str]]]:
+    """(number of images fetched now, (message, hint) of those that failed by file name).
 
-    split: train or validation, for COCO's names. sources: where images came from that are here already.
-    on_source(name, source): called for each image that arrived.
+    Each image comes from its URL, or else from `fallback`; the journal records which. split: train or validation, for
+    COCO's names.
     """
+    folder = journal.image_folder
     headers = {"modelscope": modelscope.get_headers, "hf": huggingface.get_headers}
     tokens = {hub: headers[hub]() for hub in {image.hub for image in images.values()} if hub}
     tasks = [
@@ -135,31 +126,17 @@ def download_images(
     result = download_files(tasks, client=client, on_progress=on_progress)
     failures = {failure.path.name: (failure.message, failure.hint) for failure in result.failures}
     for name, image in images.items():
-        if name not in failures and name not in sources:
-            on_source(name, urllib.parse.urlsplit(image.url).hostname or image.url)
-    if failures and fallback is None:
+        if name not in failures and name not in journal.sources:
+            journal.add_source(name, urllib.parse.urlsplit(image.url).hostname or image.url)
+    if fallback is None:
         hint = "set --images-from to a folder, zip or URL that has the images"
-        return ImageDownload(result.num_files, {name: (message, hint) for name, (message, _) in failures.items()})
-    if failures and fallback is not None:
-        missing = [
-            MissingImage(folder / name, list_file_names(images[name].url, images[name].coco_id, split))
-            for name in failures
-        ]
-        fallback.provide(missing, lambda path: on_source(path.name, fallback.where), on_progress)
-        failures = {
-            name: (f"{message}; not in {fallback.where} either", hint)
-            for name, (message, hint) in failures.items()
-            if not (folder / name).is_file()
-        }
-    return ImageDownload(result.num_files, failures)
-
-
-@dataclass(frozen=True, slots=True)
-class MissingImage:
-    """An image that could not be fetched, and the names it may have elsewhere."""
-
-    path: Path
-    file_names: tuple[str, ...]
+        return result.num_files, {name: (message, hint) for name, (message, _) in failures.items()}
+    names = {folder / name: list_file_names(images[name].url, images[name].coco_id, split) for name in failures}
+    for path in fallback.provide(names, on_progress):
+        journal.add_source(path.name, fallback.where)
+        del failures[path.name]
+    where = f"not in {fallback.where} either"
+    return result.num_files, {name: (f"{message}; {where}", hint) for name, (message, hint) in failures.items()}
 
 
 def list_file_names(url: str, coco_id: int | None, split: str) -> tuple[str, ...]:
@@ -183,41 +160,32 @@ class ImageFallback:
         self._url = images_from.rstrip("/") if images_from.startswith(("http://", "https://")) else ""
         self._folder = Path(images_from).expanduser()
         if not self._url and not self._folder.exists():
-            hint = "name a folder, zip or URL"
-            raise UsageError("no such folder or zip", where=f"images_from {images_from}", hint=hint)
+            where = f"images_from {images_from}"
+            raise UsageError("no such folder or zip", where=where, hint="name a folder, zip or URL")
         self._zip = None if self._url or self._folder.is_dir() else ImageZip(self._folder)
 
-    def provide(
-        self, images: Sequence[MissingImage], on_arrival: Callable[[Path], None], on_progress: OnProgress
-    ) -> None:
-        """Write the available images to their paths and call `on_arrival` for each."""
+    def provide(self, images: Mapping[Path, Sequence[str]], on_progress: OnProgress) -> Iterator[Path]:
+        """Write the images (path → names it may have here) that are available, and yield the path of each."""
         if self._url:
-            self._download(images, on_progress)
-        for image in images:
-            if self._url and image.path.is_file():
-                on_arrival(image.path)
-            elif not self._url and any(_write_if_valid(image.path, content) for content in self._find(image)):
-                on_arrival(image.path)
+            for attempt in range(max(map(len, images.values()), default=0)):
+                missing = {path: names for path, names in images.items() if attempt < len(names) and not path.is_file()}
+                urls = {path: f"{self._url}/{urllib.parse.quote(names[attempt])}" for path, names in missing.items()}
+                tasks = [DownloadTask(url, path) for path, url in urls.items()]
+                download_files(tasks, client=self._client, on_progress=on_progress)
+            yield from (path for path in images if path.is_file())
+            return
+        for path, names in images.items():
+            if any(_write_if_valid(path, content) for name in names for content in self._find(name)):
+                yield path
                 on_progress(1, 0)
 
-    def _find(self, image: MissingImage) -> Iterator[bytes]:
-        """The contents of all files with one of the image's names."""
-        for name in image.file_names:
-            if self._zip is not None:
-                if member := self._zip.find_member(name):
-                    yield self._zip.read(member)
-            else:
-                paths = [self._folder / subfolder / name for subfolder in _SUBFOLDERS]
-                yield from (path.read_bytes() for path in paths if path.is_file())
-
-    def _download(self, images: Sequence[MissingImage], on_progress: OnProgress) -> None:
-        for attempt in range(max((len(image.file_names) for image in images), default=0)):
-            tasks = [
-                DownloadTask(f"{self._url}/{urllib.parse.quote(image.file_names[attempt])}", image.path)
-                for image in images
-                if len(image.file_names) > attempt and not image.path.is_file()
-            ]
-            download_files(tasks, client=self._client, on_progress=on_progress)
+    def _find(self, name: str) -> Iterator[bytes]:
+        """The contents of all files with this name."""
+        if self._zip is None:
+            paths = [self._folder / subfolder / name for subfolder in _SUBFOLDERS]
+            yield from (path.read_bytes() for path in paths if path.is_file())
+        elif member := self._zip.find_member(name):
+            yield self._zip.read(member)
 
 
 def _write_if_valid(path: Path, content: bytes) -> bool:

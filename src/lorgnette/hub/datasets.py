@@ -4,8 +4,8 @@ A table is downloaded completely when it is opened; of a parquet file or a tar o
 Knows nothing about the contents of the files.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
@@ -16,6 +16,7 @@ from lorgnette.hub.download import OnProgress, download_all, ignore_progress
 from lorgnette.hub.http import HttpClient
 from lorgnette.hub.remote_file import RemoteFile
 from lorgnette.hub.repository import Repository, RepositoryFile, validate_name
+from lorgnette.io.image_signature import IMAGE_SUFFIXES
 
 _READ_AHEAD = {".parquet": (64 << 10, 64 << 10), ".tar": (256 << 10, 4 << 20)}
 """Suffix of a file that is read in place → its smallest and largest read-ahead in bytes."""
@@ -41,9 +42,8 @@ def parse_address(text: str, split: str | None = None) -> DatasetAddress:
     name, *words = rest.split(":")
     name, _, revision = name.partition("@")
     if hub not in HUBS or not name or "" in words:
-        raise UsageError(
-            "not the address of a data set", where=text, hint="write hf:OWNER/NAME:SPLIT or modelscope:OWNER/NAME:SPLIT"
-        )
+        hint = "write hf:OWNER/NAME:SPLIT or modelscope:OWNER/NAME:SPLIT"
+        raise UsageError("not the address of a data set", where=text, hint=hint)
     if split is not None:
         words.append(split)
     validate_name(name, hub)
@@ -78,34 +78,53 @@ class RemotePath:
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """The files of one split, all of one format. folder: where tables are downloaded to."""
+    """The files of one split, all of one format. folder: where tables are downloaded to.
+
+    split: its name in the repository, "" if only the file itself may have it. word: its name as the user wrote it.
+    """
 
     repository: Repository
     files: list[RepositoryFile]
     folder: Path
     client: HttpClient
     on_progress: OnProgress = ignore_progress
+    split: str = ""
+    word: str | None = None
 
     @property
     def suffix(self) -> str:
         return PurePosixPath(self.files[0].path).suffix.lower()
 
-    def open_file(self, index: int) -> Path:
-        """A path to read the file by; other than a `Path` it is a `RemotePath`."""
+    def open_file(self, index: int, max_rows: int | None = None) -> Path:
+        """A path to read the file by; other than a `Path` it is a `RemotePath`. max_rows: of a folder, only these."""
         file = self.files[index]
+        if file.is_folder:
+            return self._open_folder(file.path, max_rows)
         if PurePosixPath(file.path).suffix.lower() in _READ_AHEAD:
             return cast(Path, RemotePath(self.client, self.repository, file))
         return self.download(file)
 
-    def download(self, file: RepositoryFile) -> Path:
-        task = self.repository.build_task(file, self.folder)
-        # Progress counts the bytes of this file, but not the file itself: the files it counts are images.
-        download_all([task], self.client, lambda _, num_bytes: self.on_progress(0, num_bytes))
-        return task.path
+    def download(self, *files: RepositoryFile) -> Path:
+        """The path of the first of these files, when all are downloaded."""
+        tasks = [self.repository.build_task(file, self.folder) for file in files]
+        # Progress counts the bytes of these files, but not the files themselves: the files it counts are images.
+        download_all(tasks, self.client, lambda _, num_bytes: self.on_progress(0, num_bytes))
+        return tasks[0].path if tasks else self.folder
 
-    def find_archives(self) -> list[RepositoryFile]:
-        """The zips of the repository that are not its data files."""
-        return [file for file in self.repository.find_by_suffix([".zip"]) if file not in self.files]
+    def _open_folder(self, path: str, max_rows: int | None) -> Path:
+        """A local folder with the texts of the first rows, and an empty file in place of each image."""
+        files = {PurePosixPath(file.path): file for file in self.repository.list_folder(path)}
+        texts = {name.with_suffix(""): name for name in files if name.suffix.lower() == ".txt"}
+        images = {name for name in files if name.suffix.lower() in IMAGE_SUFFIXES}
+        for name in images:
+            placeholder = self.repository.build_task(files[name], self.folder).path
+            placeholder.parent.mkdir(parents=True, exist_ok=True)
+            placeholder.touch()
+        stems = {name.with_suffix("") for name in images}
+        rows = sorted(images | {name for stem, name in texts.items() if stem not in stems})[:max_rows]
+        needed = {texts[stem] for row in rows if (stem := row.with_suffix("")) in texts}
+        self.download(*(files[name] for name in sorted(needed)))
+        return self.folder / path
 
 
 def open_dataset(
@@ -116,41 +135,43 @@ def open_dataset(
     folder: Path,
     on_progress: OnProgress = ignore_progress,
     on_message: Callable[[str], None],
+    find_entries: Callable[[HubDataset], Mapping[str, RepositoryFile]] = lambda dataset: {},
 ) -> HubDataset:
     """List the repository and choose the files of the split.
 
-    revision: the one that an earlier start pinned, "" for the address's. Raises LorgnetteError if there are no data
-    files, or the choice of config or split is not clear.
+    revision: the one that an earlier start pinned, "" for the address's. find_entries: the repository → data files
+    that a file in it names. Raises LorgnetteError if there are no data files, or the choice is not clear.
     """
     wanted = revision or address.revision
     if address.hub == "hf":
         repository = huggingface.list_files(client, address.name, "dataset", wanted)
     else:
         repository = modelscope.list_files(client, "dataset", address.name, wanted or "master")
+    dataset = HubDataset(repository, [], folder, client, on_progress)
+    entries = find_entries(dataset)
     layout = splits.detect_layout(repository)
+    if entries and (not address.words or splits.match_split(entries, address.words[-1])):
+        layout = {"default": {name: [file] for name, file in entries.items()}}
     if not layout:
-        path, layout = _read_script(repository, folder, client)
+        path, layout = _read_script(dataset)
         on_message(f"{repository.where}: URLs read from {path}; the script is not executed")
-    config, split, files = splits.select_split(layout, address.words, where=repository.where)
-    name = f"split {split}" if config == "default" else f"{config}, split {split}"
+    config, split, word, files = splits.select_split(layout, address.words, where=repository.where)
+    name = f"split {split or word}" if config == "default" else f"{config}, split {split or word}"
     on_message(f"{repository.where}: {name}, {len(files)} files")
-    return HubDataset(repository, files, folder, client, on_progress)
+    return replace(dataset, files=files, split=split, word=word)
 
 
-def _read_script(repository: Repository, folder: Path, client: HttpClient) -> tuple[str, splits.Layout]:
+def _read_script(dataset: HubDataset) -> tuple[str, splits.Layout]:
     """(the loading script, the layout of the URLs in it) of a data set that has no data files of its own."""
+    repository = dataset.repository
     name = repository.name.rpartition("/")[2] + ".py"
     scripts = sorted(repository.find_by_suffix([".py"]), key=lambda file: file.path != name)
     if not scripts:
         kinds = ", ".join(sorted({Path(file.path).suffix or file.path for file in repository.files})[:12])
-        raise LorgnetteError(
-            f"no parquet, tar, CSV, JSON or zip files; it has {kinds or 'no files'}",
-            where=repository.where,
-            hint="take another data set",
-        )
-    task = repository.build_task(scripts[0], folder)
-    download_all([task], client, ignore_progress)
-    text = task.path.read_text(encoding="utf-8", errors="replace")
+        message = f"no parquet, tar, CSV, JSON or zip files; it has {kinds or 'no files'}"
+        raise LorgnetteError(message, where=repository.where, hint="take another data set")
+    path = replace(dataset, on_progress=ignore_progress).download(scripts[0])
+    text = path.read_text(encoding="utf-8", errors="replace")
     layout: dict[str, list[RepositoryFile]] = {}
     for key, urls in script.find_data_urls(text, where=f"{repository.where}, {scripts[0].path}").items():
         for url in urls:

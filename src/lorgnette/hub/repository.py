@@ -19,7 +19,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class RepositoryFile:
-    """A file of a repository. size and sha256: as the hub lists them, if it does.
+    """A file of a repository. size and sha256: as the hub lists them, if it does. A folder has no URL.
 
     is_external: it is on another host, which does not get the token.
     """
@@ -29,6 +29,10 @@ class RepositoryFile:
     sha256: str | None
     url: str
     is_external: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.url
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class Repository:
     def find_by_suffix(self, suffixes: Sequence[str]) -> list[RepositoryFile]:
         """The files with one of these suffixes."""
         return [file for file in self.files if file.path.lower().endswith(tuple(suffixes))]
+
+    def list_folder(self, folder: str) -> list[RepositoryFile]:
+        """The files directly in a folder ("" or "x/"), without hidden ones."""
+        names = [(file, file.path.removeprefix(folder)) for file in self.files if file.path.startswith(folder)]
+        return [file for file, name in names if "/" not in name and not name.startswith(".")]
 
     def find_file(self, path: str) -> RepositoryFile | None:
         return next((file for file in self.files if file.path == path), None)

@@ -16,6 +16,7 @@ from lorgnette.data.formats import (
     coco,
     conversations,
     csv,
+    folder,
     json_records,
     llama_factory,
     llava,
@@ -80,7 +81,7 @@ FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
 def stream_rows(
     path: Path, options: ReadOptions, start: tuple[int, int] = (0, 0)
 ) -> Iterator[tuple[tuple[int, int], list[Row]]]:
-    """(position, the examples or the problem of one row), from the position `start` on.
+    """(position, the examples or the problem of one row) of a file or folder, from the position `start` on.
 
     A position is (where the next row begins, number of rows before it). A file that is read in place, over HTTP, is
     not read before `start`; a table is.
@@ -92,7 +93,8 @@ def stream_rows(
     elif suffix == ".tar":
         yield from webdataset.stream_webdataset(path, options, start)
     else:
-        by_row = groupby(FILE_FORMATS[suffix](path, options), key=lambda row: row.row)
+        read = folder.read_folder if path.is_dir() else FILE_FORMATS[suffix]
+        by_row = groupby(read(path, options), key=lambda row: row.row)
         for number, (_, group) in enumerate(by_row, start=1):
             examples = list(group)
             if number > start[1]:

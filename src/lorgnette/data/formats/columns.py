@@ -83,7 +83,7 @@ class ColumnReader:
 
 def choose_columns(columns: Sequence[Column], choice: ColumnChoice, *, where: str) -> ColumnPair:
     """The two columns, as requested or as recognized. Raises UnclearColumnsError with a list of the columns."""
-    image = choice.image or _find_image(columns)
+    image = choice.image or _find_image(columns, where)
     caption = choice.caption or _find_caption([column for column in columns if column.name != image])
     names = [column.name for column in columns]
     for option, name in (("image", image), ("caption", caption)):
@@ -125,12 +125,15 @@ def _detect_kind(value: Any) -> Kind:
     return "other"
 
 
-def _find_image(columns: Sequence[Column]) -> str | None:
+def _find_image(columns: Sequence[Column], where: str) -> str | None:
     """None if the choice is not clear."""
     for kind in ("image", "bytes"):
         if names := [column.name for column in columns if column.kind == kind]:
             return _select(names, IMAGE_NAMES)
-    return _select_known([column.name for column in columns if column.kind == "text"], IMAGE_NAMES)
+    names = [column.name for column in columns if column.kind == "text"]
+    # In the description of a folder a URL says only where the file came from.
+    is_metadata = where.endswith(("metadata.csv", "metadata.jsonl"))
+    return "file_name" if is_metadata and "file_name" in names else _select_known(names, IMAGE_NAMES)
 
 
 def _find_caption(columns: Sequence[Column]) -> str | None:
