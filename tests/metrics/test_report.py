@@ -30,7 +30,7 @@ PROMPTS = [
     build_prompt("d.png", "a man with a hat"),
 ]
 GOOD = ["a dog runs on the grass", "anything", "two red cars on a street", "a man with a hat"]
-BAD = ["the picture shows", "anything", "the picture shows", "the picture shows"]
+BAD = ["the image shows", "anything", "the image shows", "the image shows"]
 
 
 def test_differences_are_paired_and_antisymmetric() -> None:
@@ -72,14 +72,14 @@ def test_cider_is_the_main_metric_unless_undefined() -> None:
 def test_without_references_there_is_style_only() -> None:
     report = compute_report(CAPTION_METRICS, PROMPTS[1:2], [["yes"], ["no no"]])
     assert (report.scores, report.differences, report.main_metric, report.reference_style) == ((), {}, "", None)
-    assert dict(format_style_rows(report.styles))["words per answer"] == ("1.0", "2.0")
+    assert dict(format_style_rows(report))["words per answer"] == ("1.0", "2.0", "–")
 
 
 @pytest.mark.parametrize(
     ("names", "unit"), [(LATEX_METRICS, "tokens"), ((*LATEX_METRICS, "ANLS"), "words"), ((), "words")]
 )
 def test_style_counts_tokens_of_formulas_and_words_of_captions(names: tuple[str, ...], unit: str) -> None:
-    assert format_style_rows(compute_report(names, PROMPTS, [GOOD]).styles)[0][0] == f"{unit} per answer"
+    assert format_style_rows(compute_report(names, PROMPTS, [GOOD]))[0][0] == f"{unit} per answer"
 
 
 def test_option_metrics_takes_groups_and_names() -> None:

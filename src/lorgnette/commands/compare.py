@@ -18,28 +18,12 @@ from lorgnette.errors import UsageError
 from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
-from lorgnette.metrics.bootstrap import Difference
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.metrics.registry import METRICS
-from lorgnette.metrics.report import (
-    MetricReport,
-    classify_difference,
-    compute_report,
-    format_style_rows,
-    parse_metric_names,
-)
-from lorgnette.metrics.score import Score
+from lorgnette.metrics.report import compute_report, parse_metric_names
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.charts import Chart, Curve, build_overlay
-from lorgnette.report.html.comparison import (
-    CellDifference,
-    ComparisonCard,
-    ComparisonPage,
-    MetricRow,
-    ScoreCell,
-    write_comparison_page,
-)
+from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
 from lorgnette.report.run_dir import find_free_path
 
 
@@ -78,8 +62,16 @@ def compare(
     sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
     model_cache = ModelCache(device)
     answers = [candidate.answer(prompts, sampling, terminal, model_cache) for candidate in candidates]
-    report = compute_report(metric_names, prompts, answers)
-    page = _build_page(candidates, source, prompts, answers, report, notes)
+    page = ComparisonPage(
+        candidates=tuple(candidate.name for candidate in candidates),
+        source=source,
+        prompts=prompts,
+        answers=answers,
+        report=compute_report(metric_names, prompts, answers),
+        charts=_build_charts(candidates),
+        settings=_find_differing_settings(candidates),
+        notes=notes,
+    )
     write_comparison_page(page_path, page)
     terminal.print(page.summary)
     terminal.print(f"report     {page_path}{' (replaced)' if is_replaced else ''}")
@@ -94,38 +86,6 @@ def _resolve_inputs(names: list[str], model: str | None, terminal: Terminal) -> 
     return resolve_candidates(names if len(names) > 1 else [BASE, *names], model, terminal)
 
 
-def _build_page(
-    candidates: Sequence[Candidate],
-    source: Path,
-    prompts: Sequence[EvalPrompt],
-    answers: Sequence[Sequence[str]],
-    report: MetricReport,
-    notes: Sequence[str],
-) -> ComparisonPage:
-    styles = [*report.styles, *([report.reference_style] if report.reference_style else [])]
-    metric_indices = range(len(report.metric_names)) if report.scores else ()
-    return ComparisonPage(
-        title="Side by side",
-        summary=_summarize(candidates, report, len(prompts)),
-        candidates=tuple(candidate.name for candidate in candidates),
-        cards=[
-            ComparisonCard(prompt.example.id, prompt.image_paths, prompt.text, prompt.references, prompt_answers)
-            for prompt, prompt_answers in zip(prompts, zip(*answers, strict=True), strict=True)
-        ],
-        metrics=[_build_metric_row(i, report, len(prompts)) for i in metric_indices],
-        sort_metric=report.main_metric,
-        style=[(name, row if report.reference_style else (*row, "–")) for name, row in format_style_rows(styles)],
-        charts=_build_charts(candidates),
-        settings=_find_differing_settings(candidates),
-        facts=[
-            ("Data", str(source)),
-            ("Questions", str(len(prompts))),
-            ("With references", str(len(report.scored_indices))),
-        ],
-        notes=notes,
-    )
-
-
 def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt]) -> Iterator[str]:
     """Warnings: answers matched by name, different training prompts, prompts without references. Raises LorgnetteError
     if a file lacks answers."""
@@ -138,66 +98,6 @@ def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare:
         yield f"{num_bare} of {len(prompts)} questions have no reference and are not scored"
-
-
-def _build_metric_row(metric_index: int, report: MetricReport, num_cards: int) -> MetricRow:
-    name, candidates = report.metric_names[metric_index], range(len(report.scores))
-    scores = [report.scores[candidate][metric_index] for candidate in candidates]
-    note = next((score.note for score in scores if score.note), "")
-    is_defined = all(score.value is not None for score in scores)
-    per_answer = [
-        _align_to_cards(score.per_example, report.scored_indices, num_cards) for score in scores if is_defined
-    ]
-    cells = [
-        _build_cell(
-            scores[a], [(b, report.differences[a, b][metric_index]) for b in candidates if is_defined and b != a]
-        )
-        for a in candidates
-    ]
-    metric = METRICS[name]
-    return MetricRow(name, metric.description, metric.better, tuple(cells), tuple(per_answer), note)
-
-
-def _build_cell(score: Score, differences: Sequence[tuple[int, Difference]]) -> ScoreCell:
-    if score.value is None:
-        return ScoreCell("–")
-    interval = f"{score.interval[0]:.3f} to {score.interval[1]:.3f}" if score.interval else ""
-    return ScoreCell(f"{score.value:.3f}", interval, tuple(_build_difference(b, diff) for b, diff in differences))
-
-
-def _build_difference(baseline: int, difference: Difference) -> CellDifference:
-    assert difference.value is not None
-    verdict, text, interval = classify_difference(difference), _format_signed(difference.value), ""
-    if difference.interval is not None:
-        text = f"{text}, p {difference.p_value:.3f}"
-        interval = " to ".join(map(_format_signed, difference.interval))
-    return CellDifference(baseline, text, interval, verdict)
-
-
-def _format_signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _align_to_cards(values: Sequence[float], scored_indices: Sequence[int], num_cards: int) -> tuple[float | None, ...]:
-    """A value for every card; None for one without references."""
-    values_by_card = dict(zip(scored_indices, values, strict=True))
-    return tuple(values_by_card.get(card) for card in range(num_cards))
-
-
-def _summarize(candidates: Sequence[Candidate], report: MetricReport, num_prompts: int) -> str:
-    """The page in a sentence: the last candidate against the first, in the main metric."""
-    summary = f"{num_prompts} {'question' if num_prompts == 1 else 'questions'}, {len(candidates)} answers each."
-    if not report.main_metric:
-        return summary
-    metric_index, last = report.metric_names.index(report.main_metric), len(candidates) - 1
-    difference, sign = report.differences[last, 0][metric_index], METRICS[report.main_metric].sign
-    cell = _build_difference(0, difference)
-    interval = f" ({cell.interval})" if cell.interval else ""
-    num_closer, num_further = (sum(side * sign * value > 0 for value in difference.per_example) for side in (1, -1))
-    return (
-        f"{summary} In {report.main_metric}, {candidates[last].name} differs from {candidates[0].name} by "
-        f"{cell.text}{interval}: closer to the reference in {num_closer}, further in {num_further}."
-    )
 
 
 def _build_charts(candidates: Sequence[Candidate]) -> list[Chart]:

@@ -62,8 +62,11 @@ def evaluate(
     sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers = resolved.answer(prompts, sampling, terminal, ModelCache(device))
     report = compute_report(metric_names, prompts, [answers])
-    for line in _format_report(report):
-        typer.echo(line)
+    for score in report.scores[0]:
+        typer.echo(f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}")
+    typer.echo(f"\n{'':<28} {'answers':>24} {'references':>24}")
+    for name, (of_answers, of_references) in format_style_rows(report):
+        typer.echo(f"{name:<28} {of_answers:>24} {of_references:>24}")
     if folder is not None:
         key = "base" if resolved.name == BASE else "tuned"
         answer_rows = [prompt.build_row(**{key: answer}) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -100,20 +103,6 @@ def _check_output_folder(out: Path, source: Path) -> Path:
         if (out / name).exists():
             raise UsageError(f"{name} exists already", where=f"--out {out}", hint="name a new folder")
     return out
-
-
-def _format_report(report: MetricReport) -> list[str]:
-    """Metrics, then the style of answers and references side by side."""
-    styles = [report.styles[0], *([report.reference_style] if report.reference_style else [])]
-    return [
-        *(
-            f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}"
-            for score in report.scores[0]
-        ),
-        "",
-        f"{'':<28} {'answers':>24} {'references':>24}",
-        *(f"{name:<28} " + " ".join(f"{v:>24}" for v in values) for name, values in format_style_rows(styles)),
-    ]
 
 
 def _build_scores_json(report: MetricReport, candidate: Candidate, source: Path) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def format_score(score: Score) -> str:
     return f"{score.value:.3f} ({score.interval[0]:.3f}–{score.interval[1]:.3f})"
 
 
-def format_style_rows(styles: Sequence[Style]) -> list[tuple[str, tuple[str, ...]]]:
-    """(statistic, its value in each style)."""
-    unit = styles[0].unit
+def format_style_rows(report: MetricReport) -> list[tuple[str, tuple[str, ...]]]:
+    """(statistic, its value of every candidate and of the references)."""
+    unit = report.styles[0].unit
 
     def format_first_words(style: Style) -> str:
         return ", ".join(f"{word} {_format_percent(share)}" for word, share in style.first_words)
@@ -120,7 +120,8 @@ def format_style_rows(styles: Sequence[Style]) -> list[tuple[str, tuple[str, ...
         "empty": lambda style: _format_percent(style.empty_share),
         "answers": lambda style: str(style.num_texts),
     }
-    return [(name, tuple(map(to_text, styles))) for name, to_text in formats.items()]
+    styles = [*report.styles, report.reference_style]
+    return [(name, tuple(to_text(style) if style else "–" for style in styles)) for name, to_text in formats.items()]
 
 
 def _format_percent(share: float) -> str:

@@ -1,59 +1,65 @@
 """The comparison page: its contents, and its behavior in a real browser."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
-from PIL import Image
 
+from lorgnette.metrics.bootstrap import Difference
+from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.report import MetricReport, compute_report
+from lorgnette.metrics.score import Score
 from lorgnette.report.html.charts import Curve, build_overlay
-from lorgnette.report.html.comparison import (
-    CellDifference,
-    ComparisonCard,
-    ComparisonPage,
-    MetricRow,
-    ScoreCell,
-    write_comparison_page,
-)
+from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
+from lorgnette.types import Example, Image, Turn
 
 COLORS = ["red", "green", "blue", "yellow"]
+
+
+def build_prompt(id: str, image: Path | None, text: str, references: tuple[str, ...]) -> EvalPrompt:
+    parts = (*([Image(image)] if image else []), text)
+    return EvalPrompt(Example(id, (Turn("user", parts),), Path("d.csv"), 1), references)
+
+
+def build_report(values: list[list[float]], indices: tuple[int, ...], pairs: dict[tuple[int, int], Difference]) -> Any:
+    """ROUGE-L with these values and differences, edit-distance with 1 - values, and an undefined CIDEr-D."""
+    scores = tuple(
+        (
+            Score("ROUGE-L", sum(own) / len(own), tuple(own), (0.4, 0.6)),
+            Score("edit-distance", 1 - sum(own) / len(own), tuple(1 - value for value in own), (0.4, 0.6)),
+            Score("CIDEr-D", None, (), None, "needs several images"),
+        )
+        for own in values
+    )
+    undefined = Difference("CIDEr-D", None, ())
+    rows = {pair: (row, replace(row, name="edit-distance"), undefined) for pair, row in pairs.items()}
+    differences = rows | {(b, a): tuple(row.negate() for row in rows[a, b]) for a, b in rows}
+    style = compute_report((), [build_prompt("a", None, "", ("r",))], [["four short words here"]]).styles[0]
+    names = ("ROUGE-L", "edit-distance", "CIDEr-D")
+    return MetricReport(names, indices, scores, differences, (style,) * len(values), style)
 
 
 def build_page(folder: Path) -> ComparisonPage:
     """base, a, b on four images; b gains most on red and loses on green; the last image has no reference."""
     for color in COLORS:
-        Image.new("RGB", (64, 48), color).save(folder / f"{color}.png")
-    values = ((0.5, 0.5, 0.5, None), (0.5, 0.6, 0.4, None), (0.9, 0.2, 0.6, None))
-    difference = CellDifference(0, "+0.100, p 0.001", "+0.050 to +0.150", "better")
-    cells = (
-        ScoreCell("0.500", "0.4 to 0.6"),
-        ScoreCell("0.500", "0.4 to 0.6", (difference, CellDifference(2, "−0.067", "", "unsure"))),
-        ScoreCell("0.567", "0.4 to 0.6", (difference, CellDifference(1, "+0.067", "", "unsure"))),
-    )
+        PIL.Image.new("RGB", (64, 48), color).save(folder / f"{color}.png")
+    significant = Difference("ROUGE-L", 0.1, (0.4, -0.3, 0.1), (0.05, 0.15), 0.001)
+    pairs = {(1, 0): significant, (2, 0): significant, (2, 1): Difference("ROUGE-L", 0.067, (0.4, -0.4, 0.2))}
     return ComparisonPage(
-        title="Side by side",
-        summary="4 prompts",
         candidates=("base", "runs/a", "runs/with/a/long/name"),
-        cards=[
-            ComparisonCard(
-                color, (folder / f"{color}.png",), "what?", references, (f"base {color}", "same", f"<i>{color}")
-            )
+        source=Path("d.csv"),
+        prompts=[
+            build_prompt(color, folder / f"{color}.png", "what?", references)
             for color, references in zip(COLORS, [("one", "two"), ("r",), ("r",), ()], strict=True)
         ],
-        metrics=[
-            MetricRow("ROUGE-L", "similarity", "higher", cells, values),
-            MetricRow(
-                "edit", "changes", "lower", cells, tuple(tuple(v and 1 - v for v in column) for column in values)
-            ),
-            MetricRow("CIDEr-D", "similarity", "higher", (ScoreCell("–"),) * 3, (), "needs several images"),
-        ],
-        sort_metric="ROUGE-L",
-        style=[("words", ("10", "5", "5", "4"))],
+        answers=[[f"base {color}" for color in COLORS], ["same"] * 4, [f"<i>{color}" for color in COLORS]],
+        report=build_report([[0.5, 0.5, 0.5], [0.5, 0.6, 0.4], [0.9, 0.2, 0.6]], (0, 1, 2), pairs),
         charts=build_overlay("loss", [Curve("base", []), Curve("runs/a", [(1, 2.0), (2, 1.0)])]),
         settings=[("lora.rank", ("–", "16", "4"))],
-        facts=[("Data", "d.csv")],
     )
 
 
@@ -65,17 +71,22 @@ def page_path(tmp_path: Path) -> Path:
 
 def test_page_has_everything_escaped(page_path: Path) -> None:
     html = page_path.read_text(encoding="utf-8")
-    for text in ("&lt;i&gt;red", "lora.rank", "needs several images", "p 0.001", "Reference 2", "lower is better"):
+    for text in ("&lt;i&gt;red", "lora.rank", "needs several images", "Reference 2", "lower is better"):
         assert text in html
     assert "<i>red" not in html
     assert html.count("data:image/jpeg;base64,") == 4
+    assert html.count("difference better") == html.count("difference worse") == 4
+    assert "<dt>With references</dt><dd>3</dd>" in html
+    lead = "4 questions, 3 answers each. In ROUGE-L, runs/with/a/long/name differs from base by +0.100, p\u00a00.001"
+    assert f"{lead} (+0.050 to +0.150): closer to the reference in 2, further in 1." in html
     assert "https://" not in html
 
 
 def visible_ids(page: Any) -> list[str]:
     """The ids of the visible cards, from top to bottom."""
     return page.view.evaluate(
-        "[...document.querySelectorAll('.comparison-card')].filter(c => !c.hidden).map(c => c.querySelector('.id').textContent)"
+        "[...document.querySelectorAll('.comparison-card')].filter(c => !c.hidden)"
+        ".map(c => c.querySelector('.id').textContent)"
     )
 
 
@@ -103,7 +114,7 @@ def test_both_baseline_lists_stay_equal(opened: Any, page_path: Path) -> None:
         page.view.select_option("#table-baseline", "1")
         assert page.view.input_value("#baseline") == "1"
         assert page.view.input_value("#candidate") == "0"  # not compared with itself
-        assert differences.all_inner_texts()[0].startswith("+0.067")
+        assert differences.all_inner_texts()[1].startswith("+0.067")
         better = page.view.locator(".comparison-card").first.locator(".answer.better")
         assert better.count() == 1
         assert "red" in str(better.text_content())
@@ -186,8 +197,12 @@ def test_phone_shows_two_candidates_and_no_keys(opened: Any, page_path: Path) ->
 
 
 def test_without_references_cards_cannot_be_sorted(opened: Any, tmp_path: Path) -> None:
-    cards = [ComparisonCard("a", (), "what?", (), ("yes", "no")), ComparisonCard("b", (), "", (), ("", "maybe"))]
-    write_comparison_page(tmp_path / "c.html", ComparisonPage("t", "", ("x", "y"), cards))
+    prompts, answers = (
+        [build_prompt("a", None, "what?", ()), build_prompt("b", None, "", ())],
+        [["yes", ""], ["no", "maybe"]],
+    )
+    report = compute_report(["ROUGE-L"], prompts, answers)
+    write_comparison_page(tmp_path / "c.html", ComparisonPage(("x", "y"), Path("d.csv"), prompts, answers, report))
     with opened(tmp_path / "c.html") as page:
         page.view.keyboard.press("g")
         page.view.fill("#find", "maybe")
@@ -201,13 +216,14 @@ def test_a_thousand_noisy_images_stay_under_30_mb(opened: Any, tmp_path: Path) -
     noise = np.random.default_rng(0)
     for index in range(25):
         pixels = noise.integers(0, 255, (480, 640, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.jpg", quality=60)
-    answers = ("word " * 60, "short", "other")
-    cards = [ComparisonCard(f"n{i}", (tmp_path / f"{i % 25}.jpg",), "p", ("r",) * 5, answers) for i in range(1000)]
-    values = tuple(tuple(float(v) for v in noise.random(1000)) for _ in range(3))
-    metric = MetricRow("M", "m", "higher", (ScoreCell("0.5"),) * 3, values)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{index}.jpg", quality=60)
+    prompts = [build_prompt(f"n{i}", tmp_path / f"{i % 25}.jpg", "p", ("r",) * 5) for i in range(1000)]
+    answers = [["word " * 60] * 1000, ["short"] * 1000, ["other"] * 1000]
+    values = [noise.random(1000).tolist() for _ in range(3)]
+    pairs = {(a, b): Difference("ROUGE-L", 0.0, ()) for a, b in ((1, 0), (2, 0), (2, 1))}
+    report = build_report(values, tuple(range(1000)), pairs)
     path = tmp_path / "many.html"
-    write_comparison_page(path, ComparisonPage("many", "", ("a", "b", "c"), cards, [metric], "M"))
+    write_comparison_page(path, ComparisonPage(("a", "b", "c"), Path("d.csv"), prompts, answers, report))
     assert path.stat().st_size < 30_000_000
     with opened(path) as page:
         page.view.keyboard.press("g")

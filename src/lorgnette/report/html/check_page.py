@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.io.atomic import write_text
 from lorgnette.report.check_report import TITLES, CheckReport, format_bin, list_facts
 from lorgnette.report.html.inline_images import InlineImage, inline_images
-from lorgnette.report.html.templates import render_template
+from lorgnette.report.html.templates import write_page
 from lorgnette.types import Finding
 
 MAX_CARDS = 12
@@ -39,7 +38,8 @@ class _Bar:
 
 def write_check_page(path: Path, report: CheckReport) -> None:
     histogram = report.token_stats.histogram if report.token_stats else ()
-    html = render_template(
+    write_page(
+        path,
         "check_page.html.j2",
         title=report.title,
         summary=report.summary,
@@ -51,7 +51,6 @@ def write_check_page(path: Path, report: CheckReport) -> None:
         scripts=_build_bars([(name, count) for name, (count, _) in report.scripts.items()]),
         data={},
     )
-    write_text(path, html)
 
 
 def _group_findings(report: CheckReport) -> Iterator[_FindingGroup]:

@@ -3,109 +3,125 @@
     ComparisonPage → write_comparison_page → compare.html
 
 Candidates are columns, in one order everywhere. The page's script sorts and filters; the page makes no request. Knows
-nothing about where the numbers come from.
+nothing about where the answers come from.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from lorgnette.io.atomic import write_text
+from lorgnette.metrics.bootstrap import Difference
+from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.registry import METRICS, Metric
+from lorgnette.metrics.report import MetricReport, Verdict, classify_difference, format_style_rows
 from lorgnette.report.html.charts import Chart
 from lorgnette.report.html.inline_images import inline_images
-from lorgnette.report.html.templates import render_template
+from lorgnette.report.html.templates import write_page
 
 DIGITS = 4
 """Of a single answer's value, in the page's data."""
 
 
+@dataclass(frozen=True)
+class ComparisonPage:
+    """The page's contents. answers: [candidate][prompt]. settings: (name, value of every candidate)."""
+
+    candidates: tuple[str, ...]
+    source: Path
+    prompts: Sequence[EvalPrompt]
+    answers: Sequence[Sequence[str]]
+    report: MetricReport
+    charts: Sequence[Chart] = ()
+    settings: Sequence[tuple[str, tuple[str, ...]]] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def summary(self) -> str:
+        """The page in a sentence: the last candidate against the first, in the main metric."""
+        count, name = len(self.prompts), self.report.main_metric
+        summary = f"{count} {'question' if count == 1 else 'questions'}, {len(self.candidates)} answers each."
+        if not name:
+            return summary
+        metric_index = self.report.metric_names.index(name)
+        difference = self.report.differences[len(self.candidates) - 1, 0][metric_index]
+        text, interval = _format_difference(difference)
+        gains = [METRICS[name].sign * value for value in difference.per_example]
+        return (
+            f"{summary} In {name}, {self.candidates[-1]} differs from {self.candidates[0]} by "
+            f"{text}{f' ({interval})' if interval else ''}: closer to the reference in "
+            f"{sum(gain > 0 for gain in gains)}, further in {sum(gain < 0 for gain in gains)}."
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class CellDifference:
-    """A candidate minus the candidate `baseline`, as text: the difference with p, and its interval."""
-
-    baseline: int
-    text: str
-    interval: str
-    verdict: Literal["better", "worse", "unsure"]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreCell:
-    """A candidate's value with its interval, and its differences from all other candidates."""
-
-    value: str
-    interval: str = ""
-    differences: tuple[CellDifference, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MetricRow:
+class _MetricRow:
     """A metric of all candidates.
 
-    per_answer: [candidate][card] values, None for a card without references; empty if the metric is undefined, and note
-    says why.
+    cells:  each candidate's value, its interval, and its differences from all others: (other, verdict, text, interval).
+    values: [candidate][prompt], None for a prompt without references; empty if the metric is undefined.
     """
 
     name: str
-    description: str
-    better: Literal["higher", "lower"]
-    cells: tuple[ScoreCell, ...]
-    per_answer: tuple[tuple[float | None, ...], ...] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonCard:
-    """One prompt with its images, its references, and every candidate's answer."""
-
-    id: str
-    images: tuple[Path, ...]
-    prompt: str
-    references: tuple[str, ...]
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ComparisonPage:
-    """The page's contents.
-
-    style: (statistic, value of every candidate and of the references). settings: (name, value of every candidate).
-    sort_metric: the metric selected first.
-    """
-
-    title: str
-    summary: str
-    candidates: tuple[str, ...]
-    cards: Sequence[ComparisonCard]
-    metrics: Sequence[MetricRow] = ()
-    sort_metric: str = ""
-    style: Sequence[tuple[str, tuple[str, ...]]] = ()
-    charts: Sequence[Chart] = ()
-    settings: Sequence[tuple[str, tuple[str, ...]]] = ()
-    facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
+    metric: Metric
+    cells: list[tuple[str, str, list[tuple[int, Verdict, str, str]]]]
+    values: list[list[float | None]]
+    note: str
 
 
 def write_comparison_page(path: Path, page: ComparisonPage) -> None:
     """Write the page, replacing an old one."""
-    images = inline_images(image for card in page.cards for image in card.images)
-    sortable = [row for row in page.metrics if row.per_answer]
-    script_data = {"charts": [chart.script_data for chart in page.charts], "metrics": list(map(_build_data, sortable))}
-    html = render_template(
+    images = inline_images(image for prompt in page.prompts for image in prompt.image_paths)
+    answers_by_prompt = zip(page.prompts, zip(*page.answers, strict=True), strict=True)
+    num_metrics = len(page.report.metric_names) if page.report.scores else 0
+    metrics = [_build_metric_row(page.report, i, len(page.prompts)) for i in range(num_metrics)]
+    sortable = [row for row in metrics if row.values]
+    write_page(
+        path,
         "comparison.html.j2",
-        title=page.title,
+        title="Side by side",
         summary=page.summary,
         page=page,
+        metrics=metrics,
         sortable=sortable,
-        cards=[(card, tuple(images[path] for path in card.images)) for card in page.cards],
+        cards=[
+            (prompt, tuple(images[image] for image in prompt.image_paths), answers)
+            for prompt, answers in answers_by_prompt
+        ],
+        style=format_style_rows(page.report),
         charts=page.charts,
-        data=script_data,
+        data={
+            "charts": [chart.script_data for chart in page.charts],
+            "metrics": [{"sign": row.metric.sign, "values": row.values} for row in sortable],
+        },
     )
-    write_text(path, html)
 
 
-def _build_data(row: MetricRow) -> dict[str, Any]:
-    """The metric for the page's script."""
-    values = [[value if value is None else round(value, DIGITS) for value in column] for column in row.per_answer]
-    return {"name": row.name, "sign": 1 if row.better == "higher" else -1, "values": values}
+def _build_metric_row(report: MetricReport, index: int, num_prompts: int) -> _MetricRow:
+    name, scores = report.metric_names[index], [scores[index] for scores in report.scores]
+    is_defined = all(score.value is not None for score in scores)
+    cells: list[tuple[str, str, list[tuple[int, Verdict, str, str]]]] = []
+    values: list[list[float | None]] = []
+    for a, score in enumerate(scores):
+        others = [b for b in range(len(scores)) if is_defined and b != a]
+        differences = [(b, report.differences[a, b][index]) for b in others]
+        value = "–" if score.value is None else f"{score.value:.3f}"
+        interval = f"{score.interval[0]:.3f} to {score.interval[1]:.3f}" if score.interval else ""
+        rows = [(b, classify_difference(d), *_format_difference(d)) for b, d in differences]
+        cells.append((value, interval, rows))
+        if is_defined:
+            by_prompt = dict(zip(report.scored_indices, score.per_example, strict=True))
+            values.append([round(by_prompt[i], DIGITS) if i in by_prompt else None for i in range(num_prompts)])
+    return _MetricRow(name, METRICS[name], cells, values, next((score.note for score in scores if score.note), ""))
+
+
+def _format_difference(difference: Difference) -> tuple[str, str]:
+    """The difference with its p-value, and its interval."""
+    assert difference.value is not None
+    value = _format_signed(difference.value)
+    if difference.interval is None:
+        return value, ""
+    return f"{value}, p {difference.p_value:.3f}", " to ".join(map(_format_signed, difference.interval))
+
+
+def _format_signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorgnette.io.atomic import write_text
 from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve, build_charts, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
-from lorgnette.report.html.templates import render_template
+from lorgnette.report.html.templates import write_page
 from lorgnette.types import PredictionRow
 
 NUM_VISIBLE = 12
@@ -67,7 +66,8 @@ def write_run_page(path: Path, page: RunPage) -> None:
         _Card(row, tuple(images[path] for path in row.images), *_classify_answer(row, gain))
         for row, gain in zip(page.rows, gains, strict=True)
     ]
-    html = render_template(
+    write_page(
+        path,
         "page.html.j2",
         title=page.title,
         page=page,
@@ -80,7 +80,6 @@ def write_run_page(path: Path, page: RunPage) -> None:
         data={"charts": [chart.script_data for chart in charts]},
         settings=flatten_settings(page.settings),
     )
-    write_text(path, html)
 
 
 def flatten_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:

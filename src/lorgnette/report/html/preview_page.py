@@ -6,15 +6,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from lorgnette.io.atomic import write_text
 from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
-from lorgnette.report.html.templates import render_template
+from lorgnette.report.html.templates import write_page
 from lorgnette.report.preview import PreviewRow, describe_image, format_span
 
 
 def write_preview_page(path: Path, title: str, rows: Sequence[PreviewRow]) -> None:
     num_trained = sum(row.num_trained for row in rows)
-    html = render_template(
+    write_page(
+        path,
         "preview_page.html.j2",
         title=title,
         summary=f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} as the model gets them, "
@@ -22,7 +22,6 @@ def write_preview_page(path: Path, title: str, rows: Sequence[PreviewRow]) -> No
         rows=[(row, _embed_images(row), [(span, format_span(span)) for span in row.spans]) for row in rows],
         data={},
     )
-    write_text(path, html)
 
 
 def _embed_images(row: PreviewRow) -> list[tuple[InlineImage, str]]:

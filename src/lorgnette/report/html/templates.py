@@ -1,13 +1,15 @@
-"""Renders the templates of this folder. Values are escaped; a missing value is an error."""
+"""Fills the templates of this folder. Values are escaped; a missing value is an error."""
 
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from lorgnette.io.atomic import write_text
 
-def render_template(name: str, **values: Any) -> str:
-    """Fill the template `name` of this folder with values."""
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill the template with values, and replace the file `path`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -15,4 +17,4 @@ def render_template(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(**values)
+    write_text(path, environment.get_template(template).render(**values))
