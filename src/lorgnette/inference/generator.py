@@ -47,11 +47,8 @@ class Generator:
         self.decoder, self.features = decoder, features
         self.device = decoder.embed_tokens.device
         self._caches: list[KVCache] = []
+        self._use_cuda_graphs = self.device.type == "cuda"
         self._graph_pool = torch.cuda.graph_pool_handle() if self._use_cuda_graphs else None
-
-    @property
-    def _use_cuda_graphs(self) -> bool:
-        return self.device.type == "cuda"
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Encoded], max_new_tokens: int, *, use_adapter: bool) -> KVCache:
@@ -63,11 +60,10 @@ class Generator:
         lengths = [len(prompt.input_ids) for prompt in prompts]
         cache = self._get_cache(CacheShape(len(prompts), max(lengths) + max_new_tokens))
         extended = [_append_unknown_token(prompt) for prompt in prompts]
-        first = 0
+        end = 0
         for batch in split_into_microbatches(extended, MAX_PREFILL_TOKENS, prefix_sharing=True):
-            rows = slice(first, first + len(batch.examples))
-            self._prefill_microbatch(batch, cache, rows, use_adapter)
-            first = rows.stop
+            first, end = end, end + len(batch.examples)
+            self._prefill_microbatch(batch, cache, slice(first, end), use_adapter)
         state = np.zeros((2, cache.shape.num_rows), np.int32)
         state[:, : len(prompts)] = lengths, [prompt.position_ids[0, -1] for prompt in extended]
         cache.num_active_rows = len(prompts)
@@ -83,7 +79,12 @@ class Generator:
         if graph is not None:
             graph.replay()
         elif self._use_cuda_graphs and use_adapter in cache.graphs:
-            cache.graphs[use_adapter] = self._capture(cache, use_adapter)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads may use the device during the capture, to compute features.
+            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+                self._run_decode_step(cache, use_adapter)
+            cache.graphs[use_adapter] = graph
+            graph.replay()
         else:
             self._run_decode_step(cache, use_adapter)
             cache.graphs[use_adapter] = None  # every kernel is compiled now: the next step can be captured
@@ -97,8 +98,8 @@ class Generator:
         if len(self._caches) == MAX_CACHES:
             self._caches.pop(0)
         shape = shape.round_up() if self._use_cuda_graphs else shape
-        decoder = self.decoder
-        self._caches.append(KVCache.from_config(shape, decoder.config, self.device, decoder.embed_tokens.dtype))
+        dtype = self.decoder.embed_tokens.dtype
+        self._caches.append(KVCache.from_config(shape, self.decoder.config, self.device, dtype))
         return self._caches[-1]
 
     def _prefill_microbatch(self, batch: PackedBatch, cache: KVCache, rows: slice, use_adapter: bool) -> None:
@@ -109,20 +110,17 @@ class Generator:
             batch.input_ids, batch.position_ids.ravel(), batch.image_token_indices, batch.feature_indices,
             batch.label_indices, _build_slot_sources(batch, cache.shape.num_slots).ravel(),
         ]  # fmt: skip
-        flat = copy_to_device(np.concatenate(arrays), self.device)
-        input_ids, position_ids, image_token_indices, feature_indices, last_tokens, slot_sources = torch.split(
-            flat, list(map(len, arrays))
-        )
-        num_heads, all_tokens = (config.num_heads, config.num_kv_heads), np.arange(len(batch.input_ids), dtype=np.int32)
-        plan = AttentionPlan.from_numpy(
-            all_tokens, batch.visible_until, config.num_heads // config.num_kv_heads, self.device
-        )
+        parts = torch.split(copy_to_device(np.concatenate(arrays), self.device), list(map(len, arrays)))
+        input_ids, position_ids, image_token_indices, feature_indices, last_tokens, slot_sources = parts
+        H, K = config.num_heads, config.num_kv_heads
+        all_tokens = np.arange(len(batch.input_ids), dtype=np.int32)
+        plan = AttentionPlan.from_numpy(all_tokens, batch.visible_until, H // K, self.device)
 
         # Prompts that share a prefix get copies of its keys and values, so that decoding needs no prefix tree.
         def attention(layer: int, qkv: Float[Tensor, "T _"], out: Float[Tensor, "T _"]) -> None:
-            keys_values = qkv.view(len(qkv), -1, config.head_dim)[:, config.num_heads :]
+            keys_values = qkv.view(len(qkv), -1, config.head_dim)[:, H:]
             torch.index_select(keys_values, 0, slot_sources, out=cache.view_slots(layer, rows))
-            attention_forward(qkv, plan, num_heads, out)
+            attention_forward(qkv, plan, (H, K), out)
 
         x = decoder.embed_tokens.index_select(0, input_ids)
         if batch.grids:
@@ -146,15 +144,6 @@ class Generator:
         x = compute_hidden_states(decoder, x, cache.position_ids.expand(3, -1), attention, use_adapter=use_adapter)
         write_logits(decoder, x, cache.logits)
         cache.position_ids.add_(1)
-
-    def _capture(self, cache: KVCache, use_adapter: bool) -> torch.cuda.CUDAGraph:
-        """Capture the decode step and run it once."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may use the device during the capture, to compute features.
-        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
-            self._run_decode_step(cache, use_adapter)
-        graph.replay()
-        return graph
 
 
 def compute_hidden_states(

@@ -4,8 +4,7 @@ The inputs come from the processor that training uses, so prompt, chat template 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,32 +31,29 @@ def generate_answers(
 ) -> Iterator[Prediction]:
     """The model's answer to every example's prompt, in order. adapter=None disables the model's adapter. on_progress(n)
     is called after each batch of n examples."""
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    control_tokens, temperature = processor.tokenizer.control_tokens, sampling.temperature
+    sample = {"do_sample": True, "temperature": temperature, "top_p": sampling.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=[control_tokens[name] for name in EOS_TOKENS],
+        pad_token_id=control_tokens[ENDOFTEXT_TOKEN],
+        **({"do_sample": False} if temperature is None else sample),
+    )
     torch.manual_seed(sampling.seed)
-    remaining = iter(examples)
     model.eval()
-    while batch := list(islice(remaining, sampling.batch_size)):
-        with _disable_adapter(model) if adapter is None else nullcontext():
-            predictions = _generate_batch(model, processor, batch, sampling, adapter)
-        yield from predictions
+    for start in range(0, len(examples), sampling.batch_size):
+        batch = examples[start : start + sampling.batch_size]
+        prompts = [processor.encode(example, add_generation_prompt=True) for example in batch]
+        inputs = _pad_batch(prompts, processor, next(model.parameters()).device)
+        is_disabled = adapter is None and isinstance(model, PeftModel)
+        with torch.inference_mode(), model.disable_adapter() if is_disabled else nullcontext():
+            sequences = model.generate(**inputs, generation_config=config)
+        for example, answer_ids in zip(batch, sequences[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            yield build_prediction(processor, example, answer_ids, adapter)
         on_progress(len(batch))
-
-
-def _generate_batch(
-    model: "PreTrainedModel",
-    processor: Processor,
-    examples: list[Example],
-    sampling: SamplingParams,
-    adapter: str | None,
-) -> list[Prediction]:
-    encoded = [processor.encode(example, add_generation_prompt=True) for example in examples]
-    inputs = _pad_batch(encoded, processor, next(model.parameters()).device)
-    with torch.inference_mode():
-        sequences = model.generate(**inputs, generation_config=_build_generation_config(processor, sampling))
-    prompt_length = inputs["input_ids"].shape[1]
-    return [
-        build_prediction(processor, example, answer_ids, adapter)
-        for example, answer_ids in zip(examples, sequences[:, prompt_length:].tolist(), strict=True)
-    ]
 
 
 def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.device) -> dict[str, Any]:
@@ -79,21 +75,3 @@ def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.d
         inputs["pixel_values"] = np.concatenate([processor.image_processor.patchify(image) for image in images])
         inputs["image_grid_thw"] = np.array([[grid.t, grid.h, grid.w] for grid in grids], np.int64)
     return {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
-
-
-def _build_generation_config(processor: Processor, sampling: SamplingParams) -> Any:
-    from transformers import GenerationConfig
-
-    sample = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=[processor.tokenizer.control_tokens[name] for name in EOS_TOKENS],
-        pad_token_id=processor.tokenizer.control_tokens[ENDOFTEXT_TOKEN],
-        **(sample if sampling.temperature is not None else {"do_sample": False}),
-    )
-
-
-def _disable_adapter(model: "PreTrainedModel") -> AbstractContextManager[Any]:
-    from peft import PeftModel
-
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
