@@ -4,11 +4,12 @@ The template is rendered with a marker in the place of every text. So no text ca
 template; the processor puts the texts between the pieces afterwards.
 """
 
+import itertools
 import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2.ext
 from jinja2 import TemplateError
@@ -35,8 +36,7 @@ class ChatTemplate:
         extensions = [jinja2.ext.loopcontrols]
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.globals["raise_exception"] = _raise_exception
-        self._where = where
-        self.source = source
+        self.source, self._where = source, where
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
@@ -66,17 +66,12 @@ class ChatTemplate:
 
         add_generation_prompt: end where the assistant begins to speak.
         """
-        messages: list[dict[str, Any]] = []
-        num_texts = 0
-        for role, parts in shape:
-            content = []
-            for is_image in parts:
-                if is_image:
-                    content.append({"type": "image"})
-                else:
-                    content.append({"type": "text", "text": f"{_OPEN}{num_texts}{_CLOSE}"})
-                    num_texts += 1
-            messages.append({"role": role, "content": content})
+        numbers = itertools.count()
+
+        def mark(is_image: bool) -> dict[str, str]:
+            return {"type": "image"} if is_image else {"type": "text", "text": f"{_OPEN}{next(numbers)}{_CLOSE}"}
+
+        messages = [{"role": role, "content": [mark(is_image) for is_image in parts]} for role, parts in shape]
         try:
             rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
         except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which concatenates contents
@@ -84,7 +79,7 @@ class ChatTemplate:
             raise LorgnetteError(message, where=self._where, hint=_HINT) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
-        if [piece for piece in pieces if isinstance(piece, int)] != list(range(num_texts)):
+        if [piece for piece in pieces if isinstance(piece, int)] != list(range(next(numbers))):
             message = "chat template does not keep every text once and in order"
             raise LorgnetteError(message, where=self._where, hint=_HINT)
         return pieces

@@ -68,11 +68,10 @@ class ImageProcessor:
         nearest multiples of token_side within min_pixels..max_pixels that keep the shape as well as possible.
         """
         side = self.token_side
+        rows, columns = (round(edge / side) * side for edge in self.size or (height, width))
         if self.size is not None:
-            rows, columns = (max(1, round(edge / side)) * side for edge in self.size)
-            return rows, columns
-        rows, columns = (round(edge / side) * side for edge in (height, width))
-        if rows * columns > self.max_pixels:
+            rows, columns = max(side, rows), max(side, columns)
+        elif rows * columns > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
             rows, columns = (max(side, math.floor(edge / shrink / side) * side) for edge in (height, width))
         elif rows * columns < self.min_pixels:

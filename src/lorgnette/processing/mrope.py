@@ -15,8 +15,6 @@ from lorgnette.types import ImageGrid
 
 _LENGTH_STEP = 32
 """Lengths are rounded up to a multiple of it, so that captions of similar length share one cached array."""
-_GridShape = tuple[int, int, int]
-"""An image's (time, rows, columns) in tokens."""
 
 
 def compute_position_ids(
@@ -33,8 +31,9 @@ def compute_position_ids(
 
 @lru_cache(maxsize=1024)
 def _compute_position_ids(
-    length: int, starts: tuple[int, ...], shapes: tuple[_GridShape, ...]
+    length: int, starts: tuple[int, ...], shapes: tuple[tuple[int, int, int], ...]
 ) -> Int32[np.ndarray, "3 T"]:
+    """shapes: each image's (time, rows, columns) in tokens."""
     position_ids = np.empty((3, length), np.int32)
     index, position = 0, 0
     for start, (t, rows, columns) in zip(starts, shapes, strict=True):

@@ -65,23 +65,27 @@ def build_prefix_trees(
 
 def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
     """Tokens in the tree's order; labels and examples in the order in which they were added."""
-    examples, token_indices = tree.examples, _locate_tokens(tree)
+    examples = tree.examples
+    # For each example, the indices of its tokens in the packed row, those of its shared prefix first.
+    token_indices = [np.empty(0, np.int32)] * len(examples)
     # The tokens that each example adds behind its shared prefix.
-    starts = zip(tree.order, tree.shared_lengths, strict=True)
-    added = [(examples[i], slice(start, tree.used_lengths[i])) for i, start in starts]
-    # Images among the added tokens. An image that is used twice has its features once.
+    added: list[tuple[Encoded, slice]] = []
     image_token_indices, feature_indices = [], []
     feature_offsets: dict[ImageGrid, int] = {}
-    num_features = 0
-    for i, (encoded, own) in zip(tree.order, added, strict=True):
-        for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
-            if not own.start <= start < own.stop:
-                continue
-            if grid not in feature_offsets:
-                feature_offsets[grid] = num_features
-                num_features += grid.num_tokens
-            image_token_indices.append(token_indices[i][start : start + grid.num_tokens])
-            feature_indices.append(feature_offsets[grid] + np.arange(grid.num_tokens))
+    path, end, num_features = np.empty(0, np.int32), 0, 0
+    for i, shared in zip(tree.order, tree.shared_lengths, strict=True):
+        encoded, used_length = examples[i], tree.used_lengths[i]
+        added.append((encoded, slice(shared, used_length)))
+        start, end = end, end + used_length - shared
+        token_indices[i] = path = np.concatenate([path[:shared], np.arange(start, end, dtype=np.int32)])
+        # Images among the added tokens. An image that is used twice has its features once.
+        for grid, image_start in zip(encoded.grids, encoded.image_starts, strict=True):
+            if shared <= image_start < used_length:
+                if grid not in feature_offsets:
+                    feature_offsets[grid] = num_features
+                    num_features += grid.num_tokens
+                image_token_indices.append(path[image_start : image_start + grid.num_tokens])
+                feature_indices.append(feature_offsets[grid] + np.arange(grid.num_tokens))
     # The token before a label predicts it.
     labels = [np.flatnonzero(encoded.labels != IGNORE_INDEX) for encoded in examples]
     return PackedBatch(
@@ -96,16 +100,6 @@ def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
         grids=tuple(feature_offsets),
         examples=tuple(encoded.example for encoded in examples),
     )
-
-
-def _locate_tokens(tree: PrefixTree) -> list[Int32[np.ndarray, " T"]]:
-    """For each example, the indices of its tokens in the packed row, those of its shared prefix first."""
-    located, path, end = [np.empty(0, np.int32)] * len(tree.used_lengths), np.empty(0, np.int32), 0
-    for i, shared in zip(tree.order, tree.shared_lengths, strict=True):
-        num_added = tree.used_lengths[i] - shared
-        located[i] = path = np.concatenate([path[:shared], np.arange(end, end + num_added, dtype=np.int32)])
-        end += num_added
-    return located
 
 
 def _compute_visible_until(tree: PrefixTree) -> Int32[np.ndarray, " T"]:

@@ -37,9 +37,13 @@ class PrefixTree:
         self.num_tokens = 0
         self.order: list[int] = []
         self.shared_lengths: list[int] = []
-        self._token_keys: list[TokenKeys] = []
+        self._keys: list[TokenKeys] = []
         self._sort_keys: list[bytes] = []
         self._image_numbers: dict[ImageGrid, int] = {}
+
+    @property
+    def num_labels(self) -> int:
+        return sum(encoded.num_labels for encoded in self.examples)
 
     def try_add(self, encoded: Encoded, max_tokens: int | None = None) -> bool:
         """Add an example. False if the tree has one already and would grow beyond `max_tokens` tokens."""
@@ -48,7 +52,9 @@ class PrefixTree:
         token_keys = self._compute_token_keys(encoded, used_length)
         sort_key = token_keys.tobytes()
         index = bisect(self._sort_keys, sort_key)
-        with_previous, with_next = (self._count_shared(token_keys, neighbor) for neighbor in (index - 1, index))
+        neighbors = (self.order[i] if 0 <= i < len(self.order) else None for i in (index - 1, index))
+        # The tokens shared with both neighbors in the order.
+        with_previous, with_next = (0 if i is None else _count_common(token_keys, self._keys[i]) for i in neighbors)
         num_tokens = self.num_tokens + used_length - max(with_previous, with_next)
         if self.examples and max_tokens is not None and num_tokens > max_tokens:
             return False
@@ -59,13 +65,9 @@ class PrefixTree:
         self.shared_lengths[index:] = [with_previous, *following]
         self.examples.append(encoded)
         self.used_lengths.append(used_length)
-        self._token_keys.append(token_keys)
+        self._keys.append(token_keys)
         self.num_tokens = num_tokens
         return True
-
-    def _count_shared(self, token_keys: TokenKeys, index: int) -> int:
-        """The tokens shared with the example at an index of the order."""
-        return _count_common(token_keys, self._token_keys[self.order[index]]) if 0 <= index < len(self.order) else 0
 
     def _compute_token_keys(self, encoded: Encoded, used_length: int) -> TokenKeys:
         if not self.prefix_sharing:

@@ -5,6 +5,7 @@ Loss is taken on the assistant's texts and on the token that ends each, nowhere 
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -37,25 +38,23 @@ class _Segment(NamedTuple):
     image_starts: tuple[int, ...]
 
 
+@dataclass(eq=False)
 class Processor:
     """Tokenizer, chat template and image processor of one checkpoint under one run's settings.
 
     read_size: reads an image's size; a caller that knows the sizes passes its own.
     """
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        chat_template: ChatTemplate,
-        image_processor: ImageProcessor,
-        settings: ProcessorSettings,
-        read_size: SizeReader = read_image_size,
-    ) -> None:
-        self.tokenizer, self.chat_template, self.image_processor = tokenizer, chat_template, image_processor
-        self.settings, self.read_size = settings, read_size
-        control_tokens = tokenizer.control_tokens
+    tokenizer: TextTokenizer
+    chat_template: ChatTemplate
+    image_processor: ImageProcessor
+    settings: ProcessorSettings
+    read_size: SizeReader = read_image_size
+
+    def __post_init__(self) -> None:
+        control_tokens, eos_token = self.tokenizer.control_tokens, self.settings.eos_token
         self._image_token_id = control_tokens[IMAGE_TOKEN]
-        self.eos_token_id = control_tokens[IM_END_TOKEN if settings.eos_token == "template" else settings.eos_token]  # noqa: S105
+        self.eos_token_id = control_tokens[IM_END_TOKEN if eos_token == "template" else eos_token]  # noqa: S105
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
         self._cached_grid = lru_cache(maxsize=None)(self._compute_grid)
         self._cached_frame = lru_cache(maxsize=1024)(self._encode_frame)
@@ -65,13 +64,8 @@ class Processor:
         cls, folder: Path, settings: ProcessorSettings, *, read_size: SizeReader = read_image_size
     ) -> "Processor":
         """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
-        return cls(
-            TextTokenizer.from_folder(folder),
-            ChatTemplate.from_folder(folder),
-            ImageProcessor.from_folder(folder, settings),
-            settings,
-            read_size,
-        )
+        tokenizer, chat_template = TextTokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+        return cls(tokenizer, chat_template, ImageProcessor.from_folder(folder, settings), settings, read_size)
 
     def encode(self, example: Example, *, add_generation_prompt: bool = False) -> Encoded:
         """Token ids, labels and positions of the whole conversation, [T], [T] and [3, T].
@@ -98,20 +92,13 @@ class Processor:
                 length += len(answer_ids)
             length += len(segment.input_ids)
         if length > self.settings.max_length:
-            raise LorgnetteError(
-                f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images), "
-                f"more than max_length={self.settings.max_length}",
-                where=example.where,
-                hint="shorten the text, lower image_tokens, or raise max_length",
-            )
-        return Encoded(
-            example,
-            np.concatenate(input_ids),
-            np.concatenate(labels),
-            compute_position_ids(length, image_starts, grids),
-            grids,
-            tuple(image_starts),
-        )
+            counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
+            message = f"{counts}, more than max_length={self.settings.max_length}"
+            hint = "shorten the text, lower image_tokens, or raise max_length"
+            raise LorgnetteError(message, where=example.where, hint=hint)
+        position_ids = compute_position_ids(length, image_starts, grids)
+        arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
+        return Encoded(example, *arrays, grids, tuple(image_starts))
 
     def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[str], tuple[ImageGrid, ...]]:
         """The conversation's outline, its answers, its image grids."""
@@ -141,8 +128,8 @@ class Processor:
         image_starts: list[int] = []
         for run, has_loss in chain(self._iter_runs(outline, add_generation_prompt), [(None, False)]):
             if run is None:
-                segment = _Segment(np.array(input_ids, np.int32), np.array(labels, np.int32), tuple(image_starts))
-                frame.append(segment)
+                arrays = np.array(input_ids, np.int32), np.array(labels, np.int32)
+                frame.append(_Segment(*arrays, tuple(image_starts)))
                 input_ids, labels, image_starts = [], [], []
                 continue
             # The template writes one image token per image; it is repeated for each token that the image takes.

@@ -3,7 +3,6 @@
 Knows nothing about colors or pages.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,30 +32,22 @@ def split_into_spans(encoded: Encoded, tokenizer: TextTokenizer) -> list[TokenSp
     image_token_id = tokenizer.control_tokens[IMAGE_TOKEN]
     image_lengths = {start: grid.num_tokens for start, grid in zip(encoded.image_starts, encoded.grids, strict=True)}
     ids, is_trained = encoded.input_ids.tolist(), (encoded.labels != IGNORE_INDEX).tolist()
+    decode = tokenizer.decode_with_control_tokens
     spans: list[TokenSpan] = []
     start = 0
     while start < len(ids):
+        is_control = ids[start] in control_ids
+        span = TokenSpan(decode(ids[start : start + 1]), 1, is_trained[start], "control" if is_control else "text")
         if ids[start] == image_token_id:
             span = TokenSpan(IMAGE_TOKEN, image_lengths[start], is_trained[start], "image")
-        elif ids[start] in control_ids:
-            span = TokenSpan(tokenizer.decode_with_control_tokens([ids[start]]), 1, is_trained[start], "control")
-        else:
-            span = _decode_span(ids, is_trained, start, control_ids, tokenizer)
+        elif not is_control and span.text.endswith(_REPLACEMENT_CHARACTER):
+            # The fewest tokens whose bytes are whole characters. A character has at most four bytes and tokens.
+            for end in range(start + 2, min(start + 4, len(ids)) + 1):
+                if ids[end - 1] in control_ids or is_trained[end - 1] != is_trained[start]:
+                    break
+                if not (text := decode(ids[start:end])).endswith(_REPLACEMENT_CHARACTER):
+                    span = TokenSpan(text, end - start, is_trained[start], "text")
+                    break
         spans.append(span)
         start += span.num_tokens
     return spans
-
-
-def _decode_span(
-    ids: Sequence[int], is_trained: Sequence[bool], start: int, control_ids: set[int], tokenizer: TextTokenizer
-) -> TokenSpan:
-    """The fewest tokens from `start` whose bytes are whole characters."""
-    decode = tokenizer.decode_with_control_tokens
-    # A character has at most four bytes, so at most four tokens.
-    for end in range(start + 1, min(start + 4, len(ids)) + 1):
-        if ids[end - 1] in control_ids or is_trained[end - 1] != is_trained[start]:
-            break
-        text = decode(ids[start:end])
-        if not text.endswith(_REPLACEMENT_CHARACTER):
-            return TokenSpan(text, end - start, is_trained[start], "text")
-    return TokenSpan(decode(ids[start : start + 1]), 1, is_trained[start], "text")

@@ -4,13 +4,12 @@ Finds examples above max_length, answers longer than predict.max_new_tokens, and
 nothing about weights, nor about other problems of a row.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count as count_up
 from statistics import median
 
 import numpy as np
-from jaxtyping import Int32
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.processing.processor import Processor
@@ -44,9 +43,8 @@ def compute_token_stats(
     max_new_tokens: `predict.max_new_tokens`, which includes the end token.
     """
     settings = processor.settings.model_copy(update={"max_length": _UNBOUNDED})
-    unbounded = Processor(
-        processor.tokenizer, processor.chat_template, processor.image_processor, settings, processor.read_size
-    )
+    tokenizer, template, image_processor = processor.tokenizer, processor.chat_template, processor.image_processor
+    unbounded = Processor(tokenizer, template, image_processor, settings, processor.read_size)
     lengths: list[int] = []
     num_image_tokens = num_labels = 0
     findings: list[Finding] = []
@@ -59,7 +57,12 @@ def compute_token_stats(
         lengths.append(len(encoded.input_ids))
         num_image_tokens += sum(grid.num_tokens for grid in encoded.grids)
         num_labels += encoded.num_labels
-        findings += _check_length(processor, encoded)
+        if len(encoded.input_ids) > processor.settings.max_length:
+            # The error that training would raise, in the same words.
+            try:
+                processor.encode(row)
+            except LorgnetteError as error:
+                findings.append(_build_finding(row, "over-budget", error))
         findings += _check_answers(encoded, processor.eos_token_id, max_new_tokens)
     if not lengths:
         return None, findings
@@ -71,25 +74,10 @@ def compute_token_stats(
 def compute_histogram(values: list[int], max_bins: int = _MAX_BINS) -> tuple[tuple[int, int, int], ...]:
     """(start, end, count) of at most `max_bins` bins of one width (1, 2 or 5 times a power of ten) over all values."""
     low, high = min(values), max(values)
-    width = 1
-    while high // width - low // width >= max_bins:
-        width = next(step for step in _iter_widths() if step > width)
-    counts = np.bincount(np.array(values) // width - low // width)
-    start = low // width * width
-    return tuple((start + i * width, start + (i + 1) * width, count) for i, count in enumerate(counts.tolist()))
-
-
-def _iter_widths() -> Iterable[int]:
-    return (digit * 10**power for power in range(math.ceil(math.log10(_UNBOUNDED))) for digit in (1, 2, 5))
-
-
-def _check_length(processor: Processor, encoded: Encoded) -> Iterable[Finding]:
-    """The error that training would raise, in the same words."""
-    if len(encoded.input_ids) > processor.settings.max_length:
-        try:
-            processor.encode(encoded.example)
-        except LorgnetteError as error:
-            yield _build_finding(encoded.example, "over-budget", error)
+    widths = (digit * 10**power for power in count_up() for digit in (1, 2, 5))
+    width = next(width for width in widths if high // width - low // width < max_bins)
+    counts = np.bincount(np.array(values) // width - low // width).tolist()
+    return tuple((i * width, (i + 1) * width, count) for i, count in enumerate(counts, low // width))
 
 
 def _build_finding(row: Example, kind: FindingKind, error: LorgnetteError) -> Finding:
@@ -99,7 +87,8 @@ def _build_finding(row: Example, kind: FindingKind, error: LorgnetteError) -> Fi
 def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> Iterable[Finding]:
     """Each answer is one run of labels."""
     row = encoded.example
-    runs = _find_runs(encoded.labels)
+    has_loss = np.pad(encoded.labels != IGNORE_INDEX, 1)
+    runs = np.flatnonzero(has_loss[1:] != has_loss[:-1]).reshape(-1, 2).tolist()
     longest = max((end - start for start, end in runs), default=0)
     if longest > max_new_tokens:
         message = f"an answer has {longest} tokens, but predictions stop at predict.max_new_tokens={max_new_tokens}"
@@ -110,11 +99,3 @@ def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> 
         message = f"{num_answers - num_ended} of {num_answers} answers get no end token from the chat template"
         hint = "use an Instruct checkpoint's own template: without end tokens the model does not learn to stop"
         yield Finding.for_example(row, "no-end", message, hint)
-
-
-def _find_runs(labels: Int32[np.ndarray, " T"]) -> list[tuple[int, int]]:
-    """(start, end) of each run of labels."""
-    has_loss = np.zeros(len(labels) + 2, bool)
-    has_loss[1:-1] = labels != IGNORE_INDEX
-    edges = np.flatnonzero(has_loss[1:] != has_loss[:-1])
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -32,8 +32,7 @@ class TextTokenizer:
     """
 
     def __init__(self, text: Tokenizer, control_tokens: dict[str, int]) -> None:
-        self._text = text
-        self.control_tokens = control_tokens
+        self._text, self.control_tokens = text, control_tokens
         self._control_names = {id_: name for name, id_ in control_tokens.items()}
         self.encode_cached = lru_cache(maxsize=4096)(self.encode)
 
@@ -66,8 +65,10 @@ class TextTokenizer:
 
     @classmethod
     def _from_vocabulary(cls, folder: Path) -> "TextTokenizer":
-        vocabulary, merges = (str(_check_exists(folder / name)) for name in ("vocab.json", "merges.txt"))
-        text = Tokenizer(models.BPE.from_file(vocabulary, merges))
+        files = folder / "vocab.json", folder / "merges.txt"
+        for path in files:
+            path.open("rb").close()  # so that an error names the file: the tokenizers library does not
+        text = Tokenizer(models.BPE.from_file(*map(str, files)))
         text.normalizer = normalizers.NFC()
         split_words = pre_tokenizers.Split(Regex(_PRETOKENIZE_REGEX), behavior="isolated")
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -90,9 +91,3 @@ class TextTokenizer:
         # Text ids are decoded together: a character may be spread over several.
         runs = groupby(ids, key=self._control_names.get)
         return "".join(name * len(list(run)) if name else self._text.decode(list(run)) for name, run in runs)
-
-
-def _check_exists(path: Path) -> Path:
-    """Open the file, so that an error names it: the tokenizers library reports a missing file without its name."""
-    with open(path, "rb"):
-        return path
