@@ -31,7 +31,7 @@ Set = list[tuple[str, list[str]]]
 
 def score_examples(examples: Set) -> dict[str, tuple[float, ...]]:
     hypotheses, references = [own for own, _ in examples], [texts for _, texts in examples]
-    scores = compute_scores(METRICS, hypotheses, references, num_resamples=20)
+    scores = compute_scores(METRICS, hypotheses, references)
     return {score.name: score.per_example for score in scores}
 
 

@@ -5,7 +5,8 @@ Reference implementation: pycocoevalcap/bleu/bleu_scorer.py, option "closest", w
 (1e-15 in numerators, 1e-9 in denominators).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -28,7 +29,7 @@ def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     ]
     closest = _find_closest_lengths(lengths, count_tokens(texts), owners)
     counts = np.stack([*columns, lengths, closest], axis=1).astype(np.float64)
-    functions = [_build_value_function(order) for order in range(1, MAX_ORDER + 1)]
+    functions = [partial(_compute_bleu, order) for order in range(1, MAX_ORDER + 1)]
     return tuple(Tally(compute_value(counts), counts, compute_value) for compute_value in functions)
 
 
@@ -57,14 +58,10 @@ def _find_closest_lengths(
     return closest
 
 
-def _build_value_function(order: int) -> Callable[[Float64[np.ndarray, "B K"]], Float64[np.ndarray, " B"]]:
+def _compute_bleu(order: int, sums: Float64[np.ndarray, "B K"]) -> Float64[np.ndarray, " B"]:
     """Sums of (matches, n-grams) of every order, hypothesis length, reference length → BLEU."""
-
-    def compute_value(sums: Float64[np.ndarray, "B K"]) -> Float64[np.ndarray, " B"]:
-        matches, totals = sums[:, 0 : 2 * order : 2], sums[:, 1 : 2 * order : 2]
-        precision = np.prod((matches + _TINY) / (totals + _SMALL), axis=1) ** (1 / order)
-        length_ratio = (sums[:, -2] + _TINY) / (sums[:, -1] + _SMALL)
-        value: Float64[np.ndarray, " B"] = precision * np.exp(np.minimum(0, 1 - 1 / length_ratio))
-        return value
-
-    return compute_value
+    matches, totals = sums[:, 0 : 2 * order : 2], sums[:, 1 : 2 * order : 2]
+    precision = np.prod((matches + _TINY) / (totals + _SMALL), axis=1) ** (1 / order)
+    length_ratio = (sums[:, -2] + _TINY) / (sums[:, -1] + _SMALL)
+    value: Float64[np.ndarray, " B"] = precision * np.exp(np.minimum(0, 1 - 1 / length_ratio))
+    return value

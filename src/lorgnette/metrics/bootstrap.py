@@ -6,7 +6,7 @@ Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 
 and Maxwell, On Some Pitfalls in Automatic Evaluation and Significance Testing for MT, 2005.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +66,11 @@ def compare_tallies(
         [first.counts, second.counts], num_resamples, _make_bootstrap_sampler(seed)
     )
     interval = _compute_interval(second.compute_value(second_sums) - first.compute_value(first_sums))
-    # Approximate randomization: half of the examples change systems.
-    (shift,) = _sum_resamples([first.counts - second.counts], num_resamples, _make_swap_sampler(seed))
+    # Approximate randomization: each example changes systems with probability 1/2.
+    rng = np.random.default_rng(seed)
+    (shift,) = _sum_resamples(
+        [first.counts - second.counts], num_resamples, lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
+    )
     swapped = first.compute_value(second.counts.sum(0) + shift) - first.compute_value(first.counts.sum(0) - shift)
     num_as_large = int((np.abs(swapped) >= abs(value) - _TOLERANCE).sum())
     return Difference(name, value, per_example, interval, (1 + num_as_large) / (1 + num_resamples))
@@ -87,25 +90,15 @@ def _make_bootstrap_sampler(seed: int) -> _WeightSampler:
     return draw
 
 
-def _make_swap_sampler(seed: int) -> _WeightSampler:
-    """1 for each of n examples that changes systems, with probability 1/2."""
-    rng = np.random.default_rng(seed)
-    return lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
-
-
 def _sum_resamples(
     counts: Sequence[Float64[np.ndarray, "N K"]], num_resamples: int, draw: _WeightSampler
 ) -> list[Float64[np.ndarray, "B K"]]:
     """Per metric its sums over `num_resamples` drawn sets, in batches."""
     columns = np.concatenate(counts, axis=1)
-    sums = np.concatenate([draw(b, len(columns)) @ columns for b in _split_batches(num_resamples, len(columns))])
+    batch_size = max(1, _MAX_CELLS // max(1, len(columns)))
+    batches = [min(batch_size, num_resamples - start) for start in range(0, num_resamples, batch_size)]
+    sums = np.concatenate([draw(b, len(columns)) @ columns for b in batches])
     return np.split(sums, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
-
-
-def _split_batches(num_resamples: int, num_examples: int) -> Iterator[int]:
-    batch_size = max(1, _MAX_CELLS // max(1, num_examples))
-    for start in range(0, num_resamples, batch_size):
-        yield min(batch_size, num_resamples - start)
 
 
 def _compute_interval(values: Float64[np.ndarray, " B"]) -> tuple[float, float]:

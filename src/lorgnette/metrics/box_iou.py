@@ -17,7 +17,6 @@ Box = tuple[float, float, float, float]
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)|\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-_NO_BOX = "no reference has a box"
 
 
 def parse_boxes(text: str) -> list[Box]:
@@ -34,7 +33,7 @@ def iou(a: Box, b: Box) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     intersection = max(0.0, width) * max(0.0, height)
-    union = _area(a) + _area(b) - intersection
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - intersection
     return intersection / union if union else float(a == b)
 
 
@@ -55,27 +54,20 @@ def _score_examples(hypotheses: Sequence[str], references: Sequence[Sequence[str
         max(_match_boxes(parse_boxes(hypothesis), boxes, min_iou) for boxes in alternatives)
         for hypothesis, alternatives in zip(hypotheses, reference_boxes, strict=True)
     ]
-    is_undefined = not any(boxes for alternatives in reference_boxes for boxes in alternatives)
-    return tally_mean(np.array(values, np.float64), _NO_BOX if is_undefined else None, is_undefined=is_undefined)
+    is_undefined = not any(map(any, reference_boxes))
+    note = "no reference has a box" if is_undefined else None
+    return tally_mean(np.array(values, np.float64), note, is_undefined=is_undefined)
 
 
 def _match_boxes(predictions: list[Box], references: list[Box], min_iou: float) -> float:
     """Greedy matching from the largest IoU down; every box is matched at most once."""
     if not predictions or not references:
         return float(predictions == references)
-    pairs = sorted(
-        ((iou(a, b), i, j) for i, a in enumerate(predictions) for j, b in enumerate(references)), reverse=True
-    )
-    matched_predictions: set[int] = set()
-    matched_references: set[int] = set()
-    total = 0.0
+    pairs = [(iou(a, b), i, j) for i, a in enumerate(predictions) for j, b in enumerate(references)]
+    total, matched_predictions, matched_references = 0.0, set[int](), set[int]()
     for overlap, i, j in sorted(pairs, reverse=True):
         if i not in matched_predictions and j not in matched_references and overlap >= min_iou:
             matched_predictions.add(i)
             matched_references.add(j)
             total += 1.0 if min_iou else overlap
     return total / max(len(predictions), len(references))
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

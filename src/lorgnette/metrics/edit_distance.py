@@ -5,15 +5,11 @@ matching, JACM 1999, in Hyyrö's form of 2003). ANLS: Biten et al., Scene Text V
 arXiv 1905.13648. At exactly the threshold the paper gives 0 and the benchmark's script 0.5; the script is followed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-import numpy as np
-
-from lorgnette.metrics.score import Tally, tally_mean
+from lorgnette.metrics.score import Tally, tally_best
 
 ANLS_THRESHOLD = 0.5
-T = TypeVar("T")
 
 
 def levenshtein(a: Sequence[str], b: Sequence[str]) -> int:
@@ -44,33 +40,19 @@ def normalized_levenshtein(a: Sequence[str], b: Sequence[str]) -> float:
 
 def edit_distance(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Tally:
     """0 … 1: normalized edit distance to the nearest reference, the mean over examples. Lower is better."""
-    return _score_examples(hypotheses, references, min, normalized_levenshtein)
+    return tally_best(hypotheses, references, normalized_levenshtein, min)
 
 
 def exact_match(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Tally:
     """Share of examples that equal one of their references."""
-    return _score_examples(hypotheses, references, max, lambda hypothesis, reference: float(hypothesis == reference))
+    return tally_best(hypotheses, references, lambda a, b: float(a == b))
 
 
 def anls(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """Average normalized Levenshtein similarity: ignores case; a similarity below 0.5 counts 0."""
 
-    def compute_similarity(hypothesis: str, reference: str) -> float:
-        similarity = 1 - normalized_levenshtein(hypothesis.lower(), reference.lower())
+    def compute_similarity(a: str, b: str) -> float:
+        similarity = 1 - normalized_levenshtein(a.lower(), b.lower())
         return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
-    return _score_examples(hypotheses, references, max, compute_similarity)
-
-
-def _score_examples(
-    hypotheses: Sequence[T],
-    references: Sequence[Sequence[T]],
-    select: Callable[..., float],
-    compare: Callable[[T, T], float],
-) -> Tally:
-    """Compare each hypothesis with all its references; `select` (min or max) picks the best."""
-    values = [
-        select(compare(hypothesis, text) for text in texts)
-        for hypothesis, texts in zip(hypotheses, references, strict=True)
-    ]
-    return tally_mean(np.array(values, np.float64))
+    return tally_best(hypotheses, references, compute_similarity)

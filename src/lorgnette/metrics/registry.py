@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics.bleu import bleu
-from lorgnette.metrics.bootstrap import NUM_RESAMPLES, Difference, compare_tallies, compute_intervals
+from lorgnette.metrics.bootstrap import Difference, compare_tallies, compute_intervals
 from lorgnette.metrics.box_iou import box_accuracy, box_iou
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match
@@ -70,24 +70,17 @@ SAMPLE_METRICS = ("ROUGE-L", "latex-edit-distance")
 """The most informative metrics for a few answers, best first."""
 
 
-def compute_scores(
-    names: Iterable[str],
-    hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> list[Score]:
+def compute_scores(names: Iterable[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[Score]:
     """The metrics of one answer per example, in the order of the names."""
-    return build_scores(compute_tallies(names, hypotheses, references), num_resamples=num_resamples, seed=seed)
+    return build_scores(compute_tallies(names, hypotheses, references))
 
 
-def build_scores(tallies: Mapping[str, Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> list[Score]:
+def build_scores(tallies: Mapping[str, Tally]) -> list[Score]:
     """Tallies as values with intervals, all from the same resampled sets."""
     defined = {name: tally for name, tally in tallies.items() if tally.value is not None}
     intervals: dict[str, tuple[float, float]] = {}
     if defined and all(len(tally.counts) > 1 for tally in defined.values()):
-        intervals = dict(zip(defined, compute_intervals(list(defined.values()), num_resamples, seed), strict=True))
+        intervals = dict(zip(defined, compute_intervals(list(defined.values())), strict=True))
     return [
         Score(name, None, (), None, tally.note or "no examples")
         if tally.value is None
@@ -97,18 +90,12 @@ def build_scores(tallies: Mapping[str, Tally], *, num_resamples: int = NUM_RESAM
 
 
 def compare_answers(
-    names: Iterable[str],
-    first: Sequence[str],
-    second: Sequence[str],
-    references: Sequence[Sequence[str]],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    names: Iterable[str], first: Sequence[str], second: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[Difference]:
     """The second system's answers minus the first's, to the same prompts."""
     names = list(names)
     before, after = (compute_tallies(names, answers, references) for answers in (first, second))
-    return [compare_tallies(name, before[name], after[name], num_resamples, seed) for name in before]
+    return [compare_tallies(name, before[name], after[name]) for name in before]
 
 
 def compute_tallies(
@@ -123,10 +110,7 @@ def compute_tallies(
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} answers to {len(references)} examples")
     inputs = {
-        tokenize: (
-            [tokenize(text) for text in hypotheses],
-            [[tokenize(text) for text in texts] for texts in references],
-        )
+        tokenize: (list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in references])
         for tokenize in {metric.tokenize for metric in metrics.values()}
     }
     computations = {(metric.compute, metric.tokenize) for metric in metrics.values()}

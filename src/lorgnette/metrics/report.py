@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations
 from typing import Literal
 
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
@@ -62,12 +62,9 @@ def compute_report(
     scored_answers = [[texts[i] for i in scored_indices] for texts in answers] if scored_indices else []
     tallies = [compute_tallies(metric_names, texts, references) for texts in scored_answers]
     differences: dict[tuple[int, int], tuple[Difference, ...]] = {}
-    for b, a in permutations(range(len(tallies)), 2):
-        if a > b:
-            differences[a, b] = tuple(
-                compare_tallies(name, tallies[b][name], tallies[a][name]) for name in metric_names
-            )
-            differences[b, a] = tuple(difference.negate() for difference in differences[a, b])
+    for b, a in combinations(range(len(tallies)), 2):
+        rows = tuple(compare_tallies(name, tallies[b][name], tallies[a][name]) for name in metric_names)
+        differences[a, b], differences[b, a] = rows, tuple(row.negate() for row in rows)
     is_latex = bool(metric_names) and all(METRICS[name].tokenize is tokenize_latex for name in metric_names)
     tokenize = tokenize_latex if is_latex else tokenize_words
     return MetricReport(
@@ -146,17 +143,13 @@ def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> l
         return []
     references = [row.references for row in rows]
     metrics = expand_metric_names(name for name in names if name not in _score_tables)
-    before, after = (
-        compute_scores(metrics, answers, references)
-        for answers in ([row.base or "" for row in rows], [row.tuned or "" for row in rows])
-    )
-    return [
-        *(row for name in names if name in _score_tables for row in _score_tables[name](rows)),
-        *(
-            ScoreRow(a.name, format_score(b), format_score(a), _is_better(b, a), a.note or "")
-            for b, a in zip(before, after, strict=True)
-        ),
-    ]
+    before = compute_scores(metrics, [row.base or "" for row in rows], references)
+    after = compute_scores(metrics, [row.tuned or "" for row in rows], references)
+    score_rows = [row for name in names if name in _score_tables for row in _score_tables[name](rows)]
+    for b, a in zip(before, after, strict=True):
+        gain = 0.0 if a.value is None or b.value is None else METRICS[a.name].sign * (a.value - b.value)
+        score_rows.append(ScoreRow(a.name, format_score(b), format_score(a), gain > 0, a.note or ""))
+    return score_rows
 
 
 def compute_gains(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[float | None]:
@@ -174,9 +167,3 @@ def compute_gains(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[f
 
 def _select_scored_rows(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
     return [row for row in rows if row.references and row.base is not None and row.tuned is not None]
-
-
-def _is_better(before: Score, after: Score) -> bool:
-    if before.value is None or after.value is None:
-        return False
-    return METRICS[after.name].sign * (after.value - before.value) > 0

@@ -38,7 +38,7 @@ def lcs_length(a: Tokens, b: Tokens) -> int:
 def _compute_f_measure(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
     # As in pycocoevalcap, a text without tokens is one empty token, equal to another such text.
     hypothesis = hypothesis or ("",)
-    lengths = [(lcs_length(hypothesis, text or ("",)), len(text or ("",))) for text in references]
+    lengths = [(lcs_length(hypothesis, text), len(text)) for text in (text or ("",) for text in references)]
     precision = max(common for common, _ in lengths) / len(hypothesis)
     recall = max(common / length for common, length in lengths)
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision else 0.0

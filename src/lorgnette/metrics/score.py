@@ -1,10 +1,13 @@
 """A metric's value, and the sufficient statistics that score a resampled set without its texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,18 @@ class Tally:
 def tally_mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, *, is_undefined: bool = False) -> Tally:
     """The tally of a metric whose value is the mean over examples."""
     counts = np.stack([per_example, np.ones_like(per_example)], axis=1)
-    return Tally(per_example, counts, _divide_sums, note, is_undefined)
+    return Tally(per_example, counts, lambda sums: sums[:, 0] / sums[:, 1], note, is_undefined)
 
 
-def _divide_sums(sums: Float64[np.ndarray, "B 2"]) -> Float64[np.ndarray, " B"]:
-    ratio: Float64[np.ndarray, " B"] = sums[:, 0] / sums[:, 1]
-    return ratio
+def tally_best(
+    hypotheses: Sequence[T],
+    references: Sequence[Sequence[T]],
+    compare: Callable[[T, T], float],
+    select: Callable[..., float] = max,
+) -> Tally:
+    """The tally of a mean: compare each hypothesis with all its references; `select` picks the best value."""
+    values = [
+        select(compare(hypothesis, text) for text in texts)
+        for hypothesis, texts in zip(hypotheses, references, strict=True)
+    ]
+    return tally_mean(np.array(values, np.float64))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from lorgnette.metrics import ptb, tokenizers
+from lorgnette.metrics.tokenizers import TOKEN_TO_BRACKET, normalize_whitespace, tokenize_latex, tokenize_words
 
 NUM_FIRST_WORDS = 3
 _SENTENCE = re.compile(r"[^.!?。！？]+[.!?。！？]*")
@@ -43,23 +43,20 @@ class Style:
     empty_share: float
 
 
-def compute_style(texts: Sequence[str], tokenize: Callable[[str], list[str]] = tokenizers.tokenize_words) -> Style:
+def compute_style(texts: Sequence[str], tokenize: Callable[[str], list[str]] = tokenize_words) -> Style:
     """The style of texts. tokenize: a text's words. Raises ValueError without texts."""
     if not texts:
         raise ValueError("no texts")
-    normalized = [tokenizers.normalize_whitespace(text) for text in texts]
+    normalized = [normalize_whitespace(text) for text in texts]
     words = [tokenize(text) for text in normalized]
-    sentences = [
-        [tokenizers.normalize_whitespace(sentence).lower() for sentence in _SENTENCE.findall(text)]
-        for text in normalized
-    ]
+    sentences = [[normalize_whitespace(item).lower() for item in _SENTENCE.findall(text)] for text in normalized]
     lengths = [len(text_words) for text_words in words]
     low, high = np.quantile(lengths, [0.05, 0.95]).tolist()
-    first_words = Counter(ptb.TOKEN_TO_BRACKET.get(text_words[0], text_words[0]) for text_words in words if text_words)
+    first_words = Counter(TOKEN_TO_BRACKET.get(text_words[0], text_words[0]) for text_words in words if text_words)
     total = len(texts)
     return Style(
         num_texts=total,
-        unit="tokens" if tokenize is tokenizers.tokenize_latex else "words",
+        unit="tokens" if tokenize is tokenize_latex else "words",
         mean_words=sum(lengths) / total,
         words_range=(low, high),
         mean_characters=sum(map(len, normalized)) / total,

@@ -9,9 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
-from lorgnette.metrics.score import Tally, tally_mean
+from lorgnette.metrics.score import Tally, tally_best
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "，。、！？；：（）《》「」“”‘’…", None))
@@ -26,11 +24,8 @@ def tokenize_answer(text: str) -> list[str]:
 
 def token_f1(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """0 … 1: F1 of the tokens shared with the best reference, the mean over examples."""
-    values = [
-        max(_compute_f1(tokenize_answer(hypothesis), tokenize_answer(text)) for text in texts)
-        for hypothesis, texts in zip(hypotheses, references, strict=True)
-    ]
-    return tally_mean(np.array(values, np.float64))
+    tokens = [[tokenize_answer(text) for text in texts] for texts in references]
+    return tally_best(list(map(tokenize_answer, hypotheses)), tokens, _compute_f1)
 
 
 def _compute_f1(hypothesis: list[str], reference: list[str]) -> float:

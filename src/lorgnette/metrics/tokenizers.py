@@ -1,19 +1,110 @@
 """A text as a metric compares it: words, normalized text, or LaTeX tokens.
 
-Words are coco-caption's (ptb.py). Chinese has no spaces: each Han character is a word, as in sacrebleu's `zh`
-tokenizer, and the text between them is read as English. Kana and Hangul are not split.
+Words are Penn Treebank tokens as coco-caption counts them, without Java: an imitation of Stanford CoreNLP 3.4.1's
+PTBTokenizer with `-preserveLines -lowerCase`, without coco-caption's list of punctuation
+(pycocoevalcap/tokenizer/ptbtokenizer.py). The rules follow the program's output, not its grammar. Known differences:
+tags with attributes, telephone numbers in brackets, `word,3D`; and a text that ends in a single letter and a full stop,
+where the official result depends on the next text of its batch. Chinese has no spaces: each Han character is a word, as
+in sacrebleu's `zh` tokenizer, and the text between them is read as English. Kana and Hangul are not split.
 """
 
 import re
 import unicodedata
 
-from lorgnette.metrics.ptb import tokenize_ptb
+DROPPED_TOKENS = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+"""coco-caption's list. Its -LRB-, -RRB-, -LCB-, -RCB- never match: by then the tokens are lower case."""
+
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_BRACKET = re.compile(r"[][(){}]")
+TOKEN_TO_BRACKET = {token: sign for sign, token in _BRACKETS.items()}
+"""Bracket tokens and the characters they stand for."""
+
+_REPLACEMENTS = str.maketrans(
+    {
+        **dict.fromkeys("‘’‛", "'"), **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",
+        "£": " # ", "€": " $ ", "¢": " cents ", "…": " ... ", "–": " -- ", "—": " -- ",
+        "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "\u00ad": "", "\u00a0": " ",
+    }
+)  # fmt: skip
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
+_ENTITY = re.compile("|".join(_ENTITIES))
+
+# Abbreviations that keep their full stop; those of the second group only before a number.
+_ABBREVIATIONS = (
+    "adj adm adv al ala alex apr ariz assn assoc asst att atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
+    "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs "
+    "hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md mfg mich minn mlle mme mo mon "
+    "mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc ppte ppty pres prof pt pte ptes pty ptys pvt "
+    "rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ "
+    "va vs vt wed wis wisc wm wyo"
+).replace(" ", "|")
+_NUMBER_ABBREVIATIONS = "art|ca|fig|figs|no|nos|op|pp|prop"
+
+# Before one of these words, a letter with a full stop ends a sentence and is not an initial.
+_SENTENCE_STARTERS = (
+    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
+    "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
+).replace(" ", "|")
+_SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
+"""Two words written as one, and the length of the first."""
+
+_L, _A = "[^\\W\\d_]\u0301?", "[^\\W_²³¹]\u0301?"  # a letter; a letter or digit
+_PIECE = f"(?:{_L}(?:{_A})*(?:[.!?]{_L}(?:{_A})*)*|(?:{_A})+)"  # man · foo.jpg · a!b · 3x3
+_WORD = f"(?:(?:{_A})+(?:_(?:{_A})+)+|{_PIECE})"
+_SLASHED = f"(?:{_A})+(?:-(?:{_L})+)*(?:/(?:{_A})+(?:-(?:{_L})+)*){{1,2}}"  # and/or · 24/7
+_HYPHENED = f"(?:{_A})(?:{_A}|[.,]){{0,40}}(?:-(?:{_A})+)+"  # up-to-date · 1,000-foot · u.s.-based
+_CLITIC = r"'(?i:s|re|ve|ll|d|m)(?!\w)"
+_NOT = r"(?i:n't)(?!\w)"
+_NUMBER = r"\d*(?:[.,:]\d+)+"
+
+_TOKEN = re.compile(
+    r" ?({})".format(
+        "|".join(
+            [
+                r"[a-zA-Z]+(?!\S)",
+                r"</?[a-zA-Z!?][^<>\s]*>|&\#\d+;",
+                r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
+                r"[:;=]['-]?[()]|:[DP](?!\w)|>_<",
+                f"{_CLITIC}|{_NOT}",
+                f"(?i:{'|'.join(_SPLIT_WORDS)})(?!\\w)",
+                r"'[nN](?:'|(?!\w))|'(?i:em|cause|til)(?!\w)|'\d\ds?(?![\w'])|(?i:ol)'(?!\w)|[yY]'(?=(?i:all))",
+                rf"\d+-\d+/\d+(?!\w)|{_HYPHENED}|{_SLASHED}",
+                rf"(?!\w\.(?:\Z| (?:{_SENTENCE_STARTERS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
+                f"(?i:{_ABBREVIATIONS})\\.(?!{_L})|(?i:{_NUMBER_ABBREVIATIONS})\\.(?= ?\\d)",
+                r"[A-Z]+(?:&[A-Z]+)+(?!\w)",
+                f"{_NUMBER}|[-+](?:{_NUMBER}|\\d+)(?!\\w)",
+                f"(?:{_A}){{1,40}}?(?={_NOT})",
+                f"[dDoOlL]'(?!(?i:s|re|ve|ll|d|m)(?!\\w)){_WORD}|(?i:ma'am)|{_WORD}\\.(?=[,;:])|{_WORD}",
+                r"\.\.\.+|\. \. \.|--+|[?!]+|_+|\*+|''|``",
+                r"[^\s\u200d\ufe0f\U00010000-\U0010ffff]",
+            ]
+        )
+    )
+)
+"""Tried in this order: a plain word (nearly all are), tag, address, emoticon, contraction, compound, abbreviation,
+number, word, sign."""
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _CHINESE_PUNCTUATION = re.compile(
     "[\u3000-\u3004\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff3d\uff5b-\uff65…—·“”‘’]+"
 )
 _LATEX = re.compile(r"\\[a-zA-Z]+|\\.|\S", re.DOTALL)
+
+
+def tokenize_ptb(text: str) -> list[str]:
+    """The tokens that coco-caption counts: lower case, contractions split, most punctuation dropped."""
+    text = _ENTITY.sub(lambda match: _ENTITIES[match.group()], text).translate(_REPLACEMENTS)
+    text = " ".join(text.split())
+    tokens: list[str] = []
+    for token in _TOKEN.findall(text):
+        word = token.lower()
+        if word in _SPLIT_WORDS:
+            tokens += [word[: _SPLIT_WORDS[word]], word[_SPLIT_WORDS[word] :]]
+        elif word[0].isalnum():
+            tokens.append(word)
+        elif word not in DROPPED_TOKENS and not word.startswith(("..", "--", ". ")):
+            tokens.append(_BRACKET.sub(lambda match: _BRACKETS[match.group()], word))
+    return tokens
 
 
 def tokenize_words(text: str) -> list[str]:
