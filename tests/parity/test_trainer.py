@@ -55,9 +55,7 @@ def train_theirs(
 def train_ours(pair: Any, encoded: list[Encoded], settings: TrainSettings) -> tuple[dict[str, Tensor], list[float]]:
     pair.features.prepare(grid for e in encoded for grid in e.grids)
     recorder = LossRecorder()
-    Trainer(pair.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings).train(
-        recorder
-    )
+    Trainer(pair.engine, BatchSampler(encoded, settings, SEED, group_by_image=False), [], settings).train(recorder)
     return copy_adapter(pair.model), recorder.losses
 
 

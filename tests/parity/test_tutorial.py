@@ -114,9 +114,7 @@ def train_ours(make_pair: Callable[..., Any], prepared: Path, processor: Process
     pair.features.prepare(grid for e in encoded for grid in e.grids)
     recorder = LossRecorder()
     settings = TrainSettings(epochs=20, max_steps=NUM_STEPS, max_tokens_per_microbatch=600)
-    Trainer(pair.engine, BatchSampler.from_settings(encoded, settings, SEED, group_by_image=False), [], settings).train(
-        recorder
-    )
+    Trainer(pair.engine, BatchSampler(encoded, settings, SEED, group_by_image=False), [], settings).train(recorder)
     return recorder.losses
 
 

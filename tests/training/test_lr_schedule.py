@@ -8,6 +8,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from lorgnette.config import TrainSettings
 from lorgnette.training.lr_schedule import compute_learning_rate
 
 TRANSFORMERS = {
@@ -23,7 +24,8 @@ TRANSFORMERS = {
 def test_rates_are_transformers(kind: str, total: int, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=3e-4)
     scheduler = TRANSFORMERS[kind](optimizer, warmup, total)  # type: ignore[operator]
+    settings = TrainSettings(learning_rate=3e-4, warmup_steps=warmup, lr_scheduler_type=kind)  # type: ignore[arg-type]
     for step in range(total):
-        ours = compute_learning_rate(step, total, peak=3e-4, warmup_steps=warmup, lr_scheduler_type=kind)  # type: ignore[arg-type]
+        ours = compute_learning_rate(step, total, settings)
         assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-18)
         scheduler.step()

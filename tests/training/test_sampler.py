@@ -114,7 +114,7 @@ def encoded(tiny: Path, example: Callable[..., Example]) -> list[Encoded]:
 
 
 def test_a_step_packs_the_selected_examples(encoded: list[Encoded]) -> None:
-    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
+    sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=False)
     assert (sampler.batch_size, sampler.steps_per_epoch, sampler.total_steps) == (4, 3, 9)
     for step in range(sampler.total_steps):
         batches = sampler.pack_step(step, 10**6, prefix_sharing=False)
@@ -122,18 +122,18 @@ def test_a_step_packs_the_selected_examples(encoded: list[Encoded]) -> None:
         assert packed == [encoded[i].example for i in select_examples(step, 10, 4, 7)]
     assert len(sampler.pack_step(0, 1, prefix_sharing=False)) == 4
     short = SETTINGS.model_copy(update={"max_steps": 5})
-    assert BatchSampler.from_settings(encoded, short, 7, group_by_image=False).total_steps == 5
+    assert BatchSampler(encoded, short, 7, group_by_image=False).total_steps == 5
 
 
 def test_captions_of_an_image_stay_together_if_grouped(encoded: list[Encoded]) -> None:
-    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=True)
+    sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=True)
     for step in range(sampler.total_steps):
         grids = [grid for batch in sampler.pack_step(step, 10**6, prefix_sharing=True) for grid in batch.grids]
         assert len(grids) == len(set(grids)) <= 2
 
 
 def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:
-    sampler = BatchSampler.from_settings(encoded, SETTINGS, 7, group_by_image=False)
+    sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=False)
     first = sampler.first_steps(1, 10**6, prefix_sharing=False)
     packed = sampler.pack_step(0, 10**6, prefix_sharing=False)
     assert [batch.examples for batch in first] == [batch.examples for batch in packed]

@@ -128,7 +128,7 @@ def build_trainer(
     held_out: Sequence[Encoded] = (),
     seed: int = 3,
 ) -> Trainer:
-    sampler = BatchSampler.from_settings(examples, settings, seed, group_by_image=False)
+    sampler = BatchSampler(examples, settings, seed, group_by_image=False)
     return Trainer(engine, sampler, held_out, settings)
 
 
@@ -325,7 +325,7 @@ class ScriptedTrainer(Trainer):
 
 def build_scripted(eval_losses: list[float], **settings: Any) -> ScriptedTrainer:
     train_settings = change(eval_steps=1, **settings)
-    sampler = BatchSampler.from_settings(EXAMPLES, train_settings, 3, group_by_image=False)
+    sampler = BatchSampler(EXAMPLES, train_settings, 3, group_by_image=False)
     trainer = ScriptedTrainer(BigramEngine(), sampler, HELD_OUT, train_settings)
     trainer.eval_losses = eval_losses
     return trainer

@@ -13,7 +13,7 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import Tracker, to_scalars
 from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, save_checkpoint
-from lorgnette.training.eval_samples import SampleLogger, Samples
+from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.trainer import StepReport
 
@@ -51,11 +51,15 @@ class TrainingCallbacks:
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self.terminal.print(f"step {step:<5} eval loss {loss:.4f}")
         is_last = step == self.total_steps
-        # The final answers come right after the last step, so samples are needed there only to select the best.
+        # The final answers come right after the last step, for the trackers too. Samples only select the best there.
         if is_last and not self.samples.selects_best:
             return loss
         samples = self.samples.generate()
-        self._log_samples(step, samples, to_trackers=not is_last)
+        self.log.write({**samples.record, "step": step})
+        if samples.scores:
+            self._record({"kind": "eval", "step": step, **samples.scores})
+        for tracker in () if is_last else self.trackers:
+            tracker.log_predictions(samples.rows, step)
         if not self.samples.selects_best:
             return loss
         if not samples.scores:
@@ -97,15 +101,6 @@ class TrainingCallbacks:
 
     def should_stop(self) -> bool:
         return self.interrupt.is_requested
-
-    def _log_samples(self, step: int, samples: Samples, *, to_trackers: bool) -> None:
-        """to_trackers: false at the last step, whose final answers they get with the base model's."""
-        self.log.write({**samples.record, "step": step})
-        if samples.scores:
-            self._record({"kind": "eval", "step": step, **samples.scores})
-        if to_trackers:
-            for tracker in self.trackers:
-                tracker.log_predictions(samples.rows, step)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Write a record to the log and its numbers to the trackers."""

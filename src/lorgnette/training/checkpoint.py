@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -25,7 +25,12 @@ def save_checkpoint(checkpoints: Path, step: int, write_adapter: Callable[[Path]
     with atomic_folder(path) as folder:
         write_adapter(folder)
         with open(folder / STATE_FILE, "wb") as file:
-            _save_state(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch hides the file's own error ("No space left on device") in the context
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
     return path
 
 
@@ -73,12 +78,3 @@ def _list_complete(checkpoints: Path) -> list[tuple[int, Path]]:
     complete = (path for path in checkpoints.glob("step-*") if (path / STATE_FILE).is_file())
     numbered = ((path.name.removeprefix("step-"), path) for path in complete)
     return [(int(step), path) for step, path in numbered if step.isdecimal()]
-
-
-def _save_state(state: dict[str, Any], file: BinaryIO) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:  # torch hides the file's own error ("No space left on device") in the context
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise

@@ -68,10 +68,9 @@ class TrainingData:
         examples, held_out = (_encode_examples(processor, rows, encoding_problems) for rows in (train_rows, test_rows))
 
         # Check the result.
-        _check_problems(encoding_problems, len(train_rows) + len(test_rows), settings.data.on_bad_row)
         problems = [*scanned.problems, *encoding_problems]
-        _warn_skipped(problems, terminal)
-        _check_not_empty(examples, table)
+        num_rows = len(train_rows) + len(test_rows)
+        _check_problems(problems, num_rows, examples, table, settings.data.on_bad_row, terminal)
         check_best_model_metric(settings, [e.example for e in held_out])
         for line in SplitSummary.from_examples([e.example for e in examples], [e.example for e in held_out]).advice:
             terminal.warn(line)
@@ -113,12 +112,11 @@ class TrainingData:
             for e in part
             for grid, error in [(grid, errors[grid]) for grid in e.grids if grid in errors][:1]
         ]
-        _check_problems(problems, len(self.examples) + len(self.held_out), on_bad_row)
-        _warn_skipped(problems, terminal)
+        num_rows = len(self.examples) + len(self.held_out)
         examples, held_out = (
             [e for e in part if errors.keys().isdisjoint(e.grids)] for part in (self.examples, self.held_out)
         )
-        _check_not_empty(examples, self.files[0])
+        _check_problems(problems, num_rows, examples, self.files[0], on_bad_row, terminal)
         return replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
 
     def check_unchanged(self, manifest: Path) -> None:
@@ -144,12 +142,8 @@ def _read_rows(settings: Settings, path: Path) -> data.ScanResult:
     A table downloaded from a hub is cut already; a test file is read whole.
     """
     is_whole = is_hub_address(str(settings.data.path)) or path == settings.data.test
-    rows = data.read(
-        path,
-        prompt=settings.data.prompt,
-        max_rows=None if is_whole else settings.data.max_rows,
-        images_from=resolve_images_folder(settings),
-    )
+    max_rows, images = None if is_whole else settings.data.max_rows, resolve_images_folder(settings)
+    rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, images_from=images)
     return data.load_usable(rows, on_bad_row=settings.data.on_bad_row, source=path)
 
 
@@ -165,16 +159,18 @@ def _encode_examples(processor: Processor, examples: Sequence[Example], problems
     return encoded
 
 
-def _check_problems(problems: Sequence[Problem], num_rows: int, on_bad_row: data.OnBadRow) -> None:
+def _check_problems(
+    problems: Sequence[Problem],
+    num_rows: int,
+    examples: Sequence[Encoded],
+    path: Path,
+    on_bad_row: data.OnBadRow,
+    terminal: Terminal,
+) -> None:
+    """Warn of the rows that are left out. Raises LorgnetteError for on_bad_row=error, or if no example is left."""
     if problems and on_bad_row == "error":
         raise data.build_refusal(problems, num_rows)
-
-
-def _warn_skipped(problems: Sequence[Problem], terminal: Terminal) -> None:
     for problem in problems:
         terminal.warn(f"skipped: {problem}")
-
-
-def _check_not_empty(examples: Sequence[Encoded], path: Path) -> None:
     if not examples:
         raise LorgnetteError("no example left to train on", where=str(path), hint="`lorgnette check` shows why")

@@ -4,8 +4,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from lorgnette.config import Settings
 from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device, select_dtype
 from lorgnette.inference.answers import answer_examples
@@ -16,7 +14,6 @@ from lorgnette.io.atomic import atomic_folder
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import write_adapter
 from lorgnette.metrics.registry import get_best_model_metric, select_tracked_metric
-from lorgnette.metrics.report import score_before_after
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import write_predictions
@@ -30,7 +27,8 @@ from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
-from lorgnette.training.setup import TrainingSetup, build_sampler, build_training
+from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.setup import TrainingSetup, build_training
 from lorgnette.training.trainer import Trainer
 from lorgnette.types import Encoded
 from lorgnette.verification.reference_sample import make_sample, record_sample
@@ -53,6 +51,7 @@ def run_training(
     # Resolve what depends on the device and on earlier checkpoints.
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
+    resume_command = f"lorgnette train --resume {run_dir.path}"
     step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (0, None)
     metadata = build_metadata(settings, data.checkpoint, data.processor)
     metadata = metadata.model_copy(update={"prompt": data.most_common_prompt or metadata.prompt})
@@ -70,33 +69,51 @@ def run_training(
         model = LoadedModel(setup.model, eval_processor)
         selects_best = get_best_model_metric(settings) is not None
         samples = SampleLogger(model, held_out, select_tracked_metric(settings), sampling, selects_best=selects_best)
-        trainer = Trainer(
-            setup.engine, build_sampler(settings, data), data.held_out, settings.train,
-            max_tokens_per_microbatch=setup.max_tokens_per_microbatch,
-        )  # fmt: skip
+        by_image = settings.data.group_by_image
+        sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
+        trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, setup.max_tokens_per_microbatch)
         if checkpoint is not None:
             trainer.load_state_dict(load_checkpoint(checkpoint, device))
             terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
 
         try:
-            # Train and save the adapter; the last checkpoint is written while the answers are generated.
             _start_trackers(trackers, settings, terminal)
             with RunLog.resume(run_dir.log, step) as log, AsyncWriter() as writer:
                 timer.attach_log(log)
-                for problem in data.problems:
-                    log.write(
-                        {"kind": "skipped", "source": problem.source, "row": problem.row, "message": problem.message}
-                    )
-                _train_and_save(
-                    trainer, run_dir, log, trackers, samples, writer, device, timer, terminal,
-                    snapshot=_build_snapshot(setup, settings, metadata, sample),
-                )  # fmt: skip
+                for p in data.problems:
+                    log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
+
+                # Take the steps that are left.
+                snapshot = _build_snapshot(setup, settings, metadata, sample)
+                with (
+                    timer("steps"),
+                    terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
+                    GracefulInterrupt(terminal) as interrupt,
+                ):
+                    callbacks = TrainingCallbacks(
+                        run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
+                        trainer.total_steps,
+                    )  # fmt: skip
+                    is_finished = trainer.train(callbacks)
+                if not is_finished:
+                    writer.wait()
+                    terminal.print(f"saved      at step {trainer.step}; to resume: {resume_command}")
+                    raise KeyboardInterrupt
+
+                # Save the adapter; the last checkpoint is written while the answers are generated.
+                peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
+                log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved})
+                with timer("save"):
+                    write = snapshot()
+                    with atomic_folder(run_dir.adapter) as folder:
+                        write(folder)
+                callbacks.save_checkpoint(trainer.step, trainer.state_dict(), write)
+                if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
+                    shutil.rmtree(run_dir.best, ignore_errors=True)
 
                 # Answer the held-out examples with the base model and with the adapter.
                 with timer("answers"):
-                    hint = (
-                        f"lower predict.batch_size in {run_dir.config}, then: lorgnette train --resume {run_dir.path}"
-                    )
+                    hint = f"lower predict.batch_size in {run_dir.config}, then: {resume_command}"
                     rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
                     write_predictions(run_dir.predictions, rows)
             for tracker in trackers:
@@ -108,14 +125,7 @@ def run_training(
             for tracker in trackers:
                 tracker.finish()
 
-    # Report.
-    scores = score_before_after(rows, settings.predict.metrics)
-    for score in scores:
-        terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
-    addresses = [tracker.address for tracker in trackers if tracker.address]
-    write_run_report(settings, run_dir, data, rows, scores, addresses, terminal)
-    terminal.print(f"adapter    {run_dir.adapter}")
-    terminal.print(f"report     {run_dir.report}")
+    write_run_report(settings, run_dir, data, rows, trackers, terminal)
 
 
 def _start_trackers(trackers: Sequence[Tracker], settings: Settings, terminal: Terminal) -> None:
@@ -142,41 +152,3 @@ def _build_snapshot(
         return write
 
     return snapshot
-
-
-def _train_and_save(
-    trainer: Trainer,
-    run_dir: RunDir,
-    log: RunLog,
-    trackers: Sequence[Tracker],
-    samples: SampleLogger,
-    writer: AsyncWriter,
-    device: torch.device,
-    timer: StageTimer,
-    terminal: Terminal,
-    *,
-    snapshot: AdapterSnapshot,
-) -> None:
-    """Run the steps that are left, save the adapter, and start writing the last checkpoint."""
-    with (
-        timer("steps"),
-        terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
-        GracefulInterrupt(terminal) as interrupt,
-    ):
-        callbacks = TrainingCallbacks(
-            run_dir, terminal, log, trackers, snapshot=snapshot, writer=writer, advance=advance, interrupt=interrupt,
-            total_steps=trainer.total_steps, samples=samples,
-        )  # fmt: skip
-        is_finished = trainer.train(callbacks)
-    if not is_finished:
-        writer.wait()
-        terminal.print(f"saved      at step {trainer.step}; to resume: lorgnette train --resume {run_dir.path}")
-        raise KeyboardInterrupt
-    log.write({"kind": "memory", "peak_gib": measure_peak_gib(device), "reserved_gib": measure_reserved_gib(device)})
-    with timer("save"):
-        write = snapshot()
-        with atomic_folder(run_dir.adapter) as folder:
-            write(folder)
-    callbacks.save_checkpoint(trainer.step, trainer.state_dict(), write)
-    if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
-        shutil.rmtree(run_dir.best, ignore_errors=True)

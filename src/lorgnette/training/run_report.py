@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from lorgnette.config import Settings
 from lorgnette.metrics.registry import METRICS, get_best_model_metric, select_tracked_metric
-from lorgnette.metrics.report import compute_gains
-from lorgnette.metrics.score import ScoreRow
+from lorgnette.metrics.report import compute_gains, score_before_after
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.curve_summary import summarize_best_step, summarize_loss
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import RunPage, write_run_page
 from lorgnette.report.run_dir import RunDir
+from lorgnette.report.trackers.tracker import Tracker
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import build_metric_curve, samples_over_time
 from lorgnette.types import PredictionRow
@@ -22,27 +22,28 @@ def write_run_report(
     run_dir: RunDir,
     data: TrainingData,
     rows: Sequence[PredictionRow],
-    scores: Sequence[ScoreRow],
-    tracker_addresses: Sequence[str],
+    trackers: Sequence[Tracker],
     terminal: Terminal,
 ) -> None:
-    """Write report.html and print the sentences about the curves."""
+    """Write report.html; print the scores and the sentences about the curves."""
+    scores = score_before_after(rows, settings.predict.metrics)
+    for score in scores:
+        terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
+
     # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
     records = run_log.read_log(run_dir.log)
     curves = {name: run_log.select_series(records, kind, field) for name, (kind, field) in run_log.CURVES.items()}
     best_metric = get_best_model_metric(settings)
-    metric_curves = build_metric_curve(
-        records, rows, select_tracked_metric(settings), selects_best=best_metric is not None
-    )
+    tracked_metric = select_tracked_metric(settings)
+    metric_curves = build_metric_curve(records, rows, tracked_metric, selects_best=best_metric is not None)
     seconds: dict[str, float] = {}
     for record in records:
         if record.get("kind") == "stage":
-            stage_seconds = run_log.parse_number(record["seconds"]) or 0.0
-            seconds[record["name"]] = seconds.get(record["name"], 0.0) + stage_seconds
+            name, value = record["name"], run_log.parse_number(record["seconds"]) or 0.0
+            seconds[name] = seconds.get(name, 0.0) + value
 
     # Say what they show. The log may have been deleted.
-    losses, best = curves["loss"], str(run_dir.best)
-    summary = ""
+    losses, best, summary = curves["loss"], str(run_dir.best), ""
     if losses:
         steps = f"{losses[-1][0]:.0f} steps on {len(data.examples)} examples in {seconds['steps']:.0f} s"
         summary = f"{steps}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
@@ -73,6 +74,11 @@ def write_run_report(
         samples=samples_over_time(records, rows),
         notes=notes,
         problems=[str(problem) for problem in data.problems],
-        next_steps=[f"lorgnette predict --adapter {run_dir.adapter} IMAGE", *tracker_addresses],
+        next_steps=[
+            f"lorgnette predict --adapter {run_dir.adapter} IMAGE",
+            *(tracker.address for tracker in trackers if tracker.address),
+        ],
     )
     write_run_page(run_dir.report, page)
+    terminal.print(f"adapter    {run_dir.adapter}")
+    terminal.print(f"report     {run_dir.report}")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -34,35 +35,18 @@ class ImageGroups:
         return sum(map(len, self.indices))
 
 
-@dataclass(frozen=True)
 class BatchSampler:
-    """Chooses the examples of a step and packs them into micro-batches.
+    """Chooses the examples of a step and packs them into micro-batches."""
 
-    batch_size: examples of one optimizer step; groups: examples that stay together in a step, or None.
-    """
-
-    examples: Sequence[Encoded]
-    batch_size: int
-    seed: int
-    groups: ImageGroups | None
-    steps_per_epoch: int
-    total_steps: int
-
-    @classmethod
-    def from_settings(
-        cls, examples: Sequence[Encoded], settings: TrainSettings, seed: int, *, group_by_image: bool
-    ) -> "BatchSampler":
+    def __init__(
+        self, examples: Sequence[Encoded], settings: TrainSettings, seed: int, *, group_by_image: bool
+    ) -> None:
         """group_by_image: a step takes all captions of its images together."""
-        steps_per_epoch = compute_steps_per_epoch(len(examples), settings.batch_size)
-        steps = steps_per_epoch * settings.epochs
-        return cls(
-            examples,
-            settings.batch_size,
-            seed,
-            ImageGroups.from_examples(examples) if group_by_image else None,
-            steps_per_epoch,
-            total_steps=min(steps, settings.max_steps or steps),
-        )
+        self.examples, self.batch_size, self.seed = examples, settings.batch_size, seed
+        self.groups = ImageGroups.from_examples(examples) if group_by_image else None
+        self.steps_per_epoch = compute_steps_per_epoch(len(examples), settings.batch_size)
+        steps = self.steps_per_epoch * settings.epochs
+        self.total_steps = min(steps, settings.max_steps or steps)
 
     def select(self, step: int) -> list[int]:
         """Indices of the examples of `step` (from 0)."""
@@ -78,9 +62,8 @@ class BatchSampler:
     def first_steps(self, num_examples: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
         """The micro-batches of the first steps, about `num_examples` examples, which show the shapes of the rest."""
         steps = min(self.total_steps, max(1, num_examples // self.batch_size))
-        return [
-            batch for step in range(steps) for batch in self.pack_step(step, max_tokens, prefix_sharing=prefix_sharing)
-        ]
+        packed = (self.pack_step(step, max_tokens, prefix_sharing=prefix_sharing) for step in range(steps))
+        return list(chain.from_iterable(packed))
 
 
 def compute_steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -112,16 +95,11 @@ def _draw_order(epoch: int, num_items: int, seed: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)
-def _split_large_groups(groups: ImageGroups, batch_size: int) -> list[tuple[int, ...]]:
-    return [group[start : start + batch_size] for group in groups.indices for start in range(0, len(group), batch_size)]
-
-
-@lru_cache(maxsize=2)
 def _assign_groups_to_steps(
     epoch: int, groups: ImageGroups, batch_size: int, seed: int
 ) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
     """(parts, their order in the epoch, index in that order where each step starts, with the end of the last)."""
-    parts = _split_large_groups(groups, batch_size)
+    parts = [group[i : i + batch_size] for group in groups.indices for i in range(0, len(group), batch_size)]
     order = _draw_order(epoch, len(parts), seed)
     sizes = np.array([len(parts[part]) for part in order])
     steps = compute_steps_per_epoch(int(sizes.sum()), batch_size)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -14,11 +15,12 @@ from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError
-from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache
+from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, compute_usable_bytes, find_fit
 from lorgnette.report.console import Terminal
 from lorgnette.report.stage_timer import StageTimer
+from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.optimizer import warm_up_optimizer
 from lorgnette.training.sampler import BatchSampler
@@ -79,14 +81,18 @@ def build_training(
         return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, timer)
 
     # Size the micro-batches and pack the first steps: they determine the CUDA graphs to capture.
-    fit = fit_to_memory(settings, data, device, terminal)
-    first_batches = build_sampler(settings, data).first_steps(
-        NUM_EXAMPLES_AHEAD, fit.max_tokens, prefix_sharing=select_prefix_sharing(settings, "fast")
-    )
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
+    fit = fit_to_memory(settings, data, sampler, device, terminal)
+    prefix_sharing = select_prefix_sharing(settings, "fast")
+    first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, fit.max_tokens, prefix_sharing=prefix_sharing)
 
     # Start everything on threads: optimizer kernels, weights, adapter, image decoding.
-    disk_cache = _open_disk_cache(data, device, dtype, terminal)
-    features = loading.build_features(data.checkpoint, data.processor.image_processor, device, dtype, disk_cache)
+    disk_cache, image_processor = None, data.processor.image_processor
+    try:
+        disk_cache = open_disk_cache(data.checkpoint, image_processor, device, dtype)
+    except LorgnetteError as error:
+        terminal.warn(f"image features are not cached on disk: {error}")
+    features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, settings.train)
     pool.shutdown(wait=False)
@@ -111,12 +117,6 @@ def build_training(
     return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, features, usable_data, fit.max_tokens)
 
 
-def build_sampler(settings: Settings, data: TrainingData) -> BatchSampler:
-    return BatchSampler.from_settings(
-        data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image
-    )
-
-
 def _build_reference(
     settings: Settings,
     data: TrainingData,
@@ -127,34 +127,28 @@ def _build_reference(
     timer: StageTimer,
 ) -> TrainingSetup:
     with timer("transformers"):
-        from lorgnette.engine.peft_engine import (
-            ReferenceEngine,
-            add_adapter,
-            copy_adapter_state,
-            load_adapter,
-            load_base_model,
-        )
+        from lorgnette.engine import peft_engine
         from lorgnette.features.image_features import HfVisionTower
 
     with timer("weights"):
-        base = load_base_model(data.checkpoint, device, dtype)
+        base = peft_engine.load_base_model(data.checkpoint, device, dtype)
     is_live = set(settings.lora.parts) != {"language"}  # a trained tower or merger computes new features every step
     features = Features(HfVisionTower(base), data.processor.image_processor, is_live=is_live)
     data = compute_image_features(features)
     with timer("adapter"):
         _synchronize(device)
         if resume_from is None:
-            model = add_adapter(base, data.checkpoint.family, settings.lora, settings.seed)
+            model = peft_engine.add_adapter(base, data.checkpoint.family, settings.lora, settings.seed)
             torch.manual_seed(settings.seed)  # dropout's sequence starts here, on the CPU and on CUDA
         else:
-            model = load_adapter(base, resume_from, is_trainable=True)
-    max_tokens = settings.train.max_tokens_per_microbatch
-    return TrainingSetup(
-        ReferenceEngine(model, features), model, lambda: copy_adapter_state(model), features, data, max_tokens
-    )
+            model = peft_engine.load_adapter(base, resume_from, is_trainable=True)
+    engine, copy_adapter = peft_engine.ReferenceEngine(model, features), partial(peft_engine.copy_adapter_state, model)
+    return TrainingSetup(engine, model, copy_adapter, features, data, settings.train.max_tokens_per_microbatch)
 
 
-def fit_to_memory(settings: Settings, data: TrainingData, device: torch.device, terminal: Terminal) -> MemoryFit:
+def fit_to_memory(
+    settings: Settings, data: TrainingData, sampler: BatchSampler, device: torch.device, terminal: Terminal
+) -> MemoryFit:
     """The micro-batch size and the number of recomputed layers that the memory model predicts to fit.
 
     Nothing is reduced if everything fits. If nothing does, the smallest is tried, and may run out of memory.
@@ -164,27 +158,17 @@ def fit_to_memory(settings: Settings, data: TrainingData, device: torch.device, 
     if device.type == "cpu":
         return MemoryFit(max_tokens, 0, 0)
     config = data.checkpoint.load_hf_config()
-    workload = Workload.from_settings(settings, config, "fast", data.examples, data.held_out, data.grids)
+    prefix_sharing = select_prefix_sharing(settings, "fast")
+    steps = count_steps(sampler, settings.train.max_tokens_per_microbatch, prefix_sharing=prefix_sharing)
+    workload = Workload.from_settings(settings, config, "fast", steps.largest_microbatch, data.held_out, data.grids)
     free = compute_usable_bytes(torch.cuda.mem_get_info(device)[0] / GIB)
     fit = find_fit(workload, longest, free) or MemoryFit(longest, workload.text.num_layers, free)
     if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
         return MemoryFit(max_tokens, 0, fit.peak_bytes)
-    recompute = (
-        f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed" if fit.recompute_layers else ""
-    )
+    layers = f"{fit.recompute_layers} of {workload.text.num_layers} layers"
+    recompute = f", {layers} recomputed" if fit.recompute_layers else ""
     terminal.print(f"memory     {free / GIB:.1f} GiB free: micro-batches of at most {fit.max_tokens} tokens{recompute}")
     return fit
-
-
-def _open_disk_cache(
-    data: TrainingData, device: torch.device, dtype: torch.dtype, terminal: Terminal
-) -> FeatureDiskCache | None:
-    """The disk cache of image features; None, with a warning, if it cannot be opened."""
-    try:
-        return open_disk_cache(data.checkpoint, data.processor.image_processor, device, dtype)
-    except LorgnetteError as error:
-        terminal.warn(f"image features are not cached on disk: {error}")
-        return None
 
 
 def _synchronize(device: torch.device) -> None:

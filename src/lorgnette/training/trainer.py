@@ -66,12 +66,6 @@ class PendingStep:
     loss_and_norm: Tensor
     copy_done: torch.Event | None
 
-    def read_loss_and_norm(self) -> tuple[float, float]:
-        if self.copy_done is not None:
-            self.copy_done.synchronize()
-        loss, norm = self.loss_and_norm.tolist()
-        return loss, norm
-
 
 class Callbacks(Protocol):
     """What the trainer calls during a run."""
@@ -100,7 +94,6 @@ class Trainer:
         sampler: BatchSampler,
         held_out: Sequence[Encoded],
         settings: TrainSettings,
-        *,
         max_tokens_per_microbatch: int | None = None,
     ) -> None:
         """max_tokens_per_microbatch: fewer than the settings', if memory is short."""
@@ -191,14 +184,7 @@ class Trainer:
 
     def _launch_step(self, microbatches: Sequence[PackedBatch], callbacks: Callbacks) -> None:
         """Launch forward, backward and update. Out of memory, repeat the step in smaller micro-batches."""
-        settings = self.settings
-        learning_rate = compute_learning_rate(
-            self.step,
-            self.total_steps,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            lr_scheduler_type=settings.lr_scheduler_type,
-        )
+        learning_rate = compute_learning_rate(self.step, self.total_steps, self.settings)
         while (loss := self._try_backward(microbatches)) is None:
             microbatches = self._halve_microbatches(microbatches, callbacks)
         loss_and_norm = self.optimizer.step(loss, learning_rate)
@@ -235,33 +221,31 @@ class Trainer:
         """Report launched steps until at most `max_pending` are left."""
         while len(self._pending) > max_pending:
             pending = self._pending.popleft()
-            loss, norm = pending.read_loss_and_norm()
+            if pending.copy_done is not None:
+                pending.copy_done.synchronize()
+            loss, norm = pending.loss_and_norm.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.step = pending.step - 1
                 raise _build_not_finite_error(pending, loss, norm)
-            now = time.perf_counter()
-            self.stats.seconds += now - self._last_time
-            self._last_time = now
+            previous_time, self._last_time = self._last_time, time.perf_counter()
+            self.stats.seconds += self._last_time - previous_time
             self.stats.total_loss += loss
             self.stats.num_steps += 1
             self.stats.num_tokens += sum(len(batch.input_ids) for batch in pending.microbatches)
             callbacks.on_step_end(pending.step, loss)
             if pending.step in (1, self.total_steps) or pending.step % self.settings.logging_steps == 0:
-                callbacks.on_log(self._build_report(pending, norm))
-
-    def _build_report(self, pending: PendingStep, grad_norm: float) -> StepReport:
-        """The log record of the running statistics, which start again from zero."""
-        stats, self.stats = self.stats, RunningStats()
-        return StepReport(
-            pending.step,
-            epoch=pending.step / self.steps_per_epoch,
-            loss=stats.total_loss / stats.num_steps,
-            learning_rate=pending.learning_rate,
-            grad_norm=grad_norm,
-            tokens_per_s=stats.num_tokens / stats.seconds,
-            data_wait=stats.wait_seconds / stats.seconds,
-            seconds=stats.seconds,
-        )
+                stats, self.stats = self.stats, RunningStats()
+                report = StepReport(
+                    pending.step,
+                    epoch=pending.step / self.steps_per_epoch,
+                    loss=stats.total_loss / stats.num_steps,
+                    learning_rate=pending.learning_rate,
+                    grad_norm=norm,
+                    tokens_per_s=stats.num_tokens / stats.seconds,
+                    data_wait=stats.wait_seconds / stats.seconds,
+                    seconds=stats.seconds,
+                )
+                callbacks.on_log(report)
 
     def _evaluate_and_track_best(self, callbacks: Callbacks) -> None:
         score = callbacks.on_evaluate(self.step, self.evaluate())
