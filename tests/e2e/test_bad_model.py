@@ -18,8 +18,8 @@ from lorgnette.training.checkpoint import load_checkpoint
 Change = Callable[[Path], object]
 
 
-def cut(name: str, kept: int) -> Change:
-    return lambda folder: os.truncate(folder / name, kept)
+def cut(name: str, size: int) -> Change:
+    return lambda folder: os.truncate(folder / name, size)
 
 
 def gone(*names: str) -> Change:
@@ -44,7 +44,7 @@ def no_template(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (shutil.rmtree, "no such checkpoint"),
         (gone("config.json"), "config.json is missing"),
@@ -68,23 +68,23 @@ def no_template(folder: Path) -> None:
         (text("chat_template.json", '{"chat_template": "{% for"}'), "chat template cannot be read"),
     ],
 )
-def test_a_broken_model(change: Change, said: str, tmp_path: Path, tiny: Path, captions, cli, quick) -> None:
+def test_a_broken_model(change: Change, message: str, tmp_path: Path, tiny: Path, captions, cli, quick) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     change(tmp_path / "model")
     for words in (quick(model="model"), ["predict", "0.png", "--model", "model"]):
-        cli(*words).assert_refused(1, said, "model")
+        cli(*words).assert_refused(1, message, "model")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
 def trained(tmp_path: Path, captions, cli, quick) -> Path:
-    """A run that is done."""
+    """A run that is result."""
     assert cli(*quick()).status == 0
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (shutil.rmtree, "no adapter here"),
         (text("lorgnette.json", "{"), "lorgnette.json"),
@@ -100,10 +100,10 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
         (edited("adapter_config.json", target_modules=["q_proj"]), "4 of 4 adapter tensors match the model"),
     ],
 )
-def test_a_broken_adapter(change: Change, said: str, trained: Path, cli) -> None:
+def test_a_broken_adapter(change: Change, message: str, trained: Path, cli) -> None:
     change(trained / "adapter")
-    cli("predict", "0.png", "--adapter", "run/adapter").assert_refused(1, said)
-    cli("compare", "run/adapter", "captions.csv").assert_refused(1, said)
+    cli("predict", "0.png", "--adapter", "run/adapter").assert_refused(1, message)
+    cli("compare", "run/adapter", "captions.csv").assert_refused(1, message)
     assert not Path("compare.html").exists()
 
 
@@ -126,7 +126,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
     with (tmp_path / "broken.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image_path", "caption"), ("0.png", "x"), ("gone.png", "x"), ("1.png", "")])
     (tmp_path / "none.csv").write_text("image_path,caption\n")
-    for source, *said in (
+    for source, *messages in (
         ("empty", "no image in this folder"),
         ("notes.txt", "not an image"),
         ("nowhere", "does not exist"),
@@ -134,7 +134,7 @@ def test_what_to_answer_is_looked_at_before_weights_are_read(
         ("broken.csv", "2 of 3 rows", "row 3: image is missing", "row 4: the caption is empty"),
         ("none.csv", "no rows"),
     ):
-        cli("predict", source, "--model", tiny).assert_refused(1, source, *said)
+        cli("predict", source, "--model", tiny).assert_refused(1, source, *messages)
     cli("predict", "0.png", "--both", "--model", tiny).assert_refused(2, "--both needs an adapter", "--adapter")
     before = captions.read_bytes()
     for out, status, what in (
@@ -158,9 +158,9 @@ def test_compare_looks_at_its_place_first(trained: Path, captions: Path, cli, mo
     "words", [["--temperature", "nan"], ["--top-p", "nan"], ["--seed", "9" * 30], ["--batch-size", "0"], ["--nope"]]
 )
 def test_options(words: list[str], tiny: Path, captions, cli) -> None:
-    done = cli("predict", "0.png", "--model", tiny, *words)
-    assert done.status == 2
-    assert words[0] in done.err
+    result = cli("predict", "0.png", "--model", tiny, *words)
+    assert result.status == 2
+    assert words[0] in result.err
 
 
 def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) -> None:
@@ -169,14 +169,14 @@ def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) 
         shutil.copy(tmp_path / "0.png", os.fsencode(tmp_path / "odd") + b"/\xff.png")
     except OSError:
         pytest.skip("this file system keeps no such name")
-    done = cli("predict", "odd", "--model", tiny, "--max-new-tokens", 2, "--out", "said.jsonl")
-    assert done.status == 0, done.err
-    assert done.out.startswith("\\udcff.png")
-    assert json.loads((tmp_path / "said.jsonl").read_text())["id"] == "\udcff.png"
+    result = cli("predict", "odd", "--model", tiny, "--max-new-tokens", 2, "--out", "answers.jsonl")
+    assert result.status == 0, result.err
+    assert result.out.startswith("\\udcff.png")
+    assert json.loads((tmp_path / "answers.jsonl").read_text())["id"] == "\udcff.png"
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "said"),
+    ("change", "status", "message"),
     [
         (shutil.rmtree, 2, "no such run folder"),
         (gone("config.yaml"), 2, "not a run folder"),
@@ -190,19 +190,19 @@ def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) 
         (cut("checkpoints/step-000002/adapter_model.safetensors", 100), 1, "adapter cannot be read"),
     ],
 )
-def test_a_broken_run(change: Change, status: int, said: str, trained: Path, cli) -> None:
+def test_a_broken_run(change: Change, status: int, message: str, trained: Path, cli) -> None:
     change(trained)
     before = sorted(path for path in trained.rglob("*") if path.is_file())
-    cli("train", "--resume", "run").assert_refused(status, said)
+    cli("train", "--resume", "run").assert_refused(status, message)
     assert sorted(path for path in trained.rglob("*") if path.is_file()) == before
 
 
 def test_a_resumed_run_keeps_its_settings(trained: Path, cli) -> None:
     for words in (["train.learning_rate=1"], ["demo"]):
-        done = cli("train", *words, "--resume", "run")
-        assert done.status == 2
-        assert "a resumed run keeps its settings" in done.err
-    assert cli("train", "--resume", "run").status == 0  # all done already: the page is written again
+        result = cli("train", *words, "--resume", "run")
+        assert result.status == 2
+        assert "a resumed run keeps its settings" in result.err
+    assert cli("train", "--resume", "run").status == 0  # all result already: the page is written again
     (trained / "log.jsonl").unlink()
     assert cli("train", "--resume", "run").status == 0
 
@@ -221,14 +221,14 @@ def test_a_disk_that_is_full_at_the_last_moment(at: str, tmp_path, captions, cli
         cli(*quick()).assert_refused(1, "No space left on device", at, "free some space")
     assert not (tmp_path / "run" / at).exists()
     assert not list((tmp_path / "run").rglob("*.part"))
-    done = cli("train", "--resume", "run")
-    assert done.status == 0, done.err
+    result = cli("train", "--resume", "run")
+    assert result.status == 0, result.err
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("size", ["size=8k", "size=60k", "size=130k", "size=200k"])
 def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
-    """Wherever it is cut short, what stands there is whole, and with more room the run goes on to its end."""
+    """Wherever the disk fills, every file there is complete; with more space the run resumes to its end."""
     run = volume(size) / "run"
     cli(*quick(run=run)).assert_refused(1, "No space left on device", str(run))
     assert not list(run.rglob("*.part"))
@@ -237,16 +237,18 @@ def test_a_disk_that_fills(size: str, captions, cli, quick, volume) -> None:
     for folder in run.glob("checkpoints/*"):
         assert load_checkpoint(folder, torch.device("cpu"))
     volume("size=4m")
-    done = cli("train", "--resume", run)
-    assert done.status == 0, done.err
+    result = cli("train", "--resume", run)
+    assert result.status == 0, result.err
     assert [record["step"] for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "train"] == [1, 2]
 
 
 def test_a_folder_that_may_only_be_read(tmp_path: Path, tiny: Path, captions, cli, quick, volume) -> None:
-    place = volume("ro,size=1m")
-    cli(*quick(run=place / "run")).assert_refused(1, "run folder cannot be created")
-    cli("prepare", "captions.csv", "--out", place / "data").assert_refused(1, "cannot write")
-    cli("predict", "0.png", "--model", tiny, "--out", place / "said.jsonl").assert_refused(1, "cannot write")
-    cli("recipe", "copy", "demo", place / "demo.yaml").assert_refused(1, "cannot write")
-    cli("demo", "--out", place / "demo", "--images", 8).assert_refused(1, "Read-only")
-    assert not list(place.iterdir())
+    folder_on_volume = volume("ro,size=1m")
+    cli(*quick(run=folder_on_volume / "run")).assert_refused(1, "run folder cannot be created")
+    cli("prepare", "captions.csv", "--out", folder_on_volume / "data").assert_refused(1, "cannot write")
+    cli("predict", "0.png", "--model", tiny, "--out", folder_on_volume / "answers.jsonl").assert_refused(
+        1, "cannot write"
+    )
+    cli("recipe", "copy", "demo", folder_on_volume / "demo.yaml").assert_refused(1, "cannot write")
+    cli("demo", "--out", folder_on_volume / "demo", "--images", 8).assert_refused(1, "Read-only")
+    assert not list(folder_on_volume.iterdir())
