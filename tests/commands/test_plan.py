@@ -22,6 +22,7 @@ from lorgnette.planning.throughput import GPU_TFLOPS
 from lorgnette.report.console import Terminal
 from lorgnette.training import setup
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.sampler import BatchSampler
 
 
 @pytest.fixture
@@ -39,13 +40,16 @@ def test_a_plan_describes_the_training_that_follows(chosen: Callable[..., Settin
     assert (result.engine, result.reason) == ("fast", None)
     assert result.workload is not None
     assert result.memory == predict_memory(result.workload)
-    assert result.workload.tokens >= result.steps.largest_microbatch > 2 * 20
+    assert (result.workload.tokens, result.workload.labels) == result.steps.largest_microbatch
+    assert result.workload.tokens > 2 * 20
     assert result.workload.feature_tokens == 6
     assert settings.run is not None
     assert not settings.run.exists()
 
 
-@pytest.mark.parametrize("words", [[], ["data.group_by_image=true", "dtype=float32"], ["train.batch_size=2"]])
+@pytest.mark.parametrize(
+    "words", [[], ["data.group_by_image=true", "dtype=float32"], ["lora.dropout=0"], ["train.batch_size=2"]]
+)
 def test_plan_and_train_use_the_same_workload(
     chosen: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
@@ -58,7 +62,9 @@ def test_plan_and_train_use_the_same_workload(
     monkeypatch.setattr(setup, "find_fit", record)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
     terminal = Terminal(console)
-    setup.fit_to_memory(settings, TrainingData.load(settings, terminal), torch.device("cuda"), terminal)
+    data, by_image = TrainingData.load(settings, terminal), settings.data.group_by_image
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
+    setup.fit_to_memory(settings, data, sampler, torch.device("cuda"), terminal)
     assert [plan(settings, console=console).workload] == workloads
 
 
@@ -110,7 +116,7 @@ def test_the_engine_equals_the_trainings(tiny: Path, word: str, reason: str | No
         "reference" if reason else "fast",
         reason,
     )
-    if "towers" in word:
+    if "parts" in word:
         with pytest.raises(UsageError, match="the fast engine cannot train this"):
             select_engine(load_settings(None, [word, "engine=fast"]), checkpoint.load_hf_config(), on_gpu=True)
 

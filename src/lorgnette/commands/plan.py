@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 
-from lorgnette.commands.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.models.registry import find_unsupported_feature
@@ -22,6 +21,7 @@ from lorgnette.planning.memory import (
 )
 from lorgnette.planning.throughput import GPU_TFLOPS, TimeEstimate, estimate_time
 from lorgnette.report.console import Terminal
+from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.sampler import BatchSampler
 
@@ -93,7 +93,7 @@ def _build_plan(settings: Settings, data: TrainingData, memory: float | None, gp
 
     # Steps: counted on the real examples with the training's sampler.
     by_image, ungrouped = (
-        BatchSampler.from_settings(examples, settings.train, settings.seed, group_by_image=group_by_image)
+        BatchSampler(examples, settings.train, settings.seed, group_by_image=group_by_image)
         for group_by_image in (True, False)
     )
     sampler = by_image if settings.data.group_by_image else ungrouped
@@ -107,7 +107,7 @@ def _build_plan(settings: Settings, data: TrainingData, memory: float | None, gp
         return result
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
-    workload = Workload.from_settings(settings, config, engine, examples, data.held_out, data.grids)
+    workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
     longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
     sizes = GPU_SIZES_GIB if memory is None else (float(memory),)
     time = estimate_time(
@@ -129,7 +129,7 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     per_step = steps.num_microbatches / steps.total_steps
     yield (
         f"steps      {steps.total_steps}, {steps.steps_per_epoch} per epoch; {per_step:.3g} micro-batches per step, of "
-        f"at most {steps.largest_microbatch} tokens"
+        f"at most {steps.largest_microbatch[0]} tokens"
     )
     yield f"batches    {layouts.padded} tokens per epoch in padded batches of {settings.train.batch_size}"
     for name, text in _LAYOUT_TEXTS.items():
@@ -139,7 +139,7 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     if memory is None or plan.time is None or plan.workload is None:
         yield f"memory     memory and time are not predicted: {plan.reason}"
         return
-    yield f"memory     at most {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
+    yield f"memory     {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
     for gib, fit in plan.fits.items():
         reductions = _describe_reductions(fit, plan.workload)
@@ -151,13 +151,10 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
             yield f"           fits on {gib:g} GiB{' or more' if gib < max(plan.fits) else ''}"
             break
     time = plan.time
-    yield (
-        f"time       {_format_duration(time.steps_s)} for steps, {_format_duration(time.features_s)} for image features "
-        f"on one {plan.gpu},"
-    )
-    yield (
-        f"           assuming {time.steps_tflops:.0f} and {time.tower_tflops:.0f} of its {GPU_TFLOPS[plan.gpu]} TFLOP/s"
-    )
+    steps_time, features_time = _format_duration(time.steps_s), _format_duration(time.features_s)
+    yield f"time       {steps_time} for steps, {features_time} for image features on one {plan.gpu},"
+    rates = f"{time.steps_tflops:.0f} and {time.tower_tflops:.0f}"
+    yield f"           assuming {rates} of its {GPU_TFLOPS[plan.gpu]} TFLOP/s"
 
 
 def _describe_reductions(fit: MemoryFit | None, workload: Workload) -> list[str]:

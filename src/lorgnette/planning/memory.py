@@ -24,6 +24,7 @@ from lorgnette.planning.limits import (
     pad_last_layer_tokens,
     pad_tokens,
 )
+from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.types import Encoded, ImageGrid
 
 EngineName = Literal["fast", "reference"]
@@ -68,35 +69,23 @@ class Workload:
         settings: Settings,
         hf_config: Mapping[str, Any],
         engine: EngineName,
-        examples: Sequence[Encoded],
+        largest: tuple[int, int],
         held_out: Sequence[Encoded],
         grids: Iterable[ImageGrid],
     ) -> "Workload":
-        """An upper bound for every step: a micro-batch of the longest examples, none of which share tokens.
-
-        grids: the distinct images of all examples.
-        """
-        (text, vision), batch_size = parse_configs(hf_config), settings.train.batch_size
-        lengths = [len(encoded.input_ids) for encoded in [*examples, *held_out]]
-        max_tokens = max(settings.train.max_tokens_per_microbatch, *lengths)
-        tokens = min(max_tokens, batch_size * max(lengths))
-        labels = min(tokens, batch_size * max(encoded.num_labels for encoded in [*examples, *held_out]))
-        eval_tokens = min(max_tokens, sum(lengths[len(examples) :]))
+        """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples."""
+        text, vision = parse_configs(hf_config)
+        max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
+        trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing) if held_out else []
+        eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
         return cls(
-            engine,
-            AdapterShape.from_settings(text, settings.lora),
-            vision,
-            has_dropout=settings.lora.dropout > 0,
-            tokens=tokens,
-            labels=labels,
-            bytes_per_value=4 if settings.dtype == "float32" else 2,
-            eval_tokens=eval_tokens,
-            eval_labels=eval_tokens,
+            engine, AdapterShape.from_settings(text, settings.lora), vision, has_dropout=settings.lora.dropout > 0,
+            tokens=largest[0], labels=largest[1], bytes_per_value=4 if settings.dtype == "float32" else 2,
+            eval_tokens=eval_tokens, eval_labels=eval_labels,
             num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
-            feature_tokens=sum(grid.num_tokens for grid in grids),
-            loads_tower=True,
-            trained_patches=tokens * vision.merge_size**2 if "vision" in settings.lora.parts else 0,
-        )
+            feature_tokens=sum(grid.num_tokens for grid in grids), loads_tower=True,
+            trained_patches=largest[0] * vision.merge_size**2 if "vision" in settings.lora.parts else 0,
+        )  # fmt: skip
 
     @property
     def text(self) -> TextConfig:

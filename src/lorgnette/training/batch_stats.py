@@ -1,6 +1,6 @@
 """Counts tokens, steps and micro-batches of a training, and compares ways to batch its examples. Needs no torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,10 @@ class EpochTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """The steps of a run. num_microbatches, tokens and labels are of all steps, projected from num_sampled of them."""
+    """The steps of a run. num_microbatches, tokens and labels are of all steps, projected from num_sampled of them.
+
+    largest_microbatch: its tokens and labels.
+    """
 
     total_steps: int
     steps_per_epoch: int
@@ -61,35 +64,29 @@ class StepStats:
     num_microbatches: int
     tokens: int
     labels: int
-    largest_microbatch: int
-    """In tokens."""
+    largest_microbatch: tuple[int, int]
 
 
 def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool) -> StepStats:
     """Pack the steps of the first epoch and project them to the whole run."""
-    steps = list(_sample_steps(min(sampler.steps_per_epoch, sampler.total_steps)))
-    trees = [tree for step in steps for tree in _pack(sampler, step, max_tokens, prefix_sharing)]
-    tokens = [tree.num_tokens for tree in trees]
-    labels = sum(encoded.num_labels for tree in trees for encoded in tree.examples)
+    steps = _sample_steps(min(sampler.steps_per_epoch, sampler.total_steps))
+    sizes = [(t.num_tokens, t.num_labels) for step in steps for t in _pack(sampler, step, max_tokens, prefix_sharing)]
     scale = sampler.total_steps / len(steps)
-    return StepStats(
-        sampler.total_steps, sampler.steps_per_epoch, len(steps), round(len(trees) * scale), round(sum(tokens) * scale),
-        round(labels * scale), max(tokens),
-    )  # fmt: skip
+    microbatches, tokens, labels = (round(count * scale) for count in (len(sizes), *map(sum, zip(*sizes, strict=True))))
+    return StepStats(sampler.total_steps, sampler.steps_per_epoch, len(steps), microbatches, tokens, labels, max(sizes))
 
 
 def compare_layouts(sampler: BatchSampler, grouped: BatchSampler, max_tokens: int) -> EpochTokens:
     """grouped: the sampler that keeps the captions of an image together."""
-    steps = list(_sample_steps(sampler.steps_per_epoch))
-    padded = packed = prefix_shared = grouped_by_image = 0
+    steps, totals = _sample_steps(sampler.steps_per_epoch), np.zeros(4)
     for step in steps:
         lengths = [len(sampler.examples[i].input_ids) for i in sampler.select(step)]
-        padded += len(lengths) * max(lengths)
-        packed += sum(tree.num_tokens for tree in _pack(sampler, step, max_tokens, prefix_sharing=False))
-        prefix_shared += sum(tree.num_tokens for tree in _pack(sampler, step, max_tokens, prefix_sharing=True))
-        grouped_by_image += sum(tree.num_tokens for tree in _pack(grouped, step, max_tokens, prefix_sharing=True))
-    scale = sampler.steps_per_epoch / len(steps)
-    return EpochTokens(*(round(tokens * scale) for tokens in (padded, packed, prefix_shared, grouped_by_image)))
+        packed, prefix_shared, grouped_by_image = (
+            sum(tree.num_tokens for tree in _pack(layout, step, max_tokens, prefix_sharing))
+            for layout, prefix_sharing in ((sampler, False), (sampler, True), (grouped, True))
+        )
+        totals += len(lengths) * max(lengths), packed, prefix_shared, grouped_by_image
+    return EpochTokens(*(round(tokens) for tokens in totals * (sampler.steps_per_epoch / len(steps))))
 
 
 def _pack(sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: bool) -> list[PrefixTree]:
@@ -98,6 +95,6 @@ def _pack(sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: boo
     return build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
 
 
-def _sample_steps(num_steps: int) -> Iterator[int]:
+def _sample_steps(num_steps: int) -> list[int]:
     count = min(num_steps, MAX_SAMPLED_STEPS)
-    return (i * num_steps // count for i in range(count))
+    return [i * num_steps // count for i in range(count)]

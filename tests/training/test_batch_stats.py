@@ -6,10 +6,10 @@ import PIL.Image
 import pytest
 
 from lorgnette import data
-from lorgnette.commands import batch_stats
-from lorgnette.commands.batch_stats import EpochTokens, TokenLengths, compare_layouts, count_steps
 from lorgnette.config import ProcessorSettings, TrainSettings
 from lorgnette.processing.processor import Processor
+from lorgnette.training import batch_stats
+from lorgnette.training.batch_stats import EpochTokens, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Encoded
 
@@ -30,7 +30,7 @@ def build_sampler(
     examples: list[Encoded], *, group_by_image: bool = False, max_steps: int | None = None
 ) -> BatchSampler:
     settings = TrainSettings(epochs=3, batch_size=6, max_steps=max_steps)
-    return BatchSampler.from_settings(examples, settings, 5, group_by_image=group_by_image)
+    return BatchSampler(examples, settings, 5, group_by_image=group_by_image)
 
 
 def compare(examples: list[Encoded]) -> EpochTokens:
@@ -61,7 +61,7 @@ def test_steps_equal_those_of_the_sampler(
     assert (stats.total_steps, stats.steps_per_epoch, stats.num_sampled) == (12, 4, 4)
     assert (stats.num_microbatches, stats.tokens) == (3 * len(batches), 3 * sum(tokens))
     assert stats.labels == 3 * sum(encoded.num_labels for encoded in examples)
-    assert stats.largest_microbatch == max(tokens)
+    assert stats.largest_microbatch == max((len(batch.input_ids), len(batch.targets)) for batch in batches)
 
 
 def test_a_run_may_be_shorter_than_an_epoch(examples: list[Encoded]) -> None:
