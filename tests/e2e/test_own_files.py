@@ -1,4 +1,4 @@
-"""Who kept the tutorial's files uses them as they are: its CSV and JSON, and an adapter that its script trained."""
+"""The tutorial's own files work as they are: its CSV and JSON, and an adapter that its script trained."""
 
 import json
 import shutil
@@ -23,11 +23,11 @@ def run(captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest
     monkeypatch.chdir(folder)
     captions.rename("coco-2024-dataset.csv")
     assert cli("prepare", "coco-2024-dataset.csv", "--out", ".", "--split", "tail").status == 0
-    done = cli(
+    result = cli(
         "train", f"model={tiny}", "data=data_vl_train.json", "data.test=data_vl_test.json", "run=run", "lora.rank=4",
         "train.learning_rate=0.01", "train.batch_size=2", "report_to=none", "predict.max_new_tokens=6",
     )  # fmt: skip
-    assert done.status == 0, done.err
+    assert result.status == 0, result.err
     return folder / "run"
 
 
@@ -41,18 +41,18 @@ def old(run: Path) -> Path:
     tensors = load_file(weights)
     save_file({name.replace(".language_model.layers.", ".layers."): t for name, t in tensors.items()}, weights)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    kept = {name: settings[name] for name in ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "peft_type")}
+    common = {name: settings[name] for name in ("r", "lora_alpha", "lora_dropout", "bias", "task_type", "peft_type")}
     changed = {"target_modules": PROJECTIONS, "base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}
-    (folder / "adapter_config.json").write_text(json.dumps({**kept, **changed, "inference_mode": True}))
+    (folder / "adapter_config.json").write_text(json.dumps({**common, **changed, "inference_mode": True}))
     return folder
 
 
 def test_its_adapter_predicts_compares_and_merges(run: Path, old: Path, tiny: Path, cli: Callable[..., Any]) -> None:
     ask = ["data_vl_test.json", "--model", tiny, "--max-new-tokens", 6, "--out"]
     for name, adapter in (("ours", run / "adapter"), ("theirs", old)):
-        done = cli("predict", *ask, f"{name}.jsonl", "--adapter", adapter, "--both")
-        assert done.status == 0, done.err
-    assert "does not say what it was trained with" in done.err
+        result = cli("predict", *ask, f"{name}.jsonl", "--adapter", adapter, "--both")
+        assert result.status == 0, result.err
+    assert "has no lorgnette.json" in result.err
     ours, theirs = (read_predictions(Path(f"{name}.jsonl")) for name in ("ours", "theirs"))
     assert ours == theirs
     assert [row.tuned for row in ours] != [row.base for row in ours]
@@ -65,13 +65,13 @@ def test_its_adapter_predicts_compares_and_merges(run: Path, old: Path, tiny: Pa
 
 
 def test_without_its_base_it_asks_for_it(old: Path, cli: Callable[..., Any]) -> None:
-    done = cli("predict", "0.png", "--adapter", old)
-    done.assert_refused(1, "base model is gone", "./Qwen/Qwen2-VL-2B-Instruct", "--model")
+    result = cli("predict", "0.png", "--adapter", old)
+    result.assert_refused(1, "base model is missing", "./Qwen/Qwen2-VL-2B-Instruct", "--model")
 
 
 def test_half_of_its_names_is_an_error_that_lists_them(old: Path, tiny: Path, cli: Callable[..., Any]) -> None:
     weights = old / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if ".mlp." not in name}, weights)
-    done = cli("predict", "0.png", "--adapter", old, "--model", tiny)
-    done.assert_refused(1, "16 of 28 adapter tensors match", "mlp.down_proj.lora_A")
+    result = cli("predict", "0.png", "--adapter", old, "--model", tiny)
+    result.assert_refused(1, "16 of 28 adapter tensors match", "mlp.down_proj.lora_A")
