@@ -32,10 +32,10 @@ def test_an_invalid_row_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("tuned", 5, "5 is not a text"),
-        ("prompt", None, "null is not a text"),
-        ("images", "a.png", '"a.png" is not a list of texts'),
-        ("references", [["a"]], r'\["a"\] is not a text'),
+        ("tuned", 5, r"\(tuned: Input should be a valid string\)"),
+        ("prompt", None, r"\(prompt: Input should be a valid string\)"),
+        ("images", "a.png", r"\(images: Input should be a valid array\)"),
+        ("references", [["a"]], r"\(references: 0: Input should be a valid string\)"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_named(field: str, value: object, message: str, tmp_path: Path) -> None:

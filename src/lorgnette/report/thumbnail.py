@@ -38,17 +38,13 @@ def encode_thumbnail(path: Path, max_bytes: int) -> bytes:
     """A JPEG of at most `max_bytes`, if an image of MIN_SIDE pixels fits in them."""
     image, side = load_thumbnail(path, MAX_SIDE), MAX_SIDE
     while True:
-        jpeg = _encode_jpeg(image)
-        if len(jpeg) <= max_bytes or side <= MIN_SIDE:
-            return jpeg
-        side = max(MIN_SIDE, min(int(side * 0.85), int(side * (max_bytes / len(jpeg)) ** 0.5)))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
+        num_bytes = buffer.getbuffer().nbytes
+        if num_bytes <= max_bytes or side <= MIN_SIDE:
+            return buffer.getvalue()
+        side = max(MIN_SIDE, min(int(side * 0.85), int(side * (max_bytes / num_bytes) ** 0.5)))
         image = _shrink(image, side)
-
-
-def _encode_jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
-    return buffer.getvalue()
 
 
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:

@@ -7,6 +7,7 @@ a page is.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 BOX = 1000
@@ -75,24 +76,17 @@ def build_charts(curves: Sequence[Curve]) -> list[Chart]:
 
 def build_overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
     """One chart of all curves, or none if no curve has a finite point. Empty curves keep their color unused."""
-    finite = [(i, curve, _drop_non_finite(curve.points)) for i, curve in enumerate(curves)]
-    finite = [(i, curve, points) for i, curve, points in finite if points]
+    points_by_curve = [[point for point in curve.points if all(map(math.isfinite, point))] for curve in curves]
+    finite = [(i, curves[i], points) for i, points in enumerate(points_by_curve) if points]
     if not finite:
         return []
-    all_points = [point for _, _, points in finite for point in points]
-    x_range = _compute_range([x for x, _ in all_points])
-    y_range, y_values = _choose_y_ticks([y for _, y in all_points])
-    return [
-        Chart(
-            name=name,
-            description="; ".join(_describe_curve(curve, points) for _, curve, points in finite),
-            lines=[_build_line(name, curve.name, i, points, x_range, y_range) for i, curve, points in finite],
-            x_ticks=[_build_tick(x, x_range) for x in _choose_x_ticks(x_range)],
-            y_ticks=[_build_tick(y, y_range) for y in y_values],
-            x_range=x_range,
-            y_range=y_range,
-        )
-    ]
+    xs, ys = zip(*(point for _, _, points in finite for point in points), strict=True)
+    x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
+    y_range, y_values = _choose_y_ticks(min(ys), max(ys))
+    description = "; ".join(_describe_curve(curve, points) for _, curve, points in finite)
+    lines = [_build_line(name, curve.name, i, points, x_range, y_range) for i, curve, points in finite]
+    x_ticks = [_build_tick(x, x_range) for x in _choose_x_ticks(*x_range)]
+    return [Chart(name, description, lines, x_ticks, [_build_tick(y, y_range) for y in y_values], x_range, y_range)]
 
 
 def format_number(value: float) -> str:
@@ -104,10 +98,6 @@ def format_number(value: float) -> str:
     text = f"{value:.2f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
     mantissa, mark, exponent = text.partition("e")
     return (mantissa + (f"e{int(exponent)}" if mark else "")).replace("-", "−")
-
-
-def _drop_non_finite(points: Points) -> Points:
-    return [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
 
 
 def _describe_curve(curve: Curve, points: Points) -> str:
@@ -123,16 +113,11 @@ def _build_line(chart_name: str, name: str, index: int, points: Points, xs: Rang
     thinned = _thin_points(points)
     # Only a loss is noise around a trend. A smoothed learning rate or gradient norm would show values that never were.
     is_smoothed = "loss" in chart_name and len(points) >= MIN_SMOOTHED_POINTS
+    smooth = _build_path(_thin_points(_smooth(points)), xs, ys) if is_smoothed else ""
+    # Lines of length 0 with round caps: dots that stay round in a stretched box.
     few = points if len(points) <= MAX_DOTS else []
-    return ChartLine(
-        name=name,
-        color=index % NUM_COLORS + 1,
-        path=_build_path(thinned, xs, ys),
-        smooth=_build_path(_thin_points(_smooth(points)), xs, ys) if is_smoothed else "",
-        # Lines of length 0 with round caps: dots that stay round in a stretched box.
-        dots="".join(f"M{x} {y}h0" for x, y in (_to_box(point, xs, ys) for point in few)),
-        points=thinned,
-    )
+    dots = "".join("M{} {}h0".format(*_to_box(point, xs, ys)) for point in few)
+    return ChartLine(name, index % NUM_COLORS + 1, _build_path(thinned, xs, ys), smooth, dots, thinned)
 
 
 def _to_box(point: tuple[float, float], xs: Range, ys: Range) -> tuple[str, str]:
@@ -142,16 +127,13 @@ def _to_box(point: tuple[float, float], xs: Range, ys: Range) -> tuple[str, str]
 
 
 def _build_path(points: Points, xs: Range, ys: Range) -> str:
-    coordinates = [_to_box(point, xs, ys) for point in points]
-    return "M" + "L".join(f"{x} {y}" for x, y in coordinates) if coordinates else ""
+    return "M" + "L".join(" ".join(_to_box(point, xs, ys)) for point in points)
 
 
 def _smooth(points: Points) -> Points:
     """Running mean over a centered window of a twentieth of the run, so that it does not lag behind."""
     max_half = max(2, len(points) // 40)
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
+    sums = list(accumulate((y for _, y in points), initial=0.0))
     means = []
     for i, (x, _) in enumerate(points):
         half = min(max_half, i, len(points) - 1 - i)  # symmetric at both ends too
@@ -173,14 +155,8 @@ def _thin_points(points: Points) -> Points:
     return [*thinned, points[-1]]
 
 
-def _compute_range(values: list[float]) -> Range:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 1, high + 1)
-
-
-def _choose_y_ticks(values: list[float]) -> tuple[Range, list[float]]:
+def _choose_y_ticks(low: float, high: float) -> tuple[Range, list[float]]:
     """A range that ends on round numbers, and round numbers in it. It starts at 0 if 0 is near."""
-    low, high = min(values), max(values)
     if 0 <= low <= 0.4 * high:
         low = 0.0
     if high == low:
@@ -196,9 +172,8 @@ def _round_up_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _choose_x_ticks(x_range: Range) -> list[float]:
+def _choose_x_ticks(low: float, high: float) -> list[float]:
     """At most six integers in the range."""
-    low, high = x_range
     step = max(1.0, _round_up_step((high - low) / 5))
     if step == 2.5:
         step = 5.0
@@ -206,12 +181,10 @@ def _choose_x_ticks(x_range: Range) -> list[float]:
 
 
 def _build_tick(value: float, span: Range) -> Tick:
-    text = "0" if abs(value) < 1e-12 * max(map(abs, span)) else _format_tick(value)
-    return Tick(round(100 * (value - span[0]) / (span[1] - span[0]), 2), text)
-
-
-def _format_tick(value: float) -> str:
+    percent = round(100 * (value - span[0]) / (span[1] - span[0]), 2)
+    if abs(value) < 1e-12 * max(map(abs, span)):
+        return Tick(percent, "0")
     if 1e-3 <= abs(value) < 1e6:
-        return f"{value:g}".replace("-", "−")
+        return Tick(percent, f"{value:g}".replace("-", "−"))
     mantissa, _, exponent = f"{value:.2e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
+    return Tick(percent, f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−"))

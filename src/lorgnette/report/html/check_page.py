@@ -1,6 +1,6 @@
 """The HTML report of `check`: the summary, the findings of each kind with their images, and charts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +18,13 @@ _MAX_IMAGE_BYTES = 24_000
 
 @dataclass(frozen=True, slots=True)
 class _FindingGroup:
-    """All findings of one kind. cards: (location, message and hint, images) of the first; more: the ones after."""
+    """All findings of one kind. cards: (first finding, its images); more: the ones after."""
 
     title: str
     is_blocking: bool
     count: int
-    cards: Sequence[tuple[str, str, tuple[InlineImage, ...]]]
+    cards: Sequence[tuple[Finding, list[InlineImage]]]
     more: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """percent: of the longest bar."""
-
-    name: str
-    count: int
-    percent: float
 
 
 def write_check_page(path: Path, report: CheckReport) -> None:
@@ -57,17 +48,12 @@ def _group_findings(report: CheckReport) -> Iterator[_FindingGroup]:
     shown = [finding for group in report.findings_by_kind.values() for finding in group[:MAX_CARDS]]
     images = inline_images((path for finding in shown for path in finding.images), max_bytes=_MAX_IMAGE_BYTES)
     for kind, group in report.findings_by_kind.items():
-        cards = [_build_card(finding, images) for finding in group[:MAX_CARDS]]
+        cards = [(finding, [images[path] for path in finding.images]) for finding in group[:MAX_CARDS]]
         more = [str(finding.problem) for finding in group[MAX_CARDS:MAX_LISTED]]
         yield _FindingGroup(TITLES[kind], group[0].is_blocking, len(group), cards, more)
 
 
-def _build_card(finding: Finding, images: Mapping[Path, InlineImage]) -> tuple[str, str, tuple[InlineImage, ...]]:
-    problem = finding.problem
-    location, text = f"{problem.source.name}, row {problem.row}", f"{problem.message}; {problem.hint}"
-    return location, text, tuple(images[path] for path in finding.images)
-
-
-def _build_bars(counts: Sequence[tuple[str, int]]) -> list[_Bar]:
+def _build_bars(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
+    """(name, count, percent of the largest count)."""
     largest = max((count for _, count in counts), default=1)
-    return [_Bar(name, count, round(100 * count / largest, 1)) for name, count in counts]
+    return [(name, count, round(100 * count / largest, 1)) for name, count in counts]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve, build_charts, format_number
-from lorgnette.report.html.inline_images import InlineImage, inline_images
+from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.templates import write_page
 from lorgnette.types import PredictionRow
 
@@ -49,21 +49,12 @@ class RunPage:
     samples: Sequence[SampleHistory] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    row: PredictionRow
-    images: tuple[InlineImage, ...]
-    verdict: str
-    is_better: bool
-
-
 def write_run_page(path: Path, page: RunPage) -> None:
     """Write the page. Raises ValueError unless there are no gains or one per row."""
-    charts = build_charts(page.curves)
     images = inline_images(path for row in [*page.rows, *(s.row for s in page.samples)] for path in row.images)
-    gains = page.gains or [None] * len(page.rows)
+    gains, charts = page.gains or [None] * len(page.rows), build_charts(page.curves)
     cards = [
-        _Card(row, tuple(images[path] for path in row.images), *_classify_answer(row, gain))
+        (row, [images[path] for path in row.images], *_classify_answer(row, gain))
         for row, gain in zip(page.rows, gains, strict=True)
     ]
     write_page(
@@ -75,7 +66,7 @@ def write_run_page(path: Path, page: RunPage) -> None:
         cards=cards[:NUM_VISIBLE],
         folded=cards[NUM_VISIBLE:],
         has_base=any(row.base is not None for row in page.rows),
-        samples=[(sample, tuple(images[path] for path in sample.row.images)) for sample in page.samples],
+        samples=[(sample, [images[path] for path in sample.row.images]) for sample in page.samples],
         charts=charts,
         data={"charts": [chart.script_data for chart in charts]},
         settings=flatten_settings(page.settings),

@@ -4,8 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
 from lorgnette.report.html.templates import write_page
 from lorgnette.report.preview import PreviewRow, describe_image, format_span
@@ -26,13 +24,9 @@ def write_preview_page(path: Path, title: str, rows: Sequence[PreviewRow]) -> No
 
 def _embed_images(row: PreviewRow) -> list[tuple[InlineImage, str]]:
     """(image, description) pairs; PNG, because the report shows the exact pixels that the model gets."""
-    return [
-        (InlineImage(image.name, encode_data_uri(_encode_png(row.draw_boxes(image)), "png")), describe_image(image))
-        for image in row.images
-    ]
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    pairs = []
+    for image in row.images:
+        buffer = io.BytesIO()
+        row.draw_boxes(image).save(buffer, "PNG", optimize=True)
+        pairs.append((InlineImage(image.name, encode_data_uri(buffer.getvalue(), "png")), describe_image(image)))
+    return pairs
