@@ -174,13 +174,10 @@ def _append_unknown_token(prompt: Encoded) -> Encoded:
     """The prompt and a placeholder for the answer's first token, as its label: packing then keeps the token that
     predicts it. All three M-RoPE coordinates continue from the largest."""
     position = np.full((3, 1), prompt.position_ids.max() + 1, np.int32)
-    unknown = np.zeros(1, np.int32)
-    return replace(
-        prompt,
-        input_ids=np.concatenate([prompt.input_ids, unknown]),
-        labels=np.concatenate([np.full(len(prompt.input_ids), IGNORE_INDEX, np.int32), unknown]),
-        position_ids=np.concatenate([prompt.position_ids, position], 1),
-    )
+    position_ids = np.concatenate([prompt.position_ids, position], 1)
+    labels = np.append(np.full(len(prompt.input_ids), IGNORE_INDEX, np.int32), np.int32(0))
+    input_ids = np.append(prompt.input_ids, np.int32(0))
+    return replace(prompt, input_ids=input_ids, labels=labels, position_ids=position_ids)
 
 
 def _build_slot_sources(batch: PackedBatch, num_slots: int) -> Int32[np.ndarray, "B L"]:

@@ -59,16 +59,14 @@ def generate_answers(
 def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.device) -> dict[str, Any]:
     """The batch as transformers' `generate` takes it, padded on the left: [B, L] ids, mask, token types; patches."""
     longest = max(len(e.input_ids) for e in encoded)
-    ids = np.full((len(encoded), longest), processor.tokenizer.control_tokens[ENDOFTEXT_TOKEN], np.int64)
+    control_tokens = processor.tokenizer.control_tokens
+    ids = np.full((len(encoded), longest), control_tokens[ENDOFTEXT_TOKEN], np.int64)
     mask = np.zeros_like(ids)
     for row, e in enumerate(encoded):
         ids[row, longest - len(e.input_ids) :] = e.input_ids
         mask[row, longest - len(e.input_ids) :] = 1
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": ((ids == processor.tokenizer.control_tokens[IMAGE_TOKEN]) & (mask == 1)).astype(np.int64),
-    }
+    token_types = ((ids == control_tokens[IMAGE_TOKEN]) & (mask == 1)).astype(np.int64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": token_types}
     grids = [grid for e in encoded for grid in e.grids]
     if grids:
         images = [processor.image_processor.resize(load_image(grid.image.path)) for grid in grids]

@@ -38,10 +38,8 @@ class Sampler:
         self._sampling = sampling
         self._uniforms: Float32[Tensor, "N B"] | None = None
         if sampling.temperature is not None:
-            columns = [
-                np.random.default_rng((sampling.seed, index)).random(sampling.max_new_tokens, np.float32)
-                for index in example_indices
-            ]
+            generators = (np.random.default_rng((sampling.seed, index)) for index in example_indices)
+            columns = [generator.random(sampling.max_new_tokens, np.float32) for generator in generators]
             self._uniforms = torch.from_numpy(np.stack(columns, 1)).to(device)
 
     def __call__(self, logits: Float32[Tensor, "B V"], token_index: int) -> Int64[Tensor, " B"]:

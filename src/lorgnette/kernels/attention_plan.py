@@ -31,7 +31,7 @@ _TASK_QUERIES = (64, 128)
 """Smallest and usual largest number of queries per task: small where tokens are few, to occupy all processors."""
 _MAX_TASKS_PER_BLOCK = 3
 """On average; the rest of the task list stays empty."""
-
+_PARTS = ("query_tiles", "dkv_tasks", "dkv_task_offsets")
 HostTriples = Int32[np.ndarray, "_ 3"]
 
 
@@ -55,7 +55,7 @@ class AttentionPlan:
         cls, parts: Mapping[str, Tensor], prefix: str, query_indices: Int32[Tensor, " M"]
     ) -> "AttentionPlan":
         """From the tensors that `plan_attention` named with this prefix, and `visible_until`."""
-        tiles, tasks, offsets = (parts[f"{prefix}{name}"] for name in ("query_tiles", "dkv_tasks", "dkv_task_offsets"))
+        tiles, tasks, offsets = (parts[f"{prefix}{name}"] for name in _PARTS)
         return cls(query_indices, parts["visible_until"], tiles.view(-1, 3), tasks.view(-1, 3), offsets)
 
     @classmethod
@@ -67,11 +67,8 @@ class AttentionPlan:
         device: torch.device,
     ) -> "AttentionPlan":
         """Plan on the host and send everything in one copy."""
-        arrays = {
-            "query_indices": query_indices,
-            "visible_until": visible_until,
-            **plan_attention("", query_indices, visible_until, group_size),
-        }
+        arrays = {"query_indices": query_indices, "visible_until": visible_until}
+        arrays |= plan_attention("", query_indices, visible_until, group_size)
         flat = copy_to_device(np.concatenate(list(arrays.values())), device)
         parts = dict(zip(arrays, torch.split(flat, list(map(len, arrays.values()))), strict=True))
         return cls.from_parts(parts, "", parts["query_indices"])
@@ -90,12 +87,8 @@ def plan_attention(
     The number of integers depends on M and T alone.
     """
     tasks, offsets = plan_dkv_tasks(query_indices, visible_until)
-    tiles = plan_query_tiles(query_indices, visible_until, group_size)
-    return {
-        f"{prefix}query_tiles": tiles.ravel(),
-        f"{prefix}dkv_tasks": tasks.ravel(),
-        f"{prefix}dkv_task_offsets": offsets,
-    }
+    arrays = plan_query_tiles(query_indices, visible_until, group_size).ravel(), tasks.ravel(), offsets
+    return {f"{prefix}{name}": array for name, array in zip(_PARTS, arrays, strict=True)}
 
 
 def plan_query_tiles(

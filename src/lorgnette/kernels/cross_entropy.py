@@ -22,10 +22,9 @@ def cross_entropy_(
         onehot = torch.zeros_like(log_probs).scatter_(1, targets[:, None].long(), 1.0)
         logits.copy_(weights[:, None] * (log_probs.exp() - onehot))
         return losses
-    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _cross_entropy_kernel[(len(logits),)](
-        logits, targets, weights, losses, V=logits.shape[1], BLOCK=_BLOCK, num_warps=16
-    )
+    R, V = logits.shape
+    losses = torch.empty(R, dtype=torch.float32, device=logits.device)
+    _cross_entropy_kernel[(R,)](logits, targets, weights, losses, V=V, BLOCK=_BLOCK, num_warps=16)
     return losses
 
 

@@ -29,10 +29,8 @@ def layer_norm(
         return functional.layer_norm(shifted, deferred_bias.shape, weight.float(), bias.float(), eps).to(x.dtype)
     out = torch.empty_like(x)
     block = triton.next_power_of_2(x.shape[1])
-    num_warps = min(max(block // 512, 1), 16)
-    _layer_norm_kernel[(len(x),)](
-        x, deferred_bias, weight, bias, out, x.shape[1], eps, BLOCK=block, num_warps=num_warps
-    )
+    warps = min(max(block // 512, 1), 16)
+    _layer_norm_kernel[(len(x),)](x, deferred_bias, weight, bias, out, x.shape[1], eps, BLOCK=block, num_warps=warps)
     return out
 
 

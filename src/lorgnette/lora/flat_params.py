@@ -22,28 +22,20 @@ from lorgnette.models.networks import Decoder
 class FlatLoraParams:
     """The fp32 master weights of the factors.
 
-    `values` is the optimizer's only parameter. Its `.grad` is allocated once and never None.
+    `values` is the optimizer's only parameter. Its `.grad` is allocated once and never None. named_params, named_grads:
+    views of both by the factors' names in PEFT's file.
     """
 
     def __init__(self, shape: AdapterShape, device: torch.device) -> None:
         self.shape = shape
         self.values = nn.Parameter(torch.zeros(shape.num_params, device=device))
         self.values.grad = torch.zeros_like(self.values)
-        self._values = _split_into_views(shape, self.values.data)
-        self._grads = _split_into_views(shape, self.values.grad)
-
-    @property
-    def named_params(self) -> Mapping[str, Tensor]:
-        """Views of the master weights by their names in PEFT's file."""
-        return self._values
-
-    @property
-    def named_grads(self) -> Mapping[str, Tensor]:
-        return self._grads
+        self.named_params = _split_into_views(shape, self.values.data)
+        self.named_grads = _split_into_views(shape, self.values.grad)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the factors in; names and shapes are those of `shape.factor_shapes()`."""
-        for name, view in self._values.items():
+        for name, view in self.named_params.items():
             view.copy_(state[name])
 
     def copy_from(self, values: Tensor) -> None:
@@ -65,12 +57,11 @@ class FlatLoraParams:
         values = torch.zeros(shape.num_params)
         views = _split_into_views(shape, values)
         for layer in range(shape.text.num_layers):
-            for target in TARGET_MODULES:
-                if target not in shape.target_modules:
-                    continue
+            for target in shape.select_adapted(TARGET_MODULES):
                 a, b = (views[shape.format_name(layer, target, factor)] for factor in "AB")
                 torch.empty(a.numel() + b.numel()).uniform_(generator=generator)
-                a.uniform_(-1 / math.sqrt(a.shape[1]), 1 / math.sqrt(a.shape[1]), generator=generator)
+                bound = 1 / math.sqrt(a.shape[1])
+                a.uniform_(-bound, bound, generator=generator)
         return values
 
     def attach(self, decoder: Decoder) -> MultiTensorCopy:
@@ -91,7 +82,7 @@ class FlatLoraParams:
     def _build_factors(self, layer: int, group: tuple[TargetModule, ...]) -> LoraFactors:
         """Views for one fused matrix: the A factors as one matrix, the B factors with their output rows."""
         adapted = self.shape.select_adapted(group)
-        ends = list(accumulate(self.shape.out_features(target) for target in group))
+        ends = accumulate(self.shape.out_features(target) for target in group)
         rows = {t: slice(end - self.shape.out_features(t), end) for t, end in zip(group, ends, strict=True)}
 
         def join_a(views: Mapping[str, Tensor], flat: Tensor) -> Tensor:
@@ -106,8 +97,8 @@ class FlatLoraParams:
         assert self.values.grad is not None
         return LoraFactors(
             tuple(rows[target] for target in adapted),
-            join_a(self._values, self.values.data), select_b(self._values),
-            join_a(self._grads, self.values.grad), select_b(self._grads),
+            join_a(self.named_params, self.values.data), select_b(self.named_params),
+            join_a(self.named_grads, self.values.grad), select_b(self.named_grads),
         )  # fmt: skip
 
 

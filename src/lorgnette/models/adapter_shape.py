@@ -55,15 +55,10 @@ class AdapterShape:
 
     def factor_shapes(self) -> dict[str, tuple[int, int]]:
         """Shapes of the factors by their names in PEFT's file, in the order of the flat vector."""
-        return {
-            self.format_name(layer, target, factor): (
-                (self.rank, self.in_features(target)) if factor == "A" else (self.out_features(target), self.rank)
-            )
-            for layer in range(self.text.num_layers)
-            for group in FUSED_PROJECTIONS
-            for factor in "AB"
-            for target in self.select_adapted(group)
-        }
+        r, layers = self.rank, range(self.text.num_layers)
+        factors = [(t, factor) for group in FUSED_PROJECTIONS for factor in "AB" for t in self.select_adapted(group)]
+        shapes = [(r, self.in_features(t)) if factor == "A" else (self.out_features(t), r) for t, factor in factors]
+        return {self.format_name(i, *name): shape for i in layers for name, shape in zip(factors, shapes, strict=True)}
 
     def format_name(self, layer: int, target: TargetModule, factor: str) -> str:
         return f"base_model.model.model.language_model.layers.{layer}.{name_linear(target)}.lora_{factor}.weight"

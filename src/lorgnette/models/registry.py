@@ -19,9 +19,8 @@ def find_family(model_type: object, where: str = "config.json") -> Family:
 
 def parse_configs(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
     """The sizes in config.json. Raises LorgnetteError if the fast engine does not support this model."""
-    configs: tuple[TextConfig, VisionConfig] = find_family(hf_config.get("model_type")).config_module.parse_configs(
-        hf_config
-    )
+    module = find_family(hf_config.get("model_type")).config_module
+    configs: tuple[TextConfig, VisionConfig] = module.parse_configs(hf_config)
     return configs
 
 

@@ -217,6 +217,5 @@ def _repeat_per_layer(prefix: str, count: int, layer: WeightShapes) -> WeightSha
 
 def _add_biases(shapes: WeightShapes) -> WeightShapes:
     """Weight and bias of each module, by the shapes of the weights."""
-    return {
-        f"{name}.{kind}": shape[:end] for name, shape in shapes.items() for kind, end in (("weight", None), ("bias", 1))
-    }
+    kinds = (("weight", None), ("bias", 1))
+    return {f"{name}.{kind}": shape[:end] for name, shape in shapes.items() for kind, end in kinds}
