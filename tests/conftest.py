@@ -45,7 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     plain, ours = os.environ["FORK_PLAIN"], os.environ["FORK_OURS"] = f"{folder}/plain", f"{folder}/ours"
     command = [sys.executable, "-P", FORK_SERVER, "serve", plain, ",".join(PLAIN_MODULES), ours, ",".join(OUR_MODULES)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    server = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
     def stop() -> None:
         os.killpg(server.pid, signal.SIGKILL)

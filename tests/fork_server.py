@@ -26,11 +26,16 @@ Listener = tuple[socket.socket, list[str]]
 
 
 def serve(listeners: list[Listener]) -> None:
-    """Answer requests until this process is ended: import the modules at the first one, then fork for each."""
+    """Answer requests until the parent process ends: import the modules at the first one, then fork for each."""
     (listener, modules), *rest = listeners
+    parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     while True:
-        ready, _, _ = select.select([listener, *(socket for socket, _ in rest)], [], [])
+        ready, _, _ = select.select([listener, *(socket for socket, _ in rest)], [], [], 1.0)
+        if os.getppid() != parent:
+            os._exit(0)
+        if not ready:
+            continue
         if modules:
             import_all(modules)
             modules.clear()

@@ -84,20 +84,20 @@ def quick(tiny: Path) -> Callable[..., list[str]]:
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """volume("size=200k") → a file system of its own, mounted with these options; again: with others."""
-    place = tmp_path / "volume"
+    folder = tmp_path / "volume"
 
     def mount(options: str) -> Path:
-        again = "remount," if place.is_mount() else ""
-        place.mkdir(exist_ok=True)
+        again = "remount," if folder.is_mount() else ""
+        folder.mkdir(exist_ok=True)
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", again + options, "none", place], capture_output=True, text=True, check=False
+            ["mount", "-t", "tmpfs", "-o", again + options, "none", folder], capture_output=True, text=True, check=False
         )
         if done.returncode:
             pytest.skip(f"needs to mount a small file system: {done.stderr.strip()}")
-        return place
+        return folder
 
     try:
         yield mount
     finally:
-        if place.is_mount():
-            subprocess.run(["umount", "--lazy", place], check=True)
+        if folder.is_mount():
+            subprocess.run(["umount", "--lazy", folder], check=True)

@@ -14,7 +14,7 @@ import pytest
 from lorgnette import cli as command_line
 from lorgnette.report import run_log
 
-BESIDE = ("data ", "the hold-out is one image", "imports ", "engine ", "transformers ", "weights ", "features ")
+OTHER_LINES = ("data ", "the hold-out is one image", "imports ", "engine ", "transformers ", "weights ", "features ")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -32,7 +32,7 @@ def damaged(path: Path) -> None:
 
 
 def broken_images(folder: Path) -> dict[str, str]:
-    """Name → a part of what is said about it."""
+    """Name → a part of its message."""
     noise().save(folder / "whole.jpg")
     whole = (folder / "whole.jpg").read_bytes()
     head = b"IHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
@@ -90,24 +90,24 @@ def test_broken_images_are_each_named_and_left_out_on_request(tmp_path: Path, cl
     write(tmp_path / "captions.csv", [(name, "words") for name in [*odd, *broken]])
     checked = cli("check", "captions.csv", "--json")
     assert checked.status == 1
-    found = json.loads(checked.out)
-    assert (found["rows"], found["usable"]) == (len(odd) + len(broken), len(odd))
-    for problem, (name, said) in zip(found["problems"], broken.items(), strict=True):
+    report = json.loads(checked.out)
+    assert (report["rows"], report["usable"]) == (len(odd) + len(broken), len(odd))
+    for problem, (name, message) in zip(report["problems"], broken.items(), strict=True):
         assert name in problem["message"]
-        assert said in problem["message"]
+        assert message in problem["message"]
         assert problem["hint"]
         assert problem["row"] == 2 + [*odd, *broken].index(name)
 
     cli(*quick()).assert_refused(1, "10 of 18 rows", "row 10: image is missing", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
 
-    done = cli(*quick("data.on_bad_row=skip"))
-    assert done.status == 0, done.err
-    assert [row for row, _ in skipped(tmp_path / "run")] == [problem["row"] for problem in found["problems"]]
+    result = cli(*quick("data.on_bad_row=skip"))
+    assert result.status == 0, result.err
+    assert [row for row, _ in skipped(tmp_path / "run")] == [problem["row"] for problem in report["problems"]]
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for name in broken:
         assert name in page
-        assert name in done.err
+        assert name in result.err
     assert "6 trained on, 2 held out" in page
 
 
@@ -115,16 +115,18 @@ def test_damage_that_only_decoding_shows_stops_before_the_first_step(tmp_path: P
     damaged(tmp_path / "3.png")
     assert cli("check", "captions.csv", "--no-look-alikes").status == 0
     assert cli("check", "captions.csv").status == 1
-    done = cli(*quick())
-    done.assert_refused(1, "2 of 16 rows", "row 5: image cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip")
-    assert "step " not in done.err
+    result = cli(*quick())
+    result.assert_refused(
+        1, "2 of 16 rows", "row 5: image cannot be decoded", "3.png", "row 13", "data.on_bad_row=skip"
+    )
+    assert "step " not in result.err
     assert not (tmp_path / "run").exists()
-    done = cli(*quick("data.on_bad_row=skip", run="skipping"))
-    assert done.status == 0, done.err
-    assert done.err.count("skipped: ") == 2
+    result = cli(*quick("data.on_bad_row=skip", run="skipping"))
+    assert result.status == 0, result.err
+    assert result.err.count("skipped: ") == 2
     assert [row for row, _ in skipped(tmp_path / "skipping")] == [5, 13]
     assert "row 13" in (tmp_path / "skipping" / "report.html").read_text(encoding="utf-8")
-    assert "step 1 " in done.err
+    assert "step 1 " in result.err
 
 
 def test_damage_in_a_test_file_that_is_the_data_itself(tmp_path: Path, captions, cli, quick) -> None:
@@ -138,14 +140,14 @@ def test_damage_in_a_test_file_that_is_the_data_itself(tmp_path: Path, captions,
 def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     damaged(tmp_path / "a.png")
     write(tmp_path / "captions.csv", [("a.png", "one"), ("a.png", "two")])
-    done = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
-    done.assert_refused(1, "no example left")
-    assert "row 2" in done.err
+    result = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
+    result.assert_refused(1, "no example left")
+    assert "row 2" in result.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"image_path,caption\n", "no rows"),
@@ -166,14 +168,14 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
         ("a.txt", b"x", "data files of type '.txt'"),
     ],
 )
-def test_data_files(name: str, content: bytes, said: str, tmp_path: Path, captions, cli, quick) -> None:
+def test_data_files(name: str, content: bytes, message: str, tmp_path: Path, captions, cli, quick) -> None:
     (tmp_path / name).write_bytes(content)
     checked, trained = cli("check", name), cli(*quick(data=name))
     assert checked.status in (1, 2)
     assert trained.status == (2 if name == "a.txt" else 1)
-    for done in (checked, trained):
-        assert said in done.err
-        assert "Traceback" not in done.err
+    for result in (checked, trained):
+        assert message in result.err
+        assert "Traceback" not in result.err
     assert name in trained.err
     assert not (tmp_path / "run").exists()
 
@@ -204,16 +206,16 @@ def test_an_example_beyond_max_tokens_is_a_broken_row(tmp_path: Path, captions, 
 
 
 def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> None:
-    said = [{"from": "user", "value": "<|vision_start|>0.png<|vision_end|>"}, {"from": "assistant", "value": "red"}]
-    (tmp_path / "same.json").write_text(json.dumps([{"id": "same", "conversations": said}] * 4))
+    turns = [{"from": "user", "value": "<|vision_start|>0.png<|vision_end|>"}, {"from": "assistant", "value": "red"}]
+    (tmp_path / "same.json").write_text(json.dumps([{"id": "same", "conversations": turns}] * 4))
     assert cli(*quick("data.split=tail", data="same.json")).status == 0
     assert "2 trained on, 2 held out" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     [line] = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-    assert json.loads(line)["references"] == ["red", "red"]  # the same question: asked once, and no answer lost
+    assert json.loads(line)["references"] == ["red", "red"]  # one prompt, answered once, with both references
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("train.lrr=1", "did you mean train.learning_rate?"),
         ("lora.alhpa=1", "did you mean lora.alpha?"),
@@ -234,13 +236,13 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
         ("lr", "write key=value"),
     ],
 )
-def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) -> None:
-    cli(*quick(word)).assert_refused(2, said)
+def test_settings(word: str, message: str, tmp_path: Path, captions, cli, quick) -> None:
+    cli(*quick(word)).assert_refused(2, message)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("word", "status", "said"),
+    ("word", "status", "message"),
     [
         ("data.holdout=16", 2, "there are 16 usable rows"),
         ("report_to=swanlab,none", 2, "cannot be combined"),
@@ -255,9 +257,9 @@ def test_settings(word: str, said: str, tmp_path: Path, captions, cli, quick) ->
         ("lora.rank=1000000000", 1, "memory is full"),
     ],
 )
-def test_what_only_the_start_can_tell(word, status, said, tmp_path: Path, captions, cli, quick) -> None:
+def test_settings_that_only_the_start_can_check(word, status, message, tmp_path: Path, captions, cli, quick) -> None:
     before = captions.read_bytes()
-    cli(*quick(word)).assert_refused(status, said)
+    cli(*quick(word)).assert_refused(status, message)
     assert not (tmp_path / "run").exists()
     assert captions.read_bytes() == before
 
@@ -338,13 +340,13 @@ def test_a_defect_of_ours_keeps_its_traceback(captions, quick, monkeypatch, tmp_
 
 
 def test_in_a_process_of_its_own(tmp_path: Path, captions: Path, lorgnette_process: Run, quick) -> None:
-    """The same from outside: nothing but the message is said."""
+    """The same in a new process: it prints the message and nothing else."""
     damaged(tmp_path / "3.png")
-    done = lorgnette_process(*quick())
-    assert done.returncode == 1
-    assert not done.stdout
-    lines = [line for line in done.stderr.splitlines() if "FutureWarning" not in line and "pynvml" not in line]
-    shown = [line for line in lines if not line.startswith(BESIDE)]
+    result = lorgnette_process(*quick())
+    assert result.returncode == 1
+    assert not result.stdout
+    lines = [line for line in result.stderr.splitlines() if "FutureWarning" not in line and "pynvml" not in line]
+    shown = [line for line in lines if not line.startswith(OTHER_LINES)]
     assert shown[0] == "lorgnette: 2 of 16 rows cannot be used:"
     assert len(shown) == 4
     assert not (tmp_path / "run").exists()

@@ -41,7 +41,7 @@ def test_loss_falls(run: Path) -> None:
     assert evals[-1][1] < evals[0][1] - 0.3
 
 
-def said(model: torch.nn.Module, tokenizer: object, row: PredictionRow) -> tuple[str, torch.Tensor]:
+def answer_plainly(model: torch.nn.Module, tokenizer: object, row: PredictionRow) -> tuple[str, torch.Tensor]:
     """What anybody's script would do: the image at 280×280, the template by hand, generate; and the next logits."""
     image = PIL.Image.open(row.images[0]).convert("RGB").resize((280, 280), PIL.Image.Resampling.BICUBIC)
     images = Qwen2VLImageProcessorPil()(image, return_tensors="pt")
@@ -61,9 +61,9 @@ def test_plain_peft_says_the_same(run: Path, tiny_real: Path) -> None:
     rows = read_predictions(run / "predictions.jsonl")
     assert rows
     for row in rows:
-        text, logits = said(tuned, tokenizer, row)
+        text, logits = answer_plainly(tuned, tokenizer, row)
         assert text == row.tuned
         with tuned.disable_adapter():
-            untuned, before = said(tuned, tokenizer, row)
+            untuned, before = answer_plainly(tuned, tokenizer, row)
         assert untuned == row.base
         assert (logits - before).abs().max() > 0.1  # the adapter does something

@@ -21,7 +21,7 @@ BROKEN = {
     "zPug_3.heic": "HEIC",
     "empty.heic": "zero bytes",
 }
-"""Name → a part of what is said about it; all others can be loaded."""
+"""Name → a part of its message; all others can be loaded."""
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def nasty(shared: Callable[[str], Path], tmp_path: Path) -> list[str]:
 
 
 def test_check_names_every_image_that_cannot_be_loaded(nasty: list[str], cli) -> None:
-    done = cli("check", "nasty.csv", "--json")
-    assert done.status == 1
-    found = json.loads(done.out)
-    said = {nasty[problem["row"] - 2]: problem["message"] for problem in found["problems"]}
-    assert said.keys() == BROKEN.keys()
+    result = cli("check", "nasty.csv", "--json")
+    assert result.status == 1
+    report = json.loads(result.out)
+    messages = {nasty[problem["row"] - 2]: problem["message"] for problem in report["problems"]}
+    assert messages.keys() == BROKEN.keys()
     for name, part in BROKEN.items():
-        assert part in said[name]
-        assert name in said[name]
-        assert f"row {nasty.index(name) + 2}" in done.err
-    assert (found["rows"], found["usable"]) == (45, 36)
+        assert part in messages[name]
+        assert name in messages[name]
+        assert f"row {nasty.index(name) + 2}" in result.err
+    assert (report["rows"], report["usable"]) == (45, 36)
 
 
 @pytest.mark.parametrize("size", ["28", "null"])
@@ -58,8 +58,8 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
     cli(*quick(data="nasty.csv")).assert_refused(1, "9 of 45 rows", "data.on_bad_row=skip")
     assert not (tmp_path / "run").exists()
     sized = (f"image_size={size}", "image_tokens=1,16")
-    done = cli(*quick("data.on_bad_row=skip", "data.split=tail", *sized, data="nasty.csv"))
-    assert done.status == 0, done.err
+    result = cli(*quick("data.on_bad_row=skip", "data.split=tail", *sized, data="nasty.csv"))
+    assert result.status == 0, result.err
     run = tmp_path / "run"
     skipped = [record["row"] for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "skipped"]
     assert sorted(nasty[row - 2] for row in skipped) == sorted(BROKEN)
@@ -67,7 +67,7 @@ def test_training_takes_what_check_takes_and_names_the_rest(size: str, nasty: li
     assert "34 trained on, 2 held out" in page
     for name in BROKEN:
         assert name in page
-        assert name in done.err
+        assert name in result.err
     held_out = [json.loads(line)["images"][0] for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [Path(image).name for image in held_out] == [name for name in nasty if name not in BROKEN][-2:]
 
@@ -76,7 +76,7 @@ def test_predict_answers_all_that_can_be_loaded(nasty: list[str], tmp_path: Path
     cli("predict", ".", "--model", tiny).assert_refused(1, "9 of 45 rows", "zero bytes")
     for name in BROKEN:
         (tmp_path / name).unlink()
-    done = cli("predict", ".", "--model", tiny, "--max-new-tokens", 1, "--out", "said.jsonl")
-    assert done.status == 0, done.err
-    answered = [json.loads(line)["id"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    result = cli("predict", ".", "--model", tiny, "--max-new-tokens", 1, "--out", "answers.jsonl")
+    assert result.status == 0, result.err
+    answered = [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert sorted(answered) == sorted(name for name in nasty if name not in BROKEN)
