@@ -38,7 +38,7 @@ bench: .venv/.run
 
 # docs/settings.md is generated from the settings.
 docs: .venv/.run
-	$(BIN)/python -m lorgnette.config > docs/settings.md
+	$(BIN)/python tools/settings_page.py > docs/settings.md
 
 clean:
 	rm -rf .venv bench/out runs

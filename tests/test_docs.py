@@ -17,7 +17,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from lorgnette import cli, config
+from lorgnette import cli
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
@@ -47,10 +47,6 @@ def test_the_tree_lists_the_package() -> None:
     listed = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
     existing = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith("__")}
     assert listed == existing
-
-
-def test_settings_page_is_printed_from_the_settings() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == config.format_markdown()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,14 +1,13 @@
 """The settings of a run: one frozen tree. A recipe (YAML) comes first; `key=value` words override it.
 
-Knows nothing about the effect of a setting. Each setting has its name, meaning and unit here, once;
-`docs/settings.md` is generated from this file.
+Each setting has its name, meaning and unit here, once; `docs/settings.md` is generated from this file. Knows nothing
+about the effect of a setting.
 """
 
 import difflib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
@@ -16,10 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from lorgnette.errors import UsageError
 
-TARGET_MODULES: tuple["TargetModule", ...] = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 Part = Literal["language", "merger", "vision"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
 
@@ -78,8 +75,7 @@ class DataSettings(Section):
     )
     max_rows: PositiveInt | None = Field(None, description="use the first N rows only")
     images_from: str | None = Field(
-        None,
-        description="a folder or zip with the images, found by file name; for data sets on a hub also a URL",
+        None, description="a folder or zip with the images, found by file name; for data sets on a hub also a URL"
     )
     group_by_image: bool = Field(
         False,
@@ -176,16 +172,13 @@ class Settings(ProcessorSettings):
         return ProcessorSettings(**{name: getattr(self, name) for name in ProcessorSettings.model_fields})
 
 
-SECTIONS = {name: f.annotation for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
-_TOP_LEVEL = [name for name in (*Settings.__annotations__, *ProcessorSettings.model_fields) if name not in SECTIONS]
+SECTIONS = {name: type(f.default) for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
+TOP_LEVEL = [name for name in (*Settings.__annotations__, *ProcessorSettings.model_fields) if name not in SECTIONS]
 
 
 def list_settings() -> list[str]:
     """The full name of every setting, in the order of docs/settings.md."""
-    names = list(_TOP_LEVEL)
-    for section, settings in SECTIONS.items():
-        names += [f"{section}.{name}" for name in settings.model_fields]  # type: ignore[union-attr]
-    return names
+    return TOP_LEVEL + [f"{section}.{name}" for section, fields in SECTIONS.items() for name in fields.model_fields]
 
 
 def load_settings(
@@ -202,14 +195,23 @@ def load_settings(
     """
     entries = [(key, value, where) for key, value in _flatten(recipe or {})]
     entries += [(key, value, "arguments") for key, value in _flatten(values or {})]
-    entries += [(*_parse_word(word), "command line") for word in words]
-    tree: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.learning_rate=1e-4")
+        entries.append((key, None if text == "null" else text, "command line"))
+
+    names, tree, sources = list_settings(), dict[str, Any](), dict[str, str]()
     for key, value, source in entries:
-        name = _resolve_name(key, value, source)
+        name = "data.path" if key == "data" and isinstance(value, str | Path) else key
+        if name not in names:
+            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists them"
+            raise UsageError(f"unknown setting {key}", where=source, hint=hint)
         section, _, field = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[field] = value
         sources[name] = source
+
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -245,50 +247,3 @@ def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{field}", field_value) for field, field_value in (value or {}).items())
         else:
             yield str(name), value
-
-
-def _parse_word(word: str) -> tuple[str, str | None]:
-    key, equals, text = word.partition("=")
-    if not equals:
-        raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.learning_rate=1e-4")
-    return key, None if text == "null" else text
-
-
-def _resolve_name(key: str, value: Any, source: str) -> str:
-    """The full name of a setting."""
-    if key == "data" and isinstance(value, str | Path):
-        return "data.path"
-    names = list_settings()
-    if key not in names:
-        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists them"
-        raise UsageError(f"unknown setting {key}", where=source, hint=hint)
-    return key
-
-
-def format_markdown() -> str:
-    """The page docs/settings.md."""
-    lines = [
-        "# Settings",
-        "",
-        "A recipe holds them as YAML. `key=value` words on the command line override it; `data=PATH` is short for",
-        "`data.path=PATH`. `make docs` generates this page from `src/lorgnette/config.py`.",
-    ]
-    tables = [("The run", "", [(name, Settings.model_fields[name]) for name in _TOP_LEVEL])]
-    tables += [(name, f"{name}.", list(section.model_fields.items())) for name, section in SECTIONS.items() if section]
-    for title, prefix, fields in tables:
-        lines += ["", f"## {title}", "", "| setting | default | meaning |", "|---|---|---|"]
-        for name, field in fields:
-            description = (field.description or "").replace("|", r"\|")
-            lines.append(f"| `{prefix}{name}` | `{_format_default(field.default)}` | {description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _format_default(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ", ".join(map(str, default))
-    return str(default).lower() if isinstance(default, bool) else "null" if default is None else str(default)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(format_markdown())
