@@ -15,6 +15,7 @@ from lorgnette.data.remote_images import (
 )
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.datasets import HubDataset
+from lorgnette.hub.download import ignore_progress
 from lorgnette.hub.http import HttpClient, RetryPolicy
 from lorgnette.hub.repository import Repository, RepositoryFile
 
@@ -78,9 +79,7 @@ def test_a_token_goes_to_its_hub_only(hub: Any, jpeg: Any, tmp_path: Path, monke
         Journal.open(tmp_path / "d", {"source": "hf:me/set"}, "first") as journal,
     ):
         journal.add_source("own.jpg", "known")
-        result = download_images(
-            images, journal, client, fallback=None, split="train", on_progress=lambda files, count: None
-        )
+        result = download_images(images, journal, client, None, "train", ignore_progress)
     assert result == (2, {})
     assert "Authorization" in hub.requests("/own.jpg")[0].headers
     assert "Authorization" not in hub.requests("/other.jpg")[0].headers

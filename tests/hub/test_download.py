@@ -29,7 +29,7 @@ def test_files_are_fetched_once(hub: Any, tmp_path: Path, jpeg: Callable[..., by
     task = [DownloadTask(hub.put(f"/{i}.jpg", jpeg(i)), tmp_path / "p" / f"{i}.jpg") for i in range(20)]
     progress: list[tuple[int, int]] = []
     first = get(*task, on_progress=lambda files, count: progress.append((files, count)))
-    assert (first.num_files, first.num_existing, first.failures) == (20, 0, ())
+    assert (first.num_files, first.num_existing, first.failures) == (20, 0, {})
     assert first.num_bytes == sum(len(jpeg(i)) for i in range(20)) == sum(count for _, count in progress)
     assert sum(files for files, _ in progress) == 20
     assert all(item.path.read_bytes() == jpeg(i) for i, item in enumerate(task))
@@ -53,7 +53,9 @@ def test_a_failure_does_not_stop_the_others(hub: Any, tmp_path: Path) -> None:
         DownloadTask(hub.url + "/no.bin", tmp_path / "no.bin"),
     )
     assert result.num_files == 1
-    assert [(item.url, item.message) for item in result.failures] == [(hub.url + "/no.bin", "not found (HTTP 404)")]
+    assert [(path.name, str(error)) for path, error in result.failures.items()] == [
+        ("no.bin", f"not found (HTTP 404) · {hub.url}/no.bin · check the name, the split and the revision")
+    ]
 
 
 def test_an_existing_file_is_kept_only_if_it_is_complete(hub: Any, tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
@@ -97,7 +99,7 @@ def test_a_dead_host_is_not_tried_for_every_file(tmp_path: Path) -> None:
         result = download_files(task, client=client)
         assert client.num_requests <= 4 * 3
     assert len(result.failures) == 400
-    assert {item.message for item in result.failures} == {"cannot reach 127.0.0.1: connection refused"}
+    assert {error.message for error in result.failures.values()} == {"cannot reach 127.0.0.1: connection refused"}
 
 
 BIG = bytes(range(256)) * 4000

@@ -14,7 +14,8 @@ CONTENT = random.Random(0).randbytes(300_000)
 
 
 def opened(client: HttpClient, url: str, size: int | None = len(CONTENT), **more: Any) -> RemoteFile:
-    return RemoteFile(client, Repository("hf", "a/b", "main", ()), RepositoryFile("x", size, None, url), **more)
+    read_ahead = {"read_ahead": 64 << 10, "max_read_ahead": 4 << 20, **more}
+    return RemoteFile(client, Repository("hf", "a/b", "main", ()), RepositoryFile("x", size, None, url), **read_ahead)
 
 
 def test_it_reads_like_the_file_itself(hub: Any) -> None:

@@ -48,25 +48,16 @@ def read(
             raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
     path = Path(os.path.abspath(path))
     _check_exists(path)
-    rows = islice(_read_rows(path, ReadOptions(prompt, name, images_from, images_to, seed)), max_rows)
+    read_rows = folder.read_folder if path.is_dir() else FILE_FORMATS.get(path.suffix.lower())
+    if read_rows is None:
+        message = f"data files of type {path.suffix.lower() or '(none)'!r} cannot be read"
+        raise UsageError(message, where=str(path), hint=f"give {_SUPPORTED_FORMATS}")
+    rows = islice(read_rows(path, ReadOptions(prompt, name, images_from, images_to, seed)), max_rows)
     return rows if sample is None else _sample_lazily(rows, sample, seed)
 
 
 def _sample_lazily(rows: Iterator[Row], sample: int, seed: int) -> Iterator[Row]:
     yield from sample_rows(rows, sample, seed)
-
-
-def _read_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
-    if path.is_dir():
-        return folder.read_folder(path, options)
-    read_file = FILE_FORMATS.get(path.suffix.lower())
-    if read_file is None:
-        raise UsageError(
-            f"data files of type {path.suffix.lower() or '(none)'!r} cannot be read",
-            where=str(path),
-            hint=f"give {_SUPPORTED_FORMATS}",
-        )
-    return read_file(path, options)
 
 
 def is_dataset(path: Path) -> bool:

@@ -31,6 +31,8 @@ from lorgnette.io.atomic import atomic_write, write_json
 from lorgnette.types import Example, Problem, Turn
 
 OnMessage = Callable[[str], None]
+_ReadRow = tuple[int, tuple[int, int], list[Row]]
+"""A row of a data set: its file, the position after it, its examples or problem."""
 _PROMPT = "\ue000prompt\ue000"
 """Stands for the prompt of captions while rows are read, because data.jsonl is read with any prompt."""
 _LASTING_FIELDS = ("revision", "num_rows", "num_examples", "num_images", "sources")
@@ -91,9 +93,8 @@ def download_dataset(
     if max_rows is not None and sample is not None:
         raise UsageError("--rows and --sample exclude each other", hint="give one of them")
     request = {"source": address.text, "image_column": image_column, "caption_column": caption_column}
-    arguments = {
-        "max_rows": max_rows, "sample": sample, "seed": seed, "images_from": images_from and redact_url(images_from)
-    }  # fmt: skip
+    shown_images_from = images_from and redact_url(images_from)
+    arguments = {"max_rows": max_rows, "sample": sample, "seed": seed, "images_from": shown_images_from}
     key = "first" if sample is None else f"sample-{sample}-seed-{seed}"
     with Journal.open(out, request, key) as journal:
         if (finished := _load_finished(out, arguments)) is not None:
@@ -105,10 +106,8 @@ def download_dataset(
             reader = _Reader(address, journal, client, columns, max_rows, sample, seed, on_progress, on_message)
             try:
                 rows = reader.read()
-                num_files, failures = download_images(
-                    _list_known_images(rows), journal, client, fallback=fallback, split=address.split,
-                    on_progress=on_progress,
-                )  # fmt: skip
+                images = _list_known_images(rows)
+                num_files, failures = download_images(images, journal, client, fallback, address.split, on_progress)
             finally:
                 journal.update_state(num_bytes=journal.num_bytes + client.num_bytes)
         missing = [problem for row in rows if (problem := _find_problem(row, failures))]
@@ -198,17 +197,11 @@ class _Reader:
             value = read_json(path)
             has_splits = isinstance(value, dict) and coco.is_karpathy(value)
             name = dataset.word if has_splits or not dataset.split else None
-        locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
-        options = ReadOptions(
-            prompt=_PROMPT, name=name, images_to=images.folder, columns=self.columns, locate_image=locate,
-            source=Path(file.path),
-        )  # fmt: skip
-        return path, options
+        locate, source = partial(images.locate, folder="".join(start.path.rpartition("/")[:2])), Path(file.path)
+        return path, ReadOptions(_PROMPT, name, None, images.folder, 0, self.columns, locate, source)
 
-    def _read_in_order(
-        self, dataset: HubDataset, images: RemoteImages
-    ) -> Iterator[tuple[int, tuple[int, int], list[Row]]]:
-        """(file, position, examples) of all rows in order, after those in the journal."""
+    def _read_in_order(self, dataset: HubDataset, images: RemoteImages) -> Iterator[_ReadRow]:
+        """All rows in order, after those in the journal."""
         last = self.journal.rows[-1] if self.journal.rows else None
         first = last.file if last else 0
         for index in range(first, len(dataset.files)):
@@ -216,10 +209,8 @@ class _Reader:
             for position, examples in stream_rows(*self._open_file(dataset, index, images), start):
                 yield index, position, examples
 
-    def _read_sample(
-        self, dataset: HubDataset, images: RemoteImages
-    ) -> Iterator[tuple[int, tuple[int, int], list[Row]]]:
-        """(file, position, examples) of the sample's rows in order, after those in the journal."""
+    def _read_sample(self, dataset: HubDataset, images: RemoteImages) -> Iterator[_ReadRow]:
+        """The sample's rows in order, after those in the journal."""
         done, count = len(self.journal.rows), self.sample or 0
         if dataset.suffix == ".tar":
             message = "a fair sample of WebDataset shards would fetch all of them"
@@ -305,10 +296,8 @@ def _write_result(
     with atomic_write(out / DATA_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     images = {name: journal.sources.get(name, journal.source) for row in rows for name in row.images}
-    dataset = DownloadedDataset(
-        out / DATA_FILE, journal.revision, len(rows), len(records), len(images), num_files, num_bytes,
-        dict(Counter(images.values())), missing,
-    )  # fmt: skip
+    counts = (len(rows), len(records), len(images), num_files, num_bytes)
+    dataset = DownloadedDataset(out / DATA_FILE, journal.revision, *counts, dict(Counter(images.values())), missing)
     manifest = {
         "source": journal.source,
         "arguments": arguments,

@@ -107,7 +107,6 @@ def download_images(
     images: Mapping[str, RemoteImage],
     journal: Journal,
     client: HttpClient,
-    *,
     fallback: "ImageFallback | None",
     split: str,
     on_progress: OnProgress,
@@ -124,7 +123,7 @@ def download_images(
         DownloadTask(image.url, folder / name, headers=tokens.get(image.hub, {})) for name, image in images.items()
     ]
     result = download_files(tasks, client=client, on_progress=on_progress)
-    failures = {failure.path.name: (failure.message, failure.hint) for failure in result.failures}
+    failures = {path.name: (error.message, error.hint or "") for path, error in sorted(result.failures.items())}
     for name, image in images.items():
         if name not in failures and name not in journal.sources:
             journal.add_source(name, urllib.parse.urlsplit(image.url).hostname or image.url)

@@ -68,9 +68,7 @@ class RemotePath:
         return PurePosixPath(self.file.path).suffix
 
     def open(self, mode: str = "rb") -> IO[bytes]:
-        read_ahead, max_read_ahead = _READ_AHEAD[self.suffix.lower()]
-        file = RemoteFile(self.client, self.repository, self.file, read_ahead=read_ahead, max_read_ahead=max_read_ahead)
-        return cast(IO[bytes], file)
+        return cast(IO[bytes], RemoteFile(self.client, self.repository, self.file, *_READ_AHEAD[self.suffix.lower()]))
 
     def __str__(self) -> str:
         return f"{self.repository.where}, {self.file.path}"

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,22 +45,23 @@ class DownloadTask:
         return self.path.with_name(f".{self.path.name}.part.tag")
 
 
-@dataclass(frozen=True, slots=True)
-class FailedDownload:
-    url: str
-    path: Path
-    message: str
-    hint: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DownloadResult:
-    """num_files and num_bytes: fetched by this call. num_existing: files that were complete before."""
+    """What all threads have done. num_files, num_bytes: fetched now. num_existing: files that were complete before."""
 
-    num_files: int
-    num_bytes: int
-    num_existing: int
-    failures: tuple[FailedDownload, ...]
+    on_progress: OnProgress
+    num_files: int = 0
+    num_bytes: int = 0
+    num_existing: int = 0
+    failures: dict[Path, SourceError] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, *, num_files: int = 0, num_bytes: int = 0, num_existing: int = 0) -> None:
+        with self._lock:
+            self.num_files += num_files
+            self.num_bytes += num_bytes
+            self.num_existing += num_existing
+            self.on_progress(num_files + num_existing, num_bytes)
 
 
 def ignore_progress(files: int, bytes: int) -> None:
@@ -68,36 +69,33 @@ def ignore_progress(files: int, bytes: int) -> None:
 
 
 def download_files(
-    tasks: Sequence[DownloadTask],
-    *,
-    client: HttpClient | None = None,
-    num_workers: int = 8,
-    on_progress: OnProgress = ignore_progress,
+    tasks: Sequence[DownloadTask], *, client: HttpClient, on_progress: OnProgress = ignore_progress
 ) -> DownloadResult:
     """Fetch all files that are not complete yet. After a kill, call it again: it resumes."""
-    if client is None:
-        with HttpClient(num_workers=num_workers) as own_client:
-            return download_files(tasks, client=own_client, on_progress=on_progress)
-    unique = _deduplicate(tasks)
-    check_disk_space(unique)
-    counter, queue = _Counter(on_progress), deque(unique)
+    by_path: dict[Path, DownloadTask] = {}
+    for task in tasks:
+        if by_path.setdefault(task.path, task).url != task.url:
+            raise ValueError(f"two URLs for {task.path}")
+    check_disk_space(list(by_path.values()))
+    result, queue = DownloadResult(on_progress), deque(by_path.values())
     with ThreadPoolExecutor(client.num_workers) as pool:
-        futures = [
-            pool.submit(_run_worker, client, queue, counter) for _ in range(min(client.num_workers, len(unique)))
-        ]
+        num_workers = min(client.num_workers, len(by_path))
+        running = {pool.submit(_run_worker, client, queue, result) for _ in range(num_workers)}
         try:
-            _wait_for_all(futures)
+            while running:  # in short intervals, so that Ctrl-C works
+                finished, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
         except BaseException:
             client.stopped.set()
             raise
-    failures = tuple(counter.failures[path] for path in sorted(counter.failures))
-    return DownloadResult(counter.num_files, counter.num_bytes, counter.num_existing, failures)
+    return result
 
 
 def download_all(tasks: Sequence[DownloadTask], client: HttpClient, on_progress: OnProgress) -> None:
     """Fetch all files. Raises SourceError for the first that fails."""
     if failures := download_files(tasks, client=client, on_progress=on_progress).failures:
-        raise SourceError(failures[0].message, where=failures[0].url, hint=failures[0].hint)
+        raise failures[min(failures)]
 
 
 def check_disk_space(tasks: Sequence[DownloadTask]) -> None:
@@ -105,45 +103,19 @@ def check_disk_space(tasks: Sequence[DownloadTask]) -> None:
     disks: dict[int, tuple[Path, int]] = {}
     for task in tasks:
         if task.size is not None and not task.path.is_file():
-            folder = _find_existing_parent(task.path.parent)
+            folder = next(parent for parent in task.path.absolute().parents if parent.is_dir())
             device = os.stat(folder).st_dev
             first, needed = disks.get(device, (folder, 0))
             disks[device] = first, needed + max(0, task.size - _get_size(task.part_path))
     for folder, needed in disks.values():
         free = shutil.disk_usage(folder).free
         if needed and free < needed + min(_MARGIN_BYTES, needed // 10):
-            raise LorgnetteError(
-                f"not enough disk space: {_format_size(needed)} needed, {_format_size(free)} free",
-                where=str(folder),
-                hint="free some space, or choose a folder on another disk",
-            )
+            message = f"not enough disk space: {_format_size(needed)} needed, {_format_size(free)} free"
+            hint = "free some space, or choose a folder on another disk"
+            raise LorgnetteError(message, where=str(folder), hint=hint)
 
 
-class _Counter:
-    """What all threads have done, counted under a lock."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self.num_files, self.num_bytes, self.num_existing = 0, 0, 0
-        self.failures: dict[Path, FailedDownload] = {}
-        self._on_progress, self._lock = on_progress, threading.Lock()
-
-    def add_bytes(self, count: int) -> None:
-        with self._lock:
-            self.num_bytes += count
-            self._on_progress(0, count)
-
-    def add_file(self, *, is_existing: bool) -> None:
-        with self._lock:
-            self.num_files += not is_existing
-            self.num_existing += is_existing
-            self._on_progress(1, 0)
-
-    def add_failure(self, task: DownloadTask, error: SourceError) -> None:
-        with self._lock:
-            self.failures[task.path] = FailedDownload(task.url, task.path, error.message, error.hint or "")
-
-
-def _run_worker(client: HttpClient, queue: "deque[DownloadTask]", counter: _Counter) -> None:
+def _run_worker(client: HttpClient, queue: "deque[DownloadTask]", result: DownloadResult) -> None:
     while queue:
         try:
             task = queue.popleft()
@@ -151,35 +123,14 @@ def _run_worker(client: HttpClient, queue: "deque[DownloadTask]", counter: _Coun
             return
         client.check_stopped()
         if is_complete(task):
-            counter.add_file(is_existing=True)
+            result.add(num_existing=1)
             continue
         try:
-            download_file(client, task, counter.add_bytes)
+            download_file(client, task, lambda num_bytes: result.add(num_bytes=num_bytes))
         except SourceError as error:
-            counter.add_failure(task, error)
+            result.failures[task.path] = error
         else:
-            counter.add_file(is_existing=False)
-
-
-def _wait_for_all(futures: Sequence[Future[None]]) -> None:
-    """Wait in short intervals, so that Ctrl-C works, and raise the first exception of a thread."""
-    running = set(futures)
-    while running:
-        finished, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
-        for future in finished:
-            future.result()
-
-
-def _deduplicate(tasks: Sequence[DownloadTask]) -> list[DownloadTask]:
-    by_path: dict[Path, DownloadTask] = {}
-    for task in tasks:
-        if by_path.setdefault(task.path, task).url != task.url:
-            raise ValueError(f"two URLs for {task.path}")
-    return list(by_path.values())
-
-
-def _find_existing_parent(folder: Path) -> Path:
-    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+            result.add(num_files=1)
 
 
 def _format_size(num_bytes: int) -> str:
@@ -228,16 +179,16 @@ def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[i
     size, tag = _read_resume_state(task)
     if size and size == task.size:
         return
-    headers = dict(task.headers)
-    if size:
-        headers["Range"] = f"bytes={size}-"
-        if tag:
-            headers["If-Range"] = tag
+    range_ = {"Range": f"bytes={size}-", **({"If-Range": tag} if tag else {})} if size else {}
     try:
-        with client.stream(task.url, headers) as response:
+        with client.stream(task.url, {**task.headers, **range_}) as response:
             start = _check_start(response, size, task)
-            total = _compute_total(response, start)
-            _check_total(total, task)
+            length = response.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdecimal() and _is_uncompressed(response) else None
+            if total is not None and task.size not in (None, total):
+                _discard_part(task)
+                message = f"the server has {total:,} bytes, the hub lists {task.size:,}"
+                raise SourceError(message, where=redact_url(task.url), hint="try again later, or another source")
             task.tag_path.write_text(_read_version_tag(response), encoding="utf-8")
             with task.part_path.open("ab" if start else "wb") as file:
                 for chunk in client.iter_chunks(response):
@@ -249,11 +200,8 @@ def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[i
             raise TransientError(error.message, where=error.where, hint=RESUME_HINT, retry_after=0) from error
         raise
     if total is not None and _get_size(task.part_path) != total:
-        raise TransientError(
-            f"connection lost at {_get_size(task.part_path):,} of {total:,} bytes",
-            where=redact_url(task.url),
-            hint=RESUME_HINT,
-        )
+        message = f"connection lost at {_get_size(task.part_path):,} of {total:,} bytes"
+        raise TransientError(message, where=redact_url(task.url), hint=RESUME_HINT)
 
 
 def _read_resume_state(task: DownloadTask) -> tuple[int, str]:
@@ -272,21 +220,6 @@ def _check_start(response: httpx2.Response, size: int, task: DownloadTask) -> in
         return size
     _discard_part(task)
     raise TransientError("the server sent another range than requested", where=redact_url(task.url), hint=RESUME_HINT)
-
-
-def _compute_total(response: httpx2.Response, start: int) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return start + int(length) if length.isdecimal() and _is_uncompressed(response) else None
-
-
-def _check_total(total: int | None, task: DownloadTask) -> None:
-    if total is not None and task.size is not None and total != task.size:
-        _discard_part(task)
-        raise SourceError(
-            f"the server has {total:,} bytes, the hub lists {task.size:,}",
-            where=redact_url(task.url),
-            hint="try again later, or another source",
-        )
 
 
 def _read_version_tag(response: httpx2.Response) -> str:
@@ -310,11 +243,8 @@ def _verify_file(path: Path, task: DownloadTask) -> None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != task.sha256.lower():
-            raise SourceError(
-                f"the file's hash is {digest[:12]}…, the hub lists {task.sha256[:12]}…",
-                where=where,
-                hint="try again later, or another source",
-            )
+            message = f"the file's hash is {digest[:12]}…, the hub lists {task.sha256[:12]}…"
+            raise SourceError(message, where=where, hint="try again later, or another source")
 
 
 def _get_size(path: Path) -> int:

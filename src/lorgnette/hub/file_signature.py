@@ -22,14 +22,12 @@ def check_file(file: Path, name: str, *, where: str) -> None:
         head = stream.read(512)
         has_end = suffix not in IMAGE_SUFFIXES or _has_end_marker(stream, detect_image_format(head))
     if _is_web_page(head) and suffix not in (".html", ".htm", ".xml", ".svg"):
-        raise SourceError(
-            f"got a web page instead of {name}", where=where, hint="open the URL in a browser to see what it says"
-        )
+        hint = "open the URL in a browser to see what it says"
+        raise SourceError(f"got a web page instead of {name}", where=where, hint=hint)
     if signatures := _OTHER_SIGNATURES.get(suffix):
         if not head.startswith(signatures):
-            raise SourceError(
-                f"not a {suffix[1:]} file: {_describe_head(head)}", where=where, hint="try another source"
-            )
+            message = f"not a {suffix[1:]} file: {_describe_head(head)}"
+            raise SourceError(message, where=where, hint="try another source")
     elif suffix in IMAGE_SUFFIXES:
         if detect_image_format(head) is None:
             raise SourceError(f"not an image: {_describe_head(head)}", where=where, hint="try another source")

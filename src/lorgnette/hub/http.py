@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
@@ -57,15 +56,9 @@ class TransientError(SourceError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        where: str | None = None,
-        hint: str | None = None,
-        retry_after: float | None = None,
-        is_unreachable: bool = False,
+        self, message: str, *, retry_after: float | None = None, is_unreachable: bool = False, **more: str | None
     ) -> None:
-        super().__init__(message, where=where, hint=hint)
+        super().__init__(message, **more)
         self.retry_after, self.is_unreachable = retry_after, is_unreachable
 
 
@@ -102,9 +95,7 @@ class HttpClient:
     def __enter__(self) -> "HttpClient":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stopped.set()
         self._client.close()
 
@@ -155,7 +146,9 @@ class HttpClient:
                 num_failures += 1
                 max_attempts = self.retry_policy.max_attempts
                 if num_failures >= (min(3, max_attempts) if error.is_unreachable else max_attempts):
-                    self._record_unreachable(url, error)
+                    with self._lock:
+                        if error.is_unreachable and _parse_host(url) not in self._responsive_hosts:
+                            self._unreachable_hosts[_parse_host(url)] = error
                     raise
                 self._wait_before_retry(num_failures, error)
 
@@ -168,11 +161,8 @@ class HttpClient:
                 for chunk in self.iter_chunks(response):
                     content += chunk
                     if len(content) > max_bytes:
-                        raise SourceError(
-                            f"the response is longer than {max_bytes >> 20} MiB",
-                            where=redact_url(url),
-                            hint="report it",
-                        )
+                        message = f"the response is longer than {max_bytes >> 20} MiB"
+                        raise SourceError(message, where=redact_url(url), hint="report it")
             return bytes(content)
 
         return self.with_retries(url, request)
@@ -183,16 +173,8 @@ class HttpClient:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             kind = "a web page" if text.lstrip()[:1] == b"<" else "something other than JSON"
-            raise SourceError(
-                f"the hub answered with {kind}",
-                where=redact_url(url),
-                hint="a login page of your network? check the proxy and the hub's address",
-            ) from error
-
-    def _record_unreachable(self, url: str, error: TransientError) -> None:
-        with self._lock:
-            if error.is_unreachable and _parse_host(url) not in self._responsive_hosts:
-                self._unreachable_hosts[_parse_host(url)] = error
+            hint = "a login page of your network? check the proxy and the hub's address"
+            raise SourceError(f"the hub answered with {kind}", where=redact_url(url), hint=hint) from error
 
     def _wait_before_retry(self, num_failures: int, error: TransientError) -> None:
         if error.retry_after is not None and error.retry_after > self.retry_policy.max_retry_after:
@@ -215,11 +197,8 @@ def _load_certificates() -> ssl.SSLContext | bool:
             is_folder = os.path.isdir(path)
             return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
         except OSError as error:
-            raise LorgnetteError(
-                f"{name} names certificates that cannot be read: {error.strerror or error}",
-                where=path,
-                hint=f"correct {name}, or unset it",
-            ) from error
+            message = f"{name} names certificates that cannot be read: {error.strerror or error}"
+            raise LorgnetteError(message, where=path, hint=f"correct {name}, or unset it") from error
     return True
 
 
@@ -227,10 +206,8 @@ def redact_url(url: str) -> str:
     """A URL for messages and logs, without passwords and signatures, at most 240 characters."""
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    query = "&".join(
-        f"{pair.partition('=')[0]}=…" if _SECRET_PARAMETER.search(pair.partition("=")[0]) else pair
-        for pair in parts.query.split("&")
-    )
+    names = {pair: pair.partition("=")[0] for pair in parts.query.split("&")}
+    query = "&".join(f"{name}=…" if _SECRET_PARAMETER.search(name) else pair for pair, name in names.items())
     text = urllib.parse.urlunsplit((parts.scheme, host, parts.path, query, ""))
     return text if len(text) <= 240 else text[:239] + "…"
 
@@ -281,14 +258,10 @@ def _explain_permanent_error(error: Exception) -> tuple[str, str] | None:
 def explain_disk_error(error: OSError, path: Path) -> LorgnetteError:
     """A file cannot be written: this ends the whole download."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return LorgnetteError(
-            "the disk is full", where=str(path.parent), hint="free some space and start again: it resumes"
-        )
-    return LorgnetteError(
-        f"cannot write: {error.strerror or error}",
-        where=str(path),
-        hint="choose another folder, or correct its permissions",
-    )
+        hint = "free some space and start again: it resumes"
+        return LorgnetteError("the disk is full", where=str(path.parent), hint=hint)
+    hint = "choose another folder, or correct its permissions"
+    return LorgnetteError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint)
 
 
 def parse_retry_after(value: str | None) -> float | None:

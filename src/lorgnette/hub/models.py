@@ -56,7 +56,8 @@ def fetch_model(
     hubs = _select_hubs(source)
     if source == "auto" and huggingface.is_offline():
         raise LorgnetteError("it is in no cache, and HF_HUB_OFFLINE is set", where=name, hint="unset HF_HUB_OFFLINE")
-    hubs.sort(key=lambda hub: not _is_started(hub, name, revision))
+    # A hub that an earlier start has begun with comes first.
+    hubs.sort(key=lambda hub: not any(_get_download_folder(hub, name, revision).glob("*")))
     with HttpClient(retry_policy=retry_policy) as client:
         repository = _list_from_first_hub(hubs, name, revision, client, on_message)
         destination = folder or _get_download_folder(repository.hub, name, revision)
@@ -68,7 +69,8 @@ def fetch_model(
 def find_in_cache(name: str, *, source: HubChoice = "auto", revision: str | None = None) -> tuple[str, Path] | None:
     """(hub, folder) of a complete model in a hub's cache. Sends no request."""
     for hub in _select_hubs(source):
-        folder = _find_cache_folder(hub, validate_name(name, hub), revision)
+        is_hf = validate_name(name, hub) and hub == "hf"
+        folder = huggingface.find_snapshot(name, revision) if is_hf else _get_download_folder(hub, name, revision)
         if folder is not None and is_complete_model(folder):
             return hub, folder
     return None
@@ -112,21 +114,10 @@ def is_complete_model(folder: Path) -> bool:
     return bool(shards) and all((folder / shard).is_file() for shard in shards)
 
 
-def _find_cache_folder(hub: str, name: str, revision: str | None) -> Path | None:
-    if hub == "modelscope":
-        return modelscope.get_cache_folder("model", name, revision or "master")
-    return huggingface.find_snapshot(name, revision)
-
-
 def _get_download_folder(hub: str, name: str, revision: str | None) -> Path:
     if hub == "hf":
         return huggingface.get_blobs_folder(name)
     return modelscope.get_cache_folder("model", name, revision or "master")
-
-
-def _is_started(hub: str, name: str, revision: str | None) -> bool:
-    folder = _get_download_folder(hub, name, revision)
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _list_from_first_hub(
@@ -153,32 +144,19 @@ def _download_model(
     repository: Repository, revision: str | None, folder: Path | None, client: HttpClient, on_progress: OnProgress
 ) -> Path:
     small, weights = _select_files(repository)
-    if repository.hub == "hf" and folder is None:
-        return _download_into_cache(repository, revision, [*small, *weights], client, on_progress)
-    folder = folder or modelscope.get_cache_folder("model", repository.name, repository.revision)
-    for files in (small, weights):
-        download_all([repository.build_task(file, folder) for file in files], client, on_progress)
-    return folder
-
-
-def _download_into_cache(
-    repository: Repository,
-    revision: str | None,
-    files: list[RepositoryFile],
-    client: HttpClient,
-    on_progress: OnProgress,
-) -> Path:
-    """Into Hugging Face's cache: files with a hash become blobs there, its client does the rest."""
+    if repository.hub != "hf" or folder is not None:
+        folder = folder or modelscope.get_cache_folder("model", repository.name, repository.revision)
+        for files in (small, weights):
+            download_all([repository.build_task(file, folder) for file in files], client, on_progress)
+        return folder
+    # Into Hugging Face's cache: files with a hash become blobs there, its client does the rest.
+    files = [*small, *weights]
     unhashed = [file.path for file in files if not file.sha256]
     if unhashed:
         huggingface.download_snapshot(client, repository.name, repository.revision, unhashed)
     folder = huggingface.get_blobs_folder(repository.name)
     hashed = {file.sha256: file for file in files if file.sha256}
-    tasks = [
-        DownloadTask(file.url, folder / hash_, file.size, hash_, repository.headers)
-        for hash_, file in hashed.items()
-        if hash_
-    ]
+    tasks = [DownloadTask(f.url, folder / hash_, f.size, hash_, repository.headers) for hash_, f in hashed.items()]
     download_all(tasks, client, on_progress)
     return huggingface.download_snapshot(client, repository.name, revision or "main", [file.path for file in files])
 

@@ -67,11 +67,8 @@ def _list_pages(
         files += entries
         if len(entries) < PAGE_SIZE:
             return files
-    raise SourceError(
-        f"more than {PAGE_SIZE * MAX_PAGES:,} files",
-        where=f"modelscope:{name}",
-        hint="download it with ModelScope's client",
-    )
+    message, hint = f"more than {PAGE_SIZE * MAX_PAGES:,} files", "download it with ModelScope's client"
+    raise SourceError(message, where=f"modelscope:{name}", hint=hint)
 
 
 def _list_entries(client: HttpClient, url: str, headers: dict[str, str], name: str) -> list[dict[str, Any]]:
@@ -80,11 +77,8 @@ def _list_entries(client: HttpClient, url: str, headers: dict[str, str], name: s
     data = response.get("Data") if isinstance(response, dict) else None
     if not isinstance(data, dict | list) or response.get("Success") is False:
         message = response.get("Message") if isinstance(response, dict) else None
-        raise SourceError(
-            f"ModelScope says: {' '.join(str(message or 'nothing readable').split())[:200]}",
-            where=f"modelscope:{name}",
-            hint="check the name and MODELSCOPE_API_TOKEN",
-        )
+        message = f"ModelScope says: {' '.join(str(message or 'nothing readable').split())[:200]}"
+        raise SourceError(message, where=f"modelscope:{name}", hint="check the name and MODELSCOPE_API_TOKEN")
     entries = data if isinstance(data, list) else data.get("Files") or []
     return [entry for entry in entries if isinstance(entry, dict)]
 

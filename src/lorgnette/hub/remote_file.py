@@ -19,13 +19,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(
-        self,
-        client: HttpClient,
-        repository: Repository,
-        file: RepositoryFile,
-        *,
-        read_ahead: int = 64 << 10,
-        max_read_ahead: int = 4 << 20,
+        self, client: HttpClient, repository: Repository, file: RepositoryFile, read_ahead: int, max_read_ahead: int
     ) -> None:
         super().__init__()
         self._client, self._file, self._headers = client, file, repository.get_headers(file)

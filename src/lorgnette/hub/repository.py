@@ -65,9 +65,8 @@ class Repository:
     def build_task(self, file: RepositoryFile, folder: Path) -> DownloadTask:
         """A task that downloads the file into `folder`, under its own path."""
         if not is_safe_path(file.path):
-            raise LorgnetteError(
-                f"a path in the repository leaves its folder: {file.path!r}", where=self.where, hint="report it there"
-            )
+            message = f"a path in the repository leaves its folder: {file.path!r}"
+            raise LorgnetteError(message, where=self.where, hint="report it there")
         return DownloadTask(file.url, folder / file.path, file.size, file.sha256, self.get_headers(file))
 
     def get_headers(self, file: RepositoryFile) -> Mapping[str, str]:
@@ -84,7 +83,6 @@ def is_safe_path(path: str) -> bool:
 def validate_name(name: str, hub: str) -> str:
     """The name. Raises LorgnetteError if no repository can have it, before any request."""
     if not _NAME.fullmatch(name) or ".." in name:
-        raise LorgnetteError(
-            f"{name!r} is not the name of a repository", where=HUB_TITLES[hub], hint="write OWNER/NAME, as on its page"
-        )
+        message = f"{name!r} is not the name of a repository"
+        raise LorgnetteError(message, where=HUB_TITLES[hub], hint="write OWNER/NAME, as on its page")
     return name

@@ -55,13 +55,18 @@ class ColumnReader:
     def read_record(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         """One example for each caption. Raises UnclearColumnsError at the first record if no choice is clear."""
         if self.pair is None:
-            self.pair = choose_columns(_list_columns(record), self._choice, where=self._where)
+            columns = [Column(name, _detect_kind(value)) for name, value in record.items()]
+            self.pair = choose_columns(columns, self._choice, where=self._where)
         image, caption = self.pair.image, self.pair.caption
         number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
         coco_id = int(number) if number.isdecimal() and len(number) <= 12 else None
         if not record.get(image):
             raise LorgnetteError(f"{image!r} is empty, not an image", hint="add the image, or remove the row")
-        texts = self._read_captions(record)
+        value, has_separator = record.get(caption), "image_id" in record
+        has_fixed_names = image in captions.IMAGE_COLUMNS and caption in captions.CAPTION_COLUMNS
+        texts = read_captions(value, separator=_SEPARATOR if has_separator else None)
+        if texts and isinstance(value, str) and not has_separator and has_fixed_names:
+            texts = [value]  # as written, like a file with the fixed names
         if not texts:
             raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
         return captions.build_examples(
@@ -72,27 +77,19 @@ class ColumnReader:
             id_=read_id(record, location.id) if isinstance(record.get("id"), str | int) else location.id,
         )
 
-    def _read_captions(self, record: Mapping[str, Any]) -> list[str]:
-        assert self.pair is not None
-        value = record.get(self.pair.caption)
-        fixed = self.pair.image in captions.IMAGE_COLUMNS and self.pair.caption in captions.CAPTION_COLUMNS
-        if isinstance(value, str) and value.strip() and fixed and "image_id" not in record:
-            return [value]  # as written, like a file with the fixed names
-        return read_captions(value, separator=_SEPARATOR if "image_id" in record else None)
-
 
 def choose_columns(columns: Sequence[Column], choice: ColumnChoice, *, where: str) -> ColumnPair:
     """The two columns, as requested or as recognized. Raises UnclearColumnsError with a list of the columns."""
     image = choice.image or _find_image(columns, where)
-    caption = choice.caption or _find_caption([column for column in columns if column.name != image])
+    texts = [column.name for column in columns if column.name != image and column.kind in ("text", "texts")]
+    caption = choice.caption or (texts[0] if len(texts) == 1 else _select(texts, CAPTION_NAMES))
     names = [column.name for column in columns]
     for option, name in (("image", image), ("caption", caption)):
         if name not in names:
             problem = f"there is no column {name!r}" if name else f"it is not clear which column holds the {option}s"
             described = ", ".join(f"{column.name} ({column.kind})" for column in columns[:30])
-            raise UnclearColumnsError(
-                f"{problem}; the columns are {described}", where=where, hint=f"name it with --{option}-column"
-            )
+            message, hint = f"{problem}; the columns are {described}", f"name it with --{option}-column"
+            raise UnclearColumnsError(message, where=where, hint=hint)
     return ColumnPair(str(image), str(caption))
 
 
@@ -111,10 +108,6 @@ def read_captions(value: Any, *, separator: str | None = None) -> list[str]:
     return []
 
 
-def _list_columns(record: Mapping[str, Any]) -> list[Column]:
-    return [Column(name, _detect_kind(value)) for name, value in record.items()]
-
-
 def _detect_kind(value: Any) -> Kind:
     if isinstance(value, str):
         return "text"
@@ -129,24 +122,15 @@ def _find_image(columns: Sequence[Column], where: str) -> str | None:
     """None if the choice is not clear."""
     for kind in ("image", "bytes"):
         if names := [column.name for column in columns if column.kind == kind]:
-            return _select(names, IMAGE_NAMES)
+            return names[0] if len(names) == 1 else _select(names, IMAGE_NAMES)
     names = [column.name for column in columns if column.kind == "text"]
     # In the description of a folder a URL says only where the file came from.
     is_metadata = where.endswith(("metadata.csv", "metadata.jsonl"))
-    return "file_name" if is_metadata and "file_name" in names else _select_known(names, IMAGE_NAMES)
-
-
-def _find_caption(columns: Sequence[Column]) -> str | None:
-    return _select([column.name for column in columns if column.kind in ("text", "texts")], CAPTION_NAMES)
+    return "file_name" if is_metadata and "file_name" in names else _select(names, IMAGE_NAMES)
 
 
 def _select(names: Sequence[str], known: Sequence[Sequence[str]]) -> str | None:
-    return names[0] if len(names) == 1 else _select_known(names, known)
-
-
-def _select_known(names: Sequence[str], known: Sequence[Sequence[str]]) -> str | None:
     """The one name of the first group that has any; None if that group has two."""
-    for group in known:
-        if matches := [name for name in names if name.lower() in group]:
-            return matches[0] if len(matches) == 1 else None
-    return None
+    groups = ([name for name in names if name.lower() in group] for group in known)
+    matches = next(filter(None, groups), [])
+    return matches[0] if len(matches) == 1 else None

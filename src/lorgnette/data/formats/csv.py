@@ -9,6 +9,7 @@ import difflib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
 COLUMNS = (captions.IMAGE_COLUMNS[0], captions.CAPTION_COLUMNS[0])
+_COLUMNS_HINT = f"the first line must name the columns: {','.join(COLUMNS)}"
 
 
 class _Columns(NamedTuple):
@@ -46,26 +48,21 @@ def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
                 yield _explain_quoting(error, counter.next(start), reader.line_num)
                 continue
             if cells:
-                yield from _read_row(cells, columns, counter.next(start))
-
-
-def _read_row(cells: Sequence[str], columns: _Columns, location: RowLocation) -> Iterator[Row]:
-    return location.try_read(lambda: _build_examples(cells, columns, location))
+                location = counter.next(start)
+                yield from location.try_read(partial(_build_examples, cells, columns, location))
 
 
 def _read_header(reader: Iterator[list[str]], path: Path, options: ReadOptions) -> _Columns:
     try:
         names = [name.strip() for name in next((cells for cells in reader if cells), [])]
     except csv.Error as error:
-        raise LorgnetteError(
-            f"the first line cannot be read as column names: {error}", where=str(path), hint=_hint_columns()
-        ) from error
+        message = f"the first line cannot be read as column names: {error}"
+        raise LorgnetteError(message, where=str(path), hint=_COLUMNS_HINT) from error
     if not names:
-        raise LorgnetteError("the file is empty", where=str(path), hint=_hint_columns())
+        raise LorgnetteError("the file is empty", where=str(path), hint=_COLUMNS_HINT)
     if any("\0" in name for name in names):
-        raise LorgnetteError(
-            "the file has NUL characters (UTF-16, or not a CSV)", where=str(path), hint="save it as UTF-8"
-        )
+        message = "the file has NUL characters (UTF-16, or not a CSV)"
+        raise LorgnetteError(message, where=str(path), hint="save it as UTF-8")
     if options.columns is None:
         read, required = captions.read_record, _find_fixed_columns(names, path)
     else:
@@ -85,11 +82,8 @@ def _find_fixed_columns(names: Sequence[str], path: Path) -> tuple[str, str]:
     except LorgnetteError as error:
         raise LorgnetteError(f"columns: {error.message}", where=str(path), hint=error.hint) from None
     if missing := [column for column in (image, caption) if column not in names]:
-        raise LorgnetteError(
-            f"no column {' or '.join(map(repr, missing))}; found {', '.join(map(_shorten, names))}",
-            where=str(path),
-            hint=_suggest_names(missing, names),
-        )
+        message = f"no column {' or '.join(map(repr, missing))}; found {', '.join(map(_shorten, names))}"
+        raise LorgnetteError(message, where=str(path), hint=_suggest_names(missing, names))
     return image, caption
 
 
@@ -100,23 +94,17 @@ def _suggest_names(missing: Sequence[str], names: Sequence[str]) -> str:
                 return f"the columns are separated by {word}: separate them by commas"
     similar = {column: difflib.get_close_matches(column, names, n=1, cutoff=0.5) for column in missing}
     renames = [f"rename {_shorten(matches[0])} to {column!r}" for column, matches in similar.items() if matches]
-    return "; ".join([*renames, _hint_columns()])
+    return "; ".join([*renames, _COLUMNS_HINT])
 
 
 def _shorten(name: str) -> str:
     return repr(name if len(name) <= 40 else name[:39] + "…")
 
 
-def _hint_columns() -> str:
-    return f"the first line must name the columns: {','.join(COLUMNS)}"
-
-
 def _build_examples(cells: Sequence[str], columns: _Columns, location: RowLocation) -> list[Example]:
     if len(cells) > len(columns.names):
-        raise LorgnetteError(
-            f"{len(cells)} cells, but the first line names {len(columns.names)} columns",
-            hint='put double quotes around a caption with commas: "a cat, asleep"',
-        )
+        message = f"{len(cells)} cells, but the first line names {len(columns.names)} columns"
+        raise LorgnetteError(message, hint='put double quotes around a caption with commas: "a cat, asleep"')
     if any("\0" in cell for cell in cells):
         raise LorgnetteError("a cell has a NUL character", hint="write the row again, or remove it")
     row = dict(zip(columns.names, cells, strict=False))
@@ -128,24 +116,17 @@ def _build_examples(cells: Sequence[str], columns: _Columns, location: RowLocati
 
 def _explain_quoting(error: csv.Error, location: RowLocation, last: int) -> Problem:
     """The problem of a row with a wrong quote. Raises if a quote is never closed: it takes in all later rows."""
+    where = f"{location.source}, row {location.row}"
     if "expected after" in str(error):
         span = f" (lines {location.row}–{last} were read as this one row)" if last > location.row else ""
-        return location.to_problem(
-            LorgnetteError(
-                f"text follows a closing quote{span}", hint='double the quotes inside a quoted cell: "a ""red"" car"'
-            )
-        )
+        hint = 'double the quotes inside a quoted cell: "a ""red"" car"'
+        return location.to_problem(LorgnetteError(f"text follows a closing quote{span}", hint=hint))
     if "field limit" in str(error) and last == location.row:
-        raise LorgnetteError(
-            f"a cell has more than {csv.field_size_limit():,} characters",
-            where=f"{location.source}, row {location.row}",
-            hint="shorten it, or close the quote before it",
-        ) from error
-    raise LorgnetteError(
-        f"a quote in the row that starts at line {location.row} is never closed ({error})",
-        where=f"{location.source}, row {location.row}",
-        hint='close it; a quote inside a quoted cell is doubled: "a ""red"" car"',
-    ) from error
+        message, hint = f"a cell has more than {csv.field_size_limit():,} characters", "close the quote before it"
+        raise LorgnetteError(message, where=where, hint=f"shorten it, or {hint}") from error
+    message = f"a quote in the row that starts at line {location.row} is never closed ({error})"
+    hint = 'close it; a quote inside a quoted cell is doubled: "a ""red"" car"'
+    raise LorgnetteError(message, where=where, hint=hint) from error
 
 
 def to_record(example: Example, prompt: str) -> dict[str, str]:
@@ -153,10 +134,8 @@ def to_record(example: Example, prompt: str) -> dict[str, str]:
     record = captions.to_record(example, prompt)
     for cell in record.values():
         if "\0" in cell or len(cell) > csv.field_size_limit():
-            raise LorgnetteError(
-                f"a CSV cell cannot hold a NUL or more than {csv.field_size_limit():,} characters",
-                hint="shorten the text, or choose another format",
-            )
+            message = f"a CSV cell cannot hold a NUL or more than {csv.field_size_limit():,} characters"
+            raise LorgnetteError(message, hint="shorten the text, or choose another format")
     return record
 
 

@@ -6,6 +6,7 @@ of records.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def read_records(path: Path, counter: RowCounter, read: RecordReader) -> Iterato
         with closing(read_lines(path)) as text:
             for row, line in enumerate(text, start=1):
                 if line.strip():
-                    yield from _read_line(line, counter.next(row), read)
+                    location = counter.next(row)
+                    yield from location.try_read(partial(_read_line, line, location, read))
     else:
         yield from read_list(read_json(path), counter, read)
 
@@ -32,27 +34,20 @@ def read_list(value: object, counter: RowCounter, read: RecordReader) -> Iterato
     """The examples of a JSON file's value. Raises LorgnetteError if it is not a list."""
     if not isinstance(value, list):
         keys = f" with the keys {', '.join(map(repr, list(value)[:8]))}" if isinstance(value, dict) else ""
-        raise LorgnetteError(
-            f"the file holds {describe_type(value)}{keys}, not a list of examples",
-            where=str(counter.source),
-            hint='make it a list: [{"id": …, "conversations": […]}, …]',
-        )
+        message = f"the file holds {describe_type(value)}{keys}, not a list of examples"
+        hint = 'make it a list: [{"id": …, "conversations": […]}, …]'
+        raise LorgnetteError(message, where=str(counter.source), hint=hint)
     for item in value:
-        yield from _read_item(item, counter.next(), read)
+        location = counter.next()
+        yield from location.try_read(partial(_read_item, item, location, read))
 
 
-def _read_line(line: str, location: RowLocation, read: RecordReader) -> Iterator[Row]:
-    return location.try_read(lambda: read(_require_object(parse_json(line)), location))
+def _read_line(line: str, location: RowLocation, read: RecordReader) -> list[Example]:
+    return _read_item(parse_json(line), location, read)
 
 
-def _read_item(item: object, location: RowLocation, read: RecordReader) -> Iterator[Row]:
-    return location.try_read(lambda: read(_require_object(item), location))
-
-
-def _require_object(item: object) -> Mapping[str, Any]:
+def _read_item(item: object, location: RowLocation, read: RecordReader) -> list[Example]:
     if not isinstance(item, dict):
-        raise LorgnetteError(
-            f"the row is {describe_type(item)}, not an object",
-            hint="write {…} per row (one list in all: name it .json)",
-        )
-    return item
+        hint = "write {…} per row (one list in all: name it .json)"
+        raise LorgnetteError(f"the row is {describe_type(item)}, not an object", hint=hint)
+    return read(item, location)

@@ -14,12 +14,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorgnette.data.formats.columns import Column, Kind
 from lorgnette.data.formats.records import RecordReader
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, create_row_counter
 from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
@@ -41,16 +42,14 @@ def stream_parquet(
     counter = create_row_counter(path, options.require_no_name(path))
     options = replace(options, columns=options.columns or ColumnChoice())
     with _open_parquet(path) as file:
-        read = RecordReader(options, str(path), _list_columns(file.schema_arrow))
+        columns = [Column(field.name, _detect_kind(field.type)) for field in file.schema_arrow]
+        read = RecordReader(options, str(path), columns)
         wanted = range(start, file.metadata.num_rows) if numbers is None else numbers
         for number, record in _read_records(file, read.names, wanted):
             counter.count = number
-            yield number, _read_row(record, counter.next(), read)
-
-
-def _read_row(record: dict[str, Any], location: RowLocation, read: RecordReader) -> list[Row]:
-    values = {name: value for name, value in record.items() if value is not None}
-    return list(location.try_read(lambda: read(values, location)))
+            location = counter.next()
+            values = {name: value for name, value in record.items() if value is not None}
+            yield number, list(location.try_read(partial(read, values, location)))
 
 
 def draw_sample(paths: Sequence[Path], count: int, seed: int) -> tuple[list[tuple[int, int]], str]:
@@ -90,17 +89,14 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         parquet, arrow = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
     except ImportError as error:
-        raise LorgnetteError(
-            "parquet files need pyarrow", where=str(path), hint="pip install 'lorgnette[parquet]'"
-        ) from error
+        hint = "pip install 'lorgnette[parquet]'"
+        raise LorgnetteError("parquet files need pyarrow", where=str(path), hint=hint) from error
     try:
         with path.open("rb") as stream:
             yield parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_STREAM_BYTES)
     except (arrow.ArrowException, OSError) as error:
-        message = " ".join(str(error).split())[:160]
-        raise LorgnetteError(
-            f"the parquet file cannot be read: {message}", where=str(path), hint="get it again, or take another file"
-        ) from error
+        message = f"the parquet file cannot be read: {' '.join(str(error).split())[:160]}"
+        raise LorgnetteError(message, where=str(path), hint="get it again, or take another file") from error
 
 
 def _read_records(
@@ -124,10 +120,6 @@ def _read_records(
             if not wanted:
                 break
         first = end
-
-
-def _list_columns(schema: Any) -> list[Column]:
-    return [Column(field.name, _detect_kind(field.type)) for field in schema]
 
 
 def _detect_kind(type_: Any) -> Kind:

@@ -36,10 +36,9 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Exampl
     if not formats and any(key in record for key in captions.IMAGE_COLUMNS):
         return captions.read_record(record, location)
     keys = ", ".join(repr(key) for key in list(record)[:8]) or "no keys"
-    raise LorgnetteError(
-        f"the row has both {formats[0]!r} and {formats[1]!r}" if formats else f"the row has {keys}",
-        hint=f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'",
-    )
+    message = f"the row has both {formats[0]!r} and {formats[1]!r}" if formats else f"the row has {keys}"
+    hint = f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'"
+    raise LorgnetteError(message, hint=hint)
 
 
 class RecordReader:
@@ -55,11 +54,9 @@ class RecordReader:
         self._prefers_columns = choice is not None and choice.is_explicit
         self.names: list[str] | None = None
         """The columns that are read; None: all of them."""
-        if self._columns is not None and self._columns.pair is not None:
-            pair = self._columns.pair
-            self.names = list(
-                dict.fromkeys([pair.image, pair.caption, *(n for n in ("id", *ID_COLUMNS) if n in names)])
-            )
+        if self._columns is not None and (pair := self._columns.pair) is not None:
+            ids = [name for name in ("id", *ID_COLUMNS) if name in names]
+            self.names = list(dict.fromkeys([pair.image, pair.caption, *ids]))
 
     def __call__(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         if self._columns is None or (not self._prefers_columns and not RECORD_FORMATS.keys().isdisjoint(record)):

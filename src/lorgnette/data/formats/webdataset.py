@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -55,11 +56,8 @@ def stream_webdataset(
     with closing(_read_samples(path, start[0], caption_suffix)) as samples:
         for sample, end in samples:
             location = counter.next()
-            yield (end, counter.count), _read_row(sample, location, options.columns)
-
-
-def _read_row(sample: _Sample, location: RowLocation, columns: ColumnChoice | None) -> list[Row]:
-    return list(location.try_read(lambda: _read_sample(sample, location, columns or ColumnChoice())))
+            read = partial(_read_sample, sample, location, options.columns or ColumnChoice())
+            yield (end, counter.count), list(location.try_read(read))
 
 
 def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) -> list[Example]:
@@ -69,11 +67,20 @@ def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) 
     record = _read_json(sample) if text is None else {}
     if not RECORD_FORMATS.keys().isdisjoint(record):
         return read_record(_insert_images(record, sample), location)
-    suffix = _select_image(sample, columns)
+    # The requested image, or the only one; the text, or the requested key of the JSON, or a usual one.
+    if columns.image not in sample.images and len(sample.images) != 1:
+        names = ", ".join(sample.images) or "no image"
+        raise LorgnetteError(f"sample {sample.key!r} has {names}", hint="give each sample one image (.jpg, .png, …)")
+    suffix = columns.image if columns.image in sample.images else next(iter(sample.images))
     if text is not None:
         caption: object = decode_text(text, f"{sample.key}.txt").strip()
+    elif columns.caption in record:
+        caption = record[columns.caption]
+    elif any(name in record for name in captions.CAPTION_COLUMNS):
+        caption = record[captions.find_column(record, captions.CAPTION_COLUMNS)]
     else:
-        caption = _select_caption(record, sample, columns)
+        keys = ", ".join(map(repr, list(record)[:8])) or "no key"
+        raise LorgnetteError(f"{sample.key}.json holds {keys}", hint=_CAPTION_HINT)
     if not caption:  # before the image is extracted, so that an unusable sample leaves no file
         raise LorgnetteError("the caption is empty", hint="write one, or remove the sample")
     image = location.extract_image(sample.images[suffix], suffix.rpartition(".")[2])
@@ -104,25 +111,6 @@ def _insert_images(record: dict[str, Any], sample: _Sample) -> dict[str, Any]:
     return {"id": sample.key, **record, **inserted}
 
 
-def _select_image(sample: _Sample, columns: ColumnChoice) -> str:
-    """The suffix of the requested image, or of the only one."""
-    if columns.image in sample.images:
-        return str(columns.image)
-    if len(sample.images) != 1:
-        names = ", ".join(sample.images) or "no image"
-        raise LorgnetteError(f"sample {sample.key!r} has {names}", hint="give each sample one image (.jpg, .png, …)")
-    return next(iter(sample.images))
-
-
-def _select_caption(record: dict[str, Any], sample: _Sample, columns: ColumnChoice) -> object:
-    if columns.caption in record:
-        return record[columns.caption]
-    if not any(name in record for name in captions.CAPTION_COLUMNS):
-        keys = ", ".join(map(repr, list(record)[:8])) or "no key"
-        raise LorgnetteError(f"{sample.key}.json holds {keys}", hint=_CAPTION_HINT)
-    return record[captions.find_column(record, captions.CAPTION_COLUMNS)]
-
-
 def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generator[tuple[_Sample, int], None, None]:
     """(sample, byte after it) from the byte `start` on."""
     sample: _Sample | None = None
@@ -136,27 +124,21 @@ def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generat
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every member
                     if not member.isdir():
-                        key, suffix = _split_name(member.name)
+                        # The key of the sample and its member's suffix, split at the first dot of the file's name.
+                        folder, slash, last = member.name.removeprefix("./").rpartition("/")
+                        first, _, suffix = last.partition(".")
+                        key, suffix = f"{folder}{slash}{first}", suffix.lower()
                         if sample is not None and sample.key != key:
                             yield sample, member.offset
                             sample = None
                         sample = sample or _Sample(key)
                         _add_member(tar, member, sample, suffix, caption_suffix)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise LorgnetteError(
-            f"the tar cannot be read{f' after {sample.key!r}' if sample else ''}: {error}",
-            where=str(path),
-            hint="get it again (it was cut off or damaged on its way), or unpack a .tar.gz first",
-        ) from error
+        message = f"the tar cannot be read{f' after {sample.key!r}' if sample else ''}: {error}"
+        hint = "get it again (it was cut off or damaged on its way), or unpack a .tar.gz first"
+        raise LorgnetteError(message, where=str(path), hint=hint) from error
     if sample is not None:
         yield sample, end
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """(the key of the sample, the rest in lower case), split at the first dot of the file's name."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    first, _, suffix = last.partition(".")
-    return f"{folder}{slash}{first}", suffix.lower()
 
 
 def _add_member(

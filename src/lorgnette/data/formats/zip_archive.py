@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import cast
 
 from lorgnette.data.image_resolver import check_member_name
 from lorgnette.data.row_location import ReadOptions, Row
@@ -27,15 +27,21 @@ def read_zip(
     Images are looked for in `options.images_from`, if that is set, else in the zip itself.
     """
     with _open_zip(path) as archive:
-        tables = _list_tables(archive, readers)
+        # Without the files that macOS adds.
+        paths = {name: PurePosixPath(name) for name in archive.namelist() if not name.startswith("__MACOSX/")}
+        names = [name for name, path in paths.items() if not name.endswith("/") and not path.name.startswith("._")]
+        tables = [name for name in names if paths[name].suffix.lower() in readers]
         if len(tables) != 1:
-            names = ", ".join(info.filename for info in tables[:5]) or "none"
-            raise LorgnetteError(
-                f"the zip holds {len(tables)} data files ({names}), not one", where=str(path), hint="unpack it first"
-            )
-        _check_size(tables[0], str(path))
-        member = zipfile.Path(archive, tables[0].filename)
-        read = readers[PurePosixPath(member.name).suffix.lower()]
+            message = f"the zip holds {len(tables)} data files ({', '.join(tables[:5]) or 'none'}), not one"
+            raise LorgnetteError(message, where=str(path), hint="unpack it first")
+        # zipfile itself never gives more bytes than are declared.
+        info = archive.getinfo(tables[0])
+        is_bomb = info.file_size > _HARMLESS_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
+        if info.file_size > MAX_TABLE_BYTES or is_bomb:
+            message = f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused"
+            raise LorgnetteError(message, where=str(path), hint="a zip bomb? unpack it yourself if you trust it")
+        member = zipfile.Path(archive, info.filename)
+        read = readers[paths[info.filename].suffix.lower()]
         yield from read(cast(Path, member), replace(options, source=path, images_from=options.images_from or path))
 
 
@@ -50,32 +56,5 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise LorgnetteError(f"the zip file cannot be read: {error}", where=str(path), hint="get it again") from error
     except OSError as error:
-        raise LorgnetteError(
-            f"cannot be read: {error.strerror or error}", where=str(path), hint="check the path and its permissions"
-        ) from error
-
-
-def _list_tables(archive: zipfile.ZipFile, readers: Mapping[str, Any]) -> list[zipfile.ZipInfo]:
-    """The data files, without those that macOS adds."""
-    return [
-        info
-        for info in archive.infolist()
-        if PurePosixPath(info.filename).suffix.lower() in readers
-        and not info.is_dir()
-        and not info.filename.startswith("__MACOSX/")
-        and not PurePosixPath(info.filename).name.startswith("._")
-    ]
-
-
-def _check_size(info: zipfile.ZipInfo, where: str) -> None:
-    """Refuse a member that unpacks to very many bytes, or to many times its packed size.
-
-    (zipfile itself never gives more bytes than are declared.)
-    """
-    is_bomb = info.file_size > _HARMLESS_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
-    if info.file_size > MAX_TABLE_BYTES or is_bomb:
-        raise LorgnetteError(
-            f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused",
-            where=where,
-            hint="a zip bomb? unpack it yourself if you trust it",
-        )
+        message = f"cannot be read: {error.strerror or error}"
+        raise LorgnetteError(message, where=str(path), hint="check the path and its permissions") from error
