@@ -195,7 +195,7 @@ def test_a_loading_tower_is_waited_for_and_loaded_once(image_processor: ImagePro
     assert features.lazy_tower is lazy_tower
     with ThreadPoolExecutor(1) as pool:
         lazy_tower.start_loading(pool, [pool.submit(order.append, "warm")])
-        lazy_tower.wait()
+        _ = lazy_tower.tower
         assert order == ["warm", "loaded"]
         features.prepare(grids)
         assert len(towers) == 1
@@ -213,7 +213,7 @@ def test_an_error_while_loading_or_warming_up_is_raised() -> None:
             lazy_tower = LazyTower(CPU, torch.float32, load)
             lazy_tower.start_loading(pool, [pool.submit(warm_up)])
             with pytest.raises(LorgnetteError, match="cannot be loaded"):
-                lazy_tower.wait()
+                _ = lazy_tower.tower
 
 
 def test_a_lazy_tower_is_needed_if_the_disk_cache_is_empty(

@@ -51,12 +51,8 @@ class BatchShape:
 
     def fits(self, shape: "BatchShape") -> bool:
         """Whether a batch of `shape` can be padded to this shape, with at most 4 % + 32 tokens of padding."""
-        is_large_enough = (
-            self.tokens > shape.tokens
-            and self.last_layer_tokens >= shape.last_layer_tokens
-            and self.labels >= shape.labels
-        )
-        return is_large_enough and self.tokens - shape.tokens <= shape.tokens // 24 + 32
+        has_room = self.last_layer_tokens >= shape.last_layer_tokens and self.labels >= shape.labels
+        return has_room and 0 < self.tokens - shape.tokens <= shape.tokens // 24 + 32
 
 
 class StaticInputs:
@@ -112,34 +108,30 @@ class StaticInputs:
         }  # fmt: skip
         arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
         if batch is not None:
-            self._fill(arrays, batch)
+            # Integers of the batch, each at the beginning of its part. `visible_until` is 0 for padding: hidden.
+            last_queries = np.unique(batch.label_indices)
+            label_indices = np.searchsorted(last_queries, batch.label_indices).astype(np.int32)
+            values = {
+                "input_ids": batch.input_ids, "targets": batch.targets, "visible_until": batch.visible_until,
+                "image_token_indices": batch.image_token_indices, "feature_indices": batch.feature_indices,
+                "label_indices": label_indices, "last_query_indices": last_queries,
+            }  # fmt: skip
+            for name, array in values.items():
+                arrays[name][: len(array)] = array
+            arrays["position_ids"].reshape(3, T)[:, : len(batch.input_ids)] = batch.position_ids
+            arrays["label_weights"].view(np.float32)[: len(batch.label_weights)] = batch.label_weights
+
+            # Padding queries of the last layer point at the last token, which is padding and sees nothing.
+            arrays["last_query_indices"][len(last_queries) :] = T - 1
+
+            # Padding labels belong to no segment: else hundreds of them are added to one row while all others wait.
+            segment_indices, arrays["segment_offsets"][:] = build_segments(label_indices, M)
+            arrays["segment_indices"][: len(label_indices)] = segment_indices
 
         # Work lists of the attention kernels, of all layers but the last and of the last one. Their sizes depend on T
         # and M alone.
         arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
         return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
-
-    def _fill(self, arrays: dict[str, Int32[np.ndarray, " n"]], batch: PackedBatch) -> None:
-        """Write the batch into arrays of zeros."""
-        T, M = self.shape.tokens, self.shape.last_layer_tokens
-        # Integers of the batch, each at the beginning of its part. `visible_until` is 0 for padding: hidden.
-        last_queries = np.unique(batch.label_indices)
-        label_indices = np.searchsorted(last_queries, batch.label_indices).astype(np.int32)
-        values = {
-            "input_ids": batch.input_ids, "targets": batch.targets, "image_token_indices": batch.image_token_indices,
-            "visible_until": batch.visible_until, "feature_indices": batch.feature_indices,
-            "label_indices": label_indices, "last_query_indices": last_queries,
-        }  # fmt: skip
-        for name, array in values.items():
-            arrays[name][: len(array)] = array
-        arrays["position_ids"].reshape(3, T)[:, : len(batch.input_ids)] = batch.position_ids
-        arrays["label_weights"].view(np.float32)[: len(batch.label_weights)] = batch.label_weights
-
-        # Padding queries of the last layer point at the last token, which is padding and sees nothing.
-        arrays["last_query_indices"][len(last_queries) :] = T - 1
-
-        # Padding labels belong to no segment: else hundreds of them would be added to one row while all others wait.
-        arrays["segment_indices"][: len(label_indices)], arrays["segment_offsets"][:] = build_segments(label_indices, M)
 
 
 class GraphStream:

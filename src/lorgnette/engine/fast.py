@@ -123,7 +123,12 @@ class FastEngine:
     def _load_batch(self, batch: PackedBatch, rng_offset: int = 0) -> StaticInputs:
         """Copy the batch into static inputs and write its embeddings."""
         # Integers: one host-to-device copy.
-        inputs = self._select_inputs(batch)
+        exact = BatchShape.from_batch(batch)
+        if self._use_graphs:
+            matches = (inputs for shape, inputs in self._static_inputs.items() if shape.fits(exact))
+            inputs = next(matches, None) or self._allocate_inputs(exact.pad())
+        else:
+            inputs = StaticInputs(exact, self.decoder)
         inputs.copy_from(batch, _derive_dropout_key(self._seed, rng_offset))
 
         # Text embeddings of all tokens, padding included, in place.
@@ -142,15 +147,6 @@ class FastEngine:
         inputs = self._allocate_inputs(BatchShape.covering(batches))
         inputs.copy_from(max(batches, key=lambda batch: len(batch.input_ids)), 0)
         return inputs
-
-    def _select_inputs(self, batch: PackedBatch) -> StaticInputs:
-        exact = BatchShape.from_batch(batch)
-        if not self._use_graphs:
-            return StaticInputs(exact, self.decoder)
-        for shape, inputs in self._static_inputs.items():
-            if shape.fits(exact):
-                return inputs
-        return self._allocate_inputs(exact.pad())
 
     def _allocate_inputs(self, shape: BatchShape) -> StaticInputs:
         """New static inputs, in place of the oldest where there are `MAX_GRAPHS`."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorgnette.config import TargetModule
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -48,9 +47,7 @@ def explain_unsupported_inference(checkpoint: BaseCheckpoint, saved: SavedAdapte
     """Why the fast engine cannot run this model and adapter, or None if it can."""
     config = checkpoint.load_hf_config()
     reason = find_unsupported_feature(config)
-    if reason is None and saved is not None:
-        reason = saved.explain_unsupported(*parse_configs(config))
-    return reason
+    return reason or (saved.explain_unsupported(*parse_configs(config)) if saved else None)
 
 
 def build_features(
@@ -93,24 +90,17 @@ def allocate_decoder(
 
 
 def _allocate_layer(shape: AdapterShape, number: int, device: torch.device, dtype: torch.dtype) -> DecoderLayer:
+    linears = []
     # Seven dropout streams per layer, one for each projection, so that no two masks of the model are the same.
-    qkv, o, gate_up, down = (
-        _allocate_linear(shape, group, 7 * number + first, device, dtype)
-        for group, first in zip(FUSED_PROJECTIONS, (0, 3, 4, 6), strict=True)
-    )
+    for group, first_stream in zip(FUSED_PROJECTIONS, (0, 3, 4, 6), strict=True):
+        # The fused matrix of the group's projections, with columns for their B factors.
+        in_features, out_features = shape.in_features(group[0]), sum(map(shape.out_features, group))
+        weight = torch.empty(out_features, in_features + shape.count_columns(group), device=device, dtype=dtype)
+        bias = torch.empty(out_features, device=device, dtype=dtype) if group[0] == "q_proj" else None
+        linears.append(LoraLinear(weight, bias, in_features, 7 * number + first_stream))
+    qkv, o, gate_up, down = linears
     norm1, norm2 = (torch.empty(shape.text.hidden_size, device=device, dtype=dtype) for _ in range(2))
     return DecoderLayer(shape.text, norm1, qkv, o, norm2, gate_up, down)
-
-
-def _allocate_linear(
-    shape: AdapterShape, group: tuple[TargetModule, ...], rng_stream: int, device: torch.device, dtype: torch.dtype
-) -> LoraLinear:
-    """The fused matrix of the group's projections, with columns for their B factors."""
-    in_features = shape.in_features(group[0])
-    out_features = sum(shape.out_features(target) for target in group)
-    weight = torch.empty(out_features, in_features + shape.count_columns(group), device=device, dtype=dtype)
-    bias = torch.empty(out_features, device=device, dtype=dtype) if group[0] == "q_proj" else None
-    return LoraLinear(weight, bias, in_features, rng_stream)
 
 
 def _name_weights(shape: AdapterShape, layer: DecoderLayer) -> Iterator[tuple[str, Tensor]]:

@@ -1,19 +1,19 @@
 """Opens the fast engine for a training: loads weights, warms up kernels and initializes the adapter on threads."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import allocate_decoder, load_decoder
-from lorgnette.features.image_features import Features, LazyTower
+from lorgnette.features.image_features import Features
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
@@ -24,20 +24,14 @@ from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.types import ImageGrid, PackedBatch
 
 
-@dataclass(frozen=True)
-class PendingEngine:
+class PendingEngine(NamedTuple):
     """An engine whose parts are still loading. Both waits raise LorgnetteError if files are broken or do not fit.
 
     wait_for_engine: waits for everything, captures the first graph and returns the engine.
     """
 
-    lazy_tower: LazyTower | None
+    wait_for_tower: Callable[[], object]
     wait_for_engine: Callable[[], FastEngine]
-
-    def wait_for_tower(self) -> None:
-        """Wait for the vision tower, if it is loading."""
-        if self.lazy_tower is not None:
-            self.lazy_tower.wait()
 
 
 def open_for_training(
@@ -98,16 +92,15 @@ def open_for_training(
     def wait_for_engine() -> FastEngine:
         for warmup in warmups:
             warmup.result()
-        engine = FastEngine(
-            decoder.result(), adapter, features, seed=seed, recompute_layers=recompute_layers, **options
-        )
+        kwargs = options | {"seed": seed, "recompute_layers": recompute_layers}
+        engine = FastEngine(decoder.result(), adapter, features, **kwargs)
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(first_batches)
         adapter_init.result()
         engine.sync_weights()
         return engine
 
-    return PendingEngine(lazy_tower, wait_for_engine)
+    return PendingEngine(lambda: lazy_tower and lazy_tower.tower, wait_for_engine)
 
 
 def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torch.device, dtype: torch.dtype) -> None:
@@ -121,8 +114,12 @@ def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torc
     with suppress(torch.OutOfMemoryError):
         shapes = small.list_weight_shapes()
         weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in shapes.items()}
-        call = list(_repeat_to_fill(grids))
-        num_patches = sum(grid.t * grid.h * grid.w for grid in call)
+        call, num_patches = list[ImageGrid](), 0
+        for grid in cycle(grids):
+            if num_patches + grid.t * grid.h * grid.w > MAX_PATCHES_PER_CALL:
+                break
+            call.append(grid)
+            num_patches += grid.t * grid.h * grid.w
         VisionTower(small, weights)(call, torch.zeros(num_patches, small.patch_dim, device=device, dtype=dtype))
 
 
@@ -143,15 +140,6 @@ def warm_up_decoder(
             weight.zero_()
         adapter = FlatLoraParams(small, features.device)
         FastEngine(decoder, adapter, features, dropout=dropout, seed=0, group_by_image=group_by_image).warmup(batches)
-
-
-def _repeat_to_fill(grids: Iterable[ImageGrid]) -> Iterator[ImageGrid]:
-    num_patches = 0
-    for grid in cycle(grids):
-        num_patches += grid.t * grid.h * grid.w
-        if num_patches > MAX_PATCHES_PER_CALL:
-            return
-        yield grid
 
 
 def _init_adapter(

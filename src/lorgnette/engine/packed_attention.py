@@ -47,10 +47,9 @@ def build_segments(offsets: list[int], device: torch.device) -> Segments:
     lengths = [b - a for a, b in pairwise(offsets)]
     max_length = max(lengths)
     padded_indices = torch.cat([torch.arange(length) + i * max_length for i, length in enumerate(lengths)])
-    cu_seqlens = torch.tensor(offsets, dtype=torch.int32)
-    return Segments(
-        padded_indices.to(device, non_blocking=True), cu_seqlens.to(device, non_blocking=True), len(lengths), max_length
-    )
+    boundaries = (padded_indices, torch.tensor(offsets, dtype=torch.int32))
+    padded_indices, cu_seqlens = (t.to(device, non_blocking=True) for t in boundaries)
+    return Segments(padded_indices, cu_seqlens, len(lengths), max_length)
 
 
 def packed_attention_forward(
@@ -68,7 +67,12 @@ def packed_attention_forward(
         output, _ = _SDPA(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _attend_flash(query, key, value, scaling, segments), None
+        q, k, v = (packed[0].transpose(0, 1) for packed in (query, key, value))
+        attended: Any = varlen_attn(
+            q, k, v, segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length,
+            scale=scaling, window_size=(-1, 0), **_GQA_ARGUMENTS,
+        )  # fmt: skip
+        return attended[None], None
     return _attend_padded(query, key, value, scaling, segments), None
 
 
@@ -85,15 +89,6 @@ def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
         pad(query), pad(key), pad(value), is_causal=True, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2).reshape(S * L, -1, D).index_select(0, segments.padded_indices).view(1, T, -1, D)
-
-
-def _attend_flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
-    q, k, v = (packed[0].transpose(0, 1) for packed in (query, key, value))
-    output: Any = varlen_attn(
-        q, k, v, segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length,
-        scale=scaling, window_size=(-1, 0), **_GQA_ARGUMENTS,
-    )  # fmt: skip
-    return output[None]  # type: ignore[no-any-return]
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention_forward)

@@ -69,7 +69,11 @@ class ReferenceEngine:
 
     def compute_label_losses(self, batch: PackedBatch) -> Float[Tensor, " R"]:
         """Cross-entropy of every label, in fp32."""
-        with self._autocast():
+        # bf16 weights with fp32 adapters, PEFT's default pairing, are computed in bf16.
+        half = self.dtype != torch.float32
+        context: AbstractContextManager[object]
+        context = torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
+        with context:
             hidden = self._decoder(
                 inputs_embeds=self._embed(batch)[None],
                 position_ids=self._to_device(batch.position_ids)[:, None],
@@ -90,11 +94,6 @@ class ReferenceEngine:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.device, non_blocking=True)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        """bf16 weights with fp32 adapters, PEFT's default pairing, are computed in bf16."""
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
 
 
 def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
@@ -119,11 +118,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a broken config.json or weight file raises nearly anything in there
-        raise LorgnetteError(
-            f"weights cannot be loaded: {str(error).strip().splitlines()[0]}",
-            where=str(checkpoint.folder),
-            hint=DOWNLOAD_AGAIN,
-        ) from error
+        message = f"weights cannot be loaded: {str(error).strip().splitlines()[0]}"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN) from error
     mismatches = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
@@ -132,11 +128,9 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     names = [name for group in mismatches.values() for name in group]
     if names:
         counts = ", ".join(f"{len(group)} {kind}" for kind, group in mismatches.items() if group)
-        raise LorgnetteError(
-            f"weights do not fit the model: {counts} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})",
-            where=str(checkpoint.folder),
-            hint=DOWNLOAD_AGAIN,
-        )
+        examples = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        message = f"weights do not fit the model: {counts} ({examples})"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
     # The checkpoint's own sampling defaults (Qwen2-VL's: temperature 0.01, top_k 1) would enter every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()

@@ -1,15 +1,12 @@
-"""Decodes images on threads, some groups ahead of the vision tower.
-
-Knows nothing about towers and features.
-"""
+"""Decodes images on threads, some groups ahead of the vision tower. Knows nothing about towers and features."""
 
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,8 +22,7 @@ _MAX_THREADS = 8
 """More threads hold Python's lock against the one that launches kernels, and 8 are as fast as a tower."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageContent:
+class ImageContent(NamedTuple):
     """A loaded image: features from disk, pixels, or an error. key: its key in the disk cache, if there is one."""
 
     key: bytes | None
@@ -53,17 +49,14 @@ class DecodePool:
         def iterate() -> Iterator[dict[ImageGrid, ImageContent]]:
             with pool:
                 while pending:
-                    yield self._wait(pending.popleft())
+                    start = time.perf_counter()
+                    group = {grid: future.result() for grid, future in pending.popleft().items()}
+                    self.wait_seconds += time.perf_counter() - start
+                    yield group
                     submit(1)
 
         submit(_PREFETCH_GROUPS)
         return iterate()
-
-    def _wait(self, group: dict[ImageGrid, "Future[ImageContent]"]) -> dict[ImageGrid, ImageContent]:
-        start = time.perf_counter()
-        contents = {grid: future.result() for grid, future in group.items()}
-        self.wait_seconds += time.perf_counter() - start
-        return contents
 
 
 def _split_into_groups(grids: Sequence[ImageGrid]) -> Iterator[list[ImageGrid]]:

@@ -18,7 +18,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -40,11 +40,6 @@ MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
 _ENTRY = struct.Struct("<32sQII")
 _SAMPLE_BYTES = 4096
-_TOWER_PREFIX = "model.visual."
-
-
-def get_cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorgnette" / "features"
 
 
 def open_disk_cache(
@@ -61,7 +56,8 @@ def open_disk_cache(
     ]  # fmt: skip
     identity = [FORMAT, hash_tower(checkpoint), processing, str(dtype), device.type]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    return FeatureDiskCache(get_cache_root(), name, width, dtype)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorgnette" / "features"
+    return FeatureDiskCache(root, name, width, dtype)
 
 
 def hash_tower(checkpoint: BaseCheckpoint) -> str:
@@ -71,7 +67,7 @@ def hash_tower(checkpoint: BaseCheckpoint) -> str:
     """
     digest = hashlib.sha256()
     for name, entry in sorted(index_tensors(checkpoint).items()):
-        if not name.startswith(_TOWER_PREFIX):
+        if not name.startswith("model.visual."):
             continue
         digest.update(f"{name} {entry.shape} {entry.dtype}".encode())
         with open(entry.path, "rb") as file:
@@ -83,12 +79,9 @@ def hash_tower(checkpoint: BaseCheckpoint) -> str:
 
 def hash_image(grid: ImageGrid) -> bytes | None:
     """A hash of the image file and the size of its grid; None if the file is missing."""
-    path = grid.image.path
-    if not path.is_file():
+    if not grid.image.path.is_file():
         return None
-    digest = hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode())
-    digest.update(path.read_bytes())
-    return digest.digest()
+    return hashlib.sha256(f"{grid.t} {grid.h} {grid.w} ".encode() + grid.image.path.read_bytes()).digest()
 
 
 class FeatureDiskCache:
@@ -105,10 +98,12 @@ class FeatureDiskCache:
                 self._in_use_file = _lock_in_use(self._folder, fcntl.LOCK_SH)
                 os.utime(self._folder / "in_use")
                 _evict_oldest(root, self._folder)
-            self._index: dict[bytes, tuple[int, int]] = {}
-            self._index_bytes_read = 0
+            self._index, self._index_bytes_read = dict[bytes, tuple[int, int]](), 0
             self._read_index()
-            self._map = _map_file(self._folder / "rows")
+            path, self._map = self._folder / "rows", None
+            if path.exists() and path.stat().st_size:
+                with open(path, "rb") as file:  # copy-on-write, because torch needs writable memory
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise self._build_error(f"cannot be opened: {error.strerror or error}") from error
 
@@ -118,10 +113,8 @@ class FeatureDiskCache:
 
     def get(self, key: bytes) -> Float[Tensor, "P C"] | None:
         """The image's features as a view of the file; None if they were not stored when the set was opened."""
-        if key not in self._index or self._map is None:
-            return None
-        first, rows = self._index[key]
-        if (first + rows) * self._row_bytes > len(self._map):
+        first, rows = self._index.get(key, (0, 0))
+        if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
             return None
         count, offset = rows * self._width, first * self._row_bytes
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
@@ -160,10 +153,7 @@ class FeatureDiskCache:
 
     def _read_index(self) -> None:
         """Read the entries that any process added since the last read. Entries with a wrong checksum are ignored."""
-        path = self._folder / "index"
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
+        with open(self._folder / "index", "ab+") as file:
             file.seek(self._index_bytes_read)
             data = file.read()
         length = len(data) // _ENTRY.size * _ENTRY.size
@@ -184,14 +174,6 @@ def _compute_crc(key: bytes, first: int, rows: int) -> int:
     return zlib.crc32(_ENTRY.pack(key, first, rows, 0))
 
 
-def _map_file(path: Path) -> mmap.mmap | None:
-    """Copy-on-write, because torch needs writable memory."""
-    if not path.exists() or not path.stat().st_size:
-        return None
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
 def _evict_oldest(root: Path, current: Path) -> None:
     """Delete the sets opened longest ago, except this one and those that a process has open."""
     sets = sorted(root.glob("*/in_use"), key=lambda path: path.stat().st_mtime)
@@ -200,17 +182,11 @@ def _evict_oldest(root: Path, current: Path) -> None:
     for folder, size in sizes.items():
         if total <= MAX_BYTES:
             return
-        if folder != current and _is_unused(folder):
-            shutil.rmtree(folder)
-            total -= size
-
-
-def _is_unused(folder: Path) -> bool:
-    try:
-        _lock_in_use(folder, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
-    except BlockingIOError:
-        return False
-    return True
+        if folder != current:
+            with suppress(BlockingIOError):
+                _lock_in_use(folder, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
+                shutil.rmtree(folder)
+                total -= size
 
 
 def _lock_in_use(folder: Path, kind: int) -> IO[bytes]:

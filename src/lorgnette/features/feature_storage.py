@@ -30,7 +30,9 @@ class FeatureStorage:
                 self._device_bytes = int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(features.device)[0])
             self._device_bytes -= features.nbytes
             if self._device_bytes < 0:
-                features = _copy_to_pinned(features)
+                # To pinned host memory, in the order of the stream.
+                host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+                features = host.copy_(features, non_blocking=True)
         parts = torch.split(features, [grid.num_tokens for grid in grids])
         self._features |= dict(zip(grids, parts, strict=True))
         return features
@@ -48,8 +50,3 @@ class FeatureStorage:
     def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
         """The features of the images, one after the other, on the device."""
         return torch.cat([self._features[grid].to(self._device, non_blocking=True) for grid in grids])
-
-
-def _copy_to_pinned(features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
-    """To pinned host memory, in the order of the stream."""
-    return torch.empty(features.shape, dtype=features.dtype, pin_memory=True).copy_(features, non_blocking=True)

@@ -71,12 +71,9 @@ class LazyTower:
         """Load it on a thread. warmups: what its first use waits for as well."""
         self._pending = pool.submit(self._load), warmups
 
-    def wait(self) -> None:
-        """Wait until it is loaded. Raises LorgnetteError if it cannot be loaded."""
-        _ = self.tower
-
     @cached_property
     def tower(self) -> Embedder:
+        """Waits until it is loaded. Raises LorgnetteError if it cannot be loaded."""
         if self._pending is None:
             return self._load()
         (tower, warmups), self._pending = self._pending, None
@@ -105,9 +102,9 @@ class Features:
         device_bytes: int | None = None,
     ) -> None:
         self._tower, self._image_processor, self._is_live = tower, image_processor, is_live
+        self.device = tower.device
         self._disk_cache = None if is_live else disk_cache
-        self._writer = ThreadPoolExecutor(1, "feature disk cache")
-        self._writes: list[Future[None]] = []
+        self._writer, self._writes = ThreadPoolExecutor(1, "feature disk cache"), list[Future[None]]()
         is_cuda = tower.device.type == "cuda"
         self._write_stream = torch.cuda.Stream(tower.device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._decode_pool = DecodePool()
@@ -117,19 +114,14 @@ class Features:
         self.num_cached = 0
 
     @property
-    def device(self) -> torch.device:
-        return self._tower.device
-
-    @property
     def decode_wait_seconds(self) -> float:
         """How long `prepare` waited for images to be decoded."""
         return self._decode_pool.wait_seconds
 
     @cached_property
     def _patchifier(self) -> Patchifier:
-        return Patchifier(
-            self._image_processor, self._tower.device, self._tower.dtype, max_patches=MAX_PATCHES_PER_CALL
-        )
+        dtype, size = self._tower.dtype, MAX_PATCHES_PER_CALL
+        return Patchifier(self._image_processor, self.device, dtype, max_patches=size)
 
     @property
     def lazy_tower(self) -> LazyTower | None:
@@ -165,7 +157,8 @@ class Features:
                 cached = {grid: content for grid, content in contents.items() if isinstance(content, Tensor)}
                 self.num_cached += len(cached)
                 self._storage.add_mapped(cached)
-                self._encode(pixels, {grid: image.key for grid, image in group.items()})
+                if pixels:
+                    self._encode(pixels, {grid: image.key for grid, image in group.items()})
             on_progress(len(group))
         return errors
 
@@ -184,14 +177,12 @@ class Features:
     def close(self) -> LorgnetteError | None:
         """Wait until the features are on disk, and close the cache. Returns the error if they cannot be written."""
         self._writer.shutdown()
-        errors = [write.exception() for write in self._writes]
         if self._disk_cache is not None:
             self._disk_cache.close()
-        for error in errors:
+        for error in filter(None, (write.exception() for write in self._writes)):
             if isinstance(error, LorgnetteError):
                 return error
-            if error is not None:
-                raise error
+            raise error
         return None
 
     def _filter_new(self, grids: Iterable[ImageGrid]) -> list[ImageGrid]:
@@ -201,9 +192,8 @@ class Features:
         """On a thread: the image's features from the disk cache, else its pixels."""
         key = None
         try:
-            if self._disk_cache is not None:
-                key = hash_image(grid)
-                features = self._disk_cache.get(key) if key is not None else None
+            if self._disk_cache is not None and (key := hash_image(grid)) is not None:
+                features = self._disk_cache.get(key)
                 if features is not None and len(features) == grid.num_tokens:
                     return ImageContent(key, features)
             return ImageContent(key, self._image_processor.resize(load_image(grid.image.path)))
@@ -213,18 +203,13 @@ class Features:
     def _encode(self, pixels: Mapping[ImageGrid, Pixels], keys: Mapping[ImageGrid, bytes | None]) -> None:
         """Encode a group in one call of the tower, with images of one size side by side."""
         grids = sorted(pixels, key=lambda grid: (grid.h, grid.w))
-        if not grids:
-            return
         with torch.no_grad():
             features = self._tower(grids, self._patchifier([pixels[grid] for grid in grids]))
-        features = self._storage.add(grids, features)
-        if self._disk_cache is not None:
-            self._write_to_disk(self._disk_cache, {grid: keys[grid] for grid in grids}, features)
+        features, disk_cache = self._storage.add(grids, features), self._disk_cache
+        if disk_cache is None:
+            return
 
-    def _write_to_disk(
-        self, disk_cache: FeatureDiskCache, keys: Mapping[ImageGrid, bytes | None], features: Float[Tensor, "P C"]
-    ) -> None:
-        """In the background: wait until the features are computed, copy them to the host, append them to the cache."""
+        # In the background: wait until the features are computed, copy them to the host, append them to the cache.
         computed = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
         def append() -> None:
@@ -232,7 +217,7 @@ class Features:
                 computed.synchronize()
             with torch.cuda.stream(self._write_stream):  # not behind the tower's next images
                 host = features.cpu()
-            parts = zip(keys.values(), torch.split(host, [grid.num_tokens for grid in keys]), strict=True)
-            disk_cache.append({key: part for key, part in parts if key is not None})
+            parts = zip(grids, torch.split(host, [grid.num_tokens for grid in grids]), strict=True)
+            disk_cache.append({key: part for grid, part in parts if (key := keys[grid]) is not None})
 
         self._writes.append(self._writer.submit(append))

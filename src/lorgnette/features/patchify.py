@@ -40,8 +40,8 @@ class Patchifier:
     ) -> None:
         """max_patches: the most that a call is expected to have."""
         self._image_processor, self._device = image_processor, device
-        table = image_processor.build_normalization_table().T.copy()
-        self._table = torch.from_numpy(table).to(dtype).flatten().to(device)
+        table = torch.from_numpy(image_processor.build_normalization_table().T.copy())
+        self._table = table.to(dtype).flatten().to(device)
         self._channel_offsets = (torch.arange(3, dtype=torch.int32) * 256).view(3, 1, 1).to(device)
         self._buffers: deque[_StagingBuffer] = deque()
         if device.type == "cuda":

@@ -20,6 +20,7 @@ from lorgnette.models.base_checkpoint import find_truncation
 
 COPY_HINT = "copy the adapter's folder again, or take a checkpoint of its run"
 _LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_MODULE_PREFIX = ("base_model", "model", "language_model", "layers")
 
 Factors = Mapping[str, Mapping[str, torch.Tensor]]
 """Module name → {"A": [rank, inputs], "B": [outputs, rank]}."""
@@ -55,14 +56,34 @@ class AdapterReport:
 
 def inspect_adapter(adapter: Path) -> AdapterReport:
     """Read and check both files. Raises LorgnetteError if one is missing, cut short or unreadable."""
-    config, tensors = _read_config(adapter / CONFIG_FILE), _read_tensors(adapter / WEIGHTS_FILE)
+    # Both files.
+    config_path, weights_path = adapter / CONFIG_FILE, adapter / WEIGHTS_FILE
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise LorgnetteError(f"{path.name} is missing", where=str(adapter), hint=COPY_HINT)
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "peft_type" not in config:
+            raise ValueError("it has no peft_type")
+    except ValueError as error:
+        message = f"{CONFIG_FILE} cannot be read: {error}"
+        raise LorgnetteError(message, where=str(config_path), hint=COPY_HINT) from None
+    try:
+        tensors = load_file(weights_path)
+    except SafetensorError as error:
+        reason = find_truncation(weights_path) or f"cannot be read: {error}"
+        raise LorgnetteError(f"{WEIGHTS_FILE} {reason}", where=str(weights_path), hint=COPY_HINT) from None
+
+    # Factors by module, and all B of a kind of module, such as `self_attn.q_proj` of
+    # `base_model.model.model.language_model.layers.3.self_attn.q_proj`.
     factors: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     b_by_kind: dict[str, list[torch.Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
         if match := _LORA_TENSOR.fullmatch(name):
             factors[match["module"]][match["side"]] = tensor
             if match["side"] == "B":
-                b_by_kind[_module_kind(match["module"])].append(tensor)
+                parts = (part for part in match["module"].split(".") if not part.isdecimal())
+                b_by_kind[".".join(part for part in parts if part not in _MODULE_PREFIX)].append(tensor)
     kinds = tuple(
         ModuleKind(name, len(matrices), sum(not b.any() for b in matrices), max(b.abs().max().item() for b in matrices))
         for name, matrices in b_by_kind.items()
@@ -70,28 +91,6 @@ def inspect_adapter(adapter: Path) -> AdapterReport:
     problems = (*_check_config(config, factors), *_check_tensors(factors, tensors))
     rank = max((sides["A"].shape[0] for sides in factors.values() if "A" in sides), default=0)
     return AdapterReport(kinds, rank, problems, _explain_merge(config, tensors))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or "peft_type" not in config:
-            raise ValueError("it has no peft_type")
-    except FileNotFoundError:
-        raise LorgnetteError(f"{path.name} is missing", where=str(path.parent), hint=COPY_HINT) from None
-    except ValueError as error:
-        raise LorgnetteError(f"{path.name} cannot be read: {error}", where=str(path), hint=COPY_HINT) from None
-    return config
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise LorgnetteError(f"{path.name} is missing", where=str(path.parent), hint=COPY_HINT)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        reason = find_truncation(path) or f"cannot be read: {error}"
-        raise LorgnetteError(f"{path.name} {reason}", where=str(path), hint=COPY_HINT) from None
 
 
 def _check_config(config: Mapping[str, Any], factors: Factors) -> tuple[str, ...]:
@@ -131,12 +130,6 @@ def _explain_merge(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
         if not match or ".visual." in name or match["module"].rpartition(".")[2] not in TARGET_MODULES:
             return f"it adapts more than the decoder's linear layers: {_format_names([name])}"
     return None
-
-
-def _module_kind(module: str) -> str:
-    """`base_model.model.model.language_model.layers.3.self_attn.q_proj` → `self_attn.q_proj`"""
-    prefix = ("base_model", "model", "language_model", "layers")
-    return ".".join(part for part in module.split(".") if not part.isdecimal() and part not in prefix)
 
 
 def _format_names(names: Sequence[str]) -> str:

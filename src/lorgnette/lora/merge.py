@@ -37,9 +37,8 @@ def write_merged_checkpoint(model: "PeftModel", checkpoint: BaseCheckpoint, fold
                 for name in names:
                     tensor = state.get(name, state.get(convert_weight_name(name)))
                     if tensor is None:
-                        raise LorgnetteError(
-                            f"the model has no tensor for {name}", where=str(shard), hint=DOWNLOAD_AGAIN
-                        )
+                        message = f"the model has no tensor for {name}"
+                        raise LorgnetteError(message, where=str(shard), hint=DOWNLOAD_AGAIN)
                     tensors[name] = tensor.to(base.get_tensor(name).dtype).contiguous()
             save_file(tensors, temporary / shard.name, metadata={"format": "pt"})
         for path in checkpoint.folder.iterdir():

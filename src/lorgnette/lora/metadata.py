@@ -48,9 +48,8 @@ class AdapterMetadata(BaseModel):
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise LorgnetteError(
-                f"no adapter here: {METADATA_FILE} is missing", where=str(adapter), hint="name a run's `adapter` folder"
-            ) from None
+            message, hint = f"no adapter here: {METADATA_FILE} is missing", "name a run's `adapter` folder"
+            raise LorgnetteError(message, where=str(adapter), hint=hint) from None
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
@@ -93,9 +92,6 @@ class AdapterMetadata(BaseModel):
             message = "base model has another chat template than the adapter was trained on"
         else:
             return
-        raise LorgnetteError(
-            message,
-            where=str(checkpoint.folder),
-            hint=f"the adapter was trained on {self.model}: give that with --model; if you did, it or {METADATA_FILE} "
-            "has changed since",
-        )
+        hint = f"the adapter was trained on {self.model}: give that with --model"
+        hint += f"; if you did, it or {METADATA_FILE} has changed since"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint=hint)

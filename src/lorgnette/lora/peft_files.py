@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorgnette.config import TARGET_MODULES, LoraSettings, TargetModule
+from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.metadata import CONFIG_FILE as CONFIG_FILE  # noqa: PLC0414  re-exported
 from lorgnette.lora.metadata import AdapterMetadata
@@ -52,15 +52,13 @@ class SavedAdapter:
         """Raises LorgnetteError for missing or broken files."""
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
-                raise LorgnetteError(
-                    f"no adapter here: {name} is missing", where=str(folder), hint="name a run's `adapter` folder"
-                )
+                message, hint = f"no adapter here: {name} is missing", "name a run's `adapter` folder"
+                raise LorgnetteError(message, where=str(folder), hint=hint)
         try:
             state = {convert_lora_name(name): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         except SafetensorError as error:
-            raise LorgnetteError(
-                f"adapter cannot be read: {error}", where=str(folder / WEIGHTS_FILE), hint=HINT
-            ) from None
+            message = f"adapter cannot be read: {error}"
+            raise LorgnetteError(message, where=str(folder / WEIGHTS_FILE), hint=HINT) from None
         try:
             config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             config["target_modules"], int(config["r"]), float(config["lora_alpha"])
@@ -73,33 +71,26 @@ class SavedAdapter:
         if option := find_unsupported_option(self.config):
             return f"the adapter's {option} {self.config[option]!r}"
         target_modules = self.config["target_modules"]
-        if any(_is_targeted(target_modules, name) for name in _list_linears(vision.list_weight_shapes())):
-            return "an adapter of the vision tower"
-        return None
+        is_in_tower = any(_is_targeted(target_modules, name) for name in _list_linears(vision.list_weight_shapes()))
+        return "an adapter of the vision tower" if is_in_tower else None
 
     def build_shape(self, text: TextConfig) -> AdapterShape:
         """Raises LorgnetteError if the tensors do not match the adapter's config."""
         rank, alpha = int(self.config["r"]), float(self.config["lora_alpha"])
         scale = compute_scale(rank, alpha, bool(self.config.get("use_rslora")))
-        shape = AdapterShape(text, self._find_targets(text), rank, scale)
-        sizes = shape.factor_shapes()
-        check_names(self.state.keys(), sizes.keys(), self.folder)
-        for name, size in sizes.items():
-            if tuple(self.state[name].shape) != size:
-                raise LorgnetteError(
-                    f"adapter does not fit the model: {name} is {list(self.state[name].shape)}, not {list(size)}",
-                    where=str(self.folder),
-                    hint=HINT,
-                )
-        return shape
-
-    def _find_targets(self, text: TextConfig) -> tuple[TargetModule, ...]:
-        linears = _list_linears(text.list_weight_shapes())
         try:
+            linears = _list_linears(text.list_weight_shapes())
             names = {name.rpartition(".")[2] for name in linears if _is_targeted(self.config["target_modules"], name)}
         except re.error as error:
             raise _build_config_error(error, self.folder) from None
-        return tuple(target for target in TARGET_MODULES if target in names)
+        shape = AdapterShape(text, tuple(target for target in TARGET_MODULES if target in names), rank, scale)
+        sizes = shape.factor_shapes()
+        check_names(self.state.keys(), sizes.keys(), self.folder)
+        for name, size in sizes.items():
+            if (saved_size := tuple(self.state[name].shape)) != size:
+                message = f"adapter does not fit the model: {name} is {list(saved_size)}, not {list(size)}"
+                raise LorgnetteError(message, where=str(self.folder), hint=HINT)
+        return shape
 
 
 def write_adapter(
@@ -137,14 +128,10 @@ def find_unsupported_option(config: Mapping[str, Any]) -> str | None:
 
 def check_names(saved: Set[str], expected: Set[str], folder: Path) -> None:
     """Raises LorgnetteError if tensor names differ. PEFT only warns and runs with part of the adapter."""
-    different = sorted(saved ^ expected)
-    if different:
-        raise LorgnetteError(
-            f"{len(saved & expected)} of {len(expected)} adapter tensors match the model; these do not: "
-            f"{', '.join(different[:4])}{', …' if len(different) > 4 else ''}",
-            where=str(folder),
-            hint=HINT,
-        )
+    if different := sorted(saved ^ expected):
+        names = f"{', '.join(different[:4])}{', …' if len(different) > 4 else ''}"
+        message = f"{len(saved & expected)} of {len(expected)} adapter tensors match the model; these do not: {names}"
+        raise LorgnetteError(message, where=str(folder), hint=HINT)
 
 
 def convert_lora_name(name: str) -> str:

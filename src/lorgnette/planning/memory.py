@@ -74,18 +74,24 @@ class Workload:
         grids: Iterable[ImageGrid],
     ) -> "Workload":
         """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples."""
-        text, vision = parse_configs(hf_config)
+        (text, vision), lora = parse_configs(hf_config), settings.lora
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
-        trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing) if held_out else []
-        eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
+        trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
+        eval_tokens, eval_labels = max((tree.num_tokens, tree.num_labels) for tree in trees)
         return cls(
-            engine, AdapterShape.from_settings(text, settings.lora), vision, has_dropout=settings.lora.dropout > 0,
-            tokens=largest[0], labels=largest[1], bytes_per_value=4 if settings.dtype == "float32" else 2,
-            eval_tokens=eval_tokens, eval_labels=eval_labels,
+            engine,
+            AdapterShape.from_settings(text, lora),
+            vision,
+            lora.dropout > 0,
+            *largest,
+            bytes_per_value=4 if settings.dtype == "float32" else 2,
+            eval_tokens=eval_tokens,
+            eval_labels=eval_labels,
             num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
-            feature_tokens=sum(grid.num_tokens for grid in grids), loads_tower=True,
-            trained_patches=largest[0] * vision.merge_size**2 if "vision" in settings.lora.parts else 0,
-        )  # fmt: skip
+            feature_tokens=sum(grid.num_tokens for grid in grids),
+            loads_tower=True,
+            trained_patches=largest[0] * vision.merge_size**2 if "vision" in lora.parts else 0,
+        )
 
     @property
     def text(self) -> TextConfig:
@@ -98,13 +104,10 @@ class Workload:
 
     def limit_tokens(self, max_tokens: int) -> "Workload":
         """The same run in micro-batches of at most `max_tokens` tokens."""
-        return replace(
-            self,
-            tokens=min(self.tokens, max_tokens),
-            labels=_scale_labels(self.labels, max_tokens, self.tokens),
-            eval_tokens=min(self.eval_tokens, max_tokens),
-            eval_labels=_scale_labels(self.eval_labels, max_tokens, self.eval_tokens),
-        )
+        tokens, eval_tokens = min(self.tokens, max_tokens), min(self.eval_tokens, max_tokens)
+        labels = -(-self.labels * tokens // self.tokens)
+        eval_labels = -(-self.eval_labels * eval_tokens // max(self.eval_tokens, 1))
+        return replace(self, tokens=tokens, labels=labels, eval_tokens=eval_tokens, eval_labels=eval_labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFit:
-    """How a run fits: in micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed."""
+    """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed."""
 
     max_tokens: int
     recompute_layers: int
@@ -137,7 +140,7 @@ class MemoryFit:
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
-    """Bytes on the device. The reference engine: transformers' modules and PEFT's fp32 adapter under autocast."""
+    """Of the reference engine: transformers' modules and PEFT's fp32 adapter under autocast."""
     return _predict_fast(workload) if workload.engine == "fast" else _predict_reference(workload)
 
 
@@ -161,7 +164,11 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
     First nothing; then the tokens of a micro-batch, which costs almost no time, down to the longest example; then the
     layers that are not recomputed.
     """
-    workload = _limit_features(workload, available_bytes)
+    # The features that stay on the device; the rest goes to the host.
+    num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
+    free = max(available_bytes - workload.bytes_per_value * num_params, 0)
+    max_features = int(FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
+    workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
@@ -178,26 +185,22 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
         even = max(low // 64 * 64, longest_example)
         return MemoryFit(even, workload.recompute_layers, compute_peak(even))
     smallest = workload.limit_tokens(longest_example)
-    layers = min_recompute_layers(smallest, available_bytes)
-    if layers is None:
+    if (layers := min_recompute_layers(smallest, available_bytes)) is None:
         return None
     return MemoryFit(longest_example, layers, predict_memory(replace(smallest, recompute_layers=layers)).peak_bytes)
-
-
-def _limit_features(workload: Workload, available_bytes: int) -> Workload:
-    """The features that stay on the device; the rest goes to the host."""
-    num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
-    free = max(available_bytes - workload.bytes_per_value * num_params, 0)
-    max_tokens = int(FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
-    return replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
 
 
 def _predict_fast(workload: Workload) -> MemoryEstimate:
     text, adapter, size = workload.text, workload.adapter, workload.bytes_per_value
     tokens, hidden = pad_tokens(workload.tokens), text.hidden_size
+    # The B columns in the fused matrices (rows of other projections are zero), and A in their dtype.
+    fused = text.num_layers * sum(
+        adapter.count_columns(group) * (sum(map(adapter.out_features, group)) + adapter.in_features(group[0]))
+        for group in FUSED_PROJECTIONS
+    )
     widest = text.intermediate_size + adapter.count_columns(("down_proj",))
     static = {
-        "weights": size * (_count_params(text.list_weight_shapes()) + _count_fused_columns(adapter)),
+        "weights": size * (_count_params(text.list_weight_shapes()) + fused),
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
         "features": size * workload.feature_tokens * hidden,
         "batches": workload.num_graphs * tokens * (size * hidden + 32) + tokens * 4 * text.head_dim,
@@ -223,7 +226,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
         small = size * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
         phases["features"] = {
-            **_predict_feature_phase(workload, {"weights": static["weights"]}),
+            **_predict_feature_phase(workload, static["weights"]),
             "warm-up": small + tokens * WARMUP_LAYERS * layer + logits,
             "adapter": static["adapter"] // 2,
         }
@@ -250,10 +253,14 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     if size == 2:
         saved["adapter in bf16"] = 2 * adapter.num_params  # autocast's copies
     if workload.trained_patches:
-        saved["vision activations"] = workload.trained_patches * vision.depth * _count_saved_vision(workload)
+        # Per patch and block: counted from the operations, not measured.
+        dim, mlp = vision.embed_dim, vision.intermediate_size
+        per_block = 8 * dim + size * (7 * dim + 3 * mlp + 4 * adapter.rank)
+        per_block += 3 * dim + mlp if workload.has_dropout else 0  # masks
+        saved["vision activations"] = workload.trained_patches * vision.depth * per_block
     gradients = 12 * text.intermediate_size  # of the MLP's product and its inputs, some of them in fp32
     phases = {
-        "features": _predict_feature_phase(workload, {"weights": static["weights"]}),
+        "features": _predict_feature_phase(workload, static["weights"]),
         "loss": static | saved | {"logits": _count_logits_reference(workload, workload.labels)},
         "backward": static | saved | {"gradients": workload.tokens * gradients},
     }
@@ -263,7 +270,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     return MemoryEstimate(phases)
 
 
-def _predict_feature_phase(workload: Workload, static: Items) -> Items:
+def _predict_feature_phase(workload: Workload, weights: int) -> Items:
     """The tower's peak in one block: x, its norm, then q, k, v or the MLP (which transformers' modules copy)."""
     vision, size = workload.vision, workload.bytes_per_value
     copies = 1 if workload.engine == "fast" else 3
@@ -271,7 +278,7 @@ def _predict_feature_phase(workload: Workload, static: Items) -> Items:
     tokens = 0 if workload.trained_patches else workload.feature_tokens
     patches = min(MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
-        **static,
+        "weights": weights,
         "vision tower": size * _count_params(vision.list_weight_shapes()),
         "patches": size * patches * widest,
         "features": size * tokens * vision.out_features,
@@ -313,17 +320,9 @@ def _count_saved_reference(workload: Workload) -> int:
     casts = sum(inputs)
     if workload.bytes_per_value == 4 and not workload.has_dropout:  # nothing to cast: projections share their input
         casts = sum(adapter.in_features(adapted[0]) for adapted in groups)
-    values = 2 * queries + 2 * keys + 3 * text.intermediate_size + casts
-    values += adapter.rank * len(inputs) + 2 * text.head_dim
+    values = 2 * (queries + keys + text.head_dim) + 3 * text.intermediate_size + casts + adapter.rank * len(inputs)
     masks = sum(inputs) if workload.has_dropout else 0
     return 8 * text.hidden_size + workload.bytes_per_value * values + queries // text.head_dim * 4 + masks
-
-
-def _count_saved_vision(workload: Workload) -> int:
-    """Bytes per patch and block if the vision blocks are adapted: counted from the operations, not measured."""
-    dim, mlp = workload.vision.embed_dim, workload.vision.intermediate_size
-    masks = 3 * dim + mlp if workload.has_dropout else 0
-    return 8 * dim + workload.bytes_per_value * (7 * dim + 3 * mlp + 4 * workload.adapter.rank) + masks
 
 
 def _count_logits_fast(workload: Workload, labels: int) -> int:
@@ -336,18 +335,5 @@ def _count_logits_reference(workload: Workload, labels: int) -> int:
     return (workload.bytes_per_value + 8) * labels * workload.text.vocab_size
 
 
-def _count_fused_columns(adapter: AdapterShape) -> int:
-    """Values of the B columns in the fused matrices (rows of other projections are zero), and of A in their dtype."""
-    per_layer = 0
-    for group in FUSED_PROJECTIONS:
-        per_layer += adapter.count_columns(group) * sum(adapter.out_features(target) for target in group)
-        per_layer += adapter.count_columns(group) * adapter.in_features(group[0])
-    return adapter.text.num_layers * per_layer
-
-
 def _count_params(shapes: WeightShapes) -> int:
     return sum(map(math.prod, shapes.values()))
-
-
-def _scale_labels(labels: int, max_tokens: int, tokens: int) -> int:
-    return labels if max_tokens >= tokens else -(-labels * max_tokens // tokens)
