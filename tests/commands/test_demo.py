@@ -8,6 +8,7 @@ import pytest
 
 from lorgnette.commands import demo as demo_module
 from lorgnette.commands.demo import demo
+from lorgnette.demo.facts_metric import register_facts_metric
 from lorgnette.errors import UsageError
 from lorgnette.metrics.report import score_before_after
 from lorgnette.report.console import Terminal
@@ -38,7 +39,7 @@ def test_the_drawn_data_set(tmp_path: Path, terminal: Terminal) -> None:
 
 def test_an_answer_is_scored_against_the_caption(tmp_path: Path, terminal: Terminal) -> None:
     """A resumed run has no scenes, and gets the same scores."""
-    demo_module.register_facts_metric()
+    register_facts_metric()
     demo_module._draw_dataset(tmp_path, 8, terminal)
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lorgnette.commands.demo import register_facts_metric
-from lorgnette.demo.facts_metric import score_facts
+from lorgnette.demo.facts_metric import register_facts_metric, score_facts
 from lorgnette.metrics.report import score_before_after
 from lorgnette.types import PredictionRow
 

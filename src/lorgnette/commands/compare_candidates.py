@@ -61,12 +61,8 @@ class Candidate:
             return []
         self.saved_answers.lookup(prompts)
         num_by_name = self.saved_answers.num_matched_by_name(prompts)
-        if not num_by_name:
-            return []
-        return [
-            f"{self.name}: {num_by_name} of {len(prompts)} answers are matched by image file name, because the images "
-            "are not at the paths in the file"
-        ]
+        note = "answers are matched by image file name, because the images are not at the paths in the file"
+        return [f"{self.name}: {num_by_name} of {len(prompts)} {note}"] if num_by_name else []
 
     def load_run_settings(self) -> Settings | None:
         """The settings of the run that trained it."""
@@ -83,13 +79,12 @@ class Candidate:
         if self.spec is None or self.spec.metadata is None:
             return {}
         metadata = self.spec.metadata
-        tree = {
-            "model": metadata.model,
-            "data": {"prompt": metadata.prompt},
-            **metadata.processor.model_dump(mode="json"),
-        }
+        tree: dict[str, Any] = {"model": metadata.model, "data": {"prompt": metadata.prompt}}
+        tree |= metadata.processor.model_dump(mode="json")
         if self.spec.adapter:
-            tree["lora"] = _read_lora_settings(self.spec.adapter)
+            peft = json.loads((self.spec.adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+            names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+            tree["lora"] = {name: peft.get(key) for name, key in names.items()}
         return dict(flatten_settings(tree))
 
 
@@ -125,13 +120,14 @@ def _resolve_candidate(source: str, name: str, model: str | None, terminal: Term
     if is_answers_file(source):
         return _build_file_candidate(path, name, read_predictions(path))
     if path.is_file():
-        raise UsageError(
-            "not a file of answers (.jsonl)", where=source, hint=f"name {CANDIDATE_HELP}; the data comes last"
-        )
+        hint = f"name {CANDIDATE_HELP}; the data comes last"
+        raise UsageError("not a file of answers (.jsonl)", where=source, hint=hint)
     if not path.exists() and source != "demo" and len(path.parts) == 1:
         raise UsageError("no such run, model or file", where=source, hint=f"name {CANDIDATE_HELP}")
     adapter = resolve_adapter(path)
-    if adapter == path and ((path / "config.json").is_file() or source == "demo" or not _is_local_path(path)):
+    # A missing path on this machine is an adapter's, not a name on a hub.
+    is_local = path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.exists())
+    if adapter == path and ((path / "config.json").is_file() or source == "demo" or not is_local):
         return Candidate(name, spec=ModelSpec.from_names(source, None, terminal))
     return Candidate(name, spec=load_model_spec(model, adapter, terminal), run=_find_run(adapter))
 
@@ -140,11 +136,6 @@ def _build_file_candidate(path: Path, name: str, rows: Sequence[PredictionRow]) 
     """A file's answers; of a row with two, the fine-tuned model's."""
     answers = SavedAnswers.from_rows(str(path), ((row, row.base if row.tuned is None else row.tuned) for row in rows))
     return Candidate(name, saved_answers=answers, run=_find_run(path.parent / "adapter"))
-
-
-def _is_local_path(path: Path) -> bool:
-    """True for a path on this machine, even a missing one; False for a name on a hub."""
-    return path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.exists())
 
 
 def _build_base_candidate(specs: Sequence[ModelSpec], model: str | None, terminal: Terminal) -> Candidate:
@@ -170,11 +161,6 @@ def _shorten_names(names: Sequence[str]) -> list[str]:
 def _find_run(adapter: Path) -> RunDir | None:
     run = RunDir(adapter.parent)
     return run if run.config.is_file() else None
-
-
-def _read_lora_settings(adapter: Path) -> dict[str, Any]:
-    peft = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))
-    return {name: peft.get(key) for name, key in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))}
 
 
 def list_training_prompts(candidates: Sequence[Candidate]) -> list[str]:

@@ -11,11 +11,9 @@ from lorgnette import recipes
 from lorgnette.commands.prepare import prepare
 from lorgnette.commands.train import train
 from lorgnette.demo.captions import write_caption
-from lorgnette.demo.facts_metric import score_facts
 from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import atomic_write
-from lorgnette.metrics.report import register_score_table
 from lorgnette.report.console import Terminal
 from lorgnette.report.run_dir import RunDir, find_free_path
 
@@ -44,11 +42,6 @@ def demo(
     prepared = prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
     data_and_run = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}", f"run={folder / 'demo'}"]
     return train(recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
-
-
-def register_facts_metric() -> None:
-    """Let predict.metrics=demo score the facts of the drawn scenes. `train` calls it for any run with that setting."""
-    register_score_table("demo", score_facts)
 
 
 def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:

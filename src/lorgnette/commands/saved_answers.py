@@ -36,9 +36,8 @@ class SavedAnswers:
                 continue
             key = (*row.images, row.prompt)
             if by_path.setdefault(key, answer) != answer:
-                raise LorgnetteError(
-                    f"two answers to one question: {row.id} ({row.prompt!r})", where=where, hint="keep one of them"
-                )
+                message = f"two answers to one question: {row.id} ({row.prompt!r})"
+                raise LorgnetteError(message, where=where, hint="keep one of them")
             if row.images and not any(image.exists() for image in row.images):
                 paths_by_name.setdefault(_build_name_key(row.images, row.prompt), set()).add(key)
         by_name = {name: by_path[next(iter(keys))] for name, keys in paths_by_name.items() if len(keys) == 1}
@@ -46,35 +45,27 @@ class SavedAnswers:
 
     def lookup(self, prompts: Sequence[EvalPrompt]) -> list[str]:
         """The answer to every prompt. Raises LorgnetteError if some are missing."""
-        answers = self._find_answers(prompts)
+        names = [_build_name_key(prompt.image_paths, prompt.text) for prompt in prompts]
+        counts = Counter(names)
+        answers = [
+            self.by_path.get(_build_path_key(prompt), self.by_name.get(name) if counts[name] == 1 else None)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
         missing = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer is None]
         if missing:
             listed = "; ".join(f"{prompt.example.id} ({prompt.text!r})" for prompt in missing[:MAX_LISTED_ROWS])
-            raise LorgnetteError(
-                f"no answer to {len(missing)} of {len(prompts)} questions: {listed}",
-                where=self.where,
-                hint=f"answers are found by image and prompt{self._suggest_prompt(missing)}; answer this data with "
-                "`lorgnette predict`",
-            )
+            message = f"no answer to {len(missing)} of {len(prompts)} questions: {listed}"
+            # Name the file's prompt for these images, if only the prompt differs.
+            images = {prompt.image_paths for prompt in missing}
+            file_prompts = {str(key[-1]) for key in self.by_path if key[:-1] in images}
+            option = f" (in this file: --prompt {min(file_prompts)!r})" if len(file_prompts) == 1 else ""
+            hint = f"answers are found by image and prompt{option}; answer this data with `lorgnette predict`"
+            raise LorgnetteError(message, where=self.where, hint=hint)
         return [answer for answer in answers if answer is not None]
 
     def num_matched_by_name(self, prompts: Sequence[EvalPrompt]) -> int:
         """How many prompts are found by their images' file names alone."""
         return sum(_build_path_key(prompt) not in self.by_path for prompt in prompts)
-
-    def _find_answers(self, prompts: Sequence[EvalPrompt]) -> list[str | None]:
-        names = [_build_name_key(prompt.image_paths, prompt.text) for prompt in prompts]
-        counts = Counter(names)
-        return [
-            self.by_path.get(_build_path_key(prompt), self.by_name.get(name) if counts[name] == 1 else None)
-            for prompt, name in zip(prompts, names, strict=True)
-        ]
-
-    def _suggest_prompt(self, missing: Sequence[EvalPrompt]) -> str:
-        """The file's prompt for these images, if only the prompt differs."""
-        images = {prompt.image_paths for prompt in missing}
-        file_prompts = {str(key[-1]) for key in self.by_path if key[:-1] in images}
-        return f" (in this file: --prompt {min(file_prompts)!r})" if len(file_prompts) == 1 else ""
 
 
 def _build_path_key(prompt: EvalPrompt) -> _Key:

@@ -20,17 +20,14 @@ def watch(path: Path | str, *, port: int = 5092, console: Console | None = None)
 
     Raises LorgnetteError if the run has no SwanLab folder or the dashboard is not installed.
     """
-    path = Path(path)
-    folder = RunDir.open_existing(path).path / "swanlab"
+    run = RunDir.open_existing(Path(path))
+    folder, where = run.path / "swanlab", str(path)
     if not folder.is_dir():
-        raise LorgnetteError(
-            "SwanLab did not track this run", where=str(path), hint=f"open its report: {RunDir(path).report}"
-        )
+        raise LorgnetteError("SwanLab did not track this run", where=where, hint=f"open its report: {run.report}")
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
     if program is None or not is_installed("swanboard"):
-        raise LorgnetteError(
-            "SwanLab's local dashboard is not installed", where=str(path), hint="pip install 'lorgnette[dashboard]'"
-        )
+        hint = "pip install 'lorgnette[dashboard]'"
+        raise LorgnetteError("SwanLab's local dashboard is not installed", where=where, hint=hint)
     Terminal(console).print(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
     command = [program, "watch", str(folder), "--host", HOST, "--port", str(port)]
     process = subprocess.run(command, check=False)  # noqa: S603 - the program next to this Python, a folder of ours

@@ -7,15 +7,10 @@ facts it states, never by its wording.
 import re
 from dataclasses import dataclass
 
-from lorgnette.demo.scenes import OPPOSITE, Relation, Scene, Thing
+from lorgnette.demo.scenes import OPPOSITE, Scene, Thing
 from lorgnette.demo.shapes import COLORS, KINDS
 
-RELATION_PHRASES: dict[Relation, str] = {
-    "left of": "to the left of",
-    "right of": "to the right of",
-    "above": "above",
-    "below": "below",
-}
+RELATION_PHRASES = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
 
 
 def write_caption(scene: Scene) -> str:
@@ -40,8 +35,6 @@ _KIND = f"(?P<kind>{'|'.join(KINDS)})"
 _ADJECTIVE = f"(?:{'|'.join([*COLORS, 'small', 'big'])})"
 _ADJECTIVES_KIND = re.compile(rf"\b(?P<adjectives>(?:{_ADJECTIVE} )*){_KIND}\b")
 _KIND_IS_ADJECTIVES = re.compile(rf"\b{_KIND} is (?P<adjectives>{_ADJECTIVE}(?: and {_ADJECTIVE})*)\b")
-_RELATION = re.compile(r"\b(?:(?P<side>left|right) of|(?P<level>above|below))\b")
-_RELATION_BY_WORD: dict[str, Relation] = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +77,10 @@ class Facts:
 def _read_relations(sentence: str) -> list[tuple[str, str, str]]:
     """Read "A … left of … B" and the fronted "left of B there is A"; skip a relation without two kinds."""
     facts: list[tuple[str, str, str]] = []
-    for match in _RELATION.finditer(sentence):
-        relation = _RELATION_BY_WORD[match["side"] or match["level"]]
+    for relation, match in ((name, match) for name in OPPOSITE for match in re.finditer(rf"\b{name}\b", sentence)):
         kinds_before = [kind["kind"] for kind in _ADJECTIVES_KIND.finditer(sentence[: match.start()])]
         kinds_after = [kind["kind"] for kind in _ADJECTIVES_KIND.finditer(sentence[match.end() :])]
-        if kinds_before and kinds_after:
-            a, b = kinds_before[-1], kinds_after[0]
-        elif len(kinds_after) > 1:
-            a, b = kinds_after[1], kinds_after[0]
-        else:
-            continue
-        facts += [(a, relation, b), (b, OPPOSITE[relation], a)]
+        if kinds_after and (kinds_before or len(kinds_after) > 1):
+            a, b = kinds_before[-1] if kinds_before else kinds_after[1], kinds_after[0]
+            facts += [(a, relation, b), (b, OPPOSITE[relation], a)]
     return facts

@@ -19,13 +19,8 @@ Relation = Literal["left of", "right of", "above", "below"]
 SIDE = 224
 WIDTHS: dict[Size, tuple[int, ...]] = {"small": (50, 54, 58), "big": (84, 89, 94)}
 TILTS = (-7, 0, 7)
-RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
-OPPOSITE: dict[Relation, Relation] = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-}
+OPPOSITE: dict[Relation, Relation] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
 MARGIN = 5
 GAP = 7
 MAX_SLANT = 0.4
@@ -64,16 +59,6 @@ class Scene:
         if abs(across) >= abs(down):
             return "left of" if across > 0 else "right of"
         return "above" if down > 0 else "below"
-
-
-def count_scenes() -> int:
-    """Return the number of scenes that differ in kinds, colors, sizes, relation or background.
-
-    Ordered pairs of different kinds × color and size of each × relations × backgrounds, halved: "A left of B" and
-    "B right of A" are one scene.
-    """
-    pairs = len(KINDS) * (len(KINDS) - 1) * (len(COLORS) * len(WIDTHS)) ** 2
-    return pairs * len(RELATIONS) * len(BACKGROUNDS) // 2
 
 
 def sample_scene(rng: random.Random) -> Scene:

@@ -24,7 +24,6 @@ def generate_answers(
     processor: Processor,
     examples: Sequence[Example],
     sampling: SamplingParams,
-    *,
     adapter: str | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:

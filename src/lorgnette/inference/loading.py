@@ -69,12 +69,8 @@ class LoadedModel:
         from lorgnette.inference import decode, hf_generate
 
         if isinstance(self.model, FastModel):
-            return decode.generate_answers(
-                self._generator, self.processor, examples, sampling, adapter=adapter, on_progress=on_progress
-            )
-        return hf_generate.generate_answers(
-            self.model, self.processor, examples, sampling, adapter=adapter, on_progress=on_progress
-        )
+            return decode.generate_answers(self._generator, self.processor, examples, sampling, adapter, on_progress)
+        return hf_generate.generate_answers(self.model, self.processor, examples, sampling, adapter, on_progress)
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,8 @@ class ModelSpec:
         base_model = model or (adapter_metadata.model if adapter_metadata else "demo")
         folder = resolve_model(base_model, terminal)
         if adapter_metadata and model is None and not folder.exists():
-            raise LorgnetteError(
-                "the adapter's base model is missing", where=base_model, hint="name its folder: --model FOLDER"
-            )
+            hint = "name its folder: --model FOLDER"
+            raise LorgnetteError("the adapter's base model is missing", where=base_model, hint=hint)
         checkpoint = BaseCheckpoint.from_folder(folder)
         # A merged model has the metadata of its adapter.
         is_merged = (folder / METADATA_FILE).is_file()

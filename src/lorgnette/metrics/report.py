@@ -27,8 +27,8 @@ MAIN_METRICS = ("CIDEr-D", "latex-edit-distance", "ROUGE-L")
 SIGNIFICANCE_LEVEL = 0.05
 """A difference with a p-value at or above this level may be chance."""
 
-ScoreTable = Callable[[Sequence[PredictionRow]], list[ScoreRow]]
-_score_tables: dict[str, ScoreTable] = {}
+SCORE_TABLES: dict[str, Callable[[Sequence[PredictionRow]], list[ScoreRow]]] = {}
+"""Names in predict.metrics that stand for these rows in the scores before and after training."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,6 @@ def parse_metric_names(names: str | None, default: Sequence[str]) -> tuple[str, 
     return tuple(default) if names is None else expand_metric_names(map(str.strip, names.split(",")), "--metrics ")
 
 
-def register_score_table(name: str, compute_rows: ScoreTable) -> None:
-    """Let `name` in predict.metrics stand for these rows in the scores before and after training."""
-    _score_tables[name] = compute_rows
-
-
 def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[ScoreRow]:
     """The named metrics of the rows that have references and both answers, with 95 % intervals."""
     names = list(names)
@@ -142,10 +137,10 @@ def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> l
     if not rows:
         return []
     references = [row.references for row in rows]
-    metrics = expand_metric_names(name for name in names if name not in _score_tables)
+    metrics = expand_metric_names(name for name in names if name not in SCORE_TABLES)
     before = compute_scores(metrics, [row.base or "" for row in rows], references)
     after = compute_scores(metrics, [row.tuned or "" for row in rows], references)
-    score_rows = [row for name in names if name in _score_tables for row in _score_tables[name](rows)]
+    score_rows = [row for name in names if name in SCORE_TABLES for row in SCORE_TABLES[name](rows)]
     for b, a in zip(before, after, strict=True):
         gain = 0.0 if a.value is None or b.value is None else METRICS[a.name].sign * (a.value - b.value)
         score_rows.append(ScoreRow(a.name, format_score(b), format_score(a), gain > 0, a.note or ""))
