@@ -1,12 +1,13 @@
-"""Device and dtype are selected by name; memory is measured."""
+"""Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
 import pytest
 import torch
 
-from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.device import SideStream, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
 from lorgnette.errors import LorgnetteError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def test_auto_selects_cuda_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +36,45 @@ def test_only_a_gpu_has_reserved_memory(monkeypatch: pytest.MonkeyPatch) -> None
     assert measure_reserved_gib(CPU) is None
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**30)
     assert measure_reserved_gib(CUDA) == 3
+
+
+def test_a_piece_runs_at_once_on_a_cpu() -> None:
+    done: list[int] = []
+    side_stream = SideStream(torch.device("cpu"))
+    side_stream.launch(lambda: done.append(1), lambda: done.append(2))
+    assert done == [1, 2]
+    side_stream.join()
+    assert done == [1, 2]
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("captured", [False, True])
+def test_memory_is_kept_while_a_piece_reads_it(captured: bool) -> None:
+    """The launching code drops its tensors at once, and then writes over memory of the same size."""
+    device = torch.device("cuda")
+    side_stream, big = SideStream(device), torch.randn(4096, 4096, device=device)
+    means = torch.zeros(8, device=device)
+
+    def work() -> None:
+        means.zero_()
+        for i in range(8):
+            values = torch.full((4096, 4096), float(i), device=device)
+
+            def piece(values: torch.Tensor = values, i: int = i) -> None:
+                big @ big  # delays the read of `values` until after it was dropped
+                means[i] += values.mean()
+
+            side_stream.launch(piece)
+            del values, piece
+            for _ in range(4):
+                torch.full((4096, 4096), -1.0, device=device)
+        side_stream.join()
+
+    work()
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        means.fill_(9)
+        graph.replay()
+    assert means.tolist() == list(range(8))

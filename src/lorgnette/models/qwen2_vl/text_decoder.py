@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
+from lorgnette.device import SideStream
 from lorgnette.kernels.attention import attention_backward, attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.cross_entropy import cross_entropy_
@@ -33,7 +34,6 @@ from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_
 from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.models.lora_linear import LoraLinear
 from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig
-from lorgnette.side_stream import SideStream
 
 CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
 AttentionFn = Callable[[Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None]
