@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorgnette.data.image_resolver import CannotExtractError
-from lorgnette.data.row_location import ReadOptions, RowLocation, create_row_counter, sample_rows
+from lorgnette.data.row_location import ReadOptions, RowCounter, RowLocation, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
@@ -37,7 +37,7 @@ def test_a_row_is_its_examples_or_its_problem() -> None:
 
 
 def test_rows_are_counted_from_one() -> None:
-    counter = create_row_counter(Path("/data/a.csv"), ReadOptions(prompt="q"))
+    counter = RowCounter(Path("/data/a.csv"), ReadOptions(prompt="q"))
     first, second = counter.next(5), counter.next()
     assert (first.row, first.number, second.row, second.number, second.prompt) == (5, 1, 2, 2, "q")
     assert first.resolve_image("a.jpg", "x").path == Path("/data/a.jpg")

@@ -27,27 +27,24 @@ def check_conversation(turns: Sequence[Turn]) -> None:
     At most one system turn, first; then user and assistant in alternation, ending with the assistant; no empty turn (an
     empty answer would teach the model to be silent); images only in the user's turns.
     """
-    dialog = turns[1:] if turns and turns[0].role == "system" else turns
+    has_system = bool(turns) and turns[0].role == "system"
     for number, turn in enumerate(turns, start=1):
-        if turn.role != "user" and any(isinstance(part, Image) for part in turn.parts):
+        has_image = any(isinstance(part, Image) for part in turn.parts)
+        if turn.role != "user" and has_image:
             raise LorgnetteError(f"turn {number} ({turn.role}) has an image", hint="put images into the user's turns")
-    for index, turn in enumerate(dialog):
-        expected_role = "assistant" if index % 2 else "user"
-        _check_turn(turn, number=index + 1 + len(turns) - len(dialog), expected_role=expected_role)
-    if len(dialog) % 2 or not dialog:
+        if has_system and number == 1:
+            continue
+        if turn.role == "system":
+            raise LorgnetteError(f"turn {number} is a system turn", hint="put the system turn first, and only one")
+        expected_role = "user" if (number - has_system) % 2 else "assistant"
+        if turn.role != expected_role:
+            message = f"turn {number} is from the {turn.role}, but it must be from the {expected_role}"
+            hint = "alternate user and assistant, the user first; join neighboring turns of one role"
+            raise LorgnetteError(message, hint=hint)
+        if not turn.text.strip() and not has_image:
+            name = "the answer" if turn.role == "assistant" else "the user's turn"
+            raise LorgnetteError(f"{name} in turn {number} is empty", hint="write it, or remove the row")
+    num_dialog = len(turns) - has_system
+    if num_dialog % 2 or not num_dialog:
         hint = "add the assistant's answer at the end, or remove the row"
-        raise LorgnetteError("no assistant turn answers the last user turn" if dialog else "no turns", hint=hint)
-
-
-def _check_turn(turn: Turn, *, number: int, expected_role: str) -> None:
-    if turn.role == "system":
-        raise LorgnetteError(f"turn {number} is a system turn", hint="put the system turn first, and only one")
-    if turn.role != expected_role:
-        raise LorgnetteError(
-            f"turn {number} is from the {turn.role}, but it must be from the {expected_role}",
-            hint="alternate user and assistant, the user first; join neighboring turns of one role",
-        )
-    if turn.text.strip() or any(isinstance(part, Image) for part in turn.parts):
-        return
-    name = "the answer" if expected_role == "assistant" else "the user's turn"
-    raise LorgnetteError(f"{name} in turn {number} is empty", hint="write it, or remove the row")
+        raise LorgnetteError("no assistant turn answers the last user turn" if num_dialog else "no turns", hint=hint)

@@ -4,15 +4,14 @@ A row that a format cannot hold unchanged is refused, never altered: every row i
 Knows nothing about the formats except their names and `EXPORTERS`, nor about downloads, tokens or models.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.conversation import check_conversation, merge_parts
@@ -103,34 +102,17 @@ def prepare(
     source are extracted to `out`/images unless images_to is given. A file with the same content is left as it is; if
     a file has other content, nothing is written (UsageError).
     """
-    rows = read(
-        source,
-        prompt=prompt,
-        max_rows=max_rows,
-        sample=sample,
-        seed=seed,
-        name=name,
-        images_from=images_from,
-        images_to=images_to or out / "images",
-    )
+    read_source = partial(read, source, prompt=prompt, images_from=images_from, images_to=images_to or out / "images")
+    rows = read_source(max_rows=max_rows, sample=sample, seed=seed, name=name)
     result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row, source=source)
     train, test = train_test_split(result.examples, holdout=holdout, split=split)
     suffix = EXPORTERS[export_format].suffix
     all_path, train_path, test_path = (out / f"data_vl{part}{suffix}" for part in ("", "_train", "_test"))
     write_files({all_path: result.examples, train_path: train, test_path: test}, export_format, prompt)
-    return PrepareResult(
-        all_path=all_path,
-        train_path=train_path,
-        test_path=test_path,
-        num_train=len(train),
-        num_test=len(test),
-        problems=tuple(result.problems),
-        num_shared_images=count_shared_images(train, test) if split == "tail" else 0,
-        num_trimmed=count_trimmed(result.examples, export_format),
-    )
-
-
-# --- which rows the format can hold ---------------------------------------------------------------------------------
+    num_shared = count_shared_images(train, test) if split == "tail" else 0
+    num_trimmed = count_trimmed(result.examples, export_format)
+    paths, problems = (all_path, train_path, test_path), tuple(result.problems)
+    return PrepareResult(*paths, len(train), len(test), problems, num_shared, num_trimmed)
 
 
 def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: str) -> Iterator[Row]:
@@ -145,9 +127,7 @@ def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: 
 
 def count_trimmed(rows: Iterable[Example], export_format: ExportFormat) -> int:
     """How many rows lose the spaces around the text of a single image in this format."""
-    if export_format != "json":
-        return 0
-    return sum(conversations.trim_turns(row.turns) != row.turns for row in rows)
+    return sum(conversations.trim_turns(row.turns) != row.turns for row in rows) if export_format == "json" else 0
 
 
 def _check_roundtrip(example: Example, export_format: ExportFormat, prompt: str) -> list[Example]:
@@ -177,18 +157,14 @@ def _normalize(example: Example) -> Example:
     return replace(example, turns=turns)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
-
-
 def write_files(parts: Mapping[Path, Sequence[Example]], export_format: ExportFormat, prompt: str) -> tuple[Path, ...]:
     """Write a file for each part of the examples that `filter_exportable` let through.
 
     All or nothing: every existing file is compared before the first is written, and no file gets its name before the
     last is complete.
     """
-    contents: dict[Path, TextChunks] = {
-        path: partial(_render, part, export_format, prompt) for path, part in parts.items()
-    }
+    contents: dict[Path, TextChunks]
+    contents = {path: partial(_render, part, export_format, prompt) for path, part in parts.items()}
     if export_format == "llama-factory":
         info = json.dumps(llama_factory.build_dataset_info(list(parts)), ensure_ascii=False, indent=2) + "\n"
         contents[next(iter(parts)).with_name(DATASET_INFO)] = partial(iter, [info])
@@ -208,7 +184,7 @@ def _compare_existing(path: Path, chunks: TextChunks) -> bool | None:
     """True if the file has this content, None if there is no file. The layout of JSON does not matter."""
     try:
         with path.open("rb") as file:
-            is_same = all(actual == expected for actual, expected in _pair_chunks(file, chunks()))
+            is_same = all(file.read(len(chunk)) == chunk for chunk in map(str.encode, chunks())) and not file.read(1)
         return is_same or (path.suffix == ".json" and json.loads(path.read_bytes()) == json.loads("".join(chunks())))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -216,32 +192,18 @@ def _compare_existing(path: Path, chunks: TextChunks) -> bool | None:
         return False
 
 
-def _pair_chunks(file: io.BufferedReader, chunks: Iterator[str]) -> Iterator[tuple[bytes | None, bytes | None]]:
-    for chunk in chunks:
-        expected = chunk.encode()
-        yield file.read(len(expected)), expected
-    yield file.read(1), b""
-
-
 def _render(part: Sequence[Example], export_format: ExportFormat, prompt: str) -> Iterator[str]:
     """The file's text, row by row."""
     exporter = EXPORTERS[export_format]
     records = (exporter.embed_images(exporter.to_record(example, prompt)) for example in part)
     if exporter.suffix == ".jsonl":
-        return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    return _render_csv(records) if exporter.suffix == ".csv" else _render_json_list(records)
-
-
-def _render_json_list(records: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """The text of `json.dumps(list, indent=2)`."""
-    separator = "[\n  "
-    for record in records:
-        yield separator + json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ")
-        separator = ",\n  "
-    yield "\n]\n" if separator == ",\n  " else "[]\n"
-
-
-def _render_csv(records: Iterator[dict[str, Any]]) -> Iterator[str]:
-    yield csv.format_row(csv.COLUMNS)
-    for record in records:
-        yield csv.format_row([record[column] for column in csv.COLUMNS])
+        yield from (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    elif exporter.suffix == ".csv":
+        rows = ([record[column] for column in csv.COLUMNS] for record in records)
+        yield from map(csv.format_row, chain([csv.COLUMNS], rows))
+    else:
+        # The text of `json.dumps(list, indent=2)`.
+        texts = (json.dumps(record, ensure_ascii=False, indent=2).replace("\n", "\n  ") for record in records)
+        for number, text in enumerate(texts):
+            yield f"{',' if number else '['}\n  {text}"
+        yield "\n]\n" if part else "[]\n"

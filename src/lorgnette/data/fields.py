@@ -19,10 +19,8 @@ def require_string(value: object, name: str) -> str:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise LorgnetteError(
-                f"{name} has half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no character",
-                hint="write the whole character",
-            ) from error
+            half = f"half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is no character"
+            raise LorgnetteError(f"{name} has {half}", hint="write the whole character") from error
     return value
 
 
@@ -32,8 +30,8 @@ def require_objects(value: object, name: str) -> list[Mapping[str, Any]]:
         raise LorgnetteError(f"{name} is {describe_type(value)}, not a list", hint=f"make {name} a list of objects")
     for number, item in enumerate(value, start=1):
         if not isinstance(item, dict):
-            fact = f"{name}, item {number} is {describe_type(item)}, not an object"
-            raise LorgnetteError(fact, hint="write it as {…}")
+            message = f"{name}, item {number} is {describe_type(item)}, not an object"
+            raise LorgnetteError(message, hint="write it as {…}")
     return value
 
 
@@ -53,12 +51,8 @@ def reject_unread_keys(record: Mapping[str, Any], read_keys: Sequence[str], unre
         return
     lost = [key for key in unread_keys if key not in read_keys and record.get(key)]
     if unsupported := [key for key in lost if key in _VIDEO_OR_AUDIO]:
-        raise LorgnetteError(
-            f"the row has {', '.join(map(repr, unsupported))}; only images and text are supported",
-            hint="remove the row, or use single images of it",
-        )
+        message = f"the row has {', '.join(map(repr, unsupported))}; only images and text are supported"
+        raise LorgnetteError(message, hint="remove the row, or use single images of it")
     if lost:
-        raise LorgnetteError(
-            f"the row has {', '.join(map(repr, lost))}, which this format does not read",
-            hint=f"remove it, or use {', '.join(map(repr, read_keys))}",
-        )
+        message = f"the row has {', '.join(map(repr, lost))}, which this format does not read"
+        raise LorgnetteError(message, hint=f"remove it, or use {', '.join(map(repr, read_keys))}")

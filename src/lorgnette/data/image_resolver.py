@@ -6,13 +6,13 @@ it. Knows nothing about data formats, and does not open images.
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -52,17 +52,12 @@ class ImageResolver:
         """
         self._locate_image = locate_image
         self._folders = [Path(os.path.abspath(folder)) for folder in folders] or [source.parent]
-        self._images_folder: Path | None = None
-        self._zip: ImageZip | None = None
-        if images_from is not None:
-            images_from = Path(os.path.abspath(images_from))
-            if images_from.is_dir():
-                self._images_folder = images_from
-            else:
-                self._zip = ImageZip(images_from)
-        container = source if self._zip is None or images_from is None else images_from
+        images_from = None if images_from is None else Path(os.path.abspath(images_from))
+        self._images_folder = images_from if images_from and images_from.is_dir() else None
+        self._zip = ImageZip(images_from) if images_from and not self._images_folder else None
+        container = images_from if images_from and self._zip else source
         self._extract_to = Path(os.path.abspath(images_to or container.with_name(f"{container.name}.images")))
-        self._extracted: dict[str, Path] = {}
+        self._extracted: dict[str, Image] = {}
         self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # many captions name the same image
 
     def resolve(self, text: str, *, fallback_folder: Path | None = None, coco_id: int | None = None) -> Image:
@@ -75,17 +70,21 @@ class ImageResolver:
         if not path:
             raise LorgnetteError("an image path is empty", hint="write the path, or remove the row")
         if match := _DATA_URI.match(path):
+            try:
+                content = base64.b64decode("".join(path[match.end() :].split()), validate=True)
+            except ValueError as error:
+                raise LorgnetteError(f"a data URI is broken: {error}", hint="encode the image again") from error
+            if not content:
+                raise LorgnetteError("a data URI is empty", hint="encode the image again, or remove the row")
             kind = match[1].lower()
-            return self.extract(_decode_base64(path[match.end() :]), _SUFFIXES.get(kind, kind))
+            return self.extract(content, _SUFFIXES.get(kind, kind))
         if "\0" in path:
             raise LorgnetteError("an image path has a NUL character", hint="correct the path")
         if path.lower().startswith("file://"):
             path = unquote(urlsplit(path).path)
         elif _URL.match(path) and self._locate_image is None:
-            short = path if len(path) <= 60 else path[:57] + "…"
-            raise LorgnetteError(
-                f"an image path is a URL, not a file: {short}", hint="download the image, and write its path"
-            )
+            message = f"an image path is a URL, not a file: {path if len(path) <= 60 else path[:57] + '…'}"
+            raise LorgnetteError(message, hint="download the image, and write its path")
         if self._locate_image is not None and (self._zip is None or self._zip.find_member(path) is None):
             return Image(self._locate_image(path, coco_id))
         return self._cached_find_file(path, fallback_folder)
@@ -93,21 +92,15 @@ class ImageResolver:
     def _find_file(self, written: str, fallback_folder: Path | None) -> Image:
         if self._zip is not None and (member := self._zip.find_member(written)):
             if member not in self._extracted:
-                self._extracted[member] = self.extract(self._zip.read(member), PurePosixPath(member).suffix).path
-            return Image(self._extracted[member])
-        paths = list(dict.fromkeys(self._candidate_paths(written, fallback_folder)))
+                self._extracted[member] = self.extract(self._zip.read(member), PurePosixPath(member).suffix)
+            return self._extracted[member]
+        # An absolute path replaces the folder before it.
+        paths = [folder / written for folder in (*self._folders, *([fallback_folder] if fallback_folder else ()))]
+        if folder := self._images_folder:
+            paths = [folder / written.lstrip("/"), folder / os.path.basename(written), *paths]
+        paths = list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
         existing = paths if len(paths) == 1 else [path for path in paths if os.path.exists(path)]
-        return Image(Path((existing or paths)[0]))
-
-    def _candidate_paths(self, written: str, fallback_folder: Path | None) -> Iterator[str]:
-        folders = (*self._folders, *([fallback_folder] if fallback_folder else ()))
-        if self._images_folder is not None:
-            yield os.path.abspath(self._images_folder / written.lstrip("/"))
-            yield str(self._images_folder / os.path.basename(written))
-        if os.path.isabs(written):
-            yield os.path.abspath(written)
-        else:
-            yield from (os.path.abspath(folder / written) for folder in folders)
+        return Image((existing or paths)[0])
 
     def extract(self, content: bytes, suffix: str) -> Image:
         """Write an image's bytes to a file. The suffix is only for people: the content tells the format.
@@ -115,9 +108,8 @@ class ImageResolver:
         Raises CannotExtractError if the file cannot be written, LorgnetteError above MAX_IMAGE_BYTES.
         """
         if len(content) > MAX_IMAGE_BYTES:
-            raise LorgnetteError(
-                f"an image inside the file has {len(content):,} bytes", hint="scale it down, or remove its row"
-            )
+            message = f"an image inside the file has {len(content):,} bytes"
+            raise LorgnetteError(message, hint="scale it down, or remove its row")
         plain = re.sub(r"[^a-z0-9]", "", suffix.lower())[:5]
         path = self._extract_to / f"{hashlib.sha256(content).hexdigest()[:32]}{'.' if plain else ''}{plain}"
         if not (path.exists() and path.stat().st_size == len(content)):
@@ -125,11 +117,9 @@ class ImageResolver:
                 with atomic_write(path) as temporary:
                     temporary.write_bytes(content)
             except LorgnetteError as error:
-                raise CannotExtractError(
-                    f"images inside the data cannot be extracted: {error.message}",
-                    where=str(self._extract_to),
-                    hint="free some disk space, or name another folder (images_to)",
-                ) from error
+                message = f"images inside the data cannot be extracted: {error.message}"
+                hint = "free some disk space, or name another folder (images_to)"
+                raise CannotExtractError(message, where=str(self._extract_to), hint=hint) from error
         return Image(path)
 
 
@@ -137,10 +127,8 @@ def check_member_name(name: str) -> str:
     """The name of an archive's member; raises LorgnetteError if it leads out of the archive's own folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise LorgnetteError(
-            f"a member of the archive leaves its folder: {name[:80]!r}",
-            hint="do not trust this archive: get it again from its source, or remove the member",
-        )
+        hint = "do not trust this archive: get it again from its source, or remove the member"
+        raise LorgnetteError(f"a member of the archive leaves its folder: {name[:80]!r}", hint=hint)
     return name
 
 
@@ -148,10 +136,8 @@ def read_member(stream: IO[bytes], name: str, *, max_bytes: int = MAX_IMAGE_BYTE
     """The content of an archive's member, at most max_bytes whatever size it claims to have."""
     content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise LorgnetteError(
-            f"{name!r} unpacks to more than {max_bytes:,} bytes",
-            hint="remove it from the archive (a bomb, or no image)",
-        )
+        message = f"{name!r} unpacks to more than {max_bytes:,} bytes"
+        raise LorgnetteError(message, hint="remove it from the archive (a bomb, or no image)")
     return content
 
 
@@ -164,21 +150,16 @@ class ImageZip:
         try:
             self._file = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise UsageError(
-                f"neither a folder nor a readable zip: {error}",
-                where=f"images_from {path}",
-                hint="name a folder of images, or get the zip again",
-            ) from error
+            message, hint = f"neither a folder nor a readable zip: {error}", "name a folder, or get the zip again"
+            raise UsageError(message, where=f"images_from {path}", hint=hint) from error
         self._path = path
 
     @cached_property
     def _members(self) -> dict[str, str | None]:
         """Path or file name → member; None if several members have the file name."""
-        names = [name for name in self._file.namelist() if not name.endswith("/")]
-        by_file_name: dict[str, str | None] = {}
-        for name in names:
-            file_name = PurePosixPath(name).name
-            by_file_name[file_name] = None if file_name in by_file_name else name
+        names = {name: PurePosixPath(name).name for name in self._file.namelist() if not name.endswith("/")}
+        counts = Counter(names.values())
+        by_file_name = {file_name: name if counts[file_name] == 1 else None for name, file_name in names.items()}
         return by_file_name | {name: name for name in names}
 
     def find_member(self, written: str) -> str | None:
@@ -190,16 +171,5 @@ class ImageZip:
             with self._file.open(check_member_name(member)) as stream:
                 return read_member(stream, member)
         except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-            raise LorgnetteError(
-                f"{member!r} cannot be unpacked: {error}", where=str(self._path), hint="get the zip again"
-            ) from error
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        content = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise LorgnetteError(f"a data URI is broken: {error}", hint="encode the image again as base64") from error
-    if not content:
-        raise LorgnetteError("a data URI is empty", hint="encode the image again, or remove the row")
-    return content
+            message = f"{member!r} cannot be unpacked: {error}"
+            raise LorgnetteError(message, where=str(self._path), hint="get the zip again") from error

@@ -1,9 +1,7 @@
 """Opens an image file: its size, its pixels, or an error that says what is wrong with it.
 
 Parts: sizes and pixels (EXIF orientation applied) · color modes → 8-bit RGB · proof that a file is not cut off ·
-an explanation for whatever Pillow raises.
-
-Knows nothing about examples, captions, or the sizes that a model needs.
+an explanation for whatever Pillow raises. Knows nothing about examples, captions, or the sizes that a model needs.
 """
 
 import io
@@ -14,7 +12,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,32 +22,20 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io import image_signature
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".avif", ".avifs", ".mpo", ".jp2", ".j2k", ".ico", ".ppm", ".pgm", ".pbm", ".qoi", ".heic", ".heif"),
-    )
-)
+_RARE_SUFFIXES = {".jpe", ".jfif", ".apng", ".dib", ".avifs", ".mpo", ".j2k", ".pgm", ".pbm", ".qoi", ".heic", ".heif"}
+IMAGE_SUFFIXES = image_signature.IMAGE_SUFFIXES | _RARE_SUFFIXES
 """Suffixes of the files in a folder that count as images. HEIC is listed so that it is reported, not ignored."""
 MAX_ASPECT = 200
 """Largest ratio of the longer to the shorter side; every Qwen-VL processor refuses more."""
-_FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI"),
-    "HEIF",  # only if the user has registered a plugin for it
-)
-"""An allow list: Pillow's other readers start programs (EPS, WMF) or accept almost any bytes as an image."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI", "HEIF")
+"""An allow list: Pillow's other readers start programs (EPS, WMF) or accept almost any bytes as an image. HEIF needs a
+plugin that the user registers."""
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Jpeg2K", "Ico", "Ppm", "Qoi")
 """Pillow's modules that read _FORMATS."""
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_TRANSPOSES = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS, start=2)}
 """EXIF orientation → the transpose that turns the image upright."""
 _PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """The filter in the form in which `warnings` stores it."""
@@ -97,8 +83,7 @@ def decode_preview(
     with _open(path) as image:
         size = _check_size(path, _read_oriented_size(image))
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            upper = _decode_upper(path, image, min_side, upper_fraction) if upper_fraction < 1 else None
-            if upper is not None:
+            if upper_fraction < 1 and (upper := _decode_upper(path, image, min_side, upper_fraction)):
                 return size, upper, False
             image.draft(None, (min_side, min_side))  # None: keep the color mode
             return size, _decode(path, image), True
@@ -143,7 +128,9 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise LorgnetteError("image is missing", where=where, hint=_suggest_path(path)) from error
+        hint = "correct the path (relative: to the data file's folder), or set images_from to the images' folder"
+        hint = "write / instead of \\ in the path" if "\\" in path.name else hint
+        raise LorgnetteError("image is missing", where=where, hint=hint) from error
     except (OSError, ValueError) as error:  # the name is too long or has a NUL; the folder is not readable
         raise LorgnetteError(f"image cannot be reached: {error}", where=where, hint="correct the path") from error
     if stat.S_ISDIR(status.st_mode):
@@ -152,12 +139,6 @@ def _check_file(path: Path) -> None:
         raise LorgnetteError("not an ordinary file", where=where, hint="name an image file")
     if status.st_size == 0:
         raise LorgnetteError("image is empty (zero bytes)", where=where, hint="get it again, or remove its row")
-
-
-def _suggest_path(path: Path) -> str:
-    if "\\" in path.name:
-        return "write / instead of \\ in the path"
-    return "correct the path (relative paths start at the data file's folder), or set images_from to the images' folder"
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> tuple[int, int]:
@@ -172,8 +153,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> tuple[int, int]:
 
 def _read_oriented_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     """Width and height after orientation. Pillow gives a TIFF's size already turned."""
-    is_turned = _read_orientation(image) >= 5 and image.format != "TIFF"
-    return (image.height, image.width) if is_turned else image.size
+    return image.size[::-1] if _read_orientation(image) >= 5 and image.format != "TIFF" else image.size
 
 
 def _read_orientation(image: ImageFile.ImageFile) -> int:
@@ -181,11 +161,9 @@ def _read_orientation(image: ImageFile.ImageFile) -> int:
 
     ImageOps.exif_transpose is not used: it writes the EXIF back and fails on tags of a wrong type.
     """
-    if image.format == "PNG" and image.fp is not None and not has_late_metadata(image.fp):
-        # PngImageFile.getexif decodes the whole image in case EXIF follows the pixels; here none does.
-        read_exif = Image.Image.getexif
-    else:
-        read_exif = type(image).getexif
+    # PngImageFile.getexif decodes the whole image in case EXIF follows the pixels.
+    has_no_late_exif = image.format == "PNG" and image.fp is not None and not has_late_metadata(image.fp)
+    read_exif = Image.Image.getexif if has_no_late_exif else type(image).getexif
     try:
         value = read_exif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF raises nearly anything, and must not make the image unusable
@@ -207,10 +185,6 @@ def _decode(path: Path, image: ImageFile.ImageFile) -> Image.Image:
     return rgb
 
 
-_MISSING_GRAY = 128
-"""What libjpeg fills in when the data ends: all coefficients zero, which is gray."""
-
-
 def _decode_upper(
     path: Path, image: JpegImagePlugin.JpegImageFile, min_side: int, upper_fraction: float
 ) -> Image.Image | None:
@@ -219,18 +193,17 @@ def _decode_upper(
         return None
     scan_start = image.fp.tell()  # Pillow reads a JPEG's header up to the start of its scan
     image.fp.seek(0)
-    head = truncate_jpeg(image.fp.read(), scan_start)
-    if head is None:
+    if (head := truncate_jpeg(image.fp.read(), scan_start)) is None:
         return None
     with Image.open(io.BytesIO(head), formats=("JPEG",)) as part:
         part.draft(None, (min_side, min_side))
         rgb = _decode(path, part)
-    # Rows below upper_fraction that are not all gray prove that decoding went beyond it. One row of blocks is added,
-    # since the last one that was decoded may be incomplete.
+    # libjpeg fills in gray (128) at the data's end: rows below upper_fraction that are not all gray prove that decoding
+    # went beyond it. One row of blocks is added, since the last one may be incomplete.
     block_height = 8 * max(layer[2] for layer in image.layer)
     needed = math.ceil(upper_fraction * rgb.height) + math.ceil(block_height * rgb.height / image.height)
     below = rgb.crop((0, needed, *rgb.size)) if needed < rgb.height else None
-    return rgb if below is not None and set(below.getextrema()) != {(_MISSING_GRAY, _MISSING_GRAY)} else None
+    return rgb if below is not None and set(below.getextrema()) != {(128, 128)} else None
 
 
 def _silence_pil() -> None:
@@ -246,20 +219,17 @@ def _silence_pil() -> None:
 
 # --- color: every mode that Pillow opens → 8-bit RGB, scaled, never clipped -----------------------------------------
 
-WHITE = (255, 255, 255)
-_HIGH_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
-
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """A loaded image in RGB. Transparent pixels become white, as viewers and pages show them."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in _HIGH_BIT_MODES:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
         return _scale_to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, WHITE)
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
     canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return canvas
 
@@ -270,8 +240,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     low, high = _find_range(image.mode, values)
     scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
     gray = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round().astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
+    if isinstance(transparent := image.info.get("transparency"), int):
         gray = np.where(values == transparent, np.uint8(255), gray)
     return Image.fromarray(gray).convert("RGB")
 
@@ -287,8 +256,7 @@ def _find_range(mode: str, values: np.ndarray) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
-    white = next((white for white in usual if low >= 0.0 and high <= white), None)
-    if white is not None:
+    if white := next((white for white in usual if low >= 0.0 and high <= white), None):
         return 0.0, white
     return low, high if high > low else low + 1.0  # a single value becomes black
 
@@ -371,7 +339,6 @@ def _scan_png_chunks(file: IO[bytes]) -> tuple[bool, bool]:
 # --- errors: what the file is instead of an image, from its first bytes ---------------------------------------------
 
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _GET_AGAIN = "download the file again (it is cut off or damaged), or remove its row"
 _LFS_POINTER = ("a git-lfs pointer, not the image itself", "run `git lfs pull` in the repository it came from")
 _WEB_PAGE = ("a web page (HTML or XML), not an image", "the server sent an error page: download the image again")
@@ -385,35 +352,24 @@ def explain_decode_error(path: Path, error: Exception) -> LorgnetteError:
 
 
 def _explain(path: Path, error: Exception) -> tuple[str, str]:
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        detail = f" ({_format_message(error)})" if str(error) else ""
+        detail = f" ({text})" if str(error) else ""
         return f"image is too large to be decoded{detail}", "scale it down, or remove its row"
     if isinstance(error, OSError) and error.errno is not None:
         return f"image cannot be read: {error.strerror}", "check the path, its permissions and the disk"
-    head = _read_head(path)
-    return _detect_other_format(head) or _explain_damage(head, error)
-
-
-def _explain_damage(head: bytes, error: Exception) -> tuple[str, str]:
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(512)
+    if other_format := _detect_other_format(head):
+        return other_format
     if isinstance(error, UnidentifiedImageError):
-        if head.startswith(_MAGIC):
-            return "image is damaged: its header is invalid", _GET_AGAIN
-        return "not an image in a supported format", "save it as JPEG or PNG, or remove its row"
+        damaged = "image is damaged: its header is invalid", _GET_AGAIN
+        foreign = "not an image in a supported format", "save it as JPEG or PNG, or remove its row"
+        return damaged if image_signature.detect_image_format(head) else foreign
     if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
-        return f"image has an oversized text chunk: {_format_message(error)}", "save it again without its metadata"
-    return f"image cannot be decoded: {_format_message(error)}", _GET_AGAIN
-
-
-def _format_message(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _read_head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError:
-        return b""
+        return f"image has an oversized text chunk: {text}", "save it again without its metadata"
+    return f"image cannot be decoded: {text}", _GET_AGAIN
 
 
 def _detect_other_format(head: bytes) -> tuple[str, str] | None:

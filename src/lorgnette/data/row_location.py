@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from lorgnette.data.fields import require_string
 from lorgnette.data.image_resolver import CannotExtractError, ImageResolver
@@ -55,23 +55,12 @@ class ReadOptions:
     locate_image: Callable[[str, int | None], Path] | None = None
     source: Path | None = None
 
-    def create_resolver(self, source: Path, *folders: Path) -> ImageResolver:
-        return ImageResolver(
-            source,
-            folders=folders,
-            images_from=self.images_from,
-            images_to=self.images_to,
-            locate_image=self.locate_image,
-        )
-
     def require_no_name(self, source: Path) -> "ReadOptions":
         """The options, for a format without named parts. Raises UsageError if a name is given."""
         if self.name is not None:
-            raise UsageError(
-                f"name is {self.name!r}, but this file has no named parts",
-                where=str(source),
-                hint="leave it out (it selects a split of dataset_coco.json or an entry of dataset_info.json)",
-            )
+            message = f"name is {self.name!r}, but this file has no named parts"
+            hint = "leave it out (it selects a split of dataset_coco.json or an entry of dataset_info.json)"
+            raise UsageError(message, where=str(source), hint=hint)
         return self
 
 
@@ -99,10 +88,16 @@ class RowLocation(NamedTuple):
         path = value.get("path") if isinstance(value, Mapping) else None
         content = value.get("bytes") if isinstance(value, Mapping) else value
         if isinstance(content, bytes):
-            return self.extract_image(content, _find_suffix(content, path, name))
-        if isinstance(path, str):
-            value = path  # no bytes: Hugging Face's and ms-swift's way to write a path
-        return self._resolver.resolve(require_string(value, name), fallback_folder=fallback_folder, coco_id=coco_id)
+            if not content:
+                raise LorgnetteError(f"{name} is empty, not an image", hint="add the image, or remove the row")
+            image_format = detect_image_format(content[:HEAD_BYTES])
+            if image_format is None:
+                raise LorgnetteError(f"{name} holds no image in a known format", hint="replace it, or remove the row")
+            suffix = PurePosixPath(path).suffix if isinstance(path, str) else ""
+            return self.extract_image(content, suffix or SUFFIXES[image_format])
+        # A path without bytes: Hugging Face's and ms-swift's way to write a path.
+        text, resolver = require_string(path if isinstance(path, str) else value, name), self._resolver
+        return resolver.resolve(text, fallback_folder=fallback_folder, coco_id=coco_id)
 
     def extract_image(self, content: bytes, suffix: str) -> Image:
         """The image with these bytes, written to a file."""
@@ -126,37 +121,19 @@ class RowLocation(NamedTuple):
             yield self.to_problem(error)
 
 
-@dataclass(slots=True)
 class RowCounter:
-    """Numbers the rows of one source."""
+    """Numbers the rows of one source. folders: the starts of relative image paths; default: the source's folder."""
 
-    source: Path
-    resolver: ImageResolver
-    prompt: str
-    count: int = 0
+    def __init__(self, source: Path, options: ReadOptions, *folders: Path) -> None:
+        self.source = source = options.source or source
+        start, to, locate = options.images_from, options.images_to, options.locate_image
+        self.resolver = ImageResolver(source, folders=folders, images_from=start, images_to=to, locate_image=locate)
+        self.prompt, self.count = options.prompt, 0
 
     def next(self, row: int | None = None) -> RowLocation:
         """The next row's location. row: the row as a person counts it, if that is not its number."""
         self.count += 1
         return RowLocation(self.source, self.count if row is None else row, self.count, self.resolver, self.prompt)
-
-
-def create_row_counter(source: Path, options: ReadOptions, *folders: Path) -> RowCounter:
-    """folders: the starts of relative image paths; default: the source's folder."""
-    source = options.source or source
-    return RowCounter(source, options.create_resolver(source, *folders), options.prompt)
-
-
-def _find_suffix(content: bytes, path: Any, name: str) -> str:
-    """The suffix of an embedded image, from its path or its first bytes. Raises LorgnetteError if it is no image."""
-    if not content:
-        raise LorgnetteError(f"{name} is empty, not an image", hint="add the image, or remove the row")
-    image_format = detect_image_format(content[:HEAD_BYTES])
-    if image_format is None:
-        raise LorgnetteError(f"{name} holds no image in a known format", hint="replace it, or remove the row")
-    return (
-        PurePosixPath(path).suffix if isinstance(path, str) and PurePosixPath(path).suffix else SUFFIXES[image_format]
-    )
 
 
 def sample_rows(rows: Iterable[T], count: int, seed: int) -> list[T]:

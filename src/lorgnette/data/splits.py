@@ -7,8 +7,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from lorgnette.errors import UsageError
@@ -16,7 +16,6 @@ from lorgnette.types import Example
 
 Split = Literal["image", "tail"]
 _MIDDLE_BYTES = 1024
-_NO_INFO: Mapping[Path, Hashable] = MappingProxyType({})
 
 
 def train_test_split(
@@ -39,11 +38,10 @@ def train_test_split(
         raise UsageError(f"holdout is {holdout}, but there {count}", where="holdout", hint=hint)
     if not holdout:
         return list(examples), []
+    test_rows = set(range(len(examples) - holdout, len(examples)))
     if split == "image":
         same = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
         test_rows = _select_from_end(_group_by_image(examples, same), holdout)
-    else:
-        test_rows = set(range(len(examples) - holdout, len(examples)))
     if len(test_rows) == len(examples):
         message = f"holding out {holdout} rows and all others with the same images leaves nothing for training"
         hint = "hold out fewer rows, or set split=tail to ignore shared images"
@@ -54,13 +52,12 @@ def train_test_split(
 
 def count_shared_images(train: Iterable[Example], test: Iterable[Example]) -> int:
     """How many images are in both parts, compared by content."""
-    parts = list(train), list(test)
-    same = map_identical_files(_image_paths((*parts[0], *parts[1])))
-    first, second = ({same[path] for path in _image_paths(part)} for part in parts)
-    return len(first & second)
+    paths = [list(_image_paths(part)) for part in (train, test)]
+    same = map_identical_files(chain(*paths))
+    return len(set.intersection(*({same[path] for path in part} for part in paths)))
 
 
-def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashable] = _NO_INFO) -> dict[Path, Path]:
+def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashable] | None = None) -> dict[Path, Path]:
     """Each path → one path for all files with the same bytes (SHA-256).
 
     known_info: anything known about the files that is equal for equal bytes; files that differ in it are not opened.
@@ -68,11 +65,10 @@ def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashabl
     another.
     """
     resolve_folder = cache(Path.resolve)  # resolving each path on its own costs as much as reading an image header
-    resolved = {
-        path: path.resolve() if path.is_symlink() else resolve_folder(path.parent) / path.name
-        for path in dict.fromkeys(paths)
-    }
-    info = {file: known_info.get(path) for path, file in resolved.items()}
+    resolved: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):
+        resolved[path] = path.resolve() if path.is_symlink() else resolve_folder(path.parent) / path.name
+    info = {file: (known_info or {}).get(path) for path, file in resolved.items()}
     first: dict[Path, Path] = {}
     for same_size in _group_by(info, lambda file: (file.stat().st_size, info[file])):
         for same_middle in _group_by(same_size, _read_middle):
@@ -84,11 +80,9 @@ def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashabl
 def _group_by(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Files with equal keys, in their order. The key of a single file is not computed."""
     files = list(files)
-    if len(files) == 1:
-        return [files]
     groups: dict[Hashable, list[Path]] = defaultdict(list)
     for file in files:
-        groups[key(file)].append(file)
+        groups[key(file) if len(files) > 1 else None].append(file)
     return list(groups.values())
 
 
@@ -112,8 +106,6 @@ def _select_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
     selected: set[int] = set()
     skipped: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: rows[-1], reverse=True):
-        if len(selected) == holdout:
-            break
         if len(selected) + len(group) <= holdout:
             selected.update(group)
         else:

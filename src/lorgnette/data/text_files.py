@@ -19,7 +19,15 @@ def read_lines(path: Path) -> Generator[str, None, None]:
         # surrogateescape: a strict decoder fails on a whole buffer and cannot name the line.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, start=1):
-                _check_utf8(line, number, path)
+                try:
+                    line.encode("utf-8")
+                except UnicodeEncodeError as error:
+                    byte = ord(line[error.start]) - 0xDC00
+                    column = len(line[: error.start].encode("utf-8")) + 1
+                    is_utf16 = number == 1 and column == 1 and byte in (0xFE, 0xFF)
+                    fact = "the file is UTF-16, not UTF-8" if is_utf16 else "the file is not UTF-8"
+                    message = f"{fact}: byte 0x{byte:02x} at byte {column} of line {number}"
+                    raise LorgnetteError(message, where=f"{path}, line {number}", hint=_UTF8_HINT) from error
                 yield line
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
@@ -63,15 +71,3 @@ def describe_type(value: object) -> str:
     names: dict[type, str] = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
     names |= {str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
-
-
-def _check_utf8(line: str, number: int, path: Path) -> None:
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError as error:
-        byte = ord(line[error.start]) - 0xDC00
-        column = len(line[: error.start].encode("utf-8")) + 1
-        is_utf16 = number == 1 and column == 1 and byte in (0xFE, 0xFF)
-        fact = "the file is UTF-16, not UTF-8" if is_utf16 else "the file is not UTF-8"
-        message = f"{fact}: byte 0x{byte:02x} at byte {column} of line {number}"
-        raise LorgnetteError(message, where=f"{path}, line {number}", hint=_UTF8_HINT) from error

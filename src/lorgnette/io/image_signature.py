@@ -8,7 +8,7 @@ SUFFIXES = {
 }  # fmt: skip
 IMAGE_SUFFIXES = frozenset({".jpeg", ".tiff", *SUFFIXES.values()})
 _SIGNATURES = (
-    (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"),
+    (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"), (b"\0\0\0\x0cjP  ", "jp2"), (b"\xff\x4f\xff\x51", "jp2"), (b"\0\0\1\0", "ico"),
     (b"P5", "ppm"), (b"P6", "ppm"),
 )  # fmt: skip

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data.formats.columns import Column, ColumnPair, ColumnReader, choose_columns, read_captions
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, create_row_counter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, RowCounter
 from lorgnette.errors import LorgnetteError
 
 
@@ -73,7 +73,7 @@ def test_captions_are_read_from_a_cell(value: object, separator: str | None, cap
 
 
 def test_the_columns_are_chosen_from_the_first_record() -> None:
-    counter = create_row_counter(Path("/d/a.jsonl"), ReadOptions(prompt="q"))
+    counter = RowCounter(Path("/d/a.jsonl"), ReadOptions(prompt="q"))
     reader = ColumnReader(ColumnChoice(), "a.jsonl")
     [example] = reader.read_record({"img": "a.jpg", "title": " one "}, counter.next())
     assert (example.id, example.reference, example.images[0].path) == ("identity_1", "one", Path("/d/a.jpg"))
@@ -84,7 +84,7 @@ def test_the_columns_are_chosen_from_the_first_record() -> None:
 
 
 def test_fixed_names_keep_their_captions_as_written() -> None:
-    counter = create_row_counter(Path("/d/a.csv"), ReadOptions())
+    counter = RowCounter(Path("/d/a.csv"), ReadOptions())
     [example] = ColumnReader(ColumnChoice(), "x").read_record(
         {"file_name": "a.jpg", "text": " a && b\n"}, counter.next()
     )

@@ -18,9 +18,7 @@ def read(record: Mapping[str, Any], location: row_location.RowLocation) -> list[
 
 
 def read_rows(path: Path) -> list[row_location.Row]:
-    return list(
-        json_records.read_records(path, row_location.create_row_counter(path, row_location.ReadOptions()), read)
-    )
+    return list(json_records.read_records(path, row_location.RowCounter(path, row_location.ReadOptions()), read))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

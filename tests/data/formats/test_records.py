@@ -4,14 +4,14 @@ import pytest
 
 from lorgnette.data.formats.columns import Column
 from lorgnette.data.formats.records import RecordReader, read_record
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, create_row_counter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, RowCounter
 from lorgnette.errors import LorgnetteError
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def test_a_record_is_recognized_by_its_key() -> None:
-    location = create_row_counter(Path("/d/a.json"), ReadOptions()).next()
+    location = RowCounter(Path("/d/a.json"), ReadOptions()).next()
     [conversation] = read_record({"messages": MESSAGES}, location)
     [caption] = read_record({"image_path": "a.jpg", "caption": "b"}, location)
     assert (conversation.reference, caption.reference) == ("a", "b")
@@ -20,7 +20,7 @@ def test_a_record_is_recognized_by_its_key() -> None:
 
 
 def test_columns_are_recognized_only_if_the_options_say_so() -> None:
-    location = create_row_counter(Path("/d/a.json"), ReadOptions()).next()
+    location = RowCounter(Path("/d/a.json"), ReadOptions()).next()
     record = {"image": "a.jpg", "answer": "b", "query": "c"}
     read = RecordReader(ReadOptions(columns=ColumnChoice()), "a.json")
     [conversation] = read({"messages": MESSAGES}, location)

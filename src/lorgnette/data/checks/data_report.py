@@ -97,11 +97,6 @@ def load_usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, sour
 def build_refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
     """The error that lists the rows because of which training does not start."""
     skip = ", or skip them: data.on_bad_row=skip (prepare: --on-bad-row skip)" if len(problems) < total else ""
-    message = f"{len(problems)} of {total} rows cannot be used:\n{_list_problems(problems)}\n"
-    return LorgnetteError(message, hint=f"fix them{skip}")
-
-
-def _list_problems(problems: Sequence[Problem]) -> str:
-    lines = [f"  {problem}" for problem in problems[:_MAX_LISTED]]
-    more = len(problems) - _MAX_LISTED
-    return "\n".join([*lines, f"  … and {more} more"] if more > 0 else lines)
+    more = [f"… and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
+    listed = "".join(f"  {line}\n" for line in [*problems[:_MAX_LISTED], *more])
+    return LorgnetteError(f"{len(problems)} of {total} rows cannot be used:\n{listed}", hint=f"fix them{skip}")

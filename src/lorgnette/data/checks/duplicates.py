@@ -24,23 +24,27 @@ def find_duplicates(
     """
     train_rows, test_rows = _map_first_rows(train), _map_first_rows(test)
     first_rows = test_rows | train_rows
-    yield from _find_repeated_rows((*train, *test))
-    yield from _find_leaks(test, identical_files, _map_first_by_content(identical_files, train_rows))
-    yield from _find_copies(identical_files, train_rows, first_rows)
-    yield from _find_near_duplicates(identical_files, train_rows, first_rows, signatures)
-
-
-def _find_repeated_rows(rows: Sequence[Example]) -> Iterator[Finding]:
-    """Compares images and texts; ids do not matter."""
+    # Repeated rows: images and texts are equal, ids do not matter.
     first: dict[tuple[Turn, ...], Example] = {}
-    for row in rows:
-        earlier = first.setdefault(row.turns, row)
-        if earlier is not row:
+    for row in (*train, *test):
+        if (earlier := first.setdefault(row.turns, row)) is not row:
             message = f"duplicate of {_format_row(earlier, row)} (same images, same text)"
             yield Finding.for_example(row, "repeated-row", message, "remove one of them")
+    yield from _find_leaks(train, test, identical_files)
+    # Each path → the path, as a row has it, of the first file with the same bytes.
+    first_paths: dict[Path, Path] = {}
+    originals = {path: first_paths.setdefault(f, path) for path, f in identical_files.items() if path in first_rows}
+    # Other files with the same bytes in the same part; across the parts it is a leak already.
+    for path, original in originals.items():
+        if path != original and (path in train_rows) == (original in train_rows):
+            row = first_rows[path]
+            message = f"{path.name} is byte for byte {_format_image(original, first_rows[original], row)}"
+            yield Finding.for_example(row, "copy", message, "use one file in both rows, or remove one", path, original)
+    yield from _find_near_duplicates(originals, train_rows, first_rows, signatures)
 
 
-def _find_leaks(test: Sequence[Example], identical_files: _Files, train_rows: _Rows) -> Iterator[Finding]:
+def _find_leaks(train: Sequence[Example], test: Sequence[Example], identical_files: _Files) -> Iterator[Finding]:
+    train_rows = {identical_files[image.path]: row for row in reversed(train) for image in row.images}
     for row in test:
         for path in dict.fromkeys(image.path for image in row.images):
             if earlier := train_rows.get(identical_files[path]):
@@ -48,20 +52,10 @@ def _find_leaks(test: Sequence[Example], identical_files: _Files, train_rows: _R
                 yield Finding.for_example(row, "leak", message, _KEEP_ONE, path)
 
 
-def _find_copies(identical_files: _Files, train_rows: _Rows, first_rows: _Rows) -> Iterator[Finding]:
-    """Other files with the same bytes in the same part; across the parts it is a leak already."""
-    for path, original in _map_originals(identical_files, first_rows).items():
-        if path != original and (path in train_rows) == (original in train_rows):
-            row = first_rows[path]
-            message = f"{path.name} is byte for byte {_format_image(original, first_rows[original], row)}"
-            yield Finding.for_example(row, "copy", message, "use one file in both rows, or remove one", path, original)
-
-
 def _find_near_duplicates(
-    identical_files: _Files, train_rows: _Rows, first_rows: _Rows, signatures: Mapping[Path, bytes]
+    originals: _Files, train_rows: _Rows, first_rows: _Rows, signatures: Mapping[Path, bytes]
 ) -> Iterator[Finding]:
     """Among files with different bytes. A training image represents its group if it has one, so that leaks show."""
-    originals = _map_originals(identical_files, first_rows)
     in_training = {originals[path] for path in train_rows}
     paths = [path for path, original in originals.items() if path == original and path in signatures]
     for indices in near_duplicate_groups([signatures[path] for path in paths]):
@@ -78,25 +72,7 @@ def _find_near_duplicates(
 
 def _map_first_rows(rows: Sequence[Example]) -> dict[Path, Example]:
     """Image path → the first row with it."""
-    first_rows: dict[Path, Example] = {}
-    for row in rows:
-        for image in row.images:
-            first_rows.setdefault(image.path, row)
-    return first_rows
-
-
-def _map_first_by_content(identical_files: _Files, rows: _Rows) -> dict[Path, Example]:
-    """The first row of each set of identical files."""
-    first_rows: dict[Path, Example] = {}
-    for path, row in rows.items():
-        first_rows.setdefault(identical_files[path], row)
-    return first_rows
-
-
-def _map_originals(identical_files: _Files, first_rows: _Rows) -> dict[Path, Path]:
-    """Each path → the path, as a row has it, of the first file with the same bytes."""
-    originals: dict[Path, Path] = {}
-    return {path: originals.setdefault(identical_files[path], path) for path in identical_files if path in first_rows}
+    return {image.path: row for row in reversed(rows) for image in row.images}
 
 
 def _format_row(earlier: Example, row: Example) -> str:

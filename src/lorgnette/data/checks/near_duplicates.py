@@ -2,20 +2,17 @@
 
 An image's signature is the mean color of 16×16 cells. Two images are near-duplicates if no cell differs by more than
 MAX_CELL_DIFF and the cells differ by at most MAX_MEAN_DIFF on average. Cropped, mirrored or recolored images count as
-different images, and so do two images that differ only in the color of one object.
-
-Knows nothing about rows.
+different images, and so do two images that differ only in the color of one object. Knows nothing about rows.
 
 Shapes: N images, D = 3 · cells bytes of a signature (768 for a whole image, 192 for its upper quarter).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64
 from PIL import Image
 
 CELLS_PER_SIDE = 16
@@ -64,7 +61,7 @@ def candidates(signatures: Sequence[bytes]) -> list[int]:
 
     The cells of the upper quarter may differ by twice as much on average, since the difference may be all in them.
     """
-    index = _SignatureIndex.from_signatures([signature[:UPPER_BYTES] for signature in signatures], 2 * MAX_MEAN_DIFF)
+    index = _SignatureIndex([signature[:UPPER_BYTES] for signature in signatures], 2 * MAX_MEAN_DIFF)
     is_candidate = np.zeros(len(signatures), bool)
     for i in range(len(signatures)):
         # A candidate need only be compared with images that are none yet: a thousand white skies are no million pairs.
@@ -79,7 +76,7 @@ def near_duplicate_groups(signatures: Sequence[bytes]) -> list[list[int]]:
 
     The darkest image of a group represents it: the others look like it, not necessarily like each other.
     """
-    index = _SignatureIndex.from_signatures(signatures, MAX_MEAN_DIFF)
+    index = _SignatureIndex(signatures, MAX_MEAN_DIFF)
     is_grouped = np.zeros(len(signatures), bool)
     groups: list[list[int]] = []
     for i in range(len(signatures)):
@@ -90,54 +87,33 @@ def near_duplicate_groups(signatures: Sequence[bytes]) -> list[list[int]]:
     return sorted(groups)
 
 
-@dataclass(frozen=True, slots=True)
 class _SignatureIndex:
     """Signatures sorted by mean brightness, so that only neighbors are compared: 100,000 images take seconds.
 
-    order: the index of each before sorting. neighbor_ends: the end of each one's neighbors. quarter_means: one column
-    of means, contiguous, which rules out most neighbors. max_mean_diff: largest difference of the cells on average.
+    order: [N] the index of each before sorting. max_mean_diff: largest difference of the cells on average.
     """
 
-    order: Int64[np.ndarray, " N"]
-    cells: UInt8[np.ndarray, "N D"]
-    means: Float32[np.ndarray, "N 13"]
-    quarter_means: Float32[np.ndarray, " N"]
-    neighbor_ends: list[int]
-    max_mean_diff: float
-
-    @classmethod
-    def from_signatures(cls, signatures: Sequence[bytes], max_mean_diff: float) -> "_SignatureIndex":
+    def __init__(self, signatures: Sequence[bytes], max_mean_diff: float) -> None:
         width = len(signatures[0]) if signatures else UPPER_BYTES
-        cells = np.frombuffer(b"".join(signatures), np.uint8).reshape(len(signatures), width)
-        means = _compute_means(cells)
-        order = np.argsort(means[:, 0], kind="stable")
-        cells, means = cells[order], means[order]
-        neighbor_ends = np.searchsorted(means[:, 0], means[:, 0] + max_mean_diff, side="right").tolist()
-        return cls(order, cells, means, means[:, 1].copy(), neighbor_ends, max_mean_diff)
+        cells = np.frombuffer(b"".join(signatures), np.uint8).reshape(len(signatures), width)  # [N, D]
+        # [N, 13]: the mean of all cells, then of each color in each quarter. Cells that agree on average have means
+        # that agree, so comparing these 13 numbers sorts out nearly all pairs.
+        blocks = cells.reshape(-1, 2, width // (CELLS_PER_SIDE * 6), 2, CELLS_PER_SIDE // 2, 3)
+        quarters = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
+        means = np.concatenate([quarters.mean(axis=1, keepdims=True), quarters], axis=1)
+        self.order, self.max_mean_diff = np.argsort(means[:, 0], kind="stable"), max_mean_diff
+        self.cells, self.means = cells[self.order], means[self.order]
+        # One column of means, contiguous, rules out most neighbors.
+        brightness, self.quarter_means = self.means[:, 0], self.means[:, 1].copy()
+        self.neighbor_ends = np.searchsorted(brightness, brightness + max_mean_diff, side="right").tolist()
 
     def find_similar(self, i: int, among: Bool[np.ndarray, " N"] | None) -> Int64[np.ndarray, " S"]:
         """The indices behind i of images that look like image i. Cheap tests come first."""
         end = self.neighbor_ends[i]
         is_close = np.abs(self.quarter_means[i + 1 : end] - self.quarter_means[i]) <= self.max_mean_diff
-        close = np.flatnonzero(is_close if among is None else is_close & among[i + 1 : end]) + i + 1
+        close: np.ndarray = np.flatnonzero(is_close if among is None else is_close & among[i + 1 : end]) + i + 1
         close = close[(np.abs(self.means[close] - self.means[i]) <= self.max_mean_diff).all(axis=1)]
-        similar: np.ndarray = close
         if len(close):
-            similar = close[_is_similar(self.cells[close], self.cells[i], self.max_mean_diff)]
-        return similar
-
-
-def _compute_means(cells: UInt8[np.ndarray, "N D"]) -> np.ndarray:
-    """[N, 13]: the mean of all cells, then the mean of each color in each quarter.
-
-    Cells that agree on average have means that agree, so comparing these 13 numbers sorts out nearly all pairs.
-    """
-    high = cells.shape[1] // (CELLS_PER_SIDE * 3)
-    blocks = cells.reshape(-1, 2, high // 2, 2, CELLS_PER_SIDE // 2, 3)
-    quarters = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(-1, 12)
-    return np.concatenate([quarters.mean(axis=1, keepdims=True), quarters], axis=1)
-
-
-def _is_similar(cells: UInt8[np.ndarray, "N D"], query: UInt8[np.ndarray, " D"], max_mean_diff: float) -> np.ndarray:
-    diff = np.abs(cells.astype(np.int16) - query)
-    return np.asarray((diff.max(axis=1) <= MAX_CELL_DIFF) & (diff.mean(axis=1) <= max_mean_diff))
+            diff = np.abs(self.cells[close].astype(np.int16) - self.cells[i])
+            close = close[(diff.max(axis=1) <= MAX_CELL_DIFF) & (diff.mean(axis=1) <= self.max_mean_diff)]
+        return close

@@ -37,14 +37,7 @@ class ImageInfo(NamedTuple):
     signature: bytes | None
 
 
-class _ImageError(NamedTuple):
-    """An error's texts. The error itself would keep every frame that it passed through alive."""
-
-    message: str
-    hint: str
-
-
-_Info = ImageInfo | _ImageError
+_Info = ImageInfo | LorgnetteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +97,22 @@ def compute_full_signatures(infos: Mapping[Path, ImageInfo], identical_files: Ma
     signatures = {path: signature for path in first.values() if (signature := infos[path].signature)}
     paths = list(signatures)
     suspects = [paths[index] for index in near_duplicates.candidates(list(signatures.values()))]
+
+    def complete(path: Path) -> bytes | None:
+        is_whole = len(signatures[path]) > near_duplicates.UPPER_BYTES
+        return signatures[path] if is_whole else _decode_signature(path).signature
+
     with _create_pool(decoding=True) as pool:
-        full = pool.map(lambda path: _compute_full_signature(path, signatures[path]), suspects)
+        full = pool.map(complete, suspects)
         return {path: signature for path, signature in zip(suspects, full, strict=True) if signature}
 
 
-def _compute_full_signature(path: Path, signature: bytes) -> bytes:
-    if len(signature) > near_duplicates.UPPER_BYTES:
-        return signature
-    size, preview, _ = decode_preview(path, min_side=near_duplicates.MIN_SIDE, max_pixels=near_duplicates.MAX_PIXELS)
-    return near_duplicates.image_signature(preview, size) if preview else b""
+def _decode_signature(path: Path, upper_fraction: float = 1.0) -> ImageInfo:
+    """The image's size and signature. Below 1.0, a JPEG's signature may describe only its upper quarter."""
+    side, pixels = near_duplicates.MIN_SIDE, near_duplicates.MAX_PIXELS
+    size, preview, is_whole = decode_preview(path, min_side=side, max_pixels=pixels, upper_fraction=upper_fraction)
+    signature = near_duplicates.image_signature(preview, size) if preview else None
+    return ImageInfo(size, signature if is_whole or signature is None else signature[: near_duplicates.UPPER_BYTES])
 
 
 def _create_pool(*, decoding: bool) -> ThreadPoolExecutor:
@@ -185,18 +184,12 @@ def _iter_blocks(
 
 def _scan_image(path: Path, *, with_signatures: bool) -> _Info:
     try:
-        if not with_signatures:
-            return ImageInfo(verify_image(path), None)
-        size, preview, is_whole = decode_preview(
-            path,
-            min_side=near_duplicates.MIN_SIDE,
-            max_pixels=near_duplicates.MAX_PIXELS,
-            upper_fraction=near_duplicates.UPPER_FRACTION,
-        )
-        signature = near_duplicates.image_signature(preview, size) if preview else None
-        return ImageInfo(size, signature if is_whole or signature is None else signature[: near_duplicates.UPPER_BYTES])
+        if with_signatures:
+            return _decode_signature(path, near_duplicates.UPPER_FRACTION)
+        return ImageInfo(verify_image(path), None)
     except LorgnetteError as error:
-        return _ImageError(error.message, error.hint or "correct or remove the row")
+        # The error itself would keep every frame that it passed through alive.
+        return LorgnetteError(error.message, hint=error.hint or "correct or remove the row")
 
 
 def _check_example(example: Example, image_infos: dict[Path, _Info]) -> tuple[Row, dict[Path, ImageInfo]]:
@@ -205,7 +198,7 @@ def _check_example(example: Example, image_infos: dict[Path, _Info]) -> tuple[Ro
         check_conversation(example.turns)
         for image in example.images:
             info = image_infos[image.path]
-            if isinstance(info, _ImageError):
+            if isinstance(info, LorgnetteError):
                 raise LorgnetteError(info.message, where=str(image.path), hint=info.hint)
             own_infos[image.path] = info
     except LorgnetteError as error:

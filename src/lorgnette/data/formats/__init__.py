@@ -6,38 +6,24 @@ FILE_FORMATS    a file, recognized by its suffix
 EXPORTERS       what `export` and `prepare` write, by name
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from lorgnette.data.formats import (
-    coco,
-    conversations,
-    csv,
-    folder,
-    json_records,
-    llama_factory,
-    llava,
-    messages,
-    openai,
-    parquet,
-    webdataset,
-    zip_archive,
-)
+from lorgnette.data.formats import coco, conversations, csv, folder, llama_factory, llava, messages, openai, parquet
+from lorgnette.data.formats.json_records import read_list, read_records
 from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, read_record
-from lorgnette.data.row_location import ReadOptions, Row, create_row_counter
+from lorgnette.data.formats.webdataset import read_webdataset, stream_webdataset
+from lorgnette.data.formats.zip_archive import read_zip
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter
 from lorgnette.data.text_files import read_json
 from lorgnette.types import Example
 
 __all__ = ["EXPORTERS", "FILE_FORMATS", "RECORD_FORMATS", "ExportFormat", "Exporter", "read_record", "stream_rows"]
 ExportFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
-
-
-OBJECT_FORMATS: tuple[
-    tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path, ReadOptions], Iterator[Row]]], ...
-] = (
+OBJECT_FORMATS = (
     (coco.is_official, coco.read_official),
     (coco.is_karpathy, coco.read_karpathy),
     (llama_factory.is_dataset_info, llama_factory.read_dataset_info),
@@ -46,22 +32,17 @@ OBJECT_FORMATS: tuple[
 
 def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
     value = read_json(path)
-    if isinstance(value, dict):
-        for is_format, read in OBJECT_FORMATS:
-            if is_format(value):
-                yield from read(value, path, options)
-                return
-    counter = create_row_counter(path, options.require_no_name(path))
-    yield from json_records.read_list(value, counter, RecordReader(options, str(path)))
+    for is_format, read in OBJECT_FORMATS if isinstance(value, dict) else ():
+        if is_format(value):
+            yield from read(value, path, options)
+            return
+    counter = RowCounter(path, options.require_no_name(path))
+    yield from read_list(value, counter, RecordReader(options, str(path)))
 
 
 def _read_jsonl(path: Path, options: ReadOptions) -> Iterator[Row]:
-    counter = create_row_counter(path, options.require_no_name(path))
-    return json_records.read_records(path, counter, RecordReader(options, str(path)))
-
-
-def _read_zip(path: Path, options: ReadOptions) -> Iterator[Row]:
-    return zip_archive.read_zip(path, options, _TEXT_FORMATS)
+    counter = RowCounter(path, options.require_no_name(path))
+    return read_records(path, counter, RecordReader(options, str(path)))
 
 
 _TEXT_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
@@ -73,8 +54,8 @@ _TEXT_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
 FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     **_TEXT_FORMATS,
     ".parquet": parquet.read_parquet,
-    ".tar": webdataset.read_webdataset,
-    ".zip": _read_zip,
+    ".tar": read_webdataset,
+    ".zip": lambda path, options: read_zip(path, options, _TEXT_FORMATS),
 }
 
 
@@ -91,7 +72,7 @@ def stream_rows(
         for number, examples in parquet.stream_parquet(path, options, start=start[0]):
             yield (number + 1, number + 1), examples
     elif suffix == ".tar":
-        yield from webdataset.stream_webdataset(path, options, start)
+        yield from stream_webdataset(path, options, start)
     else:
         read = folder.read_folder if path.is_dir() else FILE_FORMATS[suffix]
         by_row = groupby(read(path, options), key=lambda row: row.row)

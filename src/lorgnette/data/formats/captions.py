@@ -27,7 +27,7 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Exampl
     image_column, caption_column = find_column(record, IMAGE_COLUMNS), find_column(record, CAPTION_COLUMNS)
     image = location.resolve_image(record.get(image_column), repr(image_column))
     id_ = fields.read_id(record, location.id)
-    return build_examples(image, record.get(caption_column), location, name=f"{caption_column!r}", id_=id_)
+    return build_examples(image, record.get(caption_column), location, name=repr(caption_column), id_=id_)
 
 
 def build_examples(image: Image, captions: object, location: RowLocation, *, name: str, id_: str) -> list[Example]:
@@ -61,7 +61,5 @@ def to_record(example: Example, prompt: str) -> dict[str, str]:
         case [("user", Image(path=path), *texts), ("assistant", str(answer))] if texts in ([], [prompt]):
             if "".join(str(text) for text in texts) == prompt:
                 return {IMAGE_COLUMNS[0]: str(path), CAPTION_COLUMNS[0]: answer}
-    raise LorgnetteError(
-        f"captions hold one image, the question {prompt!r} and one answer; this row is another conversation",
-        hint="use another format, or give this question as the prompt",
-    )
+    message = f"captions hold one image, the question {prompt!r} and one answer; this row is another conversation"
+    raise LorgnetteError(message, hint="use another format, or give this question as the prompt")

@@ -8,12 +8,13 @@ beside the file.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorgnette.data import fields
 from lorgnette.data.formats import captions
-from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
@@ -32,34 +33,29 @@ def is_karpathy(value: Mapping[str, Any]) -> bool:
 
 def read_official(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
     """One row per annotation in the file's order, so the captions of one image may be far apart."""
-    counter = create_row_counter(path, options.require_no_name(path), *_find_image_folders(path))
+    counter = RowCounter(path, options.require_no_name(path), *_find_image_folders(path))
     annotations = _require_list(value, "annotations", path)
     if annotations and not any(isinstance(item, dict) and "caption" in item for item in annotations):
-        raise LorgnetteError(
-            "the annotations have no captions (boxes or key points?)",
-            where=str(path),
-            hint="use the file of captions: captions_train2017.json",
-        )
+        message = "the annotations have no captions (boxes or key points?)"
+        raise LorgnetteError(message, where=str(path), hint="use the file of captions: captions_train2017.json")
     names = {
         image["id"]: image.get("file_name")
         for image in _require_list(value, "images", path)
         if isinstance(image, dict) and isinstance(image.get("id"), int | str)
     }
     for annotation in annotations:
-        yield from _read_annotation(annotation, names, counter.next())
+        location = counter.next()
+        yield from location.try_read(partial(_read_annotation, annotation, names, location))
 
 
-def _read_annotation(annotation: object, names: Mapping[int | str, object], location: RowLocation) -> Iterator[Row]:
-    def read() -> list[Example]:
-        record = _require_object(annotation, "the annotation")
-        image_id = record.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in names:
-            raise LorgnetteError(f"image_id {image_id!r} is not among the images", hint="add the image")
-        image = location.resolve_image(names[image_id], f"the file_name of image {image_id}")
-        id_ = fields.read_id(record, location.id)
-        return captions.build_examples(image, record.get("caption"), location, name="'caption'", id_=id_)
-
-    return location.try_read(read)
+def _read_annotation(annotation: object, names: Mapping[int | str, object], location: RowLocation) -> list[Example]:
+    record = _require_object(annotation, "the annotation")
+    image_id = record.get("image_id")
+    if not isinstance(image_id, int | str) or image_id not in names:
+        raise LorgnetteError(f"image_id {image_id!r} is not among the images", hint="add the image")
+    image = location.resolve_image(names[image_id], f"the file_name of image {image_id}")
+    id_ = fields.read_id(record, location.id)
+    return captions.build_examples(image, record.get("caption"), location, name="'caption'", id_=id_)
 
 
 def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -70,24 +66,21 @@ def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) ->
     if missing := wanted - set(splits):
         message = f"no split {', '.join(sorted(missing))!r}"
         raise UsageError(message, where=str(path), hint=f"set name to one of {', '.join(splits)}")
-    counter = create_row_counter(path, options, *_find_image_folders(path))
+    counter = RowCounter(path, options, *_find_image_folders(path))
     for image in images:
         location = counter.next()
         if not isinstance(image, dict) or str(image.get("split")) in wanted:
-            yield from _read_image(image, location)
+            yield from location.try_read(partial(_read_image, image, location))
 
 
-def _read_image(image: object, location: RowLocation) -> Iterator[Row]:
-    def read() -> list[Example]:
-        record = _require_object(image, "the image")
-        name = fields.require_string(record.get("filename"), "'filename'")
-        folder = fields.require_string(record.get("filepath", ""), "'filepath'")
-        resolved = location.resolve_image(f"{folder}/{name}" if folder else name, "'filename'")
-        texts = [sentence.get("raw") for sentence in fields.require_objects(record.get("sentences"), "sentences")]
-        id_ = next((record[key] for key in ("cocoid", "imgid") if isinstance(record.get(key), int)), location.id)
-        return captions.build_examples(resolved, texts, location, name="sentences", id_=str(id_))
-
-    return location.try_read(read)
+def _read_image(image: object, location: RowLocation) -> list[Example]:
+    record = _require_object(image, "the image")
+    name = fields.require_string(record.get("filename"), "'filename'")
+    folder = fields.require_string(record.get("filepath", ""), "'filepath'")
+    resolved = location.resolve_image(f"{folder}/{name}" if folder else name, "'filename'")
+    texts = [sentence.get("raw") for sentence in fields.require_objects(record.get("sentences"), "sentences")]
+    id_ = next((record[key] for key in ("cocoid", "imgid") if isinstance(record.get(key), int)), location.id)
+    return captions.build_examples(resolved, texts, location, name="sentences", id_=str(id_))
 
 
 def _find_image_folders(path: Path) -> list[Path]:

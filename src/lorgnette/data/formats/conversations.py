@@ -23,13 +23,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Image, Role, Turn
 
 START, END = "<|vision_start|>", "<|vision_end|>"
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+ROLES: dict[str, Role]
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MARKER = re.compile(f"({re.escape(START)}|{re.escape(END)})")
 _UNREAD_KEYS = ("image", "images", "video", "videos", "audio", "audios", "system", "tools", "rejected")
 _HINT = "train on the source itself instead, which keeps it as it is"
@@ -39,9 +34,12 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The record's example. Relative paths start at the file's folder, or else at the current one."""
     fields.reject_unread_keys(record, ("id", "conversations"), _UNREAD_KEYS)
     items = fields.require_objects(record.get("conversations"), "conversations")
-    turns = tuple(_read_turn(item, number, location) for number, item in enumerate(items, start=1))
+    turns: list[Turn] = []
+    for number, item in enumerate(items, start=1):
+        role, text = read_role(item, number), fields.require_string(item.get("value"), f"turn {number}'s 'value'")
+        turns.append(Turn(role, _parse_user_text(text, number, location) if role == "user" else merge_parts([text])))
     check_conversation(turns)
-    return Example(fields.read_id(record, location.id), turns, location.source, location.row)
+    return Example(fields.read_id(record, location.id), tuple(turns), location.source, location.row)
 
 
 def to_record(example: Example) -> dict[str, Any]:
@@ -55,11 +53,6 @@ def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return tuple(Turn(turn.role, _put_image_first(turn.parts)) for turn in turns)
 
 
-def _read_turn(item: Mapping[str, Any], number: int, location: RowLocation) -> Turn:
-    role, text = read_role(item, number), fields.require_string(item.get("value"), f"turn {number}'s 'value'")
-    return Turn(role, _parse_user_text(text, number, location) if role == "user" else merge_parts([text]))
-
-
 def read_role(item: Mapping[str, Any], number: int) -> Role:
     role = item.get("from")
     if not isinstance(role, str) or role not in ROLES:
@@ -68,20 +61,16 @@ def read_role(item: Mapping[str, Any], number: int) -> Role:
 
 
 def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str | Image, ...]:
-    parts: list[str | Image] = []
-    is_path = False
-    for piece in _MARKER.split(text):
-        if piece in (START, END):
-            if is_path is (piece == START):
-                message = f"turn {number}: {piece} without its {END if is_path else START}"
-                raise LorgnetteError(message, hint=f"write each image as {START}PATH{END}")
-            is_path = not is_path
-        elif is_path:
-            parts.append(location.resolve_image(piece, f"turn {number}", fallback_folder=Path.cwd()))
-        else:
-            parts.append(piece)
-    if is_path:
-        raise LorgnetteError(f"turn {number}: {START} without its {END}", hint=f"close it with {END}")
+    pieces = _MARKER.split(text)  # text, START, path, END, text, …
+    markers = pieces[1::2]
+    if markers != [START, END] * (len(markers) // 2):
+        first_wrong = next((i for i, marker in enumerate(markers) if marker != (START, END)[i % 2]), len(markers))
+        alone, missing = (START, END) if first_wrong % 2 else (END, START)
+        message = f"turn {number}: {alone} without its {missing}"
+        raise LorgnetteError(message, hint=f"write each image as {START}PATH{END}")
+    parts: list[str | Image] = list(pieces[::2])
+    for i in range(1, len(parts), 2):
+        parts[i] = location.resolve_image(pieces[2 * i], f"turn {number}", fallback_folder=Path.cwd())
     return _put_image_first(merge_parts(parts))
 
 

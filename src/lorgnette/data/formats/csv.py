@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lorgnette.data.formats import captions
 from lorgnette.data.formats.columns import ID_COLUMNS, Column, ColumnReader
-from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
@@ -34,7 +34,7 @@ class _Columns(NamedTuple):
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Row by row, never the whole file. Columns beyond the two are not read; empty lines are not rows."""
-    counter = create_row_counter(path, options.require_no_name(path))
+    counter = RowCounter(path, options.require_no_name(path))
     with closing(read_lines(path)) as text:
         reader = csv.reader(text, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         columns = _read_header(reader, path, options)

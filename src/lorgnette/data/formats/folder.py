@@ -7,11 +7,12 @@ without its text.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from lorgnette.data.formats import captions, csv, json_records, parquet, webdataset
 from lorgnette.data.images import IMAGE_SUFFIXES
-from lorgnette.data.row_location import ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
@@ -26,30 +27,28 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     metadata = [file for file in files if file.name in _METADATA_FILES]
     if len(metadata) > 1:
-        raise UsageError(
-            "both metadata.csv and metadata.jsonl", where=str(path), hint="name the file instead of the folder"
-        )
+        raise UsageError("both metadata.csv and metadata.jsonl", where=str(path), hint="name one of the two files")
+    if metadata and metadata[0].suffix == ".csv":
+        return csv.read_csv(metadata[0], options)
     if metadata:
-        return _read_metadata(metadata[0], options)
+        counter = RowCounter(metadata[0], options)
+        return json_records.read_records(metadata[0], counter, captions.read_record)
     for suffix, read in _SHARD_FORMATS.items():
         if shards := [file for file in files if file.suffix.lower() == suffix]:
             return (row for shard in shards for row in read(shard, options))
     images, texts = _find_images_and_texts(files)
     if not _has_pairs(images, texts):
-        raise UsageError(
-            "a folder, not a data file, and no file in it describes its images",
-            where=str(path),
-            hint="name a file in it, or add metadata.csv (file_name,caption) or a .txt for each image",
-        )
+        message = "a folder, not a data file, and no file in it describes its images"
+        hint = "name a file in it, or add metadata.csv (file_name,caption) or a .txt for each image"
+        raise UsageError(message, where=str(path), hint=hint)
     return _read_pairs(path, images, texts, options)
 
 
 def is_dataset(path: Path) -> bool:
     """True if a file in the folder describes its images; False for a folder of bare images."""
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-    if any(file.name in _METADATA_FILES or file.suffix.lower() in _SHARD_FORMATS for file in files):
-        return True
-    return _has_pairs(*_find_images_and_texts(files))
+    is_described = any(file.name in _METADATA_FILES or file.suffix.lower() in _SHARD_FORMATS for file in files)
+    return is_described or _has_pairs(*_find_images_and_texts(files))
 
 
 def _find_images_and_texts(files: list[Path]) -> tuple[set[Path], dict[Path, Path]]:
@@ -61,30 +60,22 @@ def _has_pairs(images: set[Path], texts: dict[Path, Path]) -> bool:
     return any(image.with_suffix("") in texts for image in images)
 
 
-def _read_metadata(metadata: Path, options: ReadOptions) -> Iterator[Row]:
-    if metadata.suffix == ".csv":
-        return csv.read_csv(metadata, options)
-    return json_records.read_records(metadata, create_row_counter(metadata, options), captions.read_record)
-
-
 def _read_pairs(path: Path, images: set[Path], texts: dict[Path, Path], options: ReadOptions) -> Iterator[Row]:
-    counter = create_row_counter(path, options)
+    counter = RowCounter(path, options)
     image_stems = {image.with_suffix("") for image in images}
     for file in sorted(images | {text for stem, text in texts.items() if stem not in image_stems}):
-        yield from _read_pair(file, texts.get(file.with_suffix("")), counter.next())
+        location = counter.next()
+        yield from location.try_read(partial(_read_pair, file, texts.get(file.with_suffix("")), location))
 
 
-def _read_pair(file: Path, text: Path | None, location: RowLocation) -> Iterator[Row]:
-    def read() -> list[Example]:
-        if text is None:
-            raise LorgnetteError(f"{file.name} has no text", hint=f"write {file.stem}.txt, or remove the image")
-        if text == file:
-            raise LorgnetteError(f"{file.name} has no image", hint="add it, or move the text elsewhere")
-        try:
-            caption = decode_text(text.read_bytes(), text.name).strip()
-        except OSError as error:
-            raise LorgnetteError(f"{text.name} cannot be read: {error.strerror}", hint="check the file") from error
-        image = location.resolve_image(str(file), "the image")
-        return captions.build_examples(image, caption, location, name="the text", id_=file.name)
-
-    return location.try_read(read)
+def _read_pair(file: Path, text: Path | None, location: RowLocation) -> list[Example]:
+    if text is None:
+        raise LorgnetteError(f"{file.name} has no text", hint=f"write {file.stem}.txt, or remove the image")
+    if text == file:
+        raise LorgnetteError(f"{file.name} has no image", hint="add it, or move the text elsewhere")
+    try:
+        caption = decode_text(text.read_bytes(), text.name).strip()
+    except OSError as error:
+        raise LorgnetteError(f"{text.name} cannot be read: {error.strerror}", hint="check the file") from error
+    image = location.resolve_image(str(file), "the image")
+    return captions.build_examples(image, caption, location, name="the text", id_=file.name)

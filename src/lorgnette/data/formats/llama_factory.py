@@ -14,16 +14,11 @@ from typing import Any
 
 from lorgnette.data import fields
 from lorgnette.data.formats import json_records, messages, queries
-from lorgnette.data.row_location import ReadOptions, Row, create_row_counter, sample_rows
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
 
-_REMOTE_KEYS = {
-    "hf_hub_url": "hf:",
-    "ms_hub_url": "modelscope:",
-    "om_hub_url": "",
-    "script_url": "",
-    "cloud_file_name": "",
-}
+_REMOTE_KEYS = {"hf_hub_url": "hf:", "ms_hub_url": "modelscope:"}
+_REMOTE_KEYS |= dict.fromkeys(("om_hub_url", "script_url", "cloud_file_name"), "")
 _ALPACA_COLUMNS = {"instruction": "prompt", "input": "query", "output": "response"}
 """Our key, which is LLaMA-Factory's default column → its name for the column."""
 _TAGS = {"user": ("user_tag", "human"), "assistant": ("assistant_tag", "gpt"), "system": ("system_tag", "system")}
@@ -65,19 +60,17 @@ def _read_entry(entry: Mapping[str, Any], name: str, path: Path, options: ReadOp
     if source.suffix.lower() not in (".json", ".jsonl") or not source.is_file():
         fact = "is not a .json or .jsonl" if source.is_file() else "does not exist"
         raise LorgnetteError(f"file_name {file!r} {fact}", where=where, hint="correct the entry, or convert the file")
-    reader = _create_reader(entry, where)
-    return json_records.read_records(source, create_row_counter(source, options, path.parent), reader)
+    counter = RowCounter(source, options, path.parent)
+    return json_records.read_records(source, counter, _create_reader(entry, where))
 
 
 def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordReader:
     columns, tags = (entry.get(key) or {} for key in ("columns", "tags"))
     formatting = entry.get("formatting", "alpaca")
     if not isinstance(columns, dict) or not isinstance(tags, dict) or formatting not in ("alpaca", "sharegpt"):
-        raise LorgnetteError(
-            f"the entry's formatting is {formatting!r}, its columns {columns!r}",
-            where=where,
-            hint="write formatting alpaca or sharegpt, and columns and tags as objects",
-        )
+        message = f"the entry's formatting is {formatting!r}, its columns {columns!r}"
+        hint = "write formatting alpaca or sharegpt, and columns and tags as objects"
+        raise LorgnetteError(message, where=where, hint=hint)
     if formatting == "alpaca":
         return lambda record, location: [queries.read_alpaca(_rename_alpaca(record, columns), location)]
     return lambda record, location: [messages.read_record(_rename_sharegpt(record, columns, tags), location)]
@@ -103,30 +96,18 @@ def _rename_sharegpt(record: Mapping[str, Any], columns: Mapping[str, str], tags
     roles = {tags.get(tag, default): role for role, (tag, default) in _TAGS.items()}
     column = columns.get("messages", "conversations")
     items = fields.require_objects(record.get(column), column)
-    return {
-        **_rename_common(record, columns),
-        "messages": [
-            {"role": _read_role(item.get(role_tag), roles, number), "content": item.get(content_tag)}
-            for number, item in enumerate(items, start=1)
-        ],
-    }
-
-
-def _read_role(name: object, roles: Mapping[str, str], number: int) -> str:
-    if not isinstance(name, str) or name not in roles:
-        raise LorgnetteError(
-            f"message {number} is from {name!r}, not one of {', '.join(roles)}",
-            hint="correct it, or declare the name in the entry's tags",
-        )
-    return roles[name]
+    renamed = []
+    for number, item in enumerate(items, start=1):
+        name = item.get(role_tag)
+        if not isinstance(name, str) or name not in roles:
+            message = f"message {number} is from {name!r}, not one of {', '.join(roles)}"
+            raise LorgnetteError(message, hint="correct it, or declare the name in the entry's tags")
+        renamed.append({"role": roles[name], "content": item.get(content_tag)})
+    return {**_rename_common(record, columns), "messages": renamed}
 
 
 def build_dataset_info(files: Sequence[Path]) -> dict[str, Any]:
     """The dataset_info.json with an entry for each file, named by its stem."""
-    tags = {name: name.removesuffix("_tag") for name in ("user_tag", "assistant_tag", "system_tag")}
-    entry = {
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"},
-        "tags": {"role_tag": "role", "content_tag": "content", **tags},
-    }
+    tags = {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")}
+    entry = {"formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"}, "tags": tags}
     return {file.stem: {"file_name": file.name, **entry} for file in files}

@@ -33,9 +33,8 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
 def _read_message(item: Mapping[str, Any], number: int, location: RowLocation) -> placeholders.DraftTurn:
     name = item.get("role")
     if not isinstance(name, str) or name not in ROLES:
-        raise LorgnetteError(
-            f"message {number} has the role {name!r}, not one of {', '.join(ROLES)}", hint="correct it"
-        )
+        message = f"message {number} has the role {name!r}, not one of {', '.join(ROLES)}"
+        raise LorgnetteError(message, hint="correct it")
     fields.reject_unread_keys(item, ("role", "content"), ("tool_calls", "function_call"))
     content, role, where = item.get("content"), ROLES[name], f"message {number}'s content"
     if isinstance(content, list):

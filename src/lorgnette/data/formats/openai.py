@@ -13,23 +13,19 @@ from typing import Any
 
 from lorgnette.data.conversation import merge_parts
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Image, Turn
-
-_MAGIC = ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-"""First bytes → format, for the four formats that the API accepts."""
+from lorgnette.io.image_signature import HEAD_BYTES, detect_image_format
+from lorgnette.types import Example, Image
 
 
 def to_record(example: Example) -> dict[str, Any]:
     """The record with paths in the places where `embed_images` puts the images."""
     for image in example.images:
         _detect_format(image.path)
-    return {"messages": [_format_message(turn) for turn in example.turns]}
-
-
-def _format_message(turn: Turn) -> dict[str, Any]:
-    if turn.role != "user":
-        return {"role": turn.role, "content": turn.text}
-    return {"role": "user", "content": [_format_entry(part) for part in merge_parts(turn.parts)]}
+    messages = []
+    for turn in example.turns:
+        entries = [_format_entry(part) for part in merge_parts(turn.parts)]
+        messages.append({"role": turn.role, "content": entries if turn.role == "user" else turn.text})
+    return {"messages": messages}
 
 
 def _format_entry(part: str | Image) -> dict[str, Any]:
@@ -52,14 +48,10 @@ def embed_images(record: dict[str, Any]) -> dict[str, Any]:
 def _detect_format(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            head = file.read(12)
+            name = detect_image_format(file.read(HEAD_BYTES))
     except OSError as error:
         raise LorgnetteError(f"image cannot be read: {error.strerror}", where=str(path), hint="check it") from error
-    name = next((name for magic, name in _MAGIC if head.startswith(magic)), None)
-    if name is None or (name == "webp" and head[8:] != b"WEBP"):
-        raise LorgnetteError(
-            "the openai format accepts only JPEG, PNG, GIF and WebP",
-            where=str(path),
-            hint="convert the image, or use another format",
-        )
+    if name not in ("jpeg", "png", "gif", "webp"):
+        message, hint = "the openai format accepts only JPEG, PNG, GIF and WebP", "convert it, or use another format"
+        raise LorgnetteError(message, where=str(path), hint=hint)
     return name

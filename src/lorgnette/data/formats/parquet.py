@@ -20,7 +20,7 @@ from typing import Any
 
 from lorgnette.data.formats.columns import Column, Kind
 from lorgnette.data.formats.records import RecordReader
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, create_row_counter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter
 from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
@@ -39,7 +39,7 @@ def stream_parquet(
     path: Path, options: ReadOptions, numbers: Sequence[int] | None = None, *, start: int = 0
 ) -> Iterator[tuple[int, list[Row]]]:
     """(row number from 0, its examples or its problem) of the ascending `numbers`, or of all rows from `start` on."""
-    counter = create_row_counter(path, options.require_no_name(path))
+    counter = RowCounter(path, options.require_no_name(path))
     options = replace(options, columns=options.columns or ColumnChoice())
     with _open_parquet(path) as file:
         columns = [Column(field.name, _detect_kind(field.type)) for field in file.schema_arrow]

@@ -17,10 +17,8 @@ from lorgnette.types import Example, Image, Role, Turn
 IMAGE_PLACEHOLDER = "<image>"
 _PLACEHOLDERS = (IMAGE_PLACEHOLDER, "<video>", "<audio>")
 READ_KEYS = ("image", "images", "system")
-UNREAD_KEYS = (
-    *("video", "videos", "audio", "audios", "objects", "tools", "chosen", "rejected"),
-    *("rejected_response", "rejected_messages", "rejected_images"),
-)
+_REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages", "rejected_images")
+UNREAD_KEYS = ("video", "videos", "audio", "audios", "objects", "tools", "chosen", *_REJECTED_KEYS)
 """Keys of these formats with training content that is not read here."""
 
 
@@ -44,43 +42,31 @@ def build_example(
 ) -> Example:
     """The record's conversation: "system" first, the images under "image" or "images" in the placeholders."""
     fields.reject_unread_keys(record, ("id", *read_keys, *READ_KEYS), UNREAD_KEYS)
-    system = record.get("system")
-    if system not in (None, ""):
+    if (system := record.get("system")) not in (None, ""):
         drafts = [("system", [fields.require_string(system, "'system'")]), *drafts]
-    turns = tuple(_fill_placeholders(drafts, _read_images(record, location)))
+    keys = [key for key in ("image", "images") if record.get(key) not in (None, "", [])]
+    if len(keys) > 1:
+        raise LorgnetteError("the row has both 'image' and 'images'", hint="keep one")
+    items = record[keys[0]] if keys else []
+    items = [items] if isinstance(items, str | dict | bytes) else items
+    if not isinstance(items, list):
+        raise LorgnetteError(f"{keys[0]!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
+    images = [location.resolve_image(item, f"image {number}") for number, item in enumerate(items, start=1)]
+    turns = tuple(_fill_placeholders(drafts, images))
     check_conversation(turns)
     return Example(fields.read_id(record, location.id), turns, location.source, location.row)
 
 
-def _read_images(record: Mapping[str, Any], location: RowLocation) -> list[Image]:
-    keys = [key for key in ("image", "images") if record.get(key) not in (None, "", [])]
-    if len(keys) > 1:
-        raise LorgnetteError("the row has both 'image' and 'images'", hint="keep one")
-    if not keys:
-        return []
-    key = keys[0]
-    items = [record[key]] if isinstance(record[key], str | dict | bytes) else record[key]
-    if not isinstance(items, list):
-        raise LorgnetteError(f"{key!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
-    return [location.resolve_image(item, f"image {number}") for number, item in enumerate(items, start=1)]
-
-
 def _fill_placeholders(drafts: list[DraftTurn], images: list[Image]) -> Iterator[Turn]:
-    """Each placeholder takes the next image.
-
-    Without placeholders, the images go before the text of the user turn if there is only one: nothing else can be
-    meant.
-    """
+    """Each placeholder takes the next image. Without any, the images go before the text of the only user turn."""
     num_placeholders = sum(part is NextImage for _, parts in drafts for part in parts)
     user_turns = [parts for role, parts in drafts if role == "user"]
     has_own_images = any(isinstance(part, Image) for part in user_turns[0]) if user_turns else False
     if images and not num_placeholders and len(user_turns) == 1 and not has_own_images:
         user_turns[0][:0] = images
     elif num_placeholders != len(images):
-        raise LorgnetteError(
-            f"{num_placeholders} × {IMAGE_PLACEHOLDER} in the user's text, but {len(images)} in 'images'",
-            hint=f"write one {IMAGE_PLACEHOLDER} for each image, where it belongs",
-        )
+        message = f"{num_placeholders} × {IMAGE_PLACEHOLDER} in the user's text, but {len(images)} in 'images'"
+        raise LorgnetteError(message, hint=f"write one {IMAGE_PLACEHOLDER} for each image, where it belongs")
     queue = iter(images)
     for role, parts in drafts:
         yield Turn(role, merge_parts(next(queue) if isinstance(part, type) else part for part in parts))
@@ -92,10 +78,8 @@ def format_turns(example: Example) -> tuple[list[tuple[Role, str]], list[str]]:
     for turn in example.turns:
         own_texts = [part for part in turn.parts if isinstance(part, str)]
         if matches := [word for word in _PLACEHOLDERS if any(word in text for text in own_texts)]:
-            raise LorgnetteError(
-                f"a text contains {matches[0]}, which is a placeholder in this format",
-                hint="export as json or openai, which keep it as text, or remove it",
-            )
+            message = f"a text contains {matches[0]}, which is a placeholder in this format"
+            raise LorgnetteError(message, hint="export as json or openai, which keep it as text, or remove it")
         with_placeholders = (IMAGE_PLACEHOLDER if isinstance(part, Image) else part for part in turn.parts)
         texts.append((turn.role, "".join(with_placeholders)))
     return texts, [str(image.path) for image in example.images]

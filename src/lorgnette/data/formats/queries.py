@@ -47,30 +47,20 @@ def read_conversation(record: Mapping[str, Any], location: RowLocation) -> Examp
 def _build_example(
     record: Mapping[str, Any], location: RowLocation, last: tuple[object, object], read_keys: tuple[str, ...]
 ) -> Example:
-    pairs = [*_read_history(record.get("history")), last]
-    drafts = [draft for question, answer in pairs for draft in _draft_pair(question, answer, location)]
-    return placeholders.build_example(record, location, drafts, read_keys=read_keys)
-
-
-def _read_history(value: object) -> list[tuple[object, object]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in value):
-        message = f"'history' is {describe_type(value)}, not a list of pairs"
+    history = [] if record.get("history") is None else record["history"]
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        message = f"'history' is {describe_type(history)}, not a list of pairs"
         raise LorgnetteError(message, hint='write it as [["question", "answer"], …]')
-    return [(question, answer) for question, answer in value]
+    drafts = [draft for question, answer in (*history, last) for draft in _draft_pair(question, answer, location)]
+    return placeholders.build_example(record, location, drafts, read_keys=read_keys)
 
 
 def _draft_pair(question: object, answer: object, location: RowLocation) -> Iterator[placeholders.DraftTurn]:
     role, parts = placeholders.split_placeholders("user", fields.require_string(question, "the question"))
     with_images: list[placeholders.Part] = []
     for part in parts:
-        with_images += _split_inline(part, location) if isinstance(part, str) else [part]
+        # `re.split` gives text and path in alternation.
+        pieces = enumerate(_INLINE.split(part)) if isinstance(part, str) else [(0, part)]
+        with_images += [location.resolve_image(piece, "<img>") if i % 2 else piece for i, piece in pieces]
     yield role, with_images
     yield "assistant", [fields.require_string(answer, "the answer")]
-
-
-def _split_inline(text: str, location: RowLocation) -> list[placeholders.Part]:
-    """`re.split` gives text and path in alternation."""
-    pieces = _INLINE.split(text)
-    return [location.resolve_image(piece, "<img>") if index % 2 else piece for index, piece in enumerate(pieces)]

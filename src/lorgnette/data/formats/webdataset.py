@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from lorgnette.data.formats import captions
 from lorgnette.data.formats.records import RECORD_FORMATS, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowLocation, create_row_counter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text, parse_json
 from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
@@ -50,7 +50,7 @@ def stream_webdataset(
     path: Path, options: ReadOptions, start: tuple[int, int] = (0, 0)
 ) -> Iterator[tuple[tuple[int, int], list[Row]]]:
     """((byte after the sample, number of samples so far), its examples or its problem), from such a pair on."""
-    counter = create_row_counter(path, options.require_no_name(path))
+    counter = RowCounter(path, options.require_no_name(path))
     counter.count = start[1]
     caption_suffix = options.columns.caption if options.columns else None
     with closing(_read_samples(path, start[0], caption_suffix)) as samples:
