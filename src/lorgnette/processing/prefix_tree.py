@@ -49,7 +49,13 @@ class PrefixTree:
         """Add an example. False if the tree has one already and would grow beyond `max_tokens` tokens."""
         # A token behind the last one that predicts a label is never used.
         used_length = int(np.flatnonzero(encoded.labels != IGNORE_INDEX)[-1])
-        token_keys = self._compute_token_keys(encoded, used_length)
+        token_keys = np.full((used_length if self.prefix_sharing else 0, 5), -1, np.int32)
+        if self.prefix_sharing:
+            token_keys[:, 0] = encoded.input_ids[:used_length]
+            token_keys[:, 1:4] = encoded.position_ids[:, :used_length].T
+            for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
+                number = self._image_numbers.setdefault(grid, len(self._image_numbers))
+                token_keys[start : start + grid.num_tokens, 4] = number
         sort_key = token_keys.tobytes()
         index = bisect(self._sort_keys, sort_key)
         neighbors = (self.order[i] if 0 <= i < len(self.order) else None for i in (index - 1, index))
@@ -68,18 +74,6 @@ class PrefixTree:
         self._keys.append(token_keys)
         self.num_tokens = num_tokens
         return True
-
-    def _compute_token_keys(self, encoded: Encoded, used_length: int) -> TokenKeys:
-        if not self.prefix_sharing:
-            return np.empty((0, 5), np.int32)
-        token_keys = np.empty((used_length, 5), np.int32)
-        token_keys[:, 0] = encoded.input_ids[:used_length]
-        token_keys[:, 1:4] = encoded.position_ids[:, :used_length].T
-        token_keys[:, 4] = -1
-        for grid, start in zip(encoded.grids, encoded.image_starts, strict=True):
-            number = self._image_numbers.setdefault(grid, len(self._image_numbers))
-            token_keys[start : start + grid.num_tokens, 4] = number
-        return token_keys
 
 
 def _count_common(a: TokenKeys, b: TokenKeys) -> int:

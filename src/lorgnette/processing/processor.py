@@ -83,14 +83,10 @@ class Processor:
         length = 0
         for segment, answer in zip_longest(self._cached_frame(outline, add_generation_prompt), answers):
             image_starts += [length + start for start in segment.image_starts]
-            input_ids.append(segment.input_ids)
-            labels.append(segment.labels)
-            if answer is not None:
-                answer_ids = np.array(self.tokenizer.encode(answer), np.int32)
-                input_ids.append(answer_ids)
-                labels.append(answer_ids)
-                length += len(answer_ids)
-            length += len(segment.input_ids)
+            answer_ids = np.array([] if answer is None else self.tokenizer.encode(answer), np.int32)
+            input_ids += [segment.input_ids, answer_ids]
+            labels += [segment.labels, answer_ids]
+            length += len(segment.input_ids) + len(answer_ids)
         if length > self.settings.max_length:
             counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
             message = f"{counts}, more than max_length={self.settings.max_length}"

@@ -5,7 +5,7 @@ nothing about weights, nor about other problems of a row.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count as count_up
 from statistics import median
 
@@ -14,9 +14,6 @@ import numpy as np
 from lorgnette.errors import LorgnetteError
 from lorgnette.processing.processor import Processor
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Finding, FindingKind
-
-_MAX_BINS = 20
-_UNBOUNDED = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +39,7 @@ def compute_token_stats(
 
     max_new_tokens: `predict.max_new_tokens`, which includes the end token.
     """
-    settings = processor.settings.model_copy(update={"max_length": _UNBOUNDED})
-    tokenizer, template, image_processor = processor.tokenizer, processor.chat_template, processor.image_processor
-    unbounded = Processor(tokenizer, template, image_processor, settings, processor.read_size)
+    unbounded = replace(processor, settings=processor.settings.model_copy(update={"max_length": 2**31 - 1}))
     lengths: list[int] = []
     num_image_tokens = num_labels = 0
     findings: list[Finding] = []
@@ -71,7 +66,7 @@ def compute_token_stats(
     return TokenStats(*totals, shortest, middle, longest, compute_histogram(lengths)), findings
 
 
-def compute_histogram(values: list[int], max_bins: int = _MAX_BINS) -> tuple[tuple[int, int, int], ...]:
+def compute_histogram(values: list[int], max_bins: int = 20) -> tuple[tuple[int, int, int], ...]:
     """(start, end, count) of at most `max_bins` bins of one width (1, 2 or 5 times a power of ten) over all values."""
     low, high = min(values), max(values)
     widths = (digit * 10**power for power in count_up() for digit in (1, 2, 5))
