@@ -7,7 +7,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 
@@ -41,19 +41,15 @@ def gc_paused() -> Iterator[None]:
 
 def _init_context() -> None:
     """Create the primary context of the first visible device, the one that torch uses, with the driver alone."""
-    try:
+    with suppress(OSError):
         driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return
-    context = ctypes.c_void_p()
-    if driver.cuInit(0) == 0:
-        driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        if driver.cuInit(0) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)
 
 
 def _hash_triton() -> None:
     """Compute the hash over Triton's own files. Triton keeps it and needs it before it reads its kernel cache."""
-    try:
+    with suppress(ImportError):
         from triton.runtime.cache import triton_key
-    except ImportError:
-        return
-    triton_key()
+
+        triton_key()

@@ -5,7 +5,7 @@
 Knows nothing about file formats, models or devices. Shapes: T tokens of a packed micro-batch, P image tokens, R labels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -175,7 +175,7 @@ class Prediction:
     example: Example
     text: str
     adapter: str | None = None
-    is_complete: bool = field(default=True)
+    is_complete: bool = True
     """False: the answer reached the maximum length before an end token."""
 
 
@@ -195,7 +195,7 @@ class PredictionRow:
 
     @property
     def caption(self) -> str:
-        """The answers, one per line, for a tracker's image. The new answer is first, since trackers cut long captions."""
+        """The answers, one per line, for a tracker's image. The new one is first, since trackers cut long captions."""
         references = [("reference", text) for text in self.references]
         parts = [("after", self.tuned), *references, ("before", self.base)]
         return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)

@@ -31,8 +31,8 @@ def test_no_run_and_an_untracked_run(tmp_path: Path) -> None:
 @pytest.mark.skipif(not is_installed("swanboard"), reason="needs SwanLab's dashboard")
 def test_it_serves_the_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", "local")
-    folder = make_run_folder(tmp_path / "run")
-    for tracker in open_trackers(["swanlab"], project="p", experiment="watched", folder=folder, warn=print):
+    folder = make_run_folder(tmp_path / "watched")
+    for tracker in open_trackers(["swanlab"], "p", folder, print):
         tracker.start({"a": 1})
         tracker.log({"train/loss": 1.0}, 1)
         tracker.finish()

@@ -5,7 +5,7 @@ import platform
 import socket
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lorgnette.report.manifest import build_manifest, compute_sha256
@@ -13,15 +13,17 @@ from lorgnette.report.manifest import build_manifest, compute_sha256
 
 def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_bytes(b"abc")
-    started = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=8)))
+    before = datetime.now(UTC).replace(microsecond=0)
     manifest = build_manifest(
         seed=42,
         command=["/opt/bin/lorgnette", "train", "my images.csv"],
         device="NVIDIA H100",
         hashes={"data.csv": compute_sha256(tmp_path / "data.csv")},
-        started=started,
     )
-    assert manifest["started"] == "2026-01-01T19:04:05+00:00"
+    started = datetime.fromisoformat(str(manifest["started"]))
+    assert before <= started <= datetime.now(UTC)
+    assert started.isoformat(timespec="seconds") == manifest["started"]
+    assert str(manifest["started"]).endswith("+00:00")
     assert manifest["command"] == "lorgnette train 'my images.csv'"
     assert manifest["sha256"] == {"data.csv": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
     text = json.dumps(manifest)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,9 +32,8 @@ def train(settings: Settings, *, name: str = "run", console: Console | None = No
     run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
     with _discard_failed_run(run_dir):
         write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
-        manifest = build_manifest(
-            seed=settings.seed, command=sys.argv, device=settings.device, hashes=data.hash_inputs()
-        )
+        hashes = data.hash_inputs()
+        manifest = build_manifest(seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes)
         write_json(run_dir.manifest, manifest)
         _train(settings, run_dir, data, timer, terminal)
     return run_dir
@@ -54,13 +54,7 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
 
 def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: StageTimer, terminal: Terminal) -> None:
     # What torch is not needed for: a tracker that is not installed is an error now.
-    trackers = open_trackers(
-        settings.report_to,
-        project=settings.project,
-        experiment=run_dir.path.resolve().name,
-        folder=run_dir.path,
-        warn=terminal.warn,
-    )
+    trackers = open_trackers(settings.report_to, settings.project, run_dir.path, terminal.warn)
     eval_processor = data.build_eval_processor(settings.processor, settings.predict.image_size)
     if "demo" in settings.predict.metrics:
         from lorgnette.demo.facts_metric import register_facts_metric
@@ -78,18 +72,13 @@ def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: Stage
 
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
     """The settings with absolute paths, so that a run can be resumed from any folder."""
-    data = {
-        name: path.resolve() for name in ("path", "test") if (path := getattr(settings.data, name)) and path.exists()
-    }
-    folder = resolve_images_folder(settings)
-    images = {"images_from": str(folder.resolve())} if folder and folder.exists() else {}
-    return settings.model_copy(
-        update={
-            "run": run_dir.path.resolve(),
-            "model": portable_name(settings.model),
-            "data": settings.data.model_copy(update={**data, **images}),
-        }
-    )
+    inputs = {"path": settings.data.path, "test": settings.data.test, "images_from": resolve_images_folder(settings)}
+    paths: dict[str, Any] = {name: path.resolve() for name, path in inputs.items() if path and path.exists()}
+    if "images_from" in paths:
+        paths["images_from"] = str(paths["images_from"])
+    data = settings.data.model_copy(update=paths)
+    model = portable_name(settings.model)
+    return settings.model_copy(update={"run": run_dir.path.resolve(), "model": model, "data": data})
 
 
 @contextmanager

@@ -79,8 +79,5 @@ def _explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LorgnetteError(
-            f"cannot write: {error.strerror or error}",
-            where=str(path),
-            hint="free some space or choose another folder; the previous file or folder is unchanged",
-        ) from error
+        hint = "free some space or choose another folder; the previous file or folder is unchanged"
+        raise LorgnetteError(f"cannot write: {error.strerror or error}", where=str(path), hint=hint) from error

@@ -17,6 +17,5 @@ def check_writable(out: Path, *inputs: Path) -> None:
         with TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise LorgnetteError(
-            f"cannot write: {error.strerror}", where=f"--out {out}", hint="choose another folder"
-        ) from error
+        where, hint = f"--out {out}", "choose another folder"
+        raise LorgnetteError(f"cannot write: {error.strerror}", where=where, hint=hint) from error

@@ -1,7 +1,4 @@
-"""Lines and progress bars on the terminal.
-
-Knows nothing about the work they report.
-"""
+"""Lines and progress bars on the terminal. Knows nothing about the work they report."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,16 +24,13 @@ class Terminal:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
 
-    def print(self, text: str) -> None:
-        self._print(text)
-
     def warn(self, text: str) -> None:
-        self._print(text, style="yellow")
+        self.print(text, style="yellow")
 
     def error(self, text: str) -> None:
-        self._print(text, style="red")
+        self.print(text, style="red")
 
-    def _print(self, text: str, style: str = "") -> None:
+    def print(self, text: str, *, style: str = "") -> None:
         """Print literally: a path or a caption may contain what looks like markup or an :emoji:."""
         self._console.print(Text(text, style), highlight=False, soft_wrap=True)
 
@@ -44,7 +38,7 @@ class Terminal:
     def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:
         """Show a progress bar with the time left; nothing if the output is not a terminal."""
         if not self._console.is_terminal:
-            yield _ignore_progress
+            yield lambda count, note="": None
             return
         from rich import progress as rich
 
@@ -65,7 +59,7 @@ class Terminal:
     def show_transfer(self, label: str) -> Iterator[TransferCallback]:
         """Show files and bytes as they are received; nothing if the output is not a terminal."""
         if not self._console.is_terminal:
-            yield _ignore_transfer
+            yield lambda more_files, more_bytes: None
             return
         from rich import progress as rich
 
@@ -76,17 +70,9 @@ class Terminal:
         )  # fmt: skip
         with rich.Progress(*columns, console=self._console) as progress:
             task = progress.add_task(label, total=None, files=0)
-            files = 0
 
             def advance(more_files: int, more_bytes: int) -> None:
-                nonlocal files
-                files += more_files
+                files = progress.tasks[0].fields["files"] + more_files
                 progress.update(task, advance=more_bytes, files=files)
 
             yield advance
-
-
-def _ignore_progress(count: int, note: str = "") -> None: ...
-
-
-def _ignore_transfer(more_files: int, more_bytes: int) -> None: ...

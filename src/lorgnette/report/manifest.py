@@ -16,19 +16,11 @@ PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "to
 
 
 def build_manifest(
-    *,
-    seed: int,
-    command: Sequence[str],
-    device: str | None = None,
-    hashes: Mapping[str, str] | None = None,
-    started: datetime | None = None,
+    *, seed: int, command: Sequence[str], device: str | None = None, hashes: Mapping[str, str] | None = None
 ) -> dict[str, object]:
-    """hashes: input (data files, weights) → sha256.
-
-    The home folder is written `~`: people share manifests.
-    """
+    """hashes: input (data files, weights) → sha256. The home folder is written `~`: people share manifests."""
     return {
-        "started": (started or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _hide_home(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
         "seed": seed,
         "versions": _read_versions(),

@@ -49,41 +49,31 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LorgnetteError(
-                f"run folder cannot be created: {error.strerror or error}", where=str(path), hint="choose another name"
-            ) from error
+            message = f"run folder cannot be created: {error.strerror or error}"
+            raise LorgnetteError(message, where=str(path), hint="choose another name") from error
         return cls(path)
 
     @staticmethod
     def check_is_free(path: Path) -> None:
         """Raises UsageError if the folder has content."""
         if path.is_dir() and any(path.iterdir()):
-            raise UsageError(
-                "run folder exists and is not empty",
-                where=str(path),
-                hint=f"choose another name, or resume that run: lorgnette train --resume {path}",
-            )
+            hint = f"choose another name, or resume that run: lorgnette train --resume {path}"
+            raise UsageError("run folder exists and is not empty", where=str(path), hint=hint)
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDir":
         """Open the folder of a started run. Raises UsageError if it has no config.yaml."""
         run_dir = cls(path)
+        hint = "give a folder written by `lorgnette train`, such as runs/coco"
         if not path.is_dir():
-            raise UsageError("no such run folder", where=str(path), hint="give the folder of a run, such as runs/coco")
+            raise UsageError("no such run folder", where=str(path), hint=hint)
         if not run_dir.config.is_file():
-            raise UsageError(
-                "not a run folder: it has no config.yaml",
-                where=str(path),
-                hint="give a folder written by `lorgnette train`, such as runs/coco",
-            )
+            raise UsageError("not a run folder: it has no config.yaml", where=str(path), hint=hint)
         return run_dir
 
 
 def find_free_path(parent: Path, name: str, suffix: str = "") -> Path:
-    """The first free path of parent/name, parent/name-2, parent/name-3, … with the suffix added.
-
-    An empty folder is free.
-    """
+    """The first free path of parent/name, parent/name-2, … with the suffix added. An empty folder is free."""
     path, count = parent / f"{name}{suffix}", 1
     while path.is_file() or (path.is_dir() and any(path.iterdir())):
         count += 1

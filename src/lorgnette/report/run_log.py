@@ -82,36 +82,25 @@ def read_log(path: Path) -> list[Record]:
         raise LorgnetteError(f"log cannot be read: {error.strerror or error}", where=str(path)) from error
     records = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         record = _parse_record(line)
-        if record is None and number < len(lines):
-            raise LorgnetteError(
-                "log line is not a JSON object",
-                where=f"{path}, line {number}",
-                hint="remove that line, or start a new run",
-            )
         if record is not None:
             records.append(record)
+        elif line.strip() and number < len(lines):
+            where, hint = f"{path}, line {number}", "remove that line, or start a new run"
+            raise LorgnetteError("log line is not a JSON object", where=where, hint=hint)
     return records
 
 
 def parse_number(value: object) -> float | None:
     """The number of a field, including the texts "nan", "inf" and "-inf"; None for anything else."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float)):
-        return float(value)
-    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number or value in ("nan", "inf", "-inf") else None  # type: ignore[arg-type]
 
 
 def select_series(records: list[Record], kind: str, name: str) -> list[tuple[float, float]]:
     """The curve of a field: (step, value) of all records of this kind."""
-    pairs = (
-        (parse_number(record.get("step")), parse_number(record.get(name)))
-        for record in records
-        if record.get("kind") == kind
-    )
+    selected = [record for record in records if record.get("kind") == kind]
+    pairs = [(parse_number(record.get("step")), parse_number(record.get(name))) for record in selected]
     return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
@@ -153,8 +142,6 @@ def _repair_tail(path: Path) -> None:
         content = file.read()
         end_of_lines = content.rfind(b"\n") + 1
         tail = content[end_of_lines:]
-        if not tail:
-            return
         if _parse_record(tail) is not None:  # only the line feed is missing
             file.write(b"\n")
         else:
@@ -162,8 +149,5 @@ def _repair_tail(path: Path) -> None:
 
 
 def _build_write_error(path: Path, error: OSError) -> LorgnetteError:
-    return LorgnetteError(
-        f"log cannot be written: {error.strerror or error}",
-        where=str(path),
-        hint="free some space, then resume: lorgnette train --resume RUN",
-    )
+    hint = "free some space, then resume: lorgnette train --resume RUN"
+    return LorgnetteError(f"log cannot be written: {error.strerror or error}", where=str(path), hint=hint)

@@ -142,7 +142,7 @@ def test_a_host_that_does_not_respond_is_abandoned(tmp_path: Path, monkeypatch: 
 def test_a_process_without_a_terminal_ends_without_a_prompt(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from lorgnette.report.trackers.tracker import open_trackers\n"
-        f"(t,) = open_trackers('auto', project='p', experiment='e', folder=Path({str(tmp_path)!r}), warn=print)\n"
+        f"(t,) = open_trackers(['auto'], 'p', Path({str(tmp_path)!r}), print)\n"
         "t.start({'a': 1}); t.log({'train/loss': 1.0}, 1); t.finish(); print(t.address)"
     )
     done = subprocess.run(

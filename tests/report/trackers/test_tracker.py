@@ -82,34 +82,30 @@ def test_a_wrong_setting_and_an_interrupt_are_not_swallowed() -> None:
         GuardedTracker("x", Interrupted(), print).log({}, 1)
 
 
-def open_names(names: object, folder: Path) -> list[str]:
-    trackers = open_trackers(names, project="p", experiment="e", folder=folder, warn=print)  # type: ignore[arg-type]
+def open_names(names: Sequence[str], folder: Path) -> list[str]:
+    trackers = open_trackers(names, "p", folder, print)
     return [tracker.name for tracker in trackers if isinstance(tracker, GuardedTracker)]
 
 
 def test_names_select_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "is_installed", lambda name: True)
-    assert open_names("auto", tmp_path) == ["swanlab"]
     assert open_names(("auto",), tmp_path) == ["swanlab"]
     assert open_names(("none",), tmp_path) == open_names((), tmp_path) == []
     assert open_names(("wandb", "tensorboard", "wandb"), tmp_path) == ["wandb", "tensorboard"]
-    assert open_names("tensorboard", tmp_path) == ["tensorboard"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "is_installed", lambda name: False)
-    assert open_names("auto", tmp_path) == []
+    assert open_names(("auto",), tmp_path) == []
     with pytest.raises(UsageError, match=r"pip install 'lorgnette\[swanlab\]'"):
         open_names(("swanlab",), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [(("swanlb",), "did you mean 'swanlab'"), (("zzz",), "choose from"), (("none", "wandb"), "cannot be combined")],
-)
-def test_a_wrong_name_is_an_error(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+@pytest.mark.parametrize("names", [("none", "wandb"), ("wandb", "auto")])
+def test_none_and_auto_stand_alone(tmp_path: Path, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "is_installed", lambda name: True)
+    with pytest.raises(UsageError, match="cannot be combined"):
         open_names(names, tmp_path)
 
 

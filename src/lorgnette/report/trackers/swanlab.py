@@ -71,9 +71,8 @@ class SwanlabTracker:
         if len(values) < len(metrics) and not self._has_warned_of_gaps:
             self._has_warned_of_gaps = True
             dropped = ", ".join(name for name in metrics if name not in values)
-            self._warn(
-                f"{dropped} is not finite at step {step}; SwanLab's dashboard leaves a gap, log.jsonl has the value"
-            )
+            effect = "SwanLab's dashboard leaves a gap, log.jsonl has the value"
+            self._warn(f"{dropped} is not finite at step {step}; {effect}")
         if values:
             self._run.log(values, step=step)
 
@@ -81,10 +80,8 @@ class SwanlabTracker:
         """Log the images under "Prediction" with the texts as captions, and the texts again as a readable list."""
         import swanlab
 
-        images = [
-            swanlab.Image(image, caption=caption, file_type="jpg")
-            for image, caption in load_thumbnails(rows, IMAGE_SIDE)
-        ]
+        thumbnails = load_thumbnails(rows, IMAGE_SIDE)
+        images = [swanlab.Image(image, caption=caption, file_type="jpg") for image, caption in thumbnails]
         texts = [swanlab.Text(row.caption, caption=row.id) for row in rows]
         media = {"Prediction": images, "Prediction texts": texts}
         self._run.log({key: items for key, items in media.items() if items}, step=step)
@@ -98,7 +95,10 @@ class SwanlabTracker:
         except TimeoutError:
             self._warn(f"SwanLab is still uploading; to upload the rest later: swanlab sync {self._run.dir}")
         finally:
-            self._restore_environment()
+            # Local mode sets SWANLAB_LOG_DIR, and every later run of this process would write here.
+            os.environ.pop("SWANLAB_LOG_DIR", None)
+            if self._previous_log_dir is not None:
+                os.environ["SWANLAB_LOG_DIR"] = self._previous_log_dir
 
     def _start_run(self, mode: Mode, settings: Mapping[str, object]) -> Any:
         import swanlab
@@ -111,25 +111,12 @@ class SwanlabTracker:
                 # runtime is the host's name and the working folder, git the remote's address.
                 probe=swanlab.Settings.Probe(runtime=False, git=False),
             )
-            return swanlab.init(
-                mode=mode,
-                project=self._project,
-                experiment_name=self._experiment,
-                log_dir=str(self._folder),
-                config=_to_plain_types(settings),
-                settings=quiet,
-            )
+            names: Any = {"project": self._project, "experiment_name": self._experiment, "log_dir": str(self._folder)}
+            return swanlab.init(mode=mode, config=dict(settings), settings=quiet, **names)
 
         # Started outside the main thread SwanLab installs no Ctrl+C handler, so ours can save a checkpoint.
         with _suppress_output():
             return call_with_timeout(START_SECONDS, start)
-
-    def _restore_environment(self) -> None:
-        """Local mode sets SWANLAB_LOG_DIR, and every later run of this process would write here."""
-        if self._previous_log_dir is None:
-            os.environ.pop("SWANLAB_LOG_DIR", None)
-        else:
-            os.environ["SWANLAB_LOG_DIR"] = self._previous_log_dir
 
 
 def select_mode() -> tuple[Mode, str | None]:
@@ -139,11 +126,9 @@ def select_mode() -> tuple[Mode, str | None]:
     try:
         settings = swanlab.Settings()
     except ValueError as error:
-        raise UsageError(
-            f"SwanLab's settings are not valid: {_shorten_error(error)}",
-            where="SWANLAB_* in the environment",
-            hint="SWANLAB_MODE is one of online, local, offline, disabled",
-        ) from error
+        message = f"SwanLab's settings are not valid: {_shorten_error(error)}"
+        hint = "SWANLAB_MODE is one of online, local, offline, disabled"
+        raise UsageError(message, where="SWANLAB_* in the environment", hint=hint) from error
     is_set = "mode" in settings.model_fields_set
     if is_set and settings.mode != "online":
         return cast(Mode, settings.mode), None
@@ -177,15 +162,6 @@ def _suppress_output() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The pynvml package is deprecated", category=FutureWarning)
         yield
-
-
-def _to_plain_types(value: Any) -> Any:
-    """Settings in YAML's types: SwanLab writes them to a file."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain_types(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain_types(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _shorten_error(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class TensorboardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder))
-        self._writer.add_text("settings", _indent(json.dumps(settings, ensure_ascii=False, indent=2, default=str)), 0)
+        # Indented text is code in Markdown: line breaks and stars stay.
+        text = json.dumps(settings, ensure_ascii=False, indent=2, default=str)
+        self._writer.add_text("settings", textwrap.indent(text, "    "), 0)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
@@ -43,13 +46,8 @@ class TensorboardTracker:
                 with contextlib.suppress(UnreadableImageError):
                     pixels = np.asarray(load_thumbnail(path, IMAGE_SIDE))
                     self._writer.add_image(name, pixels, step, dataformats="HWC")
-            self._writer.add_text(f"Prediction/{row.id}", _indent(row.caption), step)
+            self._writer.add_text(f"Prediction/{row.id}", textwrap.indent(row.caption, "    "), step)
 
     def finish(self) -> None:
         if self._writer:
             self._writer.close()
-
-
-def _indent(text: str) -> str:
-    """Markdown code, so that line breaks and stars stay."""
-    return "\n".join("    " + line for line in text.split("\n"))

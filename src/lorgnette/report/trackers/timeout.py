@@ -7,6 +7,7 @@ the function.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,20 +15,15 @@ T = TypeVar("T")
 
 def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """Return call(), or raise its exception; TimeoutError after `seconds`."""
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            future.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="lorgnette-timeout")
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
+    threading.Thread(target=run, daemon=True, name="lorgnette-timeout").start()
+    if not wait([future], seconds).done:
         raise TimeoutError(f"no response within {seconds:g} s")
-    return results[0]
+    return future.result()

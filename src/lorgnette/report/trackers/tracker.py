@@ -1,18 +1,17 @@
 """Experiment trackers behind one interface; none can stop a training.
 
-    trackers = open_trackers("auto", project="lorgnette", experiment="coco", folder=run_dir.path, warn=print)
+    trackers = open_trackers(["auto"], "lorgnette", run_dir.path, print)
     tracker.start(settings) → log(metrics, step)* → log_predictions(rows, step)* → finish()
 
 A tracker that fails is reported once through `warn` and switched off: log.jsonl and report.html hold the same data.
 Only the main process of a run opens trackers. Knows nothing about the libraries: each has its own module.
 """
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from lorgnette.errors import UsageError
 from lorgnette.report.run_log import parse_number
@@ -29,11 +28,8 @@ class Tracker(Protocol):
         """A URL, or a command that shows the run. None before the start."""
 
     def start(self, settings: Mapping[str, object]) -> None: ...
-
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
     def log_predictions(self, rows: Sequence[PredictionRow], step: int) -> None: ...
-
     def finish(self) -> None: ...
 
 
@@ -41,20 +37,23 @@ TRACKERS = {"swanlab": "SwanlabTracker", "tensorboard": "TensorboardTracker", "w
 """Class by name. The tracker's module here, its package and its pip extra have the same name."""
 
 
-def open_trackers(
-    names: Sequence[str] | Literal["auto"], *, project: str, experiment: str, folder: Path, warn: Warn
-) -> list[Tracker]:
-    """Create the trackers of a run without starting them. "auto": SwanLab if installed; ("none",) or (): none.
+def open_trackers(names: Sequence[str], project: str, folder: Path, warn: Warn) -> list[Tracker]:
+    """Create the trackers of a run without starting them. ("auto",): SwanLab if installed; ("none",) or (): none.
 
-    Raises UsageError for a tracker that is unknown or not installed.
+    The experiment has the folder's name. Raises UsageError for a tracker that is not installed.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    if names == ["auto"]:
-        names = ["swanlab"] if is_installed("swanlab") else []
+    if len(names) == 1 and names[0] in ("none", "auto"):
+        names = ["swanlab"] if names[0] == "auto" and is_installed("swanlab") else []
     trackers: list[Tracker] = []
-    for name in _check_names(names):
+    for name in dict.fromkeys(names):
+        if name not in TRACKERS:  # the settings allow no other name than none and auto
+            message, hint = f"{name!r} cannot be combined with other trackers", f"remove {name!r} or the others"
+            raise UsageError(message, where="report_to", hint=hint)
+        if not is_installed(name):
+            message, hint = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
+            raise UsageError(message, where="report_to", hint=hint)
         module = importlib.import_module(f"lorgnette.report.trackers.{name}")
-        tracker: Tracker = getattr(module, TRACKERS[name])(project, experiment, folder, warn)
+        tracker: Tracker = getattr(module, TRACKERS[name])(project, folder.resolve().name, folder, warn)
         trackers.append(GuardedTracker(name, tracker, warn))
     return trackers
 
@@ -71,24 +70,6 @@ def to_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         return {}
     values = ((name.removeprefix(f"{kind}_"), parse_number(value)) for name, value in record.items() if name != "step")
     return {f"{kind}/{name}": value for name, value in values if value is not None}
-
-
-def _check_names(names: list[str]) -> list[str]:
-    if names == ["none"]:
-        return []
-    for name in names:
-        if name in TRACKERS and is_installed(name):
-            continue
-        if name in TRACKERS:
-            message, hint = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
-        elif name in ("none", "auto"):
-            message, hint = f"{name!r} cannot be combined with other trackers", f"remove {name!r} or the others"
-        else:
-            near = difflib.get_close_matches(name, [*TRACKERS, "auto", "none"], n=1, cutoff=0.4)
-            message = f"unknown tracker {name!r}"
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TRACKERS)}, auto, none"
-        raise UsageError(message, where="report_to", hint=hint)
-    return list(dict.fromkeys(names))
 
 
 class GuardedTracker:

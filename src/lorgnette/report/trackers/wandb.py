@@ -48,7 +48,7 @@ class WandbTracker:
             reason = " ".join(str(error).split())[:200]
             self._warn(f"W&B could not go online ({reason}); recording offline, `wandb sync` uploads it later")
             self._mode = "offline"
-            self._run = self._start_run(self._mode, settings)
+            self._run = self._start_run("offline", settings)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
@@ -75,20 +75,10 @@ class WandbTracker:
         import wandb
 
         with _redirect_cache(self._folder / "wandb"):
-            return wandb.init(
-                mode=mode,
-                project=self._project,
-                name=self._experiment,
-                dir=str(self._folder),
-                config=dict(settings),
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    init_timeout=START_SECONDS,
-                    login_timeout=START_SECONDS,
-                    disable_git=True,
-                ),
-            )
+            limits: Any = {"init_timeout": START_SECONDS, "login_timeout": START_SECONDS}
+            quiet = wandb.Settings(silent=True, console="off", disable_git=True, **limits)
+            names: Any = {"project": self._project, "name": self._experiment, "dir": str(self._folder)}
+            return wandb.init(mode=mode, config=dict(settings), settings=quiet, **names)
 
 
 def select_mode() -> Mode:
@@ -107,8 +97,7 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
-    for file in files:
+    for file in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
         with contextlib.suppress(OSError, netrc.NetrcParseError):
             if file and netrc.netrc(str(file)).authenticators(host):
                 return True
