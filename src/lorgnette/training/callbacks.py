@@ -13,7 +13,7 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import Tracker, to_scalars
 from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, save_checkpoint
-from lorgnette.training.eval_samples import SampleLogger
+from lorgnette.training.eval_samples import RECORD_KIND, SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.trainer import StepReport
 
@@ -55,7 +55,7 @@ class TrainingCallbacks:
         if is_last and not self.samples.selects_best:
             return loss
         samples = self.samples.generate()
-        self.log.write({**samples.record, "step": step})
+        self.log.write({"kind": RECORD_KIND, "answers": [row.tuned for row in samples.rows], "step": step})
         if samples.scores:
             self._record({"kind": "eval", "step": step, **samples.scores})
         for tracker in () if is_last else self.trackers:

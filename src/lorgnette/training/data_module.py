@@ -69,13 +69,13 @@ class TrainingData:
 
         # Check the result.
         problems = [*scanned.problems, *encoding_problems]
-        num_rows = len(train_rows) + len(test_rows)
-        _check_problems(problems, num_rows, examples, table, settings.data.on_bad_row, terminal)
+        files = tuple(dict.fromkeys(path for path in (table, settings.data.test) if path is not None))
+        loaded = cls(checkpoint, processor, examples, held_out, problems, files)
+        loaded._check_rows(problems, len(train_rows) + len(test_rows), settings.data.on_bad_row, terminal)
         check_best_model_metric(settings, [e.example for e in held_out])
         for line in SplitSummary.from_examples([e.example for e in examples], [e.example for e in held_out]).advice:
             terminal.warn(line)
-        files = tuple(dict.fromkeys(path for path in (table, settings.data.test) if path is not None))
-        return cls(checkpoint, processor, examples, held_out, problems, files)
+        return loaded
 
     @property
     def grids(self) -> list[ImageGrid]:
@@ -112,27 +112,35 @@ class TrainingData:
             for e in part
             for grid, error in [(grid, errors[grid]) for grid in e.grids if grid in errors][:1]
         ]
-        num_rows = len(self.examples) + len(self.held_out)
         examples, held_out = (
             [e for e in part if errors.keys().isdisjoint(e.grids)] for part in (self.examples, self.held_out)
         )
-        _check_problems(problems, num_rows, examples, self.files[0], on_bad_row, terminal)
-        return replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
+        rest = replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
+        rest._check_rows(problems, len(self.examples) + len(self.held_out), on_bad_row, terminal)
+        return rest
 
     def check_unchanged(self, manifest: Path) -> None:
         """Raises LorgnetteError if data or weights differ from the manifest: a resumed run must be the same run."""
         try:
             recorded = list(json.loads(manifest.read_text(encoding="utf-8"))["sha256"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LorgnetteError(
-                f"manifest cannot be read: {error!r}", where=str(manifest), hint="start a new run"
-            ) from None
+            message = f"manifest cannot be read: {error!r}"
+            raise LorgnetteError(message, where=str(manifest), hint="start a new run") from None
         if recorded != list(self.hash_inputs().values()):
-            raise LorgnetteError(
-                "data or weights have changed since the run was started",
-                where=", ".join(map(str, self.files)),
-                hint="restore them, or start a new run",
-            )
+            message, where = "data or weights have changed since the run was started", ", ".join(map(str, self.files))
+            raise LorgnetteError(message, where=where, hint="restore them, or start a new run")
+
+    def _check_rows(
+        self, problems: Sequence[Problem], num_rows: int, on_bad_row: data.OnBadRow, terminal: Terminal
+    ) -> None:
+        """Warn of the rows left out. Raises LorgnetteError for on_bad_row=error, or if no example is left."""
+        if problems and on_bad_row == "error":
+            raise data.build_refusal(problems, num_rows)
+        for problem in problems:
+            terminal.warn(f"skipped: {problem}")
+        if not self.examples:
+            where, hint = str(self.files[0]), "`lorgnette check` shows why"
+            raise LorgnetteError("no example left to train on", where=where, hint=hint)
 
 
 @gc_paused()
@@ -157,20 +165,3 @@ def _encode_examples(processor: Processor, examples: Sequence[Example], problems
         except LorgnetteError as error:
             problems.append(Problem(example.source, example.row, error.message, error.hint or _FIX_ROW))
     return encoded
-
-
-def _check_problems(
-    problems: Sequence[Problem],
-    num_rows: int,
-    examples: Sequence[Encoded],
-    path: Path,
-    on_bad_row: data.OnBadRow,
-    terminal: Terminal,
-) -> None:
-    """Warn of the rows that are left out. Raises LorgnetteError for on_bad_row=error, or if no example is left."""
-    if problems and on_bad_row == "error":
-        raise data.build_refusal(problems, num_rows)
-    for problem in problems:
-        terminal.warn(f"skipped: {problem}")
-    if not examples:
-        raise LorgnetteError("no example left to train on", where=str(path), hint="`lorgnette check` shows why")

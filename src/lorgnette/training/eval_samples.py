@@ -8,7 +8,6 @@ too noisy. If `train.metric_for_best_model` names a metric, all held-out example
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -33,10 +32,6 @@ class Samples:
 
     rows: tuple[PredictionRow, ...]
     scores: Mapping[str, float]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {"kind": RECORD_KIND, "answers": [row.tuned for row in self.rows]}
 
 
 class SampleLogger:
@@ -63,10 +58,8 @@ class SampleLogger:
         # Dropout must draw the same numbers as without evaluation.
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
             predictions = list(self._model.generate_answers(examples, self._sampling, adapter="tuned"))
-        rows = tuple(
-            prompt.build_row(tuned=prediction.text)
-            for prompt, prediction in zip(self._prompts, predictions, strict=True)
-        )
+        pairs = zip(self._prompts, predictions, strict=True)
+        rows = tuple(prompt.build_row(tuned=prediction.text) for prompt, prediction in pairs)
         return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric))
 
 
@@ -77,14 +70,11 @@ def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[Predicti
     for record in records:
         if record.get("kind") == RECORD_KIND and record["step"] < last_step:
             answers[record["step"]] = record["answers"]
-    if not answers:
-        return []
-    num_samples = len(next(iter(answers.values())))
+    steps = sorted(answers)
+    answers_of_rows = zip(*(answers[step] for step in steps), strict=True)
     return [
-        SampleHistory(
-            row, (*((step, texts[i]) for step, texts in sorted(answers.items())), (last_step, row.tuned or ""))
-        )
-        for i, row in enumerate(rows[:num_samples])
+        SampleHistory(row, (*zip(steps, texts, strict=True), (last_step, row.tuned or "")))
+        for row, texts in zip(rows, answers_of_rows, strict=False)
     ]
 
 
@@ -109,7 +99,6 @@ def _compute_scores(rows: Sequence[PredictionRow], metric: str | None) -> dict[s
     scored = [row for row in rows if row.references]
     if metric is None or not scored:
         return {}
-    tallies = registry.compute_tallies(
-        [metric], [row.tuned or "" for row in scored], [row.references for row in scored]
-    )
+    answers, references = [row.tuned or "" for row in scored], [row.references for row in scored]
+    tallies = registry.compute_tallies([metric], answers, references)
     return {name: tally.value for name, tally in tallies.items() if tally.value is not None}

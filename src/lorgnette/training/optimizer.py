@@ -30,6 +30,7 @@ class Optimizer:
         self._exp_avgs, self._exp_avg_sqs = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
         device = parameters[0].device
         self._state_steps = [torch.zeros((), device=device) for _ in parameters]
+        self._state = {"exp_avg": self._exp_avgs, "exp_avg_sq": self._exp_avg_sqs, "step": self._state_steps}
         self._found_inf = torch.zeros((), device=device)
         """1 from the first step that was not finite."""
 
@@ -55,19 +56,13 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy on the CPU."""
-        return {
-            name: [tensor.to("cpu", copy=True) for tensor in tensors] for name, tensors in self._state_tensors.items()
-        }
+        return {name: [tensor.to("cpu", copy=True) for tensor in tensors] for name, tensors in self._state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises KeyError, ValueError or RuntimeError for the state of other parameters."""
-        for name, tensors in self._state_tensors.items():
+        for name, tensors in self._state.items():
             for tensor, saved in zip(tensors, state[name], strict=True):
                 tensor.copy_(saved)
-
-    @property
-    def _state_tensors(self) -> dict[str, list[Tensor]]:
-        return {"exp_avg": self._exp_avgs, "exp_avg_sq": self._exp_avg_sqs, "step": self._state_steps}
 
 
 def warm_up_optimizer(device: torch.device, settings: TrainSettings) -> None:

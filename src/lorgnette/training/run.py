@@ -77,7 +77,10 @@ def run_training(
             terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
 
         try:
-            _start_trackers(trackers, settings, terminal)
+            for tracker in trackers:
+                tracker.start(settings.model_dump(mode="json"))
+                if tracker.address:
+                    terminal.print(f"tracker    {tracker.address}")
             with RunLog.resume(run_dir.log, step) as log, AsyncWriter() as writer:
                 timer.attach_log(log)
                 for p in data.problems:
@@ -126,13 +129,6 @@ def run_training(
                 tracker.finish()
 
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
-
-
-def _start_trackers(trackers: Sequence[Tracker], settings: Settings, terminal: Terminal) -> None:
-    for tracker in trackers:
-        tracker.start(settings.model_dump(mode="json"))
-        if tracker.address:
-            terminal.print(f"tracker    {tracker.address}")
 
 
 def _build_snapshot(
