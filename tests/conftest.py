@@ -241,13 +241,13 @@ def example(image_files: list[Path]) -> Callable[..., Example]:
 
 @pytest.fixture(scope="session")
 def conversations(example: Callable[..., Example]) -> list[Example]:
-    """One picture, several, several turns, text only, a repeated picture, odd texts."""
+    """One image, several, several turns, text only, a repeated image, odd texts."""
     return [
         example(("user", 0, "COCO Yes:"), ("assistant", "A small red car.")),
         example(
             ("user", "Compare ", 1, " with ", 2), ("assistant", "the second"), ("user", 3), ("assistant", "long 新 é")
         ),
-        example(("system", "Be short."), ("user", "no picture"), ("assistant", "none\n")),
+        example(("system", "Be short."), ("user", "no image"), ("assistant", "none\n")),
         example(("user", 0, "COCO Yes:"), ("assistant", "b")),
         example(("user", 4, 5, "two?"), ("assistant", "a ball and a star <|im_end|> <|image_pad|>")),
     ]

@@ -269,9 +269,9 @@ def test_generated_photographs_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp
         Image.new("RGB", (700, 500), shade).save(few / f"{shade}.jpg")
     check_speed.make_data(tmp_path / "made", few, 4)
     _, *rows = (tmp_path / "made" / "captions.csv").read_text().splitlines()
-    pictures = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
-    assert len(set(pictures)) == len(set(rows)) == 4
-    assert Image.open(io.BytesIO(pictures[0])).size in check_speed.SIZES
+    images = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
+    assert len(set(images)) == len(set(rows)) == 4
+    assert Image.open(io.BytesIO(images[0])).size in check_speed.SIZES
 
 
 def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def broken_images(folder: Path) -> dict[str, str]:
 
 
 def odd_images(folder: Path) -> list[str]:
-    """Pictures that are all right, whatever a loader may think of them."""
+    """Valid images that a strict loader may refuse."""
     noise().save(folder / "a png.jpg", "PNG")
     noise().save(folder / "moving.gif", save_all=True, append_images=[noise(90)])
     PIL.Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(folder / "deep.png")

@@ -53,7 +53,7 @@ def opened(browser: Any) -> Callable[..., Opened]:
 @pytest.fixture
 def is_fit_to_look_at(opened: Callable[..., Opened]) -> Callable[[Path], None]:
     """A page on a wide screen and two narrow ones, light and dark: nothing to scroll sideways, nothing asked for, no
-    complaint, every picture there."""
+    complaint, every image shown."""
 
     def look(path: Path) -> None:
         papers = set()

@@ -33,7 +33,7 @@ def read(path: Path, content: str | bytes) -> list[Example | Problem]:
     return list(read_csv(path, ReadOptions()))
 
 
-def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
+def test_a_row_is_image_prompt_and_caption(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     assert read(path, 'image_path,caption\nimages/../a.jpg,"a cat, asleep "\n/x/b.jpg,two\n') == [
         Example(
@@ -51,7 +51,7 @@ def test_a_row_is_picture_prompt_and_caption(tmp_path: Path) -> None:
     ]
 
 
-def test_without_a_prompt_the_picture_stands_alone(make_csv: Callable[..., Path]) -> None:
+def test_without_a_prompt_the_image_stands_alone(make_csv: Callable[..., Path]) -> None:
     (row,) = read_csv(make_csv([("a.jpg", "x")]), ReadOptions(prompt=""))
     assert isinstance(row, Example)
     assert len(row.turns[0].parts) == 1
