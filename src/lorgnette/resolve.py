@@ -28,13 +28,11 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
     model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME. Without a hub before it, a name is
     looked for on both.
     """
-    if model == "demo":
-        return BUILT_IN_MODEL
-    name, hub = parse_model_name(model)
-    if hub == "auto" and (Path(name).exists() or not _is_hub_name(name)):
-        return Path(name)
+    if local := _find_local_model(model):
+        return local
     from lorgnette.hub.models import fetch_model
 
+    name, hub = parse_model_name(model)
     with terminal.show_transfer("model") as on_progress:
         return fetch_model(name, source=hub, on_progress=on_progress, on_message=terminal.print)
 
@@ -51,16 +49,14 @@ def find_cached_model(model: str) -> Path | None:
 
     Raises LorgnetteError if a folder does not exist.
     """
-    if model == "demo":
-        return BUILT_IN_MODEL
-    name, hub = parse_model_name(model)
-    if hub == "auto" and (Path(name).exists() or not _is_hub_name(name)):
-        if not Path(name).exists():
+    if local := _find_local_model(model):
+        if not local.exists():
             hint = "name an existing folder, OWNER/NAME on a hub, or `demo`"
-            raise LorgnetteError("no such model", where=name, hint=hint)
-        return Path(name)
+            raise LorgnetteError("no such model", where=model, hint=hint)
+        return local
     from lorgnette.hub.models import find_in_cache
 
+    name, hub = parse_model_name(model)
     cached = find_in_cache(name, source=hub)
     return cached[1] if cached else None
 
@@ -107,16 +103,13 @@ def check_local_images(images_from: str | None) -> Path | None:
     """The folder or zip with a local data set's images. Raises UsageError for a URL, which only hub data sets may
     have."""
     if images_from and "://" in images_from:
-        raise UsageError(
-            "images_from is a URL; URLs work only for data sets on a hub",
-            where=f"images_from {images_from}",
-            hint="download it, and name the folder or zip",
-        )
+        message = "images_from is a URL; URLs work only for data sets on a hub"
+        raise UsageError(message, where=f"images_from {images_from}", hint="download it, and name the folder or zip")
     return Path(images_from) if images_from else None
 
 
 def resolve_images_folder(settings: Settings) -> Path | None:
-    """The folder or zip with the images of the settings' data; None for a data set on a hub with `images_from` a URL."""
+    """The folder or zip with the images of the settings' data; None for a URL, which a data set on a hub may have."""
     images_from = settings.data.images_from
     is_on_hub = settings.data.path is not None and is_hub_address(str(settings.data.path))
     return None if is_on_hub and images_from and "://" in images_from else check_local_images(images_from)
@@ -133,5 +126,10 @@ def report_download(dataset: "DownloadedDataset", terminal: Terminal) -> None:
         terminal.warn(f"missing: {row.where}: {row.message}{image}; {row.hint}")
 
 
-def _is_hub_name(model: str) -> bool:
-    return not model.startswith((".", "/", "~")) and model.count("/") == 1
+def _find_local_model(model: str) -> Path | None:
+    """The path of a model that is no name on a hub; it need not exist."""
+    name, hub = parse_model_name(model)
+    is_hub_name = not name.startswith((".", "/", "~")) and name.count("/") == 1
+    if model == "demo":
+        return BUILT_IN_MODEL
+    return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None

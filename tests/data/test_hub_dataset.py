@@ -711,6 +711,11 @@ def test_the_entries_of_a_dataset_info_are_listed(hub: Any, tmp_path: Path, jpeg
     content = {"dataset_info.json": json.dumps(one).encode(), "pets.json": json.dumps(PETS).encode()}
     hub.repo("hf", "datasets", "me/one", {**content, "img/0.jpg": jpeg(0), "img/1.jpg": jpeg(1), "img/2.jpg": jpeg(2)})
     assert get(tmp_path / "e", "hf:me/one").num_rows == get(tmp_path / "f", "hf:me/one:train").num_rows == 3
+    for text in ("{", "[1]", '{"features": {}, "splits": {}}'):  # descriptions of other tools
+        lines = b'{"file_name": "img/0.jpg", "text": "a"}'
+        plain = {"dataset_info.json": text.encode(), "train.jsonl": lines, "img/0.jpg": jpeg(0)}
+        hub.repo("hf", "datasets", "me/plain", plain)
+        assert get(tmp_path / f"plain-{len(text)}", "hf:me/plain").num_rows == 1
     hub.repo("hf", "datasets", "me/chat", {"train.json": json.dumps(KARPATHY).encode()})
     with pytest.raises(LorgnetteError, match=r"no split 'dev' .* set name to one of restval, test, train"):
         get(tmp_path / "g", "hf:me/chat:dev")

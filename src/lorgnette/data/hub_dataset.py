@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,10 @@ def download_dataset(
                 num_files, failures = download_images(images, journal, client, fallback, address.split, on_progress)
             finally:
                 journal.update_state(num_bytes=journal.num_bytes + client.num_bytes)
-        missing = [problem for row in rows if (problem := _find_problem(row, failures))]
+        problems = [_find_problem(row, failures) for row in rows]
+        missing = [problem for problem in problems if problem]
         write_json(out / "failed.json", [asdict(row) for row in missing])
-        usable = [row for row in rows if not _find_problem(row, failures)]
+        usable = [row for row, problem in zip(rows, problems, strict=True) if not problem]
         if not usable and missing:
             message = f"none of {len(missing):,} rows can be used: {missing[0].message}"
             raise LorgnetteError(message, where=missing[0].image or missing[0].where, hint=missing[0].hint)
@@ -162,7 +163,8 @@ class _Reader:
         images = RemoteImages(journal.image_folder, _list_known_images(journal.rows), dataset)
         read_rows = self._read_in_order if self.sample is None else self._read_sample
         for index, position, examples in read_rows(dataset, images):
-            row = _build_row(f"{dataset.files[index].path}, row {position[1]}", index, position, examples, images)
+            where = f"{dataset.files[index].path or dataset.repository.name}, row {position[1]}"
+            row = _build_row(where, index, position, examples, images)
             journal.add_row(row)
             for name in (name for name, image in row.images.items() if not image[0]):
                 self.on_progress(1, (images.folder / name).stat().st_size)
@@ -173,14 +175,16 @@ class _Reader:
 
     def _find_entries(self, dataset: HubDataset) -> dict[str, RepositoryFile]:
         """The files that the entries of LLaMA-Factory's dataset_info.json name, if the repository has one."""
-        files = dataset.repository.files
-        for info in [file for file in files if file.path.rpartition("/")[2] == "dataset_info.json"]:
-            value = read_json(dataset.download(info))
-            if not isinstance(value, dict) or not llama_factory.is_dataset_info(value):
+        for info in dataset.repository.find_by_suffix(["dataset_info.json"]):
+            path = dataset.download(info)
+            try:
+                value = read_json(path)
+            except LorgnetteError:  # of another tool
                 continue
-            for name, entry in value.items():
-                path = posixpath.join(posixpath.dirname(info.path), str(entry.get("file_name")))
-                if file := dataset.repository.find_file(posixpath.normpath(path)):
+            is_ours = isinstance(value, dict) and llama_factory.is_dataset_info(value)
+            for name, entry in value.items() if is_ours else ():
+                table = posixpath.join(posixpath.dirname(info.path), str(entry.get("file_name")))
+                if file := dataset.repository.find_file(posixpath.normpath(table)):
                     self.entries[name] = info, file
         return {name: file for name, (_, file) in self.entries.items()}
 
@@ -193,12 +197,13 @@ class _Reader:
             start = self.entries[name][0]
             path = dataset.folder / start.path
         elif path.suffix.lower() == ".json" and dataset.word:
-            # A split that is only in the file, or one of several there.
+            # A split inside the file.
             value = read_json(path)
             has_splits = isinstance(value, dict) and coco.is_karpathy(value)
             name = dataset.word if has_splits or not dataset.split else None
-        locate, source = partial(images.locate, folder="".join(start.path.rpartition("/")[:2])), Path(file.path)
-        return path, ReadOptions(_PROMPT, name, None, images.folder, 0, self.columns, locate, source)
+        locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
+        options = ReadOptions(_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate)
+        return path, replace(options, source=Path(file.path))
 
     def _read_in_order(self, dataset: HubDataset, images: RemoteImages) -> Iterator[_ReadRow]:
         """All rows in order, after those in the journal."""
@@ -253,7 +258,7 @@ def _to_record(example: Example) -> dict[str, Any]:
     except LorgnetteError:
         return {**id_, "messages": [{"role": turn.role, "content": _list_parts(turn)} for turn in example.turns]}
     image_column = captions.IMAGE_COLUMNS[0]
-    return {**id_, **record, image_column: _get_relative_path(Path(record[image_column]))}
+    return {**id_, **record, image_column: f"{IMAGE_FOLDER}/{Path(record[image_column]).name}"}
 
 
 def _list_parts(turn: Turn) -> str | list[dict[str, str]]:
@@ -261,13 +266,9 @@ def _list_parts(turn: Turn) -> str | list[dict[str, str]]:
         return turn.text
     return [
         {"type": "text", "text": part} if isinstance(part, str)
-        else {"type": "image", "path": _get_relative_path(part.path)}
+        else {"type": "image", "path": f"{IMAGE_FOLDER}/{part.path.name}"}
         for part in turn.parts
     ]  # fmt: skip
-
-
-def _get_relative_path(path: Path) -> str:
-    return f"{IMAGE_FOLDER}/{path.name}"
 
 
 def _list_known_images(rows: Iterable[JournalRow]) -> dict[str, RemoteImage]:

@@ -15,8 +15,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
-
 from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.hub.file_signature import check_file
 from lorgnette.hub.http import RESUME_HINT, HttpClient, TransientError, explain_disk_error, redact_url
@@ -176,20 +174,33 @@ def download_file(client: HttpClient, task: DownloadTask, on_bytes: Callable[[in
 
 def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[int], None]) -> None:
     """Append to the part file until it is complete."""
-    size, tag = _read_resume_state(task)
+    # Without the version of the part only a known hash allows to resume.
+    size = _get_size(task.part_path)
+    tag = task.tag_path.read_text(encoding="utf-8") if task.tag_path.is_file() else ""
+    if (task.size is not None and size > task.size) or not (tag or task.sha256):
+        size = 0
     if size and size == task.size:
         return
-    range_ = {"Range": f"bytes={size}-", **({"If-Range": tag} if tag else {})} if size else {}
+    headers = {"Range": f"bytes={size}-", **({"If-Range": tag} if tag else {})} if size else {}
+    where = redact_url(task.url)
     try:
-        with client.stream(task.url, {**task.headers, **range_}) as response:
-            start = _check_start(response, size, task)
-            length = response.headers.get("Content-Length", "")
-            total = start + int(length) if length.isdecimal() and _is_uncompressed(response) else None
+        with client.stream(task.url, {**task.headers, **headers}) as response:
+            is_partial, range_ = response.status_code == 206, response.headers.get("Content-Range", "")
+            start = size if is_partial else 0
+            if is_partial and not range_.startswith(f"bytes {size}-"):
+                _discard_part(task)
+                message = "the server sent another range than requested"
+                raise TransientError(message, where=where, hint=RESUME_HINT)
+            is_identity = response.headers.get("Content-Encoding", "identity") == "identity"
+            length, etag = (response.headers.get(name, "") for name in ("Content-Length", "ETag"))
+            total = start + int(length) if length.isdecimal() and is_identity else None
             if total is not None and task.size not in (None, total):
                 _discard_part(task)
                 message = f"the server has {total:,} bytes, the hub lists {task.size:,}"
-                raise SourceError(message, where=redact_url(task.url), hint="try again later, or another source")
-            task.tag_path.write_text(_read_version_tag(response), encoding="utf-8")
+                raise SourceError(message, where=where, hint="try again later, or another source")
+            # A value for If-Range: a strong ETag or a date; "" if the server names its version by neither.
+            version = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+            task.tag_path.write_text(version if is_identity else "", encoding="utf-8")
             with task.part_path.open("ab" if start else "wb") as file:
                 for chunk in client.iter_chunks(response):
                     file.write(chunk)
@@ -201,37 +212,7 @@ def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[i
         raise
     if total is not None and _get_size(task.part_path) != total:
         message = f"connection lost at {_get_size(task.part_path):,} of {total:,} bytes"
-        raise TransientError(message, where=redact_url(task.url), hint=RESUME_HINT)
-
-
-def _read_resume_state(task: DownloadTask) -> tuple[int, str]:
-    """(bytes in the part file, its version). Without a version only a known hash allows to resume."""
-    size = _get_size(task.part_path)
-    tag = task.tag_path.read_text(encoding="utf-8") if task.tag_path.is_file() else ""
-    is_too_long = task.size is not None and size > task.size
-    return (0, "") if is_too_long or not (tag or task.sha256) else (size, tag)
-
-
-def _check_start(response: httpx2.Response, size: int, task: DownloadTask) -> int:
-    """The byte that the response starts with: 0, or `size` as requested."""
-    if response.status_code != 206:
-        return 0
-    if response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
-        return size
-    _discard_part(task)
-    raise TransientError("the server sent another range than requested", where=redact_url(task.url), hint=RESUME_HINT)
-
-
-def _read_version_tag(response: httpx2.Response) -> str:
-    """A value for If-Range: a strong ETag or a date; "" if the server names its version by neither."""
-    etag = str(response.headers.get("ETag", ""))
-    if not _is_uncompressed(response):
-        return ""
-    return etag if etag.startswith('"') else str(response.headers.get("Last-Modified", ""))
-
-
-def _is_uncompressed(response: httpx2.Response) -> bool:
-    return bool(response.headers.get("Content-Encoding", "identity") == "identity")
+        raise TransientError(message, where=where, hint=RESUME_HINT)
 
 
 def _verify_file(path: Path, task: DownloadTask) -> None:

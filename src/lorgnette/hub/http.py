@@ -249,9 +249,10 @@ def _explain_permanent_error(error: Exception) -> tuple[str, str] | None:
         return "not a URL that can be fetched", "write http:// or https://"
     if isinstance(error, httpx2.TooManyRedirects):
         return "too many redirects", "open the URL in a browser"
-    if reason := _find_certificate_error(error):
-        hint = "set SSL_CERT_FILE to the certificates of your network, or correct the clock"
-        return f"the server's certificate is not trusted: {reason}", hint
+    for cause in _iter_causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            hint = "set SSL_CERT_FILE to the certificates of your network, or correct the clock"
+            return f"the server's certificate is not trusted: {getattr(cause, 'verify_message', cause)}", hint
     return None
 
 
@@ -284,15 +285,6 @@ def _iter_causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _find_certificate_error(error: Exception) -> str | None:
-    for cause in _iter_causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return str(cause)
-    return None
 
 
 def _explain_unreachable(error: Exception) -> str:

@@ -119,6 +119,7 @@ def explain_errors(where: str) -> Iterator[None]:
 def _explain_error(error: BaseException | None, where: str) -> SourceError | None:
     from huggingface_hub import errors
 
+    status = getattr(getattr(error, "response", None), "status_code", "404")
     known = {
         errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE forbids requests to the hub", "unset HF_HUB_OFFLINE"),
         errors.GatedRepoError: (
@@ -126,7 +127,7 @@ def _explain_error(error: BaseException | None, where: str) -> SourceError | Non
             "accept them on its page, then set HF_TOKEN or run `hf auth login`",
         ),
         errors.RepositoryNotFoundError: (
-            f"there is no such repository, or it is private (HTTP {_get_status(error)})",
+            f"there is no such repository, or it is private (HTTP {status})",
             "check the name; for a private one set HF_TOKEN or run `hf auth login`",
         ),
         errors.RevisionNotFoundError: ("there is no such revision", "use main, or one of its branches"),
@@ -140,7 +141,3 @@ def _explain_error(error: BaseException | None, where: str) -> SourceError | Non
     if isinstance(error, httpx2.HTTPError):
         return http.explain_transport_error(error, get_endpoint(), where=where)
     return None
-
-
-def _get_status(error: Any) -> str:
-    return str(getattr(getattr(error, "response", None), "status_code", "404"))

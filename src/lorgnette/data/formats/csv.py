@@ -122,8 +122,8 @@ def _explain_quoting(error: csv.Error, location: RowLocation, last: int) -> Prob
         hint = 'double the quotes inside a quoted cell: "a ""red"" car"'
         return location.to_problem(LorgnetteError(f"text follows a closing quote{span}", hint=hint))
     if "field limit" in str(error) and last == location.row:
-        message, hint = f"a cell has more than {csv.field_size_limit():,} characters", "close the quote before it"
-        raise LorgnetteError(message, where=where, hint=f"shorten it, or {hint}") from error
+        message = f"a cell has more than {csv.field_size_limit():,} characters"
+        raise LorgnetteError(message, where=where, hint="shorten it, or close the quote before it") from error
     message = f"a quote in the row that starts at line {location.row} is never closed ({error})"
     hint = 'close it; a quote inside a quoted cell is doubled: "a ""red"" car"'
     raise LorgnetteError(message, where=where, hint=hint) from error
