@@ -96,8 +96,8 @@ class Finding:
     images: tuple[Path, ...] = ()
 
     @classmethod
-    def for_example(cls, example: Example, kind: FindingKind, message: str, hint: str, *pictures: Path) -> "Finding":
-        return cls(kind, Problem(example.source, example.row, message, hint), pictures)
+    def for_example(cls, example: Example, kind: FindingKind, message: str, hint: str, *images: Path) -> "Finding":
+        return cls(kind, Problem(example.source, example.row, message, hint), images)
 
     @property
     def is_blocking(self) -> bool:
