@@ -154,7 +154,7 @@ def measure_features(job: Path, checkpoint: BaseCheckpoint, tower: VisionTower) 
         with record_seconds(figures, f"{name}_s"):
             errors = features.prepare(grids)
         assert not errors
-        figures[f"{name}_waited_s"] = features.decode_wait_seconds
+        figures[f"{name}_waited_s"] = features.decode_pool.wait_seconds
         features_by_cache.append(features.gather(grids))
         with record_seconds(figures, f"{name}_finish_s"):
             assert features.close() is None

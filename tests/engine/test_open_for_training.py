@@ -82,7 +82,7 @@ def test_a_small_decoder_runs_as_in_training_and_evaluation(
         return run(self, batches)
 
     monkeypatch.setattr(FastEngine, "warmup", record)
-    warm_up_decoder(shape, [batch], features, torch.float32, dropout=dropout, group_by_image=False)
+    warm_up_decoder(shape, [batch], features, torch.float32, dropout)
     (engine,) = engines
     assert len(engine.decoder.layers) == WARMUP_LAYERS
     assert engine.decoder.config.hidden_size == shape.text.hidden_size

@@ -27,8 +27,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.lora import peft_files
-from lorgnette.lora.metadata import METADATA_FILE, AdapterMetadata
-from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE
+from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE, AdapterMetadata
+from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.packing import pack

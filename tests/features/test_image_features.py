@@ -15,7 +15,7 @@ from lorgnette.data import read_image_size
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool, image_features
 from lorgnette.features.disk_cache import FeatureDiskCache
-from lorgnette.features.image_features import Features, HfVisionTower, LazyTower
+from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
 from lorgnette.processing.image_processor import ImageProcessor
@@ -265,13 +265,8 @@ def test_features_that_do_not_fit_are_in_pinned_memory(
     device_bytes: int | None,
 ) -> None:
     monkeypatch.setattr(decode_pool, "MAX_PATCHES_PER_CALL", 60)
-    features = Features(
-        RecordingTower("cuda"),
-        image_processor,
-        is_live=False,
-        device_bytes=device_bytes,
-        disk_cache=open_cache(tmp_path),
-    )
+    features = Features(RecordingTower("cuda"), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
+    features._storage._device_bytes = device_bytes
     features.prepare(grids)
     locations = {
         "device" if part.is_cuda else "pinned"
@@ -322,3 +317,23 @@ def test_images_are_decoded_once_if_started_early(
     assert early.prepare(grids) == {}
     assert sorted(paths) == sorted(grid.image.path for grid in grids), "each once"
     assert torch.equal(early.gather(grids), expected.gather(grids))
+
+
+STORED_GRIDS = [ImageGrid(Image(Path(f"{i}.png")), 1, 2 * (i + 1), 2, 2) for i in range(3)]
+
+
+def test_added_features_are_gathered_in_any_order() -> None:
+    storage = FeatureStorage(torch.device("cpu"), torch.float32)
+    features = torch.arange(6.0)[:, None].expand(6, 2)
+    assert storage.add(STORED_GRIDS, features) is features
+    assert all(grid in storage for grid in STORED_GRIDS)
+    assert storage.gather([STORED_GRIDS[2], STORED_GRIDS[0]])[:, 0].tolist() == [3, 4, 5, 0]
+
+
+def test_mapped_features_are_kept_without_a_copy() -> None:
+    storage, mapped = FeatureStorage(torch.device("cpu"), torch.float32), torch.ones(1, 2)
+    storage.add_mapped({STORED_GRIDS[0]: mapped})
+    assert STORED_GRIDS[0] in storage
+    assert STORED_GRIDS[1] not in storage
+    mapped.fill_(2.0)
+    assert storage.gather(STORED_GRIDS[:1]).tolist() == [[2.0, 2.0]]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.engine.peft_engine import get_adapter_state
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.peft_files import CONFIG_FILE, WEIGHTS_FILE, SavedAdapter
+from lorgnette.lora.metadata import CONFIG_FILE
+from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig

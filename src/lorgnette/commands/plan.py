@@ -80,42 +80,33 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
     memory: GiB of the GPU; None: of common GPUs. Raises what `train` raises before it reads weights.
     """
     terminal = Terminal(console)
-    result = _build_plan(settings, TrainingData.load(settings, terminal), memory, gpu)
-    for line in _format_plan(result, settings):
-        terminal.print(line)
-    return result
-
-
-def _build_plan(settings: Settings, data: TrainingData, memory: float | None, gpu: str) -> Plan:
+    data = TrainingData.load(settings, terminal)
     examples, max_tokens = data.examples, settings.train.max_tokens_per_microbatch
     config = data.checkpoint.load_hf_config()
     engine, reason = select_engine(settings, config, on_gpu=settings.device != "cpu")
 
     # Steps: counted on the real examples with the training's sampler.
-    by_image, ungrouped = (
-        BatchSampler(examples, settings.train, settings.seed, group_by_image=group_by_image)
-        for group_by_image in (True, False)
+    ungrouped, by_image = (
+        BatchSampler(examples, settings.train, settings.seed, group_by_image=grouped) for grouped in (False, True)
     )
     sampler = by_image if settings.data.group_by_image else ungrouped
     steps = count_steps(sampler, max_tokens, prefix_sharing=select_prefix_sharing(settings, engine))
-    lengths = [len(encoded.input_ids) for encoded in examples]
-    result = Plan(
-        len(examples), len(data.held_out), len(data.grids), TokenLengths.from_lengths(lengths),
-        compare_layouts(ungrouped, by_image, max_tokens), steps, engine, reason, None, None, {}, gpu, None,
-    )  # fmt: skip
-    if find_unsupported_feature(config) or settings.device == "cpu":
-        return result
+    lengths = TokenLengths.from_lengths([len(encoded.input_ids) for encoded in examples])
+    layouts = compare_layouts(ungrouped, by_image, max_tokens)
+    counts = len(examples), len(data.held_out), len(data.grids)
+    result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, {}, gpu, None)
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
-    workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
-    longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
-    sizes = GPU_SIZES_GIB if memory is None else (float(memory),)
-    time = estimate_time(
-        workload, gpu, tokens=steps.tokens, labels=steps.labels, num_microbatches=steps.num_microbatches,
-        grids=data.grids,
-    )  # fmt: skip
-    fits = {gib: find_fit(workload, longest, compute_usable_bytes(gib)) for gib in sizes}
-    return replace(result, workload=workload, memory=predict_memory(workload), fits=fits, time=time)
+    if not find_unsupported_feature(config) and settings.device != "cpu":
+        workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
+        longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
+        sizes = GPU_SIZES_GIB if memory is None else (float(memory),)
+        fits = {gib: find_fit(workload, longest, compute_usable_bytes(gib)) for gib in sizes}
+        time = estimate_time(workload, gpu, steps.tokens, steps.labels, steps.num_microbatches, data.grids)
+        result = replace(result, workload=workload, memory=predict_memory(workload), fits=fits, time=time)
+    for line in _format_plan(result, settings):
+        terminal.print(line)
+    return result
 
 
 def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
@@ -127,10 +118,8 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         span = f"{first}–{last}" if last > first else str(first)
         yield f"{span:>16} {'█' * round(count / longest_bar * _BAR_WIDTH)} {count}"
     per_step = steps.num_microbatches / steps.total_steps
-    yield (
-        f"steps      {steps.total_steps}, {steps.steps_per_epoch} per epoch; {per_step:.3g} micro-batches per step, of "
-        f"at most {steps.largest_microbatch[0]} tokens"
-    )
+    microbatches = f"{per_step:.3g} micro-batches per step, of at most {steps.largest_microbatch[0]} tokens"
+    yield f"steps      {steps.total_steps}, {steps.steps_per_epoch} per epoch; {microbatches}"
     yield f"batches    {layouts.padded} tokens per epoch in padded batches of {settings.train.batch_size}"
     for name, text in _LAYOUT_TEXTS.items():
         count = getattr(layouts, name)
@@ -142,10 +131,9 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     yield f"memory     {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
     for gib, fit in plan.fits.items():
-        reductions = _describe_reductions(fit, plan.workload)
         if fit is None:
             yield f"           does not fit on {gib:g} GiB"
-        elif reductions:
+        elif reductions := _describe_reductions(fit, plan.workload):
             yield f"           fits on {gib:g} GiB with {' and '.join(reductions)}: {fit.peak_bytes / GIB:.1f} GiB"
         else:
             yield f"           fits on {gib:g} GiB{' or more' if gib < max(plan.fits) else ''}"
@@ -157,14 +145,11 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     yield f"           assuming {rates} of its {GPU_TFLOPS[plan.gpu]} TFLOP/s"
 
 
-def _describe_reductions(fit: MemoryFit | None, workload: Workload) -> list[str]:
+def _describe_reductions(fit: MemoryFit, workload: Workload) -> list[str]:
     """What `train` reduces to fit; it does so without being asked."""
-    reductions = []
-    if fit and fit.max_tokens < workload.max_tokens:
-        reductions.append(f"train.max_tokens_per_microbatch={fit.max_tokens}")
-    if fit and fit.recompute_layers:
-        reductions.append(f"{fit.recompute_layers} of {workload.text.num_layers} layers recomputed")
-    return reductions
+    tokens, layers = f"train.max_tokens_per_microbatch={fit.max_tokens}", workload.text.num_layers
+    reductions = [tokens] if fit.max_tokens < workload.max_tokens else []
+    return reductions + ([f"{fit.recompute_layers} of {layers} layers recomputed"] if fit.recompute_layers else [])
 
 
 def _format_duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """The interface of an engine, as the trainer uses it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from lorgnette.types import PackedBatch
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Computes losses and gradients of micro-batches. Results stay on its device."""
 

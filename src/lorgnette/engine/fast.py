@@ -48,7 +48,9 @@ class FastEngine:
         recompute_layers: activation checkpointing of this many layers (planning/memory.py computes the number).
         """
         self.decoder, self.adapter, self.features = decoder, adapter, features
-        self.device = decoder.embed_tokens.device
+        self.device, self.dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
+        # Not in fp32: attention then runs its reference definition, which reads numbers back from the device.
+        self._use_graphs = self.device.type == "cuda" and self.dtype != torch.float32
         self.parameters = [adapter.values]
         self._weight_copy = adapter.attach(decoder)
         self.prefix_sharing = not dropout or group_by_image
@@ -57,20 +59,8 @@ class FastEngine:
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
         self._graph_stream = GraphStream(self.device) if self._use_graphs else None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.embed_tokens.dtype
-
-    @property
-    def _use_graphs(self) -> bool:
-        """Not in fp32: attention then runs its reference definition, which reads numbers back from the device."""
-        return self.device.type == "cuda" and self.dtype != torch.float32
-
     def backward(self, batch: PackedBatch, rng_offset: int) -> Float32[Tensor, ""]:
-        """The loss Σ weight · cross-entropy, on the device; its gradient is added to the parameters'.
-
-        rng_offset: selects the dropout masks. Raises torch.OutOfMemoryError, with all graphs dropped.
-        """
+        """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped."""
         with self._drop_graphs_on_oom():
             inputs = self._load_batch(batch, rng_offset)
             inputs.num_uses += 1
@@ -111,7 +101,6 @@ class FastEngine:
         return self.decoder.compute_losses(context)[: len(batch.targets)]
 
     def compute_loss(self, batch: PackedBatch) -> Float32[Tensor, ""]:
-        """The loss without dropout and gradient."""
         losses = self.compute_label_losses(batch)
         return (losses * torch.from_numpy(batch.label_weights).to(self.device, non_blocking=True)).sum()
 

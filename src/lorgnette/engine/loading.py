@@ -1,6 +1,5 @@
 """Loads the fast engine's model: decoder, adapter and image features, without transformers and PEFT."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,8 +83,20 @@ def allocate_decoder(
     weights = {EMBEDDING: embedding, "model.language_model.norm.weight": norm}
     if not text.tie_word_embeddings:
         weights[LM_HEAD] = lm_head
+
+    # Each weight of a layer is a view of its fused matrices.
     for i, layer in enumerate(layers):
-        weights |= {f"model.language_model.layers.{i}.{name}": view for name, view in _name_weights(shape, layer)}
+        prefix = f"model.language_model.layers.{i}"
+        weights[f"{prefix}.input_layernorm.weight"] = layer.input_norm
+        weights[f"{prefix}.post_attention_layernorm.weight"] = layer.post_attention_norm
+        for linear, group in zip(layer.linears, FUSED_PROJECTIONS, strict=True):
+            end = 0
+            for target in group:
+                rows = slice(end, end + shape.out_features(target))
+                end = rows.stop
+                weights[f"{prefix}.{name_linear(target)}.weight"] = linear.weight[rows, : linear.in_features]
+                if linear.bias is not None:
+                    weights[f"{prefix}.{name_linear(target)}.bias"] = linear.bias[rows]
     return Decoder(text, embedding, layers, norm, lm_head), weights
 
 
@@ -101,17 +112,3 @@ def _allocate_layer(shape: AdapterShape, number: int, device: torch.device, dtyp
     qkv, o, gate_up, down = linears
     norm1, norm2 = (torch.empty(shape.text.hidden_size, device=device, dtype=dtype) for _ in range(2))
     return DecoderLayer(shape.text, norm1, qkv, o, norm2, gate_up, down)
-
-
-def _name_weights(shape: AdapterShape, layer: DecoderLayer) -> Iterator[tuple[str, Tensor]]:
-    """Each weight of the layer as a view of the fused matrices, by its name within the layer."""
-    yield "input_layernorm.weight", layer.input_norm
-    yield "post_attention_layernorm.weight", layer.post_attention_norm
-    for linear, group in zip(layer.linears, FUSED_PROJECTIONS, strict=True):
-        end = 0
-        for target in group:
-            rows = slice(end, end + shape.out_features(target))
-            end = rows.stop
-            yield f"{name_linear(target)}.weight", linear.weight[rows, : linear.in_features]
-            if linear.bias is not None:
-                yield f"{name_linear(target)}.bias", linear.bias[rows]

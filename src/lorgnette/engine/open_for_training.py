@@ -25,10 +25,7 @@ from lorgnette.types import ImageGrid, PackedBatch
 
 
 class PendingEngine(NamedTuple):
-    """An engine whose parts are still loading. Both waits raise LorgnetteError if files are broken or do not fit.
-
-    wait_for_engine: waits for everything, captures the first graph and returns the engine.
-    """
+    """Both waits raise LorgnetteError if files are broken or do not fit. wait_for_engine captures the first graph."""
 
     wait_for_tower: Callable[[], object]
     wait_for_engine: Callable[[], FastEngine]
@@ -67,14 +64,13 @@ def open_for_training(
         ThreadPoolExecutor(1, name) for name in ("load", "init adapter", "warm tower", "warm decoder")
     )
     lazy_tower = features.lazy_tower if is_cuda and first_batches[0].grids else None
-    options: dict[str, Any] = {"dropout": lora.dropout, "group_by_image": group_by_image}
 
     # Kernels, while the weights are read.
     warmups: list[Future[None]] = []
     if lazy_tower is not None:
         warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
-        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, dtype, **options))
+        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, dtype, lora.dropout))
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
@@ -92,8 +88,8 @@ def open_for_training(
     def wait_for_engine() -> FastEngine:
         for warmup in warmups:
             warmup.result()
-        kwargs = options | {"seed": seed, "recompute_layers": recompute_layers}
-        engine = FastEngine(decoder.result(), adapter, features, **kwargs)
+        options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": recompute_layers}
+        engine = FastEngine(decoder.result(), adapter, features, dropout=lora.dropout, seed=seed, **options)
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(first_batches)
         adapter_init.result()
@@ -124,13 +120,7 @@ def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torc
 
 
 def warm_up_decoder(
-    shape: AdapterShape,
-    batches: Sequence[PackedBatch],
-    features: Features,
-    dtype: torch.dtype,
-    *,
-    dropout: float,
-    group_by_image: bool,
+    shape: AdapterShape, batches: Sequence[PackedBatch], features: Features, dtype: torch.dtype, dropout: float
 ) -> None:
     """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation."""
     small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
@@ -139,7 +129,7 @@ def warm_up_decoder(
         for weight in weights.values():
             weight.zero_()
         adapter = FlatLoraParams(small, features.device)
-        FastEngine(decoder, adapter, features, dropout=dropout, seed=0, group_by_image=group_by_image).warmup(batches)
+        FastEngine(decoder, adapter, features, dropout=dropout, seed=0).warmup(batches)
 
 
 def _init_adapter(

@@ -19,7 +19,8 @@ from lorgnette.config import LoraSettings
 from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
-from lorgnette.lora.peft_files import CONFIG_FILE, HINT, SavedAdapter, check_names
+from lorgnette.lora.metadata import CONFIG_FILE
+from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
 from lorgnette.types import PackedBatch
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 class ReferenceEngine:
     """Computes losses of packed batches; adds gradients to the `.grad` of PEFT's parameters."""
 
-    prefix_sharing = False
-    eval_prefix_sharing = False
+    prefix_sharing = eval_prefix_sharing = False
 
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()
@@ -41,15 +41,11 @@ class ReferenceEngine:
         self._decoder = base.get_submodule("model.language_model")
         self._lm_head = base.get_submodule("lm_head")
         self._embedding = base.get_input_embeddings()
-        self.device = self._embedding.weight.device
-        self.dtype = self._embedding.weight.dtype
+        self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
-        """The loss Σ weight · cross-entropy; its gradient is added to the parameters'.
-
-        rng_offset is not used: dropout draws from torch's global random state.
-        """
+        """As Engine.backward. rng_offset is not used: dropout draws from torch's global random state."""
         self.model.train()
         loss = self.compute_weighted_loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -57,7 +53,6 @@ class ReferenceEngine:
 
     @torch.no_grad()
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """The same loss without dropout and gradient."""
         self.model.eval()
         return self.compute_weighted_loss(batch)
 

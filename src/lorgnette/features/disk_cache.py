@@ -17,8 +17,8 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -95,7 +95,7 @@ class FeatureDiskCache:
             root.mkdir(parents=True, exist_ok=True)
             with _lock_file(root / "lock", fcntl.LOCK_EX):
                 self._folder.mkdir(exist_ok=True)
-                self._in_use_file = _lock_in_use(self._folder, fcntl.LOCK_SH)
+                self._in_use_file = _lock_file(self._folder / "in_use", fcntl.LOCK_SH)
                 os.utime(self._folder / "in_use")
                 _evict_oldest(root, self._folder)
             self._index, self._index_bytes_read = dict[bytes, tuple[int, int]](), 0
@@ -143,7 +143,8 @@ class FeatureDiskCache:
             entries = []
             for key, rows in features.items():
                 file.write(rows.to(self._dtype).contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
-                entries.append(_ENTRY.pack(key, first, len(rows), _compute_crc(key, first, len(rows))))
+                entry = _ENTRY.pack(key, first, len(rows), 0)
+                entries.append(_ENTRY.pack(key, first, len(rows), zlib.crc32(entry)))
                 first += len(rows)
             file.flush()
             os.fsync(file.fileno())
@@ -159,19 +160,12 @@ class FeatureDiskCache:
         length = len(data) // _ENTRY.size * _ENTRY.size
         self._index_bytes_read += length
         for key, first, rows, crc in _ENTRY.iter_unpack(data[:length]):
-            if crc == _compute_crc(key, first, rows):
+            if crc == zlib.crc32(_ENTRY.pack(key, first, rows, 0)):
                 self._index[key] = (first, rows)
 
     def _build_error(self, message: str) -> LorgnetteError:
-        return LorgnetteError(
-            f"disk cache of image features {message}",
-            where=str(self._folder),
-            hint="delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache",
-        )
-
-
-def _compute_crc(key: bytes, first: int, rows: int) -> int:
-    return zlib.crc32(_ENTRY.pack(key, first, rows, 0))
+        hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
+        return LorgnetteError(f"disk cache of image features {message}", where=str(self._folder), hint=hint)
 
 
 def _evict_oldest(root: Path, current: Path) -> None:
@@ -184,23 +178,17 @@ def _evict_oldest(root: Path, current: Path) -> None:
             return
         if folder != current:
             with suppress(BlockingIOError):
-                _lock_in_use(folder, fcntl.LOCK_EX | fcntl.LOCK_NB).close()
+                _lock_file(folder / "in_use", fcntl.LOCK_EX | fcntl.LOCK_NB).close()
                 shutil.rmtree(folder)
                 total -= size
 
 
-def _lock_in_use(folder: Path, kind: int) -> IO[bytes]:
-    file = open(folder / "in_use", "ab")  # noqa: SIM115  the lock lasts as long as the file is open
+def _lock_file(path: Path, kind: int) -> IO[bytes]:
+    """The lock lasts as long as the file is open."""
+    file = open(path, "ab")  # noqa: SIM115
     try:
         fcntl.flock(file, kind)
     except OSError:
         file.close()
         raise
     return file
-
-
-@contextmanager
-def _lock_file(path: Path, kind: int) -> Iterator[None]:
-    with open(path, "ab") as file:
-        fcntl.flock(file, kind)
-        yield

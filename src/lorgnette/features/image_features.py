@@ -22,9 +22,8 @@ from lorgnette.data import load_image
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels
 from lorgnette.features.disk_cache import FeatureDiskCache, hash_image
-from lorgnette.features.feature_storage import FeatureStorage
 from lorgnette.features.patchify import Patchifier
-from lorgnette.planning.limits import MAX_PATCHES_PER_CALL
+from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
 
@@ -86,10 +85,55 @@ class LazyTower:
         self.__dict__.pop("tower", None)
 
 
+class FeatureStorage:
+    """Features by image: on the device while they fit into its share, then in pinned host memory.
+
+    Nothing here waits for the device.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._device_bytes: int | None = (
+            None  # what is left of FEATURE_MEMORY_FRACTION of the memory at the first `add`
+        )
+        self._features: dict[ImageGrid, Float[Tensor, "P C"]] = {}
+
+    def __contains__(self, grid: ImageGrid) -> bool:
+        return grid in self._features
+
+    def add(self, grids: Sequence[ImageGrid], features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
+        """Keep the features of these images, one after the other. Returns them where they are now."""
+        if features.is_cuda:
+            if self._device_bytes is None:
+                self._device_bytes = int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(features.device)[0])
+            self._device_bytes -= features.nbytes
+            if self._device_bytes < 0:
+                # To pinned host memory, in the order of the stream.
+                host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+                features = host.copy_(features, non_blocking=True)
+        parts = torch.split(features, [grid.num_tokens for grid in grids])
+        self._features |= dict(zip(grids, parts, strict=True))
+        return features
+
+    def add_mapped(self, features: Mapping[ImageGrid, Float[Tensor, "_ C"]]) -> None:
+        """Keep features that are mapped from disk; on a CPU they stay there."""
+        if self._device.type == "cpu":
+            self._features |= features
+        elif features:
+            rows, width = sum(map(len, features.values())), next(iter(features.values())).shape[1]
+            host = torch.empty(rows, width, dtype=self._dtype, pin_memory=True)
+            torch.cat(list(features.values()), out=host)
+            self.add(list(features), host.to(self._device, non_blocking=True))
+
+    def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
+        """The features of the images, one after the other, on the device."""
+        return torch.cat([self._features[grid].to(self._device, non_blocking=True) for grid in grids])
+
+
 class Features:
     """Features by image: encoded once and kept (frozen tower), or from kept pixels in every micro-batch (is_live).
 
-    device_bytes: see FeatureStorage. num_cached: images whose features were in the disk cache.
+    num_cached: images whose features were in the disk cache.
     """
 
     def __init__(
@@ -99,7 +143,6 @@ class Features:
         *,
         is_live: bool,
         disk_cache: FeatureDiskCache | None = None,
-        device_bytes: int | None = None,
     ) -> None:
         self._tower, self._image_processor, self._is_live = tower, image_processor, is_live
         self.device = tower.device
@@ -107,16 +150,11 @@ class Features:
         self._writer, self._writes = ThreadPoolExecutor(1, "feature disk cache"), list[Future[None]]()
         is_cuda = tower.device.type == "cuda"
         self._write_stream = torch.cuda.Stream(tower.device) if is_cuda else None  # type: ignore[no-untyped-call]
-        self._decode_pool = DecodePool()
+        self.decode_pool = DecodePool()
         self._started: Iterator[dict[ImageGrid, ImageContent]] | None = None
         self._pixels: dict[ImageGrid, Pixels] = {}
-        self._storage = FeatureStorage(tower.device, tower.dtype, device_bytes)
+        self._storage = FeatureStorage(tower.device, tower.dtype)
         self.num_cached = 0
-
-    @property
-    def decode_wait_seconds(self) -> float:
-        """How long `prepare` waited for images to be decoded."""
-        return self._decode_pool.wait_seconds
 
     @cached_property
     def _patchifier(self) -> Patchifier:
@@ -134,7 +172,7 @@ class Features:
 
         Later, the decoding threads would hold Python's lock against the thread that launches the tower's kernels.
         """
-        self._started = self._decode_pool.start(self._filter_new(grids), self._load_or_decode)
+        self._started = self._start_decoding(grids)
         if self._disk_cache is None or self._disk_cache.is_empty:
             _ = self._patchifier  # pins its memory before the device is busy
 
@@ -147,7 +185,7 @@ class Features:
         """
         errors: dict[ImageGrid, LorgnetteError] = {}
         groups, self._started = self._started, None
-        for group in groups or self._decode_pool.start(self._filter_new(grids), self._load_or_decode):
+        for group in groups or self._start_decoding(grids):
             contents = {grid: image.content for grid, image in group.items()}
             errors |= {grid: content for grid, content in contents.items() if isinstance(content, LorgnetteError)}
             pixels = {grid: content for grid, content in contents.items() if isinstance(content, np.ndarray)}
@@ -185,8 +223,9 @@ class Features:
             raise error
         return None
 
-    def _filter_new(self, grids: Iterable[ImageGrid]) -> list[ImageGrid]:
-        return [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._storage]
+    def _start_decoding(self, grids: Iterable[ImageGrid]) -> Iterator[dict[ImageGrid, ImageContent]]:
+        new = [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._storage]
+        return self.decode_pool.start(new, self._load_or_decode)
 
     def _load_or_decode(self, grid: ImageGrid) -> ImageContent:
         """On a thread: the image's features from the disk cache, else its pixels."""

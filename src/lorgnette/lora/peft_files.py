@@ -16,11 +16,10 @@ from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import CONFIG_FILE as CONFIG_FILE  # noqa: PLC0414  re-exported
-from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.metadata import CONFIG_FILE, AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape, compute_scale
 from lorgnette.models.family import Family, convert_weight_name
-from lorgnette.models.registry import TextConfig, VisionConfig
+from lorgnette.models.registry import TextConfig, VisionConfig, WeightShapes
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 HINT = "give a complete adapter, and the base model it was trained on"
@@ -70,8 +69,7 @@ class SavedAdapter:
         """Why the fast engine cannot run this adapter, or None if it can. PEFT may still run it."""
         if option := find_unsupported_option(self.config):
             return f"the adapter's {option} {self.config[option]!r}"
-        target_modules = self.config["target_modules"]
-        is_in_tower = any(_is_targeted(target_modules, name) for name in _list_linears(vision.list_weight_shapes()))
+        is_in_tower = self._find_targeted(vision.list_weight_shapes())
         return "an adapter of the vision tower" if is_in_tower else None
 
     def build_shape(self, text: TextConfig) -> AdapterShape:
@@ -79,8 +77,7 @@ class SavedAdapter:
         rank, alpha = int(self.config["r"]), float(self.config["lora_alpha"])
         scale = compute_scale(rank, alpha, bool(self.config.get("use_rslora")))
         try:
-            linears = _list_linears(text.list_weight_shapes())
-            names = {name.rpartition(".")[2] for name in linears if _is_targeted(self.config["target_modules"], name)}
+            names = {name.rpartition(".")[2] for name in self._find_targeted(text.list_weight_shapes())}
         except re.error as error:
             raise _build_config_error(error, self.folder) from None
         shape = AdapterShape(text, tuple(target for target in TARGET_MODULES if target in names), rank, scale)
@@ -91,6 +88,16 @@ class SavedAdapter:
                 message = f"adapter does not fit the model: {name} is {list(saved_size)}, not {list(size)}"
                 raise LorgnetteError(message, where=str(self.folder), hint=HINT)
         return shape
+
+    def _find_targeted(self, shapes: WeightShapes) -> list[str]:
+        """Names of the adapted modules. `target_modules` is a pattern of whole names, or a list of their last parts."""
+        names = [
+            name.removesuffix(".weight") for name, size in shapes.items() if len(size) == 2 and "embed" not in name
+        ]
+        targets = self.config["target_modules"]
+        if isinstance(targets, str):
+            return [name for name in names if re.fullmatch(targets, name)]
+        return [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
 def write_adapter(
@@ -142,15 +149,3 @@ def convert_lora_name(name: str) -> str:
 
 def _build_config_error(error: Exception, folder: Path) -> LorgnetteError:
     return LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT)
-
-
-def _list_linears(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Names of the modules with a matrix, as `target_modules` uses them."""
-    return [name.removesuffix(".weight") for name, size in shapes.items() if len(size) == 2 and "embed" not in name]
-
-
-def _is_targeted(target_modules: str | list[str], name: str) -> bool:
-    """PEFT's rule: a string is a pattern of the whole name; a list holds names or their last parts."""
-    if isinstance(target_modules, str):
-        return re.fullmatch(target_modules, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in target_modules)

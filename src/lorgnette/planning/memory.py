@@ -16,14 +16,7 @@ from typing import Any, Literal
 from lorgnette.config import Settings
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_configs
-from lorgnette.planning.limits import (
-    FEATURE_MEMORY_FRACTION,
-    MAX_PATCHES_PER_CALL,
-    WARMUP_LAYERS,
-    pad_labels,
-    pad_last_layer_tokens,
-    pad_tokens,
-)
+from lorgnette.planning import limits
 from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.types import Encoded, ImageGrid
 
@@ -161,21 +154,19 @@ def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None
 def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
     """Reduce as little as possible until the run fits. None if nothing is enough.
 
-    First nothing; then the tokens of a micro-batch, which costs almost no time, down to the longest example; then the
-    layers that are not recomputed.
+    First the tokens of a micro-batch, which costs almost no time, down to the longest example; then recompute layers.
     """
     # The features that stay on the device; the rest goes to the host.
     num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
     free = max(available_bytes - workload.bytes_per_value * num_params, 0)
-    max_features = int(FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
+    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
     workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
 
     low, high = longest_example, workload.max_tokens
-    peak = predict_memory(workload).peak_bytes
-    if peak <= available_bytes:
+    if (peak := compute_peak(high)) <= available_bytes:
         return MemoryFit(high, workload.recompute_layers, peak)
     if compute_peak(low) <= available_bytes:
         # Bisection: `low` always fits, `high` never does.
@@ -192,7 +183,7 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
 
 def _predict_fast(workload: Workload) -> MemoryEstimate:
     text, adapter, size = workload.text, workload.adapter, workload.bytes_per_value
-    tokens, hidden = pad_tokens(workload.tokens), text.hidden_size
+    tokens, hidden = limits.pad_tokens(workload.tokens), text.hidden_size
     # The B columns in the fused matrices (rows of other projections are zero), and A in their dtype.
     fused = text.num_layers * sum(
         adapter.count_columns(group) * (sum(map(adapter.out_features, group)) + adapter.in_features(group[0]))
@@ -208,7 +199,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     }
     # Saved activations: a recomputed layer saves its two inputs, the last layer fewer tokens than the others.
     layer = _count_saved_fast(workload)
-    last = _count_saved_last_layer(workload, tokens, pad_last_layer_tokens(workload.labels, tokens))
+    last = _count_saved_last_layer(workload, tokens, limits.pad_last_layer_tokens(workload.labels, tokens))
     layer_inputs = 2 * size * hidden
     recomputed = min(workload.recompute_layers, text.num_layers - 1)
     saved = text.num_layers - 1 - recomputed
@@ -224,14 +215,14 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
     if workload.loads_tower:
         # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
-        small = size * _count_params(replace(text, num_layers=WARMUP_LAYERS).list_weight_shapes())
+        small = size * _count_params(replace(text, num_layers=limits.WARMUP_LAYERS).list_weight_shapes())
         phases["features"] = {
             **_predict_feature_phase(workload, static["weights"]),
-            "warm-up": small + tokens * WARMUP_LAYERS * layer + logits,
+            "warm-up": small + tokens * limits.WARMUP_LAYERS * layer + logits,
             "adapter": static["adapter"] // 2,
         }
     if workload.eval_tokens:
-        tokens = pad_tokens(workload.eval_tokens)
+        tokens = limits.pad_tokens(workload.eval_tokens)
         one_layer = tokens * (layer + size * (widest + 2 * hidden))
         phases["eval"] = static | {
             "activations": tokens * text.num_layers * layer_inputs,
@@ -276,7 +267,7 @@ def _predict_feature_phase(workload: Workload, weights: int) -> Items:
     copies = 1 if workload.engine == "fast" else 3
     widest = 2 * vision.embed_dim + max(3 * vision.embed_dim, copies * vision.intermediate_size) + vision.patch_dim
     tokens = 0 if workload.trained_patches else workload.feature_tokens
-    patches = min(MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
+    patches = min(limits.MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
         "weights": weights,
         "vision tower": size * _count_params(vision.list_weight_shapes()),
@@ -327,7 +318,7 @@ def _count_saved_reference(workload: Workload) -> int:
 
 def _count_logits_fast(workload: Workload, labels: int) -> int:
     """Their gradient overwrites them."""
-    return workload.bytes_per_value * min(pad_labels(labels), LABELS_PER_CHUNK) * workload.text.vocab_size
+    return workload.bytes_per_value * min(limits.pad_labels(labels), LABELS_PER_CHUNK) * workload.text.vocab_size
 
 
 def _count_logits_reference(workload: Workload, labels: int) -> int:

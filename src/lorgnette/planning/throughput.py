@@ -47,7 +47,7 @@ class TimeEstimate:
 
 
 def estimate_time(
-    workload: Workload, gpu: str, *, tokens: int, labels: int, num_microbatches: int, grids: Iterable[ImageGrid]
+    workload: Workload, gpu: str, tokens: int, labels: int, num_microbatches: int, grids: Iterable[ImageGrid]
 ) -> TimeEstimate:
     """Time of all steps together, and of encoding each distinct image once.
 

@@ -74,7 +74,7 @@ def build_training(
         with timer("features"), terminal.show_progress("images", len(grids)) as advance:
             errors = features.prepare(grids, on_progress=advance)
             features.release_tower()
-        timer.record("decoding", features.decode_wait_seconds)
+        timer.record("decoding", features.decode_pool.wait_seconds)
         return data.drop_images(errors, settings.data.on_bad_row, terminal)
 
     if engine == "reference":
