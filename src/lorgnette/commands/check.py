@@ -16,14 +16,7 @@ from lorgnette.io.paths import check_writable
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
-from lorgnette.report.check_report import (
-    CheckReport,
-    SplitSummary,
-    format_histogram,
-    list_errors,
-    list_facts,
-    list_warnings,
-)
+from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
 from lorgnette.resolve import check_local_images, find_cached_model, resolve_data, resolve_images_folder
@@ -50,9 +43,10 @@ def check(
     undefined for the held-out rows at the end.
     """
     terminal = Terminal(console)
-    is_on_hub = is_hub_address(str(source))
-    settings = _apply_options(settings or Settings(), prompt, rows, images_from, is_on_hub=is_on_hub)
-    source = Path(source)
+    is_on_hub, source = is_hub_address(str(source)), Path(source)
+    if not is_on_hub:
+        check_local_images(images_from)  # the settings may have a URL, for data sets on a hub
+    settings = _update_data(settings or Settings(), prompt=prompt, max_rows=rows, images_from=images_from)
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)
     if out is not None:
@@ -60,7 +54,7 @@ def check(
     # Read all rows and images.
     max_rows = settings.data.max_rows
     if is_on_hub:
-        settings = _set_data_path(settings, f"{source}:{name}" if name else str(source))
+        settings = _update_data(settings, path=Path(f"{source}:{name}") if name else source)
         source, name, max_rows = resolve_data(settings, terminal) or source, None, None
     scan = _scan(source, settings, name, max_rows, look_alikes)
     test_scan = _scan(settings.data.test, settings, None, None, look_alikes) if settings.data.test else None
@@ -69,30 +63,30 @@ def check(
     # Split as training does, and count tokens.
     identical_files = data.map_identical_files(infos, infos)
     train, held_out, failure = _split(scan, test_scan, identical_files, settings)
-    token_stats, token_findings, skipped = _count_tokens([*train, *held_out], infos, settings)
+    examples = [*train, *held_out]
+    token_stats, token_findings, skipped = _count_tokens(examples, infos, settings)
     num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
+    signatures = data.compute_full_signatures(infos, identical_files)
     report = CheckReport(
         title=source.name,
         data_report=data.build_report(full_scan),
         findings=[
             *(Finding("unusable", problem) for problem in full_scan.problems),
             *token_findings,
-            *data.find_duplicates(
-                train, held_out, identical_files, data.compute_full_signatures(infos, identical_files)
-            ),
-            *data.find_row_warnings([*train, *held_out], infos, settings.image_size),
+            *data.find_duplicates(train, held_out, identical_files, signatures),
+            *data.find_row_warnings(examples, infos, settings.image_size),
         ],
         split=SplitSummary.from_examples(train, held_out, failure),
-        scripts=data.count_scripts([*train, *held_out]),
+        scripts=data.count_scripts(examples),
         token_stats=token_stats,
         num_compared=num_compared,
         skipped_checks=skipped,
     )
-    _print_report(report, source, terminal)
+    print_report(report, source, terminal)
     if out is not None:
         write_check_page(Path(out), report)
         terminal.print(f"report     {out}")
@@ -100,17 +94,7 @@ def check(
     return report
 
 
-def _set_data_path(settings: Settings, path: str) -> Settings:
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"path": Path(path)})})
-
-
-def _apply_options(
-    settings: Settings, prompt: str | None, rows: int | None, images_from: str | None, *, is_on_hub: bool
-) -> Settings:
-    # For a local file, images_from must be a local path; in the settings it may be a URL, for data sets on a hub.
-    if not is_on_hub:
-        check_local_images(images_from)
-    options = {"prompt": prompt, "max_rows": rows, "images_from": images_from}
+def _update_data(settings: Settings, **options: object) -> Settings:
     update = {name: value for name, value in options.items() if value is not None}
     return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
 
@@ -127,14 +111,11 @@ def _split(
     """(training examples, held-out examples, why none can be held out)."""
     if test_scan is not None:
         return scan.examples, test_scan.examples, ""
-    holdout, split = settings.data.holdout, settings.data.split
+    rows, holdout, split = scan.examples, settings.data.holdout, settings.data.split
     try:
-        train, held_out = data.train_test_split(
-            scan.examples, holdout=holdout, split=split, identical_files=identical_files
-        )
+        return *data.train_test_split(rows, holdout=holdout, split=split, identical_files=identical_files), ""
     except UsageError as error:
-        return scan.examples, [], f"{error.message}; {error.hint}" if scan.examples else ""
-    return train, held_out, ""
+        return rows, [], f"{error.message}; {error.hint}" if rows else ""
 
 
 def _count_tokens(
@@ -146,17 +127,3 @@ def _count_tokens(
         return None, [], [f"tokens: {settings.model} is not on this machine; name a model that is (model=FOLDER)"]
     processor = Processor.from_folder(folder, settings.processor, read_size=lambda path: infos[path].size)
     return *compute_token_stats(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []
-
-
-def _print_report(report: CheckReport, source: Path, terminal: Terminal) -> None:
-    for line in list_errors(report):
-        terminal.error(line)
-    for line in list_warnings(report):
-        terminal.warn(line)
-    if not report.data_report.num_rows:
-        terminal.warn(f"{source}: the data has no rows; name a file that has some")
-    for name, value in list_facts(report):
-        terminal.print(f"{name:<10} {value}")
-    for line in format_histogram(report.token_stats) if report.token_stats else ():
-        terminal.print(f"{'':<10} {line}")
-    terminal.print(f"result     {report.summary}")

@@ -16,10 +16,9 @@ from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_spans import split_into_spans
 from lorgnette.report.console import Terminal
 from lorgnette.report.draw_boxes import parse_boxes
-from lorgnette.report.html.preview_page import write_preview_page
-from lorgnette.report.preview import PreviewImage, PreviewRow, print_rows
+from lorgnette.report.preview import PreviewImage, PreviewRow, print_rows, write_preview_page
 from lorgnette.resolve import find_cached_model, resolve_data, resolve_images_folder
-from lorgnette.types import Encoded, Example, Problem
+from lorgnette.types import Example, Problem
 
 
 def preview(
@@ -42,11 +41,8 @@ def preview(
         check_writable(Path(out), path)
     model = find_cached_model(settings.model)
     if model is None:
-        raise LorgnetteError(
-            "the model is not on this machine; its tokenizer is needed",
-            where=settings.model,
-            hint="name a model that is: model=FOLDER, or model=demo",
-        )
+        message, hint = "the model is not on this machine; its tokenizer is needed", "name a model that is"
+        raise LorgnetteError(message, where=settings.model, hint=f"{hint}: model=FOLDER, or model=demo")
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
     source = data.read(path, prompt=settings.data.prompt, max_rows=rows, images_from=images_from)
@@ -64,22 +60,15 @@ def preview(
 def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
     if isinstance(row, Problem):
         return PreviewRow(f"row {row.row}", f"{row.message}; {row.hint}")
+    images = []
     try:
-        return _build_preview(processor.encode(row), processor)
+        encoded = processor.encode(row)
+        for grid in encoded.grids:
+            image = data.load_image(grid.image.path)
+            resized = Image.fromarray(processor.image_processor.resize(image))
+            images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
     except LorgnetteError as error:
         return PreviewRow(f"row {row.row}", str(error))
-
-
-def _build_preview(encoded: Encoded, processor: Processor) -> PreviewRow:
-    images = []
-    for grid in encoded.grids:
-        image = data.load_image(grid.image.path)
-        resized = Image.fromarray(processor.image_processor.resize(image))
-        images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
-    text = " ".join(turn.text for turn in encoded.example.turns)
-    return PreviewRow(
-        f"row {encoded.example.row}",
-        images=images,
-        boxes=parse_boxes(text) if len(images) == 1 else (),
-        spans=split_into_spans(encoded, processor.tokenizer),
-    )
+    boxes = parse_boxes(" ".join(turn.text for turn in row.turns)) if len(images) == 1 else ()
+    spans = split_into_spans(encoded, processor.tokenizer)
+    return PreviewRow(f"row {row.row}", images=images, boxes=boxes, spans=spans)

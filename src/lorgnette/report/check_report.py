@@ -3,13 +3,15 @@
 Knows nothing about how the data is checked.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from lorgnette.data import DataReport
 from lorgnette.processing.token_stats import TokenStats
+from lorgnette.report.console import Terminal
 from lorgnette.types import Example, Finding, FindingKind
 
 TITLES: Mapping[FindingKind, str] = {
@@ -51,12 +53,10 @@ class SplitSummary:
         """Problems of the split as a whole; `train` prints them too."""
         if self.failure:
             return [f"no rows can be held out: {self.failure}"]
-        if self.num_held_out_images == 1 and self.num_held_out > 1:
-            return [
-                f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image; "
-                "hold out more (data.holdout=50), or name a file (data.test=FILE)"
-            ]
-        return []
+        if self.num_held_out_images != 1 or self.num_held_out <= 1:
+            return []
+        problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
+        return [f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"]
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,14 @@ class CheckReport:
     @property
     def is_blocking(self) -> bool:
         """True if training refuses to start with this data."""
-        has_blocking_row = any(finding.is_blocking for finding in self.findings)
-        return bool(self.split.failure) or has_blocking_row or not self.data_report.num_usable
+        is_unusable = bool(self.split.failure) or not self.data_report.num_usable
+        return is_unusable or any(finding.is_blocking for finding in self.findings)
 
     @property
     def findings_by_kind(self) -> dict[FindingKind, list[Finding]]:
         """The findings of each kind, in the order of TITLES and of the rows."""
-        groups: dict[FindingKind, list[Finding]] = defaultdict(list)
-        for finding in self.findings:
-            groups[finding.kind].append(finding)
-        return {kind: groups[kind] for kind in TITLES if kind in groups}
+        groups = {kind: [finding for finding in self.findings if finding.kind == kind] for kind in TITLES}
+        return {kind: group for kind, group in groups.items() if group}
 
     @property
     def summary(self) -> str:
@@ -104,31 +102,42 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""
+        findings = [
+            {"kind": finding.kind, "is_blocking": finding.is_blocking, **asdict(finding.problem)}
+            | {"source": str(finding.problem.source), "images": [str(path) for path in finding.images]}
+            for finding in chain.from_iterable(self.findings_by_kind.values())
+        ]
+        scripts = {
+            name: {"answers": count, "first": {"source": str(row.source), "row": row.row}}
+            for name, (count, row) in self.scripts.items()
+        }
         return {
             **self.data_report.as_dict(),
             "is_blocking": self.is_blocking,
             "summary": self.summary,
-            "findings": [_finding_as_dict(finding) for group in self.findings_by_kind.values() for finding in group],
+            "findings": findings,
             "split": asdict(self.split),
             "advice": self.split.advice,
-            "scripts": {
-                name: {"answers": count, "first": {"source": str(row.source), "row": row.row}}
-                for name, (count, row) in self.scripts.items()
-            },
+            "scripts": scripts,
             "token_stats": self.token_stats and asdict(self.token_stats),
             "num_compared": self.num_compared,
             "skipped_checks": list(self.skipped_checks),
         }
 
 
-def _finding_as_dict(finding: Finding) -> dict[str, Any]:
-    return {
-        "kind": finding.kind,
-        "is_blocking": finding.is_blocking,
-        **{name: getattr(finding.problem, name) for name in ("row", "message", "hint")},
-        "source": str(finding.problem.source),
-        "images": [str(path) for path in finding.images],
-    }
+def print_report(report: CheckReport, source: Path, terminal: Terminal) -> None:
+    """Print errors, warnings, facts and the summary of the data in `source`."""
+    for line in list_errors(report):
+        terminal.error(line)
+    for line in list_warnings(report):
+        terminal.warn(line)
+    if not report.data_report.num_rows:
+        terminal.warn(f"{source}: the data has no rows; name a file that has some")
+    for name, value in list_facts(report):
+        terminal.print(f"{name:<10} {value}")
+    for line in format_histogram(report.token_stats) if report.token_stats else ():
+        terminal.print(f"{'':<10} {line}")
+    terminal.print(f"result     {report.summary}")
 
 
 def list_errors(report: CheckReport) -> Iterator[str]:
@@ -159,13 +168,10 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "sizes", f"{_format_range(*(f'{w}×{h}' for w, h in (rows.smallest_size, rows.largest_size)))} pixels"
     if lengths := rows.answer_lengths:
         yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
-    if report.scripts:
-        has_several = len(report.scripts) > 1
-        scripts = (
-            f"{name} ({count}{f', first in row {row.row}' if has_several else ''})"
-            for name, (count, row) in report.scripts.items()
-        )
-        yield "text", f"writing system: {', '.join(scripts)}"
+    if scripts := report.scripts:
+        firsts = {name: f", first in row {row.row}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
+        counts = (f"{name} ({count}{firsts[name]})" for name, (count, _) in scripts.items())
+        yield "text", f"writing system: {', '.join(counts)}"
     if split.num_held_out:
         images = f" with {_pluralize(split.num_held_out_images, 'image')}" if split.num_held_out_images else ""
         yield "split", f"{split.num_train} for training, {split.num_held_out} held out{images}"

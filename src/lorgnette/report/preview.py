@@ -1,10 +1,12 @@
-"""Rows as the model gets them, on a terminal: images in half blocks, tokens colored by whether they have loss.
+"""Rows as the model gets them, on a terminal or as HTML: images, and tokens colored by whether they have loss.
 
-Knows nothing about how rows are encoded. The HTML is `html/preview_page.py`.
+Knows nothing about how rows are encoded.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from rich.color import Color
@@ -14,13 +16,13 @@ from rich.text import Text
 
 from lorgnette.processing.token_spans import TokenSpan
 from lorgnette.report.draw_boxes import Box, draw_boxes
+from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
+from lorgnette.report.html.templates import write_page
 
 TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """Used alternately, so that the end of a token is visible."""
 UNTRAINED_STYLES = ("default", "dim")
 _MAX_COLUMNS = 56
-_LEGEND = "green tokens have loss, the others do not"
-_PLAIN_LEGEND = "tokens in ⟦ ⟧ have loss, the others do not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,6 @@ class PreviewRow:
     def token_counts(self) -> str:
         return f"{self.num_tokens} tokens, {self.num_trained} trained"
 
-    def draw_boxes(self, image: PreviewImage) -> Image.Image:
-        return draw_boxes(image.resized, self.boxes)
-
 
 def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
     """Print with colors; on a console without, put trained text in brackets and only name the images."""
@@ -68,12 +67,30 @@ def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
             console.print(Text(row.problem, "red"), soft_wrap=True)
         for image in row.images:
             if not is_plain:
-                console.print(render_half_blocks(row.draw_boxes(image), min(_MAX_COLUMNS, console.width)))
+                image_with_boxes = draw_boxes(image.resized, row.boxes)
+                console.print(render_half_blocks(image_with_boxes, min(_MAX_COLUMNS, console.width)))
             console.print(Text(describe_image(image), "dim"), soft_wrap=True)
         for number, box in enumerate(row.boxes, start=1):
             console.print(Text(f"box {number}: {box}", "dim"), soft_wrap=True)
         console.print(bracket_spans(row.spans) if is_plain else color_spans(row.spans), soft_wrap=is_plain)
-    console.print(Text(f"\n{_PLAIN_LEGEND if is_plain else _LEGEND}", "dim"))
+    trained = "tokens in ⟦ ⟧" if is_plain else "green tokens"
+    console.print(Text(f"\n{trained} have loss, the others do not", "dim"))
+
+
+def write_preview_page(path: Path, title: str, rows: Sequence[PreviewRow]) -> None:
+    """Write resized images with their boxes, and every token in the color of its label, as HTML."""
+    num_trained, num_tokens = sum(row.num_trained for row in rows), sum(row.num_tokens for row in rows)
+    count = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}"
+    summary = f"{count} as the model gets them, {num_trained} of {num_tokens} tokens with loss."
+    sections = []
+    for row in rows:
+        images = []
+        for image in row.images:
+            buffer = io.BytesIO()
+            draw_boxes(image.resized, row.boxes).save(buffer, "PNG", optimize=True)  # exact pixels
+            images.append((InlineImage(image.name, encode_data_uri(buffer.getvalue(), "png")), describe_image(image)))
+        sections.append((row, images, [(span, format_span(span)) for span in row.spans]))
+    write_page(path, "preview_page.html.j2", title=title, summary=summary, rows=sections, data={})
 
 
 def describe_image(image: PreviewImage) -> str:
@@ -83,9 +100,7 @@ def describe_image(image: PreviewImage) -> str:
 
 def format_span(span: TokenSpan) -> str:
     """Shorten an image's tokens to one token and their number; make newlines visible."""
-    if span.kind == "image":
-        return f"{span.text}×{span.num_tokens}"
-    return span.text.replace("\n", "↵\n")
+    return f"{span.text}×{span.num_tokens}" if span.kind == "image" else span.text.replace("\n", "↵\n")
 
 
 def color_spans(spans: Sequence[TokenSpan]) -> Text:

@@ -1,30 +1,18 @@
 """The HTML report of `check`: the summary, the findings of each kind with their images, and charts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lorgnette.report.check_report import TITLES, CheckReport, format_bin, list_facts
-from lorgnette.report.html.inline_images import InlineImage, inline_images
+from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.templates import write_page
-from lorgnette.types import Finding
 
 MAX_CARDS = 12
 """Findings of one kind that are shown with their images."""
 MAX_LISTED = 200
 """Findings of one kind that are listed; the others are counted."""
 _MAX_IMAGE_BYTES = 24_000
-
-
-@dataclass(frozen=True, slots=True)
-class _FindingGroup:
-    """All findings of one kind. cards: (first finding, its images); more: the ones after."""
-
-    title: str
-    is_blocking: bool
-    count: int
-    cards: Sequence[tuple[Finding, list[InlineImage]]]
-    more: Sequence[str]
 
 
 def write_check_page(path: Path, report: CheckReport) -> None:
@@ -34,7 +22,7 @@ def write_check_page(path: Path, report: CheckReport) -> None:
         "check_page.html.j2",
         title=report.title,
         summary=report.summary,
-        groups=list(_group_findings(report)),
+        groups=_group_findings(report),
         advice=report.split.advice,
         is_advice_blocking=bool(report.split.failure),
         facts=[(name.capitalize(), value) for name, value in list_facts(report)],
@@ -44,13 +32,17 @@ def write_check_page(path: Path, report: CheckReport) -> None:
     )
 
 
-def _group_findings(report: CheckReport) -> Iterator[_FindingGroup]:
+def _group_findings(report: CheckReport) -> list[dict[str, Any]]:
+    """The findings of each kind. cards: (finding, its images) of the first ones; more: the ones after."""
     shown = [finding for group in report.findings_by_kind.values() for finding in group[:MAX_CARDS]]
     images = inline_images((path for finding in shown for path in finding.images), max_bytes=_MAX_IMAGE_BYTES)
+    groups: list[dict[str, Any]] = []
     for kind, group in report.findings_by_kind.items():
         cards = [(finding, [images[path] for path in finding.images]) for finding in group[:MAX_CARDS]]
         more = [str(finding.problem) for finding in group[MAX_CARDS:MAX_LISTED]]
-        yield _FindingGroup(TITLES[kind], group[0].is_blocking, len(group), cards, more)
+        counts = {"title": TITLES[kind], "is_blocking": group[0].is_blocking, "count": len(group)}
+        groups.append({**counts, "cards": cards, "more": more})
+    return groups
 
 
 def _build_bars(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
