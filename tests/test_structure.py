@@ -45,6 +45,16 @@ def test_the_list_of_slow_tests_is_up_to_date() -> None:
         assert not function or f"def {function}" in (ROOT / path).read_text(encoding="utf-8"), prefix
 
 
+def test_only_its_command_imports_the_demo() -> None:
+    importers = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lorgnette.demo")
+    }
+    assert {name for name in importers if not name.startswith("demo/")} == {"commands/demo.py"}
+
+
 def test_settings_are_few() -> None:
     assert len(config.list_settings()) <= 46
 

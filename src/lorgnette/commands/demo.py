@@ -11,12 +11,14 @@ from lorgnette import recipes
 from lorgnette.commands.prepare import prepare
 from lorgnette.commands.train import train
 from lorgnette.demo.captions import write_caption
+from lorgnette.demo.facts_metric import register_facts_metric
 from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.report.console import Terminal
 from lorgnette.report.run_dir import RunDir, find_free_path
 
+__all__ = ["demo", "register_facts_metric"]
 SEED = 20140
 NUM_HELD_OUT = 64
 

@@ -57,7 +57,7 @@ def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: Stage
     trackers = open_trackers(settings.report_to, settings.project, run_dir.path, terminal.warn)
     eval_processor = data.build_eval_processor(settings.processor, settings.predict.image_size)
     if "demo" in settings.predict.metrics:
-        from lorgnette.demo.facts_metric import register_facts_metric
+        from lorgnette.commands.demo import register_facts_metric
 
         register_facts_metric()
 
