@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
@@ -20,50 +21,48 @@ from lorgnette.report.console import Terminal
 if TYPE_CHECKING:
     from lorgnette.config import Settings
 
+HELP = "Fine-tune Qwen-VL models on your own images with LoRA, and check the result."
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune Qwen-VL models on your own images with LoRA, and check the result.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="Recipes are files of settings: list, show, copy.")
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells: 128 plus the signal's number."""
+SOURCE_HELP = "a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
+IMAGES_FROM_HELP = "folder or zip with the images by file name; for a data set on a hub also a URL"
+METRICS_HELP = "caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 
-# One definition for each argument and option that several commands have.
-Recipe = Annotated[str | None, typer.Argument(help="a recipe's name or file")]
+SplitBy = Literal["image", "tail"]
+OutputFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
+OnBadRow = Literal["error", "skip"]
+Gpu = Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"]
+# Arguments and options of several commands.
+Recipe = Annotated[str | None, Argument(help="a recipe's name or file")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SETTING=VALUE]...", help="settings, such as train.learning_rate=1e-4")
+    list[str] | None, Argument(metavar="[SETTING=VALUE]...", help="settings, such as train.learning_rate=1e-4")
 ]
-DataPath = Annotated[Path, typer.Argument(help="a data file or folder in any supported format (docs/data.md)")]
-AdapterPath = Annotated[Path, typer.Argument(help="a run, or its adapter folder")]
-Rows = Annotated[int | None, typer.Option(min=1, help="use only the first N rows")]
-PartName = Annotated[str | None, typer.Option(help="which part of the source, if it has several: a split, an entry")]
-ImagesFrom = Annotated[
-    str | None, typer.Option(help="folder or zip with the images by file name; for a data set on a hub also a URL")
-]
-BaseModel = Annotated[str | None, typer.Option(help="the base model; default: the one recorded with the adapter")]
-Prompt = Annotated[str | None, typer.Option(help="the prompt, if the data has none; default: the adapter's")]
-Metrics = Annotated[
-    str | None,
-    typer.Option(help="caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"),
-]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="the most tokens of an answer")]
-BatchSize = Annotated[int, typer.Option(min=1, help="how many answers are generated at once")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the model runs")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+DataPath = Annotated[Path, Argument(help="a data file or folder in any supported format (docs/data.md)")]
+AdapterPath = Annotated[Path, Argument(help="a run, or its adapter folder")]
+Rows = Annotated[int | None, Option(min=1, help="use only the first N rows")]
+PartName = Annotated[str | None, Option(help="which part of the source, if it has several: a split, an entry")]
+ImagesFrom = Annotated[str | None, Option(help=IMAGES_FROM_HELP)]
+BaseModel = Annotated[str | None, Option(help="the base model; default: the one recorded with the adapter")]
+Prompt = Annotated[str | None, Option(help="the prompt, if the data has none; default: the adapter's")]
+Metrics = Annotated[str | None, Option(help=METRICS_HELP)]
+MaxNewTokens = Annotated[int, Option(min=1, help="the most tokens of an answer")]
+BatchSize = Annotated[int, Option(min=1, help="how many answers are generated at once")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")]
+AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
 
 
 def _load_settings(recipe: str | None, overrides: list[str] | None) -> "tuple[str, Settings]":
     """A run's name and settings; without a recipe, the first argument may be a setting."""
-    overrides = list(overrides or [])
     if recipe is not None and "=" in recipe:
-        overrides.insert(0, recipe)
-        recipe = None
-    return Path(recipe or "run").stem, lorgnette.recipes.load_settings(recipe, overrides)
+        overrides, recipe = [recipe, *(overrides or [])], None
+    return Path(recipe or "run").stem, lorgnette.recipes.load_settings(recipe, overrides or [])
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -79,15 +78,15 @@ def _print_version(is_requested: bool) -> None:
 @app.callback()
 def _parse_global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None: ...
 
 
 @app.command()
 def demo(
-    out: Annotated[Path | None, typer.Option(help="folder for the images and the run")] = None,
-    images: Annotated[int, typer.Option(min=8, help="how many images to draw")] = 500,
+    out: Annotated[Path | None, Option(help="folder for the images and the run")] = None,
+    images: Annotated[int, Option(min=8, help="how many images to draw")] = 500,
     overrides: Overrides = None,
 ) -> None:
     """Try it: draw images, fine-tune the built-in model on them, write the report."""
@@ -98,32 +97,20 @@ def demo(
 
 @app.command()
 def prepare(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="output folder")] = Path("data"),
-    prompt: Annotated[str, typer.Option(help="the prompt, if the data has none")] = "COCO Yes:",
-    holdout: Annotated[int, typer.Option(min=0, help="how many examples at the end are held out for the test")] = 4,
-    split: Annotated[
-        Literal["image", "tail"],
-        typer.Option(help="image: no image is in both parts; tail: exactly the last rows"),
-    ] = "image",
+    source: Annotated[Path, Argument(help=SOURCE_HELP)],
+    out: Annotated[Path, Option(help="output folder")] = Path("data"),
+    prompt: Annotated[str, Option(help="the prompt, if the data has none")] = "COCO Yes:",
+    holdout: Annotated[int, Option(min=0, help="how many examples at the end are held out for the test")] = 4,
+    split: Annotated[SplitBy, Option(help="image: no image is in both parts; tail: exactly the last rows")] = "image",
     rows: Rows = None,
-    sample: Annotated[int | None, typer.Option(min=1, help="use N random rows")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="seed for --sample")] = 0,
-    to: Annotated[
-        Literal["json", "csv", "llava", "llama-factory", "swift", "openai"], typer.Option(help="the output format")
-    ] = "json",
+    sample: Annotated[int | None, Option(min=1, help="use N random rows")] = None,
+    seed: Annotated[int, Option(min=0, help="seed for --sample")] = 0,
+    to: Annotated[OutputFormat, Option(help="the output format")] = "json",
     name: PartName = None,
     images_from: ImagesFrom = None,
-    image_column: Annotated[str | None, typer.Option(help="the column with images, if it is not clear")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="the column with captions, if it is not clear")] = None,
-    on_bad_row: Annotated[
-        Literal["error", "skip"], typer.Option(help="stop at rows that cannot be used, or skip and list them")
-    ] = "error",
+    image_column: Annotated[str | None, Option(help="the column with images, if it is not clear")] = None,
+    caption_column: Annotated[str | None, Option(help="the column with captions, if it is not clear")] = None,
+    on_bad_row: Annotated[OnBadRow, Option(help="stop at rows that cannot be used, or skip and list them")] = "error",
 ) -> None:
     """Convert a data set to conversations JSON or another format, and split it into training and test data."""
     lorgnette.prepare(
@@ -137,15 +124,15 @@ def prepare(
 def check(
     source: DataPath,
     overrides: Overrides = None,
-    recipe: Annotated[str | None, typer.Option(help="a recipe with the settings to check for")] = None,
-    prompt: Annotated[str | None, typer.Option(help="the prompt, if the data has none; default: data.prompt")] = None,
+    recipe: Annotated[str | None, Option(help="a recipe with the settings to check for")] = None,
+    prompt: Annotated[str | None, Option(help="the prompt, if the data has none; default: data.prompt")] = None,
     rows: Rows = None,
     name: PartName = None,
     images_from: ImagesFrom = None,
     look_alikes: Annotated[
-        bool, typer.Option("--look-alikes/--no-look-alikes", help="search for images that look alike")
+        bool, Option("--look-alikes/--no-look-alikes", help="search for images that look alike")
     ] = True,
-    out: Annotated[Path | None, typer.Option(help="also write an HTML report")] = None,
+    out: Annotated[Path | None, Option(help="also write an HTML report")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start."""
@@ -163,8 +150,8 @@ def check(
 def preview(
     recipe: Recipe = None,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="show the first N rows")] = 4,
-    out: Annotated[Path | None, typer.Option(help="write HTML instead")] = None,
+    rows: Annotated[int, Option(min=1, help="show the first N rows")] = 4,
+    out: Annotated[Path | None, Option(help="write HTML instead")] = None,
 ) -> None:
     """Show rows as the model gets them: the resized image, and which tokens are trained."""
     _, settings = _load_settings(recipe, overrides)
@@ -175,10 +162,8 @@ def preview(
 def plan(
     recipe: Recipe = None,
     overrides: Overrides = None,
-    memory: Annotated[float | None, typer.Option(min=1, help="the GPU's memory in GiB; default: common sizes")] = None,
-    gpu: Annotated[
-        Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"], typer.Option(help="the GPU to predict the time for")
-    ] = "H200",
+    memory: Annotated[float | None, Option(min=1, help="the GPU's memory in GiB; default: common sizes")] = None,
+    gpu: Annotated[Gpu, Option(help="the GPU to predict the time for")] = "H200",
     as_json: AsJson = False,
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings that make it fit. Reads no weights."""
@@ -192,7 +177,7 @@ def plan(
 def train(
     recipe: Recipe = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="resume an interrupted run")] = None,
+    resume: Annotated[Path | None, Option(metavar="RUN", help="resume an interrupted run")] = None,
 ) -> None:
     """Train an adapter, answer the held-out prompts with and without it, write the report."""
     if resume is not None:
@@ -206,32 +191,23 @@ def train(
 
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(help="an image, a folder of images, or a data file")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="a run, or its adapter folder; default: the base model alone")
-    ] = None,
+    source: Annotated[Path, Argument(help="an image, a folder of images, or a data file")],
+    adapter: Annotated[Path | None, Option(help="a run, or its adapter folder; default: the base model alone")] = None,
     model: BaseModel = None,
     prompt: Prompt = None,
-    both: Annotated[bool, typer.Option("--both", help="also print the base model's answers")] = False,
+    both: Annotated[bool, Option("--both", help="also print the base model's answers")] = False,
     images_from: ImagesFrom = None,
-    out: Annotated[Path | None, typer.Option(help="also write the answers as JSONL")] = None,
+    out: Annotated[Path | None, Option(help="also write the answers as JSONL")] = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 32,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.01, help="sample at this temperature; default: greedy")
-    ] = None,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="sample from the most likely tokens up to P")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed for sampling")] = 0,
+    temperature: Annotated[float | None, Option(min=0.01, help="sample at this temperature; default: greedy")] = None,
+    top_p: Annotated[float, Option(min=0.01, max=1.0, help="sample from the most likely tokens up to P")] = 1.0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="seed for sampling")] = 0,
     device: Device = "auto",
 ) -> None:
     """Answer prompts about images, with or without an adapter."""
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-    }
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
         source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, out=out,
         sampling=sampling, device=device, console=console,
@@ -240,10 +216,10 @@ def predict(
 
 @app.command()
 def evaluate(
-    model_or_run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help=RUN_OR_MODEL_HELP)],
+    model_or_run: Annotated[str, Argument(metavar="RUN_OR_MODEL", help=RUN_OR_MODEL_HELP)],
     source: DataPath,
     metrics: Metrics = None,
-    out: Annotated[Path | None, typer.Option(help="folder for predictions.jsonl and scores.json")] = None,
+    out: Annotated[Path | None, Option(help="folder for predictions.jsonl and scores.json")] = None,
     model: BaseModel = None,
     prompt: Prompt = None,
     rows: Rows = None,
@@ -262,10 +238,9 @@ def evaluate(
 @app.command()
 def compare(
     models_and_data: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN_OR_MODEL... DATA", help=f"each {RUN_OR_MODEL_HELP}; last the data"),
+        list[str], Argument(metavar="RUN_OR_MODEL... DATA", help=f"each {RUN_OR_MODEL_HELP}; last the data")
     ],
-    out: Annotated[Path | None, typer.Option(help="the report; default: compare.html, or the next free name")] = None,
+    out: Annotated[Path | None, Option(help="the report; default: compare.html, or the next free name")] = None,
     metrics: Metrics = None,
     model: BaseModel = None,
     prompt: Prompt = None,
@@ -286,8 +261,8 @@ def compare(
 def verify(
     adapter: AdapterPath,
     model: BaseModel = None,
-    data: Annotated[Path | None, typer.Option(help="images or a data file; default: a built-in image")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="use the first N rows of --data")] = 4,
+    data: Annotated[Path | None, Option(help="images or a data file; default: a built-in image")] = None,
+    rows: Annotated[int, Option(min=1, help="use the first N rows of --data")] = 4,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -303,7 +278,7 @@ def verify(
 @app.command()
 def merge(
     adapter: AdapterPath,
-    out: Annotated[Path, typer.Argument(help="a new folder for the merged checkpoint")],
+    out: Annotated[Path, Argument(help="a new folder for the merged checkpoint")],
     model: BaseModel = None,
     device: Device = "auto",
 ) -> None:
@@ -313,8 +288,8 @@ def merge(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="the dashboard's port")] = 5092,
+    folder: Annotated[Path, Argument(metavar="RUN", help="a run's folder")],
+    port: Annotated[int, Option(min=1, max=65535, help="the dashboard's port")] = 5092,
 ) -> None:
     """Show a run in SwanLab's local dashboard, until Ctrl-C."""
     lorgnette.watch(folder, port=port, console=console)
@@ -337,7 +312,7 @@ def recipe_show(name: str) -> None:
 
 
 @recipes_app.command("copy")
-def recipe_copy(name: str, to: Annotated[Path | None, typer.Argument()] = None) -> None:
+def recipe_copy(name: str, to: Annotated[Path | None, Argument()] = None) -> None:
     """Copy a recipe, to edit it."""
     typer.echo(lorgnette.recipes.copy_recipe(name, to))
 
@@ -352,10 +327,11 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="lorgnette")
-    except SystemExit as exit_:
-        if exit_.code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into an exit without a message
-            Terminal(console).print("stopped")
-        raise
+    except (SystemExit, KeyboardInterrupt) as exit_:
+        if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
+            raise
+        Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
+        sys.exit(EXIT_INTERRUPTED)
     except LorgnetteError as error:
         Terminal(console).error(f"lorgnette: {error}")
         sys.exit(error.exit_status)
@@ -366,6 +342,3 @@ def main() -> None:
         where = error.filename or "a file"
         Terminal(console).error(f"lorgnette: {error.strerror} · {where} · check its path, its permissions and the disk")
         sys.exit(1)
-    except KeyboardInterrupt:
-        Terminal(console).print("stopped")
-        sys.exit(EXIT_INTERRUPTED)
