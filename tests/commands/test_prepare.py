@@ -23,7 +23,7 @@ def test_prepare_reports_what_it_wrote(captions: Path, tmp_path: Path, said: io.
     )
     assert (result.num_train, result.num_test) == (6, 1)
     lines = said.getvalue().splitlines()
-    assert lines[0].startswith("left out: ")
+    assert lines[0].startswith("skipped: ")
     assert lines[1] == "1 images are in both parts: the test asks for what was trained"
     assert lines[-1] == f"test       {result.test_path}, 1"
 

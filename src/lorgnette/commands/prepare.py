@@ -56,7 +56,7 @@ def prepare(
         on_bad_row=on_bad_row,
     )  # fmt: skip
     for problem in result.problems:
-        terminal.warn(f"left out: {problem}")
+        terminal.warn(f"skipped: {problem}")
     if result.num_trimmed:
         terminal.warn(f"{result.num_trimmed} rows lost blanks around an image's text, which this format does not keep")
     if result.num_shared_images:
