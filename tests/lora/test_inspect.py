@@ -37,15 +37,12 @@ def rewrite_config(adapter: Path, **values: Any) -> Path:
 
 def test_intact_adapter(saved: Path) -> None:
     report = inspect_adapter(saved)
-    assert (report.num_modules, report.num_zero, report.rank, report.problems) == (14, 0, 4, ())
+    assert (report.num_zero.total(), report.rank, report.problems) == (0, 4, ())
     assert report.merge_reason is None
-    assert {kind.name: kind.num_modules for kind in report.kinds} == {
+    assert report.num_modules == {
         "self_attn.q_proj": 2, "self_attn.k_proj": 2, "self_attn.v_proj": 2, "self_attn.o_proj": 2,
         "mlp.gate_proj": 2, "mlp.up_proj": 2, "mlp.down_proj": 2,
     }  # fmt: skip
-    tensors = load_file(saved / WEIGHTS_FILE)
-    largest = max(t.abs().max().item() for name, t in tensors.items() if name.endswith("q_proj.lora_B.weight"))
-    assert next(kind.max_b for kind in report.kinds if kind.name == "self_attn.q_proj") == largest
 
 
 @pytest.mark.parametrize(
@@ -74,8 +71,7 @@ def test_modules_with_zero_b_are_counted(adapter: Path) -> None:
     report = inspect_adapter(
         rewrite_tensors(adapter, lambda t: {name: x * 0 if "q_proj" in name else x for name, x in t.items()})
     )
-    assert report.num_zero == 2
-    assert [kind.name for kind in report.kinds if kind.num_zero] == ["self_attn.q_proj"]
+    assert +report.num_zero == {"self_attn.q_proj": 2}
 
 
 @pytest.mark.parametrize("cut", [-1, -10_000, 300, 9, 5])

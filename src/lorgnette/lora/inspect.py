@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,31 +27,17 @@ Factors = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class ModuleKind:
-    """All modules of one kind, such as `self_attn.q_proj`. num_zero: those whose B is zero; max_b: largest |B|."""
-
-    name: str
-    num_modules: int
-    num_zero: int
-    max_b: float
-
-
-@dataclass(frozen=True)
 class AdapterReport:
-    """problems: why the adapter is broken. merge_reason: why vLLM may not load it; None for plain decoder LoRA."""
+    """num_modules: per kind, such as `self_attn.q_proj`; num_zero: those whose B is zero.
 
-    kinds: tuple[ModuleKind, ...]
+    problems: why the adapter is broken. merge_reason: why vLLM may not load it; None for plain decoder LoRA.
+    """
+
+    num_modules: Counter[str]
+    num_zero: Counter[str]
     rank: int
     problems: tuple[str, ...]
     merge_reason: str | None
-
-    @property
-    def num_modules(self) -> int:
-        return sum(kind.num_modules for kind in self.kinds)
-
-    @property
-    def num_zero(self) -> int:
-        return sum(kind.num_zero for kind in self.kinds)
 
 
 def inspect_adapter(adapter: Path) -> AdapterReport:
@@ -74,23 +60,21 @@ def inspect_adapter(adapter: Path) -> AdapterReport:
         reason = find_truncation(weights_path) or f"cannot be read: {error}"
         raise LorgnetteError(f"{WEIGHTS_FILE} {reason}", where=str(weights_path), hint=COPY_HINT) from None
 
-    # Factors by module, and all B of a kind of module, such as `self_attn.q_proj` of
+    # Factors by module; modules by kind, such as `self_attn.q_proj` of
     # `base_model.model.model.language_model.layers.3.self_attn.q_proj`.
     factors: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    b_by_kind: dict[str, list[torch.Tensor]] = defaultdict(list)
+    num_modules, num_zero = Counter[str](), Counter[str]()
     for name, tensor in tensors.items():
         if match := _LORA_TENSOR.fullmatch(name):
             factors[match["module"]][match["side"]] = tensor
             if match["side"] == "B":
                 parts = (part for part in match["module"].split(".") if not part.isdecimal())
-                b_by_kind[".".join(part for part in parts if part not in _MODULE_PREFIX)].append(tensor)
-    kinds = tuple(
-        ModuleKind(name, len(matrices), sum(not b.any() for b in matrices), max(b.abs().max().item() for b in matrices))
-        for name, matrices in b_by_kind.items()
-    )
+                kind = ".".join(part for part in parts if part not in _MODULE_PREFIX)
+                num_modules[kind] += 1
+                num_zero[kind] += not tensor.any()
     problems = (*_check_config(config, factors), *_check_tensors(factors, tensors))
     rank = max((sides["A"].shape[0] for sides in factors.values() if "A" in sides), default=0)
-    return AdapterReport(kinds, rank, problems, _explain_merge(config, tensors))
+    return AdapterReport(num_modules, num_zero, rank, problems, _explain_merge(config, tensors))
 
 
 def _check_config(config: Mapping[str, Any], factors: Factors) -> tuple[str, ...]:

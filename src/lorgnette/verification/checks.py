@@ -37,12 +37,11 @@ def check_tensors(report: AdapterReport) -> Iterator[CheckResult]:
         yield CheckResult("weights", False, problem, COPY_HINT)
     if report.problems:
         return
-    total = f"{report.num_modules} modules, rank {report.rank}"
-    if report.num_zero:
-        kinds = ", ".join(f"{kind.name} {kind.num_zero}" for kind in report.kinds if kind.num_zero)
-        yield CheckResult("weights", None, f"{total}; B is zero in {report.num_zero}, they have no effect: {kinds}")
+    total, num_zero = f"{report.num_modules.total()} modules, rank {report.rank}", report.num_zero.total()
+    kinds = ", ".join(f"{name} {count}" for name, count in (+report.num_zero or report.num_modules).items())
+    if num_zero:
+        yield CheckResult("weights", None, f"{total}; B is zero in {num_zero}, they have no effect: {kinds}")
     else:
-        kinds = ", ".join(f"{kind.name} {kind.num_modules}" for kind in report.kinds)
         yield CheckResult("weights", True, f"{total}; all LoRA B matrices are trained: {kinds}")
 
 
@@ -58,15 +57,13 @@ def check_base_model(
         change = describe_processing_change(spec, sample)
     except LorgnetteError as error:
         return None, [CheckResult(check, False, f"{error.message} ({error.where})", error.hint)]
-    if spec.metadata is not None and spec.metadata.is_ours:
-        base = CheckResult("base", True, f"{spec.base_model} has the weights and chat template of training")
-    else:
+    base = CheckResult("base", True, f"{spec.base_model} has the weights and chat template of training")
+    if spec.metadata is None or not spec.metadata.is_ours:
         base = CheckResult("base", None, f"cannot tell if {spec.base_model} is its base model: no {METADATA_FILE}")
+    inputs = CheckResult("inputs", True, "images, prompt and chat template give the token ids of training")
     if change is not None:
         inputs = CheckResult("inputs", False, change, COPY_HINT)
-    elif sample is not None:
-        inputs = CheckResult("inputs", True, "images, prompt and chat template give the token ids of training")
-    else:
+    elif sample is None:
         inputs = CheckResult("inputs", None, "no reference sample: cannot compare image size and prompt with training")
     return spec, [base, inputs]
 
@@ -93,8 +90,8 @@ def check_peft_result(result: PeftResult, sample: ReferenceSample | None) -> lis
         return [_check_names(result.names)]
     versions = " and ".join(f"{name} {version}" for name, version in result.versions.items())
     results = [CheckResult("loading", True, f"{versions} load all {result.names.num_matched} tensors")]
-    if sample is not None and result.reference_sample is not None:
-        results.append(check_sample_loss(sample, result.reference_sample.loss))
+    if sample is not None:
+        results.append(check_sample_loss(sample, result.sample_loss))
     effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
     error = Distance.from_parts([answer.merge_error for answer in result.answers])
     has_effect = effect.total_variation >= MIN_TOTAL_VARIATION
