@@ -18,7 +18,8 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
-from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult, SampleResult
+from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult
+from lorgnette.verification.reference_sample import ReferenceSample
 
 pytestmark = pytest.mark.usefixtures("forked_peft_worker")
 
@@ -37,9 +38,13 @@ def replace_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         )
         names = NameMatch(num_matched=28, missing=(), unexpected=())
         result = {"names": names, "has_same_inputs": True, "answers": (answer,)}
-        monkeypatch.setattr(
-            "lorgnette.verification.peft_check.check_with_peft", lambda *_, **__: PeftResult(**result | changed)
-        )
+
+        def check_with_peft(_base: object, adapter: Path, *_: object, **__: object) -> PeftResult:
+            sample = ReferenceSample.load(adapter)
+            assert sample is not None
+            return PeftResult(**{"sample_loss": sample.loss} | result | changed)
+
+        monkeypatch.setattr("lorgnette.commands.merge.check_with_peft", check_with_peft)
 
     return replace
 
@@ -111,7 +116,7 @@ def test_cost_of_rounding(
     replace_worker(missing_weights=("a",))
     with pytest.raises(LorgnetteError, match=r"the merged folder lacks weights · .*four"):
         merge(adapter, tmp_path / "four")
-    replace_worker(reference_sample=SampleResult(loss=0.0))
+    replace_worker(sample_loss=0.0)
     with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
         merge(adapter, tmp_path / "five")
 

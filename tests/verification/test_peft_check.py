@@ -67,8 +67,7 @@ def test_worker_agrees_with_lorgnette(
     assert (result.names.num_matched, result.names.missing, result.names.unexpected) == (28, (), ())
     sample = reference_sample.ReferenceSample.load(adapter)
     assert sample is not None
-    assert result.reference_sample is not None
-    assert result.reference_sample.loss == pytest.approx(sample.loss, abs=1e-5)
+    assert result.sample_loss == pytest.approx(sample.loss, abs=1e-5)
     for field, name in (("adapter", "tuned"), ("base", None)):
         sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, batch_size=1)
         predictions = generate_answers(model, processor, examples, sampling, adapter=name)

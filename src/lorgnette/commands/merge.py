@@ -5,11 +5,21 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
+from lorgnette.device import select_device
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import ModelSpec, explain_out_of_memory
+from lorgnette.lora.inspect import inspect_adapter
+from lorgnette.lora.merge import find_stored_dtype, write_merged_checkpoint
+from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
+from lorgnette.verification import checks
+from lorgnette.verification.peft_check import Distance, check_with_peft
+from lorgnette.verification.reference_sample import ReferenceSample
 
 MAX_ROUNDING_LOSS = 0.1
 """Share of the adapter's effect that rounding may change without a warning."""
@@ -34,21 +44,13 @@ def merge(
     spec = ModelSpec.from_names(model, adapter, terminal)
     assert spec.adapter is not None
     assert spec.metadata is not None
-    import torch
-
-    from lorgnette.device import select_device
-    from lorgnette.engine.peft_engine import load_adapter, load_base_model
-    from lorgnette.lora.inspect import inspect_adapter
-    from lorgnette.lora.merge import write_merged_checkpoint
-    from lorgnette.models.base_checkpoint import BaseCheckpoint
-    from lorgnette.verification.checks import describe_processing_change
-    from lorgnette.verification.reference_sample import ReferenceSample
-
     # Refuse a broken adapter before anything is written.
-    change = describe_processing_change(spec, ReferenceSample.load(spec.adapter))
+    change = checks.describe_processing_change(spec, ReferenceSample.load(spec.adapter))
     problems = [*inspect_adapter(spec.adapter).problems, *([change] if change else [])]
     if problems:
         raise LorgnetteError("; ".join(problems), where=str(spec.adapter), hint="`lorgnette verify` explains it")
+    from lorgnette.engine.peft_engine import load_adapter, load_base_model
+
     with explain_out_of_memory("merging needs 8 bytes per weight"):
         base_model = load_base_model(spec.checkpoint, torch.device("cpu"), torch.float32)
         write_merged_checkpoint(load_adapter(base_model, spec.adapter), spec.checkpoint, out)
@@ -68,11 +70,6 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
 
     Raises LorgnetteError if the merged folder is broken, or the adapter is not the one that was trained.
     """
-    from lorgnette.lora.merge import find_stored_dtype
-    from lorgnette.verification.checks import check_sample_loss, describe_image_size, format_distance, print_answers
-    from lorgnette.verification.peft_check import Distance, check_with_peft
-    from lorgnette.verification.reference_sample import ReferenceSample
-
     assert spec.adapter is not None
     assert spec.metadata is not None
     with TemporaryDirectory() as temporary:
@@ -86,31 +83,24 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
         problem = "lacks weights" if result.missing_weights else "gives other model inputs than its base model"
         raise LorgnetteError(f"the merged folder {problem}", where=str(out), hint="remove it, and merge again")
     sample = ReferenceSample.load(spec.adapter)
-    if sample and result.reference_sample:
-        check = check_sample_loss(sample, result.reference_sample.loss)
-        if not check.passed:
-            raise LorgnetteError(
-                f"the adapter is not the one that was trained: {check.message}", where=str(spec.adapter),
-                hint=f"{check.hint}, remove {out}, and merge again",
-            )  # fmt: skip
+    check = checks.check_sample_loss(sample, result.sample_loss) if sample else None
+    if check and not check.passed:
+        message, hint = f"the adapter is not the one that was trained: {check.message}", f"{check.hint}, remove {out}"
+        raise LorgnetteError(message, where=str(spec.adapter), hint=f"{hint}, and merge again")
     effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
     error = Distance.from_parts([answer.merge_error for answer in result.answers])
     share = error.total_variation / effect.total_variation if effect.total_variation else 0.0
     dtype = find_stored_dtype(spec.checkpoint)
     print_line = terminal.print if share < MAX_ROUNDING_LOSS else terminal.warn
     print_line(f"rounding   to {dtype} costs {share:.1%} of the adapter's effect")
-    terminal.print(f"           adapter:  {format_distance(effect)}")
-    terminal.print(f"           rounding: {format_distance(error)}")
-    print_answers(terminal, result.answers)
-    terminal.print(f"images     {describe_image_size(spec)}")
+    terminal.print(f"           adapter:  {checks.format_distance(effect)}")
+    terminal.print(f"           rounding: {checks.format_distance(error)}")
+    checks.print_answers(terminal, result.answers)
+    terminal.print(f"images     {checks.describe_image_size(spec)}")
 
 
 def _rename_for_peft(adapter: Path, folder: Path) -> Path:
     """Return the adapter, or a copy in `folder` with current names if its names are from before transformers 4.52."""
-    from safetensors.torch import load_file, save_file
-
-    from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
-
     tensors = load_file(adapter / WEIGHTS_FILE)
     renamed = {convert_lora_name(name): tensor for name, tensor in tensors.items()}
     if renamed.keys() == tensors.keys():

@@ -1,7 +1,8 @@
 """`verify`: checks an adapter's files, its base model, and its outputs under plain transformers + PEFT."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,8 @@ from lorgnette.lora.inspect import AdapterReport, inspect_adapter
 from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
-from lorgnette.verification.checks import (
-    CheckResult,
-    check_base_model,
-    check_peft_result,
-    check_tensors,
-    describe_image_size,
-    print_answers,
-)
+from lorgnette.verification import checks
+from lorgnette.verification.checks import CheckResult
 from lorgnette.verification.peft_check import AnswerComparison, check_with_peft
 from lorgnette.verification.reference_sample import ReferenceSample
 
@@ -32,9 +27,9 @@ class VerifyReport:
     """The results of all checks. usage: (program, how it loads the adapter), only if all passed."""
 
     adapter: Path
-    results: tuple[CheckResult, ...]
-    answers: tuple[AnswerComparison, ...]
-    usage: tuple[tuple[str, str], ...]
+    results: Sequence[CheckResult]
+    answers: Sequence[AnswerComparison] = ()
+    usage: Sequence[tuple[str, str]] = ()
 
     @property
     def passed(self) -> bool:
@@ -86,34 +81,28 @@ def verify(
     report: AdapterReport | None = None
     try:
         report = inspect_adapter(adapter)
-        results = list(check_tensors(report))
+        results = list(checks.check_tensors(report))
     except LorgnetteError as error:
         results = [CheckResult("weights", False, error.message, error.hint)]
-    spec, base_results = check_base_model(model, adapter, terminal)
-    results += base_results
-    _print_results(terminal, results)
-    answers: tuple[AnswerComparison, ...] = ()
-    usage: tuple[tuple[str, str], ...] = ()
-    if report and spec and spec.metadata and all(result.passed is not False for result in results):
+    spec, base_results = checks.check_base_model(model, adapter, terminal)
+    result = VerifyReport(adapter, [*results, *base_results])
+    _print_results(terminal, result.results)
+    if report and spec and spec.metadata and result.passed:
         # What plain transformers + PEFT compute.
-        prompt = spec.metadata.prompt
+        prompt, device = spec.metadata.prompt, select_device(device).type
         examples = read_examples(Path(source), prompt, max_rows=rows) if source else ()
-        peft_result = check_with_peft(
-            spec.checkpoint, adapter, spec.processor, prompt, examples, device=select_device(device).type
-        )
-        peft_results = check_peft_result(peft_result, ReferenceSample.load(adapter))
+        peft_result = check_with_peft(spec.checkpoint, adapter, spec.processor, prompt, examples, device=device)
+        peft_results = checks.check_peft_result(peft_result, ReferenceSample.load(adapter))
         _print_results(terminal, peft_results)
-        results += peft_results
-        answers = peft_result.answers
-        print_answers(terminal, answers)
-        if all(result.passed is not False for result in peft_results):
-            usage = describe_usage(spec, report)
-    for name, line in usage:
+        checks.print_answers(terminal, peft_result.answers)
+        result = VerifyReport(adapter, [*result.results, *peft_results], peft_result.answers)
+        if result.passed:
+            result = replace(result, usage=describe_usage(spec, report))
+    for name, line in result.usage:
         terminal.print(f"{name:<10} {line}")
-    verify_report = VerifyReport(adapter, tuple(results), answers, usage)
-    if not verify_report.passed:
-        terminal.error(f"lorgnette: {verify_report.summary} · {adapter} · {'; '.join(verify_report.hints)}")
-    return verify_report
+    if not result.passed:
+        terminal.error(f"lorgnette: {result.summary} · {adapter} · {'; '.join(result.hints)}")
+    return result
 
 
 def describe_usage(spec: ModelSpec, report: AdapterReport) -> tuple[tuple[str, str], ...]:
@@ -127,7 +116,7 @@ def describe_usage(spec: ModelSpec, report: AdapterReport) -> tuple[tuple[str, s
         max_rank = max(8, 1 << (report.rank - 1).bit_length())  # vLLM takes powers of two
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={adapter}"]
         vllm = shlex.join([*words, "--max-lora-rank", str(max_rank)])
-    return ("PEFT", peft), ("vLLM", vllm), ("images", describe_image_size(spec))
+    return ("PEFT", peft), ("vLLM", vllm), ("images", checks.describe_image_size(spec))
 
 
 def resolve_base_name(spec: ModelSpec) -> str:
@@ -136,7 +125,7 @@ def resolve_base_name(spec: ModelSpec) -> str:
     return spec.base_model if is_hub_name else str(spec.checkpoint.folder.resolve())
 
 
-def _print_results(terminal: Terminal, results: list[CheckResult]) -> None:
+def _print_results(terminal: Terminal, results: Sequence[CheckResult]) -> None:
     for result in results:
         print_line = {True: terminal.print, None: terminal.warn, False: terminal.error}[result.passed]
         print_line(f"{result.check:<10} {result.message}")

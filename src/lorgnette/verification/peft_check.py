@@ -81,24 +81,19 @@ class NameMatch(_FrozenModel):
     unexpected: tuple[str, ...]
 
 
-class SampleResult(_FrozenModel):
-    """The reference sample's loss; None if its prompt gives other token ids."""
-
-    loss: float | None
-
-
 class PeftResult(_FrozenModel):
     """The worker's result.
 
     load_error: why PEFT cannot load the adapter. missing_weights: names that no file of the base or merged checkpoint
-    has. With either, the other fields are empty. has_same_inputs: base and merged processor give equal inputs; None
-    without a merged checkpoint. lorgnette_modules: lorgnette modules imported in that process; must be empty.
+    has. With either, the other fields are empty. sample_loss: of the reference sample; None if it gives other token
+    ids. has_same_inputs: base and merged processor give equal inputs; None without a merged checkpoint.
+    lorgnette_modules: lorgnette modules imported in that process; must be empty.
     """
 
     load_error: str | None = None
     missing_weights: tuple[str, ...] = ()
     names: NameMatch = NameMatch(num_matched=0, missing=(), unexpected=())
-    reference_sample: SampleResult | None = None
+    sample_loss: float | None = None
     has_same_inputs: bool | None = None
     answers: tuple[AnswerComparison, ...] = ()
     versions: dict[str, str] = {}
@@ -139,11 +134,7 @@ def check_with_peft(
         if sample is not None:
             turn = Turn("user", (Image(adapter / IMAGE_FILE), sample.prompt))
             messages = _build_messages(Example("reference sample", (turn,), adapter, 1), folder)
-            request["sample"] = {
-                "messages": messages,
-                "prompt_ids": sample.prompt_ids,
-                "answer_ids": sample.answer_ids,
-            }
+            request["sample"] = sample.model_dump(include={"prompt_ids", "answer_ids"}) | {"messages": messages}
         return _run_worker(request, folder)
 
 
@@ -151,23 +142,17 @@ def _run_worker(request: dict[str, Any], folder: Path) -> PeftResult:
     request_file, result_file = folder / "request.json", folder / "result.json"
     request_file.write_text(json.dumps(request), encoding="utf-8")
     # -P: do not search the script's folder for modules.
-    process = subprocess.run(  # noqa: S603
-        [sys.executable, "-P", str(WORKER), str(request_file), str(result_file)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    command = [sys.executable, "-P", str(WORKER), str(request_file), str(result_file)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
     if process.returncode:
         errors = process.stderr
-        is_oom = process.returncode == -9 or "out of memory" in errors or "can't allocate memory" in errors
-        last_line = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        raise LorgnetteError(
-            f"the transformers + PEFT process failed: {'out of memory' if is_oom else last_line}",
-            where=request["adapter"],
-            hint="free memory, or use --device cpu" if is_oom else "try other versions of transformers and peft",
-        )
+        reason = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        hint = "try other versions of transformers and peft"
+        if process.returncode == -9 or "out of memory" in errors or "can't allocate memory" in errors:
+            reason, hint = "out of memory", "free memory, or use --device cpu"
+        message = f"the transformers + PEFT process failed: {reason}"
+        raise LorgnetteError(message, where=request["adapter"], hint=hint)
     return PeftResult.model_validate_json(result_file.read_text(encoding="utf-8"))
 
 
@@ -189,9 +174,9 @@ def _build_messages(example: Example, folder: Path) -> list[dict[str, Any]]:
         for part in turn.parts:
             if isinstance(part, str):
                 content.append({"type": "text", "text": part})
-            else:
-                path = folder / f"image-{len(list(folder.iterdir()))}.png"
-                data.load_image(part.path).save(path)
-                content.append({"type": "image", "path": str(path)})
+                continue
+            path = folder / f"image-{len(list(folder.iterdir()))}.png"
+            data.load_image(part.path).save(path)
+            content.append({"type": "image", "path": str(path)})
         messages.append({"role": turn.role, "content": content})
     return messages

@@ -1,9 +1,7 @@
 """Runs base, adapter and merged model with plain transformers + PEFT, without lorgnette.
 
-    python -P peft_worker.py REQUEST.json RESULT.json
-
-A script for a process of its own; it must not import lorgnette. `peft_check.py` writes the request and reads the
-result, and describes the result's fields.
+A script for a process of its own: `python -P peft_worker.py REQUEST.json RESULT.json`. It must not import lorgnette.
+`peft_check.py` writes the request and reads the result, and describes the result's fields.
 """
 
 import json
@@ -39,22 +37,18 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         return {"load_error": " ".join(lines[1:2] or lines or [type(error).__name__])}
     saved = load_file(Path(request["adapter"]) / "adapter_model.safetensors").keys()
     expected = get_peft_model_state_dict(model).keys()
-    result: dict[str, Any] = {
-        "names": {
-            "num_matched": len(saved & expected),
-            "missing": sorted(expected - saved),
-            "unexpected": sorted(saved - expected),
-        }
-    }
+    missing, unexpected = sorted(expected - saved), sorted(saved - expected)
+    names = {"num_matched": len(saved & expected), "missing": missing, "unexpected": unexpected}
+    result: dict[str, Any] = {"names": names}
     # Answer with adapter and base.
     if request["sample"]:
-        result["reference_sample"] = _check_sample(request, processor, model)
+        result["sample_loss"] = _compute_sample_loss(request, processor, model)
     prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
     adapter_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    adapter_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
+    adapter_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
     with model.disable_adapter():
         base_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-        base_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
+        base_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
     # Answer with the merged model.
     if request["merged"] is None:
         model.merge_adapter(safe_merge=True)
@@ -67,17 +61,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             torch.equal(a[name], b[name]) for a, b in zip(prompts, merged_prompts, strict=True) for name in a
         )
     merged_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    merged_log_probs = _compute_all_log_probs(model, prompts, adapter_ids)
-    result["answers"] = [
-        {
-            "base": processor.tokenizer.decode(base_ids[i], skip_special_tokens=True),
-            "adapter": processor.tokenizer.decode(adapter_ids[i], skip_special_tokens=True),
-            "merged": processor.tokenizer.decode(merged_ids[i], skip_special_tokens=True),
-            "adapter_effect": _compute_distance(adapter_log_probs[i], base_log_probs[i]),
-            "merge_error": _compute_distance(adapter_log_probs[i], merged_log_probs[i]),
-        }
-        for i in range(len(prompts))
-    ]
+    merged_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
+    ids_by_model, answers = {"base": base_ids, "adapter": adapter_ids, "merged": merged_ids}, []
+    for i, log_probs in enumerate(adapter_log_probs):
+        texts = {name: processor.tokenizer.decode(x[i], skip_special_tokens=True) for name, x in ids_by_model.items()}
+        effect = _compute_distance(log_probs, base_log_probs[i])
+        merge_error = _compute_distance(log_probs, merged_log_probs[i])
+        answers.append({**texts, "adapter_effect": effect, "merge_error": merge_error})
+    result["answers"] = answers
     result["versions"] = {"transformers": transformers.__version__, "peft": __import__("peft").__version__}
     result["lorgnette_modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "lorgnette")
     return result
@@ -88,9 +79,8 @@ def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
 
     Also returns the weights missing from the folder; transformers initializes those at random.
     """
-    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    auto_model = transformers.AutoModelForImageTextToText
+    model, info = auto_model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model.generation_config = transformers.GenerationConfig()
     return model.to(request["device"]).eval(), sorted(info["missing_keys"])
 
@@ -99,11 +89,8 @@ def _load_processor(request: dict[str, Any], folder: str) -> Any:
     """Load the checkpoint's processor without its video part, because that requires torchvision."""
     processor_class = getattr(transformers, request["processor"])
 
-    def init(
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
-    ) -> None:
-        parts = {"image_processor": image_processor, "tokenizer": tokenizer, "chat_template": chat_template}
-        processor_class.__init__(self, **parts, **kwargs)
+    def init(self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **kwargs: Any) -> None:
+        processor_class.__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     image_only: Any = type(processor_class.__name__, (processor_class,), {"__init__": init})
     return image_only.from_pretrained(folder, backend="pil")
@@ -129,21 +116,11 @@ def _build_inputs(request: dict[str, Any], processor: Any, messages: list[dict[s
 
 def _generate_greedy(request: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
     """Generate the answer's token ids greedily, with its end token."""
-    config = transformers.GenerationConfig(
-        max_new_tokens=request["max_new_tokens"],
-        do_sample=False,
-        eos_token_id=request["eos_token_ids"],
-        pad_token_id=request["eos_token_ids"][-1],
-    )
+    tokens = {"eos_token_id": request["eos_token_ids"], "pad_token_id": request["eos_token_ids"][-1]}
+    config = transformers.GenerationConfig(max_new_tokens=request["max_new_tokens"], do_sample=False, **tokens)
     with torch.inference_mode():
         output_ids = model.generate(**prompt, generation_config=config)[0]
     return [int(token_id) for token_id in output_ids[prompt["input_ids"].shape[1] :]]
-
-
-def _compute_all_log_probs(
-    model: Any, prompts: list[dict[str, torch.Tensor]], answers: list[list[int]]
-) -> list[torch.Tensor]:
-    return [_compute_log_probs(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _compute_log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -> torch.Tensor:
@@ -157,8 +134,7 @@ def _compute_log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list
     }
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=len(answer) + 1).logits[0, :-1]
-    log_probs: torch.Tensor = logits.float().log_softmax(-1).cpu()
-    return log_probs
+    return torch.log_softmax(logits.float(), -1).cpu()
 
 
 def _compute_distance(log_p: torch.Tensor, log_q: torch.Tensor) -> dict[str, Any]:
@@ -174,15 +150,15 @@ def _compute_distance(log_p: torch.Tensor, log_q: torch.Tensor) -> dict[str, Any
     }
 
 
-def _check_sample(request: dict[str, Any], processor: Any, model: Any) -> dict[str, Any]:
+def _compute_sample_loss(request: dict[str, Any], processor: Any, model: Any) -> float | None:
     """Compute the mean loss of the reference sample's answer; None if its prompt gives other token ids."""
     sample = request["sample"]
     prompt = _build_inputs(request, processor, sample["messages"])
     if prompt["input_ids"][0].tolist() != sample["prompt_ids"]:
-        return {"loss": None}
+        return None
     answer = torch.tensor(sample["answer_ids"])
     log_probs = _compute_log_probs(model, prompt, sample["answer_ids"])
-    return {"loss": -float(log_probs[torch.arange(len(answer)), answer].mean())}
+    return -float(log_probs[torch.arange(len(answer)), answer].mean())
 
 
 if __name__ == "__main__":

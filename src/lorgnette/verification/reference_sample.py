@@ -1,7 +1,5 @@
 """A reference sample stored with the adapter: one image, its token ids in training, and the loss of its answer.
 
-    reference_sample.png  reference_sample.json
-
 Re-run it to check an adapter. Different token ids mean different preprocessing; a different loss means different
 weights. The image comes with this package, so an adapter never contains a training image.
 """
@@ -10,17 +8,18 @@ import json
 import shutil
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lorgnette.config import ProcessorSettings
+from lorgnette.engine.base import Engine
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_json
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
-from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, PackedBatch, Turn
+from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, Turn
 
 IMAGE = Path(__file__).with_name("sample.png")
 CAPTION = "A small pink star above a small red boat."
@@ -28,16 +27,6 @@ IMAGE_FILE, SAMPLE_FILE = "reference_sample.png", "reference_sample.json"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """Largest difference, in nats per token, between the loss recorded by an engine of this dtype and the loss in float32.
 Measured with the built-in model on a CPU: 3e-7 and 6e-4; the loss without the adapter differs by 0.95."""
-
-
-@runtime_checkable
-class LossEngine(Protocol):
-    """The training engine, as far as a reference sample needs it."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def compute_loss(self, batch: PackedBatch) -> torch.Tensor: ...
 
 
 class ReferenceSample(BaseModel):
@@ -60,16 +49,15 @@ class ReferenceSample(BaseModel):
     @classmethod
     def load(cls, adapter: Path) -> "ReferenceSample | None":
         """Read the sample of an adapter, None if it has none. Raises LorgnetteError if a file is missing or broken."""
-        path = adapter / SAMPLE_FILE
+        path, hint = adapter / SAMPLE_FILE, "copy the adapter's folder again"
         missing = [name for name in (SAMPLE_FILE, IMAGE_FILE) if not (adapter / name).is_file()]
         if len(missing) == 2:
             return None
-        hint = "copy the adapter's folder again"
         if missing:
             raise LorgnetteError(f"{missing[0]} is missing", where=str(adapter), hint=hint)
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, ValidationError) as error:
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise LorgnetteError(f"{SAMPLE_FILE} cannot be read: {reason}", where=str(path), hint=hint) from None
 
@@ -86,26 +74,25 @@ class ReferenceSample(BaseModel):
             return f"processor settings differ from training: {'; '.join(changes)}"
         if prompt != self.prompt:
             return f"the prompt differs from training: {prompt!r}, was {self.prompt!r}"
-        prompt_ids, answer_ids = _split_ids(_encode_sample(adapter / IMAGE_FILE, processor, prompt))
+        prompt_ids, answer_ids = _split_ids(make_sample(processor, prompt, adapter / IMAGE_FILE))
         if (prompt_ids, answer_ids) == (self.prompt_ids, self.answer_ids):
             return None
         new_ids, old_ids = (*prompt_ids, *answer_ids), (*self.prompt_ids, *self.answer_ids)
         first = next(i for i, (new, old) in enumerate(zip_longest(new_ids, old_ids)) if new != old)
-        new_text, old_text = (
-            processor.tokenizer.decode_with_control_tokens(ids[first : first + 4]) for ids in (new_ids, old_ids)
-        )
-        return (
-            "chat template, tokenizer or image processor give other token ids than in training, from token "
-            f"{first}: {new_text!r}, was {old_text!r}"
-        )
+        new, old = (processor.tokenizer.decode_with_control_tokens(x[first : first + 4]) for x in (new_ids, old_ids))
+        message = "chat template, tokenizer or image processor give other token ids than in training"
+        return f"{message}, from token {first}: {new!r}, was {old!r}"
 
 
-def make_sample(processor: Processor, prompt: str) -> Encoded:
-    """Encode the package's image and caption with this prompt."""
-    return _encode_sample(IMAGE, processor, prompt)
+def make_sample(processor: Processor, prompt: str, image: Path = IMAGE) -> Encoded:
+    """Encode the image and the package's caption with this prompt, without a limit on its length."""
+    turns = Turn("user", (Image(image), prompt)), Turn("assistant", (CAPTION,))
+    settings = processor.settings.model_copy(update={"max_length": 2**31})
+    unlimited = Processor(processor.tokenizer, processor.chat_template, processor.image_processor, settings)
+    return unlimited.encode(Example("reference sample", turns, image, 1))
 
 
-def record_sample(engine: LossEngine, encoded: Encoded, processor: Processor, prompt: str) -> ReferenceSample:
+def record_sample(engine: Engine, encoded: Encoded, processor: Processor, prompt: str) -> ReferenceSample:
     """Compute the loss of `make_sample`'s example. Its image features must be available to the engine."""
     prompt_ids, answer_ids = _split_ids(encoded)
     loss = engine.compute_loss(pack([encoded], encoded.num_labels)).item()
@@ -117,14 +104,6 @@ def record_sample(engine: LossEngine, encoded: Encoded, processor: Processor, pr
         loss=round(loss, 6),
         dtype="float32" if engine.dtype == torch.float32 else "bfloat16",
     )
-
-
-def _encode_sample(image: Path, processor: Processor, prompt: str) -> Encoded:
-    """Encode the image and the caption as one training example, without a limit on its length."""
-    turns = Turn("user", (Image(image), prompt)), Turn("assistant", (CAPTION,))
-    settings = processor.settings.model_copy(update={"max_length": 2**31})
-    unlimited = Processor(processor.tokenizer, processor.chat_template, processor.image_processor, settings)
-    return unlimited.encode(Example("reference sample", turns, image, 1))
 
 
 def _split_ids(encoded: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
