@@ -9,8 +9,9 @@ from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.training.sampler import BatchSampler
 
-MAX_SAMPLED_STEPS = 256
-"""Steps of an epoch that are packed; of a longer epoch, this many at even distances."""
+MAX_SAMPLED_STEPS, MAX_SAMPLED_EXAMPLES = 256, 8192
+"""Limits of the steps that are packed: of a longer epoch, as many at even distances. A training also packs them, before
+its first step, in at most 0.4 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class StepStats:
 
 def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool) -> StepStats:
     """Pack the steps of the first epoch and project them to the whole run."""
-    steps = _sample_steps(min(sampler.steps_per_epoch, sampler.total_steps))
+    steps = _sample_steps(min(sampler.steps_per_epoch, sampler.total_steps), sampler.batch_size)
     sizes = [(t.num_tokens, t.num_labels) for step in steps for t in _pack(sampler, step, max_tokens, prefix_sharing)]
     scale = sampler.total_steps / len(steps)
     microbatches, tokens, labels = (round(count * scale) for count in (len(sizes), *map(sum, zip(*sizes, strict=True))))
@@ -78,7 +79,7 @@ def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool)
 
 def compare_layouts(sampler: BatchSampler, grouped: BatchSampler, max_tokens: int) -> EpochTokens:
     """grouped: the sampler that keeps the captions of an image together."""
-    steps, totals = _sample_steps(sampler.steps_per_epoch), np.zeros(4)
+    steps, totals = _sample_steps(sampler.steps_per_epoch, sampler.batch_size), np.zeros(4)
     for step in steps:
         lengths = [len(sampler.examples[i].input_ids) for i in sampler.select(step)]
         packed, prefix_shared, grouped_by_image = (
@@ -95,6 +96,6 @@ def _pack(sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: boo
     return build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
 
 
-def _sample_steps(num_steps: int) -> list[int]:
-    count = min(num_steps, MAX_SAMPLED_STEPS)
+def _sample_steps(num_steps: int, batch_size: int) -> list[int]:
+    count = min(num_steps, MAX_SAMPLED_STEPS, max(1, MAX_SAMPLED_EXAMPLES // batch_size))
     return [i * num_steps // count for i in range(count)]
