@@ -26,7 +26,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="Recipes are files of settings: list, show, copy.")
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy recipes: files of settings.")
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells: 128 plus the signal's number."""
@@ -47,13 +47,13 @@ Overrides = Annotated[
 DataPath = Annotated[Path, Argument(help="a data file or folder in any supported format (docs/data.md)")]
 AdapterPath = Annotated[Path, Argument(help="a run, or its adapter folder")]
 Rows = Annotated[int | None, Option(min=1, help="use only the first N rows")]
-PartName = Annotated[str | None, Option(help="which part of the source, if it has several: a split, an entry")]
+PartName = Annotated[str | None, Option(help="the part to use if the source has several: a split or an entry")]
 ImagesFrom = Annotated[str | None, Option(help=IMAGES_FROM_HELP)]
 BaseModel = Annotated[str | None, Option(help="the base model; default: the one recorded with the adapter")]
 Prompt = Annotated[str | None, Option(help="the prompt, if the data has none; default: the adapter's")]
 Metrics = Annotated[str | None, Option(help=METRICS_HELP)]
-MaxNewTokens = Annotated[int, Option(min=1, help="the most tokens of an answer")]
-BatchSize = Annotated[int, Option(min=1, help="how many answers are generated at once")]
+MaxNewTokens = Annotated[int, Option(min=1, help="maximum tokens per answer")]
+BatchSize = Annotated[int, Option(min=1, help="answers generated at once")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")]
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
 
@@ -100,7 +100,7 @@ def prepare(
     source: Annotated[Path, Argument(help=SOURCE_HELP)],
     out: Annotated[Path, Option(help="output folder")] = Path("data"),
     prompt: Annotated[str, Option(help="the prompt, if the data has none")] = "COCO Yes:",
-    holdout: Annotated[int, Option(min=0, help="how many examples at the end are held out for the test")] = 4,
+    holdout: Annotated[int, Option(min=0, help="number of examples, from the end, held out for the test")] = 4,
     split: Annotated[SplitBy, Option(help="image: no image is in both parts; tail: exactly the last rows")] = "image",
     rows: Rows = None,
     sample: Annotated[int | None, Option(min=1, help="use N random rows")] = None,
@@ -124,7 +124,7 @@ def prepare(
 def check(
     source: DataPath,
     overrides: Overrides = None,
-    recipe: Annotated[str | None, Option(help="a recipe with the settings to check for")] = None,
+    recipe: Annotated[str | None, Option(help="check the data for the settings of this recipe")] = None,
     prompt: Annotated[str | None, Option(help="the prompt, if the data has none; default: data.prompt")] = None,
     rows: Rows = None,
     name: PartName = None,
@@ -166,7 +166,7 @@ def plan(
     gpu: Annotated[Gpu, Option(help="the GPU to predict the time for")] = "H200",
     as_json: AsJson = False,
 ) -> None:
-    """Predict the steps, memory and time of `train`, and the settings that make it fit. Reads no weights."""
+    """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""
     _, settings = _load_settings(recipe, overrides)
     report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console)
     if as_json:
@@ -201,7 +201,7 @@ def predict(
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 32,
     temperature: Annotated[float | None, Option(min=0.01, help="sample at this temperature; default: greedy")] = None,
-    top_p: Annotated[float, Option(min=0.01, max=1.0, help="sample from the most likely tokens up to P")] = 1.0,
+    top_p: Annotated[float, Option(min=0.01, max=1.0, help="sample from tokens up to this total probability")] = 1.0,
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="seed for sampling")] = 0,
     device: Device = "auto",
 ) -> None:
@@ -228,7 +228,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
-    """Compare a model's answers with the data's: standard metrics with confidence intervals."""
+    """Score a model's answers against the references in the data, with confidence intervals."""
     lorgnette.evaluate(
         model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
@@ -250,7 +250,7 @@ def compare(
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
-    """Compare models in one HTML report: scores, style, and every answer. A single one is compared with its base."""
+    """Compare models in one HTML report: scores, style, every answer. A single adapter is compared with its base."""
     lorgnette.compare(
         *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
         max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
@@ -282,7 +282,7 @@ def merge(
     model: BaseModel = None,
     device: Device = "auto",
 ) -> None:
-    """Write base model and adapter as one checkpoint, and compare its answers with theirs."""
+    """Merge base model and adapter into one checkpoint, and compare the answers before and after."""
     lorgnette.merge(adapter, out, model=model, device=device, console=console)
 
 
