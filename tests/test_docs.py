@@ -169,10 +169,7 @@ def test_what_pages_mention_exists(page: Path) -> None:
             assert match[1] in cli_group.commands, span
             options = {name for param in cli_group.commands[match[1]].params for name in param.opts}
             assert set(re.findall(r"--[a-z-]+", match[2])) <= options, span
-        if match := re.match(
-            r"((?:data|lora|train|predict)\.(?!json|csv)\w+|image_size|image_tokens|eos_token|max_length|report_to)(=|$)",
-            span,
-        ):
+        if match := re.match(rf"({section_setting}|{top_setting})(=|$)", span):
             assert f"`{match[1]}`" in settings, span
 
 
