@@ -30,7 +30,7 @@ def error(losses: torch.Tensor, reference: torch.Tensor) -> float:
 
 def test_no_further_from_fp32_than_transformers(pairs: tuple[Any, Any], conversations: list[Example]) -> None:
     exact, half = pairs
-    encoded: list[Encoded] = [exact.encoder.encode(example) for example in conversations]
+    encoded: list[Encoded] = [exact.processor.encode(example) for example in conversations]
     reference, _ = exact.compute_padded(encoded)
     ours, gradients = half.compute_packed([pack(encoded, sum(e.num_labels for e in encoded))])
     with torch.autocast("cuda", torch.bfloat16):
@@ -42,7 +42,7 @@ def test_no_further_from_fp32_than_transformers(pairs: tuple[Any, Any], conversa
 
 def test_fp32_on_the_gpu_equals_transformers(pairs: tuple[Any, Any], conversations: list[Example]) -> None:
     exact, _ = pairs
-    encoded = [exact.encoder.encode(example) for example in conversations]
+    encoded = [exact.processor.encode(example) for example in conversations]
     ours, _ = exact.compute_packed([pack(encoded, sum(e.label_count for e in encoded))])
     theirs, _ = exact.compute_padded(encoded)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

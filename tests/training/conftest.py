@@ -41,10 +41,10 @@ class PreparedRun:
 
 @pytest.fixture
 def prepare_run(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., PreparedRun]:
-    """prepare_run("train.learning_rate=1") → a run with these settings."""
+    """prepare_run("train.learning_rate=1") → a run with these settings, on the CPU."""
 
     def prepare(*words: str) -> PreparedRun:
-        settings = chosen(*words)
+        settings = chosen("device=cpu", *words)  # on a GPU the fast engine would train
         assert settings.run is not None
         run_dir = RunDir.create(settings.run)
         return PreparedRun(settings, run_dir, TrainingData.load(settings, terminal), StageTimer(terminal), terminal)

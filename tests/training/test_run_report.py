@@ -20,7 +20,14 @@ def test_the_report_shows_steps_scores_and_trackers(prepare_run: Callable[..., A
     tracker: Any = SimpleNamespace(address="http://here")
     write_run_report(run.settings, run.run_dir, run.data, rows, [tracker], run.terminal)
     page = run.run_dir.report.read_text(encoding="utf-8")
-    for part in ("first try", "10 steps on 4 examples in 3 s; loss 2.5", "exact-match", "1.000", "http://here", "learning rate"):
+    for part in (
+        "first try",
+        "10 steps on 4 examples in 3 s; loss 2.5",
+        "exact-match",
+        "1.000",
+        "http://here",
+        "learning rate",
+    ):
         assert part in page
 
 

@@ -39,7 +39,7 @@ def take_step(setup: TrainingSetup) -> float:
 
 @pytest.mark.parametrize(("engine", "kind"), [("fast", FastEngine), ("reference", ReferenceEngine)])
 def test_a_model_is_built_and_takes_a_step(prepare_run: PrepareRun, said: io.StringIO, engine: str, kind: type) -> None:
-    setup = prepare_run("device=cpu", f"engine={engine}", "lora.dropout=0").build()
+    setup = prepare_run(f"engine={engine}", "lora.dropout=0").build()
     assert f"engine     {engine}" in said.getvalue()
     assert type(setup.engine) is kind
     before = setup.copy_adapter()
@@ -60,7 +60,7 @@ def test_the_seed_decides_dropout(prepare_run: PrepareRun, tmp_path: Path, engin
     for i, seed in enumerate((3, 3, 4)):
         torch.rand(i)
         words = ("lora.dropout=0.5", f"seed={seed}", f"run={tmp_path / str(i)}")
-        setup = prepare_run("device=cpu", f"engine={engine}", *words).build()
+        setup = prepare_run(f"engine={engine}", *words).build()
         take_step(setup)  # before it B is zero, and dropout does not show
         batch = split_into_microbatches(setup.data.examples, setup.max_tokens_per_microbatch)[0]
         losses.append(setup.engine.backward(batch, 1).item())
@@ -70,13 +70,13 @@ def test_the_seed_decides_dropout(prepare_run: PrepareRun, tmp_path: Path, engin
 
 
 def test_auto_on_a_cpu_selects_the_reference_engine_and_says_why(prepare_run: PrepareRun, said: io.StringIO) -> None:
-    assert type(prepare_run("device=cpu").build().engine) is ReferenceEngine
+    assert type(prepare_run().build().engine) is ReferenceEngine
     assert "engine     reference (on a CPU)" in said.getvalue()
 
 
 def test_fast_refuses_a_trained_vision_tower(prepare_run: PrepareRun, said: io.StringIO) -> None:
     with pytest.raises(UsageError, match="vision tower is trained") as caught:
-        prepare_run("device=cpu", "engine=fast", "lora.parts=vision").build()
+        prepare_run("engine=fast", "lora.parts=vision").build()
     assert (caught.value.where, caught.value.hint) == ("engine=fast", "use engine=auto")
     assert "engine  " not in said.getvalue()
 
@@ -86,7 +86,7 @@ def test_both_engines_train_the_same_adapter(prepare_run: PrepareRun, tmp_path: 
     losses, adapters = [], []
     for engine, seed in (("fast", 0), ("reference", 0), ("fast", 1)):
         words = ("train.learning_rate=1e-3", "train.logging_steps=1", "lora.dropout=0", f"seed={seed}")
-        run = prepare_run("device=cpu", f"engine={engine}", f"run={tmp_path / f'{engine}{seed}'}", *words)
+        run = prepare_run(f"engine={engine}", f"run={tmp_path / f'{engine}{seed}'}", *words)
         run.train()
         losses.append([record["loss"] for record in run_log.read_log(run.run_dir.log) if record["kind"] == "train"])
         adapters.append(load_file(run.run_dir.adapter / WEIGHTS_FILE))

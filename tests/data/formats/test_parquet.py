@@ -168,9 +168,7 @@ def test_conversations_with_several_images(tmp_path: Path, jpeg: Callable[..., b
 def test_unclear_columns_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(make_shard(0, 3, other=pa.array([b"x"] * 3), caption=["c"] * 3, captions=["d"] * 3))
-    with pytest.raises(
-        LorgnetteError, match=r"captions; .*answer \(texts\).*caption \(text\).*--caption-column"
-    ):
+    with pytest.raises(LorgnetteError, match=r"captions; .*answer \(texts\).*caption \(text\).*--caption-column"):
         list(read(path))
     [(_, [row]), *_] = stream_parquet(path, ReadOptions(columns=ColumnChoice(caption="captions")))
     assert isinstance(row, Example)
