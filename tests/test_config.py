@@ -183,8 +183,8 @@ def test_a_word_without_equals_is_refused() -> None:
 @pytest.mark.parametrize(
     "word",
     [
-        "train.learning_rate=abc", "train.learning_rate=0", "train.learning_rate=nan", "train.epochs=0", "train.epochs=1.5",
-        "train.save_steps=-1",
+        "train.learning_rate=abc", "train.learning_rate=0", "train.learning_rate=nan", "train.epochs=0",
+        "train.epochs=1.5", "train.save_steps=-1",
         "image_size=0", "image_size=1x2x3", "image_tokens=9,4", "image_tokens=9", "lora.dropout=1",
         "lora.target_modules=", "lora.target_modules=lm_head", "lora.parts=tongue", "device=tpu", "dtype=int4",
         "data.holdout=-1", "data.max_rows=0", "report_to=", "data.prompt=null", "seed=-1", "lora.use_rslora=perhaps",
