@@ -1,4 +1,4 @@
-"""`demo`: draw a data set and train the built-in model on it, without any download."""
+"""`demo`: draw a data set and train the built-in model on it, through the public functions and without any download."""
 
 import csv
 import random
@@ -7,9 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorgnette import recipes
-from lorgnette.commands.prepare import prepare
-from lorgnette.commands.train import train
+import lorgnette
 from lorgnette.demo.captions import write_caption
 from lorgnette.demo.facts_metric import register_facts_metric
 from lorgnette.demo.scenes import draw_scene, sample_scene
@@ -35,15 +33,15 @@ def demo(
     out: a new folder, default runs/demo. Raises UsageError if it is not empty. Returns the training's run folder.
     """
     terminal = Terminal(console)
-    recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn
+    lorgnette.recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn
     folder = Path(out) if out else find_free_path(Path("runs"), "demo")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError("this folder is not empty", where=f"--out {folder}", hint="name a new folder")
     _draw_dataset(folder, num_images, terminal)
     holdout = min(NUM_HELD_OUT, num_images // 4)
-    prepared = prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
+    prepared = lorgnette.prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
     data_and_run = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}", f"run={folder / 'demo'}"]
-    return train(recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
+    return lorgnette.train(lorgnette.recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
 
 
 def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:
