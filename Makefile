@@ -19,7 +19,7 @@ test: .venv/.dev .venv/.system
 
 # For the inner loop: under a minute, without the tests that take seconds each.
 test-fast: .venv/.dev
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow" --ignore tests/e2e --ignore tests/parity --ignore tests/tools
 
 check: .venv/.dev
 	$(BIN)/ruff check .
