@@ -23,6 +23,7 @@ from lorgnette.config import LoraSettings, ProcessorSettings, Settings
 from lorgnette.types import Example, Image, Turn
 
 settings.register_profile("lorgnette", deadline=None)  # a busy machine is no fault
+settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("lorgnette")
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,8 @@ OUR_MODULES = [
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, one for all workers of xdist. It imports nothing before its first request."""
+    if config.option.markexpr == "not slow":
+        settings.load_profile("fast")
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="fork-server-")
