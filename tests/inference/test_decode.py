@@ -103,6 +103,7 @@ def test_decoding_stops_when_a_check_finds_all_answers_ended(
     generator: Generator, processor: Processor, conversations: list[Example]
 ) -> None:
     prompts = [processor.encode(example, add_generation_prompt=True) for example in conversations]
+    generator.features.prepare([grid for prompt in prompts for grid in prompt.grids])
 
     def sampler(logits: torch.Tensor, token_index: int) -> torch.Tensor:
         """Answer n ends at token n, later for two of them."""

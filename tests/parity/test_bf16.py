@@ -43,6 +43,6 @@ def test_no_further_from_fp32_than_transformers(pairs: tuple[Any, Any], conversa
 def test_fp32_on_the_gpu_equals_transformers(pairs: tuple[Any, Any], conversations: list[Example]) -> None:
     exact, _ = pairs
     encoded = [exact.processor.encode(example) for example in conversations]
-    ours, _ = exact.compute_packed([pack(encoded, sum(e.label_count for e in encoded))])
+    ours, _ = exact.compute_packed([pack(encoded, sum(e.num_labels for e in encoded))])
     theirs, _ = exact.compute_padded(encoded)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
