@@ -29,13 +29,14 @@ def test_an_example_lists_its_images_in_order_and_names_its_row() -> None:
     ("turns", "reference", "num_turns"),
     [
         ((QUESTION, ANSWER), "a cat", 1),
-        ((QUESTION, ANSWER, QUESTION), "a cat", 1),
+        ((QUESTION, ANSWER, QUESTION), "", 3),
+        ((QUESTION, ANSWER, QUESTION, replace(ANSWER, has_loss=False)), "a cat", 1),
         ((QUESTION, ANSWER, QUESTION, Turn("assistant", ("no",))), "no", 3),
         ((QUESTION,), "", 1),
         ((), "", 0),
     ],
 )
-def test_without_answer_ends_before_the_last_answer(turns: tuple[Turn, ...], reference: str, num_turns: int) -> None:
+def test_without_answer_ends_before_the_last_answer_with_loss(turns: tuple[Turn, ...], reference: str, num_turns: int) -> None:
     example = replace(EXAMPLE, turns=turns)
     assert example.reference == reference
     assert example.without_answer() == replace(EXAMPLE, turns=turns[:num_turns])

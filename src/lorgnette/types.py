@@ -5,7 +5,7 @@
 Knows nothing about file formats, models or devices. Shapes: T tokens of a packed micro-batch, P image tokens, R labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +26,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation: texts and images in the model's order."""
+    """One turn of a conversation: texts and images in the model's order.
+
+    has_loss: False for an answer that the data marks as not to be learned; it is context for the turns after it.
+    """
 
     role: Role
     parts: tuple[str | Image, ...]
+    has_loss: bool = True
 
     @property
     def text(self) -> str:
@@ -41,12 +45,16 @@ class Example:
     """One conversation, without tokens and without a model.
 
     row: its place in the source file: the line of a CSV or JSONL file, or the 1-based item of a JSON list.
+    unread_keys: keys of the row with content that was not read; a turn's key is written "messages[].name".
+    is_trimmed: blanks around a text of the row were removed.
     """
 
     id: str
     turns: tuple[Turn, ...]
     source: Path
     row: int
+    unread_keys: tuple[str, ...] = field(default=(), compare=False)
+    is_trimmed: bool = field(default=False, compare=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -58,13 +66,21 @@ class Example:
 
     @property
     def reference(self) -> str:
-        """The last text of the assistant; a prediction is compared with it. "" if there is none."""
-        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+        """The last answer with loss; a prediction is compared with it. "" if the user has the last word."""
+        index = self._answer_index
+        return "" if index == len(self.turns) else self.turns[index].text
 
     def without_answer(self) -> "Example":
-        """The conversation before the last turn of the assistant; a prediction continues it."""
-        last = max((i for i, turn in enumerate(self.turns) if turn.role == "assistant"), default=len(self.turns))
-        return Example(self.id, self.turns[:last], self.source, self.row)
+        """The conversation before `reference`; a prediction continues it."""
+        return replace(self, turns=self.turns[: self._answer_index])
+
+    @property
+    def _answer_index(self) -> int:
+        """The turn that a prediction takes the place of; the end if the user has the last word."""
+        end = len(self.turns)
+        if not self.turns or self.turns[-1].role != "assistant":
+            return end
+        return max((i for i, turn in enumerate(self.turns) if turn.role == "assistant" and turn.has_loss), default=end)
 
 
 @dataclass(frozen=True, slots=True)
