@@ -81,7 +81,8 @@ def load_eval_prompts(
 ) -> list[EvalPrompt]:
     """The prompts of a data file. Data without prompts gets the first candidate's training prompt."""
     default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data.DEFAULT_PROMPT)
-    examples = read_examples(source, default, max_rows=rows, images_from=check_local_images(images_from))
+    images = check_local_images(images_from)
+    examples = read_examples(source, default, max_rows=rows, images_from=images, needs_answer=True)
     prompts = group_by_prompt(examples)
     if not prompts:
         raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")

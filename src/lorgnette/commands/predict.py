@@ -72,13 +72,18 @@ def load_model_spec(model: str | None, adapter: Path | None, terminal: Terminal)
 
 
 def read_examples(
-    source: Path, prompt: str, *, max_rows: int | None = None, images_from: Path | None = None
+    source: Path,
+    prompt: str,
+    *,
+    max_rows: int | None = None,
+    images_from: Path | None = None,
+    needs_answer: bool = False,
 ) -> list[Example]:
     """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none. Raises
-    LorgnetteError for broken rows."""
+    LorgnetteError for broken rows; with needs_answer, also for rows of a data file without an answer."""
     if data.is_dataset(source):
         rows = data.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
-        result = data.load_usable(rows, on_bad_row="skip", source=source)
+        result = data.load_usable(rows, on_bad_row="skip", source=source, needs_answer=needs_answer)
         examples, problems = result.examples, result.problems
     else:
         images = list(islice(data.read_images(source, prompt=prompt), max_rows))

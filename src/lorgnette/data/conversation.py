@@ -1,12 +1,19 @@
-"""Checks that a conversation can be trained on: roles in order, no empty answer.
+"""Checks that a conversation can be trained on: roles in order, no empty answer, at least one answer with loss.
 
 Knows nothing about files and data formats, nor whether an image can be opened.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Image, Turn
+
+_IMAGE_MARKER = re.compile(
+    r"<(?:image|video|audio|img|ImageHere|image_placeholder|start_of_image|IMG_CONTEXT)>"
+    r"|<\|(?:image|image_\d+|image_pad|video_pad|vision_start|vision_end)\|>"
+)
+"""What stands for an image in the text of one format or another."""
 
 
 def merge_parts(parts: Iterable[str | Image]) -> tuple[str | Image, ...]:
@@ -21,17 +28,16 @@ def merge_parts(parts: Iterable[str | Image]) -> tuple[str | Image, ...]:
     return tuple(result)
 
 
-def check_conversation(turns: Sequence[Turn]) -> None:
+def check_conversation(turns: Sequence[Turn], *, needs_answer: bool = True) -> None:
     """Raise LorgnetteError unless the turns can be trained on.
 
     At most one system turn, first; then user and assistant in alternation, ending with the assistant; no empty turn (an
-    empty answer would teach the model to be silent); images only in the user's turns.
+    empty answer would teach the model to be silent); images only in the user's turns, and no marker of an image that is
+    not there; an answer with loss. needs_answer: False for a prediction, where the user may have the last word.
     """
     has_system = bool(turns) and turns[0].role == "system"
     for number, turn in enumerate(turns, start=1):
-        has_image = any(isinstance(part, Image) for part in turn.parts)
-        if turn.role != "user" and has_image:
-            raise LorgnetteError(f"turn {number} ({turn.role}) has an image", hint="put images into the user's turns")
+        _check_parts(turn, number)
         if has_system and number == 1:
             continue
         if turn.role == "system":
@@ -41,10 +47,24 @@ def check_conversation(turns: Sequence[Turn]) -> None:
             message = f"turn {number} is from the {turn.role}, but it must be from the {expected_role}"
             hint = "alternate user and assistant, the user first; join neighboring turns of one role"
             raise LorgnetteError(message, hint=hint)
-        if not turn.text.strip() and not has_image:
+        if not turn.text.strip() and not any(isinstance(part, Image) for part in turn.parts):
             name = "the answer" if turn.role == "assistant" else "the user's turn"
             raise LorgnetteError(f"{name} in turn {number} is empty", hint="write it, or remove the row")
     num_dialog = len(turns) - has_system
-    if num_dialog % 2 or not num_dialog:
+    if not num_dialog or (num_dialog % 2 and needs_answer):
         hint = "add the assistant's answer at the end, or remove the row"
         raise LorgnetteError("no assistant turn answers the last user turn" if num_dialog else "no turns", hint=hint)
+    if not num_dialog % 2 and not any(turn.role == "assistant" and turn.has_loss for turn in turns):
+        hint = "mark an answer that is to be learned, or remove the row"
+        raise LorgnetteError("the row marks every answer as not to be learned", hint=hint)
+
+
+def _check_parts(turn: Turn, number: int) -> None:
+    """Images are the user's, and each of the user's markers of images has its image."""
+    if turn.role != "user" and any(isinstance(part, Image) for part in turn.parts):
+        raise LorgnetteError(f"turn {number} ({turn.role}) has an image", hint="put images into the user's turns")
+    for part in turn.parts if turn.role == "user" else ():
+        if isinstance(part, str) and (match := _IMAGE_MARKER.search(part)):
+            message = f"turn {number} contains {match[0]}, which stands for no image of the row"
+            hint = "give the row this image under a key that its format reads, or remove the marker"
+            raise LorgnetteError(message, hint=hint)

@@ -79,13 +79,15 @@ def build_report(scan_result: ScanResult) -> DataReport:
     )
 
 
-def load_usable(rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, source: Path | None = None) -> ScanResult:
+def load_usable(
+    rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, source: Path | None = None, needs_answer: bool = True
+) -> ScanResult:
     """The usable rows, and the problems of those left out.
 
     Raises LorgnetteError if there are no usable rows, or, with on_bad_row="error", if any row has a problem.
-    source: the file that the rows are from, for the error message.
+    source: the file that the rows are from, for the error message. needs_answer: False for predictions.
     """
-    result = scan(rows)
+    result = scan(rows, needs_answer=needs_answer)
     total = len(result.examples) + len(result.problems)
     if total == 0:
         raise LorgnetteError("no rows", where=str(source) if source else None, hint="name a data file with rows")

@@ -53,13 +53,14 @@ class ScanResult:
         return ScanResult(examples, problems, self.image_infos | other.image_infos)
 
 
-def scan(rows: Iterable[Row], *, with_signatures: bool = False) -> ScanResult:
+def scan(rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True) -> ScanResult:
     """Check every row and image.
 
     with_signatures: decode every image roughly, to find near-duplicates and damage in the middle of a file.
+    needs_answer: False for predictions, which need no answer in a row.
     """
     result = ScanResult([], [], {})
-    for row, image_infos in scan_rows(rows, with_signatures=with_signatures):
+    for row, image_infos in scan_rows(rows, with_signatures=with_signatures, needs_answer=needs_answer):
         if isinstance(row, Problem):
             result.problems.append(row)
         else:
@@ -68,7 +69,9 @@ def scan(rows: Iterable[Row], *, with_signatures: bool = False) -> ScanResult:
     return result
 
 
-def scan_rows(rows: Iterable[Row], *, with_signatures: bool = False) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
+def scan_rows(
+    rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True
+) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
     """Every row in order, with what is known of its images; each image is scanned once.
 
     Works block by block, so that memory grows with the number of images and not of rows. A block's images are scanned
@@ -83,7 +86,7 @@ def scan_rows(rows: Iterable[Row], *, with_signatures: bool = False) -> Iterator
         for (block, infos), _ in pairwise(chain(blocks, [((), ())])):
             image_infos.update(infos)
             for row in block:
-                yield (row, {}) if isinstance(row, Problem) else _check_example(row, image_infos)
+                yield (row, {}) if isinstance(row, Problem) else _check_example(row, image_infos, needs_answer)
 
 
 def compute_full_signatures(infos: Mapping[Path, ImageInfo], identical_files: Mapping[Path, Path]) -> dict[Path, bytes]:
@@ -192,10 +195,12 @@ def _scan_image(path: Path, *, with_signatures: bool) -> _Info:
         return LorgnetteError(error.message, hint=error.hint or "correct or remove the row")
 
 
-def _check_example(example: Example, image_infos: dict[Path, _Info]) -> tuple[Row, dict[Path, ImageInfo]]:
+def _check_example(
+    example: Example, image_infos: dict[Path, _Info], needs_answer: bool
+) -> tuple[Row, dict[Path, ImageInfo]]:
     own_infos: dict[Path, ImageInfo] = {}
     try:
-        check_conversation(example.turns)
+        check_conversation(example.turns, needs_answer=needs_answer)
         for image in example.images:
             info = image_infos[image.path]
             if isinstance(info, LorgnetteError):
