@@ -19,6 +19,16 @@ don’t it’s dogs’ “a” «a» | do n't it 's dogs a a
 dogs', dogs'. dog's' women's mens' | dogs dogs dog 's women 's mens
 rock'n'roll rock 'n' roll ol' 'em 'til | rock 'n' roll rock 'n' roll ol' 'em 'til
 o'neal's l'eau o'clock ma'am y'all salt 'n pepper | o'neal 's l'eau o'clock ma'am y' all salt 'n pepper
+hawai'i Hawai'i's xi'an shi'ite co'op Sha'Carri AA'BB | hawai'i hawai'i 's xi'an shi'ite co'op sha'carri aa'bb
+qur'an na'vi t'ai tai'chi a'a aB'cc muu'muu pa'i'ai | qur an na vi t ai tai chi a a ab cc muu muu pa'i ai
+B'Gosh N'Sync n'est T'ai J'ai j'ai | b'gosh n'sync n'est t'ai j'ai j' ai
+D'Angelo McD'Angelo o'o l'a | d'angelo mcd angelo o'o l' a
+c'mon ev'ry li'l nat'l s'mores | c'mon ev'ry li'l nat'l s'mores
+nor'easter e'er cap'n c'est cont'd | nor'easter e'er cap'n c'est cont 'd
+don'ts DON'T couldn'tve WE'RE MARIA'S we’re don‘t | do n'ts do n't could n'tve we 're maria 's we 're do n`t
+'empty' 'tilted' 'nice' ol'man somethin' nothin' y'know | 'em pty 'til ted nice ol man somethin' nothin y' know
+o’clock hawai’i d’oeuvres hawai‘i hawai`i dog’s ’em | o’clock hawai’i d’oeuvres hawai‘i hawai`i dog 's ’em
+5'10" '98. '98 '90s, hawai'i-based d'oeuvre-like | 5 10 98 '98 '90s hawai'i based d'oeuvre-like
 'bout '70s '70's 70's 1990s' | bout '70s 70 's 70 's 1990s
 Mr. Smith and Dr. Jones on Main St. at 5 p.m. | mr. smith and dr. jones on main st. at 5 p.m.
 T.V. on a stand. W. a b. a. c | t.v. on a stand w. a b. a. c

@@ -2,10 +2,9 @@
 
 Words are Penn Treebank tokens as coco-caption counts them, without Java: an imitation of Stanford CoreNLP 3.4.1's
 PTBTokenizer with `-preserveLines -lowerCase`, without coco-caption's list of punctuation
-(pycocoevalcap/tokenizer/ptbtokenizer.py). The rules follow the program's output, not its grammar. Known differences:
-tags with attributes, telephone numbers in brackets, `word,3D`; and a text that ends in a single letter and a full stop,
-where the official result depends on the next text of its batch. Chinese has no spaces: each Han character is a word, as
-in sacrebleu's `zh` tokenizer, and the text between them is read as English. Kana and Hangul are not split.
+(pycocoevalcap/tokenizer/ptbtokenizer.py). The rules follow the program's output, not its grammar; docs/metrics.md lists
+the known differences. Chinese has no spaces: each Han character is a word, as in sacrebleu's `zh` tokenizer, and the
+text between them is read as English. Kana and Hangul are not split.
 """
 
 import re
@@ -21,12 +20,12 @@ TOKEN_TO_BRACKET = {token: sign for sign, token in _BRACKETS.items()}
 
 _REPLACEMENTS = str.maketrans(
     {
-        **dict.fromkeys("‘’‛", "'"), **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",
+        **dict.fromkeys("“”„«»「」", " '' "), '"': " '' ",
         "£": " # ", "€": " $ ", "¢": " cents ", "…": " ... ", "–": " -- ", "—": " -- ",
         "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "\u00ad": "", "\u00a0": " ",
     }
 )  # fmt: skip
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&apos;": "'", "&quot;": '"', "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES))
 
 # Abbreviations that keep their full stop; those of the second group only before a number.
@@ -53,8 +52,21 @@ _PIECE = f"(?:{_L}(?:{_A})*(?:[.!?]{_L}(?:{_A})*)*|(?:{_A})+)"  # man · foo.jpg
 _WORD = f"(?:(?:{_A})+(?:_(?:{_A})+)+|{_PIECE})"
 _SLASHED = f"(?:{_A})+(?:-(?:{_L})+)*(?:/(?:{_A})+(?:-(?:{_L})+)*){{1,2}}"  # and/or · 24/7
 _HYPHENED = f"(?:{_A})(?:{_A}|[.,]){{0,40}}(?:-(?:{_A})+)+"  # up-to-date · 1,000-foot · u.s.-based
-_CLITIC = r"'(?i:s|re|ve|ll|d|m)(?!\w)"
-_NOT = r"(?i:n't)(?!\w)"
+_APOSTROPHE, _QUOTE = "['’]", "['’‘‛`]"  # what begins a contraction; what may be inside a word
+_CLITIC = r"(?:'(?i:s|re|ve|ll|d|m)(?!\w)|’(?i:s|re|ve|ll|d|m))"
+_NOT = f"[nN]{_QUOTE}[tT]"
+_NO_CLITIC = f"(?!{_APOSTROPHE}(?i:s|re|ve|ll|d|m)(?!\\w))"  # the word does not end in a contraction
+# Words with an apostrophe that are one token: o'neal · n'sync · hawai'i · c'mon · cap'n · ol' · 'til. Those like hawai'i
+# have a vowel before the apostrophe, and a vowel or a capital letter after it.
+_APOSTROPHE_WORDS = (
+    f"[dDoOlL]{_NO_CLITIC}{_QUOTE}(?:{_A}){{2,}}(?:-(?:{_A})+)*|[oO]{_QUOTE}[oO]",
+    f"(?![IY])[A-Zn]{_NO_CLITIC}{_QUOTE}(?:{_L}){{2,}}",
+    f"(?:{_L}){{2,}}(?<=[aeiouyAEIOUY]){_NO_CLITIC}{_QUOTE}[aeiouA-Z](?:{_L})*",
+    r"(?i:nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)",
+    f"(?i:cap){_APOSTROPHE}[nN]|[cC]{_APOSTROPHE}(?i:est)",
+    f"(?:[lLdDjJ]|(?i:ol|dunkin|somethin)|[yY](?={_APOSTROPHE}{_L}))(?!{_APOSTROPHE}(?i:s|re|ve|ll|d|m)){_APOSTROPHE}",
+    rf"'[nN](?:'|(?!\w))|’[nN]’?|{_APOSTROPHE}(?i:em|cause|till?)|{_APOSTROPHE}(?:[2-9]0s|\d\d(?= |\Z)(?! ''))",
+)
 _NUMBER = r"\d*(?:[.,:]\d+)+"
 
 _TOKEN = re.compile(
@@ -65,24 +77,27 @@ _TOKEN = re.compile(
                 r"</?[a-zA-Z!?][^<>\s]*>|&\#\d+;",
                 r"(?:https?://|www\.)[^\s\"<>()]*[^\s\"<>().,;:!?'-]|[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*|[@#][a-zA-Z_]\w*",
                 r"[:;=]['-]?[()]|:[DP](?!\w)|>_<",
-                f"{_CLITIC}|{_NOT}",
                 f"(?i:{'|'.join(_SPLIT_WORDS)})(?!\\w)",
-                r"'[nN](?:'|(?!\w))|'(?i:em|cause|til)(?!\w)|'\d\ds?(?![\w'])|(?i:ol)'(?!\w)|[yY]'(?=(?i:all))",
+                *_APOSTROPHE_WORDS,
+                f"{_CLITIC}|{_NOT}",
                 rf"\d+-\d+/\d+(?!\w)|{_HYPHENED}|{_SLASHED}",
                 rf"(?!\w\.(?:\Z| (?:{_SENTENCE_STARTERS})(?!\S)))(?:[a-zA-ZÀ-ÖØ-öø-ÿ]\.)+(?!{_L})|(?i:ph\.d)\.",
                 f"(?i:{_ABBREVIATIONS})\\.(?!{_L})|(?i:{_NUMBER_ABBREVIATIONS})\\.(?= ?\\d)",
                 r"[A-Z]+(?:&[A-Z]+)+(?!\w)",
                 f"{_NUMBER}|[-+](?:{_NUMBER}|\\d+)(?!\\w)",
                 f"(?:{_A}){{1,40}}?(?={_NOT})",
-                f"[dDoOlL]'(?!(?i:s|re|ve|ll|d|m)(?!\\w)){_WORD}|(?i:ma'am)|{_WORD}\\.(?=[,;:])|{_WORD}",
+                f"{_WORD}\\.(?=[,;:])|{_WORD}",
                 r"\.\.\.+|\. \. \.|--+|[?!]+|_+|\*+|''|``",
                 r"[^\s\u200d\ufe0f\U00010000-\U0010ffff]",
             ]
         )
     )
 )
-"""Tried in this order: a plain word (nearly all are), tag, address, emoticon, contraction, compound, abbreviation,
-number, word, sign."""
+"""Tried in this order: a plain word (nearly all are), tag, address, emoticon, word with an apostrophe, contraction,
+compound, abbreviation, number, word, sign."""
+
+_CONTRACTION = re.compile(f"{_CLITIC}|{_NOT}")
+_PLAIN_QUOTES = str.maketrans("’‘‛", "'``")
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _CHINESE_PUNCTUATION = re.compile(
@@ -98,6 +113,9 @@ def tokenize_ptb(text: str) -> list[str]:
     tokens: list[str] = []
     for token in _TOKEN.findall(text):
         word = token.lower()
+        # Quotation marks and contractions have plain apostrophes; other words keep the sign that is written.
+        if len(word) == 1 or _CONTRACTION.fullmatch(word):
+            word = word.translate(_PLAIN_QUOTES)
         if word in _SPLIT_WORDS:
             tokens += [word[: _SPLIT_WORDS[word]], word[_SPLIT_WORDS[word] :]]
         elif word[0].isalnum():
