@@ -56,8 +56,8 @@ _APOSTROPHE, _QUOTE = "['’]", "['’‘‛`]"  # what begins a contraction; wh
 _CLITIC = r"(?:'(?i:s|re|ve|ll|d|m)(?!\w)|’(?i:s|re|ve|ll|d|m))"
 _NOT = f"[nN]{_QUOTE}[tT]"
 _NO_CLITIC = f"(?!{_APOSTROPHE}(?i:s|re|ve|ll|d|m)(?!\\w))"  # the word does not end in a contraction
-# Words with an apostrophe that are one token: o'neal · n'sync · hawai'i · c'mon · cap'n · ol' · 'til. Those like hawai'i
-# have a vowel before the apostrophe, and a vowel or a capital letter after it.
+# Words with an apostrophe that are one token: o'neal · n'sync · hawai'i · c'mon · cap'n · ol' · 'til.
+# Those like hawai'i have a vowel before the apostrophe, and a vowel or a capital letter after it.
 _APOSTROPHE_WORDS = (
     f"[dDoOlL]{_NO_CLITIC}{_QUOTE}(?:{_A}){{2,}}(?:-(?:{_A})+)*|[oO]{_QUOTE}[oO]",
     f"(?![IY])[A-Zn]{_NO_CLITIC}{_QUOTE}(?:{_L}){{2,}}",
