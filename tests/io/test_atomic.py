@@ -3,13 +3,23 @@
 import errno
 import json
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import atomic_folder, atomic_write, write_json, write_text
+from lorgnette.io.atomic import (
+    atomic_folder,
+    atomic_write,
+    open_no_follow,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 
 class UnpluggedError(Exception):
@@ -128,5 +138,93 @@ def test_a_path_that_cannot_be_written_is_an_error(folder: Path) -> None:
         write_text(folder / "page" / "x", "a file instead of a folder")
     with pytest.raises(LorgnetteError, match=r"cannot write: .*page/x"), atomic_folder(folder / "page" / "x"):
         pass
-    with pytest.raises(LorgnetteError, match="cannot write"), atomic_write(folder / "never"):
-        pass  # the block wrote nothing
+
+
+@pytest.mark.parametrize("target", ["secret", "nowhere"])
+def test_a_planted_link_is_not_followed(folder: Path, target: str) -> None:
+    """In a folder that others can write to, somebody may know the temporary name."""
+    (folder / "secret").write_text("mine")
+    for name in ("page", "run"):
+        for kind in ("part", "old"):
+            (folder / f".{name}.{os.getpid()}.{kind}").symlink_to(folder / target)
+    write_text(folder / "page", "new")
+    with atomic_folder(folder / "run") as temporary:
+        (temporary / "a").write_text("new")
+    assert (folder / "secret").read_text() == "mine"
+    assert not (folder / "nowhere").exists()
+    assert (folder / "page").read_text() == (folder / "run" / "a").read_text() == "new"
+    assert not (folder / "run").is_symlink()
+
+
+def test_a_link_planted_after_the_clean_up_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / f".page.{os.getpid()}.part").symlink_to(folder / "run" / "a")
+    monkeypatch.setattr("lorgnette.io.atomic._remove", lambda path: None)
+    with pytest.raises(LorgnetteError, match="cannot write: File exists"):
+        write_text(folder / "page", "new")
+    assert read_files(folder / "run") == {"a": "old a"}
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LorgnetteError, match="neither a new nor a regular file"):
+        write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_opener_does_not_follow_a_link(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "page")
+    with pytest.raises(OSError, match="symbolic links"), open(folder / "link", "a", opener=open_no_follow):
+        pass
+    with open(folder / "new", "a", opener=open_no_follow) as file:
+        file.write("x")
+    assert (folder / "page").read_text() == "old"
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_dead_processes_are_removed(folder: Path, dead: int) -> None:
+    for pid in (dead, os.getpid(), os.getppid()):
+        (folder / f".page.{pid}.part").write_text("half")
+        (folder / f".run.{pid}.part").mkdir()
+        (folder / f".run.{pid}.part" / "a").write_text("half")
+    others = [".page.part", f".notes.{dead}.part", f"page.{dead}.part", ".page.x.part", f".page.{dead}.part2"]
+    for name in others:
+        (folder / name).write_text("mine")
+    (folder / f".page.{10**8}.part").symlink_to(folder / "run")
+    remove_leftovers(folder, re.compile("page|run"))
+    remove_leftovers(folder / "none", re.compile("page|run"))
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"page", "run", *others, f".page.{os.getppid()}.part", f".run.{os.getppid()}.part"}
+    assert read_files(folder / "run") == {"a": "old a"}
+
+
+def test_a_folder_whose_replacement_did_not_come_is_put_back(folder: Path, dead: int) -> None:
+    """The process was killed between the two renames, or after both."""
+    os.replace(folder / "run", folder / f".run.{dead}.old")
+    (folder / f".run.{dead}.part").mkdir()
+    remove_leftovers(folder, re.compile("page|run"))
+    assert read_files(folder) == BEFORE
+    (folder / f".run.{dead}.old").mkdir()
+    remove_leftovers(folder, re.compile("page|run"))
+    assert read_files(folder) == BEFORE
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_is_removed_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise UnpluggedError
+
+    monkeypatch.setattr("shutil.rmtree", fail)
+    with pytest.raises(UnpluggedError):
+        remove_folder(folder / "run")
+    assert not (folder / "run").exists()
+    monkeypatch.undo()
+    remove_leftovers(folder, re.compile("run"))
+    remove_folder(folder / "run")  # nothing there
+    assert [path.name for path in folder.iterdir()] == ["page"]
