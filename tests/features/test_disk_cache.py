@@ -99,6 +99,45 @@ def test_an_entry_with_a_wrong_checksum_is_ignored(open_cache: Callable[..., Fea
     assert torch.equal(open_cache().get(key(2)), rows(2))
 
 
+@pytest.mark.parametrize("damage", ["zeros", "bit"])
+def test_damaged_rows_are_not_returned_and_stored_again(
+    open_cache: Callable[..., FeatureDiskCache], tmp_path: Path, damage: str
+) -> None:
+    open_cache().append({key(i): rows(i) for i in (1, 2, 3)})
+    path = tmp_path / "features" / "set" / "rows"
+    content = bytearray(path.read_bytes())
+    start, end = len(rows(1)) * WIDTH * 2, (len(rows(1)) + len(rows(2))) * WIDTH * 2
+    if damage == "zeros":
+        content[start:end] = bytes(end - start)
+    else:
+        content[end - 1] ^= 1
+    path.write_bytes(content)
+    cache = open_cache()
+    assert cache.get(key(2)) is None
+    assert cache.get(key(2)) is None
+    assert cache.num_damaged == 1
+    for i in (1, 3):
+        assert torch.equal(cache.get(key(i)), rows(i))
+    cache.append({key(2): rows(2)})
+    reopened = open_cache()
+    for i in (1, 2, 3):
+        assert torch.equal(reopened.get(key(i)), rows(i))
+    assert reopened.num_damaged == 0
+
+
+def test_rows_over_the_place_of_lost_ones_are_not_taken_for_them(
+    open_cache: Callable[..., FeatureDiskCache], tmp_path: Path
+) -> None:
+    """The index still names the rows that were cut off, and others are written in their place."""
+    open_cache().append({key(1): rows(1), key(6): rows(6)})
+    os.truncate(tmp_path / "features" / "set" / "rows", len(rows(1)) * WIDTH * 2)
+    open_cache().append({key(11): rows(11)})
+    assert len(rows(11)) == len(rows(6))
+    reopened = open_cache()
+    assert reopened.get(key(6)) is None
+    assert torch.equal(reopened.get(key(11)), rows(11))
+
+
 WRITER = """
 import sys, torch
 from pathlib import Path

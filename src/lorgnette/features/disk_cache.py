@@ -2,11 +2,13 @@
 
     ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
         rows     features, row after row, as in memory
-        index    48 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of these
+        index    52 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of the rows ·
+                 crc32 of this entry
         lock     locked while appending          in_use   locked, shared, by every process that has the set open
 
 Files only grow, rows before index: a killed process leaves rows without an index entry, and the next one overwrites
-them. Two processes may open a set; an image that both encode is stored once.
+them. Two processes may open a set; an image that both encode is stored once. Rows
+with a wrong checksum are computed again, and stored again behind the others.
 """
 
 import fcntl
@@ -28,17 +30,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.atomic import open_no_follow
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 40 * 2**30
 """Size of all sets together when one is opened (the oldest are deleted), and of one set."""
 MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
-_ENTRY = struct.Struct("<32sQII")
+_ENTRY = struct.Struct("<32sQIII")
 _SAMPLE_BYTES = 4096
 
 
@@ -98,7 +101,8 @@ class FeatureDiskCache:
                 self._in_use_file = _lock_file(self._folder / "in_use", fcntl.LOCK_SH)
                 os.utime(self._folder / "in_use")
                 _evict_oldest(root, self._folder)
-            self._index, self._index_bytes_read = dict[bytes, tuple[int, int]](), 0
+            self._index, self._index_bytes_read = dict[bytes, tuple[int, int, int]](), 0
+            self._damaged: list[bytes] = []
             self._read_index()
             path, self._map = self._folder / "rows", None
             if path.exists() and path.stat().st_size:
@@ -111,12 +115,26 @@ class FeatureDiskCache:
     def is_empty(self) -> bool:
         return not self._index
 
+    @property
+    def num_damaged(self) -> int:
+        """Images whose features did not have their checksum when `get` read them."""
+        return len(self._damaged)
+
     def get(self, key: bytes) -> Float[Tensor, "P C"] | None:
-        """The image's features as a view of the file; None if they were not stored when the set was opened."""
-        first, rows = self._index.get(key, (0, 0))
+        """The image's features as a view of the file; None if they were not stored when the set was opened.
+
+        None also if they are damaged; `append` then stores them again.
+        """
+        first, rows, crc = self._index.get(key, (0, 0, 0))
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
             return None
         count, offset = rows * self._width, first * self._row_bytes
+        with memoryview(self._map) as view, view[offset : offset + rows * self._row_bytes] as stored:
+            is_damaged = zlib.crc32(stored) != crc
+        if is_damaged:
+            self._damaged.append(key)
+            del self._index[key]
+            return None
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
     def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]]) -> None:
@@ -134,7 +152,7 @@ class FeatureDiskCache:
 
     def _append_rows(self, features: Mapping[bytes, Tensor]) -> None:
         size = sum(len(rows) for rows in features.values()) * self._row_bytes
-        with open(self._folder / "rows", "ab") as file:
+        with open(self._folder / "rows", "ab", opener=open_no_follow) as file:
             first = -(-file.tell() // self._row_bytes)  # skip the partial row that a killed process left
             is_too_large = first * self._row_bytes + size > MAX_BYTES
             if is_too_large or shutil.disk_usage(self._folder).free - size < MIN_FREE_BYTES:
@@ -142,26 +160,27 @@ class FeatureDiskCache:
             file.truncate(first * self._row_bytes)
             entries = []
             for key, rows in features.items():
-                file.write(rows.to(self._dtype).contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
-                entry = _ENTRY.pack(key, first, len(rows), 0)
-                entries.append(_ENTRY.pack(key, first, len(rows), zlib.crc32(entry)))
+                content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy()
+                file.write(content)  # type: ignore[arg-type]
+                fields = (key, first, len(rows), zlib.crc32(content))
+                entries.append(_ENTRY.pack(*fields, zlib.crc32(_ENTRY.pack(*fields, 0))))
                 first += len(rows)
             file.flush()
             os.fsync(file.fileno())
-        with open(self._folder / "index", "ab") as file:
+        with open(self._folder / "index", "ab", opener=open_no_follow) as file:
             file.truncate(file.tell() // _ENTRY.size * _ENTRY.size)
             file.write(b"".join(entries))
 
     def _read_index(self) -> None:
         """Read the entries that any process added since the last read. Entries with a wrong checksum are ignored."""
-        with open(self._folder / "index", "ab+") as file:
+        with open(self._folder / "index", "ab+", opener=open_no_follow) as file:
             file.seek(self._index_bytes_read)
             data = file.read()
         length = len(data) // _ENTRY.size * _ENTRY.size
         self._index_bytes_read += length
-        for key, first, rows, crc in _ENTRY.iter_unpack(data[:length]):
-            if crc == zlib.crc32(_ENTRY.pack(key, first, rows, 0)):
-                self._index[key] = (first, rows)
+        for key, first, rows, content_crc, crc in _ENTRY.iter_unpack(data[:length]):
+            if crc == zlib.crc32(_ENTRY.pack(key, first, rows, content_crc, 0)):
+                self._index[key] = (first, rows, content_crc)
 
     def _build_error(self, message: str) -> LorgnetteError:
         hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
@@ -185,7 +204,7 @@ def _evict_oldest(root: Path, current: Path) -> None:
 
 def _lock_file(path: Path, kind: int) -> IO[bytes]:
     """The lock lasts as long as the file is open."""
-    file = open(path, "ab")  # noqa: SIM115
+    file = open(path, "ab", opener=open_no_follow)  # noqa: SIM115
     try:
         fcntl.flock(file, kind)
     except OSError:

@@ -107,6 +107,8 @@ def build_training(
     with timer("weights"):
         pending.wait_for_tower()
     usable_data = compute_image_features(features)
+    if disk_cache is not None and disk_cache.num_damaged:
+        terminal.warn(f"features of {disk_cache.num_damaged} images were damaged on disk, and are computed again")
 
     # The optimizer's kernels must be loaded before a graph is captured. The device may still compute features.
     with timer("engine"):
