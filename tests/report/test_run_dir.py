@@ -1,11 +1,24 @@
-"""The run folder: its files, and no run overwrites another."""
+"""The run folder: its files, its lock, and no run overwrites another."""
 
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.report.run_dir import RunDir, find_free_path
+from lorgnette.report.run_dir import RunDir, find_free_path, is_free
+
+Warn = Callable[[str], None]
+
+
+@pytest.fixture
+def warn() -> Warn:
+    """Nothing is to be warned of."""
+    return pytest.fail
 
 
 def test_the_files_of_a_run(tmp_path: Path) -> None:
@@ -23,9 +36,131 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path / "coco")
     RunDir.create(tmp_path / "coco")  # still empty
-    run_dir.log.write_text("")
+    run_dir.config.write_text("")
     with pytest.raises(UsageError, match=r"exists.*lorgnette train --resume"):
         RunDir.create(tmp_path / "coco")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match=r"exists and is not empty .* choose another name$"):
+        RunDir.create(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("last", ["", ".lock", ".manifest.json.12.part", "manifest.json", ".config.yaml.12.part"])
+def test_a_run_that_was_killed_before_it_could_be_resumed_is_free(tmp_path: Path, last: str, warn: Warn) -> None:
+    names = ["", ".lock", ".manifest.json.12.part", "manifest.json", ".config.yaml.12.part", "config.yaml"]
+    path = tmp_path / "coco"
+    path.mkdir()
+    for name in names[1 : names.index(last) + 1]:
+        (path / name).write_text("")
+    assert is_free(path)
+    assert find_free_path(tmp_path, "coco") == path
+    with pytest.raises(
+        UsageError,
+        match="stopped before its first step" if "manifest.json" in names[: names.index(last) + 1] else "no config",
+    ):
+        RunDir.open_existing(path)
+    with RunDir.create(path).lock(warn):
+        assert {child.name for child in path.iterdir()} <= {".lock", "manifest.json"}
+    (path / "config.yaml").write_text("")
+    assert not is_free(path)
+    assert find_free_path(tmp_path, "coco") == tmp_path / "coco-2"
+
+
+def test_the_second_process_is_told_which_one_holds_the_lock(tmp_path: Path, warn: Warn) -> None:
+    run_dir = RunDir.create(tmp_path / "coco")
+    with run_dir.lock(warn):
+        message = f"process {os.getpid()} is training in this run folder · {run_dir.path} · wait for it"
+        with pytest.raises(UsageError, match=message), RunDir(run_dir.path).lock(warn):
+            pass
+    with run_dir.lock(warn):
+        pass
+    assert list(run_dir.path.iterdir()) == []
+
+
+def start_holder(run_dir: RunDir, warn: Warn) -> tuple[int, int]:
+    """(a process that holds the lock, its child, which was forked later)"""
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with run_dir.lock(warn):
+            child = os.fork()
+            if child:
+                os.write(writer, str(child).encode())
+            signal.pause()
+    os.close(writer)
+    child = int(os.read(reader, 16))
+    os.close(reader)
+    return holder, child
+
+
+def test_a_lock_ends_with_its_process_although_a_forked_child_lives(tmp_path: Path, warn: Warn) -> None:
+    run_dir = RunDir.create(tmp_path / "coco")
+    holder, child = start_holder(run_dir, warn)
+    try:
+        with pytest.raises(UsageError, match=f"process {holder} "), run_dir.lock(warn):
+            pass
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        os.kill(child, 0)
+        assert run_dir.lock_file.exists()
+        with run_dir.lock(warn):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, warn: Warn) -> None:
+    run_dir = RunDir.create(tmp_path)
+    dead = 10**8
+    for name in (f".best.{dead}.part", f"checkpoints/.step-000100.{dead}.part", f"checkpoints/.step-000050.{dead}.old"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / f".notes.{dead}.part").write_text("")
+    with run_dir.lock(warn):
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {
+        f".notes.{dead}.part",
+        ".lock",
+        "checkpoints",
+        "checkpoints/step-000050",
+        "checkpoints/step-000050/half",
+    }
+
+
+def test_a_folder_that_is_renamed_or_deleted_is_noticed(tmp_path: Path, warn: Warn) -> None:
+    RunDir(tmp_path / "unlocked").check_in_place()
+    for number, move in enumerate((lambda path: path.rename(tmp_path / "other"), shutil.rmtree)):
+        run_dir = RunDir.create(tmp_path / str(number))
+        with run_dir.lock(warn) as locked:
+            locked.check_in_place()
+            move(run_dir.path)
+            with pytest.raises(LorgnetteError, match="deleted or renamed while it was in use"):
+                locked.check_in_place()
+            run_dir.path.mkdir()
+            run_dir.lock_file.touch()  # another run has its place
+            assert not locked.is_in_place
+        assert run_dir.lock_file.exists()
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    warnings: list[str] = []
+    with RunDir(tmp_path).lock(warnings.append) as locked:
+        locked.check_in_place()
+    assert "file system without locks: let only one process train in it" in warnings[0]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, warn: Warn) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(LorgnetteError, match="run folder cannot be written: Too many levels"),
+        RunDir(tmp_path).lock(warn),
+    ):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_file_of_the_same_name_is_an_error(tmp_path: Path) -> None:

@@ -76,6 +76,33 @@ def test_resuming_drops_later_steps_and_keeps_records_without_a_step(tmp_path: P
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
 
 
+def test_a_run_without_a_checkpoint_begins_its_log_anew(tmp_path: Path) -> None:
+    """Step 0 is evaluated again, and would be in the log twice."""
+    path = tmp_path / "log.jsonl"
+    for content in ('{"kind": "eval", "step": 0}\n{"kind": "stage"}\n', "rubbish\n{}\n"):
+        path.write_text(content)
+        with RunLog.resume(path, None) as log:
+            log.write({"kind": "eval", "step": 0})
+        assert read_log(path) == [{"kind": "eval", "step": 0}]
+
+
+def test_resuming_drops_what_is_written_again_at_the_start(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "log.jsonl") as log:
+        for record in ({"kind": "skipped", "row": 7}, {"kind": "stage"}, {"kind": "eval", "step": 0}):
+            log.write(record)
+    with RunLog.resume(log.path, 0, repeated_kinds=("skipped",)) as log:
+        log.write({"kind": "skipped", "row": 7})
+    assert [record["kind"] for record in read_log(log.path)] == ["stage", "eval", "skipped"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("secret")
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(LorgnetteError, match="log cannot be written: Too many levels of symbolic links"):
+        RunLog(tmp_path / "log.jsonl")
+    assert (tmp_path / "mine").read_text() == "secret"
+
+
 def test_resuming_without_a_log_starts_one(tmp_path: Path) -> None:
     RunLog.resume(tmp_path / "log.jsonl", 3).close()
     assert read_log(tmp_path / "log.jsonl") == []

@@ -4,20 +4,24 @@ import pickle
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lorgnette.config import TrainSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.training.checkpoint import (
     STATE_FILE,
     find_latest_checkpoint,
     get_rng_state,
     load_checkpoint,
+    restore_checkpoint,
     rotate_checkpoints,
     save_checkpoint,
 )
+from lorgnette.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -108,6 +112,47 @@ def test_an_adapter_that_cannot_be_written_leaves_no_partial_checkpoint(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def trainer() -> Trainer:
+    """A trainer of four steps with one parameter of 5 × 3."""
+    settings = TrainSettings(batch_size=1, epochs=1)
+    sampler = SimpleNamespace(steps_per_epoch=4, total_steps=4)
+    engine = SimpleNamespace(parameters=[torch.zeros(5, 3)])
+    return Trainer(engine, sampler, [], settings)  # type: ignore[arg-type]
+
+
+def test_a_state_is_restored(tmp_path: Path, trainer: Trainer) -> None:
+    state = trainer.state_dict()
+    path = save_checkpoint(tmp_path, 3, write_adapter, build_state(**{**state, "step": 3, "best": [2, 0.5, 1]}))
+    restore_checkpoint(trainer, path, CPU)
+    assert (trainer.step, trainer.best_step, trainer.best_score) == (3, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimizer": {name: [torch.zeros(1, 3)] for name in ("exp_avg", "exp_avg_sq", "step")}}, "shape .1, 3. inst"),
+        ({"optimizer": {name: [] for name in ("exp_avg", "exp_avg_sq", "step")}}, "shorter"),
+        ({"optimizer": {"exp_avg": [1]}}, "shape"),
+        ({"optimizer": 1}, "subscriptable"),
+        ({"step": 5}, "it is of step 5, and the run has 4"),
+        ({"step": "3"}, "it is of step 3"),
+        ({"stats": {"wrong": 1}}, "unexpected keyword"),
+        ({"best": [1, 2]}, "not enough values"),
+    ],
+    ids=["shape", "fewer", "number", "no-dict", "later", "text", "stats", "best"],
+)
+def test_a_state_of_another_run_is_an_error_of_one_line(
+    tmp_path: Path, trainer: Trainer, changes: dict[str, Any], reason: str
+) -> None:
+    path = save_checkpoint(tmp_path, 1, write_adapter, build_state(**{**trainer.state_dict(), **changes}))
+    with pytest.raises(
+        LorgnetteError, match=rf"^checkpoint does not fit this run: .*{reason}.* · delete it; "
+    ) as caught:
+        restore_checkpoint(trainer, path, CPU)
+    assert "\n" not in str(caught.value)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -122,9 +167,12 @@ def truncate(path: Path) -> None:
         lambda path: path.write_bytes(pickle.dumps({"step": 1}, 2)),
         lambda path: path.write_bytes(pickle.dumps(print, 2)),
         lambda path: torch.save([1], path),
+        lambda path: torch.save(torch.zeros(3), path),
+        lambda path: torch.save({"random": {"cpu": torch.zeros(3)}}, path),
+        lambda path: torch.save({"random": [1]}, path),
         lambda path: torch.save({"step": 1}, path),
     ],
-    ids=["gone", "truncated", "empty", "words", "pickle", "code", "list", "foreign"],
+    ids=["gone", "truncated", "empty", "words", "pickle", "code", "list", "tensor", "random", "random-list", "foreign"],
 )
 def test_a_broken_state_is_an_error_with_a_hint(tmp_path: Path, break_it: Callable[[Path], Any]) -> None:
     path = save_checkpoint(tmp_path, 1, write_adapter, build_state(step=1))

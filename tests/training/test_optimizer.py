@@ -61,8 +61,11 @@ def test_it_continues_from_its_state() -> None:
     optimizer.step(LOSS, 0.01)
     for name, after in optimizer.state_dict().items():
         assert not any(map(torch.equal, before[name], after)), "a copy does not change"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"exp_avg has the shape \[5, 3\] instead of \[2, 2\]"):
         Optimizer([torch.zeros(2, 2), torch.zeros(3)], SETTINGS).load_state_dict(optimizer.state_dict())
+    broadcast = Optimizer([torch.zeros(1, 3), torch.zeros(1)], SETTINGS).state_dict()
+    with pytest.raises(ValueError, match=r"exp_avg has the shape \[1, 3\] instead of \[5, 3\]"):
+        optimizer.load_state_dict(broadcast)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

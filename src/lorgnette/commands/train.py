@@ -11,6 +11,7 @@ from rich.console import Console
 from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.io.atomic import write_json, write_text
+from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_dir import RunDir, find_free_path
@@ -29,13 +30,16 @@ def train(settings: Settings, *, name: str = "run", console: Console | None = No
         RunDir.check_is_free(settings.run)
     with timer("data"):
         data = TrainingData.load(settings, terminal)
+        hashes, image_hashes = data.hash_inputs(), data.hash_images()
     run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
-    with _discard_failed_run(run_dir):
-        write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
-        hashes = data.hash_inputs()
-        manifest = build_manifest(seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes)
+    with run_dir.lock(terminal.warn) as locked, _discard_failed_run(locked):
+        RunDir.check_is_free(run_dir.path)
+        manifest = build_manifest(
+            seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes
+        )
         write_json(run_dir.manifest, manifest)
-        _train(settings, run_dir, data, timer, terminal)
+        write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
+        _train(settings, locked, data, timer, terminal)
     return run_dir
 
 
@@ -44,11 +48,12 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
     terminal = Terminal(console)
     timer = StageTimer(terminal)
     run_dir = RunDir.open_existing(Path(path))
-    settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
-    with timer("data"):
-        data = TrainingData.load(settings, terminal)
-    data.check_unchanged(run_dir.manifest)
-    _train(settings, run_dir, data, timer, terminal)
+    with run_dir.lock(terminal.warn) as locked:
+        settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
+        with timer("data"):
+            data = TrainingData.load(settings, terminal)
+            data.check_unchanged(run_dir.manifest)
+        _train(settings, locked, data, timer, terminal)
     return run_dir
 
 
@@ -73,12 +78,17 @@ def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: Stage
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
     """The settings with absolute paths, so that a run can be resumed from any folder."""
     inputs = {"path": settings.data.path, "test": settings.data.test, "images_from": resolve_images_folder(settings)}
-    paths: dict[str, Any] = {name: path.resolve() for name, path in inputs.items() if path and path.exists()}
+    paths: dict[str, Any] = {name: _make_path_absolute(path) for name, path in inputs.items() if path}
     if "images_from" in paths:
         paths["images_from"] = str(paths["images_from"])
     data = settings.data.model_copy(update=paths)
     model = portable_name(settings.model)
     return settings.model_copy(update={"run": run_dir.path.resolve(), "model": model, "data": data})
+
+
+def _make_path_absolute(path: Path) -> Path:
+    """The path, or the list of paths, from the root; what is no path on this machine stays as it is."""
+    return join_sources(source.resolve() if source.exists() else source for source in split_sources(path))
 
 
 @contextmanager
@@ -90,8 +100,8 @@ def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        own_files = (run_dir.config, run_dir.manifest)
-        if set(run_dir.path.iterdir()) <= set(own_files):
+        own_files = (run_dir.config, run_dir.manifest, run_dir.lock_file)
+        if run_dir.is_in_place and set(run_dir.path.iterdir()) <= set(own_files):
             for path in own_files:
                 path.unlink(missing_ok=True)
             run_dir.path.rmdir()

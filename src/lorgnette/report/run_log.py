@@ -12,13 +12,14 @@ a field back into a float. Knows nothing about trackers or pages, nor what a rec
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import atomic_write
+from lorgnette.io.atomic import atomic_write, open_no_follow
+from lorgnette.io.parse import parse_json
 
 Record = dict[str, Any]
 CURVES = {
@@ -39,15 +40,19 @@ class RunLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _repair_tail(path)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._file = open(path, "a", encoding="utf-8", opener=open_no_follow)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise _build_write_error(path, error) from error
 
     @classmethod
-    def resume(cls, path: Path, step: int) -> "RunLog":
-        """Open the log and drop the records after `step`, which will be repeated. Records without a step stay."""
+    def resume(cls, path: Path, step: int | None, *, repeated_kinds: Collection[str] = ()) -> "RunLog":
+        """Open the log of a run that continues from the checkpoint after `step`; None: from its beginning.
+
+        Records after `step` and of the kinds that will be written again are dropped. Others without a step stay.
+        """
         if path.exists():
-            records = [record for record in read_log(path) if record.get("step", step) <= step]
+            records = [] if step is None else read_log(path)
+            records = [record for record in records if _is_kept(record, step or 0, repeated_kinds)]
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(map(_format_record, records)), encoding="utf-8")
         return cls(path)
@@ -106,8 +111,8 @@ def select_series(records: list[Record], kind: str, name: str) -> list[tuple[flo
 
 def _parse_record(line: bytes) -> Record | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except LorgnetteError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -134,11 +139,16 @@ def _to_json(value: Any) -> Any:
     raise TypeError(f"a log record cannot hold a {type(value).__name__}")
 
 
+def _is_kept(record: Record, step: int, repeated_kinds: Collection[str]) -> bool:
+    is_later = (parse_number(record.get("step")) or 0) > step
+    return not is_later and record.get("kind") not in repeated_kinds
+
+
 def _repair_tail(path: Path) -> None:
     """Complete or remove an incomplete last line, so that the next record starts on its own line."""
     if not path.exists():
         return
-    with open(path, "rb+") as file:
+    with open(path, "rb+", opener=open_no_follow) as file:
         content = file.read()
         end_of_lines = content.rfind(b"\n") + 1
         tail = content[end_of_lines:]

@@ -72,6 +72,7 @@ class TrainingCallbacks:
         """Save the best adapter in the background; the last step is saved as the run's adapter anyway."""
         if step == self.total_steps:
             return
+        self.run_dir.check_in_place()
         write = self.snapshot()
 
         def save() -> None:
@@ -84,7 +85,11 @@ class TrainingCallbacks:
         self.save_checkpoint(step, state, self.snapshot())
 
     def save_checkpoint(self, step: int, state: dict[str, Any], write_adapter: Callable[[Path], None]) -> None:
-        """Save a checkpoint in the background with the random state of this moment."""
+        """Save a checkpoint in the background with the random state of this moment.
+
+        Raises LorgnetteError if the run folder was deleted or renamed.
+        """
+        self.run_dir.check_in_place()
         random, folder = get_rng_state(), self.run_dir.checkpoints
 
         def save() -> None:

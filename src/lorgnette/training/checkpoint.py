@@ -3,8 +3,8 @@
 checkpoints/step-000100/   adapter_model.safetensors  adapter_config.json  lorgnette.json  state.pt
 """
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,11 +12,17 @@ from typing import Any
 import torch
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import atomic_folder
+from lorgnette.io.atomic import atomic_folder, remove_folder
+from lorgnette.training.trainer import Trainer
 
 STATE_FILE = "state.pt"
 SAVE_TOTAL_LIMIT = 2
 """Checkpoints to keep, besides the best: a failing disk may break the newest."""
+_STATE_ERRORS = (
+    OSError, RuntimeError, ValueError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError,
+    UnpicklingError,
+)  # fmt: skip
+"""Of torch.load for a file that is not a state, and of whatever reads the state."""
 
 
 def save_checkpoint(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], state: dict[str, Any]) -> Path:
@@ -46,7 +52,13 @@ def rotate_checkpoints(checkpoints: Path, *, best_step: int) -> None:
     """
     for step, path in sorted(_list_complete(checkpoints))[:-SAVE_TOTAL_LIMIT]:
         if step != best_step:
-            shutil.rmtree(path)
+            remove_folder(path)
+
+
+def restore_checkpoint(trainer: Trainer, checkpoint: Path, device: torch.device) -> None:
+    """Load the saved state into the trainer. Raises LorgnetteError if it cannot be read or is not this run's."""
+    with _explain_errors(checkpoint, "checkpoint does not fit this run"):
+        trainer.load_state_dict(load_checkpoint(checkpoint, device))
 
 
 def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
@@ -54,24 +66,28 @@ def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
 
     Raises LorgnetteError if the file cannot be read.
     """
-    try:
+    with _explain_errors(checkpoint, "checkpoint cannot be read"):
         state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
         random = state.pop("random")
-    except (OSError, RuntimeError, ValueError, EOFError, TypeError, LookupError, UnpicklingError) as error:
-        raise LorgnetteError(
-            f"checkpoint cannot be read: {f'{error}'.partition('. ')[0] or 'it is empty'}",
-            where=str(checkpoint),
-            hint="delete it; the run then resumes from the checkpoint before",
-        ) from None
-    torch.set_rng_state(random["cpu"])
-    if device.type == "cuda" and random["cuda"] is not None:
-        torch.cuda.set_rng_state(random["cuda"], device)
+        torch.set_rng_state(random["cpu"])
+        if device.type == "cuda" and random["cuda"] is not None:
+            torch.cuda.set_rng_state(random["cuda"], device)
     return state
 
 
 def get_rng_state() -> dict[str, torch.Tensor | None]:
     """torch's random state on the CPU and, if available, on CUDA."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+
+
+@contextmanager
+def _explain_errors(checkpoint: Path, fact: str) -> Iterator[None]:
+    try:
+        yield
+    except _STATE_ERRORS as error:
+        reason = " ".join(f"{error}".split()).partition(". ")[0] or "it is empty"
+        hint = "delete it; the run then resumes from the checkpoint before"
+        raise LorgnetteError(f"{fact}: {reason}", where=str(checkpoint), hint=hint) from None
 
 
 def _list_complete(checkpoints: Path) -> list[tuple[int, Path]]:

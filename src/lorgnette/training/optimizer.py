@@ -59,9 +59,11 @@ class Optimizer:
         return {name: [tensor.to("cpu", copy=True) for tensor in tensors] for name, tensors in self._state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises KeyError, ValueError or RuntimeError for the state of other parameters."""
+        """Raises AttributeError, KeyError, TypeError or ValueError for the state of other parameters."""
         for name, tensors in self._state.items():
             for tensor, saved in zip(tensors, state[name], strict=True):
+                if saved.shape != tensor.shape:  # copy_ would broadcast
+                    raise ValueError(f"{name} has the shape {list(saved.shape)} instead of {list(tensor.shape)}")
                 tensor.copy_(saved)
 
 

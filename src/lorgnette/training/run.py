@@ -1,6 +1,5 @@
 """One training: build the model, train, save, answer the held-out examples, write the report."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from lorgnette.inference.answers import answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.async_writer import AsyncWriter
-from lorgnette.io.atomic import atomic_folder
+from lorgnette.io.atomic import atomic_folder, remove_folder
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import write_adapter
 from lorgnette.metrics.registry import get_best_model_metric, select_tracked_metric
@@ -22,7 +21,7 @@ from lorgnette.report.run_log import RunLog
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import Tracker
 from lorgnette.training.callbacks import AdapterSnapshot, TrainingCallbacks
-from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
+from lorgnette.training.checkpoint import find_latest_checkpoint, restore_checkpoint
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
@@ -30,7 +29,7 @@ from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
 from lorgnette.training.trainer import Trainer
-from lorgnette.types import Encoded
+from lorgnette.types import Encoded, Example, PredictionRow
 from lorgnette.verification.reference_sample import make_sample, record_sample
 
 
@@ -45,14 +44,13 @@ def run_training(
 ) -> None:
     """Train from the latest checkpoint or from the start; write the adapter, the answers and the report.
 
-    eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C stopped the training, after its
-    checkpoint is saved.
+    eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training,
+    after its checkpoint is saved.
     """
     # Resolve what depends on the device and on earlier checkpoints.
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
-    resume_command = f"lorgnette train --resume {run_dir.path}"
-    step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (0, None)
+    step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
     metadata = build_metadata(settings, data.checkpoint, data.processor)
     metadata = metadata.model_copy(update={"prompt": data.most_common_prompt or metadata.prompt})
     sampling = SamplingParams(max_new_tokens=settings.predict.max_new_tokens, batch_size=settings.predict.batch_size)
@@ -73,7 +71,7 @@ def run_training(
         sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
         trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, setup.max_tokens_per_microbatch)
         if checkpoint is not None:
-            trainer.load_state_dict(load_checkpoint(checkpoint, device))
+            restore_checkpoint(trainer, checkpoint, device)
             terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
 
         try:
@@ -81,7 +79,8 @@ def run_training(
                 tracker.start(settings.model_dump(mode="json"))
                 if tracker.address:
                     terminal.print(f"tracker    {tracker.address}")
-            with RunLog.resume(run_dir.log, step) as log, AsyncWriter() as writer:
+            run_dir.check_in_place()
+            with RunLog.resume(run_dir.log, step, repeated_kinds=("skipped",)) as log, AsyncWriter() as writer:
                 timer.attach_log(log)
                 for p in data.problems:
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
@@ -100,25 +99,22 @@ def run_training(
                     is_finished = trainer.train(callbacks)
                 if not is_finished:
                     writer.wait()
-                    terminal.print(f"saved      at step {trainer.step}; to resume: {resume_command}")
-                    raise KeyboardInterrupt
+                    terminal.print(f"saved      at step {trainer.step}; to resume: {run_dir.resume_command}")
+                    interrupt.stop()
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
                 peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
                 log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved})
                 with timer("save"):
                     write = snapshot()
-                    with atomic_folder(run_dir.adapter) as folder:
-                        write(folder)
+                    _save_adapter(run_dir, write)
                 callbacks.save_checkpoint(trainer.step, trainer.state_dict(), write)
                 if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
-                    shutil.rmtree(run_dir.best, ignore_errors=True)
+                    remove_folder(run_dir.best)
 
                 # Answer the held-out examples with the base model and with the adapter.
                 with timer("answers"):
-                    hint = f"lower predict.batch_size in {run_dir.config}, then: {resume_command}"
-                    rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
-                    write_predictions(run_dir.predictions, rows)
+                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal)
             for tracker in trackers:
                 tracker.log_predictions(rows, trainer.total_steps)
         finally:
@@ -128,7 +124,25 @@ def run_training(
             for tracker in trackers:
                 tracker.finish()
 
+    run_dir.check_in_place()
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
+
+
+def _save_adapter(run_dir: RunDir, write: Callable[[Path], None]) -> None:
+    run_dir.check_in_place()
+    with atomic_folder(run_dir.adapter) as folder:
+        write(folder)
+
+
+def _answer_held_out(
+    model: LoadedModel, held_out: Sequence[Example], sampling: SamplingParams, run_dir: RunDir, terminal: Terminal
+) -> list[PredictionRow]:
+    """Answer with the base model and with the adapter; write predictions.jsonl."""
+    hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
+    rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
+    run_dir.check_in_place()
+    write_predictions(run_dir.predictions, rows)
+    return rows
 
 
 def _build_snapshot(

@@ -122,6 +122,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises an AttributeError, LookupError, TypeError, ValueError or RuntimeError for the state of another run."""
+        if state["step"] not in range(self.total_steps + 1):
+            raise ValueError(f"it is of step {state['step']}, and the run has {self.total_steps}")
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.stats = RunningStats(**state["stats"])
