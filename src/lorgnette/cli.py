@@ -3,8 +3,8 @@
 Heavy imports wait for the command that needs them, so that `--help` answers at once.
 """
 
-import io
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +16,9 @@ from typer import Argument, Option
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
-from lorgnette.report.console import Terminal
+from lorgnette.io.standard_streams import guard_standard_streams
+from lorgnette.report.console import Terminal, print_result
+from lorgnette.training.interrupt import StopSignals
 
 if TYPE_CHECKING:
     from lorgnette.config import Settings
@@ -29,7 +31,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy recipes: files of settings.")
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
-"""The exit status after Ctrl-C, as in shells: 128 plus the signal's number."""
+"""typer's exit status after a KeyboardInterrupt, and ours after Ctrl-C: as in shells, 128 plus the signal's number."""
 SOURCE_HELP = "a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
 IMAGES_FROM_HELP = "folder or zip with the images by file name; for a data set on a hub also a URL"
 METRICS_HELP = "caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
@@ -66,7 +68,7 @@ def _load_settings(recipe: str | None, overrides: list[str] | None) -> "tuple[st
 
 
 def _print_json(result: dict[str, Any]) -> None:
-    typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+    print_result(json.dumps(result, ensure_ascii=False, indent=2))
 
 
 def _print_version(is_requested: bool) -> None:
@@ -302,43 +304,44 @@ app.add_typer(recipes_app, name="recipe")
 def recipe_list() -> None:
     """List the recipes, one per line."""
     for name, title in lorgnette.recipes.list_titles():
-        typer.echo(f"{name:24} {title}")
+        print_result(f"{name:24} {title}")
 
 
 @recipes_app.command("show")
 def recipe_show(name: str) -> None:
     """Print a recipe."""
-    typer.echo(lorgnette.recipes.read_text(name), nl=False)
+    print_result(lorgnette.recipes.read_text(name), ends_line=False)
 
 
 @recipes_app.command("copy")
 def recipe_copy(name: str, to: Annotated[Path | None, Argument()] = None) -> None:
     """Copy a recipe, to edit it."""
-    typer.echo(lorgnette.recipes.copy_recipe(name, to))
+    print_result(str(lorgnette.recipes.copy_recipe(name, to)))
 
 
 def main() -> None:
     """The command `lorgnette`. A user's error is one line and exit status 1 or 2; a defect keeps its traceback."""
     # Deprecation warnings of libraries are for their developers.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # Escape characters that the terminal's encoding lacks, instead of failing.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app(prog_name="lorgnette")
-    except (SystemExit, KeyboardInterrupt) as exit_:
-        if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
-            raise
-        Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
-        sys.exit(EXIT_INTERRUPTED)
-    except LorgnetteError as error:
-        Terminal(console).error(f"lorgnette: {error}")
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        # Permission denied, a name that is too long, a full disk: the system's own message.
-        where = error.filename or "a file"
-        Terminal(console).error(f"lorgnette: {error.strerror} · {where} · check its path, its permissions and the disk")
-        sys.exit(1)
+    with guard_standard_streams(), StopSignals() as stop:
+        try:
+            try:
+                app(prog_name="lorgnette")
+            finally:
+                sys.stdout.flush()  # an error here, not at Python's exit
+        except (SystemExit, KeyboardInterrupt) as exit_:
+            if isinstance(exit_, SystemExit) and exit_.code != EXIT_INTERRUPTED:
+                raise
+            Terminal(console).print("stopped")  # typer turns Ctrl-C into an exit without a message
+            sys.exit(128 + (stop.number or signal.SIGINT))
+        except LorgnetteError as error:
+            Terminal(console).error(f"lorgnette: {error}")
+            sys.exit(error.exit_status)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            # Permission denied, a name that is too long, a full disk: the system's own message.
+            where = error.filename or "a file"
+            remedy = "check its path, its permissions and the disk"
+            Terminal(console).error(f"lorgnette: {error.strerror} · {where} · {remedy}")
+            sys.exit(1)

@@ -1,11 +1,16 @@
 """Lines and progress bars on the terminal. Knows nothing about the work they report."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO, cast
 
+import typer
 from rich.console import Console
 from rich.text import Text
+
+from lorgnette.io.shell import escape_controls
+from lorgnette.io.standard_streams import RemarkStream
 
 
 class ProgressCallback(Protocol):
@@ -22,7 +27,7 @@ class Terminal:
     """Prints to a console, by default standard error: standard output is for answers."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=cast(TextIO, RemarkStream(sys.stderr)))
 
     def warn(self, text: str) -> None:
         self.print(text, style="yellow")
@@ -31,8 +36,9 @@ class Terminal:
         self.print(text, style="red")
 
     def print(self, text: str, *, style: str = "") -> None:
-        """Print literally: a path or a caption may contain what looks like markup or an :emoji:."""
-        self._console.print(Text(text, style), highlight=False, soft_wrap=True)
+        """Print literally: a path or a caption may contain what looks like markup or an :emoji:, or controls the
+        terminal."""
+        self._console.print(Text(escape_controls(text), style), highlight=False, soft_wrap=True)
 
     @contextmanager
     def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:
@@ -48,10 +54,10 @@ class Terminal:
             rich.TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
         with rich.Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(label, total=total, completed=completed, note="")
+            task = progress.add_task(escape_controls(label), total=total, completed=completed, note="")
 
             def advance(count: int, note: str = "") -> None:
-                progress.update(task, advance=count, note=note)
+                progress.update(task, advance=count, note=escape_controls(note))
 
             yield advance
 
@@ -69,10 +75,15 @@ class Terminal:
             rich.TimeElapsedColumn(),
         )  # fmt: skip
         with rich.Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(label, total=None, files=0)
+            task = progress.add_task(escape_controls(label), total=None, files=0)
 
             def advance(more_files: int, more_bytes: int) -> None:
                 files = progress.tasks[0].fields["files"] + more_files
                 progress.update(task, advance=more_bytes, files=files)
 
             yield advance
+
+
+def print_result(text: str, *, ends_line: bool = True) -> None:
+    """Print what the user asked for, to standard output. JSON stays JSON."""
+    typer.echo(escape_controls(text), nl=ends_line)

@@ -1,27 +1,72 @@
-"""Ctrl-C during a training."""
+"""Signals that stop a command: Ctrl-C, TERM (`kill`, a scheduler) and HUP (the terminal is gone).
+
+A signal that was ignored at the start stays ignored: HUP under nohup, Ctrl-C in a script's background job.
+"""
 
 import signal
+import threading
 from types import FrameType
+from typing import Any, NoReturn, Self
 
 from lorgnette.report.console import Terminal
 
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
-class GracefulInterrupt:
-    """The first Ctrl-C finishes the step and saves, the second stops at once."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self.is_requested = False
+class StopSignals:
+    """Each of these signals raises KeyboardInterrupt, as Ctrl-C does, until the block ends.
 
-    def __enter__(self) -> "GracefulInterrupt":
-        self._previous_handler = signal.signal(signal.SIGINT, self._on_signal)
+    number: the first one; None before it. Does nothing outside of the main thread: only that one may set handlers.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._handlers_before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # None: a handler that was not set from Python, and cannot be set again.
+            handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            self._handlers_before = {n: old for n, old in handlers.items() if old not in (signal.SIG_IGN, None)}
+        for number in self._handlers_before:
+            signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler)
+        for number, old in self._handlers_before.items():
+            signal.signal(number, old)
+
+    def on_first(self, number: int) -> None:
+        raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.is_requested:
+        if self.number is None:
+            self.number = number
+            self.on_first(number)
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.is_requested = True
-        self._terminal.warn("stopping after this step; press Ctrl-C again to stop at once without saving")
+        # A repeated TERM or HUP does not disturb the end: a shell and the system both send HUP for a closed terminal.
+
+
+class GracefulInterrupt(StopSignals):
+    """The first signal finishes the step and saves; a second Ctrl-C stops at once."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    @property
+    def is_requested(self) -> bool:
+        return self.number is not None
+
+    def on_first(self, number: int) -> None:
+        name = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
+        self._terminal.warn(f"{name}stopping after this step; press Ctrl-C again to stop at once without saving")
+
+    def stop(self) -> NoReturn:
+        """Raise KeyboardInterrupt, now that everything is saved. The handler from before learns the signal."""
+        handler = self._handlers_before.get(self.number or 0)
+        if callable(handler):
+            handler(self.number, None)
+        raise KeyboardInterrupt
