@@ -41,8 +41,12 @@ def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
 def test_the_home_folder_is_hidden() -> None:
     home = str(Path.home())
     manifest = build_manifest(
-        seed=1, command=["lorgnette", "train", f"{home}/images.csv"], hashes={f"{home}/images.csv": "0"}
+        seed=1,
+        command=["lorgnette", "train", f"{home}/images.csv"],
+        hashes={f"{home}/images.csv": "0"},
+        image_hashes={f"{home}/a.png": "1"},
     )
+    assert manifest["images"] == {"~/a.png": "1"}
     assert home not in json.dumps(manifest)
     assert "~/images.csv" in str(manifest["command"])
 

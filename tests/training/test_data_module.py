@@ -3,7 +3,8 @@
 import csv
 import gc
 import io
-import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from lorgnette import config, data
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.io.atomic import write_json
 from lorgnette.processing.tokenizer import IMAGE_TOKEN
 from lorgnette.report.console import Terminal
+from lorgnette.report.manifest import build_manifest
 from lorgnette.training.data_module import TrainingData
 from lorgnette.types import IGNORE_INDEX, Example, Image, ImageGrid, Turn
 
@@ -199,18 +202,72 @@ def test_a_row_in_both_parts_is_dropped_from_both(chosen: Chosen, captions: Path
     assert (len(left.examples), len(left.held_out), len(left.problems)) == (5, 5, 2)
 
 
+def write_manifest(training_data: TrainingData, path: Path) -> Path:
+    hashes, image_hashes = training_data.hash_inputs(), training_data.hash_images()
+    write_json(path, build_manifest(seed=0, command=[], hashes=hashes, image_hashes=image_hashes))
+    return path
+
+
 def test_changed_data_is_refused(chosen: Chosen, captions: Path, tmp_path: Path, terminal) -> None:
     training_data = TrainingData.load(chosen(), terminal)
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"sha256": training_data.hash_inputs()}))
+    manifest = write_manifest(training_data, tmp_path / "manifest.json")
     training_data.check_unchanged(manifest)
     captions.write_text(captions.read_text() + "red.png,more\n")
-    with pytest.raises(LorgnetteError, match=r"changed since the run was started · .*captions\.csv · restore them"):
+    with pytest.raises(LorgnetteError, match=r"changed since the run was started · \S*captions\.csv · restore them"):
         training_data.check_unchanged(manifest)
-    for content in ("{", "[]", "{}", '{"sha256": []}'):
+    for content in ("{", "[]", "{}", '{"sha256": {}}', '{"sha256": {}, "images": []}'):
         manifest.write_text(content)
         with pytest.raises(LorgnetteError, match="manifest cannot be read"):
             training_data.check_unchanged(manifest)
+
+
+def swap(first: Path, second: Path) -> None:
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def test_changed_images_are_refused_by_name(chosen: Chosen, tmp_path: Path, terminal) -> None:
+    """Of the examples, and those held out; a new time alone is no change, nor is another folder."""
+    manifest = write_manifest(TrainingData.load(chosen(), terminal), tmp_path / "manifest.json")
+    for color in ("red", "blue", "white"):
+        path = tmp_path / f"{color}.png"
+        os.utime(path, (1, 1))
+        TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+        content, times = path.read_bytes(), path.stat().st_mtime_ns
+        path.write_bytes(content[:-8] + content[-8:][::-1])
+        os.utime(path, ns=(times, times))
+        with pytest.raises(LorgnetteError, match=rf"changed since the run was started · \S*/{color}\.png · restore"):
+            TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+        path.write_bytes(content)
+    swap(tmp_path / "red.png", tmp_path / "blue.png")
+    with pytest.raises(LorgnetteError, match=r" · \S*/red\.png, \S*/blue\.png · "):
+        TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+    swap(tmp_path / "red.png", tmp_path / "blue.png")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in [*tmp_path.glob("*.png"), tmp_path / "captions.csv"]:
+        shutil.copy(path, moved)
+    TrainingData.load(chosen(f"data={moved / 'captions.csv'}"), terminal).check_unchanged(manifest)
+
+
+@pytest.mark.parametrize("word", ["data.prompt=What?", "data.holdout=1", "image_size=56", "eos_token=<|endoftext|>"])
+def test_other_inputs_that_change_the_examples_are_refused(
+    chosen: Chosen, tmp_path: Path, terminal: Terminal, word: str
+) -> None:
+    """Among them are the tokenizer and the chat template, whose files are in no manifest."""
+    manifest = write_manifest(TrainingData.load(chosen(), terminal), tmp_path / "manifest.json")
+    with pytest.raises(LorgnetteError, match=r"changed since the run was started · the examples"):
+        TrainingData.load(chosen(word), terminal).check_unchanged(manifest)
+
+
+def test_a_folder_of_data_has_a_manifest(chosen: Chosen, captions: Path, terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(tmp_path / "set" / path.name)
+        (tmp_path / "set" / path.name).with_suffix(".txt").write_text(f"it is {path.stem}")
+    training_data = TrainingData.load(chosen(f"data={tmp_path / 'set'}"), terminal)
+    training_data.check_unchanged(write_manifest(training_data, tmp_path / "manifest.json"))
 
 
 def test_the_most_common_prompt_is_that_of_the_examples(chosen: Callable[..., Settings], terminal: Terminal) -> None:

@@ -16,12 +16,20 @@ PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "to
 
 
 def build_manifest(
-    *, seed: int, command: Sequence[str], device: str | None = None, hashes: Mapping[str, str] | None = None
+    *,
+    seed: int,
+    command: Sequence[str],
+    device: str | None = None,
+    hashes: Mapping[str, str] | None = None,
+    image_hashes: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
-    """hashes: input (data files, weights) → sha256. The home folder is written `~`: people share manifests."""
+    """hashes: input (data files, weights) → sha256; image_hashes: image file → the start of its sha256.
+
+    The home folder is written `~`: people share manifests.
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _hide_home(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
+        "command": hide_home(shlex.join([Path(command[0]).name, *command[1:]]) if command else ""),
         "seed": seed,
         "versions": _read_versions(),
         "machine": {
@@ -31,7 +39,8 @@ def build_manifest(
             "memory_gib": _read_memory_gib(),
             "device": device,
         },
-        "sha256": {_hide_home(name): value for name, value in (hashes or {}).items()},
+        "sha256": {hide_home(name): value for name, value in (hashes or {}).items()},
+        "images": {hide_home(name): value for name, value in (image_hashes or {}).items()},
     }
 
 
@@ -67,6 +76,7 @@ def _read_memory_gib() -> float | None:
         return None
 
 
-def _hide_home(text: str) -> str:
+def hide_home(text: str) -> str:
+    """The text with `~` for the home folder."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

@@ -3,9 +3,10 @@
 Everything is checked here, before a run folder is created and before weights are read.
 """
 
-import json
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,17 +15,20 @@ from lorgnette import data
 from lorgnette.config import ProcessorSettings, Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.address import is_hub_address
+from lorgnette.io.parse import parse_json
+from lorgnette.io.paths import split_sources
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
-from lorgnette.report.manifest import compute_sha256
+from lorgnette.report.manifest import compute_sha256, hide_home
 from lorgnette.resolve import resolve_data, resolve_images_folder, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
 
 _FIX_ROW = "fix or remove the row"
+MAX_LISTED_INPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,13 @@ class TrainingData:
 
         # Check the result.
         problems = [*scanned.problems, *encoding_problems]
-        files = tuple(dict.fromkeys(path for path in (table, settings.data.test) if path is not None))
+        paths = [path for path in (table, settings.data.test) if path is not None]
+        files = tuple(dict.fromkeys(source for path in paths for source in split_sources(path)))
         loaded = cls(checkpoint, processor, examples, held_out, problems, files)
         loaded._check_rows(problems, len(train_rows) + len(test_rows), settings.data.on_bad_row, terminal)
         check_best_model_metric(settings, [e.example for e in held_out])
+        for finding in scanned.remarks:
+            terminal.warn(str(finding.problem))
         for line in SplitSummary.from_examples([e.example for e in examples], [e.example for e in held_out]).advice:
             terminal.warn(line)
         return loaded
@@ -97,8 +104,30 @@ class TrainingData:
         return Processor.from_folder(self.checkpoint.folder, native)
 
     def hash_inputs(self) -> dict[str, str]:
-        """File → sha256, and "weights" → the checkpoint's fingerprint."""
-        return {str(path): compute_sha256(path) for path in self.files} | {"weights": self.checkpoint.fingerprint}
+        """File → sha256, "weights" → the checkpoint's fingerprint, "examples" → a hash of what is trained on.
+
+        The examples depend on all other inputs: tokenizer, chat template, settings of the data.
+        """
+        files = {str(path): compute_sha256(path) for path in self.files if path.is_file()}
+        return files | {"weights": self.checkpoint.fingerprint, "examples": self._hash_examples()}
+
+    def hash_images(self) -> dict[str, str]:
+        """Image file → the start of its sha256, in the order of the examples."""
+        paths = list(dict.fromkeys(grid.image.path for grid in self.grids))
+        with ThreadPoolExecutor(8) as pool:
+            return dict(zip(map(str, paths), pool.map(lambda path: compute_sha256(path)[:16], paths), strict=True))
+
+    def _hash_examples(self) -> str:
+        digest = hashlib.sha256(repr(self.processor.image_processor).encode())
+        order = {grid: number for number, grid in enumerate(self.grids)}
+        for part in (self.examples, self.held_out):
+            digest.update(f"{len(part)}".encode())
+            for e in part:
+                images = [(order[grid], grid.t, grid.h, grid.w) for grid in e.grids]
+                digest.update(f"{len(e.input_ids)} {images} {e.image_starts}".encode())
+                for array in (e.input_ids, e.labels, e.position_ids):
+                    digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def drop_images(
         self, errors: Mapping[ImageGrid, LorgnetteError], on_bad_row: data.OnBadRow, terminal: Terminal
@@ -107,10 +136,10 @@ class TrainingData:
         if not errors:
             return self
         problems = [
-            Problem(e.example.source, e.example.row, f"{error.message} ({grid.image.path})", error.hint or _FIX_ROW)
+            Problem(e.example.source, e.example.row, f"{error.message} ({path})", error.hint or _FIX_ROW, str(path))
             for part in (self.examples, self.held_out)
             for e in part
-            for grid, error in [(grid, errors[grid]) for grid in e.grids if grid in errors][:1]
+            for path, error in [(grid.image.path, errors[grid]) for grid in e.grids if grid in errors][:1]
         ]
         examples, held_out = (
             [e for e in part if errors.keys().isdisjoint(e.grids)] for part in (self.examples, self.held_out)
@@ -120,15 +149,24 @@ class TrainingData:
         return rest
 
     def check_unchanged(self, manifest: Path) -> None:
-        """Raises LorgnetteError if data or weights differ from the manifest: a resumed run must be the same run."""
+        """Raises LorgnetteError if an input differs from the manifest: a resumed run must be the same run."""
         try:
-            recorded = list(json.loads(manifest.read_text(encoding="utf-8"))["sha256"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            content = parse_json(manifest.read_bytes())
+            recorded = [dict(content[name].items()) for name in ("sha256", "images")]
+        except (OSError, LorgnetteError, KeyError, TypeError, AttributeError) as error:
             message = f"manifest cannot be read: {error!r}"
-            raise LorgnetteError(message, where=str(manifest), hint="start a new run") from None
-        if recorded != list(self.hash_inputs().values()):
-            message, where = "data or weights have changed since the run was started", ", ".join(map(str, self.files))
-            raise LorgnetteError(message, where=where, hint="restore them, or start a new run")
+            raise LorgnetteError(message, where=str(manifest), hint="restore it, or start a new run") from None
+        changed: list[str] = []
+        for before, hashes in zip(recorded, (self.hash_inputs(), self.hash_images()), strict=True):
+            now = {hide_home(name): value for name, value in hashes.items()}
+            # Files that were moved together, and have the same content, are unchanged.
+            if list(before.values()) != list(now.values()):
+                changed += [name for name in now | before if now.get(name) != before.get(name)]
+        if changed:
+            names = [name for name in changed if name != "examples"] or ["the examples (tokens or settings)"]
+            more = f" and {len(names) - MAX_LISTED_INPUTS} more" if len(names) > MAX_LISTED_INPUTS else ""
+            message, hint = "inputs have changed since the run was started", "restore them, or start a new run"
+            raise LorgnetteError(message, where=", ".join(names[:MAX_LISTED_INPUTS]) + more, hint=hint)
 
     def _check_rows(
         self, problems: Sequence[Problem], num_rows: int, on_bad_row: data.OnBadRow, terminal: Terminal
@@ -136,8 +174,8 @@ class TrainingData:
         """Warn of the rows left out. Raises LorgnetteError for on_bad_row=error, or if no example is left."""
         if problems and on_bad_row == "error":
             raise data.build_refusal(problems, num_rows)
-        for problem in problems:
-            terminal.warn(f"skipped: {problem}")
+        for line in data.format_problems(problems):
+            terminal.warn(f"skipped: {line}")
         if not self.examples:
             where, hint = str(self.files[0]), "`lorgnette check` shows why"
             raise LorgnetteError("no example left to train on", where=where, hint=hint)
@@ -152,7 +190,8 @@ def _read_rows(settings: Settings, path: Path) -> data.ScanResult:
     is_whole = is_hub_address(str(settings.data.path)) or path == settings.data.test
     max_rows, images = None if is_whole else settings.data.max_rows, resolve_images_folder(settings)
     rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, images_from=images)
-    return data.load_usable(rows, on_bad_row=settings.data.on_bad_row, source=path)
+    on_bad_row, keeps_shape = settings.data.on_bad_row, settings.keeps_shape
+    return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape)
 
 
 @gc_paused()
