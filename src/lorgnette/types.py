@@ -19,9 +19,13 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The path of an image file; `data.images` reads it."""
+    """The path of an image file; `data.images` reads it.
+
+    written: the path in the data, if the file was found by its name alone.
+    """
 
     path: Path
+    written: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row that cannot be used: its place, what is wrong, and what to do."""
+    """A row that cannot be used: its place, what is wrong, and what to do.
+
+    where: a place outside of the row that the message ends with in brackets, such as the path of an image.
+    """
 
     source: Path
     row: int
     message: str
     hint: str
+    where: str = ""
+
+    @property
+    def fact(self) -> str:
+        """The message without the place, which is equal for equal problems."""
+        return self.message.removesuffix(f" ({self.where})")
 
     def __str__(self) -> str:
         return f"{self.source}, row {self.row}: {self.message}; {self.hint}"
@@ -99,7 +112,8 @@ class Problem:
 FindingKind = Literal[
     "unusable", "over-budget",  # training refuses to start
     "leak", "look-alike-leak", "copy", "look-alike", "repeated-row",
-    "overlong-answer", "no-end", "control-text", "stray-marker", "odd-shape", "tiny",
+    "unread-key", "trimmed", "blanks",
+    "overlong-answer", "no-end", "control-text", "stray-marker", "low-contrast", "odd-shape", "tiny",
 ]  # fmt: skip
 
 
@@ -194,12 +208,18 @@ class Prediction:
     is_complete: bool = True
     """False: the answer reached the maximum length before an end token."""
 
+    @property
+    def shown_text(self) -> str:
+        """The text for people; see `mark_cut`."""
+        return mark_cut(self.text, is_cut=not self.is_complete)
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
     """A prompt's answers: base of the base model, tuned of the fine-tuned model; None if not generated.
 
-    references: every answer that the data has to this prompt on these images.
+    references: every answer that the data has to this prompt on these images. base_is_cut, tuned_is_cut: the answer
+    reached the maximum length before an end token. generation: how the answers were generated, in words; "" if unknown.
     """
 
     id: str
@@ -208,10 +228,27 @@ class PredictionRow:
     references: tuple[str, ...]
     base: str | None = None
     tuned: str | None = None
+    base_is_cut: bool = False
+    tuned_is_cut: bool = False
+    generation: str = ""
+
+    @property
+    def shown_base(self) -> str | None:
+        """The text for people; see `mark_cut`."""
+        return self.base if self.base is None else mark_cut(self.base, is_cut=self.base_is_cut)
+
+    @property
+    def shown_tuned(self) -> str | None:
+        return self.tuned if self.tuned is None else mark_cut(self.tuned, is_cut=self.tuned_is_cut)
 
     @property
     def caption(self) -> str:
         """The answers, one per line, for a tracker's image. The new one is first, since trackers cut long captions."""
         references = [("reference", text) for text in self.references]
-        parts = [("after", self.tuned), *references, ("before", self.base)]
+        parts = [("after", self.shown_tuned), *references, ("before", self.shown_base)]
         return "\n".join(f"{name}: {text}" for name, text in parts if text is not None)
+
+
+def mark_cut(text: str, *, is_cut: bool) -> str:
+    """An answer as people see it: one that reached the maximum length ends with an ellipsis."""
+    return f"{text}…" if is_cut else text

@@ -1,6 +1,8 @@
 import csv
 import math
 import os
+import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -12,14 +14,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorgnette.data.images import decode_preview, load_image, read_image_size, verify_image
+from lorgnette.data import images
+from lorgnette.data.images import (
+    MAX_PIXELS,
+    DecodeBudget,
+    check_aspect,
+    decode_preview,
+    load_image,
+    load_resized,
+    read_image_size,
+    verify_image,
+)
 from lorgnette.errors import LorgnetteError
-
-MAX_PIXELS = 1 << 25
 
 
 def preview_size(path: Path) -> tuple[int, int]:
-    return decode_preview(path, min_side=32, max_pixels=MAX_PIXELS)[0]
+    return decode_preview(path, min_side=32, max_pixels=1 << 25)[0]
 
 
 OPENERS: list[Callable[[Path], object]] = [read_image_size, load_image, verify_image, preview_size]
@@ -103,11 +113,9 @@ def test_the_first_frame_is_loaded(tmp_path: Path) -> None:
         (lambda path: path.write_text("<html>404</html>"), "web page"),
         (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"), "damaged"),
         (os.mkfifo, "not an ordinary file"),
-        (lambda path: Image.new("1", (2010, 10)).save(path), "too narrow: 2010×10"),
-        (lambda path: Image.new("1", (10, 2010)).save(path), "too narrow: 10×2010"),
         (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
     ],
-    ids=["missing", "folder", "empty", "page", "header", "pipe", "wide", "high", "program"],
+    ids=["missing", "folder", "empty", "page", "header", "pipe", "program"],
 )
 def test_problems_in_the_header_are_named(
     tmp_path: Path, open_image: Callable[[Path], object], make: Callable[[Path], object], message: str
@@ -121,9 +129,20 @@ def test_problems_in_the_header_are_named(
     assert caught.value.hint
 
 
-def test_an_aspect_ratio_of_200_is_allowed(tmp_path: Path) -> None:
-    Image.new("1", (2000, 10)).save(tmp_path / "a.png")
-    assert read_image_size(tmp_path / "a.png") == (2000, 10)
+@pytest.mark.parametrize("open_image", OPENERS)
+def test_a_missing_image_names_the_one_that_is_there(tmp_path: Path, open_image: Callable[[Path], object]) -> None:
+    (tmp_path / "a.JPG").touch()
+    with pytest.raises(LorgnetteError, match="is missing, but one is there") as caught:
+        open_image(tmp_path / "A.jpg")
+    assert caught.value.where == f"{tmp_path / 'A.jpg'}; there: {tmp_path / 'a.JPG'}"
+
+
+@pytest.mark.parametrize("size", [(2010, 10), (10, 2010)])
+def test_an_aspect_ratio_of_200_is_the_limit_of_an_image_that_keeps_its_shape(size: tuple[int, int]) -> None:
+    check_aspect((2000, 10))
+    check_aspect((10, 2000))
+    with pytest.raises(LorgnetteError, match=f"too narrow: {size[0]}×{size[1]}"):
+        check_aspect(size)
 
 
 @pytest.mark.parametrize("open_image", OPENERS)
@@ -239,6 +258,52 @@ def test_an_image_with_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.raises(LorgnetteError, match="too large"):
         read_image_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("open_image", OPENERS)
+def test_an_image_beyond_our_own_limit_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_image: Callable[[Path], object]
+) -> None:
+    Image.new("RGBA", (100, 101)).save(tmp_path / "a.png")
+    monkeypatch.setattr("lorgnette.data.images.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(LorgnetteError, match="too large: 100×101 pixels, more than 10,000"):
+        open_image(tmp_path / "a.png")
+
+
+def test_the_limit_is_below_pillows_and_above_what_phones_take() -> None:
+    assert 12_000 * 9_000 < MAX_PIXELS < 13_300 * 13_300 < 2 * (Image.MAX_IMAGE_PIXELS or 0)
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the whole limit at once: two of 60 % wait for each other, three of 30 % do not."""
+    for name, size in (("large", (60, 10)), ("small", (30, 10))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(images, "decode_budget", DecodeBudget(1000))
+    lock, together, most = threading.Lock(), 0, 0
+    barrier = threading.Barrier(3, timeout=20)
+
+    def resize(image: Image.Image) -> None:
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        if image.width == 30:
+            barrier.wait()  # all three are decoded
+        else:
+            time.sleep(0.01)
+        with lock:
+            together -= 1
+
+    for name, count, expected in (("large", 4, 1), ("small", 3, 3)):
+        most = 0
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda path: load_resized(path, resize), [tmp_path / f"{name}.png"] * count))
+        assert most == expected
+    with pytest.raises(LorgnetteError), images.decode_budget.reserve((2000, 2000)):  # more than all of it
+        raise LorgnetteError("x")
+    with images.decode_budget.reserve((100, 10)):
+        pass
 
 
 def test_pillows_warnings_are_hidden_in_threads_and_no_others(shared: Path) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorgnette.data import images
 from lorgnette.data.images import convert_to_rgb
 
 
@@ -82,3 +83,20 @@ def test_floats_take_the_smallest_usual_range(values: list[float], expected: lis
     assert (
         np.asarray(convert_to_rgb(Image.fromarray(np.array([values], dtype=np.float32))))[0, :, 0].tolist() == expected
     )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "I;16", "I", "F"])
+def test_bands_do_not_change_a_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    if mode in ("I;16", "I", "F"):
+        image = Image.fromarray(
+            rng.integers(-9 if mode == "I" else 0, 40_000, (50, 30)).astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode])
+        )
+        image.info["transparency"] = 7
+    else:
+        image = Image.fromarray(rng.integers(0, 255, (50, 30, 4), dtype=np.uint8), "RGBA").convert(mode)
+        image.info |= {"transparency": 5} if mode == "P" else {"transparency": (0, 0, 0)} if mode == "RGB" else {}
+    whole = convert_to_rgb(image)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 70)
+    assert len(list(images._iter_bands(image.size))) == 25
+    assert convert_to_rgb(image).tobytes() == whole.tobytes()

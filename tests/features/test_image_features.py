@@ -302,13 +302,13 @@ def test_images_are_decoded_once_if_started_early(
     image_processor: ImageProcessor, grids: list[ImageGrid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths: list[Path] = []
-    load_image = image_features.load_image
+    load_resized = image_features.load_resized
 
-    def record(path: Path) -> Any:
+    def record(path: Path, resize: Any) -> Any:
         paths.append(path)
-        return load_image(path)
+        return load_resized(path, resize)
 
-    monkeypatch.setattr(image_features, "load_image", record)
+    monkeypatch.setattr(image_features, "load_resized", record)
     expected, early = (Features(RecordingTower(), image_processor, is_live=False) for _ in range(2))
     expected.prepare(grids)
     paths.clear()

@@ -11,24 +11,29 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io import image_signature
+from lorgnette.io.paths import find_same_name
 
 _RARE_SUFFIXES = {".jpe", ".jfif", ".apng", ".dib", ".avifs", ".mpo", ".j2k", ".pgm", ".pbm", ".qoi", ".heic", ".heif"}
 IMAGE_SUFFIXES = image_signature.IMAGE_SUFFIXES | _RARE_SUFFIXES
 """Suffixes of the files in a folder that count as images. HEIC is listed so that it is reported, not ignored."""
 MAX_ASPECT = 200
-"""Largest ratio of the longer to the shorter side; every Qwen-VL processor refuses more."""
+"""Largest ratio of the longer to the shorter side of an image that keeps its shape; every Qwen-VL processor refuses
+more."""
+MAX_PIXELS = 1 << 27
+"""Of one image, and of all images that are decoded at once: 134 million, or 1 GB at 8 bytes per pixel. Phones take
+images of 108 million."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI", "HEIF")
 """An allow list: Pillow's other readers start programs (EPS, WMF) or accept almost any bytes as an image. HEIF needs a
 plugin that the user registers."""
@@ -39,7 +44,11 @@ _TRANSPOSES = {orientation: Image.Transpose[turn] for orientation, turn in enume
 """EXIF orientation → the transpose that turns the image upright."""
 _PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """The filter in the form in which `warnings` stores it."""
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_BAND_PIXELS = 1 << 22
+"""Colors are converted in bands of so many pixels, because a copy of a whole large image takes a gigabyte."""
 _lock = threading.Lock()
+T = TypeVar("T")
 
 
 @cache
@@ -57,17 +66,62 @@ def load_formats() -> tuple[str, ...]:
 def read_image_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF orientation, from the header alone.
 
-    Raises LorgnetteError if the file is no image, cannot be opened, or has an aspect ratio above MAX_ASPECT.
+    Raises LorgnetteError if the file is no image, cannot be opened, or has more than MAX_PIXELS pixels.
     """
     with _open(path) as image:
         return _check_size(path, _read_oriented_size(image))
 
 
+def is_deep(path: Path) -> bool:
+    """Whether the file has values of more than 8 bits, which are scaled."""
+    with _open(path) as image:
+        return image.mode in _DEEP_MODES
+
+
+def check_aspect(size: tuple[int, int], where: str | None = None) -> None:
+    """Raise LorgnetteError for an aspect ratio above MAX_ASPECT, for an image that keeps its shape."""
+    if max(size) > MAX_ASPECT * min(size):
+        message = f"image is too narrow: {size[0]}×{size[1]} is beyond {MAX_ASPECT}:1, the model's limit"
+        hint = "crop it, remove its row, or give all images one size (image_size=280)"
+        raise LorgnetteError(message, where=where, hint=hint)
+
+
 def load_image(path: Path) -> Image.Image:
     """The first frame as 8-bit RGB, upright, transparency on white, detached from its file."""
+    return load_resized(path, lambda image: image)
+
+
+def load_resized(path: Path, resize: Callable[[Image.Image], T]) -> T:
+    """`resize(load_image(path))`, while other threads decode no more than MAX_PIXELS pixels together with this one."""
     with _open(path) as image:
         _check_size(path, image.size)  # before decoding: refusing an image costs no decode
-        return _decode(path, image)
+        with decode_budget.reserve(image.size):
+            return resize(_decode(path, image))
+
+
+class DecodeBudget:
+    """Limits the pixels that all threads decode at once: large images are decoded one at a time."""
+
+    def __init__(self, num_pixels: int) -> None:
+        self._capacity = self._free = num_pixels
+        self._condition = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: tuple[int, int]) -> Iterator[None]:
+        """Wait until an image of this size may be decoded. One beyond the whole budget waits until it is alone."""
+        num_pixels = min(size[0] * size[1], self._capacity)
+        with self._condition:
+            self._condition.wait_for(lambda: self._free >= num_pixels)
+            self._free -= num_pixels
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._free += num_pixels
+                self._condition.notify_all()
+
+
+decode_budget = DecodeBudget(MAX_PIXELS)
 
 
 def decode_preview(
@@ -86,9 +140,12 @@ def decode_preview(
             if upper_fraction < 1 and (upper := _decode_upper(path, image, min_side, upper_fraction)):
                 return size, upper, False
             image.draft(None, (min_side, min_side))  # None: keep the color mode
-            return size, _decode(path, image), True
+            is_progressive = image.info.get("progressive")  # libjpeg then holds all of it
+            with decode_budget.reserve(size if is_progressive else image.size):
+                return size, _decode(path, image), True
         if size[0] * size[1] <= max_pixels:
-            return size, _decode(path, image), True
+            with decode_budget.reserve(size):
+                return size, _decode(path, image), True
     return verify_image(path), None, False
 
 
@@ -128,11 +185,11 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        hint = "correct the path (relative: to the data file's folder), or set images_from to the images' folder"
-        hint = "write / instead of \\ in the path" if "\\" in path.name else hint
-        raise LorgnetteError("image is missing", where=where, hint=hint) from error
+        raise _explain_missing(path) from error
     except (OSError, ValueError) as error:  # the name is too long or has a NUL; the folder is not readable
-        raise LorgnetteError(f"image cannot be reached: {error}", where=where, hint="correct the path") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        where = where if len(where) <= 500 else f"{where[:500]}…"
+        raise LorgnetteError(f"image cannot be reached: {reason}", where=where, hint="correct the path") from error
     if stat.S_ISDIR(status.st_mode):
         raise LorgnetteError("a folder, not an image", where=where, hint="name a file inside it")
     if not stat.S_ISREG(status.st_mode):
@@ -141,13 +198,22 @@ def _check_file(path: Path) -> None:
         raise LorgnetteError("image is empty (zero bytes)", where=where, hint="get it again, or remove its row")
 
 
+def _explain_missing(path: Path) -> LorgnetteError:
+    if (same := find_same_name(path)) is not None:
+        message = "image is missing, but one is there whose name differs only in letter case, Unicode form or escapes"
+        return LorgnetteError(message, where=f"{path}; there: {same}", hint="write the name as it is there")
+    hint = "correct the path (relative: to the data file's folder), or set images_from to the images' folder"
+    hint = "write / instead of \\ in the path, or set images_from to the images' folder" if "\\" in str(path) else hint
+    return LorgnetteError("image is missing", where=str(path), hint=hint)
+
+
 def _check_size(path: Path, size: tuple[int, int]) -> tuple[int, int]:
     width, height = size
     if min(size) < 1:
         raise LorgnetteError(f"image has no area ({width}×{height})", where=str(path), hint="replace or remove it")
-    if max(size) > MAX_ASPECT * min(size):
-        message = f"image is too narrow: {width}×{height} is beyond {MAX_ASPECT}:1, the model's limit"
-        raise LorgnetteError(message, where=str(path), hint="crop it, or remove its row")
+    if width * height > MAX_PIXELS:
+        message = f"image is too large: {width}×{height} pixels, more than {MAX_PIXELS:,}"
+        raise LorgnetteError(message, where=str(path), hint="scale it down, or remove its row")
     return width, height
 
 
@@ -224,28 +290,39 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     """A loaded image in RGB. Transparent pixels become white, as viewers and pages show them."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
+    if image.mode in _DEEP_MODES:
         return _scale_to_8_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, (255, 255, 255))
-    canvas.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    for top, bottom in _iter_bands(image.size):
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        canvas.paste(band.convert("RGB"), (0, top), mask=band.getchannel("A"))
     return canvas
+
+
+def _iter_bands(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each band."""
+    width, height = size
+    step = max(1, _BAND_PIXELS // width)
+    return ((top, min(top + step, height)) for top in range(0, height, step))
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Pillow's own convert() clips at 255, which turns most of these images white."""
     values = np.asarray(image)
-    low, high = _find_range(image.mode, values)
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    gray = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round().astype(np.uint8)
+    bands = [slice(*band) for band in _iter_bands(image.size)]
+    low, high = _find_range(image.mode, [values[band] for band in bands])
+    gray = np.empty(values.shape, np.uint8)
+    for band in bands:
+        scaled = (values[band].astype(np.float64) - low) * (255.0 / (high - low))
+        gray[band] = np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).round()
     if isinstance(transparent := image.info.get("transparency"), int):
-        gray = np.where(values == transparent, np.uint8(255), gray)
+        gray[values == transparent] = 255
     return Image.fromarray(gray).convert("RGB")
 
 
-def _find_range(mode: str, values: np.ndarray) -> tuple[float, float]:
+def _find_range(mode: str, bands: Sequence[np.ndarray]) -> tuple[float, float]:
     """The values that become black and white.
 
     A 16-bit mode defines them. 32-bit integers and floats do not: then it is the smallest usual range that holds
@@ -253,8 +330,9 @@ def _find_range(mode: str, values: np.ndarray) -> tuple[float, float]:
     """
     if mode.startswith("I;16"):
         return 0.0, 65535.0
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    finite = (values for band in bands if (values := band[np.isfinite(band)]).size)
+    extremes = [(float(values.min()), float(values.max())) for values in finite] or [(0.0, 0.0)]
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
     if white := next((white for white in usual if low >= 0.0 and high <= white), None):
         return 0.0, white
@@ -354,8 +432,8 @@ def explain_decode_error(path: Path, error: Exception) -> LorgnetteError:
 def _explain(path: Path, error: Exception) -> tuple[str, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        detail = f" ({text})" if str(error) else ""
-        return f"image is too large to be decoded{detail}", "scale it down, or remove its row"
+        reason = "this machine's memory" if isinstance(error, MemoryError) else f"more than {MAX_PIXELS:,} pixels"
+        return f"image is too large: {reason}", "scale it down, or remove its row"
     if isinstance(error, OSError) and error.errno is not None:
         return f"image cannot be read: {error.strerror}", "check the path, its permissions and the disk"
     head = b""

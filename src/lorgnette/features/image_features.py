@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorgnette.data import load_image
+from lorgnette.data import load_resized
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels
 from lorgnette.features.disk_cache import FeatureDiskCache, hash_image
@@ -235,7 +235,7 @@ class Features:
                 features = self._disk_cache.get(key)
                 if features is not None and len(features) == grid.num_tokens:
                     return ImageContent(key, features)
-            return ImageContent(key, self._image_processor.resize(load_image(grid.image.path)))
+            return ImageContent(key, load_resized(grid.image.path, self._image_processor.resize))
         except LorgnetteError as error:
             return ImageContent(key, error)
 
