@@ -17,12 +17,12 @@ GOOD: list[dict[str, Any]] = [
     {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]},
     {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
 ]
-BAD: list[Any] = [{}, {"query": "q"}, {"messages": [], "conversations": []}, [], None, "text", 3, {"messages": 1}]
+BAD: list[Any] = [{}, {"query": 3}, {"messages": [], "conversations": []}, [], None, "text", 3, {"messages": 1}]
 
 
 def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path) -> None:
     path = tmp_path / "a.JSON"
-    path.write_text(json.dumps([*GOOD, {"query": "q"}, "text"]), encoding="utf-8-sig")
+    path.write_text(json.dumps([*GOOD, {"query": 3}, "text"]), encoding="utf-8-sig")
     one, two, three, four = read(path)
     assert [row.row for row in (one, two, three, four)] == [1, 2, 3, 4]
     assert isinstance(one, Example)
@@ -30,7 +30,7 @@ def test_json_items_are_numbered_from_one_and_read_by_their_keys(tmp_path: Path)
     assert (one.reference, two.reference, two.id) == ("a", "b", "identity_2")
     assert isinstance(three, Problem)
     assert isinstance(four, Problem)
-    assert "the answer is null" in three.message
+    assert "the question is a number" in three.message
     assert "text, not an object" in four.message
 
 
@@ -197,3 +197,62 @@ def test_real_inputs(shared: Path) -> None:
         rows = list(read(shared / name))
         assert len(rows) == count
         assert all(isinstance(row, Example) for row in rows)
+
+
+def write_captions(folder: Path, name: str, *captions: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in ("image_path,caption", *(f"{c}.png,{c}" for c in captions))))
+    return path
+
+
+def test_a_list_of_sources_is_read_one_after_the_other(tmp_path: Path) -> None:
+    first, second = write_captions(tmp_path, "x/a.csv", "1", "2"), write_captions(tmp_path, "y/b.csv", "3")
+    both = Path(f"{first}, {second}")
+    rows = [row for row in read(both) if isinstance(row, Example)]
+    assert [(row.source, row.row, row.reference) for row in rows] == [
+        (first, 2, "1"),
+        (first, 3, "2"),
+        (second, 2, "3"),
+    ]
+    assert [image.path for row in rows for image in row.images] == [
+        first.with_name("1.png"),
+        first.with_name("2.png"),
+        second.with_name("3.png"),
+    ]
+    assert [row.row for row in read(both, max_rows=2)] == [2, 3]
+    assert len(list(read(both, sample=2))) == 2
+    assert is_dataset(both)
+    with pytest.raises(LorgnetteError, match=r"does not exist · .*/z\.csv"):
+        read(Path(f"{first},{tmp_path / 'z.csv'}"))
+    (tmp_path / "c.docx").touch()
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(Path(f"{first},{tmp_path / 'c.docx'}"))
+
+
+def test_images_may_be_a_list(make_image: Callable[..., Path]) -> None:
+    paths = [make_image(name) for name in ("a.png", "b.png")]
+    assert not is_dataset(Path(",".join(map(str, paths))))
+    assert [row.source for row in read_images(Path(",".join(map(str, paths))))] == paths
+
+
+def test_a_wrong_name_names_the_nearest_file(tmp_path: Path) -> None:
+    path = write_captions(tmp_path, "captions.csv", "1")
+    for name in ("caption.csv", "Captions.CSV"):
+        with pytest.raises(LorgnetteError, match="does not exist") as caught:
+            read(tmp_path / name)
+        assert caught.value.hint == f"did you mean {path}?"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adapter_config.json", "an adapter"), ("config.json", "a model"), ("config.yaml", "a run")]
+)
+def test_a_folder_of_something_else_is_called_what_it_is(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / "manifest.json").touch()
+    for read_folder in (read, read_images):
+        with pytest.raises(UsageError, match=f"{kind}, not data · {tmp_path}"):
+            read_folder(tmp_path)
+    write_captions(tmp_path, "metadata.csv", "1")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,1\n")
+    assert len(list(read(tmp_path))) == 1

@@ -2,8 +2,10 @@ import base64
 import io
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from lorgnette.data import image_resolver
@@ -19,6 +21,7 @@ from lorgnette.errors import LorgnetteError, UsageError
         ("/elsewhere/a.jpg", "/elsewhere/a.jpg"),
         ("~/a.jpg", "/data/~/a.jpg"),
         ("file:///x/a%20b.jpg", "/x/a b.jpg"),
+        ("FILE://localhost/x/a#1?.jpg", "/x/a#1?.jpg"),
         ("图像 space,comma.jpg", "/data/图像 space,comma.jpg"),
         ("C:/a.jpg", "/data/C:/a.jpg"),
     ],
@@ -33,6 +36,92 @@ def test_what_is_no_path_is_refused(written: str) -> None:
         ImageResolver(Path("/data/a.csv")).resolve(written)
     assert len(caught.value.message) < 120
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("written", ["file://host/x/a.jpg", "file://C:/x/a.jpg", "file://x"])
+def test_a_file_of_another_machine_is_refused(written: str) -> None:
+    """Not /x/a.jpg of this one."""
+    with pytest.raises(LorgnetteError, match=r"on another machine, '(host|C:|x)'"):
+        ImageResolver(Path("/data/a.csv")).resolve(written)
+
+
+def make_png() -> bytes:
+    content = io.BytesIO()
+    PIL.Image.new("RGB", (9, 9), "red").save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+def test_base64_without_a_data_uri_is_an_image(tmp_path: Path, encode: Callable[[bytes], bytes]) -> None:
+    for content, suffix in ((make_png(), ".png"), (b"\xff\xd8\xff\xe0" + bytes(range(256)), ".jpg")):
+        path = ImageResolver(tmp_path / "a.jsonl").resolve(encode(content).decode()).path
+        assert (path.parent.name, path.suffix, path.read_bytes()) == ("a.jsonl.images", suffix, content)
+
+
+@pytest.mark.parametrize(
+    "text", ["iVBOR" + "A" * 3000, base64.b64encode(bytes(range(99, 255)) * 9).decode(), "/9j/" + "A" * 71]
+)
+def test_base64_that_is_no_image_is_refused_in_one_short_line(tmp_path: Path, text: str) -> None:
+    """It is neither printed whole nor taken for a path."""
+    with pytest.raises(LorgnetteError) as caught:
+        ImageResolver(tmp_path / "a.jsonl").resolve(text)
+    assert len(str(caught.value)) < 300
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_path_without_an_ending_is_still_a_path() -> None:
+    written = "/".join(["images", *["deadbeef"] * 12])
+    assert ImageResolver(Path("/data/a.csv")).resolve(written).path == Path("/data") / written
+
+
+def test_a_path_of_windows_is_found(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "sets").mkdir(parents=True)
+    for name in ("a.jpg", "sets/b.jpg", "we\\ird.jpg"):
+        (images / name).touch()
+    resolver = ImageResolver(tmp_path / "x.json", images_from=images)
+    for written, name in (
+        ("D:\\sets\\vlm\\a.jpg", "a.jpg"),
+        ("\\\\host\\share\\a.jpg", "a.jpg"),
+        ("D:\\sets\\b.jpg", "sets/b.jpg"),
+        ("sets\\b.jpg", "sets/b.jpg"),
+        ("we\\ird.jpg", "we\\ird.jpg"),
+    ):
+        assert resolver.resolve(written).path == images / name
+    assert ImageResolver(tmp_path / "x.json").resolve("images\\sets\\b.jpg").path == images / "sets/b.jpg"
+    missing = ImageResolver(tmp_path / "x.json").resolve("images\\none.jpg").path
+    assert str(missing).endswith("images\\none.jpg"), "as written, for the error"
+    path = write_zip(tmp_path / "p.zip", **{"sets/b.jpg": b"B"})
+    assert ImageResolver(tmp_path / "x.json", images_from=path).resolve("D:\\sets\\b.jpg").path.read_bytes() == b"B"
+
+
+def test_an_image_found_by_its_name_alone_remembers_its_path(tmp_path: Path) -> None:
+    (tmp_path / "flat" / "in").mkdir(parents=True)
+    for name in ("0.png", "in/1.png"):
+        (tmp_path / "flat" / name).touch()
+    path = write_zip(tmp_path / "p.zip", **{"x/0.png": b"0", "in/1.png": b"1"})
+    for images_from in (tmp_path / "flat", path):
+        resolver = ImageResolver(tmp_path / "x.json", images_from=images_from)
+        for written, is_by_name in (
+            ("A/0.png", True),
+            ("in/1.png", False),
+            ("./in/1.png", False),
+            ("A/none.png", False),
+        ):
+            assert resolver.resolve(written).written == (written if is_by_name else "")
+    assert ImageResolver(tmp_path / "x.json", images_from=tmp_path / "flat").resolve("0.png").written == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "cp932", "cp437", "cp1251"])
+def test_names_of_a_zip_may_have_any_encoding(tmp_path: Path, encoding: str) -> None:
+    name = {"gb18030": "图像.png", "cp932": "画像.png", "cp1251": "фото.png"}.get(encoding, "café.png")
+    path = tmp_path / "p.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("xxxxxxxxxx"[: len(name.encode(encoding))], b"0")
+    plain = b"xxxxxxxxxx"[: len(name.encode(encoding))]
+    path.write_bytes(path.read_bytes().replace(plain, name.encode(encoding)))  # without the mark of UTF-8
+    for written in (name, f"elsewhere/{name}"):
+        assert ImageResolver(tmp_path / "a.json", images_from=path).resolve(written).path.read_bytes() == b"0"
 
 
 def test_the_fallback_folder_is_used_only_for_missing_files(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lorgnette.data.remote_images import (
     RemoteImage,
     RemoteImages,
     download_images,
+    find_name_collisions,
     list_file_names,
 )
 from lorgnette.errors import LorgnetteError
@@ -62,10 +63,40 @@ def test_a_path_is_a_file_of_the_repository(tmp_path: Path) -> None:
         ("elsewhere/c.jpg", "", "http://hub/deep/er/c.jpg"),
     ):
         name = images.locate(reference, 7, folder=folder).name
-        assert images.images[name] == RemoteImage(url, "hf", 7)
+        assert images.images[name] == RemoteImage(url, "hf", 7, reference if "deep" in url else "")
     for reference in ("d.jpg", "none.jpg", "../a"):
         with pytest.raises(LorgnetteError, match="neither a URL nor a file of the data set"):
             images.locate(reference)
+
+
+def test_two_references_that_only_a_name_leads_to_one_file_collide(tmp_path: Path) -> None:
+    with HttpClient(retry_policy=QUICK) as client:
+        images = RemoteImages(tmp_path, {}, make_dataset(client, "flat/0.jpg", "flat/1.jpg", "C/2.jpg"))
+    first = images.locate("A/0.jpg").name
+    again = RemoteImages(tmp_path, images.images, images._dataset)  # a restart knows the first one from the journal
+    names = [again.locate(reference).name for reference in ("A/0.jpg", "B/0.jpg", "A/1.jpg", "C/2.jpg")]
+    assert names[0] == first != names[1]
+    collisions = find_name_collisions(again.images)
+    assert set(collisions) == set(names[:2])
+    assert all("name alone" in message for message, _ in collisions.values())
+    assert find_name_collisions(images.images) == {}
+
+
+def test_a_name_that_two_images_have_is_not_enough_for_another_source(hub: Any, jpeg: Any, tmp_path: Path) -> None:
+    """Photographs of COCO have their number as name, and are the same everywhere."""
+    (tmp_path / "flat").mkdir()
+    for name in ("0.jpg", "1.jpg", "000000000009.jpg"):
+        (tmp_path / "flat" / name).write_bytes(jpeg(1))
+    paths = {"a": "A/0.jpg", "b": "B/0.jpg", "c": "A/1.jpg", "d": "x/000000000009.jpg", "e": "y/000000000009.jpg"}
+    images = {f"{name}.jpg": RemoteImage(f"{hub.url}/gone/{path}") for name, path in paths.items()}
+    with (
+        HttpClient(retry_policy=QUICK) as client,
+        Journal.open(tmp_path / "d", {"source": "hf:me/set"}, "first") as journal,
+    ):
+        fallback = ImageFallback(str(tmp_path / "flat"), client)
+        _, failures = download_images(images, journal, client, fallback, "train", ignore_progress)
+    assert sorted(failures) == ["a.jpg", "b.jpg"]
+    assert all("other images have the same name" in message for message, _ in failures.values())
 
 
 def test_a_token_goes_to_its_hub_only(hub: Any, jpeg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@
     check_rows(rows)        → DataReport, from text and image headers only
     load_usable(rows)       → as `scan`, or an error that lists what to fix
     find_duplicates, find_row_warnings, count_scripts   → findings for a person to judge
+    group_problems, format_group, format_problems   equal problems of many rows → one line each
     train_test_split(…)     → training part, test part
     export(rows, …)         → a data file for other projects
     prepare(…)              any source → the tutorial's data_vl.json with its train and test parts
     map_identical_files     which files have the same bytes
     read_image_size, verify_image   an image's size · the same, and a check that the file is not cut off
-    load_image              an image's pixels: upright 8-bit RGB on white
+    load_image, load_resized   an image's pixels: upright 8-bit RGB on white · the same, resized
 
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
@@ -27,12 +28,13 @@ from lorgnette.data.checks.data_report import (
     load_usable,
 )
 from lorgnette.data.checks.duplicates import find_duplicates
+from lorgnette.data.checks.problem_groups import format_group, format_problems, group_problems
 from lorgnette.data.checks.row_warnings import count_scripts, find_row_warnings
 from lorgnette.data.checks.scan import ImageInfo, ScanResult, compute_full_signatures, scan
 from lorgnette.data.dataset import is_dataset, read, read_images
 from lorgnette.data.export import ExportResult, PrepareResult, export, prepare
 from lorgnette.data.formats import EXPORTERS, ExportFormat
-from lorgnette.data.images import IMAGE_SUFFIXES, load_image, read_image_size, verify_image
+from lorgnette.data.images import IMAGE_SUFFIXES, check_aspect, load_image, load_resized, read_image_size, verify_image
 from lorgnette.data.row_location import DEFAULT_PROMPT
 from lorgnette.data.splits import Split, map_identical_files, train_test_split
 
@@ -51,14 +53,19 @@ __all__ = [
     "Split",
     "build_refusal",
     "build_report",
+    "check_aspect",
     "check_rows",
     "compute_full_signatures",
     "count_scripts",
     "export",
     "find_duplicates",
     "find_row_warnings",
+    "format_group",
+    "format_problems",
+    "group_problems",
     "is_dataset",
     "load_image",
+    "load_resized",
     "load_usable",
     "map_identical_files",
     "prepare",

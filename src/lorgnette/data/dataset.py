@@ -6,13 +6,15 @@ completely, all other formats row by row. `formats` interprets the rows.
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
 from lorgnette.data.row_location import DEFAULT_PROMPT, ReadOptions, Row, RowLocation, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.io.folder_kind import find_folder_kind
+from lorgnette.io.paths import split_sources, suggest_path
 from lorgnette.types import Example, Image, Turn
 
 _SUPPORTED_FORMATS = (
@@ -32,28 +34,45 @@ def read(
     name: str | None = None,
     images_from: Path | None = None,
     images_to: Path | None = None,
+    trim: bool = True,
 ) -> Iterator[Row]:
-    """The rows of a data file or folder.
+    """The rows of a data file or folder, or of several with commas between them, one after the other.
 
     prompt: the user's text if the format has none (captions).
     max_rows: the first N examples; sample: N of these, drawn fairly by `seed`, in the source's order.
     name: the part of a source that has several: an entry of dataset_info.json, a split of dataset_coco.json.
     images_from: a folder or zip that is searched for images first, by the path as written, then by the file name.
     images_to: the folder for images inside the source or a zip; default: `<file>.images` beside it.
+    trim: remove blanks around captions and the questions beside them; False: keep them. Conversations keep theirs.
 
     Raises UsageError or LorgnetteError if the file cannot be read at all.
     """
     for name_of_count, count in (("max_rows", max_rows), ("sample", sample)):
         if count is not None and count < 1:
             raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
-    path = Path(os.path.abspath(path))
-    _check_exists(path)
-    read_rows = folder.read_folder if path.is_dir() else FILE_FORMATS.get(path.suffix.lower())
+    options = ReadOptions(prompt, name, images_from, images_to, seed, trim=trim)
+    sources = [_read_source(source, options) for source in _open_sources(path)]
+    rows = islice(chain.from_iterable(sources), max_rows)
+    return rows if sample is None else _sample_lazily(rows, sample, seed)
+
+
+def _open_sources(path: Path) -> list[Path]:
+    """The absolute paths of the sources that a path names. Raises LorgnetteError if one does not exist."""
+    sources = [Path(os.path.abspath(source)) for source in split_sources(path)]
+    for source in sources:
+        _check_exists(source)
+    return sources
+
+
+def _read_source(path: Path, options: ReadOptions) -> Iterator[Row]:
+    if path.is_dir():
+        _check_is_data(path)
+        return folder.read_folder(path, options)
+    read_rows = FILE_FORMATS.get(path.suffix.lower())
     if read_rows is None:
         message = f"data files of type {path.suffix.lower() or '(none)'!r} cannot be read"
         raise UsageError(message, where=str(path), hint=f"give {_SUPPORTED_FORMATS}")
-    rows = islice(read_rows(path, ReadOptions(prompt, name, images_from, images_to, seed)), max_rows)
-    return rows if sample is None else _sample_lazily(rows, sample, seed)
+    return read_rows(path, options)
 
 
 def _sample_lazily(rows: Iterator[Row], sample: int, seed: int) -> Iterator[Row]:
@@ -65,8 +84,10 @@ def is_dataset(path: Path) -> bool:
 
     Anything else is an image or a folder of bare images, for `read_images`.
     """
-    _check_exists(path)
-    return folder.is_dataset(path) if path.is_dir() else path.suffix.lower() in FILE_FORMATS
+    return any(
+        folder.is_dataset(source) if source.is_dir() else source.suffix.lower() in FILE_FORMATS
+        for source in _open_sources(path)
+    )
 
 
 def read_images(path: Path, *, prompt: str = DEFAULT_PROMPT) -> Iterator[Row]:
@@ -74,14 +95,17 @@ def read_images(path: Path, *, prompt: str = DEFAULT_PROMPT) -> Iterator[Row]:
 
     Files with other suffixes and hidden ones (.DS_Store, ._a.jpg) are ignored. `row` is the position in that order.
     """
-    path = Path(os.path.abspath(path))
-    _check_exists(path)
+    return chain.from_iterable([_read_image_source(source, prompt) for source in _open_sources(path)])
+
+
+def _read_image_source(path: Path, prompt: str) -> Iterator[Row]:
     if not path.is_dir():
         return _read_prompts([path], path, prompt)
     images = sorted(
         file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     )
     if not images:
+        _check_is_data(path)
         raise LorgnetteError("no image in this folder", where=str(path), hint="name a folder of JPEGs or PNGs")
     return _read_prompts(images, path, prompt)
 
@@ -102,4 +126,12 @@ def _check_exists(path: Path) -> None:
         path.stat()
     except (OSError, ValueError) as error:
         message = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error}"
-        raise LorgnetteError(message, where=str(path), hint="correct the path") from error
+        raise LorgnetteError(message, where=str(path), hint=suggest_path(path, "correct the path")) from error
+
+
+def _check_is_data(path: Path) -> None:
+    """Raise UsageError for a folder that is something else, such as an adapter."""
+    kind = find_folder_kind(path).removeprefix("pickled ")
+    if kind in ("model", "adapter", "run") and not folder.is_dataset(path):
+        message = f"{'an' if kind == 'adapter' else 'a'} {kind}, not data"
+        raise UsageError(message, where=str(path), hint="name the data: a data file, or a folder with images")

@@ -11,22 +11,37 @@ import os
 import re
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO
-from urllib.parse import unquote, urlsplit
+from typing import IO, NamedTuple
+from urllib.parse import unquote
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
+from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_format
+from lorgnette.io.paths import get_base_name
 from lorgnette.types import Image
 
 MAX_IMAGE_BYTES = 256 * 1024**2
 """Largest image inside another file; anything larger is a decompression bomb or no image."""
+_ROOT = re.compile(r"^(?:[A-Za-z]:)?/*")
+_SEPARATORS = re.compile(r"[/\\]")
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:image/([a-z0-9.+-]+)(?:;[^,;]*)*;base64,", re.IGNORECASE)
 _SUFFIXES = {"jpeg": "jpg", "svg+xml": "svg"}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
+_FROM_URL_SAFE = str.maketrans("-_", "+/")
+_MIN_BASE64 = 64
+"""No image has fewer characters in base64, and few file names without a dot have as many."""
+_MAX_BASE64_PATH = 500
+"""No path has more characters without a dot in its file's name."""
+_MAX_NAME_BYTES = 255
+"""Of one name in a path, on every system."""
+_NAME_ENCODINGS = ("utf-8", "gb18030", "cp932", "cp949", "big5", "cp1252", "cp1251")
+"""In which old programs write the names of a zip, without saying so."""
+_UTF8_FLAG = 0x800
 
 
 class CannotExtractError(LorgnetteError):
@@ -61,46 +76,60 @@ class ImageResolver:
         self._cached_find_file = lru_cache(maxsize=None)(self._find_file)  # many captions name the same image
 
     def resolve(self, text: str, *, fallback_folder: Path | None = None, coco_id: int | None = None) -> Image:
-        """The image at a path as written, or inside a data URI. The image need not exist and is not opened.
+        """The image at a path as written, in a data URI, or in base64. The image need not exist and is not opened.
 
         fallback_folder: one more start of relative paths, tried last. The result is absolute and normalized; `~` is
-        an ordinary character. Raises LorgnetteError for an empty path, a URL, or an image that cannot be extracted.
+        an ordinary character, and `\\` separates folders if no file has it in its name. Raises LorgnetteError for an
+        empty path, a URL, or an image that cannot be extracted.
         """
         path = text.strip()
         if not path:
             raise LorgnetteError("an image path is empty", hint="write the path, or remove the row")
         if match := _DATA_URI.match(path):
-            try:
-                content = base64.b64decode("".join(path[match.end() :].split()), validate=True)
-            except ValueError as error:
-                raise LorgnetteError(f"a data URI is broken: {error}", hint="encode the image again") from error
-            if not content:
-                raise LorgnetteError("a data URI is empty", hint="encode the image again, or remove the row")
             kind = match[1].lower()
-            return self.extract(content, _SUFFIXES.get(kind, kind))
+            return self.extract(_decode_base64(path[match.end() :], "a data URI"), _SUFFIXES.get(kind, kind))
+        if image_format := _detect_base64_image(path):
+            return self.extract(_decode_base64(path, "an image in base64"), SUFFIXES[image_format])
+        if len(path) > _MAX_BASE64_PATH and _BASE64.fullmatch(path):
+            message = f"{len(path):,} characters of base64 are no image in a known format: {_shorten(path)}"
+            raise LorgnetteError(message, hint="encode the image again, or write its path")
         if "\0" in path:
             raise LorgnetteError("an image path has a NUL character", hint="correct the path")
         if path.lower().startswith("file://"):
-            path = unquote(urlsplit(path).path)
+            path = _parse_file_url(path)
         elif _URL.match(path) and self._locate_image is None:
-            message = f"an image path is a URL, not a file: {path if len(path) <= 60 else path[:57] + '…'}"
+            message = f"an image path is a URL, not a file: {_shorten(path)}"
             raise LorgnetteError(message, hint="download the image, and write its path")
+        elif not _URL.match(path) and max(len(os.fsencode(name)) for name in _SEPARATORS.split(path)) > _MAX_NAME_BYTES:
+            message = f"an image path has {len(path):,} characters, more than a file name can have: {_shorten(path)}"
+            raise LorgnetteError(message, hint="write a path; an image as text begins with data:image/png;base64,")
         if self._locate_image is not None and (self._zip is None or self._zip.find_member(path) is None):
             return Image(self._locate_image(path, coco_id))
         return self._cached_find_file(path, fallback_folder)
 
     def _find_file(self, written: str, fallback_folder: Path | None) -> Image:
-        if self._zip is not None and (member := self._zip.find_member(written)):
-            if member not in self._extracted:
-                self._extracted[member] = self.extract(self._zip.read(member), PurePosixPath(member).suffix)
-            return self._extracted[member]
-        # An absolute path replaces the folder before it.
-        paths = [folder / written for folder in (*self._folders, *([fallback_folder] if fallback_folder else ()))]
+        if self._zip is not None and (match := self._zip.find_member(written)):
+            if match.member not in self._extracted:
+                content, suffix = self._zip.read(match.member), PurePosixPath(match.member).suffix
+                self._extracted[match.member] = self.extract(content, suffix)
+            image = self._extracted[match.member]
+            return Image(image.path, written) if match.is_by_name else image
+        # A path of Windows is tried as written, then with slashes. An absolute path replaces the folder before it.
+        spellings = [written, written.replace("\\", "/")] if "\\" in written else [written]
+        folders = [*self._folders, *([fallback_folder] if fallback_folder else ())]
+        paths = [folder / spelling for spelling in spellings for folder in folders]
+        inside: list[Path] = []
+        by_name = None
         if folder := self._images_folder:
-            paths = [folder / written.lstrip("/"), folder / os.path.basename(written), *paths]
+            inside = [folder / spelling.lstrip("/") for spelling in spellings]
+            inside += [folder / _ROOT.sub("", spelling) for spelling in spellings[1:]]
+            by_name = folder / get_base_name(written)
+            paths = [*inside, by_name, *paths]
         paths = list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
         existing = paths if len(paths) == 1 else [path for path in paths if os.path.exists(path)]
-        return Image((existing or paths)[0])
+        path = (existing or paths)[0]
+        is_by_name = bool(existing) and path == by_name and str(path) not in map(os.path.abspath, inside)
+        return Image(path, written) if is_by_name else Image(path)
 
     def extract(self, content: bytes, suffix: str) -> Image:
         """Write an image's bytes to a file. The suffix is only for people: the content tells the format.
@@ -141,6 +170,60 @@ def read_member(stream: IO[bytes], name: str, *, max_bytes: int = MAX_IMAGE_BYTE
     return content
 
 
+def _detect_base64_image(text: str) -> str | None:
+    """The format of the image that this text is in base64; None if it is none, such as a path."""
+    if len(text) < _MIN_BASE64 or not _BASE64.fullmatch(text):
+        return None
+    head = _remove_blanks(text[: 4 * HEAD_BYTES])
+    return detect_image_format(base64.b64decode(head[: len(head) // 4 * 4]))
+
+
+def _remove_blanks(text: str) -> str:
+    """Base64 without line breaks, in the letters that b64decode reads."""
+    return "".join(text.split()).translate(_FROM_URL_SAFE)
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    try:
+        content = base64.b64decode(_remove_blanks(text), validate=True)
+    except ValueError as error:
+        raise LorgnetteError(f"{name} is broken: {error}", hint="encode the image again") from error
+    if not content:
+        raise LorgnetteError(f"{name} is empty", hint="encode the image again, or remove the row")
+    return content
+
+
+def _parse_file_url(url: str) -> str:
+    """The path in file:///path; # and ? belong to it. Raises LorgnetteError for the path of another machine."""
+    host, slash, path = url[len("file://") :].partition("/")
+    if host.lower() not in ("", "localhost"):
+        message = f"an image path is a file on another machine, {host[:60]!r}: {_shorten(url)}"
+        raise LorgnetteError(message, hint="copy the image to this machine, and write its path")
+    return unquote(slash + path)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _list_other_spellings(info: zipfile.ZipInfo) -> Iterator[str]:
+    """What the name of a member may be, if it does not say that it is UTF-8: zipfile reads it as code page 437."""
+    if info.flag_bits & _UTF8_FLAG or info.filename.isascii():
+        return
+    with suppress(UnicodeEncodeError):
+        content = info.filename.encode("cp437")
+        for encoding in _NAME_ENCODINGS:
+            with suppress(UnicodeDecodeError):
+                yield content.decode(encoding)
+
+
+class MemberMatch(NamedTuple):
+    """A member of a zip. is_by_name: found by its file name alone."""
+
+    member: str
+    is_by_name: bool
+
+
 class ImageZip:
     """A zip of images, searched by path, then by file name alone if only one member has that name."""
 
@@ -155,16 +238,31 @@ class ImageZip:
         self._path = path
 
     @cached_property
-    def _members(self) -> dict[str, str | None]:
-        """Path or file name → member; None if several members have the file name."""
-        names = {name: PurePosixPath(name).name for name in self._file.namelist() if not name.endswith("/")}
-        counts = Counter(names.values())
-        by_file_name = {file_name: name if counts[file_name] == 1 else None for name, file_name in names.items()}
-        return by_file_name | {name: name for name in names}
+    def _by_path(self) -> dict[str, str]:
+        """Path → member. A name without the mark of UTF-8 may have any encoding, and gets a path for each."""
+        members = [info for info in self._file.infolist() if not info.is_dir()]
+        paths = {info.filename: info.filename for info in members}
+        for info in members:
+            for path in _list_other_spellings(info):
+                paths.setdefault(path, info.filename)
+        return paths
 
-    def find_member(self, written: str) -> str | None:
-        plain = written.removeprefix("./")
-        return self._members.get(plain) or self._members.get(PurePosixPath(plain).name)
+    @cached_property
+    def _by_name(self) -> dict[str, str | None]:
+        """File name → member; None if several members have it."""
+        by_name: dict[str, str | None] = {}
+        for path, member in self._by_path.items():
+            name = get_base_name(path)
+            by_name[name] = member if by_name.get(name, member) == member else None
+        return by_name
+
+    def find_member(self, written: str) -> MemberMatch | None:
+        """The member at a path as written, with / or \\ between its folders."""
+        for path in (written.removeprefix("./"), written.replace("\\", "/").removeprefix("./")):
+            if member := self._by_path.get(path):
+                return MemberMatch(member, is_by_name=False)
+        member = self._by_name.get(get_base_name(written))
+        return MemberMatch(member, is_by_name=True) if member else None
 
     def read(self, member: str) -> bytes:
         try:

@@ -9,10 +9,12 @@ nothing about data formats.
 import hashlib
 import re
 import urllib.parse
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lorgnette.data.checks.name_matches import may_be_same
 from lorgnette.data.download_journal import Journal
 from lorgnette.data.image_resolver import ImageResolver, ImageZip
 from lorgnette.errors import LorgnetteError, SourceError, UsageError
@@ -23,18 +25,22 @@ from lorgnette.hub.http import HttpClient, redact_url
 from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
+from lorgnette.io.paths import get_base_name
 
 _SUBFOLDERS = ("", "train2014", "val2014", "train2017", "val2017", "images", "pictures")
+_COCO_NAME = re.compile(r"(\d{12})(?=\.\w+$)")
 _ODD = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteImage:
-    """hub: the hub whose token its URL needs ("": none). coco_id: its number in COCO."""
+    """hub: the hub whose token its URL needs ("": none). coco_id: its number in COCO. written: the reference in the
+    data, if a file of the repository was found by its name alone."""
 
     url: str
     hub: str = ""
     coco_id: int | None = None
+    written: str = ""
 
 
 class RemoteImages:
@@ -57,9 +63,10 @@ class RemoteImages:
         """
         if reference.startswith(("http://", "https://")):
             image, own_name = RemoteImage(reference, "", coco_id), reference.partition("?")[0]
-        elif self._dataset is not None and (file := self._find_file(reference, folder)):
+        elif self._dataset is not None and (match := self._find_file(reference, folder)):
+            file, is_by_name = match
             hub = "" if file.is_external else self._dataset.repository.hub
-            image, own_name = RemoteImage(file.url, hub, coco_id), file.path
+            image, own_name = RemoteImage(file.url, hub, coco_id, reference if is_by_name else ""), file.path
         elif (extracted := self._extract(reference)) is not None:
             return extracted
         else:
@@ -70,25 +77,27 @@ class RemoteImages:
         has_suffix = name.suffix.lower() in IMAGE_SUFFIXES
         suffix = name.suffix.lower() if has_suffix else ".jpg"
         stem = (name.stem if has_suffix else name.name).strip("._")[:100]
-        key = hashlib.sha256(image.url.encode()).hexdigest()
+        key = hashlib.sha256(f"{image.url}{image.written}".encode()).hexdigest()
         file_name = f"{stem or key[:16]}{suffix}"
-        if self.images.get(file_name, image).url != image.url:
+        other = self.images.get(file_name, image)
+        if (other.url, other.written) != (image.url, image.written):
             file_name = f"{stem}-{key[:8]}{suffix}"
         self.images.setdefault(file_name, image)
         return self.folder / file_name
 
-    def _find_file(self, reference: str, folder: str) -> RepositoryFile | None:
-        """A file of the repository by its path, from the data file's folder or the usual ones, else by its name."""
+    def _find_file(self, reference: str, folder: str) -> tuple[RepositoryFile, bool] | None:
+        """A file of the repository by its path, from the data file's folder or the usual ones, else by its name;
+        whether by its name alone."""
         assert self._dataset is not None
         path = reference.removeprefix(f"{self._dataset.folder}/")
         if path != reference:  # a file of the repository that a reader has listed
-            return self._by_path.get(path)
-        path = path.removeprefix("./")
+            return (self._by_path[path], False) if path in self._by_path else None
+        path = path.replace("\\", "/").removeprefix("./")
         for prefix in (folder, "", "images/", "data/"):
             if (file := self._by_path.get(prefix + path)) is not None:
-                return file
-        matches = self._by_name.get(PurePosixPath(path).name, [])
-        return matches[0] if len(matches) == 1 else None
+                return file, False
+        matches = self._by_name.get(get_base_name(path), [])
+        return (matches[0], True) if len(matches) == 1 else None
 
     def _extract(self, reference: str) -> Path | None:
         """The image extracted from a zip of the repository, all of which are downloaded for the first such image."""
@@ -97,9 +106,9 @@ class RemoteImages:
             zips = data.repository.find_by_suffix([".zip"]) if data else []
             self._archives = [ImageZip(data.download(file)) for file in zips if file not in data.files] if data else []
         for archive in self._archives:
-            if member := archive.find_member(reference):
+            if match := archive.find_member(reference):
                 resolver = ImageResolver(self.folder, images_to=self.folder)
-                return resolver.extract(archive.read(member), PurePosixPath(member).suffix).path
+                return resolver.extract(archive.read(match.member), PurePosixPath(match.member).suffix).path
         return None
 
 
@@ -131,18 +140,41 @@ def download_images(
         hint = "set --images-from to a folder, zip or URL that has the images"
         return result.num_files, {name: (message, hint) for name, (message, _) in failures.items()}
     names = {folder / name: list_file_names(images[name].url, images[name].coco_id, split) for name in failures}
+    # A name that is no number in COCO is not enough if two images have it.
+    counts = Counter(name for own in names.values() for name in own if not _COCO_NAME.search(name))
+    shared = {name for name, count in counts.items() if count > 1}
+    names = {path: tuple(name for name in own if name not in shared) for path, own in names.items()}
     for path in fallback.provide(names, on_progress):
         journal.add_source(path.name, fallback.where)
         del failures[path.name]
     where = f"not in {fallback.where} either"
-    return result.num_files, {name: (f"{message}; {where}", hint) for name, (message, hint) in failures.items()}
+    unclear = f"other images have the same name, by which {fallback.where} is searched"
+    return result.num_files, {
+        name: (f"{message}; {where if names[folder / name] else unclear}", hint)
+        for name, (message, hint) in failures.items()
+    }
+
+
+def find_name_collisions(images: Mapping[str, RemoteImage]) -> dict[str, tuple[str, str]]:
+    """File name → (message, hint) of different images for which the repository has one file, found by name alone."""
+    by_url: dict[str, list[str]] = defaultdict(list)
+    for name, image in images.items():
+        if image.written:
+            by_url[image.url].append(name)
+    collisions: dict[str, tuple[str, str]] = {}
+    for names in by_url.values():
+        first, *others = names
+        if any(not may_be_same(images[first].written, images[other].written) for other in others):
+            message = "another image has the same file in the data set, found by its name alone"
+            collisions |= dict.fromkeys(names, (message, "report it on the data set's page"))
+    return collisions
 
 
 def list_file_names(url: str, coco_id: int | None, split: str) -> tuple[str, ...]:
     """Names an image may have elsewhere: the one in its URL, then COCO's two official ones."""
     own = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     names = [own] if Path(own).suffix.lower() in IMAGE_SUFFIXES else []
-    if coco_id is None and (digits := re.search(r"(\d{12})(?=\.\w+$)", own)):
+    if coco_id is None and (digits := _COCO_NAME.search(own)):
         coco_id = int(digits[1])
     if coco_id is not None:
         in_url = re.search(r"(train|val)\d{4}", url)
@@ -183,8 +215,8 @@ class ImageFallback:
         if self._zip is None:
             paths = [self._folder / subfolder / name for subfolder in _SUBFOLDERS]
             yield from (path.read_bytes() for path in paths if path.is_file())
-        elif member := self._zip.find_member(name):
-            yield self._zip.read(member)
+        elif match := self._zip.find_member(name):
+            yield self._zip.read(match.member)
 
 
 def _write_if_valid(path: Path, content: bytes) -> bool:

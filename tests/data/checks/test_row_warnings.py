@@ -35,6 +35,16 @@ def test_markers_in_texts_are_reported(text: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("contrast", "expected"), [(None, []), (0, ["low-contrast"]), (15, ["low-contrast"]), (16, [])]
+)
+def test_images_that_show_almost_nothing_are_reported(contrast: int | None, expected: list[str]) -> None:
+    row, path = build_row(Image(Path("a.png"))), Path("a.png")
+    findings = list(find_row_warnings([row, row], {path: ImageInfo((64, 48), None, contrast)}, None))
+    assert [finding.kind for finding in findings] == expected
+    assert [finding.images for finding in findings] == [(path,)] * len(expected)
+
+
+@pytest.mark.parametrize(
     ("size", "fixed_size", "expected"),
     [
         ((640, 480), (280, 280), []),

@@ -45,10 +45,8 @@ def test_signatures_are_computed_on_request(make_image: Callable[..., Path]) -> 
     assert infos[path].signature == bytes((200, 30, 30)) * 256
 
 
-def test_a_file_is_opened_once_for_size_end_and_signature(
-    make_image: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_image("one.jpg", size=(300, 200))
+def test_a_file_is_opened_once_for_size_end_and_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_photograph(tmp_path / "one.jpg", 1, 2)
     opened: list[Path] = []
     real = Path.open
 
@@ -201,3 +199,57 @@ def test_each_of_many_images_has_its_own_info(make_image: Callable[..., Path]) -
     assert [(info.size[0], info.signature and info.signature[0]) for info in result.image_infos.values()] == [
         (20 + number, number) for number in range(len(paths))
     ]
+
+
+def scan_contrast(path: Path) -> int | None:
+    return scan([build_row(1, path)], with_signatures=True).image_infos[path].contrast
+
+
+def test_the_contrast_is_measured_on_request(tmp_path: Path) -> None:
+    narrow = np.random.default_rng(0).integers(0, 2000, (40, 60)).astype(np.uint16)
+    for name, values in {"narrow": narrow, "black": narrow // 20, "wide": narrow * 32}.items():
+        PIL.Image.fromarray(values).save(tmp_path / f"{name}.png")
+    assert scan_contrast(tmp_path / "narrow.png") == 8
+    assert scan_contrast(tmp_path / "black.png") == 0
+    assert (scan_contrast(tmp_path / "wide.png") or 0) > 200
+    assert scan([build_row(1, tmp_path / "wide.png")]).image_infos[tmp_path / "wide.png"].contrast is None
+
+
+def test_an_image_of_one_color_is_meant_to_be_one(make_image: Callable[..., Path]) -> None:
+    assert scan_contrast(make_image("a.png")) is scan_contrast(make_image("a.jpg")) is None
+
+
+def test_a_plain_upper_part_does_not_decide(tmp_path: Path) -> None:
+    """A photograph under a white sky."""
+    image = PIL.Image.open(save_photograph(tmp_path / "a.jpg", 1, 2, quality=90)).convert("RGB")
+    image.paste((250, 250, 250), (0, 0, 640, 240))
+    image.save(tmp_path / "sky.jpg", quality=90)
+    assert (scan_contrast(tmp_path / "sky.jpg") or 0) > 100
+
+
+def test_two_images_that_are_one_file_by_name_alone_break_both_rows(make_image: Callable[..., Path]) -> None:
+    flat, other = make_image("0.png"), make_image("1.png")
+    turns = [(Turn("user", (Image(path, written), "q")), Turn("assistant", ("a",))) for path, written in (
+        (flat, "A/0.png"), (other, "A/1.png"), (flat, "B/0.png"), (flat, "A/0.png"),
+    )]  # fmt: skip
+    result = scan(Example("x", own, Path("a.json"), row) for row, own in enumerate(turns, start=1))
+    assert [row.row for row in result.examples] == [2]
+    assert [problem.row for problem in result.problems] == [1, 3, 4]
+    assert {problem.fact for problem in result.problems} == {"two images are one file, found by its name alone"}
+    assert list(result.image_infos) == [other]
+
+
+@pytest.mark.parametrize("size", [(2010, 10), (10, 2010)])
+def test_only_images_that_keep_their_shape_can_be_too_narrow(
+    make_image: Callable[..., Path], size: tuple[int, int]
+) -> None:
+    row = build_row(1, make_image("a.png", size=size))
+    assert scan([row]).examples
+    [problem] = scan([row], keeps_shape=True).problems
+    assert "too narrow" in problem.fact
+    assert problem.where == str(row.images[0].path)
+
+
+def test_remarks_of_two_parts_are_all_there() -> None:
+    row = Example("x", (Turn("user", ("q",)), Turn("assistant", (" a",))), Path("a"), 1, unread_keys=("url",))
+    assert [finding.kind for finding in scan([row]).merge(scan([row])).remarks] == ["unread-key", "blanks"] * 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
+from lorgnette.data.checks.problem_groups import format_problems
 from lorgnette.data.checks.scan import ScanResult, scan
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
@@ -80,14 +81,20 @@ def build_report(scan_result: ScanResult) -> DataReport:
 
 
 def load_usable(
-    rows: Iterable[Example | Problem], *, on_bad_row: OnBadRow, source: Path | None = None, needs_answer: bool = True
+    rows: Iterable[Example | Problem],
+    *,
+    on_bad_row: OnBadRow,
+    source: Path | None = None,
+    needs_answer: bool = True,
+    keeps_shape: bool = False,
 ) -> ScanResult:
     """The usable rows, and the problems of those left out.
 
     Raises LorgnetteError if there are no usable rows, or, with on_bad_row="error", if any row has a problem.
-    source: the file that the rows are from, for the error message. needs_answer: False for predictions.
+    source: the file that the rows are from, for the error message. needs_answer: False for predictions. keeps_shape:
+    as in `scan`.
     """
-    result = scan(rows, needs_answer=needs_answer)
+    result = scan(rows, needs_answer=needs_answer, keeps_shape=keeps_shape)
     total = len(result.examples) + len(result.problems)
     if total == 0:
         raise LorgnetteError("no rows", where=str(source) if source else None, hint="name a data file with rows")
@@ -99,6 +106,5 @@ def load_usable(
 def build_refusal(problems: Sequence[Problem], total: int) -> LorgnetteError:
     """The error that lists the rows because of which training does not start."""
     skip = ", or skip them: data.on_bad_row=skip (prepare: --on-bad-row skip)" if len(problems) < total else ""
-    more = [f"… and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
-    listed = "".join(f"  {line}\n" for line in [*problems[:_MAX_LISTED], *more])
+    listed = "".join(f"  {line}\n" for line in format_problems(problems, _MAX_LISTED))
     return LorgnetteError(f"{len(problems)} of {total} rows cannot be used:\n{listed}", hint=f"fix them{skip}")

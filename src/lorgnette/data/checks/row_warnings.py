@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from lorgnette.data.checks.scan import ImageInfo
+from lorgnette.data.checks.scan import MIN_CONTRAST, ImageInfo
 from lorgnette.types import Example, Finding
 
 MAX_STRETCH = 4
@@ -38,6 +38,7 @@ def find_row_warnings(
         for image in row.images:
             if image.path not in checked:
                 checked.add(image.path)
+                yield from _check_contrast(row, image.path, image_infos[image.path].contrast)
                 yield from _check_shape(row, image.path, image_infos[image.path].size, fixed_size)
 
 
@@ -50,6 +51,14 @@ def _check_markers(row: Example) -> Iterator[Finding]:
         message = f"a text contains {match[0]} without an image there"
         hint = "remove it, or write the row in a format that reads such markers"
         yield Finding.for_example(row, "stray-marker", message, hint)
+
+
+def _check_contrast(row: Example, path: Path, contrast: int | None) -> Iterator[Finding]:
+    """The usual cause is a scan of 16 bits whose values use a small part of them."""
+    if contrast is not None and contrast < MIN_CONTRAST:
+        message = f"{path.name} shows almost nothing: its colors differ by {contrast} of 255"
+        hint = "stretch its values to the full range (ImageMagick: magick IN -auto-level OUT), or replace it"
+        yield Finding.for_example(row, "low-contrast", message, hint, path)
 
 
 def _check_shape(

@@ -8,33 +8,41 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from lorgnette.data.checks import near_duplicates
+from lorgnette.data.checks.name_matches import NameMatches
+from lorgnette.data.checks.row_remarks import RemarkCounter
 from lorgnette.data.conversation import check_conversation
-from lorgnette.data.images import decode_preview, load_formats, verify_image
+from lorgnette.data.images import check_aspect, decode_preview, is_deep, load_formats, verify_image
 from lorgnette.data.row_location import Row, RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Problem
+from lorgnette.types import Example, Finding, Problem
 
 _BLOCK_SIZE, _TASK_SIZE, _PROBE_SIZE = 1024, 16, 64
 """Rows per block; images per task of a thread; images per measurement of the waiting time."""
+MIN_CONTRAST = 16
+"""Of 0–255: in an image below it a person sees one gray, such as a 16-bit scan that uses few of its values."""
 _MAX_WAIT = 0.0003
 """Seconds of waiting per image above which threads are used. Reading the header of a cached file takes a tenth of it,
 three tenths of it while threads compete for Python's lock."""
 
 
 class ImageInfo(NamedTuple):
-    """(width, height) after orientation; the signature, if requested and possible.
+    """(width, height) after orientation; on request the signature, if possible, and the contrast: the largest
+    difference of two pixels in a color, of 0–255.
 
     A JPEG's signature is usually only that of its upper quarter, which tells most images apart.
     """
 
     size: tuple[int, int]
     signature: bytes | None
+    contrast: int | None = None
 
 
 _Info = ImageInfo | LorgnetteError
@@ -42,35 +50,52 @@ _Info = ImageInfo | LorgnetteError
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """The rows in the source's order. image_infos: the usable rows' images, in the order of their first use."""
+    """The rows in the source's order. image_infos: the usable rows' images, in the order of their first use. remarks:
+    what is counted over all rows of a source, such as keys that are not read."""
 
     examples: list[Example]
     problems: list[Problem]
     image_infos: dict[Path, ImageInfo]
+    remarks: list[Finding] = field(default_factory=list)
 
     def merge(self, other: "ScanResult") -> "ScanResult":
         examples, problems = self.examples + other.examples, self.problems + other.problems
-        return ScanResult(examples, problems, self.image_infos | other.image_infos)
+        infos, remarks = self.image_infos | other.image_infos, self.remarks + other.remarks
+        return ScanResult(examples, problems, infos, remarks)
 
 
-def scan(rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True) -> ScanResult:
+def scan(
+    rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True, keeps_shape: bool = False
+) -> ScanResult:
     """Check every row and image.
 
     with_signatures: decode every image roughly, to find near-duplicates and damage in the middle of a file.
-    needs_answer: False for predictions, which need no answer in a row.
+    needs_answer: False for predictions, which need no answer in a row. keeps_shape: whether the model gets images in
+    their own shape, which must not be too narrow then.
     """
-    result = ScanResult([], [], {})
-    for row, image_infos in scan_rows(rows, with_signatures=with_signatures, needs_answer=needs_answer):
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    image_infos: dict[Path, ImageInfo] = {}
+    remarks, name_matches = RemarkCounter(), NameMatches()
+    scanned = scan_rows(rows, with_signatures=with_signatures, needs_answer=needs_answer, keeps_shape=keeps_shape)
+    for row, infos in scanned:
         if isinstance(row, Problem):
-            result.problems.append(row)
-        else:
-            result.examples.append(row)
-            result.image_infos.update(image_infos)
-    return result
+            problems.append(row)
+            continue
+        examples.append(row)
+        image_infos.update(infos)
+        remarks.add(row)
+        name_matches.add(row)
+    if collisions := name_matches.find_collisions(examples):
+        problems += collisions.values()
+        examples = [row for row in examples if row not in collisions]
+        used = {image.path for row in examples for image in row.images}
+        image_infos = {path: info for path, info in image_infos.items() if path in used}
+    return ScanResult(examples, problems, image_infos, remarks.build_findings())
 
 
 def scan_rows(
-    rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True
+    rows: Iterable[Row], *, with_signatures: bool = False, needs_answer: bool = True, keeps_shape: bool = False
 ) -> Iterator[tuple[Row, dict[Path, ImageInfo]]]:
     """Every row in order, with what is known of its images; each image is scanned once.
 
@@ -86,7 +111,10 @@ def scan_rows(
         for (block, infos), _ in pairwise(chain(blocks, [((), ())])):
             image_infos.update(infos)
             for row in block:
-                yield (row, {}) if isinstance(row, Problem) else _check_example(row, image_infos, needs_answer)
+                if isinstance(row, Problem):
+                    yield row, {}
+                else:
+                    yield _check_example(row, image_infos, needs_answer, keeps_shape)
 
 
 def compute_full_signatures(infos: Mapping[Path, ImageInfo], identical_files: Mapping[Path, Path]) -> dict[Path, bytes]:
@@ -114,8 +142,16 @@ def _decode_signature(path: Path, upper_fraction: float = 1.0) -> ImageInfo:
     """The image's size and signature. Below 1.0, a JPEG's signature may describe only its upper quarter."""
     side, pixels = near_duplicates.MIN_SIDE, near_duplicates.MAX_PIXELS
     size, preview, is_whole = decode_preview(path, min_side=side, max_pixels=pixels, upper_fraction=upper_fraction)
-    signature = near_duplicates.image_signature(preview, size) if preview else None
-    return ImageInfo(size, signature if is_whole or signature is None else signature[: near_duplicates.UPPER_BYTES])
+    if preview is None:
+        return ImageInfo(size, None)
+    # Only the upper part is the image's own; if nothing is to be seen there, the rest decides.
+    own = preview if is_whole else preview.crop((0, 0, preview.width, int(upper_fraction * preview.height)))
+    contrast = int(np.ptp(np.asarray(own), axis=(0, 1)).max())
+    if not is_whole and contrast < MIN_CONTRAST:
+        return _decode_signature(path)
+    is_plain = contrast == 0 and not is_deep(path)  # an image of one color is meant to be one
+    signature, upper = near_duplicates.image_signature(preview, size), near_duplicates.UPPER_BYTES
+    return ImageInfo(size, signature if is_whole else signature[:upper], None if is_plain else contrast)
 
 
 def _create_pool(*, decoding: bool) -> ThreadPoolExecutor:
@@ -192,11 +228,11 @@ def _scan_image(path: Path, *, with_signatures: bool) -> _Info:
         return ImageInfo(verify_image(path), None)
     except LorgnetteError as error:
         # The error itself would keep every frame that it passed through alive.
-        return LorgnetteError(error.message, hint=error.hint or "correct or remove the row")
+        return LorgnetteError(error.message, where=error.where, hint=error.hint or "correct or remove the row")
 
 
 def _check_example(
-    example: Example, image_infos: dict[Path, _Info], needs_answer: bool
+    example: Example, image_infos: dict[Path, _Info], needs_answer: bool, keeps_shape: bool
 ) -> tuple[Row, dict[Path, ImageInfo]]:
     own_infos: dict[Path, ImageInfo] = {}
     try:
@@ -204,7 +240,9 @@ def _check_example(
         for image in example.images:
             info = image_infos[image.path]
             if isinstance(info, LorgnetteError):
-                raise LorgnetteError(info.message, where=str(image.path), hint=info.hint)
+                raise LorgnetteError(info.message, where=info.where, hint=info.hint)
+            if keeps_shape:
+                check_aspect(info.size, str(image.path))
             own_infos[image.path] = info
     except LorgnetteError as error:
         return RowLocation(example.source, example.row, example.row).to_problem(error), {}
