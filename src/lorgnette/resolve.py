@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorgnette.config import Settings
-from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
+from lorgnette.io.folder_kind import explain_folder
+from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.report.console import Terminal
 
 if TYPE_CHECKING:
-    from lorgnette.data.hub_dataset import DownloadedDataset
+    from lorgnette.data.hub_dataset import DownloadedDataset, MissingRow
     from lorgnette.hub.models import HubChoice
 
 BUILT_IN_MODEL = Path(__file__).parent / "demo" / "model"
@@ -47,12 +49,11 @@ def parse_model_name(model: str) -> "tuple[str, HubChoice]":
 def find_cached_model(model: str) -> Path | None:
     """Like `resolve_model`, without a download: None for a name on a hub that is in no cache.
 
-    Raises LorgnetteError if a folder does not exist.
+    Raises LorgnetteError if a folder does not exist or holds no model.
     """
     if local := _find_local_model(model):
-        if not local.exists():
-            hint = "name an existing folder, OWNER/NAME on a hub, or `demo`"
-            raise LorgnetteError("no such model", where=model, hint=hint)
+        if not (local / "config.json").is_file():
+            raise explain_folder(local, "model", lacks="config.json")
         return local
     from lorgnette.hub.models import find_in_cache
 
@@ -67,14 +68,18 @@ def portable_name(model: str) -> str:
 
 
 def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
-    """The data file of the settings; downloads a data set on a hub into `data/`. None if no data is set."""
+    """The data file of the settings, or several with commas; downloads a data set on a hub into `data/`. None if no
+    data is set."""
     path = settings.data.path
     if path is None:
         return None
-    if str(path).startswith("coco:"):
-        return Path(str(path).removeprefix("coco:"))
+    sources = split_sources(path)
+    if len(sources) > 1 and (on_hub := [source for source in sources if is_hub_address(str(source))]):
+        message = "a list of data sets has files on this machine only"
+        hint = f"download it first: lorgnette prepare {on_hub[0]}, then name its data.jsonl"
+        raise UsageError(message, where=str(on_hub[0]), hint=hint)
     if not is_hub_address(str(path)):
-        return path
+        return join_sources(Path(str(source).removeprefix("coco:")) for source in sources)
     from lorgnette.data.hub_dataset import download_dataset
 
     with terminal.show_transfer("data") as on_progress:
@@ -121,9 +126,15 @@ def report_download(dataset: "DownloadedDataset", terminal: Terminal) -> None:
         f"fetched    {dataset.num_files} files, {dataset.num_bytes / 1e6:.1f} MB; {dataset.num_images} images, "
         f"{dataset.num_examples} examples in {dataset.path}"
     )
+    for key, count in dataset.unread_keys.items():
+        terminal.warn(f"{dataset.path.parent}: key {key!r} is not read ({count} {'row' if count == 1 else 'rows'})")
+    groups: dict[tuple[str, str], list[MissingRow]] = {}
     for row in dataset.missing:
-        image = f" ({row.image})" if row.image else ""
-        terminal.warn(f"missing: {row.where}: {row.message}{image}; {row.hint}")
+        groups.setdefault((row.message, row.hint), []).append(row)
+    for (message, hint), rows in groups.items():
+        image = f" ({rows[0].image})" if rows[0].image else ""
+        where = rows[0].where if len(rows) == 1 else f"{len(rows)} rows, first {rows[0].where}"
+        terminal.warn(f"missing: {where}: {message}{image}; {hint}")
 
 
 def _find_local_model(model: str) -> Path | None:

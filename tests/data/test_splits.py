@@ -1,3 +1,4 @@
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.splits import count_shared_images, map_identical_files, train_test_split
+from lorgnette.data.splits import Split, count_shared_images, map_identical_files, train_test_split
 from lorgnette.errors import UsageError
 from lorgnette.types import Example, Image, Turn
 
@@ -62,6 +63,31 @@ def test_rows_of_an_image_stay_together(tmp_path: Path, words: str, holdout: int
             train_test_split(examples, holdout=holdout, split="image")
     else:
         assert split_rows(examples, holdout) == expected
+
+
+@pytest.mark.parametrize("split", ["image", "tail"])
+@pytest.mark.parametrize(
+    "words", ["a", "a b", "a a b", "a a a b b b b", "a " * 30, "ab bc ca d", " ".join("abcdefgh" * 4)]
+)
+def test_the_suggested_holdout_works(tmp_path: Path, words: str, split: Split) -> None:
+    examples = build_examples(tmp_path, *words.split())
+    with pytest.raises(UsageError) as caught:
+        train_test_split(examples, holdout=len(examples), split=split)
+    hint = caught.value.hint or ""
+    if match := re.search(r"data\.holdout=(\d+)", hint):
+        train, test = train_test_split(examples, holdout=int(match[1]), split=split)
+        assert train
+        assert bool(test) == (len(examples) > 1)
+    else:
+        assert split == "image"
+        assert len(set(words.split())) == 1
+        assert "data.split=tail" in hint
+
+
+def test_the_suggested_holdout_is_about_a_tenth(tmp_path: Path) -> None:
+    for num_rows, holdout in ((100, 10), (30, 4), (7, 3)):
+        with pytest.raises(UsageError, match=f"data.holdout={holdout} "):
+            train_test_split(build_examples(tmp_path, *["a", "b"] * num_rows)[:num_rows], holdout=640, split="tail")
 
 
 @pytest.mark.parametrize("holdout", [-1, 2, 3])

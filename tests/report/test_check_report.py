@@ -17,7 +17,7 @@ from lorgnette.report.check_report import (
     list_facts,
     list_warnings,
 )
-from lorgnette.types import Example, Finding, FindingKind, Problem
+from lorgnette.types import Example, Finding, FindingKind, Problem, Turn
 
 ROW = Example("x", (), Path("a.csv"), 7)
 REPORT = DataReport(400, 400, (), 80, 320, (10, 20), (640, 480), AnswerLengths(3, 5, 5.5, 9))
@@ -74,11 +74,40 @@ def test_advice_about_the_split() -> None:
 
 
 def test_warnings_are_limited() -> None:
-    tiny = [make_finding("tiny", row) for row in range(MAX_LISTED + 3)]
+    tiny = [
+        Finding("tiny", Problem(Path("a.csv"), row, f"p{row}.jpg has only 2×2 pixels", "hint"))
+        for row in range(MAX_LISTED + 3)
+    ]
     lines = list(list_warnings(make_report(findings=[*tiny, make_finding("leak"), make_finding("unusable")])))
     assert lines[0] == "a.csv, row 3: message; hint"
     assert len(lines) == 1 + MAX_LISTED + 1
-    assert lines[-1] == "… 3 more: Tiny images (--json or --out lists all)"
+    assert lines[-1] == "… and 3 more: Tiny images (--json or --out lists all)"
+
+
+@pytest.mark.parametrize(("kind", "list_lines"), [("unusable", list_errors), ("stray-marker", list_warnings)])
+def test_equal_findings_are_one_line(kind: FindingKind, list_lines: Any) -> None:
+    report = make_report(findings=[make_finding(kind, row) for row in range(2, 32)])
+    assert list(list_lines(report)) == ["30 rows: message; hint (first: a.csv, row 2)"]
+
+
+def build_rows(*answers: str) -> list[Example]:
+    turns = [(Turn("user", ("q",)), Turn("assistant", (answer,))) for answer in answers]
+    return [Example("x", own, Path("a.csv"), row) for row, own in enumerate(turns)]
+
+
+def test_answers_that_are_nearly_all_the_same_are_named() -> None:
+    others = build_rows(*map(str, range(9)))
+    train = build_rows(*["no"] * 18, "yes", "perhaps")
+    [advice] = SplitSummary.from_examples(train, []).advice
+    assert advice.startswith("18 of 20 answers are the same text ('no')")
+    assert "without looking" in advice
+    assert SplitSummary.from_examples([*train, *others[:1]], []).advice == []
+    assert SplitSummary.from_examples(build_rows(*["no"] * 9), []).advice == [], "too few to tell"
+    [advice] = SplitSummary.from_examples(others, build_rows("no", "no", "no")).advice
+    assert advice.startswith("all 3 held-out answers are the same text ('no')")
+    assert "the scores do not tell" in advice
+    for held_out in (["no"], ["no", "yes"], ["", ""]):
+        assert SplitSummary.from_examples(others, build_rows(*held_out)).advice == []
 
 
 def test_facts() -> None:
@@ -116,7 +145,7 @@ def test_json() -> None:
     assert [finding["kind"] for finding in result["findings"]] == ["unusable", "tiny"]
     assert result["findings"][1] == {
         "kind": "tiny", "is_blocking": False, "source": "a.csv", "row": 3, "message": "message", "hint": "hint",
-        "images": ["p.jpg"],
+        "where": "", "images": ["p.jpg"],
     }  # fmt: skip
     assert result["token_stats"]["histogram"][1] == [100, 110, 4]
     assert result["scripts"]["Latin"] == {"answers": 399, "first": {"source": "a.csv", "row": 7}}

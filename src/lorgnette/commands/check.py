@@ -12,7 +12,7 @@ from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
-from lorgnette.io.paths import check_writable
+from lorgnette.io.paths import check_writable, split_sources
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
@@ -53,9 +53,10 @@ def check(
         check_writable(Path(out), source, *([settings.data.test] if settings.data.test else []))
     # Read all rows and images.
     max_rows = settings.data.max_rows
+    own_settings = _update_data(settings, path=Path(f"{source}:{name}") if name and is_on_hub else source)
+    source = resolve_data(own_settings, terminal) or source
     if is_on_hub:
-        settings = _update_data(settings, path=Path(f"{source}:{name}") if name else source)
-        source, name, max_rows = resolve_data(settings, terminal) or source, None, None
+        settings, name, max_rows = own_settings, None, None
     scan = _scan(source, settings, name, max_rows, look_alikes)
     test_scan = _scan(settings.data.test, settings, None, None, look_alikes) if settings.data.test else None
     full_scan = scan if test_scan is None else scan.merge(test_scan)
@@ -72,10 +73,11 @@ def check(
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
     signatures = data.compute_full_signatures(infos, identical_files)
     report = CheckReport(
-        title=source.name,
+        title=", ".join(path.name for path in split_sources(source)),
         data_report=data.build_report(full_scan),
         findings=[
             *(Finding("unusable", problem) for problem in full_scan.problems),
+            *full_scan.remarks,
             *token_findings,
             *data.find_duplicates(train, held_out, identical_files, signatures),
             *data.find_row_warnings(examples, infos, settings.image_size),
@@ -102,7 +104,7 @@ def _update_data(settings: Settings, **options: object) -> Settings:
 def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data.ScanResult:
     images_from = resolve_images_folder(settings)
     rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, name=name, images_from=images_from)
-    return data.scan(rows, with_signatures=look_alikes)
+    return data.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
 
 
 def _split(

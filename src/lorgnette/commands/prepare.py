@@ -55,8 +55,10 @@ def prepare(
         sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from),
         on_bad_row=on_bad_row,
     )  # fmt: skip
-    for problem in result.problems:
-        terminal.warn(f"skipped: {problem}")
+    for line in data.format_problems(result.problems):
+        terminal.warn(f"skipped: {line}")
+    for finding in result.remarks:
+        terminal.warn(str(finding.problem))
     if result.num_trimmed:
         terminal.warn(f"{result.num_trimmed} rows lost blanks around an image's text, which this format does not keep")
     if result.num_shared_images:

@@ -32,20 +32,21 @@ def train_test_split(
 
     Raises UsageError if `holdout` leaves nothing to train on.
     """
-    if not 0 <= holdout < len(examples):
-        count = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
-        hint = "hold out fewer rows, so that some are left for training"
-        raise UsageError(f"holdout is {holdout}, but there {count}", where="holdout", hint=hint)
-    if not holdout:
+    if examples and not holdout:
         return list(examples), []
-    test_rows = set(range(len(examples) - holdout, len(examples)))
+    groups = [[row] for row in range(len(examples))]
     if split == "image":
         same = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
-        test_rows = _select_from_end(_group_by_image(examples, same), holdout)
+        groups = _group_by_image(examples, same)
+    if not 0 <= holdout < len(examples):
+        count = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
+        message = f"holdout is {holdout}, but there {count}"
+        raise UsageError(message, where="holdout", hint=_suggest_holdout(groups, len(examples)))
+    is_tail = split == "tail"
+    test_rows = set(range(len(examples) - holdout, len(examples))) if is_tail else _select_from_end(groups, holdout)
     if len(test_rows) == len(examples):
         message = f"holding out {holdout} rows and all others with the same images leaves nothing for training"
-        hint = "hold out fewer rows, or set split=tail to ignore shared images"
-        raise UsageError(message, where="holdout", hint=hint)
+        raise UsageError(message, where="holdout", hint=_suggest_holdout(groups, len(examples)))
     train = [example for row, example in enumerate(examples) if row not in test_rows]
     return train, [example for row, example in enumerate(examples) if row in test_rows]
 
@@ -115,6 +116,19 @@ def _select_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:
     smallest: list[int] = min(skipped, key=len)
     options = [selected.union(smallest), *(set(group) for group in skipped if len(group) >= holdout)]
     return min(options, key=len)
+
+
+def _suggest_holdout(groups: Sequence[list[int]], num_rows: int) -> str:
+    """A number of rows that can be held out: about a tenth, at least 4 and at most half, if that leaves some."""
+    usual = min(max(4, num_rows // 10), num_rows // 2)
+    fitting = (
+        count for count in (usual, 1) if 0 < count < num_rows and len(_select_from_end(groups, count)) < num_rows
+    )
+    if holdout := next(fitting, 0):
+        return f"write data.holdout={holdout} (prepare: --holdout {holdout})"
+    if num_rows > 1:
+        return "all rows share one image: write data.split=tail to ignore that, or name other rows with data.test=FILE"
+    return "add rows, or train on all: data.holdout=0 (prepare: --holdout 0)"
 
 
 def _group_by_image(examples: Sequence[Example], identical_files: Mapping[Path, Path]) -> list[list[int]]:

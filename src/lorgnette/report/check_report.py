@@ -3,13 +3,14 @@
 Knows nothing about how the data is checked.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import DataReport
+from lorgnette.data import DataReport, format_problems
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
 from lorgnette.types import Example, Finding, FindingKind
@@ -22,41 +23,75 @@ TITLES: Mapping[FindingKind, str] = {
     "copy": "Same image in several files",
     "look-alike": "Look-alikes",
     "repeated-row": "Duplicate rows",
+    "unread-key": "Keys that are not read",
+    "blanks": "Blanks around answers",
+    "trimmed": "Blanks that were removed",
     "overlong-answer": "Answers longer than predict.max_new_tokens",
     "no-end": "Answers without an end token",
     "control-text": "Control tokens written as text",
     "stray-marker": "<image> in a text without an image",
+    "low-contrast": "Images that show almost nothing",
     "odd-shape": "Images with an extreme aspect ratio",
     "tiny": "Tiny images",
 }
 """In the order of the report: what stops training, what spoils the held-out scores, other warnings."""
 MAX_LISTED = 10
-"""Warnings of one kind that are printed."""
+"""Lines about one kind of finding that are printed."""
 _BAR_WIDTH = 32
+_MIN_ANSWERS, _SAME_FRACTION = 10, 0.9
+"""Of so many answers, this part with the same text is worth a warning."""
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The split of the usable rows. failure: why no rows can be held out; training then does not start."""
+    """The split of the usable rows. failure: why no rows can be held out; training then does not start.
+
+    common_answer, common_held_out_answer: the text that most answers have, if nearly all of the data's (all of the held
+    out ones) have it. num_common, num_answers: in the whole data.
+    """
 
     num_train: int
     num_held_out: int
     num_held_out_images: int
     failure: str = ""
+    common_answer: str | None = None
+    num_common: int = 0
+    num_answers: int = 0
+    common_held_out_answer: str | None = None
 
     @classmethod
     def from_examples(cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "") -> "SplitSummary":
-        return cls(len(train), len(held_out), len({image.path for row in held_out for image in row.images}), failure)
+        num_images = len({image.path for row in held_out for image in row.images})
+        answers = [row.reference for row in (*train, *held_out) if row.reference]
+        [(common, num_common)] = Counter(answers).most_common(1) or [("", 0)]
+        is_common = len(answers) >= _MIN_ANSWERS and num_common >= _SAME_FRACTION * len(answers)
+        held_out_answers = {row.reference for row in held_out}
+        is_same = len(held_out) > 1 and len(held_out_answers) == 1
+        return cls(
+            len(train), len(held_out), num_images, failure, common if is_common else None, num_common, len(answers),
+            (held_out_answers.pop() or None) if is_same else None,
+        )  # fmt: skip
 
     @property
     def advice(self) -> list[str]:
         """Problems of the split as a whole; `train` prints them too."""
-        if self.failure:
-            return [f"no rows can be held out: {self.failure}"]
-        if self.num_held_out_images != 1 or self.num_held_out <= 1:
-            return []
-        problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
-        return [f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"]
+        return [f"no rows can be held out: {self.failure}"] if self.failure else list(self._list_advice())
+
+    def _list_advice(self) -> Iterator[str]:
+        if self.num_held_out_images == 1 and self.num_held_out > 1:
+            problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
+            yield f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"
+        if self.common_answer is not None:
+            problem = (
+                f"{self.num_common} of {self.num_answers} answers are the same text ({_shorten(self.common_answer)})"
+            )
+            yield f"{problem}, so a model that always gives it scores high without looking; add rows with other answers"
+        if self.common_held_out_answer is not None:
+            problem = (
+                f"all {self.num_held_out} held-out answers are the same text ({_shorten(self.common_held_out_answer)})"
+            )
+            meaning = "so the scores do not tell a model that looks at the images from one that always gives it"
+            yield f"{problem}, {meaning}; hold out more rows, or name a file with other answers (data.test=FILE)"
 
 
 @dataclass(frozen=True)
@@ -142,7 +177,7 @@ def print_report(report: CheckReport, source: Path, terminal: Terminal) -> None:
 
 def list_errors(report: CheckReport) -> Iterator[str]:
     """Everything that stops training."""
-    yield from (str(finding.problem) for finding in report.findings if finding.is_blocking)
+    yield from format_problems(finding.problem for finding in report.findings if finding.is_blocking)
     if report.split.failure:
         yield from report.split.advice
 
@@ -152,9 +187,9 @@ def list_warnings(report: CheckReport) -> Iterator[str]:
     for kind, group in report.findings_by_kind.items():
         if group[0].is_blocking:
             continue
-        yield from (str(finding.problem) for finding in group[:MAX_LISTED])
-        if len(group) > MAX_LISTED:
-            yield f"… {len(group) - MAX_LISTED} more: {TITLES[kind]} (--json or --out lists all)"
+        lines = format_problems((finding.problem for finding in group), MAX_LISTED)
+        yield from lines[:MAX_LISTED]
+        yield from (f"{line}: {TITLES[kind]} (--json or --out lists all)" for line in lines[MAX_LISTED:])
     if not report.split.failure:
         yield from report.split.advice
 
@@ -197,6 +232,10 @@ def format_histogram(tokens: TokenStats) -> Iterator[str]:
     for low, high, count in tokens.histogram:
         bar = "█" * round(_BAR_WIDTH * count / largest) or "▏"
         yield f"{format_bin(low, high):>{width}}" + (f"  {bar} {count}" if count else "")
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def _pluralize(count: int, name: str) -> str:

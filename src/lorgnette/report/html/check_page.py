@@ -1,18 +1,24 @@
 """The HTML report of `check`: the summary, the findings of each kind with their images, and charts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorgnette.data import format_group, group_problems
 from lorgnette.report.check_report import TITLES, CheckReport, format_bin, list_facts
-from lorgnette.report.html.inline_images import inline_images
+from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
+from lorgnette.types import Finding, Problem
 
 MAX_CARDS = 12
 """Findings of one kind that are shown with their images."""
 MAX_LISTED = 200
 """Findings of one kind that are listed; the others are counted."""
 _MAX_IMAGE_BYTES = 24_000
+_STARTS = {"more": MAX_CARDS, "unlisted": MAX_LISTED}
+"""Where the entries begin that are listed after the cards, and those that are only counted."""
+_Entry = tuple[list[Problem], tuple[Path, ...]]
+"""The equal problems of several rows, or one with its images."""
 
 
 def write_check_page(path: Path, report: CheckReport) -> None:
@@ -33,16 +39,40 @@ def write_check_page(path: Path, report: CheckReport) -> None:
 
 
 def _group_findings(report: CheckReport) -> list[dict[str, Any]]:
-    """The findings of each kind. cards: (finding, its images) of the first ones; more: the ones after."""
-    shown = [finding for group in report.findings_by_kind.values() for finding in group[:MAX_CARDS]]
-    images = inline_images((path for finding in shown for path in finding.images), max_bytes=_MAX_IMAGE_BYTES)
+    """The findings of each kind. cards: the first entries with their images; more: lines about those after."""
+    entries = {kind: _list_entries(group) for kind, group in report.findings_by_kind.items()}
+    shown = [path for group in entries.values() for _, paths in group[:MAX_CARDS] for path in paths]
+    images = inline_images(shown, max_bytes=_MAX_IMAGE_BYTES)
     groups: list[dict[str, Any]] = []
-    for kind, group in report.findings_by_kind.items():
-        cards = [(finding, [images[path] for path in finding.images]) for finding in group[:MAX_CARDS]]
-        more = [str(finding.problem) for finding in group[MAX_CARDS:MAX_LISTED]]
-        counts = {"title": TITLES[kind], "is_blocking": group[0].is_blocking, "count": len(group)}
+    for kind, findings in report.findings_by_kind.items():
+        group = entries[kind]
+        counts = {"title": TITLES[kind], "is_blocking": findings[0].is_blocking, "count": len(findings)}
+        counts |= {f"num_{name}": _count_rows(group[start:]) for name, start in _STARTS.items()}
+        cards = [_build_card(entry, images) for entry in group[:MAX_CARDS]]
+        more = [format_group(problems) for problems, _ in group[MAX_CARDS:MAX_LISTED]]
         groups.append({**counts, "cards": cards, "more": more})
     return groups
+
+
+def _list_entries(findings: Sequence[Finding]) -> list[_Entry]:
+    """One for each finding with images; one for equal findings without."""
+    if any(finding.images for finding in findings):
+        return [([finding.problem], finding.images) for finding in findings]
+    return [(group, ()) for group in group_problems(finding.problem for finding in findings)]
+
+
+def _count_rows(entries: Sequence[_Entry]) -> int:
+    return sum(len(problems) for problems, _ in entries)
+
+
+def _build_card(entry: _Entry, images: Mapping[Path, InlineImage]) -> dict[str, Any]:
+    """place: the row, or the number of rows and the first; text: what is wrong and what to do."""
+    (first, *others), paths = entry
+    place = f"{first.source.name}, row {first.row}"
+    if others:
+        place = f"{1 + len(others)} rows, first {place}"
+    message = first.fact if others else first.message
+    return {"place": place, "text": f"{message}; {first.hint}", "images": [images[path] for path in paths]}
 
 
 def _build_bars(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
