@@ -12,6 +12,7 @@ from lorgnette import config
 from lorgnette.config import Settings, read_recipe
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import write_text
+from lorgnette.io.shell import quote_word
 
 _PACKAGE = Path(__file__).parent
 # In the package when installed, at the root in a checkout.
@@ -27,7 +28,7 @@ def list_titles() -> list[tuple[str, str]]:
 def find_recipe(name: str) -> Path:
     """Find a recipe by its name, or the user's own by its file. Raises UsageError with the most similar name."""
     if Path(name).suffix.lower() in (".csv", ".json", ".jsonl"):
-        raise UsageError("a data file, not a recipe", where=name, hint=f"write data={name}")
+        raise UsageError("a data file, not a recipe", where=name, hint=f"write {quote_word(f'data={name}')}")
     for path in (Path(name), RECIPES_DIR / f"{name}.yaml"):
         if path.is_file():
             return path

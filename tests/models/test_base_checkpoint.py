@@ -48,10 +48,25 @@ def test_a_complete_checkpoint_has_a_family_and_files(copy: Path) -> None:
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    assert load_broken(tmp_path / "none").message == "no such checkpoint"
-    assert "config.json is missing" in load_broken(tmp_path).message
+    assert load_broken(tmp_path / "none").message == "no such model"
+    assert load_broken(tmp_path).message == "an empty folder, not a model"
     (tmp_path / "file").write_text("x")
-    assert "config.json is missing" in load_broken(tmp_path / "file").message
+    assert load_broken(tmp_path / "file").message == "a file, not a folder"
+
+
+def test_a_checkpoint_of_pickles_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    error = load_broken(copy)
+    assert error.message == "a model with weights in pickles (.bin) alone"
+    assert "save_pretrained(" in str(error.hint)
+
+
+def test_weights_are_listed_by_their_current_names(copy: Path, tiny: Path) -> None:
+    names = BaseCheckpoint.from_folder(tiny).list_weights()
+    assert len(names) == len(load_file(tiny / "model.safetensors"))
+    assert {name.partition(".layers.")[0] for name in names if ".layers." in name} == {"model.language_model"}
+    split_into_shards(copy)
+    assert sorted(BaseCheckpoint.from_folder(copy).list_weights()) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +101,7 @@ def test_missing_weights_are_named(copy: Path) -> None:
 def test_a_broken_index_is_refused(copy: Path, content: str) -> None:
     (copy / "model.safetensors").unlink()
     (copy / INDEX).write_text(content)
-    assert load_broken(copy).message.startswith("weight index")
+    assert load_broken(copy).message.startswith(("weight index", f"{INDEX} cannot be read"))
 
 
 def test_the_fingerprint_depends_on_the_weights_alone(copy: Path, tiny: Path) -> None:

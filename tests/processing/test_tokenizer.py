@@ -80,9 +80,9 @@ def test_a_missing_file_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
 def test_a_broken_file_is_an_error_with_a_hint(tiny: Path, tmp_path: Path, name: str, content: str) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
     (folder / name).write_text(content)
-    with pytest.raises(LorgnetteError, match=r"tokenizer cannot be read: .") as caught:
+    with pytest.raises(LorgnetteError, match=r"(tokenizer|\w+\.json) cannot be read: .") as caught:
         TextTokenizer.from_folder(folder)
-    assert caught.value.where == str(folder)
+    assert str(caught.value.where).startswith(str(folder))
     assert caught.value.hint
 
 

@@ -18,6 +18,7 @@ import filelock
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_write, write_json
+from lorgnette.io.parse import parse_json, read_config
 
 DATA_FILE, IMAGE_FOLDER = "data.jsonl", "images"
 
@@ -28,7 +29,8 @@ class JournalRow:
 
     where: its file and number. file, position: where reading continues after it. records: its examples, as they go into
     data.jsonl. images: file name → [URL, hub whose token it needs, COCO id], URL "" for an image that came with the
-    row. message, hint: why the row cannot be used ("": it can).
+    row. message, hint: why the row cannot be used ("": it can). unread_keys: keys with content that
+    is not read.
     """
 
     where: str
@@ -38,6 +40,7 @@ class JournalRow:
     images: dict[str, list[Any]] = field(default_factory=dict)
     message: str = ""
     hint: str = ""
+    unread_keys: list[str] = field(default_factory=list)
 
 
 class Journal:
@@ -121,10 +124,9 @@ class Journal:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_config(folder / "state.json", "remove the folder")
+    except (OSError, LorgnetteError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _append_line(path: Path, value: Any) -> None:
@@ -143,6 +145,6 @@ def _read_lines(path: Path) -> Iterator[Any]:
             for line in file:
                 if not line.endswith("\n"):
                     return
-                yield json.loads(line)
-    except (FileNotFoundError, ValueError):
+                yield parse_json(line)
+    except (FileNotFoundError, UnicodeDecodeError, LorgnetteError):
         return

@@ -21,7 +21,8 @@ from lorgnette.data.row_location import DEFAULT_PROMPT, Row, RowLocation
 from lorgnette.data.splits import Split, count_shared_images, train_test_split
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
-from lorgnette.types import Example, Image, Problem, Turn
+from lorgnette.io.parse import parse_json
+from lorgnette.types import Example, Finding, Image, Problem
 
 DATASET_INFO = "dataset_info.json"
 TextChunks = Callable[[], Iterator[str]]
@@ -55,6 +56,8 @@ class PrepareResult:
     """Images in both parts: 0 unless split="tail"."""
     num_trimmed: int
     """As in `ExportResult`."""
+    remarks: tuple[Finding, ...] = ()
+    """What many rows have in common, such as keys that are not read."""
 
 
 def export(
@@ -111,8 +114,8 @@ def prepare(
     write_files({all_path: result.examples, train_path: train, test_path: test}, export_format, prompt)
     num_shared = count_shared_images(train, test) if split == "tail" else 0
     num_trimmed = count_trimmed(result.examples, export_format)
-    paths, problems = (all_path, train_path, test_path), tuple(result.problems)
-    return PrepareResult(*paths, len(train), len(test), problems, num_shared, num_trimmed)
+    paths, problems, remarks = (all_path, train_path, test_path), tuple(result.problems), tuple(result.remarks)
+    return PrepareResult(*paths, len(train), len(test), problems, num_shared, num_trimmed, remarks)
 
 
 def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: str) -> Iterator[Row]:
@@ -121,8 +124,7 @@ def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: 
         if isinstance(row, Problem):
             yield row
         else:
-            location = RowLocation(row.source, row.row, row.row)
-            yield from location.try_read(partial(_check_roundtrip, row, export_format, prompt))
+            yield from RowLocation.of_example(row).try_read(partial(_check_roundtrip, row, export_format, prompt))
 
 
 def count_trimmed(rows: Iterable[Example], export_format: ExportFormat) -> int:
@@ -153,7 +155,7 @@ def _normalize(example: Example) -> Example:
             return Image(Path(os.path.abspath(part.path)))
         return part
 
-    turns = tuple(Turn(turn.role, merge_parts(map(normalize_part, turn.parts))) for turn in example.turns)
+    turns = tuple(replace(turn, parts=merge_parts(map(normalize_part, turn.parts))) for turn in example.turns)
     return replace(example, turns=turns)
 
 
@@ -185,10 +187,10 @@ def _compare_existing(path: Path, chunks: TextChunks) -> bool | None:
     try:
         with path.open("rb") as file:
             is_same = all(file.read(len(chunk)) == chunk for chunk in map(str.encode, chunks())) and not file.read(1)
-        return is_same or (path.suffix == ".json" and json.loads(path.read_bytes()) == json.loads("".join(chunks())))
+        return is_same or (path.suffix == ".json" and parse_json(path.read_bytes()) == parse_json("".join(chunks())))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, LorgnetteError):
         return False
 
 

@@ -19,7 +19,13 @@ from typing import Any
 from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER, Journal, JournalRow
 from lorgnette.data.formats import captions, coco, llama_factory, stream_rows
 from lorgnette.data.formats.parquet import draw_sample, stream_parquet
-from lorgnette.data.remote_images import ImageFallback, RemoteImage, RemoteImages, download_images
+from lorgnette.data.remote_images import (
+    ImageFallback,
+    RemoteImage,
+    RemoteImages,
+    download_images,
+    find_name_collisions,
+)
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, sample_rows
 from lorgnette.data.text_files import read_json
 from lorgnette.errors import LorgnetteError, UsageError
@@ -28,6 +34,7 @@ from lorgnette.hub.download import OnProgress, ignore_progress
 from lorgnette.hub.http import HttpClient, RetryPolicy, redact_url
 from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write, write_json
+from lorgnette.io.parse import read_config
 from lorgnette.types import Example, Problem, Turn
 
 OnMessage = Callable[[str], None]
@@ -35,7 +42,7 @@ _ReadRow = tuple[int, tuple[int, int], list[Row]]
 """A row of a data set: its file, the position after it, its examples or problem."""
 _PROMPT = "\ue000prompt\ue000"
 """Stands for the prompt of captions while rows are read, because data.jsonl is read with any prompt."""
-_LASTING_FIELDS = ("revision", "num_rows", "num_examples", "num_images", "sources")
+_LASTING_FIELDS = ("revision", "num_rows", "num_examples", "num_images", "sources", "unread_keys")
 """Fields of a DownloadedDataset that are the same for a later call."""
 _DEFAULT_ID = re.compile(r"identity_\d+(_\d+)?")
 
@@ -54,7 +61,7 @@ class MissingRow:
 class DownloadedDataset:
     """num_rows, num_examples, num_images: in the folder. num_files, num_bytes: fetched by this call.
 
-    sources: number of images by where they came from.
+    sources: number of images by where they came from. unread_keys: number of rows by a key that is not read.
     """
 
     path: Path
@@ -66,6 +73,7 @@ class DownloadedDataset:
     num_bytes: int
     sources: dict[str, int]
     missing: tuple[MissingRow, ...]
+    unread_keys: dict[str, int] = field(default_factory=dict)
 
 
 def download_dataset(
@@ -107,7 +115,10 @@ def download_dataset(
             try:
                 rows = reader.read()
                 images = _list_known_images(rows)
+                collisions = find_name_collisions(images)
+                images = {name: image for name, image in images.items() if name not in collisions}
                 num_files, failures = download_images(images, journal, client, fallback, address.split, on_progress)
+                failures |= collisions
             finally:
                 journal.update_state(num_bytes=journal.num_bytes + client.num_bytes)
         problems = [_find_problem(row, failures) for row in rows]
@@ -203,7 +214,8 @@ class _Reader:
             name = dataset.word if has_splits or not dataset.split else None
         locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
         options = ReadOptions(_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate)
-        return path, replace(options, source=Path(file.path))
+        # data.jsonl keeps the blanks; they are removed when it is read.
+        return path, replace(options, source=Path(file.path), trim=False)
 
     def _read_in_order(self, dataset: HubDataset, images: RemoteImages) -> Iterator[_ReadRow]:
         """All rows in order, after those in the journal."""
@@ -246,8 +258,10 @@ def _build_row(
     usable = [row for row in examples if isinstance(row, Example)]
     names = dict.fromkeys(image.path.name for example in usable for image in example.images)
     remote = {name: images.images.get(name, RemoteImage("")) for name in names}
-    sources = {name: [image.url, image.hub, image.coco_id] for name, image in remote.items()}
-    return JournalRow(where, index, list(position), [_to_record(example) for example in usable], sources)
+    sources = {name: [image.url, image.hub, image.coco_id, image.written] for name, image in remote.items()}
+    records = [_to_record(example) for example in usable]
+    unread_keys = sorted({key for example in usable for key in example.unread_keys})
+    return JournalRow(where, index, list(position), records, sources, unread_keys=unread_keys)
 
 
 def _to_record(example: Example) -> dict[str, Any]:
@@ -256,7 +270,9 @@ def _to_record(example: Example) -> dict[str, Any]:
     try:
         record = captions.to_record(example, _PROMPT)
     except LorgnetteError:
-        return {**id_, "messages": [{"role": turn.role, "content": _list_parts(turn)} for turn in example.turns]}
+        marks = [{} if turn.has_loss else {"loss": False} for turn in example.turns]
+        turns = zip(example.turns, marks, strict=True)
+        return {**id_, "messages": [{"role": turn.role, "content": _list_parts(turn), **mark} for turn, mark in turns]}
     image_column = captions.IMAGE_COLUMNS[0]
     return {**id_, **record, image_column: f"{IMAGE_FOLDER}/{Path(record[image_column]).name}"}
 
@@ -298,7 +314,10 @@ def _write_result(
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     images = {name: journal.sources.get(name, journal.source) for row in rows for name in row.images}
     counts = (len(rows), len(records), len(images), num_files, num_bytes)
-    dataset = DownloadedDataset(out / DATA_FILE, journal.revision, *counts, dict(Counter(images.values())), missing)
+    unread_keys = Counter(key for row in rows for key in row.unread_keys)
+    dataset = DownloadedDataset(
+        out / DATA_FILE, journal.revision, *counts, dict(Counter(images.values())), missing, dict(unread_keys)
+    )  # fmt: skip
     manifest = {
         "source": journal.source,
         "arguments": arguments,
@@ -319,11 +338,11 @@ def _sum_image_bytes(out: Path, images: Iterable[str]) -> int:
 def _load_finished(out: Path, arguments: dict[str, Any]) -> DownloadedDataset | None:
     """The result of an earlier call with the same arguments, if all its files are still there."""
     try:
-        manifest = json.loads((out / "download.json").read_text(encoding="utf-8"))
+        manifest = read_config(out / "download.json", "remove the folder")
         is_whole = manifest["arguments"] == arguments and not manifest["num_missing"] and (out / DATA_FILE).is_file()
         if not is_whole or _sum_image_bytes(out, manifest["images"]) != manifest["image_bytes"]:
             return None
         fields = {name: manifest[name] for name in _LASTING_FIELDS}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, LorgnetteError, KeyError, TypeError):
         return None
     return DownloadedDataset(out / DATA_FILE, **fields, num_files=0, num_bytes=0, missing=())

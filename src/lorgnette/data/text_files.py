@@ -3,22 +3,34 @@
 Knows nothing about examples, columns or roles.
 """
 
-import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import BrokenRow, describe_type, parse_json, parse_rows
 
+__all__ = ["BrokenRow", "decode_text", "describe_type", "parse_json", "read_json", "read_lines"]
+MAX_LINE_LENGTH = 2**28
+"""Characters in a line: a row of .jsonl may hold images."""
+MAX_JSON_LENGTH = 2**31
+"""Characters in a .json, which is read whole and takes several times its size in memory."""
 _UTF8_HINT = "save the file as UTF-8 (in Excel: 'CSV UTF-8')"
 
 
 def read_lines(path: Path) -> Generator[str, None, None]:
-    """The lines with their line ends, so that quoted line breaks stay as they are; a BOM is dropped."""
+    """The lines with their line ends, so that quoted line breaks stay as they are; a BOM is dropped.
+
+    Raises LorgnetteError for a line that is not UTF-8 or longer than MAX_LINE_LENGTH.
+    """
     try:
         # surrogateescape: a strict decoder fails on a whole buffer and cannot name the line.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE_LENGTH + 1), ""), start=1):
+                if len(line) > MAX_LINE_LENGTH:
+                    message, hint = f"line {number} has more than {MAX_LINE_LENGTH:,} characters", "write shorter lines"
+                    raise LorgnetteError(message, where=f"{path}, line {number}", hint=hint)
                 try:
                     line.encode("utf-8")
                 except UnicodeEncodeError as error:
@@ -43,9 +55,9 @@ def decode_text(content: bytes, name: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The whole file as one JSON value."""
+    """The whole file as one JSON value; a row with a key twice is a BrokenRow in it."""
     try:
-        return parse_json("".join(read_lines(path)))
+        return parse_rows("".join(_read_limited(path)))
     except LorgnetteError as error:
         if error.where is not None:
             raise
@@ -53,21 +65,12 @@ def read_json(path: Path) -> Any:
         raise LorgnetteError(error.message, where=str(path), hint=f"correct the file there{advice}") from error
 
 
-def parse_json(text: str) -> Any:
-    """One JSON value. The error has the line and column; the caller adds the file's name."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"broken JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        raise LorgnetteError(message, hint="correct it there") from error
-    except RecursionError as error:
-        raise LorgnetteError("broken JSON: nested too deeply", hint="flatten it") from error
-    except ValueError as error:  # an integer of more than 4300 digits
-        raise LorgnetteError(f"broken JSON: {error}", hint="shorten the number") from error
-
-
-def describe_type(value: object) -> str:
-    """The type of a JSON value in words, for error messages."""
-    names: dict[type, str] = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
-    names |= {str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+def _read_limited(path: Path) -> Iterator[str]:
+    length = 0
+    for line in read_lines(path):
+        length += len(line)
+        if length > MAX_JSON_LENGTH:
+            message = f"the file has more than {MAX_JSON_LENGTH:,} characters"
+            hint = "write one object per line and name the file .jsonl: it is read row by row"
+            raise LorgnetteError(message, where=str(path), hint=hint)
+        yield line

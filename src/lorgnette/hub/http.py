@@ -9,7 +9,6 @@ about files or hubs.
 import datetime
 import email.utils
 import errno
-import json
 import math
 import os
 import random
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from lorgnette.errors import LorgnetteError, SourceError
+from lorgnette.io.parse import parse_json
 
 __all__ = ["HttpClient", "RetryPolicy", "SourceError", "TransientError"]
 
@@ -170,8 +170,8 @@ class HttpClient:
     def get_json(self, url: str, headers: Mapping[str, str]) -> Any:
         text = self.get_bytes(url, headers)
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(text)
+        except LorgnetteError as error:
             kind = "a web page" if text.lstrip()[:1] == b"<" else "something other than JSON"
             hint = "a login page of your network? check the proxy and the hub's address"
             raise SourceError(f"the hub answered with {kind}", where=redact_url(url), hint=hint) from error

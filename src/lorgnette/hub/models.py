@@ -4,7 +4,6 @@ Only what a model needs is fetched, small files first, so that a folder with wei
 hubs come through `download`, which resumes after a kill (Hugging Face's client begins again).
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from lorgnette.hub import huggingface, modelscope
 from lorgnette.hub.download import DownloadTask, OnProgress, download_all, ignore_progress
 from lorgnette.hub.http import HttpClient, RetryPolicy, explain_disk_error
 from lorgnette.hub.repository import HUB_TITLES, Repository, RepositoryFile, validate_name
+from lorgnette.io.parse import read_config
 
 HubChoice = Literal["auto", "hf", "modelscope"]
 _WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -107,9 +107,9 @@ def is_complete_model(folder: Path) -> bool:
     if (folder / "model.safetensors").is_file():
         return True
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = read_config(folder / "model.safetensors.index.json", "fetch it again")
         shards = set(index["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, LorgnetteError, KeyError, TypeError, AttributeError):
         return False
     return bool(shards) and all((folder / shard).is_file() for shard in shards)
 

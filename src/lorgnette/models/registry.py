@@ -28,3 +28,15 @@ def find_unsupported_feature(hf_config: HfConfig) -> str | None:
     """Why the fast engine cannot run this model, or None if it can. The reference engine may still run it."""
     reason: str | None = find_family(hf_config.get("model_type")).config_module.find_unsupported_feature(hf_config)
     return reason
+
+
+def find_absurd_value(hf_config: HfConfig) -> str | None:
+    """The first value of config.json that no model of the family has, or None. Checked before anything is allocated."""
+    reason: str | None = find_family(hf_config.get("model_type")).config_module.find_absurd_value(hf_config)
+    return reason
+
+
+def estimate_num_values(hf_config: HfConfig) -> int:
+    """About how many weights' values the model of config.json has, from sizes that `find_absurd_value` accepts."""
+    count: int = find_family(hf_config.get("model_type")).config_module.estimate_num_values(hf_config)
+    return count

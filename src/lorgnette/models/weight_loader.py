@@ -7,7 +7,6 @@ A destination may be a slice of a larger matrix: fused matrices are written in p
 twice. Weights have transformers' current names.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import read_tensor_entries
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
 
@@ -87,25 +86,19 @@ def load_weights_into(checkpoint: BaseCheckpoint, destinations: Mapping[str, Ten
 
 def _read_header(path: Path, checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     try:
-        # safetensors checks that the header and every byte it lists are in the file.
-        with safe_open(path, framework="pt"), open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _build_read_error(str(error), checkpoint) from error
-    entries.pop("__metadata__", None)
+        entries = read_tensor_entries(path)
+    except (LorgnetteError, OSError) as error:
+        raise _build_read_error(f"{path.name} {error}", checkpoint) from error
     tensors = {}
     for name, entry in entries.items():
-        if entry["dtype"] not in _DTYPES:
-            raise _build_read_error(f"{name} is stored as {entry['dtype']}", checkpoint)
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        tensors[name] = StoredTensor(path, start, end, _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        if entry.dtype not in _DTYPES:
+            raise _build_read_error(f"{name} is stored as {entry.dtype}", checkpoint)
+        tensors[name] = StoredTensor(path, entry.start, entry.end, _DTYPES[entry.dtype], entry.shape)
     return tensors
 
 
 def _build_read_error(why: str, checkpoint: BaseCheckpoint) -> LorgnetteError:
-    lines = why.strip().splitlines() or ["the file is empty"]
-    return LorgnetteError(f"weights cannot be loaded: {lines[0]}", where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
+    return LorgnetteError(f"weights cannot be loaded: {why}", where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
 
 
 @dataclass(frozen=True, slots=True)

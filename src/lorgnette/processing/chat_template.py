@@ -5,24 +5,24 @@ template; the processor puts the texts between the pieces afterwards.
 """
 
 import itertools
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
-
-import jinja2.ext
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from threading import Lock
+from typing import Any
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import MAX_CONFIG_BYTES, decode_utf8, read_config, read_limited, shorten
+from lorgnette.processing.template_sandbox import TemplateSandbox
 from lorgnette.types import Role
 
 # Noncharacters, which Unicode reserves for a program's own use (U+FDD0–U+FDEF): no template contains them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_MARK = re.compile(f"{_OPEN}(\\d{{1,9}}){_CLOSE}")
 
 _HINT = "use the whole Instruct checkpoint of a vision model"
+_BUDGET, _BUDGET_PER_PART = 2_000_000, 10_000
+"""Steps of a rendering, at most about a second. Qwen's templates take 1,000 and 500 per part of the conversation."""
 
 ConversationShape = tuple[tuple[Role, tuple[bool, ...]], ...]
 """A conversation as the template sees it: per turn its role and, per part, True for an image."""
@@ -32,15 +32,12 @@ class ChatTemplate:
     """A Jinja chat template, as the hub's checkpoints have it."""
 
     def __init__(self, source: str, where: str) -> None:
-        # The environment in which transformers renders chat templates (utils/chat_template_utils.py).
-        extensions = [jinja2.ext.loopcontrols]
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        environment.globals["raise_exception"] = _raise_exception
         self.source, self._where = source, where
+        self._sandbox, self._lock = TemplateSandbox(), Lock()
         try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise LorgnetteError(f"chat template cannot be read: {error}", where=where, hint=_HINT) from None
+            self._template = self._sandbox.compile_source(source)
+        except Exception as error:  # jinja2 and Python's compiler raise nearly anything for a hostile template
+            raise self._build_error("cannot be read", error) from None
         self.render = lru_cache(maxsize=256)(self._render)
 
     @classmethod
@@ -52,14 +49,14 @@ class ChatTemplate:
         for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
             if not path.exists():
                 continue
-            try:
-                text = path.read_text(encoding="utf-8")
-                source = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
-            except (ValueError, AttributeError) as error:
-                raise LorgnetteError(f"{path.name} cannot be read: {error}", where=str(path), hint=_HINT) from None
+            source: Any = _read_text(path) if path.suffix == ".jinja" else read_config(path, _HINT).get("chat_template")
             if isinstance(source, str):
                 return cls(source, str(path))
         raise LorgnetteError("checkpoint has no chat template", where=str(folder), hint=_HINT)
+
+    def _build_error(self, what: str, error: Exception) -> LorgnetteError:
+        reason = shorten(" ".join(str(error).split())) or type(error).__name__
+        return LorgnetteError(f"chat template {what}: {reason}", where=self._where, hint=_HINT)
 
     def _render(self, shape: ConversationShape, add_generation_prompt: bool) -> tuple[str | int, ...]:
         """The rendered conversation: strings are the template's own, a number n stands for the n-th text.
@@ -73,10 +70,11 @@ class ChatTemplate:
 
         messages = [{"role": role, "content": [mark(is_image) for is_image in parts]} for role, parts in shape]
         try:
-            rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except (TemplateError, TypeError) as error:  # TypeError: a text model's template, which concatenates contents
-            message = f"chat template refuses the conversation: {error}"
-            raise LorgnetteError(message, where=self._where, hint=_HINT) from None
+            with self._lock:
+                self._sandbox.budget = _BUDGET + _BUDGET_PER_PART * sum(1 + len(parts) for _, parts in shape)
+                rendered = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # the template is a program: it may raise anything
+            raise self._build_error("refuses the conversation", error) from None
         split = _MARK.split(rendered)
         pieces = tuple(int(piece) if i % 2 else piece for i, piece in enumerate(split) if i % 2 or piece)
         if [piece for piece in pieces if isinstance(piece, int)] != list(range(next(numbers))):
@@ -85,5 +83,9 @@ class ChatTemplate:
         return pieces
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _read_text(path: Path) -> str:
+    try:
+        return decode_utf8(read_limited(path, MAX_CONFIG_BYTES))
+    except LorgnetteError as error:
+        message = f"{path.name} cannot be read: {error.message}"
+        raise LorgnetteError(message, where=str(path), hint=_HINT) from None

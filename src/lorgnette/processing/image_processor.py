@@ -3,10 +3,11 @@
 An image of h × w patches becomes h·w/merge_size² tokens.
 """
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,11 @@ from jaxtyping import Float32, UInt8
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import read_config, shorten
 
 _HINT = "download the whole checkpoint again"
+_SIZES = {"patch_size": 256, "merge_size": 16, "temporal_patch_size": 16}
+"""Sizes in preprocessor_config.json, with the largest that is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +43,18 @@ class ImageProcessor:
         """Read the checkpoint's `preprocessor_config.json`. Raises LorgnetteError if it is missing or broken."""
         path = folder / "preprocessor_config.json"
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            patch_size, merge_size = int(config["patch_size"]), int(config["merge_size"])
-            mean, std = (tuple(map(float, config[name])) for name in ("image_mean", "image_std"))
-            temporal_patch_size = int(config["temporal_patch_size"])
-            if min(patch_size, merge_size, temporal_patch_size) < 1:
-                raise ValueError("a size below 1")
+            config = read_config(path, _HINT)
+            patch_size, merge_size, temporal_patch_size = (_read_size(config, name) for name in _SIZES)
+            mean, std = (_read_channels(config, name) for name in ("image_mean", "image_std"))
         except FileNotFoundError:
             raise LorgnetteError("preprocessor_config.json is missing", where=str(folder), hint=_HINT) from None
-        except (ValueError, KeyError, TypeError) as error:
-            message = f"preprocessor_config.json cannot be read: {error!r}"
+        except ValueError as error:
+            message = f"preprocessor_config.json cannot be read: {error}"
             raise LorgnetteError(message, where=str(path), hint=_HINT) from None
         token_side = patch_size * merge_size
         min_pixels, max_pixels = (count * token_side * token_side for count in settings.image_tokens)
         return cls(
-            patch_size, merge_size, temporal_patch_size, mean, std, settings.image_size, min_pixels, max_pixels  # type: ignore[arg-type]
+            patch_size, merge_size, temporal_patch_size, mean, std, settings.image_size, min_pixels, max_pixels
         )  # fmt: skip
 
     @property
@@ -104,3 +105,21 @@ class ImageProcessor:
         blocks = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
         frames_shape = (*blocks.shape[:5], self.temporal_patch_size, *blocks.shape[5:])
         return np.broadcast_to(blocks[:, :, :, :, :, None], frames_shape).reshape(rows * columns, -1)
+
+
+def _read_size(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if type(value) is not int or not 1 <= value <= _SIZES[name]:
+        raise ValueError(f"{name} is {shorten(repr(value))}, not a whole number from 1 to {_SIZES[name]}")
+    return value
+
+
+def _read_channels(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    """Three numbers from 0 to 1; 0 is no image_std."""
+    value: Any = config.get(name)
+    is_valid = isinstance(value, list) and len(value) == 3
+    is_valid = is_valid and all(type(item) in (int, float) and 0 <= item <= 1 for item in value)
+    if not is_valid or (name == "image_std" and 0 in value):
+        raise ValueError(f"{name} is {shorten(repr(value))}, not three numbers from 0 to 1")
+    red, green, blue = map(float, value)
+    return red, green, blue

@@ -5,7 +5,7 @@ stays a caption.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import MAX_CONFIG_BYTES, read_config, shorten
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
+MAX_VOCABULARY = 2**22
 _HINT = "download the whole checkpoint again"
 
 # The pre-tokenization of every Qwen2 and Qwen3 checkpoint (tokenization_qwen2.py of transformers). tokenizer.json
@@ -48,8 +50,11 @@ class TextTokenizer:
         except FileNotFoundError as error:
             message = f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}"
             raise LorgnetteError(message, where=str(folder), hint=_HINT) from None
+        except LorgnetteError:
+            raise
         except Exception as error:  # the tokenizers library raises nothing narrower
-            raise LorgnetteError(f"tokenizer cannot be read: {error}", where=str(folder), hint=_HINT) from None
+            reason = shorten(" ".join(str(error).split()))
+            raise LorgnetteError(f"tokenizer cannot be read: {reason}", where=str(folder), hint=_HINT) from None
         required = (IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN)
         if missing := [name for name in required if name not in tokenizer.control_tokens]:
             hint = "use the whole Instruct checkpoint of a vision model"
@@ -58,8 +63,8 @@ class TextTokenizer:
 
     @classmethod
     def _from_json(cls, path: Path) -> "TextTokenizer":
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        control_tokens = {token["content"]: token["id"] for token in config["added_tokens"]}
+        config = read_config(path, _HINT)
+        control_tokens = _read_control_tokens((token.get("id"), token) for token in config["added_tokens"])
         text_config = json.dumps({**config, "added_tokens": [], "post_processor": None})
         return cls(Tokenizer.from_str(text_config), control_tokens)
 
@@ -67,16 +72,18 @@ class TextTokenizer:
     def _from_vocabulary(cls, folder: Path) -> "TextTokenizer":
         files = folder / "vocab.json", folder / "merges.txt"
         for path in files:
-            path.open("rb").close()  # so that an error names the file: the tokenizers library does not
+            size = path.stat().st_size  # an error names the missing file: the tokenizers library does not
+            if size > MAX_CONFIG_BYTES:
+                raise LorgnetteError(f"{path.name} has {size:,} bytes", where=str(path), hint=_HINT)
         text = Tokenizer(models.BPE.from_file(*map(str, files)))
         text.normalizer = normalizers.NFC()
         split_words = pre_tokenizers.Split(Regex(_PRETOKENIZE_REGEX), behavior="isolated")
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         text.pre_tokenizer = pre_tokenizers.Sequence([split_words, to_bytes])
         text.decoder = decoders.ByteLevel()
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        control_tokens = {token["content"]: int(id_) for id_, token in config["added_tokens_decoder"].items()}
-        return cls(text, control_tokens)
+        config = read_config(folder / "tokenizer_config.json", _HINT)
+        tokens = config["added_tokens_decoder"].items()
+        return cls(text, _read_control_tokens((int(id_), token) for id_, token in tokens))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; the names of control tokens in it are text too."""
@@ -91,3 +98,16 @@ class TextTokenizer:
         # Text ids are decoded together: a character may be spread over several.
         runs = groupby(ids, key=self._control_names.get)
         return "".join(name * len(list(run)) if name else self._text.decode(list(run)) for name, run in runs)
+
+
+def _read_control_tokens(tokens: Iterable[tuple[Any, Mapping[str, Any]]]) -> dict[str, int]:
+    """Name → id. Raises ValueError for a token without a name, or with an id that no vocabulary has."""
+    control_tokens: dict[str, int] = {}
+    for id_, token in tokens:
+        name = token["content"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"token {id_} has the content {name!r}")
+        if type(id_) is not int or not 0 <= id_ < MAX_VOCABULARY:
+            raise ValueError(f"{name} has the id {id_!r}")
+        control_tokens[name] = id_
+    return control_tokens

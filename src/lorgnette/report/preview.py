@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from lorgnette.io.shell import escape_controls
 from lorgnette.processing.token_spans import TokenSpan
 from lorgnette.report.draw_boxes import Box, draw_boxes
 from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
@@ -62,14 +63,15 @@ def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
     """Print with colors; on a console without, put trained text in brackets and only name the images."""
     is_plain = console.color_system is None
     for row in rows:
-        console.print(Text(f"\n{row.where}" + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
+        where = escape_controls(f"\n{row.where}")
+        console.print(Text(where + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
         if row.problem:
-            console.print(Text(row.problem, "red"), soft_wrap=True)
+            console.print(Text(escape_controls(row.problem), "red"), soft_wrap=True)
         for image in row.images:
             if not is_plain:
                 image_with_boxes = draw_boxes(image.resized, row.boxes)
                 console.print(render_half_blocks(image_with_boxes, min(_MAX_COLUMNS, console.width)))
-            console.print(Text(describe_image(image), "dim"), soft_wrap=True)
+            console.print(Text(escape_controls(describe_image(image)), "dim"), soft_wrap=True)
         for number, box in enumerate(row.boxes, start=1):
             console.print(Text(f"box {number}: {box}", "dim"), soft_wrap=True)
         console.print(bracket_spans(row.spans) if is_plain else color_spans(row.spans), soft_wrap=is_plain)
@@ -100,7 +102,8 @@ def describe_image(image: PreviewImage) -> str:
 
 def format_span(span: TokenSpan) -> str:
     """Shorten an image's tokens to one token and their number; make newlines visible."""
-    return f"{span.text}×{span.num_tokens}" if span.kind == "image" else span.text.replace("\n", "↵\n")
+    text = f"{span.text}×{span.num_tokens}" if span.kind == "image" else span.text.replace("\n", "↵\n")
+    return escape_controls(text)
 
 
 def color_spans(spans: Sequence[TokenSpan]) -> Text:

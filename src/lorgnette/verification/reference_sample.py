@@ -4,19 +4,19 @@ Re-run it to check an adapter. Different token ids mean different preprocessing;
 weights. The image comes with this package, so an adapter never contains a training image.
 """
 
-import json
 import shutil
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.engine.base import Engine
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_json
+from lorgnette.io.parse import read_config
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, Turn
@@ -27,6 +27,8 @@ IMAGE_FILE, SAMPLE_FILE = "reference_sample.png", "reference_sample.json"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """Largest difference, in nats per token, between the loss recorded by an engine of this dtype and the loss in float32.
 Measured with the built-in model on a CPU: 3e-7 and 6e-4; the loss without the adapter differs by 0.95."""
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class ReferenceSample(BaseModel):
@@ -41,8 +43,8 @@ class ReferenceSample(BaseModel):
     format: Literal[1] = 1
     prompt: str
     processor: ProcessorSettings
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    prompt_ids: tuple[TokenId, ...]
+    answer_ids: tuple[TokenId, ...]
     loss: float
     dtype: Literal["float32", "bfloat16"]
 
@@ -56,8 +58,8 @@ class ReferenceSample(BaseModel):
         if missing:
             raise LorgnetteError(f"{missing[0]} is missing", where=str(adapter), hint=hint)
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+            return cls.model_validate(read_config(path, hint))
+        except ValidationError as error:
             reason = str(error).splitlines()[0]
             raise LorgnetteError(f"{SAMPLE_FILE} cannot be read: {reason}", where=str(path), hint=hint) from None
 

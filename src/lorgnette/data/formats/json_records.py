@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.data.row_location import Row, RowCounter, RowLocation
-from lorgnette.data.text_files import describe_type, parse_json, read_json, read_lines
+from lorgnette.data.text_files import BrokenRow, describe_type, parse_json, read_json, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
+_OPENINGS = ("{", "[", "[{")
+"""The first line of JSON that is printed for people."""
 RecordReader = Callable[[Mapping[str, Any], RowLocation], list[Example]]
 
 
@@ -24,6 +26,10 @@ def read_records(path: Path, counter: RowCounter, read: RecordReader) -> Iterato
         with closing(read_lines(path)) as text:
             for row, line in enumerate(text, start=1):
                 if line.strip():
+                    if counter.count == 0 and line.strip() in _OPENINGS:
+                        message = "an object goes over several lines, but a .jsonl has one in each line"
+                        hint = "write each in one line (jq -c .), or name a file that is one list .json"
+                        raise LorgnetteError(message, where=f"{counter.source}, line {row}", hint=hint)
                     location = counter.next(row)
                     yield from location.try_read(partial(_read_line, line, location, read))
     else:
@@ -47,6 +53,8 @@ def _read_line(line: str, location: RowLocation, read: RecordReader) -> list[Exa
 
 
 def _read_item(item: object, location: RowLocation, read: RecordReader) -> list[Example]:
+    if isinstance(item, BrokenRow):
+        raise LorgnetteError(item.message, hint="remove one of the two")
     if not isinstance(item, dict):
         hint = "write {…} per row (one list in all: name it .json)"
         raise LorgnetteError(f"the row is {describe_type(item)}, not an object", hint=hint)

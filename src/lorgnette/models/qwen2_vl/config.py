@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import describe_type, shorten
 from lorgnette.kernels import MAX_GROUP_SIZE
 from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
 
@@ -20,6 +21,27 @@ LABELS_PER_CHUNK = 2048
 VISION_ROPE_THETA = 10000.0
 _DEFAULT_MLP_RATIO = 4  # transformers' default
 _WITH_BIAS = ("q_proj", "k_proj", "v_proj")
+_Limits = Mapping[str, tuple[int | float, int | float]]
+_TEXT_LIMITS: _Limits = {
+    "hidden_size": (1, 2**16), "num_hidden_layers": (1, 512), "num_attention_heads": (1, 1024),
+    "num_key_value_heads": (1, 1024), "intermediate_size": (1, 2**18), "vocab_size": (1, 2**22),
+    "max_position_embeddings": (1, 2**32), "rms_norm_eps": (1e-12, 1.0), "rope_theta": (1.0, 1e12),
+}  # fmt: skip
+_VISION_LIMITS: _Limits = {
+    "depth": (1, 512), "embed_dim": (1, 2**14), "num_heads": (1, 256), "mlp_ratio": (0.01, 64.0),
+    "hidden_size": (1, 2**16), "patch_size": (1, 256), "spatial_merge_size": (1, 16), "temporal_patch_size": (1, 16),
+    "in_channels": (1, 16), "in_chans": (1, 16), "num_hidden_layers": (1, 512), "num_attention_heads": (1, 256),
+}  # fmt: skip
+"""Fields of config.json with the least and the largest value; whole numbers if the limits are."""
+_OPTIONAL = ("num_key_value_heads",)  # null: as many as num_attention_heads
+_DEFAULT_SIZES = {
+    "hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 29568, "vocab_size": 152064, "depth": 32,
+    "embed_dim": 1280,
+}  # fmt: skip
+"""transformers', where config.json does not say."""
+_ATTENTION_KEYS = ("_attn_implementation", "attn_implementation")
+_ATTENTION_NAMES = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
+"""transformers fetches and runs any other name as a kernel of the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,52 @@ def find_unsupported_feature(config: HfConfig) -> str | None:
         return f"config.json has no {error.args[0]}"
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         return f"config.json has an unexpected value: {error!r}"
+
+
+def find_absurd_value(config: HfConfig) -> str | None:
+    """The first value of config.json that no model of this family has, or None."""
+    return next(_list_absurd_values(config), None)
+
+
+def estimate_num_values(config: HfConfig) -> int:
+    """About how many values the weights have: matrices of layers and vision blocks, and the embedding."""
+    text = {**_DEFAULT_SIZES, **_get_text_section(config)}
+    vision = {**_DEFAULT_SIZES, **(config.get("vision_config") or {})}
+    C, F = text["hidden_size"], text["intermediate_size"]
+    layer, block = 2 * C * C + 3 * C * F, 4 * vision["embed_dim"] ** 2
+    values: int = text["vocab_size"] * C + text["num_hidden_layers"] * layer + vision["depth"] * block
+    return values
+
+
+def _list_absurd_values(config: HfConfig) -> Iterator[str]:
+    for name in ("text_config", "vision_config", "rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(name) or {}, dict):
+            yield f"{name} is {describe_type(config[name])}, not an object"
+    text, vision = _get_text_section(config), config.get("vision_config") or {}
+    yield from _list_values_beyond(_TEXT_LIMITS, text)
+    yield from _list_values_beyond(_VISION_LIMITS, vision)
+    for tree in (config, text, vision):
+        for name in _ATTENTION_KEYS:
+            if tree.get(name) not in _ATTENTION_NAMES:
+                yield f"{name} is {shorten(repr(tree[name]))}, not one of {', '.join(map(str, _ATTENTION_NAMES[1:]))}"
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = text.get(name) or {}
+        if not isinstance(rope, dict):
+            yield f"{name} is {describe_type(rope)}, not an object"
+        yield from _list_values_beyond({"rope_theta": _TEXT_LIMITS["rope_theta"]}, rope)
+        section = rope.get("mrope_section", [1, 1, 1])
+        if not isinstance(section, list) or len(section) != 3 or any(type(n) is not int or n < 0 for n in section):
+            yield f"mrope_section is {shorten(repr(section))}, not three whole numbers from 0"
+
+
+def _list_values_beyond(limits: _Limits, tree: HfConfig) -> Iterator[str]:
+    for name, (low, high) in limits.items():
+        value: Any = tree.get(name)
+        is_whole = isinstance(low, int)
+        is_number = type(value) is int or (type(value) is float and not is_whole)
+        if name in tree and not (is_number and low <= value <= high) and (value is not None or name not in _OPTIONAL):
+            kind = "a whole number" if is_whole else "a number"
+            yield f"{name} is {shorten(repr(value))}, not {kind} from {low:g} to {high:g}"
 
 
 def _list_unsupported_features(config: HfConfig) -> Iterator[str]:
