@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 
-.PHONY: setup demo test test-fast check fix bench docs clean
+.PHONY: setup demo test test-fast test-kills check fix bench docs clean
 
 demo: .venv/.run
 	$(BIN)/lorgnette demo
@@ -19,7 +19,12 @@ test: .venv/.dev .venv/.system
 
 # For the inner loop: under a minute, without the tests that take seconds each.
 test-fast: .venv/.dev
-	$(TEST) -m "not slow" --ignore tests/e2e --ignore tests/parity --ignore tests/tools
+	$(TEST) -m "not slow" --ignore tests/e2e --ignore tests/kills --ignore tests/parity --ignore tests/tools
+
+# A short training is killed before, in and after each of its 1,500 file-system calls: 15 minutes of one core.
+test-kills: .venv/.dev
+	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
+	  status=$$?; rm -rf $$folder; exit $$status
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -64,6 +64,7 @@ SLOW = [
     "tests/test_docs.py::test_a_guides_commands_run",
     "tests/hub/test_recipe_from_hubs.py",
     "tests/e2e/test_resume.py",
+    "tests/kills/",
     "tests/parity/",
     "tests/commands/test_verify.py",
     "tests/e2e/",

@@ -1,0 +1,357 @@
+"""Kills a short training at each of its file-system calls, recovers it, and compares the result.
+
+    python kill_points.py FOLDER [--sample N] [--only TEXT] [--break] [--jobs N]
+
+A point is a call (open for writing, write, fsync, replace, mkdir, unlink, flock, …) in the run folder or the feature
+cache, with a moment: before it, in the middle of it (a write), or after it. At a point the process kills itself with
+SIGKILL. Then the same command runs again, or `train --resume` if the run can be resumed, and adapter, best adapter,
+checkpoints, answers and log must equal those of the run that nobody killed.
+
+Three scenarios: a new run; a resumed run, whose first process was killed in a checkpoint; a finished run that is
+resumed, which replaces what it wrote. --sample takes N points spread over all of them, --only those whose name holds
+TEXT. --break writes the checkpoints of a new run without atomicity, so that the comparison must fail.
+
+Every run is forked from this process, which has imported everything. Prints a JSON object.
+"""
+
+import argparse
+import builtins
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+import safetensors.torch
+import torch
+
+from lorgnette.cli import main
+from lorgnette.report import run_log
+from lorgnette.training import checkpoint, run  # noqa: F401 - imported before the forks
+
+COLORS = ["red", "green", "blue", "yellow", "black"]
+SETTINGS = [
+    "model=demo", "engine=fast", "run=run", "image_size=28", "lora.rank=2", "lora.dropout=0.1", "data.holdout=2",
+    "train.batch_size=1", "train.epochs=1", "train.save_steps=1", "train.eval_steps=1", "train.logging_steps=1",
+    "train.learning_rate=0.001", "predict.max_new_tokens=1", "report_to=none",
+]  # fmt: skip
+CLOCK = ("seconds", "tokens_per_s", "data_wait")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Point(NamedTuple):
+    scenario: str
+    call: str
+    moment: str
+
+
+class FileCalls:
+    """The file-system calls of this process below a folder: their names, in order; one of them kills it."""
+
+    def __init__(self, folder: Path, kill_at: Point | None) -> None:
+        self._folder, self._kill_at = os.path.realpath(folder), kill_at
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.points: list[tuple[str, str]] = []
+
+    def run(self, name: str, path: Any, call: Callable[[], Any], tear: Callable[[], object] | None = None) -> Any:
+        """call(), with a point before and after it; tear: does half of it."""
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        if not path.startswith(self._folder + os.sep):
+            return call()
+        place = re.sub(r"\.\d+\.(?=part|old)", ".PID.", os.path.relpath(path, self._folder))
+        with self._lock:
+            self._counts[f"{name} {place}"] += 1
+            key = f"{name} {place} {self._counts[f'{name} {place}']}"
+            self.points += [(key, "before"), *([(key, "during")] if tear else []), (key, "after")]
+        moment = self._kill_at.moment if self._kill_at is not None and self._kill_at.call == key else ""
+        if moment == "before":
+            kill_self()
+        if moment == "during":
+            assert tear is not None
+            tear()
+            kill_self()
+        try:
+            return call()
+        finally:
+            if moment == "after":
+                kill_self()
+
+    def install(self) -> None:
+        """Put a point around every function through which Python changes files."""
+        for name in ("mkdir", "rmdir", "unlink", "remove", "replace", "rename", "chmod", "utime", "truncate"):
+            self._wrap(os, name, lambda path, *_, dir_fd=None, **__: find_path(path, dir_fd))
+        for name in ("fsync", "ftruncate", "pwrite"):
+            self._wrap(os, name, lambda descriptor, *_: find_path(descriptor))
+        self._wrap(fcntl, "flock", lambda file, *_: find_path(file if isinstance(file, int) else file.fileno()))
+        self._wrap_os_open()
+        self._wrap_open()
+        self._wrap_safetensors()
+
+    def _wrap_os_open(self) -> None:
+        os_open = os.open
+
+        def open_descriptor(path: Any, flags: int, *more: Any, dir_fd: int | None = None) -> int:
+            call = partial(os_open, path, flags, *more, dir_fd=dir_fd)
+            return self.run("open", find_path(path, dir_fd), call) if flags & WRITING else call()  # type: ignore[no-any-return]
+
+        os.open = open_descriptor  # type: ignore[assignment]
+
+    def _wrap_open(self) -> None:
+        """Files for writing are built from the same parts as Python's own, with points in the lowest."""
+        plain_open, calls = io.open, self
+
+        class File(io.FileIO):
+            def write(self, data: Any) -> Any:
+                content = memoryview(data).cast("B")
+                write = super().write
+                half = partial(write, content[: len(content) // 2])
+                return calls.run("write", find_path(self.fileno()), partial(write, content), half)
+
+            def truncate(self, size: Any = None) -> Any:
+                return calls.run("truncate", find_path(self.fileno()), partial(super().truncate, size))
+
+        def open_file(
+            file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, errors: str | None = None,
+            newline: str | None = None, closefd: bool = True, opener: Any = None,
+        ) -> Any:  # fmt: skip
+            if isinstance(file, int) or not set(mode) & set("wax+"):
+                return plain_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+            # With an opener, the point is around its os.open.
+            make = partial(File, file, mode.replace("t", "").replace("b", ""), opener=opener)
+            raw = make() if opener else calls.run("open", find_path(file), make)
+            binary = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+            return binary if "b" in mode else io.TextIOWrapper(binary, encoding, errors, newline)
+
+        io.open = builtins.open = open_file  # type: ignore[assignment]
+
+    def _wrap_safetensors(self) -> None:
+        """It writes without Python."""
+        serialize = safetensors.torch.serialize_file
+
+        def serialize_file(tensors: Any, path: Any, **options: Any) -> None:
+            write = partial(serialize, tensors, path, **options)
+
+            def tear() -> None:
+                write()
+                os.truncate(path, os.path.getsize(path) // 2)
+
+            self.run("serialize", find_path(path), write, tear)
+
+        safetensors.torch.serialize_file = serialize_file
+
+    def _wrap(self, module: Any, name: str, locate: Callable[..., str]) -> None:
+        function = getattr(module, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            return self.run(name, locate(*arguments, **options), lambda: function(*arguments, **options))
+
+        setattr(module, name, wrapped)
+
+
+def find_path(path: Any, dir_fd: int | None = None) -> str:
+    """The path of a file: given as such, relative to an open folder, or as a descriptor."""
+    if isinstance(path, int):
+        return os.readlink(f"/proc/self/fd/{path}").removesuffix(" (deleted)")
+    folder = os.getcwd() if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
+    return os.path.join(folder, os.fspath(path))
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+class Outcome(NamedTuple):
+    """status: as a shell's; negative for a signal."""
+
+    status: int
+    output: str
+    points: list[tuple[str, str]]
+
+
+def run_command(words: Sequence[str], folder: Path, kill_at: Point | None = None, *, broken: bool = False) -> Outcome:
+    """Run `lorgnette WORDS` in a forked process and in `folder`, whose run and cache are watched."""
+    files = {name: folder / name for name in ("output.txt", "points.json")}
+    for path in files.values():
+        path.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            status = run_child(words, folder, files, kill_at, broken)
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    points = json.loads(files["points.json"].read_text()) if files["points.json"].exists() else []
+    return Outcome(os.waitstatus_to_exitcode(status), files["output.txt"].read_text(), [tuple(p) for p in points])
+
+
+def run_child(words: Sequence[str], folder: Path, files: dict[str, Path], kill_at: Point | None, broken: bool) -> int:
+    output = os.open(files["output.txt"], os.O_WRONLY | os.O_CREAT, 0o666)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", buffering=1) for number in (1, 2))  # noqa: SIM115
+    os.chdir(folder)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "watched" / "cache")
+    if broken:
+        checkpoint.atomic_folder = write_in_place  # type: ignore[assignment]
+    calls = FileCalls(folder / "watched", kill_at)
+    calls.install()
+    sys.argv = ["lorgnette", *words]
+    status: Any = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        status = exit_.code
+    files["points.json"].write_text(json.dumps(calls.points))
+    return int(status or 0)
+
+
+@contextlib.contextmanager
+def write_in_place(path: Path) -> Iterator[Path]:
+    """What `atomic_folder` must not be."""
+    path.mkdir(parents=True)
+    yield path
+
+
+def recover(folder: Path, new: Sequence[str], *, broken: bool = False) -> Outcome:
+    """What a user does: resume the run if it can be resumed, else the same command."""
+    can_resume = (folder / "watched" / "run" / "config.yaml").exists()
+    return run_command(["train", "--resume", "watched/run"] if can_resume else new, folder, broken=broken)
+
+
+def describe(run_folder: Path) -> dict[str, Any]:
+    """All of a run that does not depend on the clock or on its path."""
+    names = ("adapter/*", "best/*", "checkpoints/*/adapter*", "predictions.jsonl")
+    files = [path for name in names for path in run_folder.glob(name)]
+    records = [record for record in run_log.read_log(run_folder / "log.jsonl") if "step" in record]
+    return {
+        **{str(path.relative_to(run_folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)},
+        "log": [{key: record[key] for key in sorted(record) if key not in CLOCK} for record in records
+                if record["kind"] != "event"],
+        "files": sorted(path.name for path in run_folder.iterdir()),
+        "checkpoints": sorted(path.name for path in (run_folder / "checkpoints").iterdir()),
+    }  # fmt: skip
+
+
+class Harness:
+    """broken: checkpoints are written without atomicity."""
+
+    def __init__(self, folder: Path, *, broken: bool) -> None:
+        self.folder, self.broken = folder, broken
+        for color in COLORS:
+            PIL.Image.new("RGB", (70, 60), color).save(folder / f"{color}.png")
+        rows = "".join(f"{color}.png,a {color} field\n" for color in COLORS)
+        (folder / "captions.csv").write_text(f"image_path,caption\n{rows}")
+        settings = [word.replace("run=run", "run=watched/run") for word in SETTINGS]
+        self._new = ["train", f"data={folder / 'captions.csv'}", *settings]
+        self._bases: dict[str, Path] = {}
+        self.expected: dict[str, Any] = {}
+        self._num_folders = 0
+
+    def record(self) -> list[Point]:
+        """Run every scenario to its end; its points, in order."""
+        folder = self._make_folder("new")
+        points = self._record("new", folder, run_command(self._new, folder, broken=self.broken))
+        if self.broken:
+            return points
+
+        # The first process of the resumed run was killed while it wrote the second checkpoint.
+        killed = self._make_folder("new")
+        [*_, second] = [point for point in points if point.moment == "during" and "000002.PID.part/state" in point.call]
+        assert run_command(self._new, killed, second).status == -signal.SIGKILL
+        self._bases = {"resumed": killed, "finished": folder}
+        for scenario in self._bases:
+            folder = self._make_folder(scenario)
+            points += self._record(scenario, folder, recover(folder, self._new))
+        return points
+
+    def _record(self, scenario: str, folder: Path, outcome: Outcome) -> list[Point]:
+        assert outcome.status == 0, (scenario, outcome.output)
+        found = describe(folder / "watched" / "run")
+        assert self.expected in ({}, found), scenario
+        self.expected = found
+        return [Point(scenario, *point) for point in outcome.points]
+
+    def check(self, point: Point) -> str:
+        """Kill, recover, compare. Returns what is wrong; "" if nothing."""
+        folder = self._make_folder(point.scenario)
+        if point.scenario == "new":
+            killed = run_command(self._new, folder, point, broken=self.broken)
+        else:
+            killed = run_command(["train", "--resume", "watched/run"], folder, point, broken=self.broken)
+        if killed.status != -signal.SIGKILL:
+            return f"was not killed: status {killed.status}: {killed.output}"
+        recovered = recover(folder, self._new, broken=self.broken)
+        if recovered.status:
+            return f"not recovered: status {recovered.status}: {recovered.output}"
+        found = describe(folder / "watched" / "run")
+        shutil.rmtree(folder)
+        different = [name for name in self.expected | found if self.expected.get(name) != found.get(name)]
+        return f"different: {', '.join(different)}" if different else ""
+
+    def _make_folder(self, scenario: str) -> Path:
+        self._num_folders += 1
+        folder = self.folder / str(self._num_folders)
+        if scenario == "new":
+            (folder / "watched").mkdir(parents=True)
+        else:
+            shutil.copytree(self._bases[scenario], folder)
+        return folder
+
+
+def select_spread(points: list[Point], count: int | None) -> list[Point]:
+    if count is None or count >= len(points):
+        return points
+    return [points[(2 * i + 1) * len(points) // (2 * count)] for i in range(count)]
+
+
+def check_all(harness: Harness, points: list[Point], jobs: int) -> dict[Point, str]:
+    done: list[Point] = []
+
+    def check(point: Point) -> str:
+        fault = harness.check(point)
+        done.append(point)
+        if fault or len(done) % 50 == 0:
+            sys.stderr.write(f"{len(done)} of {len(points)} {fault and (*point, fault)}\n")
+            sys.stderr.flush()
+        return fault
+
+    if jobs == 1:
+        return {point: check(point) for point in points}
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(zip(points, pool.map(check, points), strict=True))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--break", dest="broken", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    harness = Harness(arguments.folder.resolve(), broken=arguments.broken)
+    all_points = harness.record()
+    selected = [point for point in all_points if arguments.only in " ".join(point)]
+    checked = check_all(harness, select_spread(selected, arguments.sample), arguments.jobs)
+    faults = {" ".join(point): fault for point, fault in checked.items() if fault}
+    counts = Counter(point.scenario for point in all_points)
+    result = {"points": counts, "checked": len(checked), "faults": faults}
+    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    sys.exit(bool(faults))
