@@ -50,7 +50,8 @@ class Example:
 
     row: its place in the source file: the line of a CSV or JSONL file, or the 1-based item of a JSON list.
     unread_keys: keys of the row with content that was not read; a turn's key is written "messages[].name".
-    is_trimmed: blanks around a text of the row were removed.
+    is_trimmed: blanks around a text of the row were removed. sheet_row: the row that a spreadsheet shows for a row of a
+    CSV, if cells with several lines make it another (0: the same).
     """
 
     id: str
@@ -59,6 +60,7 @@ class Example:
     row: int
     unread_keys: tuple[str, ...] = field(default=(), compare=False)
     is_trimmed: bool = field(default=False, compare=False)
+    sheet_row: int = field(default=0, compare=False)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -66,7 +68,12 @@ class Example:
 
     @property
     def where(self) -> str:
-        return f"{self.source}, row {self.row}"
+        return f"{self.source}, {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Its row in the source, for people."""
+        return format_row(self.row, self.sheet_row)
 
     @property
     def reference(self) -> str:
@@ -91,7 +98,8 @@ class Example:
 class Problem:
     """A row that cannot be used: its place, what is wrong, and what to do.
 
-    where: a place outside of the row that the message ends with in brackets, such as the path of an image.
+    where: a place outside of the row that the message ends with in brackets, such as the path of an image. sheet_row:
+    as in `Example`.
     """
 
     source: Path
@@ -99,6 +107,12 @@ class Problem:
     message: str
     hint: str
     where: str = ""
+    sheet_row: int = 0
+
+    @property
+    def place(self) -> str:
+        """Its row in the source, for people."""
+        return format_row(self.row, self.sheet_row)
 
     @property
     def fact(self) -> str:
@@ -106,7 +120,12 @@ class Problem:
         return self.message.removesuffix(f" ({self.where})")
 
     def __str__(self) -> str:
-        return f"{self.source}, row {self.row}: {self.message}; {self.hint}"
+        return f"{self.source}, {self.place}: {self.message}; {self.hint}"
+
+
+def format_row(row: int, sheet_row: int) -> str:
+    """A row of a file for people. sheet_row: the row that a spreadsheet shows; 0: the same."""
+    return f"row {row} (row {sheet_row} in a spreadsheet)" if sheet_row else f"row {row}"
 
 
 FindingKind = Literal[
@@ -127,7 +146,7 @@ class Finding:
 
     @classmethod
     def for_example(cls, example: Example, kind: FindingKind, message: str, hint: str, *images: Path) -> "Finding":
-        return cls(kind, Problem(example.source, example.row, message, hint), images)
+        return cls(kind, Problem(example.source, example.row, message, hint, sheet_row=example.sheet_row), images)
 
     @property
     def is_blocking(self) -> bool:

@@ -256,3 +256,13 @@ def test_a_folder_of_something_else_is_called_what_it_is(tmp_path: Path, name: s
     write_captions(tmp_path, "metadata.csv", "1")
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,1\n")
     assert len(list(read(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("value", [GOOD[0], GOOD])
+def test_json_printed_for_people_is_one_error_of_a_jsonl(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" + json.dumps(value, indent=2))
+    with pytest.raises(LorgnetteError, match=r"over several lines.*a\.jsonl, line 2 · .*\.json"):
+        list(read(path))
+    path.write_text(json.dumps(GOOD[0]) + "\n{\n")
+    assert [isinstance(row, Problem) for row in read(path)] == [False, True], "a broken line further down is its row's"

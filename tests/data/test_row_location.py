@@ -1,14 +1,17 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorgnette.data.checks.scan import scan
+from lorgnette.data.dataset import read
 from lorgnette.data.image_resolver import CannotExtractError
 from lorgnette.data.row_location import ReadOptions, RowCounter, RowLocation, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Example, Problem
+from lorgnette.types import Example, Finding, Problem
 
 LOCATION = RowLocation(Path("/data/a.jsonl"), 7, 3)
 
@@ -79,3 +82,17 @@ def test_sampling_holds_only_the_sample() -> None:
 
     assert len(sample_rows((Row() for _ in range(2000)), 10, 0)) == 10
     assert most <= 13
+
+
+def test_a_row_of_a_csv_has_the_number_of_a_spreadsheet_too(make_image: Callable[..., Path]) -> None:
+    """After a cell with several lines the numbers of lines and rows differ."""
+    path = make_image("a.png").with_name("a.csv")
+    rows = ['a.png,"two\nlines"', "", "a.png,one", "none.png,x", 'a.png,"b"c', "a.png,"]
+    path.write_text("\n".join(["image_path,caption", *rows]) + "\n")
+    scanned = scan(read(path))
+    places = [row.place for row in [*scanned.examples, *scanned.problems]]
+    assert places[0] == "row 2"
+    assert places[1:] == [f"row {line} (row {line - 1} in a spreadsheet)" for line in (5, 6, 7, 8)]
+    assert f"{path}, row 6 (row 5 in a spreadsheet): image is missing" in str(scanned.problems[0])
+    finding = Finding.for_example(scanned.examples[1], "tiny", "small", "do")
+    assert finding.problem.place == places[1]

@@ -145,7 +145,7 @@ def test_json() -> None:
     assert [finding["kind"] for finding in result["findings"]] == ["unusable", "tiny"]
     assert result["findings"][1] == {
         "kind": "tiny", "is_blocking": False, "source": "a.csv", "row": 3, "message": "message", "hint": "hint",
-        "where": "", "images": ["p.jpg"],
+        "where": "", "sheet_row": 0, "images": ["p.jpg"],
     }  # fmt: skip
     assert result["token_stats"]["histogram"][1] == [100, 110, 4]
     assert result["scripts"]["Latin"] == {"answers": 399, "first": {"source": "a.csv", "row": 7}}

@@ -59,7 +59,7 @@ def preview(
 
 def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
     if isinstance(row, Problem):
-        return PreviewRow(f"row {row.row}", f"{row.message}; {row.hint}")
+        return PreviewRow(row.place, f"{row.message}; {row.hint}")
     images = []
     try:
         encoded = processor.encode(row)
@@ -68,7 +68,7 @@ def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
             resized = Image.fromarray(processor.image_processor.resize(image))
             images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
     except LorgnetteError as error:
-        return PreviewRow(f"row {row.row}", str(error))
+        return PreviewRow(row.place, str(error))
     boxes = parse_boxes(" ".join(turn.text for turn in row.turns)) if len(images) == 1 else ()
     spans = split_into_spans(encoded, processor.tokenizer)
-    return PreviewRow(f"row {row.row}", images=images, boxes=boxes, spans=spans)
+    return PreviewRow(row.place, images=images, boxes=boxes, spans=spans)

@@ -204,7 +204,7 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     if lengths := rows.answer_lengths:
         yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
     if scripts := report.scripts:
-        firsts = {name: f", first in row {row.row}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
+        firsts = {name: f", first in {row.place}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
         counts = (f"{name} ({count}{firsts[name]})" for name, (count, _) in scripts.items())
         yield "text", f"writing system: {', '.join(counts)}"
     if split.num_held_out:

@@ -76,7 +76,7 @@ def _map_first_rows(rows: Sequence[Example]) -> dict[Path, Example]:
 
 
 def _format_row(earlier: Example, row: Example) -> str:
-    return f"row {earlier.row}" if earlier.source == row.source else earlier.where
+    return earlier.place if earlier.source == row.source else earlier.where
 
 
 def _format_image(path: Path, earlier: Example, row: Example) -> str:

@@ -20,7 +20,7 @@ def format_group(group: Sequence[Problem]) -> str:
     if num_rows == 1:
         return str(first)
     where = f": {first.where}" if first.where else ""
-    return f"{num_rows} rows: {first.fact}; {first.hint} (first: {first.source}, row {first.row}{where})"
+    return f"{num_rows} rows: {first.fact}; {first.hint} (first: {first.source}, {first.place}{where})"
 
 
 def format_problems(problems: Iterable[Problem], max_lines: int | None = None) -> list[str]:

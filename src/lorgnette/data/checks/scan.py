@@ -245,5 +245,5 @@ def _check_example(
                 check_aspect(info.size, str(image.path))
             own_infos[image.path] = info
     except LorgnetteError as error:
-        return RowLocation(example.source, example.row, example.row).to_problem(error), {}
+        return RowLocation.of_example(example).to_problem(error), {}
     return example, own_infos

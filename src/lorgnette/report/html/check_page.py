@@ -68,7 +68,7 @@ def _count_rows(entries: Sequence[_Entry]) -> int:
 def _build_card(entry: _Entry, images: Mapping[Path, InlineImage]) -> dict[str, Any]:
     """place: the row, or the number of rows and the first; text: what is wrong and what to do."""
     (first, *others), paths = entry
-    place = f"{first.source.name}, row {first.row}"
+    place = f"{first.source.name}, {first.place}"
     if others:
         place = f"{1 + len(others)} rows, first {place}"
     message = first.fact if others else first.message
