@@ -31,6 +31,7 @@ COMMANDS = {
     " --device",
     "verify": "ADAPTER --model --data --rows --device --json",
     "merge": "ADAPTER OUT --model --device",
+    "export-adapter": "ADAPTER OUT --transformers",
     "watch": "FOLDER --port",
     "recipe list": "",
     "recipe show": "NAME",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorgnette.commands.check import check
     from lorgnette.commands.compare import compare
     from lorgnette.commands.evaluate import evaluate
+    from lorgnette.commands.export_adapter import export_adapter
     from lorgnette.commands.merge import merge
     from lorgnette.commands.plan import plan
     from lorgnette.commands.predict import predict
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "check", "compare", "evaluate", "merge", "plan", "predict", "prepare", "preview", "recipes",
-    "resume", "train", "verify", "watch",
+    "__version__", "check", "compare", "evaluate", "export_adapter", "merge", "plan", "predict", "prepare", "preview",
+    "recipes", "resume", "train", "verify", "watch",
 ]  # fmt: skip
 
 

@@ -295,6 +295,16 @@ def watch(
 ) -> None:
     """Show a run in SwanLab's local dashboard, until Ctrl-C."""
     lorgnette.watch(folder, port=port, console=console)
+@app.command("export-adapter")
+def export_adapter(
+    adapter: AdapterPath,
+    out: Annotated[Path, Argument(help="a new folder for the adapter")],
+    transformers: Annotated[str, Option(help="the version that will load it, such as 4.46.2")],
+) -> None:
+    """Write an adapter for another version of transformers: before 4.52 the modules had other names."""
+    lorgnette.export_adapter(adapter, out, transformers=transformers, console=console)
+
+
 
 
 app.add_typer(recipes_app, name="recipe")

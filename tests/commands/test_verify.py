@@ -18,11 +18,11 @@ from lorgnette.commands.demo import demo
 from lorgnette.commands.verify import VerifyReport, verify
 from lorgnette.errors import UsageError
 from lorgnette.inference.loading import ModelSpec
-from lorgnette.lora.inspect import inspect_adapter
-from lorgnette.lora.metadata import CONFIG_FILE
+from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.verification.judgement import judge_adapter
 
 pytestmark = pytest.mark.usefixtures("forked_peft_worker")
 
@@ -128,8 +128,9 @@ def test_intact_adapter(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "1 of 56 tensors have NaN or Inf: language_model.layers.0.mlp.up_proj.lora_A.weight",
         ),
         (change_json(CONFIG_FILE, r=8), "weights", "has rank 8, the tensors have rank 16: files of two adapters"),
-        (change_json(CONFIG_FILE, lora_alpha="x"), "weights", f"{CONFIG_FILE} is invalid: r is 16, lora_alpha 'x'"),
-        (change_json(CONFIG_FILE, peft_type="IA3"), "weights", f"{CONFIG_FILE}: peft_type is IA3, not LORA"),
+        (change_json(CONFIG_FILE, lora_alpha="x"), "weights", f"{CONFIG_FILE}: lora_alpha is 'x', not a finite number"),
+        (change_json(CONFIG_FILE, peft_type="IA3"), "weights", f"{CONFIG_FILE}: peft_type is 'IA3', not LORA"),
+        (change_json(CONFIG_FILE, target_modules=["q_proj"]), "loading", "8 of 8 adapter tensors match the model"),
         (change_tensors(lambda name, tensor: tensor / 0), "weights", "56 of 56 tensors have NaN or Inf"),
         (lambda adapter: (adapter / "lorgnette.json").write_text("{"), "base", "lorgnette.json cannot be read"),
         (change_json("lorgnette.json", fingerprint="0"), "base", "other weights"),
@@ -155,11 +156,11 @@ def test_other_base_model(adapter: Path, tiny: Path, tmp_path: Path) -> None:
     assert "other weights" in get_failures(report)["base"]
     assert "--model" in report.hints[0]
     assert report.summary == "base model and adapter do not fit"  # it is not known which of the two is wrong
-    assert "no such" in get_failures(verify(adapter, model=str(tmp_path / "nowhere")))["base"]
+    assert "no such model" in get_failures(verify(adapter, model=str(tmp_path / "nowhere")))["base"]
     for name in OUR_FILES:
         (adapter / name).unlink()
     report = verify(adapter, model=str(tiny))
-    assert get_failures(report)["loading"].startswith("plain PEFT cannot load it: size mismatch for ")
+    assert get_failures(report)["loading"].startswith("28 of 28 adapter tensors match the model; these do ")
     assert {result.check: result.passed for result in report.results}["base"] is None
 
 
@@ -194,21 +195,23 @@ def test_chat_template_changed_in_base_and_adapter(adapter: Path, tmp_path: Path
 def test_half_of_the_modules(adapter: Path) -> None:
     change_tensors(lambda name, tensor: None if ".layers.0." in name or ".layers.1." in name else tensor)(adapter)
     name = "base_model.model.model.language_model.layers.0.mlp.down_proj.lora_A.weight"
-    assert get_failures(verify(adapter))["loading"] == (
-        f"plain PEFT loads 28 of 56 tensors; 28 are missing, such as {name}"
-    )
+    message = get_failures(verify(adapter))["loading"]
+    assert message.startswith(f"28 of 56 adapter tensors match the model; these do not: {name}, ")
 
 
 def test_names_from_before_transformers_4_52(adapter: Path) -> None:
-    """PEFT would ignore the tensors without an error."""
+    """PEFT would ignore the tensors without an error; they are renamed, and then checked."""
     tensors = load_file(adapter / WEIGHTS_FILE)
     save_file({name.replace(".language_model.", "."): t for name, t in tensors.items()}, adapter / WEIGHTS_FILE)
     report = verify(adapter)
-    assert get_failures(report)["loading"] == (
-        "plain PEFT loads 0 of 56 tensors: the names are from before transformers 4.52, such as "
-        "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
-    )
-    assert report.hints == ("merge it (`lorgnette merge` knows these names), or rename them",)
+    assert report.passed
+    assert ("sample", True) in [(result.check, result.passed) for result in report.results]
+    [names] = [result for result in report.results if result.check == "names"]
+    assert names.passed is None
+    assert "from before transformers 4.52" in names.message
+    usage = dict(report.usage)
+    assert usage["PEFT"].startswith("rename it first (lorgnette export-adapter ")
+    assert usage["vLLM"].startswith("merge it first (lorgnette merge): its names are from before")
 
 
 @pytest.mark.parametrize(
@@ -234,16 +237,20 @@ def test_changed_weights_or_scale(change: Change, adapter: Path) -> None:
 
 def test_vllm_line_of_more_than_plain_lora_says_merge(adapter: Path) -> None:
     change_json(CONFIG_FILE, use_dora=True)(adapter)
-    spec = ModelSpec.from_names(None, adapter, Terminal())
-    usage = dict(verify_module.describe_usage(spec, inspect_adapter(adapter)))
+    judgement = judge_adapter(None, adapter, Terminal())
+    usage = dict(verify_module.describe_usage(judgement))
     assert usage["vLLM"] == "merge it first (lorgnette merge): its adapter_config.json sets use_dora"
     assert usage["PEFT"].startswith("PeftModel.from_pretrained(")
+    # An adapter that `merge` refuses is not sent there.
+    usage = dict(verify_module.describe_usage(replace(judgement, merge_obstacle="it cannot be merged: so")))
+    assert usage["vLLM"] == "does not load it: it cannot be merged: so"
 
 
 @pytest.mark.parametrize(("rank", "max_rank"), [(1, 8), (8, 8), (9, 16), (64, 64), (300, 512)])
 def test_vllm_line_has_a_rank_that_vllm_takes(rank: int, max_rank: int, adapter: Path) -> None:
-    spec = ModelSpec.from_names(None, adapter, Terminal())
-    usage = dict(verify_module.describe_usage(spec, replace(inspect_adapter(adapter), rank=rank)))
+    judgement = judge_adapter(None, adapter, Terminal())
+    assert judgement.report is not None
+    usage = dict(verify_module.describe_usage(replace(judgement, report=replace(judgement.report, rank=rank))))
     assert usage["vLLM"].endswith(f"--max-lora-rank {max_rank}")
 
 
@@ -258,8 +265,10 @@ def test_folder_without_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such adapter"):
         verify(tmp_path / "nowhere")
     (tmp_path / "captions.csv").touch()
-    with pytest.raises(UsageError, match="no adapter in this folder"):
+    with pytest.raises(UsageError, match="a folder of data, not an adapter"):
         verify(tmp_path)
+    with pytest.raises(UsageError, match="a model, not an adapter"):
+        verify(BUILT_IN_MODEL)
 
 
 def test_command_line(run: Path, adapter: Path, cli: Callable[..., Any]) -> None:

@@ -46,7 +46,7 @@ def no_template(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "no such checkpoint"),
+        (shutil.rmtree, "no such model"),
         (gone("config.json"), "config.json is missing"),
         (text("config.json", "{"), "config.json cannot be read"),
         (edited("config.json", model_type="llama"), "model_type 'llama' is not supported"),
@@ -72,7 +72,7 @@ def test_a_broken_model(change: Change, message: str, tmp_path: Path, tiny: Path
     shutil.copytree(tiny, tmp_path / "model")
     change(tmp_path / "model")
     for words in (quick(model="model"), ["predict", "0.png", "--model", "model"]):
-        cli(*words).assert_refused(1, message, "model")
+        cli(*words).assert_refused(2 if change is shutil.rmtree else 1, message, "model")
     assert not (tmp_path / "run").exists()
 
 
@@ -86,24 +86,25 @@ def trained(tmp_path: Path, captions, cli, quick) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shutil.rmtree, "no adapter here"),
+        (shutil.rmtree, "no such adapter"),
         (text("lorgnette.json", "{"), "lorgnette.json"),
         (edited("lorgnette.json", processor={"image_size": "big"}), "lorgnette.json"),
         (edited("lorgnette.json", model="/gone"), "the adapter's base model is missing"),
         (edited("lorgnette.json", fingerprint="0"), "other weights than the adapter was trained on"),
         (edited("lorgnette.json", chat_template="x"), "another chat template"),
         (gone("adapter_model.safetensors"), "adapter_model.safetensors is missing"),
-        (cut("adapter_model.safetensors", 500), "adapter cannot be read"),
-        (cut("adapter_model.safetensors", 0), "adapter cannot be read"),
+        (cut("adapter_model.safetensors", 500), "adapter_model.safetensors is truncated"),
+        (cut("adapter_model.safetensors", 0), "adapter_model.safetensors is empty"),
         (text("adapter_config.json", "{}"), "adapter_config.json"),
-        (edited("adapter_config.json", r=4), "adapter does not fit the model"),
+        (edited("adapter_config.json", r=4), "has rank 4, the tensors have rank 2: files of two adapters"),
         (edited("adapter_config.json", target_modules=["q_proj"]), "4 of 4 adapter tensors match the model"),
     ],
 )
 def test_a_broken_adapter(change: Change, message: str, trained: Path, cli) -> None:
     change(trained / "adapter")
-    cli("predict", "0.png", "--adapter", "run/adapter").assert_refused(1, message)
-    cli("compare", "run/adapter", "captions.csv").assert_refused(1, message)
+    status = 2 if change is shutil.rmtree else 1
+    cli("predict", "0.png", "--adapter", "run/adapter").assert_refused(status, message)
+    cli("compare", "run/adapter", "captions.csv").assert_refused(status, message)
     assert not Path("compare.html").exists()
 
 
@@ -111,7 +112,8 @@ def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
     cli("predict", "0.png", "--adapter", "run/adapter", "--model", "demo").assert_refused(1, "other weights", "--model")
     assert cli("predict", "0.png", "--adapter", "run", "--max-new-tokens", 1).status == 0  # the adapter in it
     (trained / "adapter").rename(trained / "gone")
-    cli("predict", "0.png", "--adapter", "run").assert_refused(1, "no adapter here", "name a run's `adapter` folder")
+    message, hint = "a run, not an adapter", "it has no adapter yet: lorgnette train --resume run"
+    cli("predict", "0.png", "--adapter", "run").assert_refused(2, message, hint)
 
 
 def test_what_to_answer_is_looked_at_before_weights_are_read(
@@ -187,7 +189,7 @@ def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) 
         (text("log.jsonl", "no record\n{}\n"), 1, "log.jsonl, line 1"),
         (cut("checkpoints/step-000002/state.pt", 100), 1, "checkpoint cannot be read"),
         (text("checkpoints/step-000002/state.pt", "no checkpoint " * 50), 1, "checkpoint cannot be read"),
-        (cut("checkpoints/step-000002/adapter_model.safetensors", 100), 1, "adapter cannot be read"),
+        (cut("checkpoints/step-000002/adapter_model.safetensors", 100), 1, "adapter_model.safetensors is truncated"),
     ],
 )
 def test_a_broken_run(change: Change, status: int, message: str, trained: Path, cli) -> None:

@@ -15,7 +15,8 @@ from lorgnette.engine.loading import build_features, explain_unsupported_inferen
 from lorgnette.engine.peft_engine import ReferenceEngine
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
-from lorgnette.lora.metadata import CONFIG_FILE, AdapterMetadata
+from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint

@@ -27,7 +27,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.lora import peft_files
-from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE, AdapterMetadata
+from lorgnette.lora.metadata import METADATA_FILE, AdapterMetadata
+from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.registry import FAMILIES
@@ -129,6 +130,16 @@ def test_base_weights_equal_the_file_and_are_frozen(tiny: Path, dtype: torch.dty
     assert model.config.text_config._attn_implementation == ATTENTION_NAME
 
 
+def test_the_attention_of_config_json_is_not_used(tiny: Path, tmp_path: Path) -> None:
+    """It could be one that transformers downloads."""
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": "flash_attention_2"}))
+    model = load_base_model(BaseCheckpoint.from_folder(folder), CPU, torch.float32)
+    assert model.config._attn_implementation == model.config.vision_config._attn_implementation == "sdpa"
+    assert model.config.text_config._attn_implementation == ATTENTION_NAME
+
+
 def test_the_sampling_defaults_of_the_checkpoint_are_not_used(tiny: Path) -> None:
     assert '"do_sample": true' in (tiny / "generation_config.json").read_text()
     assert not load_base_model(BaseCheckpoint.from_folder(tiny), CPU, torch.float32).generation_config.do_sample
@@ -223,7 +234,7 @@ def test_a_saved_adapter_loads_unchanged(
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
 def test_a_folder_with_a_missing_file_is_no_adapter(adapter_copy: Path, loaded: Callable[[], Any], name: str) -> None:
     (adapter_copy / name).unlink()
-    assert catch_adapter_error(loaded, adapter_copy).message == f"no adapter here: {name} is missing"
+    assert catch_adapter_error(loaded, adapter_copy).message == f"{name} is missing"
 
 
 def test_unfitting_adapter_tensors_are_counted_and_named(adapter_copy: Path, loaded: Callable[[], Any]) -> None:
@@ -243,7 +254,7 @@ def test_another_rank_is_refused_and_the_tensor_named(adapter_copy: Path, loaded
     settings = json.loads((adapter_copy / CONFIG_FILE).read_text())
     (adapter_copy / CONFIG_FILE).write_text(json.dumps(settings | {"r": 8}))
     error = catch_adapter_error(loaded, adapter_copy)
-    assert error.message.startswith("adapter does not fit the model: size mismatch for ")
+    assert error.message.startswith("PEFT cannot load it: size mismatch for ")
     assert "q_proj.lora_A" in error.message
 
 
@@ -252,22 +263,34 @@ def test_a_broken_weight_file_is_named(adapter_copy: Path, loaded: Callable[[], 
     whole = (adapter_copy / WEIGHTS_FILE).read_bytes()
     (adapter_copy / WEIGHTS_FILE).write_bytes(whole[:-100] if content is None else content)
     error = catch_adapter_error(loaded, adapter_copy)
-    assert error.message.startswith("adapter cannot be read: ")
+    assert error.message.startswith(f"{WEIGHTS_FILE} is ")
     assert error.where == str(adapter_copy / WEIGHTS_FILE)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        "", "{", "[]", "{}", {"peft_type": "NONE"}, {"r": 0}, {"r": "four"}, {"target_modules": "nothing"},
-        {"target_modules": "("},
+        "", "{", "[]", "{}", {"peft_type": "NONE"}, {"r": 0}, {"r": "four"}, {"target_modules": "("},
     ],
     ids=str,
 )  # fmt: skip
 def test_an_unfitting_config_is_named(adapter_copy: Path, loaded: Callable[[], Any], changed: Any) -> None:
     whole = json.loads((adapter_copy / CONFIG_FILE).read_text())
     (adapter_copy / CONFIG_FILE).write_text(changed if isinstance(changed, str) else json.dumps(whole | changed))
-    assert catch_adapter_error(loaded, adapter_copy).message.startswith(f"{CONFIG_FILE} does not fit: ")
+    assert catch_adapter_error(loaded, adapter_copy).message.startswith(CONFIG_FILE)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"target_modules": "nothing"}, {"target_modules": ["mlp"]}, {"trainable_token_indices": [10**9]}, {"r": 8}],
+    ids=str,
+)
+def test_what_peft_cannot_load_is_one_line(adapter_copy: Path, loaded: Callable[[], Any], changed: Any) -> None:
+    whole = json.loads((adapter_copy / CONFIG_FILE).read_text())
+    (adapter_copy / CONFIG_FILE).write_text(json.dumps(whole | changed))
+    message = catch_adapter_error(loaded, adapter_copy).message
+    assert message.startswith("PEFT cannot load it: ")
+    assert "\n" not in message
 
 
 def test_a_full_disk_leaves_the_old_adapter(

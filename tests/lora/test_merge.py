@@ -1,5 +1,6 @@
 """A merged checkpoint has the base's files with other weights, and gives the logits of base plus adapter."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -8,11 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lorgnette.engine.peft_engine import load_adapter, load_base_model
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.merge import find_stored_dtype, write_merged_checkpoint
+from lorgnette.lora.merge import (
+    explain_merge_error,
+    find_merge_obstacle,
+    find_stored_dtype,
+    untie_output_layer,
+    write_merged_checkpoint,
+)
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
@@ -96,3 +105,75 @@ def test_a_tensor_unknown_to_the_model_is_refused(
     with pytest.raises(LorgnetteError, match=r"no tensor for model\.odd"):
         write_merged_checkpoint(load_adapter(loaded(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "ranks": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {r"layers\.1\..*": 1}},
+    "bias": {"bias": "all"},
+    "lora_bias": {"lora_bias": True, "target_modules": ["q_proj"]},
+    "saved embedding": {"modules_to_save": ["embed_tokens"]},
+    "both saved": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "tokens": {"trainable_token_indices": [1, 5]},
+    "vision": {"target_modules": ["qkv", "proj", "fc1"]},
+    "pissa": {"init_lora_weights": "pissa", "layers_to_transform": [1]},
+    "all linear": {"target_modules": "all-linear"},
+    "expression": {"target_modules": r".*language_model.*\.(q_proj|up_proj)", "exclude_modules": r".*\.0\..*"},
+}
+"""Kinds of adapters that PEFT saves, beside plain LoRA of two projections."""
+
+
+def save_kind(model: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Make an adapter with random values in plain PEFT, save it, and return its model."""
+    torch.manual_seed(0)
+    lora = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]} | options)
+    model = get_peft_model(model, lora)
+    names = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    for name, parameter in model.named_parameters():
+        is_saved = parameter.requires_grad or any(name == saved for saved in names)
+        if is_saved and "magnitude" not in name:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_loads_and_merges_as_in_peft(
+    kind: str, loaded: Callable[[], Any], float32_base: Path, tmp_path: Path
+) -> None:
+    """The reference engine gives the logits of PEFT's own model, and the merged checkpoint gives them too."""
+    base = loaded()
+    save_kind(copy.deepcopy(base), tmp_path / "adapter", KINDS[kind])
+    expected = compute_logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval())
+    without = compute_logits(base)
+    saved, checkpoint = SavedAdapter.load(tmp_path / "adapter"), BaseCheckpoint.from_folder(float32_base)
+    assert find_merge_obstacle(saved, checkpoint) is None
+    untie_output_layer(base, saved)
+    tuned = load_adapter(base, tmp_path / "adapter")
+    torch.testing.assert_close(compute_logits(tuned), expected, atol=1e-5, rtol=0)
+    if kind != "vision":
+        assert (expected - without).abs().max() > 1e-3  # negative control: the adapter changes the logits
+    write_merged_checkpoint(tuned, checkpoint, tmp_path / "merged")
+    merged = load_base_model(BaseCheckpoint.from_folder(tmp_path / "merged"), torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(compute_logits(merged), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's
+def test_what_peft_cannot_merge_is_known_before(loaded: Callable[[], Any], tiny: Path, tmp_path: Path) -> None:
+    """Each obstacle is one: PEFT fails to merge the adapter."""
+    bias = {"lora_bias": True, "target_modules": ["q_proj", "o_proj"]}
+    for options, reason in (
+        ({"alora_invocation_tokens": [10, 11]}, "its invocation"),
+        (bias, "2 modules that have none, such as model."),
+    ):
+        folder = tmp_path / reason[:3]
+        save_kind(loaded(), folder, options)
+        obstacle = find_merge_obstacle(SavedAdapter.load(folder), BaseCheckpoint.from_folder(tiny))
+        assert reason in str(obstacle)
+        with pytest.raises(LorgnetteError, match=r"it cannot be merged: .") as caught:
+            write_merged_checkpoint(load_adapter(loaded(), folder), BaseCheckpoint.from_folder(tiny), tmp_path / "out")
+        assert caught.value.__cause__ is not None  # PEFT's error
+        assert not (tmp_path / "out").exists()
+    assert explain_merge_error("no\nway") == "it cannot be merged: no"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE, AdapterMetadata
+from lorgnette.lora.metadata import METADATA_FILE, AdapterMetadata
+from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
@@ -21,15 +22,24 @@ def test_metadata_reads_back_as_written(contract: AdapterMetadata, tmp_path: Pat
 def test_a_folder_without_metadata_is_no_adapter(contract: AdapterMetadata, tmp_path: Path) -> None:
     contract.write(tmp_path)
     (tmp_path / "odd" / METADATA_FILE).mkdir(parents=True)
-    for folder in (tmp_path / "none", tmp_path / METADATA_FILE, tmp_path / "odd"):
-        with pytest.raises(LorgnetteError, match=r"no adapter here: lorgnette\.json is missing") as caught:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / CONFIG_FILE).touch()
+    for folder, message in (
+        (tmp_path / "none", "no such adapter"),
+        (tmp_path / METADATA_FILE, "a file, not a folder"),
+        (tmp_path / "odd", "lorgnette.json is missing"),
+        (tmp_path / "bare", "lorgnette.json is missing"),
+    ):
+        with pytest.raises(LorgnetteError) as caught:
             AdapterMetadata.load(folder)
-        assert caught.value.where == str(folder)
-        assert "adapter" in str(caught.value.hint)
+        assert (caught.value.message, caught.value.where) == (message, str(folder))
+        assert caught.value.hint
 
 
 def test_an_adapter_of_peft_gets_the_tutorials_settings(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({"base_model_name_or_path": "./Qwen/Qwen2-VL-2B-Instruct"}))
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    config["base_model_name_or_path"] = "./Qwen/Qwen2-VL-2B-Instruct"
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     contract = AdapterMetadata.load_or_infer(tmp_path)
     assert not contract.is_ours
     assert contract.model == "./Qwen/Qwen2-VL-2B-Instruct"
@@ -47,6 +57,7 @@ def test_an_adapter_of_peft_gets_the_tutorials_settings(tiny: Path, tmp_path: Pa
         ({"processor": {"image_size": "wide"}}, "lorgnette.json does not fit: processor.image_size."),
         ({"format": 2}, "lorgnette.json does not fit: format: "),
         ({"invented": 1}, "lorgnette.json does not fit: invented: "),
+        ({"prompt": "What is \ud800?"}, "lorgnette.json does not fit: prompt: "),
     ],
 )
 def test_an_invalid_field_is_named(

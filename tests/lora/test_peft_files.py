@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lorgnette.config import TARGET_MODULES, LoraSettings
-from lorgnette.engine.peft_engine import get_adapter_state
+from lorgnette.engine.peft_engine import get_adapter_state, load_adapter
 from lorgnette.errors import LorgnetteError
-from lorgnette.lora.metadata import CONFIG_FILE
-from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter
+from lorgnette.lora.peft_config import CONFIG_FILE
+from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter, convert_lora_name
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.family import EMBEDDING
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.models.registry import FAMILIES
 
@@ -58,12 +60,13 @@ def test_the_scale_equals_pefts(adapter_copy: Path, configs: tuple[TextConfig, V
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("peft_type", "LOHA"), ("bias", "all"), ("fan_in_fan_out", True), ("use_dora", True), ("lora_bias", True),
+        ("bias", "all"), ("fan_in_fan_out", True), ("use_dora", True), ("lora_bias", True),
         ("rank_pattern", {"q_proj": 8}), ("alpha_pattern", {"q_proj": 8}), ("layers_to_transform", [0]),
-        ("layer_replication", [[0, 2]]), ("modules_to_save", ["lm_head"]), ("target_parameters", ["a"]),
+        ("modules_to_save", ["lm_head"]), ("target_parameters", ["a"]),
         ("trainable_token_indices", [1]), ("exclude_modules", ["q_proj"]), ("alora_invocation_tokens", [10, 11]),
         ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"), ("use_qalora", True), ("use_bdlora", {}),
-        ("arrow_config", {}), ("kasa_config", {}), ("monteclora_config", {}), ("velora_config", {}),
+        ("kasa_config", {}), ("monteclora_config", {}), ("velora_config", {}), ("ensure_weight_tying", True),
+        ("invented_by_a_newer_peft", True), ("target_modules", "all-linear"),
     ],
 )  # fmt: skip
 def test_an_unsupported_setting_is_named(
@@ -103,6 +106,15 @@ def test_an_adapter_of_the_vision_tower_is_unsupported(
     for targets in (vision, ["q_proj", "qkv"]):
         reason = change_config(adapter_copy, target_modules=targets).explain_unsupported(*configs)
         assert reason == "an adapter of the vision tower"
+
+
+def test_an_adapter_of_the_output_layer_is_unsupported(
+    adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]
+) -> None:
+    """Also if the output layer is tied, so that the files have no weight of that name."""
+    for name in ("lm_head", "embed_tokens"):
+        reason = change_config(adapter_copy, target_modules=["q_proj", name]).explain_unsupported(*configs)
+        assert name in str(reason)
 
 
 def test_a_config_written_by_peft_is_supported(
@@ -162,10 +174,53 @@ def test_missing_unknown_and_misshapen_tensors_are_named(
 
 
 def test_an_invalid_target_pattern_is_refused(adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]) -> None:
-    with pytest.raises(LorgnetteError, match=f"{CONFIG_FILE} does not fit: "):
-        change_config(adapter_copy, target_modules="(").build_shape(configs[0])
+    with pytest.raises(LorgnetteError, match=f"{CONFIG_FILE}: target_modules is no regular expression: "):
+        change_config(adapter_copy, target_modules="(")
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LorgnetteError, match=f"{CONFIG_FILE} is missing"):
+    with pytest.raises(LorgnetteError, match="an empty folder, not an adapter"):
         SavedAdapter.load(tmp_path)
+
+
+def test_a_tensor_under_two_names_is_refused(adapter_copy: Path) -> None:
+    """The later one would silently win."""
+    state = load_file(adapter_copy / WEIGHTS_FILE)
+    name = next(name for name in state if "layers.1" in name)
+    save_file(state | {name.replace(".language_model", ""): state[name] * 2}, adapter_copy / WEIGHTS_FILE)
+    with pytest.raises(LorgnetteError, match="1 of 29 tensors are there under an old and a new name"):
+        SavedAdapter.load(adapter_copy)
+
+
+def test_tensors_are_compared_with_the_model(adapter_copy: Path, configs: tuple[TextConfig, VisionConfig]) -> None:
+    """Of every linear layer: decoder, vision tower, merger, output layer."""
+    for pattern, name, shape in (
+        ("model.visual.merger.mlp.2", "model.visual.merger.mlp.2", (64, 128)),
+        ("lm_head", "lm_head", None),
+        (r"model\.visual\.blocks\.1\.attn\.qkv", "model.visual.blocks.1.attn.qkv", None),
+    ):
+        adapter = change_config(adapter_copy, target_modules=pattern)
+        shapes = configs[0].list_weight_shapes() | configs[1].list_weight_shapes()
+        outputs, inputs = shape or shapes.get(f"{name}.weight") or shapes[EMBEDDING]
+        factors = {"A": torch.ones(4, inputs), "B": torch.ones(outputs, 4)}
+        state = {f"base_model.model.{name}.lora_{side}.weight": factor for side, factor in factors.items()}
+        replace(adapter, state=state).check_fits(*configs)
+        state[f"base_model.model.{name}.lora_B.weight"] = torch.ones(outputs + 1, 4)
+        with pytest.raises(LorgnetteError, match=rf"lora_B.weight is \[{outputs + 1}, 4\], not \[{outputs}, 4\]"):
+            replace(adapter, state=state).check_fits(*configs)
+        with pytest.raises(LorgnetteError, match="0 of 2 adapter tensors match the model"):
+            adapter.check_fits(*configs)
+
+
+def test_a_pattern_of_old_names_finds_their_modules(adapter_copy: Path, loaded: Callable[[], Any]) -> None:
+    """PEFT from before transformers 4.52 wrote patterns of the old names: `model.layers` has no `language_model`."""
+    state = {n.replace(".language_model", ""): t for n, t in load_file(adapter_copy / WEIGHTS_FILE).items()}
+    config = json.loads((adapter_copy / CONFIG_FILE).read_text())
+    pattern = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    alphas = {"model.layers.1.mlp.up_proj": 4}
+    (adapter_copy / CONFIG_FILE).write_text(json.dumps(config | {"target_modules": pattern, "alpha_pattern": alphas}))
+    save_file(state, adapter_copy / WEIGHTS_FILE)
+    model = load_adapter(loaded(), adapter_copy)
+    assert get_adapter_state(model).keys() == {convert_lora_name(name) for name in state}
+    layers = model.get_base_model().model.language_model.layers
+    assert [layer.mlp.up_proj.scaling["default"] for layer in layers] == [2.0, 1.0]

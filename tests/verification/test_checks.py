@@ -9,9 +9,8 @@ from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
-from lorgnette.verification import checks
 from lorgnette.verification.checks import check_peft_result, describe_image_size
-from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult
+from lorgnette.verification.peft_check import AnswerComparison, Distance, PeftResult
 
 
 def make_distance(**changed: Any) -> Distance:
@@ -26,8 +25,8 @@ FAR = make_distance(kl=0.5, total_variation=0.25, num_argmax_changes=3, max_logp
 
 def run_checks(effect: Distance, error: Distance) -> dict[str, tuple[bool | None, str]]:
     answer = AnswerComparison(base="a", adapter="b", merged="b", adapter_effect=effect, merge_error=error)
-    names = NameMatch(num_matched=56, missing=(), unexpected=())
-    results = check_peft_result(PeftResult(names=names, answers=(answer,), versions={"peft": "1"}), None)
+    names = {"saved_names": ("a",), "expected_names": ("a",)}
+    results = check_peft_result(PeftResult(**names, answers=(answer,), versions={"peft": "1"}), None)
     return {result.check: (result.passed, result.message) for result in results}
 
 
@@ -46,16 +45,22 @@ def test_effect_and_merge() -> None:
 
 
 def test_names_that_do_not_match() -> None:
-    def get_message(missing: tuple[str, ...], unexpected: tuple[str, ...]) -> str:
-        result = checks._check_names(NameMatch(num_matched=2, missing=missing, unexpected=unexpected))
-        assert result.passed is False
-        return result.message
+    [result] = check_peft_result(PeftResult(saved_names=("a", "c"), expected_names=("a", "b")), None)
+    assert (result.check, result.passed) == ("loading", False)
+    assert result.message == "1 of 2 adapter tensors match the model; these do not: b, c"
+    [result] = check_peft_result(PeftResult(load_error="KeyError: 'x'\n  more"), None)
+    assert (result.passed, result.message) == (False, "PEFT cannot load it: KeyError: 'x'")
 
-    assert get_message(("a", "b"), ()) == "plain PEFT loads 2 of 4 tensors; 2 are missing, such as a"
-    assert get_message((), ("c",)) == "plain PEFT loads 2 of 2 tensors; 1 in the file are unknown, such as c"
-    assert get_message(("a",), ("c",)) == (
-        "plain PEFT loads 2 of 3 tensors; 1 are missing, such as a; 1 in the file are unknown, such as c"
-    )
+
+def test_an_adapter_that_cannot_be_merged_passes() -> None:
+    answer = AnswerComparison(base="a", adapter="b", merged=None, adapter_effect=FAR, merge_error=None)
+    names = {"saved_names": ("a",), "expected_names": ("a",), "answers": (answer,)}
+    for failure, obstacle, message in (
+        ("no\nway", None, "it cannot be merged: no"),
+        (None, "it cannot be merged: so", "it cannot be merged: so"),
+    ):
+        result = check_peft_result(PeftResult(**names, merge_failure=failure), None, obstacle)[-1]
+        assert (result.check, result.passed, result.message) == ("merged", None, message)
 
 
 def test_image_size_of_other_programs(saved: Path, tiny: Path, tmp_path: Path) -> None:

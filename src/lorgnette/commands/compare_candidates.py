@@ -17,7 +17,7 @@ from lorgnette.errors import UsageError
 from lorgnette.inference.answers import answer_prompts
 from lorgnette.inference.loading import ModelCache, ModelSpec, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
-from lorgnette.lora.metadata import CONFIG_FILE
+from lorgnette.lora.peft_config import read_peft_config
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.page import flatten_settings
@@ -82,7 +82,7 @@ class Candidate:
         tree: dict[str, Any] = {"model": metadata.model, "data": {"prompt": metadata.prompt}}
         tree |= metadata.processor.model_dump(mode="json")
         if self.spec.adapter:
-            peft = json.loads((self.spec.adapter / CONFIG_FILE).read_text(encoding="utf-8"))
+            peft = read_peft_config(self.spec.adapter)
             names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
             tree["lora"] = {name: peft.get(key) for name, key in names.items()}
         return dict(flatten_settings(tree))
@@ -144,7 +144,8 @@ def _build_base_candidate(specs: Sequence[ModelSpec], model: str | None, termina
     if tuned is None:
         return Candidate(BASE, spec=ModelSpec.from_names(model, None, terminal))
     if tuned.adapter is not None:
-        return Candidate(BASE, spec=replace(tuned, adapter=None, metadata=None), weights_from=tuned)
+        weights_from = None if tuned.is_base_changed else tuned
+        return Candidate(BASE, spec=replace(tuned, adapter=None, metadata=None), weights_from=weights_from)
     assert tuned.metadata is not None
     base = ModelSpec.from_names(model or tuned.metadata.model, None, terminal)
     return Candidate(BASE, spec=replace(base, processor=tuned.processor, metadata=None))

@@ -1,23 +1,20 @@
 """`merge`: writes base model and adapter as one checkpoint that needs neither PEFT nor lorgnette."""
 
 import shlex
-import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 from lorgnette.device import select_device
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import ModelSpec, explain_out_of_memory
-from lorgnette.lora.inspect import inspect_adapter
-from lorgnette.lora.merge import find_stored_dtype, write_merged_checkpoint
-from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
+from lorgnette.lora.merge import find_stored_dtype, untie_output_layer, write_merged_checkpoint
+from lorgnette.lora.peft_files import SavedAdapter, explain_load_error, explain_names
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
 from lorgnette.verification import checks
+from lorgnette.verification.judgement import judge_adapter
 from lorgnette.verification.peft_check import Distance, check_with_peft
 from lorgnette.verification.reference_sample import ReferenceSample
 
@@ -41,18 +38,19 @@ def merge(
     adapter, out = Path(adapter), Path(out)
     if out.exists():
         raise UsageError("the output folder exists", where=str(out), hint="name a new folder")
-    spec = ModelSpec.from_names(model, adapter, terminal)
+    # Refuse a broken adapter before anything is written.
+    judgement = judge_adapter(model, adapter, terminal)
+    spec = judgement.require(terminal)
     assert spec.adapter is not None
     assert spec.metadata is not None
-    # Refuse a broken adapter before anything is written.
-    change = checks.describe_processing_change(spec, ReferenceSample.load(spec.adapter))
-    problems = [*inspect_adapter(spec.adapter).problems, *([change] if change else [])]
-    if problems:
-        raise LorgnetteError("; ".join(problems), where=str(spec.adapter), hint="`lorgnette verify` explains it")
+    if judgement.merge_obstacle:
+        hint = "use it beside its base model: `lorgnette verify` prints how"
+        raise LorgnetteError(judgement.merge_obstacle, where=str(spec.adapter), hint=hint)
     from lorgnette.engine.peft_engine import load_adapter, load_base_model
 
     with explain_out_of_memory("merging needs 8 bytes per weight"):
         base_model = load_base_model(spec.checkpoint, torch.device("cpu"), torch.float32)
+        untie_output_layer(base_model, SavedAdapter.load(spec.adapter))
         write_merged_checkpoint(load_adapter(base_model, spec.adapter), spec.checkpoint, out)
         del base_model
     fingerprint = BaseCheckpoint.from_folder(out).fingerprint
@@ -72,12 +70,13 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
     """
     assert spec.adapter is not None
     assert spec.metadata is not None
-    with TemporaryDirectory() as temporary:
-        adapter = _rename_for_peft(spec.adapter, Path(temporary))
-        prompt = spec.metadata.prompt
-        result = check_with_peft(spec.checkpoint, adapter, spec.processor, prompt, merged=out, device=device)
-    if result.load_error is not None or result.names.missing:
-        message = f"{out} is written but not compared: plain PEFT cannot load the adapter"
+    result = check_with_peft(
+        spec.checkpoint, spec.adapter, spec.processor, spec.metadata.prompt, merged=out, device=device,
+        is_base_changed=spec.is_base_changed,
+    )  # fmt: skip
+    names = explain_names(result.saved_names, result.expected_names)
+    if problem := explain_load_error(result.load_error) if result.load_error else names:
+        message = f"{out} is written but not compared: {problem}"
         raise LorgnetteError(message, where=str(spec.adapter), hint="`lorgnette verify` explains it")
     if result.missing_weights or not result.has_same_inputs:
         problem = "lacks weights" if result.missing_weights else "gives other model inputs than its base model"
@@ -88,7 +87,7 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
         message, hint = f"the adapter is not the one that was trained: {check.message}", f"{check.hint}, remove {out}"
         raise LorgnetteError(message, where=str(spec.adapter), hint=f"{hint}, and merge again")
     effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
-    error = Distance.from_parts([answer.merge_error for answer in result.answers])
+    error = Distance.from_parts([answer.merge_error for answer in result.answers if answer.merge_error])
     share = error.total_variation / effect.total_variation if effect.total_variation else 0.0
     dtype = find_stored_dtype(spec.checkpoint)
     print_line = terminal.print if share < MAX_ROUNDING_LOSS else terminal.warn
@@ -97,14 +96,3 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
     terminal.print(f"           rounding: {checks.format_distance(error)}")
     checks.print_answers(terminal, result.answers)
     terminal.print(f"images     {checks.describe_image_size(spec)}")
-
-
-def _rename_for_peft(adapter: Path, folder: Path) -> Path:
-    """Return the adapter, or a copy in `folder` with current names if its names are from before transformers 4.52."""
-    tensors = load_file(adapter / WEIGHTS_FILE)
-    renamed = {convert_lora_name(name): tensor for name, tensor in tensors.items()}
-    if renamed.keys() == tensors.keys():
-        return adapter
-    copy = shutil.copytree(adapter, folder / "adapter")
-    save_file(renamed, copy / WEIGHTS_FILE, {"format": "pt"})
-    return copy

@@ -19,6 +19,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import write_predictions
 from lorgnette.resolve import check_local_images
 from lorgnette.types import Example, PredictionRow, Problem
+from lorgnette.verification.judgement import judge_adapter
 
 
 def predict(
@@ -49,6 +50,10 @@ def predict(
     examples = read_examples(source, prompt, images_from=check_local_images(images_from))
     rows = answer_examples(
         spec.load(device), examples, SamplingParams(**(sampling or {})), terminal,
+    if both and spec.is_base_changed:
+        message, hint = "this adapter changes the base model's own weights", "ask the base model with --model alone"
+        raise UsageError(f"{message}: one loaded model cannot answer for both", where="--both", hint=hint)
+    spec = set_answer_size(spec, image_size)
         with_base=both or adapter is None, with_adapter=adapter is not None,
         memory_hint="use a smaller --batch-size",
     )  # fmt: skip
@@ -60,8 +65,10 @@ def predict(
 
 
 def load_model_spec(model: str | None, adapter: Path | None, terminal: Terminal) -> ModelSpec:
-    """Resolve model and adapter. Warn if the adapter has no metadata of ours."""
-    spec = ModelSpec.from_names(model, adapter, terminal)
+    """Resolve model and adapter. Warn if the adapter has no metadata of ours. Raises LorgnetteError if it is broken."""
+    if adapter is None:
+        return ModelSpec.from_names(model, None, terminal)
+    spec = judge_adapter(model, adapter, terminal).require(terminal)
     if spec.metadata and not spec.metadata.is_ours:
         height, width = spec.metadata.processor.image_size or (0, 0)
         terminal.warn(

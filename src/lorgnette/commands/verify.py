@@ -10,14 +10,11 @@ from rich.console import Console
 
 from lorgnette.commands.predict import read_examples
 from lorgnette.device import select_device
-from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.loading import ModelSpec, resolve_adapter
-from lorgnette.lora.inspect import AdapterReport, inspect_adapter
-from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE
-from lorgnette.lora.peft_files import WEIGHTS_FILE
+from lorgnette.inference.loading import ModelSpec
 from lorgnette.report.console import Terminal
 from lorgnette.verification import checks
 from lorgnette.verification.checks import CheckResult
+from lorgnette.verification.judgement import Judgement, judge_adapter
 from lorgnette.verification.peft_check import AnswerComparison, check_with_peft
 from lorgnette.verification.reference_sample import ReferenceSample
 
@@ -73,31 +70,29 @@ def verify(
 
     Raises LorgnetteError only if a check cannot run; whatever is wrong with the adapter is a failed check.
     """
-    terminal, adapter = Terminal(console), resolve_adapter(Path(adapter))
-    if not any((adapter / name).exists() for name in (METADATA_FILE, CONFIG_FILE, WEIGHTS_FILE)):
-        message = "no adapter in this folder" if adapter.exists() else "no such adapter"
-        raise UsageError(message, where=str(adapter), hint="name a run, or its `adapter` folder")
     # What the files say; no weights of the base model are read.
-    report: AdapterReport | None = None
-    try:
-        report = inspect_adapter(adapter)
-        results = list(checks.check_tensors(report))
-    except LorgnetteError as error:
-        results = [CheckResult("weights", False, error.message, error.hint)]
-    spec, base_results = checks.check_base_model(model, adapter, terminal)
-    result = VerifyReport(adapter, [*results, *base_results])
+    terminal = Terminal(console)
+    judgement = judge_adapter(model, Path(adapter), terminal)
+    adapter, spec = judgement.adapter, judgement.spec
+    result = VerifyReport(adapter, judgement.results)
     _print_results(terminal, result.results)
-    if report and spec and spec.metadata and result.passed:
+    if spec and spec.metadata and result.passed:
         # What plain transformers + PEFT compute.
         prompt, device = spec.metadata.prompt, select_device(device).type
         examples = read_examples(Path(source), prompt, max_rows=rows) if source else ()
-        peft_result = check_with_peft(spec.checkpoint, adapter, spec.processor, prompt, examples, device=device)
-        peft_results = checks.check_peft_result(peft_result, ReferenceSample.load(adapter))
+        peft_result = check_with_peft(
+            spec.checkpoint, adapter, spec.processor, prompt, examples, device=device,
+            is_mergeable=judgement.merge_obstacle is None, is_base_changed=spec.is_base_changed,
+        )  # fmt: skip
+        sample = ReferenceSample.load(adapter)
+        peft_results = checks.check_peft_result(peft_result, sample, judgement.merge_obstacle)
         _print_results(terminal, peft_results)
         checks.print_answers(terminal, peft_result.answers)
         result = VerifyReport(adapter, [*result.results, *peft_results], peft_result.answers)
         if result.passed:
-            result = replace(result, usage=describe_usage(spec, report))
+            obstacles = [check.message for check in peft_results if check.check == "merged" and not check.passed]
+            judgement = replace(judgement, merge_obstacle=next(iter(obstacles), None))
+            result = replace(result, usage=describe_usage(judgement))
     for name, line in result.usage:
         terminal.print(f"{name:<10} {line}")
     if not result.passed:
@@ -105,13 +100,21 @@ def verify(
     return result
 
 
-def describe_usage(spec: ModelSpec, report: AdapterReport) -> tuple[tuple[str, str], ...]:
+def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     """Say how plain PEFT and vLLM load the adapter, and the size of its images."""
+    spec, report = judgement.spec, judgement.report
+    assert spec is not None
+    assert report is not None
     assert spec.adapter is not None
     base, adapter = resolve_base_name(spec), str(spec.adapter.resolve())
     peft = f"PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({base!r}), {adapter!r})"
-    if report.merge_reason:
-        vllm = f"merge it first (lorgnette merge): {report.merge_reason}"
+    if judgement.has_old_names:
+        peft = f"rename it first (lorgnette export-adapter {shlex.quote(adapter)} NEW_FOLDER --transformers 4.52)"
+    reason = report.merge_reason or ("its names are from before transformers 4.52" if judgement.has_old_names else None)
+    if judgement.merge_obstacle:
+        vllm = f"does not load it: {judgement.merge_obstacle}"
+    elif reason:
+        vllm = f"merge it first (lorgnette merge): {reason}"
     else:
         max_rank = max(8, 1 << (report.rank - 1).bit_length())  # vLLM takes powers of two
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={adapter}"]

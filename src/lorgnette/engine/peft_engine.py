@@ -4,7 +4,7 @@ It uses public interfaces only: the language model takes `inputs_embeds` and `po
 registered by name (packed_attention.py), and the output layer sees only the tokens that predict a label.
 """
 
-import re
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,7 @@ from lorgnette.config import LoraSettings
 from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
-from lorgnette.lora.metadata import CONFIG_FILE
-from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names
+from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, explain_load_error
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
 from lorgnette.types import PackedBatch
@@ -106,7 +105,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
             checkpoint.folder,
             dtype=dtype,
             device_map={"": device} if device.type == "cuda" else None,
-            attn_implementation={"text_config": ATTENTION_NAME, "vision_config": "sdpa"},
+            # "": of both together, where config.json could name a kernel to download
+            attn_implementation={"": "sdpa", "text_config": ATTENTION_NAME, "vision_config": "sdpa"},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
@@ -154,24 +154,31 @@ def add_adapter(model: "PreTrainedModel", family: Family, lora: LoraSettings, se
 def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool = False) -> "PeftModel":
     """Load a saved adapter onto its base model.
 
-    Raises LorgnetteError if files are missing or broken, or if tensor names do not match exactly (PEFT only warns).
+    Loads what PEFT loads: also DoRA, trained biases and embeddings, `modules_to_save`. Raises LorgnetteError if files
+    are missing or broken, or if tensor names do not match exactly (PEFT only warns).
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    state = SavedAdapter.load(folder).state
+    saved, modules = SavedAdapter.load(folder), [name for name, _ in model.named_modules() if name]
+    saved.check_patterns(modules)
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     try:
-        config = PeftConfig.from_pretrained(folder)
-        config.inference_mode = not is_trainable
-        config.base_model_name_or_path = None  # the adapter's metadata checks the base model, not PEFT
-        peft_model = get_peft_model(model, config)
-        check_names(state.keys(), get_adapter_state(peft_model).keys(), folder)
-        set_peft_model_state_dict(peft_model, state)
-    except RuntimeError as error:  # "Error(s) in loading state_dict for …:", then a line for every tensor
-        lines = str(error).splitlines()
-        fault = " ".join(line.strip() for line in lines[1:3] or lines)
-        raise LorgnetteError(f"adapter does not fit the model: {fault}", where=str(folder), hint=HINT) from None
-    except (ValueError, TypeError, KeyError, re.error) as error:
-        raise LorgnetteError(f"{CONFIG_FILE} does not fit: {error!r}", where=str(folder), hint=HINT) from None
+        with warnings.catch_warnings(action="ignore"):  # of what the judgement of an adapter says in its own words
+            config = PeftConfig.from_pretrained(folder)
+            config.inference_mode = not is_trainable
+            config.base_model_name_or_path = None  # the adapter's metadata checks the base model, not PEFT
+            for option, value in saved.build_peft_options(modules).items():
+                setattr(config, option, value)
+            peft_model = get_peft_model(model, config)
+        expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
+        # PEFT saves whole embeddings too, if they have other sizes than the base model's, or on request.
+        whole = {name for name, p in peft_model.named_parameters(remove_duplicate=False) if id(p) in embeddings}
+        check_names(saved.state.keys(), expected | (whole & saved.state.keys()), folder)
+        set_peft_model_state_dict(peft_model, saved.state)
+    except (LorgnetteError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT raises nearly anything for values that do not fit the model
+        raise LorgnetteError(explain_load_error(error), where=str(folder), hint=HINT) from error
     return peft_model.eval()
 
 

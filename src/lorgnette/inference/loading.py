@@ -77,7 +77,8 @@ class LoadedModel:
 class ModelSpec:
     """A base model, perhaps with an adapter. Their headers are checked; no weights are read.
 
-    metadata: the adapter's or the merged model's; None for a model that was not fine-tuned here.
+    metadata: the adapter's or the merged model's; None for a model that was not fine-tuned here. is_base_changed:
+    whether loading the adapter changes the base model's own weights, so that base answers need a model without it.
     """
 
     base_model: str
@@ -87,9 +88,10 @@ class ModelSpec:
     metadata: AdapterMetadata | None
 
     @classmethod
+    is_base_changed: bool = False
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
         """Resolve a model's name and an adapter's folder (or its run's folder) to files. Raises LorgnetteError if one
-        is missing or the adapter was trained on another base model."""
+        is missing or the adapter was trained on another base model. `verification.judgement` judges the adapter."""
         adapter = adapter and resolve_adapter(adapter)
         adapter_metadata = AdapterMetadata.load_or_infer(adapter) if adapter else None
         base_model = model or (adapter_metadata.model if adapter_metadata else "demo")

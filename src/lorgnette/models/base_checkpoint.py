@@ -1,18 +1,26 @@
 """The folder of a base model, before any weight is read: family, files, revision, fingerprint. Needs no torch."""
 
 import hashlib
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models.family import Family
-from lorgnette.models.registry import HfConfig, TextConfig, find_family, parse_configs
+from lorgnette.io.folder_kind import explain_folder, find_folder_kind
+from lorgnette.io.parse import read_config, read_tensor_entries
+from lorgnette.models.family import Family, convert_weight_name
+from lorgnette.models.registry import (
+    HfConfig,
+    TextConfig,
+    estimate_num_values,
+    find_absurd_value,
+    find_family,
+    parse_configs,
+)
 
 _SAMPLE_BYTES = 256
-_MAX_HEADER_BYTES = 100_000_000
-"""The safetensors format's own limit."""
-_LFS_POINTER = b"version https://git-lfs"
+_MAX_NEW_VALUES = 2**26
+"""Values that a model may have beyond its files': loading it then says which weights are missing."""
 DOWNLOAD_AGAIN = "download the checkpoint again, whole"
 
 
@@ -29,29 +37,37 @@ class BaseCheckpoint:
         """Raises LorgnetteError for missing or truncated files, or an unsupported model_type."""
         config = folder / "config.json"
         if not config.is_file():
-            message = "not a checkpoint: config.json is missing" if folder.exists() else "no such checkpoint"
-            hint = "name a folder that holds config.json and model.safetensors, OWNER/NAME on a hub, or `demo`"
-            raise LorgnetteError(message, where=str(folder), hint=hint)
-        try:
-            family = find_family(json.loads(config.read_text(encoding="utf-8")).get("model_type"), str(config))
-        except (ValueError, AttributeError) as error:
-            message = f"config.json cannot be read: {error}"
-            raise LorgnetteError(message, where=str(config), hint=DOWNLOAD_AGAIN) from None
+            raise explain_folder(folder, "model", lacks="config.json")
+        hf_config = read_config(config, DOWNLOAD_AGAIN)
+        family = find_family(hf_config.get("model_type"), str(config))
+        if absurd := find_absurd_value(hf_config):
+            raise LorgnetteError(f"config.json cannot be used: {absurd}", where=str(config), hint=DOWNLOAD_AGAIN)
         files = _list_weight_files(folder)
-        faults = [f"{path.name} {fault}" for path in files if (fault := find_truncation(path))]
+        faults, num_values = [], 0
+        for path in files:
+            try:
+                num_values += sum(math.prod(entry.shape) for entry in read_tensor_entries(path).values())
+            except LorgnetteError as error:
+                faults.append(f"{path.name} {error.message}")
         if faults:
             message = f"weights cannot be loaded: {'; '.join(faults)}"
+            raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
+        if (needed := estimate_num_values(hf_config)) > 2 * num_values + _MAX_NEW_VALUES:
+            message = f"config.json describes a model of {needed:,} values, its files have {num_values:,}"
             raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
         return cls(folder, family, files)
 
     def load_hf_config(self) -> HfConfig:
         """config.json."""
-        config: HfConfig = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return config
+        return read_config(self.folder / "config.json", DOWNLOAD_AGAIN)
 
     def load_text_config(self) -> TextConfig:
         """Raises LorgnetteError if the fast engine does not support this model."""
         return parse_configs(self.load_hf_config())[0]
+
+    def list_weights(self) -> list[str]:
+        """The names of all weights in the files, as transformers names them now."""
+        return [convert_weight_name(name) for path in self.weight_files for name in read_tensor_entries(path)]
 
     @property
     def fingerprint(self) -> str:
@@ -63,11 +79,10 @@ class BaseCheckpoint:
         for path in self.weight_files:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = file.read(min(length, path.stat().st_size))
-                digest.update(header)
-                for start, end in _read_tensor_spans(header):
+                digest.update(file.read(length))
+                for _, _, start, end in read_tensor_entries(path).values():
                     for offset in (start, (start + end) // 2, max(start, end - _SAMPLE_BYTES)):
-                        file.seek(8 + length + offset)
+                        file.seek(offset)
                         digest.update(file.read(min(_SAMPLE_BYTES, end - offset)))
         return digest.hexdigest()
 
@@ -78,48 +93,20 @@ class BaseCheckpoint:
         return folder.name if folder.parent.name == "snapshots" else None
 
 
-def find_truncation(path: Path) -> str | None:
-    """Why a safetensors file is incomplete, judged by its header and size alone; None if they show nothing wrong."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(len(_LFS_POINTER))
-        length = int.from_bytes(start[:8], "little")
-        file.seek(8)
-        header = file.read(length) if length <= _MAX_HEADER_BYTES else b""
-    if not size:
-        return "is empty"
-    if start == _LFS_POINTER:
-        return "is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    if length > _MAX_HEADER_BYTES:
-        return None  # not a safetensors file
-    if size < 8 or len(header) < length:
-        return f"is truncated: its header is longer than its {size} bytes"
-    full_size = 8 + length + max((end for _, end in _read_tensor_spans(header)), default=0)
-    return f"is truncated: it has {size} of {full_size} bytes" if size < full_size else None
-
-
-def _read_tensor_spans(header: bytes) -> list[tuple[int, int]]:
-    """(start, end) of every tensor in a safetensors file, in bytes behind the header."""
-    try:
-        tensors = json.loads(header)
-        offsets = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
-        return [(int(start), int(end)) for start, end in offsets]
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return []  # a broken file: loading it will raise
-
-
 def _list_weight_files(folder: Path) -> tuple[Path, ...]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return (single,)
+    if find_folder_kind(folder) == "pickled model":
+        raise explain_folder(folder, "model")
     if not index.is_file():
         message = "checkpoint has no weights: model.safetensors is missing"
         raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = sorted({folder / name for name in names})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LorgnetteError(f"weight index cannot be read: {error!r}", where=str(index), hint=DOWNLOAD_AGAIN) from None
+    names = read_config(index, DOWNLOAD_AGAIN).get("weight_map")
+    names = names.values() if isinstance(names, dict) else [None]
+    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise LorgnetteError("weight index has no weight_map of file names", where=str(index), hint=DOWNLOAD_AGAIN)
+    shards = sorted({folder / name for name in names})
     if not shards:
         raise LorgnetteError("weight index names no file", where=str(index), hint=DOWNLOAD_AGAIN)
     if missing := [shard.name for shard in shards if not shard.is_file()]:

@@ -66,3 +66,10 @@ def convert_weight_name(name: str) -> str:
     if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.")):
         return name.replace("model.", "model.language_model.", 1)
     return name
+
+
+def restore_weight_name(name: str) -> str:
+    """The name of a weight or module before transformers 4.52; `convert_weight_name` gives a weight's name back."""
+    if name.startswith("model.visual"):
+        return name.removeprefix("model.")
+    return name.replace("model.language_model", "model", 1) if name.startswith("model.language_model") else name

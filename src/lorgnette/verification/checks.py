@@ -8,11 +8,13 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.loading import ModelSpec
-from lorgnette.lora.inspect import COPY_HINT, AdapterReport
-from lorgnette.lora.metadata import CONFIG_FILE, METADATA_FILE
-from lorgnette.lora.peft_files import WEIGHTS_FILE, convert_lora_name
+from lorgnette.lora.inspect import AdapterReport
+from lorgnette.lora.merge import explain_merge_error
+from lorgnette.lora.metadata import METADATA_FILE
+from lorgnette.lora.peft_config import CONFIG_FILE, COPY_HINT
+from lorgnette.lora.peft_files import HINT, WEIGHTS_FILE, explain_load_error, explain_names
 from lorgnette.report.console import Terminal
-from lorgnette.verification.peft_check import AnswerComparison, Distance, NameMatch, PeftResult
+from lorgnette.verification.peft_check import AnswerComparison, Distance, PeftResult
 from lorgnette.verification.reference_sample import TOLERANCE, ReferenceSample
 
 MAX_LOGPROB_DIFFERENCE = 1e-2
@@ -37,6 +39,9 @@ def check_tensors(report: AdapterReport) -> Iterator[CheckResult]:
         yield CheckResult("weights", False, problem, COPY_HINT)
     if report.problems:
         return
+    if report.unknown_options:
+        message = f"{CONFIG_FILE} sets {', '.join(report.unknown_options)}, which PEFT ignores"
+        yield CheckResult("options", None, message)
     total, num_zero = f"{report.num_modules.total()} modules, rank {report.rank}", report.num_zero.total()
     kinds = ", ".join(f"{name} {count}" for name, count in (+report.num_zero or report.num_modules).items())
     if num_zero:
@@ -79,40 +84,33 @@ def describe_processing_change(spec: ModelSpec, sample: ReferenceSample | None) 
     return sample.describe_change(spec.adapter, spec.processor, spec.metadata.prompt)
 
 
-def check_peft_result(result: PeftResult, sample: ReferenceSample | None) -> list[CheckResult]:
-    """Check what the process of plain transformers + PEFT returned."""
+def check_peft_result(
+    result: PeftResult, sample: ReferenceSample | None, merge_obstacle: str | None = None
+) -> list[CheckResult]:
+    """Check what the process of plain transformers + PEFT returned. merge_obstacle: the judgement's."""
     if result.missing_weights:
         message = f"{len(result.missing_weights)} weights are in none of its files, such as {result.missing_weights[0]}"
         return [CheckResult("base", False, message, "download the whole checkpoint again")]
     if result.load_error is not None:
-        return [CheckResult("loading", False, f"plain PEFT cannot load it: {result.load_error}", COPY_HINT)]
-    if result.names.missing or result.names.unexpected:
-        return [_check_names(result.names)]
+        return [CheckResult("loading", False, explain_load_error(result.load_error), HINT)]
+    if difference := explain_names(result.saved_names, result.expected_names):
+        return [CheckResult("loading", False, difference, HINT)]
     versions = " and ".join(f"{name} {version}" for name, version in result.versions.items())
-    results = [CheckResult("loading", True, f"{versions} load all {result.names.num_matched} tensors")]
+    results = [CheckResult("loading", True, f"{versions} load all {len(result.saved_names)} tensors")]
     if sample is not None:
         results.append(check_sample_loss(sample, result.sample_loss))
     effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])
-    error = Distance.from_parts([answer.merge_error for answer in result.answers])
     has_effect = effect.total_variation >= MIN_TOTAL_VARIATION
     message = f"{'the adapter changes' if has_effect else 'the adapter does not change'} the base model's answers"
     results.append(CheckResult("effect", has_effect, f"{message}: {format_distance(effect)}", COPY_HINT))
+    if result.merge_failure:
+        merge_obstacle = explain_merge_error(result.merge_failure)
+    if merge_obstacle:
+        return [*results, CheckResult("merged", None, merge_obstacle)]
+    error = Distance.from_parts([answer.merge_error for answer in result.answers if answer.merge_error])
     is_same = error.max_logprob_difference < MAX_LOGPROB_DIFFERENCE
     message = f"the merged model answers {'the same' if is_same else 'differently'}: {format_distance(error)}"
     return [*results, CheckResult("merged", is_same, message, "try other versions of peft")]
-
-
-def _check_names(names: NameMatch) -> CheckResult:
-    """Explain names that do not match: PEFT skips those tensors and only warns."""
-    message = f"plain PEFT loads {names.num_matched} of {names.num_matched + len(names.missing)} tensors"
-    if names.unexpected and {convert_lora_name(name) for name in names.unexpected} == set(names.missing):
-        message += f": the names are from before transformers 4.52, such as {names.unexpected[0]}"
-        return CheckResult("loading", False, message, "merge it (`lorgnette merge` knows these names), or rename them")
-    if names.missing:
-        message += f"; {len(names.missing)} are missing, such as {names.missing[0]}"
-    if names.unexpected:
-        message += f"; {len(names.unexpected)} in the file are unknown, such as {names.unexpected[0]}"
-    return CheckResult("loading", False, message, COPY_HINT)
 
 
 def check_sample_loss(sample: ReferenceSample, loss: float | None) -> CheckResult:
@@ -152,5 +150,5 @@ def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> No
     for number, answer in enumerate(answers, 1):
         terminal.print(f"image {number}    before: {answer.base}")
         terminal.print(f"           after:  {answer.adapter}")
-        if answer.merged != answer.adapter:
+        if answer.merged not in (None, answer.adapter):
             terminal.warn(f"           merged: {answer.merged}")

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from lorgnette import data
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.sampling import EOS_TOKENS
+from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.lora.rename import write_renamed
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, Image, Turn
@@ -64,35 +66,31 @@ class AnswerComparison(_FrozenModel):
     """Greedy answers of the three models to one prompt.
 
     adapter_effect: distance adapter ↔ base; merge_error: distance adapter ↔ merged; both along the adapter's answer.
+    merged and merge_error are None if the adapter was not merged.
     """
 
     base: str
     adapter: str
-    merged: str
+    merged: str | None
     adapter_effect: Distance
-    merge_error: Distance
-
-
-class NameMatch(_FrozenModel):
-    """Tensor names of the file and of PEFT. missing: only PEFT has them; unexpected: only the file has them."""
-
-    num_matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    merge_error: Distance | None
 
 
 class PeftResult(_FrozenModel):
     """The worker's result.
 
-    load_error: why PEFT cannot load the adapter. missing_weights: names that no file of the base or merged checkpoint
-    has. With either, the other fields are empty. sample_loss: of the reference sample; None if it gives other token
-    ids. has_same_inputs: base and merged processor give equal inputs; None without a merged checkpoint.
-    lorgnette_modules: lorgnette modules imported in that process; must be empty.
+    load_error: what PEFT raised when it loaded the adapter. missing_weights: names that no file of the base or merged
+    checkpoint has. With either, the other fields are empty. saved_names, expected_names: of the adapter's tensors, in
+    its file and in PEFT's model. merge_failure: what PEFT raised when it merged. sample_loss: of the reference sample;
+    None if it gives other token ids. has_same_inputs: base and merged processor give equal inputs; None without a
+    merged checkpoint. lorgnette_modules: lorgnette modules imported in that process; must be empty.
     """
 
     load_error: str | None = None
     missing_weights: tuple[str, ...] = ()
-    names: NameMatch = NameMatch(num_matched=0, missing=(), unexpected=())
+    saved_names: tuple[str, ...] = ()
+    expected_names: tuple[str, ...] = ()
+    merge_failure: str | None = None
     sample_loss: float | None = None
     has_same_inputs: bool | None = None
     answers: tuple[AnswerComparison, ...] = ()
@@ -109,18 +107,24 @@ def check_with_peft(
     *,
     merged: Path | None = None,
     device: str,
+    is_mergeable: bool = True,
+    is_base_changed: bool = False,
 ) -> PeftResult:
     """Answer the examples' prompts with base, adapter and merged model.
 
     Without examples, `prompt` is asked about four views of the reference image. Without `merged`, the worker merges
-    base and adapter itself. Raises LorgnetteError if the process fails.
+    base and adapter itself, if it is mergeable. is_base_changed: whether loading the adapter changes the base model's
+    weights, so that the worker must load them again. An adapter with names from before transformers 4.52 is renamed
+    first. Raises LorgnetteError if the process fails.
     """
     sample = ReferenceSample.load(adapter)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         request: dict[str, Any] = {
             "base": str(base.folder.resolve()),
-            "adapter": str(adapter.resolve()),
+            "adapter": str(_rename_tensors(adapter, folder / "adapter").resolve()),
+            "is_mergeable": is_mergeable,
+            "is_base_changed": is_base_changed,
             "merged": str(merged.resolve()) if merged else None,
             "processor": base.family.class_name.replace("ForConditionalGeneration", "Processor"),
             "device": device,
@@ -154,6 +158,16 @@ def _run_worker(request: dict[str, Any], folder: Path) -> PeftResult:
         message = f"the transformers + PEFT process failed: {reason}"
         raise LorgnetteError(message, where=request["adapter"], hint=hint)
     return PeftResult.model_validate_json(result_file.read_text(encoding="utf-8"))
+
+
+def _rename_tensors(adapter: Path, copy: Path) -> Path:
+    """The adapter, or a copy with current names if its names are from before transformers 4.52."""
+    saved = SavedAdapter.load(adapter)
+    if not saved.has_old_names:
+        return adapter
+    copy.mkdir()
+    write_renamed(saved, copy, use_old_names=False)
+    return copy
 
 
 def _make_examples(folder: Path, prompt: str) -> list[Example]:

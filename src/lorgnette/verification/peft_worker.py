@@ -14,45 +14,69 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Answer every prompt with base, adapter and merged model."""
     transformers.utils.logging.set_verbosity_error()
-    # Load base and adapter; compare the tensor names.
-    processor = _load_processor(request, request["base"])
     model, missing_weights = _load_model(request, request["base"])
     if missing_weights:
         return {"missing_weights": missing_weights}
     try:
-        with warnings.catch_warnings(record=True):  # about names that do not match; they are compared below
-            warnings.simplefilter("always")
-            model = PeftModel.from_pretrained(model, request["adapter"]).eval()
-    except torch.OutOfMemoryError:
+        model, saved_names, expected_names = _load_adapter(request, model)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        return {"load_error": " ".join(lines[1:2] or lines or [type(error).__name__])}
+    except Exception as error:  # PEFT raises nearly anything for values that do not fit the model
+        return {"load_error": f"{type(error).__name__}: {error}"}
+    result: dict[str, Any] = {"saved_names": saved_names, "expected_names": expected_names}
+    if saved_names == expected_names:
+        result |= _compare_answers(request, model)
+    result["versions"] = {"transformers": transformers.__version__, "peft": __import__("peft").__version__}
+    result["lorgnette_modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "lorgnette")
+    return result
+
+
+def _load_adapter(request: dict[str, Any], model: Any) -> tuple[Any, list[str], list[str]]:
+    """Load the adapter with PEFT. Also returns the tensor names in its file and in the model."""
     saved = load_file(Path(request["adapter"]) / "adapter_model.safetensors").keys()
-    expected = get_peft_model_state_dict(model).keys()
-    missing, unexpected = sorted(expected - saved), sorted(saved - expected)
-    names = {"num_matched": len(saved & expected), "missing": missing, "unexpected": unexpected}
-    result: dict[str, Any] = {"names": names}
-    # Answer with adapter and base.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    modules = {part for name in saved for part in name.split(".")}
+    if head.weight is embedding.weight and modules & {"embed_tokens", "lm_head"}:
+        # PEFT would merge what belongs to one of the two into both.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    embeddings = {id(head.weight), id(embedding.weight)}
+    with warnings.catch_warnings(record=True):  # about names that do not match; `main` compares them
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, request["adapter"]).eval()
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    # PEFT saves whole embeddings too, if they were resized, or on request.
+    whole = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in embeddings}
+    return model, sorted(saved), sorted(expected | (whole & saved))
+
+
+def _compare_answers(request: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Answer with the adapter, the base model and the merged model. `model` cannot be used afterwards."""
+    # The adapter.
+    processor, result = _load_processor(request, request["base"]), dict[str, Any]()
     if request["sample"]:
         result["sample_loss"] = _compute_sample_loss(request, processor, model)
     prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
-    adapter_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    adapter_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
-    with model.disable_adapter():
-        base_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-        base_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
-    # Answer with the merged model.
-    if request["merged"] is None:
-        model.merge_adapter(safe_merge=True)
-    else:
+    ids_by_model = {"adapter": [_generate_greedy(request, model, prompt) for prompt in prompts]}
+    pairs = list(zip(prompts, ids_by_model["adapter"], strict=True))
+    log_probs_by_model = {"adapter": [_compute_log_probs(model, *pair) for pair in pairs]}
+
+    def answer(name: str, model: Any) -> None:
+        """Greedy answers to the prompts, and log-probabilities along the adapter's answers."""
+        ids_by_model[name] = [_generate_greedy(request, model, prompt) for prompt in prompts]
+        log_probs_by_model[name] = [_compute_log_probs(model, *pair) for pair in pairs]
+
+    # The base model, if loading the adapter has not changed it.
+    if not request["is_base_changed"]:
+        with model.disable_adapter():
+            answer("base", model)
+    # The merged model.
+    if request["merged"] is not None:
         del model  # two models at once need twice the memory
         processor = _load_processor(request, request["merged"])
         model, result["missing_weights"] = _load_model(request, request["merged"])
@@ -60,18 +84,28 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         result["has_same_inputs"] = all(
             torch.equal(a[name], b[name]) for a, b in zip(prompts, merged_prompts, strict=True) for name in a
         )
-    merged_ids = [_generate_greedy(request, model, prompt) for prompt in prompts]
-    merged_log_probs = [_compute_log_probs(model, *pair) for pair in zip(prompts, adapter_ids, strict=True)]
-    ids_by_model, answers = {"base": base_ids, "adapter": adapter_ids, "merged": merged_ids}, []
-    for i, log_probs in enumerate(adapter_log_probs):
-        texts = {name: processor.tokenizer.decode(x[i], skip_special_tokens=True) for name, x in ids_by_model.items()}
-        effect = _compute_distance(log_probs, base_log_probs[i])
-        merge_error = _compute_distance(log_probs, merged_log_probs[i])
-        answers.append({**texts, "adapter_effect": effect, "merge_error": merge_error})
-    result["answers"] = answers
-    result["versions"] = {"transformers": transformers.__version__, "peft": __import__("peft").__version__}
-    result["lorgnette_modules"] = sorted(name for name in sys.modules if name.partition(".")[0] == "lorgnette")
-    return result
+        answer("merged", model)
+    elif request["is_mergeable"]:
+        try:
+            model.merge_adapter(safe_merge=True)
+            answer("merged", model)
+        except (ValueError, NotImplementedError) as error:
+            result["merge_failure"] = str(error)
+    if request["is_base_changed"]:
+        del model
+        answer("base", _load_model(request, request["base"])[0])
+    return result | {"answers": _describe_answers(processor, ids_by_model, log_probs_by_model)}
+
+
+def _describe_answers(processor: Any, ids: dict[str, Any], log_probs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The texts of every model and their distances from the adapter's."""
+    answers = []
+    for i, adapter_log_probs in enumerate(log_probs["adapter"]):
+        texts = {name: processor.tokenizer.decode(x[i], skip_special_tokens=True) for name, x in ids.items()}
+        distances = {name: _compute_distance(adapter_log_probs, x[i]) for name, x in log_probs.items()}
+        numbers = {"adapter_effect": distances["base"], "merge_error": distances.get("merged")}
+        answers.append({"merged": None, **texts, **numbers})
+    return answers
 
 
 def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
@@ -80,7 +114,9 @@ def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
     Also returns the weights missing from the folder; transformers initializes those at random.
     """
     auto_model = transformers.AutoModelForImageTextToText
-    model, info = auto_model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    # config.json could name a kernel to download.
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+    model, info = auto_model.from_pretrained(folder, **options)
     model.generation_config = transformers.GenerationConfig()
     return model.to(request["device"]).eval(), sorted(info["missing_keys"])
 
