@@ -37,6 +37,8 @@ def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Pr
         prompt=settings.data.prompt,
         chat_template=processor.chat_template.source,
         processor=settings.processor,
+        predict_image_size=settings.predict.image_size,
+        predict_max_new_tokens=settings.predict.max_new_tokens,
     )
 
 
@@ -86,9 +88,9 @@ class ModelSpec:
     checkpoint: BaseCheckpoint
     processor: Processor
     metadata: AdapterMetadata | None
+    is_base_changed: bool = False
 
     @classmethod
-    is_base_changed: bool = False
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
         """Resolve a model's name and an adapter's folder (or its run's folder) to files. Raises LorgnetteError if one
         is missing or the adapter was trained on another base model. `verification.judgement` judges the adapter."""

@@ -4,20 +4,20 @@ Most bad answers of a fine-tuned model come from another resolution, prompt or t
 another base model. Needs no torch.
 """
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from lorgnette.config import DataSettings, ProcessorSettings
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_json
+from lorgnette.io.folder_kind import explain_folder
+from lorgnette.io.parse import read_config
+from lorgnette.lora.peft_config import read_peft_config
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 METADATA_FILE = "lorgnette.json"
-CONFIG_FILE = "adapter_config.json"
-"""PEFT's."""
 _HINT = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
@@ -37,6 +37,9 @@ class AdapterMetadata(BaseModel):
     prompt: str
     chat_template: str | None
     processor: ProcessorSettings
+    predict_image_size: Literal["train", "native"] = "train"
+    """With this and the next setting the run answered its held-out examples."""
+    predict_max_new_tokens: PositiveInt = 128
 
     def write(self, adapter: Path) -> None:
         write_json(adapter / METADATA_FILE, self.model_dump(mode="json"))
@@ -45,17 +48,19 @@ class AdapterMetadata(BaseModel):
     def load(cls, adapter: Path) -> "AdapterMetadata":
         """Raises LorgnetteError if the folder is not an adapter of lorgnette's."""
         path = adapter / METADATA_FILE
+        if not path.is_file():
+            raise explain_folder(adapter, "adapter", lacks=METADATA_FILE)
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            message, hint = f"no adapter here: {METADATA_FILE} is missing", "name a run's `adapter` folder"
-            raise LorgnetteError(message, where=str(adapter), hint=hint) from None
+            metadata = cls.model_validate(read_config(path, _HINT))
+            metadata.prompt.encode()
+            return metadata
+        except UnicodeEncodeError:
+            message = f"{METADATA_FILE} does not fit: prompt: it holds half of a character (a surrogate)"
+            raise LorgnetteError(message, where=str(path), hint=_HINT) from None
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
             raise LorgnetteError(f"{METADATA_FILE} does not fit: {reason}", where=str(path), hint=_HINT) from None
-        except ValueError as error:
-            raise LorgnetteError(f"{METADATA_FILE} cannot be read: {error}", where=str(path), hint=_HINT) from None
 
     @classmethod
     def load_or_infer(cls, adapter: Path) -> "AdapterMetadata":
@@ -63,13 +68,9 @@ class AdapterMetadata(BaseModel):
 
         Such a folder does not record its settings, so the caller should report the assumption.
         """
-        peft_config = adapter / CONFIG_FILE
-        if (adapter / METADATA_FILE).exists() or not peft_config.is_file():
+        if (adapter / METADATA_FILE).exists():
             return cls.load(adapter)
-        try:
-            base = json.loads(peft_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (ValueError, AttributeError) as error:
-            raise LorgnetteError(f"{CONFIG_FILE} cannot be read: {error}", where=str(peft_config), hint=_HINT) from None
+        base = read_peft_config(adapter).get("base_model_name_or_path")
         return cls(
             family=None, model=base or "unknown", revision=None, fingerprint=None, prompt=DataSettings().prompt,
             chat_template=None, processor=ProcessorSettings(),
