@@ -35,6 +35,7 @@ EXIT_INTERRUPTED = 130
 SOURCE_HELP = "a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
 IMAGES_FROM_HELP = "folder or zip with the images by file name; for a data set on a hub also a URL"
 METRICS_HELP = "caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
+IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); default: as the adapter's run answers"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 
 SplitBy = Literal["image", "tail"]
@@ -54,7 +55,10 @@ ImagesFrom = Annotated[str | None, Option(help=IMAGES_FROM_HELP)]
 BaseModel = Annotated[str | None, Option(help="the base model; default: the one recorded with the adapter")]
 Prompt = Annotated[str | None, Option(help="the prompt, if the data has none; default: the adapter's")]
 Metrics = Annotated[str | None, Option(help=METRICS_HELP)]
-MaxNewTokens = Annotated[int, Option(min=1, help="maximum tokens per answer")]
+ImageSize = Annotated[str | None, Option(help=IMAGE_SIZE_HELP)]
+MaxNewTokens = Annotated[
+    int | None, Option(min=1, help="maximum tokens per answer; default: as the adapter's run answers, else 128")
+]
 BatchSize = Annotated[int, Option(min=1, help="answers generated at once")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")]
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
@@ -199,8 +203,9 @@ def predict(
     prompt: Prompt = None,
     both: Annotated[bool, Option("--both", help="also print the base model's answers")] = False,
     images_from: ImagesFrom = None,
+    image_size: ImageSize = None,
     out: Annotated[Path | None, Option(help="also write the answers as JSONL")] = None,
-    max_new_tokens: MaxNewTokens = 128,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = 32,
     temperature: Annotated[float | None, Option(min=0.01, help="sample at this temperature; default: greedy")] = None,
     top_p: Annotated[float, Option(min=0.01, max=1.0, help="sample from tokens up to this total probability")] = 1.0,
@@ -211,8 +216,8 @@ def predict(
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
-        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, out=out,
-        sampling=sampling, device=device, console=console,
+        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, image_size=image_size,
+        out=out, sampling=sampling, device=device, console=console,
     )  # fmt: skip
 
 
@@ -226,14 +231,15 @@ def evaluate(
     prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
-    max_new_tokens: MaxNewTokens = 128,
+    image_size: ImageSize = None,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
     """Score a model's answers against the references in the data, with confidence intervals."""
     lorgnette.evaluate(
         model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
+        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
 
 
@@ -248,14 +254,15 @@ def compare(
     prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
-    max_new_tokens: MaxNewTokens = 128,
+    image_size: ImageSize = None,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
 ) -> None:
     """Compare models in one HTML report: scores, style, every answer. A single adapter is compared with its base."""
     lorgnette.compare(
         *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
+        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
     )  # fmt: skip
 
 

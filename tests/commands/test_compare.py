@@ -1,6 +1,7 @@
 """`compare`: the candidates, the output file, and the contents of the page."""
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report.predictions import read_predictions, write_predictions
+from lorgnette.verification.reference_sample import IMAGE_FILE, SAMPLE_FILE
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,14 @@ def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
     assert page == Path("compare.html")
     assert html.count('<article class="comparison-card') == 6
     assert "Reference 2" in html
-    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 questions, 3 answers each"):
+    for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 questions, 3 answers each",
+                 "<td>–</td><td>4 of 6 questions</td><td>4 of 6 questions</td>", "two was trained on 4 of them",
+                 "image size 28×28 pixels; greedy; at most 4 tokens"):  # fmt: skip
         assert text.lower() in html.lower(), text
+    assert html.count("trained on: two, four<") == 4
+    assert "two was trained on the images of 4 of 6 questions" in " ".join(output.getvalue().split())
+    assert "generated in different ways" not in output.getvalue()
+    assert "cannot be compared" not in output.getvalue()  # the runs differ in the rank alone
     assert "train.epochs" not in html  # equal in both
     second = compare("two", captions, max_new_tokens=4, console=console)
     assert second == Path("compare-2.html")
@@ -105,12 +113,48 @@ def test_different_training_prompts_are_noted(runs: Path, captions: Path) -> Non
     shutil.copytree("four/adapter", "other", dirs_exist_ok=True)
     metadata = AdapterMetadata.load(Path("other"))
     metadata.model_copy(update={"prompt": "Say <all>:"}).write(Path("other"))
+    for name in (IMAGE_FILE, SAMPLE_FILE):  # they know the prompt
+        Path("other", name).unlink()
     compare("base", "two", "four", captions, out="alike.html", max_new_tokens=2, console=console)
     assert "different prompts" not in output.getvalue() + Path("alike.html").read_text()
     compare("base", "two", "other", captions, out="unlike.html", max_new_tokens=2, console=console)
     note = f"trained with different prompts ('{DEFAULT_PROMPT}', 'Say <all>:'); all are asked '{DEFAULT_PROMPT}'"
     assert note in " ".join(output.getvalue().split())
     assert str(escape(note)) in Path("unlike.html").read_text()
+
+
+def test_unlike_things_are_noted(runs: Path, captions: Path, chosen: Callable[..., Settings]) -> None:
+    """Answers of other sizes or of unknown origin, cut answers, eval losses of other examples."""
+    output = io.StringIO()
+    shutil.copytree("four", "moved", dirs_exist_ok=True)
+    config = Path("moved/config.yaml")
+    config.write_text(config.read_text().replace("holdout: 2", "holdout: 3"))
+    rows = read_predictions(Path("two/predictions.jsonl"))
+    write_predictions(Path("old.jsonl"), [replace(row, generation="", tuned_is_cut=False) for row in rows])
+    data = Path("held.csv")
+    data.write_text("image_path,caption\n" + "".join(f"{row.images[0]},{row.references[0]}\n" for row in rows))
+    page = compare(
+        "two", "moved", "old.jsonl", data, out="u.html", max_new_tokens=1, console=Console(file=output, width=500)
+    )
+    html = page.read_text(encoding="utf-8")
+    for note in (
+        "the answers are generated in different ways, so the scores may differ because of that (two: image size 28×28",
+        "old.jsonl: unknown",
+        "old.jsonl may have been trained on some of these questions: the run that trained it is not here",
+        "the eval losses of the runs cannot be compared, because these differ: data.holdout",
+        "two: 2 of 2 answers are cut at the token limit",
+    ):
+        assert note in output.getvalue(), note
+        assert str(escape(note)) in html, note
+    assert html.count("…</dd>") == 4
+
+
+def test_rows_without_an_answer_are_compared_without_scores(runs: Path, captions: Path) -> None:
+    message = {"role": "user", "content": "<image>What?"}
+    row = json.dumps({"messages": [message], "images": [str(captions.with_name("red.png"))]})
+    Path("bare.jsonl").write_text(row + "\n")
+    html = compare("two", "bare.jsonl", out="b.html", max_new_tokens=2).read_text(encoding="utf-8")
+    assert "1 of 1 questions have no reference and are not scored" in html
 
 
 def test_files_of_answers_need_no_model(runs: Path, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,25 @@
 """What a user types, and the candidate it stands for. No weights are read."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lorgnette.commands.answer_settings import select_max_new_tokens
 from lorgnette.commands.compare_candidates import list_training_prompts, resolve_candidates, split_before_after
-from lorgnette.commands.predict import read_examples
+from lorgnette.commands.predict import predict, read_examples
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
-from lorgnette.metrics.eval_prompts import group_by_prompt
+from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.report.console import Terminal
-from lorgnette.report.predictions import write_predictions
+from lorgnette.report.predictions import read_predictions, write_predictions
 from lorgnette.types import PredictionRow
 
 
@@ -30,7 +33,7 @@ def run(chosen: Callable[..., Settings], run_folder: Path, monkeypatch: pytest.M
     """A run, trained once."""
     monkeypatch.chdir(run_folder)
     if not (run_folder / "one").exists():
-        train(chosen(f"run={run_folder / 'one'}", "data.prompt=What?"))
+        train(chosen(f"run={run_folder / 'one'}", "data.prompt=What?", "predict.image_size=native"))
     return run_folder / "one"
 
 
@@ -54,6 +57,39 @@ def test_a_run_stands_for_its_adapter_and_base_for_its_base_model(run: Path, tin
     assert base.training_settings == {}
 
 
+def test_a_run_is_asked_as_its_own_report_was(run: Path, captions: Path, terminal: Terminal) -> None:
+    """predict.image_size=native and predict.max_new_tokens=2 are the default of predict, evaluate and compare."""
+    rows = read_predictions(run / "predictions.jsonl")
+    base, one = resolve_candidates(["base", "one"], None, terminal)
+    sampling = SamplingParams(select_max_new_tokens(None, [base.spec, one.spec]))
+    assert {row.generation for row in rows} == {one.describe_generation(sampling), base.describe_generation(sampling)}
+    assert "image size native" in rows[0].generation
+    prompts = [EvalPrompt(example, ()) for example in read_examples(captions, "What?")[-2:]]
+    answers = one.answer(prompts, sampling, terminal, ModelCache("cpu"))
+    assert [(answer.text, not answer.is_complete) for answer in answers] == [(r.tuned, r.tuned_is_cut) for r in rows]
+    predicted = predict(captions, adapter=run, console=Console(file=io.StringIO()))
+    assert [row.tuned for row in predicted[-2:]] == [row.tuned for row in rows]
+    assert predicted[-1].generation == rows[-1].generation
+    [small] = resolve_candidates(["one"], None, terminal, "28")
+    assert small.describe_generation(sampling) == "image size 28×28 pixels; greedy; at most 2 tokens"
+
+
+def test_an_image_size_without_a_model_to_ask_is_refused(run: Path, terminal: Terminal) -> None:
+    with pytest.raises(UsageError, match=r"saved answers have an image size already · --image-size native"):
+        resolve_candidates(["one/predictions.jsonl"], None, terminal, "native")
+
+
+def test_what_a_run_was_trained_on_is_found_from_each_of_its_names(run: Path, terminal: Terminal) -> None:
+    """From its folder, its adapter, a checkpoint, its answers; of an adapter elsewhere it is not known."""
+    shutil.copytree("one/adapter", "alone", dirs_exist_ok=True)
+    [checkpoint] = (run / "checkpoints").iterdir()
+    names = ["base", "one", "one/adapter", f"one/checkpoints/{checkpoint.name}", "one/predictions.jsonl", "alone"]
+    rows = read_predictions(run / "predictions.jsonl")
+    prompts = group_by_prompt(read_examples(rows[0].images[0].parent, "What?"))
+    summaries = [c.find_training_overlap(prompts).summary for c in resolve_candidates(names, None, terminal)]
+    assert summaries == ["–", *["4 of 6 questions"] * 4, "unknown"]
+
+
 def test_an_adapter_without_its_run_has_settings_of_its_own(run: Path, tmp_path: Path, terminal: Terminal) -> None:
     shutil.copytree(run / "adapter", tmp_path / "alone")
     [alone] = resolve_candidates([str(tmp_path / "alone")], None, terminal)
@@ -66,13 +102,14 @@ def test_base_without_adapters_is_the_built_in_model(terminal: Terminal) -> None
     [base] = resolve_candidates(["base"], None, terminal)
     assert base.spec is not None
     assert base.spec.base_model == "demo"
+    assert not base.is_tuned
 
 
 @pytest.mark.parametrize(
     ("names", "error"),
     [
-        (["one/gone"], "no adapter here"),
-        (["/nowhere/adapter"], "no adapter here"),
+        (["one/gone"], "no such adapter"),
+        (["/nowhere/adapter"], "no such adapter"),
         (["gone"], "no such run, model or file(.|\n)*a file of answers"),
         (["gone.jsonl"], "no such run, model or file"),
         (["one/config.yaml"], "not a file of answers"),
@@ -108,12 +145,10 @@ def test_a_file_answers_its_own_prompts(captions: Path, tmp_path: Path, terminal
     [candidate] = resolve_candidates([str(path)], None, terminal)
     model_cache = ModelCache("cpu")
     assert candidate.check_saved_answers(prompts) == []
-    assert candidate.answer(prompts, SamplingParams(), terminal, model_cache) == ["after"]
+    assert [answer.text for answer in candidate.answer(prompts, SamplingParams(), terminal, model_cache)] == ["after"]
     base, tuned = split_before_after(path)
-    assert [half.answer(prompts, SamplingParams(), terminal, model_cache) for half in (base, tuned)] == [
-        ["before"],
-        ["after"],
-    ]
+    answers = [half.answer(prompts, SamplingParams(), terminal, model_cache) for half in (base, tuned)]
+    assert [answer.text for [answer] in answers] == ["before", "after"]
     for other in (
         group_by_prompt(read_examples(captions, "Where?", max_rows=1)),
         group_by_prompt(read_examples(captions, "What?", max_rows=2)),

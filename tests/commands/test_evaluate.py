@@ -1,14 +1,20 @@
 """`evaluate`: the table, the files, and errors before weights are read."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from lorgnette.commands.evaluate import PREDICTIONS_FILE, SCORES_FILE, evaluate
+from lorgnette.commands.evaluate import PREDICTIONS_FILE, SCORES_FILE, evaluate, load_eval_prompts
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.io.atomic import write_json
 from lorgnette.metrics.registry import CAPTION_METRICS
-from lorgnette.report.predictions import read_predictions
+from lorgnette.report.manifest import build_manifest, hash_image
+from lorgnette.report.predictions import read_predictions, write_predictions
+from lorgnette.types import Prediction
 
 
 def test_predictions_and_scores_are_written(captions: Path, tiny: Path, tmp_path: Path, capsys) -> None:
@@ -33,6 +39,45 @@ def test_a_file_of_answers_is_scored_without_a_model(captions: Path, tiny: Path,
     monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     second = evaluate(tmp_path / "scored" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt="COCO Yes:")
     assert second.scores == first.scores
+
+
+def test_what_was_trained_on_is_said_in_table_and_json(captions: Path, tmp_path: Path, capsys) -> None:
+    """The answers of a run's folder; its manifest knows the images. Here it was trained on the first two."""
+    prompts = load_eval_prompts([], captions, prompt="p", rows=None, images_from=None, needs_answer=True)
+    hashes = {str(prompt.image_paths[0]): hash_image(prompt.image_paths[0]) for prompt in prompts}
+    write_json(
+        tmp_path / "manifest.json", build_manifest(seed=0, command=[], image_hashes=hashes, num_training_images=2)
+    )
+    (tmp_path / "config.yaml").touch()
+    rows = [prompt.build_row(tuned=Prediction(prompt.example, "it is red"), generation="greedy") for prompt in prompts]
+    write_predictions(tmp_path / "predictions.jsonl", rows)
+
+    def run(out: str) -> dict[str, Any]:
+        said = io.StringIO()
+        evaluate(tmp_path / "predictions.jsonl", captions, prompt="p", metrics="ANLS", out=tmp_path / out,
+                 console=Console(file=said, width=400))  # fmt: skip
+        return json.loads((tmp_path / out / SCORES_FILE).read_text()) | {"said": said.getvalue()}
+
+    scores = run("known")
+    assert (scores["trained_on"], scores["generation"]) == ([0, 1], "greedy")
+    assert "trained on           2 of 6 questions\n" in capsys.readouterr().out
+    assert (
+        "was trained on the images of 2 of 6 questions: on these its scores, intervals and p-values" in scores["said"]
+    )
+    assert read_predictions(tmp_path / "known" / PREDICTIONS_FILE)[0].generation == "greedy"
+    (tmp_path / "manifest.json").unlink()
+    scores = run("unknown")
+    assert scores["trained_on"] is None
+    assert "trained on           unknown\n" in capsys.readouterr().out
+    assert "may have been trained on some of these questions" in scores["said"]
+
+
+def test_relative_images_in_an_answers_file(shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shared("bugs/answers-relative")
+    for current, prefix in ((folder, ""), (folder.parent, "answers-relative/")):
+        monkeypatch.chdir(current)
+        report = evaluate(f"{prefix}answers.jsonl", f"{prefix}data.jsonl", metrics="exact-match")
+        assert report.scores[0][0].value == 1.0
 
 
 def test_a_single_example_has_a_note_instead_of_cider(captions: Path, tiny: Path, capsys) -> None:

@@ -1,10 +1,12 @@
 """`predict`: what it reads, and how answers are printed and written."""
 
+import io
 import json
 from pathlib import Path
 
 import PIL.Image
 import pytest
+from rich.console import Console
 
 from lorgnette.commands import predict as predict_module
 from lorgnette.commands.predict import predict, read_examples
@@ -19,6 +21,24 @@ def test_a_single_answer_is_printed_as_json() -> None:
     name, _, text = predict_module._format_row(row, both=False).partition("\t")
     assert (name, json.loads(text)) == ("a", 'it "is"\ntwo lines')
     assert predict_module._format_row(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
+
+
+def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:
+    row = PredictionRow("a", (), "", (), base="one", tuned="two", base_is_cut=True)
+    assert predict_module._format_row(row, both=True) == "a\n  before: one…\n  after:  two"
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1}, image_size="56", console=console)
+    assert {row.base_is_cut for row in rows} == {True}
+    assert "base model: 6 of 6 answers are cut at --max-new-tokens 1" in said.getvalue()
+    assert "answers    image size 56×56 pixels; greedy; at most 1 tokens" in said.getvalue()
+
+
+@pytest.mark.parametrize("name", ["questions.jsonl", "pictures.csv"])
+def test_rows_without_an_answer_are_answered(name: str, shared, tmp_path: Path) -> None:
+    rows = predict(shared("bugs/predict-unanswered") / name, model="demo", sampling={"max_new_tokens": 4})
+    assert len(rows) == 6
+    assert {row.references for row in rows} == {()}
 
 
 def test_an_empty_prompt_is_used(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

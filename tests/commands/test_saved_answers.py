@@ -1,5 +1,6 @@
 """Answers from a file: matched by image path, and by file name if the images have moved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,12 @@ def build_prompt(image: Path, text: str = "p") -> EvalPrompt:
 
 
 def build_answers(*answers: tuple[Path, str], prompt: str = "p") -> SavedAnswers:
-    rows = [(PredictionRow(image.name, (image,), prompt, ()), text) for image, text in answers]
+    rows = [PredictionRow(image.name, (image,), prompt, (), tuned=text) for image, text in answers]
     return SavedAnswers.from_rows("a.jsonl", rows)
+
+
+def lookup_texts(answers: SavedAnswers, prompts: list[EvalPrompt]) -> list[str]:
+    return [answer.text for answer in answers.lookup(prompts)]
 
 
 def create_file(path: Path) -> Path:
@@ -27,7 +32,7 @@ def create_file(path: Path) -> Path:
 
 def test_a_prompt_may_occur_twice_but_not_with_two_answers() -> None:
     image = Path("/gone/a.png")
-    assert build_answers((image, "yes"), (image, "yes")).lookup([build_prompt(image)]) == ["yes"]
+    assert lookup_texts(build_answers((image, "yes"), (image, "yes")), [build_prompt(image)]) == ["yes"]
     with pytest.raises(LorgnetteError, match=r"two answers to one question: a\.png \('p'\) · a\.jsonl"):
         build_answers((image, "yes"), (image, "no"))
 
@@ -35,9 +40,9 @@ def test_a_prompt_may_occur_twice_but_not_with_two_answers() -> None:
 def test_moved_images_are_matched_by_name(tmp_path: Path) -> None:
     prompts = [build_prompt(tmp_path / "here" / name) for name in ("a.png", "b.png")]
     moved = build_answers((Path("/gone/b.png"), "b"), (Path("/gone/a.png"), "a"))
-    assert (moved.lookup(prompts), moved.num_matched_by_name(prompts)) == (["a", "b"], 2)
+    assert (lookup_texts(moved, prompts), moved.num_matched_by_name(prompts)) == (["a", "b"], 2)
     same = build_answers((tmp_path / "here" / "a.png", "a"))
-    assert (same.lookup(prompts[:1]), same.num_matched_by_name(prompts[:1])) == (["a"], 0)
+    assert (lookup_texts(same, prompts[:1]), same.num_matched_by_name(prompts[:1])) == (["a"], 0)
 
 
 def test_an_existing_image_is_not_matched_by_name(tmp_path: Path) -> None:
@@ -45,7 +50,7 @@ def test_an_existing_image_is_not_matched_by_name(tmp_path: Path) -> None:
     with pytest.raises(LorgnetteError, match="no answer to 1 of 1"):
         build_answers((first, "train's")).lookup([build_prompt(second)])
     first.unlink()
-    assert build_answers((first, "train's")).lookup([build_prompt(second)]) == ["train's"]
+    assert lookup_texts(build_answers((first, "train's")), [build_prompt(second)]) == ["train's"]
 
 
 def test_an_ambiguous_name_matches_nothing(tmp_path: Path) -> None:
@@ -64,5 +69,22 @@ def test_the_file_s_prompt_is_suggested() -> None:
 
 def test_prompts_without_images_are_matched_by_text() -> None:
     prompt = EvalPrompt(Example("x", (Turn("user", ("hello",)),), Path("d.csv"), 1), ())
-    answers = SavedAnswers.from_rows("a.jsonl", [(PredictionRow("x", (), "hello", ()), "hi")])
-    assert answers.lookup([prompt]) == ["hi"]
+    answers = SavedAnswers.from_rows("a.jsonl", [PredictionRow("x", (), "hello", (), tuned="hi")])
+    assert lookup_texts(answers, [prompt]) == ["hi"]
+
+
+def test_answers_of_two_models_are_not_mixed() -> None:
+    rows = [PredictionRow("x", (), "a", (), base="1", tuned="2"), PredictionRow("y", (), "b", (), base="3")]
+    with pytest.raises(LorgnetteError, match=r"1 of 2 answers are only the base model's.* · a\.jsonl · keep the rows"):
+        SavedAnswers.from_rows("a.jsonl", rows)
+    base, tuned = SavedAnswers.from_rows("a", rows, use_base=True), SavedAnswers.from_rows("a", rows[:1])
+    assert (base.is_tuned, tuned.is_tuned, SavedAnswers.from_rows("a", rows[1:]).is_tuned) == (False, True, False)
+    assert (list(base.by_path.values()), list(tuned.by_path.values())) == ([("1", False), ("3", False)], [("2", False)])
+
+
+def test_saved_answers_know_how_they_were_generated_and_whether_they_are_cut() -> None:
+    rows = [PredictionRow(text, (), text, (), tuned=text, tuned_is_cut=text == "b", generation=text) for text in "ab"]
+    assert SavedAnswers.from_rows("a.jsonl", rows).generation == "a / b"
+    assert SavedAnswers.from_rows("a.jsonl", [replace(rows[0], generation="")]).generation == "unknown"
+    prompts = [EvalPrompt(Example(t, (Turn("user", (t,)),), Path("d.csv"), 1), ()) for t in "ab"]
+    assert [p.is_complete for p in SavedAnswers.from_rows("a.jsonl", rows).lookup(prompts)] == [True, False]

@@ -1,28 +1,32 @@
 """Every distinct prompt is answered once, without and with the adapter."""
 
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.answers import answer_examples
+from lorgnette.inference.answers import answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
-from lorgnette.types import Example, Prediction
+from lorgnette.types import Example, Prediction, PredictionRow
 
 
 class EchoModel(LoadedModel):
-    """Answers with the name of the adapter."""
+    """Answers with the name of the adapter. The base model's answers are cut."""
 
-    def __init__(self) -> None: ...
+    def __init__(self) -> None:
+        settings = ProcessorSettings(image_size=(280, 56))
+        object.__setattr__(self, "processor", SimpleNamespace(settings=settings))  # frozen
 
     def generate_answers(  # type: ignore[override]
         self, examples: Sequence[Example], sampling: SamplingParams, *, adapter: str | None, on_progress: Any
     ) -> Iterator[Prediction]:
         for example in examples:
             on_progress(1)
-            yield Prediction(example, adapter or "base", adapter)
+            yield Prediction(example, adapter or "base", adapter, is_complete=adapter is not None)
 
 
 @pytest.fixture
@@ -41,6 +45,20 @@ def test_a_prompt_is_answered_once_by_the_selected_models(
     assert [row.references for row in rows] == [("a", "c"), ("b",)]
     assert {row.base for row in rows} == {"base" if with_base else None}
     assert {row.tuned for row in rows} == {"tuned" if with_adapter else None}
+    assert {(row.base_is_cut, row.tuned_is_cut) for row in rows} == {(with_base, False)}
+    assert {row.generation for row in rows} == {"image size 280×56 pixels; greedy; at most 4 tokens"}
+
+
+def test_how_answers_are_generated_is_said() -> None:
+    native = ProcessorSettings(image_size=None, image_tokens=(4, 99))
+    text = describe_generation(native, SamplingParams(7, temperature=0.5, top_p=0.9, seed=3))
+    assert text == "image size native, 4 to 99 tokens; temperature 0.5, top-p 0.9, seed 3; at most 7 tokens"
+
+
+def test_cut_answers_are_counted() -> None:
+    rows = [PredictionRow("a", (), "", (), "b", "t", base_is_cut=is_cut) for is_cut in (True, False, True)]
+    assert describe_row_cuts(rows, "128 tokens") == ["base model: 2 of 3 answers are cut at 128 tokens"]
+    assert describe_row_cuts(rows[1:2], "128 tokens") == []
 
 
 def test_an_out_of_memory_error_has_the_hint(

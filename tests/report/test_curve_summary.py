@@ -1,6 +1,9 @@
 """The sentences about a run's curves: falling, overfitting, worse than the base model, nothing held out."""
 
-from lorgnette.report.curve_summary import summarize_best_step, summarize_loss
+import pytest
+
+from lorgnette.config import TrainSettings
+from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
 
 FALLING = [(1.0, 3.0), (10.0, 2.0), (20.0, 1.0), (30.0, 0.5)]
 
@@ -32,12 +35,16 @@ def test_the_best_folder_is_named_only_if_the_loss_selects_it() -> None:
 def test_the_best_step_of_a_metric() -> None:
     points = [(0.0, 0.9), (10.0, 0.4), (20.0, 0.2), (30.0, 0.3)]
     [higher], [lower] = (
-        summarize_best_step("ROUGE-L of 9 held-out images", points, "a/best", higher_is_better=is_higher)
-        for is_higher in (True, False)
+        summarize_best_step("ROUGE-L of 9 held-out images", scores, "a/best", higher_is_better=is_higher)
+        for scores, is_higher in (([(0.0, 0.1), *points[1:]], True), (points, False))
     )
-    assert "held-out images: 0.4 after step 10 (0.9 before fine-tuning); its adapter is saved in a/best" in higher
+    assert "held-out images: 0.4 after step 10 (0.1 before fine-tuning); its adapter is saved in a/best" in higher
     assert "0.2 after step 20" in lower
-    assert "the last step" in summarize_best_step("x", points[:2], "a/best", higher_is_better=True)[0]
+    assert "the last step" in summarize_best_step("x", points[:2], "a/best", higher_is_better=False)[0]
+    [none] = summarize_best_step("x", points, "a/best", higher_is_better=True)
+    assert none == "No step improved x: 0.9 before fine-tuning, at best 0.4 after step 10."
+    [same] = summarize_best_step("x", [(0, 0.5), (9, 0.5)], "a/best", higher_is_better=True)
+    assert "No step improved x" in same
     assert summarize_best_step("x", points[:1], "a/best", higher_is_better=True) == []
 
 
@@ -48,7 +55,56 @@ def test_a_rise_of_less_than_a_hundredth_is_none() -> None:
 
 
 def test_a_loss_that_only_rises_means_worse_than_the_base_model() -> None:
-    assert "fine-tuning made it worse" in summarize([(0, 1.0), (10, 1.2), (20, 1.3)])
+    text = summarize([(0, 1.0), (10, 1.2), (20, 1.3)])
+    assert "rose, 1 before fine-tuning and 1.3 after step 20: fine-tuning made it worse on the held-out" in text
+
+
+@pytest.mark.parametrize("last", [0.995, 1.0, 1.009])
+def test_a_change_of_less_than_a_hundredth_is_no_harm_and_no_gain(last: float) -> None:
+    text = " ".join(summarize_loss(FALLING, [(0, 1.0), (10, 1.001), (20, last)], [], "best", "only 2 steps"))
+    assert text == (
+        f"Almost nothing changed: the eval loss is {last:.4g}, 1 before fine-tuning. "
+        "The likeliest reason: only 2 steps."
+    )
+
+
+def test_an_equal_loss_means_that_nothing_changed() -> None:
+    assert summarize([(0, 1.5), (10, 1.5), (20, 1.5)]).startswith("Nothing changed: the eval loss is 1.5, 1.5 before")
+
+
+def test_a_loss_that_rose_and_fell_back_is_no_harm() -> None:
+    text = summarize([(0, 1.0), (10, 1.2), (20, 1.001)])
+    assert "did not fall, 1 before fine-tuning and 1 after step 20." in text
+    assert "worse" not in text
+
+
+def test_without_the_base_model_s_loss_nothing_is_said_of_it() -> None:
+    """The log was deleted before a resume."""
+    text = summarize([(10, 1.0), (20, 1.2)])
+    assert "lowest after step 10: 1. It then rose to 1.2" in text
+    assert "before fine-tuning" not in text
+    assert summarize([(10, 1.0)]) == "The eval loss was lowest after step 10: 1."
+    [best] = summarize_best_step("x", [(10, 0.4), (20, 0.2)], "a/best", higher_is_better=True)
+    assert best == "Best x: 0.4 after step 10; its adapter is saved in a/best."
+
+
+def test_a_loss_that_is_no_number_is_left_out() -> None:
+    assert "lowest after step 20: 1 (2 before" in summarize([(0, 2.0), (10, float("nan")), (20, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_steps", "reason"),
+    [
+        ({"warmup_steps": 100}, 4, "all 4 steps are in the warm-up (train.warmup_steps=100), where the learning rate "
+         "reached 3e-06 of train.learning_rate=0.0001; lower train.warmup_steps"),
+        ({"learning_rate": 1e-7}, 500, "train.learning_rate=1e-07 is low"),
+        ({}, 1, "only 1 optimizer step; raise train.epochs"),
+        ({}, 19, "only 19 optimizer steps"),
+        ({}, 20, "the settings show none; try a higher learning rate"),
+    ],
+)  # fmt: skip
+def test_the_reason_for_no_change(settings: dict[str, float], num_steps: int, reason: str) -> None:
+    assert explain_no_change(TrainSettings(**settings), num_steps).startswith(reason)
 
 
 def test_nothing_held_out() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lorgnette.report.predictions import load_thumbnails, read_predictions, writ
 from lorgnette.types import PredictionRow
 
 ROWS = [
-    PredictionRow("a", (Path("one.png"), Path("two.png")), "COCO Yes:", ("一只猫\n两行", "猫"), "a cat", "猫"),
+    PredictionRow("a", (Path("/x/one.png"), Path("/x/two.png")), "COCO Yes:", ("一只猫\n两行", "猫"), "a cat", "猫"),
     PredictionRow("b", (), "hello \u2028 there", (), None, None),
 ]
 
@@ -18,6 +19,35 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.jsonl", ROWS)
     assert read_predictions(tmp_path / "predictions.jsonl") == ROWS
     assert "一只猫" in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+
+
+def test_relative_images_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder does not matter, even if it has a file of this name."""
+    path = tmp_path / "answers" / "predictions.jsonl"
+    write_predictions(path, [PredictionRow("a", (Path("p/0.png"), Path("../1.png")), "", (), tuned="a")])
+    for name in ("here/p/0.png", "answers/p/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    expected = (tmp_path / "answers" / "p" / "0.png", tmp_path / "1.png")
+    for folder, name in (("here", "../answers/predictions.jsonl"), ("answers", "predictions.jsonl")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert [row.images for row in read_predictions(Path(name))] == [expected]
+
+
+def test_rows_of_the_first_versions_are_read(tmp_path: Path) -> None:
+    """They called the images pictures."""
+    path = tmp_path / "predictions.jsonl"
+    row = {
+        "id": "a",
+        "pictures": ["/x/a.png"],
+        "prompt": 'say "pictures"',
+        "references": [],
+        "base": None,
+        "tuned": "t",
+    }
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"images": ["/y/b.png"]}), encoding="utf-8")
+    first, second = read_predictions(path)
+    assert (first.images, first.prompt, second.images) == ((Path("/x/a.png"),), 'say "pictures"', (Path("/y/b.png"),))
 
 
 def test_an_invalid_row_is_named(tmp_path: Path) -> None:
@@ -61,6 +91,8 @@ def test_file_is_utf8_with_or_without_bom(tmp_path: Path) -> None:
 def test_caption_has_all_answers() -> None:
     assert ROWS[0].caption == "after: 猫\nreference: 一只猫\n两行\nreference: 猫\nbefore: a cat"
     assert ROWS[1].caption == ""
+    cut = replace(ROWS[0], references=(), base_is_cut=True, tuned_is_cut=True)
+    assert cut.caption == "after: 猫…\nbefore: a cat…"
 
 
 def test_unreadable_images_are_skipped(tmp_path: Path) -> None:

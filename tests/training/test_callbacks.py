@@ -108,6 +108,7 @@ def test_the_log_and_all_trackers_get_the_same(build_callbacks: Any, said: io.St
     assert [(step, sorted(metrics)[:2]) for step, metrics in a.metrics] == [
         (10, ["train/data_wait", "train/epoch"]),
         (99, ["eval/loss"]),
+        (99, ["eval/ROUGE-L"]),
     ]
     assert a.metrics[0][1]["train/loss"] == 1.25
     assert a.metrics[0][1]["train/learning_rate"] == 1e-4
@@ -115,11 +116,14 @@ def test_the_log_and_all_trackers_get_the_same(build_callbacks: Any, said: io.St
     assert [(r["kind"], r["step"], r.get("loss"), r.get("eval_loss")) for r in records] == [
         ("train", 10, 1.25, None),
         ("eval", 99, None, 1.5),
+        ("samples", 99, None, None),
+        ("eval", 99, None, None),
     ]
     assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in said.getvalue()
 
 
-def test_samples_go_to_log_and_trackers_but_not_at_the_end(build_callbacks: Any) -> None:
+def test_samples_go_to_the_log_at_every_step_and_to_trackers_before_the_last(build_callbacks: Any) -> None:
+    """The last point of the metric's curve has the same token limit as the others."""
     tracker = Recorder()
     callbacks, run, _ = build_callbacks(tracker)
     for step in (0, 5, 99):
@@ -127,7 +131,10 @@ def test_samples_go_to_log_and_trackers_but_not_at_the_end(build_callbacks: Any)
     assert tracker.answers == [(0, ["a dog"]), (5, ["a dog"])]
     assert (5, {"eval/ROUGE-L": 1.0}) in tracker.metrics
     records = [record for record in run_log.read_log(run / "log.jsonl") if record["kind"] == "samples"]
-    assert records == [{"kind": "samples", "answers": ["a dog"], "step": step} for step in (0, 5)]
+    sample = {"kind": "samples", "answers": ["a dog"], "cut": [False], "max_new_tokens": 32}
+    assert records == [sample | {"step": step} for step in (0, 5, 99)]
+    curve = run_log.select_series(run_log.read_log(run / "log.jsonl"), "eval", "ROUGE-L")
+    assert [step for step, _ in curve] == [0, 5, 99]
 
 
 def test_trackers_get_the_answers_of_the_last_step_once(build_callbacks: Any, monkeypatch: pytest.MonkeyPatch) -> None:

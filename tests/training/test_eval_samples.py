@@ -26,8 +26,9 @@ PrepareRun = Callable[..., Any]
 ROWS = [PredictionRow(str(i), (Path(f"{i}.png"),), "p", ("a dog",), "before", "a dog") for i in range(6)]
 
 
-def make_record(step: int, *answers: str) -> dict[str, Any]:
-    return {"kind": "samples", "step": step, "answers": list(answers)}
+def make_record(step: int, *answers: str, cut: tuple[bool, ...] = ()) -> dict[str, Any]:
+    cuts = cut or [False] * len(answers)
+    return {"kind": "samples", "step": step, "answers": list(answers), "cut": cuts, "max_new_tokens": 32}
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_samples_do_not_change_the_training(prepare_run: PrepareRun, monkeypatch
         run = prepare_run("lora.dropout=0.5", "train.eval_steps=1", "train.epochs=2")
         run.train()
         records = [record for record in run_log.read_log(run.run_dir.log) if record["kind"] == "samples"]
-        assert [record["step"] for record in records] == [0, 1, 2, 3]
+        assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
         weights = load_file(run.run_dir.adapter / "adapter_model.safetensors")
         shutil.rmtree(run.run_dir.path)
         return weights
@@ -105,20 +106,44 @@ def test_samples_do_not_change_the_training(prepare_run: PrepareRun, monkeypatch
     assert not all(torch.equal(with_samples[name], changed[name]) for name in with_samples)
 
 
-def test_a_history_ends_with_the_final_answer() -> None:
+def test_a_history_has_one_token_limit_and_marks_cut_answers() -> None:
+    """All of it is from the log: the final answers have another limit."""
     records = [
-        make_record(0, "the", "image"), make_record(10, "a", "b"), make_record(10, "a cat", "b"),
-        {"kind": "train", "step": 30}, make_record(30, "dropped", "dropped"), {"kind": "event", "text": "x"},
+        make_record(0, "the", "image", cut=(True, False)), make_record(10, "a", "b"), make_record(10, "a cat", "b"),
+        {"kind": "train", "step": 30}, make_record(30, "a do", "b", cut=(True, False)), {"kind": "event", "text": "x"},
     ]  # fmt: skip
     first, second = samples_over_time(records, ROWS)
-    assert first.answers == ((0, "the"), (10, "a cat"), (30, "a dog"))
+    assert first.answers == ((0, "the…"), (10, "a cat"), (30, "a do…"))
     assert second.row is ROWS[1]
     assert samples_over_time([{"kind": "train", "step": 30}], ROWS) == []
 
 
-def test_the_metric_curve_ends_with_the_final_answers() -> None:
-    records = [{"kind": "eval", "step": 0, "ROUGE-L": 0.1}, {"kind": "eval", "step": 20, "eval_loss": 1.0}]
+def test_the_metric_curve_compares_answers_of_one_token_limit() -> None:
+    """Its last point is the last sample's, and not the full answers'."""
+    records = [
+        {"kind": "eval", "step": 0, "ROUGE-L": 0.1}, {"kind": "eval", "step": 20, "ROUGE-L": 0.4},
+        {"kind": "eval", "step": 20, "eval_loss": 1.0},
+    ]  # fmt: skip
     [curve] = build_metric_curve(records, ROWS, "ROUGE-L")
     assert curve.name == "ROUGE-L of 4 held-out images"
-    assert curve.points == [(0.0, 0.1), (20.0, pytest.approx(1.0))]
+    assert curve.points == [(0.0, 0.1), (20.0, 0.4)]
     assert build_metric_curve(records, ROWS, None) == []
+    [curve] = build_metric_curve([*records, make_record(20, "a do", cut=(True,))], ROWS, "ROUGE-L")
+    assert curve.name == "ROUGE-L of 4 held-out images, answers cut at 32 tokens"
+
+
+def test_samples_of_the_last_step_are_cut_like_those_before(
+    prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step the same four prompts, at most MAX_NEW_TOKENS; only the final answers are whole."""
+    monkeypatch.setattr("lorgnette.training.eval_samples.MAX_NEW_TOKENS", 1)
+    run = prepare_run("train.max_steps=2", "train.eval_steps=1", "predict.max_new_tokens=3", "lora.rank=1")
+    run.train()
+    records = [record for record in run_log.read_log(run.run_dir.log) if record["kind"] == "samples"]
+    assert [(record["step"], record["cut"], record["max_new_tokens"]) for record in records] == [
+        (step, [True, True], 1) for step in (0, 1, 2)
+    ]
+    page = run.run_dir.report.read_text(encoding="utf-8")
+    assert "Those that end with … are cut at 1 tokens" in page
+    assert "of 2 held-out images, answers cut at 1 tokens" in page
+    assert records[-1]["answers"][0] + "…</p>" in page

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lorgnette.io.atomic import write_json
+from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_log import RunLog
 from lorgnette.training.run_report import write_run_report
 from lorgnette.types import PredictionRow
@@ -29,6 +31,39 @@ def test_the_report_shows_steps_scores_and_trackers(prepare_run: Callable[..., A
         "learning rate",
     ):
         assert part in page
+
+
+def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], said: Any) -> None:
+    run = prepare_run("train.warmup_steps=50", "predict.metrics=exact-match")
+    with RunLog(run.run_dir.log) as log:
+        for step in (0, 2):
+            log.write({"kind": "eval", "step": step, "eval_loss": 1.25})
+        log.write({"kind": "train", "step": 2, "loss": 2.5, "learning_rate": 2e-6, "grad_norm": 1.0})
+    rows = [PredictionRow("a", (), "", ("a dog",), base="a cat", tuned="a cat", tuned_is_cut=True, generation="greedy")]
+    write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
+    page = run.run_dir.report.read_text(encoding="utf-8")
+    for part in ("Nothing changed: the eval loss is 1.25", "all 2 steps are in the warm-up (train.warmup_steps=50)",
+                 "All 1 answers are the same as before", "1 of 1 answers are cut at predict.max_new_tokens=2",
+                 "<dd>greedy</dd>"):  # fmt: skip
+        assert part in page, part
+        assert part in " ".join(said.getvalue().split()) or part.startswith("<"), part
+    assert "worse" not in page.split("<main>")[1]
+
+
+def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[..., Any], said: Any) -> None:
+    """data.split=tail lets an image be in both parts."""
+    run = prepare_run("data.split=tail")
+    run.run_dir.log.touch()
+    images = [encoded.example.images[0].path for encoded in (run.data.examples[0], run.data.held_out[0])]
+    content = build_manifest(
+        seed=0, command=[], image_hashes=run.data.hash_images(), num_training_images=run.data.num_training_images
+    )
+    write_json(run.run_dir.manifest, content)
+    rows = [PredictionRow(path.name, (path,), "p", ("r",), base="b", tuned="t") for path in images]
+    write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
+    page = run.run_dir.report.read_text(encoding="utf-8")
+    assert ['class="trained-on"' in card for card in page.split("<article")[1:]] == [True, False]
+    assert "this run was trained on the images of 1 of 2 questions" in " ".join(said.getvalue().split())
 
 
 def test_an_empty_log_leaves_out_the_curves_only(prepare_run: Callable[..., Any]) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lorgnette.commands.answer_settings import select_max_new_tokens
 from lorgnette.commands.compare_candidates import (
     BASE,
     Candidate,
+    check_image_size,
     is_answers_file,
     list_training_prompts,
     resolve_candidates,
@@ -15,6 +17,7 @@ from lorgnette.commands.compare_candidates import (
 )
 from lorgnette.commands.evaluate import load_eval_prompts, select_default_metrics
 from lorgnette.errors import UsageError
+from lorgnette.inference.answers import describe_cuts
 from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
@@ -26,6 +29,12 @@ from lorgnette.report.html.charts import Chart, Curve, build_overlay
 from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
 from lorgnette.report.run_dir import find_free_path
 
+_HELD_OUT_SETTINGS = (
+    "data.path", "data.test", "data.holdout", "data.split", "data.max_rows", "data.prompt", "model", "eos_token",
+    "image_size", "image_tokens",
+)  # fmt: skip
+"""Runs that differ in one of these have eval losses of other examples, or of other inputs."""
+
 
 def compare(
     *inputs: Path | str,
@@ -35,7 +44,8 @@ def compare(
     prompt: str | None = None,
     rows: int | None = None,
     images_from: str | None = None,
-    max_new_tokens: int = 128,
+    image_size: str | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
     console: Console | None = None,
@@ -44,8 +54,10 @@ def compare(
 
     inputs: the candidates, then the data file. A candidate is `base`, a run or its adapter, a model, or a file of
     answers; a single one is compared with its base model. out: the page, replaced if it exists; default: compare.html,
-    or the next free name. metrics: as in `evaluate`.
+    or the next free name. metrics: as in `evaluate`. image_size: as in `predict`. max_new_tokens: of all candidates;
+    default: the largest of their runs.
     """
+    # Read what is asked, without weights.
     terminal = Terminal(console)
     if len(inputs) < 2:
         raise UsageError("no data to answer", where="compare", hint="name a candidate and a data file")
@@ -53,24 +65,43 @@ def compare(
     page_path = Path(out) if out else find_free_path(Path(), "compare", ".html")
     is_replaced = page_path.is_file()
     check_writable(page_path, source, *(Path(name) for name in names if is_answers_file(name)))
-    candidates = _resolve_inputs(names, model, terminal)
+    candidates = _resolve_inputs(names, model, terminal, image_size)
     metric_names = parse_metric_names(metrics, select_default_metrics(candidates))
-    prompts = load_eval_prompts(candidates, source, prompt=prompt, rows=rows, images_from=images_from)
-    notes = list(_collect_notes(candidates, prompts))
+    prompts = load_eval_prompts(
+        candidates, source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=False
+    )
+    limit = select_max_new_tokens(max_new_tokens, [candidate.spec for candidate in candidates])
+    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
+    generations = [candidate.describe_generation(sampling) for candidate in candidates]
+    overlaps = [candidate.find_training_overlap(prompts) for candidate in candidates]
+    settings = _find_differing_settings(candidates)
+    notes = [
+        *_collect_notes(candidates, prompts, generations),
+        *(note for overlap in overlaps for note in overlap.notes),
+        *_compare_eval_losses([candidate for candidate in candidates if candidate.run is not None]),
+    ]
     for note in notes:
         terminal.warn(note)
-    sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    # Answer and score.
     model_cache = ModelCache(device)
-    answers = [candidate.answer(prompts, sampling, terminal, model_cache) for candidate in candidates]
+    predictions = [candidate.answer(prompts, sampling, terminal, model_cache) for candidate in candidates]
+    for candidate, answers in zip(candidates, predictions, strict=True):
+        for note in describe_cuts(candidate.name, [not answer.is_complete for answer in answers], "the token limit"):
+            terminal.warn(note)
+            notes.append(note)
+    texts = [[answer.text for answer in answers] for answers in predictions]
     page = ComparisonPage(
         candidates=tuple(candidate.name for candidate in candidates),
         source=source,
         prompts=prompts,
-        answers=answers,
-        report=compute_report(metric_names, prompts, answers),
+        answers=[[answer.shown_text for answer in answers] for answers in predictions],
+        report=compute_report(metric_names, prompts, texts),
         charts=_build_charts(candidates),
-        settings=_find_differing_settings(candidates),
+        settings=settings,
         notes=notes,
+        generations=generations,
+        trained_on=[overlap.flags or () for overlap in overlaps],
+        overlap_summaries=[overlap.summary for overlap in overlaps] if any(o.is_tuned for o in overlaps) else (),
     )
     write_comparison_page(page_path, page)
     terminal.print(page.summary)
@@ -78,19 +109,27 @@ def compare(
     return page_path
 
 
-def _resolve_inputs(names: list[str], model: str | None, terminal: Terminal) -> list[Candidate]:
+def _resolve_inputs(
+    names: list[str], model: str | None, terminal: Terminal, image_size: str | None = None
+) -> list[Candidate]:
     if len(names) == 1 and is_answers_file(names[0]):
+        check_image_size(names, image_size)
         return split_before_after(Path(names[0]))
     if names == [BASE]:
         raise UsageError("nothing to compare with", where=BASE, hint="name an adapter")
-    return resolve_candidates(names if len(names) > 1 else [BASE, *names], model, terminal)
+    return resolve_candidates(names if len(names) > 1 else [BASE, *names], model, terminal, image_size)
 
 
-def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt]) -> Iterator[str]:
-    """Warnings: answers matched by name, different training prompts, prompts without references. Raises LorgnetteError
-    if a file lacks answers."""
+def _collect_notes(
+    candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt], generations: Sequence[str]
+) -> Iterator[str]:
+    """Warnings: answers matched by name, answers generated in different ways, different training prompts, prompts
+    without references. Raises LorgnetteError if a file lacks answers."""
     for candidate in candidates:
         yield from candidate.check_saved_answers(prompts)
+    if len(set(generations)) > 1:
+        ways = "; ".join(f"{candidate.name}: {way}" for candidate, way in zip(candidates, generations, strict=True))
+        yield f"the answers are generated in different ways, so the scores may differ because of that ({ways})"
     training_prompts, texts = list_training_prompts(candidates), {prompt.text for prompt in prompts}
     if len(training_prompts) > 1:
         used = repr(prompts[0].text) if len(texts) == 1 else "the data's prompts"
@@ -98,6 +137,13 @@ def _collect_notes(candidates: Sequence[Candidate], prompts: Sequence[EvalPrompt
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare:
         yield f"{num_bare} of {len(prompts)} questions have no reference and are not scored"
+
+
+def _compare_eval_losses(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """A warning if the runs' eval losses, which are in one chart, are of other examples or inputs."""
+    names = [name for name, _ in _find_differing_settings(candidates) if name in _HELD_OUT_SETTINGS]
+    if names:
+        yield f"the eval losses of the runs cannot be compared, because these differ: {', '.join(names)}"
 
 
 def _build_charts(candidates: Sequence[Candidate]) -> list[Chart]:

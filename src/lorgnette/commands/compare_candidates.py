@@ -3,18 +3,18 @@
 Resolves the names that a user types. Reads headers only, no weights.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorgnette import config
+from lorgnette.commands.answer_settings import set_answer_size
 from lorgnette.commands.predict import load_model_spec
 from lorgnette.commands.saved_answers import SavedAnswers
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
-from lorgnette.inference.answers import answer_prompts
+from lorgnette.inference.answers import answer_prompts, describe_generation
 from lorgnette.inference.loading import ModelCache, ModelSpec, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.peft_config import read_peft_config
@@ -23,7 +23,8 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.html.page import flatten_settings
 from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
-from lorgnette.types import PredictionRow
+from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
+from lorgnette.types import Prediction, PredictionRow
 
 BASE = "base"
 """The name of the candidates' own base model."""
@@ -44,9 +45,16 @@ class Candidate:
     run: RunDir | None = None
     weights_from: ModelSpec | None = None
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it was fine-tuned: it has an adapter, or one was merged into it."""
+        if self.spec is not None:  # the built-in model has metadata, too
+            return self.spec.adapter is not None or (self.spec.metadata is not None and self.spec.base_model != "demo")
+        return self.saved_answers is not None and self.saved_answers.is_tuned
+
     def answer(
         self, prompts: Sequence[EvalPrompt], sampling: SamplingParams, terminal: Terminal, model_cache: ModelCache
-    ) -> list[str]:
+    ) -> list[Prediction]:
         """The answer to every prompt. Raises LorgnetteError if a file lacks some."""
         if self.spec is not None:
             model = model_cache.get(self.weights_from or self.spec)
@@ -54,6 +62,20 @@ class Candidate:
             return answer_prompts(model, prompts, sampling, terminal, self.name, adapter)
         assert self.saved_answers is not None
         return self.saved_answers.lookup(prompts)
+
+    def describe_generation(self, sampling: SamplingParams) -> str:
+        """How its answers are generated, in words."""
+        if self.spec is not None:
+            return describe_generation(self.spec.processor.settings, sampling)
+        assert self.saved_answers is not None
+        return self.saved_answers.generation
+
+    def find_training_overlap(self, prompts: Sequence[EvalPrompt]) -> TrainingOverlap:
+        """Which prompts are about images that it was trained on."""
+        questions = [prompt.image_paths for prompt in prompts]
+        if not self.is_tuned:
+            return TrainingOverlap((False,) * len(questions), is_tuned=False)
+        return find_training_overlap(self.name, self.run.manifest if self.run else None, questions)
 
     def check_saved_answers(self, prompts: Sequence[EvalPrompt]) -> list[str]:
         """Warnings about a file's answers, before any model is loaded. Raises LorgnetteError if it lacks some."""
@@ -88,16 +110,21 @@ class Candidate:
         return dict(flatten_settings(tree))
 
 
-def resolve_candidates(names: Sequence[str], model: str | None, terminal: Terminal) -> list[Candidate]:
+def resolve_candidates(
+    names: Sequence[str], model: str | None, terminal: Terminal, image_size: str | None = None
+) -> list[Candidate]:
     """The candidates that the names stand for. model: the base model, if it is not the one recorded with the adapters;
-    without adapters the default is `demo`."""
+    without adapters the default is `demo`. image_size: see `set_answer_size`."""
     short_names = dict(zip(names, _shorten_names(names), strict=True))
     if len(short_names) < len(names):
         raise UsageError("a candidate is named twice", where=" ".join(names), hint="name each once")
-    candidates = {name: _resolve_candidate(name, short_names[name], model, terminal) for name in names if name != BASE}
+    check_image_size(names, image_size)
+    candidates = {
+        name: _resolve_candidate(name, short_names[name], model, terminal, image_size) for name in names if name != BASE
+    }
     if BASE in names:
         specs = [candidate.spec for candidate in candidates.values() if candidate.spec is not None]
-        candidates[BASE] = _build_base_candidate(specs, model, terminal)
+        candidates[BASE] = _build_base_candidate(specs, model, terminal, image_size)
     return [candidates[name] for name in names]
 
 
@@ -106,7 +133,7 @@ def split_before_after(path: Path) -> list[Candidate]:
     rows = read_predictions(path)
     if any(row.base is None or row.tuned is None for row in rows):
         raise UsageError("nothing to compare with", where=str(path), hint="name a second candidate, such as base")
-    before = SavedAnswers.from_rows(str(path), ((row, row.base) for row in rows))
+    before = SavedAnswers.from_rows(str(path), rows, use_base=True)
     return [Candidate(BASE, saved_answers=before), _build_file_candidate(path, _shorten_names([str(path)])[0], rows)]
 
 
@@ -115,7 +142,16 @@ def is_answers_file(name: str) -> bool:
     return Path(name).is_file() and Path(name).suffix.lower() == ".jsonl"
 
 
-def _resolve_candidate(source: str, name: str, model: str | None, terminal: Terminal) -> Candidate:
+def check_image_size(names: Sequence[str], image_size: str | None) -> None:
+    """Raise UsageError if an image size is given, but nothing is answered: the answers are all in files."""
+    if image_size is not None and all(is_answers_file(name) for name in names):
+        hint = "leave it out, or name a model"
+        raise UsageError("saved answers have an image size already", where=f"--image-size {image_size}", hint=hint)
+
+
+def _resolve_candidate(
+    source: str, name: str, model: str | None, terminal: Terminal, image_size: str | None
+) -> Candidate:
     path = Path(source)
     if is_answers_file(source):
         return _build_file_candidate(path, name, read_predictions(path))
@@ -128,21 +164,24 @@ def _resolve_candidate(source: str, name: str, model: str | None, terminal: Term
     # A missing path on this machine is an adapter's, not a name on a hub.
     is_local = path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.exists())
     if adapter == path and ((path / "config.json").is_file() or source == "demo" or not is_local):
-        return Candidate(name, spec=ModelSpec.from_names(source, None, terminal))
-    return Candidate(name, spec=load_model_spec(model, adapter, terminal), run=_find_run(adapter))
+        return Candidate(name, spec=set_answer_size(ModelSpec.from_names(source, None, terminal), image_size))
+    spec = set_answer_size(load_model_spec(model, adapter, terminal), image_size)
+    return Candidate(name, spec=spec, run=_find_run(adapter))
 
 
 def _build_file_candidate(path: Path, name: str, rows: Sequence[PredictionRow]) -> Candidate:
     """A file's answers; of a row with two, the fine-tuned model's."""
-    answers = SavedAnswers.from_rows(str(path), ((row, row.base if row.tuned is None else row.tuned) for row in rows))
+    answers = SavedAnswers.from_rows(str(path), rows)
     return Candidate(name, saved_answers=answers, run=_find_run(path.parent / "adapter"))
 
 
-def _build_base_candidate(specs: Sequence[ModelSpec], model: str | None, terminal: Terminal) -> Candidate:
+def _build_base_candidate(
+    specs: Sequence[ModelSpec], model: str | None, terminal: Terminal, image_size: str | None
+) -> Candidate:
     """The base model of the first fine-tuned candidate, with that candidate's processor."""
     tuned = next((spec for spec in specs if spec.metadata is not None), None)
     if tuned is None:
-        return Candidate(BASE, spec=ModelSpec.from_names(model, None, terminal))
+        return Candidate(BASE, spec=set_answer_size(ModelSpec.from_names(model, None, terminal), image_size))
     if tuned.adapter is not None:
         weights_from = None if tuned.is_base_changed else tuned
         return Candidate(BASE, spec=replace(tuned, adapter=None, metadata=None), weights_from=weights_from)
@@ -160,7 +199,8 @@ def _shorten_names(names: Sequence[str]) -> list[str]:
 
 
 def _find_run(adapter: Path) -> RunDir | None:
-    run = RunDir(adapter.parent)
+    """The run of an adapter: of its `adapter`, its `best`, or one of its checkpoints."""
+    run = RunDir(adapter.parent.parent if adapter.parent.name == "checkpoints" else adapter.parent)
     return run if run.config.is_file() else None
 
 

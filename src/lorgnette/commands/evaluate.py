@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from lorgnette import data
+from lorgnette.commands.answer_settings import select_max_new_tokens
 from lorgnette.commands.compare_candidates import BASE, Candidate, list_training_prompts, resolve_candidates
 from lorgnette.commands.predict import read_examples
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.inference.answers import describe_cuts
 from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.atomic import write_json
@@ -19,8 +20,9 @@ from lorgnette.io.paths import check_writable
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.metrics.registry import CAPTION_METRICS, METRICS, expand_metric_names
 from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
-from lorgnette.report.console import Terminal
+from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.predictions import write_predictions
+from lorgnette.report.training_overlap import TrainingOverlap
 from lorgnette.resolve import check_local_images
 
 PREDICTIONS_FILE, SCORES_FILE = "predictions.jsonl", "scores.json"
@@ -36,7 +38,8 @@ def evaluate(
     prompt: str | None = None,
     rows: int | None = None,
     images_from: str | None = None,
-    max_new_tokens: int = 128,
+    image_size: str | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
     console: Console | None = None,
@@ -44,45 +47,59 @@ def evaluate(
     """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
     candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, latex,
-    demo) and metrics, separated by commas; default: the run's metrics, else caption. out: for predictions.jsonl and
-    scores.json.
+    demo) and metrics, separated by commas; default: the run's metrics, else caption. image_size, max_new_tokens: as in
+    `predict`. out: for predictions.jsonl and scores.json.
     """
+    # Read what is asked, without weights.
     terminal, source = Terminal(console), Path(source)
     folder = _check_output_folder(Path(out), source) if out else None
-    [resolved] = resolve_candidates([str(candidate)], model, terminal)
+    [resolved] = resolve_candidates([str(candidate)], model, terminal, image_size)
     metric_names = parse_metric_names(metrics, select_default_metrics([resolved]))
-    prompts = load_eval_prompts([resolved], source, prompt=prompt, rows=rows, images_from=images_from)
-    for note in resolved.check_saved_answers(prompts):
+    prompts = load_eval_prompts(
+        [resolved], source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=True
+    )
+    overlap = resolved.find_training_overlap(prompts)
+    for note in (*resolved.check_saved_answers(prompts), *overlap.notes):
         terminal.warn(note)
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare == len(prompts):
         raise LorgnetteError("the data has no references to compare with", where=str(source), hint="add the references")
     if num_bare:
         terminal.warn(f"{num_bare} of {len(prompts)} questions have no reference and are not scored")
-    sampling = SamplingParams(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = resolved.answer(prompts, sampling, terminal, ModelCache(device))
-    report = compute_report(metric_names, prompts, [answers])
-    for score in report.scores[0]:
-        typer.echo(f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}")
-    typer.echo(f"\n{'':<28} {'answers':>24} {'references':>24}")
-    for name, (of_answers, of_references) in format_style_rows(report):
-        typer.echo(f"{name:<28} {of_answers:>24} {of_references:>24}")
+    # Answer and score.
+    limit = select_max_new_tokens(max_new_tokens, [resolved.spec])
+    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
+    generation = resolved.describe_generation(sampling)
+    terminal.print(f"answers    {generation}")
+    predictions = resolved.answer(prompts, sampling, terminal, ModelCache(device))
+    for note in describe_cuts(resolved.name, [not p.is_complete for p in predictions], f"the limit of {limit} tokens"):
+        terminal.warn(note)
+    report = compute_report(metric_names, prompts, [[prediction.text for prediction in predictions]])
+    _print_report(report, overlap)
     if folder is not None:
         key = "base" if resolved.name == BASE else "tuned"
-        answer_rows = [prompt.build_row(**{key: answer}) for prompt, answer in zip(prompts, answers, strict=True)]
+        pairs = zip(prompts, predictions, strict=True)
+        answer_rows = [prompt.build_row(**{key: answer}, generation=generation) for prompt, answer in pairs]
         write_predictions(folder / PREDICTIONS_FILE, answer_rows)
-        write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source))
+        write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source, generation, overlap))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
     return report
 
 
 def load_eval_prompts(
-    candidates: Sequence[Candidate], source: Path, *, prompt: str | None, rows: int | None, images_from: str | None
+    candidates: Sequence[Candidate],
+    source: Path,
+    *,
+    prompt: str | None,
+    rows: int | None,
+    images_from: str | None,
+    needs_answer: bool,
 ) -> list[EvalPrompt]:
-    """The prompts of a data file. Data without prompts gets the first candidate's training prompt."""
+    """The prompts of a data file. Data without prompts gets the first candidate's training prompt. needs_answer: a row
+    of a data file without an answer is an error."""
     default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data.DEFAULT_PROMPT)
     images = check_local_images(images_from)
-    examples = read_examples(source, default, max_rows=rows, images_from=images, needs_answer=True)
+    examples = read_examples(source, default, max_rows=rows, images_from=images, needs_answer=needs_answer)
     prompts = group_by_prompt(examples)
     if not prompts:
         raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")
@@ -106,13 +123,27 @@ def _check_output_folder(out: Path, source: Path) -> Path:
     return out
 
 
-def _build_scores_json(report: MetricReport, candidate: Candidate, source: Path) -> dict[str, Any]:
+def _print_report(report: MetricReport, overlap: TrainingOverlap) -> None:
+    for score in report.scores[0]:
+        print_result(f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}")
+    if overlap.is_tuned:
+        print_result(f"{'trained on':<20} {overlap.summary}")
+    print_result(f"\n{'':<28} {'answers':>24} {'references':>24}")
+    for name, (of_answers, of_references) in format_style_rows(report):
+        print_result(f"{name:<28} {of_answers:>24} {of_references:>24}")
+
+
+def _build_scores_json(
+    report: MetricReport, candidate: Candidate, source: Path, generation: str, overlap: TrainingOverlap
+) -> dict[str, Any]:
     """scores.json. Intervals are 95 % bootstrap; per_example follows `scored`, the lines of predictions.jsonl with
-    references (from 0)."""
+    references (from 0). trained_on: the lines about images that the candidate was trained on; null if unknown."""
     return {
         "answered_by": candidate.name,
         "data": str(source),
+        "generation": generation,
         "settings": candidate.training_settings,
+        "trained_on": None if overlap.flags is None else [i for i, flag in enumerate(overlap.flags) if flag],
         "scored": list(report.scored_indices),
         "metrics": {
             score.name: {

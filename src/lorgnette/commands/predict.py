@@ -6,16 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from lorgnette import data
+from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.answers import answer_examples
+from lorgnette.inference.answers import answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
-from lorgnette.report.console import Terminal
+from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.predictions import write_predictions
 from lorgnette.resolve import check_local_images
 from lorgnette.types import Example, PredictionRow, Problem
@@ -30,12 +30,17 @@ def predict(
     prompt: str | None = None,
     both: bool = False,
     images_from: str | None = None,
+    image_size: str | None = None,
     out: Path | str | None = None,
     sampling: Mapping[str, Any] | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> list[PredictionRow]:
-    """Answer an image, a folder of images or a data file. Print the answers, and write them to `out` as JSON lines."""
+    """Answer an image, a folder of images or a data file. Print the answers, and write them to `out` as JSON lines.
+
+    image_size: native, train, or height and width in pixels ("280x420"). sampling: fields of SamplingParams. The
+    defaults of image size and max_new_tokens are those of the run that trained the adapter.
+    """
     source = Path(source)
     adapter = Path(adapter) if adapter else None
     out = Path(out) if out else None
@@ -45,20 +50,26 @@ def predict(
         check_writable(out, source)
     terminal = Terminal(console)
     spec = load_model_spec(model, adapter, terminal)
-    if prompt is None:
-        prompt = spec.metadata.prompt if spec.metadata else data.DEFAULT_PROMPT
-    examples = read_examples(source, prompt, images_from=check_local_images(images_from))
-    rows = answer_examples(
-        spec.load(device), examples, SamplingParams(**(sampling or {})), terminal,
     if both and spec.is_base_changed:
         message, hint = "this adapter changes the base model's own weights", "ask the base model with --model alone"
         raise UsageError(f"{message}: one loaded model cannot answer for both", where="--both", hint=hint)
     spec = set_answer_size(spec, image_size)
+    if prompt is None:
+        prompt = spec.metadata.prompt if spec.metadata else data.DEFAULT_PROMPT
+    examples = read_examples(source, prompt, images_from=check_local_images(images_from))
+    options = dict(sampling or {})
+    options["max_new_tokens"] = select_max_new_tokens(options.get("max_new_tokens"), [spec])
+    params = SamplingParams(**options)
+    terminal.print(f"answers    {describe_generation(spec.processor.settings, params)}")
+    rows = answer_examples(
+        spec.load(device), examples, params, terminal,
         with_base=both or adapter is None, with_adapter=adapter is not None,
         memory_hint="use a smaller --batch-size",
     )  # fmt: skip
     for row in rows:
-        typer.echo(_format_row(row, both))
+        print_result(_format_row(row, both))
+    for note in describe_row_cuts(rows, f"--max-new-tokens {params.max_new_tokens}"):
+        terminal.warn(note)
     if out is not None:
         write_predictions(out, rows)
     return rows
@@ -105,4 +116,4 @@ def read_examples(
 def _format_row(row: PredictionRow, both: bool) -> str:
     if not both:
         return f"{row.id}\t{json.dumps(row.tuned if row.tuned is not None else row.base, ensure_ascii=False)}"
-    return f"{row.id}\n  before: {row.base}\n  after:  {row.tuned}"
+    return f"{row.id}\n  before: {row.shown_base}\n  after:  {row.shown_tuned}"

@@ -35,8 +35,9 @@ def train(settings: Settings, *, name: str = "run", console: Console | None = No
     with run_dir.lock(terminal.warn) as locked, _discard_failed_run(locked):
         RunDir.check_is_free(run_dir.path)
         manifest = build_manifest(
-            seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes
-        )
+            seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes,
+            num_training_images=data.num_training_images,
+        )  # fmt: skip
         write_json(run_dir.manifest, manifest)
         write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
         _train(settings, locked, data, timer, terminal)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.report.console import Terminal
-from lorgnette.types import Example, PredictionRow
+from lorgnette.types import Example, Prediction, PredictionRow
 
 
 def answer_examples(
@@ -22,13 +23,15 @@ def answer_examples(
     """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter. memory_hint:
     the advice in an out-of-memory error."""
     prompts = group_by_prompt(examples)
-    before: Sequence[str | None] = [None] * len(prompts)
-    after: Sequence[str | None] = [None] * len(prompts)
+    before: Sequence[Prediction | None] = [None] * len(prompts)
+    after: Sequence[Prediction | None] = [None] * len(prompts)
     if with_base:
         before = answer_prompts(model, prompts, sampling, terminal, "before", None, memory_hint)
     if with_adapter:
         after = answer_prompts(model, prompts, sampling, terminal, "after", "tuned", memory_hint)
-    return [prompt.build_row(base, tuned) for prompt, base, tuned in zip(prompts, before, after, strict=True)]
+    generation = describe_generation(model.processor.settings, sampling)
+    triples = zip(prompts, before, after, strict=True)
+    return [prompt.build_row(base, tuned, generation) for prompt, base, tuned in triples]
 
 
 def answer_prompts(
@@ -39,9 +42,38 @@ def answer_prompts(
     label: str,
     adapter: str | None,
     memory_hint: str = "use a smaller --batch-size",
-) -> list[str]:
+) -> list[Prediction]:
     """The answer to every prompt. label: of the progress bar; adapter: None disables it."""
     examples = [prompt.example for prompt in prompts]
     with terminal.show_progress(label, len(examples)) as advance, explain_out_of_memory(memory_hint):
-        predictions = model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance)
-        return [prediction.text for prediction in predictions]
+        return list(model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance))
+
+
+def describe_generation(settings: ProcessorSettings, sampling: SamplingParams) -> str:
+    """How answers are generated, in words. Only answers that were generated alike can be compared."""
+    choice = "greedy"
+    if sampling.temperature is not None:
+        choice = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}"
+    return f"image size {describe_image_size(settings)}; {choice}; at most {sampling.max_new_tokens} tokens"
+
+
+def describe_image_size(settings: ProcessorSettings) -> str:
+    """The size at which the model gets images, in words."""
+    if settings.image_size is None:
+        low, high = settings.image_tokens
+        return f"native, {low} to {high} tokens"
+    height, width = settings.image_size
+    return f"{height}×{width} pixels"
+
+
+def describe_cuts(name: str, flags: Sequence[bool], limit: str) -> list[str]:
+    """A warning if answers were cut. flags: whether each was; limit: the setting or option that cut them."""
+    if not any(flags):
+        return []
+    return [f"{name}: {sum(flags)} of {len(flags)} answers are cut at {limit}"]
+
+
+def describe_row_cuts(rows: Sequence[PredictionRow], limit: str) -> list[str]:
+    """The warnings for both models."""
+    base, tuned = [row.base_is_cut for row in rows], [row.tuned_is_cut for row in rows]
+    return describe_cuts("base model", base, limit) + describe_cuts("adapter", tuned, limit)

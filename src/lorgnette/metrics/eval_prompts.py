@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorgnette.types import Example, PredictionRow, Turn
+from lorgnette.types import Example, Prediction, PredictionRow, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,16 @@ class EvalPrompt:
         """The user's texts."""
         return "\n".join(turn.text for turn in self.example.without_answer().turns if turn.role == "user")
 
-    def build_row(self, base: str | None = None, tuned: str | None = None) -> PredictionRow:
-        """The prompt with the answers of base model and fine-tuned model."""
-        return PredictionRow(self.example.id, self.image_paths, self.text, self.references, base, tuned)
+    def build_row(
+        self, base: Prediction | None = None, tuned: Prediction | None = None, generation: str = ""
+    ) -> PredictionRow:
+        """The prompt with the answers of base model and fine-tuned model. generation: how they were generated."""
+        return PredictionRow(
+            self.example.id, self.image_paths, self.text, self.references,
+            base=None if base is None else base.text, base_is_cut=base is not None and not base.is_complete,
+            tuned=None if tuned is None else tuned.text, tuned_is_cut=tuned is not None and not tuned.is_complete,
+            generation=generation,
+        )  # fmt: skip
 
 
 def group_by_prompt(examples: Iterable[Example]) -> list[EvalPrompt]:

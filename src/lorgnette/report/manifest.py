@@ -22,8 +22,10 @@ def build_manifest(
     device: str | None = None,
     hashes: Mapping[str, str] | None = None,
     image_hashes: Mapping[str, str] | None = None,
+    num_training_images: int = 0,
 ) -> dict[str, object]:
-    """hashes: input (data files, weights) → sha256; image_hashes: image file → the start of its sha256.
+    """hashes: input (data files, weights) → sha256; image_hashes: image file → `hash_image`, of which the first
+    num_training_images are trained on.
 
     The home folder is written `~`: people share manifests.
     """
@@ -41,12 +43,18 @@ def build_manifest(
         },
         "sha256": {hide_home(name): value for name, value in (hashes or {}).items()},
         "images": {hide_home(name): value for name, value in (image_hashes or {}).items()},
+        "num_training_images": num_training_images,
     }
 
 
 def compute_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_image(path: Path) -> str:
+    """The start of an image file's sha256."""
+    return compute_sha256(path)[:16]
 
 
 def _read_versions() -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
+from lorgnette.io.parse import parse_json
 from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
 from lorgnette.types import PredictionRow
 
@@ -32,21 +34,41 @@ def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:
-    """Raises LorgnetteError for an unreadable file, and with the line number for an invalid line."""
+    """The rows; relative paths of images are relative to the file. Raises LorgnetteError for an unreadable file, and
+    with the line number for an invalid line."""
     try:
         # Not splitlines(): it also splits at U+2028 and the like, and JSON does not escape these within a text.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         hint = "name a file of JSON lines in UTF-8"
         raise LorgnetteError(f"cannot read predictions: {error}", where=str(path), hint=hint) from error
-    return [_parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    # Like the readers of data: absolute and normalized.
+    return [
+        dataclasses.replace(row, images=tuple(Path(os.path.abspath(path.parent / image)) for image in row.images))
+        for row in rows
+    ]
 
 
 def _parse_row(line: str, where: str) -> PredictionRow:
     try:
-        return _ROW.validate_json(line, strict=True)
+        parse_json(line)  # names a key that is there twice, of which pydantic takes the last
+        return _ROW.validate_json(_rename_images(line), strict=True)
+    except LorgnetteError as error:
+        raise LorgnetteError(f"not a prediction: {error.message}", where=where, hint=error.hint) from error
     except ValidationError as error:
         detail = error.errors()[0]
         field = "".join(f"{part}: " for part in detail["loc"])
         message, hint = f"not a prediction ({field}{detail['msg']})", "run `lorgnette predict` again"
         raise LorgnetteError(message, where=where, hint=hint) from error
+
+
+def _rename_images(line: str) -> str:
+    """The row with today's name of its images. The first versions of lorgnette wrote `pictures`."""
+    if '"pictures"' not in line:
+        return line
+    with contextlib.suppress(LorgnetteError):  # the caller says what is wrong with the line
+        row = parse_json(line)
+        if isinstance(row, dict) and "images" not in row:
+            return json.dumps({"images" if name == "pictures" else name: value for name, value in row.items()})
+    return line

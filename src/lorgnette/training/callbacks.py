@@ -13,7 +13,7 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import Tracker, to_scalars
 from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, save_checkpoint
-from lorgnette.training.eval_samples import RECORD_KIND, SampleLogger
+from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.trainer import StepReport
 
@@ -50,15 +50,12 @@ class TrainingCallbacks:
         """Log the eval loss and the sample answers; returns the score of the step, lower is better."""
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self.terminal.print(f"step {step:<5} eval loss {loss:.4f}")
-        is_last = step == self.total_steps
-        # The final answers come right after the last step, for the trackers too. Samples only select the best there.
-        if is_last and not self.samples.selects_best:
-            return loss
         samples = self.samples.generate()
-        self.log.write({"kind": RECORD_KIND, "answers": [row.tuned for row in samples.rows], "step": step})
+        self.log.write(samples.to_record(step))
         if samples.scores:
             self._record({"kind": "eval", "step": step, **samples.scores})
-        for tracker in () if is_last else self.trackers:
+        # Trackers get the full answers right after the last step.
+        for tracker in () if step == self.total_steps else self.trackers:
             tracker.log_predictions(samples.rows, step)
         if not self.samples.selects_best:
             return loss

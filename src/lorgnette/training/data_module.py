@@ -22,7 +22,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
-from lorgnette.report.manifest import compute_sha256, hide_home
+from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
 from lorgnette.resolve import resolve_data, resolve_images_folder, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
@@ -90,6 +90,10 @@ class TrainingData:
         return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
 
     @property
+    def num_training_images(self) -> int:
+        return len({grid.image.path for e in self.examples for grid in e.grids})
+
+    @property
     def most_common_prompt(self) -> str:
         """The prompt of most examples, used for images without one; "" if there is none."""
         prompts = Counter(e.example.turns[-2].text for e in self.examples if len(e.example.turns) > 1)
@@ -112,10 +116,10 @@ class TrainingData:
         return files | {"weights": self.checkpoint.fingerprint, "examples": self._hash_examples()}
 
     def hash_images(self) -> dict[str, str]:
-        """Image file → the start of its sha256, in the order of the examples."""
+        """Image file → its hash: first the `num_training_images` that are trained on, in the order of the examples."""
         paths = list(dict.fromkeys(grid.image.path for grid in self.grids))
         with ThreadPoolExecutor(8) as pool:
-            return dict(zip(map(str, paths), pool.map(lambda path: compute_sha256(path)[:16], paths), strict=True))
+            return dict(zip(map(str, paths), pool.map(hash_image, paths), strict=True))
 
     def _hash_examples(self) -> str:
         digest = hashlib.sha256(repr(self.processor.image_processor).encode())

@@ -1,9 +1,10 @@
 """Answers to a few held-out examples at every evaluation: how the answers change during training.
 
-They go to the log and the trackers; the report shows them in columns, the last column holding the run's final answers.
-Four images and 32 tokens cost about as much as one batch of the final answers, so this is on whenever examples are
-held out. Their metric is plotted beside the eval loss. It does not select the best step: a metric of four answers is
-too noisy. If `train.metric_for_best_model` names a metric, all held-out examples are answered in full.
+They go to the log and the trackers; the report shows them in columns. All of a run's samples have the same token limit,
+the last step's too, so that they and their metric can be compared from step to step; the full answers come after the
+training. Four images and 32 tokens cost about as much as one batch of the full answers, so this is on whenever
+examples are held out. Their metric is plotted beside the eval loss. It does not select the best step: a metric of four
+answers is too noisy. If `train.metric_for_best_model` names a metric, all held-out examples are answered in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +19,28 @@ from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report import run_log
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import SampleHistory
-from lorgnette.types import Example, PredictionRow
+from lorgnette.types import Example, PredictionRow, mark_cut
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 32
 RECORD_KIND = "samples"
-"""Kind of the log records: {"kind": "samples", "step": 10, "answers": ["a dog", …]}"""
+"""Kind of the log records: {"kind": "samples", "step": 10, "answers": ["a dog", …], "cut": [false, …], …}"""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Answers after a step. scores: metric → value over all answers, empty without a metric."""
+    """Answers after a step. scores: metric → value over all answers, empty without a metric. max_new_tokens: the limit
+    of each answer."""
 
     rows: tuple[PredictionRow, ...]
     scores: Mapping[str, float]
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def to_record(self, step: int) -> run_log.Record:
+        """For the log."""
+        answers, cuts = [row.tuned for row in self.rows], [row.tuned_is_cut for row in self.rows]
+        limit = self.max_new_tokens
+        return {"kind": RECORD_KIND, "step": step, "answers": answers, "cut": cuts, "max_new_tokens": limit}
 
 
 class SampleLogger:
@@ -59,21 +68,22 @@ class SampleLogger:
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
             predictions = list(self._model.generate_answers(examples, self._sampling, adapter="tuned"))
         pairs = zip(self._prompts, predictions, strict=True)
-        rows = tuple(prompt.build_row(tuned=prediction.text) for prompt, prediction in pairs)
-        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric))
+        rows = tuple(prompt.build_row(tuned=prediction) for prompt, prediction in pairs)
+        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric), self._sampling.max_new_tokens)
 
 
 def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[PredictionRow]) -> list[SampleHistory]:
-    """The answers in a log, one history per example. rows: the final answers, the sampled examples first."""
-    last_step = _find_last_step(records)
+    """The answers in a log, one history per example. rows: the sampled examples first."""
     answers: dict[int, list[str]] = {}
     for record in records:
-        if record.get("kind") == RECORD_KIND and record["step"] < last_step:
-            answers[record["step"]] = record["answers"]
+        if record.get("kind") == RECORD_KIND:
+            cuts = record.get("cut") or [False] * len(record["answers"])
+            pairs = zip(record["answers"], cuts, strict=True)
+            answers[record["step"]] = [mark_cut(text, is_cut=is_cut) for text, is_cut in pairs]
     steps = sorted(answers)
     answers_of_rows = zip(*(answers[step] for step in steps), strict=True)
     return [
-        SampleHistory(row, (*zip(steps, texts, strict=True), (last_step, row.tuned or "")))
+        SampleHistory(row, tuple(zip(steps, texts, strict=True)))
         for row, texts in zip(rows, answers_of_rows, strict=False)
     ]
 
@@ -81,18 +91,20 @@ def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[Predicti
 def build_metric_curve(
     records: Sequence[run_log.Record], rows: Sequence[PredictionRow], metric: str | None, *, selects_best: bool = False
 ) -> list[Curve]:
-    """The metric of the samples over the steps, ending with the final answers; empty without a metric."""
+    """The metric of the samples over the steps; empty without a metric. rows: the sampled examples first."""
     if metric is None:
         return []
     points = dict(run_log.select_series(list(records), "eval", metric))
-    final = tuple(replace(row, base=None) for row in rows[: None if selects_best else NUM_SAMPLES])
-    if points:
-        points |= {float(_find_last_step(records)): value for value in _compute_scores(final, metric).values()}
-    return [Curve(f"{metric} of {len(final)} held-out images", sorted(points.items()))]
+    num_samples = len(rows[: None if selects_best else NUM_SAMPLES])
+    limit = find_sample_limit(records)
+    cut = f", answers cut at {limit} tokens" if limit else ""
+    return [Curve(f"{metric} of {num_samples} held-out images{cut}", sorted(points.items()))]
 
 
-def _find_last_step(records: Sequence[run_log.Record]) -> int:
-    return max((record["step"] for record in records if record.get("kind") in ("train", "eval")), default=0)
+def find_sample_limit(records: Sequence[run_log.Record]) -> int | None:
+    """The token limit of the samples in a log, if it cut one."""
+    samples = [record for record in records if record.get("kind") == RECORD_KIND]
+    return max((record["max_new_tokens"] for record in samples if any(record.get("cut") or ())), default=None)
 
 
 def _compute_scores(rows: Sequence[PredictionRow], metric: str | None) -> dict[str, float]:

@@ -1,19 +1,23 @@
 """Writes the report of a run: what was trained, its curves, its answers before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lorgnette.config import Settings
+from lorgnette.data import format_problems
+from lorgnette.inference.answers import describe_row_cuts
+from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import METRICS, get_best_model_metric, select_tracked_metric
 from lorgnette.metrics.report import compute_gains, score_before_after
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
-from lorgnette.report.curve_summary import summarize_best_step, summarize_loss
+from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import RunPage, write_run_page
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.trackers.tracker import Tracker
+from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
 from lorgnette.training.data_module import TrainingData
-from lorgnette.training.eval_samples import build_metric_curve, samples_over_time
+from lorgnette.training.eval_samples import build_metric_curve, find_sample_limit, samples_over_time
 from lorgnette.types import PredictionRow
 
 
@@ -25,7 +29,7 @@ def write_run_report(
     trackers: Sequence[Tracker],
     terminal: Terminal,
 ) -> None:
-    """Write report.html; print the scores and the sentences about the curves."""
+    """Write report.html; print the scores and the sentences about curves and answers."""
     scores = score_before_after(rows, settings.predict.metrics)
     for score in scores:
         terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
@@ -43,14 +47,19 @@ def write_run_report(
             seconds[name] = seconds.get(name, 0.0) + value
 
     # Say what they show. The log may have been deleted.
-    losses, best, summary = curves["loss"], str(run_dir.best), ""
+    losses, best, summary, reason = curves["loss"], str(run_dir.best), "", ""
     if losses:
-        steps = f"{losses[-1][0]:.0f} steps on {len(data.examples)} examples in {seconds['steps']:.0f} s"
+        num_steps = int(max(step for step, _ in [*losses, *curves["eval loss"]]))
+        duration = f" in {seconds['steps']:.0f} s" if "steps" in seconds else ""
+        steps = f"{num_steps} steps on {len(data.examples)} examples{duration}"
         summary = f"{steps}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
-    notes = summarize_loss(losses, curves["eval loss"], curves["grad norm"], None if best_metric else best)
+        reason = explain_no_change(settings.train, num_steps)
+    notes = summarize_loss(losses, curves["eval loss"], curves["grad norm"], None if best_metric else best, reason)
     if best_metric:
         [curve] = metric_curves
         notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
+    overlap = _find_overlap(settings, run_dir, rows)
+    notes += _describe_answers(settings, rows, overlap)
     for note in notes:
         terminal.print(note)
 
@@ -65,20 +74,39 @@ def write_run_report(
             ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
             ("Examples", f"{len(data.examples)} trained on, {len(data.held_out)} held out"),
             ("Images", f"{len(data.grids)} distinct"),
+            *((("Answers", rows[0].generation),) if rows else ()),
             *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
         ],
         curves=[loss, eval_loss, *metric_curves, *others],
         rows=rows,
         scores=scores,
         gains=compute_gains(rows, settings.predict.metrics),
+        trained_on=overlap.flags or (),
         samples=samples_over_time(records, rows),
+        sample_limit=find_sample_limit(records),
         notes=notes,
-        problems=[str(problem) for problem in data.problems],
+        problems=format_problems(data.problems),
+        num_skipped=len(data.problems),
         next_steps=[
-            f"lorgnette predict --adapter {run_dir.adapter} IMAGE",
+            f"{format_command('predict', '--adapter', run_dir.adapter)} IMAGE",
             *(tracker.address for tracker in trackers if tracker.address),
         ],
     )
     write_run_page(run_dir.report, page)
     terminal.print(f"adapter    {run_dir.adapter}")
     terminal.print(f"report     {run_dir.report}")
+
+
+def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[PredictionRow]) -> TrainingOverlap:
+    """Which answers are about images that were also trained on."""
+    if settings.data.split == "image" and settings.data.test is None:
+        return TrainingOverlap((False,) * len(rows))  # the split excludes it
+    return find_training_overlap("this run", run_dir.manifest, [row.images for row in rows])
+
+
+def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap: TrainingOverlap) -> Iterator[str]:
+    """What a reader of the scores has to know about the answers."""
+    if rows and all(row.base == row.tuned for row in rows):
+        yield f"All {len(rows)} answers are the same as before."
+    yield from overlap.notes
+    yield from describe_row_cuts(rows, f"predict.max_new_tokens={settings.predict.max_new_tokens}")

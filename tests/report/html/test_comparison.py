@@ -82,6 +82,24 @@ def test_page_has_everything_escaped(page_path: Path) -> None:
     assert "https://" not in html
 
 
+def test_trained_images_and_unlike_answers_are_shown(tmp_path: Path) -> None:
+    page = replace(
+        build_page(tmp_path),
+        trained_on=[(False,) * 4, (True, False, False, True), ()],
+        overlap_summaries=["–", "2 of 4 questions", "unknown"],
+        generations=["greedy", "greedy", "other"],
+    )
+    write_comparison_page(tmp_path / "c.html", page)
+    html = (tmp_path / "c.html").read_text(encoding="utf-8")
+    marks = ["trained on: runs/a<" in card for card in html.split("<article")[1:]]
+    assert marks == [True, False, False, True]
+    assert "<td>–</td><td>2 of 4 questions</td><td>unknown</td>" in html
+    assert '<th scope="row">answers</th><td>greedy</td><td>greedy</td><td>other</td>' in html
+    assert "3 answers each. runs/a was trained on 2 of them. In ROUGE-L" in html
+    write_comparison_page(tmp_path / "c.html", replace(page, generations=["greedy"] * 3))
+    assert "<dt>Answers</dt><dd>greedy</dd>" in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
 def visible_ids(page: Any) -> list[str]:
     """The ids of the visible cards, from top to bottom."""
     return page.view.evaluate(

@@ -110,6 +110,19 @@ def test_settings_are_flattened_as_typed() -> None:
     assert flatten_settings(nested) == [("a.b.c", "null"), ("a.d", "true"), ("e", "[1, x]"), ("f", "{}")]
 
 
+def test_cut_answers_and_trained_images_are_marked(tmp_path: Path) -> None:
+    rows = [
+        PredictionRow(name, (), "", ("r",), "before", "after", base_is_cut=is_cut, tuned_is_cut=not is_cut)
+        for name, is_cut in (("a", True), ("b", False))
+    ]
+    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows, trained_on=[False, True]))
+    first, second = (tmp_path / "p.html").read_text(encoding="utf-8").split("<article")[1:]
+    assert ">before…<" in first
+    assert ">after<" in first
+    assert ">after…<" in second
+    assert ["trained on" in card for card in (first, second)] == [False, True]
+
+
 def test_only_better_answers_are_green(tmp_path: Path) -> None:
     rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
         [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]

@@ -24,7 +24,12 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """The page's contents. answers: [candidate][prompt]. settings: (name, value of every candidate)."""
+    """The page's contents.
+
+    answers: [candidate][prompt], as people see them. settings: (name, value of every candidate). generations: how each
+    candidate's answers were generated. trained_on: [candidate][prompt] whether the candidate was trained on the
+    prompt's images; empty if unknown. overlap_summaries: the same in words for every candidate, if any was trained.
+    """
 
     candidates: tuple[str, ...]
     source: Path
@@ -34,12 +39,17 @@ class ComparisonPage:
     charts: Sequence[Chart] = ()
     settings: Sequence[tuple[str, tuple[str, ...]]] = ()
     notes: Sequence[str] = ()
+    generations: Sequence[str] = ()
+    trained_on: Sequence[Sequence[bool]] = ()
+    overlap_summaries: Sequence[str] = ()
 
     @property
     def summary(self) -> str:
         """The page in a sentence: the last candidate against the first, in the main metric."""
         count, name = len(self.prompts), self.report.main_metric
         summary = f"{count} {'question' if count == 1 else 'questions'}, {len(self.candidates)} answers each."
+        for candidate, flags in zip(self.candidates, self.trained_on, strict=bool(self.trained_on)):
+            summary += f" {candidate} was trained on {sum(flags)} of them." if any(flags) else ""
         if not name:
             return summary
         metric_index = self.report.metric_names.index(name)
@@ -51,6 +61,11 @@ class ComparisonPage:
             f"{text}{f' ({interval})' if interval else ''}: closer to the reference in "
             f"{sum(gain > 0 for gain in gains)}, further in {sum(gain < 0 for gain in gains)}."
         )
+
+    def find_trained_on(self, index: int) -> list[str]:
+        """The candidates that were trained on the images of a prompt."""
+        flags = zip(self.candidates, self.trained_on, strict=bool(self.trained_on))
+        return [name for name, by_prompt in flags if by_prompt and by_prompt[index]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +99,21 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
         metrics=metrics,
         sortable=sortable,
         cards=[
-            (prompt, tuple(images[image] for image in prompt.image_paths), answers)
-            for prompt, answers in answers_by_prompt
+            (prompt, tuple(images[image] for image in prompt.image_paths), answers, page.find_trained_on(i))
+            for i, (prompt, answers) in enumerate(answers_by_prompt)
         ],
         style=format_style_rows(page.report),
+        differing=[*page.settings, *_list_differing_generations(page)],
         charts=page.charts,
         data={
             "charts": [chart.script_data for chart in page.charts],
             "metrics": [{"sign": row.metric.sign, "values": row.values} for row in sortable],
         },
     )
+
+
+def _list_differing_generations(page: ComparisonPage) -> list[tuple[str, tuple[str, ...]]]:
+    return [("answers", tuple(page.generations))] if len(set(page.generations)) > 1 else []
 
 
 def _build_metric_row(report: MetricReport, index: int, num_prompts: int) -> _MetricRow:

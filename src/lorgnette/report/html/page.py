@@ -32,7 +32,9 @@ class RunPage:
     """The page's contents.
 
     settings: may be nested. facts: (label, value). gains: how much closer to its references each row's answer is after
-    training, if measured. next_steps: commands to copy. summary: one sentence; default: about the loss.
+    training, if measured. trained_on: whether each row's images were trained on, if any were. sample_limit: the token
+    limit of the samples, if it cut one. next_steps: commands to copy. summary: one sentence; default: about the loss.
+    problems: lines about the skipped rows. num_skipped: the number of these rows; default: one for each line.
     """
 
     title: str
@@ -41,21 +43,25 @@ class RunPage:
     curves: Sequence[Curve] = ()
     rows: Sequence[PredictionRow] = ()
     problems: Sequence[str] = ()
+    num_skipped: int = 0
     notes: Sequence[str] = ()
     next_steps: Sequence[str] = ()
     summary: str = ""
     scores: Sequence[ScoreRow] = ()
     gains: Sequence[float | None] = ()
+    trained_on: Sequence[bool] = ()
     samples: Sequence[SampleHistory] = ()
+    sample_limit: int | None = None
 
 
 def write_run_page(path: Path, page: RunPage) -> None:
-    """Write the page. Raises ValueError unless there are no gains or one per row."""
+    """Write the page. Raises ValueError unless gains and trained_on are empty or have one value per row."""
     images = inline_images(path for row in [*page.rows, *(s.row for s in page.samples)] for path in row.images)
-    gains, charts = page.gains or [None] * len(page.rows), build_charts(page.curves)
+    gains, trained_on = page.gains or [None] * len(page.rows), page.trained_on or [False] * len(page.rows)
+    charts = build_charts(page.curves)
     cards = [
-        (row, [images[path] for path in row.images], *_classify_answer(row, gain))
-        for row, gain in zip(page.rows, gains, strict=True)
+        (row, [images[path] for path in row.images], is_trained_on, *_classify_answer(row, gain))
+        for row, gain, is_trained_on in zip(page.rows, gains, trained_on, strict=True)
     ]
     write_page(
         path,
