@@ -2,13 +2,14 @@
 
     ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
         rows     features, row after row, as in memory
-        index    52 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of the rows ·
-                 crc32 of this entry
+        index    56 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of the rows ·
+                 number of entries that were written with it and follow · crc32 of these
         lock     locked while appending          in_use   locked, shared, by every process that has the set open
 
 Files only grow, rows before index: a killed process leaves rows without an index entry, and the next one overwrites
-them. Two processes may open a set; an image that both encode is stored once. Rows
-with a wrong checksum are computed again, and stored again behind the others.
+them. The images of one call of the tower are in the index together or not at all: a call with some of them rounds
+otherwise, and a resumed run must equal one that was not killed. Two processes may open a set; an image that both encode
+is stored once. Rows with a wrong checksum are computed again, and stored again behind the others.
 """
 
 import fcntl
@@ -41,7 +42,7 @@ MAX_BYTES = 40 * 2**30
 """Size of all sets together when one is opened (the oldest are deleted), and of one set."""
 MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
-_ENTRY = struct.Struct("<32sQIII")
+_ENTRY = struct.Struct("<32sQIIII")
 _SAMPLE_BYTES = 4096
 
 
@@ -159,28 +160,35 @@ class FeatureDiskCache:
                 raise self._build_error("is full")
             file.truncate(first * self._row_bytes)
             entries = []
-            for key, rows in features.items():
+            for num_left, (key, rows) in zip(reversed(range(len(features))), features.items(), strict=True):
                 content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy()
                 file.write(content)  # type: ignore[arg-type]
-                fields = (key, first, len(rows), zlib.crc32(content))
+                fields = (key, first, len(rows), zlib.crc32(content), num_left)
                 entries.append(_ENTRY.pack(*fields, zlib.crc32(_ENTRY.pack(*fields, 0))))
                 first += len(rows)
             file.flush()
             os.fsync(file.fileno())
         with open(self._folder / "index", "ab", opener=open_no_follow) as file:
-            file.truncate(file.tell() // _ENTRY.size * _ENTRY.size)
+            file.truncate(self._index_bytes_read)
             file.write(b"".join(entries))
 
     def _read_index(self) -> None:
-        """Read the entries that any process added since the last read. Entries with a wrong checksum are ignored."""
+        """Read the entries that any process added since the last read, up to the last that are complete.
+
+        Entries with a wrong checksum are ignored.
+        """
         with open(self._folder / "index", "ab+", opener=open_no_follow) as file:
             file.seek(self._index_bytes_read)
             data = file.read()
+        start, group = self._index_bytes_read, dict[bytes, tuple[int, int, int]]()
         length = len(data) // _ENTRY.size * _ENTRY.size
-        self._index_bytes_read += length
-        for key, first, rows, content_crc, crc in _ENTRY.iter_unpack(data[:length]):
-            if crc == zlib.crc32(_ENTRY.pack(key, first, rows, content_crc, 0)):
-                self._index[key] = (first, rows, content_crc)
+        for number, (*fields, crc) in enumerate(_ENTRY.iter_unpack(data[:length]), start=1):
+            if crc == zlib.crc32(_ENTRY.pack(*fields, 0)):
+                key, first, rows, content_crc, num_left = fields
+                group[key] = (first, rows, content_crc)
+                if num_left == 0:
+                    self._index |= group
+                    self._index_bytes_read, group = start + number * _ENTRY.size, {}
 
     def _build_error(self, message: str) -> LorgnetteError:
         hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
