@@ -1,5 +1,9 @@
 """A run that fails before its first step leaves nothing; one that has started stays."""
 
+import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,73 @@ def test_a_used_run_folder_is_refused_before_the_data_is_read(
     monkeypatch.setattr(TrainingData, "load", lambda *_: pytest.fail("data was read"))
     with pytest.raises(UsageError, match="exists and is not empty"):
         train(chosen())
+
+
+def test_a_folder_of_a_run_that_never_began_is_used(chosen: Chosen, tmp_path: Path, monkeypatch) -> None:
+    """It was killed while it wrote its first files."""
+    monkeypatch.setattr(train_module, "_train", lambda *_: None)
+    (tmp_path / "run").mkdir()
+    for name in ("manifest.json", ".lock", f".config.yaml.{10**8}.part"):
+        (tmp_path / "run" / name).write_text("{")
+    with pytest.raises(UsageError, match=r"stopped before its first step · .* · start it again as before"):
+        resume(tmp_path / "run")
+    train(chosen())
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json", "config.yaml"}
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["images"]
+
+
+def test_two_processes_do_not_train_in_one_folder(chosen: Chosen, tmp_path: Path, monkeypatch) -> None:
+    """Neither of the two commands begins, and the failure of one does not remove the other's files."""
+
+    def try_both(settings: Settings, run_dir: RunDir, *_: Any) -> None:
+        before = sorted(run_dir.path.iterdir())
+        with pytest.raises(UsageError, match=f"process {os.getpid()} is training in this run folder"):
+            resume(tmp_path / "run")
+        run_dir.config.rename(tmp_path / "config.yaml")
+        with pytest.raises(UsageError, match=f"process {os.getpid()} is training in this run folder"):
+            train(chosen())
+        (tmp_path / "config.yaml").rename(run_dir.config)
+        assert sorted(run_dir.path.iterdir()) == before
+
+    monkeypatch.setattr(train_module, "_train", try_both)
+    train(chosen())
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["renamed", "deleted"])
+def test_a_run_whose_folder_is_gone_stops_at_the_next_save(
+    is_deleted: bool, chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(*_: Any) -> None:
+        shutil.rmtree(tmp_path / "run") if is_deleted else (tmp_path / "run").rename(tmp_path / "other")
+
+    monkeypatch.setattr("lorgnette.training.callbacks.TrainingCallbacks.on_step_end", move)
+    with pytest.raises(LorgnetteError, match=r"run folder, or the \.lock in it, was deleted or renamed"):
+        train(chosen("train.save_steps=1", "data.holdout=0"))
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "other" / "log.jsonl").exists() is not is_deleted
+    if not is_deleted:
+        monkeypatch.undo()
+        assert (resume(tmp_path / "other").adapter / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_step_and_the_run_resumes(
+    number: signal.Signals, chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
+) -> None:
+    """The exit status is a shell's: 128 and the signal's number."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config.dump_settings(chosen("train.batch_size=1")))
+    monkeypatch.setattr(
+        "lorgnette.training.callbacks.TrainingCallbacks.on_step_end", lambda *_: os.kill(os.getpid(), number)
+    )
+    done = cli("train", recipe)
+    assert done.status == 128 + number
+    assert f"saved      at step 1; to resume: lorgnette train --resume {tmp_path / 'run'}\nstopped\n" in done.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    monkeypatch.undo()
+    done = cli("train", "--resume", tmp_path / "run")
+    assert done.status == 0
+    assert "resumed    at step 1 of 4" in done.err
 
 
 def test_an_unavailable_tracker_is_refused_before_torch_is_needed(

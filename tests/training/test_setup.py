@@ -53,6 +53,24 @@ def test_a_model_is_built_and_takes_a_step(prepare_run: PrepareRun, said: io.Str
     setup.features.close()
 
 
+def test_damaged_features_are_computed_again(prepare_run: PrepareRun, said: io.StringIO, tmp_path: Path) -> None:
+    """Zeros on the disk would train another adapter."""
+    features = []
+    for number in range(3):
+        setup = prepare_run("engine=fast", f"run={tmp_path / str(number)}").build()
+        features.append(setup.features.gather(setup.data.grids).clone())
+        num_cached = setup.features.num_cached
+        setup.features.close()
+        assert num_cached == (0, 5, 6)[number]
+        assert ("features of 1 images were damaged on disk, and are computed again" in said.getvalue()) is (number > 0)
+        [rows] = tmp_path.rglob("features/*/rows")
+        content = rows.read_bytes()
+        if number == 0:
+            rows.write_bytes(bytes(64) + content[64:])
+    torch.testing.assert_close(features[0], features[1])  # in a call of one image, which rounds otherwise
+    assert torch.equal(features[1], features[2])
+
+
 @pytest.mark.parametrize("engine", ["fast", "reference"])
 def test_the_seed_decides_dropout(prepare_run: PrepareRun, tmp_path: Path, engine: str) -> None:
     """Random numbers drawn before do not matter; another seed drops other values."""
