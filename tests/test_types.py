@@ -36,7 +36,9 @@ def test_an_example_lists_its_images_in_order_and_names_its_row() -> None:
         ((), "", 0),
     ],
 )
-def test_without_answer_ends_before_the_last_answer_with_loss(turns: tuple[Turn, ...], reference: str, num_turns: int) -> None:
+def test_without_answer_ends_before_the_last_answer_with_loss(
+    turns: tuple[Turn, ...], reference: str, num_turns: int
+) -> None:
     example = replace(EXAMPLE, turns=turns)
     assert example.reference == reference
     assert example.without_answer() == replace(EXAMPLE, turns=turns[:num_turns])

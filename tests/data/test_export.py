@@ -22,6 +22,7 @@ from lorgnette.types import Example, Image, Problem, Turn
 export_module = import_module("lorgnette.data.export")
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+MARKERS = (*PLACEHOLDERS, START, END, "<|image_pad|>", "<img>")
 
 
 @pytest.fixture(scope="module")
@@ -81,30 +82,25 @@ def iter_texts(example: Example) -> Iterator[str]:
 
 def can_hold(example: Example, export_format: ExportFormat) -> bool:
     """What example format promises export_format hold, written independently of the code."""
-    if export_format == "openai":
-        return True
+    questions = [text for turn in example.turns if turn.role == "user" for text in turn.parts if isinstance(text, str)]
+    has_marker = any(marker in text for text in questions for marker in MARKERS)  # of an image that is not there
+    if has_marker or export_format == "openai":
+        return not has_marker
     if export_format == "csv":
         is_single = [turn.role for turn in example.turns] == ["user", "assistant"]
         is_caption = is_single and example.turns[0].parts[1:] == ("COCO Yes:",) and len(example.images) == 1
-        return is_caption and "\0" not in example.turns[1].text
+        answer = example.turns[1].text
+        return is_caption and "\0" not in answer and answer == answer.strip()
     if export_format == "json":
-        users = [turn for turn in example.turns if turn.role == "user"]
-        has_marker = any(
-            marker in text for turn in users for text in turn.parts if isinstance(text, str) for marker in (START, END)
-        )
-        is_first = all(
+        return all(
             isinstance(turn.parts[0], Image) or not str(turn.parts[0]).strip()
-            for turn in users
-            if sum(isinstance(part, Image) for part in turn.parts) == 1
+            for turn in example.turns
+            if turn.role == "user" and sum(isinstance(part, Image) for part in turn.parts) == 1
         )
-        return not has_marker and is_first
     if any(word in text for text in iter_texts(example) for word in PLACEHOLDERS):
         return False
     if export_format == "llava":
-        has_marker = any(
-            marker in turn.text for turn in example.turns if turn.role == "user" for marker in (START, END)
-        )
-        return example.turns[0].role != "system" and (bool(example.images) or not has_marker)
+        return example.turns[0].role != "system"
     return True
 
 
@@ -264,6 +260,21 @@ def test_the_suffix_must_fit_the_format(
 ) -> None:
     with pytest.raises(UsageError, match=EXPORTERS[export_format].suffix):
         export([build_caption(quoted_images[0])], tmp_path / "a.txt", export_format)
+
+
+@pytest.mark.parametrize("export_format", FORMATS)
+def test_a_mark_is_kept_or_refused(export_format: ExportFormat, tmp_path: Path) -> None:
+    turns = Turn("user", ("q",)), Turn("assistant", ("no",), has_loss=False)
+    example = Example("7", (*turns, *turns[:1], Turn("assistant", ("yes",))), Path("/data/a.jsonl"), 3)
+    out = tmp_path / f"a{EXPORTERS[export_format].suffix}"
+    if export_format in ("swift", "openai"):
+        export([example], out, export_format)
+        [restored] = read(out)
+        assert isinstance(restored, Example)
+        assert restored.turns == example.turns
+    else:
+        with pytest.raises(LorgnetteError, match="this row"):
+            export([example], out, export_format)
 
 
 def test_a_csv_needs_the_prompt_as_its_question(quoted_images: list[Image], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Knows nothing about the format (CSV, conversations, messages) of a row.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
@@ -13,10 +13,13 @@ from lorgnette.data.fields import require_string
 from lorgnette.data.image_resolver import CannotExtractError, ImageResolver
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_format
+from lorgnette.io.parse import shorten
 from lorgnette.types import Example, Image, Problem
 
 DEFAULT_PROMPT = "COCO Yes:"
 """The tutorial's prompt."""
+_MAX_MESSAGE = 500
+"""Characters of a row's message: it may name a key or a text of any length."""
 Row = Example | Problem
 T = TypeVar("T")
 
@@ -42,6 +45,7 @@ class ReadOptions:
     """The options of `data.read`; see there.
 
     columns: recognize image and caption columns instead of fixed names (parquet, and data sets on hubs).
+    trim: remove blanks around the texts of captions and of the questions beside them.
     locate_image: (path or URL as written, COCO id) → where a remote image will be. source: the file that rows name,
     if it is not the one that is read.
     """
@@ -54,6 +58,7 @@ class ReadOptions:
     columns: ColumnChoice | None = None
     locate_image: Callable[[str, int | None], Path] | None = None
     source: Path | None = None
+    trim: bool = True
 
     def require_no_name(self, source: Path) -> "ReadOptions":
         """The options, for a format without named parts. Raises UsageError if a name is given."""
@@ -67,7 +72,7 @@ class ReadOptions:
 class RowLocation(NamedTuple):
     """Where a row is: its file, the row as a person counts it, and its number among the data rows (from 1).
 
-    resolver and prompt are common to all rows of the source.
+    resolver, prompt and trim are common to all rows of the source. sheet_row: as in `Example`.
     """
 
     source: Path
@@ -75,6 +80,13 @@ class RowLocation(NamedTuple):
     number: int
     resolver: ImageResolver | None = None
     prompt: str = DEFAULT_PROMPT
+    trim: bool = True
+    sheet_row: int = 0
+
+    @classmethod
+    def of_example(cls, example: Example) -> "RowLocation":
+        """Where an example that was read is."""
+        return cls(example.source, example.row, example.row, sheet_row=example.sheet_row)
 
     @property
     def id(self) -> str:
@@ -99,6 +111,10 @@ class RowLocation(NamedTuple):
         text, resolver = require_string(path if isinstance(path, str) else value, name), self._resolver
         return resolver.resolve(text, fallback_folder=fallback_folder, coco_id=coco_id)
 
+    def trim_text(self, text: str) -> str:
+        """The text without blanks around it, unless the options keep them."""
+        return text.strip() if self.trim else text
+
     def extract_image(self, content: bytes, suffix: str) -> Image:
         """The image with these bytes, written to a file."""
         return self._resolver.extract(content, suffix)
@@ -109,12 +125,15 @@ class RowLocation(NamedTuple):
 
     def to_problem(self, error: LorgnetteError) -> Problem:
         message = error.message if error.where is None else f"{error.message} ({error.where})"
-        return Problem(self.source, self.row, message, error.hint or "correct the row, or remove it")
+        hint = error.hint or "correct the row, or remove it"
+        message, hint = (shorten(text, _MAX_MESSAGE) for text in (message, hint))
+        return Problem(self.source, self.row, message, hint, error.where or "", self.sheet_row)
 
     def try_read(self, read: Callable[[], list[Example]]) -> Iterator[Row]:
         """The examples that `read` makes of this row, or the row's Problem."""
         try:
-            yield from read()
+            examples = read()
+            yield from [replace(row, sheet_row=self.sheet_row) for row in examples] if self.sheet_row else examples
         except (CannotExtractError, UnclearColumnsError):  # not about the row: stop reading
             raise
         except LorgnetteError as error:
@@ -128,12 +147,15 @@ class RowCounter:
         self.source = source = options.source or source
         start, to, locate = options.images_from, options.images_to, options.locate_image
         self.resolver = ImageResolver(source, folders=folders, images_from=start, images_to=to, locate_image=locate)
-        self.prompt, self.count = options.prompt, 0
+        self.prompt, self.trim, self.count = options.prompt, options.trim, 0
 
-    def next(self, row: int | None = None) -> RowLocation:
-        """The next row's location. row: the row as a person counts it, if that is not its number."""
+    def next(self, row: int | None = None, sheet_row: int | None = None) -> RowLocation:
+        """The next row's location. row: the row as a person counts it, if that is not its number. sheet_row: the row
+        that a spreadsheet shows."""
         self.count += 1
-        return RowLocation(self.source, self.count if row is None else row, self.count, self.resolver, self.prompt)
+        number, row = self.count, self.count if row is None else row
+        sheet_row = 0 if sheet_row is None or sheet_row == row else sheet_row
+        return RowLocation(self.source, row, number, self.resolver, self.prompt, self.trim, sheet_row)
 
 
 def sample_rows(rows: Iterable[T], count: int, seed: int) -> list[T]:

@@ -56,11 +56,12 @@ def test_each_annotation_is_an_example_in_the_files_order(write_file: Callable[.
     rows = list(read(path, prompt="what?"))
     assert [(row.id, row.row, row.reference) for row in rows if isinstance(row, Example)] == [
         ("11", 1, "Two."),
-        ("12", 2, "One "),
+        ("12", 2, "One"),
         ("10", 3, "Three."),
     ]
     assert isinstance(rows[0], Example)
     assert rows[0].turns[0].text == "what?"
+    assert [row.is_trimmed for row in rows if isinstance(row, Example)] == [False, True, False]
     assert rows[0].images[0].path == tmp_path / "train2017" / "25.jpg"
     assert check_rows(rows).num_usable == 3
 
@@ -104,6 +105,25 @@ def test_broken_annotations_are_problems(write_file: Callable[..., Path], annota
     assert isinstance(bad, Problem)
     assert message in bad.message
     assert bad.row == 4
+
+
+def test_an_id_of_two_images_breaks_all_its_annotations(write_file: Callable[..., Path]) -> None:
+    """The captions of both went to the later file's image."""
+    images = [*OFFICIAL["images"], {"id": 25, "file_name": "26.jpg"}, {"id": 9, "file_name": "9.jpg"}]
+    two, one, three = read(write_file(OFFICIAL | {"images": images}, "9.jpg", "25.jpg", "26.jpg"))
+    assert isinstance(one, Example)
+    for row in (two, three):
+        assert isinstance(row, Problem)
+        assert row.message == "image_id 25 stands for several images: '25.jpg' and '26.jpg'"
+
+
+def test_keys_beyond_cocos_own_are_named(write_file: Callable[..., Path]) -> None:
+    value: dict[str, Any] = json.loads(json.dumps(OFFICIAL))
+    value["annotations"][1]["language"] = value["images"][0]["camera"] = "x"
+    two, one, _ = read(write_file(value))
+    assert isinstance(one, Example)
+    assert isinstance(two, Example)
+    assert (one.unread_keys, two.unread_keys) == (("language", "images[].camera"), ())
 
 
 @pytest.mark.parametrize(

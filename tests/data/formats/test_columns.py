@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.data.formats.columns import Column, ColumnPair, ColumnReader, choose_columns, read_captions
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, RowCounter
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, RowCounter, UnclearColumnsError
 from lorgnette.errors import LorgnetteError
 
 
@@ -16,6 +16,9 @@ def make_columns(**kinds: str) -> list[Column]:
     [
         ({"image": "image", "caption": "text"}, "image", "caption"),
         ({"id": "text", "image": "image", "question": "text", "answer": "texts"}, "image", "answer"),
+        ({"image": "image", "question": "text", "caption": "text", "answer": "text"}, "image", "answer"),
+        ({"image": "image", "prompt": "text"}, "image", "prompt"),
+        ({"image": "image", "prompt": "text", "title": "text"}, "image", "title"),
         ({"thing": "bytes", "words": "text"}, "thing", "words"),
         ({"image": "image", "mask": "image", "text": "text"}, "image", "text"),
         ({"uniq_id": "text", "image_id": "text", "caption": "text", "image": "text"}, "image", "caption"),
@@ -37,6 +40,7 @@ def test_columns_are_found(kinds: dict[str, str], image: str, caption: str) -> N
         ({"image": "image", "n": "other"}, "caption"),
         ({"caption": "text"}, "image"),
         ({"image": "image", "caption": "text", "captions": "texts"}, "caption"),
+        ({"image": "image", "question": "text"}, "caption"),
     ],
 )
 def test_in_doubt_all_columns_are_listed(kinds: dict[str, str], option: str) -> None:
@@ -58,7 +62,8 @@ def test_a_requested_column_wins() -> None:
         ("a cat", None, ["a cat"]),
         (" a && b&&  && c ", "&&", ["a", "b", "c"]),
         (r"x && y", None, ["x && y"]),
-        (["a ", "", " b"], None, ["a", "b"]),
+        (["a ", "", " b"], None, ["a ", " b"]),
+        (" a\r\n", "&&", [" a\r\n"]),
         ([{"raw": "a", "tokens": ["a"]}, {"raw": "b"}], None, ["a", "b"]),
         ({"caption": ["a", "b"], "text": "c"}, None, ["a", "b"]),
         (None, None, []),
@@ -83,9 +88,30 @@ def test_the_columns_are_chosen_from_the_first_record() -> None:
         reader.read_record({"img": "", "title": "x"}, counter.next())
 
 
-def test_fixed_names_keep_their_captions_as_written() -> None:
+def test_a_question_is_asked_and_other_columns_are_named() -> None:
+    counter = RowCounter(Path("/d/a.jsonl"), ReadOptions(prompt="q"))
+    record = {"image": "a.jpg", "question": "what?", "caption": "a photo", "answer": "a cat", "license": "CC0", "x": ""}
+    [example] = ColumnReader(ColumnChoice(), "a.jsonl").read_record(record, counter.next())
+    assert [turn.text for turn in example.turns] == ["what?", "a cat"]
+    assert example.unread_keys == ("caption", "license")
+
+
+def test_columns_that_training_would_miss_are_refused_unless_others_are_requested() -> None:
+    counter = RowCounter(Path("/d/a.jsonl"), ReadOptions(prompt="q"))
+    record = {"image": "a.jpg", "title": "a cat", "bbox": [1, 2, 3, 4]}
+    with pytest.raises(LorgnetteError, match=r"'bbox', which this format does not read.*--caption-column"):
+        ColumnReader(ColumnChoice(), "x").read_record(record, counter.next())
+    [example] = ColumnReader(ColumnChoice(caption="title"), "x").read_record(record, counter.next())
+    assert example.unread_keys == ("bbox",)
+    columns = make_columns(image="image", caption="text", bbox="other")
+    with pytest.raises(UnclearColumnsError, match="'bbox'"):
+        ColumnReader(ColumnChoice(), "x", columns)
+    assert ColumnReader(ColumnChoice(caption="caption"), "x", columns).names == ["image", "caption"]
+
+
+def test_a_separator_stands_only_beside_an_image_id() -> None:
     counter = RowCounter(Path("/d/a.csv"), ReadOptions())
     [example] = ColumnReader(ColumnChoice(), "x").read_record(
         {"file_name": "a.jpg", "text": " a && b\n"}, counter.next()
     )
-    assert example.reference == " a && b\n"
+    assert example.reference == "a && b"

@@ -41,7 +41,7 @@ def test_the_tutorials_record_is_read() -> None:
         (f"{MARKED_A}{MARKED_B}", (A, B)),
         (f" x {MARKED_A} y {MARKED_B}\n", (" x ", A, " y ", B, "\n")),
         ("no image ", ("no image ",)),
-        ("<image> <|im_end|> <|image_pad|>", ("<image> <|im_end|> <|image_pad|>",)),
+        ("<|im_end|>", ("<|im_end|>",)),
     ],
 )
 def test_a_single_image_comes_first_several_keep_their_order(user: str, expected: tuple[str | Image, ...]) -> None:
@@ -78,7 +78,9 @@ def test_markers_are_text_outside_the_users_turns() -> None:
         ({"conversations": "q"}, "conversations is text"),
         ({"conversations": ["q"]}, "item 1 is text"),
         ({"conversations": []}, "no turns"),
-        ({"conversations": [{"from": "user", "value": "q"}]}, "no assistant turn"),
+        (build_record("<image>q"), "turn 1 contains <image>, which stands for no image"),
+        (build_record(f"{MARKED_A} <|image_pad|>"), "turn 1 contains <|image_pad|>, which stands for no image"),
+        (build_record("q", system="s"), "'system'"),
         ({"conversations": [{"from": "bot", "value": "q"}]}, "from 'bot', not one of system, user, human, assistant"),
         ({"conversations": [{"value": "q"}]}, "from None"),
         ({"conversations": [{"from": [], "value": "q"}]}, "from []"),

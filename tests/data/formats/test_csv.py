@@ -38,7 +38,7 @@ def test_a_row_is_image_prompt_and_caption(tmp_path: Path) -> None:
     assert read(path, 'image_path,caption\nimages/../a.jpg,"a cat, asleep "\n/x/b.jpg,two\n') == [
         Example(
             "identity_1",
-            (Turn("user", (Image(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep ",))),
+            (Turn("user", (Image(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep",))),
             path,
             2,
         ),
@@ -142,7 +142,7 @@ def test_columns_alone_are_no_rows(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=8))
 @settings(deadline=None, max_examples=150)
-def test_no_row_disappears_and_captions_stay_as_they_are(cells: list[tuple[str, str]]) -> None:
+def test_no_row_disappears_and_captions_lose_only_the_blanks_around_them(cells: list[tuple[str, str]]) -> None:
     content = io.StringIO()
     csv.writer(content, quoting=csv.QUOTE_ALL).writerows([("image_path", "caption"), *cells])
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,8 @@ def test_no_row_disappears_and_captions_stay_as_they_are(cells: list[tuple[str, 
         usable = image.strip() and caption.strip() and "\0" not in image + caption
         assert isinstance(row, Example) == bool(usable)
         if isinstance(row, Example):
-            assert row.reference == caption
+            assert row.reference == caption.strip()
+            assert row.is_trimmed == (caption != caption.strip())
 
 
 @given(st.text(alphabet='ab,"\n\r;', max_size=60))
@@ -186,6 +187,42 @@ def test_records_are_written_and_quoted() -> None:
     for text in ("\0", "x" * 200_000):
         with pytest.raises(LorgnetteError, match="a CSV cell"):
             to_record(Example("x", (turns[0], Turn("assistant", (text,))), Path("a"), 1), "q")
+
+
+def test_a_question_of_its_own_is_asked(tmp_path: Path) -> None:
+    """bugs/csv-question-column"""
+    [row] = read(tmp_path / "c.csv", "image_path,question,caption,split\na.jpg,which colour?,red,train\n")
+    assert isinstance(row, Example)
+    assert [turn.text for turn in row.turns] == ["which colour?", "red"]
+    assert row.unread_keys == ("split",)
+    rows = read(tmp_path / "c.csv", "image_path,answer,question\na.jpg,red\nb.jpg,blue,\n")
+    assert [row.message for row in rows if isinstance(row, Problem)] == [
+        "no cell for 'question'",
+        "'question' is empty",
+    ]
+
+
+def test_images_alone_are_questions_without_an_answer(tmp_path: Path) -> None:
+    """bugs/predict-unanswered"""
+    for content, question in (
+        ("image_path\na.jpg\n", "COCO Yes:"),
+        ("id,question,file_name\n7,what?,a.jpg\n", "what?"),
+    ):
+        [row] = read(tmp_path / "c.csv", content)
+        assert isinstance(row, Example)
+        assert [(turn.role, turn.text) for turn in row.turns] == [("user", question)]
+
+
+def test_the_columns_of_ms_swift_and_llama_factory_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    for names in ("images,query,response", "images,instruction,output"):
+        [row] = read(tmp_path / "c.csv", f"{names}\na.jpg,what?,red\n")
+        assert isinstance(row, Example)
+        assert [turn.text for turn in row.turns] == ["what?", "red"]
+        assert row.images == (Image(tmp_path / "a.jpg"),)
+    [row] = read(tmp_path / "c.csv", "image_path,instruction,caption\na.jpg,what?,red\n")
+    assert isinstance(row, Example)
+    assert [turn.text for turn in row.turns] == ["what?", "red"]
 
 
 def test_a_tsv_and_recognized_columns(tmp_path: Path) -> None:

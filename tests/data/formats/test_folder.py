@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,46 @@ def test_an_image_or_a_text_alone_is_a_problem(make_image: Callable[..., Path], 
         "c.txt has no image",
         "d.txt is not UTF-8: byte 1",
     ]
+
+
+def test_metadata_may_hold_conversations(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    """bugs/imagefolder-conversations: "'caption' is null", although the file has no captions."""
+    make_image("a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A box."}]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "conversations": turns}))
+    assert read_captions(tmp_path) == [("a.png", "A box.", 1)]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "title": "A box."}))
+    [row] = read(tmp_path)
+    assert isinstance(row, Problem)
+    assert (row.message, row.hint) == (
+        "the row has no 'caption', only 'file_name', 'title'",
+        "rename the key of the caption to 'caption'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-0.parquet", "test-0.parquet"], "several splits: test, train"),
+        (["a.parquet", "a.tar"], "several formats: .parquet, .tar"),
+    ],
+)
+def test_shards_of_several_data_sets_are_not_mixed(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path)
+
+
+def test_data_below_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").touch()
+    for name, hint in (("rows.jsonl", "data/rows.jsonl"), ("train-0.parquet", "data"), ("metadata.csv", "data")):
+        (tmp_path / "data" / name).touch()
+        with pytest.raises(UsageError) as caught:
+            read(tmp_path)
+        assert caught.value.hint == f"name the data in it: {tmp_path / hint}"
+        (tmp_path / "data" / name).unlink()
 
 
 def test_a_folder_that_is_no_dataset_is_refused(make_image: Callable[..., Path], tmp_path: Path) -> None:

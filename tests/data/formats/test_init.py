@@ -11,10 +11,14 @@ from lorgnette.types import Example, Image
 
 
 def test_images_beside_the_turns_mark_llavas_format(location: RowLocation, cat: Image) -> None:
-    record = {"conversations": [{"from": "user", "value": "<image>"}, {"from": "assistant", "value": "a"}]}
-    [tutorial], [llava] = read_record(record, location), read_record(record | {"image": "cat.jpg"}, location)
-    assert tutorial.turns[0].parts == ("<image>",)
-    assert llava.turns[0].parts == (cat,)
+    def build_record(question: str) -> dict[str, object]:
+        return {"conversations": [{"from": "user", "value": question}, {"from": "assistant", "value": "a"}]}
+
+    [tutorial] = read_record(build_record("what? <|vision_start|>cat.jpg<|vision_end|>"), location)
+    [llava] = read_record(build_record("<image>what?") | {"image": "cat.jpg"}, location)
+    assert tutorial.turns[0].parts == llava.turns[0].parts == (cat, "what?")
+    with pytest.raises(LorgnetteError, match="1 × <image> in the user's text, but 0"):
+        read_record(build_record("<image>what?"), location)
 
 
 @pytest.mark.parametrize("record", [{}, {"image": "a.jpg", "title": "x"}, {"messages": [], "conversations": []}])

@@ -11,6 +11,7 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
 OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+COLUMNS = {"messages": "messages", "images": "images"}
 MLLM = {
     "messages": [{"role": "user", "content": "<image>who?"}, {"role": "assistant", "content": "they"}],
     "images": ["images/a.jpg"],
@@ -62,6 +63,8 @@ def test_sharegpt_has_default_columns_and_tags(write_info: Callable[..., Path]) 
     entry = {"file_name": "g.json", "formatting": "sharegpt", "columns": {"images": "pics", "system": "sys"}}
     [row] = read(write_info({"g": entry}, g=[record]))
     assert read_turns(row) == [("system", "s"), ("user", "q"), ("assistant", "<|vision_start|>")]
+    assert isinstance(row, Example)
+    assert row.unread_keys == ("tools",)
 
 
 def test_alpaca_is_read_under_other_names(write_info: Callable[..., Path]) -> None:
@@ -118,10 +121,13 @@ def test_entries_that_cannot_be_read_are_refused(
 @pytest.mark.parametrize(
     ("columns", "record", "message"),
     [
-        ({"messages": "messages"}, MLLM, "1 × <image> in the user's text, but 0"),
-        ({"messages": "messages", "videos": "films"}, MLLM | {"films": ["a.mp4"]}, "'videos'; only images"),
-        ({"messages": "messages", "tools": "t"}, MLLM | {"t": "[…]"}, "'tools'"),
-        ({"messages": "said"}, MLLM, "said is null"),
+        ({"messages": "messages"}, MLLM, "'images', which the entry's columns do not declare"),
+        ({"messages": "messages"}, {"messages": MLLM["messages"]}, "1 × <image> in the user's text, but 0"),
+        (COLUMNS | {"videos": "films"}, MLLM | {"films": ["a.mp4"]}, "'videos'; only images"),
+        (COLUMNS | {"tools": "t"}, MLLM | {"t": "[…]"}, "'tools'"),
+        (COLUMNS | {"kto_tag": "good"}, MLLM | {"good": False}, "marked as not to be learned (kto_tag)"),
+        (COLUMNS, MLLM | {"label": False}, "marked as not to be learned (label)"),
+        (COLUMNS | {"messages": "said"}, MLLM, "said is null"),
         ({"messages": "m"}, {"m": [{"role": "observation", "content": "x"}]}, "message 1 is from 'observation'"),
         ({"messages": "m"}, {"m": [{"role": "user"}]}, "message 1's content is null"),
     ],

@@ -22,9 +22,23 @@ def test_images_replace_their_placeholders(location: RowLocation, cat: Image, do
     assert pair.turns[0].parts == (cat, "\n", dog, "\n")
 
 
-def test_the_tutorials_markers_are_text(location: RowLocation, cat: Image) -> None:
-    example = llava.read_record(build_record("<image><|vision_start|>x<|vision_end|>", image="cat.jpg"), location)
-    assert example.turns[0].parts == (cat, "<|vision_start|>x<|vision_end|>")
+def test_a_marked_answer_has_no_loss(location: RowLocation) -> None:
+    record: dict[str, Any] = {
+        "conversations": [*build_record("q", "no")["conversations"], *build_record("r")["conversations"]]
+    }
+    record["conversations"][1]["train"] = False
+    example = llava.read_record(record, location)
+    assert [turn.has_loss for turn in example.turns] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("key", ["image_path", "img", "file_name", "picture", "image_url"])
+def test_an_image_under_another_name_is_read(location: RowLocation, cat: Image, key: str) -> None:
+    """bugs/picture-beside-messages"""
+    for question in ("<image>what?", "what?"):
+        example = llava.read_record(build_record(question, **{key: "cat.jpg"}), location)
+        assert example.turns[0].parts == (cat, "what?")
+    example = llava.read_record(build_record("<image>what?", image="cat.jpg", **{key: "elsewhere.jpg"}), location)
+    assert (example.images, example.unread_keys) == ((cat,), (key,))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +48,8 @@ def test_the_tutorials_markers_are_text(location: RowLocation, cat: Image) -> No
         (build_record("<image>", image=None), "1 × <image> in the user's text, but 0"),
         (build_record("<video>\nq", video="a.mp4", image=[]), "'video'; only images and text"),
         (build_record("<image>", image="a.jpg", answer=None), "turn 2's 'value' is null"),
+        (build_record("<image><|vision_start|>x<|vision_end|>", image="a.jpg"), "contains <|vision_start|>"),
+        (build_record("q", image_path="a.jpg", photo="b.jpg"), "both 'image_path' and 'photo'"),
         (build_record("<image>", image=[3]), "image 1 is a number"),
         ({"image": "a.jpg", "conversations": [{"from": "tool", "value": "q"}]}, "from 'tool'"),
     ],

@@ -22,7 +22,7 @@ def test_images_are_embedded_in_the_record(
     make_image: Callable[..., Path], tmp_path: Path, suffix: str, kind: str
 ) -> None:
     path = make_image(f"a.{suffix}")
-    record = openai.embed_images(openai.to_record(build_example("see ", Image(path), "<image>?")))
+    record = openai.embed_images(openai.to_record(build_example("see ", Image(path), "<b>?")))
     assert record == {
         "messages": [
             {"role": "system", "content": "s"},
@@ -36,7 +36,7 @@ def test_images_are_embedded_in_the_record(
                             "url": f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
                         },
                     },
-                    {"type": "text", "text": "<image>?"},
+                    {"type": "text", "text": "<b>?"},
                 ],
             },
             {"role": "assistant", "content": "yes"},
@@ -44,9 +44,17 @@ def test_images_are_embedded_in_the_record(
     }
     location = RowLocation(tmp_path / "b.jsonl", 1, 1, ImageResolver(tmp_path / "b.jsonl"))
     restored = messages.read_record(record, location)
-    assert [part for part in restored.turns[1].parts if isinstance(part, str)] == ["see ", "<image>?"]
+    assert [part for part in restored.turns[1].parts if isinstance(part, str)] == ["see ", "<b>?"]
     assert restored.images[0].path.read_bytes() == path.read_bytes()
     assert restored.images[0].path.suffix == f".{suffix}"
+
+
+def test_an_answer_without_loss_has_no_weight(tmp_path: Path) -> None:
+    turns = (Turn("user", ("q",)), Turn("assistant", ("no",), has_loss=False), Turn("user", ("q",)))
+    example = Example("7", (*turns, Turn("assistant", ("a",))), tmp_path / "a.csv", 1)
+    record = openai.to_record(example)
+    assert [message.get("weight") for message in record["messages"]] == [None, 0, None, None]
+    assert messages.read_record(record, RowLocation(tmp_path / "b.jsonl", 1, 1)).turns == example.turns
 
 
 def test_other_image_formats_are_refused(tmp_path: Path) -> None:

@@ -165,6 +165,19 @@ def test_conversations_with_several_images(tmp_path: Path, jpeg: Callable[..., b
     assert (two.id, two.turns[0].text, none.id, none.images) == ("a", "and?", "identity_2", ())
 
 
+def test_a_question_is_asked_and_the_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    columns = {"image": [{"bytes": fake_jpeg(1)}], "question": ["which?"], "answer": [" red"], "license": ["CC0"]}
+    (tmp_path / "a.parquet").write_bytes(write({**columns, "kto_tag": [True]}))
+    [row] = read(tmp_path / "a.parquet")
+    assert isinstance(row, Example)
+    assert [turn.text for turn in row.turns] == ["which?", "red"]
+    assert (row.unread_keys, row.is_trimmed) == (("license",), True)
+    (tmp_path / "a.parquet").write_bytes(write({**columns, "kto_tag": [False]}))
+    [bad] = read(tmp_path / "a.parquet")
+    assert isinstance(bad, Problem)
+    assert "marked as not to be learned" in bad.message
+
+
 def test_unclear_columns_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(make_shard(0, 3, other=pa.array([b"x"] * 3), caption=["c"] * 3, captions=["d"] * 3))

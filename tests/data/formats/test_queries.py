@@ -52,7 +52,9 @@ def test_ms_swifts_pairs_are_read(location: RowLocation, cat: Image) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"query": "q"}, "the answer is null"),
+        ({"query": "q", "response": 3}, "the answer is a number"),
+        ({"query": "<image>q", "response": "a"}, "1 × <image> in the user's text, but 0"),
+        ({"query": "q", "response": "a", "label": False}, "marked as not to be learned (label)"),
         ({"query": None, "response": "a"}, "the question is null"),
         ({"query": "q", "response": " "}, "answer in turn 2 is empty"),
         ({"query": "q", "response": "a", "history": ["q"]}, "not a list of pairs"),
@@ -63,7 +65,7 @@ def test_ms_swifts_pairs_are_read(location: RowLocation, cat: Image) -> None:
         ({"query": "q", "response": "a", "rejected_response": "b"}, "'rejected_response'"),
         ({"instruction": 3, "output": "a"}, "'instruction' is a number"),
         ({"instruction": "q", "input": ["x"], "output": "a"}, "'input' is a list"),
-        ({"conversation": [{"human": "q"}]}, "the answer is null"),
+        ({"conversation": [{"human": "q"}, {"human": "q", "assistant": "a"}]}, "the answer is null"),
         ({"conversation": ["q"]}, "item 1 is text"),
     ],
 )
@@ -72,6 +74,27 @@ def test_broken_records_are_refused(location: RowLocation, record: dict[str, Any
         read_record(record, location)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_an_image_under_another_name_is_read(location: RowLocation, cat: Image) -> None:
+    """bugs/picture-beside-messages"""
+    for record in ({"query": "q", "response": "a"}, {"instruction": "q", "output": "a"}):
+        assert read_parts({**record, "image_path": "cat.jpg"}, location) == [("user", cat, "q"), ("assistant", "a")]
+
+
+def test_the_last_question_may_have_no_answer(location: RowLocation) -> None:
+    """bugs/predict-unanswered"""
+    for record in ({"query": "q"}, {"instruction": "q"}, {"conversation": [{"human": "q"}]}):
+        assert read_parts(record, location) == [("user", "q")]
+    turns = read_parts({"query": "q", "history": [["x", "y"]]}, location)
+    assert turns == [("user", "x"), ("assistant", "y"), ("user", "q")]
+
+
+def test_a_marked_pair_has_no_loss_and_other_keys_are_named(location: RowLocation) -> None:
+    pairs = [{"human": "q", "assistant": "no", "loss": False, "score": 1}, {"human": "q", "assistant": "a"}]
+    [example] = read_record({"conversation": pairs, "source": "web"}, location)
+    assert [turn.has_loss for turn in example.turns] == [True, False, True, True]
+    assert example.unread_keys == ("source", "conversation[].score")
 
 
 def test_each_format_has_its_reader(location: RowLocation) -> None:

@@ -21,14 +21,14 @@ def test_a_record_is_recognized_by_its_key() -> None:
 
 def test_columns_are_recognized_only_if_the_options_say_so() -> None:
     location = RowCounter(Path("/d/a.json"), ReadOptions()).next()
-    record = {"image": "a.jpg", "answer": "b", "query": "c"}
+    record = {"image": "a.jpg", "title": "b", "query": "c", "response": 3}
     read = RecordReader(ReadOptions(columns=ColumnChoice()), "a.json")
     [conversation] = read({"messages": MESSAGES}, location)
     [caption] = read({"image": "a.jpg", "title": "b"}, location)
     assert (conversation.reference, caption.reference) == ("a", "b")
-    with pytest.raises(LorgnetteError, match="the answer is null"):
+    with pytest.raises(LorgnetteError, match="the answer is a number"):
         read(record, location)
-    [requested] = RecordReader(ReadOptions(columns=ColumnChoice(caption="answer")), "a.json")(record, location)
+    [requested] = RecordReader(ReadOptions(columns=ColumnChoice(caption="title")), "a.json")(record, location)
     assert requested.reference == "b"
     with pytest.raises(LorgnetteError, match="the row has 'image'"):
         RecordReader(ReadOptions(), "a.json")({"image": "a.jpg", "title": "b"}, location)

@@ -46,7 +46,8 @@ def test_a_sample_is_a_row(tmp_path: Path) -> None:
     assert isinstance(two, Example)
     assert isinstance(zwei, Example)
     assert (one.id, one.row, one.reference, one.turns[0].text) == ("0001", 1, "one é", "q")
-    assert (two.id, two.row, two.reference) == ("sub/0002_1", 2, "two")
+    assert one.unread_keys == ("caption",)
+    assert (two.id, two.row, two.reference, two.unread_keys) == ("sub/0002_1", 2, "two", ("width", ".cls"))
     assert (zwei.id, zwei.reference, zwei.images) == ("sub/0002_2", "zwei", two.images)
     assert one.images[0].path.read_bytes() == jpeg(1)
     assert one.images[0].path.parent == tmp_path / "a-000.tar.images"
@@ -167,6 +168,56 @@ def test_conversations_with_several_images(tmp_path: Path) -> None:
     assert [image.path.read_bytes() for image in in_order.images] == [jpeg(1), jpeg(2)]
     assert [image.path.read_bytes() for image in by_name.images] == [jpeg(4), jpeg(3)]
     assert in_order.turns[0].text == "and?"
+
+
+def test_a_conversation_comes_before_a_text_beside_it(tmp_path: Path) -> None:
+    """The alternative text of the image was learned, and the conversation was dropped."""
+    messages = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "yes"}]
+    record = json.dumps({"messages": messages, "text": "alt"}).encode()
+    path = tar(tmp_path / "a.tar", ("0.jpg", jpeg(1)), ("0.txt", b"alt"), ("0.json", record))
+    [row] = read(path)
+    assert isinstance(row, Example)
+    assert [turn.text for turn in row.turns] == ["what?", "yes"]
+    assert row.unread_keys == ("text", ".txt")
+
+
+def test_a_question_in_the_json_is_asked(tmp_path: Path) -> None:
+    members = (
+        ("0.jpg", jpeg(1)),
+        ("0.txt", b" red \n"),
+        ("0.json", b'{"question": "which?", "key": "0", "caption": "red"}'),
+    )
+    [with_text] = read(tar(tmp_path / "a.tar", *members))
+    [alone] = read(tar(tmp_path / "b.tar", ("0.jpg", jpeg(1)), ("0.json", b'{"question": "which?", "answer": "red"}')))
+    for row in (with_text, alone):
+        assert isinstance(row, Example)
+        assert ([turn.text for turn in row.turns], row.unread_keys) == (["which?", "red"], ())
+    assert isinstance(with_text, Example)
+    assert with_text.is_trimmed
+
+
+def test_a_long_name_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header says that the next name has 600 MB, all of which tarfile would read."""
+    path = tar(tmp_path / "a.tar", ("0.jpg", jpeg(1)), ("0.txt", b"x"))
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        header = tarfile.TarInfo("././@LongLink")
+        header.type, header.size = kind, 600 << 20
+        huge = tmp_path / "b.tar"
+        with huge.open("wb") as file:
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+            file.truncate(512 + header.size)  # takes no space on the disk
+            file.seek(0, 2)
+            file.write(path.read_bytes())
+        with pytest.raises(LorgnetteError, match="a name or header in it takes 629,145,600 bytes"):
+            list(read(huge))
+
+
+def test_a_chain_of_headers_ends_with_an_error(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 4
+    (tmp_path / "a.tar").write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"abc".ljust(512, b"\0")) * 3000)
+    with pytest.raises(LorgnetteError, match="the tar cannot be read"):
+        list(read(tmp_path / "a.tar"))
 
 
 def test_requested_members_and_positions(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ training script does it. With several images, texts and images keep their order,
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorgnette.data import fields
 from lorgnette.data.conversation import check_conversation, merge_parts
@@ -26,20 +27,51 @@ START, END = "<|vision_start|>", "<|vision_end|>"
 ROLES: dict[str, Role]
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MARKER = re.compile(f"({re.escape(START)}|{re.escape(END)})")
-_UNREAD_KEYS = ("image", "images", "video", "videos", "audio", "audios", "system", "tools", "rejected")
 _HINT = "train on the source itself instead, which keeps it as it is"
+
+
+class Item(NamedTuple):
+    """One turn as the record has it. unread_keys: as `Example.unread_keys`."""
+
+    role: Role
+    text: str
+    has_loss: bool
+    unread_keys: tuple[str, ...]
 
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The record's example. Relative paths start at the file's folder, or else at the current one."""
-    fields.reject_unread_keys(record, ("id", "conversations"), _UNREAD_KEYS)
-    items = fields.require_objects(record.get("conversations"), "conversations")
-    turns: list[Turn] = []
+    unread_keys = fields.check_row_keys(record, ("id", "conversations"))
+    items = read_items(record)
+    turns = []
     for number, item in enumerate(items, start=1):
-        role, text = read_role(item, number), fields.require_string(item.get("value"), f"turn {number}'s 'value'")
-        turns.append(Turn(role, _parse_user_text(text, number, location) if role == "user" else merge_parts([text])))
-    check_conversation(turns)
-    return Example(fields.read_id(record, location.id), tuple(turns), location.source, location.row)
+        parts = _parse_user_text(item.text, number, location) if item.role == "user" else merge_parts([item.text])
+        turns.append(Turn(item.role, parts, item.has_loss))
+    check_conversation(turns, needs_answer=False)
+    unread_keys = fields.join_keys(unread_keys, *(item.unread_keys for item in items))
+    return Example(fields.read_id(record, location.id), tuple(turns), location.source, location.row, unread_keys)
+
+
+def read_items(record: Mapping[str, Any]) -> list[Item]:
+    """The record's "conversations"."""
+    items = []
+    for number, item in enumerate(fields.require_objects(record.get("conversations"), "conversations"), start=1):
+        name, owner = item.get("from"), f"turn {number}"
+        if not isinstance(name, str) or name not in ROLES:
+            raise LorgnetteError(f"{owner} is from {name!r}, not one of {', '.join(ROLES)}", hint="correct 'from'")
+        text = fields.require_string(item.get("value"), f"{owner}'s 'value'")
+        has_loss = fields.read_loss_mark(item, ROLES[name], owner)
+        read_keys = ("from", "value", *fields.TURN_MARKS)
+        unread_keys = fields.list_unread_keys(item, read_keys, owner=owner, prefix="conversations[].")
+        items.append(Item(ROLES[name], text, has_loss, unread_keys))
+    return items
+
+
+def has_markers(record: Mapping[str, Any]) -> bool:
+    """True if a text of the record has an image's marker."""
+    items = record.get("conversations")
+    values = [item.get("value") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return any(isinstance(value, str) and _MARKER.search(value) for value in values)
 
 
 def to_record(example: Example) -> dict[str, Any]:
@@ -50,14 +82,7 @@ def to_record(example: Example) -> dict[str, Any]:
 
 def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """The turns as this format keeps them: a single image comes first, its text loses the spaces around it."""
-    return tuple(Turn(turn.role, _put_image_first(turn.parts)) for turn in turns)
-
-
-def read_role(item: Mapping[str, Any], number: int) -> Role:
-    role = item.get("from")
-    if not isinstance(role, str) or role not in ROLES:
-        raise LorgnetteError(f"turn {number} is from {role!r}, not one of {', '.join(ROLES)}", hint="correct 'from'")
-    return ROLES[role]
+    return tuple(replace(turn, parts=_put_image_first(turn.parts)) for turn in turns)
 
 
 def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str | Image, ...]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorgnette.data.formats import captions
-from lorgnette.data.formats.columns import ID_COLUMNS, Column, ColumnReader
+from lorgnette.data.formats.columns import Column
+from lorgnette.data.formats.records import RecordReader, list_formats
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import read_lines
 from lorgnette.errors import LorgnetteError
@@ -25,30 +26,34 @@ _COLUMNS_HINT = f"the first line must name the columns: {','.join(COLUMNS)}"
 
 
 class _Columns(NamedTuple):
-    """The names in the first line, those of images and captions, and what reads a row."""
+    """The names in the first line, those that every row must have, and what reads a row."""
 
     names: list[str]
-    required: tuple[str, str]
+    required: Sequence[str]
     read: Callable[[Mapping[str, Any], RowLocation], list[Example]]
 
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """Row by row, never the whole file. Columns beyond the two are not read; empty lines are not rows."""
+    """Row by row, never the whole file. Empty lines are not rows."""
     counter = RowCounter(path, options.require_no_name(path))
     with closing(read_lines(path)) as text:
         reader = csv.reader(text, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         columns = _read_header(reader, path, options)
+        num_inner = 0  # lines inside cells, which are no rows of a spreadsheet
         while True:
             start = reader.line_num + 1
+            sheet_row = start - num_inner
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _explain_quoting(error, counter.next(start), reader.line_num)
+                num_inner += reader.line_num - start
+                yield _explain_quoting(error, counter.next(start, sheet_row), reader.line_num)
                 continue
+            num_inner += reader.line_num - start
             if cells:
-                location = counter.next(start)
+                location = counter.next(start, sheet_row)
                 yield from location.try_read(partial(_build_examples, cells, columns, location))
 
 
@@ -63,24 +68,29 @@ def _read_header(reader: Iterator[list[str]], path: Path, options: ReadOptions) 
     if any("\0" in name for name in names):
         message = "the file has NUL characters (UTF-16, or not a CSV)"
         raise LorgnetteError(message, where=str(path), hint="save it as UTF-8")
-    if options.columns is None:
-        read, required = captions.read_record, _find_fixed_columns(names, path)
-    else:
-        columns = ColumnReader(options.columns, str(path), [Column(name, "text") for name in names])
-        assert columns.pair is not None
-        read, required = columns.read_record, (columns.pair.image, columns.pair.caption)
-    if repeated := [column for column in required if names.count(column) > 1]:
+    if repeated := [name for name in names if name and names.count(name) > 1]:
         raise LorgnetteError(f"there are two columns {repeated[0]!r}", where=str(path), hint="rename one of them")
-    return _Columns(names, required, read)
+    read = RecordReader(options, str(path), [Column(name, "text") for name in names])
+    return _Columns(names, _list_required(names, read, path), read)
 
 
-def _find_fixed_columns(names: Sequence[str], path: Path) -> tuple[str, str]:
-    """The columns with images and captions by their fixed names."""
+def _list_required(names: Sequence[str], read: RecordReader, path: Path) -> Sequence[str]:
+    """The columns without which a row cannot be read: of images, captions and questions, or all of another format."""
+    if read.pair is None and list_formats(names):
+        return names
+    questions = [name for name in names if captions.is_named(name, captions.QUESTION_COLUMNS)]
+    return [*(read.pair or _find_fixed_columns(names, path)), *questions]
+
+
+def _find_fixed_columns(names: Sequence[str], path: Path) -> Sequence[str]:
+    """The columns with images and captions by their fixed names. Images alone are questions without an answer."""
     try:
-        image = captions.find_column(names, captions.IMAGE_COLUMNS)
-        caption = captions.find_column(names, captions.CAPTION_COLUMNS)
+        image, caption = captions.find_column(names, captions.IMAGE_COLUMNS), captions.find_caption_column(names)
     except LorgnetteError as error:
         raise LorgnetteError(f"columns: {error.message}", where=str(path), hint=error.hint) from None
+    context = (*captions.QUESTION_COLUMNS, *captions.SYSTEM_COLUMNS)
+    if image in names and all(name in ("", "id", image) or captions.is_named(name, context) for name in names):
+        return (image,)
     if missing := [column for column in (image, caption) if column not in names]:
         message = f"no column {' or '.join(map(repr, missing))}; found {', '.join(map(_shorten, names))}"
         raise LorgnetteError(message, where=str(path), hint=_suggest_names(missing, names))
@@ -111,7 +121,7 @@ def _build_examples(cells: Sequence[str], columns: _Columns, location: RowLocati
     for column in columns.required:
         if column not in row:
             raise LorgnetteError(f"no cell for {column!r}", hint="add it, or remove the row")
-    return columns.read({name: row[name] for name in (*columns.required, *ID_COLUMNS) if name in row}, location)
+    return columns.read(row, location)
 
 
 def _explain_quoting(error: csv.Error, location: RowLocation, last: int) -> Problem:
@@ -132,6 +142,9 @@ def _explain_quoting(error: csv.Error, location: RowLocation, last: int) -> Prob
 def to_record(example: Example, prompt: str) -> dict[str, str]:
     """The record, whose cells `format_row` joins; the prompt is not in it."""
     record = captions.to_record(example, prompt)
+    if tuple(record) != COLUMNS:
+        message = "a CSV holds one image and one answer in a row, without a system turn"
+        raise LorgnetteError(message, hint="choose another format")
     for cell in record.values():
         if "\0" in cell or len(cell) > csv.field_size_limit():
             message = f"a CSV cell cannot hold a NUL or more than {csv.field_size_limit():,} characters"

@@ -6,11 +6,13 @@ In a folder of images and texts every file is a row, by name. A text without its
 without its text.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from lorgnette.data.formats import captions, csv, json_records, parquet, webdataset
+from lorgnette.data.formats.records import read_record
 from lorgnette.data.images import IMAGE_SUFFIXES
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text
@@ -19,6 +21,8 @@ from lorgnette.types import Example
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 _SHARD_FORMATS = {".tar": webdataset.read_webdataset, ".parquet": parquet.read_parquet}
+_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+_SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(?=[^a-z])")
 
 
 def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -32,16 +36,38 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
         return csv.read_csv(metadata[0], options)
     if metadata:
         counter = RowCounter(metadata[0], options)
-        return json_records.read_records(metadata[0], counter, captions.read_record)
-    for suffix, read in _SHARD_FORMATS.items():
-        if shards := [file for file in files if file.suffix.lower() == suffix]:
-            return (row for shard in shards for row in read(shard, options))
+        return json_records.read_records(metadata[0], counter, read_record)
+    if shards := [file for file in files if file.suffix.lower() in _SHARD_FORMATS]:
+        _check_shards(shards, path)
+        return (row for shard in shards for row in _SHARD_FORMATS[shard.suffix.lower()](shard, options))
     images, texts = _find_images_and_texts(files)
     if not _has_pairs(images, texts):
         message = "a folder, not a data file, and no file in it describes its images"
-        hint = "name a file in it, or add metadata.csv (file_name,caption) or a .txt for each image"
-        raise UsageError(message, where=str(path), hint=hint)
+        raise UsageError(message, where=str(path), hint=_suggest_source(path))
     return _read_pairs(path, images, texts, options)
+
+
+def _check_shards(shards: Sequence[Path], path: Path) -> None:
+    """Raise UsageError if the shards are not of one data set: of two formats, or of two splits (train-…, test-…)."""
+    for kind, names in (
+        ("formats", {shard.suffix.lower() for shard in shards}),
+        ("splits", {match[0] for shard in shards if (match := _SPLIT_NAME.match(shard.name.lower()))}),
+    ):
+        if len(names) > 1:
+            message = f"the folder holds shards of several {kind}: {', '.join(sorted(names))}"
+            hint = f"name one file ({shards[0].name}), or move the others to a folder of their own"
+            raise UsageError(message, where=str(path), hint=hint)
+
+
+def _suggest_source(path: Path) -> str:
+    """A data file in the folder or one level below, else what to add."""
+    for folder in (path, *sorted(child for child in path.iterdir() if child.is_dir())):
+        for file in sorted(folder.iterdir()):
+            suffix = file.suffix.lower()
+            if suffix in _SHARD_FORMATS or suffix in _TABLE_SUFFIXES:
+                source = folder if suffix in _SHARD_FORMATS or file.name in _METADATA_FILES else file
+                return f"name the data in it: {source}"
+    return "add metadata.csv (file_name,caption) or a .txt for each image, or name a data file"
 
 
 def is_dataset(path: Path) -> bool:
@@ -74,7 +100,7 @@ def _read_pair(file: Path, text: Path | None, location: RowLocation) -> list[Exa
     if text == file:
         raise LorgnetteError(f"{file.name} has no image", hint="add it, or move the text elsewhere")
     try:
-        caption = decode_text(text.read_bytes(), text.name).strip()
+        caption = captions.strip_line_end(decode_text(text.read_bytes(), text.name))
     except OSError as error:
         raise LorgnetteError(f"{text.name} cannot be read: {error.strerror}", hint="check the file") from error
     image = location.resolve_image(str(file), "the image")

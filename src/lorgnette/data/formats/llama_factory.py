@@ -9,20 +9,22 @@ Image paths are relative to this file's folder, as in LLaMA-Factory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorgnette.data import fields
 from lorgnette.data.formats import json_records, messages, queries
-from lorgnette.data.row_location import ReadOptions, Row, RowCounter, sample_rows
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation, sample_rows
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.types import Example
 
 _REMOTE_KEYS = {"hf_hub_url": "hf:", "ms_hub_url": "modelscope:"}
 _REMOTE_KEYS |= dict.fromkeys(("om_hub_url", "script_url", "cloud_file_name"), "")
 _ALPACA_COLUMNS = {"instruction": "prompt", "input": "query", "output": "response"}
 """Our key, which is LLaMA-Factory's default column → its name for the column."""
 _TAGS = {"user": ("user_tag", "human"), "assistant": ("assistant_tag", "gpt"), "system": ("system_tag", "system")}
-_REFUSED_COLUMNS = ("videos", "audios", "chosen", "rejected", "kto_tag", "tools")
+_COMMON_COLUMNS = ("images", "system", "videos", "audios", "chosen", "rejected", "kto_tag", "tools")
 
 
 def is_dataset_info(value: Mapping[str, Any]) -> bool:
@@ -71,39 +73,52 @@ def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordR
         message = f"the entry's formatting is {formatting!r}, its columns {columns!r}"
         hint = "write formatting alpaca or sharegpt, and columns and tags as objects"
         raise LorgnetteError(message, where=where, hint=hint)
-    if formatting == "alpaca":
-        return lambda record, location: [queries.read_alpaca(_rename_alpaca(record, columns), location)]
-    return lambda record, location: [messages.read_record(_rename_sharegpt(record, columns, tags), location)]
+
+    def read(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
+        if formatting == "alpaca":
+            names = {ours: columns.get(theirs, ours) for ours, theirs in _ALPACA_COLUMNS.items()}
+            names |= {"history": columns["history"]} if columns.get("history") else {}
+            renamed, unread_keys = _rename_columns(record, columns, names)
+            example = queries.read_alpaca(renamed, location)
+        else:
+            column = columns.get("messages", "conversations")
+            renamed, unread_keys = _rename_columns(record, columns, {"messages": column})
+            renamed["messages"] = _rename_tags(record.get(column), column, tags)
+            example = messages.read_record(renamed, location)
+        return [replace(example, unread_keys=fields.join_keys(example.unread_keys, unread_keys))]
+
+    return read
 
 
-def _rename_common(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The keys of both formats; LLaMA-Factory too ignores a column that is not declared."""
-    refused = {key: record.get(columns[key]) for key in _REFUSED_COLUMNS if key in columns}
-    fields.reject_unread_keys(refused, ("messages", "images", "system"), _REFUSED_COLUMNS)
-    renamed = {key: record[columns[key]] for key in ("images", "system") if columns.get(key) in record}
-    return {"id": record.get("id"), **renamed}
+def _rename_columns(
+    record: Mapping[str, Any], columns: Mapping[str, str], own_names: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the record under our keys, its keys that are not declared, which LLaMA-Factory does not read either).
+
+    own_names: our key → the record's, where the two formats differ.
+    """
+    names = {**own_names} | {key: columns[key] for key in _COMMON_COLUMNS if columns.get(key)}
+    names |= {key: key for key in ("id", *fields.ROW_MARKS) if key in record and key not in names}
+    rest = [key for key, value in record.items() if key not in names.values() and fields.has_content(value)]
+    if images := [key for key in rest if key in ("image", "images", *fields.IMAGE_KEYS)]:
+        message = f"the row has {', '.join(map(repr, images))}, which the entry's columns do not declare"
+        raise LorgnetteError(message, hint="declare it in dataset_info.json, or remove it")
+    return {ours: record[theirs] for ours, theirs in names.items() if theirs in record}, tuple(rest)
 
 
-def _rename_alpaca(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    names = {ours: columns.get(theirs, ours) for ours, theirs in _ALPACA_COLUMNS.items()}
-    texts = {ours: record[name] for ours, name in names.items() if name in record}
-    history = columns.get("history")
-    return {**_rename_common(record, columns), **texts, **({"history": record.get(history)} if history else {})}
-
-
-def _rename_sharegpt(record: Mapping[str, Any], columns: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, Any]:
+def _rename_tags(value: object, column: str, tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The turns as messages; their other keys stay."""
     role_tag, content_tag = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     roles = {tags.get(tag, default): role for role, (tag, default) in _TAGS.items()}
-    column = columns.get("messages", "conversations")
-    items = fields.require_objects(record.get(column), column)
     renamed = []
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(fields.require_objects(value, column), start=1):
         name = item.get(role_tag)
         if not isinstance(name, str) or name not in roles:
             message = f"message {number} is from {name!r}, not one of {', '.join(roles)}"
             raise LorgnetteError(message, hint="correct it, or declare the name in the entry's tags")
-        renamed.append({"role": roles[name], "content": item.get(content_tag)})
-    return {**_rename_common(record, columns), "messages": renamed}
+        rest = {key: value for key, value in item.items() if key not in (role_tag, content_tag)}
+        renamed.append({**rest, "role": roles[name], "content": item.get(content_tag)})
+    return renamed
 
 
 def build_dataset_info(files: Sequence[Path]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     {"id": "1", "image": "cat.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}
 
-The tutorial's format has the same keys; "image" or "images" beside them marks this one. qwen-vl-finetune,
-LLaMA-Factory ("images") and ms-swift accept it too. Knows nothing about files of records.
+The tutorial's format has the same keys; an image beside them marks this one. qwen-vl-finetune, LLaMA-Factory ("images")
+and ms-swift accept it too. Knows nothing about files of records.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,11 @@ _ROLE_NAMES = {"user": "human", "assistant": "gpt"}
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The record's example."""
-    items = fields.require_objects(record.get("conversations"), "conversations")
-    drafts = []
-    for number, item in enumerate(items, start=1):
-        text = fields.require_string(item.get("value"), f"turn {number}'s 'value'")
-        drafts.append(placeholders.split_placeholders(conversations.read_role(item, number), text))
-    return placeholders.build_example(record, location, drafts, read_keys=("conversations",))
+    items = conversations.read_items(record)
+    drafts = [placeholders.split_placeholders(item.role, item.text, item.has_loss) for item in items]
+    unread_keys = fields.join_keys(*(item.unread_keys for item in items))
+    read_keys = ("conversations",)
+    return placeholders.build_example(record, location, drafts, read_keys=read_keys, unread_keys=unread_keys)
 
 
 def to_record(example: Example) -> dict[str, Any]:

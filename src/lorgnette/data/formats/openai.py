@@ -24,7 +24,8 @@ def to_record(example: Example) -> dict[str, Any]:
     messages = []
     for turn in example.turns:
         entries = [_format_entry(part) for part in merge_parts(turn.parts)]
-        messages.append({"role": turn.role, "content": entries if turn.role == "user" else turn.text})
+        mark = {} if turn.has_loss else {"weight": 0}
+        messages.append({"role": turn.role, "content": entries if turn.role == "user" else turn.text, **mark})
     return {"messages": messages}
 
 

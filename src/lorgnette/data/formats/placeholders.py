@@ -5,7 +5,7 @@ everywhere. Texts and images keep their order and are not changed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorgnette.data import fields
 from lorgnette.data.conversation import check_conversation, merge_parts
@@ -16,10 +16,7 @@ from lorgnette.types import Example, Image, Role, Turn
 
 IMAGE_PLACEHOLDER = "<image>"
 _PLACEHOLDERS = (IMAGE_PLACEHOLDER, "<video>", "<audio>")
-READ_KEYS = ("image", "images", "system")
-_REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages", "rejected_images")
-UNREAD_KEYS = ("video", "videos", "audio", "audios", "objects", "tools", "chosen", *_REJECTED_KEYS)
-"""Keys of these formats with training content that is not read here."""
+READ_KEYS = ("id", "image", "images", "system")
 
 
 class NextImage:
@@ -27,49 +24,77 @@ class NextImage:
 
 
 Part = str | Image | type[NextImage]
-DraftTurn = tuple[Role, list[Part]]
 
 
-def split_placeholders(role: Role, text: str) -> DraftTurn:
+class DraftTurn(NamedTuple):
+    """A turn whose images are not assigned yet."""
+
+    role: Role
+    parts: list[Part]
+    has_loss: bool = True
+
+
+def split_placeholders(role: Role, text: str, has_loss: bool = True) -> DraftTurn:
     if role != "user":
-        return role, [text]
+        return DraftTurn(role, [text], has_loss)
     first, *others = text.split(IMAGE_PLACEHOLDER)
-    return role, [first, *(part for other in others for part in (NextImage, other))]
+    return DraftTurn(role, [first, *(part for other in others for part in (NextImage, other))], has_loss)
 
 
 def build_example(
-    record: Mapping[str, Any], location: RowLocation, drafts: list[DraftTurn], *, read_keys: Sequence[str]
+    record: Mapping[str, Any],
+    location: RowLocation,
+    drafts: list[DraftTurn],
+    *,
+    read_keys: Sequence[str],
+    unread_keys: tuple[str, ...] = (),
 ) -> Example:
-    """The record's conversation: "system" first, the images under "image" or "images" in the placeholders."""
-    fields.reject_unread_keys(record, ("id", *read_keys, *READ_KEYS), UNREAD_KEYS)
+    """The record's conversation: "system" first, the record's images in the placeholders.
+
+    read_keys: keys of the record that were read for the drafts; unread_keys: keys of its turns that were not.
+    """
+    image_key = _find_image_key(record, drafts)
+    keys = (*read_keys, *READ_KEYS, *([image_key] if image_key in fields.IMAGE_KEYS else []))
+    unread_keys = fields.join_keys(fields.check_row_keys(record, keys), unread_keys)
     if (system := record.get("system")) not in (None, ""):
-        drafts = [("system", [fields.require_string(system, "'system'")]), *drafts]
-    keys = [key for key in ("image", "images") if record.get(key) not in (None, "", [])]
-    if len(keys) > 1:
-        raise LorgnetteError("the row has both 'image' and 'images'", hint="keep one")
-    items = record[keys[0]] if keys else []
+        drafts = [DraftTurn("system", [fields.require_string(system, "'system'")]), *drafts]
+    items = [] if image_key is None else record[image_key]
     items = [items] if isinstance(items, str | dict | bytes) else items
     if not isinstance(items, list):
-        raise LorgnetteError(f"{keys[0]!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
+        raise LorgnetteError(f"{image_key!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
     images = [location.resolve_image(item, f"image {number}") for number, item in enumerate(items, start=1)]
-    turns = tuple(_fill_placeholders(drafts, images))
-    check_conversation(turns)
-    return Example(fields.read_id(record, location.id), turns, location.source, location.row)
+    turns = tuple(_fill_placeholders(drafts, images, image_key or "images"))
+    check_conversation(turns, needs_answer=False)
+    return Example(fields.read_id(record, location.id), turns, location.source, location.row, unread_keys)
 
 
-def _fill_placeholders(drafts: list[DraftTurn], images: list[Image]) -> Iterator[Turn]:
+def _find_image_key(record: Mapping[str, Any], drafts: Sequence[DraftTurn]) -> str | None:
+    """The key of the record's images: "image" or "images", or else another name of an image.
+
+    The other names are not read if the turns have their images themselves: they say where these came from.
+    """
+    keys = [key for key in ("image", "images") if record.get(key) not in (None, "", [])]
+    has_own_images = any(isinstance(part, Image) for draft in drafts for part in draft.parts)
+    if not keys and not has_own_images:
+        keys = [key for key in fields.IMAGE_KEYS if fields.has_content(record.get(key))]
+    if len(keys) > 1:
+        raise LorgnetteError(f"the row has both {keys[0]!r} and {keys[1]!r}", hint="keep one")
+    return keys[0] if keys else None
+
+
+def _fill_placeholders(drafts: list[DraftTurn], images: list[Image], image_key: str) -> Iterator[Turn]:
     """Each placeholder takes the next image. Without any, the images go before the text of the only user turn."""
-    num_placeholders = sum(part is NextImage for _, parts in drafts for part in parts)
-    user_turns = [parts for role, parts in drafts if role == "user"]
+    num_placeholders = sum(part is NextImage for draft in drafts for part in draft.parts)
+    user_turns = [draft.parts for draft in drafts if draft.role == "user"]
     has_own_images = any(isinstance(part, Image) for part in user_turns[0]) if user_turns else False
     if images and not num_placeholders and len(user_turns) == 1 and not has_own_images:
         user_turns[0][:0] = images
     elif num_placeholders != len(images):
-        message = f"{num_placeholders} × {IMAGE_PLACEHOLDER} in the user's text, but {len(images)} in 'images'"
+        message = f"{num_placeholders} × {IMAGE_PLACEHOLDER} in the user's text, but {len(images)} in {image_key!r}"
         raise LorgnetteError(message, hint=f"write one {IMAGE_PLACEHOLDER} for each image, where it belongs")
     queue = iter(images)
-    for role, parts in drafts:
-        yield Turn(role, merge_parts(next(queue) if isinstance(part, type) else part for part in parts))
+    for role, parts, has_loss in drafts:
+        yield Turn(role, merge_parts(next(queue) if isinstance(part, type) else part for part in parts), has_loss)
 
 
 def format_turns(example: Example) -> tuple[list[tuple[Role, str]], list[str]]:

@@ -3,20 +3,21 @@
 Knows nothing about files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lorgnette.data.formats import captions, conversations, llava, messages, queries
-from lorgnette.data.formats.columns import ID_COLUMNS, Column, ColumnReader
+from lorgnette.data.formats.columns import Column, ColumnPair, ColumnReader
 from lorgnette.data.row_location import ReadOptions, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
 
 
 def _read_conversation(record: Mapping[str, Any], location: RowLocation) -> Example:
-    """The tutorial's, or LLaVA's if images are beside the turns and not in them."""
+    """The tutorial's if an image is in a text and none beside the turns, else LLaVA's."""
     has_images = "image" in record or "images" in record
-    return llava.read_record(record, location) if has_images else conversations.read_record(record, location)
+    is_tutorial = not has_images and conversations.has_markers(record)
+    return conversations.read_record(record, location) if is_tutorial else llava.read_record(record, location)
 
 
 RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] = {
@@ -26,11 +27,12 @@ RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] =
     "instruction": queries.read_alpaca,
     "conversation": queries.read_conversation,
 }
+_ANSWER_KEYS = {"query": "response", "instruction": "output"}
 
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
     """The examples of a record in any format; an image and its captions have the fixed names of `captions`."""
-    formats = [key for key in RECORD_FORMATS if key in record]
+    formats = list_formats(record)
     if len(formats) == 1:
         return [RECORD_FORMATS[formats[0]](record, location)]
     if not formats and any(key in record for key in captions.IMAGE_COLUMNS):
@@ -39,6 +41,19 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Exampl
     message = f"the row has both {formats[0]!r} and {formats[1]!r}" if formats else f"the row has {keys}"
     hint = f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'"
     raise LorgnetteError(message, hint=hint)
+
+
+def list_formats(names: Collection[str]) -> list[str]:
+    """The formats of conversations whose keys are among the names.
+
+    A question beside an image and a caption is a row of captions.
+    """
+    wanted = captions.IMAGE_COLUMNS, (*captions.CAPTION_COLUMNS, *captions.ANSWER_COLUMNS)
+    has_caption = all(any(name in names for name in group) for group in wanted)
+    return [
+        key for key in RECORD_FORMATS
+        if key in names and not (has_caption and key in _ANSWER_KEYS and _ANSWER_KEYS[key] not in names)
+    ]  # fmt: skip
 
 
 class RecordReader:
@@ -52,11 +67,16 @@ class RecordReader:
         if choice is not None and (choice.is_explicit or RECORD_FORMATS.keys().isdisjoint(names)):
             self._columns = ColumnReader(choice, where, columns)
         self._prefers_columns = choice is not None and choice.is_explicit
-        self.names: list[str] | None = None
+
+    @property
+    def names(self) -> list[str] | None:
         """The columns that are read; None: all of them."""
-        if self._columns is not None and (pair := self._columns.pair) is not None:
-            ids = [name for name in ("id", *ID_COLUMNS) if name in names]
-            self.names = list(dict.fromkeys([pair.image, pair.caption, *ids]))
+        return None if self._columns is None else self._columns.names
+
+    @property
+    def pair(self) -> ColumnPair | None:
+        """The columns of images and captions, if they are recognized by the file's columns."""
+        return None if self._columns is None else self._columns.pair
 
     def __call__(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         if self._columns is None or (not self._prefers_columns and not RECORD_FORMATS.keys().isdisjoint(record)):

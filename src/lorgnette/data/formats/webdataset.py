@@ -1,23 +1,25 @@
 """WebDataset: a tar in which members with one key, their name up to the first dot, are a sample and a row.
 
     000123.jpg  000123.txt                  an image and its caption: the text, or
-    000124.jpg  000124.json                 the JSON's caption, captions or text
+    000124.jpg  000124.json                 the JSON's caption, captions or text, also with a question of its own
     000125.0.jpg  000125.1.jpg  000125.json    a conversation: a record of any format, its images in order
 
-The members of a sample are neighbors. Others (.cls, a .json beside a .txt) are ignored like the other columns of a
-table. Images are extracted while the tar is read, by default to `<tar>.images`. Read only.
+The members of a sample are neighbors. Others (.cls, a caption of the .json beside a .txt) are named like the keys that
+are not read. A conversation in the JSON comes before a text beside it. Images are extracted while the tar is read, by
+default to `<tar>.images`. Read only.
 """
 
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from lorgnette.data import fields
 from lorgnette.data.formats import captions
-from lorgnette.data.formats.records import RECORD_FORMATS, read_record
+from lorgnette.data.formats.records import list_formats, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text, parse_json
@@ -27,17 +29,41 @@ from lorgnette.types import Example
 
 _MAX_TEXT_BYTES = 16 * 1024**2
 _TEXT_SUFFIXES = ("txt", "caption", "captions", "text", "cap")
+_JSON_KEYS = ("id", "key", "__key__")
+"""Of the JSON of a sample: its name."""
+_MAX_HEADER_BYTES = 1 << 20
 _CAPTION_HINT = f"put the caption under {' or '.join(captions.CAPTION_COLUMNS)}"
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What has been read of one sample, by suffix; an error makes its row unusable."""
+    """What has been read of one sample, by suffix; an error makes its row unusable.
+
+    others: suffixes that are not read.
+    """
 
     key: str
     images: dict[str, bytes] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
     error: LorgnetteError | None = None
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose long name and other extended headers are small: tarfile reads them whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENDED_HEADERS and not 0 <= member.size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name or header in it takes {member.size:,} bytes")
+        return member
+
+
+_EXTENDED_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 def read_webdataset(path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -63,37 +89,64 @@ def stream_webdataset(
 def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) -> list[Example]:
     if sample.error is not None:
         raise sample.error
-    text = next((sample.texts[suffix] for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
-    record = _read_json(sample) if text is None else {}
-    if not RECORD_FORMATS.keys().isdisjoint(record):
-        return read_record(_insert_images(record, sample), location)
+    suffix = next((suffix for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
+    record = _read_json(sample, is_needed=suffix is None)
+    if columns.caption is None and list_formats(record):
+        unread_keys = _name_members(sample, [*sample.images, "json"])
+        examples = read_record(_insert_images(record, sample), location)
+        return [replace(row, unread_keys=fields.join_keys(row.unread_keys, unread_keys)) for row in examples]
     # The requested image, or the only one; the text, or the requested key of the JSON, or a usual one.
     if columns.image not in sample.images and len(sample.images) != 1:
         names = ", ".join(sample.images) or "no image"
         raise LorgnetteError(f"sample {sample.key!r} has {names}", hint="give each sample one image (.jpg, .png, …)")
-    suffix = columns.image if columns.image in sample.images else next(iter(sample.images))
-    if text is not None:
-        caption: object = decode_text(text, f"{sample.key}.txt").strip()
-    elif columns.caption in record:
-        caption = record[columns.caption]
-    elif any(name in record for name in captions.CAPTION_COLUMNS):
-        caption = record[captions.find_column(record, captions.CAPTION_COLUMNS)]
-    else:
+    image_suffix = columns.image if columns.image in sample.images else next(iter(sample.images))
+    caption, caption_keys = _read_caption(sample, suffix, record, columns)
+    context = captions.read_context(record, taken=caption_keys)
+    unread_keys = fields.join_keys(
+        fields.check_row_keys(record, (*_JSON_KEYS, *caption_keys, *context.columns), marks=fields.TABLE_MARKS),
+        _name_members(sample, [image_suffix, *([suffix] if suffix else []), *(["json"] if record else [])]),
+    )
+    if not fields.has_content(caption):  # before the image is extracted, so that an unusable sample leaves no file
+        raise LorgnetteError("the caption is empty", hint="write one, or remove the sample")
+    image, name = location.extract_image(sample.images[image_suffix], image_suffix.rpartition(".")[2]), "the caption"
+    return captions.build_examples(
+        image, caption, location, name=name, id_=sample.key, context=context, unread_keys=unread_keys
+    )
+
+
+def _read_caption(
+    sample: _Sample, suffix: str | None, record: Mapping[str, Any], columns: ColumnChoice
+) -> tuple[object, list[str]]:
+    """(the captions, the keys of the JSON that hold them). suffix: of the member with the text, if there is one."""
+    if suffix is not None:
+        text = captions.strip_line_end(decode_text(sample.texts[suffix], f"{sample.key}.{suffix}"))
+        # The JSON often repeats the text.
+        return text, [key for key, value in record.items() if isinstance(value, str) and value.strip() == text.strip()]
+    is_requested = columns.caption is not None and columns.caption in record
+    key = str(columns.caption) if is_requested else captions.find_caption_column(record)
+    if key not in record:
         keys = ", ".join(map(repr, list(record)[:8])) or "no key"
         raise LorgnetteError(f"{sample.key}.json holds {keys}", hint=_CAPTION_HINT)
-    if not caption:  # before the image is extracted, so that an unusable sample leaves no file
-        raise LorgnetteError("the caption is empty", hint="write one, or remove the sample")
-    image = location.extract_image(sample.images[suffix], suffix.rpartition(".")[2])
-    return captions.build_examples(image, caption, location, name="the caption", id_=sample.key)
+    return record[key], [key]
 
 
-def _read_json(sample: _Sample) -> dict[str, Any]:
-    if "json" not in sample.texts:
+def _name_members(sample: _Sample, read_suffixes: Collection[str]) -> tuple[str, ...]:
+    """The sample's other members, as `Example.unread_keys` has them."""
+    return tuple(
+        f".{suffix}" for suffix in (*sample.images, *sample.texts, *sample.others) if suffix not in read_suffixes
+    )
+
+
+def _read_json(sample: _Sample, *, is_needed: bool) -> dict[str, Any]:
+    """The JSON's object; {} if the sample has none and does not need it."""
+    if "json" not in sample.texts and is_needed:
         raise LorgnetteError(f"sample {sample.key!r} has no caption", hint="put it into a .txt or .json member")
-    record = parse_json(decode_text(sample.texts["json"], f"{sample.key}.json"))
-    if not isinstance(record, dict):
+    record = parse_json(decode_text(sample.texts["json"], f"{sample.key}.json")) if "json" in sample.texts else {}
+    if isinstance(record, dict):
+        return record
+    if is_needed:
         raise LorgnetteError(f"{sample.key}.json holds no object", hint=_CAPTION_HINT)
-    return record
+    return {}
 
 
 def _insert_images(record: dict[str, Any], sample: _Sample) -> dict[str, Any]:
@@ -120,7 +173,7 @@ def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generat
             file.seek(start)
             if start >= end > 0:
                 return
-            with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:", tarinfo=_Member) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every member
                     if not member.isdir():
@@ -133,7 +186,7 @@ def _read_samples(path: Path, start: int, caption_suffix: str | None) -> Generat
                             sample = None
                         sample = sample or _Sample(key)
                         _add_member(tar, member, sample, suffix, caption_suffix)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, RecursionError) as error:
         message = f"the tar cannot be read{f' after {sample.key!r}' if sample else ''}: {error}"
         hint = "get it again (it was cut off or damaged on its way), or unpack a .tar.gz first"
         raise LorgnetteError(message, where=str(path), hint=hint) from error
@@ -149,6 +202,7 @@ def _add_member(
         is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
         is_text = suffix in ("json", *_TEXT_SUFFIXES, caption_suffix)
         if not (is_image or is_text):
+            sample.others.append(suffix)
             return
         stream = tar.extractfile(member) if member.isreg() and not member.issparse() else None
         if stream is None:
