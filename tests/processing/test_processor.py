@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,27 @@ def build_conversation(draw: st.DrawFn, image_files: list[Path]) -> Example:
     turns: list[Turn] = [Turn("system", (draw(TEXT),))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         turns.append(Turn("user", tuple(draw(st.lists(part, max_size=4)))))
-        turns.append(Turn("assistant", tuple(draw(st.lists(TEXT, min_size=1, max_size=2)))))
+        answer = tuple(draw(st.lists(TEXT, min_size=1, max_size=2)))
+        turns.append(Turn("assistant", answer, has_loss=draw(st.booleans())))
     if draw(st.booleans()):
         turns.append(Turn("user", tuple(draw(st.lists(part, max_size=3)))))
     return Example("x", tuple(turns), Path("x.json"), 1)
 
 
 @given(data=st.data())
-def test_labels_are_exactly_the_answers(processor: Processor, image_files: list[Path], data: st.DataObject) -> None:
+def test_labels_are_exactly_the_answers_with_loss(
+    processor: Processor, image_files: list[Path], data: st.DataObject
+) -> None:
     example = data.draw(build_conversation(image_files))
     encoded = processor.encode(example)
     answers = [
         "".join(unicodedata.normalize("NFC", str(part)) for part in turn.parts) + "<|im_end|>"
         for turn in example.turns
-        if turn.role == "assistant"
+        if turn.role == "assistant" and turn.has_loss
     ]
     assert decode_labels(processor, encoded) == "".join(answers)
+    unmarked = processor.encode(replace(example, turns=tuple(replace(turn, has_loss=True) for turn in example.turns)))
+    np.testing.assert_array_equal(encoded.input_ids, unmarked.input_ids)
     has_loss = encoded.labels != IGNORE_INDEX
     np.testing.assert_array_equal(encoded.labels[has_loss], encoded.input_ids[has_loss])
     assert not has_loss[0]
@@ -74,11 +80,13 @@ def test_labels_are_exactly_the_answers(processor: Processor, image_files: list[
     assert np.flatnonzero(encoded.input_ids == image).tolist() == rows
     assert [grid.image for grid in encoded.grids] == list(example.images)
     prompt = processor.encode(example, add_generation_prompt=True)
-    np.testing.assert_array_equal(prompt.input_ids, encoded.input_ids[: len(prompt.input_ids)])
-    np.testing.assert_array_equal(prompt.position_ids, encoded.position_ids[:, : len(prompt.input_ids)])
+    count = min(len(prompt.input_ids), len(encoded.input_ids))  # the last answer, or the assistant's header, differs
+    np.testing.assert_array_equal(prompt.input_ids[:count], encoded.input_ids[:count])
+    np.testing.assert_array_equal(prompt.position_ids[:, :count], encoded.position_ids[:, :count])
     assert processor.tokenizer.decode_with_control_tokens(prompt.input_ids[-3:].tolist()).endswith("assistant\n")
 
 
+NO_LOSS = "(no loss)"
 SIZES = {"wide": (280, 140), "tall": (140, 280), "other": (140, 280), "small": (56, 56)}
 SIMILAR: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
     (("user", ("wide", "what?")), ("assistant", ("a car",))),
@@ -96,12 +104,16 @@ SIMILAR: list[tuple[tuple[Role, tuple[str, ...]], ...]] = [
     (("user", ("wide", "what?")), ("assistant", ("a car",)), ("user", ("what?", "wide"))),
     (("user", ("wide", "what?")), ("assistant", ("a car",)), ("user", ("small",)), ("assistant", ("a bus",))),
     (("user", ("wide", "what?")), ("assistant", ("a car in a park",)), ("user", ("small",)), ("assistant", ("",))),
+    (("user", ("wide", "what?")), ("assistant", ("a car", NO_LOSS)), ("user", ("small",)), ("assistant", ("a bus",))),
 ]
-"""Conversations that differ as little as possible. Words of SIZES are images."""
+"""Conversations that differ as little as possible. Words of SIZES are images, NO_LOSS marks a turn."""
 
 
 def get_conversation(number: int) -> Example:
-    turns = [Turn(role, tuple(Image(Path(p)) if p in SIZES else p for p in parts)) for role, parts in SIMILAR[number]]
+    turns = [
+        Turn(role, tuple(Image(Path(p)) if p in SIZES else p for p in parts if p != NO_LOSS), NO_LOSS not in parts)
+        for role, parts in SIMILAR[number]
+    ]
     return Example(str(number), tuple(turns), Path("x.json"), number)
 
 
@@ -134,7 +146,7 @@ def test_caches_do_not_mix_conversations(tiny: Path, step: int, add_generation_p
     )
 
 
-@pytest.mark.parametrize("ignored", ["questions", "roles"])
+@pytest.mark.parametrize("ignored", ["questions", "roles", "marks"])
 def test_a_cache_with_too_small_a_key_shows(tiny: Path, ignored: str) -> None:
     """Negative control: a frame cached under less than it depends on is used for another conversation."""
 
@@ -148,8 +160,13 @@ def test_a_cache_with_too_small_a_key_shows(tiny: Path, ignored: str) -> None:
 
     def reduce(outline: Any) -> object:
         if ignored == "roles":
-            return tuple(part for _, parts in outline for part in parts)
-        return tuple((role, tuple(part for part in parts if not isinstance(part, str))) for role, parts in outline)
+            return tuple(part for _, parts, _ in outline for part in parts)
+        if ignored == "marks":
+            return tuple((role, parts) for role, parts, _ in outline)
+        return tuple(
+            (role, tuple(part for part in parts if not isinstance(part, str)), has_loss)
+            for role, parts, has_loss in outline
+        )
 
     assert list_differing(WrongCache, tiny, range(len(SIMILAR)), add_generation_prompt=False)
 

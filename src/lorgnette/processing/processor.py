@@ -1,13 +1,14 @@
 """Encodes an example as token ids, labels and M-RoPE positions, for training, prediction and checks alike.
 
-Loss is taken on the assistant's texts and on the token that ends each, nowhere else.
+Loss is taken on the assistant's texts and on the token that ends each, nowhere else; not on those that the data marks
+as not to be learned (`Turn.has_loss`).
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from lorgnette.config import ProcessorSettings
-from lorgnette.data import read_image_size
+from lorgnette.data import check_aspect, read_image_size
 from lorgnette.errors import LorgnetteError
 from lorgnette.processing.chat_template import ChatTemplate
 from lorgnette.processing.image_processor import ImageProcessor
@@ -25,9 +26,9 @@ from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid, Ro
 
 SizeReader = Callable[[Path], tuple[int, int]]
 """Path → the image's (width, height) after orientation."""
-Outline = tuple[tuple[Role, tuple[str | int | None, ...]], ...]
-"""A conversation without its answers: per turn its role and its parts. An image is its number of tokens, an answer is
-None. Captions that answer one question about images of one size have the same outline."""
+Outline = tuple[tuple[Role, tuple[str | int | None, ...], bool], ...]
+"""A conversation without its answers: per turn its role, its parts and whether it has a loss. An image is its number of
+tokens, an answer is None. Captions that answer one question about images of one size have the same outline."""
 
 
 class _Segment(NamedTuple):
@@ -81,11 +82,13 @@ class Processor:
         labels: list[Int32[np.ndarray, " _"]] = []
         image_starts: list[int] = []
         length = 0
-        for segment, answer in zip_longest(self._cached_frame(outline, add_generation_prompt), answers):
+        # Behind the last segment there is no answer.
+        frame = self._cached_frame(outline, add_generation_prompt)
+        for segment, (text, has_loss) in zip(frame, [*answers, ("", False)], strict=True):
             image_starts += [length + start for start in segment.image_starts]
-            answer_ids = np.array([] if answer is None else self.tokenizer.encode(answer), np.int32)
+            answer_ids = np.array(self.tokenizer.encode(text) if text else [], np.int32)
             input_ids += [segment.input_ids, answer_ids]
-            labels += [segment.labels, answer_ids]
+            labels += [segment.labels, answer_ids if has_loss else np.full_like(answer_ids, IGNORE_INDEX)]
             length += len(segment.input_ids) + len(answer_ids)
         if length > self.settings.max_length:
             counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
@@ -96,10 +99,10 @@ class Processor:
         arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
         return Encoded(example, *arrays, grids, tuple(image_starts))
 
-    def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[str], tuple[ImageGrid, ...]]:
-        """The conversation's outline, its answers, its image grids."""
-        outline: list[tuple[Role, tuple[str | int | None, ...]]] = []
-        answers: list[str] = []
+    def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[tuple[str, bool]], tuple[ImageGrid, ...]]:
+        """The conversation's outline, its answers (text, has a loss), its image grids."""
+        outline: list[tuple[Role, tuple[str | int | None, ...], bool]] = []
+        answers: list[tuple[str, bool]] = []
         grids: list[ImageGrid] = []
         for turn in turns:
             parts: list[str | int | None] = []
@@ -108,16 +111,16 @@ class Processor:
                     grids.append(self._cached_grid(part))
                     parts.append(grids[-1].num_tokens)
                 elif turn.role == "assistant":
-                    answers.append(part)
+                    answers.append((part, turn.has_loss))
                     parts.append(None)
                 else:
                     parts.append(part)
-            outline.append((turn.role, tuple(parts)))
+            outline.append((turn.role, tuple(parts), turn.has_loss))
         return tuple(outline), answers, tuple(grids)
 
     def _encode_frame(self, outline: Outline, add_generation_prompt: bool) -> tuple[_Segment, ...]:
         """The segments before the first answer, between answers, and behind the last."""
-        image_lengths = iter([part for _, parts in outline for part in parts if isinstance(part, int)])
+        image_lengths = iter([part for _, parts, _ in outline for part in parts if isinstance(part, int)])
         frame: list[_Segment] = []
         input_ids: list[int] = []
         labels: list[int] = []
@@ -143,17 +146,18 @@ class Processor:
         A text and the template's plain text around it are tokenized as one string. An answer is not: its first token
         must be the one with which prediction starts, right after the template's header.
         """
-        texts = [part for _, parts in outline for part in parts if not isinstance(part, int)]
-        plain, is_answer_open = "", False
-        shape = tuple((role, tuple(isinstance(part, int) for part in parts)) for role, parts in outline)
+        texts = [(part, has_loss) for _, parts, has_loss in outline for part in parts if not isinstance(part, int)]
+        plain = ""
+        open_answer: bool | None = None  # whether the answer has a loss; None: outside of an answer
+        shape = tuple((role, tuple(isinstance(part, int) for part in parts)) for role, parts, _ in outline)
         for piece in self.chat_template.render(shape, add_generation_prompt):
             # A number stands for a text of the conversation.
             if isinstance(piece, int):
-                text = texts[piece]
+                text, has_loss = texts[piece]
                 if text is None:
                     yield self.tokenizer.encode_cached(plain), False
                     yield None, False
-                    plain, is_answer_open = "", True
+                    plain, open_answer = "", has_loss
                 else:
                     plain += text
                 continue
@@ -163,13 +167,18 @@ class Processor:
                     plain += chunk
                     continue
                 yield self.tokenizer.encode_cached(plain), False
-                is_end = is_answer_open and chunk == IM_END_TOKEN
-                yield [self.eos_token_id if is_end else self.tokenizer.control_tokens[chunk]], is_end
-                plain, is_answer_open = "", is_answer_open and not is_end
+                is_end = open_answer is not None and chunk == IM_END_TOKEN
+                yield (
+                    [self.eos_token_id if is_end else self.tokenizer.control_tokens[chunk]],
+                    is_end and bool(open_answer),
+                )
+                plain, open_answer = "", None if is_end else open_answer
         yield self.tokenizer.encode_cached(plain), False
 
     def _compute_grid(self, image: Image) -> ImageGrid:
-        processor = self.image_processor
-        height, width = processor.compute_size(*self.read_size(image.path))
+        processor, size = self.image_processor, self.read_size(image.path)
+        if processor.size is None:
+            check_aspect(size, str(image.path))  # transformers refuses it too
+        height, width = processor.compute_size(*size)
         # t = 1: an image is one frame.
         return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)

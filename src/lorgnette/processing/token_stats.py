@@ -88,7 +88,7 @@ def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> 
     if longest > max_new_tokens:
         message = f"an answer has {longest} tokens, but predictions stop at predict.max_new_tokens={max_new_tokens}"
         yield Finding.for_example(row, "overlong-answer", message, "raise it, or shorten the answer")
-    num_answers = sum(turn.role == "assistant" for turn in row.turns)
+    num_answers = sum(turn.role == "assistant" and turn.has_loss for turn in row.turns)
     num_ended = sum(int(encoded.labels[end - 1]) == eos_token_id for _, end in runs)
     if num_ended < num_answers:
         message = f"{num_answers - num_ended} of {num_answers} answers get no end token from the chat template"
