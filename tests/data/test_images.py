@@ -20,6 +20,7 @@ from lorgnette.data.images import (
     DecodeBudget,
     check_aspect,
     decode_preview,
+    load_formats,
     load_image,
     load_resized,
     read_image_size,
@@ -304,6 +305,12 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pyt
         raise LorgnetteError("x")
     with images.decode_budget.reserve((100, 10)):
         pass
+
+
+def test_memory_of_a_large_image_goes_back_to_the_system() -> None:
+    """What the C library keeps for a thread has less than 32 MB (mallopt, M_MMAP_THRESHOLD)."""
+    load_formats()
+    assert Image.core.get_block_size() > 32 << 20
 
 
 def test_pillows_warnings_are_hidden_in_threads_and_no_others(shared: Path) -> None:

@@ -47,6 +47,9 @@ _PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _BAND_PIXELS = 1 << 22
 """Colors are converted in bands of so many pixels, because a copy of a whole large image takes a gigabyte."""
+_BLOCK_BYTES = 1 << 26
+"""Pillow's unit of memory. Above 32 MB the C library gives it back to the system at once; smaller ones stay with the
+thread that decoded, 500 MB each after a large image."""
 _lock = threading.Lock()
 T = TypeVar("T")
 
@@ -60,6 +63,7 @@ def load_formats() -> tuple[str, ...]:
     with _lock:
         for plugin in _PLUGINS:
             import_module(f"PIL.{plugin}ImagePlugin")
+        Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined]
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -96,7 +100,11 @@ def load_resized(path: Path, resize: Callable[[Image.Image], T]) -> T:
     with _open(path) as image:
         _check_size(path, image.size)  # before decoding: refusing an image costs no decode
         with decode_budget.reserve(image.size):
-            return resize(_decode(path, image))
+            rgb = _decode(path, image)
+            image.close()
+            result = resize(rgb)
+            del rgb  # all of its memory is free before another large image is decoded
+        return result
 
 
 class DecodeBudget:

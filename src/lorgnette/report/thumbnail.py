@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from lorgnette.data.images import decode_budget
+
 JPEG_QUALITY = 82
 MAX_SIDE = 448
 MIN_SIDE = 128
@@ -26,7 +28,9 @@ def load_thumbnail(path: Path, max_side: int = MAX_SIDE) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image.draft("RGB", (2 * max_side, 2 * max_side))  # decodes JPEG at reduced size, several times faster
-                return _shrink(_to_rgb(ImageOps.exif_transpose(image)), max_side)
+                with decode_budget.reserve(image.size):
+                    ImageOps.exif_transpose(image, in_place=True)
+                    return _shrink(_to_rgb(image), max_side)
     except FileNotFoundError:
         raise UnreadableImageError("file not found") from None
     except Exception as error:
