@@ -70,6 +70,9 @@ class DataSettings(Section):
         "image", description="image: no image is in both parts; tail: exactly the last `holdout` rows"
     )
     prompt: str = Field("COCO Yes:", description="the user's text if the data has no prompt (a CSV)")
+    trim: bool = Field(
+        True, description="remove blanks around captions and the questions beside them; conversations keep theirs"
+    )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: do not start with broken rows; skip: leave them out and name each"
     )

@@ -103,7 +103,8 @@ def _update_data(settings: Settings, **options: object) -> Settings:
 
 def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data.ScanResult:
     images_from = resolve_images_folder(settings)
-    rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, name=name, images_from=images_from)
+    prompt, trim = settings.data.prompt, settings.data.trim
+    rows = data.read(path, prompt=prompt, max_rows=max_rows, name=name, images_from=images_from, trim=trim)
     return data.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
 
 

@@ -45,7 +45,8 @@ def preview(
         raise LorgnetteError(message, where=settings.model, hint=f"{hint}: model=FOLDER, or model=demo")
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
-    source = data.read(path, prompt=settings.data.prompt, max_rows=rows, images_from=images_from)
+    prompt, trim = settings.data.prompt, settings.data.trim
+    source = data.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim)
     preview_rows = [_build_row(row, processor) for row in source]
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")

@@ -193,7 +193,8 @@ def _read_rows(settings: Settings, path: Path) -> data.ScanResult:
     """
     is_whole = is_hub_address(str(settings.data.path)) or path == settings.data.test
     max_rows, images = None if is_whole else settings.data.max_rows, resolve_images_folder(settings)
-    rows = data.read(path, prompt=settings.data.prompt, max_rows=max_rows, images_from=images)
+    prompt, trim = settings.data.prompt, settings.data.trim
+    rows = data.read(path, prompt=prompt, max_rows=max_rows, images_from=images, trim=trim)
     on_bad_row, keeps_shape = settings.data.on_bad_row, settings.keeps_shape
     return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape)
 
