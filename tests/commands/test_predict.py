@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -11,9 +14,10 @@ from rich.console import Console
 from lorgnette.commands import predict as predict_module
 from lorgnette.commands.predict import predict, read_examples
 from lorgnette.errors import LorgnetteError
+from lorgnette.inference import hf_generate
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.report.predictions import read_predictions
-from lorgnette.types import PredictionRow
+from lorgnette.types import Encoded, PredictionRow
 
 
 def test_a_single_answer_is_printed_as_json() -> None:
@@ -54,6 +58,23 @@ def test_answers_are_written_as_json_lines(captions: Path, tiny: Path, tmp_path:
     rows = predict(captions, model=str(tiny), out=out, sampling={"max_new_tokens": 2, "batch_size": 4})
     assert read_predictions(out) == rows
     assert [row.references for row in rows][:2] == [("it is red",), ("it is green",)]
+
+
+def test_a_signal_writes_the_answers_so_far(captions: Path, tiny: Path, tmp_path: Path, cli, monkeypatch) -> None:
+    pad_batch = hf_generate._pad_batch
+
+    def pad_until_the_fourth(prompts: list[Encoded], *more: Any) -> dict[str, Any]:
+        if prompts[0].example.row == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pad_batch(prompts, *more)
+
+    monkeypatch.setattr(hf_generate, "_pad_batch", pad_until_the_fourth)
+    options = ("--device", "cpu", "--max-new-tokens", 1, "--batch-size", 1, "--out", "answers.jsonl")
+    done = cli("predict", captions, "--model", tiny, *options)
+    assert done.status == 128 + signal.SIGTERM
+    assert len(done.out.splitlines()) == 3
+    assert len(read_predictions(tmp_path / "answers.jsonl")) == 3
+    assert "only 3 of 6 questions are answered\nstopped\n" in done.err
 
 
 def test_several_captions_of_an_image_get_one_answer(captions: Path, tiny: Path, capsys) -> None:

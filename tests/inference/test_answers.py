@@ -8,7 +8,7 @@ import pytest
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.answers import answer_examples, describe_generation, describe_row_cuts
+from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.types import Example, Prediction, PredictionRow
@@ -47,6 +47,37 @@ def test_a_prompt_is_answered_once_by_the_selected_models(
     assert {row.tuned for row in rows} == {"tuned" if with_adapter else None}
     assert {(row.base_is_cut, row.tuned_is_cut) for row in rows} == {(with_base, False)}
     assert {row.generation for row in rows} == {"image size 280×56 pixels; greedy; at most 4 tokens"}
+
+
+class InterruptedModel(EchoModel):
+    """Ctrl-C comes before the second answer of an adapter, or of the base model."""
+
+    def __init__(self, adapter: str | None) -> None:
+        super().__init__()
+        object.__setattr__(self, "interrupted", adapter)
+
+    def generate_answers(self, *arguments: Any, **options: Any) -> Iterator[Prediction]:
+        for number, prediction in enumerate(super().generate_answers(*arguments, **options)):
+            if number == 1 and prediction.adapter == self.interrupted:  # type: ignore[attr-defined]
+                raise KeyboardInterrupt
+            yield prediction
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options", "expected"),
+    [
+        (None, {}, [("base", None)]),
+        ("tuned", {}, [("base", "tuned"), ("base", None)]),
+        ("tuned", {"with_base": False}, [(None, "tuned")]),
+    ],
+)
+def test_an_interrupt_keeps_the_answers(
+    examples: list[Example], terminal: Any, adapter: str | None, options: dict[str, bool], expected: list[Any]
+) -> None:
+    with pytest.raises(AnswersInterrupted) as caught:
+        answer_examples(InterruptedModel(adapter), examples, SamplingParams(4, 2), terminal, **options)
+    assert [(row.base, row.tuned) for row in caught.value.rows] == expected
+    assert caught.value.num_prompts == 2
 
 
 def test_how_answers_are_generated_is_said() -> None:

@@ -1,7 +1,7 @@
 """`predict`: answers to images or a data file, without and with an adapter."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.console import Console
 from lorgnette import data
 from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.answers import answer_examples, describe_generation, describe_row_cuts
+from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
@@ -61,17 +61,19 @@ def predict(
     options["max_new_tokens"] = select_max_new_tokens(options.get("max_new_tokens"), [spec])
     params = SamplingParams(**options)
     terminal.print(f"answers    {describe_generation(spec.processor.settings, params)}")
-    rows = answer_examples(
-        spec.load(device), examples, params, terminal,
-        with_base=both or adapter is None, with_adapter=adapter is not None,
-        memory_hint="use a smaller --batch-size",
-    )  # fmt: skip
-    for row in rows:
-        print_result(_format_row(row, both))
+    try:
+        rows = answer_examples(
+            spec.load(device), examples, params, terminal,
+            with_base=both or adapter is None, with_adapter=adapter is not None,
+            memory_hint="use a smaller --batch-size",
+        )  # fmt: skip
+    except AnswersInterrupted as interrupted:
+        _write_rows(interrupted.rows, both, out)
+        terminal.warn(f"only {len(interrupted.rows)} of {interrupted.num_prompts} questions are answered")
+        raise
+    _write_rows(rows, both, out)
     for note in describe_row_cuts(rows, f"--max-new-tokens {params.max_new_tokens}"):
         terminal.warn(note)
-    if out is not None:
-        write_predictions(out, rows)
     return rows
 
 
@@ -111,6 +113,13 @@ def read_examples(
         refusal = data.build_refusal(problems, len(examples) + len(problems))
         raise LorgnetteError(refusal.message, hint="fix or remove these rows, and try again")
     return examples
+
+
+def _write_rows(rows: Sequence[PredictionRow], both: bool, out: Path | None) -> None:
+    for row in rows:
+        print_result(_format_row(row, both))
+    if out is not None:
+        write_predictions(out, rows)
 
 
 def _format_row(row: PredictionRow, both: bool) -> str:

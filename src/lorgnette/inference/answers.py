@@ -1,6 +1,7 @@
 """Answers to prompts before and after training, as rows of a report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
@@ -8,6 +9,13 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.report.console import Terminal
 from lorgnette.types import Example, Prediction, PredictionRow
+
+
+class AnswersInterrupted(KeyboardInterrupt):
+    """Ctrl-C while prompts are answered. rows: those with an answer, of num_prompts."""
+
+    def __init__(self, rows: Sequence[PredictionRow], num_prompts: int) -> None:
+        self.rows, self.num_prompts = rows, num_prompts
 
 
 def answer_examples(
@@ -20,18 +28,29 @@ def answer_examples(
     with_adapter: bool = True,
     memory_hint: str = "free some memory, or use --device cpu",
 ) -> list[PredictionRow]:
-    """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter. memory_hint:
-    the advice in an out-of-memory error."""
+    """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter.
+
+    memory_hint: the advice in an out-of-memory error. Raises AnswersInterrupted with what was answered before Ctrl-C.
+    """
     prompts = group_by_prompt(examples)
-    before: Sequence[Prediction | None] = [None] * len(prompts)
-    after: Sequence[Prediction | None] = [None] * len(prompts)
-    if with_base:
-        before = answer_prompts(model, prompts, sampling, terminal, "before", None, memory_hint)
-    if with_adapter:
-        after = answer_prompts(model, prompts, sampling, terminal, "after", "tuned", memory_hint)
-    generation = describe_generation(model.processor.settings, sampling)
-    triples = zip(prompts, before, after, strict=True)
-    return [prompt.build_row(base, tuned, generation) for prompt, base, tuned in triples]
+    before, after = list[Prediction](), list[Prediction]()
+
+    def build_rows() -> list[PredictionRow]:
+        generation = describe_generation(model.processor.settings, sampling)
+        pairs = zip_longest(before, after)
+        return [prompt.build_row(*pair, generation) for prompt, pair in zip(prompts, pairs, strict=False)]
+
+    try:
+        for answers, is_asked, label, adapter in (
+            (before, with_base, "before", None),
+            (after, with_adapter, "after", "tuned"),
+        ):
+            if is_asked:
+                for prediction in _generate(model, prompts, sampling, terminal, label, adapter, memory_hint):
+                    answers.append(prediction)
+    except KeyboardInterrupt as interrupt:
+        raise AnswersInterrupted(build_rows(), len(prompts)) from interrupt
+    return build_rows()
 
 
 def answer_prompts(
@@ -44,9 +63,21 @@ def answer_prompts(
     memory_hint: str = "use a smaller --batch-size",
 ) -> list[Prediction]:
     """The answer to every prompt. label: of the progress bar; adapter: None disables it."""
+    return list(_generate(model, prompts, sampling, terminal, label, adapter, memory_hint))
+
+
+def _generate(
+    model: LoadedModel,
+    prompts: Sequence[EvalPrompt],
+    sampling: SamplingParams,
+    terminal: Terminal,
+    label: str,
+    adapter: str | None,
+    memory_hint: str,
+) -> Iterator[Prediction]:
     examples = [prompt.example for prompt in prompts]
     with terminal.show_progress(label, len(examples)) as advance, explain_out_of_memory(memory_hint):
-        return list(model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance))
+        yield from model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance)
 
 
 def describe_generation(settings: ProcessorSettings, sampling: SamplingParams) -> str:
