@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from lorgnette.commands.compare_candidates import resolve_candidates
 from lorgnette.commands.merge import merge
 from lorgnette.commands.train import train
 from lorgnette.commands.verify import verify
@@ -160,6 +161,8 @@ def test_what_peft_made_is_verified_answered_and_merged(
     assert compared.base.startswith(base[:4])
     assert compared.adapter.startswith(answer[:4])
     cli("predict", image, "--both", "--adapter", "adapter", *options).assert_refused(2, "changes the base model's own")
+    [candidate, _] = resolve_candidates(["base", str(tmp_path / "adapter")], str(tiny), Terminal())
+    assert candidate.weights_from is None  # `compare` loads the base model by itself
     merge(tmp_path / "adapter", tmp_path / "merged", model=str(tiny))
     merged = cli("predict", image, "--max-new-tokens", 8, "--model", "merged")
     assert json.loads(merged.out.split("\t")[1]) == answer

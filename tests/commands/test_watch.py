@@ -22,7 +22,7 @@ def make_run_folder(path: Path) -> Path:
 
 
 def test_no_run_and_an_untracked_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such run folder"):
+    with pytest.raises(UsageError, match="no such run"):
         watch(tmp_path / "none")
     with pytest.raises(LorgnetteError, match="SwanLab did not track this run"):
         watch(make_run_folder(tmp_path / "run"))

@@ -180,8 +180,8 @@ def test_a_file_name_that_is_no_text(tmp_path: Path, tiny: Path, captions, cli) 
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        (shutil.rmtree, 2, "no such run folder"),
-        (gone("config.yaml"), 2, "not a run folder"),
+        (shutil.rmtree, 2, "no such run"),
+        (gone("config.yaml"), 1, "config.yaml is missing"),
         (text("config.yaml", "a: ["), 2, "config.yaml"),
         (text("config.yaml", "data: {path: captions.csv, prefix: x}"), 2, "unknown setting data.prefix"),
         (gone("manifest.json"), 1, "manifest cannot be read"),

@@ -92,6 +92,15 @@ def test_a_folder_of_them_names_one(folders: dict[str, Path], tmp_path: Path) ->
     assert f"did you mean {folders['run']}?" in str(explain_folder(folders["run"] / "adapter", "run"))
 
 
+def test_a_run_without_its_settings_is_still_one(folders: dict[str, Path]) -> None:
+    (folders["run"] / "config.yaml").unlink()
+    (folders["run"] / "log.jsonl").touch()
+    assert explain_folder(folders["run"], "run", lacks="config.yaml").message == "config.yaml is missing"
+    folders["adapter"].rename(folders["run"] / "adapter")
+    error = explain_folder(folders["run"], "adapter")
+    assert (error.message, error.hint) == ("a run, not an adapter", f"did you mean {folders['run'] / 'adapter'}?")
+
+
 def test_a_broken_folder_of_the_right_kind_says_what_is_missing(folders: dict[str, Path]) -> None:
     error = explain_folder(folders["adapter"], "adapter", lacks="adapter_model.safetensors")
     assert type(error) is LorgnetteError

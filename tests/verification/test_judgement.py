@@ -1,5 +1,6 @@
 """One judgement of an adapter: 90 hostile or broken folders each end in one line, the same for every command."""
 
+import ast
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from lorgnette.lora.metadata import METADATA_FILE
 from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report.console import Terminal
+from lorgnette.verification import judgement
 from lorgnette.verification.judgement import judge_adapter
 from lorgnette.verification.reference_sample import IMAGE_FILE, SAMPLE_FILE, ReferenceSample, _split_ids, make_sample
 
@@ -245,12 +247,12 @@ def test_a_broken_adapter_is_one_line(
 
 
 def test_the_whole_adapter_passes(whole: Path, tiny: Path) -> None:
-    judgement = judge_adapter(None, whole, Terminal())
-    assert [(result.check, result.passed) for result in judgement.results] == [
+    judged = judge_adapter(None, whole, Terminal())
+    assert [(result.check, result.passed) for result in judged.results] == [
         (check, True) for check in ("weights", "base", "inputs")
     ]
-    assert judgement.require(Terminal()) == judgement.spec
-    assert judgement.merge_obstacle is None
+    assert judged.require(Terminal()) == judged.spec
+    assert judged.merge_obstacle is None
 
 
 @pytest.mark.parametrize(
@@ -281,12 +283,24 @@ def test_what_cannot_be_merged_is_no_failure(loaded: Callable[[], Any], tiny: Pa
     """`merge` refuses it in the words of the judgement, which `verify` prints."""
     lora = LoraConfig(r=2, target_modules=["o_proj"], lora_bias=True, init_lora_weights=False)
     get_peft_model(loaded(), lora).save_pretrained(tmp_path / "adapter")
-    judgement = judge_adapter(str(tiny), tmp_path / "adapter", Terminal())
-    assert not judgement.failures
-    assert str(judgement.merge_obstacle).startswith("it cannot be merged: it trains a bias (lora_bias) of 2 modules")
+    judged = judge_adapter(str(tiny), tmp_path / "adapter", Terminal())
+    assert not judged.failures
+    assert str(judged.merge_obstacle).startswith("it cannot be merged: it trains a bias (lora_bias) of 2 modules")
     with pytest.raises(LorgnetteError) as caught:
         merge(tmp_path / "adapter", tmp_path / "merged", model=str(tiny))
-    assert caught.value.message == judgement.merge_obstacle
+    assert caught.value.message == judged.merge_obstacle
+
+
+def test_no_command_takes_an_adapter_without_it() -> None:
+    """`ModelSpec.from_names` alone opens an adapter unjudged."""
+    calls = [
+        node
+        for path in Path(judgement.__file__).parents[1].joinpath("commands").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_names"
+    ]
+    assert calls
+    assert all(isinstance(call.args[1], ast.Constant) and call.args[1].value is None for call in calls)
 
 
 def test_options_that_peft_ignores_are_named(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """`merge`: writes base model and adapter as one checkpoint that needs neither PEFT nor lorgnette."""
 
-import shlex
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from rich.console import Console
 from lorgnette.device import select_device
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.loading import ModelSpec, explain_out_of_memory
+from lorgnette.io.shell import quote_word
 from lorgnette.lora.merge import find_stored_dtype, untie_output_layer, write_merged_checkpoint
 from lorgnette.lora.peft_files import SavedAdapter, explain_load_error, explain_names
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -59,7 +59,7 @@ def merge(
     _report_rounding(spec, out, select_device(device).type, terminal)
     path = str(out.resolve())
     terminal.print(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
-    terminal.print(f"vLLM       vllm serve {shlex.quote(path)}")
+    terminal.print(f"vLLM       vllm serve {quote_word(path)}")
     return out
 
 

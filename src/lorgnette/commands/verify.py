@@ -1,6 +1,5 @@
 """`verify`: checks an adapter's files, its base model, and its outputs under plain transformers + PEFT."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from lorgnette.commands.predict import read_examples
 from lorgnette.device import select_device
 from lorgnette.inference.loading import ModelSpec
+from lorgnette.io.shell import quote_word
 from lorgnette.report.console import Terminal
 from lorgnette.verification import checks
 from lorgnette.verification.checks import CheckResult
@@ -109,7 +109,7 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     base, adapter = resolve_base_name(spec), str(spec.adapter.resolve())
     peft = f"PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({base!r}), {adapter!r})"
     if judgement.has_old_names:
-        peft = f"rename it first (lorgnette export-adapter {shlex.quote(adapter)} NEW_FOLDER --transformers 4.52)"
+        peft = f"rename it first (lorgnette export-adapter {quote_word(adapter)} NEW_FOLDER --transformers 4.52)"
     reason = report.merge_reason or ("its names are from before transformers 4.52" if judgement.has_old_names else None)
     if judgement.merge_obstacle:
         vllm = f"does not load it: {judgement.merge_obstacle}"
@@ -118,7 +118,7 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     else:
         max_rank = max(8, 1 << (report.rank - 1).bit_length())  # vLLM takes powers of two
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={adapter}"]
-        vllm = shlex.join([*words, "--max-lora-rank", str(max_rank)])
+        vllm = " ".join(map(quote_word, [*words, "--max-lora-rank", max_rank]))
     return ("PEFT", peft), ("vLLM", vllm), ("images", checks.describe_image_size(spec))
 
 

@@ -3,13 +3,13 @@
 Wherever a command takes one of them, a folder of another kind is called what it is, with the words to type.
 """
 
-import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.paths import suggest_path
+from lorgnette.io.shell import quote_word
 
 FolderKind = Literal[
     "missing", "file", "empty", "model", "pickled model", "adapter", "pickled adapter", "run", "data", "other"
@@ -47,7 +47,8 @@ def find_folder_kind(path: Path) -> FolderKind:
     def has(*patterns: str) -> bool:
         return any(next(path.glob(pattern), None) is not None for pattern in patterns)
 
-    if has("config.yaml") and has("manifest.json", "log.jsonl", "adapter", "checkpoints"):
+    parts = ("log.jsonl", "adapter", "checkpoints")
+    if (has("config.yaml") and has("manifest.json", *parts)) or (has("manifest.json") and has(*parts)):
         return "run"
     is_model = has("config.json") and (has("model*.safetensors*") or not has("adapter_config.json"))
     if is_model:
@@ -82,17 +83,17 @@ def explain_folder(path: Path, wanted: WantedKind, lacks: str | None = None) -> 
 
 def _find_hint(path: Path, kind: FolderKind, wanted: WantedKind) -> str:
     """What to type instead."""
-    name = shlex.quote(str(path))
-    if wanted == "model" and kind in ("adapter", "run"):
-        merge = f"; as one model: lorgnette merge {name} NEW_FOLDER"
-        return f"answer with it: lorgnette predict IMAGE --adapter {name}{merge}"
-    if wanted == "adapter" and kind == "model":
-        return f"answer with it: lorgnette predict IMAGE --model {name}"
-    if wanted == "adapter" and kind == "run":
-        return f"it has no adapter yet: lorgnette train --resume {name}"
+    quoted = quote_word(path)
     if inside := _find_inside(path, wanted):
         return f"did you mean {inside}?"
-    return f"data comes as data={name}; {_HINTS[wanted]}" if kind == "data" else _HINTS[wanted]
+    if wanted == "model" and kind in ("adapter", "run"):
+        merge = f"; as one model: lorgnette merge {quoted} NEW_FOLDER"
+        return f"answer with it: lorgnette predict IMAGE --adapter {quoted}{merge}"
+    if wanted == "adapter" and kind == "model":
+        return f"answer with it: lorgnette predict IMAGE --model {quoted}"
+    if wanted == "adapter" and kind == "run":
+        return f"it has no adapter yet: lorgnette train --resume {quoted}"
+    return f"data comes as data={quoted}; {_HINTS[wanted]}" if kind == "data" else _HINTS[wanted]
 
 
 def _find_inside(path: Path, wanted: WantedKind) -> Path | None:

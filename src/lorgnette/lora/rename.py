@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.shell import format_command
 from lorgnette.lora.peft_config import CONFIG_FILE, SUPPORTED_VALUES, WITHOUT_EFFECT, build_pattern_lookup
 from lorgnette.lora.peft_files import PREFIX, SavedAdapter, restore_lora_name, write_peft_files
 from lorgnette.models.family import convert_weight_name, restore_weight_name
@@ -58,6 +59,6 @@ def _drop_new_options(config: dict[str, Any], adapter: Path) -> dict[str, Any]:
         is_default = not value or option in WITHOUT_EFFECT or value in SUPPORTED_VALUES.get(option, ())
         if option not in OLD_OPTIONS and not is_default:
             message = f"its {CONFIG_FILE} sets {option}, which PEFT before transformers 4.52 does not have"
-            hint = f"merge it: lorgnette merge {adapter} NEW_FOLDER"
+            hint = f"merge it: {format_command('merge', adapter)} NEW_FOLDER"
             raise LorgnetteError(message, where=str(adapter), hint=hint)
     return {option: value for option, value in config.items() if option in OLD_OPTIONS}

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import open_no_follow, remove_leftovers
+from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.shell import format_command
 
 _STUB = re.compile(r"\.lock|manifest\.json|\.(?:manifest\.json|config\.yaml)\.\d+\.part")
@@ -84,16 +85,13 @@ class RunDir:
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDir":
-        """Open the folder of a started run. Raises UsageError if it has no config.yaml."""
+        """Open the folder of a started run. Raises LorgnetteError if it is none."""
         run_dir = cls(path)
-        hint = "give a folder written by `lorgnette train`, such as runs/coco"
-        if not path.is_dir():
-            raise UsageError("no such run folder", where=str(path), hint=hint)
         if not run_dir.config.is_file():
             if run_dir.manifest.is_file() and is_free(path):
                 message, hint = "this run was stopped before its first step", "start it again as before"
                 raise UsageError(message, where=str(path), hint=hint)
-            raise UsageError("not a run folder: it has no config.yaml", where=str(path), hint=hint)
+            raise explain_folder(path, "run", lacks="config.yaml")
         return run_dir
 
     @property

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.loading import ModelSpec, resolve_adapter
-from lorgnette.io.folder_kind import explain_folder
+from lorgnette.io.folder_kind import explain_folder, find_folder_kind
 from lorgnette.lora.inspect import AdapterReport, inspect_adapter
 from lorgnette.lora.merge import explain_merge_error, find_merge_obstacle
-from lorgnette.lora.metadata import METADATA_FILE
-from lorgnette.lora.peft_config import CONFIG_FILE
-from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
 from lorgnette.report.console import Terminal
 from lorgnette.verification import checks
@@ -58,8 +56,8 @@ def judge_adapter(model: str | None, adapter: Path, terminal: Terminal) -> Judge
     model: the base model if it is not the one recorded with the adapter. Raises UsageError if there is no adapter.
     """
     adapter = resolve_adapter(adapter)
-    if not any((adapter / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE)):
-        raise explain_folder(adapter, "adapter", lacks=WEIGHTS_FILE)
+    if find_folder_kind(adapter) != "adapter":
+        raise explain_folder(adapter, "adapter")
     try:
         saved = SavedAdapter.load(adapter)
     except LorgnetteError as error:
