@@ -3,9 +3,10 @@
     python -P fork_server.py serve SOCKET MODULE,… [SOCKET MODULE,…]   import at the first request, then fork
     python -I -S fork_server.py run SOCKET PROGRAM [ARGUMENT …]        PROGRAM: a script's path or a module's name
 
-`run` behaves like `python PROGRAM ARGUMENT …`: same folder, environment, standard streams and exit status. The
-second socket's programs find the modules of both lists imported. What a package does while it is imported happens
-only in the server; the tests of that start a process of their own.
+`run` behaves like `python PROGRAM ARGUMENT …`: same folder, environment, standard streams, signals and exit status.
+If `run` is killed, its program is killed too, before its standard streams close. The second socket's programs find the
+modules of both lists imported. What a package does while it is imported happens only in the server; the tests of that
+start a process of their own.
 """
 
 import array
@@ -59,6 +60,8 @@ def import_all(modules: list[str]) -> None:
     for module in modules:
         with contextlib.suppress(ImportError):  # of an optional package; the program that needs it will say so
             importlib.import_module(module)
+    if "transformers.conversion_mapping" in sys.modules:  # it compiles a thousand patterns for the first model
+        sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("qwen2_vl")
     gc.freeze()  # a collection in a child would copy the pages of all these objects
 
 
@@ -70,7 +73,7 @@ def listen(address: str) -> socket.socket:
 
 
 def supervise(connection: socket.socket) -> None:
-    """Fork the program, wait for it, and report its exit status."""
+    """Fork the program, pass the signals on to it, and report its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, ancillary, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(3 * array.array("i").itemsize))
     streams = array.array("i", ancillary[0][2])
@@ -79,8 +82,16 @@ def supervise(connection: socket.socket) -> None:
     if not child:
         connection.close()
         start_program(request, streams)
+    child_end = os.pidfd_open(child)
+    while child_end not in select.select([child_end, connection], [], [])[0]:
+        numbers = connection.recv(16)
+        for number in numbers or [signal.SIGKILL]:  # nothing: `run` was killed
+            os.kill(child, number)
+        if not numbers:
+            break
     _, status = os.waitpid(child, 0)
-    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    with contextlib.suppress(OSError):
+        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
@@ -97,6 +108,10 @@ def start_program(request: dict[str, Any], streams: "array.array[int]") -> None:
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if constants := sys.modules.get("huggingface_hub.constants"):
+            importlib.reload(constants)  # it reads the environment once
+        sys.executable = os.environ.get("FORK_EXECUTABLE", sys.executable)
         program, *arguments = request["command"]
         sys.argv = [program, *arguments]
         if program.endswith(".py"):
@@ -108,12 +123,23 @@ def start_program(request: dict[str, Any], streams: "array.array[int]") -> None:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             sys.stderr.write(end.code + "\n")
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            status = -signal.SIGINT
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(status)
+        end_with(status)
+
+
+def end_with(status: int) -> None:
+    """End this process with an exit status; a negative one is a signal."""
+    if status < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has no other action
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
 
 
 def run(address: str, command: list[str]) -> int:
@@ -124,6 +150,8 @@ def run(address: str, command: list[str]) -> int:
         streams = array.array("i", (0, 1, 2))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)]
         connection.sendmsg([json.dumps(request).encode()], ancillary)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
         return int(connection.recv(16) or 1)
 
 
@@ -131,7 +159,4 @@ if __name__ == "__main__":
     action, *rest = sys.argv[1:]
     if action == "serve":
         serve([(listen(address), names.split(",")) for address, names in zip(rest[::2], rest[1::2], strict=True)])
-    status = run(rest[0], rest[1:])
-    if status < 0:
-        os.kill(os.getpid(), -status)  # end by the signal that ended the program
-    sys.exit(status)
+    end_with(run(rest[0], rest[1:]))

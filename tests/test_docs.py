@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lorgnette import cli
+from lorgnette.verification.peft_check import WORKER
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
@@ -116,8 +117,14 @@ def test_a_guides_commands_run_and_print_what_it_says(
     separator, bin_folder, folder = "– block –", here / "bin", here / "empty"
     bin_folder.mkdir()
     folder.mkdir()
-    for name, command in (("python", [sys.executable]), ("lorgnette", fork_command("lorgnette"))):
-        (bin_folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    programs = {
+        "python": [sys.executable],
+        "lorgnette": fork_command("lorgnette"),
+        "worker": fork_command(WORKER, plain=True),  # of verify and merge, which call it as `python -P WORKER …`
+    }
+    for name, command in programs.items():
+        skipped = "shift 2\n" if name == "worker" else ""
+        (bin_folder / name).write_text(f'#!/bin/sh\n{skipped}exec {shlex.join(command)} "$@"\n')
         (bin_folder / name).chmod(0o755)
     script = "set -eu\n" + "".join(f"echo '{separator}'\n{text}" for language, text in blocks if language == "sh")
     environment = {
@@ -125,6 +132,7 @@ def test_a_guides_commands_run_and_print_what_it_says(
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "COLUMNS": "400",
         "SWANLAB_MODE": "disabled",
+        "FORK_EXECUTABLE": str(bin_folder / "worker"),
     }
     run = functools.partial(subprocess.run, cwd=folder, env=environment, text=True, timeout=600, check=False)
     result = run(["bash", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
