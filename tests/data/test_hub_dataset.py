@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -263,15 +261,22 @@ def test_bad_arguments_are_refused_before_any_request(hub: Any, tmp_path: Path) 
 
 
 CHILD = """
-import sys
+import sys, warnings
+warnings.simplefilter("error")
 from pathlib import Path
 from lorgnette.data.hub_dataset import download_dataset
 download_dataset(sys.argv[1], Path(sys.argv[2]), num_workers=2, **eval(sys.argv[3]))
 """
 
 
-def start(source: str, out: Path, **more: Any) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", CHILD, source, str(out), repr(more)])
+@pytest.fixture
+def start(tmp_path: Path, fork_command: Callable[..., list[str]]) -> Callable[..., "subprocess.Popen[bytes]"]:
+    """start(source, folder) → the running download."""
+    program = tmp_path / "program.py"
+    program.write_text(CHILD)
+    return lambda source, out, **more: subprocess.Popen(
+        fork_command(program, source, out, repr(more)), stderr=subprocess.PIPE
+    )
 
 
 def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
@@ -280,12 +285,12 @@ def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
             break
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
+    process.kill()
+    process.communicate(timeout=10)
 
 
 @pytest.mark.parametrize("moment", [1, 2, 4, 15, 35])
-def test_it_resumes_after_a_kill(moment: int, hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+def test_it_resumes_after_a_kill(moment: int, hub: Any, start: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
     """Killed while listing, while the table comes, at the first images, in the middle, near the end."""
     tutorial(80)
     get(tmp_path / "whole")
@@ -306,7 +311,9 @@ def test_it_resumes_after_a_kill(moment: int, hub: Any, trick: Any, tutorial: An
     assert not list(tmp_path.glob("d/images/.*"))
 
 
-def test_ctrl_c_stops_it_quickly_and_keeps_the_files(hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+def test_ctrl_c_stops_it_quickly_and_keeps_the_files(
+    hub: Any, start: Any, trick: Any, tutorial: Any, tmp_path: Path
+) -> None:
     tutorial(80)
     for path in hub.static:
         hub.trick(path, trick(pause=0.05))
@@ -317,12 +324,15 @@ def test_ctrl_c_stops_it_quickly_and_keeps_the_files(hub: Any, trick: Any, tutor
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     began = time.monotonic()
-    assert child.wait(10) != 0
+    child.communicate(timeout=10)
+    assert child.returncode != 0
     assert time.monotonic() - began < 5
     assert get(tmp_path / "d").num_files <= 40 - 8
 
 
-def test_two_processes_in_one_folder_are_refused(hub: Any, trick: Any, tutorial: Any, tmp_path: Path) -> None:
+def test_two_processes_in_one_folder_are_refused(
+    hub: Any, start: Any, trick: Any, tutorial: Any, tmp_path: Path
+) -> None:
     tutorial(10)
     hub.trick("/coco/2014/train.csv.zip", trick(pause=2))
     child = start(SOURCE, tmp_path / "d")
@@ -332,7 +342,8 @@ def test_two_processes_in_one_folder_are_refused(hub: Any, trick: Any, tutorial:
         time.sleep(0.01)
     with pytest.raises(LorgnetteError, match="another lorgnette is downloading into this folder"):
         get(tmp_path / "d")
-    assert child.wait(20) == 0
+    child.communicate(timeout=20)
+    assert child.returncode == 0
 
 
 @pytest.fixture
@@ -491,7 +502,9 @@ def test_unreadable_data_is_an_error_of_one_line(
 
 
 @pytest.mark.parametrize("moment", [1, 3, 6, 9])
-def test_parquet_resumes_after_a_kill(moment: int, hub: Any, trick: Any, parquet_set: Any, tmp_path: Path) -> None:
+def test_parquet_resumes_after_a_kill(
+    moment: int, hub: Any, start: Any, trick: Any, parquet_set: Any, tmp_path: Path
+) -> None:
     parquet_set(300)
     get(tmp_path / "whole", "hf:lmms-lab/COCO:val")
     log, served = len(hub.log), hub.served
@@ -688,7 +701,7 @@ def test_described_images_are_the_same_as_from_local_files(
 
 
 @pytest.mark.parametrize("moment", [2, 4, 7, 11])
-def test_pairs_resume_after_a_kill(moment: int, hub: Any, trick: Any, tmp_path: Path, jpeg: Any) -> None:
+def test_pairs_resume_after_a_kill(moment: int, hub: Any, start: Any, trick: Any, tmp_path: Path, jpeg: Any) -> None:
     pairs = {f"train/{n}.jpg": jpeg(n) for n in range(12)} | {f"train/{n}.txt": b"text" for n in range(12)}
     hub.repo("hf", "datasets", "me/pairs", {**pairs, "test/1.jpg": jpeg(99), "test/1.txt": b"other"})
     get(tmp_path / "whole", "hf:me/pairs")

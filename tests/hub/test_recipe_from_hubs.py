@@ -5,9 +5,7 @@ Killed at any moment and started again it ends with the same adapter, and nothin
 
 import hashlib
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+Start = Callable[[Path], "subprocess.Popen[str]"]
 ROWS, MODEL, NAME = 40, "Qwen/Qwen2-VL-2B-Instruct", "modelscope/coco_2014_caption"
 SCRIPT = """
 import datasets
@@ -44,16 +43,21 @@ def hubs(hub: Any, tiny: Path, zipped: Callable[..., bytes], jpeg: Callable[...,
     return hub
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    folder.mkdir(exist_ok=True)
-    home = {"HF_HOME": str(folder / "hf"), "MODELSCOPE_CACHE": str(folder / "ms"), "OMP_NUM_THREADS": "1"}
-    words = ["train", "--resume", "run"] if (folder / "run").exists() else WORDS
-    command = [sys.executable, "-m", "lorgnette", *words]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, **home}, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+@pytest.fixture
+def start(fork_command: Callable[..., list[str]]) -> Start:
+    """start(folder) → the running command, with caches in the folder; it resumes the folder's run if there is one."""
+
+    def start(folder: Path) -> "subprocess.Popen[str]":
+        folder.mkdir(exist_ok=True)
+        environment = {**os.environ, "HF_HOME": str(folder / "hf"), "MODELSCOPE_CACHE": str(folder / "ms")}
+        words = ["train", "--resume", "run"] if (folder / "run").exists() else WORDS
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(fork_command("lorgnette", *words), cwd=folder, env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+    return start
 
 
-def run_to_end(folder: Path) -> tuple[str, str]:
+def run_to_end(start: Start, folder: Path) -> tuple[str, str]:
     """(hash of the adapter, messages)"""
     process = start(folder)
     messages = process.communicate(timeout=200)[1]
@@ -62,14 +66,14 @@ def run_to_end(folder: Path) -> tuple[str, str]:
     return hashlib.sha256((folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(), messages
 
 
-def kill(folder: Path, when: Callable[[], bool]) -> None:
+def kill(start: Start, folder: Path, when: Callable[[], bool]) -> None:
     process = start(folder)
     deadline = time.monotonic() + 120
     while not when():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.003)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
 
 
@@ -78,35 +82,37 @@ def count_images(hubs: Any) -> int:
 
 
 @pytest.fixture
-def whole(hubs: Any, tmp_path: Path) -> str:
+def whole(hubs: Any, start: Start, tmp_path: Path) -> str:
     """The adapter of a run without interruption."""
-    adapter, messages = run_to_end(tmp_path / "whole")
+    adapter, messages = run_to_end(start, tmp_path / "whole")
     assert f"{ROWS} images" in messages
     assert " MB; " in messages
     assert count_images(hubs) == ROWS  # of three times as many
     return adapter
 
 
-def test_a_run_killed_at_any_moment_resumes(hubs: Any, whole: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes(hubs: Any, whole: str, start: Start, tmp_path: Path) -> None:
     folder, run = tmp_path / "broken", tmp_path / "broken" / "run"
     fetched = count_images(hubs)
     listed = len(hubs.log)
-    kill(folder, lambda: len(hubs.log) > listed)  # while the data set is listed
-    kill(folder, lambda: count_images(hubs) >= fetched + 10)  # while images arrive
-    kill(folder, lambda: any((folder / "hf").rglob("*.part*")) or any((folder / "hf").rglob("blobs/*")))  # weights
-    kill(folder, (run / "checkpoints" / "step-000002").exists)  # in training
-    kill(folder, (run / "adapter").exists)  # while the answers are generated
-    adapter, _ = run_to_end(folder)
+    kill(start, folder, lambda: len(hubs.log) > listed)  # while the data set is listed
+    kill(start, folder, lambda: count_images(hubs) >= fetched + 10)  # while images arrive
+    kill(
+        start, folder, lambda: any((folder / "hf").rglob("*.part*")) or any((folder / "hf").rglob("blobs/*"))
+    )  # weights
+    kill(start, folder, (run / "checkpoints" / "step-000002").exists)  # in training
+    kill(start, folder, (run / "adapter").exists)  # while the answers are generated
+    adapter, _ = run_to_end(start, folder)
     assert adapter == whole
     in_flight = 8  # images on their way at each of the two kills that may fall among them
     assert count_images(hubs) - fetched <= ROWS + 2 * in_flight
 
 
-def test_a_second_run_fetches_nothing(hubs: Any, whole: str, tmp_path: Path) -> None:
+def test_a_second_run_fetches_nothing(hubs: Any, whole: str, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     (folder / "run").rename(folder / "first")
     served = hubs.served
-    adapter, messages = run_to_end(folder)
+    adapter, messages = run_to_end(start, folder)
     assert adapter == whole
     assert count_images(hubs) == ROWS
     assert hubs.served == served
