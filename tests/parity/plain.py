@@ -23,10 +23,10 @@ class OrderedTrainer(Trainer):
 
 
 class LossRecorder:
-    """Callbacks of our training loop that record the loss of every step."""
+    """Callbacks of our training loop that record the loss of every step and may stop it early."""
 
-    def __init__(self) -> None:
-        self.losses: list[float] = []
+    def __init__(self, num_steps: int | None = None) -> None:
+        self.num_steps, self.losses = num_steps, list[float]()
 
     def on_step_end(self, step: int, loss: float) -> None:
         self.losses.append(loss)
@@ -40,4 +40,4 @@ class LossRecorder:
     def on_out_of_memory(self, step: int, max_tokens: int) -> None: ...
 
     def should_stop(self) -> bool:
-        return False
+        return len(self.losses) == self.num_steps

@@ -1,5 +1,6 @@
 """Parity 1: tokens, labels, positions, grids and pixel values are the Hugging Face processor's, bit for bit."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ def folder(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.
     return tiny if request.param == "own tokenizer" else request.getfixturevalue("shared")("qwen2-vl")
 
 
+@functools.cache
+def load_tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def processed(folder: Path, example: Example, least: int, most: int, *, answer: bool) -> Any:
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": least * 784, "longest_edge": most * 784})
-    processor = ImageOnlyProcessor(images, AutoTokenizer.from_pretrained(folder), chat_template=template)
+    processor = ImageOnlyProcessor(images, load_tokenizer(folder), chat_template=template)
     turns = example.without_answer().turns if answer else example.turns
     messages = [
         {
