@@ -66,6 +66,15 @@ def test_a_row_whose_embedded_image_is_gone_is_read_again_with_all_behind_it(tmp
         assert not journal.is_complete
 
 
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with Journal.open(tmp_path / "out", REQUEST, "key") as journal:
+        (tmp_path / "out" / ".source" / "served.jsonl").symlink_to(tmp_path / "mine")
+        with pytest.raises(LorgnetteError, match="cannot write: Too many levels of symbolic links"):
+            journal.add_source("a.jpg", "here")
+    assert (tmp_path / "mine").read_text() == ""
+
+
 def test_a_folder_with_other_data_is_refused(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "a", REQUEST, "first") as journal:
         pass

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,15 +83,25 @@ def test_free_space_is_checked_first(hub: Any, tmp_path: Path, monkeypatch: pyte
     check_disk_space([task])
 
 
-def test_a_full_disk_ends_it_with_one_line(hub: Any, tmp_path: Path) -> None:
+def test_a_full_disk_ends_it_with_one_line(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     task = DownloadTask(hub.put("/a.bin", b"abc" * 10_000), tmp_path / "a.bin")
     task.part_path.symlink_to("/dev/full")
+    monkeypatch.setattr("lorgnette.hub.download.open_no_follow", os.open)
     with pytest.raises(LorgnetteError, match=r"the disk is full · .* · free some space and start again") as raised:
         get(task)
     assert raised.value.exit_status == 1
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [".a.bin.part", ".a.bin.part.tag"])
+def test_a_planted_link_is_not_followed(hub: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("secret")
+    (tmp_path / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(LorgnetteError, match="symbolic links"):
+        get(DownloadTask(hub.put("/a.bin", b"abc"), tmp_path / "a.bin"))
+    assert (tmp_path / "mine").read_text() == "secret"
 
 
 def test_a_dead_host_is_not_tried_for_every_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.report.console import Terminal
-from lorgnette.report.run_dir import RunDir, find_free_path
+from lorgnette.report.run_dir import RunDir, find_free_path, is_free
 
 __all__ = ["demo", "register_facts_metric"]
 SEED = 20140
@@ -35,8 +35,10 @@ def demo(
     terminal = Terminal(console)
     lorgnette.recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn
     folder = Path(out) if out else find_free_path(Path("runs"), "demo")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError("this folder is not empty", where=f"--out {folder}", hint="name a new folder")
+    if not is_free(folder):
+        run_dir = RunDir(folder / "demo")
+        resume = f", or resume its run: {run_dir.resume_command}" if run_dir.config.is_file() else ""
+        raise UsageError("this folder is not empty", where=f"--out {folder}", hint=f"name a new folder{resume}")
     _draw_dataset(folder, num_images, terminal)
     holdout = min(NUM_HELD_OUT, num_images // 4)
     prepared = lorgnette.prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
@@ -51,7 +53,8 @@ def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with terminal.show_progress("drawing", num_images) as advance:
         for path, scene in scenes.items():
-            draw_scene(scene).save(path)
+            with path.open("xb") as file:
+                draw_scene(scene).save(file, "PNG")
             advance(1)
     with atomic_write(folder / "captions.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)

@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.atomic import atomic_write, write_json
+from lorgnette.io.atomic import atomic_write, open_no_follow, write_json
 from lorgnette.io.parse import parse_json, read_config
 
 DATA_FILE, IMAGE_FOLDER = "data.jsonl", "images"
@@ -131,7 +131,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _append_line(path: Path, value: Any) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=open_no_follow) as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
     except OSError as error:
         message = f"cannot write: {error.strerror or error}"

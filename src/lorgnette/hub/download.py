@@ -18,6 +18,7 @@ from pathlib import Path
 from lorgnette.errors import LorgnetteError, SourceError
 from lorgnette.hub.file_signature import check_file
 from lorgnette.hub.http import RESUME_HINT, HttpClient, TransientError, explain_disk_error, redact_url
+from lorgnette.io.atomic import open_no_follow
 
 OnProgress = Callable[[int, int], None]
 """Called with (number of new files, number of new bytes)."""
@@ -200,8 +201,9 @@ def _download_rest(client: HttpClient, task: DownloadTask, on_bytes: Callable[[i
                 raise SourceError(message, where=where, hint="try again later, or another source")
             # A value for If-Range: a strong ETag or a date; "" if the server names its version by neither.
             version = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-            task.tag_path.write_text(version if is_identity else "", encoding="utf-8")
-            with task.part_path.open("ab" if start else "wb") as file:
+            with open(task.tag_path, "w", encoding="utf-8", opener=open_no_follow) as tag_file:
+                tag_file.write(version if is_identity else "")
+            with open(task.part_path, "ab" if start else "wb", opener=open_no_follow) as file:
                 for chunk in client.iter_chunks(response):
                     file.write(chunk)
                     on_bytes(len(chunk))
