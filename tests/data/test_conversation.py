@@ -23,11 +23,24 @@ def test_neighboring_texts_are_joined_and_empty_ones_dropped() -> None:
     [
         build_turns(("user", "a"), ("assistant", "b")),
         build_turns(("user", CAT), ("assistant", "b")),
+        build_turns(("system", "<image>"), ("user", "a < image >"), ("assistant", "<image> is a word")),
+        [
+            Turn("user", ("a",)),
+            Turn("assistant", ("b",), has_loss=False),
+            *build_turns(("user", "c"), ("assistant", "d")),
+        ],
         build_turns(("system", ""), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")),
     ],
 )
 def test_a_valid_conversation_passes(turns: list[Turn]) -> None:
     check_conversation(turns)
+
+
+def test_a_prediction_needs_no_answer() -> None:
+    for turns in (build_turns(("user", "a")), build_turns(("user", "a"), ("assistant", "b"), ("user", "c"))):
+        check_conversation(turns, needs_answer=False)
+    with pytest.raises(LorgnetteError, match="no turns"):
+        check_conversation([], needs_answer=False)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +58,13 @@ def test_a_valid_conversation_passes(turns: list[Turn]) -> None:
         (build_turns(("user", " "), ("assistant", "b")), "the user's turn in turn 1 is empty"),
         (build_turns(("user", "a"), ("assistant", CAT)), "turn 2 (assistant) has an image"),
         (build_turns(("system", CAT), ("user", "a"), ("assistant", "b")), "turn 1 (system) has an image"),
+        (
+            build_turns(("user", "see <image>"), ("assistant", "b")),
+            "turn 1 contains <image>, which stands for no image",
+        ),
+        (build_turns(("user", "<ImageHere>a"), ("assistant", "b")), "turn 1 contains <ImageHere>"),
+        ([Turn("user", (CAT, "<|image_pad|>")), Turn("assistant", ("b",))], "turn 1 contains <|image_pad|>"),
+        ([Turn("user", ("a",)), Turn("assistant", ("b",), has_loss=False)], "marks every answer as not to be learned"),
     ],
 )
 def test_an_invalid_conversation_is_refused(turns: list[Turn], message: str) -> None:

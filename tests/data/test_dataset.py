@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorgnette.data.checks.data_report import load_usable
 from lorgnette.data.dataset import is_dataset, read, read_images
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
@@ -190,6 +191,22 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         read_images(tmp_path)
     with pytest.raises(LorgnetteError, match="does not exist"):
         read_images(tmp_path / "gone")
+
+
+def test_only_predictions_take_rows_without_an_answer(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    """bugs/predict-unanswered"""
+    make_image("a.png")
+    (tmp_path / "images.csv").write_text("image_path\na.png\n")
+    [example] = load_usable(read(tmp_path / "images.csv"), on_bad_row="error", needs_answer=False).examples
+    assert (example.reference, example.turns[0].text) == ("", "COCO Yes:")
+    with pytest.raises(LorgnetteError, match="no assistant turn answers the last user turn"):
+        load_usable(read(tmp_path / "images.csv"), on_bad_row="error")
+
+
+def test_blanks_around_captions_can_be_kept(make_csv: Callable[..., Path]) -> None:
+    path = make_csv([("a.jpg", " a cat ")])
+    rows = [row for trim in (True, False) for row in read(path, trim=trim) if isinstance(row, Example)]
+    assert [(row.reference, row.is_trimmed) for row in rows] == [("a cat", True), (" a cat ", False)]
 
 
 def test_real_inputs(shared: Path) -> None:

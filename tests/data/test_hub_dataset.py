@@ -803,3 +803,34 @@ def test_images_in_a_zip_of_the_repository(hub: Any, tmp_path: Path, jpeg: Any, 
     parts = [part for _, role, parts in describe(dataset.path) if role == "user" for part in parts if len(part) > 99]
     assert parts == [jpeg(0), jpeg(9), jpeg(1), jpeg(9)]
     assert len(hub.requests("images.zip")) == 1
+
+
+def test_questions_marks_and_blanks_survive_the_download(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    """data.jsonl keeps what the rows say; captions lose the blanks around them when they are read."""
+    turns = [("user", "q"), ("assistant", "no"), ("user", " r "), ("assistant", "a ")]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["loss"] = False
+    records: list[dict[str, Any]] = [
+        {"image": "a.jpg", "question": "what?", "answer": "red", "license": "CC0"},
+        {"image": "a.jpg", "answer": " red ", "system": "Be brief."},
+        {"messages": messages},
+        {"image": "a.jpg", "answer": "red", "kto_tag": False},
+    ]
+    files = {"train.jsonl": "\n".join(map(json.dumps, records)).encode(), "a.jpg": jpeg(1)}
+    hub.repo("hf", "datasets", "me/set", files)
+    result = get(tmp_path / "d", "hf:me/set")
+    assert [row.message for row in result.missing] == ["the row is marked as not to be learned (kto_tag)"]
+    assert result.unread_keys == {"license": 1}
+    asked, brief, marked = (row for row in read(tmp_path / "d" / "data.jsonl", prompt="p") if isinstance(row, Example))
+    assert [turn.text for turn in asked.turns] == ["what?", "red"]
+    assert [turn.text for turn in brief.turns] == ["Be brief.", "p", "red"]
+    assert brief.is_trimmed
+    assert [(turn.text, turn.has_loss) for turn in marked.turns] == [
+        ("q", True),
+        ("no", False),
+        (" r ", True),
+        ("a ", True),
+    ]
+    [_, raw, _] = read(tmp_path / "d" / "data.jsonl", trim=False)
+    assert isinstance(raw, Example)
+    assert raw.reference == " red "

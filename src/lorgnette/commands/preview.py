@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.config import Settings
+from lorgnette.data.conversation import check_conversation
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.paths import check_writable
 from lorgnette.processing.processor import Processor
@@ -63,6 +64,7 @@ def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
         return PreviewRow(row.place, f"{row.message}; {row.hint}")
     images = []
     try:
+        check_conversation(row.turns)
         encoded = processor.encode(row)
         for grid in encoded.grids:
             image = data.load_image(grid.image.path)
