@@ -139,10 +139,10 @@ def check_with_peft(
             turn = Turn("user", (Image(adapter / IMAGE_FILE), sample.prompt))
             messages = _build_messages(Example("reference sample", (turn,), adapter, 1), folder)
             request["sample"] = sample.model_dump(include={"prompt_ids", "answer_ids"}) | {"messages": messages}
-        return _run_worker(request, folder)
+        return _run_worker(request, folder, adapter)
 
 
-def _run_worker(request: dict[str, Any], folder: Path) -> PeftResult:
+def _run_worker(request: dict[str, Any], folder: Path, adapter: Path) -> PeftResult:
     request_file, result_file = folder / "request.json", folder / "result.json"
     request_file.write_text(json.dumps(request), encoding="utf-8")
     # -P: do not search the script's folder for modules.
@@ -156,7 +156,7 @@ def _run_worker(request: dict[str, Any], folder: Path) -> PeftResult:
         if process.returncode == -9 or "out of memory" in errors or "can't allocate memory" in errors:
             reason, hint = "out of memory", "free memory, or use --device cpu"
         message = f"the transformers + PEFT process failed: {reason}"
-        raise LorgnetteError(message, where=request["adapter"], hint=hint)
+        raise LorgnetteError(message, where=str(adapter), hint=hint)
     return PeftResult.model_validate_json(result_file.read_text(encoding="utf-8"))
 
 
