@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lorgnette.config import LoraSettings
@@ -229,6 +230,19 @@ def test_a_saved_adapter_loads_unchanged(
     trainable = load_adapter(loaded(), saved, is_trainable=True)
     assert list_trainable(trainable) == set(expected)
     assert json.loads((saved / CONFIG_FILE).read_text())["base_model_name_or_path"] == contract.model
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's
+def test_dora_and_saved_modules_run_in_bfloat16(loaded: Callable[[], Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
+    torch.manual_seed(0)
+    get_peft_model(loaded(), LoraConfig(r=4, use_dora=True, init_lora_weights=False, **options)).save_pretrained(tmp_path)
+    logits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = load_adapter(loaded().to(dtype), tmp_path)
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.arange(40)[None]).logits.float())
+    torch.testing.assert_close(logits[1], logits[0], atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])

@@ -13,7 +13,7 @@ from lorgnette.inference.loading import ModelSpec, resolve_adapter
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
 from lorgnette.lora.inspect import AdapterReport, inspect_adapter
 from lorgnette.lora.merge import explain_merge_error, find_merge_obstacle
-from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.lora.peft_files import SavedAdapter, list_modules
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
 from lorgnette.report.console import Terminal
 from lorgnette.verification import checks
@@ -75,7 +75,7 @@ def judge_adapter(model: str | None, adapter: Path, terminal: Terminal) -> Judge
         if find_unsupported_feature(config) is None:
             saved.check_fits(*parse_configs(config))
         else:
-            saved.check_patterns(spec.checkpoint.list_weights())
+            saved.check_patterns(list_modules(spec.checkpoint.list_weights()))
     except LorgnetteError as error:
         return Judgement(adapter, [*results, CheckResult("loading", False, error.message, error.hint)])
     if saved.has_old_names:
