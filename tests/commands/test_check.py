@@ -1,5 +1,6 @@
 """`check` finds every planted fault at its row, and nothing else."""
 
+import html
 import io
 import json
 import shutil
@@ -379,3 +380,73 @@ def test_training_refuses_what_check_calls_blocking(chosen: Callable[..., config
         except LorgnetteError:
             is_refused = True
         assert is_refused == is_blocking, fault
+
+
+def test_a_narrow_image_stops_only_data_whose_images_keep_their_shape(
+    chosen: Callable[..., config.Settings], tmp_path: Path
+) -> None:
+    """Also if only the held-out prompts are answered at native size, which is after the training."""
+    from lorgnette.report.console import Terminal
+    from lorgnette.training.data_module import TrainingData
+
+    Planted(tmp_path, ["narrow"], ["nothing"])
+    for overrides in (["image_size=null"], ["image_size=56", "predict.image_size=native"]):
+        settings = chosen(f"data={tmp_path / 'train.jsonl'}", "data.holdout=1", "max_length=900", *overrides)
+        report = check(tmp_path / "train.jsonl", settings=settings, console=Console(file=io.StringIO()))
+        [problem] = [finding.problem for finding in report.findings if finding.is_blocking]
+        assert "too narrow" in problem.fact
+        with pytest.raises(LorgnetteError, match="too narrow"):
+            TrainingData.load(settings, Terminal(Console(file=io.StringIO())))
+
+
+def test_check_and_training_name_what_many_rows_have_in_common(
+    chosen: Callable[..., config.Settings], tmp_path: Path, said: io.StringIO, console: Console
+) -> None:
+    """Keys that are not read, blanks around answers, answers that are nearly all the same."""
+    from lorgnette.report.console import Terminal
+    from lorgnette.training.data_module import TrainingData
+
+    paint_image(1).save(tmp_path / "a.png")
+    path = tmp_path / "a.jsonl"
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "yes "}]
+    row = {"messages": turns, "images": ["a.png"], "license": "CC0"}
+    path.write_text("".join(json.dumps({**row, "id": number}) + "\n" for number in range(12)))
+    settings = chosen(f"data={path}", "data.holdout=0")
+    TrainingData.load(settings, Terminal(console))
+    warnings = [line for line in said.getvalue().splitlines() if line]
+    assert f"{path}, row 1: key 'license' is not read (12 rows);" in warnings[0]
+    assert "begins or ends with blanks" in warnings[1]
+    assert warnings[2].startswith("12 of 12 answers are the same text ('yes ')")
+    said.truncate(said.seek(0))
+    report = check(path, settings=settings, out=tmp_path / "x.html", console=console)
+    assert not report.is_blocking
+    assert "No problems" not in report.summary
+    for place in (said.getvalue(), html.unescape((tmp_path / "x.html").read_text())):
+        assert "key 'license' is not read (12 rows)" in place
+        assert "are the same text ('yes ')" in place
+    assert all(line in said.getvalue() for line in warnings)
+
+
+BUGS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "bare-base64": (["data.jsonl"], {}),
+    "windows-paths": (["data.jsonl"], {"images_from": "p"}),
+    "two-files": (["a.csv", "b.csv"], {}),
+    "same-name-images-from": (["data.jsonl"], {"images_from": "flat"}),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_reported_data(name: str, shared: Callable[[str], Path], tmp_path: Path, console: Console) -> None:
+    """bugs/NAME"""
+    folder = shutil.copytree(shared("bugs") / name, tmp_path / name)
+    sources, options = BUGS[name]
+    options = {key: str(folder / value) for key, value in options.items()}
+    source = ",".join(str(folder / source) for source in sources)
+    report = check(source, settings=load("model=demo", "data.holdout=1"), console=console, **options)
+    rows = report.data_report
+    if name == "same-name-images-from":
+        assert (rows.num_rows, rows.num_usable) == (6, 0)
+        assert {problem.fact for problem in rows.problems} == {"two images are one file, found by its name alone"}
+        return
+    assert rows.num_usable == rows.num_rows == rows.num_images == (3 if name == "bare-base64" else 6)
+    assert not report.is_blocking
