@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
+from lorgnette.engine.unrounded_linear import add_before_rounding
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, explain_load_error
@@ -148,7 +149,9 @@ def add_adapter(model: "PreTrainedModel", family: Family, lora: LoraSettings, se
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        peft_model = get_peft_model(model, config)
+    add_before_rounding(peft_model)
+    return peft_model
 
 
 def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool = False) -> "PeftModel":
@@ -175,6 +178,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool =
         whole = {name for name, p in peft_model.named_parameters(remove_duplicate=False) if id(p) in embeddings}
         check_names(saved.state.keys(), expected | (whole & saved.state.keys()), folder)
         set_peft_model_state_dict(peft_model, saved.state)
+        add_before_rounding(peft_model)
     except (LorgnetteError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # PEFT raises nearly anything for values that do not fit the model
