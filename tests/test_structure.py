@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "lorgnette"
 TESTED_ELSEWHERE = {
     "__main__.py": "test_cli.py",
     "engine/base.py": "engine/test_fast.py",
+    "inference/hf_generate.py": "inference/test_decode.py",
     "kernels/triton_import.py": "kernels/test_attention.py",
 }
 """Module → the test file that covers it, if that is not the one at the same place with the same name."""

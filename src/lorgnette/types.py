@@ -270,4 +270,4 @@ class PredictionRow:
 
 def mark_cut(text: str, *, is_cut: bool) -> str:
     """An answer as people see it: one that reached the maximum length ends with an ellipsis."""
-    return f"{text}…" if is_cut else text
+    return f"{text} …" if is_cut else text

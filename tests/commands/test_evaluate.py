@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from rich.console import Console
 
 from lorgnette.commands.evaluate import PREDICTIONS_FILE, SCORES_FILE, evaluate, load_eval_prompts
+from lorgnette.commands.predict import predict
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import write_json
 from lorgnette.metrics.registry import CAPTION_METRICS
 from lorgnette.report.manifest import build_manifest, hash_image
 from lorgnette.report.predictions import read_predictions, write_predictions
 from lorgnette.types import Prediction
+from lorgnette.verification.judgement import judge_adapter
 
 
 def test_predictions_and_scores_are_written(captions: Path, tiny: Path, tmp_path: Path, capsys) -> None:
@@ -78,6 +81,23 @@ def test_relative_images_in_an_answers_file(shared, monkeypatch: pytest.MonkeyPa
         monkeypatch.chdir(current)
         report = evaluate(f"{prefix}answers.jsonl", f"{prefix}data.jsonl", metrics="exact-match")
         assert report.scores[0][0].value == 1.0
+
+
+def test_an_adapter_is_judged_as_by_predict(
+    saved: Path, tiny: Path, captions: Path, tmp_path: Path, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken one is refused in the same words, before weights are read; verify and merge use the same judgement."""
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
+    adapter = Path(shutil.copytree(saved, tmp_path / "broken"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": config["r"] + 1}))
+    with pytest.raises(LorgnetteError) as by_evaluate:
+        evaluate(adapter, captions, model=str(tiny))
+    with pytest.raises(LorgnetteError) as by_predict:
+        predict(captions, adapter=adapter, model=str(tiny))
+    assert str(by_evaluate.value) == str(by_predict.value)
+    failures = judge_adapter(str(tiny), adapter, terminal).failures
+    assert by_predict.value.message == "; ".join(failure.message for failure in failures)
 
 
 def test_a_single_example_has_a_note_instead_of_cider(captions: Path, tiny: Path, capsys) -> None:

@@ -29,7 +29,7 @@ def test_a_single_answer_is_printed_as_json() -> None:
 
 def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:
     row = PredictionRow("a", (), "", (), base="one", tuned="two", base_is_cut=True)
-    assert predict_module._format_row(row, both=True) == "a\n  before: one…\n  after:  two"
+    assert predict_module._format_row(row, both=True) == "a\n  before: one …\n  after:  two"
     said = io.StringIO()
     console = Console(file=said, width=200)
     rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1}, image_size="56", console=console)

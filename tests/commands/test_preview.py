@@ -9,12 +9,15 @@ import pytest
 from rich.console import Console
 
 from lorgnette import config, data
+from lorgnette.commands.check import check
 from lorgnette.commands.preview import preview
 from lorgnette.config import ProcessorSettings, Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.processing.processor import Processor
+from lorgnette.report.console import Terminal
 from lorgnette.report.draw_boxes import Box
 from lorgnette.resolve import BUILT_IN_MODEL
+from lorgnette.training.data_module import TrainingData
 from lorgnette.types import IGNORE_INDEX, Example
 
 
@@ -52,6 +55,33 @@ def test_unusable_row_is_shown_with_the_reason(captions: Path, tmp_path: Path, o
     assert [bool(row.problem) for row in rows] == [True, True, False]
     assert "empty" in rows[1].problem
     assert rows[0].problem.partition(" · ")[0] in (tmp_path / "page.html").read_text()
+
+
+def test_an_answer_that_is_not_learned_stands_outside_the_brackets(captions: Path) -> None:
+    """bugs/loss-false"""
+    turns = [("user", "<image>which colour?"), ("assistant", "MASKED guess"), ("user", "again"), ("assistant", "red")]
+    messages = [{"role": role, "content": text, "loss": text != "MASKED guess"} for role, text in turns]
+    for message in messages[::2]:
+        del message["loss"]
+    path = captions.with_name("marked.jsonl")
+    path.write_text(json.dumps({"messages": messages, "images": ["red.png"]}))
+    printed = io.StringIO()
+    preview(load(path), output=Console(file=printed))
+    assert "\nMASKED guess<|im_end|>" in printed.getvalue()
+    assert "⟦red<|im_end|>⟧" in printed.getvalue()
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_blanks_around_a_caption_are_learned_only_if_the_settings_say_so(captions: Path, trim: bool) -> None:
+    captions.write_text("image_path,caption\nred.png,red \n")
+    settings, printed, said = load(captions, f"data.trim={trim}", "data.holdout=0"), io.StringIO(), io.StringIO()
+    preview(settings, output=Console(file=printed))
+    assert ("⟦red<|im_end|>⟧" in printed.getvalue()) == trim
+    report = check(captions, settings=settings, console=Console(file=said))
+    assert report.data_report.answer_lengths
+    assert report.data_report.answer_lengths.longest == (3 if trim else 4)
+    [encoded] = TrainingData.load(settings, Terminal(Console(file=said))).examples
+    assert encoded.example.reference == ("red" if trim else "red ")
 
 
 def test_boxes_are_drawn_if_there_is_one_image(captions: Path, output: Console) -> None:

@@ -1,28 +1,33 @@
-"""Answers come in order, and do not depend on the batch. (They equal transformers': parity/test_decode.py.)"""
+"""Answers of both engines come in order, and do not depend on the batch. (They equal transformers': parity/.)"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lorgnette.config import TARGET_MODULES, ProcessorSettings
+from lorgnette.config import TARGET_MODULES, LoraSettings, ProcessorSettings
 from lorgnette.engine.loading import build_features, load_decoder
+from lorgnette.engine.peft_engine import add_adapter, get_adapter_state, load_base_model
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference.decode import CHECK_INTERVAL, generate_answers, generate_tokens
+from lorgnette.inference import decode, hf_generate
+from lorgnette.inference.decode import CHECK_INTERVAL, generate_tokens
 from lorgnette.inference.generator import Generator
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, Image, Prediction, Turn
 
 SAMPLING = SamplingParams(max_new_tokens=6, batch_size=2)
 CPU = torch.device("cpu")
 Answer = Callable[..., list[Prediction]]
+Generate = Callable[..., Iterator[Prediction]]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def processor(tiny: Path) -> Processor:
 
 @pytest.fixture(scope="module")
 def generator(tiny: Path, processor: Processor) -> Generator:
-    """A model whose adapter changes its answers."""
+    """A model of the fast engine, whose adapter changes its answers."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
     shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 4.0)
     adapter = FlatLoraParams(shape, CPU)
@@ -44,11 +49,30 @@ def generator(tiny: Path, processor: Processor) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def answer(generator: Generator, processor: Processor) -> Answer:
-    def generate(examples: list[Example], sampling: SamplingParams = SAMPLING, **options: Any) -> list[Prediction]:
-        return list(generate_answers(generator, processor, examples, sampling, **{"adapter": "tuned", **options}))
+def peft_model(tiny: Path) -> Any:
+    """A model of the reference engine, whose adapter changes its answers."""
+    base = load_base_model(BaseCheckpoint.from_folder(tiny), CPU, torch.float32)
+    tuned = add_adapter(base, FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=16), seed=0)
+    torch.manual_seed(2)
+    for parameter in get_adapter_state(tuned).values():
+        parameter.data.normal_(0, 0.2)
+    return tuned
 
-    return generate
+
+@pytest.fixture(scope="module", params=["fast", "reference"])
+def generate(request: pytest.FixtureRequest, processor: Processor) -> Generate:
+    """`generate_answers` of an engine, with its model and processor."""
+    if request.param == "fast":
+        return partial(decode.generate_answers, request.getfixturevalue("generator"), processor)
+    return partial(hf_generate.generate_answers, request.getfixturevalue("peft_model"), processor)
+
+
+@pytest.fixture(scope="module")
+def answer(generate: Generate) -> Answer:
+    def list_answers(examples: list[Example], sampling: SamplingParams = SAMPLING, **options: Any) -> list[Prediction]:
+        return list(generate(examples, sampling, **{"adapter": "tuned", **options}))
+
+    return list_answers
 
 
 def texts(predictions: list[Prediction]) -> list[str]:
@@ -61,6 +85,13 @@ def test_answers_keep_order_and_do_not_depend_on_the_batch(answer: Answer, conve
     assert len(set(texts(alone))) > 2
     for size in (2, 32):
         assert texts(answer(conversations, replace(SAMPLING, batch_size=size))) == texts(alone)
+
+
+def test_the_example_s_own_answer_is_not_read(answer: Answer, conversations: list[Example]) -> None:
+    first = conversations[0]
+    other = replace(first, turns=(first.turns[0], Turn("assistant", ("something else",))))
+    prompt = first.without_answer()
+    assert len(set(texts(answer([first, other, prompt])))) == 1
 
 
 def test_progress_is_reported_per_batch(answer: Answer, conversations: list[Example]) -> None:
@@ -78,25 +109,64 @@ def test_the_adapter_is_disabled_only_for_the_base_model(answer: Answer, convers
 
 
 def test_two_iterators_of_answers_are_independent(
-    answer: Answer, generator: Generator, processor: Processor, conversations: list[Example]
+    answer: Answer, generate: Generate, conversations: list[Example]
 ) -> None:
     """Reading one with the adapter and one without in turn changes neither."""
     single = replace(SAMPLING, batch_size=1)
-    both = [generate_answers(generator, processor, conversations[:3], single, adapter=name) for name in (None, "tuned")]
+    both = [generate(conversations[:3], single, adapter=name) for name in (None, "tuned")]
     pairs = list(zip(*both, strict=True))
     assert texts([base for base, _ in pairs]) == texts(answer(conversations[:3], single, adapter=None))
     assert texts([tuned for _, tuned in pairs]) == texts(answer(conversations[:3], single))
 
 
-def test_sampled_answers_depend_on_seed_and_example_only(answer: Answer, conversations: list[Example]) -> None:
+def test_only_sampling_depends_on_the_seed(answer: Answer, conversations: list[Example]) -> None:
     def sample(**sampling: Any) -> list[str]:
-        return texts(answer(conversations[:3], replace(SAMPLING, **sampling)))
+        return texts(answer(conversations[:2], replace(SAMPLING, **sampling)))
 
     assert sample(seed=1) == sample(seed=2)
-    sampled = sample(seed=1, temperature=2.0)
-    assert sampled == sample(seed=1, temperature=2.0, batch_size=3) != sample(seed=2, temperature=2.0)
+    assert sample(seed=1, temperature=2.0) == sample(seed=1, temperature=2.0) != sample(seed=2, temperature=2.0)
     assert sample(seed=3, temperature=2.0, top_p=1e-6) == sample()
-    assert len(set(texts(answer([conversations[0]] * 3, replace(SAMPLING, temperature=2.0))))) > 1
+
+
+def test_an_answer_without_an_end_token_is_said_to_be_cut(answer: Answer, conversations: list[Example]) -> None:
+    assert not any(p.is_complete for p in answer(conversations[:1], replace(SAMPLING, max_new_tokens=1)))
+
+
+def test_an_unreadable_image_is_an_error_with_its_name(answer: Answer, image_files: list[Path], tmp_path: Path) -> None:
+    gone, cut = tmp_path / "gone.png", tmp_path / "cut.png"
+    cut.write_bytes(image_files[0].read_bytes()[:2000])  # the header is complete
+    for path in (gone, cut):
+        with pytest.raises(LorgnetteError, match=path.name):
+            answer([Example("x", (Turn("user", (Image(path), "what?")),), Path("x.csv"), 1)])
+
+
+def test_sampled_answers_of_the_fast_engine_depend_on_seed_and_example_only(
+    generator: Generator, processor: Processor, conversations: list[Example]
+) -> None:
+    def sample(examples: list[Example], **sampling: Any) -> list[str]:
+        params = replace(SAMPLING, temperature=2.0, **sampling)
+        return texts(list(decode.generate_answers(generator, processor, examples, params, adapter="tuned")))
+
+    assert sample(conversations[:3]) == sample(conversations[:3], batch_size=3)
+    assert len(set(sample([conversations[0]] * 3))) > 1
+
+
+def test_answers_of_the_reference_engine_end_at_either_end_token(
+    peft_model: Any, processor: Processor, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = processor.tokenizer.encode("a red car")
+    control = processor.tokenizer.control_tokens
+
+    def generate(*, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        ends = [control["<|im_end|>"], control["<|endoftext|>"], control["<|vision_start|>"]]
+        rows = [[*ids, end, *ids] for end in ends]
+        return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+    monkeypatch.setattr(peft_model, "generate", generate)
+    three = replace(SAMPLING, batch_size=3)
+    answers = list(hf_generate.generate_answers(peft_model, processor, [conversations[2]] * 3, three, adapter="tuned"))
+    assert texts(answers) == ["a red car", "a red car", "a red cara red car"]
+    assert [p.is_complete for p in answers] == [True, True, False]
 
 
 def test_decoding_stops_when_a_check_finds_all_answers_ended(
@@ -115,11 +185,3 @@ def test_decoding_stops_when_a_check_finds_all_answers_ended(
     assert rows[3, :10].tolist() == [*range(100, 109), 7]
     assert (rows[3, 9:] == 7).all()
     assert (rows[0] == 7).all()
-
-
-def test_an_unreadable_image_is_an_error_with_its_name(answer: Answer, image_files: list[Path], tmp_path: Path) -> None:
-    gone, cut = tmp_path / "gone.png", tmp_path / "cut.png"
-    cut.write_bytes(image_files[0].read_bytes()[:2000])  # the header is complete
-    for path in (gone, cut):
-        with pytest.raises(LorgnetteError, match=path.name):
-            answer([Example("x", (Turn("user", (Image(path), "what?")),), Path("x.csv"), 1)])

@@ -92,7 +92,7 @@ def test_caption_has_all_answers() -> None:
     assert ROWS[0].caption == "after: 猫\nreference: 一只猫\n两行\nreference: 猫\nbefore: a cat"
     assert ROWS[1].caption == ""
     cut = replace(ROWS[0], references=(), base_is_cut=True, tuned_is_cut=True)
-    assert cut.caption == "after: 猫…\nbefore: a cat…"
+    assert cut.caption == "after: 猫 …\nbefore: a cat …"
 
 
 def test_unreadable_images_are_skipped(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_history_has_one_token_limit_and_marks_cut_answers() -> None:
         {"kind": "train", "step": 30}, make_record(30, "a do", "b", cut=(True, False)), {"kind": "event", "text": "x"},
     ]  # fmt: skip
     first, second = samples_over_time(records, ROWS)
-    assert first.answers == ((0, "the…"), (10, "a cat"), (30, "a do…"))
+    assert first.answers == ((0, "the …"), (10, "a cat"), (30, "a do …"))
     assert second.row is ROWS[1]
     assert samples_over_time([{"kind": "train", "step": 30}], ROWS) == []
 
@@ -146,4 +146,4 @@ def test_samples_of_the_last_step_are_cut_like_those_before(
     page = run.run_dir.report.read_text(encoding="utf-8")
     assert "Those that end with … are cut at 1 tokens" in page
     assert "of 2 held-out images, answers cut at 1 tokens" in page
-    assert records[-1]["answers"][0] + "…</p>" in page
+    assert records[-1]["answers"][0] + " …</p>" in page

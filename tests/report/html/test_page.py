@@ -117,9 +117,9 @@ def test_cut_answers_and_trained_images_are_marked(tmp_path: Path) -> None:
     ]
     write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows, trained_on=[False, True]))
     first, second = (tmp_path / "p.html").read_text(encoding="utf-8").split("<article")[1:]
-    assert ">before…<" in first
+    assert ">before …<" in first
     assert ">after<" in first
-    assert ">after…<" in second
+    assert ">after …<" in second
     assert ["trained on" in card for card in (first, second)] == [False, True]
 
 
