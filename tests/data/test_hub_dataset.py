@@ -834,3 +834,17 @@ def test_questions_marks_and_blanks_survive_the_download(hub: Any, tmp_path: Pat
     [_, raw, _] = read(tmp_path / "d" / "data.jsonl", trim=False)
     assert isinstance(raw, Example)
     assert raw.reference == " red "
+
+
+def test_two_images_that_are_one_file_of_the_repository_break_both_rows(hub: Any, tmp_path: Path, jpeg: Any) -> None:
+    """The repository has one 0.jpg, in another folder than both. The first row was read by an earlier run."""
+    records = [{"image": path, "caption": path} for path in ("A/0.jpg", "c.jpg", "B/0.jpg")]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    hub.repo("hf", "datasets", "me/set", {"train.jsonl": lines, "flat/0.jpg": jpeg(1), "c.jpg": jpeg(2)})
+    assert get(tmp_path / "d", "hf:me/set", max_rows=1).num_rows == 1
+    dataset = get(tmp_path / "d", "hf:me/set")
+    assert [caption for _, caption in table(tmp_path / "d")] == ["c.jpg"]
+    assert {row.message for row in dataset.missing} == {
+        "another image has the same file in the data set, found by its name alone"
+    }
+    assert [row.where for row in dataset.missing] == ["train.jsonl, row 1", "train.jsonl, row 3"]

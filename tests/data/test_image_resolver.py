@@ -187,6 +187,13 @@ def test_images_from_must_be_a_folder_or_a_zip(tmp_path: Path, content: bytes | 
         ImageResolver(tmp_path / "a.json", images_from=tmp_path / "a.zip")
 
 
+def test_a_wrong_images_from_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UsageError) as caught:
+        ImageResolver(tmp_path / "a.json", images_from=tmp_path / "Image")
+    assert caught.value.hint == f"did you mean {tmp_path / 'images'}?"
+
+
 def write_zip(path: Path, **members: bytes) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members.items():

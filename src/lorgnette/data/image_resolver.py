@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_format
-from lorgnette.io.paths import get_base_name
+from lorgnette.io.paths import get_base_name, suggest_path
 from lorgnette.types import Image
 
 MAX_IMAGE_BYTES = 256 * 1024**2
@@ -229,7 +229,8 @@ class ImageZip:
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            raise UsageError("does not exist", where=f"images_from {path}", hint="name a folder or a zip of images")
+            hint = suggest_path(path, "name a folder or a zip of images")
+            raise UsageError("does not exist", where=f"images_from {path}", hint=hint)
         try:
             self._file = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:

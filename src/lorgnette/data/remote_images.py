@@ -25,7 +25,7 @@ from lorgnette.hub.http import HttpClient, redact_url
 from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.image_signature import IMAGE_SUFFIXES
-from lorgnette.io.paths import get_base_name
+from lorgnette.io.paths import get_base_name, suggest_path
 
 _SUBFOLDERS = ("", "train2014", "val2014", "train2017", "val2017", "images", "pictures")
 _COCO_NAME = re.compile(r"(\d{12})(?=\.\w+$)")
@@ -192,7 +192,8 @@ class ImageFallback:
         self._folder = Path(images_from).expanduser()
         if not self._url and not self._folder.exists():
             where = f"images_from {images_from}"
-            raise UsageError("no such folder or zip", where=where, hint="name a folder, zip or URL")
+            hint = suggest_path(self._folder, "name a folder, zip or URL")
+            raise UsageError("no such folder or zip", where=where, hint=hint)
         self._zip = None if self._url or self._folder.is_dir() else ImageZip(self._folder)
 
     def provide(self, images: Mapping[Path, Sequence[str]], on_progress: OnProgress) -> Iterator[Path]:

@@ -11,9 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import NamedTuple, cast
 
 from lorgnette.data.checks import near_duplicates
 from lorgnette.data.checks.name_matches import NameMatches
@@ -146,7 +144,7 @@ def _decode_signature(path: Path, upper_fraction: float = 1.0) -> ImageInfo:
         return ImageInfo(size, None)
     # Only the upper part is the image's own; if nothing is to be seen there, the rest decides.
     own = preview if is_whole else preview.crop((0, 0, preview.width, int(upper_fraction * preview.height)))
-    contrast = int(np.ptp(np.asarray(own), axis=(0, 1)).max())
+    contrast = max(high - low for low, high in cast("tuple[tuple[int, int], ...]", own.getextrema()))
     if not is_whole and contrast < MIN_CONTRAST:
         return _decode_signature(path)
     is_plain = contrast == 0 and not is_deep(path)  # an image of one color is meant to be one
