@@ -39,7 +39,8 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, said: io.String
     run.train([tracker])
     assert tracker.calls == [
         ("start", 1), (0, "eval/loss"), (0, "eval/ROUGE-L"), (0, 2),
-        (1, "train/epoch"), (2, "train/epoch"), (2, "eval/loss"), (2, 2), "finish",
+        (1, "train/epoch"), (2, "train/epoch"), (2, "eval/loss"), (2, "eval/ROUGE-L"), (2, 2),
+        "finish",
     ]  # fmt: skip
     records = run_log.read_log(run.run_dir.log)
     stages = [record["name"] for record in records if record["kind"] == "stage"]

@@ -161,8 +161,8 @@ class FeatureDiskCache:
             file.truncate(first * self._row_bytes)
             entries = []
             for num_left, (key, rows) in zip(reversed(range(len(features))), features.items(), strict=True):
-                content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy()
-                file.write(content)  # type: ignore[arg-type]
+                content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy().data
+                file.write(content)
                 fields = (key, first, len(rows), zlib.crc32(content), num_left)
                 entries.append(_ENTRY.pack(*fields, zlib.crc32(_ENTRY.pack(*fields, 0))))
                 first += len(rows)
