@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 
-.PHONY: setup demo test test-fast test-kills check fix bench docs clean
+.PHONY: setup demo test test-fast test-kills test-fuzz check fix bench docs clean
 
 demo: .venv/.run
 	$(BIN)/lorgnette demo
@@ -25,6 +25,10 @@ test-fast: .venv/.dev
 test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
 	  status=$$?; rm -rf $$folder; exit $$status
+
+# 800 damaged or hostile files: data, models, adapters. `make test` has a sample of them.
+test-fuzz: .venv/.dev
+	LORGNETTE_FUZZ=all $(TEST) tests/fuzz
 
 check: .venv/.dev
 	$(BIN)/ruff check .

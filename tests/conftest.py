@@ -66,6 +66,7 @@ SLOW = [
     "tests/e2e/test_resume.py",
     "tests/kills/",
     "tests/parity/",
+    "tests/fuzz/",
     "tests/commands/test_verify.py",
     "tests/e2e/",
     "tests/verification/test_peft_check.py",

@@ -12,8 +12,8 @@ from lorgnette import config
 from lorgnette.config import LoraSettings, ProcessorSettings, Settings, TrainSettings
 from lorgnette.errors import UsageError
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-COUNT = st.integers(1, 10**9)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+COUNT, SIDE = st.integers(1, 10**9), st.integers(1, 2**14)
 SHARE = st.floats(0, 1e9, allow_subnormal=False)
 PATHS = st.none() | TEXT.map(Path)
 TREES = st.fixed_dictionaries(
@@ -22,8 +22,8 @@ TREES = st.fixed_dictionaries(
         "model": TEXT,
         "run": PATHS,
         "data": st.fixed_dictionaries({}, optional={"path": PATHS, "prompt": TEXT, "max_rows": st.none() | COUNT}),
-        "image_size": st.none() | st.tuples(COUNT, COUNT),
-        "image_tokens": st.tuples(COUNT, COUNT).map(sorted),
+        "image_size": st.none() | st.tuples(SIDE, SIDE),
+        "image_tokens": st.tuples(SIDE, SIDE).map(sorted),
         "eos_token": st.sampled_from(["template", "<|endoftext|>"]),
         "project": TEXT,
         "lora": st.fixed_dictionaries(
@@ -189,6 +189,10 @@ def test_a_word_without_equals_is_refused() -> None:
         "lora.target_modules=", "lora.target_modules=lm_head", "lora.parts=tongue", "device=tpu", "dtype=int4",
         "data.holdout=-1", "data.max_rows=0", "report_to=", "data.prompt=null", "seed=-1", "lora.use_rslora=perhaps",
         "train.lr_scheduler_type=polynomial", "engine=slow", "data.group_by_image=perhaps",
+        "train.weight_decay=inf", "train.max_grad_norm=nan", "lora.dropout=nan", "lora.rank=1000000000",
+        "image_size=1000000000", "image_tokens=4,1000000000", "train.epochs=1000000000",
+        "predict.max_new_tokens=10000000", "data.prompt=caf\udce9", "data.prompt=a\0b", "project=\udce9",
+        "predict.metrics=a,\udce9", "run=a\0b", "model=a\0b",
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_named_with_its_place(word: str) -> None:
@@ -216,6 +220,11 @@ def test_a_value_that_does_not_fit_is_named_with_its_place(word: str) -> None:
         (b"a: [1", "cannot read the recipe"),
         (b"a: \xff", "cannot read the recipe"),
         (b"!!python/object/apply:os.system ['true']", "cannot read the recipe"),
+        (b"seed: 1\nseed: 2\n", "cannot read the recipe: the key 'seed' is there twice"),
+        (b"train: {epochs: 1, epochs: 2}\n", "cannot read the recipe: the key 'epochs' is there twice"),
+        (b"a: " + b"[" * 9000, "cannot read the recipe"),
+        (b"a: 2001-99-99", "cannot read the recipe"),
+        (b"a: 1\n" * 100_000, "cannot read the recipe"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(tmp_path: Path, content: bytes, what: str) -> None:

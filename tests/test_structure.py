@@ -68,3 +68,59 @@ def test_shipped_files_have_an_origin() -> None:
     scene = draw_scene(sample_scene(random.Random(20141))).resize((112, 112), PIL.Image.Resampling.BICUBIC)
     with PIL.Image.open(SOURCE / "verification" / "sample.png") as image:
         assert image.tobytes() == scene.tobytes()
+
+
+def list_calls(path: Path) -> set[str]:
+    """The calls `a.b(…)` in a module, as "a.b"."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return {
+        f"{call.value.id}.{call.attr}"
+        for call in calls
+        if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name)
+    }
+
+
+def test_one_module_parses_what_comes_from_anybody() -> None:
+    parsers = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "tomllib.load", "pickle.load", "pickle.loads"}
+    modules = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if parsers & list_calls(path)}
+    assert modules == {"io/parse.py", "verification/peft_worker.py"}  # the worker reads what lorgnette wrote
+
+
+def test_one_module_prints() -> None:
+    """Others would print a name's control characters."""
+    printers = {"typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}
+    modules = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if printers & list_calls(path)}
+    assert modules == {"cli.py", "report/console.py"}  # cli.py: the version
+
+
+def find_unquoted_commands(source: str) -> list[str]:
+    """f-strings with a command of lorgnette and a value in it that is not quoted for a shell."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        if not re.search(r"lorgnette [a-z-]+( [^`,;:]*)?\{\}", text):
+            continue
+        start = text.index("lorgnette ")
+        values = [part.value for part in node.values if isinstance(part, ast.FormattedValue)][
+            text[:start].count("{}") :
+        ]
+        quoted = [
+            (
+                isinstance(value, ast.Call)
+                and getattr(value.func, "id", getattr(value.func, "attr", "")).startswith("quote")
+            )
+            or (isinstance(value, ast.Name) and value.id in ("quoted", "merge"))
+            for value in values
+        ]
+        if not all(quoted):
+            found.append(text)
+    return found
+
+
+def test_values_in_printed_commands_are_quoted() -> None:
+    found = [text for path in SOURCE.rglob("*.py") for text in find_unquoted_commands(path.read_text(encoding="utf-8"))]
+    assert found == []
+    assert find_unquoted_commands('f"resume it: lorgnette train --resume {path}"')
+    assert not find_unquoted_commands('f"resume it: lorgnette train --resume {quote_word(path)}"')

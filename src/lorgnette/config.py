@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.io.parse import is_unicode, read_yaml, shorten
 
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
@@ -26,6 +37,11 @@ def _parse_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(word.strip() for word in value.strip("[]").split(",") if word.strip())
     return value
+
+
+def _join_paths(value: Any) -> Any:
+    """A list of data files is written as one text, `a.csv,b.csv`."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _parse_size(value: Any) -> Any:
@@ -41,30 +57,54 @@ def _check_ascending(pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
+_PATHS = ("model", "images_from")
+"""Texts that may be paths, which need not be UTF-8."""
+# Limits that no real run comes near: a larger value is a slip or an attack, and would fill the memory.
+_Side = Annotated[PositiveInt, Field(le=2**14)]
+_TokenCount = Annotated[PositiveInt, Field(le=2**16)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _check_characters(cls, value: Any, info: ValidationInfo) -> Any:
+        """No system takes a NUL in a path, and no tokenizer a text that is not Unicode."""
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, str | Path) and "\0" in str(item):
+                raise PydanticCustomError("nul", "it has a NUL character")
+            if isinstance(item, str) and info.field_name not in _PATHS and not is_unicode(item):
+                raise PydanticCustomError("surrogate", "it has half of a surrogate pair, or is not UTF-8")
+        return value
 
 
 class ProcessorSettings(Section):
     """How an example becomes tokens and pixels. An adapter keeps them beside it."""
 
-    image_size: Annotated[tuple[PositiveInt, PositiveInt] | None, BeforeValidator(_parse_size)] = Field(
+    image_size: Annotated[tuple[_Side, _Side] | None, BeforeValidator(_parse_size)] = Field(
         (280, 280), description="height and width of every image in pixels; null: keep its shape"
     )
     image_tokens: Annotated[
-        tuple[PositiveInt, PositiveInt], BeforeValidator(_parse_list), AfterValidator(_check_ascending)
+        tuple[_TokenCount, _TokenCount], BeforeValidator(_parse_list), AfterValidator(_check_ascending)
     ] = Field((4, 1280), description="minimum and maximum tokens per image that keeps its shape (image_size=null)")
     eos_token: Literal["template", "<|endoftext|>"] = Field(
         "template", description="the token that ends an answer: the chat template's, or the tutorial's <|endoftext|>"
     )
-    max_length: PositiveInt = Field(8192, description="maximum tokens per example; a longer example is a broken row")
+    max_length: PositiveInt = Field(
+        8192, le=2**24, description="maximum tokens per example; a longer example is a broken row"
+    )
 
 
 class DataSettings(Section):
-    path: Path | None = Field(
-        None, description="the examples: a data file or folder of any format (docs/data.md), hf:NAME or modelscope:NAME"
+    path: Annotated[Path | None, BeforeValidator(_join_paths)] = Field(
+        None,
+        description="the examples: a data file or folder of any format (docs/data.md), several with commas, hf:NAME or "
+        "modelscope:NAME",
     )
-    test: Path | None = Field(None, description="a file of held-out examples; null: split off `holdout` examples")
+    test: Annotated[Path | None, BeforeValidator(_join_paths)] = Field(
+        None, description="a file of held-out examples; null: split off `holdout` examples"
+    )
     holdout: int = Field(4, ge=0, description="number of examples that are split off for the test, from the end")
     split: Literal["image", "tail"] = Field(
         "image", description="image: no image is in both parts; tail: exactly the last `holdout` rows"
@@ -88,8 +128,8 @@ class DataSettings(Section):
 
 
 class LoraSettings(Section):
-    rank: PositiveInt = Field(64, description="rank of the LoRA matrices A and B")
-    alpha: PositiveInt = Field(16, description="scale: alpha/rank, or alpha/√rank with use_rslora")
+    rank: PositiveInt = Field(64, le=2**16, description="rank of the LoRA matrices A and B")
+    alpha: PositiveInt = Field(16, le=2**24, description="scale: alpha/rank, or alpha/√rank with use_rslora")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the input of LoRA")
     use_rslora: bool = Field(False, description="rank-stabilized scale")
     target_modules: Annotated[tuple[TargetModule, ...], BeforeValidator(_parse_list)] = Field(
@@ -101,16 +141,18 @@ class LoraSettings(Section):
 
 
 class TrainSettings(Section):
-    epochs: int = Field(2, ge=1, description="number of passes over the data")
-    max_steps: PositiveInt | None = Field(None, description="stop after N optimizer steps")
-    batch_size: PositiveInt = Field(16, description="examples per optimizer step")
+    epochs: int = Field(2, ge=1, le=10**6, description="number of passes over the data")
+    max_steps: PositiveInt | None = Field(None, le=10**9, description="stop after N optimizer steps")
+    batch_size: PositiveInt = Field(16, le=10**6, description="examples per optimizer step")
     max_tokens_per_microbatch: PositiveInt = Field(
-        16384, description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs"
+        16384,
+        le=2**24,
+        description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs",
     )
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate schedule")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     logging_steps: PositiveInt = Field(10, description="steps between two lines of the log (step 1 is always logged)")
     save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last step is always saved)")
@@ -131,8 +173,8 @@ class TrainSettings(Section):
 
 
 class PredictSettings(Section):
-    max_new_tokens: PositiveInt = Field(128, description="maximum tokens per answer")
-    batch_size: PositiveInt = Field(32, description="examples per generation batch")
+    max_new_tokens: PositiveInt = Field(128, le=2**20, description="maximum tokens per answer")
+    batch_size: PositiveInt = Field(32, le=10**5, description="examples per generation batch")
     metrics: Annotated[tuple[str, ...], BeforeValidator(_parse_list)] = Field(
         ("caption",),
         min_length=1,
@@ -173,6 +215,11 @@ class Settings(ProcessorSettings):
     @property
     def processor(self) -> ProcessorSettings:
         return ProcessorSettings(**{name: getattr(self, name) for name in ProcessorSettings.model_fields})
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether the model gets images in their own shape, in training or for the held-out prompts."""
+        return self.image_size is None or self.predict.image_size == "native"
 
 
 SECTIONS = {name: type(f.default) for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
@@ -220,19 +267,18 @@ def load_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(part for part in first["loc"] if isinstance(part, str))
-        message = f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        message = f"{name} = {shorten(repr(first['input']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(message, where=sources[name], hint="see docs/settings.md") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe's tree. Raises UsageError if the file is missing, is no YAML, or is not a mapping."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError:
         raise UsageError("no such recipe", where=str(path), hint="`lorgnette recipe list` lists the recipes") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"cannot read the recipe: {reason}", where=str(path), hint="write it as YAML") from None
+    except (LorgnetteError, OSError) as error:
+        raise UsageError(f"cannot read the recipe: {error}", where=str(path), hint="write it as YAML") from None
     if tree is not None and not isinstance(tree, dict):
         raise UsageError("the recipe is not a mapping", where=str(path), hint="write lines `setting: value`")
     return tree or {}

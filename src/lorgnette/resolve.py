@@ -12,6 +12,7 @@ from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.paths import join_sources, split_sources
+from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
     sources = split_sources(path)
     if len(sources) > 1 and (on_hub := [source for source in sources if is_hub_address(str(source))]):
         message = "a list of data sets has files on this machine only"
-        hint = f"download it first: lorgnette prepare {on_hub[0]}, then name its data.jsonl"
+        hint = f"download it first: {format_command('prepare', on_hub[0])}, then name its data.jsonl"
         raise UsageError(message, where=str(on_hub[0]), hint=hint)
     if not is_hub_address(str(path)):
         return join_sources(Path(str(source).removeprefix("coco:")) for source in sources)

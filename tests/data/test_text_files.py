@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.text_files import decode_text, describe_type, parse_json, read_json, read_lines
+from lorgnette.data import text_files
+from lorgnette.data.text_files import BrokenRow, decode_text, describe_type, parse_json, read_json, read_lines
 from lorgnette.errors import LorgnetteError
 
 
@@ -70,3 +71,24 @@ def test_a_small_text_is_decoded_as_a_whole() -> None:
     assert decode_text("\ufeffé\n".encode(), "a.txt") == "é\n"
     with pytest.raises(LorgnetteError, match=r"a\.txt is not UTF-8: byte 2"):
         decode_text(b"a\xe9", "a.txt")
+
+
+def test_a_row_with_a_key_twice_is_broken_and_the_others_are_read(tmp_path: Path) -> None:
+    path = write_file(tmp_path, b'[{"a": 1, "a": 2}, {"b": 1}]')
+    assert read_json(path) == [BrokenRow("the key 'a' is there twice"), {"b": 1}]
+    path = write_file(tmp_path, b'{"images": [], "images": []}')
+    with pytest.raises(LorgnetteError, match="the key 'images' is there twice") as caught:
+        read_json(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_file_that_fills_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_LINE_LENGTH", 10)
+    path = write_file(tmp_path, b"0123456789\n")
+    with pytest.raises(LorgnetteError, match="line 1 has more than 10 characters"):
+        list(read_lines(path))
+    monkeypatch.setattr(text_files, "MAX_LINE_LENGTH", 11)
+    assert list(read_lines(path)) == ["0123456789\n"]
+    monkeypatch.setattr(text_files, "MAX_JSON_LENGTH", 10)
+    with pytest.raises(LorgnetteError, match=r"more than 10 characters .* name the file \.jsonl"):
+        read_json(path)

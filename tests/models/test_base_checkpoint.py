@@ -157,3 +157,30 @@ def test_a_truncated_file_is_refused(copy: Path, files: int) -> None:
             BaseCheckpoint.from_folder(copy)
         assert caught.value.message == f"weights cannot be loaded: {weights.name} {reason}"
         assert caught.value.hint == "download the checkpoint again, whole"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "config.json cannot be used: num_hidden_layers is 1000000000"),
+        ({"hidden_size": 2**14, "intermediate_size": 2**17}, "config.json describes a model of "),
+        ({"num_hidden_layers": 512, "intermediate_size": 2**14}, "config.json describes a model of "),
+    ],
+)
+def test_a_model_that_would_fill_the_memory_is_refused(copy: Path, change: dict[str, int], message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    assert load_broken(copy).message.startswith(message)
+
+
+def test_a_model_without_sizes_is_not_transformers_largest(copy: Path) -> None:
+    """Its defaults are those of 72 billion weights."""
+    (copy / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    assert load_broken(copy).message.startswith("config.json describes a model of ")
+
+
+def test_a_weight_index_names_files_of_its_folder_only(copy: Path) -> None:
+    split_into_shards(copy)
+    for name in ("../x.safetensors", "/etc/passwd", "a/../b", "..", ""):
+        (copy / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        assert load_broken(copy).message == "weight index has no weight_map of file names"

@@ -96,3 +96,18 @@ def test_the_checkpoints_config_is_used(tiny: Path, tmp_path: Path) -> None:
         2 * 32 * 32,
         9 * 32 * 32,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patch_size", 10**9), ("patch_size", 14.0), ("patch_size", True), ("patch_size", -14), ("merge_size", 0),
+        ("temporal_patch_size", None), ("image_mean", [0.5, 0.5]), ("image_mean", [0.5, 0.5, 2]), ("image_mean", "abc"),
+        ("image_std", [0.5, 0.5, 0]), ("image_std", [True, 0.5, 0.5]), ("image_std", None),
+    ],
+)  # fmt: skip
+def test_an_absurd_constant_is_named(tiny: Path, tmp_path: Path, name: str, value: object) -> None:
+    config = json.loads((tiny / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(LorgnetteError, match=f"preprocessor_config.json cannot be read: {name} is "):
+        ImageProcessor.from_folder(tmp_path, ProcessorSettings())

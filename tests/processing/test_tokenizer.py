@@ -96,3 +96,18 @@ def test_a_text_models_tokenizer_is_refused(tiny: Path, tmp_path: Path) -> None:
         LorgnetteError, match=r"tokenizer has no <\|image_pad\|> · .* · use the whole Instruct checkpoint"
     ):
         TextTokenizer.from_folder(folder)
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tiny: Path) -> None:
+    with pytest.raises(LorgnetteError, match=r"not a text: .* has half of a surrogate pair"):
+        TextTokenizer.from_folder(tiny).encode("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    "token", ['{"content": "<a>", "id": -1}', '{"content": "<a>", "id": true}', '{"content": "", "id": 1}', "[]"]
+)
+def test_a_control_token_that_is_none_is_refused(tiny: Path, tmp_path: Path, token: str) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    (folder / "tokenizer.json").write_text(f'{{"added_tokens": [{token}]}}')
+    with pytest.raises(LorgnetteError, match="tokenizer cannot be read: "):
+        TextTokenizer.from_folder(folder)

@@ -1,11 +1,12 @@
 """Text is printed literally, one line each; progress bars appear on terminals only."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from lorgnette.report.console import Terminal
+from lorgnette.report.console import Terminal, print_result
 
 
 def build_terminal(*, is_terminal: bool) -> tuple[Terminal, io.StringIO]:
@@ -56,3 +57,27 @@ def test_a_progress_bar_lets_errors_pass() -> None:
 def test_the_default_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal().print("here")
     assert capsys.readouterr() == ("", "here\n")
+
+
+HOSTILE = "a\x1b[2Jb\x9b31m\x07\u202e.png"
+
+
+def test_a_name_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal, output = build_terminal(is_terminal=False)
+    for print_text in (terminal.print, terminal.warn, terminal.error):
+        print_text(HOSTILE)
+    assert output.getvalue() == "a\\u001b[2Jb\\u009b31m\\u0007\\u202e.png\n" * 3
+    terminal, output = build_terminal(is_terminal=True)
+    with terminal.show_progress(HOSTILE, 2) as advance:
+        advance(1, HOSTILE)
+    with terminal.show_transfer(HOSTILE) as receive:
+        receive(1, 10)
+    assert "\x1b[2J" not in output.getvalue()
+    assert "\x9b" not in output.getvalue()
+    print_result(HOSTILE)
+    assert capsys.readouterr().out == "a\\u001b[2Jb\\u009b31m\\u0007\\u202e.png\n"
+
+
+def test_a_printed_json_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(json.dumps({"name": HOSTILE}, ensure_ascii=False, indent=2))
+    assert json.loads(capsys.readouterr().out) == {"name": HOSTILE}

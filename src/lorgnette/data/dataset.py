@@ -5,6 +5,7 @@ completely, all other formats row by row. `formats` interprets the rows.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -123,10 +124,12 @@ def _read_prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Row]
 
 def _check_exists(path: Path) -> None:
     try:
-        path.stat()
+        mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         message = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be reached: {error}"
         raise LorgnetteError(message, where=str(path), hint=suggest_path(path, "correct the path")) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe or a device may never end
+        raise LorgnetteError("not a file or a folder", where=str(path), hint="save the data into a file")
 
 
 def _check_is_data(path: Path) -> None:

@@ -229,6 +229,16 @@ def describe_type(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates: halves of a character in JSON, or bytes of the command line that are not
+    UTF-8."""
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_regular(path: Path) -> int:
     """The size of a file. A pipe or a device may never end."""
     status = path.stat()
@@ -297,9 +307,9 @@ def _holds_odd_number(value: Any) -> bool:
     return isinstance(value, _OddNumber) or (isinstance(value, list) and any(map(_holds_odd_number, value)))
 
 
-def shorten(text: str) -> str:
-    """A text for an error message: at most 80 characters of it."""
-    return text if len(text) <= 80 else f"{text[:79]}…"
+def shorten(text: str, length: int = 80) -> str:
+    """At most so many characters of a text, for an error message."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _parse_entry(name: str, entry: Any, data_start: int) -> TensorEntry:

@@ -104,7 +104,7 @@ def _list_weight_files(folder: Path) -> tuple[Path, ...]:
         raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
     names = read_config(index, DOWNLOAD_AGAIN).get("weight_map")
     names = names.values() if isinstance(names, dict) else [None]
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+    if not all(isinstance(name, str) and name and name == Path(name).name != ".." for name in names):
         raise LorgnetteError("weight index has no weight_map of file names", where=str(index), hint=DOWNLOAD_AGAIN)
     shards = sorted({folder / name for name in names})
     if not shards:

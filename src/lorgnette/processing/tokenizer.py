@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.parse import MAX_CONFIG_BYTES, read_config, shorten
+from lorgnette.io.parse import MAX_CONFIG_BYTES, is_unicode, read_config, shorten
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
 MAX_VOCABULARY = 2**22
@@ -86,7 +86,13 @@ class TextTokenizer:
         return cls(text, _read_control_tokens((int(id_), token) for id_, token in tokens))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; the names of control tokens in it are text too."""
+        """The ids of a text; the names of control tokens in it are text too.
+
+        Raises LorgnetteError for half of a surrogate pair, which the tokenizers library takes for no text.
+        """
+        if not is_unicode(text):
+            message = f"not a text: {shorten(ascii(text))} has half of a surrogate pair, or is not UTF-8"
+            raise LorgnetteError(message, hint="write the whole character, in UTF-8")
         return self._text.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -53,3 +53,14 @@ def test_a_file_without_a_list(tmp_path: Path, content: str, message: str) -> No
     with pytest.raises(LorgnetteError, match=f"holds {message}") as raised:
         read_rows(tmp_path / "a.json")
     assert "a.json" in (raised.value.where or "")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_key_that_is_there_twice_breaks_its_row(tmp_path: Path, suffix: str) -> None:
+    items = ['{"n": 1}', '{"n": 1, "x": {"y": 1, "y": 2}}', '{"n": 2, "n": 1}', '{"n": 1}']
+    path = tmp_path / f"a{suffix}"
+    path.write_text(f"[{','.join(items)}]" if suffix == ".json" else "\n".join(items))
+    rows = read_rows(path)
+    assert [type(row) for row in rows] == [Example, Problem, Problem, Example]
+    for row, key in ((rows[1], "y"), (rows[2], "n")):
+        assert f"the key {key!r} is there twice" in str(row)

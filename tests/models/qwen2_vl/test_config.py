@@ -11,7 +11,14 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig, find_unsupported_feature, parse_configs
+from lorgnette.models.qwen2_vl.config import (
+    TextConfig,
+    VisionConfig,
+    estimate_num_values,
+    find_absurd_value,
+    find_unsupported_feature,
+    parse_configs,
+)
 
 
 @pytest.fixture
@@ -108,3 +115,54 @@ def test_an_unsupported_vision_feature_is_named(config: dict[str, Any], change: 
 def test_a_missing_setting_is_not_guessed(config: dict[str, Any], name: str) -> None:
     del config[name]
     assert str(find_unsupported_feature(config)).startswith("config.json has no ")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not a whole number from 1 to 512"),
+        ({"hidden_size": -64}, "hidden_size is -64"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"intermediate_size": None}, "intermediate_size is None"),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4'"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0, not a number from 1e-12 to 1"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+        ({"rope_scaling": {"rope_theta": 0}}, "rope_theta is 0"),
+        (
+            {"rope_scaling": {"mrope_section": [-2, 3, 3]}},
+            "mrope_section is [-2, 3, 3], not three whole numbers from 0",
+        ),
+        ({"rope_scaling": {"mrope_section": [2, 3]}}, "mrope_section is [2, 3]"),
+        ({"rope_scaling": [1]}, "rope_scaling is a list, not an object"),
+        ({"text_config": "x"}, "text_config is text, not an object"),
+        ({"vision_config": [1]}, "vision_config is a list, not an object"),
+        ({"vision_config": {"depth": 10**8}}, "depth is 100000000, not a whole number from 1 to 512"),
+        ({"vision_config": {"num_hidden_layers": 10**8}}, "num_hidden_layers is 100000000"),  # transformers' other name
+        ({"vision_config": {"patch_size": 10**9}}, "patch_size is 1000000000"),
+        ({"vision_config": {"mlp_ratio": -1}}, "mlp_ratio is -1"),
+        (
+            {"_attn_implementation": "somebody/kernel"},
+            "_attn_implementation is 'somebody/kernel', not one of eager, sdpa",
+        ),
+        ({"vision_config": {"_attn_implementation": ["x"]}}, "_attn_implementation is ['x']"),
+        ({"text_config": {"attn_implementation": "x"}}, "attn_implementation is 'x'"),
+    ],
+)
+def test_an_absurd_value_is_named(config: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+    assert str(find_absurd_value(config | change)).startswith(reason)
+
+
+def test_no_real_config_is_absurd(config: dict[str, Any], tiny: Path, shared: Callable[[str], Path]) -> None:
+    nested = Qwen2VLConfig.from_pretrained(tiny).to_dict()
+    hubs = [json.loads(path.read_text()) for path in (shared("qwen2-vl") / "configs").glob("Qwen2-VL-*.config.json")]
+    assert len(hubs) == 2
+    for each in (config, nested, *hubs, {"vision_config": {}}, {"num_key_value_heads": None}):
+        assert find_absurd_value(each) is None
+
+
+@pytest.mark.parametrize(("size", "num_values"), [("2B", 2.2e9), ("7B", 8.3e9)])
+def test_the_number_of_values_is_about_right(shared: Callable[[str], Path], size: str, num_values: float) -> None:
+    path = shared("qwen2-vl") / "configs" / f"Qwen2-VL-{size}-Instruct.config.json"
+    assert estimate_num_values(json.loads(path.read_text())) == pytest.approx(num_values, rel=0.35)

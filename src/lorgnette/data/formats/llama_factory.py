@@ -16,6 +16,7 @@ from typing import Any
 from lorgnette.data import fields
 from lorgnette.data.formats import json_records, messages, queries
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation, sample_rows
+from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example
 
@@ -73,6 +74,11 @@ def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordR
         message = f"the entry's formatting is {formatting!r}, its columns {columns!r}"
         hint = "write formatting alpaca or sharegpt, and columns and tags as objects"
         raise LorgnetteError(message, where=where, hint=hint)
+    for name, value in (*columns.items(), *tags.items()):
+        if not isinstance(value, str | None):
+            hint = "write the name as text"
+            raise LorgnetteError(f"the entry's {name} is {describe_type(value)}, not a name", where=where, hint=hint)
+    columns, tags = ({key: name for key, name in names.items() if name} for names in (columns, tags))
 
     def read(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         if formatting == "alpaca":

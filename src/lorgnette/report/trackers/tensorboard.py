@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorgnette.io.shell import quote_word
 from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
 from lorgnette.types import PredictionRow
 
@@ -22,7 +23,7 @@ class TensorboardTracker:
 
     @property
     def address(self) -> str | None:
-        return f"tensorboard --logdir {self._folder}" if self._writer else None
+        return f"tensorboard --logdir {quote_word(self._folder)}" if self._writer else None
 
     def start(self, settings: Mapping[str, object]) -> None:
         from torch.utils.tensorboard import SummaryWriter
