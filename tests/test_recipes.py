@@ -18,6 +18,10 @@ def test_every_recipe_has_a_title_and_loads(name: str) -> None:
     assert recipes.load_settings(name).data.path
 
 
+def test_only_the_literal_recipe_learns_the_blanks_around_captions() -> None:
+    assert {name for name in NAMES if not recipes.load_settings(name).data.trim} == {"coco-caption-literal"}
+
+
 def test_values_and_overrides_replace_single_settings() -> None:
     settings = recipes.load_settings("demo")
     changed = recipes.load_settings(
