@@ -47,14 +47,16 @@ def write_run_report(
             seconds[name] = seconds.get(name, 0.0) + value
 
     # Say what they show. The log may have been deleted.
-    losses, best, summary, reason = curves["loss"], str(run_dir.best), "", ""
+    losses, evals, best, summary, reason = curves["loss"], curves["eval loss"], str(run_dir.best), "", ""
     if losses:
-        num_steps = int(max(step for step, _ in [*losses, *curves["eval loss"]]))
+        num_steps = int(max(step for step, _ in [*losses, *evals]))
         duration = f" in {seconds['steps']:.0f} s" if "steps" in seconds else ""
         steps = f"{num_steps} steps on {len(data.examples)} examples{duration}"
-        summary = f"{steps}; loss {losses[0][1]:.3g} → {losses[-1][1]:.3g}."
+        # The eval losses are of the same examples; the first and the last training loss are not.
+        name, points = ("eval loss", evals) if len(evals) > 1 and evals[0][0] == 0 else ("loss", losses)
+        summary = f"{steps}; {name} {points[0][1]:.3g} → {points[-1][1]:.3g}."
         reason = explain_no_change(settings.train, num_steps)
-    notes = summarize_loss(losses, curves["eval loss"], curves["grad norm"], None if best_metric else best, reason)
+    notes = summarize_loss(losses, evals, curves["grad norm"], None if best_metric else best, reason)
     if best_metric:
         [curve] = metric_curves
         notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
