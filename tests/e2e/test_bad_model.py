@@ -53,7 +53,7 @@ def no_template(folder: Path) -> None:
         (edited("config.json", model_type=["x"]), "is not supported"),
         (edited("config.json", num_hidden_layers=3), "weights do not fit the model: 12 missing"),
         (edited("config.json", hidden_size=128), "of another shape"),
-        (edited("config.json", vocab_size="x"), "weights cannot be loaded"),
+        (edited("config.json", vocab_size="x"), "config.json cannot be used: vocab_size is 'x'"),
         (gone("model.safetensors"), "model.safetensors is missing"),
         (cut("model.safetensors", 20000), "weights cannot be loaded"),
         (cut("model.safetensors", 0), "weights cannot be loaded"),
@@ -111,7 +111,7 @@ def test_a_broken_adapter(change: Change, message: str, trained: Path, cli) -> N
 def test_a_base_model_that_does_not_match(trained: Path, cli) -> None:
     cli("predict", "0.png", "--adapter", "run/adapter", "--model", "demo").assert_refused(1, "other weights", "--model")
     assert cli("predict", "0.png", "--adapter", "run", "--max-new-tokens", 1).status == 0  # the adapter in it
-    (trained / "adapter").rename(trained / "gone")
+    (trained / "adapter").rename(trained.parent / "gone")
     message, hint = "a run, not an adapter", "it has no adapter yet: lorgnette train --resume run"
     cli("predict", "0.png", "--adapter", "run").assert_refused(2, message, hint)
 

@@ -48,6 +48,9 @@ def test_kinds_that_look_like_two(folders: dict[str, Path]) -> None:
     assert find_folder_kind(folders["adapter"]) == "adapter"
     (folders["model"] / "model.safetensors").unlink()
     assert find_folder_kind(folders["model"]) == "model"  # whole or not
+    (folders["model"] / "config.json").unlink()
+    (folders["model"] / "model-00001-of-00002.safetensors").touch()
+    assert find_folder_kind(folders["model"]) == "model"
 
 
 @pytest.mark.parametrize(

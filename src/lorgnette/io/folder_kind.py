@@ -50,7 +50,7 @@ def find_folder_kind(path: Path) -> FolderKind:
     parts = ("log.jsonl", "adapter", "checkpoints")
     if (has("config.yaml") and has("manifest.json", *parts)) or (has("manifest.json") and has(*parts)):
         return "run"
-    is_model = has("config.json") and (has("model*.safetensors*") or not has("adapter_config.json"))
+    is_model = has("model*.safetensors*") or (has("config.json") and not has("adapter_config.json"))
     if is_model:
         return "pickled model" if has("*.bin") and not has("*.safetensors") else "model"
     if has("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", "lorgnette.json"):
