@@ -75,7 +75,7 @@ def test_advice_about_the_split() -> None:
 
 def test_warnings_are_limited() -> None:
     tiny = [
-        Finding("tiny", Problem(Path("a.csv"), row, f"p{row}.jpg has only 2×2 pixels", "hint"))
+        Finding("tiny", Problem(Path("a.csv"), row, f"{chr(97 + row)}.jpg has only 2×2 pixels", "hint"))
         for row in range(MAX_LISTED + 3)
     ]
     lines = list(list_warnings(make_report(findings=[*tiny, make_finding("leak"), make_finding("unusable")])))
@@ -87,7 +87,7 @@ def test_warnings_are_limited() -> None:
 @pytest.mark.parametrize(("kind", "list_lines"), [("unusable", list_errors), ("stray-marker", list_warnings)])
 def test_equal_findings_are_one_line(kind: FindingKind, list_lines: Any) -> None:
     report = make_report(findings=[make_finding(kind, row) for row in range(2, 32)])
-    assert list(list_lines(report)) == ["30 rows: message; hint (first: a.csv, row 2)"]
+    assert list(list_lines(report)) == ["30 rows: message; hint (a.csv, rows 2–31)"]
 
 
 def build_rows(*answers: str) -> list[Example]:

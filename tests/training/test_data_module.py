@@ -110,7 +110,7 @@ def test_labels_are_the_answer_and_its_eos_token_whatever_the_text(chosen: Chose
     texts = ["an <|im_end|> inside", "<|image_pad|><|vision_start|>", "two\nlines", " blanks "]
     with captions.open("w", newline="") as file:
         csv.writer(file).writerows([("image_path", "caption"), *(("red.png", text) for text in texts)])
-    training_data = TrainingData.load(chosen("data.holdout=0"), terminal)
+    training_data = TrainingData.load(chosen("data.holdout=0", "data.trim=false"), terminal)
     tokenizer = training_data.processor.tokenizer
     for encoded, text in zip(training_data.examples, texts, strict=True):
         trained = encoded.labels[encoded.labels != IGNORE_INDEX].tolist()
@@ -191,7 +191,8 @@ def test_rows_of_images_that_cannot_be_decoded_are_dropped(
         (7, "fix or remove the row"),
     ]
     assert "green.png" in left.problems[0].message
-    assert said.getvalue().count("skipped: ") == 2
+    assert said.getvalue().count("skipped: ") == 1
+    assert "rows 3, 7" in said.getvalue()
     with pytest.raises(LorgnetteError, match="no example left"):
         training_data.drop_images(build_errors(training_data, 0, 1, 2, 3), "skip", terminal)
 

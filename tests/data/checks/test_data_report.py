@@ -117,14 +117,14 @@ def test_invalid_conversations_are_problems(turns: tuple[Turn, ...]) -> None:
 
 def test_the_error_lists_each_fault_once_and_at_most_ten(make_csv: Callable[..., Path]) -> None:
     path = make_csv([(f"{i}.jpg", "x") for i in range(14)])
-    others = [Problem(Path("b.json"), row, f"fault {row}", "correct it") for row in range(12)]
+    others = [Problem(Path("b.json"), row, f"fault {chr(97 + row)}", "correct it") for row in range(12)]
     with pytest.raises(LorgnetteError) as caught:
         load_usable([*read(path), *others, build_example()], on_bad_row="error")
     text = str(caught.value)
     assert "26 of 27 rows cannot be used" in text
     assert "14 rows: image is missing; correct the path" in text
-    assert f"(first: {path}, row 2: {path.with_name('0.jpg')})" in text
-    assert "row 8: fault 8" in text
+    assert f"({path}, rows 2–15; first: {path.with_name('0.jpg')})" in text
+    assert "row 8: fault i" in text
     assert "row 9:" not in text
     assert "and 3 more" in text
     assert "data.on_bad_row=skip" in text

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lorgnette.data.checks.problem_groups import format_group, format_problems, group_problems
+from lorgnette.data.checks.problem_groups import format_group, format_problems, format_rows, group_problems
 from lorgnette.types import Problem
 
 
@@ -13,7 +13,7 @@ OTHER = Problem(Path("a.csv"), 3, "the caption is empty", "write one")
 
 def test_equal_faults_are_one_line() -> None:
     assert format_problems([*(build_missing(row) for row in range(2, 32)), OTHER]) == [
-        "30 rows: image is missing; correct the path (first: a.csv, row 2: /p/2.png)",
+        "30 rows: image is missing; correct the path (a.csv, rows 2–31; first: /p/2.png)",
         "a.csv, row 3: the caption is empty; write one",
     ]
     assert format_problems([OTHER, OTHER]) == [str(OTHER)], "one row, twice"
@@ -22,7 +22,7 @@ def test_equal_faults_are_one_line() -> None:
 
 def test_a_row_of_another_file_is_another_row() -> None:
     [line] = format_problems([build_missing(2), build_missing(2, "b.csv")])
-    assert line == "2 rows: image is missing; correct the path (first: a.csv, row 2: /p/2.png)"
+    assert line == "2 rows: image is missing; correct the path (a.csv, row 2; b.csv, row 2; first: /p/2.png)"
 
 
 def test_other_remedies_are_other_lines() -> None:
@@ -32,7 +32,21 @@ def test_other_remedies_are_other_lines() -> None:
 
 
 def test_the_rest_is_counted() -> None:
-    problems = [Problem(Path("a.csv"), row, f"fault {row // 2}", "correct it") for row in range(20)]
+    problems = [Problem(Path("a.csv"), row, f"fault {'abcdefghij'[row // 2]}", "correct it") for row in range(20)]
     lines = format_problems(problems, 3)
     assert lines[:3] == format_problems(problems)[:3]
     assert lines[3:] == ["… and 14 more"]
+
+
+def test_faults_that_differ_in_numbers_are_one_line() -> None:
+    problems = [Problem(Path("a.csv"), row, f"{200 + row} tokens, more than 260", "shorten it") for row in (70, 80)]
+    [line] = format_problems(problems)
+    assert line == "2 rows such as this: 270 tokens, more than 260; shorten it (a.csv, rows 70, 80)"
+
+
+def test_rows_are_written_as_ranges() -> None:
+    rows = [build_missing(row) for row in (2, 3, 4, 7, 9, 10)]
+    assert format_rows(rows) == "a.csv, rows 2–4, 7, 9–10"
+    assert format_rows([*rows, build_missing(1, "b.csv")]) == "a.csv, rows 2–4, 7, 9–10; b.csv, row 1"
+    assert format_rows(rows[:1]) == "a.csv, row 2"
+    assert format_rows([build_missing(row) for row in range(0, 99, 2)]).endswith("20, 22, …")

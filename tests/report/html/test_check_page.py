@@ -64,3 +64,17 @@ def test_data_without_problems(tmp_path: Path) -> None:
 
 def test_in_a_browser(page: Path, is_fit_to_look_at: Callable[[Path], None]) -> None:
     is_fit_to_look_at(page)
+
+
+def test_equal_findings_are_one_card_with_all_rows(tmp_path: Path) -> None:
+    problems = [
+        Problem(tmp_path / "a.csv", row, f"image is missing ({row}.png)", "do", f"{row}.png") for row in range(2, 32)
+    ]
+    report = CheckReport(
+        "x", DataReport(30, 0, (), 0, 0, None, None, None), [Finding("unusable", problem) for problem in problems],
+        SplitSummary(0, 0, 0), {}, None, 0,
+    )  # fmt: skip
+    write_check_page(tmp_path / "x.html", report)
+    html = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert html.count("<article") == html.count("image is missing; do") == 1
+    assert "a.csv, rows 2–31" in html

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import format_group, group_problems
+from lorgnette.data import format_group, format_rows, group_problems
 from lorgnette.report.check_report import TITLES, CheckReport, format_bin, list_facts
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
@@ -18,7 +18,7 @@ _MAX_IMAGE_BYTES = 24_000
 _STARTS = {"more": MAX_CARDS, "unlisted": MAX_LISTED}
 """Where the entries begin that are listed after the cards, and those that are only counted."""
 _Entry = tuple[list[Problem], tuple[Path, ...]]
-"""The equal problems of several rows, or one with its images."""
+"""The like problems of several rows, or one with its images."""
 
 
 def write_check_page(path: Path, report: CheckReport) -> None:
@@ -55,7 +55,7 @@ def _group_findings(report: CheckReport) -> list[dict[str, Any]]:
 
 
 def _list_entries(findings: Sequence[Finding]) -> list[_Entry]:
-    """One for each finding with images; one for equal findings without."""
+    """One for each finding with images; one for like findings without."""
     if any(finding.images for finding in findings):
         return [([finding.problem], finding.images) for finding in findings]
     return [(group, ()) for group in group_problems(finding.problem for finding in findings)]
@@ -66,13 +66,12 @@ def _count_rows(entries: Sequence[_Entry]) -> int:
 
 
 def _build_card(entry: _Entry, images: Mapping[Path, InlineImage]) -> dict[str, Any]:
-    """place: the row, or the number of rows and the first; text: what is wrong and what to do."""
-    (first, *others), paths = entry
-    place = f"{first.source.name}, {first.place}"
-    if others:
-        place = f"{1 + len(others)} rows, first {place}"
-    message = first.fact if others else first.message
-    return {"place": place, "text": f"{message}; {first.hint}", "images": [images[path] for path in paths]}
+    """place: its rows; text: what is wrong and what to do."""
+    problems, paths = entry
+    first = problems[0]
+    message = first.message if len(problems) == 1 else first.fact
+    text = f"{message}; {first.hint}"
+    return {"place": format_rows(problems), "text": text, "images": [images[path] for path in paths]}
 
 
 def _build_bars(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int, float]]:
