@@ -308,3 +308,26 @@ def test_options_that_peft_ignores_are_named(adapter: Path, capsys: pytest.Captu
     config(newer_option={"a": 1})(adapter)
     load_model_spec(None, adapter, Terminal())
     assert f"{CONFIG_FILE} sets newer_option, which PEFT ignores" in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_command_calls_a_folder_what_it_is(
+    whole: Path, tiny: Path, captions: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    pickled = shutil.copytree(whole, tmp_path / "pickled")
+    (pickled / WEIGHTS_FILE).rename(pickled / "adapter_model.bin")
+    for words, message in (
+        (["predict", "red.png", "--model", whole], "an adapter, not a model"),
+        (["predict", "red.png", "--model", tmp_path], "a folder of data, not a model"),
+        (["predict", "red.png", "--adapter", tiny], "a model, not an adapter"),
+        (["predict", "red.png", "--adapter", "missing"], "no such adapter"),
+        (["predict", "red.png", "--adapter", "pickled"], "an adapter with weights in a pickle (.bin) alone"),
+        (["evaluate", captions.parent, captions], "a folder of data, not an adapter"),
+        (["verify", tiny], "a model, not an adapter"),
+        (["merge", tiny, "out"], "a model, not an adapter"),
+        (["export-adapter", tiny, "out", "--transformers", "4.46.2"], "a model, not an adapter"),
+        (["train", "--resume", whole], "an adapter, not a run"),
+        (["train", f"model={whole}", f"data={captions}", "data.holdout=1"], "an adapter, not a model"),
+        (["preview", f"model={whole}", f"data={captions}"], "an adapter, not a model"),
+        (["plan", f"model={whole}", f"data={captions}"], "an adapter, not a model"),
+    ):
+        cli(*words).assert_refused(2, message)
