@@ -235,8 +235,9 @@ def test_a_saved_adapter_loads_unchanged(
 @pytest.mark.filterwarnings("ignore")  # PEFT's
 def test_dora_and_saved_modules_run_in_bfloat16(loaded: Callable[[], Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
+    lora = LoraConfig(r=4, use_dora=True, init_lora_weights=False, **options)
     torch.manual_seed(0)
-    get_peft_model(loaded(), LoraConfig(r=4, use_dora=True, init_lora_weights=False, **options)).save_pretrained(tmp_path)
+    get_peft_model(loaded(), lora).save_pretrained(tmp_path)
     logits = []
     for dtype in (torch.float32, torch.bfloat16):
         model = load_adapter(loaded().to(dtype), tmp_path)
