@@ -97,6 +97,7 @@ def test_a_loss_that_is_no_number_is_left_out() -> None:
     [
         ({"warmup_steps": 100}, 4, "all 4 steps are in the warm-up (train.warmup_steps=100), where the learning rate "
          "reached 3e-06 of train.learning_rate=0.0001; lower train.warmup_steps"),
+        ({"warmup_steps": 100}, 1, "the only step is in the warm-up"),
         ({"learning_rate": 1e-7}, 500, "train.learning_rate=1e-07 is low"),
         ({}, 1, "only 1 optimizer step; raise train.epochs"),
         ({}, 19, "only 19 optimizer steps"),

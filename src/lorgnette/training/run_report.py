@@ -51,7 +51,7 @@ def write_run_report(
     if losses:
         num_steps = int(max(step for step, _ in [*losses, *evals]))
         duration = f" in {seconds['steps']:.0f} s" if "steps" in seconds else ""
-        steps = f"{num_steps} steps on {len(data.examples)} examples{duration}"
+        steps = f"{num_steps} {'step' if num_steps == 1 else 'steps'} on {len(data.examples)} examples{duration}"
         # The eval losses are of the same examples; the first and the last training loss are not.
         name, points = ("eval loss", evals) if len(evals) > 1 and evals[0][0] == 0 else ("loss", losses)
         summary = f"{steps}; {name} {points[0][1]:.3g} → {points[-1][1]:.3g}."
@@ -87,7 +87,7 @@ def write_run_report(
         samples=samples_over_time(records, rows),
         sample_limit=find_sample_limit(records),
         notes=notes,
-        problems=format_problems(data.problems),
+        problems=format_problems(data.problems, max_places=None),
         num_skipped=len(data.problems),
         next_steps=[
             f"{format_command('predict', '--adapter', run_dir.adapter)} IMAGE",
@@ -109,6 +109,10 @@ def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[Prediction
 def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap: TrainingOverlap) -> Iterator[str]:
     """What a reader of the scores has to know about the answers."""
     if rows and all(row.base == row.tuned for row in rows):
-        yield f"All {len(rows)} answers are the same as before."
+        yield (
+            "The answer is the same as before."
+            if len(rows) == 1
+            else f"All {len(rows)} answers are the same as before."
+        )
     yield from overlap.notes
     yield from describe_row_cuts(rows, f"predict.max_new_tokens={settings.predict.max_new_tokens}")
