@@ -48,7 +48,7 @@ def test_check_names_every_image_that_cannot_be_loaded(nasty: list[str], cli) ->
     for name, part in BROKEN.items():
         assert part in messages[name]
         assert name in messages[name]
-        assert f"row {nasty.index(name) + 2}" in result.err
+        assert name in result.err
     assert (report["rows"], report["usable"]) == (45, 36)
 
 

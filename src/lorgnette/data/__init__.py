@@ -28,7 +28,13 @@ from lorgnette.data.checks.data_report import (
     load_usable,
 )
 from lorgnette.data.checks.duplicates import find_duplicates
-from lorgnette.data.checks.problem_groups import format_group, format_problems, format_rows, group_problems
+from lorgnette.data.checks.problem_groups import (
+    format_group,
+    format_places,
+    format_problems,
+    format_rows,
+    group_problems,
+)
 from lorgnette.data.checks.row_warnings import count_scripts, find_row_warnings
 from lorgnette.data.checks.scan import ImageInfo, ScanResult, compute_full_signatures, scan
 from lorgnette.data.dataset import is_dataset, read, read_images
@@ -61,6 +67,7 @@ __all__ = [
     "find_duplicates",
     "find_row_warnings",
     "format_group",
+    "format_places",
     "format_problems",
     "format_rows",
     "group_problems",

@@ -123,7 +123,7 @@ def test_the_error_lists_each_fault_once_and_at_most_ten(make_csv: Callable[...,
     text = str(caught.value)
     assert "26 of 27 rows cannot be used" in text
     assert "14 rows: image is missing; correct the path" in text
-    assert f"({path}, rows 2–15; first: {path.with_name('0.jpg')})" in text
+    assert f"({path}, rows 2–15: {path.with_name('0.jpg')}, {path.with_name('1.jpg')}," in text
     assert "row 8: fault i" in text
     assert "row 9:" not in text
     assert "and 3 more" in text

@@ -13,16 +13,19 @@ OTHER = Problem(Path("a.csv"), 3, "the caption is empty", "write one")
 
 def test_equal_faults_are_one_line() -> None:
     assert format_problems([*(build_missing(row) for row in range(2, 32)), OTHER]) == [
-        "30 rows: image is missing; correct the path (a.csv, rows 2–31; first: /p/2.png)",
+        "30 rows: image is missing; correct the path (a.csv, rows 2–31: /p/2.png, /p/3.png, /p/4.png, …)",
         "a.csv, row 3: the caption is empty; write one",
     ]
+    [line] = format_problems((build_missing(row) for row in range(2, 92, 2)), max_places=None)
+    assert "86, 88, 90: /p/2.png" in line
+    assert line.endswith("/p/88.png, /p/90.png)"), "all of them, on a page"
     assert format_problems([OTHER, OTHER]) == [str(OTHER)], "one row, twice"
     assert format_problems([]) == []
 
 
 def test_a_row_of_another_file_is_another_row() -> None:
     [line] = format_problems([build_missing(2), build_missing(2, "b.csv")])
-    assert line == "2 rows: image is missing; correct the path (a.csv, row 2; b.csv, row 2; first: /p/2.png)"
+    assert line == "2 rows: image is missing; correct the path (a.csv, row 2; b.csv, row 2: /p/2.png)"
 
 
 def test_other_remedies_are_other_lines() -> None:

@@ -76,5 +76,5 @@ def test_equal_findings_are_one_card_with_all_rows(tmp_path: Path) -> None:
     )  # fmt: skip
     write_check_page(tmp_path / "x.html", report)
     html = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert html.count("<article") == html.count("image is missing; do") == 1
+    assert html.count("<article") == html.count("image is missing (2.png, 3.png, ") == 1
     assert "a.csv, rows 2–31" in html

@@ -7,8 +7,8 @@ from pathlib import Path
 from lorgnette.types import Problem
 
 _NUMBER = re.compile(r"\d+")
-_MAX_RANGES = 12
-"""Ranges of rows that are written out."""
+MAX_PLACES, _MAX_RANGES = 3, 12
+"""Places and ranges of rows that a line names."""
 
 
 def group_problems(problems: Iterable[Problem]) -> list[list[Problem]]:
@@ -19,8 +19,11 @@ def group_problems(problems: Iterable[Problem]) -> list[list[Problem]]:
     return list(groups.values())
 
 
-def format_group(group: Sequence[Problem]) -> str:
-    """One line: a problem with its row, or several rows with their number, all of them, and what the first is about."""
+def format_group(group: Sequence[Problem], max_places: int | None = MAX_PLACES) -> str:
+    """One line: a problem with its row, or the number of rows, which they are, and what the first ones are about.
+
+    max_places: how many places (images) are named; None: all.
+    """
     first = group[0]
     num_rows = len({(problem.source, problem.row) for problem in group})
     if num_rows == 1:
@@ -28,27 +31,41 @@ def format_group(group: Sequence[Problem]) -> str:
     rows = (
         f"{num_rows} rows" if all(problem.fact == first.fact for problem in group) else f"{num_rows} rows such as this"
     )
-    about = f"; first: {first.where}" if first.where else ""
-    return f"{rows}: {first.fact}; {first.hint} ({format_rows(group, str)}{about})"
+    max_ranges = None if max_places is None else _MAX_RANGES
+    places = format_places(group, max_places)
+    about = f"{format_rows(group, str, max_ranges)}{': ' if places else ''}{places}"
+    return f"{rows}: {first.fact}; {first.hint} ({about})"
 
 
-def format_problems(problems: Iterable[Problem], max_lines: int | None = None) -> list[str]:
-    """One line for each kind of problem. max_lines: the problems after so many lines are counted in one more."""
+def format_problems(
+    problems: Iterable[Problem], max_lines: int | None = None, max_places: int | None = MAX_PLACES
+) -> list[str]:
+    """One line for each kind of problem. max_lines: the problems after so many lines are counted in one more.
+    max_places: as in `format_group`."""
     groups = group_problems(problems)
-    lines = [format_group(group) for group in groups[:max_lines]]
+    lines = [format_group(group, max_places) for group in groups[:max_lines]]
     rest = sum(len(group) for group in groups[len(lines) :])
     return [*lines, f"… and {rest} more"] if rest else lines
 
 
-def format_rows(group: Sequence[Problem], name: Callable[[Path], str] = lambda source: source.name) -> str:
+def format_rows(
+    group: Sequence[Problem],
+    name: Callable[[Path], str] = lambda source: source.name,
+    max_ranges: int | None = _MAX_RANGES,
+) -> str:
     """The rows of a group: `a.csv, row 2`, or `a.csv, rows 2–31, 40`. name: how a source is called."""
     sources = dict.fromkeys(problem.source for problem in group)
     texts = []
     for source in sources:
         places = {problem.row: problem.place for problem in group if problem.source == source}
-        ranges = ", ".join(_shorten(_list_ranges(sorted(places))))
+        ranges = ", ".join(_shorten(_list_ranges(sorted(places)), max_ranges))
         texts.append(f"{name(source)}, {f'rows {ranges}' if len(places) > 1 else next(iter(places.values()))}")
     return "; ".join(texts)
+
+
+def format_places(group: Iterable[Problem], max_places: int | None = _MAX_RANGES) -> str:
+    """What the problems are about, such as the paths of images; "" if it is the rows themselves."""
+    return ", ".join(_shorten(dict.fromkeys(problem.where for problem in group if problem.where), max_places))
 
 
 def _list_ranges(rows: Sequence[int]) -> Iterator[str]:
@@ -59,6 +76,6 @@ def _list_ranges(rows: Sequence[int]) -> Iterator[str]:
             start = end
 
 
-def _shorten(ranges: Iterable[str]) -> list[str]:
-    texts = list(ranges)
-    return [*texts[:_MAX_RANGES], "…"] if len(texts) > _MAX_RANGES else texts
+def _shorten(texts: Iterable[str], max_texts: int | None) -> list[str]:
+    texts = list(texts)
+    return texts if max_texts is None or len(texts) <= max_texts else [*texts[:max_texts], "…"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data import format_group, format_rows, group_problems
+from lorgnette.data import format_group, format_places, format_rows, group_problems
 from lorgnette.report.check_report import TITLES, CheckReport, format_bin, list_facts
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
@@ -69,8 +69,8 @@ def _build_card(entry: _Entry, images: Mapping[Path, InlineImage]) -> dict[str, 
     """place: its rows; text: what is wrong and what to do."""
     problems, paths = entry
     first = problems[0]
-    message = first.message if len(problems) == 1 else first.fact
-    text = f"{message}; {first.hint}"
+    places = format_places(problems)
+    text = f"{first.fact}{f' ({places})' if places else ''}; {first.hint}"
     return {"place": format_rows(problems), "text": text, "images": [images[path] for path in paths]}
 
 
