@@ -440,8 +440,8 @@ def explain_decode_error(path: Path, error: Exception) -> LorgnetteError:
 def _explain(path: Path, error: Exception) -> tuple[str, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        reason = "this machine's memory" if isinstance(error, MemoryError) else f"more than {MAX_PIXELS:,} pixels"
-        return f"image is too large: {reason}", "scale it down, or remove its row"
+        limit = " for this machine's memory" if isinstance(error, MemoryError) else f": more than {MAX_PIXELS:,} pixels"
+        return f"image is too large{limit}", "scale it down, or remove its row"
     if isinstance(error, OSError) and error.errno is not None:
         return f"image cannot be read: {error.strerror}", "check the path, its permissions and the disk"
     head = b""
