@@ -21,7 +21,7 @@ test: .venv/.dev .venv/.system
 test-fast: .venv/.dev
 	$(TEST) -m "not slow" --ignore tests/e2e --ignore tests/kills --ignore tests/parity --ignore tests/tools
 
-# A short training is killed before, in and after each of its 1,500 file-system calls: 15 minutes of one core.
+# A short training is killed before, in and after each of its file-system calls: some minutes of one core.
 test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
 	  status=$$?; rm -rf $$folder; exit $$status

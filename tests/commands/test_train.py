@@ -122,10 +122,11 @@ def test_a_signal_saves_the_step_and_the_run_resumes(
     assert done.status == 128 + number
     assert f"saved      at step 1; to resume: lorgnette train --resume {tmp_path / 'run'}\nstopped\n" in done.err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
-    monkeypatch.undo()
-    done = cli("train", "--resume", tmp_path / "run")
-    assert done.status == 0
-    assert "resumed    at step 1 of 4" in done.err
+    if number == signal.SIGTERM:
+        monkeypatch.undo()
+        done = cli("train", "--resume", tmp_path / "run")
+        assert done.status == 0
+        assert "resumed    at step 1 of 4" in done.err
 
 
 def test_an_unavailable_tracker_is_refused_before_torch_is_needed(
