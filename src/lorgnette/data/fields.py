@@ -91,19 +91,20 @@ def check_row_keys(
     Raises LorgnetteError if a mark says that the row is not to be learned and, with may_refuse, if training would miss
     what an unread key holds. hint: what to do then.
     """
-    if "label" in marks and str(record.get("label")).strip().lower() not in ("true", "false"):
-        marks = [key for key in marks if key != "label"]
-    if _read_marks(record, marks, "the row") is False:
-        message = f"the row is marked as not to be learned ({', '.join(key for key in marks if key in record)})"
+    own_marks = [
+        key for key in _select_keys(tuple(record), tuple(marks)) if key != "label" or _is_yes_or_no(record[key])
+    ]
+    if own_marks and _read_marks(record, own_marks, "the row") is False:
+        message = f"the row is marked as not to be learned ({', '.join(own_marks)})"
         raise LorgnetteError(message, hint="remove the row, or correct the mark")
-    hint = hint or f"remove it, or use {', '.join(map(repr, read_keys))}"
-    return list_unread_keys(record, (*read_keys, *marks), may_refuse=may_refuse, hint=hint)
+    return list_unread_keys(record, read_keys, known_keys=tuple(own_marks), may_refuse=may_refuse, hint=hint)
 
 
 def list_unread_keys(
     record: Mapping[str, Any],
     read_keys: Collection[str],
     *,
+    known_keys: tuple[str, ...] = (),
     owner: str = "the row",
     prefix: str = "",
     may_refuse: bool = True,
@@ -112,9 +113,12 @@ def list_unread_keys(
     """The record's keys with content that are not read, each behind `prefix`, as `Example.unread_keys` has them.
 
     Raises LorgnetteError if training would miss what one of them holds, unless may_refuse is False. owner: of the keys,
-    for the error.
+    for the error. known_keys: read too, but not offered there.
     """
-    unread = [key for key, value in record.items() if key not in read_keys and has_content(value)]
+    others = _select_keys(tuple(record), (*read_keys, *known_keys), is_inverted=True)
+    if not others:
+        return ()
+    unread = [key for key in others if has_content(record[key])]
     lost = [key for key in unread if may_refuse and key.strip().lower() in _REFUSED_KEYS and record[key] is not False]
     if unsupported := [key for key in lost if key.strip().lower() in _VIDEO_OR_AUDIO]:
         message = f"{owner} has {', '.join(map(repr, unsupported))}; only images and text are supported"
@@ -123,6 +127,12 @@ def list_unread_keys(
         message = f"{owner} has {', '.join(map(repr, lost))}, which this format does not read"
         raise LorgnetteError(message, hint=hint or f"remove it, or use {', '.join(map(repr, read_keys))}")
     return tuple(f"{prefix}{key or '(no name)'}" for key in unread)
+
+
+@lru_cache(maxsize=4096)
+def _select_keys(keys: tuple[str, ...], wanted: tuple[str, ...], *, is_inverted: bool = False) -> tuple[str, ...]:
+    """The keys that are among the wanted ones, or, inverted, that are not. Cached: most rows have the same keys."""
+    return tuple(key for key in keys if (key in wanted) != is_inverted)
 
 
 @lru_cache(maxsize=4096)
@@ -136,7 +146,8 @@ def read_loss_mark(item: Mapping[str, Any], role: Role, owner: str) -> bool:
 
     Raises LorgnetteError for a mark that is no yes or no, and for one that asks to learn another turn than an answer.
     """
-    mark = _read_marks(item, TURN_MARKS, owner)
+    keys = _select_keys(tuple(item), TURN_MARKS)
+    mark = _read_marks(item, keys, owner) if keys else None
     if mark and role != "assistant":
         message = f"{owner} is marked as to be learned, but it is from the {role}; only answers are learned"
         raise LorgnetteError(message, hint="remove the mark")
@@ -147,7 +158,7 @@ def _read_marks(record: Mapping[str, Any], keys: Collection[str], owner: str) ->
     """True: to be learned, False: not to be learned, None: no mark."""
     marks: dict[str, bool] = {}
     for key in keys:
-        if has_content(value := record.get(key)):
+        if has_content(value := record[key]):
             text = str(value).strip().lower()
             if text not in _MARK_VALUES:
                 message = f"{key!r} of {owner} is {value!r}; an answer is learned (1) or not (0)"
@@ -157,6 +168,10 @@ def _read_marks(record: Mapping[str, Any], keys: Collection[str], owner: str) ->
         message = f"the marks {', '.join(map(repr, marks))} of {owner} differ"
         raise LorgnetteError(message, hint="keep one of them")
     return next(iter(marks.values()), None)
+
+
+def _is_yes_or_no(value: object) -> bool:
+    return str(value).strip().lower() in ("true", "false")
 
 
 _MARK_VALUES = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}

@@ -81,6 +81,7 @@ def test_metadata_may_hold_conversations(make_image: Callable[..., Path], tmp_pa
     [
         (["train-0.parquet", "test-0.parquet"], "several splits: test, train"),
         (["a.parquet", "a.tar"], "several formats: .parquet, .tar"),
+        (["metadata.csv", "a.tar"], r"both metadata\.csv and shards \(a\.tar\)"),
     ],
 )
 def test_shards_of_several_data_sets_are_not_mixed(tmp_path: Path, names: list[str], message: str) -> None:

@@ -105,6 +105,7 @@ def test_num_samples_rows_are_sampled(write_info: Callable[..., Path]) -> None:
         ({"a": {"file_name": "a.json", "ranking": True}}, None, "ranks answers", "single answer"),
         ({"a": {"file_name": "a.json", "formatting": "x"}}, None, "formatting is 'x'", "alpaca or sharegpt"),
         ({"a": {"file_name": "a.json", "columns": ["x"]}}, None, "columns ['x']", "objects"),
+        ({"a": {"file_name": "a.json", "columns": {"image": "x"}}}, None, "'image', which is not read", "images"),
     ],
 )
 def test_entries_that_cannot_be_read_are_refused(

@@ -174,7 +174,7 @@ def test_several_turns_and_a_system_turn_are_read() -> None:
         (build_record("q", videos=["a.mp4"]), "'videos'"),
         (build_record("q", prompt="r"), "'prompt', which this format does not read"),
         (build_record("q", label=False), "marked as not to be learned (label)"),
-        (build_record("q", label="false", kto_tag=True), "the marks 'kto_tag', 'label' of the row differ"),
+        (build_record("q", label="false", kto_tag=True), "the marks 'label', 'kto_tag' of the row differ"),
         (build_record("q", loss=0.3), "'loss' of the row is 0.3"),
         (
             build_record([{"type": "image", "image": "a", "max_pixels": 9}]),

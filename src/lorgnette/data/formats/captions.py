@@ -11,6 +11,7 @@ is False. Knows nothing about files.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lorgnette.data import fields
@@ -44,11 +45,10 @@ NO_CONTEXT = Context()
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
     """The record's examples."""
-    image_column, caption_column = find_column(record, IMAGE_COLUMNS), find_caption_column(record)
+    image_column, caption_column = find_columns(tuple(record))
     context = read_context(record)
-    unread_keys = fields.check_row_keys(
-        record, ("id", image_column, caption_column, *context.columns), marks=fields.TABLE_MARKS
-    )
+    read_keys = ("id", image_column, caption_column, *context.columns)
+    unread_keys = fields.check_row_keys(record, read_keys, marks=fields.TABLE_MARKS)
     has_captions = caption_column in record
     if not has_captions and unread_keys:
         message = f"the row has no {caption_column!r}, only {', '.join(map(repr, (image_column, *unread_keys)))}"
@@ -83,34 +83,36 @@ def build_examples(
     texts = captions if isinstance(captions, list) else [captions]
     if not texts:
         raise LorgnetteError(f"{name} has no caption", hint="write one, or remove the row")
-    own_texts = [text for text in (context.question, context.system) if text is not None]
-    question, system = (
-        text if text is None else location.trim_text(text) for text in (context.question, context.system)
-    )
+    own_texts = context.question, context.system
+    question, system = (text and location.trim_text(text) for text in own_texts)
+    is_trimmed = (question, system) != own_texts
     prompt = location.prompt if question is None else question
     turns = (*((Turn("system", (system,)),) if system else ()), Turn("user", (image, prompt) if prompt else (image,)))
-
-    def build(own_id: str, *answers: str) -> Example:
-        is_trimmed = any(location.trim_text(text) != text for text in (*own_texts, *answers))
-        answer_turns = (Turn("assistant", (location.trim_text(answer),)) for answer in answers)
-        return Example(own_id, (*turns, *answer_turns), location.source, location.row, unread_keys, is_trimmed)
-
     if not has_captions:
-        return [build(id_)]
+        return [Example(id_, turns, location.source, location.row, unread_keys, is_trimmed)]
     examples = []
     for number, caption in enumerate(texts, start=1):
         text = fields.require_string(caption, name if len(texts) == 1 else f"{name}, caption {number},")
-        if not text.strip():
+        answer = location.trim_text(text)
+        if not answer.strip():
             raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
-        examples.append(build(id_ if len(texts) == 1 else f"{id_}_{number}", text))
+        own_id = id_ if len(texts) == 1 else f"{id_}_{number}"
+        own_turns, has_blanks = (*turns, Turn("assistant", (answer,))), answer != text
+        examples.append(
+            Example(own_id, own_turns, location.source, location.row, unread_keys, is_trimmed or has_blanks)
+        )
     return examples
 
 
 def read_context(record: Mapping[str, Any], taken: Collection[str] = ()) -> Context:
     """The row's own question and system prompt. taken: columns that hold something else."""
+    names = tuple(record)
     question_column, system_column = (
-        _find_optional_column(record, wanted, taken) for wanted in (QUESTION_COLUMNS, SYSTEM_COLUMNS)
+        next((name for name in _match_names(names, wanted) if record[name] is not None and name not in taken), None)
+        for wanted in (QUESTION_COLUMNS, SYSTEM_COLUMNS)
     )
+    if question_column is None and system_column is None:
+        return NO_CONTEXT
     question = system = None
     if question_column is not None:
         question = fields.require_string(record[question_column], repr(question_column))
@@ -120,6 +122,12 @@ def read_context(record: Mapping[str, Any], taken: Collection[str] = ()) -> Cont
         system = fields.require_string(record[system_column], repr(system_column))
     columns = tuple(column for column in (question_column, system_column) if column is not None)
     return Context(question, system, columns)
+
+
+@lru_cache(maxsize=1024)
+def find_columns(names: tuple[str, ...]) -> tuple[str, str]:
+    """The columns of image and captions. Cached: most rows have the same columns."""
+    return find_column(names, IMAGE_COLUMNS), find_caption_column(names)
 
 
 def find_caption_column(names: Collection[str]) -> str:
@@ -145,13 +153,19 @@ def strip_line_end(text: str) -> str:
 
 def is_named(name: str, wanted: Sequence[str]) -> bool:
     """Case does not matter."""
-    return name.strip().lower() in wanted
+    return _normalize(name) in wanted
 
 
-def _find_optional_column(record: Mapping[str, Any], wanted: Sequence[str], taken: Collection[str]) -> str | None:
-    """The column with the first wanted name that has a value; None if there is none."""
-    names = {name.strip().lower(): name for name, value in record.items() if value is not None and name not in taken}
-    return next((names[name] for name in wanted if name in names), None)
+def _normalize(name: str) -> str:
+    return name.strip().lower()
+
+
+@lru_cache(maxsize=1024)
+def _match_names(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that are wanted, in the order of `wanted`."""
+    return tuple(
+        sorted((name for name in names if is_named(name, wanted)), key=lambda name: wanted.index(_normalize(name)))
+    )
 
 
 def to_record(example: Example, prompt: str) -> dict[str, str]:

@@ -76,7 +76,7 @@ def _read_header(reader: Iterator[list[str]], path: Path, options: ReadOptions) 
 
 def _list_required(names: Sequence[str], read: RecordReader, path: Path) -> Sequence[str]:
     """The columns without which a row cannot be read: of images, captions and questions, or all of another format."""
-    if read.pair is None and list_formats(names):
+    if read.pair is None and list_formats(tuple(names)):
         return names
     questions = [name for name in names if captions.is_named(name, captions.QUESTION_COLUMNS)]
     return [*(read.pair or _find_fixed_columns(names, path)), *questions]

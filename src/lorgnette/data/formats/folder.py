@@ -32,12 +32,16 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
     metadata = [file for file in files if file.name in _METADATA_FILES]
     if len(metadata) > 1:
         raise UsageError("both metadata.csv and metadata.jsonl", where=str(path), hint="name one of the two files")
+    shards = [file for file in files if file.suffix.lower() in _SHARD_FORMATS]
+    if metadata and shards:
+        message = f"both {metadata[0].name} and shards ({shards[0].name})"
+        raise UsageError(message, where=str(path), hint="name one of the files")
     if metadata and metadata[0].suffix == ".csv":
         return csv.read_csv(metadata[0], options)
     if metadata:
         counter = RowCounter(metadata[0], options)
         return json_records.read_records(metadata[0], counter, read_record)
-    if shards := [file for file in files if file.suffix.lower() in _SHARD_FORMATS]:
+    if shards:
         _check_shards(shards, path)
         return (row for shard in shards for row in _SHARD_FORMATS[shard.suffix.lower()](shard, options))
     images, texts = _find_images_and_texts(files)

@@ -79,6 +79,13 @@ def _create_reader(entry: Mapping[str, Any], where: str) -> json_records.RecordR
             hint = "write the name as text"
             raise LorgnetteError(f"the entry's {name} is {describe_type(value)}, not a name", where=where, hint=hint)
     columns, tags = ({key: name for key, name in names.items() if name} for names in (columns, tags))
+    known = ("messages", "history", *_ALPACA_COLUMNS.values(), *_COMMON_COLUMNS)
+    if unknown := [key for key in columns if key not in known]:
+        message, hint = (
+            f"the entry's columns have {unknown[0]!r}, which is not read",
+            f"write one of {', '.join(known)}",
+        )
+        raise LorgnetteError(message, where=where, hint=hint)
 
     def read(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         if formatting == "alpaca":

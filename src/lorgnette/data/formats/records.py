@@ -3,7 +3,8 @@
 Knows nothing about files.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from lorgnette.data.formats import captions, conversations, llava, messages, queries
@@ -32,7 +33,7 @@ _ANSWER_KEYS = {"query": "response", "instruction": "output"}
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
     """The examples of a record in any format; an image and its captions have the fixed names of `captions`."""
-    formats = list_formats(record)
+    formats = list_formats(tuple(record))
     if len(formats) == 1:
         return [RECORD_FORMATS[formats[0]](record, location)]
     if not formats and any(key in record for key in captions.IMAGE_COLUMNS):
@@ -43,17 +44,18 @@ def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Exampl
     raise LorgnetteError(message, hint=hint)
 
 
-def list_formats(names: Collection[str]) -> list[str]:
-    """The formats of conversations whose keys are among the names.
+@lru_cache(maxsize=1024)
+def list_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The formats of conversations whose keys are among the names. Cached: most rows have the same keys.
 
     A question beside an image and a caption is a row of captions.
     """
     wanted = captions.IMAGE_COLUMNS, (*captions.CAPTION_COLUMNS, *captions.ANSWER_COLUMNS)
     has_caption = all(any(name in names for name in group) for group in wanted)
-    return [
+    return tuple(
         key for key in RECORD_FORMATS
         if key in names and not (has_caption and key in _ANSWER_KEYS and _ANSWER_KEYS[key] not in names)
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 class RecordReader:

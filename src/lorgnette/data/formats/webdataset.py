@@ -91,7 +91,7 @@ def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) 
         raise sample.error
     suffix = next((suffix for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
     record = _read_json(sample, is_needed=suffix is None)
-    if columns.caption is None and list_formats(record):
+    if columns.caption is None and list_formats(tuple(record)):
         unread_keys = _name_members(sample, [*sample.images, "json"])
         examples = read_record(_insert_images(record, sample), location)
         return [replace(row, unread_keys=fields.join_keys(row.unread_keys, unread_keys)) for row in examples]
