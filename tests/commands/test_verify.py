@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a short demo."""
     out = tmp_path_factory.mktemp("demo") / "demo"
     overrides = ["train.epochs=1", "train.warmup_steps=0", "predict.max_new_tokens=1", "data.holdout=2"]
-    return demo(out, num_images=40, overrides=overrides).path
+    return demo(out, num_images=16, overrides=overrides).path
+
+
+@pytest.fixture
+def image(run: Path) -> Path:
+    """One of the run's images: a model answers it sooner than the package's four."""
+    return run.parent / "images" / "0001.png"
 
 
 @pytest.fixture
@@ -78,8 +83,15 @@ def get_failures(report: VerifyReport) -> dict[str, str]:
     return {result.check: result.message for result in report.results if result.passed is False}
 
 
-def test_intact_adapter(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_intact_adapter(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fork_command: Callable[..., list[str]],
+) -> None:
     """A run's folder names its adapter. The printed PEFT line works in a process without lorgnette."""
+    monkeypatch.undo()  # the process of transformers + PEFT starts from nothing, as a user's does
     report = verify(run)
     assert report.passed
     assert [(result.check, result.passed) for result in report.results] == [
@@ -95,12 +107,13 @@ def test_intact_adapter(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--max-lora-rank 16"
     )
     assert "112×112" in usage["images"]
-    code = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import sys; from peft import PeftModel; from transformers import AutoModelForImageTextToText; "
         f"print(len([n for n, p in {usage['PEFT']}.named_parameters() if 'lora_B' in n and p.any()])); "
         "assert not [name for name in sys.modules if name.startswith('lorgnette')]"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    process = subprocess.run(fork_command(program, plain=True), capture_output=True, text=True, check=False)
     assert (process.stdout, process.returncode) == ("28\n", 0), process.stderr
 
 
@@ -199,11 +212,11 @@ def test_half_of_the_modules(adapter: Path) -> None:
     assert message.startswith(f"28 of 56 adapter tensors match the model; these do not: {name}, ")
 
 
-def test_names_from_before_transformers_4_52(adapter: Path) -> None:
+def test_names_from_before_transformers_4_52(adapter: Path, image: Path) -> None:
     """PEFT would ignore the tensors without an error; they are renamed, and then checked."""
     tensors = load_file(adapter / WEIGHTS_FILE)
     save_file({name.replace(".language_model.", "."): t for name, t in tensors.items()}, adapter / WEIGHTS_FILE)
-    report = verify(adapter)
+    report = verify(adapter, source=image)
     assert report.passed
     assert ("sample", True) in [(result.check, result.passed) for result in report.results]
     [names] = [result for result in report.results if result.check == "names"]
@@ -223,10 +236,10 @@ def test_names_from_before_transformers_4_52(adapter: Path) -> None:
     ],
     ids=["scale", "another adapter's", "some B are zero"],
 )
-def test_changed_weights_or_scale(change: Change, adapter: Path) -> None:
+def test_changed_weights_or_scale(change: Change, adapter: Path, image: Path) -> None:
     """All files, names and shapes are intact, but the values are not those that were saved."""
     change(adapter)
-    report = verify(adapter)
+    report = verify(adapter, source=image)
     assert get_failures(report)["sample"].endswith(
         ": the weights or the scale (lora_alpha, r, use_rslora) have changed since"
     )
@@ -271,8 +284,7 @@ def test_folder_without_an_adapter(tmp_path: Path) -> None:
         verify(BUILT_IN_MODEL)
 
 
-def test_command_line(run: Path, adapter: Path, cli: Callable[..., Any]) -> None:
-    image = next(run.parent.rglob("0001.png"))
+def test_command_line(run: Path, adapter: Path, image: Path, cli: Callable[..., Any]) -> None:
     done = cli("verify", run, "--data", image, "--json")
     assert done.status == 0, done.err
     report = json.loads(done.out)

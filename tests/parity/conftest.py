@@ -1,5 +1,6 @@
 """One tiny model with a random adapter, run by lorgnette and by plain transformers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class ModelPair:
         self.features = Features(HfVisionTower(base), self.processor.image_processor, is_live=is_live)
         self.engine = ReferenceEngine(self.model, self.features)
         self.model.train()
+        self.compute_patches = functools.cache(self._compute_patches)
+
+    def _compute_patches(self, path: Path) -> Any:
+        image_processor = self.processor.image_processor
+        return image_processor.patchify(image_processor.resize(load_image(path)))
 
     def take_gradients(self) -> Gradients:
         gradients = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
@@ -71,8 +77,7 @@ class ModelPair:
             labels[row, : len(e.input_ids)] = torch.from_numpy(e.labels).long()
             mask[row, : len(e.input_ids)] = 1
         grids = [grid for e in examples for grid in e.grids]
-        image_processor = self.processor.image_processor
-        patches = [image_processor.patchify(image_processor.resize(load_image(grid.image.path))) for grid in grids]
+        patches = [self.compute_patches(grid.image.path) for grid in grids]
         images = {
             "pixel_values": torch.from_numpy(np.concatenate(patches)),
             "image_grid_thw": torch.tensor([[g.t, g.h, g.w] for g in grids]),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from lorgnette.report.trackers import swanlab as swanlab_module
 from lorgnette.report.trackers.swanlab import SwanlabTracker, select_mode
 from lorgnette.types import PredictionRow
 
-library = pytest.importorskip("swanlab", reason="swanlab is not installed")
+# Imported in the tests: its import takes long, and every worker collects this file.
+pytestmark = pytest.mark.skipif(find_spec("swanlab") is None, reason="swanlab is not installed")
 KEY = "a" * 21
 DEAD = "http://127.0.0.1:9"
 

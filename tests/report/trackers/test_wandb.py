@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from lorgnette.errors import UsageError
 from lorgnette.report.trackers.wandb import WandbTracker, select_mode
 from lorgnette.types import PredictionRow
 
-wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+# Imported in the tests: its import takes long, and every worker collects this file.
+pytestmark = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 
 
 @pytest.fixture(autouse=True)
