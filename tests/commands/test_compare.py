@@ -23,6 +23,7 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report.predictions import read_predictions, write_predictions
+from lorgnette.report.run_dir import RunDir
 from lorgnette.verification.reference_sample import IMAGE_FILE, SAMPLE_FILE
 
 
@@ -147,6 +148,23 @@ def test_unlike_things_are_noted(runs: Path, captions: Path, chosen: Callable[..
         assert note in output.getvalue(), note
         assert str(escape(note)) in html, note
     assert html.count("…</dd>") == 4
+
+
+def test_runs_on_data_that_has_changed_have_unlike_losses(runs: Path) -> None:
+    """With equal settings, the manifests' hashes of the examples tell."""
+    candidates = compare_module._resolve_inputs(
+        ["two", "four"], None, compare_module.Terminal(Console(file=io.StringIO()))
+    )
+    assert list(compare_module._compare_eval_losses(candidates)) == []
+    shutil.copytree("four", "later", dirs_exist_ok=True)
+    manifest = json.loads(Path("later/manifest.json").read_text())
+    manifest["sha256"]["examples"] = "0"
+    Path("later/manifest.json").write_text(json.dumps(manifest))
+    changed = [candidates[0], replace(candidates[1], run=RunDir(Path("later")))]
+    [note] = compare_module._compare_eval_losses(changed)
+    assert note.endswith("cannot be compared, because these differ: the content of their data")
+    Path("later/manifest.json").unlink()
+    assert list(compare_module._compare_eval_losses(changed)) == []
 
 
 def test_rows_without_an_answer_are_compared_without_scores(runs: Path, captions: Path) -> None:

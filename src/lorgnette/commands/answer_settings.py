@@ -37,7 +37,7 @@ def select_max_new_tokens(given: int | None, specs: Sequence[ModelSpec | None]) 
     """The token limit of all answers. Without a given one it is the largest of the adapters' runs, so that models that
     are compared have the same."""
     limits = [spec.metadata.predict_max_new_tokens for spec in specs if spec and spec.metadata]
-    return given or max(limits, default=PredictSettings().max_new_tokens)
+    return max(limits, default=PredictSettings().max_new_tokens) if given is None else given
 
 
 def _parse_image_size(text: str) -> tuple[int, int] | None:

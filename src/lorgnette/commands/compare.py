@@ -16,6 +16,7 @@ from lorgnette.commands.compare_candidates import (
     split_before_after,
 )
 from lorgnette.commands.evaluate import load_eval_prompts, select_default_metrics
+from lorgnette.config import DataSettings, ProcessorSettings
 from lorgnette.errors import UsageError
 from lorgnette.inference.answers import describe_cuts
 from lorgnette.inference.loading import ModelCache
@@ -28,12 +29,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.html.charts import Chart, Curve, build_overlay
 from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
 from lorgnette.report.run_dir import find_free_path
-
-_HELD_OUT_SETTINGS = (
-    "data.path", "data.test", "data.holdout", "data.split", "data.max_rows", "data.prompt", "model", "eos_token",
-    "image_size", "image_tokens",
-)  # fmt: skip
-"""Runs that differ in one of these have eval losses of other examples, or of other inputs."""
+from lorgnette.report.training_overlap import read_examples_hash
 
 
 def compare(
@@ -141,7 +137,12 @@ def _collect_notes(
 
 def _compare_eval_losses(candidates: Sequence[Candidate]) -> Iterator[str]:
     """A warning if the runs' eval losses, which are in one chart, are of other examples or inputs."""
-    names = [name for name, _ in _find_differing_settings(candidates) if name in _HELD_OUT_SETTINGS]
+    inputs = {"model", *ProcessorSettings.model_fields, *(f"data.{name}" for name in DataSettings.model_fields)}
+    inputs.remove("data.group_by_image")
+    names = [name for name, _ in _find_differing_settings(candidates) if name in inputs]
+    hashes = {read_examples_hash(candidate.run.manifest) for candidate in candidates if candidate.run}
+    if not names and len(hashes - {None}) > 1:
+        names = ["the content of their data"]
     if names:
         yield f"the eval losses of the runs cannot be compared, because these differ: {', '.join(names)}"
 

@@ -48,6 +48,14 @@ def find_training_overlap(name: str, manifest: Path | None, questions: Sequence[
     return TrainingOverlap(flags, notes=tuple(notes))
 
 
+def read_examples_hash(manifest: Path) -> str | None:
+    """The hash of a run's examples, held out ones included; None if the manifest has none."""
+    try:
+        return str(parse_json(manifest.read_bytes())["sha256"]["examples"])
+    except (OSError, LorgnetteError, KeyError, TypeError):
+        return None
+
+
 def _read_trained_hashes(manifest: Path | None) -> frozenset[str]:
     """The hashes of the images of the training part, which come first in a manifest."""
     if manifest is None:
