@@ -88,13 +88,13 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
 def test_the_checkpoints_config_is_used(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
     path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": 16, "image_mean": [0, 0, 0]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0, 0, 0]}))
     processor = load_processor(folder, image_size=None, image_tokens=(2, 9))
     assert (processor.token_side, processor.image_mean, processor.min_pixels, processor.max_pixels) == (
-        32,
+        28,
         (0.0, 0.0, 0.0),
-        2 * 32 * 32,
-        9 * 32 * 32,
+        2 * 28 * 28,
+        9 * 28 * 28,
     )
 
 
@@ -111,3 +111,13 @@ def test_an_absurd_constant_is_named(tiny: Path, tmp_path: Path, name: str, valu
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(LorgnetteError, match=f"preprocessor_config.json cannot be read: {name} is "):
         ImageProcessor.from_folder(tmp_path, ProcessorSettings())
+
+
+@pytest.mark.parametrize(("name", "value"), [("patch_size", 16), ("spatial_merge_size", 1), ("temporal_patch_size", 1)])
+def test_patches_of_another_model_are_refused(tiny: Path, tmp_path: Path, name: str, value: int) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LorgnetteError, match=rf"_size is \d+, in config\.json {value}"):
+        ImageProcessor.from_folder(folder, ProcessorSettings())

@@ -1,5 +1,6 @@
 """Loss on the answers and their end tokens and nowhere else; a prompt is the start of the whole conversation."""
 
+import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -226,3 +227,10 @@ def test_a_missing_checkpoint_file_is_named(tiny: Path, tmp_path: Path, name: st
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(LorgnetteError, match=name):
         Processor.from_folder(tmp_path, ProcessorSettings())
+
+
+def test_a_template_that_cannot_render_is_found_at_once(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    with pytest.raises(LorgnetteError, match="chat template refuses the conversation: division by zero"):
+        Processor.from_folder(folder, ProcessorSettings())

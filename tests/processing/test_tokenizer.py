@@ -111,3 +111,19 @@ def test_a_control_token_that_is_none_is_refused(tiny: Path, tmp_path: Path, tok
     (folder / "tokenizer.json").write_text(f'{{"added_tokens": [{token}]}}')
     with pytest.raises(LorgnetteError, match="tokenizer cannot be read: "):
         TextTokenizer.from_folder(folder)
+
+
+def test_an_id_that_the_model_does_not_have_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    num_texts = min(TextTokenizer.from_folder(folder).control_tokens.values())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": num_texts}))
+    with pytest.raises(LorgnetteError, match=r"tokenizer gives the id \d+, but the model has \d+ tokens"):
+        TextTokenizer.from_folder(folder)
+    files = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens = dict(enumerate(files["added_tokens_decoder"].values()))
+    (folder / "tokenizer_config.json").write_text(json.dumps(files | {"added_tokens_decoder": tokens}))
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokens)}))
+    tokenizer = TextTokenizer.from_folder(folder)
+    with pytest.raises(LorgnetteError, match="tokenizer gives the id"):
+        tokenizer.encode("a cat")

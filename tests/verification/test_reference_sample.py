@@ -130,6 +130,7 @@ def test_changed_image_processor_is_noticed(sample: ReferenceSample, tiny: Path,
     base = shutil.copytree(tiny, tmp_path / "base")
     config = json.loads((base / "preprocessor_config.json").read_text())
     (base / "preprocessor_config.json").write_text(json.dumps(config | {"patch_size": 7}))
+    (base / "config.json").unlink()  # else it says that the vision tower takes other patches
     message = sample.describe_change(tmp_path, Processor.from_folder(base, SETTINGS), "What?") or ""
     assert "other token ids than in training" in message
 

@@ -22,7 +22,7 @@ _MARK = re.compile(f"{_OPEN}(\\d{{1,9}}){_CLOSE}")
 
 _HINT = "use the whole Instruct checkpoint of a vision model"
 _BUDGET, _BUDGET_PER_PART = 2_000_000, 10_000
-"""Steps of a rendering, at most about a second. Qwen's templates take 1,000 and 500 per part of the conversation."""
+"""Steps of a rendering, at most about a second, and more for each turn and part. Qwen's templates take 300 for each."""
 
 ConversationShape = tuple[tuple[Role, tuple[bool, ...]], ...]
 """A conversation as the template sees it: per turn its role and, per part, True for an image."""
@@ -53,6 +53,11 @@ class ChatTemplate:
             if isinstance(source, str):
                 return cls(source, str(path))
         raise LorgnetteError("checkpoint has no chat template", where=str(folder), hint=_HINT)
+
+    def check(self) -> None:
+        """Render a small conversation: a template that cannot is found before the data is read."""
+        for add_generation_prompt in (False, True):
+            self.render((("user", (True, False)), ("assistant", (False,))), add_generation_prompt)
 
     def _build_error(self, what: str, error: Exception) -> LorgnetteError:
         reason = shorten(" ".join(str(error).split())) or type(error).__name__

@@ -46,6 +46,7 @@ class ImageProcessor:
             config = read_config(path, _HINT)
             patch_size, merge_size, temporal_patch_size = (_read_size(config, name) for name in _SIZES)
             mean, std = (_read_channels(config, name) for name in ("image_mean", "image_std"))
+            _check_model(folder, (patch_size, merge_size, temporal_patch_size))
         except FileNotFoundError:
             raise LorgnetteError("preprocessor_config.json is missing", where=str(folder), hint=_HINT) from None
         except ValueError as error:
@@ -112,6 +113,15 @@ def _read_size(config: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or not 1 <= value <= _SIZES[name]:
         raise ValueError(f"{name} is {shorten(repr(value))}, not a whole number from 1 to {_SIZES[name]}")
     return value
+
+
+def _check_model(folder: Path, sizes: tuple[int, int, int]) -> None:
+    """Raises ValueError if the vision tower takes patches of other sizes."""
+    path = folder / "config.json"
+    vision = read_config(path, _HINT).get("vision_config") if path.is_file() else None
+    for name, size in zip(("patch_size", "spatial_merge_size", "temporal_patch_size"), sizes, strict=True):
+        if isinstance(vision, dict) and vision.get(name, size) != size:
+            raise ValueError(f"{name.removeprefix('spatial_')} is {size}, in config.json {vision[name]}")
 
 
 def _read_channels(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:

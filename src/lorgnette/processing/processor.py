@@ -66,6 +66,7 @@ class Processor:
     ) -> "Processor":
         """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
         tokenizer, chat_template = TextTokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+        chat_template.check()
         return cls(tokenizer, chat_template, ImageProcessor.from_folder(folder, settings), settings, read_size)
 
     def encode(self, example: Example, *, add_generation_prompt: bool = False) -> Encoded:

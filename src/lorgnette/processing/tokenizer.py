@@ -35,6 +35,7 @@ class TextTokenizer:
 
     def __init__(self, text: Tokenizer, control_tokens: dict[str, int]) -> None:
         self._text, self.control_tokens = text, control_tokens
+        self._vocab_size = MAX_VOCABULARY
         self._control_names = {id_: name for name, id_ in control_tokens.items()}
         self.encode_cached = lru_cache(maxsize=4096)(self.encode)
 
@@ -55,6 +56,8 @@ class TextTokenizer:
         except Exception as error:  # the tokenizers library raises nothing narrower
             reason = shorten(" ".join(str(error).split()))
             raise LorgnetteError(f"tokenizer cannot be read: {reason}", where=str(folder), hint=_HINT) from None
+        tokenizer._vocab_size = _read_vocab_size(folder)
+        tokenizer._check_ids(tokenizer.control_tokens.values())
         required = (IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN)
         if missing := [name for name in required if name not in tokenizer.control_tokens]:
             hint = "use the whole Instruct checkpoint of a vision model"
@@ -88,12 +91,20 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text; the names of control tokens in it are text too.
 
-        Raises LorgnetteError for half of a surrogate pair, which the tokenizers library takes for no text.
+        Raises LorgnetteError for half of a surrogate pair, which the tokenizers library takes for no text, and for an
+        id that the model does not have.
         """
         if not is_unicode(text):
             message = f"not a text: {shorten(ascii(text))} has half of a surrogate pair, or is not UTF-8"
             raise LorgnetteError(message, hint="write the whole character, in UTF-8")
-        return self._text.encode(text, add_special_tokens=False).ids
+        ids = self._text.encode(text, add_special_tokens=False).ids
+        self._check_ids(ids)
+        return ids
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
+        if (largest := max(ids, default=0)) >= self._vocab_size:
+            message = f"tokenizer gives the id {largest}, but the model has {self._vocab_size} tokens"
+            raise LorgnetteError(message, hint="use the files of one model")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of an answer, without control tokens."""
@@ -104,6 +115,16 @@ class TextTokenizer:
         # Text ids are decoded together: a character may be spread over several.
         runs = groupby(ids, key=self._control_names.get)
         return "".join(name * len(list(run)) if name else self._text.decode(list(run)) for name, run in runs)
+
+
+def _read_vocab_size(folder: Path) -> int:
+    """The rows of the model's embedding, from its config.json."""
+    if not (folder / "config.json").is_file():
+        return MAX_VOCABULARY
+    config = read_config(folder / "config.json", _HINT)
+    text = config.get("text_config")
+    size = (text if isinstance(text, dict) else config).get("vocab_size")
+    return size if type(size) is int else MAX_VOCABULARY
 
 
 def _read_control_tokens(tokens: Iterable[tuple[Any, Mapping[str, Any]]]) -> dict[str, int]:
