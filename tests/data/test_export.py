@@ -89,8 +89,7 @@ def can_hold(example: Example, export_format: ExportFormat) -> bool:
     if export_format == "csv":
         is_single = [turn.role for turn in example.turns] == ["user", "assistant"]
         is_caption = is_single and example.turns[0].parts[1:] == ("COCO Yes:",) and len(example.images) == 1
-        answer = example.turns[1].text
-        return is_caption and "\0" not in answer and answer == answer.strip()
+        return is_caption and "\0" not in example.turns[1].text
     if export_format == "json":
         return all(
             isinstance(turn.parts[0], Image) or not str(turn.parts[0]).strip()
@@ -133,7 +132,7 @@ def test_an_export_reads_back_unchanged(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"out{EXPORTERS[export_format].suffix}"
         result = export(exportable, out, export_format)
-        rows = list(read(out))
+        rows = list(read(out, trim=False))
         assert result.num_rows == len(rows) == len(exportable)
         for original, restored in zip(exportable, rows, strict=True):
             assert isinstance(restored, Example)

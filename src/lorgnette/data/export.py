@@ -102,11 +102,13 @@ def prepare(
     """Write data_vl, data_vl_train and data_vl_test into the folder `out`, with absolute image paths.
 
     `read` describes the options that select rows and images, `train_test_split` the two splits. Images inside the
-    source are extracted to `out`/images unless images_to is given. A file with the same content is left as it is; if
-    a file has other content, nothing is written (UsageError).
+    source are extracted to `out`/images unless images_to is given. Captions keep the blanks around them. A file with
+    the same content is left as it is; if a file has other content, nothing is written (UsageError).
     """
-    read_source = partial(read, source, prompt=prompt, images_from=images_from, images_to=images_to or out / "images")
-    rows = read_source(max_rows=max_rows, sample=sample, seed=seed, name=name)
+    rows = read(
+        source, prompt=prompt, max_rows=max_rows, sample=sample, seed=seed, name=name, images_from=images_from,
+        images_to=images_to or out / "images", trim=False,
+    )  # fmt: skip
     result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row, source=source)
     train, test = train_test_split(result.examples, holdout=holdout, split=split)
     suffix = EXPORTERS[export_format].suffix
@@ -138,7 +140,7 @@ def _check_roundtrip(example: Example, export_format: ExportFormat, prompt: str)
     record = exporter.to_record(normalized, prompt)
     loss = f"the {export_format} format cannot hold this row unchanged"
     try:
-        [restored] = read_record(record, RowLocation(example.source, example.row, 1, prompt=prompt))
+        [restored] = read_record(record, RowLocation(example.source, example.row, 1, prompt=prompt, trim=False))
     except LorgnetteError as error:
         raise LorgnetteError(f"{loss}: {error.message}", hint=_HINT) from error
     turns = conversations.trim_turns(normalized.turns) if export_format == "json" else normalized.turns
