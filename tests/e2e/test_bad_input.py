@@ -151,7 +151,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     write(tmp_path / "captions.csv", [("a.png", "one"), ("a.png", "two")])
     result = cli(*quick("data.on_bad_row=skip", "data.holdout=0"))
     result.assert_refused(1, "no example left")
-    assert "row 2" in result.err
+    assert "rows 2–3" in result.err
     assert not (tmp_path / "run").exists()
 
 
