@@ -100,6 +100,11 @@ def test_data_below_a_folder_is_named(tmp_path: Path) -> None:
             read(tmp_path)
         assert caught.value.hint == f"name the data in it: {tmp_path / hint}"
         (tmp_path / "data" / name).unlink()
+    for name in ("test.csv", "train.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path)
+    assert caught.value.hint == f"name the data in it: {tmp_path / 'test.csv'} or {tmp_path / 'train.csv'}"
 
 
 def test_a_folder_that_is_no_dataset_is_refused(make_image: Callable[..., Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ In a folder of images and texts every file is a row, by name. A text without its
 without its text.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -64,14 +65,14 @@ def _check_shards(shards: Sequence[Path], path: Path) -> None:
 
 
 def _suggest_source(path: Path) -> str:
-    """A data file in the folder or one level below, else what to add."""
-    for folder in (path, *sorted(child for child in path.iterdir() if child.is_dir())):
-        for file in sorted(folder.iterdir()):
-            suffix = file.suffix.lower()
-            if suffix in _SHARD_FORMATS or suffix in _TABLE_SUFFIXES:
-                source = folder if suffix in _SHARD_FORMATS or file.name in _METADATA_FILES else file
-                return f"name the data in it: {source}"
-    return "add metadata.csv (file_name,caption) or a .txt for each image, or name a data file"
+    """The data in the folder or one level below, else what to add."""
+    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir() and os.access(child, os.R_OK))]
+    files = [file for folder in folders for file in sorted(folder.iterdir())]
+    sources = [file.parent for file in files if file.suffix.lower() in _SHARD_FORMATS or file.name in _METADATA_FILES]
+    sources = list(dict.fromkeys(sources)) or [file for file in files if file.suffix.lower() in _TABLE_SUFFIXES]
+    if not sources:
+        return "add metadata.csv (file_name,caption) or a .txt for each image, or name a data file"
+    return f"name the data in it: {' or '.join(map(str, sources[:3]))}"
 
 
 def is_dataset(path: Path) -> bool:
