@@ -1,5 +1,6 @@
 """The output path is checked before the work starts; a wrong path names the right one."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def test_an_input_or_a_folder_is_refused(captions: Path) -> None:
             check_writable(out, captions, image, Path("gone"))
     with pytest.raises(UsageError, match="a folder, not a file"):
         check_writable(captions.parent, captions)
+
+
+def test_a_device_is_refused(captions: Path, tmp_path: Path) -> None:
+    """The file that is written beside it would take its place."""
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UsageError, match="a device, not a file · --out"):
+            check_writable(out, captions)
 
 
 def test_a_path_that_cannot_be_written(captions: Path) -> None:

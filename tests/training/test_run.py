@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
 from lorgnette.training.trainer import Trainer
 
@@ -64,6 +65,21 @@ def test_trackers_finish_after_an_error(prepare_run: PrepareRun, monkeypatch: py
         run.train([tracker])
     assert tracker.calls == [("start", 1), "finish"]
     assert not run.run_dir.adapter.exists()
+
+
+def test_an_interrupt_of_the_answers_names_the_command_for_the_rest(
+    prepare_run: PrepareRun, said: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise AnswersInterrupted([], 2)
+
+    monkeypatch.setattr("lorgnette.training.run.answer_examples", interrupt)
+    run = prepare_run()
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.run_dir.adapter.is_dir()
+    text = "saved      the adapter; for the answers and the report: lorgnette train --resume"
+    assert text in said.getvalue()
 
 
 def test_nothing_starts_before_the_weights_are_loaded(prepare_run: PrepareRun, monkeypatch) -> None:

@@ -158,7 +158,8 @@ class TrainingData:
             content = parse_json(manifest.read_bytes())
             recorded = [dict(content[name].items()) for name in ("sha256", "images")]
         except (OSError, LorgnetteError, KeyError, TypeError, AttributeError) as error:
-            message = f"manifest cannot be read: {error!r}"
+            reason = error.message if isinstance(error, LorgnetteError) else repr(error)
+            message = f"manifest cannot be read: {reason}"
             raise LorgnetteError(message, where=str(manifest), hint="restore it, or start a new run") from None
         changed: list[str] = []
         for before, hashes in zip(recorded, (self.hash_inputs(), self.hash_images()), strict=True):

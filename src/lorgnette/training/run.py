@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorgnette.config import Settings
 from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device, select_dtype
-from lorgnette.inference.answers import answer_examples
+from lorgnette.inference.answers import AnswersInterrupted, answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.async_writer import AsyncWriter
@@ -139,7 +139,11 @@ def _answer_held_out(
 ) -> list[PredictionRow]:
     """Answer with the base model and with the adapter; write predictions.jsonl."""
     hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
-    rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
+    try:
+        rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
+    except AnswersInterrupted:
+        terminal.print(f"saved      the adapter; for the answers and the report: {run_dir.resume_command}")
+        raise
     run_dir.check_in_place()
     write_predictions(run_dir.predictions, rows)
     return rows
