@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per test process: several in parallel would compete for the cores and run ten times slower.
+# Compiled modules are kept, even where the environment says not to: the tests start many processes.
 # Tests of one file stay on one worker, the slowest start first (tests/conftest.py).
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 
 .PHONY: setup demo test test-fast test-kills test-fuzz check fix bench docs clean
@@ -19,7 +20,7 @@ test: .venv/.dev .venv/.system
 
 # For the inner loop: under a minute, without the tests that take seconds each.
 test-fast: .venv/.dev
-	$(TEST) -m "not slow" --ignore tests/e2e --ignore tests/kills --ignore tests/parity --ignore tests/tools
+	$(TEST) -m "not slow" $(addprefix --ignore tests/,e2e fuzz kills parity tools)
 
 # A short training is killed before, in and after each of its file-system calls: some minutes of one core.
 test-kills: .venv/.dev

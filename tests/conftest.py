@@ -62,50 +62,61 @@ def pytest_configure(config: pytest.Config) -> None:
 
 SLOW = [
     "tests/test_docs.py::test_a_guides_commands_run",
-    "tests/hub/test_recipe_from_hubs.py",
-    "tests/e2e/test_resume.py",
-    "tests/kills/",
-    "tests/parity/",
+    "tests/test_docs.py::test_readme_commands",
     "tests/fuzz/",
+    "tests/kills/",
     "tests/commands/test_verify.py",
+    "tests/e2e/test_resume.py",
+    "tests/parity/",
+    "tests/report/trackers/test_swanlab.py",
+    "tests/data/test_hub_dataset.py",
+    "tests/report/html/test_comparison.py",
+    "tests/report/html/test_check_page.py",
+    "tests/report/html/test_page.py",
     "tests/e2e/",
-    "tests/verification/test_peft_check.py",
     "tests/tools/",
+    "tests/hub/test_recipe_from_hubs.py",
+    "tests/data/test_export.py",
+    "tests/commands/test_check.py",
+    "tests/verification/test_peft_check.py",
     "tests/commands/test_merge.py",
     "tests/features/test_disk_cache.py",
-    "tests/data/test_hub_dataset.py",
-    "tests/report/trackers/",
-    "tests/report/html/",
-    "tests/data/test_export.py",
-    "tests/test_docs.py::test_readme_commands",
     "tests/test_bench.py",
     "tests/commands/test_compare.py",
     "tests/data/checks/test_near_duplicates.py",
+    "tests/hub/test_models.py",
     "tests/test_cli.py",
-    "tests/commands/test_check.py",
     "tests/commands/test_plan.py",
     "tests/commands/test_watch.py",
     "tests/report/test_preview.py",
-    "tests/hub/test_models.py",
+    "tests/report/trackers/test_wandb.py",
     "tests/training/test_eval_samples.py",
     "tests/training/test_setup.py",
+    "tests/hub/test_download.py::test_a_slow_server",
+    "tests/hub/test_http.py::test_the_server_says_how_long",
+    "tests/metrics/test_registry.py",
+    "tests/metrics/test_cider.py::test_values_are_bounded",
+    "tests/metrics/test_bleu.py::test_bleu_follows",
+    "tests/kernels/test_attention.py::test_the_reference_gradient",
+    "tests/models/test_weight_loader.py::test_loading_imports",
+    "tests/data/formats/test_parquet.py::test_nothing_heavy",
+    "tests/test_config.py::test_a_dump",
+    "tests/report/test_manifest.py::test_the_home_folder",
 ]
-"""Tests that take seconds, the longest first: they run first, and `make test-fast` leaves them out."""
+"""Tests that take half a second or more, the longest files first: `make test-fast` leaves them out."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests and put them first, so that no worker is left with a long one at the end. The tests of a
-    file stay on one worker and share its fixtures; the guides are spread."""
-    ranks = {}
+    """Mark the slow tests and put their files first, so that no worker is left with a long one at the end."""
+    ranks: dict[str, int] = {}
     for item in items:
         path = item.nodeid.partition("::")[0]
         rank = next((i for i, prefix in enumerate(SLOW) if item.nodeid.startswith(prefix)), len(SLOW))
         if rank < len(SLOW):
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if rank == 0 else path))
-        ranks[item] = rank
-    items.sort(key=ranks.__getitem__)
+        ranks[path] = min(rank, ranks.get(path, rank))
+    items.sort(key=lambda item: ranks[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ def run(tiny_real: Path, shared: Callable[[str], Path], tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("runs") / "coco"
     words = [
         "train", "coco-caption", f"model={tiny_real}", f"data={shared('coco') / 'captions.csv'}", f"run={folder}",
-        "data.max_rows=60", "train.epochs=3", "train.learning_rate=5e-3", "train.logging_steps=3", "report_to=none",
-        "predict.max_new_tokens=12",
+        "data.max_rows=36", "train.batch_size=8", "train.epochs=3", "train.learning_rate=5e-3",
+        "train.logging_steps=3", "report_to=none", "predict.max_new_tokens=12",
     ]  # fmt: skip
     cli.app(words, standalone_mode=False)
     return folder
