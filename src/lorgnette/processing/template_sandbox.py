@@ -14,6 +14,7 @@ Constructs that are not on the lists raise an error when they are used. The rend
 
 import json
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from functools import partial
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes, pass_context
@@ -83,10 +84,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         functions = {"range": safe_range, "dict": dict, "namespace": _Namespace, "raise_exception": _raise_exception}
         self.globals = dict(functions)
         self._functions = list(functions.values())
-        self.filters = {name: self._meter_filter(name) for name in self.filters}
+        self.filters = {name: _take_context(partial(self._call_filter, name)) for name in self.filters}
         self.filters |= {"tojson": self._meter(_to_json), _GROW: self._meter(lambda value: value)}
         self.filters[_ITERATE] = pass_context(lambda context, value, cost: self._iterate(value, cost))
-        self.tests = {name: self._meter_test(name) for name in self.tests}
+        self.tests = {name: _take_context(partial(self._call_test, name)) for name in self.tests}
 
     def compile_source(self, source: str) -> Template:
         """Raises TemplateError for a source that is too long or broken, or uses other constructs. Any other exception
@@ -184,32 +185,29 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
         return call
 
-    def _meter_filter(self, name: str) -> Callable[..., Any]:
-        @pass_context
-        def call(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-            if name not in _FILTERS:
-                raise SandboxError(f"it uses the filter {name}, which is not supported")
-            self.measure([args, kwargs])
-            if name not in _FAST_FILTERS:
-                self.measure(value)
-            if name == "replace":
-                self._spend_growth("replace", str(value), (*args, *kwargs.values()))
-            if name == "join":
-                (value,) = self._spend_growth("join", str(next(iter([*args, *kwargs.values()]), "")), (value,))
-            result = self._plain.call_filter(name, value, args, kwargs, context)
-            if isinstance(result, Iterator):
-                result = list(self._iterate(result, 1))
-            return result if name in _FAST_FILTERS else self.measure(result)
+    def _call_filter(self, name: str, context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if name not in _FILTERS:
+            raise SandboxError(f"it uses the filter {name}, which is not supported")
+        self.measure([args, kwargs])
+        if name not in _FAST_FILTERS:
+            self.measure(value)
+        if name == "replace":
+            self._spend_growth("replace", str(value), (*args, *kwargs.values()))
+        if name == "join":
+            (value,) = self._spend_growth("join", str(next(iter([*args, *kwargs.values()]), "")), (value,))
+        result = self._plain.call_filter(name, value, args, kwargs, context)
+        if isinstance(result, Iterator):
+            result = list(self._iterate(result, 1))
+        return result if name in _FAST_FILTERS else self.measure(result)
 
-        return call
+    def _call_test(self, name: str, context: Context, value: Any, *args: Any, **kwargs: Any) -> bool:
+        self.measure([args, kwargs])  # a comparison takes as long as the shorter side
+        return bool(self._plain.call_test(name, value, args, kwargs, context))
 
-    def _meter_test(self, name: str) -> Callable[..., Any]:
-        @pass_context
-        def call(context: Context, value: Any, *args: Any, **kwargs: Any) -> bool:
-            self.measure([args, kwargs])  # a comparison takes as long as the shorter side
-            return bool(self._plain.call_test(name, value, args, kwargs, context))
 
-        return call
+def _take_context(function: Any) -> Any:
+    """pass_context for what is no plain function. A function made for each name would be checked anew by every test."""
+    return pass_context(function)
 
 
 class _AddMeters(NodeTransformer):
