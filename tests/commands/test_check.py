@@ -225,13 +225,14 @@ class Planted:
         return ["odd-shape"]
 
     def dark_scan(self, row: Row, number: int, part: str) -> list[str]:
-        """16 bits, of whose values only the first 2,000 are used."""
-        values = np.asarray(paint_image(number).convert("L")).astype(np.uint16) * 8
+        """16 bits, of whose values only 2,000 are used; each image has others, so that none is another's look-alike."""
+        values = np.asarray(paint_image(number).convert("L")).astype(np.uint16) * 8 + number * 29 % 251 * 256
         Image.fromarray(values).save(self._file(row, number, "png"))
         return ["low-contrast"]
 
     def one_color(self, row: Row, number: int, part: str) -> list[str]:
-        Image.new("RGB", (64, 48), (number % 200, number // 5 % 250, 255)).save(self._file(row, number, "png"))
+        color = (number * 83 % 256, number * 151 % 256, number * 199 % 256)
+        Image.new("RGB", (64, 48), color).save(self._file(row, number, "png"))
         return []
 
     def no_answer(self, row: Row, number: int, part: str) -> list[str]:
