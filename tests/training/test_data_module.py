@@ -252,6 +252,22 @@ def test_changed_images_are_refused_by_name(chosen: Chosen, tmp_path: Path, term
     TrainingData.load(chosen(f"data={moved / 'captions.csv'}"), terminal).check_unchanged(manifest)
 
 
+def test_a_file_is_named_once_whatever_its_path_was(
+    chosen: Chosen, captions: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run records the path as it was written, and resumes with the whole path."""
+    monkeypatch.chdir(tmp_path)
+    test_file = tmp_path / "test.csv"
+    test_file.write_text(captions.read_text())
+    manifest = write_manifest(
+        TrainingData.load(chosen("data=captions.csv", "data.test=test.csv"), terminal), tmp_path / "manifest.json"
+    )
+    TrainingData.load(chosen(f"data.test={test_file}"), terminal).check_unchanged(manifest)
+    test_file.write_text(captions.read_text().replace("it is red", "red"))
+    with pytest.raises(LorgnetteError, match=rf"changed since the run was started · {test_file} · restore"):
+        TrainingData.load(chosen(f"data.test={test_file}"), terminal).check_unchanged(manifest)
+
+
 @pytest.mark.parametrize("word", ["data.prompt=What?", "data.holdout=1", "image_size=56", "eos_token=<|endoftext|>"])
 def test_other_inputs_that_change_the_examples_are_refused(
     chosen: Chosen, tmp_path: Path, terminal: Terminal, word: str

@@ -164,9 +164,7 @@ class TrainingData:
         changed: list[str] = []
         for before, hashes in zip(recorded, (self.hash_inputs(), self.hash_images()), strict=True):
             now = {hide_home(name): value for name, value in hashes.items()}
-            # Files that were moved together, and have the same content, are unchanged.
-            if list(before.values()) != list(now.values()):
-                changed += [name for name in now | before if now.get(name) != before.get(name)]
+            changed += _list_changed(before, now)
         if changed:
             names = [name for name in changed if name != "examples"] or ["the examples (tokens or settings)"]
             more = f" and {len(names) - MAX_LISTED_INPUTS} more" if len(names) > MAX_LISTED_INPUTS else ""
@@ -184,6 +182,13 @@ class TrainingData:
         if not self.examples:
             where, hint = str(self.files[0]), "`lorgnette check` shows why"
             raise LorgnetteError("no example left to train on", where=where, hint=hint)
+
+
+def _list_changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names with another hash. Files that were moved have other names, and are compared in their order."""
+    if before.keys() != now.keys() and len(before) == len(now):
+        return [name for (name, value), old in zip(now.items(), before.values(), strict=True) if value != old]
+    return [name for name in now | before if now.get(name) != before.get(name)]
 
 
 @gc_paused()
