@@ -71,6 +71,24 @@ def test_local_data_is_not_downloaded(chosen: Callable[..., Settings], captions:
     assert resolve.resolve_data(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
 
 
+def test_a_list_has_files_of_this_machine_only(chosen: Callable[..., Settings]) -> None:
+    assert resolve.resolve_data(chosen("data=coco:a.json,b.csv"), TERMINAL) == Path("a.json,b.csv")
+    for path in ("a.csv,hf:me/set", "hf:me/set,a.csv"):
+        with pytest.raises(UsageError, match="hf:me/set · download it first: lorgnette prepare hf:me/set"):
+            resolve.resolve_data(chosen(f"data={path}"), TERMINAL)
+
+
+def test_missing_rows_of_one_cause_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tuple(
+        MissingRow(f"row {row}", f"http://h/{row}.jpg", "not found (HTTP 404)", "do") for row in range(7, 37)
+    )
+    dataset = DownloadedDataset(tmp_path / "data.jsonl", "main", 9, 9, 8, 8, 1, {}, missing, {"license": 9})
+    resolve.report_download(dataset, Terminal())
+    _, keys, *lines = capsys.readouterr().err.splitlines()
+    assert keys.endswith("key 'license' is not read (9 rows)")
+    assert lines == ["missing: 30 rows, first row 7: not found (HTTP 404) (http://h/7.jpg); do"]
+
+
 def test_local_images_are_a_folder_or_zip(chosen: Callable[..., Settings]) -> None:
     assert resolve.check_local_images(None) is None
     assert (

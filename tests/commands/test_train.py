@@ -15,6 +15,7 @@ from lorgnette.commands import train as train_module
 from lorgnette.commands.train import resume, train
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.report.console import Terminal
 from lorgnette.report.run_dir import RunDir
 from lorgnette.training.data_module import TrainingData
 
@@ -147,3 +148,14 @@ def test_runs_without_a_name_are_numbered(chosen: Chosen, tmp_path: Path, monkey
     saved = config.load_settings(config.read_recipe(run_dirs[1].config))
     assert saved == chosen(f"run={tmp_path / 'runs' / 'coco-2'}")  # absolute paths: it can be resumed from any folder
     assert resume(run_dirs[1].path).path == run_dirs[1].path
+
+
+def test_a_run_of_several_files_has_the_path_of_each(chosen: Chosen, captions: Path, tmp_path: Path) -> None:
+    """So that it can be resumed from any folder, and notices a change in any of them."""
+    second = shutil.copy(captions, captions.with_name("second.csv"))
+    settings = chosen(f"data={os.path.relpath(captions)},{os.path.relpath(second)}", f"run={tmp_path / 'run'}")
+    saved = train_module._make_absolute(settings, RunDir(tmp_path / "run"))
+    assert str(saved.data.path) == f"{captions.resolve()},{Path(second).resolve()}"
+    data = TrainingData.load(saved, Terminal())
+    assert data.files == (captions.resolve(), Path(second).resolve())
+    assert {str(path) for path in data.files} <= data.hash_inputs().keys()
