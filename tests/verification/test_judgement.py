@@ -229,7 +229,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_adapter_is_one_line(name: str, adapter: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peft_config, "_MATCH_SECONDS", 0.3)
+    monkeypatch.setattr(peft_config, "_MATCH_SECONDS", 0.1)
     monkeypatch.setattr(peft_files, "_MAX_TENSORS", 60)
     change, message = BROKEN[name]
     change(adapter)
