@@ -279,12 +279,16 @@ def start(tmp_path: Path, fork_command: Callable[..., list[str]]) -> Callable[..
     )
 
 
-def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if when():
-            break
-        assert process.poll() is None
+def wait_until(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120  # the fork server may have to import first
+    while not when():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
+    wait_until(process, when)
     process.kill()
     process.communicate(timeout=10)
 
@@ -318,10 +322,7 @@ def test_ctrl_c_stops_it_quickly_and_keeps_the_files(
     for path in hub.static:
         hub.trick(path, trick(pause=0.05))
     child = start(SOURCE, tmp_path / "d")
-    for _ in range(3000):
-        if len(hub.requests("COCO_")) > 10:
-            break
-        time.sleep(0.01)
+    wait_until(child, lambda: len(hub.requests("COCO_")) > 10)
     child.send_signal(signal.SIGINT)
     began = time.monotonic()
     child.communicate(timeout=10)
@@ -336,10 +337,7 @@ def test_two_processes_in_one_folder_are_refused(
     tutorial(10)
     hub.trick("/coco/2014/train.csv.zip", trick(pause=2))
     child = start(SOURCE, tmp_path / "d")
-    for _ in range(3000):
-        if hub.requests("train.csv.zip"):
-            break
-        time.sleep(0.01)
+    wait_until(child, lambda: bool(hub.requests("train.csv.zip")))
     with pytest.raises(LorgnetteError, match="another lorgnette is downloading into this folder"):
         get(tmp_path / "d")
     child.communicate(timeout=20)
