@@ -186,8 +186,8 @@ def test_settings_are_frozen() -> None:
     assert config.list_settings() == [
         "model", "engine", "run", "seed", "device", "dtype", "report_to", "project", "image_size", "image_tokens",
         "eos_token", "max_length",
-        "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.on_bad_row", "data.max_rows",
-        "data.images_from", "data.group_by_image",
+        "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.trim", "data.on_bad_row",
+        "data.max_rows", "data.images_from", "data.group_by_image",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
         "train.epochs", "train.max_steps", "train.batch_size", "train.max_tokens_per_microbatch",
         "train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay",

@@ -188,7 +188,7 @@ def _list_changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
     """Names with another hash. Files that were moved have other names, and are compared in their order."""
     if before.keys() != now.keys() and len(before) == len(now):
         return [name for (name, value), old in zip(now.items(), before.values(), strict=True) if value != old]
-    return [name for name in now | before if now.get(name) != before.get(name)]
+    return [name for name in {**now, **before} if now.get(name) != before.get(name)]
 
 
 @gc_paused()
