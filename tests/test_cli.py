@@ -25,8 +25,8 @@ COMMANDS = {
     "train": "RECIPE OVERRIDES --resume",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-size --out --max-new-tokens --batch-size"
     " --temperature --top-p --seed --device",
-    "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-size --max-new-tokens"
-    " --batch-size --device",
+    "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-size"
+    " --max-new-tokens --batch-size --device",
     "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-size --max-new-tokens"
     " --batch-size --device",
     "verify": "ADAPTER --model --data --rows --device --json",
