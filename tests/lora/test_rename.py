@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,25 +71,27 @@ def rename(adapter: Path, folder: Path, *, use_old_names: bool = True) -> Path:
 def test_the_old_tree_gives_the_same_logits(
     options: dict[str, Any] | None, saved: Path, loaded: Callable[[], Any], tmp_path: Path
 ) -> None:
+    base = loaded()
     adapter = saved
     if options is not None:
         torch.manual_seed(0)
         adapter = tmp_path / "theirs"
-        model = get_peft_model(loaded(), LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **options))
+        lora = LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **options)
+        model = get_peft_model(deepcopy(base), lora)
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name or (name.endswith(".bias") and "bias" in options):
                 parameter.data += 0.1
         model.save_pretrained(adapter, save_embedding_layers=False)
     old = rename(adapter, tmp_path / "old")
-    expected = compute_logits(load_adapter(loaded(), adapter))
-    tree = PeftModel.from_pretrained(OldTree(loaded()), old).eval()
+    expected = compute_logits(load_adapter(deepcopy(base), adapter))
+    tree = PeftModel.from_pretrained(OldTree(deepcopy(base)), old).eval()
     assert torch.equal(compute_logits(tree), expected)
-    assert (expected - compute_logits(loaded())).abs().max() > 1e-3  # negative control: the adapter changes the logits
+    assert (expected - compute_logits(base)).abs().max() > 1e-3  # negative control: the adapter changes the logits
     # lorgnette reads it as before, and gives current names back.
     assert SavedAdapter.load(old).has_old_names
-    assert torch.equal(compute_logits(load_adapter(loaded(), old)), expected)
+    assert torch.equal(compute_logits(load_adapter(deepcopy(base), old)), expected)
     current = rename(old, tmp_path / "current", use_old_names=False)
-    assert torch.equal(compute_logits(PeftModel.from_pretrained(loaded(), current).eval()), expected)
+    assert torch.equal(compute_logits(PeftModel.from_pretrained(deepcopy(base), current).eval()), expected)
     assert load_file(current / WEIGHTS_FILE).keys() == load_file(adapter / WEIGHTS_FILE).keys()
 
 
