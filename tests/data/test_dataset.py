@@ -179,6 +179,12 @@ def test_a_data_set_is_told_from_bare_images(make_image: Callable[..., Path], tm
         is_dataset(tmp_path / "gone")
 
 
+def test_a_prompt_with_an_images_marker_is_refused(make_image: Callable[..., Path]) -> None:
+    (row,) = read_images(make_image("a.jpg"), prompt="<image>what?")
+    assert isinstance(row, Problem)
+    assert "turn 1 contains <image>, which stands for no image" in row.message
+
+
 def test_one_image_becomes_a_prompt(make_image: Callable[..., Path]) -> None:
     (row,) = read_images(make_image("a.jpg"), prompt="")
     assert isinstance(row, Example)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from lorgnette.data.conversation import check_conversation
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
 from lorgnette.data.row_location import DEFAULT_PROMPT, ReadOptions, Row, RowLocation, sample_rows
@@ -113,13 +114,14 @@ def _read_image_source(path: Path, prompt: str) -> Iterator[Row]:
 
 def _read_prompts(files: list[Path], source: Path, prompt: str) -> Iterator[Row]:
     for row, file in enumerate(files, start=1):
+        turns = (Turn("user", (Image(file), prompt) if prompt else (Image(file),)),)
         try:
+            check_conversation(turns, needs_answer=False)
             verify_image(file)
         except LorgnetteError as error:
             yield RowLocation(source, row, row).to_problem(error)
             continue
-        parts = (Image(file), prompt) if prompt else (Image(file),)
-        yield Example(file.name, (Turn("user", parts),), source, row)
+        yield Example(file.name, turns, source, row)
 
 
 def _check_exists(path: Path) -> None:
