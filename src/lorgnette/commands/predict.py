@@ -116,10 +116,10 @@ def read_examples(
 
 
 def _write_rows(rows: Sequence[PredictionRow], both: bool, out: Path | None) -> None:
+    if out is not None:  # first: printing may fail
+        write_predictions(out, rows)
     for row in rows:
         print_result(_format_row(row, both))
-    if out is not None:
-        write_predictions(out, rows)
 
 
 def _format_row(row: PredictionRow, both: bool) -> str:
