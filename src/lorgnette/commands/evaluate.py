@@ -75,14 +75,14 @@ def evaluate(
     for note in describe_cuts(resolved.name, [not p.is_complete for p in predictions], f"the limit of {limit} tokens"):
         terminal.warn(note)
     report = compute_report(metric_names, prompts, [[prediction.text for prediction in predictions]])
-    _print_report(report, overlap)
-    if folder is not None:
+    if folder is not None:  # first: printing may fail
         key = "base" if resolved.name == BASE else "tuned"
         pairs = zip(prompts, predictions, strict=True)
         answer_rows = [prompt.build_row(**{key: answer}, generation=generation) for prompt, answer in pairs]
         write_predictions(folder / PREDICTIONS_FILE, answer_rows)
         write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source, generation, overlap))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
+    _print_report(report, overlap)
     return report
 
 
