@@ -48,7 +48,7 @@ def test_an_unread_key_that_training_would_miss_is_refused() -> None:
     for key in ("tools", "image", "bbox", "max_pixels", "Answer", " system", "rejected", "reasoning_content"):
         with pytest.raises(LorgnetteError, match=f"'{key}', which this format does not read · remove it, or use 'id'"):
             fields.check_row_keys({"id": 1, key: ["x"]}, ("id",))
-        assert fields.check_row_keys({key: ["x"]}, ("id",), may_refuse=False) == (key,)
+        assert fields.check_row_keys({key: ["x"]}, ("id",), is_strict=False) == (key,)
 
 
 @pytest.mark.parametrize(

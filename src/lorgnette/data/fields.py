@@ -83,12 +83,12 @@ def check_row_keys(
     read_keys: Collection[str],
     *,
     marks: Sequence[str] = ROW_MARKS,
-    may_refuse: bool = True,
+    is_strict: bool = True,
     hint: str = "",
 ) -> tuple[str, ...]:
     """The row's keys with content that are not read, in order.
 
-    Raises LorgnetteError if a mark says that the row is not to be learned and, with may_refuse, if training would miss
+    Raises LorgnetteError if a mark says that the row is not to be learned and, with is_strict, if training would miss
     what an unread key holds. hint: what to do then.
     """
     own_marks = [
@@ -97,7 +97,7 @@ def check_row_keys(
     if own_marks and _read_marks(record, own_marks, "the row") is False:
         message = f"the row is marked as not to be learned ({', '.join(own_marks)})"
         raise LorgnetteError(message, hint="remove the row, or correct the mark")
-    return list_unread_keys(record, read_keys, known_keys=tuple(own_marks), may_refuse=may_refuse, hint=hint)
+    return list_unread_keys(record, read_keys, known_keys=tuple(own_marks), is_strict=is_strict, hint=hint)
 
 
 def list_unread_keys(
@@ -107,19 +107,19 @@ def list_unread_keys(
     known_keys: tuple[str, ...] = (),
     owner: str = "the row",
     prefix: str = "",
-    may_refuse: bool = True,
+    is_strict: bool = True,
     hint: str = "",
 ) -> tuple[str, ...]:
     """The record's keys with content that are not read, each behind `prefix`, as `Example.unread_keys` has them.
 
-    Raises LorgnetteError if training would miss what one of them holds, unless may_refuse is False. owner: of the keys,
+    Raises LorgnetteError if training would miss what one of them holds, unless is_strict is False. owner: of the keys,
     for the error. known_keys: read too, but not offered there.
     """
     others = _select_keys(tuple(record), (*read_keys, *known_keys), is_inverted=True)
     if not others:
         return ()
     unread = [key for key in others if has_content(record[key])]
-    lost = [key for key in unread if may_refuse and key.strip().lower() in _REFUSED_KEYS and record[key] is not False]
+    lost = [key for key in unread if is_strict and key.strip().lower() in _REFUSED_KEYS and record[key] is not False]
     if unsupported := [key for key in lost if key.strip().lower() in _VIDEO_OR_AUDIO]:
         message = f"{owner} has {', '.join(map(repr, unsupported))}; only images and text are supported"
         raise LorgnetteError(message, hint="remove the row, or use single images of it")

@@ -74,8 +74,8 @@ class ColumnReader:
     def _list_unread_keys(self, record: Mapping[str, Any], read_keys: Sequence[str]) -> tuple[str, ...]:
         """Columns that the user chose are all that training needs: then no other column is refused."""
         hint = "name the columns that hold what is asked for: --image-column, --caption-column"
-        may_refuse = not self._choice.is_explicit
-        return fields.check_row_keys(record, read_keys, marks=fields.TABLE_MARKS, may_refuse=may_refuse, hint=hint)
+        is_strict = not self._choice.is_explicit
+        return fields.check_row_keys(record, read_keys, marks=fields.TABLE_MARKS, is_strict=is_strict, hint=hint)
 
     def read_record(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         """One example for each caption. Raises UnclearColumnsError at the first record if no choice is clear."""
