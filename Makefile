@@ -27,7 +27,7 @@ test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
 	  status=$$?; rm -rf $$folder; exit $$status
 
-# 800 damaged or hostile files: data, models, adapters. `make test` has a sample of them.
+# 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.
 test-fuzz: .venv/.dev
 	LORGNETTE_FUZZ=all $(TEST) tests/fuzz
 

@@ -25,6 +25,8 @@ MAX_DEPTH = 64
 """Levels of lists and objects: what reads the values later may recurse."""
 MAX_CONFIG_BYTES = 64 * 2**20
 """The largest tokenizer.json of a Qwen model has 12 MB."""
+MAX_LINES_BYTES = 2**31
+"""A log, or a file of answers."""
 MAX_YAML_BYTES = 2**18
 """PyYAML reads about 0.2 MB per second."""
 MAX_HEADER_BYTES = 100_000_000
@@ -161,7 +163,7 @@ def read_tensor_entries(path: Path) -> dict[str, TensorEntry]:
 
     Raises LorgnetteError ("is truncated: …") for a broken file, OSError if it cannot be opened.
     """
-    size = _check_regular(path)
+    size = check_is_file(path)
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
         if not size:
@@ -204,7 +206,7 @@ def find_weights_fault(path: Path) -> str | None:
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """A small file as a whole. Raises LorgnetteError if it is larger, OSError if it cannot be opened."""
-    size = _check_regular(path)
+    size = check_is_file(path)
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -239,8 +241,8 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _check_regular(path: Path) -> int:
-    """The size of a file. A pipe or a device may never end."""
+def check_is_file(path: Path) -> int:
+    """The size of a file. Raises LorgnetteError for a folder, and for a pipe or a device, which may never end."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise LorgnetteError("it is not a file")

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.parse import MAX_CONFIG_BYTES, is_unicode, read_config, shorten
+from lorgnette.io.parse import MAX_CONFIG_BYTES, check_is_file, is_unicode, read_config, shorten
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
 MAX_VOCABULARY = 2**22
@@ -51,8 +51,10 @@ class TextTokenizer:
         except FileNotFoundError as error:
             message = f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}"
             raise LorgnetteError(message, where=str(folder), hint=_HINT) from None
-        except LorgnetteError:
-            raise
+        except LorgnetteError as error:
+            if error.where is not None:
+                raise
+            raise LorgnetteError(f"tokenizer cannot be read: {error.message}", where=str(folder), hint=_HINT) from None
         except Exception as error:  # the tokenizers library raises nothing narrower
             reason = shorten(" ".join(str(error).split()))
             raise LorgnetteError(f"tokenizer cannot be read: {reason}", where=str(folder), hint=_HINT) from None
@@ -75,7 +77,7 @@ class TextTokenizer:
     def _from_vocabulary(cls, folder: Path) -> "TextTokenizer":
         files = folder / "vocab.json", folder / "merges.txt"
         for path in files:
-            size = path.stat().st_size  # an error names the missing file: the tokenizers library does not
+            size = check_is_file(path)  # an error names the missing file: the tokenizers library does not
             if size > MAX_CONFIG_BYTES:
                 raise LorgnetteError(f"{path.name} has {size:,} bytes", where=str(path), hint=_HINT)
         text = Tokenizer(models.BPE.from_file(*map(str, files)))

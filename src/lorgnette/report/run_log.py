@@ -19,7 +19,7 @@ from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_write, open_no_follow
-from lorgnette.io.parse import parse_json
+from lorgnette.io.parse import MAX_LINES_BYTES, check_is_file, parse_json, read_limited
 
 Record = dict[str, Any]
 CURVES = {
@@ -82,9 +82,10 @@ class RunLog:
 def read_log(path: Path) -> list[Record]:
     """All records, without an incomplete last line. Raises LorgnetteError for any other line that is not a record."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise LorgnetteError(f"log cannot be read: {error.strerror or error}", where=str(path)) from error
+        lines = read_limited(path, MAX_LINES_BYTES).split(b"\n")
+    except (OSError, LorgnetteError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LorgnetteError(f"log cannot be read: {reason}", where=str(path)) from error
     records = []
     for number, line in enumerate(lines, start=1):
         record = _parse_record(line)
@@ -148,6 +149,7 @@ def _repair_tail(path: Path) -> None:
     """Complete or remove an incomplete last line, so that the next record starts on its own line."""
     if not path.exists():
         return
+    check_is_file(path)
     with open(path, "rb+", opener=open_no_follow) as file:
         content = file.read()
         end_of_lines = content.rfind(b"\n") + 1
