@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -174,3 +175,18 @@ def test_an_undamaged_file_has_all_its_rows(
     rows = list(data.read(tmp_path / "data.csv" if write is write_image else path, images_to=tmp_path / "extracted"))
     assert [type(row) for row in rows] == [Example] * NUM_ROWS
     shutil.rmtree(tmp_path / "extracted", ignore_errors=True)
+
+
+def test_a_pipe_is_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.csv")
+    with limits(), pytest.raises(LorgnetteError, match="not a file or a folder"):
+        data.read(tmp_path / "data.csv")
+
+
+def test_the_message_of_a_row_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "x" * 9000, "content": "a"}]}))
+    (row,) = data.read(path)
+    assert isinstance(row, Problem)
+    assert len(row.message) == 500
+    assert row.message.endswith("…")
