@@ -100,7 +100,7 @@ class ImageResolver:
         elif _URL.match(path) and self._locate_image is None:
             message = f"an image path is a URL, not a file: {_shorten(path)}"
             raise LorgnetteError(message, hint="download the image, and write its path")
-        elif not _URL.match(path) and max(len(os.fsencode(name)) for name in _SEPARATORS.split(path)) > _MAX_NAME_BYTES:
+        elif 4 * len(path) > _MAX_NAME_BYTES and _has_long_name(path) and not _URL.match(path):
             message = f"an image path has {len(path):,} characters, more than a file name can have: {_shorten(path)}"
             raise LorgnetteError(message, hint="write a path; an image as text begins with data:image/png;base64,")
         if self._locate_image is not None and (self._zip is None or self._zip.find_member(path) is None):
@@ -191,6 +191,10 @@ def _decode_base64(text: str, name: str) -> bytes:
     if not content:
         raise LorgnetteError(f"{name} is empty", hint="encode the image again, or remove the row")
     return content
+
+
+def _has_long_name(path: str) -> bool:
+    return max(len(os.fsencode(name)) for name in _SEPARATORS.split(path)) > _MAX_NAME_BYTES
 
 
 def _parse_file_url(url: str) -> str:

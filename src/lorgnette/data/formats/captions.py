@@ -106,10 +106,11 @@ def build_examples(
 
 def read_context(record: Mapping[str, Any], taken: Collection[str] = ()) -> Context:
     """The row's own question and system prompt. taken: columns that hold something else."""
-    names = tuple(record)
+    groups = _find_context_columns(tuple(record))
+    if not any(groups):
+        return NO_CONTEXT
     question_column, system_column = (
-        next((name for name in _match_names(names, wanted) if record[name] is not None and name not in taken), None)
-        for wanted in (QUESTION_COLUMNS, SYSTEM_COLUMNS)
+        next((name for name in group if record[name] is not None and name not in taken), None) for group in groups
     )
     if question_column is None and system_column is None:
         return NO_CONTEXT
@@ -161,11 +162,13 @@ def _normalize(name: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _match_names(names: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that are wanted, in the order of `wanted`."""
-    return tuple(
-        sorted((name for name in names if is_named(name, wanted)), key=lambda name: wanted.index(_normalize(name)))
+def _find_context_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of questions and of system prompts, best first. Cached: most rows have the same columns."""
+    questions, systems = (
+        tuple(sorted((n for n in names if is_named(n, wanted)), key=lambda n: wanted.index(_normalize(n))))
+        for wanted in (QUESTION_COLUMNS, SYSTEM_COLUMNS)
     )
+    return questions, systems
 
 
 def to_record(example: Example, prompt: str) -> dict[str, str]:
