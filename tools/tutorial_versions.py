@@ -138,7 +138,7 @@ def train_plain(out: Path, correct: list[str]) -> None:
     for name, parameter in select_factors(model).items():
         parameter.data.copy_(first[normalize_name(name)])
 
-    class OrderedTrainer(transformers.Trainer):  # type: ignore[misc, name-defined]
+    class OrderedTrainer(transformers.Trainer):  # type: ignore[misc]
         """The Trainer over the rows in their order, which counts labels if the loss is to be corrected."""
 
         def _get_train_sampler(self, *_: Any) -> Any:
