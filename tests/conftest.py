@@ -321,8 +321,8 @@ LORA = LoraSettings(rank=4, alpha=8, dropout=0.5)
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny: Path) -> Callable[[], Any]:
-    """loaded() → the tiny model, fresh from its folder."""
+def load_tiny_model(tiny: Path) -> Callable[[], Any]:
+    """load_tiny_model() → the tiny model, fresh from its folder."""
     import torch
 
     from lorgnette.engine.peft_engine import load_base_model
@@ -332,7 +332,7 @@ def loaded(tiny: Path) -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
-def contract(tiny: Path) -> Any:
+def adapter_metadata(tiny: Path) -> Any:
     """The metadata of an adapter of the tiny model."""
     from lorgnette.lora.metadata import AdapterMetadata
     from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -349,14 +349,14 @@ def contract(tiny: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tuned(loaded: Callable[[], Any], tiny: Path) -> Any:
+def tuned(load_tiny_model: Callable[[], Any], tiny: Path) -> Any:
     """The tiny model with an adapter whose weights are random, not zero."""
     import torch
 
     from lorgnette.engine import peft_engine
     from lorgnette.models.base_checkpoint import BaseCheckpoint
 
-    model = peft_engine.add_adapter(loaded(), BaseCheckpoint.from_folder(tiny).family, LORA, seed=0)
+    model = peft_engine.add_adapter(load_tiny_model(), BaseCheckpoint.from_folder(tiny).family, LORA, seed=0)
     torch.manual_seed(0)
     for parameter in peft_engine.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.05)
@@ -364,7 +364,7 @@ def tuned(loaded: Callable[[], Any], tiny: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def saved(tuned: Any, contract: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tuned: Any, adapter_metadata: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that adapter."""
     from lorgnette.engine import peft_engine
     from lorgnette.lora import peft_files
@@ -372,7 +372,7 @@ def saved(tuned: Any, contract: Any, tiny: Path, tmp_path_factory: pytest.TempPa
 
     folder = tmp_path_factory.mktemp("adapter")
     family = BaseCheckpoint.from_folder(tiny).family
-    peft_files.write_adapter(folder, peft_engine.get_adapter_state(tuned), family, LORA, contract)
+    peft_files.write_adapter(folder, peft_engine.get_adapter_state(tuned), family, LORA, adapter_metadata)
     return folder
 
 
@@ -390,8 +390,8 @@ def captions(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def chosen(tiny: Path, captions: Path) -> Callable[..., Settings]:
-    """chosen("train.learning_rate=1") → the settings of a training of two steps on that data."""
+def make_settings(tiny: Path, captions: Path) -> Callable[..., Settings]:
+    """make_settings("train.learning_rate=1") → the settings of a training of two steps on that data."""
 
     def load(*words: str) -> Settings:
         defaults = [
@@ -404,27 +404,27 @@ def chosen(tiny: Path, captions: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture
-def said() -> io.StringIO:
+def terminal_output() -> io.StringIO:
     """The output of `terminal`."""
     return io.StringIO()
 
 
 @pytest.fixture
-def terminal(said: io.StringIO) -> Any:
+def terminal(terminal_output: io.StringIO) -> Any:
     from rich.console import Console
 
     from lorgnette.report.console import Terminal
 
-    return Terminal(Console(file=said))
+    return Terminal(Console(file=terminal_output))
 
 
 @pytest.fixture
-def training_data(chosen: Callable[..., Settings], terminal: Any) -> Callable[..., Any]:
+def training_data(make_settings: Callable[..., Settings], terminal: Any) -> Callable[..., Any]:
     """training_data("train.learning_rate=1") → the settings and their data, as a training loads them."""
     from lorgnette.training.data_module import TrainingData
 
     def load(*words: str) -> Any:
-        settings = chosen(*words)
+        settings = make_settings(*words)
         return settings, TrainingData.load(settings, terminal)
 
     return load

@@ -66,16 +66,16 @@ def test_each_source_and_number_of_rows_has_its_folder() -> None:
     assert len(set(folders)) == 4
 
 
-def test_local_data_is_not_downloaded(chosen: Callable[..., Settings], captions: Path) -> None:
-    assert resolve.resolve_data(chosen(), TERMINAL) == chosen().data.path
-    assert resolve.resolve_data(chosen(f"data.path=coco:{captions}"), TERMINAL) == captions
+def test_local_data_is_not_downloaded(make_settings: Callable[..., Settings], captions: Path) -> None:
+    assert resolve.resolve_data(make_settings(), TERMINAL) == make_settings().data.path
+    assert resolve.resolve_data(make_settings(f"data.path=coco:{captions}"), TERMINAL) == captions
 
 
-def test_a_list_has_files_of_this_machine_only(chosen: Callable[..., Settings]) -> None:
-    assert resolve.resolve_data(chosen("data=coco:a.json,b.csv"), TERMINAL) == Path("a.json,b.csv")
+def test_a_list_has_files_of_this_machine_only(make_settings: Callable[..., Settings]) -> None:
+    assert resolve.resolve_data(make_settings("data=coco:a.json,b.csv"), TERMINAL) == Path("a.json,b.csv")
     for path in ("a.csv,hf:me/set", "hf:me/set,a.csv"):
         with pytest.raises(UsageError, match="hf:me/set · download it first: lorgnette prepare hf:me/set"):
-            resolve.resolve_data(chosen(f"data={path}"), TERMINAL)
+            resolve.resolve_data(make_settings(f"data={path}"), TERMINAL)
 
 
 def test_missing_rows_of_one_cause_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -89,19 +89,21 @@ def test_missing_rows_of_one_cause_are_one_line(capsys: pytest.CaptureFixture[st
     assert lines == ["missing: 30 rows, first row 7: not found (HTTP 404) (http://h/7.jpg); do"]
 
 
-def test_local_images_are_a_folder_or_zip(chosen: Callable[..., Settings]) -> None:
+def test_local_images_are_a_folder_or_zip(make_settings: Callable[..., Settings]) -> None:
     assert resolve.check_local_images(None) is None
     assert (
         resolve.check_local_images("x.zip")
-        == resolve.resolve_images_folder(chosen("data.images_from=x.zip"))
+        == resolve.resolve_images_folder(make_settings("data.images_from=x.zip"))
         == Path("x.zip")
     )
     for hub in ("hf", "modelscope"):
-        assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=https://x/")) is None
-        assert resolve.resolve_images_folder(chosen(f"data={hub}:a/b", "data.images_from=x.zip")) == Path("x.zip")
+        assert resolve.resolve_images_folder(make_settings(f"data={hub}:a/b", "data.images_from=https://x/")) is None
+        assert resolve.resolve_images_folder(make_settings(f"data={hub}:a/b", "data.images_from=x.zip")) == Path(
+            "x.zip"
+        )
     for call in (
         lambda: resolve.check_local_images("https://x/"),
-        lambda: resolve.resolve_images_folder(chosen("data.images_from=http://x")),
+        lambda: resolve.resolve_images_folder(make_settings("data.images_from=http://x")),
     ):
         with pytest.raises(UsageError, match=r"images_from is a URL; .* name the folder or zip"):
             call()

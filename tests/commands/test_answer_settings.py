@@ -14,9 +14,9 @@ from lorgnette.lora.metadata import AdapterMetadata
 
 
 @pytest.fixture
-def spec(tiny: Path, contract: AdapterMetadata, terminal: Any) -> ModelSpec:
+def spec(tiny: Path, adapter_metadata: AdapterMetadata, terminal: Any) -> ModelSpec:
     """An adapter that was trained at 28×56."""
-    metadata = contract.model_copy(update={"processor": ProcessorSettings(image_size=(28, 56))})
+    metadata = adapter_metadata.model_copy(update={"processor": ProcessorSettings(image_size=(28, 56))})
     base = ModelSpec.from_names(str(tiny), None, terminal)
     processor = replace(base.processor, settings=metadata.processor)
     return replace(base, metadata=metadata, processor=processor)

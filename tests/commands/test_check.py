@@ -32,55 +32,59 @@ def load(*overrides: str) -> config.Settings:
 
 
 @pytest.fixture
-def console(said: io.StringIO) -> Console:
-    return Console(file=said)
+def console(terminal_output: io.StringIO) -> Console:
+    return Console(file=terminal_output)
 
 
-def test_printed_lines(captions: Path, said: io.StringIO, console: Console) -> None:
+def test_printed_lines(captions: Path, terminal_output: io.StringIO, console: Console) -> None:
     with captions.open("a") as file:
         file.write("gone.png,nothing\n")
     report = check(captions, console=console)
     assert (report.data_report.num_rows, report.data_report.num_usable, report.is_blocking) == (7, 6, True)
-    lines = said.getvalue().splitlines()
+    lines = terminal_output.getvalue().splitlines()
     assert lines[0].startswith(f"{captions}, row 8: ")
     assert lines[1] == "rows       7, 6 usable, 1 broken"
     assert lines[-1] == "result     Training would not start: 1 of 7 rows cannot be used."
 
 
-def test_empty_data_is_blocking(tmp_path: Path, said: io.StringIO, console: Console) -> None:
+def test_empty_data_is_blocking(tmp_path: Path, terminal_output: io.StringIO, console: Console) -> None:
     (tmp_path / "none.csv").write_text("image_path,caption\n")
     assert check(tmp_path / "none.csv", console=console).is_blocking
-    assert "the data has no rows" in said.getvalue()
+    assert "the data has no rows" in terminal_output.getvalue()
 
 
-def test_missing_model_is_reported_and_not_downloaded(captions: Path, said: io.StringIO, console: Console) -> None:
+def test_missing_model_is_reported_and_not_downloaded(
+    captions: Path, terminal_output: io.StringIO, console: Console
+) -> None:
     report = check(captions, settings=load("model=nobody/has-this"), look_alikes=False, console=console)
     assert report.token_stats is None
     assert not report.is_blocking
-    assert "nobody/has-this is not on this machine" in said.getvalue()
-    assert "look-alikes: switched off" in said.getvalue()
+    assert "nobody/has-this is not on this machine" in terminal_output.getvalue()
+    assert "look-alikes: switched off" in terminal_output.getvalue()
     with pytest.raises(LorgnetteError, match="nowhere"):
         check(captions, settings=load("model=nowhere"), look_alikes=False)
 
 
-def test_metric_that_training_refuses_is_refused(captions: Path, said: io.StringIO, console: Console) -> None:
+def test_metric_that_training_refuses_is_refused(
+    captions: Path, terminal_output: io.StringIO, console: Console
+) -> None:
     for override in ("train.metric_for_best_model=foo", "predict.metrics=foo"):
         with pytest.raises(UsageError, match="foo"):
             check(captions, settings=load(override), console=console)
-    assert not said.getvalue()
+    assert not terminal_output.getvalue()
     with pytest.raises(UsageError, match=r"held.out"):
         check(captions, settings=load("train.metric_for_best_model=CIDEr-D", "data.holdout=1"), console=console)
-    assert "result " in said.getvalue(), "everything else is printed first"
+    assert "result " in terminal_output.getvalue(), "everything else is printed first"
     check(captions, settings=load("train.metric_for_best_model=ROUGE-L", "data.holdout=2"), console=console)
 
 
-def test_held_out_rows_of_one_image(captions: Path, said: io.StringIO, console: Console) -> None:
+def test_held_out_rows_of_one_image(captions: Path, terminal_output: io.StringIO, console: Console) -> None:
     colors = ("red", "green", "blue")
     rows = [f'{color}.png,"a {color} one, number {n}"' for color in colors for n in range(5)]
     captions.write_text("\n".join(["image_path,caption", *rows]) + "\n")
     report = check(captions, console=console)
     assert (report.split.num_held_out, report.split.num_held_out_images) == (5, 1)
-    assert "all 5 held-out rows have the same image" in said.getvalue()
+    assert "all 5 held-out rows have the same image" in terminal_output.getvalue()
     assert not check(captions, settings=load("data.holdout=10"), console=console).split.advice
 
 
@@ -91,9 +95,13 @@ def test_tail_split_may_leak(captions: Path, console: Console) -> None:
     assert not check(captions, settings=load("data.holdout=1"), console=console).findings
 
 
-def test_split_that_leaves_no_training_rows_is_blocking(captions: Path, said: io.StringIO, console: Console) -> None:
+def test_split_that_leaves_no_training_rows_is_blocking(
+    captions: Path, terminal_output: io.StringIO, console: Console
+) -> None:
     assert check(captions, settings=load("model=demo", "data.holdout=6"), console=console).is_blocking
-    assert "no rows can be held out: holdout is 6, but there are 6 usable rows" in " ".join(said.getvalue().split())
+    assert "no rows can be held out: holdout is 6, but there are 6 usable rows" in " ".join(
+        terminal_output.getvalue().split()
+    )
     assert not check(captions, settings=load("model=demo"), console=console).is_blocking
 
 
@@ -362,7 +370,9 @@ def test_answers_without_an_end_are_check_folder_every_row(tmp_path: Path) -> No
     ]
 
 
-def test_training_refuses_what_check_calls_blocking(chosen: Callable[..., config.Settings], tmp_path: Path) -> None:
+def test_training_refuses_what_check_calls_blocking(
+    make_settings: Callable[..., config.Settings], tmp_path: Path
+) -> None:
     """And starts with everything else."""
     from lorgnette.report.console import Terminal
     from lorgnette.training.data_module import TrainingData
@@ -373,7 +383,7 @@ def test_training_refuses_what_check_calls_blocking(chosen: Callable[..., config
         folder = tmp_path / fault
         folder.mkdir()
         Planted(folder, [fault], ["nothing"])
-        settings = chosen(f"data={folder / 'train.jsonl'}", "max_length=260", "image_size=56", "data.holdout=1")
+        settings = make_settings(f"data={folder / 'train.jsonl'}", "max_length=260", "image_size=56", "data.holdout=1")
         is_blocking = check(folder / "train.jsonl", settings=settings, console=Console(file=io.StringIO())).is_blocking
         try:
             TrainingData.load(settings, Terminal(Console(file=io.StringIO())))
@@ -384,7 +394,7 @@ def test_training_refuses_what_check_calls_blocking(chosen: Callable[..., config
 
 
 def test_a_narrow_image_stops_only_data_whose_images_keep_their_shape(
-    chosen: Callable[..., config.Settings], tmp_path: Path
+    make_settings: Callable[..., config.Settings], tmp_path: Path
 ) -> None:
     """Also if only the held-out prompts are answered at native size, which is after the training."""
     from lorgnette.report.console import Terminal
@@ -392,7 +402,7 @@ def test_a_narrow_image_stops_only_data_whose_images_keep_their_shape(
 
     Planted(tmp_path, ["narrow"], ["nothing"])
     for overrides in (["image_size=null"], ["image_size=56", "predict.image_size=native"]):
-        settings = chosen(f"data={tmp_path / 'train.jsonl'}", "data.holdout=1", "max_length=900", *overrides)
+        settings = make_settings(f"data={tmp_path / 'train.jsonl'}", "data.holdout=1", "max_length=900", *overrides)
         report = check(tmp_path / "train.jsonl", settings=settings, console=Console(file=io.StringIO()))
         [problem] = [finding.problem for finding in report.findings if finding.is_blocking]
         assert "too narrow" in problem.fact
@@ -401,7 +411,7 @@ def test_a_narrow_image_stops_only_data_whose_images_keep_their_shape(
 
 
 def test_check_and_training_name_what_many_rows_have_in_common(
-    chosen: Callable[..., config.Settings], tmp_path: Path, said: io.StringIO, console: Console
+    make_settings: Callable[..., config.Settings], tmp_path: Path, terminal_output: io.StringIO, console: Console
 ) -> None:
     """Keys that are not read, blanks around answers, answers that are nearly all the same."""
     from lorgnette.report.console import Terminal
@@ -412,20 +422,20 @@ def test_check_and_training_name_what_many_rows_have_in_common(
     turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "yes "}]
     row = {"messages": turns, "images": ["a.png"], "license": "CC0"}
     path.write_text("".join(json.dumps({**row, "id": number}) + "\n" for number in range(12)))
-    settings = chosen(f"data={path}", "data.holdout=0")
+    settings = make_settings(f"data={path}", "data.holdout=0")
     TrainingData.load(settings, Terminal(console))
-    warnings = [line for line in said.getvalue().splitlines() if line]
+    warnings = [line for line in terminal_output.getvalue().splitlines() if line]
     assert f"{path}, row 1: key 'license' is not read (12 rows);" in warnings[0]
     assert "begins or ends with blanks" in warnings[1]
     assert warnings[2].startswith("12 of 12 answers are the same text ('yes ')")
-    said.truncate(said.seek(0))
+    terminal_output.truncate(terminal_output.seek(0))
     report = check(path, settings=settings, out=tmp_path / "x.html", console=console)
     assert not report.is_blocking
     assert "No problems" not in report.summary
-    for place in (said.getvalue(), html.unescape((tmp_path / "x.html").read_text())):
+    for place in (terminal_output.getvalue(), html.unescape((tmp_path / "x.html").read_text())):
         assert "key 'license' is not read (12 rows)" in place
         assert "are the same text ('yes ')" in place
-    assert all(line in said.getvalue() for line in warnings)
+    assert all(line in terminal_output.getvalue() for line in warnings)
 
 
 BUGS: dict[str, tuple[list[str], dict[str, Any]]] = {

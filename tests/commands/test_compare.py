@@ -33,12 +33,12 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(chosen: Callable[..., Settings], runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(make_settings: Callable[..., Settings], runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the runs `two` and `four` of these ranks, trained once."""
     monkeypatch.chdir(runs_folder)
     if not (runs_folder / "two").exists():
         for name, rank in (("two", 2), ("four", 4)):
-            train(chosen(f"run={runs_folder / name}", f"lora.rank={rank}", "train.eval_steps=1"))
+            train(make_settings(f"run={runs_folder / name}", f"lora.rank={rank}", "train.eval_steps=1"))
     return runs_folder
 
 
@@ -124,7 +124,7 @@ def test_different_training_prompts_are_noted(runs: Path, captions: Path) -> Non
     assert str(escape(note)) in Path("unlike.html").read_text()
 
 
-def test_unlike_things_are_noted(runs: Path, captions: Path, chosen: Callable[..., Settings]) -> None:
+def test_unlike_things_are_noted(runs: Path, captions: Path, make_settings: Callable[..., Settings]) -> None:
     """Answers of other sizes or of unknown origin, cut answers, eval losses of other examples."""
     output = io.StringIO()
     shutil.copytree("four", "moved", dirs_exist_ok=True)

@@ -29,11 +29,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(chosen: Callable[..., Settings], run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(make_settings: Callable[..., Settings], run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run, trained once."""
     monkeypatch.chdir(run_folder)
     if not (run_folder / "one").exists():
-        train(chosen(f"run={run_folder / 'one'}", "data.prompt=What?", "predict.image_size=native"))
+        train(make_settings(f"run={run_folder / 'one'}", "data.prompt=What?", "predict.image_size=native"))
     return run_folder / "one"
 
 

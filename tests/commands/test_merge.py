@@ -64,11 +64,11 @@ def split_into_shards(checkpoint: Path, out: Path) -> Path:
 
 
 def test_merged_folder_is_a_checkpoint(
-    chosen: Callable[..., Settings], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_settings: Callable[..., Settings], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the real worker. The base has two shards; the adapter's names are from before transformers 4.52."""
     base = split_into_shards(tiny, tmp_path / "base")
-    run = train(chosen("train.learning_rate=1e-2", f"model={base}"))
+    run = train(make_settings("train.learning_rate=1e-2", f"model={base}"))
     tensors = {name.replace(".language_model.", "."): t for name, t in load_file(run.adapter / WEIGHTS_FILE).items()}
     save_file(tensors, run.adapter / WEIGHTS_FILE)
     out = merge(run.path, tmp_path / "merged")
@@ -98,12 +98,12 @@ def test_merged_folder_is_a_checkpoint(
 
 
 def test_cost_of_rounding(
-    chosen: Callable[..., Settings],
+    make_settings: Callable[..., Settings],
     tmp_path: Path,
     replace_worker: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    adapter = train(chosen()).adapter
+    adapter = train(make_settings()).adapter
     replace_worker(loss=0.6)
     merge(adapter, tmp_path / "one")
     printed = capsys.readouterr().err
@@ -123,8 +123,8 @@ def test_cost_of_rounding(
         merge(adapter, tmp_path / "five")
 
 
-def test_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path: Path) -> None:
-    path = train(chosen()).adapter / WEIGHTS_FILE
+def test_broken_adapter_is_not_merged(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    path = train(make_settings()).adapter / WEIGHTS_FILE
     (path.parent / "lorgnette.json").rename(path.parent / "moved")
     with pytest.raises(LorgnetteError, match=r"lorgnette.json is missing.*copy the adapter's folder again"):
         merge(path.parent, tmp_path / "merged")
@@ -137,13 +137,13 @@ def test_broken_adapter_is_not_merged(chosen: Callable[..., Settings], tmp_path:
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's
 def test_what_peft_made_is_verified_answered_and_merged(
-    loaded: Callable[[], Any], tiny: Path, image_files: list[Path], tmp_path: Path, cli: Callable[..., Any]
+    load_tiny_model: Callable[[], Any], tiny: Path, image_files: list[Path], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     """DoRA with trained biases: beyond what lorgnette trains. Loading it changes the base model's biases, so the base
     answers come from a model loaded without it."""
     torch.manual_seed(0)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True, bias="all", init_lora_weights=False)
-    model = get_peft_model(loaded(), lora)
+    model = get_peft_model(load_tiny_model(), lora)
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             parameter.data.normal_(0, 0.5)

@@ -26,12 +26,12 @@ from lorgnette.training.sampler import BatchSampler
 
 
 @pytest.fixture
-def console(said: io.StringIO) -> Console:
-    return Console(file=said)
+def console(terminal_output: io.StringIO) -> Console:
+    return Console(file=terminal_output)
 
 
-def test_a_plan_describes_the_training_that_follows(chosen: Callable[..., Settings], console: Console) -> None:
-    settings = chosen()
+def test_a_plan_describes_the_training_that_follows(make_settings: Callable[..., Settings], console: Console) -> None:
+    settings = make_settings()
     result = plan(settings, console=console)
     training_data = TrainingData.load(settings, Terminal(console))
     assert (result.examples, result.held_out, result.images) == (4, 2, 6)
@@ -51,9 +51,9 @@ def test_a_plan_describes_the_training_that_follows(chosen: Callable[..., Settin
     "words", [[], ["data.group_by_image=true", "dtype=float32"], ["lora.dropout=0"], ["train.batch_size=2"]]
 )
 def test_plan_and_train_use_the_same_workload(
-    chosen: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    make_settings: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    settings, workloads = chosen(*words), []
+    settings, workloads = make_settings(*words), []
 
     def record(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit:
         workloads.append(workload)
@@ -68,9 +68,9 @@ def test_plan_and_train_use_the_same_workload(
     assert [plan(settings, console=console).workload] == workloads
 
 
-def test_printed_lines(chosen: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
-    plan(chosen(), gpu="A100", console=console)
-    lines = said.getvalue().splitlines()
+def test_printed_lines(make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO) -> None:
+    plan(make_settings(), gpu="A100", console=console)
+    lines = terminal_output.getvalue().splitlines()
     assert lines[0] == "examples   4 for training, 2 held out; 6 distinct images"
     assert sum("█" in line for line in lines) >= 1
     assert lines[-3] == "           fits on 8 GiB or more"
@@ -79,8 +79,8 @@ def test_printed_lines(chosen: Callable[..., Settings], console: Console, said: 
     assert lines[-1] == "           assuming 137 and 109 of its 312 TFLOP/s"
 
 
-def test_the_plan_as_json(chosen: Callable[..., Settings], console: Console) -> None:
-    values = json.loads(json.dumps(plan(chosen(), memory=24, console=console).as_dict()))
+def test_the_plan_as_json(make_settings: Callable[..., Settings], console: Console) -> None:
+    values = json.loads(json.dumps(plan(make_settings(), memory=24, console=console).as_dict()))
     memory = values["memory"]
     assert memory["peak_bytes"] == sum(memory["phases"][memory["peak_phase"]].values())
     assert list(values["fits"]) == ["24"]
@@ -90,12 +90,12 @@ def test_the_plan_as_json(chosen: Callable[..., Settings], console: Console) -> 
 
 @pytest.mark.parametrize("word", ["model=/nowhere", "data=/nowhere.csv", "max_length=3"])
 def test_an_error_of_the_training_is_an_error_of_the_plan(
-    chosen: Callable[..., Settings], console: Console, word: str
+    make_settings: Callable[..., Settings], console: Console, word: str
 ) -> None:
     with pytest.raises(LorgnetteError) as trained:
-        TrainingData.load(chosen(word), Terminal(console))
+        TrainingData.load(make_settings(word), Terminal(console))
     with pytest.raises(LorgnetteError) as planned:
-        plan(chosen(word), console=console)
+        plan(make_settings(word), console=console)
     assert str(planned.value) == str(trained.value)
 
 
@@ -131,17 +131,22 @@ def test_the_engine_equals_the_trainings(tiny: Path, word: str, reason: str | No
     ],
 )
 def test_prefix_sharing_depends_on_dropout_and_grouping(
-    chosen: Callable[..., Settings], console: Console, words: list[str], share: bool
+    make_settings: Callable[..., Settings], console: Console, words: list[str], share: bool
 ) -> None:
-    result = plan(chosen(*words, "train.batch_size=4"), console=console)
-    assert select_prefix_sharing(chosen(*words), result.engine) == share
+    result = plan(make_settings(*words, "train.batch_size=4"), console=console)
+    assert select_prefix_sharing(make_settings(*words), result.engine) == share
     shared = "grouped_by_image" if "data.group_by_image=true" in words else "prefix_shared"
     assert result.steps.tokens == getattr(result.layouts, shared if share else "packed")
 
 
 @pytest.mark.parametrize("word", ["device=cpu", "hidden_act"])
 def test_an_unpredictable_run_says_why(
-    chosen: Callable[..., Settings], console: Console, said: io.StringIO, tiny: Path, tmp_path: Path, word: str
+    make_settings: Callable[..., Settings],
+    console: Console,
+    terminal_output: io.StringIO,
+    tiny: Path,
+    tmp_path: Path,
+    word: str,
 ) -> None:
     if word == "hidden_act":
         changed = shutil.copytree(tiny, tmp_path / "changed")
@@ -149,14 +154,14 @@ def test_an_unpredictable_run_says_why(
             json.dumps(json.loads((changed / "config.json").read_text()) | {word: "gelu"})
         )
         word = f"model={changed}"
-    result = plan(chosen(word), console=console)
+    result = plan(make_settings(word), console=console)
     assert result.memory is result.time is result.workload is None
-    assert "memory     memory and time are not predicted: " in said.getvalue()
+    assert "memory     memory and time are not predicted: " in terminal_output.getvalue()
     assert json.dumps(result.as_dict())
 
 
-def test_a_trained_tower_is_counted(chosen: Callable[..., Settings], console: Console) -> None:
-    result = plan(chosen("lora.parts=language,vision"), console=console)
+def test_a_trained_tower_is_counted(make_settings: Callable[..., Settings], console: Console) -> None:
+    result = plan(make_settings("lora.parts=language,vision"), console=console)
     assert result.memory is not None
     assert result.memory.phases["backward"]["vision activations"] > 0
 
@@ -187,9 +192,9 @@ def test_the_plan_of_the_tutorial(job: Callable[..., Settings], console: Console
     assert result.layouts.grouped_by_image < 0.3 * result.layouts.packed  # five captions a photograph
 
 
-def test_the_figures_of_the_guide_equal_the_plan(job: Callable[..., Settings], said: io.StringIO) -> None:
-    plan(job(), console=Console(file=said, width=500))
-    printed = [line.rstrip() for line in said.getvalue().splitlines()]
+def test_the_figures_of_the_guide_equal_the_plan(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
+    plan(job(), console=Console(file=terminal_output, width=500))
+    printed = [line.rstrip() for line in terminal_output.getvalue().splitlines()]
     guide = Path(__file__).parents[2] / "docs" / "guides" / "will-it-fit.md"
     [block] = [text for text in guide.read_text(encoding="utf-8").split("```") if text.startswith("\nexamples ")]
     lines = [line for line in block.strip().splitlines() if line.strip() != "…"]
@@ -197,10 +202,12 @@ def test_the_figures_of_the_guide_equal_the_plan(job: Callable[..., Settings], s
     assert [line for line in lines if line not in printed] == []
 
 
-def test_less_memory_reduces_tokens_first(job: Callable[..., Settings], console: Console, said: io.StringIO) -> None:
+def test_less_memory_reduces_tokens_first(
+    job: Callable[..., Settings], console: Console, terminal_output: io.StringIO
+) -> None:
     large = job("train.batch_size=64", "image_size=560")
     plan(large, console=console)
-    lines = [line for line in said.getvalue().splitlines() if " GiB" in line and "memory" not in line]
+    lines = [line for line in terminal_output.getvalue().splitlines() if " GiB" in line and "memory" not in line]
     assert "train.max_tokens_per_microbatch=" in lines[0]
     assert lines[-1].endswith("or more")
 

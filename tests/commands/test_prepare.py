@@ -15,14 +15,14 @@ from lorgnette.commands.preview import preview
 from lorgnette.errors import UsageError
 
 
-def test_prepare_reports_what_it_wrote(captions: Path, tmp_path: Path, said: io.StringIO) -> None:
+def test_prepare_reports_what_it_wrote(captions: Path, tmp_path: Path, terminal_output: io.StringIO) -> None:
     with captions.open("a") as file:
         file.write("red.png,red once more\ngone.png,nothing\n")
     result = prepare(
-        captions, tmp_path / "data", holdout=1, split="tail", on_bad_row="skip", console=Console(file=said)
+        captions, tmp_path / "data", holdout=1, split="tail", on_bad_row="skip", console=Console(file=terminal_output)
     )
     assert (result.num_train, result.num_test) == (6, 1)
-    lines = said.getvalue().splitlines()
+    lines = terminal_output.getvalue().splitlines()
     assert lines[0].startswith("skipped: ")
     assert lines[1] == "1 images are in both parts: the test asks for what was trained"
     assert lines[-1] == f"test       {result.test_path}, 1"
@@ -40,17 +40,20 @@ def test_a_url_for_the_images_of_a_file_is_refused(captions: Path, tmp_path: Pat
 
 
 def test_a_data_set_on_a_hub_is_prepared_checked_and_previewed(
-    hub: Any, jpeg: Any, tiny: Path, said: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Any, jpeg: Any, tiny: Path, terminal_output: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     messages = [{"role": "user", "content": "<image>or<image>?"}, {"role": "assistant", "content": "both"}]
     records = [{"messages": messages, "images": [f"{i}.jpg", f"{i + 1}.jpg"]} for i in range(6)]
     lines = "".join(json.dumps(record) + "\n" for record in [*records, {"messages": messages, "images": ["x", "y"]}])
     hub.repo("hf", "datasets", "me/chat", {"train.jsonl": lines.encode(), **{f"{i}.jpg": jpeg(i) for i in range(7)}})
-    console = Console(file=said)
+    console = Console(file=terminal_output)
     result = prepare("hf:me/chat", tmp_path / "out", holdout=1, split="tail", to="swift", console=console)
     assert (result.num_train, result.num_test) == (5, 1)
-    assert "missing: train.jsonl, row 7: the image 'x' is neither a URL nor a file of the data set" in said.getvalue()
+    assert (
+        "missing: train.jsonl, row 7: the image 'x' is neither a URL nor a file of the data set"
+        in terminal_output.getvalue()
+    )
     assert {path.parent for path in (tmp_path / "out").rglob("*.jpg")} == {tmp_path / "out" / "images"}
     words = [f"model={tiny}", "image_size=28", "data.holdout=1", "data.split=tail"]
     settings = config.load_settings(None, words)

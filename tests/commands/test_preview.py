@@ -30,9 +30,9 @@ def output() -> Console:
     return Console(file=io.StringIO())
 
 
-def test_every_token_is_shown_with_its_label(captions: Path, said: io.StringIO) -> None:
+def test_every_token_is_shown_with_its_label(captions: Path, terminal_output: io.StringIO) -> None:
     printed = io.StringIO()
-    rows = preview(load(captions), rows=3, output=Console(file=printed), console=Console(file=said))
+    rows = preview(load(captions), rows=3, output=Console(file=printed), console=Console(file=terminal_output))
     processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(56, 84)))
     examples = [row for row in data.read(captions) if isinstance(row, Example)][:3]
     for row, example in zip(rows, examples, strict=True):
@@ -41,7 +41,7 @@ def test_every_token_is_shown_with_its_label(captions: Path, said: io.StringIO) 
         [image] = row.images
         assert (image.size, image.resized.size, image.num_tokens) == ((60, 40), (84, 56), 6)
     assert "⟦it is red<|im_end|>⟧" in printed.getvalue()
-    assert said.getvalue() == ""
+    assert terminal_output.getvalue() == ""
 
 
 def test_image_has_the_pixels_that_the_model_gets(captions: Path, output: Console) -> None:
@@ -74,13 +74,13 @@ def test_an_answer_that_is_not_learned_stands_outside_the_brackets(captions: Pat
 @pytest.mark.parametrize("trim", [True, False])
 def test_blanks_around_a_caption_are_learned_only_if_the_settings_say_so(captions: Path, trim: bool) -> None:
     captions.write_text("image_path,caption\nred.png,red \n")
-    settings, printed, said = load(captions, f"data.trim={trim}", "data.holdout=0"), io.StringIO(), io.StringIO()
+    settings, printed, output = load(captions, f"data.trim={trim}", "data.holdout=0"), io.StringIO(), io.StringIO()
     preview(settings, output=Console(file=printed))
     assert ("⟦red<|im_end|>⟧" in printed.getvalue()) == trim
-    report = check(captions, settings=settings, console=Console(file=said))
+    report = check(captions, settings=settings, console=Console(file=output))
     assert report.data_report.answer_lengths
     assert report.data_report.answer_lengths.longest == (3 if trim else 4)
-    [encoded] = TrainingData.load(settings, Terminal(Console(file=said))).examples
+    [encoded] = TrainingData.load(settings, Terminal(Console(file=output))).examples
     assert encoded.example.reference == ("red" if trim else "red ")
 
 

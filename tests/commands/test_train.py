@@ -24,7 +24,7 @@ Chosen = Callable[..., Settings]
 
 @pytest.mark.parametrize("has_started", [False, True])
 def test_only_a_run_that_has_started_stays(
-    has_started: bool, chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    has_started: bool, make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(settings: Settings, run_dir: RunDir, *_: Any) -> None:
         assert run_dir.config.is_file()
@@ -35,34 +35,36 @@ def test_only_a_run_that_has_started_stays(
 
     monkeypatch.setattr(train_module, "_train", fail)
     with pytest.raises(LorgnetteError, match="no"):
-        train(chosen())
+        train(make_settings())
     assert (tmp_path / "run").exists() is has_started
 
 
-def test_a_folder_with_other_files_stays(chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_other_files_stays(
+    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(settings: Settings, run_dir: RunDir, *_: Any) -> None:
         (run_dir.path / "notes.txt").write_text("mine")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_module, "_train", fail)
     with pytest.raises(KeyboardInterrupt):
-        train(chosen())
+        train(make_settings())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"notes.txt", "config.yaml", "manifest.json"}
     with pytest.raises(KeyboardInterrupt):
         resume(tmp_path / "run")  # it can be resumed
 
 
 def test_a_used_run_folder_is_refused_before_the_data_is_read(
-    chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     monkeypatch.setattr(TrainingData, "load", lambda *_: pytest.fail("data was read"))
     with pytest.raises(UsageError, match="exists and is not empty"):
-        train(chosen())
+        train(make_settings())
 
 
-def test_a_folder_of_a_run_that_never_began_is_used(chosen: Chosen, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_of_a_run_that_never_began_is_used(make_settings: Chosen, tmp_path: Path, monkeypatch) -> None:
     """It was killed while it wrote its first files."""
     monkeypatch.setattr(train_module, "_train", lambda *_: None)
     (tmp_path / "run").mkdir()
@@ -70,12 +72,12 @@ def test_a_folder_of_a_run_that_never_began_is_used(chosen: Chosen, tmp_path: Pa
         (tmp_path / "run" / name).write_text("{")
     with pytest.raises(UsageError, match=r"stopped before its first step · .* · start it again as before"):
         resume(tmp_path / "run")
-    train(chosen())
+    train(make_settings())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"manifest.json", "config.yaml"}
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["images"]
 
 
-def test_two_processes_do_not_train_in_one_folder(chosen: Chosen, tmp_path: Path, monkeypatch) -> None:
+def test_two_processes_do_not_train_in_one_folder(make_settings: Chosen, tmp_path: Path, monkeypatch) -> None:
     """Neither of the two commands begins, and the failure of one does not remove the other's files."""
 
     def try_both(settings: Settings, run_dir: RunDir, *_: Any) -> None:
@@ -84,24 +86,24 @@ def test_two_processes_do_not_train_in_one_folder(chosen: Chosen, tmp_path: Path
             resume(tmp_path / "run")
         run_dir.config.rename(tmp_path / "config.yaml")
         with pytest.raises(UsageError, match=f"process {os.getpid()} is training in this run folder"):
-            train(chosen())
+            train(make_settings())
         (tmp_path / "config.yaml").rename(run_dir.config)
         assert sorted(run_dir.path.iterdir()) == before
 
     monkeypatch.setattr(train_module, "_train", try_both)
-    train(chosen())
+    train(make_settings())
 
 
 @pytest.mark.parametrize("is_deleted", [False, True], ids=["renamed", "deleted"])
 def test_a_run_whose_folder_is_gone_stops_at_the_next_save(
-    is_deleted: bool, chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_deleted: bool, make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def move(*_: Any) -> None:
         shutil.rmtree(tmp_path / "run") if is_deleted else (tmp_path / "run").rename(tmp_path / "other")
 
     monkeypatch.setattr("lorgnette.training.callbacks.TrainingCallbacks.on_step_end", move)
     with pytest.raises(LorgnetteError, match=r"run folder, or the \.lock in it, was deleted or renamed"):
-        train(chosen("train.save_steps=1", "data.holdout=0"))
+        train(make_settings("train.save_steps=1", "data.holdout=0"))
     assert not (tmp_path / "run").exists()
     assert (tmp_path / "other" / "log.jsonl").exists() is not is_deleted
     if not is_deleted:
@@ -111,11 +113,11 @@ def test_a_run_whose_folder_is_gone_stops_at_the_next_save(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_step_and_the_run_resumes(
-    number: signal.Signals, chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
+    number: signal.Signals, make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli
 ) -> None:
     """The exit status is a shell's: 128 and the signal's number."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(config.dump_settings(chosen("train.batch_size=1")))
+    recipe.write_text(config.dump_settings(make_settings("train.batch_size=1")))
     monkeypatch.setattr(
         "lorgnette.training.callbacks.TrainingCallbacks.on_step_end", lambda *_: os.kill(os.getpid(), number)
     )
@@ -131,29 +133,33 @@ def test_a_signal_saves_the_step_and_the_run_resumes(
 
 
 def test_an_unavailable_tracker_is_refused_before_torch_is_needed(
-    chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lorgnette.report.trackers.tracker.is_installed", lambda name: False)
     monkeypatch.setattr("lorgnette.training.run.run_training", lambda *_: pytest.fail("training started"))
     with pytest.raises(UsageError, match="tracker 'wandb' is not installed"):
-        train(chosen("report_to=wandb"))
+        train(make_settings("report_to=wandb"))
     assert not (tmp_path / "run").exists()
 
 
-def test_runs_without_a_name_are_numbered(chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_a_name_are_numbered(
+    make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_module, "_train", lambda *_: None)
-    run_dirs = [train(chosen("run=null"), name="coco") for _ in range(2)]
+    run_dirs = [train(make_settings("run=null"), name="coco") for _ in range(2)]
     assert [str(run_dir.path) for run_dir in run_dirs] == ["runs/coco", "runs/coco-2"]
     saved = config.load_settings(config.read_recipe(run_dirs[1].config))
-    assert saved == chosen(f"run={tmp_path / 'runs' / 'coco-2'}")  # absolute paths: it can be resumed from any folder
+    assert saved == make_settings(
+        f"run={tmp_path / 'runs' / 'coco-2'}"
+    )  # absolute paths: it can be resumed from any folder
     assert resume(run_dirs[1].path).path == run_dirs[1].path
 
 
-def test_a_run_of_several_files_has_the_path_of_each(chosen: Chosen, captions: Path, tmp_path: Path) -> None:
+def test_a_run_of_several_files_has_the_path_of_each(make_settings: Chosen, captions: Path, tmp_path: Path) -> None:
     """So that it can be resumed from any folder, and notices a change in any of them."""
     second = shutil.copy(captions, captions.with_name("second.csv"))
-    settings = chosen(f"data={os.path.relpath(captions)},{os.path.relpath(second)}", f"run={tmp_path / 'run'}")
+    settings = make_settings(f"data={os.path.relpath(captions)},{os.path.relpath(second)}", f"run={tmp_path / 'run'}")
     saved = train_module._make_absolute(settings, RunDir(tmp_path / "run"))
     assert str(saved.data.path) == f"{captions.resolve()},{Path(second).resolve()}"
     data = TrainingData.load(saved, Terminal())

@@ -25,8 +25,8 @@ PackFn = Callable[[bool], PackedBatch]
 
 
 @pytest.fixture(scope="module")
-def pack_with(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackFn:
-    processor = Processor.from_folder(tiny, contract.processor)
+def pack_with(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackFn:
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     encoded = [processor.encode(example) for example in conversations]
     return lambda prefix_sharing: pack(encoded, 10, prefix_sharing=prefix_sharing)
 
@@ -76,9 +76,9 @@ def test_padding_is_hidden_from_every_query(pack_with: PackFn, decoder: Decoder,
 
 @pytest.mark.parametrize("prefix_sharing", [False, True])
 def test_one_shape_covers_batches_of_similar_size(
-    tiny: Path, contract: AdapterMetadata, example: Callable[..., Example], prefix_sharing: bool
+    tiny: Path, adapter_metadata: AdapterMetadata, example: Callable[..., Example], prefix_sharing: bool
 ) -> None:
-    processor = Processor.from_folder(tiny, contract.processor)
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     encoded: list[Encoded] = [
         processor.encode(example(("user", 0, "Say:"), ("assistant", f"{i} " * (9 + i % 2)))) for i in range(99)
     ]

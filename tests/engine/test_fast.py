@@ -27,17 +27,17 @@ PackFn = Callable[[bool], PackedBatch]
 
 
 @pytest.fixture(scope="module")
-def pack_with(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackFn:
-    processor = Processor.from_folder(tiny, contract.processor)
+def pack_with(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackFn:
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     encoded = [processor.encode(example) for example in conversations]
     return lambda prefix_sharing: pack(encoded, 10, prefix_sharing=prefix_sharing)
 
 
 @pytest.fixture(scope="module")
-def make_engine(tiny: Path, saved: Path, contract: AdapterMetadata) -> Callable[..., FastEngine]:
+def make_engine(tiny: Path, saved: Path, adapter_metadata: AdapterMetadata) -> Callable[..., FastEngine]:
     """make_engine(0.3[, seed=, group_by_image=, device=, dtype=]) → with the saved adapter and this dropout."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
-    image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+    image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
 
     def make(dropout: float = 0.0, *, device: str = "cpu", dtype: Any = torch.float32, **options: Any) -> FastEngine:
         features = loading.build_features(checkpoint, image_processor, torch.device(device), dtype)

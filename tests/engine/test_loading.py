@@ -40,9 +40,9 @@ def load(folder: Path, *targets: Any) -> Decoder:
     return load_decoder(checkpoint, AdapterShape(text, targets, 3, 1.0), CPU, torch.float32)
 
 
-def test_weights_equal_transformers(tiny: Path, loaded: Callable[[], Any]) -> None:
+def test_weights_equal_transformers(tiny: Path, load_tiny_model: Callable[[], Any]) -> None:
     """Projections of one input are stacked; adapted ones have extra columns."""
-    decoder, weights = load(tiny, "q_proj", "v_proj", "up_proj"), loaded().model.language_model.state_dict()
+    decoder, weights = load(tiny, "q_proj", "v_proj", "up_proj"), load_tiny_model().model.language_model.state_dict()
     assert len(decoder.layers) == 2
     for i, layer in enumerate(decoder.layers):
         for linear, names, columns in zip(layer.linears, STACKED, (6, 0, 3, 0), strict=True):
@@ -101,25 +101,25 @@ def test_rng_streams_differ_and_an_empty_adapter_has_no_columns(tiny: Path) -> N
 
 
 @pytest.fixture
-def batch(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
-    processor = Processor.from_folder(tiny, contract.processor)
+def batch(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     return pack([processor.encode(example) for example in conversations], 10)
 
 
 @pytest.fixture
-def features(tiny: Path, contract: AdapterMetadata, batch: PackedBatch) -> Features:
-    image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+def features(tiny: Path, adapter_metadata: AdapterMetadata, batch: PackedBatch) -> Features:
+    image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
     features = build_features(BaseCheckpoint.from_folder(tiny), image_processor, CPU, torch.float32)
     assert not features.prepare(batch.grids)
     return features
 
 
 def test_a_saved_adapter_gives_the_losses_of_the_reference_engine(
-    tiny: Path, saved: Path, tuned: Any, contract: AdapterMetadata, features: Features, batch: PackedBatch
+    tiny: Path, saved: Path, tuned: Any, adapter_metadata: AdapterMetadata, features: Features, batch: PackedBatch
 ) -> None:
     model = load_fast_model(BaseCheckpoint.from_folder(tiny), SavedAdapter.load(saved), features, torch.float32)
     assert model.adapter is not None
-    image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+    image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
     reference_features = Features(HfVisionTower(tuned.get_base_model()), image_processor, is_live=False)
     reference_features.prepare(batch.grids)
     reference = ReferenceEngine(tuned.eval(), reference_features)

@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_adapter_is_initialized_or_resumed(
-    tiny: Path, saved: Path, contract: AdapterMetadata, conversations: list[Example], resumed: bool
+    tiny: Path, saved: Path, adapter_metadata: AdapterMetadata, conversations: list[Example], resumed: bool
 ) -> None:
-    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, contract.processor)
+    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, adapter_metadata.processor)
     batch = pack([processor.encode(example) for example in conversations], 10)
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     pending = open_for_training(
@@ -67,10 +67,14 @@ def test_the_tower_runs_on_a_full_call(tiny: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_small_decoder_runs_as_in_training_and_evaluation(
-    tiny: Path, contract: AdapterMetadata, conversations: list[Example], monkeypatch: pytest.MonkeyPatch, dropout: float
+    tiny: Path,
+    adapter_metadata: AdapterMetadata,
+    conversations: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
 ) -> None:
     """Forward and backward with dropout, forward without, through a middle and a last layer."""
-    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, contract.processor)
+    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, adapter_metadata.processor)
     batch = pack([processor.encode(example) for example in conversations], 10)
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)

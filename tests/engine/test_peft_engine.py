@@ -44,15 +44,15 @@ HUB_NAME, HF_NAME = f"model.{LAYER}", f"model.language_model.{LAYER}"  # in the 
 
 
 @pytest.fixture(scope="module")
-def batch(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
-    processor = Processor.from_folder(tiny, contract.processor)
+def batch(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     return pack([processor.encode(example) for example in conversations], 10)
 
 
 @pytest.fixture
-def build_engine(tiny: Path, contract: AdapterMetadata, batch: PackedBatch) -> Callable[[Any], ReferenceEngine]:
+def build_engine(tiny: Path, adapter_metadata: AdapterMetadata, batch: PackedBatch) -> Callable[[Any], ReferenceEngine]:
     def build(model: Any) -> ReferenceEngine:
-        image_processor = Processor.from_folder(tiny, contract.processor).image_processor
+        image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
         features = Features(HfVisionTower(model.get_base_model()), image_processor, is_live=False)
         assert not features.prepare(batch.grids)
         return ReferenceEngine(model.eval(), features)
@@ -79,11 +79,11 @@ def test_only_the_adapter_gets_gradients(tuned: Any, build_engine: Any, batch: P
 
 
 def test_losses_and_gradients_are_float32_with_bfloat16_weights(
-    loaded: Callable[[], Any], build_engine: Any, batch: PackedBatch
+    load_tiny_model: Callable[[], Any], build_engine: Any, batch: PackedBatch
 ) -> None:
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = add_adapter(loaded().to(dtype), FAMILY, LoraSettings(rank=4), seed=0)
+        model = add_adapter(load_tiny_model().to(dtype), FAMILY, LoraSettings(rank=4), seed=0)
         engine = build_engine(model)
         loss = engine.compute_label_losses(batch)
         assert loss.dtype == torch.float32
@@ -95,9 +95,9 @@ def test_losses_and_gradients_are_float32_with_bfloat16_weights(
 
 
 def test_a_text_only_batch_needs_no_features(
-    tiny: Path, contract: AdapterMetadata, tuned: Any, conversations: list[Example]
+    tiny: Path, adapter_metadata: AdapterMetadata, tuned: Any, conversations: list[Example]
 ) -> None:
-    processor = Processor.from_folder(tiny, contract.processor)
+    processor = Processor.from_folder(tiny, adapter_metadata.processor)
     features = Features(HfVisionTower(tuned.get_base_model()), processor.image_processor, is_live=False)
     loss = ReferenceEngine(tuned.eval(), features).compute_loss(pack([processor.encode(conversations[2])], 1))
     assert torch.isfinite(loss)
@@ -175,9 +175,9 @@ def adapter_copy(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "copy")
 
 
-def catch_adapter_error(loaded: Callable[[], Any], folder: Path) -> LorgnetteError:
+def catch_adapter_error(load_tiny_model: Callable[[], Any], folder: Path) -> LorgnetteError:
     with pytest.raises(LorgnetteError) as caught:
-        load_adapter(loaded(), folder)
+        load_adapter(load_tiny_model(), folder)
     assert str(folder) in str(caught.value.where)
     assert caught.value.hint
     return caught.value
@@ -187,10 +187,10 @@ def list_trainable(model: Any) -> set[str]:
     return {name.replace(".default.", ".") for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_a_fresh_adapter_depends_on_its_seed_and_changes_nothing(loaded: Callable[[], Any]) -> None:
+def test_a_fresh_adapter_depends_on_its_seed_and_changes_nothing(load_tiny_model: Callable[[], Any]) -> None:
     before = torch.random.get_rng_state()
     first, same, different = (
-        get_adapter_state(add_adapter(loaded(), FAMILY, LoraSettings(rank=4), seed)) for seed in (3, 3, 4)
+        get_adapter_state(add_adapter(load_tiny_model(), FAMILY, LoraSettings(rank=4), seed)) for seed in (3, 3, 4)
     )
     torch.testing.assert_close(torch.random.get_rng_state(), before)
     assert len(first) == 2 * 7 * 2
@@ -204,80 +204,86 @@ def test_a_fresh_adapter_depends_on_its_seed_and_changes_nothing(loaded: Callabl
             assert not torch.equal(tensor, different[name])
 
 
-def test_only_the_adapter_is_trainable(loaded: Callable[[], Any]) -> None:
-    model = add_adapter(loaded().to(torch.bfloat16), FAMILY, LoraSettings(rank=4), seed=0)
+def test_only_the_adapter_is_trainable(load_tiny_model: Callable[[], Any]) -> None:
+    model = add_adapter(load_tiny_model().to(torch.bfloat16), FAMILY, LoraSettings(rank=4), seed=0)
     state = get_adapter_state(model)
     assert list_trainable(model) == set(state)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
-def test_settings_reach_peft(loaded: Callable[[], Any]) -> None:
+def test_settings_reach_peft(load_tiny_model: Callable[[], Any]) -> None:
     lora = LoraSettings(rank=3, alpha=7, dropout=0.25, use_rslora=True, target_modules=("v_proj",), parts=("language",))
-    config = add_adapter(loaded(), FAMILY, lora, seed=0).peft_config["default"]
+    config = add_adapter(load_tiny_model(), FAMILY, lora, seed=0).peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (3, 7, 0.25, True)
     assert config.target_modules == FAMILY.build_target_pattern(("v_proj",), ("language",))
 
 
 def test_a_saved_adapter_loads_unchanged(
-    saved: Path, tuned: Any, loaded: Callable[[], Any], contract: AdapterMetadata
+    saved: Path, tuned: Any, load_tiny_model: Callable[[], Any], adapter_metadata: AdapterMetadata
 ) -> None:
     assert {path.name for path in saved.iterdir()} == {WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE}
-    model = load_adapter(loaded(), saved)
+    model = load_adapter(load_tiny_model(), saved)
     expected = get_adapter_state(tuned)
     assert get_adapter_state(model).keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in get_adapter_state(model).items())
     assert not any(p.requires_grad for p in model.parameters())
-    trainable = load_adapter(loaded(), saved, is_trainable=True)
+    trainable = load_adapter(load_tiny_model(), saved, is_trainable=True)
     assert list_trainable(trainable) == set(expected)
-    assert json.loads((saved / CONFIG_FILE).read_text())["base_model_name_or_path"] == contract.model
+    assert json.loads((saved / CONFIG_FILE).read_text())["base_model_name_or_path"] == adapter_metadata.model
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's
-def test_dora_and_saved_modules_run_in_bfloat16(loaded: Callable[[], Any], tmp_path: Path) -> None:
+def test_dora_and_saved_modules_run_in_bfloat16(load_tiny_model: Callable[[], Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
     lora = LoraConfig(r=4, use_dora=True, init_lora_weights=False, **options)
     torch.manual_seed(0)
-    get_peft_model(loaded(), lora).save_pretrained(tmp_path)
+    get_peft_model(load_tiny_model(), lora).save_pretrained(tmp_path)
     logits = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = load_adapter(loaded().to(dtype), tmp_path)
+        model = load_adapter(load_tiny_model().to(dtype), tmp_path)
         with torch.no_grad():
             logits.append(model(input_ids=torch.arange(40)[None]).logits.float())
     torch.testing.assert_close(logits[1], logits[0], atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
-def test_a_folder_with_a_missing_file_is_no_adapter(adapter_copy: Path, loaded: Callable[[], Any], name: str) -> None:
+def test_a_folder_with_a_missing_file_is_no_adapter(
+    adapter_copy: Path, load_tiny_model: Callable[[], Any], name: str
+) -> None:
     (adapter_copy / name).unlink()
-    assert catch_adapter_error(loaded, adapter_copy).message == f"{name} is missing"
+    assert catch_adapter_error(load_tiny_model, adapter_copy).message == f"{name} is missing"
 
 
-def test_unfitting_adapter_tensors_are_counted_and_named(adapter_copy: Path, loaded: Callable[[], Any]) -> None:
+def test_unfitting_adapter_tensors_are_counted_and_named(
+    adapter_copy: Path, load_tiny_model: Callable[[], Any]
+) -> None:
     tensors = load_file(adapter_copy / WEIGHTS_FILE)
     half = {name: tensor for name, tensor in tensors.items() if "lora_A" in name}
     save_file(half, adapter_copy / WEIGHTS_FILE)
-    error = catch_adapter_error(loaded, adapter_copy)
+    error = catch_adapter_error(load_tiny_model, adapter_copy)
     assert error.message.startswith("14 of 28 adapter tensors match the model; these do not: ")
     assert "layers.0.mlp.down_proj.lora_B.weight" in error.message
     save_file(tensors | {"base_model.model.elsewhere.lora_A.weight": torch.zeros(4, 4)}, adapter_copy / WEIGHTS_FILE)
-    assert catch_adapter_error(loaded, adapter_copy).message.endswith(
+    assert catch_adapter_error(load_tiny_model, adapter_copy).message.endswith(
         "these do not: base_model.model.elsewhere.lora_A.weight"
     )
 
 
-def test_another_rank_is_refused_and_the_tensor_named(adapter_copy: Path, loaded: Callable[[], Any]) -> None:
+def test_another_rank_is_refused_and_the_tensor_named(adapter_copy: Path, load_tiny_model: Callable[[], Any]) -> None:
     settings = json.loads((adapter_copy / CONFIG_FILE).read_text())
     (adapter_copy / CONFIG_FILE).write_text(json.dumps(settings | {"r": 8}))
-    error = catch_adapter_error(loaded, adapter_copy)
+    error = catch_adapter_error(load_tiny_model, adapter_copy)
     assert error.message.startswith("PEFT cannot load it: size mismatch for ")
     assert "q_proj.lora_A" in error.message
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", None])
-def test_a_broken_weight_file_is_named(adapter_copy: Path, loaded: Callable[[], Any], content: bytes | None) -> None:
+def test_a_broken_weight_file_is_named(
+    adapter_copy: Path, load_tiny_model: Callable[[], Any], content: bytes | None
+) -> None:
     whole = (adapter_copy / WEIGHTS_FILE).read_bytes()
     (adapter_copy / WEIGHTS_FILE).write_bytes(whole[:-100] if content is None else content)
-    error = catch_adapter_error(loaded, adapter_copy)
+    error = catch_adapter_error(load_tiny_model, adapter_copy)
     assert error.message.startswith(f"{WEIGHTS_FILE} is ")
     assert error.where == str(adapter_copy / WEIGHTS_FILE)
 
@@ -289,10 +295,10 @@ def test_a_broken_weight_file_is_named(adapter_copy: Path, loaded: Callable[[], 
     ],
     ids=str,
 )  # fmt: skip
-def test_an_unfitting_config_is_named(adapter_copy: Path, loaded: Callable[[], Any], changed: Any) -> None:
+def test_an_unfitting_config_is_named(adapter_copy: Path, load_tiny_model: Callable[[], Any], changed: Any) -> None:
     whole = json.loads((adapter_copy / CONFIG_FILE).read_text())
     (adapter_copy / CONFIG_FILE).write_text(changed if isinstance(changed, str) else json.dumps(whole | changed))
-    assert catch_adapter_error(loaded, adapter_copy).message.startswith(CONFIG_FILE)
+    assert catch_adapter_error(load_tiny_model, adapter_copy).message.startswith(CONFIG_FILE)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +306,18 @@ def test_an_unfitting_config_is_named(adapter_copy: Path, loaded: Callable[[], A
     [{"target_modules": "nothing"}, {"target_modules": ["mlp"]}, {"trainable_token_indices": [10**9]}, {"r": 8}],
     ids=str,
 )
-def test_what_peft_cannot_load_is_one_line(adapter_copy: Path, loaded: Callable[[], Any], changed: Any) -> None:
+def test_what_peft_cannot_load_is_one_line(
+    adapter_copy: Path, load_tiny_model: Callable[[], Any], changed: Any
+) -> None:
     whole = json.loads((adapter_copy / CONFIG_FILE).read_text())
     (adapter_copy / CONFIG_FILE).write_text(json.dumps(whole | changed))
-    message = catch_adapter_error(loaded, adapter_copy).message
+    message = catch_adapter_error(load_tiny_model, adapter_copy).message
     assert message.startswith("PEFT cannot load it: ")
     assert "\n" not in message
 
 
 def test_a_full_disk_leaves_the_old_adapter(
-    adapter_copy: Path, tuned: Any, contract: AdapterMetadata, monkeypatch: pytest.MonkeyPatch
+    adapter_copy: Path, tuned: Any, adapter_metadata: AdapterMetadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """safetensors has an error of its own for it."""
     from safetensors import SafetensorError
@@ -320,12 +328,12 @@ def test_a_full_disk_leaves_the_old_adapter(
     before = (adapter_copy / WEIGHTS_FILE).read_bytes()
     monkeypatch.setattr(peft_files, "save_file", full)
     with pytest.raises(LorgnetteError, match=r"cannot write: .*No space left"), atomic_folder(adapter_copy) as folder:
-        peft_files.write_adapter(folder, get_adapter_state(tuned), FAMILY, LoraSettings(), contract)
+        peft_files.write_adapter(folder, get_adapter_state(tuned), FAMILY, LoraSettings(), adapter_metadata)
     assert (adapter_copy / WEIGHTS_FILE).read_bytes() == before
 
 
 def test_names_from_before_transformers_4_52_are_converted(
-    saved: Path, adapter_copy: Path, loaded: Callable[[], Any]
+    saved: Path, adapter_copy: Path, load_tiny_model: Callable[[], Any]
 ) -> None:
     """The tutorial's own checkpoint-62 has them: the decoder stood at `model.layers` then."""
     tensors = load_file(adapter_copy / WEIGHTS_FILE)
@@ -337,6 +345,6 @@ def test_names_from_before_transformers_4_52_are_converted(
     settings = json.loads((adapter_copy / CONFIG_FILE).read_text())
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     (adapter_copy / CONFIG_FILE).write_text(json.dumps(settings | {"target_modules": names}))
-    new, old = (get_adapter_state(load_adapter(loaded(), folder)) for folder in (saved, adapter_copy))
+    new, old = (get_adapter_state(load_adapter(load_tiny_model(), folder)) for folder in (saved, adapter_copy))
     assert new.keys() == old.keys()
     assert all(torch.equal(new[name], old[name]) for name in new)

@@ -102,13 +102,13 @@ def test_dora_works_on_it() -> None:
         torch.testing.assert_close(ours(x), plain(x), rtol=2**-6, atol=1e-4)
 
 
-def test_parameters_keep_names_and_storage(loaded: Callable[[], Any]) -> None:
-    base = loaded().to(torch.bfloat16)
+def test_parameters_keep_names_and_storage(load_tiny_model: Callable[[], Any]) -> None:
+    base = load_tiny_model().to(torch.bfloat16)
     pointers = {parameter.data_ptr() for parameter in base.parameters()}
     model = add_adapter(base, FAMILIES["qwen2_vl"], LoraSettings(rank=4), seed=0)
     assert sum(isinstance(module, UnroundedLinear) for module in model.modules()) == 2 * 7
     assert pointers <= {parameter.data_ptr() for parameter in model.parameters()}
-    plain = add_adapter(loaded(), FAMILIES["qwen2_vl"], LoraSettings(rank=4), seed=0)
+    plain = add_adapter(load_tiny_model(), FAMILIES["qwen2_vl"], LoraSettings(rank=4), seed=0)
     assert not any(isinstance(module, UnroundedLinear) for module in plain.modules())
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert get_adapter_state(model).keys() == get_adapter_state(plain).keys()

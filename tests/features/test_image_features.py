@@ -110,9 +110,12 @@ def test_the_tower_is_not_called_without_images(image_processor: ImageProcessor,
 
 
 def test_groups_change_no_feature(
-    image_processor: ImageProcessor, grids: list[ImageGrid], loaded: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+    image_processor: ImageProcessor,
+    grids: list[ImageGrid],
+    load_tiny_model: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    base = loaded()
+    base = load_tiny_model()
     ungrouped, grouped = (Features(HfVisionTower(base), image_processor, is_live=False) for _ in range(2))
     ungrouped.prepare(grids)
     monkeypatch.setattr(decode_pool, "MAX_PATCHES_PER_CALL", 20)
@@ -286,12 +289,14 @@ def test_features_that_do_not_fit_are_in_pinned_memory(
 
 
 def test_both_towers_give_the_same_features(
-    image_processor: ImageProcessor, grids: list[ImageGrid], loaded: Callable[[], Any], tiny: Path
+    image_processor: ImageProcessor, grids: list[ImageGrid], load_tiny_model: Callable[[], Any], tiny: Path
 ) -> None:
     ours = LazyTower(
         CPU, torch.float32, lambda: VisionTower.from_checkpoint(BaseCheckpoint.from_folder(tiny), CPU, torch.float32)
     )
-    features, expected = (Features(tower, image_processor, is_live=False) for tower in (ours, HfVisionTower(loaded())))
+    features, expected = (
+        Features(tower, image_processor, is_live=False) for tower in (ours, HfVisionTower(load_tiny_model()))
+    )
     features.prepare(grids)
     expected.prepare(grids)
     torch.testing.assert_close(features.gather(grids), expected.gather(grids), atol=1e-5, rtol=0)

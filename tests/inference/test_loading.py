@@ -15,9 +15,9 @@ TERMINAL = Terminal()
 
 
 @pytest.fixture
-def adapter(chosen: Callable[..., Settings], tmp_path: Path) -> Path:
+def adapter(make_settings: Callable[..., Settings], tmp_path: Path) -> Path:
     """An adapter's folder with `lorgnette.json` alone."""
-    settings = chosen("data.prompt=What?", "image_size=56")
+    settings = make_settings("data.prompt=What?", "image_size=56")
     spec = ModelSpec.from_names(settings.model, None, TERMINAL)
     folder = tmp_path / "adapter"
     folder.mkdir()
@@ -34,11 +34,11 @@ def test_an_adapter_brings_its_base_model_and_processor_settings(adapter: Path, 
     assert ModelSpec.from_names(str(tiny), None, TERMINAL).processor.image_processor.size == (280, 280)
 
 
-def test_metadata_has_the_plain_name_of_the_base_model(chosen: Callable[..., Settings]) -> None:
+def test_metadata_has_the_plain_name_of_the_base_model(make_settings: Callable[..., Settings]) -> None:
     """The prefix `modelscope:` is ours; PEFT knows the plain name."""
-    spec = ModelSpec.from_names(chosen().model, None, TERMINAL)
+    spec = ModelSpec.from_names(make_settings().model, None, TERMINAL)
     for model, name in (("modelscope:Qwen/Q", "Qwen/Q"), ("Qwen/Q", "Qwen/Q"), ("demo", "demo")):
-        assert build_metadata(chosen(f"model={model}"), spec.checkpoint, spec.processor).model == name
+        assert build_metadata(make_settings(f"model={model}"), spec.checkpoint, spec.processor).model == name
 
 
 def test_a_run_stands_for_its_adapter(adapter: Path, tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ def test_names_and_shapes_equal_pefts(shape: AdapterShape, tuned: Any) -> None:
 
 @pytest.mark.parametrize("targets", [TARGET_MODULES, ("q_proj", "down_proj")])
 def test_initial_values_equal_pefts_bit_for_bit(
-    shape: AdapterShape, loaded: Callable[[], Any], targets: tuple[Any, ...]
+    shape: AdapterShape, load_tiny_model: Callable[[], Any], targets: tuple[Any, ...]
 ) -> None:
     shape = AdapterShape(shape.text, targets, 4, 2.0)
     peft_model = add_adapter(
-        loaded(), FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=8, target_modules=targets), seed=7
+        load_tiny_model(), FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=8, target_modules=targets), seed=7
     )
     flat = FlatLoraParams(shape, CPU)
     flat.copy_from(FlatLoraParams.init_values(shape, 7))

@@ -41,10 +41,10 @@ def float32_base(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_the_merged_folder_has_the_base_files_and_the_sum(
-    float32_base: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path
+    float32_base: Path, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
 ) -> None:
-    tuned = load_adapter(loaded(), saved)
-    with_adapter, without = compute_logits(tuned), compute_logits(loaded())
+    tuned = load_adapter(load_tiny_model(), saved)
+    with_adapter, without = compute_logits(tuned), compute_logits(load_tiny_model())
     write_merged_checkpoint(tuned, BaseCheckpoint.from_folder(float32_base), tmp_path / "merged")
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {path.name for path in float32_base.iterdir()}
     for path in float32_base.iterdir():
@@ -57,11 +57,13 @@ def test_the_merged_folder_has_the_base_files_and_the_sum(
 
 
 def test_names_and_unadapted_tensors_equal_the_base(
-    tiny: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path
+    tiny: Path, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
 ) -> None:
     before = load_file(tiny / "model.safetensors")
     assert "lm_head.weight" not in before  # tied, and stored once
-    write_merged_checkpoint(load_adapter(loaded(), saved), BaseCheckpoint.from_folder(tiny), tmp_path / "merged")
+    write_merged_checkpoint(
+        load_adapter(load_tiny_model(), saved), BaseCheckpoint.from_folder(tiny), tmp_path / "merged"
+    )
     after = load_file(tmp_path / "merged" / "model.safetensors")
     assert after.keys() == before.keys()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
@@ -70,7 +72,7 @@ def test_names_and_unadapted_tensors_equal_the_base(
 
 
 def test_shards_and_dtypes_equal_the_base(
-    tiny: Path, float32_base: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path
+    tiny: Path, float32_base: Path, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
 ) -> None:
     """A hub's folder: two shards and their index, in bf16 except one tensor, and a file that is not copied."""
     base = shutil.copytree(tiny, tmp_path / "base")
@@ -83,7 +85,9 @@ def test_shards_and_dtypes_equal_the_base(
         save_file({name: tensors[name] for name in names if shards[name] == shard}, base / shard, {"format": "pt"})
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     (base / "manifest.json").write_text("{}")
-    write_merged_checkpoint(load_adapter(loaded(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged")
+    write_merged_checkpoint(
+        load_adapter(load_tiny_model(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged"
+    )
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert names == {path.name for path in base.iterdir()} - {"manifest.json"}
     for shard in sorted(set(shards.values())):
@@ -97,13 +101,15 @@ def test_shards_and_dtypes_equal_the_base(
 
 
 def test_a_tensor_unknown_to_the_model_is_refused(
-    tiny: Path, saved: Path, loaded: Callable[[], Any], tmp_path: Path
+    tiny: Path, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
 ) -> None:
     base = shutil.copytree(tiny, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     save_file(tensors | {"model.odd": torch.zeros(1)}, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(LorgnetteError, match=r"no tensor for model\.odd"):
-        write_merged_checkpoint(load_adapter(loaded(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged")
+        write_merged_checkpoint(
+            load_adapter(load_tiny_model(), saved), BaseCheckpoint.from_folder(base), tmp_path / "merged"
+        )
     assert not (tmp_path / "merged").exists()
 
 
@@ -140,10 +146,10 @@ def save_kind(model: Any, folder: Path, options: dict[str, Any]) -> Any:
 @pytest.mark.filterwarnings("ignore")  # PEFT's
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_loads_and_merges_as_in_peft(
-    kind: str, loaded: Callable[[], Any], float32_base: Path, tmp_path: Path
+    kind: str, load_tiny_model: Callable[[], Any], float32_base: Path, tmp_path: Path
 ) -> None:
     """The reference engine gives the logits of PEFT's own model, and the merged checkpoint gives them too."""
-    base = loaded()
+    base = load_tiny_model()
     save_kind(copy.deepcopy(base), tmp_path / "adapter", KINDS[kind])
     expected = compute_logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval())
     without = compute_logits(base)
@@ -159,7 +165,7 @@ def test_every_kind_loads_and_merges_as_in_peft(
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's
-def test_what_peft_cannot_merge_is_known_before(loaded: Callable[[], Any], tiny: Path, tmp_path: Path) -> None:
+def test_what_peft_cannot_merge_is_known_before(load_tiny_model: Callable[[], Any], tiny: Path, tmp_path: Path) -> None:
     """Each obstacle is one: PEFT fails to merge the adapter."""
     bias = {"lora_bias": True, "target_modules": ["q_proj", "o_proj"]}
     for options, reason in (
@@ -167,11 +173,13 @@ def test_what_peft_cannot_merge_is_known_before(loaded: Callable[[], Any], tiny:
         (bias, "2 modules that have none, such as model."),
     ):
         folder = tmp_path / reason[:3]
-        save_kind(loaded(), folder, options)
+        save_kind(load_tiny_model(), folder, options)
         obstacle = find_merge_obstacle(SavedAdapter.load(folder), BaseCheckpoint.from_folder(tiny))
         assert reason in str(obstacle)
         with pytest.raises(LorgnetteError, match=r"it cannot be merged: .") as caught:
-            write_merged_checkpoint(load_adapter(loaded(), folder), BaseCheckpoint.from_folder(tiny), tmp_path / "out")
+            write_merged_checkpoint(
+                load_adapter(load_tiny_model(), folder), BaseCheckpoint.from_folder(tiny), tmp_path / "out"
+            )
         assert caught.value.__cause__ is not None  # PEFT's error
         assert not (tmp_path / "out").exists()
     assert explain_merge_error("no\nway") == "it cannot be merged: no"

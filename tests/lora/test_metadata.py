@@ -13,14 +13,14 @@ from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 
-def test_metadata_reads_back_as_written(contract: AdapterMetadata, tmp_path: Path) -> None:
-    contract.write(tmp_path)
-    assert AdapterMetadata.load(tmp_path) == contract
+def test_metadata_reads_back_as_written(adapter_metadata: AdapterMetadata, tmp_path: Path) -> None:
+    adapter_metadata.write(tmp_path)
+    assert AdapterMetadata.load(tmp_path) == adapter_metadata
     assert json.loads((tmp_path / METADATA_FILE).read_text())["format"] == 1
 
 
-def test_a_folder_without_metadata_is_no_adapter(contract: AdapterMetadata, tmp_path: Path) -> None:
-    contract.write(tmp_path)
+def test_a_folder_without_metadata_is_no_adapter(adapter_metadata: AdapterMetadata, tmp_path: Path) -> None:
+    adapter_metadata.write(tmp_path)
     (tmp_path / "odd" / METADATA_FILE).mkdir(parents=True)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / CONFIG_FILE).touch()
@@ -40,11 +40,11 @@ def test_an_adapter_of_peft_gets_the_tutorials_settings(tiny: Path, tmp_path: Pa
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
     config["base_model_name_or_path"] = "./Qwen/Qwen2-VL-2B-Instruct"
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    contract = AdapterMetadata.load_or_infer(tmp_path)
-    assert not contract.is_ours
-    assert contract.model == "./Qwen/Qwen2-VL-2B-Instruct"
-    assert contract.processor.image_size == (280, 280)
-    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "any template")  # nothing is recorded to compare with
+    metadata = AdapterMetadata.load_or_infer(tmp_path)
+    assert not metadata.is_ours
+    assert metadata.model == "./Qwen/Qwen2-VL-2B-Instruct"
+    assert metadata.processor.image_size == (280, 280)
+    metadata.check_base_model(BaseCheckpoint.from_folder(tiny), "any template")  # nothing is recorded to compare with
     (tmp_path / CONFIG_FILE).write_text("{")
     with pytest.raises(LorgnetteError, match=r"adapter_config\.json cannot be read"):
         AdapterMetadata.load_or_infer(tmp_path)
@@ -61,9 +61,9 @@ def test_an_adapter_of_peft_gets_the_tutorials_settings(tiny: Path, tmp_path: Pa
     ],
 )
 def test_an_invalid_field_is_named(
-    contract: AdapterMetadata, tmp_path: Path, changed: dict[str, Any], message: str
+    adapter_metadata: AdapterMetadata, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
-    (tmp_path / METADATA_FILE).write_text(json.dumps(contract.model_dump(mode="json") | changed))
+    (tmp_path / METADATA_FILE).write_text(json.dumps(adapter_metadata.model_dump(mode="json") | changed))
     with pytest.raises(LorgnetteError) as caught:
         AdapterMetadata.load(tmp_path)
     assert caught.value.message.startswith(message)
@@ -81,10 +81,10 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_the_recorded_base_model_is_accepted_from_any_folder(
-    contract: AdapterMetadata, tiny: Path, tmp_path: Path
+    adapter_metadata: AdapterMetadata, tiny: Path, tmp_path: Path
 ) -> None:
-    contract.check_base_model(BaseCheckpoint.from_folder(tiny), "template")
-    contract.check_base_model(BaseCheckpoint.from_folder(shutil.copytree(tiny, tmp_path / "moved")), "template")
+    adapter_metadata.check_base_model(BaseCheckpoint.from_folder(tiny), "template")
+    adapter_metadata.check_base_model(BaseCheckpoint.from_folder(shutil.copytree(tiny, tmp_path / "moved")), "template")
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_the_recorded_base_model_is_accepted_from_any_folder(
     ],
 )
 def test_another_base_model_is_refused_and_the_right_one_named(
-    contract: AdapterMetadata, tiny: Path, changed: dict[str, Any], template: str, message: str
+    adapter_metadata: AdapterMetadata, tiny: Path, changed: dict[str, Any], template: str, message: str
 ) -> None:
     with pytest.raises(LorgnetteError) as caught:
-        contract.model_copy(update={"model": "the/right-one", **changed}).check_base_model(
+        adapter_metadata.model_copy(update={"model": "the/right-one", **changed}).check_base_model(
             BaseCheckpoint.from_folder(tiny), template
         )
     assert caught.value.message.startswith(message)

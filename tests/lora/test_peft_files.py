@@ -87,14 +87,14 @@ def test_initializations_that_keep_the_frozen_weights_are_supported(
 
 @pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"alora_invocation_tokens": [10, 11]}], ids=str)
 def test_unsupported_settings_change_the_logits_of_the_same_tensors(
-    saved: Path, adapter_copy: Path, loaded: Any, settings: Any
+    saved: Path, adapter_copy: Path, load_tiny_model: Any, settings: Any
 ) -> None:
     """Why such settings are refused: PEFT computes other logits from the same files."""
     change_config(adapter_copy, **settings)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         expected, logits = (
-            PeftModel.from_pretrained(loaded(), f)(input_ids=tokens).logits for f in (saved, adapter_copy)
+            PeftModel.from_pretrained(load_tiny_model(), f)(input_ids=tokens).logits for f in (saved, adapter_copy)
         )
     assert (expected - logits).abs().max() > 1e-2
 
@@ -118,19 +118,19 @@ def test_an_adapter_of_the_output_layer_is_unsupported(
 
 
 def test_a_config_written_by_peft_is_supported(
-    tiny: Path, tmp_path: Path, loaded: Callable[[], Any], configs: tuple[TextConfig, VisionConfig]
+    tiny: Path, tmp_path: Path, load_tiny_model: Callable[[], Any], configs: tuple[TextConfig, VisionConfig]
 ) -> None:
     """With every key that PEFT writes, and target_modules as a list of names."""
     config = LoraConfig(r=2, lora_alpha=6, target_modules=["down_proj", "k_proj"], init_lora_weights=False)
-    get_peft_model(loaded(), config).save_pretrained(tmp_path)
+    get_peft_model(load_tiny_model(), config).save_pretrained(tmp_path)
     adapter = SavedAdapter.load(tmp_path)
     assert adapter.explain_unsupported(*configs) is None
     shape = adapter.build_shape(configs[0])
     assert (shape.target_modules, shape.rank, shape.scale) == (("k_proj", "down_proj"), 2, 3.0)
 
 
-def test_peft_reads_the_written_files(saved: Path, tuned: Any, loaded: Callable[[], Any]) -> None:
-    peft_model, state = PeftModel.from_pretrained(loaded(), saved), get_adapter_state(tuned)
+def test_peft_reads_the_written_files(saved: Path, tuned: Any, load_tiny_model: Callable[[], Any]) -> None:
+    peft_model, state = PeftModel.from_pretrained(load_tiny_model(), saved), get_adapter_state(tuned)
     loaded_state = get_adapter_state(peft_model)
     assert loaded_state.keys() == state.keys()
     assert all(torch.equal(loaded_state[name], p) for name, p in state.items())
@@ -212,7 +212,7 @@ def test_tensors_are_compared_with_the_model(adapter_copy: Path, configs: tuple[
             adapter.check_fits(*configs)
 
 
-def test_a_pattern_of_old_names_finds_their_modules(adapter_copy: Path, loaded: Callable[[], Any]) -> None:
+def test_a_pattern_of_old_names_finds_their_modules(adapter_copy: Path, load_tiny_model: Callable[[], Any]) -> None:
     """PEFT from before transformers 4.52 wrote patterns of the old names: `model.layers` has no `language_model`."""
     state = {n.replace(".language_model", ""): t for n, t in load_file(adapter_copy / WEIGHTS_FILE).items()}
     config = json.loads((adapter_copy / CONFIG_FILE).read_text())
@@ -220,7 +220,7 @@ def test_a_pattern_of_old_names_finds_their_modules(adapter_copy: Path, loaded: 
     alphas = {"model.layers.1.mlp.up_proj": 4}
     (adapter_copy / CONFIG_FILE).write_text(json.dumps(config | {"target_modules": pattern, "alpha_pattern": alphas}))
     save_file(state, adapter_copy / WEIGHTS_FILE)
-    model = load_adapter(loaded(), adapter_copy)
+    model = load_adapter(load_tiny_model(), adapter_copy)
     assert get_adapter_state(model).keys() == {convert_lora_name(name) for name in state}
     layers = model.get_base_model().model.language_model.layers
     assert [layer.mlp.up_proj.scaling["default"] for layer in layers] == [2.0, 1.0]

@@ -69,9 +69,9 @@ def rename(adapter: Path, folder: Path, *, use_old_names: bool = True) -> Path:
     ids=["ours", "theirs"],
 )  # fmt: skip
 def test_the_old_tree_gives_the_same_logits(
-    options: dict[str, Any] | None, saved: Path, loaded: Callable[[], Any], tmp_path: Path
+    options: dict[str, Any] | None, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
 ) -> None:
-    base = loaded()
+    base = load_tiny_model()
     adapter = saved
     if options is not None:
         torch.manual_seed(0)
@@ -95,10 +95,10 @@ def test_the_old_tree_gives_the_same_logits(
     assert load_file(current / WEIGHTS_FILE).keys() == load_file(adapter / WEIGHTS_FILE).keys()
 
 
-def test_without_renaming_the_old_tree_refuses_our_adapter(saved: Path, loaded: Callable[[], Any]) -> None:
+def test_without_renaming_the_old_tree_refuses_our_adapter(saved: Path, load_tiny_model: Callable[[], Any]) -> None:
     """Negative control, and the reason for it all."""
     with pytest.raises(ValueError, match="not found in the base model"):
-        PeftModel.from_pretrained(OldTree(loaded()), saved)
+        PeftModel.from_pretrained(OldTree(load_tiny_model()), saved)
 
 
 def test_only_options_of_that_time_are_written(saved: Path, tmp_path: Path) -> None:

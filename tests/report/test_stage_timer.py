@@ -11,7 +11,7 @@ from lorgnette.report.run_log import RunLog
 from lorgnette.report.stage_timer import StageTimer
 
 
-def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, said: io.StringIO) -> None:
+def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, terminal_output: io.StringIO) -> None:
     timer = StageTimer(terminal)
     with timer("data"):
         pass
@@ -27,10 +27,10 @@ def test_stages_before_and_after_the_log(tmp_path: Path, terminal: Terminal, sai
         ("stage", "decoding"),
     ]
     assert records[2]["seconds"] == 0.5
-    assert [line.split()[0] for line in said.getvalue().splitlines()] == ["data", "steps"]
+    assert [line.split()[0] for line in terminal_output.getvalue().splitlines()] == ["data", "steps"]
 
 
-def test_a_stage_that_fails_has_no_seconds(terminal: Terminal, said: io.StringIO) -> None:
+def test_a_stage_that_fails_has_no_seconds(terminal: Terminal, terminal_output: io.StringIO) -> None:
     with pytest.raises(KeyboardInterrupt), StageTimer(terminal)("data"):
         raise KeyboardInterrupt
-    assert not said.getvalue()
+    assert not terminal_output.getvalue()

@@ -40,11 +40,11 @@ class PreparedRun:
 
 
 @pytest.fixture
-def prepare_run(chosen: Callable[..., Settings], terminal: Terminal) -> Callable[..., PreparedRun]:
+def prepare_run(make_settings: Callable[..., Settings], terminal: Terminal) -> Callable[..., PreparedRun]:
     """prepare_run("train.learning_rate=1") → a run with these settings, on the CPU."""
 
     def prepare(*words: str) -> PreparedRun:
-        settings = chosen("device=cpu", *words)  # on a GPU the fast engine would train
+        settings = make_settings("device=cpu", *words)  # on a GPU the fast engine would train
         assert settings.run is not None
         run_dir = RunDir.create(settings.run)
         return PreparedRun(settings, run_dir, TrainingData.load(settings, terminal), StageTimer(terminal), terminal)

@@ -97,7 +97,7 @@ def build_callbacks(tmp_path: Path, terminal: Terminal) -> Iterator[Callable[...
         log.close()
 
 
-def test_the_log_and_all_trackers_get_the_same(build_callbacks: Any, said: io.StringIO) -> None:
+def test_the_log_and_all_trackers_get_the_same(build_callbacks: Any, terminal_output: io.StringIO) -> None:
     a, b = Recorder(), Recorder()
     callbacks, run, progress = build_callbacks(a, b)
     callbacks.on_step_end(10, 1.25)
@@ -119,7 +119,7 @@ def test_the_log_and_all_trackers_get_the_same(build_callbacks: Any, said: io.St
         ("samples", 99, None, None),
         ("eval", 99, None, None),
     ]
-    assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in said.getvalue()
+    assert "step 10    loss 1.2500  lr 1.00e-04  grad norm 2.50  900 tokens/s" in terminal_output.getvalue()
 
 
 def test_samples_go_to_the_log_at_every_step_and_to_trackers_before_the_last(build_callbacks: Any) -> None:
@@ -163,14 +163,14 @@ def test_the_score_of_a_step_is_its_loss_or_the_metric(build_callbacks: Any, mon
     assert curve == [(5, 1.0), (5, 1.0), (99, 1.0)]
 
 
-def test_a_tracker_that_fails_stops_nothing(build_callbacks: Any, said: io.StringIO) -> None:
+def test_a_tracker_that_fails_stops_nothing(build_callbacks: Any, terminal_output: io.StringIO) -> None:
     failing, healthy = Recorder(fails_at=20), Recorder()
     callbacks, run, _ = build_callbacks(failing, healthy)
     for step in (10, 20, 30):
         callbacks.on_log(replace(REPORT, step=step))
     assert [step for step, _ in healthy.metrics] == [10, 20, 30]
     assert [step for step, _ in failing.metrics] == [10]
-    assert said.getvalue().count("tracker 0 could not log and is switched off: no network") == 1
+    assert terminal_output.getvalue().count("tracker 0 could not log and is switched off: no network") == 1
     assert [record["step"] for record in run_log.read_log(run / "log.jsonl")] == [10, 20, 30]
 
 

@@ -51,12 +51,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_unknown_metric_for_the_best_model_is_refused(chosen: Chosen, terminal: Terminal) -> None:
+def test_an_unknown_metric_for_the_best_model_is_refused(make_settings: Chosen, terminal: Terminal) -> None:
     with pytest.raises(
         UsageError, match=r"no such metric · train\.metric_for_best_model=METEOR · loss, or one of BLEU-1, "
     ):
-        TrainingData.load(chosen("train.metric_for_best_model=METEOR"), terminal)
-    assert TrainingData.load(chosen("train.metric_for_best_model=BLEU-4"), terminal).examples
+        TrainingData.load(make_settings("train.metric_for_best_model=METEOR"), terminal)
+    assert TrainingData.load(make_settings("train.metric_for_best_model=BLEU-4"), terminal).examples
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,20 +77,20 @@ def test_no_row_disappears(kinds: list[str], holdout: int, mixed: Path, tiny: Pa
         "max_length=80",
         "data.split=tail",
     ]
-    chosen = config.load_settings(None, [*words, f"data.holdout={holdout}", "data.on_bad_row=skip"])
+    run_settings = config.load_settings(None, [*words, f"data.holdout={holdout}", "data.on_bad_row=skip"])
     terminal = Terminal()
     good = [line for line, kind in zip(lines, kinds, strict=True) if kind in GOOD]
     bad = [line for line, kind in zip(lines, kinds, strict=True) if kind in BROKEN]
     readable = sum(kind in GOOD or kind == "long" for kind in kinds)
     if holdout >= readable:
         with pytest.raises(LorgnetteError):
-            TrainingData.load(chosen, terminal)
+            TrainingData.load(run_settings, terminal)
         return
     if not good or max(good) > lines[-1] or not set(good) - set(_held_out(kinds, lines, holdout)):
         with pytest.raises(LorgnetteError, match="no example left"):
-            TrainingData.load(chosen, terminal)
+            TrainingData.load(run_settings, terminal)
         return
-    training_data = TrainingData.load(chosen, terminal)
+    training_data = TrainingData.load(run_settings, terminal)
     loaded_rows = [e.example.row for e in [*training_data.examples, *training_data.held_out]]
     assert loaded_rows == good
     assert sorted(problem.row for problem in training_data.problems) == bad
@@ -106,11 +106,11 @@ def _held_out(kinds: list[str], lines: list[int], holdout: int) -> list[int]:
     return readable[len(readable) - holdout :]
 
 
-def test_labels_are_the_answer_and_its_eos_token_whatever_the_text(chosen: Chosen, captions, terminal) -> None:
+def test_labels_are_the_answer_and_its_eos_token_whatever_the_text(make_settings: Chosen, captions, terminal) -> None:
     texts = ["an <|im_end|> inside", "<|image_pad|><|vision_start|>", "two\nlines", " blanks "]
     with captions.open("w", newline="") as file:
         csv.writer(file).writerows([("image_path", "caption"), *(("red.png", text) for text in texts)])
-    training_data = TrainingData.load(chosen("data.holdout=0", "data.trim=false"), terminal)
+    training_data = TrainingData.load(make_settings("data.holdout=0", "data.trim=false"), terminal)
     tokenizer = training_data.processor.tokenizer
     for encoded, text in zip(training_data.examples, texts, strict=True):
         trained = encoded.labels[encoded.labels != IGNORE_INDEX].tolist()
@@ -123,10 +123,10 @@ def test_labels_are_the_answer_and_its_eos_token_whatever_the_text(chosen: Chose
 
 
 def test_image_headers_are_read_once(
-    chosen: Chosen, captions: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    make_settings: Chosen, captions: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "read_image_size", lambda path: pytest.fail(f"{path} was read again"))
-    training_data = TrainingData.load(chosen(f"data.test={captions}", "image_size=null"), terminal)
+    training_data = TrainingData.load(make_settings(f"data.test={captions}", "image_size=null"), terminal)
     monkeypatch.undo()
     for grid in training_data.grids:
         other = grid.image.path.with_name(f"other-{grid.image.path.name}")
@@ -138,35 +138,35 @@ def test_image_headers_are_read_once(
             )
 
 
-def test_garbage_collection_resumes_however_the_reading_ends(chosen: Chosen, captions: Path, terminal) -> None:
-    TrainingData.load(chosen(), terminal)
+def test_garbage_collection_resumes_however_the_reading_ends(make_settings: Chosen, captions: Path, terminal) -> None:
+    TrainingData.load(make_settings(), terminal)
     assert gc.isenabled()
     captions.write_text("image_path,caption\ngone.png,a cat\n")
     with pytest.raises(LorgnetteError, match="cannot be used"):
-        TrainingData.load(chosen(), terminal)
+        TrainingData.load(make_settings(), terminal)
     assert gc.isenabled()
     gc.disable()
     try:
         with pytest.raises(LorgnetteError, match="cannot be used"):
-            TrainingData.load(chosen(), terminal)
+            TrainingData.load(make_settings(), terminal)
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
-def test_a_training_needs_data(chosen: Chosen, terminal: Terminal) -> None:
+def test_a_training_needs_data(make_settings: Chosen, terminal: Terminal) -> None:
     with pytest.raises(UsageError, match=r"no data · data\.path · name a file"):
-        TrainingData.load(chosen("data.path=null"), terminal)
+        TrainingData.load(make_settings("data.path=null"), terminal)
 
 
-def test_a_file_without_rows_is_an_error(chosen: Chosen, tmp_path: Path, terminal: Terminal) -> None:
+def test_a_file_without_rows_is_an_error(make_settings: Chosen, tmp_path: Path, terminal: Terminal) -> None:
     (tmp_path / "none.csv").write_text("image_path,caption\n")
     with pytest.raises(LorgnetteError, match=r"no rows · .*none\.csv"):
-        TrainingData.load(chosen(f"data.test={tmp_path / 'none.csv'}"), terminal)
+        TrainingData.load(make_settings(f"data.test={tmp_path / 'none.csv'}"), terminal)
 
 
-def test_a_test_file_is_held_out(chosen: Chosen, captions: Path, terminal: Terminal) -> None:
-    training_data = TrainingData.load(chosen(f"data.test={captions}"), terminal)
+def test_a_test_file_is_held_out(make_settings: Chosen, captions: Path, terminal: Terminal) -> None:
+    training_data = TrainingData.load(make_settings(f"data.test={captions}"), terminal)
     assert (len(training_data.examples), len(training_data.held_out)) == (6, 6)
     assert training_data.files == (captions,)
     assert len(training_data.grids) == 6
@@ -177,9 +177,9 @@ def build_errors(training_data: TrainingData, *numbers: int) -> dict[ImageGrid, 
 
 
 def test_rows_of_images_that_cannot_be_decoded_are_dropped(
-    chosen: Chosen, terminal: Terminal, said: io.StringIO
+    make_settings: Chosen, terminal: Terminal, terminal_output: io.StringIO
 ) -> None:
-    training_data = TrainingData.load(chosen(), terminal)
+    training_data = TrainingData.load(make_settings(), terminal)
     assert training_data.drop_images({}, "error", terminal) is training_data
     with pytest.raises(LorgnetteError, match=r"1 of 6 rows cannot be used(.|\n)*row 3: image cannot be decoded"):
         training_data.drop_images(build_errors(training_data, 1), "error", terminal)
@@ -191,14 +191,14 @@ def test_rows_of_images_that_cannot_be_decoded_are_dropped(
         (7, "fix or remove the row"),
     ]
     assert "green.png" in left.problems[0].message
-    assert said.getvalue().count("skipped: ") == 1
-    assert "rows 3, 7" in said.getvalue()
+    assert terminal_output.getvalue().count("skipped: ") == 1
+    assert "rows 3, 7" in terminal_output.getvalue()
     with pytest.raises(LorgnetteError, match="no example left"):
         training_data.drop_images(build_errors(training_data, 0, 1, 2, 3), "skip", terminal)
 
 
-def test_a_row_in_both_parts_is_dropped_from_both(chosen: Chosen, captions: Path, terminal) -> None:
-    training_data = TrainingData.load(chosen(f"data.test={captions}"), terminal)
+def test_a_row_in_both_parts_is_dropped_from_both(make_settings: Chosen, captions: Path, terminal) -> None:
+    training_data = TrainingData.load(make_settings(f"data.test={captions}"), terminal)
     left = training_data.drop_images(build_errors(training_data, 0), "skip", terminal)
     assert (len(left.examples), len(left.held_out), len(left.problems)) == (5, 5, 2)
 
@@ -209,8 +209,8 @@ def write_manifest(training_data: TrainingData, path: Path) -> Path:
     return path
 
 
-def test_changed_data_is_refused(chosen: Chosen, captions: Path, tmp_path: Path, terminal) -> None:
-    training_data = TrainingData.load(chosen(), terminal)
+def test_changed_data_is_refused(make_settings: Chosen, captions: Path, tmp_path: Path, terminal) -> None:
+    training_data = TrainingData.load(make_settings(), terminal)
     manifest = write_manifest(training_data, tmp_path / "manifest.json")
     training_data.check_unchanged(manifest)
     captions.write_text(captions.read_text() + "red.png,more\n")
@@ -228,71 +228,76 @@ def swap(first: Path, second: Path) -> None:
     second.write_bytes(content)
 
 
-def test_changed_images_are_refused_by_name(chosen: Chosen, tmp_path: Path, terminal) -> None:
+def test_changed_images_are_refused_by_name(make_settings: Chosen, tmp_path: Path, terminal) -> None:
     """Of the examples, and those held out; a new time alone is no change, nor is another folder."""
-    manifest = write_manifest(TrainingData.load(chosen(), terminal), tmp_path / "manifest.json")
+    manifest = write_manifest(TrainingData.load(make_settings(), terminal), tmp_path / "manifest.json")
     for color in ("red", "blue", "white"):
         path = tmp_path / f"{color}.png"
         os.utime(path, (1, 1))
-        TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+        TrainingData.load(make_settings(), terminal).check_unchanged(manifest)
         content, times = path.read_bytes(), path.stat().st_mtime_ns
         path.write_bytes(content[:-8] + content[-8:][::-1])
         os.utime(path, ns=(times, times))
         with pytest.raises(LorgnetteError, match=rf"changed since the run was started · \S*/{color}\.png · restore"):
-            TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+            TrainingData.load(make_settings(), terminal).check_unchanged(manifest)
         path.write_bytes(content)
     swap(tmp_path / "red.png", tmp_path / "blue.png")
     with pytest.raises(LorgnetteError, match=r" · \S*/red\.png, \S*/blue\.png · "):
-        TrainingData.load(chosen(), terminal).check_unchanged(manifest)
+        TrainingData.load(make_settings(), terminal).check_unchanged(manifest)
     swap(tmp_path / "red.png", tmp_path / "blue.png")
     moved = tmp_path / "moved"
     moved.mkdir()
     for path in [*tmp_path.glob("*.png"), tmp_path / "captions.csv"]:
         shutil.copy(path, moved)
-    TrainingData.load(chosen(f"data={moved / 'captions.csv'}"), terminal).check_unchanged(manifest)
+    TrainingData.load(make_settings(f"data={moved / 'captions.csv'}"), terminal).check_unchanged(manifest)
 
 
 def test_a_file_is_named_once_whatever_its_path_was(
-    chosen: Chosen, captions: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    make_settings: Chosen, captions: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run records the path as it was written, and resumes with the whole path."""
     monkeypatch.chdir(tmp_path)
     test_file = tmp_path / "test.csv"
     test_file.write_text(captions.read_text())
     manifest = write_manifest(
-        TrainingData.load(chosen("data=captions.csv", "data.test=test.csv"), terminal), tmp_path / "manifest.json"
+        TrainingData.load(make_settings("data=captions.csv", "data.test=test.csv"), terminal),
+        tmp_path / "manifest.json",
     )
-    TrainingData.load(chosen(f"data.test={test_file}"), terminal).check_unchanged(manifest)
+    TrainingData.load(make_settings(f"data.test={test_file}"), terminal).check_unchanged(manifest)
     test_file.write_text(captions.read_text().replace("it is red", "red"))
     with pytest.raises(LorgnetteError, match=rf"changed since the run was started · {test_file} · restore"):
-        TrainingData.load(chosen(f"data.test={test_file}"), terminal).check_unchanged(manifest)
+        TrainingData.load(make_settings(f"data.test={test_file}"), terminal).check_unchanged(manifest)
 
 
 @pytest.mark.parametrize("word", ["data.prompt=What?", "data.holdout=1", "image_size=56", "eos_token=<|endoftext|>"])
 def test_other_inputs_that_change_the_examples_are_refused(
-    chosen: Chosen, tmp_path: Path, terminal: Terminal, word: str
+    make_settings: Chosen, tmp_path: Path, terminal: Terminal, word: str
 ) -> None:
     """Among them are the tokenizer and the chat template, whose files are in no manifest."""
-    manifest = write_manifest(TrainingData.load(chosen(), terminal), tmp_path / "manifest.json")
+    manifest = write_manifest(TrainingData.load(make_settings(), terminal), tmp_path / "manifest.json")
     with pytest.raises(LorgnetteError, match=r"changed since the run was started · the examples"):
-        TrainingData.load(chosen(word), terminal).check_unchanged(manifest)
+        TrainingData.load(make_settings(word), terminal).check_unchanged(manifest)
 
 
-def test_a_folder_of_data_has_a_manifest(chosen: Chosen, captions: Path, terminal: Terminal, tmp_path: Path) -> None:
+def test_a_folder_of_data_has_a_manifest(
+    make_settings: Chosen, captions: Path, terminal: Terminal, tmp_path: Path
+) -> None:
     (tmp_path / "set").mkdir()
     for path in tmp_path.glob("*.png"):
         path.rename(tmp_path / "set" / path.name)
         (tmp_path / "set" / path.name).with_suffix(".txt").write_text(f"it is {path.stem}")
-    training_data = TrainingData.load(chosen(f"data={tmp_path / 'set'}"), terminal)
+    training_data = TrainingData.load(make_settings(f"data={tmp_path / 'set'}"), terminal)
     training_data.check_unchanged(write_manifest(training_data, tmp_path / "manifest.json"))
 
 
-def test_the_most_common_prompt_is_that_of_the_examples(chosen: Callable[..., Settings], terminal: Terminal) -> None:
-    assert TrainingData.load(chosen("data.prompt=What?"), terminal).most_common_prompt == "What?"
+def test_the_most_common_prompt_is_that_of_the_examples(
+    make_settings: Callable[..., Settings], terminal: Terminal
+) -> None:
+    assert TrainingData.load(make_settings("data.prompt=What?"), terminal).most_common_prompt == "What?"
 
 
-def test_native_images_keep_their_size_in_the_held_out_prompts(chosen: Chosen, terminal: Terminal) -> None:
-    settings = chosen()
+def test_native_images_keep_their_size_in_the_held_out_prompts(make_settings: Chosen, terminal: Terminal) -> None:
+    settings = make_settings()
     training_data = TrainingData.load(settings, terminal)
     assert training_data.build_eval_processor(settings.processor, "train") is training_data.processor
     native = training_data.build_eval_processor(settings.processor, "native")
@@ -301,17 +306,21 @@ def test_native_images_keep_their_size_in_the_held_out_prompts(chosen: Chosen, t
     assert training_data.held_out[0].grids[0].h == training_data.held_out[0].grids[0].w == 2
 
 
-def test_a_hold_out_of_one_image_is_a_warning(chosen: Chosen, captions: Path, terminal, said: io.StringIO) -> None:
-    TrainingData.load(chosen(), terminal)
-    assert said.getvalue() == ""
+def test_a_hold_out_of_one_image_is_a_warning(
+    make_settings: Chosen, captions: Path, terminal, terminal_output: io.StringIO
+) -> None:
+    TrainingData.load(make_settings(), terminal)
+    assert terminal_output.getvalue() == ""
     rows = [f"{color}.png,{n} {color}\n" for color in ("red", "green", "blue") for n in range(3)]
     captions.write_text("image_path,caption\n" + "".join(rows))
-    TrainingData.load(chosen(), terminal)
-    assert "all 3 held-out rows have the same image" in said.getvalue()
+    TrainingData.load(make_settings(), terminal)
+    assert "all 3 held-out rows have the same image" in terminal_output.getvalue()
 
 
-def test_max_rows_does_not_cut_a_test_file(chosen: Callable[..., Settings], captions: Path, terminal: Terminal) -> None:
+def test_max_rows_does_not_cut_a_test_file(
+    make_settings: Callable[..., Settings], captions: Path, terminal: Terminal
+) -> None:
     test_file = captions.with_name("test.csv")
     test_file.write_text(captions.read_text())
-    training_data = TrainingData.load(chosen("data.max_rows=2", f"data.test={test_file}"), terminal)
+    training_data = TrainingData.load(make_settings("data.max_rows=2", f"data.test={test_file}"), terminal)
     assert (len(training_data.examples), len(training_data.held_out)) == (2, 6)

@@ -58,7 +58,7 @@ def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Pat
 
 
 def test_a_metric_saves_another_best_step_than_the_loss(
-    prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch, said: Any
+    prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch, terminal_output: Any
 ) -> None:
     """The loss of this training falls to its end; the metric is best after step 1."""
     words = ("lora.dropout=0", "train.eval_steps=1", "train.epochs=2", "data.holdout=2")
@@ -72,7 +72,7 @@ def test_a_metric_saves_another_best_step_than_the_loss(
     by_metric = prepare_run(*words, "train.metric_for_best_model=ROUGE-L")
     by_metric.train()
     assert (by_metric.run_dir.best / "adapter_model.safetensors").exists()
-    output = " ".join(said.getvalue().split())
+    output = " ".join(terminal_output.getvalue().split())
     assert "held-out images: 0.9 after step 1 (0.1 before fine-tuning); its adapter is saved in" in output
     shutil.rmtree(by_metric.run_dir.path)
     by_loss = prepare_run(*words)

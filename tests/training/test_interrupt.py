@@ -24,26 +24,28 @@ def handlers() -> Iterator[None]:
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(terminal: Terminal, said: io.StringIO) -> None:
+def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(
+    terminal: Terminal, terminal_output: io.StringIO
+) -> None:
     with GracefulInterrupt(terminal) as interrupt:
         assert not interrupt.is_requested
         send(signal.SIGINT)
         assert interrupt.is_requested
-        assert "stopping after this step; press Ctrl-C again to stop at once" in said.getvalue()
+        assert "stopping after this step; press Ctrl-C again to stop at once" in terminal_output.getvalue()
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_term_and_hup_request_a_stop(terminal: Terminal, said: io.StringIO, number: signal.Signals) -> None:
+def test_term_and_hup_request_a_stop(terminal: Terminal, terminal_output: io.StringIO, number: signal.Signals) -> None:
     """Often they come twice: from the system and from a shell."""
     with StopSignals() as outer:
         with GracefulInterrupt(terminal) as interrupt:
             for repeated in (number, number, signal.SIGHUP, signal.SIGTERM):
                 send(repeated)
             assert interrupt.is_requested
-            assert said.getvalue().count("stopping after this step") == 1
-            assert f"{number.name}: " in said.getvalue()
+            assert terminal_output.getvalue().count("stopping after this step") == 1
+            assert f"{number.name}: " in terminal_output.getvalue()
             with pytest.raises(KeyboardInterrupt):
                 send(signal.SIGINT)
         assert outer.number is None

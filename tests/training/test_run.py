@@ -35,7 +35,7 @@ class Recorder:
         self.calls.append("finish")
 
 
-def test_a_training_from_data_to_report(prepare_run: PrepareRun, said: io.StringIO) -> None:
+def test_a_training_from_data_to_report(prepare_run: PrepareRun, terminal_output: io.StringIO) -> None:
     run, tracker = prepare_run(), Recorder()
     run.train([tracker])
     assert tracker.calls == [
@@ -51,7 +51,7 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, said: io.String
     assert {path.name for path in run.run_dir.path.iterdir()} == {
         "adapter", "checkpoints", "log.jsonl", "predictions.jsonl", "report.html",
     }  # fmt: skip
-    assert "tracker    http://here" in said.getvalue()
+    assert "tracker    http://here" in terminal_output.getvalue()
     assert "http://here" in run.run_dir.report.read_text(encoding="utf-8")
 
 
@@ -68,7 +68,7 @@ def test_trackers_finish_after_an_error(prepare_run: PrepareRun, monkeypatch: py
 
 
 def test_an_interrupt_of_the_answers_names_the_command_for_the_rest(
-    prepare_run: PrepareRun, said: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    prepare_run: PrepareRun, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise AnswersInterrupted([], 2)
@@ -79,7 +79,7 @@ def test_an_interrupt_of_the_answers_names_the_command_for_the_rest(
         run.train()
     assert run.run_dir.adapter.is_dir()
     text = "saved      the adapter; for the answers and the report: lorgnette train --resume"
-    assert text in said.getvalue()
+    assert text in terminal_output.getvalue()
 
 
 def test_nothing_starts_before_the_weights_are_loaded(prepare_run: PrepareRun, monkeypatch) -> None:

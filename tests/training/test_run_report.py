@@ -33,7 +33,7 @@ def test_the_report_shows_steps_scores_and_trackers(prepare_run: Callable[..., A
         assert part in page
 
 
-def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], said: Any) -> None:
+def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     run = prepare_run("train.warmup_steps=50", "predict.metrics=exact-match")
     with RunLog(run.run_dir.log) as log:
         for step in (0, 2):
@@ -47,11 +47,11 @@ def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], s
                  "The answer is the same as before", "1 of 1 answers are cut at predict.max_new_tokens=2",
                  "<dd>greedy</dd>"):  # fmt: skip
         assert part in page, part
-        assert part in " ".join(said.getvalue().split()) or part.startswith("<"), part
+        assert part in " ".join(terminal_output.getvalue().split()) or part.startswith("<"), part
     assert "worse" not in page.split("<main>")[1]
 
 
-def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[..., Any], said: Any) -> None:
+def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     """data.split=tail lets an image be in both parts."""
     run = prepare_run("data.split=tail")
     run.run_dir.log.touch()
@@ -64,7 +64,7 @@ def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[.
     write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
     page = run.run_dir.report.read_text(encoding="utf-8")
     assert ['class="trained-on"' in card for card in page.split("<article")[1:]] == [True, False]
-    assert "this run was trained on the images of 1 of 2 questions" in " ".join(said.getvalue().split())
+    assert "this run was trained on the images of 1 of 2 questions" in " ".join(terminal_output.getvalue().split())
 
 
 def test_an_empty_log_leaves_out_the_curves_only(prepare_run: Callable[..., Any]) -> None:

@@ -38,9 +38,11 @@ def take_step(setup: TrainingSetup) -> float:
 
 
 @pytest.mark.parametrize(("engine", "kind"), [("fast", FastEngine), ("reference", ReferenceEngine)])
-def test_a_model_is_built_and_takes_a_step(prepare_run: PrepareRun, said: io.StringIO, engine: str, kind: type) -> None:
+def test_a_model_is_built_and_takes_a_step(
+    prepare_run: PrepareRun, terminal_output: io.StringIO, engine: str, kind: type
+) -> None:
     setup = prepare_run(f"engine={engine}", "lora.dropout=0").build()
-    assert f"engine     {engine}" in said.getvalue()
+    assert f"engine     {engine}" in terminal_output.getvalue()
     assert type(setup.engine) is kind
     before = setup.copy_adapter()
     assert len(before) == 2 * 7 * 2
@@ -53,7 +55,9 @@ def test_a_model_is_built_and_takes_a_step(prepare_run: PrepareRun, said: io.Str
     setup.features.close()
 
 
-def test_damaged_features_are_computed_again(prepare_run: PrepareRun, said: io.StringIO, tmp_path: Path) -> None:
+def test_damaged_features_are_computed_again(
+    prepare_run: PrepareRun, terminal_output: io.StringIO, tmp_path: Path
+) -> None:
     """Zeros on the disk would train another adapter."""
     features = []
     for number in range(3):
@@ -62,7 +66,9 @@ def test_damaged_features_are_computed_again(prepare_run: PrepareRun, said: io.S
         num_cached = setup.features.num_cached
         setup.features.close()
         assert num_cached == (0, 5, 6)[number]
-        assert ("features of 1 images were damaged on disk, and are computed again" in said.getvalue()) is (number > 0)
+        assert ("features of 1 images were damaged on disk, and are computed again" in terminal_output.getvalue()) is (
+            number > 0
+        )
         [rows] = tmp_path.rglob("features/*/rows")
         content = rows.read_bytes()
         if number == 0:
@@ -87,16 +93,18 @@ def test_the_seed_decides_dropout(prepare_run: PrepareRun, tmp_path: Path, engin
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_auto_on_a_cpu_selects_the_reference_engine_and_says_why(prepare_run: PrepareRun, said: io.StringIO) -> None:
+def test_auto_on_a_cpu_selects_the_reference_engine_and_says_why(
+    prepare_run: PrepareRun, terminal_output: io.StringIO
+) -> None:
     assert type(prepare_run().build().engine) is ReferenceEngine
-    assert "engine     reference (on a CPU)" in said.getvalue()
+    assert "engine     reference (on a CPU)" in terminal_output.getvalue()
 
 
-def test_fast_refuses_a_trained_vision_tower(prepare_run: PrepareRun, said: io.StringIO) -> None:
+def test_fast_refuses_a_trained_vision_tower(prepare_run: PrepareRun, terminal_output: io.StringIO) -> None:
     with pytest.raises(UsageError, match="vision tower is trained") as caught:
         prepare_run("engine=fast", "lora.parts=vision").build()
     assert (caught.value.where, caught.value.hint) == ("engine=fast", "use engine=auto")
-    assert "engine  " not in said.getvalue()
+    assert "engine  " not in terminal_output.getvalue()
 
 
 def test_both_engines_train_the_same_adapter(prepare_run: PrepareRun, tmp_path: Path) -> None:

@@ -36,17 +36,17 @@ SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
-def whole(saved: Path, contract: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(saved: Path, adapter_metadata: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter with all of lorgnette's files."""
     folder = tmp_path_factory.mktemp("whole") / "adapter"
     shutil.copytree(saved, folder)
     processor = ModelSpec.from_names(str(tiny), None, Terminal()).processor
-    contract.model_copy(update={"chat_template": processor.chat_template.source}).write(folder)
+    adapter_metadata.model_copy(update={"chat_template": processor.chat_template.source}).write(folder)
     processor = ModelSpec.from_names(None, folder, Terminal()).processor
-    prompt_ids, answer_ids = _split_ids(make_sample(processor, contract.prompt))
+    prompt_ids, answer_ids = _split_ids(make_sample(processor, adapter_metadata.prompt))
     sample = ReferenceSample(
-        prompt=contract.prompt, processor=processor.settings, prompt_ids=prompt_ids, answer_ids=answer_ids, loss=1.0,
-        dtype="float32",
+        prompt=adapter_metadata.prompt, processor=processor.settings, prompt_ids=prompt_ids, answer_ids=answer_ids,
+        loss=1.0, dtype="float32",
     )  # fmt: skip
     sample.save(folder)
     return folder
@@ -278,10 +278,10 @@ def test_every_command_says_the_same(change: Change, adapter: Path, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's
-def test_what_cannot_be_merged_is_no_failure(loaded: Callable[[], Any], tiny: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_merged_is_no_failure(load_tiny_model: Callable[[], Any], tiny: Path, tmp_path: Path) -> None:
     """`merge` refuses it in the words of the judgement, which `verify` prints."""
     lora = LoraConfig(r=2, target_modules=["o_proj"], lora_bias=True, init_lora_weights=False)
-    get_peft_model(loaded(), lora).save_pretrained(tmp_path / "adapter")
+    get_peft_model(load_tiny_model(), lora).save_pretrained(tmp_path / "adapter")
     judged = judge_adapter(str(tiny), tmp_path / "adapter", Terminal())
     assert not judged.failures
     assert str(judged.merge_obstacle).startswith("it cannot be merged: it trains a bias (lora_bias) of 2 modules")

@@ -79,11 +79,11 @@ def test_live_features_give_the_same_loss(
 
 
 def test_other_weights_give_another_loss(
-    loaded: Any, processor: Processor, sample: ReferenceSample, tmp_path: Path
+    load_tiny_model: Any, processor: Processor, sample: ReferenceSample, tmp_path: Path
 ) -> None:
     """The difference is far above the tolerance, even for a model with random weights."""
     for name in ("other", "half"):
-        model = peft_engine.add_adapter(loaded(), FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=8), seed=0)
+        model = peft_engine.add_adapter(load_tiny_model(), FAMILIES["qwen2_vl"], LoraSettings(rank=4, alpha=8), seed=0)
         torch.manual_seed(0)
         for parameter in peft_engine.get_adapter_state(model).values():
             parameter.data.normal_(0, 0.05 if name == "half" else 0.1)

@@ -27,8 +27,8 @@ Prepared = tuple[Decoder, FlatLoraParams, StaticInputs]
 
 
 @pytest.fixture
-def encoded(tiny: Path, contract: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
-    encoder = Processor.from_folder(tiny, contract.processor)
+def encoded(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
+    encoder = Processor.from_folder(tiny, adapter_metadata.processor)
     return [encoder.encode(example) for example in conversations]
 
 

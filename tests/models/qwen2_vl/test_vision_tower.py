@@ -25,9 +25,9 @@ GRIDS = [ImageGrid(Image(Path(str(i))), 1, h, w, 2) for i, (h, w) in enumerate(S
 
 
 @pytest.fixture(scope="module")
-def reference(loaded: Callable[[], Any]) -> Any:
+def reference(load_tiny_model: Callable[[], Any]) -> Any:
     """transformers' tower. Its biases are set to noise: those of a new model are zero."""
-    visual = loaded().get_submodule("model.visual")
+    visual = load_tiny_model().get_submodule("model.visual")
     torch.manual_seed(1)
     for name, parameter in visual.named_parameters():
         if name.endswith("bias"):
@@ -91,9 +91,11 @@ def test_frames_are_attended_separately(reference: Any, tower: VisionTower) -> N
     torch.testing.assert_close(tower(frames, patches), run_reference(reference, frames, patches), atol=1e-5, rtol=0)
 
 
-def test_weights_are_loaded_from_the_checkpoint(loaded: Callable[[], Any], tiny: Path, patches: Tensor) -> None:
+def test_weights_are_loaded_from_the_checkpoint(
+    load_tiny_model: Callable[[], Any], tiny: Path, patches: Tensor
+) -> None:
     tower = VisionTower.from_checkpoint(BaseCheckpoint.from_folder(tiny), CPU, torch.float32)
-    expected = run_reference(loaded().get_submodule("model.visual"), GRIDS, patches)
+    expected = run_reference(load_tiny_model().get_submodule("model.visual"), GRIDS, patches)
     torch.testing.assert_close(tower(GRIDS, patches), expected, atol=1e-5, rtol=0)
 
 
