@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, one for all workers of xdist. It imports nothing before its first request."""
     if config.option.markexpr == "not slow":
         settings.load_profile("fast")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="fork-server-")
@@ -101,7 +103,47 @@ SLOW = [
     "tests/models/test_weight_loader.py::test_loading_imports",
     "tests/data/formats/test_parquet.py::test_nothing_heavy",
     "tests/test_config.py::test_a_dump",
-    "tests/report/test_manifest.py::test_the_home_folder",
+    "tests/report/test_manifest.py",
+    "tests/processing/test_processor.py::test_caches_do_not_mix",
+    "tests/processing/test_processor.py::test_a_cache_with_too_small",
+    "tests/processing/test_processor.py::test_known_image_sizes",
+    "tests/processing/test_processor.py::test_labels_are_exactly",
+    "tests/processing/test_template_sandbox.py",
+    "tests/inference/test_decode.py",
+    "tests/lora/test_merge.py",
+    "tests/lora/test_rename.py",
+    "tests/lora/test_peft_config.py::test_an_expression_that_takes",
+    "tests/engine/test_fast.py::test_seed_and_rng",
+    "tests/engine/test_fast.py::test_padding_changes",
+    "tests/engine/test_fast.py::test_prefixes_are_shared",
+    "tests/engine/test_fast.py::test_gradients_add_up",
+    "tests/engine/test_peft_engine.py::test_losses_and_gradients_are_float32",
+    "tests/engine/test_loading.py::test_a_saved_adapter",
+    "tests/models/qwen2_vl/test_text_decoder.py",
+    "tests/models/test_weight_loader.py::test_loaded_weights",
+    "tests/models/test_weight_loader.py::test_every_byte",
+    "tests/training/test_data_module.py::test_no_row_disappears",
+    "tests/training/test_data_module.py::test_changed_images",
+    "tests/training/test_run.py",
+    "tests/commands/test_train.py",
+    "tests/commands/test_predict.py",
+    "tests/commands/test_compare_candidates.py",
+    "tests/verification/test_reference_sample.py",
+    "tests/verification/test_judgement.py",
+    "tests/data/test_images.py::test_verify_image_never",
+    "tests/test_structure.py::test_one_module",
+    "tests/test_structure.py::test_only_its_command",
+    "tests/test_structure.py::test_values_in_printed",
+    "tests/test_structure.py::test_every_module_has_a_docstring",
+    "tests/test_docs.py::test_the_life_of_one_example",
+    "tests/test_config.py::test_a_recipe_that_is_none",
+    "tests/data/test_splits.py::test_no_image",
+    "tests/data/test_export_prepare.py::test_csv_to_json",
+    "tests/data/formats/test_csv.py::test_no_row_disappears",
+    "tests/data/formats/test_csv.py::test_any_text",
+    "tests/data/test_dataset.py::test_a_long_file",
+    "tests/data/test_init.py",
+    "tests/report/html/test_charts.py::test_a_thinned_curve",
 ]
 """Tests that take half a second or more, the longest files first: `make test-fast` leaves them out."""
 
