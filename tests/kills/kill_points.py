@@ -72,6 +72,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._known: dict[tuple[str, int, int, int], str] = {}
         folder.mkdir(exist_ok=True)
 
     def save(self, source: str) -> State:
@@ -94,6 +95,13 @@ class Store:
             (target / name).chmod(mode)
 
     def _save_content(self, path: str) -> str:
+        status = os.stat(path)
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._known:  # each change of a run changes a size
+            self._known[key] = self._copy_content(path)
+        return self._known[key]
+
+    def _copy_content(self, path: str) -> str:
         with io.open(path, "rb") as file:  # noqa: UP020 - before it is wrapped
             content = file.read()
         name = hashlib.sha256(content).hexdigest()
