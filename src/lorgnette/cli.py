@@ -295,13 +295,6 @@ def merge(
     lorgnette.merge(adapter, out, model=model, device=device, console=console)
 
 
-@app.command()
-def watch(
-    folder: Annotated[Path, Argument(metavar="RUN", help="a run's folder")],
-    port: Annotated[int, Option(min=1, max=65535, help="the dashboard's port")] = 5092,
-) -> None:
-    """Show a run in SwanLab's local dashboard, until Ctrl-C."""
-    lorgnette.watch(folder, port=port, console=console)
 @app.command("export-adapter")
 def export_adapter(
     adapter: AdapterPath,
@@ -312,6 +305,13 @@ def export_adapter(
     lorgnette.export_adapter(adapter, out, transformers=transformers, console=console)
 
 
+@app.command()
+def watch(
+    folder: Annotated[Path, Argument(metavar="RUN", help="a run's folder")],
+    port: Annotated[int, Option(min=1, max=65535, help="the dashboard's port")] = 5092,
+) -> None:
+    """Show a run in SwanLab's local dashboard, until Ctrl-C."""
+    lorgnette.watch(folder, port=port, console=console)
 
 
 app.add_typer(recipes_app, name="recipe")
