@@ -40,8 +40,8 @@ _DEFAULT_SIZES = {
 }  # fmt: skip
 """transformers', where config.json does not say."""
 _ATTENTION_KEYS = ("_attn_implementation", "attn_implementation")
-_ATTENTION_NAMES = (None, "eager", "sdpa")
-"""transformers needs another package for `flash_attention_2`, and fetches any other name as a kernel of the hub."""
+_ATTENTION_NAMES = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""transformers fetches any other name as a kernel of the hub. None of them is used: models are loaded with our own."""
 
 
 @dataclass(frozen=True, slots=True)
