@@ -42,8 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server, one for all workers of xdist. It imports nothing before its first request."""
     if config.option.markexpr == "not slow":
         settings.load_profile("fast")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts its background jobs so; tests send it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts its background jobs without INT, and nohup without HUP; tests send both.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.mkdtemp(prefix="fork-server-")

@@ -263,7 +263,7 @@ def test_settings(word: str, message: str, tmp_path: Path, captions, cli, quick)
         ("data=nowhere.csv", 1, "does not exist"),
         ("data=.", 2, "a folder, not a data file"),
         ("data.test=nowhere.csv", 1, "does not exist"),
-        ("lora.rank=1000000000", 1, "out of memory"),
+        ("lora.rank=1000000000", 2, "less than or equal to 65536"),
     ],
 )
 def test_settings_that_only_the_start_can_check(word, status, message, tmp_path: Path, captions, cli, quick) -> None:
@@ -332,6 +332,16 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, captions, cli, qu
 
     monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", pressed)
     assert cli(*quick()).status == 130
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_said(error: Exception, tmp_path, captions, cli, quick, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", fail)
+    cli(*quick()).assert_refused(1, "out of memory")
     assert not (tmp_path / "run").exists()
 
 
