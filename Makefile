@@ -22,7 +22,7 @@ test: .venv/.dev .venv/.system
 test-fast: .venv/.dev
 	$(TEST) -m "not slow" $(addprefix --ignore tests/,e2e fuzz kills parity tools)
 
-# A short training is killed before, in and after each of its file-system calls: some minutes of one core.
+# A short training recovers from every state of the disk before, in and after each of its file-system calls: some minutes.
 test-kills: .venv/.dev
 	folder=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python tests/kills/kill_points.py --jobs $$(nproc) $$folder; \
 	  status=$$?; rm -rf $$folder; exit $$status
