@@ -126,7 +126,7 @@ def filter_exportable(rows: Iterable[Row], export_format: ExportFormat, prompt: 
         if isinstance(row, Problem):
             yield row
         else:
-            yield from RowLocation.of_example(row).try_read(partial(_check_roundtrip, row, export_format, prompt))
+            yield from RowLocation.from_example(row).try_read(partial(_check_roundtrip, row, export_format, prompt))
 
 
 def count_trimmed(rows: Iterable[Example], export_format: ExportFormat) -> int:

@@ -84,7 +84,7 @@ class RowLocation(NamedTuple):
     sheet_row: int = 0
 
     @classmethod
-    def of_example(cls, example: Example) -> "RowLocation":
+    def from_example(cls, example: Example) -> "RowLocation":
         """Where an example that was read is."""
         return cls(example.source, example.row, example.row, sheet_row=example.sheet_row)
 

@@ -43,7 +43,7 @@ class NameMatches:
         error = LorgnetteError(
             "two images are one file, found by its name alone", where=f"{first!r}, {second!r}: {key[0]}", hint=_HINT
         )
-        return RowLocation.of_example(example).to_problem(error)
+        return RowLocation.from_example(example).to_problem(error)
 
 
 def _make_key(image: Image) -> tuple[Path, str]:

@@ -243,5 +243,5 @@ def _check_example(
                 check_aspect(info.size, str(image.path))
             own_infos[image.path] = info
     except LorgnetteError as error:
-        return RowLocation.of_example(example).to_problem(error), {}
+        return RowLocation.from_example(example).to_problem(error), {}
     return example, own_infos
