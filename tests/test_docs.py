@@ -173,7 +173,7 @@ def test_what_pages_mention_exists(page: Path) -> None:
     settings = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"`([^`]+)`", text):
-        if match := re.match(r"lorgnette ([a-z]+)\b(.*)", span):
+        if match := re.match(r"lorgnette ([a-z-]+)(.*)", span):
             assert match[1] in cli_group.commands, span
             options = {name for param in cli_group.commands[match[1]].params for name in param.opts}
             assert set(re.findall(r"--[a-z-]+", match[2])) <= options, span
