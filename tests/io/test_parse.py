@@ -21,7 +21,7 @@ from lorgnette.io.parse import (
     parse_json,
     parse_rows,
     read_config,
-    read_limited,
+    read_small_file,
     read_tensor_entries,
     read_yaml,
 )
@@ -128,9 +128,9 @@ def test_a_file_that_never_ends_is_not_read(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
-    assert read_limited(tmp_path / "a", 5) == b"12345"
+    assert read_small_file(tmp_path / "a", 5) == b"12345"
     with pytest.raises(LorgnetteError, match="it has 5 bytes, more than 4"):
-        read_limited(tmp_path / "a", 4)
+        read_small_file(tmp_path / "a", 4)
     with (tmp_path / "huge.json").open("wb") as file:
         file.truncate(parse.MAX_CONFIG_BYTES + 1)
     with pytest.raises(LorgnetteError, match="more than"):

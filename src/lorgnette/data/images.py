@@ -46,7 +46,7 @@ _PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """The filter in the form in which `warnings` stores it."""
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _BAND_PIXELS = 1 << 22
-"""Colors are converted in bands of so many pixels, because a copy of a whole large image takes a gigabyte."""
+"""Pixels of a band. Colors are converted band by band: a copy of a whole large image takes a gigabyte."""
 _BLOCK_BYTES = 1 << 26
 """Pillow's unit of memory. Above 32 MB the C library gives it back to the system at once; smaller ones stay with the
 thread that decoded, 500 MB each after a large image."""

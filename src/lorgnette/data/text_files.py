@@ -57,7 +57,7 @@ def decode_text(content: bytes, name: str) -> str:
 def read_json(path: Path) -> Any:
     """The whole file as one JSON value; a row with a key twice is a BrokenRow in it."""
     try:
-        return parse_rows("".join(_read_limited(path)))
+        return parse_rows("".join(_stream_lines(path)))
     except LorgnetteError as error:
         if error.where is not None:
             raise
@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
         raise LorgnetteError(error.message, where=str(path), hint=f"correct the file there{advice}") from error
 
 
-def _read_limited(path: Path) -> Iterator[str]:
+def _stream_lines(path: Path) -> Iterator[str]:
     length = 0
     for line in read_lines(path):
         length += len(line)

@@ -83,7 +83,7 @@ def parse_rows(text: str | bytes) -> Any:
         if len(value) == len(pairs):
             return value
         marked = _RepeatedKey(value)
-        marked.key = _find_repeated([key for key, _ in pairs])
+        marked.key = _find_repeated_key([key for key, _ in pairs])
         repeated.append(marked.key)
         return marked
 
@@ -95,10 +95,10 @@ def parse_rows(text: str | bytes) -> Any:
     for rows in lists:
         for number, row in enumerate(rows if isinstance(rows, list) else ()):
             if keys := _list_repeated_keys(row):
-                rows[number] = BrokenRow(_explain_repeated(keys[0]))
+                rows[number] = BrokenRow(_explain_repeated_key(keys[0]))
                 num_rows += len(keys)
     if num_rows < len(repeated):
-        raise LorgnetteError(f"broken JSON: {_explain_repeated(repeated[-1])}", hint="remove one of the two")
+        raise LorgnetteError(f"broken JSON: {_explain_repeated_key(repeated[-1])}", hint="remove one of the two")
     return value
 
 
@@ -134,7 +134,7 @@ def read_config(path: Path, hint: str) -> dict[str, Any]:
     """The object in a small JSON file. Raises LorgnetteError with `hint` if the file is broken, OSError if it cannot be
     opened."""
     try:
-        value = parse_config(read_limited(path, MAX_CONFIG_BYTES))
+        value = parse_config(read_small_file(path, MAX_CONFIG_BYTES))
         if not isinstance(value, dict):
             raise LorgnetteError(f"it holds {describe_type(value)}, not an object")
     except LorgnetteError as error:
@@ -145,7 +145,7 @@ def read_config(path: Path, hint: str) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """The values of a YAML file. Raises LorgnetteError if it is broken, OSError if it cannot be opened."""
-    text = decode_utf8(read_limited(path, MAX_YAML_BYTES))
+    text = decode_utf8(read_small_file(path, MAX_YAML_BYTES))
     try:
         value = yaml.load(text, _YamlLoader)  # noqa: S506 - a SafeLoader
     except LorgnetteError:
@@ -204,7 +204,7 @@ def find_weights_fault(path: Path) -> str | None:
     return None
 
 
-def read_limited(path: Path, max_bytes: int) -> bytes:
+def read_small_file(path: Path, max_bytes: int) -> bytes:
     """A small file as a whole. Raises LorgnetteError if it is larger, OSError if it cannot be opened."""
     size = check_is_file(path)
     with path.open("rb") as file:
@@ -278,17 +278,17 @@ def _check_depth(value: Any) -> None:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        key = _find_repeated([key for key, _ in pairs])
-        raise LorgnetteError(f"broken JSON: {_explain_repeated(key)}", hint="remove one of the two")
+        key = _find_repeated_key([key for key, _ in pairs])
+        raise LorgnetteError(f"broken JSON: {_explain_repeated_key(key)}", hint="remove one of the two")
     return value
 
 
-def _find_repeated(keys: Sequence[str]) -> str:
+def _find_repeated_key(keys: Sequence[str]) -> str:
     found: set[str] = set()
     return next(key for key in keys if key in found or found.add(key))  # type: ignore[func-returns-value]
 
 
-def _explain_repeated(key: str) -> str:
+def _explain_repeated_key(key: str) -> str:
     return f"the key {shorten(key)!r} is there twice"
 
 
@@ -310,7 +310,7 @@ def _holds_odd_number(value: Any) -> bool:
 
 
 def shorten(text: str, length: int = 80) -> str:
-    """At most so many characters of a text, for an error message."""
+    """The first `length` characters of a text, for an error message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -342,7 +342,7 @@ class _YamlLoader(yaml.SafeLoader):
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if len(set(keys)) < len(keys):
                 where = f"line {node.start_mark.line + 1}"
-                raise LorgnetteError(f"{_explain_repeated(_find_repeated(keys))} in the mapping at {where}")
+                raise LorgnetteError(f"{_explain_repeated_key(_find_repeated_key(keys))} in the mapping at {where}")
         return super().construct_mapping(node, deep)
 
 

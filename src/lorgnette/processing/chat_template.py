@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.io.parse import MAX_CONFIG_BYTES, decode_utf8, read_config, read_limited, shorten
+from lorgnette.io.parse import MAX_CONFIG_BYTES, decode_utf8, read_config, read_small_file, shorten
 from lorgnette.processing.template_sandbox import TemplateSandbox
 from lorgnette.types import Role
 
@@ -90,7 +90,7 @@ class ChatTemplate:
 
 def _read_text(path: Path) -> str:
     try:
-        return decode_utf8(read_limited(path, MAX_CONFIG_BYTES))
+        return decode_utf8(read_small_file(path, MAX_CONFIG_BYTES))
     except LorgnetteError as error:
         message = f"{path.name} cannot be read: {error.message}"
         raise LorgnetteError(message, where=str(path), hint=_HINT) from None

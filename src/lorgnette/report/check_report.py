@@ -39,7 +39,7 @@ MAX_LISTED = 10
 """Lines about one kind of finding that are printed."""
 _BAR_WIDTH = 32
 _MIN_ANSWERS, _SAME_FRACTION = 10, 0.9
-"""Of so many answers, this part with the same text is worth a warning."""
+"""From this number of answers on, a warning appears if this part of them has the same text."""
 
 
 @dataclass(frozen=True)

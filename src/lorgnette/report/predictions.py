@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
-from lorgnette.io.parse import MAX_LINES_BYTES, decode_utf8, parse_json, read_limited
+from lorgnette.io.parse import MAX_LINES_BYTES, decode_utf8, parse_json, read_small_file
 from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
 from lorgnette.types import PredictionRow
 
@@ -38,7 +38,7 @@ def read_predictions(path: Path) -> list[PredictionRow]:
     with the line number for an invalid line."""
     try:
         # Not splitlines(): it also splits at U+2028 and the like, and JSON does not escape these within a text.
-        lines = decode_utf8(read_limited(path, MAX_LINES_BYTES)).split("\n")
+        lines = decode_utf8(read_small_file(path, MAX_LINES_BYTES)).split("\n")
     except (OSError, LorgnetteError) as error:
         hint = "name a file of JSON lines in UTF-8"
         raise LorgnetteError(f"cannot read predictions: {error}", where=str(path), hint=hint) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_write, open_no_follow
-from lorgnette.io.parse import MAX_LINES_BYTES, check_is_file, parse_json, read_limited
+from lorgnette.io.parse import MAX_LINES_BYTES, check_is_file, parse_json, read_small_file
 
 Record = dict[str, Any]
 CURVES = {
@@ -82,7 +82,7 @@ class RunLog:
 def read_log(path: Path) -> list[Record]:
     """All records, without an incomplete last line. Raises LorgnetteError for any other line that is not a record."""
     try:
-        lines = read_limited(path, MAX_LINES_BYTES).split(b"\n")
+        lines = read_small_file(path, MAX_LINES_BYTES).split(b"\n")
     except (OSError, LorgnetteError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LorgnetteError(f"log cannot be read: {reason}", where=str(path)) from error

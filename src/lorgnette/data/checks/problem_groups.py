@@ -40,7 +40,7 @@ def format_group(group: Sequence[Problem], max_places: int | None = MAX_PLACES) 
 def format_problems(
     problems: Iterable[Problem], max_lines: int | None = None, max_places: int | None = MAX_PLACES
 ) -> list[str]:
-    """One line for each kind of problem. max_lines: the problems after so many lines are counted in one more.
+    """One line for each kind of problem. max_lines: one more line counts the problems that are left out.
     max_places: as in `format_group`."""
     groups = group_problems(problems)
     lines = [format_group(group, max_places) for group in groups[:max_lines]]

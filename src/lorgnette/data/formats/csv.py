@@ -71,10 +71,10 @@ def _read_header(reader: Iterator[list[str]], path: Path, options: ReadOptions) 
     if repeated := [name for name in names if name and names.count(name) > 1]:
         raise LorgnetteError(f"there are two columns {repeated[0]!r}", where=str(path), hint="rename one of them")
     read = RecordReader(options, str(path), [Column(name, "text") for name in names])
-    return _Columns(names, _list_required(names, read, path), read)
+    return _Columns(names, _list_required_columns(names, read, path), read)
 
 
-def _list_required(names: Sequence[str], read: RecordReader, path: Path) -> Sequence[str]:
+def _list_required_columns(names: Sequence[str], read: RecordReader, path: Path) -> Sequence[str]:
     """The columns without which a row cannot be read: of images, captions and questions, or all of another format."""
     if read.pair is None and list_formats(tuple(names)):
         return names
