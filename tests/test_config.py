@@ -87,7 +87,7 @@ def test_the_defaults_are_the_tutorials_job() -> None:
     train = TrainSettings()
     assert (train.batch_size, train.epochs, train.learning_rate) == (16, 2, 1e-4)
     assert (train.lr_scheduler_type, train.max_grad_norm, train.logging_steps, train.save_steps) == (
-        "linear",
+        "auto",
         1.0,
         10,
         100,

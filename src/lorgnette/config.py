@@ -19,6 +19,8 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -57,6 +59,16 @@ def _check_ascending(pair: tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
+def _explain_number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A setting that is a number or `auto` has one message, not one of each."""
+    try:
+        return validate(value)
+    except ValidationError:
+        least = _LEAST_NUMBERS[info.field_name or ""]
+        raise PydanticCustomError("number_or_auto", f"write a whole number of {least} or more, or auto") from None
+
+
+_LEAST_NUMBERS = {"epochs": 1, "holdout": 0}
 _PATHS = ("model", "images_from")
 """Texts that may be paths, which need not be UTF-8."""
 # Limits that no real run comes near: a larger value is a slip or an attack, and would fill the memory.
@@ -141,7 +153,13 @@ class LoraSettings(Section):
 
 
 class TrainSettings(Section):
-    epochs: int = Field(2, ge=1, le=10**6, description="number of passes over the data")
+    epochs: Annotated[
+        Annotated[int, Field(ge=1, le=10**6)] | Literal["auto"], WrapValidator(_explain_number_or_auto)
+    ] = Field(
+        2,
+        description="number of passes over the data; auto: until the loss is low or no longer falls "
+        "(docs/guides/few-images.md)",
+    )
     max_steps: PositiveInt | None = Field(None, le=10**9, description="stop after N optimizer steps")
     batch_size: PositiveInt = Field(16, le=10**6, description="examples per optimizer step")
     max_tokens_per_microbatch: PositiveInt = Field(
@@ -150,8 +168,13 @@ class TrainSettings(Section):
         description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs",
     )
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field("linear", description="learning-rate schedule")
-    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
+    lr_scheduler_type: Literal["auto", "linear", "cosine", "constant"] = Field(
+        "auto",
+        description="learning-rate schedule; auto: linear; with epochs=auto (which takes only auto): constant, then down",
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps in which the learning rate rises from 0; null: 4 with epochs=auto, else 0"
+    )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     logging_steps: PositiveInt = Field(10, description="steps between two lines of the log (step 1 is always logged)")
@@ -170,6 +193,19 @@ class TrainSettings(Section):
     early_stopping_patience: PositiveInt | None = Field(
         None, description="stop after N evaluations without a new best; null: train to the end"
     )
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _check_schedule(cls, value: str, info: ValidationInfo) -> str:
+        """No setting is ignored: a schedule over all steps needs their number."""
+        if value != "auto" and info.data.get("epochs") == "auto":
+            message = "it needs a number of epochs, such as train.epochs=2; with train.epochs=auto it can only be auto"
+            raise PydanticCustomError("schedule", message)
+        return value
+
+    @property
+    def num_warmup_steps(self) -> int:
+        return (4 if self.epochs == "auto" else 0) if self.warmup_steps is None else self.warmup_steps
 
 
 class PredictSettings(Section):
@@ -191,6 +227,11 @@ class Settings(ProcessorSettings):
         "Qwen/Qwen2-VL-2B-Instruct",
         description="a folder, or a name on a hub (a cached model first; hf:NAME or modelscope:NAME: from that hub); "
         "`demo` is the built-in model",
+    )
+    adapter: Path | None = Field(
+        None,
+        description="a run, or an adapter's folder, to continue: training starts from its LoRA matrices and takes its "
+        "model, prompt, image size and lora.* unless they are set; null: a new adapter",
     )
     engine: Literal["auto", "fast", "reference"] = Field(
         "auto", description="auto: fast on CUDA if it supports the run, else reference"

@@ -61,10 +61,10 @@ def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | Non
 def explain_no_change(settings: TrainSettings, num_steps: int) -> str:
     """The likeliest reason that a training of `num_steps` changed nothing, and what to do."""
     rate = f"train.learning_rate={settings.learning_rate:g}"
-    if settings.warmup_steps >= num_steps:
-        highest = settings.learning_rate * max(0, num_steps - 1) / settings.warmup_steps
+    if (warmup_steps := settings.num_warmup_steps) >= num_steps:
+        highest = settings.learning_rate * max(0, num_steps - 1) / warmup_steps
         steps = "the only step is" if num_steps == 1 else f"all {num_steps} steps are"
-        warm_up = f"{steps} in the warm-up (train.warmup_steps={settings.warmup_steps})"
+        warm_up = f"{steps} in the warm-up (train.warmup_steps={warmup_steps})"
         return f"{warm_up}, where the learning rate reached {highest:.2g} of {rate}; lower train.warmup_steps"
     if settings.learning_rate < MIN_LEARNING_RATE:
         return f"{rate} is low; 1e-4 is usual with LoRA"

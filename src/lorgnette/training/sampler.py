@@ -13,6 +13,7 @@ import numpy as np
 
 from lorgnette.config import TrainSettings
 from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.training.auto_steps import compute_step_limit
 from lorgnette.types import Encoded, PackedBatch
 
 
@@ -45,8 +46,7 @@ class BatchSampler:
         self.examples, self.batch_size, self.seed = examples, settings.batch_size, seed
         self.groups = ImageGroups.from_examples(examples) if group_by_image else None
         self.steps_per_epoch = compute_steps_per_epoch(len(examples), settings.batch_size)
-        steps = self.steps_per_epoch * settings.epochs
-        self.total_steps = min(steps, settings.max_steps or steps)
+        self.total_steps = compute_total_steps(self.steps_per_epoch, settings)
 
     def select(self, step: int) -> list[int]:
         """Indices of the examples of `step` (from 0)."""
@@ -69,6 +69,14 @@ class BatchSampler:
 def compute_steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Steps of one pass over the examples; the last step may be smaller."""
     return math.ceil(num_examples / batch_size)
+
+
+def compute_total_steps(steps_per_epoch: int, settings: TrainSettings) -> int:
+    """Steps of a training; with `train.epochs=auto` at most."""
+    if settings.epochs == "auto":
+        return compute_step_limit(steps_per_epoch, settings.max_steps)
+    steps = steps_per_epoch * settings.epochs
+    return min(steps, settings.max_steps or steps)
 
 
 def select_examples(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:

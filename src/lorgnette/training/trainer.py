@@ -19,6 +19,7 @@ from lorgnette.config import TrainSettings
 from lorgnette.engine.base import Engine
 from lorgnette.errors import LorgnetteError
 from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.training.auto_steps import AutoSteps, compute_eval_steps
 from lorgnette.training.lr_schedule import compute_learning_rate
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.training.sampler import BatchSampler
@@ -96,7 +97,8 @@ class Trainer:
     ) -> None:
         """max_tokens_per_microbatch: fewer than the settings', if memory is short."""
         self.engine, self.sampler, self.held_out, self.settings = engine, sampler, held_out, settings
-        self.steps_per_epoch, self.total_steps = sampler.steps_per_epoch, sampler.total_steps
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.auto_steps = _build_auto_steps(sampler, settings)
         self.optimizer = Optimizer(engine.parameters, settings)
         self.max_tokens_per_microbatch = max_tokens_per_microbatch or settings.max_tokens_per_microbatch
         self.step = 0
@@ -106,6 +108,11 @@ class Trainer:
         self._last_time = time.perf_counter()
         self._max_pending = 1 if engine.parameters[0].is_cuda else 0
         """Steps the host may be ahead: while it reads a step's loss, the device computes the next."""
+
+    @property
+    def total_steps(self) -> int:
+        """With `train.epochs=auto` at most, until the losses decide."""
+        return self.auto_steps.total_steps if self.auto_steps else self.sampler.total_steps
 
     def is_done(self) -> bool:
         """All steps are done, or `early_stopping_patience` evaluations have passed without a new best."""
@@ -119,10 +126,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "stats": asdict(self.stats),
             "best": [self.best_step, self.best_score, self.num_evals_since_best],
+            "losses": list(self.auto_steps.losses) if self.auto_steps else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises an AttributeError, LookupError, TypeError, ValueError or RuntimeError for the state of another run."""
+        if self.auto_steps:
+            for loss in state["losses"]:
+                self.auto_steps.record_loss(loss)
         if state["step"] not in range(self.total_steps + 1):
             raise ValueError(f"it is of step {state['step']}, and the run has {self.total_steps}")
         self.step = state["step"]
@@ -143,7 +154,8 @@ class Trainer:
         if self.is_done():
             return True
 
-        eval_steps = self.settings.eval_steps or self.steps_per_epoch
+        default = compute_eval_steps(self.sampler.total_steps) if self.auto_steps else self.steps_per_epoch
+        eval_steps = self.settings.eval_steps or default
         self._last_time = time.perf_counter()
         for microbatches, wait_seconds in self._prefetch():
             # Launch forward, backward and update; on CUDA the host does not wait for them.
@@ -185,7 +197,7 @@ class Trainer:
 
     def _launch_step(self, microbatches: Sequence[PackedBatch], callbacks: Callbacks) -> None:
         """Launch forward, backward and update. Out of memory, repeat the step in smaller micro-batches."""
-        learning_rate = compute_learning_rate(self.step, self.total_steps, self.settings)
+        learning_rate = self._compute_learning_rate()
         while (loss := self._try_backward(microbatches)) is None:
             microbatches = self._halve_microbatches(microbatches, callbacks)
         loss_and_norm = self.optimizer.step(loss, learning_rate)
@@ -196,6 +208,11 @@ class Trainer:
             loss_and_norm = loss_and_norm.to("cpu", non_blocking=True)
             copy_done = torch.cuda.current_stream().record_event()
         self._pending.append(PendingStep(self.step, learning_rate, microbatches, loss_and_norm, copy_done))
+
+    def _compute_learning_rate(self) -> float:
+        if self.auto_steps:
+            return self.settings.learning_rate * self.auto_steps.compute_rate_factor(self.step)
+        return compute_learning_rate(self.step, self.total_steps, self.settings)
 
     def _try_backward(self, microbatches: Sequence[PackedBatch]) -> Tensor | None:
         """The step's loss; None if out of memory. Returning drops the traceback, and with it the tensors it holds."""
@@ -233,6 +250,8 @@ class Trainer:
             self.stats.total_loss += loss
             self.stats.num_steps += 1
             self.stats.num_tokens += sum(len(batch.input_ids) for batch in pending.microbatches)
+            if self.auto_steps:
+                self.auto_steps.record_loss(loss)
             callbacks.on_step_end(pending.step, loss)
             if pending.step in (1, self.total_steps) or pending.step % self.settings.logging_steps == 0:
                 stats, self.stats = self.stats, RunningStats()
@@ -259,8 +278,9 @@ class Trainer:
     def _prefetch(self) -> Iterator[tuple[list[PackedBatch], float]]:
         """(micro-batches, seconds waited for them) of every step left; a thread packs one step ahead."""
         with ThreadPoolExecutor(1) as pool:
-            packing, max_tokens = pool.submit(self._pack_step, self.step), self.max_tokens_per_microbatch
-            for step in range(self.step, self.total_steps):
+            step = self.step
+            packing, max_tokens = pool.submit(self._pack_step, step), self.max_tokens_per_microbatch
+            while step < self.total_steps:
                 start = time.perf_counter()
                 microbatches = packing.result()
                 if self.max_tokens_per_microbatch < max_tokens:  # lowered since, after running out of memory
@@ -269,9 +289,17 @@ class Trainer:
                 if step + 1 < self.total_steps:
                     packing, max_tokens = pool.submit(self._pack_step, step + 1), self.max_tokens_per_microbatch
                 yield microbatches, wait_seconds
+                step += 1
 
     def _pack_step(self, step: int) -> list[PackedBatch]:
         return self.sampler.pack_step(step, self.max_tokens_per_microbatch, prefix_sharing=self.engine.prefix_sharing)
+
+
+def _build_auto_steps(sampler: BatchSampler, settings: TrainSettings) -> AutoSteps | None:
+    if settings.epochs != "auto":
+        return None
+    warmup_steps, max_steps = settings.num_warmup_steps, settings.max_steps
+    return AutoSteps(sampler.steps_per_epoch, warmup_steps=warmup_steps, max_steps=max_steps)
 
 
 def _build_not_finite_error(pending: PendingStep, loss: float, norm: float) -> LorgnetteError:
