@@ -2,7 +2,15 @@ import math
 
 import pytest
 
-from lorgnette.report.html.charts import MAX_POINTS, Curve, build_charts, build_overlay, format_number
+from lorgnette.report.html.charts import (
+    MAX_CSV_ROWS,
+    MAX_POINTS,
+    Curve,
+    build_charts,
+    build_overlay,
+    format_number,
+    tabulate_charts,
+)
 
 
 def test_eval_curve_joins_the_training_curve() -> None:
@@ -14,11 +22,11 @@ def test_eval_curve_joins_the_training_curve() -> None:
     ]
     charts = build_charts(curves)
     assert [(chart.name, [line.name for line in chart.lines]) for chart in charts] == [
-        ("loss", ["loss", "eval_loss"]),
+        ("loss", ["training loss", "eval_loss"]),
         ("lr", ["lr"]),
         ("eval x", ["eval x"]),
     ]
-    assert charts[0].description == "loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
+    assert charts[0].description == "training loss 4 at step 1, 2 at step 2; eval_loss 3 at step 2"
 
 
 def test_an_empty_curve_keeps_its_color() -> None:
@@ -54,6 +62,42 @@ def test_any_range_has_round_ticks_around_it(values: list[float]) -> None:
     assert all(0 <= tick.percent <= 100 for tick in [*chart.x_ticks, *chart.y_ticks])
 
 
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0, 0.002], ["0", "0.0005", "0.0010", "0.0015", "0.0020"]),  # not 5e−4 beside 0.001
+        ([0.0, 1e-4], ["0", "2.5e−5", "5e−5", "7.5e−5", "1e−4"]),
+        ([2.0, 2.5], ["2.0", "2.2", "2.4", "2.6"]),
+    ],
+)
+def test_the_ticks_of_an_axis_have_one_form(values: list[float], texts: list[str]) -> None:
+    (chart,) = build_charts([Curve("x", list(enumerate(values)))])
+    assert [tick.text for tick in chart.y_ticks] == texts
+
+
+def test_the_best_step_is_marked_in_the_chart_that_selects_it() -> None:
+    curves = [Curve("loss", [(1, 4.0), (20, 2.0)]), Curve("eval loss", [(10, 3.0)]), Curve("lr", [(1, 1.0), (20, 2.0)])]
+    loss, rate = build_charts(curves, best=("eval loss", 10))
+    assert loss.mark is not None
+    assert (loss.mark.text, round(loss.mark.percent)) == ("best: step 10", 47)
+    assert "best: step 10" in loss.description
+    assert rate.mark is None
+    assert build_charts(curves, best=("eval loss", 99))[0].mark is None  # the log ends before it
+
+
+def test_all_curves_are_one_table() -> None:
+    curves = [Curve("loss", [(1, 4.0), (2, 2.0)]), Curve("lr", [(1, 1e-4)]), Curve("eval loss", [(2, 3.0)])]
+    table = tabulate_charts(build_charts(curves))
+    assert table.header == ["step", "training loss", "eval loss", "lr"]
+    assert table.rows == [["1", "4", "", "0.0001"], ["2", "2", "3", ""]]
+    assert table.csv == "step,training loss,eval loss,lr\n1,4,,0.0001\n2,2,3,\n"
+    charts = [chart for name in ("loss", "eval loss") for chart in build_overlay(name, [Curve("a,b", [(1, 2.0)])])]
+    assert tabulate_charts(charts).csv.startswith('step,"loss: a,b","eval loss: a,b"\n')
+    long = build_charts([Curve("lr", [(float(step), 1.0) for step in range(50_000)])])
+    assert len(tabulate_charts(long).rows) <= MAX_CSV_ROWS
+    assert tabulate_charts([]).rows == []
+
+
 def test_non_finite_points_are_counted_not_drawn() -> None:
     (chart,) = build_charts(
         [Curve("loss", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)]), Curve("lr", [(1, math.nan)])]
@@ -83,12 +127,16 @@ def test_only_a_long_loss_is_smoothed() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (3.9, "3.90"),
-        (0.1234, "0.12"),
+        (3.9, "3.9"),
+        (0.12345, "0.1235"),
         (62, "62"),
-        (1e-4, "0.0001"),
+        (1240, "1\N{NARROW NO-BREAK SPACE}240"),
+        (123456.7, "123\N{NARROW NO-BREAK SPACE}500"),
+        (0.00197, "0.00197"),
+        (1e-4, "1e−4"),
         (2.5e-7, "2.5e−7"),
-        (-1.5, "−1.50"),
+        (1.5e6, "1.5e6"),
+        (-1.5, "−1.5"),
         (math.nan, "nan"),
     ],
 )

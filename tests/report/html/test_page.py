@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lorgnette.metrics.score import ScoreRow
-from lorgnette.report.html.charts import Curve
+from lorgnette.report.html.charts import Curve, format_number
 from lorgnette.report.html.page import RunPage, SampleHistory, flatten_settings, write_run_page
 from lorgnette.types import PredictionRow
 
@@ -81,7 +81,7 @@ def test_empty_page_has_no_sections(tmp_path: Path) -> None:
 
 def test_default_summary_is_about_the_loss(tmp_path: Path) -> None:
     write_run_page(tmp_path / "report.html", RunPage(title="x", curves=[Curve("loss", [(1, 3.9), (62, 0.12)])]))
-    assert "62 steps; loss 3.90\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}0.12." in (tmp_path / "report.html").read_text()
+    assert "62 steps; loss 3.9\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}0.12." in (tmp_path / "report.html").read_text()
 
 
 def test_answers_of_one_model_are_called_predictions(tmp_path: Path) -> None:
@@ -174,14 +174,34 @@ def test_pointer_and_arrow_keys_show_values(opened: Callable[..., Any], page_pat
         plot, readout = page.view.locator(".plot").first, page.view.locator(".readout").first
         plot.focus()
         page.view.keyboard.press("End")
-        assert readout.text_content() == "step 62 · loss 0.06452 · eval loss 0.5000 (step 20)"
+        assert readout.text_content() == "step 62 · training loss 0.06452 · eval loss 0.5 (step 20)"
         page.view.keyboard.press("Home")
         page.view.keyboard.press("ArrowRight")
-        assert str(readout.text_content()).startswith("step 2 · loss 2 ·")
+        assert str(readout.text_content()).startswith("step 2 · training loss 2 ·")
         page.view.keyboard.press("Escape")
         assert readout.text_content() == ""
         plot.hover()
         assert "step 3" in str(readout.text_content())  # the middle of 1 … 62
+        assert page.complaints == []
+
+
+def test_script_and_page_write_numbers_alike(opened: Callable[..., Any], page_path: Path) -> None:
+    values = [0, 1, -3, 1240, 1234567, 123456.7, 3.9, 0.06452, 0.00197, 1e-4, -2.5e-7, 1.5e6, 0.99996, 1234.6]
+    with opened(page_path) as page:
+        assert page.view.evaluate("values => values.map(formatNumber)", values) == list(map(format_number, values))
+
+
+def test_curves_are_copied_and_downloaded_as_csv(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path, permissions=["clipboard-read", "clipboard-write"], accept_downloads=True) as page:
+        page.view.locator("summary", has_text="The curves as a table").click()
+        with page.view.expect_download() as download:
+            page.view.locator("a", has_text="Download CSV").click()
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        assert download.value.suggested_filename == "curves.csv"
+        assert text.splitlines()[:2] == ["step,training loss,eval loss,lr", "0,,,0.0001"]
+        page.view.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: t => (window.copied = t)})")
+        page.view.locator("button", has_text="Copy CSV").click()
+        assert page.view.evaluate("copied") == text
         assert page.complaints == []
 
 

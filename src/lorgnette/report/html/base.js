@@ -20,11 +20,15 @@ theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", updateLabel);
 updateLabel();
 
-const formatNumber = (value) => {
-  if (Number.isInteger(value)) return String(value).replace("-", "−");
+const formatNumber = (value) => {  // the same form as format_number in charts.py
+  if (!Number.isInteger(value) || Math.abs(value) >= 1e6) value = Number(value.toPrecision(4));
   const size = Math.abs(value);
-  const text = size >= 0.001 && size < 1e6 ? value.toPrecision(4) : value.toExponential(2);
-  return text.replace("-", "−").replace("e−", "e-").replace("e-", "e−").replace("e+", "e");
+  if (size && !(size >= 0.001 && size < 1e6)) {
+    const [mantissa, exponent] = value.toExponential(2).split("e");
+    return `${Number(mantissa)}e${Number(exponent)}`.replaceAll("-", "−");
+  }
+  const text = Number.isInteger(value) ? String(value).replace(/\B(?=(\d{3})+$)/g, "\u202f") : String(value);
+  return text.replace("-", "−");
 };
 
 const findNearest = (points, x) => {
@@ -78,10 +82,12 @@ for (const figure of document.querySelectorAll(".chart")) connectChart(figure, d
 if (navigator.clipboard) {
   for (const button of document.querySelectorAll(".copy")) {
     button.hidden = false;
+    const source = button.previousElementSibling, label = button.textContent;
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+      const csv = "csv" in button.dataset ? decodeURIComponent(source.href.slice(source.href.indexOf(",") + 1)) : "";
+      await navigator.clipboard.writeText(csv || source.textContent);
       button.textContent = "Copied";
-      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+      setTimeout(() => { button.textContent = label; }, 1500);
     });
   }
 }

@@ -4,10 +4,12 @@ The page stretches the box to the window's width. Line widths and text keep thei
 a page is.
 """
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 BOX = 1000
@@ -16,6 +18,18 @@ MAX_DOTS = 30
 MIN_SMOOTHED_POINTS = 40
 NUM_COLORS = 6
 """Line colors in base.css."""
+MAX_CSV_ROWS = 2000
+DIGITS = 4
+"""Significant digits of a value; base.js has the same form."""
+Y_NAMES = {
+    "loss": "nats per token, lower is better",
+    "eval loss": "nats per token, lower is better",
+    "learning rate": "per step",
+    "gradient norm": "of the step, before clipping",
+}
+"""Chart → what its y axis counts."""
+LINE_NAMES = {"loss": "training loss"}
+"""Curve → its name beside others, where that is another."""
 
 Range = tuple[float, float]
 Points = list[tuple[float, float]]
@@ -49,6 +63,8 @@ class ChartLine:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """y_name: what the y axis counts. mark: a step to point out, such as the best one."""
+
     name: str
     description: str
     lines: list[ChartLine]
@@ -56,6 +72,8 @@ class Chart:
     y_ticks: list[Tick]
     x_range: Range
     y_range: Range
+    y_name: str = ""
+    mark: Tick | None = None
 
     @property
     def script_data(self) -> dict[str, Any]:
@@ -64,18 +82,43 @@ class Chart:
         return {"x": self.x_range, "y": self.y_range, "lines": lines}
 
 
-def build_charts(curves: Sequence[Curve]) -> list[Chart]:
-    """One chart per curve; a curve "eval X" joins the chart of X. Curves without a finite point are left out."""
+@dataclass(frozen=True, slots=True)
+class CurveTable:
+    """The points of charts as a table: a row for each step, a column for each line, "" where a line has no point."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    @property
+    def csv(self) -> str:
+        """The table as a CSV file."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        return buffer.getvalue()
+
+
+def build_charts(curves: Sequence[Curve], best: tuple[str, float] | None = None) -> list[Chart]:
+    """One chart per curve; a curve "eval X" joins the chart of X. Curves without a finite point are left out.
+
+    best: the name of the curve that selects the best step, and that step; its chart marks it.
+    """
     names = {curve.name for curve in curves}
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         base = curve.name.removeprefix("eval").lstrip(" _/")
         groups.setdefault(base if base in names else curve.name, []).append(curve)
-    return [chart for name, group in groups.items() for chart in build_overlay(name, group)]
+    return [
+        chart
+        for name, group in groups.items()
+        for chart in build_overlay(name, group, best[1] if best and best[0] in {c.name for c in group} else None)
+    ]
 
 
-def build_overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
-    """One chart of all curves, or none if no curve has a finite point. Empty curves keep their color unused."""
+def build_overlay(name: str, curves: Sequence[Curve], best_step: float | None = None) -> list[Chart]:
+    """One chart of all curves, or none if no curve has a finite point. Empty curves keep their color unused.
+
+    best_step: the step to mark.
+    """
     points_by_curve = [[point for point in curve.points if all(map(math.isfinite, point))] for curve in curves]
     finite = [(i, curves[i], points) for i, points in enumerate(points_by_curve) if points]
     if not finite:
@@ -85,25 +128,51 @@ def build_overlay(name: str, curves: Sequence[Curve]) -> list[Chart]:
     y_range, y_values = _choose_y_ticks(min(ys), max(ys))
     description = "; ".join(_describe_curve(curve, points) for _, curve, points in finite)
     lines = [_build_line(name, curve.name, i, points, x_range, y_range) for i, curve, points in finite]
-    x_ticks = [_build_tick(x, x_range) for x in _choose_x_ticks(*x_range)]
-    return [Chart(name, description, lines, x_ticks, [_build_tick(y, y_range) for y in y_values], x_range, y_range)]
+    x_ticks, y_ticks = _build_ticks(_choose_x_ticks(*x_range), x_range), _build_ticks(y_values, y_range)
+    mark = None
+    if best_step is not None and x_range[0] <= best_step <= x_range[1]:
+        mark = Tick(_compute_percent(best_step, x_range), f"best: step {format_number(best_step)}")
+        description += f"; {mark.text}"
+    return [Chart(name, description, lines, x_ticks, y_ticks, x_range, y_range, Y_NAMES.get(name, ""), mark)]
+
+
+def tabulate_charts(charts: Sequence[Chart]) -> CurveTable:
+    """The points of all charts as numbers that other programs read. A very long run is thinned, as in the charts."""
+    columns = [(chart, line) for chart in charts for line in chart.lines]
+    names = [line.name for _, line in columns]
+    header = [
+        line.name if names.count(line.name) == 1 and chart.name in line.name else f"{chart.name}: {line.name}"
+        for chart, line in columns
+    ]
+    values = [dict(line.points) for _, line in columns]
+    steps = sorted({step for points in values for step in points})
+    steps = steps[:: math.ceil(len(steps) / MAX_CSV_ROWS) or 1]
+    rows = [[f"{step:g}", *(f"{points[step]:.6g}" if step in points else "" for points in values)] for step in steps]
+    return CurveTable(["step", *header], rows)
 
 
 def format_number(value: float) -> str:
-    """A value with three or four digits, without padding zeros in the exponent."""
+    """A value with four significant digits; very small and very large ones with an exponent, as `2.5e−7`."""
     if not math.isfinite(value):
         return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
-    text = f"{value:.2f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
-    mantissa, mark, exponent = text.partition("e")
-    return (mantissa + (f"e{int(exponent)}" if mark else "")).replace("-", "−")
+    if value != int(value) or abs(value) >= 1e6:
+        value = float(f"{value:.{DIGITS}g}")
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return _format_with_exponent(value)
+    text = f"{int(value):,}" if value == int(value) else f"{value:.12f}".rstrip("0")
+    return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+
+
+def _format_with_exponent(value: float) -> str:
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
 
 
 def _describe_curve(curve: Curve, points: Points) -> str:
     (first_x, first_y), (last_x, last_y) = points[0], points[-1]
     num_dropped = len(curve.points) - len(points)
-    text = f"{curve.name} {format_number(first_y)} at step {format_number(first_x)}"
+    name = LINE_NAMES.get(curve.name, curve.name)
+    text = f"{name} {format_number(first_y)} at step {format_number(first_x)}"
     if len(points) > 1:
         text += f", {format_number(last_y)} at step {format_number(last_x)}"
     return text + (f", {num_dropped} not finite and not drawn" if num_dropped else "")
@@ -117,7 +186,9 @@ def _build_line(chart_name: str, name: str, index: int, points: Points, xs: Rang
     # Lines of length 0 with round caps: dots that stay round in a stretched box.
     few = points if len(points) <= MAX_DOTS else []
     dots = "".join("M{} {}h0".format(*_to_box(point, xs, ys)) for point in few)
-    return ChartLine(name, index % NUM_COLORS + 1, _build_path(thinned, xs, ys), smooth, dots, thinned)
+    return ChartLine(
+        LINE_NAMES.get(name, name), index % NUM_COLORS + 1, _build_path(thinned, xs, ys), smooth, dots, thinned
+    )
 
 
 def _to_box(point: tuple[float, float], xs: Range, ys: Range) -> tuple[str, str]:
@@ -180,11 +251,25 @@ def _choose_x_ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _build_tick(value: float, span: Range) -> Tick:
-    percent = round(100 * (value - span[0]) / (span[1] - span[0]), 2)
-    if abs(value) < 1e-12 * max(map(abs, span)):
-        return Tick(percent, "0")
-    if 1e-3 <= abs(value) < 1e6:
-        return Tick(percent, f"{value:g}".replace("-", "−"))
-    mantissa, _, exponent = f"{value:.2e}".partition("e")
-    return Tick(percent, f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−"))
+def _build_ticks(values: Sequence[float], span: Range) -> list[Tick]:
+    """The ticks of an axis, all in one form: with the decimals that their distance needs, or with an exponent."""
+    largest = max(map(abs, span))
+    step = min((abs(b - a) for a, b in pairwise(values)), default=largest)
+    has_exponent = not 1e-3 <= largest < 1e6 and step >= largest / 100
+    decimals = 0 if has_exponent else max(map(_count_decimals, values), default=0)
+    ticks = []
+    for value in values:
+        is_zero = abs(value) < 1e-12 * largest
+        text = "0" if is_zero else _format_with_exponent(value) if has_exponent else f"{value:,.{decimals}f}"
+        text = text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
+        ticks.append(Tick(_compute_percent(value, span), text))
+    return ticks
+
+
+def _count_decimals(value: float) -> int:
+    """Decimals that the value needs, at most 9."""
+    return len(f"{value:.9f}".rstrip("0").partition(".")[2])
+
+
+def _compute_percent(value: float, span: Range) -> float:
+    return round(100 * (value - span[0]) / (span[1] - span[0]), 2)

@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 
 from lorgnette.io.atomic import write_text
+from lorgnette.report.html.charts import tabulate_charts
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -17,4 +18,5 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tabulate_charts"] = tabulate_charts
     write_text(path, environment.get_template(template).render(**values))
