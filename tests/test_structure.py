@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
 TESTED_ELSEWHERE = {
     "__main__.py": "test_cli.py",
+    "data/portable_records.py": "data/test_memory_rows.py",
     "engine/base.py": "engine/test_fast.py",
     "inference/hf_generate.py": "inference/test_decode.py",
     "kernels/triton_import.py": "kernels/test_attention.py",

@@ -8,7 +8,6 @@ nothing. How to speak to a hub is known to `lorgnette.hub` only.
 
 import json
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER, Journal, JournalRow
-from lorgnette.data.formats import captions, coco, llama_factory, stream_rows
+from lorgnette.data.formats import coco, llama_factory, stream_rows
 from lorgnette.data.formats.parquet import draw_sample, stream_parquet
+from lorgnette.data.portable_records import ANY_PROMPT, to_record
 from lorgnette.data.remote_images import (
     ImageFallback,
     RemoteImage,
@@ -35,16 +35,13 @@ from lorgnette.hub.http import HttpClient, RetryPolicy, redact_url
 from lorgnette.hub.repository import RepositoryFile
 from lorgnette.io.atomic import atomic_write, write_json
 from lorgnette.io.parse import read_config
-from lorgnette.types import Example, Problem, Turn
+from lorgnette.types import Example, Problem
 
 OnMessage = Callable[[str], None]
 _ReadRow = tuple[int, tuple[int, int], list[Row]]
 """A row of a data set: its file, the position after it, its examples or problem."""
-_PROMPT = "\ue000prompt\ue000"
-"""Stands for the prompt of captions while rows are read, because data.jsonl is read with any prompt."""
 _LASTING_FIELDS = ("revision", "num_rows", "num_examples", "num_images", "sources", "unread_keys")
 """Fields of a DownloadedDataset that are the same for a later call."""
-_DEFAULT_ID = re.compile(r"identity_\d+(_\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +210,7 @@ class _Reader:
             has_splits = isinstance(value, dict) and coco.is_karpathy(value)
             name = dataset.word if has_splits or not dataset.split else None
         locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
-        options = ReadOptions(_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate)
+        options = ReadOptions(ANY_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate)
         # data.jsonl keeps the blanks; they are removed when it is read.
         return path, replace(options, source=Path(file.path), trim=False)
 
@@ -259,32 +256,13 @@ def _build_row(
     names = dict.fromkeys(image.path.name for example in usable for image in example.images)
     remote = {name: images.images.get(name, RemoteImage("")) for name in names}
     sources = {name: [image.url, image.hub, image.coco_id, image.written] for name, image in remote.items()}
-    records = [_to_record(example) for example in usable]
+    records = [to_record(example, _name_image) for example in usable]
     unread_keys = sorted({key for example in usable for key in example.unread_keys})
     return JournalRow(where, index, list(position), records, sources, unread_keys=unread_keys)
 
 
-def _to_record(example: Example) -> dict[str, Any]:
-    """The example as data.jsonl has it: image and caption, or messages whose images have relative paths."""
-    id_ = {} if _DEFAULT_ID.fullmatch(example.id) else {"id": example.id}
-    try:
-        record = captions.to_record(example, _PROMPT)
-    except LorgnetteError:
-        marks = [{} if turn.has_loss else {"loss": False} for turn in example.turns]
-        turns = zip(example.turns, marks, strict=True)
-        return {**id_, "messages": [{"role": turn.role, "content": _list_parts(turn), **mark} for turn, mark in turns]}
-    image_column = captions.IMAGE_COLUMNS[0]
-    return {**id_, **record, image_column: f"{IMAGE_FOLDER}/{Path(record[image_column]).name}"}
-
-
-def _list_parts(turn: Turn) -> str | list[dict[str, str]]:
-    if turn.role != "user":
-        return turn.text
-    return [
-        {"type": "text", "text": part} if isinstance(part, str)
-        else {"type": "image", "path": f"{IMAGE_FOLDER}/{part.path.name}"}
-        for part in turn.parts
-    ]  # fmt: skip
+def _name_image(path: Path) -> str:
+    return f"{IMAGE_FOLDER}/{path.name}"
 
 
 def _list_known_images(rows: Iterable[JournalRow]) -> dict[str, RemoteImage]:

@@ -150,6 +150,8 @@ def _detect_kind(value: Any) -> Kind:
         return "text"
     if isinstance(value, bytes):
         return "bytes"
+    if isinstance(value, Mapping):
+        return "image" if "bytes" in value else "other"
     if isinstance(value, list) and all(isinstance(item, str | dict) for item in value):
         return "texts"
     return "other"
