@@ -13,6 +13,7 @@ from lorgnette import config
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics.registry import (
     CAPTION_METRICS,
+    JSON_METRICS,
     LATEX_METRICS,
     METRICS,
     check_best_model_metric,
@@ -48,7 +49,12 @@ def test_values_are_bounded_and_follow_the_examples(examples: Set) -> None:
 def test_identical_texts_are_best() -> None:
     texts = ["a cat sits on (1,2),(3,4)", "two dogs run over there", r"\frac { a } { b } + c"]
     best = {name: 0.0 if metric.better == "lower" else 1.0 for name, metric in METRICS.items()} | {"CIDEr-D": 10.0}
-    for score in compute_scores(METRICS, texts, [[text] for text in texts]):
+    objects = ['{"a": 1, "b": [true, null]}', '{"a": 2, "b": []}', "{}"]
+    others = [name for name in METRICS if name not in JSON_METRICS]
+    scores = compute_scores(others, texts, [[text] for text in texts])
+    scores += compute_scores(JSON_METRICS, objects, [[text] for text in objects])
+    assert len(scores) == len(METRICS)
+    for score in scores:
         assert score.value == pytest.approx(best[score.name], abs=1e-7)
         assert score.interval == pytest.approx((best[score.name],) * 2, abs=1e-7)
 
@@ -146,7 +152,8 @@ def test_names_are_groups_and_metrics() -> None:
     assert [select_sample_metric(names) for names in (["caption"], ["latex"], ["ANLS", "token-F1"], ["none"])] == [
         "ROUGE-L", "latex-edit-distance", "ANLS", None,
     ]  # fmt: skip
-    with pytest.raises(UsageError, match=r"predict\.metrics=SPICE · caption, latex, demo, none, or one of BLEU-1"):
+    groups = "auto, caption, label, json, latex, demo, none"
+    with pytest.raises(UsageError, match=rf"predict\.metrics=SPICE · {groups}, or one of BLEU-1"):
         expand_metric_names(["SPICE"])
 
 

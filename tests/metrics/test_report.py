@@ -9,9 +9,11 @@ from lorgnette.errors import UsageError
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import CAPTION_METRICS, LATEX_METRICS, compare_answers
 from lorgnette.metrics.report import (
+    AnswerTables,
     classify_difference,
     compute_gains,
     compute_report,
+    count_before_after,
     format_style_rows,
     parse_metric_names,
     score_before_after,
@@ -87,7 +89,8 @@ def test_option_metrics_takes_groups_and_names() -> None:
     assert parse_metric_names("latex", ()) == LATEX_METRICS
     assert parse_metric_names("ANLS, token-F1", ()) == ("ANLS", "token-F1")
     assert parse_metric_names("latex,ANLS,ANLS,latex-BLEU", ()) == (*LATEX_METRICS, "ANLS")
-    with pytest.raises(UsageError, match="no such metric · --metrics METEOR · caption, latex, demo, none, or one of"):
+    groups = "auto, caption, label, json, latex, demo, none"
+    with pytest.raises(UsageError, match=f"no such metric · --metrics METEOR · {groups}, or one of"):
         parse_metric_names("METEOR", ())
 
 
@@ -164,3 +167,27 @@ def test_metrics_by_name_are_scored_and_used_for_gains() -> None:
 
 def test_an_undefined_metric_gives_no_gains() -> None:
     assert compute_gains(ROWS, ("box-IoU",)) == [None, None]
+
+
+def test_labels_and_fields_are_counted_before_and_after() -> None:
+    """Only for their metrics, and only over the rows with references and both answers."""
+    rows = [
+        build_row("a.png", "cat", "a cat", "cat"),
+        build_row("b.png", "dog", "dog", "cat"),
+        build_row("c.png", "dog", None, "dog"),
+    ]
+    before, after = count_before_after(rows, ("label",), ["fish"]).labels
+    assert before.confusion == ((0, 0, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0))
+    assert after.confusion == ((1, 0, 0, 0), (1, 0, 0, 0), (0, 0, 0, 0))
+    assert count_before_after(rows, ("caption", "ANLS")) == AnswerTables()
+    assert count_before_after(rows[2:], ("label",)) == AnswerTables()
+    objects = [build_row("a.png", '{"a": 1}', "a is 1", '{"a": 1}')]
+    assert [field.num_valid for field in count_before_after(objects, ("json-valid",)).fields] == [0, 1]
+
+
+def test_a_report_counts_the_labels_of_each_candidate() -> None:
+    prompts = [build_prompt("a.png", "cat"), build_prompt("b.png"), build_prompt("c.png", "dog")]
+    report = compute_report(["accuracy"], prompts, [["cat", "x", "cat"], ["cat", "x", "dog"]])
+    assert [counts.accuracy for counts in report.tables.labels] == [0.5, 1.0]
+    assert report.tables.fields == ()
+    assert report.main_metric == "accuracy"

@@ -12,6 +12,8 @@ from lorgnette.metrics.box_iou import box_accuracy, box_iou
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match
 from lorgnette.metrics.eval_prompts import group_by_prompt
+from lorgnette.metrics.json_fields import compare_objects
+from lorgnette.metrics.labels import classify
 from lorgnette.metrics.rouge import rouge_l
 from lorgnette.metrics.score import Score, Tally
 from lorgnette.metrics.token_f1 import token_f1
@@ -39,6 +41,8 @@ class Metric:
 
 
 _MATCH = "share of answers that equal a reference, ignoring white space"
+_LABEL_MATCH = "share of answers that are the right label, ignoring letter case, white space and a full stop at the end"
+_FIELDS = "share of fields that are right, of those in the reference or the answer"
 _LATEX_MATCH = "share of formulas that equal a reference, token by token"
 METRICS: dict[str, Metric] = {
     "BLEU-1": Metric("share of words found in a reference, with a penalty for short answers", bleu, tokenize_words),
@@ -51,6 +55,11 @@ METRICS: dict[str, Metric] = {
     "edit-distance": Metric("characters to change, per character", edit_distance, normalize_whitespace, "lower"),
     "ANLS": Metric("similarity in characters, 0 if less than half is right", anls, normalize_whitespace),
     "token-F1": Metric("words shared with the reference, in any order", token_f1, normalize_whitespace),
+    "accuracy": Metric(_LABEL_MATCH, classify, str),
+    "macro-F1": Metric("F1 of each label, the mean over the labels", classify, str, output_index=1),
+    "json-field-accuracy": Metric(_FIELDS, compare_objects, str),
+    "json-exact-match": Metric("share of answers in which every field is right", compare_objects, str, output_index=1),
+    "json-valid": Metric("share of answers that are a JSON object", compare_objects, str, output_index=2),
     "box-IoU": Metric("overlap of the boxes", box_iou, normalize_whitespace),
     "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, normalize_whitespace),
     "latex-exact-match": Metric(_LATEX_MATCH, exact_match, tokenize_latex),
@@ -59,8 +68,15 @@ METRICS: dict[str, Metric] = {
 }
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 LATEX_METRICS = ("latex-exact-match", "latex-edit-distance", "latex-BLEU")
+LABEL_METRICS = ("accuracy", "macro-F1")
+JSON_METRICS = ("json-field-accuracy", "json-exact-match", "json-valid")
+AUTO = "auto"
+"""Stands for metrics that suit the references, until answer_kind.choose_metrics replaces it."""
 METRIC_GROUPS: Mapping[str, tuple[str, ...]] = {
+    AUTO: (AUTO,),
     "caption": CAPTION_METRICS,
+    "label": LABEL_METRICS,
+    "json": JSON_METRICS,
     "latex": LATEX_METRICS,
     "demo": ("exact-match", *CAPTION_METRICS),
     "none": (),
@@ -132,8 +148,8 @@ def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> M
 
 
 def expand_metric_names(names: Iterable[str], where: str = "predict.metrics=") -> tuple[str, ...]:
-    """The named metrics, each once, with groups replaced by their members. where: the setting or option, for the
-    UsageError about an unknown name."""
+    """The named metrics, each once, with groups replaced by their members; `auto` stays. where: the setting or option,
+    for the UsageError about an unknown name."""
     members: dict[str, None] = {}
     for name in names:
         if name not in METRIC_GROUPS:

@@ -7,7 +7,11 @@ from typing import Literal
 
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
 from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.json_fields import FieldCounts, count_fields
+from lorgnette.metrics.labels import LabelCounts, count_labels
 from lorgnette.metrics.registry import (
+    JSON_METRICS,
+    LABEL_METRICS,
     METRICS,
     build_scores,
     compare_answers,
@@ -31,12 +35,23 @@ SCORE_TABLES: dict[str, Callable[[Sequence[PredictionRow]], list[ScoreRow]]] = {
 """Names in predict.metrics that stand for these rows in the scores before and after training."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerTables:
+    """What the answers of several candidates are, counted: labels for the label metrics, fields for the JSON metrics.
+
+    Both are [candidate], and empty without such metrics.
+    """
+
+    labels: tuple[LabelCounts, ...] = ()
+    fields: tuple[FieldCounts, ...] = ()
+
+
 @dataclass(frozen=True)
 class MetricReport:
     """The metrics of several candidates.
 
     scored_indices: of the prompts with references. scores: [candidate][metric] over these. differences: (a, b) → for
-    every metric, candidate a minus candidate b.
+    every metric, candidate a minus candidate b. tables: over the same prompts.
     """
 
     metric_names: tuple[str, ...]
@@ -45,6 +60,7 @@ class MetricReport:
     differences: dict[tuple[int, int], tuple[Difference, ...]]
     styles: tuple[Style, ...]
     reference_style: Style | None
+    tables: AnswerTables = AnswerTables()
 
     @property
     def main_metric(self) -> str:
@@ -76,7 +92,33 @@ def compute_report(
         reference_style=compute_style([text for texts in references for text in texts], tokenize)
         if scored_indices
         else None,
+        tables=count_answers(metric_names, scored_answers, references),
     )
+
+
+def count_answers(
+    metric_names: Iterable[str],
+    answers: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    known_labels: Iterable[str] = (),
+) -> AnswerTables:
+    """The tables of answers [candidate][example], as far as the metrics ask for them. known_labels: further ones."""
+    names, known_labels = set(metric_names), tuple(known_labels)
+    labels = [count_labels(texts, references, known_labels) for texts in answers if names.intersection(LABEL_METRICS)]
+    fields = [count_fields(texts, references) for texts in answers if names.intersection(JSON_METRICS)]
+    return AnswerTables(tuple(labels), tuple(fields))
+
+
+def count_before_after(
+    rows: Sequence[PredictionRow], names: Iterable[str], known_labels: Iterable[str] = ()
+) -> AnswerTables:
+    """The tables of the answers before and after training, of the rows that have references and both."""
+    rows = _select_scored_rows(rows)
+    if not rows:
+        return AnswerTables()
+    answers = [[row.base or "" for row in rows], [row.tuned or "" for row in rows]]
+    names = expand_metric_names(name for name in names if name not in SCORE_TABLES)
+    return count_answers(names, answers, [row.references for row in rows], known_labels)
 
 
 def classify_difference(difference: Difference) -> Verdict:
