@@ -214,8 +214,8 @@ def test_recipes(tmp_path: Path, cli) -> None:
 def test_check_prints_facts(captions: Path, cli) -> None:
     done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
     assert done.status == 1
-    assert not done.out
-    error, *lines = done.err.splitlines()
+    assert not done.err
+    error, *lines = done.out.splitlines()
     assert error.startswith("no rows can be held out: holdout is 4, but there are 3 usable rows")
     assert lines == [
         "rows       3, 3 usable, 0 broken",
@@ -233,7 +233,7 @@ def test_check_prints_facts(captions: Path, cli) -> None:
         "result     Training would not start: no rows can be held out.",
     ]
     done = cli("check", "captions.csv", "model=demo", "data.holdout=1")
-    assert (done.status, done.err.splitlines()[-1]) == (0, "result     No problems found in 3 rows.")
+    assert (done.status, done.out.splitlines()[-1]) == (0, "result     No problems found in 3 rows.")
 
 
 def test_characters_that_the_terminal_lacks(captions: Path) -> None:

@@ -98,7 +98,7 @@ def demo(
     """Try it: draw images, fine-tune the built-in model on them, write the report."""
     from lorgnette.commands.demo import demo as run_demo
 
-    run_demo(out, num_images=images, overrides=overrides or [], console=console)
+    run_demo(out, num_images=images, overrides=overrides or [])
 
 
 @app.command()
@@ -122,7 +122,7 @@ def prepare(
     lorgnette.prepare(
         source, out, prompt=prompt, holdout=holdout, split=split, max_rows=rows, sample=sample, seed=seed, to=to,
         name=name, images_from=images_from, image_column=image_column, caption_column=caption_column,
-        on_bad_row=on_bad_row, console=console,
+        on_bad_row=on_bad_row,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def check(
     """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start."""
     report = lorgnette.check(
         source, settings=lorgnette.recipes.load_settings(recipe, overrides or []), prompt=prompt, rows=rows, name=name,
-        images_from=images_from, look_alikes=look_alikes, out=out, console=console,
+        images_from=images_from, look_alikes=look_alikes, out=out, console=console if as_json else None,
     )  # fmt: skip
     if as_json:
         _print_json(report.as_dict())
@@ -161,7 +161,7 @@ def preview(
 ) -> None:
     """Show rows as the model gets them: the resized image, and which tokens are trained."""
     _, settings = _load_settings(recipe, overrides)
-    lorgnette.preview(settings, rows=rows, out=out, console=console)
+    lorgnette.preview(settings, rows=rows, out=out)
 
 
 @app.command()
@@ -174,7 +174,7 @@ def plan(
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""
     _, settings = _load_settings(recipe, overrides)
-    report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console)
+    report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console if as_json else None)
     if as_json:
         _print_json(report.as_dict())
 
@@ -189,10 +189,10 @@ def train(
     if resume is not None:
         if recipe or overrides:
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
-        lorgnette.resume(resume, console=console)
+        lorgnette.resume(resume)
         return
     name, settings = _load_settings(recipe, overrides)
-    lorgnette.train(settings, name=name, console=console)
+    lorgnette.train(settings, name=name)
 
 
 @app.command()
@@ -217,7 +217,7 @@ def predict(
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
         source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, image_size=image_size,
-        out=out, sampling=sampling, device=device, console=console,
+        out=out, sampling=sampling, device=device,
     )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def evaluate(
     """Score a model's answers against the references in the data, with confidence intervals."""
     lorgnette.evaluate(
         model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
+        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
     )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def compare(
     """Compare models in one HTML report: scores, style, every answer. A single adapter is compared with its base."""
     lorgnette.compare(
         *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device, console=console,
+        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
     )  # fmt: skip
 
 
@@ -277,7 +277,9 @@ def verify(
 ) -> None:
     """Check an adapter: its files, its base model, and that plain transformers + PEFT load it and reproduce its
     outputs. Exits with 1 if a check fails."""
-    report = lorgnette.verify(adapter, model=model, source=data, rows=rows, device=device, console=console)
+    report = lorgnette.verify(
+        adapter, model=model, source=data, rows=rows, device=device, console=console if as_json else None
+    )
     if as_json:
         _print_json(report.as_dict())
     if not report.passed:
@@ -292,7 +294,7 @@ def merge(
     device: Device = "auto",
 ) -> None:
     """Merge base model and adapter into one checkpoint, and compare the answers before and after."""
-    lorgnette.merge(adapter, out, model=model, device=device, console=console)
+    lorgnette.merge(adapter, out, model=model, device=device)
 
 
 @app.command("export-adapter")
@@ -302,7 +304,7 @@ def export_adapter(
     transformers: Annotated[str, Option(help="the version that will load it, such as 4.46.2")],
 ) -> None:
     """Write an adapter for another version of transformers: before 4.52 the modules had other names."""
-    lorgnette.export_adapter(adapter, out, transformers=transformers, console=console)
+    lorgnette.export_adapter(adapter, out, transformers=transformers)
 
 
 @app.command()
@@ -311,7 +313,7 @@ def watch(
     port: Annotated[int, Option(min=1, max=65535, help="the dashboard's port")] = 5092,
 ) -> None:
     """Show a run in SwanLab's local dashboard, until Ctrl-C."""
-    lorgnette.watch(folder, port=port, console=console)
+    lorgnette.watch(folder, port=port)
 
 
 app.add_typer(recipes_app, name="recipe")

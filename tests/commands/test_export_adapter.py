@@ -19,7 +19,7 @@ def test_names_follow_the_version(saved: Path, tmp_path: Path, cli: Any) -> None
         out = tmp_path / version
         done = cli("export-adapter", saved, out, "--transformers", version)
         assert done.status == 0, done.err
-        assert "28 tensors with the names" in " ".join(done.err.split())
+        assert "28 tensors with the names" in " ".join(done.out.split())
         assert {path.name for path in out.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE}
         assert all(("language_model" not in name) == is_old for name in load_file(out / WEIGHTS_FILE))
 

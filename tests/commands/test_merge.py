@@ -86,7 +86,7 @@ def test_merged_folder_is_a_checkpoint(
     }
     assert changed
     assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     for line in (f"merged     {out}", "rounding   to BF16 costs ", "           adapter:  ", "after:"):
         assert line in printed
     assert f"vllm serve {out.resolve()}" in printed
@@ -106,7 +106,7 @@ def test_cost_of_rounding(
     adapter = train(make_settings()).adapter
     replace_worker(loss=0.6)
     merge(adapter, tmp_path / "one")
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     assert "costs 60.0% of the adapter's effect" in printed
     assert "merged: a" in printed
     replace_worker(saved_names=("b",))

@@ -97,7 +97,7 @@ def test_intact_adapter(
     assert [(result.check, result.passed) for result in report.results] == [
         (check, True) for check in ("weights", "base", "inputs", "loading", "sample", "effect", "merged")
     ]
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     assert "28 modules, rank 16; all LoRA B matrices are trained: mlp.down_proj 4" in printed
     assert "load all 56 tensors" in printed
     assert printed.count("before: ") == printed.count("after:  ") == len(report.answers) == 4

@@ -17,6 +17,6 @@ def test_formulas_to_latex(tiny: Path, shared: Callable[[str], Path], cli: Calla
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for metric in ("latex-exact-match", "latex-edit-distance", "latex-BLEU"):
         assert metric in page
-        assert metric in result.err
+        assert metric in result.out
     losses = run_log.select_series(run_log.read_log(tmp_path / "run" / "log.jsonl"), "train", "loss")
     assert losses[-1][1] < losses[0][1]

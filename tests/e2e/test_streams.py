@@ -29,11 +29,16 @@ def open_abandoned_pipe() -> int:
 @pytest.mark.parametrize(
     "open_stream", [open_abandoned_pipe, pytest.param(lambda: os.open("/dev/full", os.O_WRONLY), marks=needs_full)]
 )
-def test_a_training_goes_on_without_its_stderr(open_stream: Callable[[], int], captions, run, quick, tmp_path) -> None:
+def test_a_training_goes_on_without_its_streams(open_stream: Callable[[], int], captions, run, quick, tmp_path) -> None:
+    """Without standard error it succeeds. Without standard output it fails at its end, when all is written."""
     stream = open_stream()
-    assert run(*quick(), stdout=stream, stderr=stream).returncode == 0
+    done = run(*quick("run=one"), stdout=subprocess.PIPE, stderr=stream)
+    assert (done.returncode, b"report     one" in done.stdout) == (0, True)
+    assert run(*quick("run=two"), stdout=stream, stderr=stream).returncode == 1
     os.close(stream)
-    assert (tmp_path / "run" / "report.html").is_file()
+    for name in ("one", "two"):
+        assert (tmp_path / name / "report.html").is_file()
+        assert (tmp_path / name / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @needs_full

@@ -54,9 +54,18 @@ def test_a_progress_bar_lets_errors_pass() -> None:
         raise KeyboardInterrupt
 
 
-def test_the_default_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().print("here")
-    assert capsys.readouterr() == ("", "here\n")
+def test_results_and_remarks_have_their_own_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    terminal.print("a remark")
+    terminal.print_result("a [result]")
+    assert capsys.readouterr() == ("a [result]\n", "a remark\n")
+
+
+def test_a_console_takes_results_and_remarks() -> None:
+    terminal, output = build_terminal(is_terminal=False)
+    terminal.print("a remark")
+    terminal.print_result("a result")
+    assert output.getvalue() == "a remark\na result\n"
 
 
 HOSTILE = "a\x1b[2Jb\x9b31m\x07\u202e.png"

@@ -4,15 +4,18 @@ Needs no torch and no weights, and downloads no model; a data set on a hub is do
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from lorgnette import data
+from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.paths import check_writable, split_sources
+from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
@@ -20,7 +23,8 @@ from lorgnette.report.check_report import CheckReport, SplitSummary, print_repor
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
 from lorgnette.resolve import check_local_images, find_cached_model, resolve_data, resolve_images_folder
-from lorgnette.types import Example, Finding
+from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
+from lorgnette.types import Example, Finding, Problem
 
 
 def check(
@@ -32,13 +36,15 @@ def check(
     name: str | None = None,
     images_from: str | None = None,
     look_alikes: bool = True,
+    recipe: str = "",
     out: Path | str | None = None,
     console: Console | None = None,
 ) -> CheckReport:
     """Check every row, print what stops training or needs attention, and write an HTML report to `out`.
 
     settings: the split, the token limit, the model whose tokenizer counts. prompt, rows and images_from override them.
-    look_alikes: also compare the images' pixels, decoded at low resolution. If the model is not on this machine, tokens
+    look_alikes: also compare the images' pixels, decoded at low resolution. recipe: the name of the settings, for the
+    report. If the model is not on this machine, tokens
     are not counted. Raises UsageError for a metric that training refuses: for an unknown name at once, for one that is
     undefined for the held-out rows at the end.
     """
@@ -47,11 +53,15 @@ def check(
     if not is_on_hub:
         check_local_images(images_from)  # the settings may have a URL, for data sets on a hub
     settings = _update_data(settings or Settings(), prompt=prompt, max_rows=rows, images_from=images_from)
+    settings = inherit_settings(settings, terminal)
+    if settings.adapter is not None and (model := find_cached_model(settings.model)) is not None:
+        check_initial_adapter(settings, BaseCheckpoint.from_folder(model), terminal)
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)
     if out is not None:
         check_writable(Path(out), source, *([settings.data.test] if settings.data.test else []))
     # Read all rows and images.
+    typed = source
     max_rows = settings.data.max_rows
     own_settings = _update_data(settings, path=Path(f"{source}:{name}") if name and is_on_hub else source)
     source = resolve_data(own_settings, terminal) or source
@@ -76,7 +86,7 @@ def check(
         title=", ".join(path.name for path in split_sources(source)),
         data_report=data.build_report(full_scan),
         findings=[
-            *(Finding("unusable", problem) for problem in full_scan.problems),
+            *(Finding("unusable", problem, _find_image(problem)) for problem in full_scan.problems),
             *full_scan.remarks,
             *token_findings,
             *data.find_duplicates(train, held_out, identical_files, signatures),
@@ -87,11 +97,16 @@ def check(
         token_stats=token_stats,
         num_compared=num_compared,
         skipped_checks=skipped,
+        basis=describe_settings(settings, examples, recipe),
+        skips_bad_rows=settings.data.on_bad_row == "skip",
+        num_trainable=_count_trainable(train, token_findings),
+        folders=_list_folders(full_scan, settings, split_sources(source)),
     )
+    report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))
     print_report(report, source, terminal)
     if out is not None:
         write_check_page(Path(out), report)
-        terminal.print(f"report     {out}")
+        terminal.print_result(f"report     {out}")
     check_best_model_metric(settings, held_out)
     return report
 
@@ -99,6 +114,50 @@ def check(
 def _update_data(settings: Settings, **options: object) -> Settings:
     update = {name: value for name, value in options.items() if value is not None}
     return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
+
+
+def _find_image(problem: Problem) -> tuple[Path, ...]:
+    """The image that a problem is about, if it is there to be looked at."""
+    path = Path(problem.where)
+    try:
+        return (path,) if problem.where and path.is_file() and path != problem.source else ()
+    except (OSError, ValueError):  # not a path, or one that this system cannot have
+        return ()
+
+
+def _count_trainable(train: Sequence[Example], token_findings: Sequence[Finding]) -> int:
+    """The rows of the training part that can be encoded."""
+    problems = [finding.problem for finding in token_findings if finding.is_blocking]
+    broken = {(problem.source, problem.row) for problem in problems}
+    return sum((row.source, row.row) not in broken for row in train)
+
+
+def _list_folders(scan: data.ScanResult, settings: Settings, sources: Sequence[Path]) -> list[Path]:
+    """The folders that a page leaves out of paths: those of the data files, then those of other images."""
+    files = [*sources, *([settings.data.test] if settings.data.test else [])]
+    folders = [path.parent for path in files] + [path for path in [resolve_images_folder(settings)] if path is not None]
+    folders = [form for folder in folders for form in (folder.absolute(), folder.resolve())]
+    images = [*scan.image_infos, *(Path(problem.where) for problem in scan.problems if problem.where.startswith("/"))]
+    others = dict.fromkeys(path.parent for path in images)
+    return list(dict.fromkeys([*folders, *(o for o in others if not any(map(o.is_relative_to, folders)))]))
+
+
+def _suggest_steps(report: CheckReport, source: Path, settings: Settings) -> list[tuple[str, str]]:
+    """(purpose, command): what to do after this result."""
+    words = [source, *list_changed_settings(settings, without=("data.path",))]
+    if report.split.failure or not report.data_report.num_usable:
+        return [("Mend the data, then check it again", format_command("check", *words))]
+    if report.is_blocking:
+        skip = format_command("train", *words, "data.on_bad_row=skip")
+        return [
+            ("Mend these rows, then check again", format_command("check", *words)),
+            ("Or train without them", skip),
+        ]
+    return [
+        ("See which tokens are trained", format_command("preview", *words)),
+        ("See how long it takes, and whether it fits", format_command("plan", *words)),
+        ("Train", format_command("train", *words)),
+    ]
 
 
 def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data.ScanResult:

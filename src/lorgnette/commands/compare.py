@@ -100,8 +100,8 @@ def compare(
         overlap_summaries=[overlap.summary for overlap in overlaps] if any(o.is_tuned for o in overlaps) else (),
     )
     write_comparison_page(page_path, page)
-    terminal.print(page.summary)
-    terminal.print(f"report     {page_path}{' (replaced)' if is_replaced else ''}")
+    terminal.print_result(page.summary)
+    terminal.print_result(f"report     {page_path}{' (replaced)' if is_replaced else ''}")
     return page_path
 
 

@@ -41,5 +41,5 @@ def export_adapter(adapter: Path | str, out: Path | str, *, transformers: str, c
             if (adapter / name).is_file():
                 shutil.copyfile(adapter / name, folder / name)
     kind = "from before transformers 4.52" if use_old_names else "of transformers 4.52 and later"
-    terminal.print(f"written    {out}: {len(saved.state)} tensors with the names {kind}")
+    terminal.print_result(f"written    {out}: {len(saved.state)} tensors with the names {kind}")
     return out

@@ -55,11 +55,11 @@ def merge(
         del base_model
     fingerprint = BaseCheckpoint.from_folder(out).fingerprint
     spec.metadata.model_copy(update={"fingerprint": fingerprint}).write(out)
-    terminal.print(f"merged     {out}")
+    terminal.print_result(f"merged     {out}")
     _report_rounding(spec, out, select_device(device).type, terminal)
     path = str(out.resolve())
-    terminal.print(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
-    terminal.print(f"vLLM       vllm serve {quote_word(path)}")
+    terminal.print_result(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
+    terminal.print_result(f"vLLM       vllm serve {quote_word(path)}")
     return out
 
 
@@ -90,9 +90,9 @@ def _report_rounding(spec: ModelSpec, out: Path, device: str, terminal: Terminal
     error = Distance.from_parts([answer.merge_error for answer in result.answers if answer.merge_error])
     share = error.total_variation / effect.total_variation if effect.total_variation else 0.0
     dtype = find_stored_dtype(spec.checkpoint)
-    print_line = terminal.print if share < MAX_ROUNDING_LOSS else terminal.warn
-    print_line(f"rounding   to {dtype} costs {share:.1%} of the adapter's effect")
-    terminal.print(f"           adapter:  {checks.format_distance(effect)}")
-    terminal.print(f"           rounding: {checks.format_distance(error)}")
+    style = "" if share < MAX_ROUNDING_LOSS else "yellow"
+    terminal.print_result(f"rounding   to {dtype} costs {share:.1%} of the adapter's effect", style=style)
+    terminal.print_result(f"           adapter:  {checks.format_distance(effect)}")
+    terminal.print_result(f"           rounding: {checks.format_distance(error)}")
     checks.print_answers(terminal, result.answers)
-    terminal.print(f"images     {checks.describe_image_size(spec)}")
+    terminal.print_result(f"images     {checks.describe_image_size(spec)}")

@@ -23,6 +23,7 @@ from lorgnette.planning.throughput import GPU_TFLOPS, TimeEstimate, estimate_tim
 from lorgnette.report.console import Terminal
 from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
 
 GPU_SIZES_GIB = (8.0, 12.0, 16.0, 24.0, 48.0, 80.0, 141.0)
@@ -80,6 +81,7 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
     memory: GiB of the GPU; None: of common GPUs. Raises what `train` raises before it reads weights.
     """
     terminal = Terminal(console)
+    settings = inherit_settings(settings, terminal)
     data = TrainingData.load(settings, terminal)
     examples, max_tokens = data.examples, settings.train.max_tokens_per_microbatch
     config = data.checkpoint.load_hf_config()
@@ -105,7 +107,7 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
         time = estimate_time(workload, gpu, steps.tokens, steps.labels, steps.num_microbatches, data.grids)
         result = replace(result, workload=workload, memory=predict_memory(workload), fits=fits, time=time)
     for line in _format_plan(result, settings):
-        terminal.print(line)
+        terminal.print_result(line)
     return result
 
 

@@ -63,7 +63,7 @@ def prepare(
         terminal.warn(f"{result.num_trimmed} rows lost blanks around an image's text, which this format does not keep")
     if result.num_shared_images:
         terminal.warn(f"{result.num_shared_images} images are in both parts: the test asks for what was trained")
-    terminal.print(f"all        {result.all_path}, {result.num_train + result.num_test} examples")
-    terminal.print(f"train      {result.train_path}, {result.num_train}")
-    terminal.print(f"test       {result.test_path}, {result.num_test}")
+    terminal.print_result(f"all        {result.all_path}, {result.num_train + result.num_test} examples")
+    terminal.print_result(f"train      {result.train_path}, {result.num_train}")
+    terminal.print_result(f"test       {result.test_path}, {result.num_test}")
     return result

@@ -19,6 +19,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.draw_boxes import parse_boxes
 from lorgnette.report.preview import PreviewImage, PreviewRow, print_rows, write_preview_page
 from lorgnette.resolve import find_cached_model, resolve_data, resolve_images_folder
+from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.types import Example, Problem
 
 
@@ -35,6 +36,7 @@ def preview(
     A row that cannot be used is shown with the reason.
     """
     terminal = Terminal(console)
+    settings = inherit_settings(settings, terminal)
     path = resolve_data(settings, terminal)
     if path is None:
         raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
@@ -55,7 +57,7 @@ def preview(
         print_rows(preview_rows, output or Console())
     else:
         write_preview_page(Path(out), path.name, preview_rows)
-        terminal.print(f"report     {out}")
+        terminal.print_result(f"report     {out}")
     return preview_rows
 
 

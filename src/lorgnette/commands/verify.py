@@ -94,7 +94,7 @@ def verify(
             judgement = replace(judgement, merge_obstacle=next(iter(obstacles), None))
             result = replace(result, usage=describe_usage(judgement))
     for name, line in result.usage:
-        terminal.print(f"{name:<10} {line}")
+        terminal.print_result(f"{name:<10} {line}")
     if not result.passed:
         terminal.error(f"lorgnette: {result.summary} · {adapter} · {'; '.join(result.hints)}")
     return result
@@ -130,5 +130,5 @@ def resolve_base_name(spec: ModelSpec) -> str:
 
 def _print_results(terminal: Terminal, results: Sequence[CheckResult]) -> None:
     for result in results:
-        print_line = {True: terminal.print, None: terminal.warn, False: terminal.error}[result.passed]
-        print_line(f"{result.check:<10} {result.message}")
+        style = {True: "", None: "yellow", False: "red"}[result.passed]
+        terminal.print_result(f"{result.check:<10} {result.message}", style=style)

@@ -28,7 +28,7 @@ def watch(path: Path | str, *, port: int = 5092, console: Console | None = None)
     if program is None or not is_installed("swanboard"):
         hint = "pip install 'lorgnette[dashboard]'"
         raise LorgnetteError("SwanLab's local dashboard is not installed", where=where, hint=hint)
-    Terminal(console).print(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
+    Terminal(console).print_result(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
     command = [program, "watch", str(folder), "--host", HOST, "--port", str(port)]
     process = subprocess.run(command, check=False)  # noqa: S603 - the program next to this Python, a folder of ours
     if process.returncode not in (0, 130, -2):

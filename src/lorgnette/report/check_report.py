@@ -4,7 +4,7 @@ Knows nothing about how the data is checked.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -35,9 +35,12 @@ TITLES: Mapping[FindingKind, str] = {
     "tiny": "Tiny images",
 }
 """In the order of the report: what stops training, what spoils the held-out scores, other warnings."""
+LEAKS: Collection[FindingKind] = ("leak", "look-alike-leak")
+"""What spoils the held-out scores."""
 MAX_LISTED = 10
 """Lines about one kind of finding that are printed."""
 _BAR_WIDTH = 32
+_FEW_HELD_OUT = 10
 _MIN_ANSWERS, _SAME_FRACTION = 10, 0.9
 """From this number of answers on, a warning appears if this part of them has the same text."""
 
@@ -98,7 +101,10 @@ class SplitSummary:
 class CheckReport:
     """scripts: writing system → (answers mostly in it, first row). token_stats: None if tokens cannot be counted.
 
-    num_compared: images compared for look-alikes. skipped_checks: which checks did not run, and why.
+    num_compared: images compared for look-alikes. skipped_checks: which checks did not run, and why. basis: (name,
+    value) of what the data was judged by, such as the model. skips_bad_rows: training leaves broken rows out
+    (data.on_bad_row=skip). num_trainable: training rows that can be used; None: all of the split. next_steps: (purpose,
+    command). folders: those that a page leaves out of paths.
     """
 
     title: str
@@ -109,12 +115,18 @@ class CheckReport:
     token_stats: TokenStats | None
     num_compared: int
     skipped_checks: Sequence[str] = ()
+    basis: Sequence[tuple[str, str]] = ()
+    skips_bad_rows: bool = False
+    num_trainable: int | None = None
+    next_steps: Sequence[tuple[str, str]] = ()
+    folders: Sequence[Path] = ()
 
     @property
     def is_blocking(self) -> bool:
         """True if training refuses to start with this data."""
-        is_unusable = bool(self.split.failure) or not self.data_report.num_usable
-        return is_unusable or any(finding.is_blocking for finding in self.findings)
+        if self.split.failure or not self.data_report.num_usable or self.num_trainable == 0:
+            return True
+        return not self.skips_bad_rows and any(finding.is_blocking for finding in self.findings)
 
     @property
     def findings_by_kind(self) -> dict[FindingKind, list[Finding]]:
@@ -124,16 +136,24 @@ class CheckReport:
 
     @property
     def summary(self) -> str:
-        """The result in one sentence."""
-        num_rows, num_blocking = self.data_report.num_rows, sum(finding.is_blocking for finding in self.findings)
-        num_warnings = len(self.findings) - num_blocking
-        warnings = f"; {_pluralize(num_warnings, 'warning')}" if num_warnings else ""
+        """The result in one sentence: whether training can start, why not, and what is in doubt."""
+        num_rows, num_broken = self.data_report.num_rows, sum(finding.is_blocking for finding in self.findings)
+        num_warnings = len(self.findings) - num_broken + (0 if self.split.failure else len(self.split.advice))
+        notes = [_pluralize(num_warnings, "warning")] if num_warnings else []
+        if unchecked := [name for name, colon, _ in (text.partition(":") for text in self.skipped_checks) if colon]:
+            notes.append(f"not checked: {', '.join(unchecked)}")
+        more = "".join(f"; {note}" for note in notes)
         if not num_rows:
-            return "The data has no rows."
+            return "Training would not start: the data has no rows."
+        broken = f"{num_broken} of {num_rows} rows"
         if self.is_blocking:
-            cause = f"{num_blocking} of {num_rows} rows cannot be used" if num_blocking else "no rows can be held out"
-            return f"Training would not start: {cause}{warnings}."
-        return f"Training can start{warnings}." if warnings else f"No problems found in {_pluralize(num_rows, 'row')}."
+            is_cause = num_broken and not (self.skips_bad_rows and self.split.failure)
+            cause = f"{broken} cannot be used" if is_cause else "no rows can be held out"
+            return f"Training would not start: {cause}{more}."
+        if num_broken:
+            return f"Ready to train: {broken} {'is' if num_broken == 1 else 'are'} broken and left out{more}."
+        rows = _pluralize(num_rows, "row")
+        return f"Ready to train: {f'{rows} can be used{more}' if more else f'no problems found in {rows}'}."
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""
@@ -163,16 +183,16 @@ class CheckReport:
 def print_report(report: CheckReport, source: Path, terminal: Terminal) -> None:
     """Print errors, warnings, facts and the summary of the data in `source`."""
     for line in list_errors(report):
-        terminal.error(line)
+        terminal.print_result(line, style="red")
     for line in list_warnings(report):
-        terminal.warn(line)
+        terminal.print_result(line, style="yellow")
     if not report.data_report.num_rows:
-        terminal.warn(f"{source}: the data has no rows; name a file that has some")
+        terminal.print_result(f"{source}: the data has no rows; name a file that has some", style="yellow")
     for name, value in list_facts(report):
-        terminal.print(f"{name:<10} {value}")
+        terminal.print_result(f"{name:<10} {value}")
     for line in format_histogram(report.token_stats) if report.token_stats else ():
-        terminal.print(f"{'':<10} {line}")
-    terminal.print(f"result     {report.summary}")
+        terminal.print_result(f"{'':<10} {line}")
+    terminal.print_result(f"result     {report.summary}")
 
 
 def list_errors(report: CheckReport) -> Iterator[str]:
@@ -197,6 +217,8 @@ def list_warnings(report: CheckReport) -> Iterator[str]:
 def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     """(name, value) pairs that describe the data."""
     rows, split = report.data_report, report.split
+    if report.basis:
+        yield "judged by", "; ".join(f"{name} {value}" for name, value in report.basis)
     yield "rows", f"{rows.num_rows}, {rows.num_usable} usable, {len(rows.problems)} broken"
     yield "images", f"{rows.num_images}, used {_pluralize(rows.num_images + rows.num_repeated_uses, 'time')}"
     if rows.smallest_size and rows.largest_size:
@@ -218,6 +240,20 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "tokens", f"{_format_range(tokens.shortest, tokens.longest)} per example, median {tokens.median:g}"
         images, labels = (f"{count / tokens.num_tokens:.0%}" for count in (tokens.num_image_tokens, tokens.num_labels))
         yield "total", f"{tokens.num_tokens:,} tokens: {images} of images, {labels} with loss"
+
+
+def explain_split(split: SplitSummary) -> str:
+    """What the held-out rows are for, and what so few of them can show."""
+    if split.failure or not split.num_train + split.num_held_out:
+        return ""
+    if not split.num_held_out:
+        return "No rows are held out, so no score will say whether the training helped."
+    train, held_out = _pluralize(split.num_train, "row"), _pluralize(split.num_held_out, "row")
+    text = f"{train} {'is' if split.num_train == 1 else 'are'} trained on. {held_out} {'is' if split.num_held_out == 1 else 'are'} held out: the model never trains on "
+    text += "them, but answers them before and after, so their scores show what it learned."
+    if split.num_held_out < _FEW_HELD_OUT:
+        text += f" {split.num_held_out} are few: each is {100 / split.num_held_out:.0f} % of a score."
+    return text
 
 
 def format_bin(low: int, high: int) -> str:

@@ -24,10 +24,14 @@ TransferCallback = Callable[[int, int], None]
 
 
 class Terminal:
-    """Prints to a console, by default standard error: standard output is for answers."""
+    """Prints results, what the user asked for, to standard output and remarks to standard error.
+
+    console: takes both instead.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(file=cast(TextIO, RemarkStream(sys.stderr)))
+        self._results = console or Console()
 
     def warn(self, text: str) -> None:
         self.print(text, style="yellow")
@@ -39,6 +43,10 @@ class Terminal:
         """Print literally: a path or a caption may contain what looks like markup or an :emoji:, or controls the
         terminal."""
         self._console.print(Text(escape_controls(text), style), highlight=False, soft_wrap=True)
+
+    def print_result(self, text: str, *, style: str = "") -> None:
+        """Print literally what the user asked for. Raises LorgnetteError where standard output cannot be written."""
+        self._results.print(Text(escape_controls(text), style), highlight=False, soft_wrap=True)
 
     @contextmanager
     def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:

@@ -18,7 +18,7 @@ from lorgnette.report.trackers.tracker import Tracker
 from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import build_metric_curve, find_sample_limit, samples_over_time
-from lorgnette.types import PredictionRow
+from lorgnette.types import BASE_MODEL, PredictionRow
 
 
 def write_run_report(
@@ -32,7 +32,9 @@ def write_run_report(
     """Write report.html; print the scores and the sentences about curves and answers."""
     scores = score_before_after(rows, settings.predict.metrics)
     for score in scores:
-        terminal.print(f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}")
+        terminal.print_result(
+            f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}"
+        )
 
     # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
     records = run_log.read_log(run_dir.log)
@@ -56,14 +58,14 @@ def write_run_report(
         name, points = ("eval loss", evals) if len(evals) > 1 and evals[0][0] == 0 else ("loss", losses)
         summary = f"{steps}; {name} {points[0][1]:.3g} → {points[-1][1]:.3g}."
         reason = explain_no_change(settings.train, num_steps)
-    notes = summarize_loss(losses, evals, curves["grad norm"], None if best_metric else best, reason)
+    notes = summarize_loss(losses, evals, curves["gradient norm"], None if best_metric else best, reason)
     if best_metric:
         [curve] = metric_curves
         notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
     overlap = _find_overlap(settings, run_dir, rows)
     notes += _describe_answers(settings, rows, overlap)
     for note in notes:
-        terminal.print(note)
+        terminal.print_result(note)
 
     loss, eval_loss, *others = (Curve(name, points) for name, points in curves.items())
     lora = settings.lora
@@ -95,19 +97,21 @@ def write_run_report(
         ],
     )
     write_run_page(run_dir.report, page)
-    terminal.print(f"adapter    {run_dir.adapter}")
-    terminal.print(f"report     {run_dir.report}")
+    terminal.print_result(f"adapter    {run_dir.adapter}")
+    terminal.print_result(f"report     {run_dir.report}")
 
 
 def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[PredictionRow]) -> TrainingOverlap:
     """Which answers are about images that were also trained on."""
-    if settings.data.split == "image" and settings.data.test is None:
+    if settings.data.split == "image" and settings.data.test is None and settings.adapter is None:
         return TrainingOverlap((False,) * len(rows))  # the split excludes it
     return find_training_overlap("this run", run_dir.manifest, [row.images for row in rows])
 
 
 def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap: TrainingOverlap) -> Iterator[str]:
     """What a reader of the scores has to know about the answers."""
+    if rows and rows[0].before != BASE_MODEL:
+        yield f"This run continues {rows[0].before}: before is the base model with that adapter."
     if rows and all(row.base == row.tuned for row in rows):
         yield (
             "The answer is the same as before."

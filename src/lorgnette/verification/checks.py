@@ -148,7 +148,7 @@ def describe_image_size(spec: ModelSpec) -> str:
 def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> None:
     """Print the greedy answers before and after; the merged model's only if it differs."""
     for number, answer in enumerate(answers, 1):
-        terminal.print(f"image {number}    before: {answer.base}")
-        terminal.print(f"           after:  {answer.adapter}")
+        terminal.print_result(f"image {number}    before: {answer.base}")
+        terminal.print_result(f"           after:  {answer.adapter}")
         if answer.merged not in (None, answer.adapter):
             terminal.warn(f"           merged: {answer.merged}")
