@@ -1,7 +1,7 @@
 """Callbacks of a training: log, trackers, progress bar, checkpoints."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, sav
 from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.trainer import StepReport
+from lorgnette.training.user_callbacks import UserCallbacks
 
 AdapterSnapshot = Callable[[], Callable[[Path], None]]
 """Copies the adapter as it is now. The returned function writes the copy into a folder, later and on any thread."""
@@ -36,8 +37,11 @@ class TrainingCallbacks:
     interrupt: GracefulInterrupt
     total_steps: int
 
+    user: UserCallbacks = field(default_factory=UserCallbacks)
+
     def on_step_end(self, step: int, loss: float) -> None:
         self.advance(1, f"loss {loss:.3f}")
+        self.user.call("on_step_end", step, loss)
 
     def on_log(self, report: StepReport) -> None:
         self._record({"kind": "train", **asdict(report)})
@@ -45,6 +49,7 @@ class TrainingCallbacks:
             f"step {report.step:<5} loss {report.loss:.4f}  lr {report.learning_rate:.2e}  "
             f"grad norm {report.grad_norm:.2f}  {report.tokens_per_s:.0f} tokens/s"
         )
+        self.user.call("on_log", report)
 
     def on_evaluate(self, step: int, loss: float) -> float:
         """Log the eval loss and the sample answers; returns the score of the step, lower is better."""
@@ -54,6 +59,7 @@ class TrainingCallbacks:
         self.log.write(samples.to_record(step))
         if samples.scores:
             self._record({"kind": "eval", "step": step, **samples.scores})
+        self.user.call("on_evaluate", step, {"eval_loss": loss, **samples.scores})
         # Trackers get the full answers right after the last step.
         for tracker in () if step == self.total_steps else self.trackers:
             tracker.log_predictions(samples.rows, step)
@@ -102,7 +108,7 @@ class TrainingCallbacks:
         self.log.write({"kind": "event", "step": step, "text": text, "level": "warning"})
 
     def should_stop(self) -> bool:
-        return self.interrupt.is_requested
+        return self.interrupt.is_requested or self.user.is_stopping
 
     def _record(self, record: dict[str, Any]) -> None:
         """Write a record to the log and its numbers to the trackers."""

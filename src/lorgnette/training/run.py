@@ -29,6 +29,7 @@ from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
 from lorgnette.training.trainer import Trainer
+from lorgnette.training.user_callbacks import UserCallbacks
 from lorgnette.types import Encoded, Example, PredictionRow
 from lorgnette.verification.reference_sample import make_sample, record_sample
 
@@ -41,12 +42,14 @@ def run_training(
     trackers: Sequence[Tracker],
     timer: StageTimer,
     terminal: Terminal,
+    user_callbacks: UserCallbacks | None = None,
 ) -> None:
     """Train from the latest checkpoint or from the start; write the adapter, the answers and the report.
 
     eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training,
-    after its checkpoint is saved.
+    after its checkpoint is saved, and then what a callback of the user raised.
     """
+    user_callbacks = user_callbacks or UserCallbacks()
     # Resolve what depends on the device and on earlier checkpoints.
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
@@ -95,9 +98,12 @@ def run_training(
                     callbacks = TrainingCallbacks(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
                         trainer.total_steps,
+                        user=user_callbacks,
                     )  # fmt: skip
                     is_finished = trainer.train(callbacks)
-                if not is_finished:
+                if not is_finished and user_callbacks.is_stopping and not interrupt.is_requested:
+                    _report_user_stop(user_callbacks, trainer.step, run_dir, log, writer, terminal)
+                elif not is_finished:
                     writer.wait()
                     terminal.print(f"saved      at step {trainer.step}; to resume: {run_dir.resume_command}")
                     interrupt.stop()
@@ -126,6 +132,21 @@ def run_training(
 
     run_dir.check_in_place()
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
+    if user_callbacks.error is not None:  # at the last step: everything is written
+        raise user_callbacks.error
+
+
+def _report_user_stop(
+    user_callbacks: UserCallbacks, step: int, run_dir: RunDir, log: RunLog, writer: AsyncWriter, terminal: Terminal
+) -> None:
+    """Say that a callback of the user ended the training. Raises what it raised, now that the step is saved."""
+    if user_callbacks.error is not None:
+        writer.wait()
+        user_callbacks.error.add_note(f"The run is saved at step {step}. To go on: lorgnette.resume({str(run_dir.path)!r})")
+        raise user_callbacks.error
+    text = f"step {step}: stopped by the callback {user_callbacks.stop_reason}"
+    terminal.print(f"{text}; to go on after that: {run_dir.resume_command}")
+    log.write({"kind": "event", "step": step, "text": text, "level": "info"})
 
 
 def _save_adapter(run_dir: RunDir, write: Callable[[Path], None]) -> None:
