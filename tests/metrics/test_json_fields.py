@@ -99,6 +99,7 @@ def test_the_table_of_fields() -> None:
     )
     assert (counts.num_answers, counts.num_valid, counts.num_equal) == (3, 2, 0)
     assert [row.accuracy for row in counts.rows] == [1 / 3, 1, 1, 1 / 2]
+    assert [row.num_wrong for row in counts.rows] == [1, 0, 0, 1]
     assert counts.as_dict()["fields"][0]["accuracy"] == 1 / 3
 
 

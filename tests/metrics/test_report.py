@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import UsageError
+from lorgnette.metrics.answer_tables import AnswerTables
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import CAPTION_METRICS, LATEX_METRICS, compare_answers
 from lorgnette.metrics.report import (
-    AnswerTables,
     classify_difference,
     compute_gains,
     compute_report,
@@ -115,14 +115,27 @@ def test_caption_metrics_before_and_after() -> None:
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
     assert scores["ROUGE-L"].after.startswith("1.000 (")
     assert float(scores["BLEU-1"].before.split()[0]) < 0.5
-    assert all(score.is_better for score in scores.values())
-    swapped = [replace(row, base=row.tuned, tuned=row.base) for row in ROWS]
-    assert not any(score.is_better for score in score_before_after(swapped, ("caption",)))
+    assert all(score.description for score in scores.values())
+    assert {score.change for score in scores.values()} == {"unsure"}  # two images: chance could do this
+
+
+def test_a_score_is_better_only_if_chance_does_not_explain_it() -> None:
+    rouge, cider = (score for score in score_before_after(ROWS * 4, ("ROUGE-L", "CIDEr-D")))
+    assert (rouge.change, cider.change) == ("better", "better")
+    assert rouge.difference.startswith("+")
+    assert " (+" in rouge.difference
+    swapped = [replace(row, base=row.tuned, tuned=row.base) for row in ROWS * 4]
+    assert [score.change for score in score_before_after(swapped, ("ROUGE-L",))] == ["worse"]
+    # A gain in one of 32 rows is a gain in the mean, and no news.
+    same = [replace(row, tuned=row.base) for row in ROWS * 16]
+    [score] = score_before_after([*ROWS[:1], *same], ("ROUGE-L",))
+    assert score.after > score.before
+    assert score.change == "unsure"
 
 
 def test_an_undefined_metric_has_a_note() -> None:
     [cider] = [score for score in score_before_after(ROWS[:1], ("caption",)) if score.name == "CIDEr-D"]
-    assert (cider.before, cider.after, cider.is_better) == ("–", "–", False)
+    assert (cider.before, cider.after, cider.change, cider.difference) == ("–", "–", "unsure", "")
     assert "several images" in cider.note
 
 
@@ -130,7 +143,10 @@ def test_formulas_are_compared_token_by_token() -> None:
     rows = [build_row("a.png", "x ^ { 2 }", "x", "x^{2}"), build_row("b.png", r"\\alpha + 1", "b", r"\\alpha+2")]
     scores = {score.name: score for score in score_before_after(rows, ("latex",))}
     assert scores["latex-exact-match"].after.split()[0] == "0.500"
-    assert scores["latex-edit-distance"].is_better  # it is lower
+    assert scores["latex-edit-distance"].difference.startswith("−")
+    many = {score.name: score for score in score_before_after(rows * 4, ("latex",))}
+    assert many["latex-edit-distance"].change == "better"  # it is lower
+    assert many["latex-edit-distance"].description.endswith("lower is better")
 
 
 def test_gains_are_signed_and_per_row() -> None:

@@ -35,7 +35,7 @@ class EvalPrompt:
             self.example.id, self.image_paths, self.text, self.references,
             base=None if base is None else base.text, base_is_cut=base is not None and not base.is_complete,
             tuned=None if tuned is None else tuned.text, tuned_is_cut=tuned is not None and not tuned.is_complete,
-            generation=generation,
+            generation=generation, place=self.example.place,
         )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ _Fields = dict[_Path, Any]
 class FieldRow:
     """A field in numbers.
 
-    support: how often references have it. Of these are num_correct, num_missing (not in the answer) and the rest
-    another value. num_extra: how often only the answer has it.
+    support: how often references have it. Of these num_correct have its value, num_wrong another one, and
+    num_missing are not in the answer. num_extra: how often only the answer has it.
     """
 
     name: str
@@ -35,6 +35,11 @@ class FieldRow:
     num_correct: int
     num_missing: int
     num_extra: int
+
+    @property
+    def num_wrong(self) -> int:
+        """Of the fields in references: another value."""
+        return self.support - self.num_correct - self.num_missing
 
     @property
     def accuracy(self) -> float | None:

@@ -28,6 +28,8 @@ MAX_LABEL_LENGTH = 50
 MAX_CELLS = 20_000_000
 """Counts of all examples and labels; macro-F1 has no value if there would be more, since they would fill the memory."""
 NUM_OTHERS = 3
+OTHER = "other"
+"""Stands for all answers that are no label."""
 
 
 @dataclass(frozen=True, slots=True)

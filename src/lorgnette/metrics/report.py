@@ -1,21 +1,17 @@
 """Answers to the same prompts in numbers: metrics, differences between candidates, style; before and after training."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
+from lorgnette.metrics.answer_tables import AnswerTables, count_answers
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.metrics.json_fields import FieldCounts, count_fields
-from lorgnette.metrics.labels import LabelCounts, count_labels
 from lorgnette.metrics.registry import (
-    JSON_METRICS,
-    LABEL_METRICS,
     METRICS,
     build_scores,
     compare_answers,
-    compute_scores,
     compute_tallies,
     expand_metric_names,
     select_sample_metric,
@@ -35,17 +31,6 @@ SCORE_TABLES: dict[str, Callable[[Sequence[PredictionRow]], list[ScoreRow]]] = {
 """Names in predict.metrics that stand for these rows in the scores before and after training."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerTables:
-    """What the answers of several candidates are, counted: labels for the label metrics, fields for the JSON metrics.
-
-    Both are [candidate], and empty without such metrics.
-    """
-
-    labels: tuple[LabelCounts, ...] = ()
-    fields: tuple[FieldCounts, ...] = ()
-
-
 @dataclass(frozen=True)
 class MetricReport:
     """The metrics of several candidates.
@@ -60,7 +45,7 @@ class MetricReport:
     differences: dict[tuple[int, int], tuple[Difference, ...]]
     styles: tuple[Style, ...]
     reference_style: Style | None
-    tables: AnswerTables = AnswerTables()
+    tables: AnswerTables = field(default_factory=AnswerTables)
 
     @property
     def main_metric(self) -> str:
@@ -96,19 +81,6 @@ def compute_report(
     )
 
 
-def count_answers(
-    metric_names: Iterable[str],
-    answers: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]],
-    known_labels: Iterable[str] = (),
-) -> AnswerTables:
-    """The tables of answers [candidate][example], as far as the metrics ask for them. known_labels: further ones."""
-    names, known_labels = set(metric_names), tuple(known_labels)
-    labels = [count_labels(texts, references, known_labels) for texts in answers if names.intersection(LABEL_METRICS)]
-    fields = [count_fields(texts, references) for texts in answers if names.intersection(JSON_METRICS)]
-    return AnswerTables(tuple(labels), tuple(fields))
-
-
 def count_before_after(
     rows: Sequence[PredictionRow], names: Iterable[str], known_labels: Iterable[str] = ()
 ) -> AnswerTables:
@@ -123,11 +95,28 @@ def count_before_after(
 
 def classify_difference(difference: Difference) -> Verdict:
     """Significant only if the interval excludes 0 and the p-value is low. The bootstrap interval of a few examples is
-    too narrow, while their p-value is at least about 2 / 2**n."""
+    too narrow, while their p-value is at least about 2 / 2**n. A name that is no metric counts something good."""
     interval, p_value = difference.interval, difference.p_value
     if interval is None or p_value is None or p_value >= SIGNIFICANCE_LEVEL or interval[0] <= 0 <= interval[1]:
         return "unsure"
-    return "better" if METRICS[difference.name].sign * interval[0] > 0 else "worse"
+    sign = METRICS[difference.name].sign if difference.name in METRICS else 1
+    return "better" if sign * interval[0] > 0 else "worse"
+
+
+def format_signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign: `+0.120`, `−0.031`, `0.000`."""
+    text = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+
+
+def format_difference(difference: Difference, scale: float = 1.0, digits: int = 3) -> str:
+    """The difference with its interval, both times `scale`; "" if the metric is undefined."""
+    if difference.value is None:
+        return ""
+    value, *interval = (
+        format_signed(scale * number, digits) for number in (difference.value, *(difference.interval or ()))
+    )
+    return value + (f" ({interval[0]} to {interval[1]})" if interval else "")
 
 
 def format_score(score: Score) -> str:
@@ -173,19 +162,22 @@ def parse_metric_names(names: str | None, default: Sequence[str]) -> tuple[str, 
 
 
 def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[ScoreRow]:
-    """The named metrics of the rows that have references and both answers, with 95 % intervals."""
+    """The named metrics of the rows that have references and both answers, with 95 % intervals. A metric has changed
+    only if the paired difference is more than chance."""
     names = list(names)
     rows = _select_scored_rows(rows)
     if not rows:
         return []
     references = [row.references for row in rows]
     metrics = expand_metric_names(name for name in names if name not in SCORE_TABLES)
-    before = compute_scores(metrics, [row.base or "" for row in rows], references)
-    after = compute_scores(metrics, [row.tuned or "" for row in rows], references)
+    before = compute_tallies(metrics, [row.base or "" for row in rows], references)
+    after = compute_tallies(metrics, [row.tuned or "" for row in rows], references)
     score_rows = [row for name in names if name in SCORE_TABLES for row in SCORE_TABLES[name](rows)]
-    for b, a in zip(before, after, strict=True):
-        gain = 0.0 if a.value is None or b.value is None else METRICS[a.name].sign * (a.value - b.value)
-        score_rows.append(ScoreRow(a.name, format_score(b), format_score(a), gain > 0, a.note or ""))
+    for b, a in zip(build_scores(before), build_scores(after), strict=True):
+        difference = compare_tallies(a.name, before[a.name], after[a.name])
+        change, text = classify_difference(difference), format_difference(difference)
+        description = METRICS[a.name].description + ("; lower is better" if METRICS[a.name].sign < 0 else "")
+        score_rows.append(ScoreRow(a.name, format_score(b), format_score(a), change, a.note or "", text, description))
     return score_rows
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,13 +28,19 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A metric before and after fine-tuning, as text. is_better: after is better; note: a caveat."""
+    """A metric before and after fine-tuning, as text.
+
+    change: whether the answers are better or worse by more than chance; "unsure": neither. difference: after minus
+    before, with its interval. description: the metric in a line. note: a caveat.
+    """
 
     name: str
     before: str
     after: str
-    is_better: bool = False
+    change: Literal["better", "worse", "unsure"] = "unsure"
     note: str = ""
+    difference: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
