@@ -188,7 +188,7 @@ class TrainSettings(Section):
         "loss",
         min_length=1,
         description="how the best checkpoint is chosen: the eval loss, or a metric by name (ROUGE-L, CIDEr-D, "
-        "exact-match, edit-distance, …), which answers all held-out examples at each evaluation",
+        "accuracy, macro-F1, …), which answers all held-out examples at each evaluation",
     )
     early_stopping_patience: PositiveInt | None = Field(
         None, description="stop after N evaluations without a new best; null: train to the end"
@@ -212,10 +212,11 @@ class PredictSettings(Section):
     max_new_tokens: PositiveInt = Field(128, le=2**20, description="maximum tokens per answer")
     batch_size: PositiveInt = Field(32, le=10**5, description="examples per generation batch")
     metrics: Annotated[tuple[str, ...], BeforeValidator(_parse_list)] = Field(
-        ("caption",),
+        ("auto",),
         min_length=1,
-        description="metrics of held-out answers: caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo "
-        "(its facts), none, or metrics by name (ANLS,token-F1,box-IoU; docs/metrics.md)",
+        description="metrics of held-out answers: auto (label, json or caption, by the references), label (accuracy, "
+        "macro-F1), json (fields), caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo (its facts), "
+        "none, or metrics by name (ANLS,token-F1,box-IoU; docs/metrics.md)",
     )
     image_size: Literal["train", "native"] = Field(
         "train", description="train: the size of training; native: the image's own size, as the tutorial tests"

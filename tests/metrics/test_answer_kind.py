@@ -8,8 +8,8 @@ from lorgnette.metrics.answer_kind import choose_metrics
 @pytest.mark.parametrize(
     ("texts", "group", "reason"),
     [
-        (["cat", "dog"] * 5, "label", "the answers are one of 2 labels: cat, dog"),
-        ([str(i) for i in range(8)] * 2, "label", "the answers are one of 8 labels: 0, 1, 2, 3, 4, 5, …"),
+        (["cat", "dog"] * 5, "label", "the answers are one of 2 labels (cat, dog)"),
+        ([str(i) for i in range(8)] * 2, "label", "the answers are one of 8 labels (0, 1, 2, 3, 4, 5, …)"),
         (['{"a": 1}', '{"a": 2}'] * 5, "json", "the answers are JSON objects"),
         (['{"a": 1}', "{}", "{"], "caption", "the answers are texts; 1 of 3 are no JSON object"),
         (["a red car on a street", "two dogs"], "caption", "the answers are texts"),
@@ -31,3 +31,10 @@ def test_named_metrics_stay() -> None:
     assert choose_metrics(["caption"], references).names == ("caption",)
     assert choose_metrics(["caption"], references).reason == ""
     assert choose_metrics(["ANLS", "auto"], references).names == ("ANLS", "label")
+
+
+def test_the_choice_is_described() -> None:
+    choice = choose_metrics(["auto"], [["cat"], ["dog"]] * 5)
+    assert choice.describe("--metrics ") == (
+        "accuracy, macro-F1, because the answers are one of 2 labels (cat, dog); --metrics NAMES takes others"
+    )

@@ -17,8 +17,10 @@ from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.atomic import write_json
 from lorgnette.io.paths import check_writable
+from lorgnette.metrics.answer_kind import choose_metrics
+from lorgnette.metrics.answer_tables import format_tables
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
-from lorgnette.metrics.registry import CAPTION_METRICS, METRICS, expand_metric_names
+from lorgnette.metrics.registry import AUTO, METRICS, expand_metric_names
 from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.predictions import write_predictions
@@ -46,8 +48,9 @@ def evaluate(
 ) -> MetricReport:
     """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
-    candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, latex,
-    demo) and metrics, separated by commas; default: the run's metrics, else caption. image_size, max_new_tokens: as in
+    candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, label,
+    json, latex, demo) and metrics, separated by commas; default: the run's metrics, else what suits the references
+    (auto). image_size, max_new_tokens: as in
     `predict`. out: for predictions.jsonl and scores.json.
     """
     # Read what is asked, without weights.
@@ -66,6 +69,9 @@ def evaluate(
         raise LorgnetteError("the data has no references to compare with", where=str(source), hint="add the references")
     if num_bare:
         terminal.warn(f"{num_bare} of {len(prompts)} questions have no reference and are not scored")
+    metric_names, reason = choose_for_prompts(metric_names, prompts)
+    if reason:
+        terminal.print(f"metrics    {reason}")
     # Answer and score.
     limit = select_max_new_tokens(max_new_tokens, [resolved.spec])
     sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
@@ -82,7 +88,7 @@ def evaluate(
         write_predictions(folder / PREDICTIONS_FILE, answer_rows)
         write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source, generation, overlap))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
-    _print_report(report, overlap)
+    _print_report(report, overlap, resolved.name)
     return report
 
 
@@ -107,10 +113,16 @@ def load_eval_prompts(
 
 
 def select_default_metrics(candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """The metrics of the first candidate's run that has some, else the caption metrics."""
+    """The metrics of the first candidate's run that has some, else `auto`."""
     settings = [candidate.load_run_settings() for candidate in candidates]
     metric_names = (expand_metric_names(run.predict.metrics) for run in settings if run is not None)
-    return next((names for names in metric_names if names), CAPTION_METRICS)
+    return next((names for names in metric_names if names), (AUTO,))
+
+
+def choose_for_prompts(metric_names: Sequence[str], prompts: Sequence[EvalPrompt]) -> tuple[tuple[str, ...], str]:
+    """(the metrics without `auto`, the choice in words: empty without `auto`)."""
+    choice = choose_metrics(metric_names, [prompt.references for prompt in prompts])
+    return expand_metric_names(choice.names), choice.describe("--metrics ") if choice.reason else ""
 
 
 def _check_output_folder(out: Path, source: Path) -> Path:
@@ -123,11 +135,13 @@ def _check_output_folder(out: Path, source: Path) -> Path:
     return out
 
 
-def _print_report(report: MetricReport, overlap: TrainingOverlap) -> None:
+def _print_report(report: MetricReport, overlap: TrainingOverlap, name: str) -> None:
     for score in report.scores[0]:
         print_result(f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}")
     if overlap.is_tuned:
         print_result(f"{'trained on':<20} {overlap.summary}")
+    if lines := format_tables(report.tables, [name]):
+        print_result("\n" + "\n".join(lines))
     print_result(f"\n{'':<28} {'answers':>24} {'references':>24}")
     for name, (of_answers, of_references) in format_style_rows(report):
         print_result(f"{name:<28} {of_answers:>24} {of_references:>24}")
@@ -137,7 +151,8 @@ def _build_scores_json(
     report: MetricReport, candidate: Candidate, source: Path, generation: str, overlap: TrainingOverlap
 ) -> dict[str, Any]:
     """scores.json. Intervals are 95 % bootstrap; per_example follows `scored`, the lines of predictions.jsonl with
-    references (from 0). trained_on: the lines about images that the candidate was trained on; null if unknown."""
+    references (from 0). trained_on: the lines about images that the candidate was trained on; null if unknown.
+    labels, fields: their tables, with the metrics of labels and of JSON answers."""
     return {
         "answered_by": candidate.name,
         "data": str(source),
@@ -155,6 +170,8 @@ def _build_scores_json(
             }
             for score in report.scores[0]
         },
+        **({"labels": counts.as_dict()} if (counts := next(iter(report.tables.labels), None)) else {}),
+        **({"fields": fields.as_dict()} if (fields := next(iter(report.tables.fields), None)) else {}),
         "style": {
             "answers": asdict(report.styles[0]),
             "references": asdict(report.reference_style) if report.reference_style else None,

@@ -30,6 +30,7 @@ def train(settings: Settings, *, name: str = "run", console: Console | None = No
         RunDir.check_is_free(settings.run)
     with timer("data"):
         data = TrainingData.load(settings, terminal)
+        settings = data.choose_metrics(settings, terminal)
         hashes, image_hashes = data.hash_inputs(), data.hash_images()
     run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
     with run_dir.lock(terminal.warn) as locked, _discard_failed_run(locked):
@@ -54,6 +55,7 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
         with timer("data"):
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
+            settings = data.choose_metrics(settings, terminal)
         _train(settings, locked, data, timer, terminal)
     return run_dir
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lorgnette.metrics.json_fields import parse_object
 from lorgnette.metrics.labels import find_labels
-from lorgnette.metrics.registry import AUTO
+from lorgnette.metrics.registry import AUTO, expand_metric_names
 
 NUM_SHOWN_LABELS = 6
 
@@ -18,6 +18,10 @@ class MetricChoice:
     names: tuple[str, ...]
     reason: str = ""
     labels: tuple[str, ...] = ()
+
+    def describe(self, option: str) -> str:
+        """A line for the terminal. option: how other metrics are named."""
+        return f"{', '.join(expand_metric_names(self.names))}, because {self.reason}; {option}NAMES takes others"
 
 
 def choose_metrics(names: Sequence[str], references: Sequence[Sequence[str]]) -> MetricChoice:
@@ -38,7 +42,7 @@ def _choose(references: Sequence[Sequence[str]]) -> MetricChoice:
         return MetricChoice(("json",), "the answers are JSON objects")
     if labels := find_labels(references):
         shown = ", ".join(labels[:NUM_SHOWN_LABELS]) + (", …" if len(labels) > NUM_SHOWN_LABELS else "")
-        return MetricChoice(("label",), f"the answers are one of {len(labels)} labels: {shown}", labels)
+        return MetricChoice(("label",), f"the answers are one of {len(labels)} labels ({shown})", labels)
     is_nearly_json = 2 * num_objects >= len(references) > 0
     broken = f"; {len(references) - num_objects} of {len(references)} are no JSON object" if is_nearly_json else ""
     return MetricChoice(("caption",), f"the answers are texts{broken}")

@@ -17,6 +17,9 @@ from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.parse import parse_json
 from lorgnette.io.paths import split_sources
+from lorgnette.metrics.answer_kind import choose_metrics
+from lorgnette.metrics.eval_prompts import group_by_prompt
+from lorgnette.metrics.labels import normalize_label
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
@@ -83,6 +86,27 @@ class TrainingData:
         for line in SplitSummary.from_examples([e.example for e in examples], [e.example for e in held_out]).advice:
             terminal.warn(line)
         return loaded
+
+    def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
+        """The settings, with `auto` in predict.metrics replaced by the metrics that suit the references of all rows.
+
+        Prints the choice, and a warning if the held-out rows lack a label.
+        """
+        names, examples = settings.predict.metrics, [e.example for part in (self.examples, self.held_out) for e in part]
+        choice = choose_metrics(names, [(example.reference,) for example in examples])
+        if choice.labels:
+            choice = choose_metrics(names, [prompt.references for prompt in group_by_prompt(examples)])
+        if not choice.reason:
+            return settings
+        terminal.print(f"metrics    {choice.describe('predict.metrics=')}")
+        held_out = {normalize_label(e.example.reference) for e in self.held_out}
+        if missing := [label for label in choice.labels if held_out and normalize_label(label) not in held_out]:
+            terminal.warn(
+                f"{len(missing)} of {len(choice.labels)} labels are not among the held-out rows ({missing[0]}, …): mix "
+                "the rows if they are sorted by label, or hold out more (data.holdout)"
+            )
+        predict = settings.predict.model_copy(update={"metrics": choice.names})
+        return settings.model_copy(update={"predict": predict})
 
     @property
     def grids(self) -> list[ImageGrid]:
