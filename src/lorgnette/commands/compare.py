@@ -15,7 +15,7 @@ from lorgnette.commands.compare_candidates import (
     resolve_candidates,
     split_before_after,
 )
-from lorgnette.commands.evaluate import load_eval_prompts, select_default_metrics
+from lorgnette.commands.evaluate import choose_for_prompts, load_eval_prompts, select_default_metrics
 from lorgnette.config import DataSettings, ProcessorSettings
 from lorgnette.errors import UsageError
 from lorgnette.inference.answers import describe_cuts
@@ -66,6 +66,9 @@ def compare(
     prompts = load_eval_prompts(
         candidates, source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=False
     )
+    metric_names, reason = choose_for_prompts(metric_names, prompts)
+    if reason:
+        terminal.print(f"metrics    {reason}")
     limit = select_max_new_tokens(max_new_tokens, [candidate.spec for candidate in candidates])
     sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
     generations = [candidate.describe_generation(sampling) for candidate in candidates]
