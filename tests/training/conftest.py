@@ -35,8 +35,12 @@ class PreparedRun:
 
     def train(self, trackers: Sequence[Tracker] = ()) -> None:
         from lorgnette.training.run import run_training
+        from lorgnette.training.user_callbacks import UserCallbacks
 
-        run_training(self.settings, self.run_dir, self.data, self.data.processor, trackers, self.timer, self.terminal)
+        run_training(
+            self.settings, self.run_dir, self.data, self.data.processor, trackers, self.timer, self.terminal,
+            UserCallbacks(),
+        )  # fmt: skip
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """`train` and `resume`: everything that can be wrong is found before torch is imported and weights are read."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.user_callbacks import UserCallbacks
 
 
-def train(settings: Settings, *, name: str = "run", console: Console | None = None) -> RunDir:
+def train(
+    settings: Settings, *, name: str = "run", callbacks: Sequence[Any] = (), console: Console | None = None
+) -> RunDir:
     """Train an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
-    terminal = Terminal(console)
+    terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
     timer = StageTimer(terminal)
     if settings.run is not None:
         RunDir.check_is_free(settings.run)
@@ -41,13 +44,13 @@ def train(settings: Settings, *, name: str = "run", console: Console | None = No
         )  # fmt: skip
         write_json(run_dir.manifest, manifest)
         write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
-        _train(settings, locked, data, timer, terminal)
+        _train(settings, locked, data, user_callbacks, timer, terminal)
     return run_dir
 
 
-def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
+def resume(path: Path | str, *, callbacks: Sequence[Any] = (), console: Console | None = None) -> RunDir:
     """Continue a stopped run from its latest checkpoint. The result is the same as without the stop."""
-    terminal = Terminal(console)
+    terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
     timer = StageTimer(terminal)
     run_dir = RunDir.open_existing(Path(path))
     with run_dir.lock(terminal.warn) as locked:
@@ -56,11 +59,18 @@ def resume(path: Path | str, *, console: Console | None = None) -> RunDir:
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
             settings = data.choose_metrics(settings, terminal)
-        _train(settings, locked, data, timer, terminal)
+        _train(settings, locked, data, user_callbacks, timer, terminal)
     return run_dir
 
 
-def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: StageTimer, terminal: Terminal) -> None:
+def _train(
+    settings: Settings,
+    run_dir: RunDir,
+    data: TrainingData,
+    user_callbacks: UserCallbacks,
+    timer: StageTimer,
+    terminal: Terminal,
+) -> None:
     # What torch is not needed for: a tracker that is not installed is an error now.
     trackers = open_trackers(settings.report_to, settings.project, run_dir.path, terminal.warn)
     eval_processor = data.build_eval_processor(settings.processor, settings.predict.image_size)
@@ -75,7 +85,7 @@ def _train(settings: Settings, run_dir: RunDir, data: TrainingData, timer: Stage
             start_cuda_init()
         with gc_paused():
             from lorgnette.training.run import run_training
-    run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal)
+    run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal, user_callbacks)
 
 
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:

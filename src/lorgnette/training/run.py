@@ -42,14 +42,13 @@ def run_training(
     trackers: Sequence[Tracker],
     timer: StageTimer,
     terminal: Terminal,
-    user_callbacks: UserCallbacks | None = None,
+    user_callbacks: UserCallbacks,
 ) -> None:
     """Train from the latest checkpoint or from the start; write the adapter, the answers and the report.
 
     eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training,
     after its checkpoint is saved, and then what a callback of the user raised.
     """
-    user_callbacks = user_callbacks or UserCallbacks()
     # Resolve what depends on the device and on earlier checkpoints.
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
@@ -101,12 +100,9 @@ def run_training(
                         user=user_callbacks,
                     )  # fmt: skip
                     is_finished = trainer.train(callbacks)
-                if not is_finished and user_callbacks.is_stopping and not interrupt.is_requested:
-                    _report_user_stop(user_callbacks, trainer.step, run_dir, log, writer, terminal)
-                elif not is_finished:
+                if not is_finished:
                     writer.wait()
-                    terminal.print(f"saved      at step {trainer.step}; to resume: {run_dir.resume_command}")
-                    interrupt.stop()
+                    _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal)
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
                 peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
@@ -132,20 +128,25 @@ def run_training(
 
     run_dir.check_in_place()
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
-    if user_callbacks.error is not None:  # at the last step: everything is written
-        raise user_callbacks.error
+    user_callbacks.raise_error()  # of the last step, now that everything is written
 
 
-def _report_user_stop(
-    user_callbacks: UserCallbacks, step: int, run_dir: RunDir, log: RunLog, writer: AsyncWriter, terminal: Terminal
+def _report_stop(
+    step: int,
+    interrupt: GracefulInterrupt,
+    user_callbacks: UserCallbacks,
+    run_dir: RunDir,
+    log: RunLog,
+    terminal: Terminal,
 ) -> None:
-    """Say that a callback of the user ended the training. Raises what it raised, now that the step is saved."""
-    if user_callbacks.error is not None:
-        writer.wait()
-        user_callbacks.error.add_note(f"The run is saved at step {step}. To go on: lorgnette.resume({str(run_dir.path)!r})")
-        raise user_callbacks.error
+    """Say why the training ended before its last step, which is saved. Raises KeyboardInterrupt for a signal, and what
+    a callback of the user raised; returns if a callback asked for the end."""
+    if interrupt.is_requested or user_callbacks.error is not None:
+        terminal.print(f"saved      at step {step}; to resume: {run_dir.resume_command}")
+        user_callbacks.raise_error(f"The run is saved at step {step}; lorgnette.resume({str(run_dir.path)!r}) goes on.")
+        interrupt.stop()
     text = f"step {step}: stopped by the callback {user_callbacks.stop_reason}"
-    terminal.print(f"{text}; to go on after that: {run_dir.resume_command}")
+    terminal.print(f"{text}; to take the other steps later: {run_dir.resume_command}")
     log.write({"kind": "event", "step": step, "text": text, "level": "info"})
 
 

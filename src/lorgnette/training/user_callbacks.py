@@ -44,6 +44,13 @@ class UserCallbacks:
     def is_stopping(self) -> bool:
         return bool(self.stop_reason) or self.error is not None
 
+    def raise_error(self, note: str = "") -> None:
+        """Raise what a callback raised, if one did. note: is printed below it."""
+        if self.error is not None:
+            if note:
+                self.error.add_note(note)
+            raise self.error
+
     def call(self, hook: str, *values: Any) -> None:
         """Call the method of every callback. After an error none is called."""
         for name, function in self._functions[hook]:
