@@ -138,7 +138,7 @@ FindingKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A remark about a row before training. images: at most two images to look at."""
+    """A remark about a row before training. images: a few images to look at."""
 
     kind: FindingKind
     problem: Problem
@@ -146,6 +146,8 @@ class Finding:
 
     @classmethod
     def for_example(cls, example: Example, kind: FindingKind, message: str, hint: str, *images: Path) -> "Finding":
+        """images: default: the first of the example's own."""
+        images = images or tuple(image.path for image in example.images[:2])
         return cls(kind, Problem(example.source, example.row, message, hint, sheet_row=example.sheet_row), images)
 
     @property
@@ -233,12 +235,16 @@ class Prediction:
         return mark_cut(self.text, is_cut=not self.is_complete)
 
 
+BASE_MODEL = "base model"
+
+
 @dataclass(frozen=True, slots=True)
 class PredictionRow:
-    """A prompt's answers: base of the base model, tuned of the fine-tuned model; None if not generated.
+    """A prompt's answers: base of the model before training, tuned of the fine-tuned model; None if not generated.
 
     references: every answer that the data has to this prompt on these images. base_is_cut, tuned_is_cut: the answer
-    reached the maximum length before an end token. generation: how the answers were generated, in words; "" if unknown.
+    reached the maximum length before an end token. generation: how the answers were generated, in words; place: the
+    row of the data, in words; both "" if unknown.
     """
 
     id: str
@@ -250,6 +256,9 @@ class PredictionRow:
     base_is_cut: bool = False
     tuned_is_cut: bool = False
     generation: str = ""
+    place: str = ""
+    before: str = BASE_MODEL
+    """Whose answer `base` is: that of the base model, or of an adapter that the run continued, by name."""
 
     @property
     def shown_base(self) -> str | None:

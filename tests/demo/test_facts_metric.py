@@ -1,8 +1,11 @@
 """The demo's facts: counted from references and answers, in the scores before and after training."""
 
+import random
 from pathlib import Path
 
-from lorgnette.demo.facts_metric import register_facts_metric, score_facts
+from lorgnette.demo.captions import write_caption
+from lorgnette.demo.facts_metric import MAX_CAPTION_WORDS, register_facts_metric, score_facts
+from lorgnette.demo.scenes import sample_scene
 from lorgnette.metrics.report import score_before_after
 from lorgnette.types import PredictionRow
 
@@ -26,7 +29,19 @@ def test_facts_are_read_from_the_references() -> None:
     assert (scores["both objects right"].before, scores["both objects right"].after) == ("1 of 2", "2 of 2")
     assert (scores["relation right"].after, scores["all three right"].after) == ("1 of 2", "1 of 2")
     assert scores["exact match"].after == "1 of 2"
-    assert not scores["words per answer"].is_better
+    assert scores["words per answer"].change == "unsure"
+    assert scores["exact match"].change == "unsure"  # one of two may be chance
+    many = {score.name: score for score in score_facts(rows * 8)}
+    assert (many["exact match"].change, many["exact match"].after) == ("better", "8 of 16")
+    assert many["exact match"].difference.startswith("+8 (+")
+    unchanged = many["both objects right"]
+    assert (unchanged.before, unchanged.after, unchanged.change) == ("8 of 16", "16 of 16", "better")
+
+
+def test_every_caption_of_the_demo_is_short() -> None:
+    rng = random.Random(0)
+    lengths = {len(write_caption(sample_scene(rng)).split()) for _ in range(500)}
+    assert max(lengths) <= MAX_CAPTION_WORDS < 2 * max(lengths)
 
 
 def test_predict_metrics_demo_stands_for_the_facts() -> None:

@@ -3,13 +3,19 @@
 The reference caption states all facts of its scene, so references alone suffice: a resumed run has the same scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter, contains, eq
 
+import numpy as np
+
 from lorgnette.demo.captions import Facts
-from lorgnette.metrics.report import SCORE_TABLES
-from lorgnette.metrics.score import ScoreRow
+from lorgnette.metrics.bootstrap import compare_tallies
+from lorgnette.metrics.report import SCORE_TABLES, classify_difference, format_difference
+from lorgnette.metrics.score import ScoreRow, tally_mean
 from lorgnette.types import PredictionRow
+
+MAX_CAPTION_WORDS = 16
+"""Words of the longest caption that captions.py writes."""
 
 
 def register_facts_metric() -> None:
@@ -26,22 +32,37 @@ def score_facts(rows: Sequence[PredictionRow]) -> list[ScoreRow]:
     before, after = [row.base or "" for row in rows], [row.tuned or "" for row in rows]
     facts_before, facts_after = ([Facts.from_text(text) for text in answers] for answers in (before, after))
 
-    def build_row(name: str, num_before: int, num_after: int) -> ScoreRow:
-        total = len(rows)
-        return ScoreRow(name, f"{num_before} of {total}", f"{num_after} of {total}", is_better=num_after > num_before)
+    total = len(rows)
 
-    def count_facts(name: str, *fields: str) -> ScoreRow:
+    def count(name: str, description: str, flags: Sequence[Iterable[bool]]) -> ScoreRow:
+        """flags: of every answer before, and after."""
+        first, second = (tally_mean(np.array(list(part), np.float64)) for part in flags)
+        difference = compare_tallies(name, first, second)
+        before, after = (f"{tally.per_example.sum():.0f} of {total}" for tally in (first, second))
+        text = format_difference(difference, scale=total, digits=0)
+        return ScoreRow(name, before, after, classify_difference(difference), "", text, description)
+
+    def count_facts(name: str, description: str, *fields: str) -> ScoreRow:
         select = attrgetter(*fields)
         expected = list(map(select, references))
-        return build_row(name, *(sum(map(eq, map(select, facts), expected)) for facts in (facts_before, facts_after)))
+        return count(
+            name, description, [map(eq, map(select, facts), expected) for facts in (facts_before, facts_after)]
+        )
 
-    num_exact = (sum(map(contains, [row.references for row in rows], answers)) for answers in (before, after))
-    mean_words = [sum(len(text.split()) for text in answers) / len(rows) for answers in (before, after)]
+    num_words = [[len(text.split()) for text in answers] for answers in (before, after)]
+    words_before, words_after = (tally_mean(np.array(numbers, np.float64)) for numbers in num_words)
+    longer = format_difference(compare_tallies("words per answer", words_before, words_after), digits=0)
+    is_exact = [map(contains, [row.references for row in rows], answers) for answers in (before, after)]
+    is_short = [[number <= MAX_CAPTION_WORDS for number in numbers] for numbers in num_words]
     return [
-        count_facts("both objects right", "kinds"),
-        count_facts("both colors right", "colors"),
-        count_facts("relation right", "relations"),
-        count_facts("all three right", "kinds", "colors", "relations"),
-        build_row("exact match", *num_exact),
-        ScoreRow("words per answer", f"{mean_words[0]:.0f}", f"{mean_words[1]:.0f}"),
-    ]
+        count_facts("both objects right", "the answer names the two objects", "kinds"),
+        count_facts("both colors right", "and their colors", "colors"),
+        count_facts("relation right", "and where one is, seen from the other", "relations"),
+        count_facts("all three right", "objects, colors and relation", "kinds", "colors", "relations"),
+        count("short caption", f"at most {MAX_CAPTION_WORDS} words, as the references are", is_short),
+        count("exact match", "the answer equals the reference, word for word", is_exact),
+        ScoreRow(
+            "words per answer", f"{words_before.value:.0f}", f"{words_after.value:.0f}", difference=longer,
+            description="shorter is not better in itself; the references are short",
+        ),
+    ]  # fmt: skip

@@ -26,7 +26,7 @@ CURVES = {
     "loss": ("train", "loss"),
     "eval loss": ("eval", "eval_loss"),
     "learning rate": ("train", "learning_rate"),
-    "grad norm": ("train", "grad_norm"),
+    "gradient norm": ("train", "grad_norm"),
 }
 """Curve → kind and field of its log records."""
 

@@ -43,7 +43,7 @@ def build_page(folder: Path) -> RunPage:
         notes=["a note"],
         next_steps=["lorgnette predict --adapter runs/coco/adapter image.jpg"],
         scores=[
-            ScoreRow("CIDEr", "12.4", "98.1", is_better=True),
+            ScoreRow("CIDEr", "12.4", "98.1", change="better"),
             ScoreRow("odd", "–", "–", note="needs several images"),
         ],
         gains=[0.5, -0.25, None, None],
@@ -131,7 +131,7 @@ def test_only_better_answers_are_green(tmp_path: Path) -> None:
     html = (tmp_path / "p.html").read_text()
     cards = html.split("<article")[1:]
     assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
-    scores = [ScoreRow("a", "1", "2", is_better=True), ScoreRow("b", "1", "1")]
+    scores = [ScoreRow("a", "1", "2", change="better"), ScoreRow("b", "1", "1")]
     write_run_page(tmp_path / "p.html", RunPage(title="x", scores=scores))
     assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
 
