@@ -8,6 +8,7 @@ from typing import Literal
 from lorgnette.metrics.answer_tables import AnswerTables, count_answers
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
 from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.own_metric import MetricFunction, resolve_metric_names
 from lorgnette.metrics.registry import (
     METRICS,
     build_scores,
@@ -156,9 +157,12 @@ def _format_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def parse_metric_names(names: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """The metrics of `--metrics`: names and groups, separated by commas. Raises UsageError for an unknown name."""
-    return tuple(default) if names is None else expand_metric_names(map(str.strip, names.split(",")), "--metrics ")
+def parse_metric_names(
+    metrics: str | Iterable[str | MetricFunction] | None, default: Sequence[str]
+) -> tuple[str, ...]:
+    """The metrics of `--metrics`: names and groups, separated by commas, or a list with functions of the user. Raises
+    UsageError for an unknown name."""
+    return tuple(default) if metrics is None else expand_metric_names(resolve_metric_names(metrics), "--metrics ")
 
 
 def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[ScoreRow]:
