@@ -19,7 +19,7 @@ from lorgnette.io.parse import parse_json
 from lorgnette.io.paths import split_sources
 from lorgnette.metrics.answer_kind import choose_metrics
 from lorgnette.metrics.eval_prompts import group_by_prompt
-from lorgnette.metrics.labels import normalize_label
+from lorgnette.metrics.labels import find_labels, normalize_label
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
@@ -107,6 +107,11 @@ class TrainingData:
             )
         predict = settings.predict.model_copy(update={"metrics": choice.names})
         return settings.model_copy(update={"predict": predict})
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, if the answers of all rows are labels."""
+        return find_labels([(e.example.reference,) for part in (self.examples, self.held_out) for e in part])
 
     @property
     def grids(self) -> list[ImageGrid]:

@@ -6,8 +6,9 @@ from lorgnette.config import Settings
 from lorgnette.data import format_problems
 from lorgnette.inference.answers import describe_row_cuts
 from lorgnette.io.shell import format_command
+from lorgnette.metrics.answer_tables import format_tables
 from lorgnette.metrics.registry import METRICS, get_best_model_metric, select_tracked_metric
-from lorgnette.metrics.report import compute_gains, score_before_after
+from lorgnette.metrics.report import compute_gains, count_before_after, score_before_after
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
@@ -35,6 +36,10 @@ def write_run_report(
         terminal.print_result(
             f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}"
         )
+
+    tables = count_before_after(rows, settings.predict.metrics, data.labels)
+    for line in format_tables(tables, ["before", "after"]):
+        terminal.print_result(line)
 
     # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
     records = run_log.read_log(run_dir.log)
@@ -84,6 +89,7 @@ def write_run_report(
         curves=[loss, eval_loss, *metric_curves, *others],
         rows=rows,
         scores=scores,
+        tables=tables,
         gains=compute_gains(rows, settings.predict.metrics),
         trained_on=overlap.flags or (),
         samples=samples_over_time(records, rows),

@@ -14,6 +14,7 @@ from lorgnette.metrics.bootstrap import Difference
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS, Metric
 from lorgnette.metrics.report import MetricReport, Verdict, classify_difference, format_style_rows
+from lorgnette.report.html.answer_tables import build_answer_sections
 from lorgnette.report.html.charts import Chart
 from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.templates import write_page
@@ -102,6 +103,7 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
             (prompt, tuple(images[image] for image in prompt.image_paths), answers, page.find_trained_on(i))
             for i, (prompt, answers) in enumerate(answers_by_prompt)
         ],
+        answer_sections=build_answer_sections(page.report.tables, page.candidates),
         style=format_style_rows(page.report),
         differing=[*page.settings, *_list_differing_generations(page)],
         charts=page.charts,

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorgnette.metrics.answer_tables import AnswerTables
 from lorgnette.metrics.score import ScoreRow
+from lorgnette.report.html.answer_tables import build_answer_sections
 from lorgnette.report.html.charts import Curve, build_charts, format_number
 from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.templates import write_page
@@ -48,6 +50,7 @@ class RunPage:
     next_steps: Sequence[str] = ()
     summary: str = ""
     scores: Sequence[ScoreRow] = ()
+    tables: AnswerTables = field(default_factory=AnswerTables)
     gains: Sequence[float | None] = ()
     trained_on: Sequence[bool] = ()
     samples: Sequence[SampleHistory] = ()
@@ -69,6 +72,7 @@ def write_run_page(path: Path, page: RunPage) -> None:
         title=page.title,
         page=page,
         summary=page.summary or _summarize_loss(page.curves),
+        answer_sections=build_answer_sections(page.tables, ["before", "after"]),
         cards=cards[:NUM_VISIBLE],
         folded=cards[NUM_VISIBLE:],
         has_base=any(row.base is not None for row in page.rows),
