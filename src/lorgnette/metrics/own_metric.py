@@ -10,7 +10,7 @@ The value of the metric is the mean over the answers, with the same intervals an
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -69,18 +69,18 @@ def check_own_metrics(names: Iterable[str], references: Sequence[Sequence[str]])
                 _score(_own[name], name, texts[0], texts)
 
 
-def _register(function: MetricFunction, name: str | None = None, better: Better = "higher", note: str = "") -> str:
+def _register(function: Any, name: str | None = None, better: Better = "higher", note: str = "") -> str:
     """Returns the metric's name."""
     if not callable(function):
         hint = "give a function (answer, references) -> float"
         raise UsageError("no metric", where=f"a {type(function).__name__}", hint=hint)
-    name = name or getattr(function, "__name__", type(function).__name__)
+    name = name or str(getattr(function, "__name__", type(function).__name__))
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
         raise UsageError("no name for a metric", where=name, hint='give it one: register_metric(…, name="is_short")')
     if name in METRIC_GROUPS or name == "loss" or (name in METRICS and name not in _own):
         raise UsageError("a metric of lorgnette has this name", where=name, hint="choose another")
 
-    def compute(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    def compute(hypotheses: Sequence[str], references: Sequence[Sequence[str]], name: str = name) -> Tally:
         pairs = zip(hypotheses, references, strict=True)
         return tally_mean(np.array([_score(function, name, *pair) for pair in pairs], np.float64))
 

@@ -1,5 +1,6 @@
 """Callbacks of a training: log, trackers, progress bar, checkpoints."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.io.atomic import atomic_folder
+from lorgnette.metrics.own_metric import OwnMetricError
 from lorgnette.metrics.registry import METRICS, build_undefined_metric_error
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.run_dir import RunDir
@@ -55,7 +57,11 @@ class TrainingCallbacks:
         """Log the eval loss and the sample answers; returns the score of the step, lower is better."""
         self._record({"kind": "eval", "step": step, "eval_loss": loss})
         self.terminal.print(f"step {step:<5} eval loss {loss:.4f}")
-        samples = self.samples.generate()
+        try:
+            samples = self.samples.generate()
+        except OwnMetricError as error:  # the user's metric: save this step, then raise it
+            self.user.error = error
+            return math.inf
         self.log.write(samples.to_record(step))
         if samples.scores:
             self._record({"kind": "eval", "step": step, **samples.scores})
