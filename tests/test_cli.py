@@ -215,8 +215,9 @@ def test_check_prints_facts(captions: Path, cli) -> None:
     done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
     assert done.status == 1
     assert not done.err
-    error, *lines = done.out.splitlines()
+    error, basis, *lines = done.out.splitlines()
     assert error.startswith("no rows can be held out: holdout is 4, but there are 3 usable rows")
+    assert basis.startswith("judged by  model demo; images 280×280 pixels; prompt ")
     assert lines == [
         "rows       3, 3 usable, 0 broken",
         "images     3, used 3 times",
@@ -233,7 +234,7 @@ def test_check_prints_facts(captions: Path, cli) -> None:
         "result     Training would not start: no rows can be held out.",
     ]
     done = cli("check", "captions.csv", "model=demo", "data.holdout=1")
-    assert (done.status, done.out.splitlines()[-1]) == (0, "result     No problems found in 3 rows.")
+    assert (done.status, done.out.splitlines()[-1]) == (0, "result     Ready to train: no problems found in 3 rows.")
 
 
 def test_characters_that_the_terminal_lacks(captions: Path) -> None:

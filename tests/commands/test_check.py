@@ -43,8 +43,12 @@ def test_printed_lines(captions: Path, terminal_output: io.StringIO, console: Co
     assert (report.data_report.num_rows, report.data_report.num_usable, report.is_blocking) == (7, 6, True)
     lines = terminal_output.getvalue().splitlines()
     assert lines[0].startswith(f"{captions}, row 8: ")
-    assert lines[1] == "rows       7, 6 usable, 1 broken"
-    assert lines[-1] == "result     Training would not start: 1 of 7 rows cannot be used."
+    assert lines[1] == (
+        "judged by  model Qwen/Qwen2-VL-2B-Instruct; images 280×280 pixels; "
+        f"prompt {config.Settings().data.prompt!r} (the default); settings defaults"
+    )
+    assert lines[2] == "rows       7, 6 usable, 1 broken"
+    assert lines[-1].startswith("result     Training would not start: 1 of 7 rows cannot be used")
 
 
 def test_empty_data_is_blocking(tmp_path: Path, terminal_output: io.StringIO, console: Console) -> None:
@@ -129,7 +133,43 @@ def test_url_of_images_works_only_for_data_of_a_hub(captions: Path, console: Con
 def test_html_report_of_the_first_rows(captions: Path, tmp_path: Path, console: Console) -> None:
     report = check(captions, rows=2, prompt="What?", out=tmp_path / "x.html", console=console)
     assert report.data_report.num_rows == 2
-    assert "captions.csv" in (tmp_path / "x.html").read_text()
+    html = (tmp_path / "x.html").read_text()
+    assert "captions.csv" in html
+    assert str(captions.parent) not in html.partition('<h2 id="next">')[2].partition("</section>")[2]
+    assert "&#39;What?&#39; (of data.prompt)" in html
+
+
+def test_page_shows_the_broken_rows_images(captions: Path, tmp_path: Path, console: Console) -> None:
+    """As far as a file goes that is cut off, and whole where only the caption is missing."""
+    paint_image(1, (640, 480)).save(captions.with_name("whole.jpg"))
+    content = captions.with_name("whole.jpg").read_bytes()
+    captions.with_name("cut.jpg").write_bytes(content[: len(content) * 2 // 3])
+    captions.write_text("image_path,caption\ncut.jpg,a\nwhole.jpg,\ngone.jpg,b\nred.png,c\nred.png,c\n")
+    report = check(captions, settings=load("data.holdout=0"), out=tmp_path / "x.html", console=console)
+    broken = [finding.images for finding in report.findings if finding.kind == "unusable"]
+    assert broken == [(captions.with_name("cut.jpg"),), (captions.with_name("whole.jpg"),), ()]
+    [repeated] = [finding.images for finding in report.findings if finding.kind == "repeated-row"]
+    assert repeated == (captions.with_name("red.png"),)
+    assert (tmp_path / "x.html").read_text().count("data:image/jpeg") == 3
+
+
+def test_check_starts_where_training_leaves_broken_rows_out(
+    captions: Path, terminal_output: io.StringIO, console: Console
+) -> None:
+    from lorgnette.report.console import Terminal
+    from lorgnette.training.data_module import TrainingData
+
+    with captions.open("a") as file:
+        file.write("gone.png,nothing\n")
+    settings = load(f"data={captions}", "data.holdout=2", "data.on_bad_row=skip", "image_size=56", "model=demo")
+    report = check(captions, settings=settings, console=console)
+    assert not report.is_blocking
+    assert terminal_output.getvalue().endswith("Ready to train: 1 of 7 rows is broken and left out.\n")
+    assert len(TrainingData.load(settings, Terminal(console)).examples) == report.num_trainable
+    too_long = settings.model_copy(update={"max_length": 20})
+    assert check(captions, settings=too_long, console=console).is_blocking
+    with pytest.raises(LorgnetteError, match="no example left"):
+        TrainingData.load(too_long, Terminal(console))
 
 
 # ── planted faults ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from lorgnette.report.check_report import (
     TITLES,
     CheckReport,
     SplitSummary,
+    explain_split,
     format_histogram,
     list_errors,
     list_facts,
@@ -50,8 +51,8 @@ def test_blocking_kinds(kind: FindingKind) -> None:
 
 def test_summary() -> None:
     unusable, tiny = make_finding("unusable"), make_finding("tiny")
-    assert make_report().summary == "No problems found in 400 rows."
-    assert make_report(findings=[tiny]).summary == "Training can start; 1 warning."
+    assert make_report().summary == "Ready to train: no problems found in 400 rows."
+    assert make_report(findings=[tiny]).summary == "Ready to train: 400 rows can be used; 1 warning."
     assert make_report(findings=[tiny, unusable, tiny]).summary == (
         "Training would not start: 1 of 400 rows cannot be used; 2 warnings."
     )
@@ -59,7 +60,37 @@ def test_summary() -> None:
     assert make_report(split=NO_SPLIT, findings=[tiny]).summary.endswith("held out; 1 warning.")
     assert make_report(split=NO_SPLIT).is_blocking
     empty = make_report(data_report=DataReport(0, 0, (), 0, 0, None, None, None))
-    assert (empty.summary, empty.is_blocking) == ("The data has no rows.", True)
+    assert (empty.summary, empty.is_blocking) == ("Training would not start: the data has no rows.", True)
+
+
+def test_summary_names_what_is_in_doubt() -> None:
+    """A warning about the split counts as one, and a check that did not run is named."""
+    assert make_report(split=SplitSummary(395, 5, 1)).summary == "Ready to train: 400 rows can be used; 1 warning."
+    skipped = ["tokens: Qwen/Some is not on this machine", "look-alikes: switched off"]
+    assert make_report(skipped_checks=skipped).summary == (
+        "Ready to train: 400 rows can be used; not checked: tokens, look-alikes."
+    )
+
+
+def test_rows_that_training_leaves_out_do_not_stop_it() -> None:
+    unusable = make_finding("unusable")
+    left_out = make_report(findings=[unusable], skips_bad_rows=True)
+    assert (left_out.summary, left_out.is_blocking) == ("Ready to train: 1 of 400 rows is broken and left out.", False)
+    several = make_report(findings=[unusable, make_finding("over-budget", 4)], skips_bad_rows=True, num_trainable=394)
+    assert several.summary == "Ready to train: 2 of 400 rows are broken and left out."
+    none_left = make_report(findings=[unusable], skips_bad_rows=True, num_trainable=0)
+    assert none_left.is_blocking
+    assert none_left.summary.startswith("Training would not start: 1 of 400 rows cannot be used")
+    no_split = make_report(findings=[unusable], skips_bad_rows=True, split=NO_SPLIT)
+    assert no_split.summary == "Training would not start: no rows can be held out."
+
+
+def test_split_in_words() -> None:
+    assert explain_split(SplitSummary(380, 20, 20)).startswith("380 rows for training, 20 held out. The model never")
+    assert "With 4, one answer is 25 % of a score" in explain_split(SplitSummary(396, 4, 4))
+    assert "With" not in explain_split(SplitSummary(380, 20, 20))
+    assert explain_split(SplitSummary(4, 0, 0)).startswith("No rows are held out")
+    assert explain_split(NO_SPLIT) == explain_split(SplitSummary(0, 0, 0)) == ""
 
 
 def test_advice_about_the_split() -> None:

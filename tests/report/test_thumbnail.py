@@ -62,6 +62,23 @@ def test_an_unreadable_image_has_a_reason(tmp_path: Path) -> None:
         load_thumbnail(tmp_path / "text.png")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_file_that_is_cut_off_is_shown_as_far_as_it_goes(tmp_path: Path, suffix: str) -> None:
+    """Only where that is asked for, and only if something is to be seen."""
+    pixels = np.random.default_rng(0).integers(100, 255, (300, 400, 3), dtype=np.uint8)
+    path = tmp_path / f"whole.{suffix}"
+    Image.fromarray(pixels).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        load_thumbnail(path)
+    shown = np.asarray(load_thumbnail(path, is_damaged=True))
+    assert shown[:100].mean() > 150
+    path.write_bytes(content[:150])
+    with pytest.raises(UnreadableImageError):
+        load_thumbnail(path, is_damaged=True)
+
+
 @pytest.mark.skipif(not NASTY.is_dir(), reason="the collection of nasty images is missing")
 def test_nasty_images_are_shown_or_refused() -> None:
     """No other exception, no warning."""

@@ -17,6 +17,7 @@ from lorgnette.hub.address import is_hub_address
 from lorgnette.io.paths import check_writable, split_sources
 from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report

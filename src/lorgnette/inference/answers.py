@@ -7,8 +7,9 @@ from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.console import Terminal
-from lorgnette.types import Example, Prediction, PredictionRow
+from lorgnette.types import BASE_MODEL, Example, Prediction, PredictionRow
 
 
 class AnswersInterrupted(KeyboardInterrupt):
@@ -88,15 +89,6 @@ def describe_generation(settings: ProcessorSettings, sampling: SamplingParams) -
     return f"image size {describe_image_size(settings)}; {choice}; at most {sampling.max_new_tokens} tokens"
 
 
-def describe_image_size(settings: ProcessorSettings) -> str:
-    """The size at which the model gets images, in words."""
-    if settings.image_size is None:
-        low, high = settings.image_tokens
-        return f"native, {low} to {high} tokens"
-    height, width = settings.image_size
-    return f"{height}×{width} pixels"
-
-
 def describe_cuts(name: str, flags: Sequence[bool], limit: str) -> list[str]:
     """A warning if answers were cut. flags: whether each was; limit: the setting or option that cut them."""
     if not any(flags):
@@ -107,4 +99,4 @@ def describe_cuts(name: str, flags: Sequence[bool], limit: str) -> list[str]:
 def describe_row_cuts(rows: Sequence[PredictionRow], limit: str) -> list[str]:
     """The warnings for both models."""
     base, tuned = [row.base_is_cut for row in rows], [row.tuned_is_cut for row in rows]
-    return describe_cuts("base model", base, limit) + describe_cuts("adapter", tuned, limit)
+    return describe_cuts(rows[0].before if rows else BASE_MODEL, base, limit) + describe_cuts("adapter", tuned, limit)

@@ -183,3 +183,12 @@ class Processor:
         height, width = processor.compute_size(*size)
         # t = 1: an image is one frame.
         return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)
+
+
+def describe_image_size(settings: ProcessorSettings) -> str:
+    """The size at which the model gets images, in words."""
+    if settings.image_size is None:
+        low, high = settings.image_tokens
+        return f"native, {low} to {high} tokens"
+    height, width = settings.image_size
+    return f"{height}×{width} pixels"

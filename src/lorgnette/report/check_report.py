@@ -248,11 +248,13 @@ def explain_split(split: SplitSummary) -> str:
         return ""
     if not split.num_held_out:
         return "No rows are held out, so no score will say whether the training helped."
-    train, held_out = _pluralize(split.num_train, "row"), _pluralize(split.num_held_out, "row")
-    text = f"{train} {'is' if split.num_train == 1 else 'are'} trained on. {held_out} {'is' if split.num_held_out == 1 else 'are'} held out: the model never trains on "
-    text += "them, but answers them before and after, so their scores show what it learned."
+    text = (
+        f"{_pluralize(split.num_train, 'row')} for training, {split.num_held_out} held out. The model never trains on "
+        "held-out rows; it answers them before and after, so their scores show what it learned."
+    )
     if split.num_held_out < _FEW_HELD_OUT:
-        text += f" {split.num_held_out} are few: each is {100 / split.num_held_out:.0f} % of a score."
+        share = f"one answer is {100 / split.num_held_out:.0f} % of a score"
+        text += f" With {split.num_held_out}, {share}: hold out more to be sure (data.holdout=N)."
     return text
 
 

@@ -7,7 +7,7 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from lorgnette.data.images import decode_budget
 
@@ -20,8 +20,11 @@ class UnreadableImageError(Exception):
     """The image cannot be shown. The text gives the reason in a few words."""
 
 
-def load_thumbnail(path: Path, max_side: int = MAX_SIDE) -> Image.Image:
-    """RGB, rotated as its EXIF orientation says, no side longer than `max_side`, transparency on white."""
+def load_thumbnail(path: Path, max_side: int = MAX_SIDE, *, is_damaged: bool = False) -> Image.Image:
+    """RGB, rotated as its EXIF orientation says, no side longer than `max_side`, transparency on white.
+
+    is_damaged: show what can be decoded of a file that is cut off.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns about corrupt metadata and very large sizes. Only a failure matters here.
@@ -29,6 +32,8 @@ def load_thumbnail(path: Path, max_side: int = MAX_SIDE) -> Image.Image:
             with Image.open(path) as image:
                 image.draft("RGB", (2 * max_side, 2 * max_side))  # decodes JPEG at reduced size, several times faster
                 with decode_budget.reserve(image.size):
+                    if is_damaged:
+                        _decode_part(image)
                     ImageOps.exif_transpose(image, in_place=True)
                     return _shrink(_to_rgb(image), max_side)
     except FileNotFoundError:
@@ -38,9 +43,9 @@ def load_thumbnail(path: Path, max_side: int = MAX_SIDE) -> Image.Image:
         raise UnreadableImageError(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from error
 
 
-def encode_thumbnail(path: Path, max_bytes: int) -> bytes:
+def encode_thumbnail(path: Path, max_bytes: int, *, is_damaged: bool = False) -> bytes:
     """A JPEG of at most `max_bytes`, if an image of MIN_SIDE pixels fits in them."""
-    image, side = load_thumbnail(path, MAX_SIDE), MAX_SIDE
+    image, side = load_thumbnail(path, MAX_SIDE, is_damaged=is_damaged), MAX_SIDE
     while True:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
@@ -49,6 +54,16 @@ def encode_thumbnail(path: Path, max_bytes: int) -> bytes:
             return buffer.getvalue()
         side = max(MIN_SIDE, min(int(side * 0.85), int(side * (max_bytes / num_bytes) ** 0.5)))
         image = _shrink(image, side)
+
+
+def _decode_part(image: ImageFile.ImageFile) -> None:
+    """Decode as far as the file goes; what is missing stays black. Raises OSError if nothing can be decoded."""
+    try:
+        image.load()
+    except OSError:
+        image.tile = []  # Pillow keeps what it has decoded, and tries again unless nothing is left to do
+        if image.getbbox() is None:
+            raise
 
 
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:

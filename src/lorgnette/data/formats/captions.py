@@ -95,7 +95,8 @@ def build_examples(
         text = fields.require_string(caption, name if len(texts) == 1 else f"{name}, caption {number},")
         answer = location.trim_text(text)
         if not answer.strip():
-            raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
+            where = str(image.path)
+            raise LorgnetteError("the caption is empty", where=where, hint="write one, or remove the row")
         own_id = id_ if len(texts) == 1 else f"{id_}_{number}"
         own_turns, has_blanks = (*turns, Turn("assistant", (answer,))), answer != text
         examples.append(

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,17 @@ class InlineImage:
     problem: str = ""
 
 
-def inline_images(paths: Iterable[Path], max_bytes: int = MAX_IMAGE_BYTES) -> dict[Path, InlineImage]:
-    """Inline a page's images with at most `max_bytes` each. A path that occurs twice counts twice."""
+def inline_images(
+    paths: Iterable[Path], max_bytes: int = MAX_IMAGE_BYTES, *, damaged: Collection[Path] = ()
+) -> dict[Path, InlineImage]:
+    """Inline a page's images with at most `max_bytes` each. A path that occurs twice counts twice. damaged: files that
+    may be cut off, shown as far as they go."""
     counts = Counter(paths)
     budget = min(max_bytes, max(MIN_IMAGE_BYTES, PAGE_IMAGE_BYTES // max(1, counts.total())))
     with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and encodes
-        return dict(zip(counts, pool.map(lambda path: _inline_image(path, budget), counts), strict=True))
+        return dict(
+            zip(counts, pool.map(lambda path: _inline_image(path, budget, path in damaged), counts), strict=True)
+        )
 
 
 def encode_data_uri(content: bytes, image_format: str) -> str:
@@ -37,8 +42,9 @@ def encode_data_uri(content: bytes, image_format: str) -> str:
     return f"data:image/{image_format};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _inline_image(path: Path, max_bytes: int) -> InlineImage:
+def _inline_image(path: Path, max_bytes: int, is_damaged: bool) -> InlineImage:
     try:
-        return InlineImage(path.name, encode_data_uri(encode_thumbnail(path, max_bytes), "jpeg"))
+        content = encode_thumbnail(path, max_bytes, is_damaged=is_damaged)
+        return InlineImage(path.name, encode_data_uri(content, "jpeg"))
     except UnreadableImageError as error:
         return InlineImage(path.name, problem=str(error))

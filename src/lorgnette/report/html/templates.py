@@ -1,22 +1,43 @@
 """Fills the templates of this folder. Values are escaped; a missing value is an error."""
 
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from lorgnette.io.atomic import write_text
 from lorgnette.report.html.charts import tabulate_charts
+from lorgnette.report.manifest import hide_home
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill the template with values, and replace the file `path`."""
+def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **values: Any) -> None:
+    """Fill the template with values, and replace the file `path`.
+
+    People share pages: paths lose these absolute `folders`, and the home folder is written `~`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_build_path_shortener(folders),
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["tabulate_charts"] = tabulate_charts
     write_text(path, environment.get_template(template).render(**values))
+
+
+def _build_path_shortener(folders: Iterable[Path]) -> Callable[[object], object]:
+    """A function of every value that a template shows. A folder matches as a whole, where a path begins."""
+    names = [re.escape(str(folder)) for folder in folders if folder.is_absolute() and folder != Path(folder.anchor)]
+    pattern = re.compile(rf"(?<![\w.~/-])(?:{'|'.join(names)})[/\\]") if names else None
+
+    def shorten(value: object) -> object:
+        if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:"):
+            return value
+        return hide_home(pattern.sub("", value) if pattern else value)
+
+    return shorten

@@ -1,0 +1,49 @@
+"""Settings in words: by what a data set is judged, and the settings as they are typed in commands that pages name."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from lorgnette.config import Settings
+from lorgnette.processing.processor import describe_image_size
+from lorgnette.report.html.page import flatten_settings
+from lorgnette.types import Example
+
+_MAX_PROMPT = 80
+_NAMED_APART = ("model", "image_size", "image_tokens", "data.prompt", "data.path", "run")
+"""Settings that have a line of their own, or none."""
+
+
+def list_changed_settings(settings: Settings, without: Collection[str] = ()) -> list[str]:
+    """`name=value` of each setting that has not its default. without: names to leave out."""
+    values, defaults = (flatten_settings(tree.model_dump(mode="json")) for tree in (settings, Settings()))
+    return [f"{name}={value}" for name, value in values if (name, value) not in defaults and name not in without]
+
+
+def describe_settings(settings: Settings, examples: Sequence[Example], recipe: str = "") -> list[tuple[str, str]]:
+    """(name, value) of what decides how rows become tokens. recipe: its name, if one was named."""
+    changed = list_changed_settings(settings, _NAMED_APART)
+    return [
+        ("model", settings.model),
+        ("images", describe_image_size(settings)),
+        ("prompt", describe_prompt(settings, examples)),
+        *([("recipe", recipe)] if recipe else []),
+        ("settings", ", ".join(changed) if changed else "defaults"),
+    ]
+
+
+def describe_prompt(settings: Settings, examples: Sequence[Example]) -> str:
+    """The prompt of most examples, and where it comes from: the settings or the data."""
+    prompts = Counter(turn.text for example in examples for turn in example.turns[:-1] if turn.role == "user")
+    own = settings.data.prompt
+    origin = "the default" if own == Settings().data.prompt else "of data.prompt"
+    if not prompts or set(prompts) == {own}:
+        return f"{_shorten(own)} ({origin})" if own else "none"
+    [(common, count)] = prompts.most_common(1)
+    if len(prompts) == 1:
+        return f"{_shorten(common)} (in the data)" if common else "none"
+    in_data = f"{len(prompts)} different ones, {count} of {prompts.total()}: {_shorten(common)}"
+    return f"{in_data} (in the data{f'; {_shorten(own)} where it has none' if own in prompts else ''})"
+
+
+def _shorten(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= _MAX_PROMPT else f"{prompt[: _MAX_PROMPT - 1]}…")
