@@ -17,6 +17,7 @@ from typer import Argument, Option
 import lorgnette
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.standard_streams import guard_standard_streams
+from lorgnette.planning.gpus import GpuName
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.training.interrupt import StopSignals
 
@@ -41,7 +42,6 @@ RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answ
 SplitBy = Literal["image", "tail"]
 OutputFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 OnBadRow = Literal["error", "skip"]
-Gpu = Literal["H200", "H100", "A100", "L40S", "RTX 4090", "L4"]
 # Arguments and options of several commands.
 Recipe = Annotated[str | None, Argument(help="a recipe's name or file")]
 Overrides = Annotated[
@@ -168,8 +168,8 @@ def preview(
 def plan(
     recipe: Recipe = None,
     overrides: Overrides = None,
-    memory: Annotated[float | None, Option(min=1, help="the GPU's memory in GiB; default: common sizes")] = None,
-    gpu: Annotated[Gpu, Option(help="the GPU to predict the time for")] = "H200",
+    memory: Annotated[float | None, Option(min=1, help="a GPU with this memory in GiB; default: its own")] = None,
+    gpu: Annotated[GpuName | None, Option(help="this GPU only; default: GPUs that people own")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""

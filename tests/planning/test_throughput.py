@@ -9,7 +9,7 @@ from lorgnette.config import TARGET_MODULES
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.planning.memory import Workload
-from lorgnette.planning.throughput import ENGINE_SPEEDS, GPU_TFLOPS, count_token_flops, count_tower_flops, estimate_time
+from lorgnette.planning.throughput import ENGINE_SPEEDS, count_token_flops, count_tower_flops, estimate_time
 from lorgnette.types import Image, ImageGrid
 
 TEXT = TextConfig(28, 1536, 12, 2, 128, 8960, 151936, 1e-6, 1e6, (16, 24, 24), tie_word_embeddings=True)
@@ -36,16 +36,16 @@ def test_flops_of_an_image_of_280_by_280() -> None:
 
 def test_time_grows_with_the_work_and_depends_on_the_gpu() -> None:
     steps = {"tokens": 62 * 2100, "labels": 62 * 210, "num_microbatches": 62}
-    time = estimate_time(WORKLOAD, "H200", **steps, grids=[GRID])
-    assert time.steps_tflops == ENGINE_SPEEDS["fast"].step_fraction * GPU_TFLOPS["H200"]
-    assert estimate_time(WORKLOAD, "H200", **steps, grids=[GRID] * 3).features_s == pytest.approx(3 * time.features_s)
-    slower = estimate_time(WORKLOAD, "L4", **steps, grids=[])
+    time = estimate_time(WORKLOAD, 989.0, **steps, grids=[GRID])
+    assert time.steps_tflops == ENGINE_SPEEDS["fast"].step_fraction * 989.0
+    assert estimate_time(WORKLOAD, 989.0, **steps, grids=[GRID] * 3).features_s == pytest.approx(3 * time.features_s)
+    slower = estimate_time(WORKLOAD, 121.0, **steps, grids=[])
     assert slower.steps_s > 4 * time.steps_s
     assert slower.features_s == 0
 
 
 def test_the_reference_engine_is_bound_by_its_launches() -> None:
     steps = {"tokens": 100, "labels": 10, "num_microbatches": 10, "grids": []}
-    reference = estimate_time(replace(WORKLOAD, engine="reference"), "H200", **steps)
+    reference = estimate_time(replace(WORKLOAD, engine="reference"), 989.0, **steps)
     assert reference.steps_s == 10 * ENGINE_SPEEDS["reference"].min_microbatch_s
-    assert estimate_time(WORKLOAD, "H200", **steps).steps_s < 0.1
+    assert estimate_time(WORKLOAD, 989.0, **steps).steps_s < 0.1

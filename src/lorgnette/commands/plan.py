@@ -1,6 +1,8 @@
 """`plan`: predicts steps, memory and time of a training without reading weights. Needs no torch."""
 
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich.console import Console
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.models.registry import find_unsupported_feature
+from lorgnette.planning.gpus import GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
     GIB,
     EngineName,
@@ -19,15 +22,21 @@ from lorgnette.planning.memory import (
     find_fit,
     predict_memory,
 )
-from lorgnette.planning.throughput import GPU_TFLOPS, TimeEstimate, estimate_time
+from lorgnette.planning.throughput import (
+    ENGINE_SPEEDS,
+    TimeEstimate,
+    count_step_flops,
+    count_tower_flops,
+    estimate_time,
+    measure_matmul_gflops,
+)
 from lorgnette.report.console import Terminal
+from lorgnette.report.manifest import read_memory_gib
 from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
 
-GPU_SIZES_GIB = (8.0, 12.0, 16.0, 24.0, 48.0, 80.0, 141.0)
-"""Memory of common GPUs."""
 _BAR_WIDTH = 40
 _LAYOUT_TEXTS = {
     "packed": "packed, without padding",
@@ -43,10 +52,31 @@ _PHASE_TEXTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The prediction. reason: why the run cannot use the fast engine.
+class GpuEstimate:
+    """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said."""
 
-    workload, memory and time are None and fits is empty if they cannot be predicted; `reason` then says why.
+    gpu: Gpu
+    fit: MemoryFit | None = None
+    time: TimeEstimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CpuEstimate:
+    """This machine without a GPU. used_gib: weights and adapter in fp32; seconds: at matmul_gflops, the speed of a
+    matrix product now, which no training reaches; None if they cannot be predicted."""
+
+    cores: int
+    memory_gib: float | None
+    used_gib: float | None = None
+    matmul_gflops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The prediction. reason: why the run cannot use the fast engine. machine: this one; cards: GPUs that people own.
+
+    workload and memory are None and cards is empty if they cannot be predicted; `reason` then says why.
     """
 
     examples: int
@@ -59,26 +89,27 @@ class Plan:
     reason: str | None
     workload: Workload | None
     memory: MemoryEstimate | None
-    fits: Mapping[float, MemoryFit | None]
-    gpu: str
-    time: TimeEstimate | None
+    machine: GpuEstimate | CpuEstimate
+    cards: Sequence[GpuEstimate]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values; memory in bytes."""
-        values = asdict(replace(self, memory=None, fits={}))
+        values = asdict(replace(self, memory=None))
         values["memory"] = self.memory and {
             "peak_bytes": self.memory.peak_bytes,
             "peak_phase": self.memory.peak_phase,
             "phases": {name: dict(items) for name, items in self.memory.phases.items()},
         }
-        values["fits"] = {f"{gib:g}": fit and asdict(fit) for gib, fit in self.fits.items()}
         return values
 
 
-def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", console: Console | None = None) -> Plan:
-    """Predict and print steps, memory and time of a training.
+def plan(
+    settings: Settings, *, memory: float | None = None, gpu: GpuName | None = None, console: Console | None = None
+) -> Plan:
+    """Predict and print steps, memory and time of a training: on this machine, then on GPUs that people own.
 
-    memory: GiB of the GPU; None: of common GPUs. Raises what `train` raises before it reads weights.
+    gpu: this one instead of all. memory: GiB of a GPU instead of its own. Raises what `train` raises before it reads
+    weights.
     """
     terminal = Terminal(console)
     settings = inherit_settings(settings, terminal)
@@ -96,19 +127,57 @@ def plan(settings: Settings, *, memory: float | None = None, gpu: str = "H200", 
     lengths = TokenLengths.from_lengths([len(encoded.input_ids) for encoded in examples])
     layouts = compare_layouts(ungrouped, by_image, max_tokens)
     counts = len(examples), len(data.held_out), len(data.grids)
-    result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, {}, gpu, None)
+    own_gpu = find_gpu() if settings.device != "cpu" else None
+    machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
+    result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
-    if not find_unsupported_feature(config) and settings.device != "cpu":
+    if not find_unsupported_feature(config):
         workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
         longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
-        sizes = GPU_SIZES_GIB if memory is None else (float(memory),)
-        fits = {gib: find_fit(workload, longest, compute_usable_bytes(gib)) for gib in sizes}
-        time = estimate_time(workload, gpu, steps.tokens, steps.labels, steps.num_microbatches, data.grids)
-        result = replace(result, workload=workload, memory=predict_memory(workload), fits=fits, time=time)
+
+        def estimate(card: Gpu) -> GpuEstimate:
+            return _estimate_gpu(card, workload, longest, steps, data)
+
+        machine = estimate(own_gpu) if own_gpu else _estimate_cpu(workload, steps, data)
+        result = replace(result, machine=machine)
+        if settings.device != "cpu":
+            cards = [estimate(card) for card in _select_cards(gpu, memory)]
+            result = replace(result, workload=workload, memory=predict_memory(workload), cards=cards)
     for line in _format_plan(result, settings):
         terminal.print_result(line)
     return result
+
+
+def _select_cards(name: GpuName | None, memory: float | None) -> list[Gpu]:
+    """The GPUs to predict for: one by name or by its memory, else all."""
+    if name is None and memory is None:
+        return list(GPUS.values())
+    gpu = GPUS[name] if name else Gpu("a GPU", 0.0, None)
+    return [replace(gpu, memory_gib=float(memory or gpu.memory_gib))]
+
+
+def _estimate_gpu(gpu: Gpu, workload: Workload, longest: int, steps: StepStats, data: TrainingData) -> GpuEstimate:
+    fit = None if gpu.obstacle else find_fit(workload, longest, compute_usable_bytes(gpu.memory_gib))
+    if fit is None or gpu.tflops is None:
+        return GpuEstimate(gpu, fit)
+    num_microbatches = max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens))
+    reduced = replace(workload, recompute_layers=fit.recompute_layers)
+    time = estimate_time(reduced, gpu.tflops, steps.tokens, steps.labels, num_microbatches, data.grids)
+    return GpuEstimate(gpu, fit, time)
+
+
+def _describe_cpu() -> CpuEstimate:
+    return CpuEstimate(os.cpu_count() or 1, read_memory_gib())
+
+
+def _estimate_cpu(workload: Workload, steps: StepStats, data: TrainingData) -> CpuEstimate:
+    items = predict_memory(replace(workload, engine="reference", bytes_per_value=4)).phases["backward"]
+    flops = count_step_flops(workload, steps.tokens, steps.labels)
+    flops += sum(count_tower_flops(workload.vision, grid) for grid in data.grids)
+    used_gib = sum(items[name] for name in ("weights", "vision tower", "adapter")) / GIB
+    gflops = measure_matmul_gflops()
+    return replace(_describe_cpu(), used_gib=used_gib, matmul_gflops=gflops, seconds=flops / (gflops * 1e9))
 
 
 def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
@@ -127,24 +196,54 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         count = getattr(layouts, name)
         yield f"           {count} {text}: {1 - count / layouts.padded:.0%} fewer"
     yield f"engine     {plan.engine}{f': {plan.reason}' if plan.reason else ' on a GPU, reference on a CPU'}"
-    if memory is None or plan.time is None or plan.workload is None:
-        yield f"memory     memory and time are not predicted: {plan.reason}"
+    yield f"machine    {_describe_machine(plan)}"
+    if memory is None or plan.workload is None:
+        yield f"memory     memory and time on a GPU are not predicted: {plan.reason}"
         return
     yield f"memory     {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
-    for gib, fit in plan.fits.items():
-        if fit is None:
-            yield f"           does not fit on {gib:g} GiB"
-        elif reductions := _describe_reductions(fit, plan.workload):
-            yield f"           fits on {gib:g} GiB with {' and '.join(reductions)}: {fit.peak_bytes / GIB:.1f} GiB"
-        else:
-            yield f"           fits on {gib:g} GiB{' or more' if gib < max(plan.fits) else ''}"
-            break
-    time = plan.time
-    steps_time, features_time = _format_duration(time.steps_s), _format_duration(time.features_s)
-    yield f"time       {steps_time} for steps, {features_time} for image features on one {plan.gpu},"
-    rates = f"{time.steps_tflops:.0f} and {time.tower_tflops:.0f}"
-    yield f"           assuming {rates} of its {GPU_TFLOPS[plan.gpu]} TFLOP/s"
+    yield f"GPUs       {'':<11} {'GiB':>5}  {'steps':>13}  {'images':>13}  fits"
+    for card in plan.cards:
+        times = (
+            [_format_duration(value) for value in (card.time.steps_s, card.time.features_s)] if card.time else ["", ""]
+        )
+        cells = f"{card.gpu.name:<11} {card.gpu.memory_gib:>5.4g}  {times[0]:>13}  {times[1]:>13}"
+        yield f"           {cells}  {_describe_fit(card, plan.workload)}"
+    speed = ENGINE_SPEEDS[plan.workload.engine]
+    shares = f"{speed.step_fraction:.0%} of a GPU's published peak in steps, {speed.tower_fraction:.0%} for images"
+    yield f"           times assume {shares};"
+    yield "           tested on H100 and H200 only; a Mac is not supported: it trains on its CPU"
+
+
+def _describe_machine(plan: Plan) -> str:
+    machine = plan.machine
+    if isinstance(machine, CpuEstimate):
+        memory = f", {machine.memory_gib:g} GiB" if machine.memory_gib else ""
+        name = f"{machine.cores} CPU {'core' if machine.cores == 1 else 'cores'}{memory}"
+        if machine.used_gib is None or machine.seconds is None:
+            return name
+        return (
+            f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB, the matrix products alone "
+            f"{_format_duration(machine.seconds)} at {machine.matmul_gflops:.0f} GFLOP/s"
+        )
+    free = f"{machine.gpu.name}, {machine.gpu.memory_gib:.1f} GiB free"
+    if plan.workload is None:
+        return free
+    fit = _describe_fit(machine, plan.workload)
+    if machine.time is None:
+        return f"{free}: {fit}"
+    times = [_format_duration(seconds) for seconds in (machine.time.steps_s, machine.time.features_s)]
+    return f"{free}: {fit}; {times[0]} for steps, {times[1]} for image features"
+
+
+def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
+    if estimate.gpu.obstacle:
+        return estimate.gpu.obstacle
+    if estimate.fit is None:
+        return "does not fit"
+    if reductions := _describe_reductions(estimate.fit, workload):
+        return f"fits with {' and '.join(reductions)}: {estimate.fit.peak_bytes / GIB:.1f} GiB"
+    return "fits"
 
 
 def _describe_reductions(fit: MemoryFit, workload: Workload) -> list[str]:

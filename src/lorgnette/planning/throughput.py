@@ -3,19 +3,20 @@
     4 FLOP per frozen and 6 per trained parameter and token: forward, input gradient, gradient of the factors. Attention
     is left out for the decoder, where it is below 1 % at the lengths of captions, and counted for the vision tower.
 
-The assumed speed is a share of a GPU's published dense bf16 peak; bench/LOG.md has the measurements.
+The assumed speed is a share of a GPU's published dense bf16 peak; bench/LOG.md has the measurements. A CPU's speed is
+measured: the one of a matrix product, which no training reaches.
 """
 
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from lorgnette.models.registry import VisionConfig
 from lorgnette.planning.memory import EngineName, Workload
 from lorgnette.types import ImageGrid
-
-GPU_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "L4": 121}
-"""Published dense bf16 peaks, TFLOP/s (NVIDIA's data sheets)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,35 @@ class TimeEstimate:
 
 
 def estimate_time(
-    workload: Workload, gpu: str, tokens: int, labels: int, num_microbatches: int, grids: Iterable[ImageGrid]
+    workload: Workload, peak_tflops: float, tokens: int, labels: int, num_microbatches: int, grids: Iterable[ImageGrid]
 ) -> TimeEstimate:
     """Time of all steps together, and of encoding each distinct image once.
 
-    A trained tower encodes every image in every step instead; that is not counted.
+    peak_tflops: of the GPU, published. A trained tower encodes every image in every step instead; that is not counted.
     """
-    speed, peak = ENGINE_SPEEDS[workload.engine], GPU_TFLOPS[gpu]
-    steps_tflops, tower_tflops = speed.step_fraction * peak, speed.tower_fraction * peak
-    flops = tokens * count_token_flops(workload) + labels * 4 * workload.text.vocab_size * workload.text.hidden_size
+    speed = ENGINE_SPEEDS[workload.engine]
+    steps_tflops, tower_tflops = speed.step_fraction * peak_tflops, speed.tower_fraction * peak_tflops
+    flops = count_step_flops(workload, tokens, labels)
     overhead, minimum = num_microbatches * speed.microbatch_overhead_s, num_microbatches * speed.min_microbatch_s
     steps_s = max(flops / (steps_tflops * 1e12) + overhead, minimum)
     features_s = sum(count_tower_flops(workload.vision, grid) for grid in grids) / (tower_tflops * 1e12)
     return TimeEstimate(steps_s, features_s, steps_tflops, tower_tflops)
+
+
+def count_step_flops(workload: Workload, tokens: int, labels: int) -> int:
+    """FLOP of steps with this many tokens and labels."""
+    return tokens * count_token_flops(workload) + labels * 4 * workload.text.vocab_size * workload.text.hidden_size
+
+
+def measure_matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
+    """GFLOP/s of this CPU's fp32 product of two square matrices: the best of some, in a tenth of a second."""
+    matrix = np.ones((size, size), np.float32)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        np.matmul(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e9
 
 
 def count_token_flops(workload: Workload) -> int:

@@ -23,9 +23,10 @@ def build_manifest(
     hashes: Mapping[str, str] | None = None,
     image_hashes: Mapping[str, str] | None = None,
     num_training_images: int = 0,
+    adapter: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """hashes: input (data files, weights) → sha256; image_hashes: image file → `hash_image`, of which the first
-    num_training_images are trained on.
+    num_training_images are trained on; adapter: what the run continues.
 
     The home folder is written `~`: people share manifests.
     """
@@ -38,12 +39,13 @@ def build_manifest(
             "platform": platform.platform(),
             "cpu": _read_cpu_model(),
             "cores": os.cpu_count(),
-            "memory_gib": _read_memory_gib(),
+            "memory_gib": read_memory_gib(),
             "device": device,
         },
         "sha256": {hide_home(name): value for name, value in (hashes or {}).items()},
         "images": {hide_home(name): value for name, value in (image_hashes or {}).items()},
         "num_training_images": num_training_images,
+        "adapter": adapter,
     }
 
 
@@ -77,7 +79,8 @@ def _read_cpu_model() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _read_memory_gib() -> float | None:
+def read_memory_gib() -> float | None:
+    """This machine's memory; None where the system does not tell."""
     try:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # not on Windows, and not on every Unix

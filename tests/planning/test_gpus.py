@@ -1,0 +1,63 @@
+"""The GPU of this machine is read from nvidia-smi, and its speed is known only if it is."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, parse_gpu
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559, 80990, 9.0", Gpu("NVIDIA H100 80GB HBM3, 79.6 GiB", 80990 / 1024, 989.0)),
+        ("NVIDIA GeForce RTX 3060, 12288, 11000, 8.6", Gpu("NVIDIA GeForce RTX 3060, 12.0 GiB", 11000 / 1024, 25.0)),
+        ("NVIDIA A100-PCIE-40GB, 40960, 40960, 8.0", Gpu("NVIDIA A100-PCIE-40GB, 40.0 GiB", 40.0, 312.0)),
+        ("Tesla T4, 15360, 15360, 7.5", Gpu("Tesla T4, 15.0 GiB", 15.0, None, GPUS["T4"].obstacle)),
+        # Of other speeds than their namesakes.
+        ("NVIDIA GeForce RTX 3060 Ti, 8192, 8192, 8.6", Gpu("NVIDIA GeForce RTX 3060 Ti, 8.0 GiB", 8.0, None)),
+        ("NVIDIA RTX 4090 Laptop GPU, 16384, 1024, 8.9", Gpu("NVIDIA RTX 4090 Laptop GPU, 16.0 GiB", 1.0, None)),
+        ("NVIDIA H100 PCIe, 81920, 81920, 9.0", Gpu("NVIDIA H100 PCIe, 80.0 GiB", 80.0, None)),
+        ("NVIDIA A10G, 23028, 23028, 8.6", Gpu("NVIDIA A10G, 22.5 GiB", 23028 / 1024, None)),
+        ("No devices were found", None),
+        ("", None),
+        ("GPU, [N/A], [N/A], 8.0", None),
+    ],
+)  # fmt: skip
+def test_a_line_of_nvidia_smi(line: str, gpu: Gpu | None) -> None:
+    assert parse_gpu(line) == gpu
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of this name that repeats its arguments as the GPU's name, and fails if `broken` lies beside it."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f'#!/bin/sh\ntest -e {tmp_path}/broken && exit 9\necho "$* , 1024, 512, 8.0"\necho "2, 9, 9, 8.0"\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return program
+
+
+def test_the_first_visible_gpu_is_asked_for(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = find_gpu()
+    assert gpu is not None
+    assert gpu.memory_gib == 0.5
+    assert "--id" not in gpu.name
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    gpu = find_gpu()
+    assert gpu is not None
+    assert "--id=3, 1.0 GiB" in gpu.name
+
+
+def test_without_a_gpu_there_is_none(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (nvidia_smi.parent / "broken").touch()
+    assert find_gpu() is None
+    nvidia_smi.unlink()
+    assert find_gpu() is None
