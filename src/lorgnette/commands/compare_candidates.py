@@ -24,7 +24,7 @@ from lorgnette.report.html.page import flatten_settings
 from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
-from lorgnette.types import Prediction, PredictionRow
+from lorgnette.types import BASE_MODEL, Prediction, PredictionRow
 
 BASE = "base"
 """The name of the candidates' own base model."""
@@ -134,7 +134,10 @@ def split_before_after(path: Path) -> list[Candidate]:
     if any(row.base is None or row.tuned is None for row in rows):
         raise UsageError("nothing to compare with", where=str(path), hint="name a second candidate, such as base")
     before = SavedAnswers.from_rows(str(path), rows, use_base=True)
-    return [Candidate(BASE, saved_answers=before), _build_file_candidate(path, _shorten_names([str(path)])[0], rows)]
+    name = BASE
+    if rows and rows[0].before != BASE_MODEL:  # of a run that continued an adapter
+        name, before = rows[0].before, replace(before, is_tuned=True)
+    return [Candidate(name, saved_answers=before), _build_file_candidate(path, _shorten_names([str(path)])[0], rows)]
 
 
 def is_answers_file(name: str) -> bool:
@@ -166,13 +169,13 @@ def _resolve_candidate(
     if adapter == path and ((path / "config.json").is_file() or source == "demo" or not is_local):
         return Candidate(name, spec=set_answer_size(ModelSpec.from_names(source, None, terminal), image_size))
     spec = set_answer_size(load_model_spec(model, adapter, terminal), image_size)
-    return Candidate(name, spec=spec, run=_find_run(adapter))
+    return Candidate(name, spec=spec, run=RunDir.find_of_adapter(adapter))
 
 
 def _build_file_candidate(path: Path, name: str, rows: Sequence[PredictionRow]) -> Candidate:
     """A file's answers; of a row with two, the fine-tuned model's."""
     answers = SavedAnswers.from_rows(str(path), rows)
-    return Candidate(name, saved_answers=answers, run=_find_run(path.parent / "adapter"))
+    return Candidate(name, saved_answers=answers, run=RunDir.find_of_adapter(path.parent / "adapter"))
 
 
 def _build_base_candidate(
@@ -196,12 +199,6 @@ def _shorten_names(names: Sequence[str]) -> list[str]:
     stems = [name.rstrip("/").removesuffix("/adapter").removesuffix("/predictions.jsonl") for name in names]
     short_names = [stem if len(stem) <= 24 else "/".join(Path(stem).parts[-2:]) for stem in stems]
     return [short if short_names.count(short) == 1 else name for short, name in zip(short_names, names, strict=True)]
-
-
-def _find_run(adapter: Path) -> RunDir | None:
-    """The run of an adapter: of its `adapter`, its `best`, or one of its checkpoints."""
-    run = RunDir(adapter.parent.parent if adapter.parent.name == "checkpoints" else adapter.parent)
-    return run if run.config.is_file() else None
 
 
 def list_training_prompts(candidates: Sequence[Candidate]) -> list[str]:

@@ -20,6 +20,7 @@ from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
+from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
 from lorgnette.training.user_callbacks import UserCallbacks
 
 
@@ -31,16 +32,20 @@ def train(
     timer = StageTimer(terminal)
     if settings.run is not None:
         RunDir.check_is_free(settings.run)
+    settings = inherit_settings(settings, terminal)
     with timer("data"):
         data = TrainingData.load(settings, terminal)
         settings = data.choose_metrics(settings, terminal)
         hashes, image_hashes = data.hash_inputs(), data.hash_images()
+        adapter = build_manifest_entry(settings.adapter) if settings.adapter else None
+        if adapter and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
+            terminal.warn(note)
     run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
     with run_dir.lock(terminal.warn) as locked, _discard_failed_run(locked):
         RunDir.check_is_free(run_dir.path)
         manifest = build_manifest(
             seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes,
-            num_training_images=data.num_training_images,
+            num_training_images=data.num_training_images, adapter=adapter,
         )  # fmt: skip
         write_json(run_dir.manifest, manifest)
         write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
@@ -96,7 +101,10 @@ def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
         paths["images_from"] = str(paths["images_from"])
     data = settings.data.model_copy(update=paths)
     model = portable_name(settings.model)
-    return settings.model_copy(update={"run": run_dir.path.resolve(), "model": model, "data": data})
+    adapter = settings.adapter and settings.adapter.resolve()
+    return settings.model_copy(
+        update={"run": run_dir.path.resolve(), "model": model, "adapter": adapter, "data": data}
+    )
 
 
 def _make_path_absolute(path: Path) -> Path:

@@ -56,7 +56,7 @@ def open_for_training(
     The tower and the two warm-ups only run on CUDA, the tower only if no image's features are on disk. The tower's
     weights are read before the decoder's, because the features need them first.
 
-    resume_from: a checkpoint folder with the adapter. first_batches: micro-batches of the first steps.
+    resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first steps.
     """
     (text_config, vision_config), device = parse_configs(checkpoint.load_hf_config()), features.device
     shape, is_cuda = AdapterShape.from_settings(text_config, lora), device.type == "cuda"
@@ -135,7 +135,7 @@ def warm_up_decoder(
 def _init_adapter(
     adapter: FlatLoraParams, seed: int, resume_from: Path | None, zeroed: torch.cuda.Event | None
 ) -> None:
-    """Write the adapter's first values, or those of a checkpoint. zeroed: on CUDA, the event after its memory is 0."""
+    """Write the adapter's first values, or those of a folder. zeroed: on CUDA, the event after its memory is 0."""
     stream = torch.cuda.Stream(adapter.values.device) if zeroed else None  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):  # not behind the tower's images
         if stream is not None and zeroed is not None:

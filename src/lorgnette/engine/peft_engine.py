@@ -5,6 +5,7 @@ registered by name (packed_attention.py), and the output layer sees only the tok
 """
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
 from lorgnette.engine.unrounded_linear import add_before_rounding
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
-from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, explain_load_error
+from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, check_tensors, explain_load_error
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
 from lorgnette.types import PackedBatch
@@ -189,6 +190,15 @@ def load_adapter(model: "PreTrainedModel", folder: Path, *, is_trainable: bool =
 def get_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:
     """The adapter's parameters by their names in its file, in the model's order."""
     return {name.replace(".default.", "."): p for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def set_adapter_state(model: "PeftModel", state: Mapping[str, torch.Tensor]) -> None:
+    """Copy the factors in; the parameters stay the same objects. Raises LorgnetteError if names or shapes differ."""
+    parameters = get_adapter_state(model)
+    check_tensors(state, {name: tuple(p.shape) for name, p in parameters.items()}, Path("adapter"))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
 
 
 def copy_adapter_state(model: "PeftModel") -> dict[str, torch.Tensor]:

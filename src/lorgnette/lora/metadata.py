@@ -21,10 +21,25 @@ METADATA_FILE = "lorgnette.json"
 _HINT = "copy the adapter's folder again, or use the lorgnette that wrote it"
 
 
+class AdapterOrigin(BaseModel):
+    """The adapter that a training continued. name: its run or folder; step: of its run, None if unknown; sha256: of
+    its weights file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    step: int | None
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.name if self.step is None else f"{self.name}, step {self.step}"
+
+
 class AdapterMetadata(BaseModel):
     """model: name or folder of the base model; fingerprint: of its weights (BaseCheckpoint.fingerprint).
 
-    None means unknown: the adapter was not trained by lorgnette.
+    None means unknown: the adapter was not trained by lorgnette. step: optimizer steps of its run, those of `origin`
+    not among them. origin: the adapter that its run continued; None for a new one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -40,6 +55,8 @@ class AdapterMetadata(BaseModel):
     predict_image_size: Literal["train", "native"] = "train"
     """With this and the next setting the run answered its held-out examples."""
     predict_max_new_tokens: PositiveInt = 128
+    step: int | None = None
+    origin: AdapterOrigin | None = None
 
     def write(self, adapter: Path) -> None:
         write_json(adapter / METADATA_FILE, self.model_dump(mode="json"))

@@ -16,7 +16,9 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.parse import read_config
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Of every tensor in the weights file."""
 COPY_HINT = "copy the adapter's folder again, or take a checkpoint of its run"
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output layer."""

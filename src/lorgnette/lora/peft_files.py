@@ -23,6 +23,8 @@ from lorgnette.lora.peft_config import (
     ALL_LINEAR,
     CONFIG_FILE,
     COPY_HINT,
+    PREFIX,
+    WEIGHTS_FILE,
     build_pattern_lookup,
     find_bad_pattern,
     find_unsupported_option,
@@ -32,9 +34,9 @@ from lorgnette.models.adapter_shape import AdapterShape, compute_scale
 from lorgnette.models.family import EMBEDDING, LM_HEAD, Family, convert_weight_name, restore_weight_name
 from lorgnette.models.registry import TextConfig, VisionConfig
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+__all__ = ["PREFIX", "WEIGHTS_FILE"]  # used by other packages
+
 HINT = "give a complete adapter, and the base model it was trained on"
-PREFIX = "base_model.model."
 _MAX_TENSORS = 20_000
 """A model of 72B, each of whose 560 linear layers has four tensors, has 2240."""
 _DECODER_LINEAR = re.compile(rf"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(TARGET_MODULES)})")

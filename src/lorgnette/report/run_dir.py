@@ -94,6 +94,12 @@ class RunDir:
             raise explain_folder(path, "run", lacks="config.yaml")
         return run_dir
 
+    @classmethod
+    def find_of_adapter(cls, adapter: Path) -> "RunDir | None":
+        """The run of an adapter: of its `adapter`, its `best`, or one of its checkpoints."""
+        run = cls(adapter.parent.parent if adapter.parent.name == "checkpoints" else adapter.parent)
+        return run if run.config.is_file() else None
+
     @property
     def resume_command(self) -> str:
         return format_command("train", "--resume", self.path)

@@ -32,7 +32,7 @@ class TrainingOverlap:
 def find_training_overlap(name: str, manifest: Path | None, questions: Sequence[Question]) -> TrainingOverlap:
     """Compare the questions with the training of `name`. manifest: of its run; None if that is not known."""
     try:
-        trained = _read_trained_hashes(manifest)
+        trained = _require_trained_images(manifest)
         hashes = {path: hash_image(path) for path in dict.fromkeys(path for images in questions for path in images)}
     except (LorgnetteError, OSError) as error:
         reason = error.message if isinstance(error, LorgnetteError) else str(error)
@@ -56,12 +56,23 @@ def read_examples_hash(manifest: Path) -> str | None:
         return None
 
 
-def _read_trained_hashes(manifest: Path | None) -> frozenset[str]:
-    """The hashes of the images of the training part, which come first in a manifest."""
+def read_trained_images(manifest: Path | None) -> frozenset[str] | None:
+    """The hashes of the images that a run's adapter was trained on, also in runs that it continues; None: unknown.
+
+    The images of the training part come first in a manifest.
+    """
+    try:
+        content = parse_json(manifest.read_bytes()) if manifest else {}
+        images = list(content["images"].values())[: content["num_training_images"]]
+        earlier = content["adapter"]["images"] if content.get("adapter") else []
+        return frozenset([*images, *earlier])
+    except (OSError, LorgnetteError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _require_trained_images(manifest: Path | None) -> frozenset[str]:
     if manifest is None:
         raise LorgnetteError("the run that trained it is not here")
-    try:
-        content = parse_json(manifest.read_bytes())
-        return frozenset(list(content["images"].values())[: content["num_training_images"]])
-    except (OSError, LorgnetteError, KeyError, TypeError, AttributeError):
-        raise LorgnetteError("the manifest of its run does not say what it was trained on") from None
+    if (trained := read_trained_images(manifest)) is None:
+        raise LorgnetteError("the manifest of its run does not say what it was trained on")
+    return trained

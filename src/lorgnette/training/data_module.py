@@ -28,6 +28,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
 from lorgnette.resolve import resolve_data, resolve_images_folder, resolve_model
 from lorgnette.startup import gc_paused
+from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
 
 _FIX_ROW = "fix or remove the row"
@@ -36,7 +37,8 @@ MAX_LISTED_INPUTS = 8
 
 @dataclass(frozen=True)
 class TrainingData:
-    """examples are trained on, held_out are not; problems: rows left out (data.on_bad_row=skip); files: the inputs."""
+    """examples are trained on, held_out are not; problems: rows left out (data.on_bad_row=skip); files: the inputs;
+    adapter: the one that the training continues."""
 
     checkpoint: BaseCheckpoint
     processor: Processor
@@ -44,6 +46,7 @@ class TrainingData:
     held_out: list[Encoded]
     problems: list[Problem]
     files: tuple[Path, ...]
+    adapter: Path | None = None
 
     @classmethod
     def load(cls, settings: Settings, terminal: Terminal) -> "TrainingData":
@@ -67,6 +70,7 @@ class TrainingData:
 
         # Encode them.
         checkpoint = BaseCheckpoint.from_folder(resolve_model(settings.model, terminal))
+        check_initial_adapter(settings, checkpoint, terminal)
         sizes = {path: info.size for path, info in scanned.image_infos.items()}
         processor = Processor.from_folder(
             checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
@@ -78,7 +82,7 @@ class TrainingData:
         problems = [*scanned.problems, *encoding_problems]
         paths = [path for path in (table, settings.data.test) if path is not None]
         files = tuple(dict.fromkeys(source for path in paths for source in split_sources(path)))
-        loaded = cls(checkpoint, processor, examples, held_out, problems, files)
+        loaded = cls(checkpoint, processor, examples, held_out, problems, files, settings.adapter)
         loaded._check_rows(problems, len(train_rows) + len(test_rows), settings.data.on_bad_row, terminal)
         check_best_model_metric(settings, [e.example for e in held_out])
         for finding in scanned.remarks:
@@ -142,6 +146,7 @@ class TrainingData:
         The examples depend on all other inputs: tokenizer, chat template, settings of the data.
         """
         files = {str(path): compute_sha256(path) for path in self.files if path.is_file()}
+        files |= hash_adapter(self.adapter) if self.adapter else {}
         return files | {"weights": self.checkpoint.fingerprint, "examples": self._hash_examples()}
 
     def hash_images(self) -> dict[str, str]:
@@ -149,6 +154,11 @@ class TrainingData:
         paths = list(dict.fromkeys(grid.image.path for grid in self.grids))
         with ThreadPoolExecutor(8) as pool:
             return dict(zip(map(str, paths), pool.map(hash_image, paths), strict=True))
+
+    def select_held_out(self, image_hashes: Mapping[str, str]) -> dict[Path, str]:
+        """Held-out image → its hash, from `hash_images`."""
+        paths = dict.fromkeys(grid.image.path for encoded in self.held_out for grid in encoded.grids)
+        return {path: image_hashes[str(path)] for path in paths}
 
     def _hash_examples(self) -> str:
         digest = hashlib.sha256(repr(self.processor.image_processor).encode())

@@ -1,6 +1,7 @@
 """One training: build the model, train, save, answer the held-out examples, write the report."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorgnette.config import Settings
@@ -10,7 +11,7 @@ from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.io.atomic import atomic_folder, remove_folder
-from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.metadata import AdapterMetadata, AdapterOrigin
 from lorgnette.lora.peft_files import write_adapter
 from lorgnette.metrics.registry import get_best_model_metric, select_tracked_metric
 from lorgnette.processing.processor import Processor
@@ -24,13 +25,15 @@ from lorgnette.training.callbacks import AdapterSnapshot, TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, restore_checkpoint
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
+from lorgnette.training.initial_adapter import ContinuedModel, find_origin
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
+from lorgnette.training.step_count import END_KIND, StepCount
 from lorgnette.training.trainer import Trainer
 from lorgnette.training.user_callbacks import UserCallbacks
-from lorgnette.types import Encoded, Example, PredictionRow
+from lorgnette.types import BASE_MODEL, Encoded, Example, PredictionRow
 from lorgnette.verification.reference_sample import make_sample, record_sample
 
 
@@ -53,8 +56,7 @@ def run_training(
     device = select_device(settings.device)
     dtype = select_dtype(settings.dtype, device)
     step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
-    metadata = build_metadata(settings, data.checkpoint, data.processor)
-    metadata = metadata.model_copy(update={"prompt": data.most_common_prompt or metadata.prompt})
+    metadata = _describe_adapter(settings, data)
     sampling = SamplingParams(max_new_tokens=settings.predict.max_new_tokens, batch_size=settings.predict.batch_size)
 
     with explain_out_of_memory("lower train.max_tokens_per_microbatch, image_size or lora.rank"):
@@ -66,7 +68,7 @@ def run_training(
         )  # fmt: skip
         data = setup.data
         held_out = [encoded.example for encoded in data.held_out]
-        model = LoadedModel(setup.model, eval_processor)
+        model = _build_answering_model(setup, eval_processor, settings.adapter)
         selects_best = get_best_model_metric(settings) is not None
         samples = SampleLogger(model, held_out, select_tracked_metric(settings), sampling, selects_best=selects_best)
         by_image = settings.data.group_by_image
@@ -82,13 +84,13 @@ def run_training(
                 if tracker.address:
                     terminal.print(f"tracker    {tracker.address}")
             run_dir.check_in_place()
-            with RunLog.resume(run_dir.log, step, repeated_kinds=("skipped",)) as log, AsyncWriter() as writer:
+            with RunLog.resume(run_dir.log, step, repeated_kinds=("skipped", END_KIND)) as log, AsyncWriter() as writer:
                 timer.attach_log(log)
                 for p in data.problems:
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
 
                 # Take the steps that are left.
-                snapshot = _build_snapshot(setup, settings, metadata, sample)
+                snapshot = _build_snapshot(setup, trainer, settings, metadata, sample)
                 with (
                     timer("steps"),
                     terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
@@ -96,11 +98,13 @@ def run_training(
                 ):
                     callbacks = TrainingCallbacks(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
-                        trainer.total_steps,
+                        lambda: trainer.total_steps,
                         user=user_callbacks,
                     )  # fmt: skip
                     is_finished = trainer.train(callbacks)
-                if not is_finished:
+                if is_finished:
+                    _report_end(trainer, log, terminal)
+                else:
                     writer.wait()
                     _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal)
 
@@ -114,11 +118,11 @@ def run_training(
                 if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
                     remove_folder(run_dir.best)
 
-                # Answer the held-out examples with the base model and with the adapter.
+                # Answer the held-out examples as before the training and with the adapter.
                 with timer("answers"):
-                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal)
+                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal, metadata.origin)
             for tracker in trackers:
-                tracker.log_predictions(rows, trainer.total_steps)
+                tracker.log_predictions(rows, trainer.step)
         finally:
             error = setup.features.close()
             if error is not None:
@@ -150,6 +154,15 @@ def _report_stop(
     log.write({"kind": "event", "step": step, "text": text, "level": "info"})
 
 
+def _report_end(trainer: Trainer, log: RunLog, terminal: Terminal) -> None:
+    """Say how many steps were taken, and why no more."""
+    auto_steps, count = trainer.auto_steps, StepCount(len(trainer.sampler.examples), trainer.settings)
+    text = count.describe_end(trainer.step, auto_steps)
+    reason = auto_steps.end_reason if auto_steps else None
+    log.write({"kind": END_KIND, "step": trainer.step, "reason": reason, "text": text})
+    terminal.print(f"trained    {text}")
+
+
 def _save_adapter(run_dir: RunDir, write: Callable[[Path], None]) -> None:
     run_dir.check_in_place()
     with atomic_folder(run_dir.adapter) as folder:
@@ -157,9 +170,14 @@ def _save_adapter(run_dir: RunDir, write: Callable[[Path], None]) -> None:
 
 
 def _answer_held_out(
-    model: LoadedModel, held_out: Sequence[Example], sampling: SamplingParams, run_dir: RunDir, terminal: Terminal
+    model: LoadedModel,
+    held_out: Sequence[Example],
+    sampling: SamplingParams,
+    run_dir: RunDir,
+    terminal: Terminal,
+    origin: AdapterOrigin | None,
 ) -> list[PredictionRow]:
-    """Answer with the base model and with the adapter; write predictions.jsonl."""
+    """Answer as before the training and with the adapter; write predictions.jsonl. origin: what the run continued."""
     hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
     try:
         rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
@@ -167,12 +185,27 @@ def _answer_held_out(
         terminal.print(f"saved      the adapter; for the answers and the report: {run_dir.resume_command}")
         raise
     run_dir.check_in_place()
+    rows = [replace(row, before=str(origin or BASE_MODEL)) for row in rows]
     write_predictions(run_dir.predictions, rows)
     return rows
 
 
+def _describe_adapter(settings: Settings, data: TrainingData) -> AdapterMetadata:
+    """The metadata of the adapter that is trained."""
+    metadata = build_metadata(settings, data.checkpoint, data.processor)
+    origin = find_origin(settings.adapter) if settings.adapter else None
+    return metadata.model_copy(update={"prompt": data.most_common_prompt or metadata.prompt, "origin": origin})
+
+
+def _build_answering_model(setup: TrainingSetup, processor: Processor, initial_adapter: Path | None) -> LoadedModel:
+    """The trained model. Without its adapter it answers as before the training, that is with the one it continued."""
+    if initial_adapter is None:
+        return LoadedModel(setup.model, processor)
+    return ContinuedModel(setup.model, processor, initial_adapter, setup.copy_adapter, setup.load_adapter)
+
+
 def _build_snapshot(
-    setup: TrainingSetup, settings: Settings, metadata: AdapterMetadata, sample: Encoded
+    setup: TrainingSetup, trainer: Trainer, settings: Settings, metadata: AdapterMetadata, sample: Encoded
 ) -> AdapterSnapshot:
     """Copies the adapter and the loss of the reference sample; both are written later."""
     checkpoint, processor = setup.data.checkpoint, setup.data.processor
@@ -180,9 +213,10 @@ def _build_snapshot(
     def snapshot() -> Callable[[Path], None]:
         state = setup.copy_adapter()
         recorded = record_sample(setup.engine, sample, processor, metadata.prompt)
+        described = metadata.model_copy(update={"step": trainer.step})
 
         def write(folder: Path) -> None:
-            write_adapter(folder, state, checkpoint.family, settings.lora, metadata)
+            write_adapter(folder, state, checkpoint.family, settings.lora, described)
             recorded.save(folder)
 
         return write

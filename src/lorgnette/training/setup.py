@@ -17,6 +17,7 @@ from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, compute_usable_bytes, find_fit
 from lorgnette.report.console import Terminal
 from lorgnette.report.stage_timer import StageTimer
@@ -38,12 +39,13 @@ class TrainingSetup:
     """A model ready to train.
 
     engine: what the trainer steps; model: what generates answers; copy_adapter: copies the LoRA factors to the CPU;
-    data: without the rows whose images cannot be decoded.
+    load_adapter: puts such a copy in their place; data: without the rows whose images cannot be decoded.
     """
 
     engine: Engine
     model: Union[loading.FastModel, "PeftModel"]
     copy_adapter: Callable[[], Mapping[str, torch.Tensor]]
+    load_adapter: Callable[[Mapping[str, torch.Tensor]], None]
     features: Features
     data: TrainingData
     max_tokens_per_microbatch: int
@@ -62,8 +64,9 @@ def build_training(
 ) -> TrainingSetup:
     """Load the weights, add the adapter and encode the images.
 
-    resume_from: a checkpoint's folder; extra_grids: images to encode that are not in the data. Raises LorgnetteError
-    for broken files, UsageError if engine=fast cannot train this model.
+    resume_from: a checkpoint's folder; without one, training starts from `settings.adapter`, if set. extra_grids:
+    images to encode that are not in the data. Raises LorgnetteError for broken files, UsageError if engine=fast cannot
+    train this model.
     """
     engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
@@ -97,9 +100,9 @@ def build_training(
     optimizer_warmup = pool.submit(warm_up_optimizer, device, settings.train)
     pool.shutdown(wait=False)
     pending = open_for_training(
-        data.checkpoint, settings.lora, features, dtype, seed=settings.seed, resume_from=resume_from,
-        group_by_image=settings.data.group_by_image, recompute_layers=fit.recompute_layers,
-        first_batches=first_batches,
+        data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
+        resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
+        recompute_layers=fit.recompute_layers, first_batches=first_batches,
     )  # fmt: skip
     features.start_decoding(grids)
 
@@ -116,7 +119,12 @@ def build_training(
         fast = pending.wait_for_engine()
         _synchronize(device)
     model = loading.FastModel(fast.decoder, fast.adapter, features)
-    return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, features, usable_data, fit.max_tokens)
+
+    def load_adapter(state: Mapping[str, torch.Tensor]) -> None:
+        fast.adapter.load_state_dict(state)
+        fast.sync_weights()
+
+    return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, load_adapter, features, usable_data, fit.max_tokens)
 
 
 def _build_reference(
@@ -141,11 +149,14 @@ def _build_reference(
         _synchronize(device)
         if resume_from is None:
             model = peft_engine.add_adapter(base, data.checkpoint.family, settings.lora, settings.seed)
+            if settings.adapter is not None:
+                peft_engine.set_adapter_state(model, SavedAdapter.load(settings.adapter).state)
             torch.manual_seed(settings.seed)  # dropout's sequence starts here, on the CPU and on CUDA
         else:
             model = peft_engine.load_adapter(base, resume_from, is_trainable=True)
     engine, copy_adapter = peft_engine.ReferenceEngine(model, features), partial(peft_engine.copy_adapter_state, model)
-    return TrainingSetup(engine, model, copy_adapter, features, data, settings.train.max_tokens_per_microbatch)
+    load_adapter, max_tokens = partial(peft_engine.set_adapter_state, model), settings.train.max_tokens_per_microbatch
+    return TrainingSetup(engine, model, copy_adapter, load_adapter, features, data, max_tokens)
 
 
 def fit_to_memory(

@@ -1,0 +1,70 @@
+"""The settings of an adapter on disk are read from the names in its files, without torch."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorgnette.config import TARGET_MODULES, LoraSettings
+from lorgnette.engine.peft_engine import add_adapter, get_adapter_state
+from lorgnette.errors import LorgnetteError
+from lorgnette.lora.adapter_settings import check_modules, read_lora_settings
+from lorgnette.lora.peft_config import PREFIX, WEIGHTS_FILE
+from lorgnette.lora.peft_files import write_adapter
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import FAMILIES
+
+FAMILY = FAMILIES["qwen2_vl"]
+SETTINGS = [
+    LoraSettings(rank=2, alpha=3, use_rslora=True),
+    LoraSettings(rank=1, alpha=16, target_modules=("v_proj", "down_proj")),
+    LoraSettings(rank=2, alpha=16, parts=("language", "merger", "vision")),
+    LoraSettings(rank=2, alpha=16, parts=("vision",)),
+]
+
+
+@pytest.mark.parametrize("lora", SETTINGS, ids=repr)
+def test_settings_come_back_from_the_files(
+    lora: LoraSettings, load_tiny_model: Callable[[], Any], adapter_metadata: Any, tiny: Path, tmp_path: Path
+) -> None:
+    state = get_adapter_state(add_adapter(load_tiny_model(), FAMILY, lora, seed=0))
+    write_adapter(tmp_path, state, FAMILY, lora, adapter_metadata)
+    settings = LoraSettings(**read_lora_settings(tmp_path))
+    assert settings.model_dump(exclude={"dropout"}) == lora.model_dump(exclude={"dropout"})
+    weights = BaseCheckpoint.from_folder(tiny).list_weights()
+    check_modules(tmp_path, state, weights, FAMILY.build_target_pattern(lora.target_modules, lora.parts))
+    one_less = [name for name in state if name.partition(".lora_")[0] != next(iter(state)).partition(".lora_")[0]]
+    for factors, kind in (
+        (one_less, "leaves out"),
+        ([*state, f"{PREFIX}lm_head.lora_A.weight"], "also adapts lm_head"),
+    ):
+        with pytest.raises(LorgnetteError, match=f"cannot be trained further: it {kind}"):
+            check_modules(tmp_path, factors, weights, FAMILY.build_target_pattern(lora.target_modules, lora.parts))
+
+
+def test_old_names_and_other_modules(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({name.replace(".language_model.", "."): t for name, t in tensors.items()}, folder / WEIGHTS_FILE)
+    assert read_lora_settings(folder)["target_modules"] == TARGET_MODULES
+    save_file(tensors | {f"{PREFIX}lm_head.lora_A.weight": torch.ones(4, 64)}, folder / WEIGHTS_FILE)
+    with pytest.raises(LorgnetteError, match=r"it has lm_head.lora_A.weight, which no setting of lora.\* makes"):
+        read_lora_settings(folder)
+    (folder / WEIGHTS_FILE).write_bytes(b"short")
+    with pytest.raises(LorgnetteError, match=f"{WEIGHTS_FILE} is .*copy the adapter's folder again"):
+        read_lora_settings(folder)
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(LorgnetteError, match=f"{WEIGHTS_FILE} is missing"):
+        read_lora_settings(folder)
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, lorgnette.training.initial_adapter; print([m for m in ('torch', 'peft') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
