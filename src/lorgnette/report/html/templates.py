@@ -14,7 +14,12 @@ from lorgnette.report.manifest import hide_home
 
 
 def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **values: Any) -> None:
-    """Fill the template with values, and replace the file `path`.
+    """Fill the template with values, and replace the file `path`. See `render`."""
+    write_text(path, render(template, folders=folders, **values))
+
+
+def render(template: str, *, folders: Iterable[Path] = (), **values: Any) -> str:
+    """The template filled with values.
 
     People share pages: paths lose these absolute `folders`, and the home folder is written `~`.
     """
@@ -27,7 +32,7 @@ def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **val
         lstrip_blocks=True,
     )
     environment.filters["tabulate_charts"] = tabulate_charts
-    write_text(path, environment.get_template(template).render(**values))
+    return environment.get_template(template).render(**values)
 
 
 def _build_path_shortener(folders: Iterable[Path]) -> Callable[[object], object]:
