@@ -261,6 +261,11 @@ class PredictionRow:
     """Whose answer `base` is: that of the base model, or of an adapter that the run continued, by name."""
 
     @property
+    def answer(self) -> str:
+        """The fine-tuned model's; the base model's if there is no other."""
+        return next((text for text in (self.tuned, self.base) if text is not None), "")
+
+    @property
     def shown_base(self) -> str | None:
         """The text for people; see `mark_cut`."""
         return self.base if self.base is None else mark_cut(self.base, is_cut=self.base_is_cut)
