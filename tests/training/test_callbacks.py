@@ -87,7 +87,7 @@ def build_callbacks(tmp_path: Path, terminal: Terminal) -> Iterator[Callable[...
             writer=AsyncWriter(),
             advance=lambda count, note="": progress.append((count, note)),
             interrupt=GracefulInterrupt(terminal),
-            total_steps=99,
+            get_total_steps=lambda: 99,
             samples=FixedSamples(),  # type: ignore[arg-type]
         )
         return callbacks, run_dir.path, progress

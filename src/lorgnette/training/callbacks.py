@@ -26,7 +26,7 @@ AdapterSnapshot = Callable[[], Callable[[Path], None]]
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """Implements the trainer's `Callbacks`. advance: moves the progress bar."""
+    """Implements the trainer's `Callbacks`. advance: moves the progress bar; get_total_steps: they may become fewer."""
 
     run_dir: RunDir
     terminal: Terminal
@@ -37,7 +37,7 @@ class TrainingCallbacks:
     samples: SampleLogger
     advance: ProgressCallback
     interrupt: GracefulInterrupt
-    total_steps: int
+    get_total_steps: Callable[[], int]
 
     user: UserCallbacks = field(default_factory=UserCallbacks)
 
@@ -67,7 +67,7 @@ class TrainingCallbacks:
             self._record({"kind": "eval", "step": step, **samples.scores})
         self.user.call("on_evaluate", step, {"eval_loss": loss, **samples.scores})
         # Trackers get the full answers right after the last step.
-        for tracker in () if step == self.total_steps else self.trackers:
+        for tracker in () if step == self.get_total_steps() else self.trackers:
             tracker.log_predictions(samples.rows, step)
         if not self.samples.selects_best:
             return loss
@@ -79,7 +79,7 @@ class TrainingCallbacks:
 
     def on_new_best(self, step: int) -> None:
         """Save the best adapter in the background; the last step is saved as the run's adapter anyway."""
-        if step == self.total_steps:
+        if step == self.get_total_steps():
             return
         self.run_dir.check_in_place()
         write = self.snapshot()

@@ -12,7 +12,8 @@ def compute_learning_rate(step: int, total_steps: int, settings: TrainSettings) 
     get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, or stays constant.
     (`train.epochs=auto` has its own schedule: auto_steps.py.)
     """
-    peak, warmup_steps, kind = settings.learning_rate, settings.num_warmup_steps, settings.lr_scheduler_type
+    peak, kind = settings.learning_rate, settings.lr_scheduler_type
+    warmup_steps = settings.count_warmup_steps(total_steps)
     if step < warmup_steps:
         return peak * step / warmup_steps
     if kind == "constant":

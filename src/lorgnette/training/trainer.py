@@ -156,6 +156,7 @@ class Trainer:
 
         default = compute_eval_steps(self.sampler.total_steps) if self.auto_steps else self.steps_per_epoch
         eval_steps = self.settings.eval_steps or default
+        save_steps = self.settings.save_steps or self.steps_per_epoch
         self._last_time = time.perf_counter()
         for microbatches, wait_seconds in self._prefetch():
             # Launch forward, backward and update; on CUDA the host does not wait for them.
@@ -165,7 +166,7 @@ class Trainer:
             # Report the finished steps: all of them before anything that reads the weights.
             is_last = self.step == self.total_steps
             is_evaluating = bool(self.held_out) and (self.step % eval_steps == 0 or is_last)
-            is_saving = callbacks.should_stop() or self.step % self.settings.save_steps == 0
+            is_saving = callbacks.should_stop() or self.step % save_steps == 0
             self._drain(callbacks, 0 if is_evaluating or is_saving or is_last else self._max_pending)
 
             # Evaluate. Early stopping may end the run here.
@@ -298,8 +299,8 @@ class Trainer:
 def _build_auto_steps(sampler: BatchSampler, settings: TrainSettings) -> AutoSteps | None:
     if settings.epochs != "auto":
         return None
-    warmup_steps, max_steps = settings.num_warmup_steps, settings.max_steps
-    return AutoSteps(sampler.steps_per_epoch, warmup_steps=warmup_steps, max_steps=max_steps)
+    warmup_steps = settings.count_warmup_steps(sampler.total_steps)
+    return AutoSteps(sampler.steps_per_epoch, warmup_steps=warmup_steps, max_steps=settings.max_steps)
 
 
 def _build_not_finite_error(pending: PendingStep, loss: float, norm: float) -> LorgnetteError:
