@@ -77,6 +77,7 @@ SLOW = [
     "tests/report/html/test_comparison.py",
     "tests/report/html/test_check_page.py",
     "tests/report/html/test_page.py",
+    "tests/report/html/test_answer_tables.py::test_fifty_labels",
     "tests/e2e/",
     "tests/tools/",
     "tests/hub/test_recipe_from_hubs.py",

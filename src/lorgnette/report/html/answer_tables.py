@@ -95,8 +95,8 @@ def _build_confusion(counts: LabelCounts, name: str, number: int) -> AnswerTable
     if len(counts.labels) > MAX_CONFUSION_LABELS:
         mistakes = counts.mistakes[:NUM_MISTAKES]
         rows = tuple((label, (Cell(answer), Cell(str(count)))) for label, answer, count in mistakes)
-        header = ("label", "answer", "examples")
-        return AnswerTable(f"Most common mistakes, {name}", file_name, header, rows, hint=_describe_others(counts))
+        columns = ("label", "answer", "examples")
+        return AnswerTable(f"Most common mistakes, {name}", file_name, columns, rows, hint=_describe_others(counts))
     confusion = []
     for i, (label, row) in enumerate(zip(counts.labels, counts.confusion, strict=True)):
         if support := sum(row):
