@@ -153,12 +153,14 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
     [
         ("train.lrr=1", "train."),
         ("train.epoch=1", "train.epochs"),
-        ("learning_rate=1", "train.learning_rate"),
+        ("learning_rat=1", "train.learning_rate"),
+        ("per_device_batch_size=1", "train.batch_size"),
         ("sed=1", "seed"),
-        ("zzzz=1", "docs/settings.md"),
-        ("=1", "docs/settings.md"),
-        ("data=null", "data."),
-        ("train=1", "train."),
+        ("zzzz=1", "`lorgnette settings zzzz`"),
+        ("train.zzzz=1", "`lorgnette settings train`"),
+        ("=1", "`lorgnette settings ''`"),
+        ("data=null", "`lorgnette settings data`"),
+        ("train=1", "`lorgnette settings train`"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_its_neighbour(word: str, near: str) -> None:

@@ -4,8 +4,8 @@ Each setting has its name, meaning and unit here, once; `docs/settings.md` is ge
 about the effect of a setting.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,6 +27,8 @@ from pydantic_core import PydanticCustomError
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.parse import is_unicode, read_yaml, shorten
+from lorgnette.io.shell import quote_word
+from lorgnette.synonyms import Assignment, Entry, translate
 
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
@@ -172,13 +174,17 @@ class TrainSettings(Section):
         "auto",
         description="learning-rate schedule; auto: linear; with epochs=auto (which takes only auto): constant, then down",
     )
-    warmup_steps: int | None = Field(
-        None, ge=0, description="steps in which the learning rate rises from 0; null: 4 with epochs=auto, else 0"
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="steps in which the learning rate rises from 0; below 1 a share of all steps, rounded up; null: 4 "
+        "with epochs=auto, else 0",
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     logging_steps: PositiveInt = Field(10, description="steps between two lines of the log (step 1 is always logged)")
-    save_steps: PositiveInt = Field(100, description="steps between two checkpoints (the last step is always saved)")
+    save_steps: PositiveInt | None = Field(
+        100, description="steps between two checkpoints; null: each epoch (the last step is always saved)"
+    )
     eval_steps: PositiveInt | None = Field(
         None,
         description="steps between two evaluations: the eval loss and the answers to four held-out images; null: each "
@@ -203,9 +209,20 @@ class TrainSettings(Section):
             raise PydanticCustomError("schedule", message)
         return value
 
-    @property
-    def num_warmup_steps(self) -> int:
-        return (4 if self.epochs == "auto" else 0) if self.warmup_steps is None else self.warmup_steps
+    @field_validator("warmup_steps")
+    @classmethod
+    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """A share of all steps needs their number."""
+        if isinstance(value, float) and info.data.get("epochs") == "auto":
+            message = "a share of all steps needs a number of epochs, such as train.epochs=2; or write a number of steps"
+            raise PydanticCustomError("warmup", message)
+        return value
+
+    def count_warmup_steps(self, total_steps: int) -> int:
+        """Steps of the warm-up. A share is rounded up, as in transformers' TrainingArguments.get_warmup_steps."""
+        if self.warmup_steps is None:
+            return 4 if self.epochs == "auto" else 0
+        return self.warmup_steps if isinstance(self.warmup_steps, int) else math.ceil(total_steps * self.warmup_steps)
 
 
 class PredictSettings(Section):
@@ -279,38 +296,42 @@ def load_settings(
     *,
     values: Mapping[str, Any] | None = None,
     where: str = "recipe",
+    on_remark: Callable[[str], None] = lambda line: None,
 ) -> Settings:
     """Merge a recipe's tree, a second tree of `values` and `key=value` words, one setting at a time; later ones win.
 
-    `data=PATH` is short for `data.path=PATH`. Raises UsageError that names the nearest setting for an unknown one, or
-    the value that does not fit.
+    A key is a setting's name, its end (`epochs` for `train.epochs`), or a word of another trainer; on_remark gets a
+    line that says what such a word sets. `data=PATH` is short for `data.path=PATH`. Raises UsageError that names every
+    key that cannot be used, or the value that does not fit.
     """
-    entries = [(key, value, where) for key, value in _flatten(recipe or {})]
-    entries += [(key, value, "arguments") for key, value in _flatten(values or {})]
+    entries = [Entry(key, value, where) for key, value in _flatten(recipe or {})]
+    entries += [Entry(key, value, "arguments") for key, value in _flatten(values or {})]
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.learning_rate=1e-4")
-        entries.append((key, None if text == "null" else text, "command line"))
+        entries.append(Entry(key, None if text == "null" else text, "command line"))
 
-    names, tree, sources = list_settings(), dict[str, Any](), dict[str, str]()
-    for key, value, source in entries:
-        name = "data.path" if key == "data" and isinstance(value, str | Path) else key
-        if name not in names:
-            nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest else "docs/settings.md lists them"
-            raise UsageError(f"unknown setting {key}", where=source, hint=hint)
-        section, _, field = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[field] = value
-        sources[name] = source
+    assignments, remarks = translate(entries, list_settings())
+    tree, origins = dict[str, Any](), dict[str, Assignment]()
+    for assignment in assignments:
+        section, _, field = assignment.setting.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = assignment.value
+        origins[assignment.setting] = assignment
 
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(part for part in first["loc"] if isinstance(part, str))
-        message = f"{name} = {shorten(repr(first['input']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        raise UsageError(message, where=sources[name], hint="see docs/settings.md") from None
+        origin = origins[name]
+        written = "" if origin.written in (name, "data") else f"{origin.written} → "
+        message = f"{written}{name} = {shorten(repr(first['input']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        hint = f"`lorgnette settings {quote_word(name)}` explains it"
+        raise UsageError(message, where=origin.source, hint=hint) from None
+    for line in remarks:
+        on_remark(line)
+    return settings
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

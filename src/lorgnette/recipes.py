@@ -4,7 +4,7 @@ The first line of a recipe is a comment with its title.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,20 @@ def find_recipe(name: str) -> Path:
     raise UsageError("no such recipe", where=name, hint=hint)
 
 
-def load_settings(name: str | None = None, overrides: Iterable[str] = (), **values: Any) -> Settings:
+def load_settings(
+    name: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    on_remark: Callable[[str], None] = lambda line: None,
+    **values: Any,
+) -> Settings:
     """Load a recipe by name or file; named values and then `key=value` overrides replace its settings.
 
-    `load_settings("coco-caption", ["train.learning_rate=1e-4"], model="demo", data="captions.csv")`
+    `load_settings("coco-caption", ["train.learning_rate=1e-4"], model="demo", data="captions.csv")`. Words of other
+    trainers are settings too (docs/coming-from.md); on_remark gets a line for each.
     """
     tree = _load_tree(find_recipe(name)) if name else {}
-    return config.load_settings(tree, overrides, values=values, where=name or "settings")
+    return config.load_settings(tree, overrides, values=values, where=name or "settings", on_remark=on_remark)
 
 
 def _load_tree(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    TrainingArguments,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
@@ -29,3 +30,11 @@ def test_rates_are_transformers(kind: str, total: int, warmup: int) -> None:
         ours = compute_learning_rate(step, total, settings)
         assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-18)
         scheduler.step()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.999])
+@pytest.mark.parametrize("total", [1, 7, 62, 1000])
+def test_a_share_of_all_steps_is_transformers(share: float, total: int) -> None:
+    theirs = TrainingArguments(warmup_steps=share).get_warmup_steps(total)
+    assert TrainSettings(epochs=1, warmup_steps=share).count_warmup_steps(total) == theirs
+    assert TrainSettings(warmup_steps=theirs).count_warmup_steps(total) == theirs

@@ -61,7 +61,7 @@ def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | Non
 def explain_no_change(settings: TrainSettings, num_steps: int) -> str:
     """The likeliest reason that a training of `num_steps` changed nothing, and what to do."""
     rate = f"train.learning_rate={settings.learning_rate:g}"
-    if (warmup_steps := settings.num_warmup_steps) >= num_steps:
+    if (warmup_steps := settings.count_warmup_steps(num_steps)) >= num_steps:
         highest = settings.learning_rate * max(0, num_steps - 1) / warmup_steps
         steps = "the only step is" if num_steps == 1 else f"all {num_steps} steps are"
         warm_up = f"{steps} in the warm-up (train.warmup_steps={warmup_steps})"

@@ -1,0 +1,187 @@
+"""Entries of recipes and command lines → settings, with a line for every word that is not a setting's full name."""
+
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorgnette.errors import UsageError
+from lorgnette.io.parse import shorten
+from lorgnette.io.shell import quote_word
+from lorgnette.synonyms.table import CLASHES, OWN_NAMES, SYNONYMS, VALUES
+from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
+
+
+def normalize(word: str) -> str:
+    """A word as the table has it: `--per-device-train-batch-size` is `per_device_train_batch_size`."""
+    return word.strip().lstrip("-").replace("-", "_").lower()
+
+
+class Entry(NamedTuple):
+    """A setting as written: in a recipe, as an argument or on the command line."""
+
+    key: str
+    value: Any
+    source: str
+
+
+class Assignment(NamedTuple):
+    """A setting, its value and where it comes from. position: of its entry; written: the word there."""
+
+    position: int
+    setting: str
+    value: Any
+    source: str
+    written: str
+
+
+class Problem(NamedTuple):
+    """An entry that cannot be used."""
+
+    message: str
+    source: str
+    hint: str
+
+
+def find_settings(word: str, names: Collection[str]) -> list[str]:
+    """The settings that a word names: one of `names`, or the end of some; none if it is unknown."""
+    name = OWN_NAMES.get(normalize(word), normalize(word))
+    return [name] if name in names else [setting for setting in names if setting.endswith(f".{name}")]
+
+
+def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[Assignment], list[str]]:
+    """What the entries set, in order, and a line for each word that is not a setting's full name.
+
+    names: all settings. Of one setting the later entry wins, and the earlier is not looked at. Raises one UsageError
+    that names every entry that cannot be used.
+    """
+    own: list[Assignment] = []
+    foreign: dict[str, dict[str, tuple[int, Entry]]] = {}  # group → canonical word → its last entry
+    problems: list[Problem] = []
+    remarks: list[tuple[int, str]] = []
+    for index, entry in enumerate(entries):
+        synonym = None if entry.key in names else SYNONYMS.get(normalize(entry.key))
+        if synonym is not None:
+            group = foreign.setdefault(synonym.group, {})
+            _check_one_spelling(group.get(synonym.words[0]), entry, problems)
+            group[synonym.words[0]] = index, entry
+            continue
+        matches = [entry.key] if entry.key in names else find_settings(entry.key, names)
+        if len(matches) != 1 or (entry.key == "data" and not isinstance(entry.value, str | Path)):
+            problems.append(_explain_unknown(entry, matches, names))
+            continue
+        own.append(Assignment(index, matches[0], entry.value, entry.source, entry.key))
+        if entry.key not in (matches[0], "data"):
+            remarks.append((index, f"{entry.key} → {matches[0]}"))
+    for words in foreign.values():
+        _translate_group(words, own, problems, remarks)
+    assignments = [_translate_value(assignment, remarks) for assignment in sorted(own)]
+    _check_agreement(assignments, problems)
+    remarks += _find_clashes(own, {entry.source for words in foreign.values() for _, entry in words.values()})
+    if problems:
+        raise _build_error(problems)
+    return assignments, [line for _, line in sorted(remarks) if line]
+
+
+def _translate_group(
+    words: Mapping[str, tuple[int, Entry]],
+    assignments: list[Assignment],
+    problems: list[Problem],
+    remarks: list[tuple[int, str]],
+) -> None:
+    """Translate the words of one group, unless a later source sets the same setting by its own name."""
+    values = {word: parse_value(entry.value) for word, (_, entry) in words.items()}
+    values = {word: value for word, value in values.items() if not is_empty(value)}
+    if not values:
+        return
+    index, last = max(words[word] for word in values)
+    synonym = SYNONYMS[next(iter(values))]
+    if any(other.setting == synonym.setting and other.position > index and other.source != last.source
+           for other in assignments):  # fmt: skip
+        return
+    try:
+        translation = synonym.translate(values)
+    except NoCounterpartError as error:
+        written = ", ".join(f"{words[word][1].key}={shorten(format_value(words[word][1].value))}" for word in values)
+        problems.append(Problem(f"{written}: {error.reason}", last.source, error.hint))
+        return
+    line = _describe([words[word][1] for word in values], translation)
+    remarks.append((index, line))
+    written = words[next(iter(values))][1].key
+    assignments += [Assignment(index, *pair, last.source, written) for pair in translation.settings]
+
+
+def _describe(entries: Sequence[Entry], translation: Translation) -> str:
+    """`lr=1e-4 → train.learning_rate`; "" for a value that asks nothing."""
+    written = [f"{entry.key}={shorten(format_value(entry.value))}" for entry in entries]
+    if not translation.settings:
+        return translation.note and f"{', '.join(written)}: nothing to set; {translation.note}"
+    values = [parse_value(entry.value) for entry in entries] if len(entries) == 1 else []
+    results = (
+        setting if value in values else f"{setting}={format_value(value)}" for setting, value in translation.settings
+    )
+    note = f" ({translation.note})" if translation.note else ""
+    return f"{', '.join(written)} → {', '.join(results)}{note}"
+
+
+def _translate_value(assignment: Assignment, remarks: list[tuple[int, str]]) -> Assignment:
+    """Another trainer's value of a setting → ours."""
+    names = VALUES.get(assignment.setting, {})
+    name = str(assignment.value).lower().removeprefix("torch.")
+    if not isinstance(assignment.value, str) or name not in names:
+        return assignment
+    remarks.append((assignment.position, f"{assignment.setting}={assignment.value} → {format_value(names[name])}"))
+    return assignment._replace(value=names[name])
+
+
+def _check_one_spelling(earlier: tuple[int, Entry] | None, entry: Entry, problems: list[Problem]) -> None:
+    """One source must not write one word in two ways with two values."""
+    if earlier is None or earlier[1].source != entry.source:
+        return
+    if earlier[1].key != entry.key and earlier[1].value != entry.value:
+        message = f"{earlier[1].key} and {entry.key} mean the same and differ"
+        problems.append(Problem(message, entry.source, "write one of them"))
+
+
+def _check_agreement(assignments: Iterable[Assignment], problems: list[Problem]) -> None:
+    """One source must not set one setting by two words to two values."""
+    last: dict[str, Assignment] = {}
+    for assignment in assignments:
+        earlier = last.get(assignment.setting)
+        is_same = earlier is None or format_value(earlier.value) == format_value(assignment.value)
+        if earlier and not is_same and earlier.source == assignment.source and earlier.written != assignment.written:
+            message = f"{earlier.written} and {assignment.written} both set {assignment.setting}"
+            problems.append(Problem(message, assignment.source, "write one of them"))
+        last[assignment.setting] = assignment
+
+
+def _find_clashes(own: Iterable[Assignment], sources: Collection[str]) -> Iterator[tuple[int, str]]:
+    """What differs for a setting of the same name, in a source that has other trainers' words too."""
+    for assignment in own:
+        if assignment.source in sources and assignment.written == assignment.setting in CLASHES:
+            yield assignment.position, f"{assignment.setting}: {CLASHES[assignment.setting]}"
+
+
+def _explain_unknown(entry: Entry, matches: Sequence[str], names: Collection[str]) -> Problem:
+    if matches and entry.key != "data":
+        return Problem(f"{entry.key} can be several settings", entry.source, f"write {' or '.join(matches)}")
+    word = normalize(entry.key)
+    section, _, field = word.rpartition(".")
+    known = {name: name for name in names} | {name.rpartition(".")[2]: name for name in names}
+    known |= {name: synonym.setting for name, synonym in SYNONYMS.items() if synonym.kind == "accepted"}
+    for typed in (word, field):
+        if nearest := difflib.get_close_matches(typed, known, n=1, cutoff=0.8):
+            return Problem(f"unknown setting {entry.key}", entry.source, f"did you mean {known[nearest[0]]}?")
+    is_section = any(name.startswith(f"{section or word}.") for name in names)
+    search = quote_word((section or word) if is_section else word)
+    return Problem(f"unknown setting {entry.key}", entry.source, f"`lorgnette settings {search}` lists what there is")
+
+
+def _build_error(problems: Sequence[Problem]) -> UsageError:
+    if len(problems) == 1:
+        [(message, source, hint)] = problems
+        return UsageError(message, where=source, hint=hint)
+    facts = "; ".join(f"{message} ({hint})" for message, _, hint in problems)
+    sources = ", ".join(dict.fromkeys(source for _, source, _ in problems))
+    hint = "change each, or leave it out: WORD=null on the command line"
+    return UsageError(f"{len(problems)} settings do not fit: {facts}", where=sources, hint=hint)
