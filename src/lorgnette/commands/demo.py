@@ -14,6 +14,7 @@ from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.report.console import Terminal
+from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir, find_free_path, is_free
 
 __all__ = ["demo", "register_facts_metric"]
@@ -27,10 +28,10 @@ def demo(
     num_images: int = 500,
     overrides: Sequence[str] = (),
     console: Console | None = None,
-) -> RunDir:
+) -> Run:
     """Draw images with short captions, train the built-in model on them, and compare its answers before and after.
 
-    out: a new folder, default runs/demo. Raises UsageError if it is not empty. Returns the training's run folder.
+    out: a new folder, default runs/demo. Raises UsageError if it is not empty. Returns the training's run.
     """
     terminal = Terminal(console)
     lorgnette.recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn

@@ -1,8 +1,9 @@
 """`train` and `resume`: everything that can be wrong is found before torch is imported and weights are read."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from rich.console import Console
 
 from lorgnette import config
 from lorgnette.config import Settings
-from lorgnette.io.atomic import write_json, write_text
+from lorgnette.commands.arguments import SettingsLike, build_settings, is_rows
+from lorgnette.commands.write_rows import write_rows
+from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
+from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import build_manifest
-from lorgnette.report.run_dir import RunDir, find_free_path
+from lorgnette.report.run import Run
+from lorgnette.report.run_dir import DATA_FOLDER, RunDir, find_free_path, is_written_rows
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.resolve import portable_name, resolve_images_folder
@@ -25,47 +30,143 @@ from lorgnette.training.user_callbacks import UserCallbacks
 
 
 def train(
-    settings: Settings, *, name: str = "run", callbacks: Sequence[Any] = (), console: Console | None = None
-) -> RunDir:
-    """Train an adapter in a new run folder: `settings.run`, or the next free runs/NAME."""
+    data: Any = None,
+    *,
+    recipe: str | Path | None = None,
+    settings: SettingsLike = None,
+    name: str | None = None,
+    metrics: MetricFunction | str | Iterable[str | MetricFunction] | None = None,
+    callbacks: Sequence[Any] = (),
+    console: Console | None = None,
+    **values: Any,
+) -> Run:
+    """Train an adapter in a new run folder, answer the held-out prompts before and after, write the report.
+
+        run = lorgnette.train("captions.csv", model="Qwen2-VL-2B-Instruct", epochs=3, learning_rate=1e-4)
+
+    data: a data file or folder in any supported format, a list of them, `hf:NAME`; or rows in memory: dicts such as
+    {"image": PIL.Image, "caption": "a cat"}, a DataFrame, a Dataset. Rows are written into the run's folder first.
+    recipe: its name or file. settings: Settings, or a mapping with full names or sections. values: settings by their
+    full or last name; later ones win. `data` may also be the Settings.
+    name: of the folder, runs/NAME or the next free one; default: that of the recipe or of the data file. `run=` names
+    the folder itself.
+    metrics: names of metrics and groups, and functions (answer, references) → number; short for predict.metrics.
+    callbacks: functions of (step, loss), and objects (training/user_callbacks.py). One that returns True ends the
+    training; one that raises an exception stops it with its step saved.
+
+    Raises LorgnetteError or UsageError for what the user can mend, before weights are read where possible;
+    KeyboardInterrupt after Ctrl-C, when the step is saved. `lorgnette.resume(run)` goes on with a stopped run.
+    """
     terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
+    rows = data if is_rows(data) else None
+    if metrics is not None:
+        values["predict.metrics"] = resolve_metric_names(metrics)
+    chosen = build_settings(None if rows is not None else data, recipe=recipe, settings=settings, values=values)
+    name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
     timer = StageTimer(terminal)
-    if settings.run is not None:
-        RunDir.check_is_free(settings.run)
-    settings = inherit_settings(settings, terminal)
+    if chosen.run is not None:
+        RunDir.check_is_free(chosen.run)
+    chosen = inherit_settings(chosen, terminal)
+    if rows is None:
+        start = _load(chosen, timer, terminal)  # before the folder is created
+        with _open_run(chosen, name, terminal) as run_dir:
+            _start(start, run_dir, user_callbacks, timer, terminal)
+    else:
+        with _open_run(chosen, name, terminal) as run_dir:
+            with timer("rows"):
+                chosen = _write_rows(rows, chosen, run_dir, terminal)
+            _start(_load(chosen, timer, terminal), run_dir, user_callbacks, timer, terminal)
+    return Run(run_dir.path)
+
+
+@dataclass(frozen=True)
+class _LoadedRun:
+    """What a run needs before its folder has its first file."""
+
+    settings: Settings
+    data: TrainingData
+    manifest: dict[str, Any]
+
+
+def _load(settings: Settings, timer: StageTimer, terminal: Terminal) -> _LoadedRun:
     with timer("data"):
         data = TrainingData.load(settings, terminal)
         settings = data.choose_metrics(settings, terminal)
+        references = [[e.example.reference] for e in data.held_out if e.example.reference]
+        check_own_metrics(settings.predict.metrics, references)
         hashes, image_hashes = data.hash_inputs(), data.hash_images()
         adapter = build_manifest_entry(settings.adapter) if settings.adapter else None
         if adapter and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
             terminal.warn(note)
+    manifest = build_manifest(
+        seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes,
+        num_training_images=data.num_training_images, adapter=adapter,
+    )  # fmt: skip
+    return _LoadedRun(settings, data, manifest)
+
+
+@contextmanager
+def _open_run(settings: Settings, name: str, terminal: Terminal) -> Iterator[RunDir]:
+    """Create and lock the run's folder; it is removed if the block fails before the first step."""
     run_dir = RunDir.create(settings.run or find_free_path(Path("runs"), name))
     with run_dir.lock(terminal.warn) as locked, _discard_failed_run(locked):
         RunDir.check_is_free(run_dir.path)
-        manifest = build_manifest(
-            seed=settings.seed, command=sys.argv, device=settings.device, hashes=hashes, image_hashes=image_hashes,
-            num_training_images=data.num_training_images, adapter=adapter,
-        )  # fmt: skip
-        write_json(run_dir.manifest, manifest)
-        write_text(run_dir.config, config.dump_settings(_make_absolute(settings, run_dir)))
-        _train(settings, locked, data, user_callbacks, timer, terminal)
-    return run_dir
+        yield locked
 
 
-def resume(path: Path | str, *, callbacks: Sequence[Any] = (), console: Console | None = None) -> RunDir:
-    """Continue a stopped run from its latest checkpoint. The result is the same as without the stop."""
+def _start(
+    run: _LoadedRun, run_dir: RunDir, user_callbacks: UserCallbacks, timer: StageTimer, terminal: Terminal
+) -> None:
+    write_json(run_dir.manifest, run.manifest)
+    write_text(run_dir.config, config.dump_settings(_make_absolute(run.settings, run_dir)))
+    _train(run.settings, run_dir, run.data, user_callbacks, timer, terminal)
+
+
+def _write_rows(rows: Any, settings: Settings, run_dir: RunDir, terminal: Terminal) -> Settings:
+    """Write rows in memory into the run's folder. Returns the settings with their data file."""
+    folder = find_free_path(run_dir.path, DATA_FOLDER)
+    path = write_rows(rows, folder, on_bad_row=settings.data.on_bad_row, terminal=terminal)
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"path": path})})
+
+
+def _name_after_data(settings: Settings) -> str:
+    sources = split_sources(settings.data.path) if settings.data.path else ()
+    return sources[0].stem if len(sources) == 1 and sources[0].exists() else "run"
+
+
+def resume(
+    run: Path | str | Run,
+    *,
+    metrics: MetricFunction | str | Iterable[str | MetricFunction] = (),
+    callbacks: Sequence[Any] = (),
+    console: Console | None = None,
+) -> Run:
+    """Continue a stopped run from its latest checkpoint. The result is the same as without the stop.
+
+    metrics: functions of the user that the run was started with; callbacks: as in `train`.
+    """
     terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
+    resolve_metric_names(metrics)
     timer = StageTimer(terminal)
-    run_dir = RunDir.open_existing(Path(path))
+    run_dir = RunDir.open_existing(Path(run))
     with run_dir.lock(terminal.warn) as locked:
         settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
+        settings = _relocate(settings, run_dir)
         with timer("data"):
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
             settings = data.choose_metrics(settings, terminal)
         _train(settings, locked, data, user_callbacks, timer, terminal)
-    return run_dir
+    return Run(run_dir.path)
+
+
+def _relocate(settings: Settings, run_dir: RunDir) -> Settings:
+    """The settings with the data that is inside the run's folder where that folder is now."""
+    path, folder = settings.data.path, settings.run
+    if path is None or folder is None or path.exists() or not path.is_relative_to(folder):
+        return settings
+    update = {"path": run_dir.path.resolve() / path.relative_to(folder)}
+    return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
 
 
 def _train(
@@ -118,11 +219,15 @@ def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
 
     A folder with other files in it (a tracker starts before the log) stays, and can be resumed.
     """
+    before = set(run_dir.path.iterdir())
     try:
         yield
     except BaseException:
         own_files = (run_dir.config, run_dir.manifest, run_dir.lock_file)
-        if run_dir.is_in_place and set(run_dir.path.iterdir()) <= set(own_files):
+        rows = {path for path in run_dir.path.iterdir() if path not in before and is_written_rows(path)}
+        if run_dir.is_in_place and set(run_dir.path.iterdir()) <= {*own_files, *rows}:
+            for path in rows:
+                remove_folder(path)
             for path in own_files:
                 path.unlink(missing_ok=True)
             run_dir.path.rmdir()

@@ -1,6 +1,7 @@
 """The run folder and its files.
 
     runs/coco/
+      data/              the rows that were in memory, if there were
       manifest.json      versions, machine, seed, hashes, command
       config.yaml        the resolved settings
       adapter/           the adapter in PEFT's format
@@ -28,9 +29,11 @@ from lorgnette.io.atomic import open_no_follow, remove_leftovers
 from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.shell import format_command
 
-_STUB = re.compile(r"\.lock|manifest\.json|\.(?:manifest\.json|config\.yaml)\.\d+\.part")
+DATA_FOLDER = "data"
+"""In a run's folder: the rows that were in memory."""
+_STUB = re.compile(r"\.lock|manifest\.json|\.(?:manifest\.json|config\.yaml|data(?:-\d+)?)\.\d+\.part")
 """Names in the folder of a run that was killed before it could be resumed."""
-_OWN = re.compile(r"manifest\.json|config\.yaml|adapter|best|log\.jsonl|predictions\.jsonl|report\.html|step-\d+")
+_OWN = re.compile(r"data(?:-\d+)?|manifest\.json|config\.yaml|adapter|best|log\.jsonl|predictions\.jsonl|report\.html|step-\d+")
 """Names that a run writes atomically, in its folder or in checkpoints/."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held_locks: set[int] = set()
@@ -147,8 +150,14 @@ def find_free_path(parent: Path, name: str, suffix: str = "") -> Path:
 def is_free(path: Path) -> bool:
     """True for nothing, an empty folder, and the first files of a run that was killed before it could be resumed."""
     if path.is_dir():
-        return all(_STUB.fullmatch(child.name) for child in path.iterdir())
+        return all(_STUB.fullmatch(child.name) or is_written_rows(child) for child in path.iterdir())
     return not os.path.lexists(path)
+
+
+def is_written_rows(path: Path) -> bool:
+    """Whether it is what `train` writes of rows that are in memory."""
+    is_named = path.name == DATA_FOLDER or path.name.startswith(f"{DATA_FOLDER}-")
+    return is_named and path.is_dir() and {child.name for child in path.iterdir()} <= {"data.jsonl", "images"}
 
 
 def _acquire_lock(path: Path, warn: Callable[[str], None]) -> int:

@@ -1,0 +1,61 @@
+"""The arguments that the commands share when they are called from Python: data and settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorgnette import config, recipes
+from lorgnette.config import Settings
+from lorgnette.data.memory_rows import is_in_memory
+from lorgnette.errors import UsageError
+from lorgnette.io.paths import join_sources
+
+SettingsLike = Settings | Mapping[str, Any] | None
+
+
+def build_settings(
+    data: Any = None,
+    *,
+    recipe: str | Path | None = None,
+    settings: SettingsLike = None,
+    values: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The settings of a call: those of the recipe, then `settings`, then `values`, then the data; later ones win.
+
+    data: the name of a data file or several; None: as the settings say. It may be Settings, which then stand for all.
+    settings: Settings, or a mapping with full names (`{"train.learning_rate": 1e-4}`) or sections. values: as keywords.
+    Raises UsageError for an unknown name or value.
+    """
+    if isinstance(data, Settings):
+        if settings is not None:
+            raise UsageError("two Settings", where="settings=", hint="give them once")
+        data, settings = None, data
+    if isinstance(settings, Settings):
+        if recipe is not None:
+            hint = "leave it out, or load it with them: lorgnette.recipes.load_settings"
+            raise UsageError("a recipe and whole Settings", where=f"recipe={recipe}", hint=hint)
+        tree: Mapping[str, Any] = settings.model_dump(exclude_unset=True)
+    else:
+        tree = recipes.load_settings(recipe and os.fspath(recipe), **(settings or {})).model_dump(exclude_unset=True)
+    values = {**(values or {}), **({} if data is None else {"data.path": as_source(data)})}
+    return config.load_settings(tree, values=values)
+
+
+def as_source(data: Any) -> Path:
+    """The data file that is meant, or a list of several. Raises UsageError for rows in memory."""
+    if is_list_of_paths(data):
+        return join_sources(Path(path) for path in data)
+    if is_in_memory(data):
+        hint = "write them first, and name the file: lorgnette.write_rows(rows, FOLDER)"
+        raise UsageError("rows in memory, not a data file", where=f"data is a {type(data).__name__}", hint=hint)
+    return Path(data)
+
+
+def is_list_of_paths(data: Any) -> bool:
+    return isinstance(data, list | tuple) and bool(data) and all(isinstance(item, str | os.PathLike) for item in data)
+
+
+def is_rows(data: Any) -> bool:
+    """Whether it is rows in memory: not the name of a file, not a list of names, not Settings."""
+    return data is not None and not isinstance(data, Settings) and is_in_memory(data) and not is_list_of_paths(data)
