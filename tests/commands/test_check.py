@@ -136,6 +136,7 @@ def test_html_report_of_the_first_rows(captions: Path, tmp_path: Path, console: 
     html = (tmp_path / "x.html").read_text()
     assert "captions.csv" in html
     assert str(captions.parent) not in html.partition('<h2 id="next">')[2].partition("</section>")[2]
+    assert f"<span>{captions}</span>" in html, "a command has the path as it was typed"
     assert "&#39;What?&#39; (of data.prompt)" in html
 
 

@@ -54,7 +54,11 @@ def test_unusable_row_is_shown_with_the_reason(captions: Path, tmp_path: Path, o
     rows = preview(load(captions), out=tmp_path / "page.html", console=output)
     assert [bool(row.problem) for row in rows] == [True, True, False]
     assert "empty" in rows[1].problem
-    assert rows[0].problem.partition(" · ")[0] in (tmp_path / "page.html").read_text()
+    html = (tmp_path / "page.html").read_text()
+    assert rows[0].problem.partition(" · ")[0] in html
+    assert str(captions.parent) not in html.partition('<h2 id="next">')[0]
+    assert "56×84 pixels" in html
+    assert html.count('<li><p class="purpose">') == 3
 
 
 def test_an_answer_that_is_not_learned_stands_outside_the_brackets(captions: Path) -> None:

@@ -21,9 +21,11 @@ from lorgnette.report.preview import (
     PreviewRow,
     bracket_spans,
     color_spans,
+    compute_scale,
     format_span,
     print_rows,
     render_half_blocks,
+    summarize_rows,
     write_preview_page,
 )  # fmt: skip
 from lorgnette.resolve import BUILT_IN_MODEL
@@ -99,6 +101,25 @@ def test_rows_on_a_console(is_plain: bool) -> None:
     assert ("⟦" in printed) == is_plain
 
 
+def test_no_color_means_brackets_and_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal with colors, where NO_COLOR asks for none."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    file = io.StringIO()
+    row = PreviewRow("row 2", images=[IMAGE], spans=SPANS)
+    print_rows([row], Console(file=file, force_terminal=True, color_system="truecolor", width=80))
+    assert "⟦a [red] 新<|im_end|>⟧" in file.getvalue()
+    assert "tokens in ⟦ ⟧ have loss" in file.getvalue()
+    assert "▀" not in file.getvalue()
+    assert "a.jpg, 640×480 → 280×140 pixels, 50 tokens" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [((28, 56), 5), ((112, 112), 2), ((280, 140), 1), ((480, 300), 1), ((644, 420), 0)]
+)
+def test_images_are_enlarged_by_whole_numbers(size: tuple[int, int], scale: int) -> None:
+    assert compute_scale(size) == scale
+
+
 @pytest.fixture
 def encoded(conversations: list[Example]) -> list[Encoded]:
     processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(56, 84)))
@@ -115,7 +136,8 @@ def page(tmp_path: Path, encoded: list[Encoded]) -> Path:
     ]
     rows.append(PreviewRow("row 9", "image not found · " + "/long" * 80))
     rows.append(PreviewRow("row 10", images=[image], boxes=[Box((100, 100, 600, 600), "a ball")]))
-    write_preview_page(tmp_path / "preview.html", "a.json", rows)
+    basis, steps = [("model", "demo"), ("prompt", "'COCO Yes:' (the default)")], [("Train", "lorgnette train a.json")]
+    write_preview_page(tmp_path / "preview.html", "a.json", rows, basis, steps)
     return tmp_path / "preview.html"
 
 
@@ -141,8 +163,13 @@ def test_classes_show_the_labels(page: Path, encoded: list[Encoded]) -> None:
 def test_contents(page: Path, encoded: list[Encoded]) -> None:
     html = page.read_text(encoding="utf-8")
     num_trained, num_tokens = sum(e.num_labels for e in encoded), sum(len(e.input_ids) for e in encoded)
-    assert f"{num_trained} of {num_tokens} tokens with loss" in html
-    assert "&lt;a&gt;.png, 640×480 → 280×210 pixels, 75 tokens" in html
+    num_rows = len(encoded) + 2
+    assert f"{num_trained} of {num_tokens} tokens are trained; 1 of {num_rows} rows cannot be used." in html
+    assert "&lt;a&gt;.png</span>" in html
+    assert "640×480 pixels in the file; the model gets 280×210, which are 75 tokens. Shown pixel for pixel." in html
+    assert "<title>a.json · preview of a data set · lorgnette</title>" in html
+    assert "<dt>Prompt</dt>" in html
+    assert "<span>a.json</span></code>" in html
     assert "a ball (100,100),(600,600)" in html
     assert "image not found" in html
     assert "新" in html
@@ -150,3 +177,24 @@ def test_contents(page: Path, encoded: list[Encoded]) -> None:
 
 def test_in_a_browser(page: Path, is_fit_to_look_at: Callable[[Path], None]) -> None:
     is_fit_to_look_at(page)
+
+
+def test_summary_counts_rows_and_tokens() -> None:
+    good, bad = PreviewRow("row 2", spans=SPANS), PreviewRow("row 3", "no image")
+    assert summarize_rows([good]) == "1 row as the model gets them: 5 of 108 tokens are trained."
+    assert summarize_rows([good, bad]) == (
+        "Rows as the model gets them: 5 of 108 tokens are trained; 1 of 2 rows cannot be used."
+    )
+    assert summarize_rows([bad, bad]) == "None of 2 rows can be used."
+
+
+@pytest.mark.parametrize(("size", "text", "width"), [((56, 28), "enlarged 5 times", 280), ((960, 480), "smaller", 480)])
+def test_images_have_the_said_scale(
+    size: tuple[int, int], text: str, width: int, tmp_path: Path, opened: Callable[..., Any]
+) -> None:
+    image = PreviewImage("a.png", (640, 480), Image.new("RGB", size, "teal"), 8)
+    write_preview_page(tmp_path / "p.html", "a.json", [PreviewRow("row 2", images=[image], spans=SPANS)])
+    with opened(tmp_path / "p.html", viewport={"width": 1280, "height": 900}) as page:
+        assert f"Shown {text}." in str(page.view.locator("figure").text_content())
+        assert page.view.locator("figure img").bounding_box()["width"] == width
+        assert page.complaints == []

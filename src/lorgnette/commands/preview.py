@@ -9,10 +9,12 @@ from PIL import Image
 from rich.console import Console
 
 from lorgnette import data
+from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
 from lorgnette.data.conversation import check_conversation
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.paths import check_writable
+from lorgnette.io.shell import format_command
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_spans import split_into_spans
 from lorgnette.report.console import Terminal
@@ -49,16 +51,35 @@ def preview(
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
     prompt, trim = settings.data.prompt, settings.data.trim
-    source = data.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim)
-    preview_rows = [_build_row(row, processor) for row in source]
+    source_rows = list(data.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim))
+    preview_rows = [_build_row(row, processor) for row in source_rows]
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")
     if out is None:
         print_rows(preview_rows, output or Console())
     else:
-        write_preview_page(Path(out), path.name, preview_rows)
+        examples = [row for row in source_rows if isinstance(row, Example)]
+        folders = [path.parent, *([images_from] if images_from else [])]
+        write_preview_page(
+            Path(out),
+            path.name,
+            preview_rows,
+            describe_settings(settings, examples),
+            _suggest_steps(settings),
+            [folder.absolute() for folder in folders],
+        )
         terminal.print_result(f"report     {out}")
     return preview_rows
+
+
+def _suggest_steps(settings: Settings) -> list[tuple[str, str]]:
+    """(purpose, command): what to do after a look at the rows."""
+    words = [settings.data.path, *list_changed_settings(settings, without=("data.path",))]
+    return [
+        ("Check all rows", format_command("check", *words)),
+        ("See how long it takes, and whether it fits", format_command("plan", *words)),
+        ("Train", format_command("train", *words)),
+    ]
 
 
 def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:

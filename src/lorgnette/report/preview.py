@@ -24,6 +24,10 @@ TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """Used alternately, so that the end of a token is visible."""
 UNTRAINED_STYLES = ("default", "dim")
 _MAX_COLUMNS = 56
+_SHOWN_SIDE = 320
+"""Pixels of a page: an image is enlarged by a whole number up to them."""
+_MAX_SHOWN_SIDE = 480
+"""A larger image is shown smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,9 @@ class PreviewRow:
 
 
 def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
-    """Print with colors; on a console without, put trained text in brackets and only name the images."""
-    is_plain = console.color_system is None
+    """Print with colors; on a console without them (NO_COLOR), put trained text in brackets and only name the
+    images."""
+    is_plain = console.color_system is None or console.no_color
     for row in rows:
         where = escape_controls(f"\n{row.where}")
         console.print(Text(where + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
@@ -79,20 +84,58 @@ def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
     console.print(Text(f"\n{trained} have loss, the others do not", "dim"))
 
 
-def write_preview_page(path: Path, title: str, rows: Sequence[PreviewRow]) -> None:
-    """Write resized images with their boxes, and every token in the color of its label, as HTML."""
-    num_trained, num_tokens = sum(row.num_trained for row in rows), sum(row.num_tokens for row in rows)
-    count = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}"
-    summary = f"{count} as the model gets them, {num_trained} of {num_tokens} tokens with loss."
+def write_preview_page(
+    path: Path,
+    title: str,
+    rows: Sequence[PreviewRow],
+    basis: Sequence[tuple[str, str]] = (),
+    next_steps: Sequence[tuple[str, str]] = (),
+    folders: Sequence[Path] = (),
+) -> None:
+    """Write resized images with their boxes, and every token in the color of its label, as HTML.
+
+    basis: (name, value) of what decides how rows become tokens. next_steps: (purpose, command). folders: as in
+    `write_page`.
+    """
     sections = []
     for row in rows:
         images = []
         for image in row.images:
             buffer = io.BytesIO()
             draw_boxes(image.resized, row.boxes).save(buffer, "PNG", optimize=True)  # exact pixels
-            images.append((InlineImage(image.name, encode_data_uri(buffer.getvalue(), "png")), describe_image(image)))
+            inline = InlineImage(image.name, encode_data_uri(buffer.getvalue(), "png"))
+            images.append((inline, image, compute_scale(image.resized.size)))
         sections.append((row, images, [(span, format_span(span)) for span in row.spans]))
-    write_page(path, "preview_page.html.j2", title=title, summary=summary, rows=sections, data={})
+    write_page(
+        path,
+        "preview_page.html.j2",
+        folders=folders,
+        title=title,
+        summary=summarize_rows(rows),
+        rows=sections,
+        basis=[(name.capitalize(), value) for name, value in basis],
+        next_steps=next_steps,
+        max_side=_MAX_SHOWN_SIDE,
+        data={},
+    )
+
+
+def summarize_rows(rows: Sequence[PreviewRow]) -> str:
+    """How many rows can be used, and how many of their tokens are trained."""
+    num_broken = sum(bool(row.problem) for row in rows)
+    if num_broken == len(rows):
+        return f"None of {len(rows)} rows can be used."
+    num_trained, num_tokens = sum(row.num_trained for row in rows), sum(row.num_tokens for row in rows)
+    count = f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}"
+    broken = f"; {num_broken} of {count} cannot be used" if num_broken else ""
+    count = "Rows" if num_broken else count
+    return f"{count} as the model gets them: {num_trained} of {num_tokens} tokens are trained{broken}."
+
+
+def compute_scale(size: tuple[int, int]) -> int:
+    """How many times an image of this size is enlarged on a page; 0: it is shown smaller."""
+    side = max(size)
+    return 0 if side > _MAX_SHOWN_SIDE else max(1, _SHOWN_SIDE // side)
 
 
 def describe_image(image: PreviewImage) -> str:

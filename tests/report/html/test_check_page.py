@@ -100,12 +100,12 @@ def test_a_card_about_several_rows_shows_their_images(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_data_and_commands_and_basis_are_shown(tmp_path: Path) -> None:
     elsewhere = tmp_path.parent / "elsewhere"
-    problem = Problem(
-        tmp_path / "a.csv", 3, f"image is cut off ({tmp_path}/images/b.jpg)", "do", f"{tmp_path}/images/b.jpg"
-    )
-    other = Problem(tmp_path / "a.csv", 4, f"broken ({elsewhere}/c.jpg)", "do", f"{elsewhere}/c.jpg")
+    findings = [
+        Finding("unusable", Problem(tmp_path / "a.csv", 3, f"{message} ({where})", "do", str(where)))
+        for message, where in (("image is cut off", tmp_path / "images/b.jpg"), ("broken", elsewhere / "c.jpg"))
+    ]
     report = CheckReport(
-        "a.csv", DataReport(9, 7, (), 3, 0, None, None, None), [Finding("unusable", problem), Finding("unusable", other)],
+        "a.csv", DataReport(9, 7, (), 3, 0, None, None, None), findings,
         SplitSummary(5, 2, 2), {}, None, 0, basis=[("model", f"{Path.home()}/models/qwen"), ("prompt", "'What?'")],
         next_steps=[("Mend these rows", "lorgnette check a.csv")], folders=[tmp_path, elsewhere],
     )  # fmt: skip

@@ -1,8 +1,12 @@
+import re
 from pathlib import Path
 
 import jinja2
 import pytest
 
+from lorgnette.data import DataReport
+from lorgnette.report.check_report import CheckReport, SplitSummary
+from lorgnette.report.html.check_page import write_check_page
 from lorgnette.report.html.templates import write_page
 
 
@@ -16,6 +20,17 @@ def test_values_are_escaped_and_missing_ones_are_errors(tmp_path: Path) -> None:
         write_page(tmp_path / "page.html", "base.html.j2", summary="", data={})
 
 
+def write_command(command: str, folder: Path) -> str:
+    """The command as a page shows it."""
+    rows = DataReport(9, 9, (), 3, 0, None, None, None)
+    report = CheckReport(
+        "x", rows, (), SplitSummary(7, 2, 2), {}, None, 0, next_steps=[("", command)], folders=[folder]
+    )  # fmt: skip
+    write_check_page(folder / "check.html", report)
+    html = (folder / "check.html").read_text(encoding="utf-8")
+    return re.sub("</?span>", "", html.partition("<code>")[2].partition("</code>")[0])
+
+
 def test_pages_have_no_path_of_this_machine(tmp_path: Path) -> None:
     """Only whole folders at the start of a path are left out; a relative folder is part of no path."""
     folders = [tmp_path, Path("/"), Path("images")]
@@ -25,4 +40,6 @@ def test_pages_have_no_path_of_this_machine(tmp_path: Path) -> None:
         data={},
     )  # fmt: skip
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert write_command(f"check {tmp_path}/a.csv <b>", tmp_path) == f"check {tmp_path}/a.csv &lt;b&gt;"
+    assert write_command(f"check '{Path.home()}/my data/a.csv'", tmp_path) == "check ~/&#39;my data/a.csv&#39;"
     assert f"(images/a.jpg) (/mnt{tmp_path}/b.jpg) ({tmp_path}s/c.jpg) (~/d.jpg)" in html

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lorgnette.io.atomic import write_text
 from lorgnette.report.html.charts import tabulate_charts
@@ -21,7 +21,8 @@ def write_page(path: Path, template: str, *, folders: Iterable[Path] = (), **val
 def render(template: str, *, folders: Iterable[Path] = (), **values: Any) -> str:
     """The template filled with values.
 
-    People share pages: paths lose these absolute `folders`, and the home folder is written `~`.
+    People share pages: paths lose these absolute `folders`, except in commands (the filter `as_typed`), and the home
+    folder is written `~`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -31,7 +32,7 @@ def render(template: str, *, folders: Iterable[Path] = (), **values: Any) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tabulate_charts"] = tabulate_charts
+    environment.filters |= {"tabulate_charts": tabulate_charts, "as_typed": _keep_folders}
     return environment.get_template(template).render(**values)
 
 
@@ -46,3 +47,9 @@ def _build_path_shortener(folders: Iterable[Path]) -> Callable[[object], object]
         return hide_home(pattern.sub("", value) if pattern else value)
 
     return shorten
+
+
+def _keep_folders(command: str) -> Markup:
+    """A command as it is typed, with `~` where a shell knows it: before a quote, and not in one."""
+    home = str(Path.home())
+    return escape(hide_home(command.replace(f"'{home}/", "~/'")))
