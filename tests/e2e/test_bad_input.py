@@ -160,10 +160,10 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
     [
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"image_path,caption\n", "no rows"),
-        ("a.csv", b"image,text\n0.png,x\n", "no column 'image_path'"),
-        ("a.csv", b"image_path;caption\n0.png;x\n", "separate them by commas"),
+        ("a.csv", b"image,width\n0.png,3\n", "not clear which column holds the captions"),
+        ("a.csv", b"a;b\nx;y\n", "not clear which column holds the images"),
         ("a.csv", "image_path,caption\n0.png,caf\xe9\n".encode("latin-1"), "not UTF-8"),
-        ("a.csv", "image_path,caption\n0.png,x\n".encode("utf-16"), "UTF-16"),
+        ("a.csv", "image_path,caption\n0.png,x\n".encode("utf-16")[:-1], "no whole UTF-16"),
         ("a.csv", b"image_path,caption\n0.png,\n", "the caption is empty"),
         ("a.csv", b'image_path,caption\n0.png,"open\n', "never closed"),
         ("a.csv", b"image_path,caption\nhttps://x.y/z.png,x\n", "a URL"),

@@ -210,7 +210,10 @@ class _Reader:
             has_splits = isinstance(value, dict) and coco.is_karpathy(value)
             name = dataset.word if has_splits or not dataset.split else None
         locate = partial(images.locate, folder="".join(start.path.rpartition("/")[:2]))
-        options = ReadOptions(ANY_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate)
+        options = ReadOptions(
+            ANY_PROMPT, name, images_to=images.folder, columns=self.columns, locate_image=locate,
+            on_columns=lambda text: self.on_message(f"columns    {text}"),
+        )  # fmt: skip
         # data.jsonl keeps the blanks; they are removed when it is read.
         return path, replace(options, source=Path(file.path), trim=False)
 

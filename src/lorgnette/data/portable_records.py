@@ -27,7 +27,7 @@ def to_record(example: Example, name_image: Callable[[Path], str]) -> dict[str, 
         turns = zip(example.turns, marks, strict=True)
         messages = [{"role": turn.role, "content": _list_parts(turn, name_image), **mark} for turn, mark in turns]
         return {**id_, "messages": messages}
-    image_column = captions.IMAGE_COLUMNS[0]
+    image_column = captions.IMAGE_COLUMN
     return {**id_, **record, image_column: name_image(Path(record[image_column]))}
 
 

@@ -44,7 +44,7 @@ class ColumnChoice:
 class ReadOptions:
     """The options of `data.read`; see there.
 
-    columns: recognize image and caption columns instead of fixed names (parquet, and data sets on hubs).
+    on_columns: is told what was understood of a table's columns, if they do not have our own names.
     trim: remove blanks around the texts of captions and of the questions beside them.
     locate_image: (path or URL as written, COCO id) → where a remote image will be. source: the file that rows name,
     if it is not the one that is read.
@@ -55,10 +55,23 @@ class ReadOptions:
     images_from: Path | None = None
     images_to: Path | None = None
     seed: int = 0
-    columns: ColumnChoice | None = None
+    columns: ColumnChoice = ColumnChoice()
     locate_image: Callable[[str, int | None], Path] | None = None
     source: Path | None = None
     trim: bool = True
+    on_columns: Callable[[str], None] = lambda text: None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images are downloaded later, so that they may be URLs."""
+        return self.locate_image is not None
+
+    def require_no_columns(self, source: Path) -> "ReadOptions":
+        """The options, for a format without columns. Raises UsageError if the user named one."""
+        if self.columns.is_explicit:
+            message, hint = "image_column and caption_column are for tables, and this is none", "leave them out"
+            raise UsageError(message, where=str(source), hint=hint)
+        return self
 
     def require_no_name(self, source: Path) -> "ReadOptions":
         """The options, for a format without named parts. Raises UsageError if a name is given."""

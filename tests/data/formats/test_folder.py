@@ -67,12 +67,12 @@ def test_metadata_may_hold_conversations(make_image: Callable[..., Path], tmp_pa
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A box."}]
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "conversations": turns}))
     assert read_captions(tmp_path) == [("a.png", "A box.", 1)]
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "title": "A box."}))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "size": 3}))
     [row] = read(tmp_path)
     assert isinstance(row, Problem)
     assert (row.message, row.hint) == (
-        "the row has no 'caption', only 'file_name', 'title'",
-        "rename the key of the caption to 'caption'",
+        "it is not clear which column holds the captions; the columns are file_name (path), size (number)",
+        "name it: --caption-column NAME, or data.caption_column=NAME",
     )
 
 

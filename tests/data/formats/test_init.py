@@ -21,7 +21,7 @@ def test_images_beside_the_turns_mark_llavas_format(location: RowLocation, cat: 
         read_record(build_record("<image>what?"), location)
 
 
-@pytest.mark.parametrize("record", [{}, {"image": "a.jpg", "title": "x"}, {"messages": [], "conversations": []}])
+@pytest.mark.parametrize("record", [{}, {"messages": [], "conversations": []}])
 def test_a_record_must_have_exactly_one_format(location: RowLocation, record: dict[str, object]) -> None:
     with pytest.raises(LorgnetteError) as caught:
         read_record(record, location)

@@ -15,14 +15,16 @@ def test_a_record_is_recognized_by_its_key() -> None:
     [conversation] = read_record({"messages": MESSAGES}, location)
     [caption] = read_record({"image_path": "a.jpg", "caption": "b"}, location)
     assert (conversation.reference, caption.reference) == ("a", "b")
-    with pytest.raises(LorgnetteError, match="the row has 'image', 'caption'"):
-        read_record({"image": "a.jpg", "caption": "b"}, location)
+    with pytest.raises(LorgnetteError, match=r"which column holds the images; the columns are text \(text\)"):
+        read_record({"text": "b"}, location)
+    with pytest.raises(LorgnetteError, match="the row has both 'messages' and 'query'"):
+        read_record({"messages": MESSAGES, "query": "q"}, location)
 
 
-def test_columns_are_recognized_only_if_the_options_say_so() -> None:
+def test_a_conversation_comes_before_columns_unless_these_are_requested() -> None:
     location = RowCounter(Path("/d/a.json"), ReadOptions()).next()
     record = {"image": "a.jpg", "title": "b", "query": "c", "response": 3}
-    read = RecordReader(ReadOptions(columns=ColumnChoice()), "a.json")
+    read = RecordReader(ReadOptions(), "a.json")
     [conversation] = read({"messages": MESSAGES}, location)
     [caption] = read({"image": "a.jpg", "title": "b"}, location)
     assert (conversation.reference, caption.reference) == ("a", "b")
@@ -30,12 +32,10 @@ def test_columns_are_recognized_only_if_the_options_say_so() -> None:
         read(record, location)
     [requested] = RecordReader(ReadOptions(columns=ColumnChoice(caption="title")), "a.json")(record, location)
     assert requested.reference == "b"
-    with pytest.raises(LorgnetteError, match="the row has 'image'"):
-        RecordReader(ReadOptions(), "a.json")({"image": "a.jpg", "title": "b"}, location)
 
 
 def test_only_needed_columns_are_read() -> None:
     columns = [Column("image", "image"), Column("caption", "text"), Column("mask", "bytes"), Column("id", "other")]
     options = ReadOptions(columns=ColumnChoice("image", "caption"))
     assert RecordReader(options, "x", columns).names == ["image", "caption", "id"]
-    assert RecordReader(ReadOptions(columns=ColumnChoice()), "x", [*columns, Column("messages", "other")]).names is None
+    assert RecordReader(ReadOptions(), "x", [*columns, Column("messages", "other")]).names is None

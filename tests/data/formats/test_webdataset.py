@@ -80,7 +80,7 @@ def test_images_are_extracted_once_and_no_further_than_needed(tmp_path: Path) ->
         ([("1.jpg", b"J"), ("1.json", b"{")], "broken JSON"),
         ([("1.jpg", b"J"), ("1.json", b"[]")], "1.json holds no object"),
         ([("1.jpg", b"J"), ("1.json", b'{"title": "x"}')], "1.json holds 'title'"),
-        ([("1.jpg", b"J"), ("1.json", b'{"text": "x", "caption": "y"}')], "both 'caption' and 'text'"),
+        ([("1.jpg", b"J"), ("1.json", b'{"captions": "x", "caption": "y"}')], "1.json holds 'captions'"),
         ([("../1.jpg", b"J"), ("../1.txt", b"x")], "leaves its folder"),
         ([("/etc/1.jpg", b"J"), ("/etc/1.txt", b"x")], "leaves its folder"),
         ([("1.jpg", b"J" * 2000), ("1.txt", b"x")], "unpacks to more than 1,000 bytes"),

@@ -106,7 +106,7 @@ def _read_image(image: object, location: RowLocation) -> list[Example]:
         more = fields.list_unread_keys(sentence, _SENTENCE_KEYS, owner="a sentence", prefix="sentences[].")
         unread_keys = fields.join_keys(unread_keys, more)
     resolved = location.resolve_image(f"{folder}/{name}" if folder else name, "'filename'")
-    texts = [sentence.get("raw") for sentence in sentences]
+    texts = [fields.require_string(sentence.get("raw"), "'raw'") for sentence in sentences]
     id_ = next((record[key] for key in ("cocoid", "imgid") if isinstance(record.get(key), int)), location.id)
     return captions.build_examples(resolved, texts, location, name="sentences", id_=str(id_), unread_keys=unread_keys)
 

@@ -1,127 +1,150 @@
-"""CSV with the columns image_path and caption (or file_name and text, as in metadata.csv) ↔ captions.
+"""A table of text, CSV or TSV, in the dialect of any spreadsheet ↔ rows of any format with columns.
 
-A .tsv has tabs instead of commas. Image paths are relative to the file's folder, or absolute; `row` is the line where
-the row starts, also if a quoted caption has several lines. Does not open images.
+The first line decides the separator: the one with which most columns have known names. Image paths are relative to the
+file's folder, or absolute; `row` is the line where the row starts, also if a quoted caption has several lines. Does
+not open images.
 """
 
 import csv
-import difflib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lorgnette.data.formats import captions
-from lorgnette.data.formats.columns import Column
-from lorgnette.data.formats.records import RecordReader, list_formats
-from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
-from lorgnette.data.text_files import read_lines
+from lorgnette.data.formats import captions, columns
+from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader
+from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
+from lorgnette.data.text_files import detect_encoding, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
-COLUMNS = (captions.IMAGE_COLUMNS[0], captions.CAPTION_COLUMNS[0])
-_COLUMNS_HINT = f"the first line must name the columns: {','.join(COLUMNS)}"
+COLUMNS = (captions.IMAGE_COLUMN, captions.CAPTION_COLUMN)
+COLUMNS_HINT = f"the first line must name the columns: {','.join(COLUMNS)}"
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
-class _Columns(NamedTuple):
-    """The names in the first line, those that every row must have, and what reads a row."""
+class Table(NamedTuple):
+    """The names in the first line, and what reads a row."""
 
     names: list[str]
-    required: Sequence[str]
-    read: Callable[[Mapping[str, Any], RowLocation], list[Example]]
+    read: RecordReader
+
+    @classmethod
+    def from_header(cls, header: Sequence[str], path: Path, options: ReadOptions, note: str = "") -> "Table | None":
+        """None if the header is a row: an image and its caption. Raises LorgnetteError if it names no columns."""
+        names = [name.strip() for name in header]
+        choice = options.columns
+        if any("\0" in name for name in names):
+            raise LorgnetteError("the file has NUL characters: it is no CSV", where=str(path), hint="save it as UTF-8")
+        paths = [index for index, name in enumerate(names) if columns.is_path(name)]
+        if paths and not any(map(partial(_is_known, choice), names)):
+            if len(list(filter(None, names))) == 2 and len(paths) == 1 and not choice.is_explicit:
+                return None
+            message = f"the first line names no columns: it has an image, {_shorten(names[paths[0]])}"
+            hint = f"add a first line with their names: {','.join(COLUMNS)}"
+            raise LorgnetteError(message, where=str(path), hint=hint)
+        if repeated := [name for name in names if name and names.count(name) > 1]:
+            raise LorgnetteError(f"there are two columns {repeated[0]!r}", where=str(path), hint="rename one of them")
+        return cls(names, RecordReader(options, str(path), is_table=True, note=note))
+
+    @classmethod
+    def from_rows(cls, header: Sequence[str], path: Path, options: ReadOptions, note: str = "") -> "tuple[Table, bool]":
+        """(the table, whether its header is a row)"""
+        if (table := cls.from_header(header, path, options, note)) is not None:
+            return table, False
+        names = [COLUMNS[not columns.is_path(cell)] if cell.strip() else "" for cell in header]
+        note = ", ".join(filter(None, ["no line with names", note]))
+        return cls(names, RecordReader(options, str(path), is_table=True, note=note)), True
+
+    def build_examples(self, cells: Sequence[str], location: RowLocation) -> list[Example]:
+        if len(cells) > len(self.names) and any(cell.strip() for cell in cells[len(self.names) :]):
+            message = f"{len(cells)} cells, but the first line names {len(self.names)} columns"
+            raise LorgnetteError(message, hint='put double quotes around a caption with separators: "a cat, asleep"')
+        if any("\0" in cell for cell in cells):
+            raise LorgnetteError("a cell has a NUL character", hint="write the row again, or remove it")
+        missing = self.names[len(cells) :]
+        row = dict(zip(self.names, [*cells, *[""] * len(missing)], strict=False))
+        if "" in row:
+            row[""] = "".join(cell for name, cell in zip(self.names, cells, strict=False) if not name)
+        if missing and (lost := [name for name in self.read.list_required(row) if name in missing]):
+            raise LorgnetteError(f"no cell for {lost[0]!r}", hint="add it, or remove the row")
+        return self.read(row, location)
 
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """Row by row, never the whole file. Empty lines are not rows."""
+    """Row by row, never the whole file. Empty lines, and rows of empty cells, are not rows."""
     counter = RowCounter(path, options.require_no_name(path))
-    with closing(read_lines(path)) as text:
-        reader = csv.reader(text, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        columns = _read_header(reader, path, options)
-        num_inner = 0  # lines inside cells, which are no rows of a spreadsheet
+    encoding = detect_encoding(path)
+    with closing(read_lines(path, encoding)) as text:
+        separator, num_skipped, lines = _find_separator(text, path, options.columns)
+        reader = csv.reader(lines, strict=True, delimiter=separator)
+        header, start = _read_header(reader, path), reader.line_num + num_skipped
+        default = "\t" if path.suffix.lower() == ".tsv" else ","
+        notes = [*([f"separator {_SEPARATORS.get(separator, separator)}"] if separator != default else [])]
+        notes += [encoding.name] if encoding.name != "UTF-8" else []
+        table, is_row = Table.from_rows(header, path, options, ", ".join(notes))
+        if is_row:
+            location = counter.next(start, start - num_skipped)
+            yield from location.try_read(partial(table.build_examples, header, location))
+        num_inner = num_skipped  # lines inside cells, which are no rows of a spreadsheet
         while True:
-            start = reader.line_num + 1
+            start = reader.line_num + num_skipped + 1
             sheet_row = start - num_inner
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                num_inner += reader.line_num - start
-                yield _explain_quoting(error, counter.next(start, sheet_row), reader.line_num)
+                last = reader.line_num + num_skipped
+                num_inner += last - start
+                yield _explain_quoting(error, counter.next(start, sheet_row), last)
                 continue
-            num_inner += reader.line_num - start
-            if cells:
+            num_inner += reader.line_num + num_skipped - start
+            if any(map(str.strip, cells)):
                 location = counter.next(start, sheet_row)
-                yield from location.try_read(partial(_build_examples, cells, columns, location))
+                yield from location.try_read(partial(table.build_examples, cells, location))
 
 
-def _read_header(reader: Iterator[list[str]], path: Path, options: ReadOptions) -> _Columns:
+def _find_separator(text: Iterator[str], path: Path, choice: ColumnChoice) -> tuple[str, int, Iterable[str]]:
+    """(separator, number of lines left out, the other lines). A first line `sep=;` is Excel's own note."""
+    head: list[str] = []
+    num_skipped, separators = 0, "\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|"
+    for line in text:
+        head.append(line)
+        if num_skipped == 0 and line.strip()[:4].lower() == "sep=" and len(line.rstrip("\r\n")) == 5:
+            separators, num_skipped, head = line[4], len(head), []
+        elif line.strip():
+            break
+
+    def rate(separator: str) -> tuple[int, int, int]:
+        names = next(csv.reader(head[-1:], delimiter=separator), [])
+        num_known = sum(map(partial(_is_known, choice), names))
+        return num_known, sum(map(columns.is_path, names)), len(names)
+
+    return max(separators, key=rate), num_skipped, chain(head, text)
+
+
+def _is_known(choice: ColumnChoice, name: str) -> bool:
+    name = name.strip()
+    return name in (choice.image, choice.caption, *RECORD_FORMATS) or columns.is_named(name, columns.KNOWN_NAMES)
+
+
+def _read_header(reader: Iterator[list[str]], path: Path) -> list[str]:
     try:
-        names = [name.strip() for name in next((cells for cells in reader if cells), [])]
+        header = next((cells for cells in reader if cells), [])
     except csv.Error as error:
         message = f"the first line cannot be read as column names: {error}"
-        raise LorgnetteError(message, where=str(path), hint=_COLUMNS_HINT) from error
-    if not names:
-        raise LorgnetteError("the file is empty", where=str(path), hint=_COLUMNS_HINT)
-    if any("\0" in name for name in names):
-        message = "the file has NUL characters (UTF-16, or not a CSV)"
-        raise LorgnetteError(message, where=str(path), hint="save it as UTF-8")
-    if repeated := [name for name in names if name and names.count(name) > 1]:
-        raise LorgnetteError(f"there are two columns {repeated[0]!r}", where=str(path), hint="rename one of them")
-    read = RecordReader(options, str(path), [Column(name, "text") for name in names])
-    return _Columns(names, _list_required_columns(names, read, path), read)
-
-
-def _list_required_columns(names: Sequence[str], read: RecordReader, path: Path) -> Sequence[str]:
-    """The columns without which a row cannot be read: of images, captions and questions, or all of another format."""
-    if read.pair is None and list_formats(tuple(names)):
-        return names
-    questions = [name for name in names if captions.is_named(name, captions.QUESTION_COLUMNS)]
-    return [*(read.pair or _find_fixed_columns(names, path)), *questions]
-
-
-def _find_fixed_columns(names: Sequence[str], path: Path) -> Sequence[str]:
-    """The columns with images and captions by their fixed names. Images alone are questions without an answer."""
-    try:
-        image, caption = captions.find_column(names, captions.IMAGE_COLUMNS), captions.find_caption_column(names)
-    except LorgnetteError as error:
-        raise LorgnetteError(f"columns: {error.message}", where=str(path), hint=error.hint) from None
-    context = (*captions.QUESTION_COLUMNS, *captions.SYSTEM_COLUMNS)
-    if image in names and all(name in ("", "id", image) or captions.is_named(name, context) for name in names):
-        return (image,)
-    if missing := [column for column in (image, caption) if column not in names]:
-        message = f"no column {' or '.join(map(repr, missing))}; found {', '.join(map(_shorten, names))}"
-        raise LorgnetteError(message, where=str(path), hint=_suggest_names(missing, names))
-    return image, caption
-
-
-def _suggest_names(missing: Sequence[str], names: Sequence[str]) -> str:
-    if len(names) == 1:
-        for mark, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-            if mark in names[0]:
-                return f"the columns are separated by {word}: separate them by commas"
-    similar = {column: difflib.get_close_matches(column, names, n=1, cutoff=0.5) for column in missing}
-    renames = [f"rename {_shorten(matches[0])} to {column!r}" for column, matches in similar.items() if matches]
-    return "; ".join([*renames, _COLUMNS_HINT])
+        raise LorgnetteError(message, where=str(path), hint=COLUMNS_HINT) from error
+    if not header:
+        raise LorgnetteError("the file is empty", where=str(path), hint=COLUMNS_HINT)
+    return header
 
 
 def _shorten(name: str) -> str:
     return repr(name if len(name) <= 40 else name[:39] + "…")
-
-
-def _build_examples(cells: Sequence[str], columns: _Columns, location: RowLocation) -> list[Example]:
-    if len(cells) > len(columns.names):
-        message = f"{len(cells)} cells, but the first line names {len(columns.names)} columns"
-        raise LorgnetteError(message, hint='put double quotes around a caption with commas: "a cat, asleep"')
-    if any("\0" in cell for cell in cells):
-        raise LorgnetteError("a cell has a NUL character", hint="write the row again, or remove it")
-    row = dict(zip(columns.names, cells, strict=False))
-    for column in columns.required:
-        if column not in row:
-            raise LorgnetteError(f"no cell for {column!r}", hint="add it, or remove the row")
-    return columns.read(row, location)
 
 
 def _explain_quoting(error: csv.Error, location: RowLocation, last: int) -> Problem:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from lorgnette.data.formats import captions, csv, json_records, parquet, webdataset
-from lorgnette.data.formats.records import read_record
+from lorgnette.data.formats.records import RecordReader
 from lorgnette.data.images import IMAGE_SUFFIXES
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import decode_text
@@ -41,7 +41,7 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
         return csv.read_csv(metadata[0], options)
     if metadata:
         counter = RowCounter(metadata[0], options)
-        return json_records.read_records(metadata[0], counter, read_record)
+        return json_records.read_records(metadata[0], counter, RecordReader(options, str(metadata[0])))
     if shards:
         _check_shards(shards, path)
         return (row for shard in shards for row in _SHARD_FORMATS[shard.suffix.lower()](shard, options))
@@ -49,7 +49,7 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
     if not _has_pairs(images, texts):
         message = "a folder, not a data file, and no file in it describes its images"
         raise UsageError(message, where=str(path), hint=_suggest_source(path))
-    return _read_pairs(path, images, texts, options)
+    return _read_pairs(path, images, texts, options.require_no_columns(path))
 
 
 def _check_shards(shards: Sequence[Path], path: Path) -> None:

@@ -13,14 +13,13 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorgnette.data.formats.columns import Column, Kind
 from lorgnette.data.formats.records import RecordReader
-from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter
+from lorgnette.data.row_location import ReadOptions, Row, RowCounter
 from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
@@ -40,7 +39,6 @@ def stream_parquet(
 ) -> Iterator[tuple[int, list[Row]]]:
     """(row number from 0, its examples or its problem) of the ascending `numbers`, or of all rows from `start` on."""
     counter = RowCounter(path, options.require_no_name(path))
-    options = replace(options, columns=options.columns or ColumnChoice())
     with _open_parquet(path) as file:
         columns = [Column(field.name, _detect_kind(field.type)) for field in file.schema_arrow]
         read = RecordReader(options, str(path), columns)

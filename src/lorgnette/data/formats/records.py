@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from lorgnette.data.formats import captions, conversations, llava, messages, queries
-from lorgnette.data.formats.columns import Column, ColumnPair, ColumnReader
+from lorgnette.data.formats import columns, conversations, llava, messages, queries
 from lorgnette.data.row_location import ReadOptions, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
@@ -31,27 +30,14 @@ RECORD_FORMATS: dict[str, Callable[[Mapping[str, Any], RowLocation], Example]] =
 _ANSWER_KEYS = {"query": "response", "instruction": "output"}
 
 
-def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
-    """The examples of a record in any format; an image and its captions have the fixed names of `captions`."""
-    formats = list_formats(tuple(record))
-    if len(formats) == 1:
-        return [RECORD_FORMATS[formats[0]](record, location)]
-    if not formats and any(key in record for key in captions.IMAGE_COLUMNS):
-        return captions.read_record(record, location)
-    keys = ", ".join(repr(key) for key in list(record)[:8]) or "no keys"
-    message = f"the row has both {formats[0]!r} and {formats[1]!r}" if formats else f"the row has {keys}"
-    hint = f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'"
-    raise LorgnetteError(message, hint=hint)
-
-
 @lru_cache(maxsize=1024)
 def list_formats(names: tuple[str, ...]) -> tuple[str, ...]:
     """The formats of conversations whose keys are among the names. Cached: most rows have the same keys.
 
     A question beside an image and a caption is a row of captions.
     """
-    wanted = captions.IMAGE_COLUMNS, (*captions.CAPTION_COLUMNS, *captions.ANSWER_COLUMNS)
-    has_caption = all(any(name in names for name in group) for group in wanted)
+    wanted = columns.IMAGE_NAMES, columns.CAPTION_NAMES
+    has_caption = all(any(columns.is_named(name, group) for name in names) for group in wanted)
     return tuple(
         key for key in RECORD_FORMATS
         if key in names and not (has_caption and key in _ANSWER_KEYS and _ANSWER_KEYS[key] not in names)
@@ -59,28 +45,45 @@ def list_formats(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class RecordReader:
-    """Reads the records of one file. If `options.columns` is set, image and caption columns are recognized."""
+    """Reads the records of one file: conversations, or an image and its captions in columns."""
 
-    def __init__(self, options: ReadOptions, where: str, columns: Sequence[Column] | None = None) -> None:
-        """columns: those of the file, if it names them before its rows."""
-        self._columns: ColumnReader | None = None
-        names = [] if columns is None else [column.name for column in columns]
-        choice = options.columns
-        if choice is not None and (choice.is_explicit or RECORD_FORMATS.keys().isdisjoint(names)):
-            self._columns = ColumnReader(choice, where, columns)
-        self._prefers_columns = choice is not None and choice.is_explicit
+    def __init__(
+        self,
+        options: ReadOptions,
+        where: str,
+        schema: Sequence[columns.Column] | None = None,
+        *,
+        is_table: bool = False,
+        note: str = "",
+    ) -> None:
+        """As in `ColumnReader`. schema: the file's columns, if it names them with their kinds before its rows."""
+        self._prefers_columns = options.columns.is_explicit
+        has_formats = not self._prefers_columns and list_formats(tuple(column.name for column in schema or ()))
+        own_schema = None if has_formats else schema
+        self._columns = columns.ColumnReader(options, where, own_schema, is_table=is_table, note=note)
 
     @property
     def names(self) -> list[str] | None:
         """The columns that are read; None: all of them."""
-        return None if self._columns is None else self._columns.names
+        return self._columns.names
 
-    @property
-    def pair(self) -> ColumnPair | None:
-        """The columns of images and captions, if they are recognized by the file's columns."""
-        return None if self._columns is None else self._columns.pair
+    def list_required(self, record: Mapping[str, Any]) -> Sequence[str]:
+        """The columns of a table without which its rows cannot be read."""
+        if not self._prefers_columns and list_formats(tuple(record)):
+            return tuple(record)
+        layout = self._columns.find_layout(record)
+        return [name for name in (layout.image, layout.caption, *layout.others) if name]
 
     def __call__(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
-        if self._columns is None or (not self._prefers_columns and not RECORD_FORMATS.keys().isdisjoint(record)):
-            return read_record(record, location)
-        return self._columns.read_record(record, location)
+        formats = () if self._prefers_columns else list_formats(tuple(record))
+        if not formats:
+            return self._columns.read_record(record, location)
+        if len(formats) > 1:
+            hint = f"give it one of {', '.join(map(repr, RECORD_FORMATS))}, or 'image_path' and 'caption'"
+            raise LorgnetteError(f"the row has both {formats[0]!r} and {formats[1]!r}", hint=hint)
+        return [RECORD_FORMATS[formats[0]](record, location)]
+
+
+def read_record(record: Mapping[str, Any], location: RowLocation) -> list[Example]:
+    """The examples of a single record in any format."""
+    return RecordReader(ReadOptions(), "")(record, location)

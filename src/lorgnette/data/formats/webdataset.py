@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from lorgnette.data import fields
-from lorgnette.data.formats import captions
+from lorgnette.data.formats import captions, columns
 from lorgnette.data.formats.records import list_formats, read_record
 from lorgnette.data.image_resolver import check_member_name, read_member
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
@@ -32,7 +32,7 @@ _TEXT_SUFFIXES = ("txt", "caption", "captions", "text", "cap")
 _JSON_KEYS = ("id", "key", "__key__")
 """Of the JSON of a sample: its name."""
 _MAX_HEADER_BYTES = 1 << 20
-_CAPTION_HINT = f"put the caption under {' or '.join(captions.CAPTION_COLUMNS)}"
+_CAPTION_HINT = "put the caption under caption, captions or text"
 
 
 @dataclass(slots=True)
@@ -78,30 +78,31 @@ def stream_webdataset(
     """((byte after the sample, number of samples so far), its examples or its problem), from such a pair on."""
     counter = RowCounter(path, options.require_no_name(path))
     counter.count = start[1]
-    caption_suffix = options.columns.caption if options.columns else None
-    with closing(_read_samples(path, start[0], caption_suffix)) as samples:
+    with closing(_read_samples(path, start[0], options.columns.caption)) as samples:
         for sample, end in samples:
             location = counter.next()
-            read = partial(_read_sample, sample, location, options.columns or ColumnChoice())
+            read = partial(_read_sample, sample, location, options.columns)
             yield (end, counter.count), list(location.try_read(read))
 
 
-def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) -> list[Example]:
+def _read_sample(sample: _Sample, location: RowLocation, choice: ColumnChoice) -> list[Example]:
     if sample.error is not None:
         raise sample.error
-    suffix = next((suffix for suffix in (columns.caption, *_TEXT_SUFFIXES) if suffix in sample.texts), None)
+    suffixes = _TEXT_SUFFIXES if choice.caption is None else (choice.caption,)
+    suffix = next((suffix for suffix in suffixes if suffix in sample.texts), None)
     record = _read_json(sample, is_needed=suffix is None)
-    if columns.caption is None and list_formats(tuple(record)):
+    if choice.caption is None and list_formats(tuple(record)):
         unread_keys = _name_members(sample, [*sample.images, "json"])
         examples = read_record(_insert_images(record, sample), location)
         return [replace(row, unread_keys=fields.join_keys(row.unread_keys, unread_keys)) for row in examples]
-    # The requested image, or the only one; the text, or the requested key of the JSON, or a usual one.
-    if columns.image not in sample.images and len(sample.images) != 1:
+    # The requested image, or the only one; the requested text or key of the JSON, or a usual one.
+    image_suffix = choice.image or next(iter(sample.images), "")
+    if image_suffix not in sample.images or (choice.image is None and len(sample.images) > 1):
         names = ", ".join(sample.images) or "no image"
-        raise LorgnetteError(f"sample {sample.key!r} has {names}", hint="give each sample one image (.jpg, .png, …)")
-    image_suffix = columns.image if columns.image in sample.images else next(iter(sample.images))
-    caption, caption_keys = _read_caption(sample, suffix, record, columns)
-    context = captions.read_context(record, taken=caption_keys)
+        hint = "give each sample one image (.jpg, .png, …), or name its suffix with --image-column"
+        raise LorgnetteError(f"sample {sample.key!r} has {names}", hint=hint)
+    caption, caption_keys = _read_caption(sample, suffix, record, choice)
+    context = columns.read_context(record, taken=caption_keys)
     unread_keys = fields.join_keys(
         fields.check_row_keys(record, (*_JSON_KEYS, *caption_keys, *context.columns), marks=fields.TABLE_MARKS),
         _name_members(sample, [image_suffix, *([suffix] if suffix else []), *(["json"] if record else [])]),
@@ -115,15 +116,15 @@ def _read_sample(sample: _Sample, location: RowLocation, columns: ColumnChoice) 
 
 
 def _read_caption(
-    sample: _Sample, suffix: str | None, record: Mapping[str, Any], columns: ColumnChoice
+    sample: _Sample, suffix: str | None, record: Mapping[str, Any], choice: ColumnChoice
 ) -> tuple[object, list[str]]:
     """(the captions, the keys of the JSON that hold them). suffix: of the member with the text, if there is one."""
     if suffix is not None:
         text = captions.strip_line_end(decode_text(sample.texts[suffix], f"{sample.key}.{suffix}"))
         # The JSON often repeats the text.
         return text, [key for key, value in record.items() if isinstance(value, str) and value.strip() == text.strip()]
-    is_requested = columns.caption is not None and columns.caption in record
-    key = str(columns.caption) if is_requested else captions.find_caption_column(record)
+    known = {name: value for name, value in record.items() if columns.is_named(name, columns.KNOWN_NAMES)}
+    key = choice.caption or columns.find_caption(columns.describe_columns(known), None) or ""
     if key not in record:
         keys = ", ".join(map(repr, list(record)[:8])) or "no key"
         raise LorgnetteError(f"{sample.key}.json holds {keys}", hint=_CAPTION_HINT)
