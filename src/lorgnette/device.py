@@ -30,6 +30,11 @@ def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def get_gpu_name(device: torch.device) -> str | None:
+    """`NVIDIA H100 80GB HBM3`; None for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def measure_peak_gib(device: torch.device) -> float:
     """Peak memory so far: of tensors on the GPU, or of the process on a CPU."""
     if device.type == "cuda":

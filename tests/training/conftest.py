@@ -51,6 +51,7 @@ def prepare_run(make_settings: Callable[..., Settings], terminal: Terminal) -> C
         settings = make_settings("device=cpu", *words)  # on a GPU the fast engine would train
         assert settings.run is not None
         run_dir = RunDir.create(settings.run)
-        return PreparedRun(settings, run_dir, TrainingData.load(settings, terminal), StageTimer(terminal), terminal)
+        data = TrainingData.load(settings, terminal)
+        return PreparedRun(data.choose_metrics(settings, terminal), run_dir, data, StageTimer(terminal), terminal)
 
     return prepare

@@ -44,6 +44,8 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, terminal_output
         "finish",
     ]  # fmt: skip
     records = run_log.read_log(run.run_dir.log)
+    [memory] = [record for record in records if record["kind"] == "memory"]
+    assert (memory["gpu"], memory["engine"], memory["dtype"]) == (None, "reference", "float32")
     stages = [record["name"] for record in records if record["kind"] == "stage"]
     assert [name for name in stages if name != "decoding"] == [
         "transformers", "weights", "features", "adapter", "steps", "save", "answers",

@@ -1,6 +1,7 @@
 """The report of a run, from its log alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +29,32 @@ def test_the_report_shows_steps_scores_and_trackers(prepare_run: Callable[..., A
         "exact-match",
         "1.000",
         "http://here",
-        "learning rate",
+        "Learning rate",
     ):
         assert part in page
+
+
+def test_the_page_and_the_last_lines_say_the_same_verdict(
+    prepare_run: Callable[..., Any], terminal_output: Any
+) -> None:
+    run = prepare_run("predict.metrics=exact-match")
+    with RunLog(run.run_dir.log) as log:
+        for step, loss in ((0, 2.5), (2, 1.25), (4, 1.5)):
+            log.write({"kind": "eval", "step": step, "eval_loss": loss})
+        log.write({"kind": "train", "step": 4, "loss": 1.25, "learning_rate": 1e-4, "grad_norm": 1.0})
+    images = [encoded.example.images[0].path for encoded in run.data.held_out]
+    rows = [PredictionRow("a", (path,), "", ("a dog",), base="no", tuned="a dog") for path in images * 5]
+    rows = [replace(row, images=(*row.images, Path(str(i)))) for i, row in enumerate(rows)]
+    write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
+    page = run.run_dir.report.read_text(encoding="utf-8")
+    evidence = "After tuning, the answer matches the reference word for word in 10 of 10 held-out images (0 before)"
+    assert ">It worked.</h2>" in page.replace('<span class="sign" aria-hidden="true">✓</span>', "")
+    assert evidence in page
+    assert "best: step 2" in page
+    _, headline, last_lines = " ".join(terminal_output.getvalue().split()).rpartition("It worked.")
+    assert headline
+    assert last_lines.index(evidence) < last_lines.index("adapter ") < last_lines.index("report ")
+    assert "without an adapter" in page
 
 
 def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
@@ -45,15 +69,15 @@ def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], t
     assert "2 steps on 4 examples; eval loss 1.25\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}1.25." in page
     for part in ("Nothing changed: the eval loss is 1.25", "all 2 steps are in the warm-up (train.warmup_steps=50)",
                  "The answer is the same as before", "1 of 1 answers are cut at predict.max_new_tokens=2",
-                 "<dd>greedy</dd>"):  # fmt: skip
+                 ">greedy</dd>"):  # fmt: skip
         assert part in page, part
-        assert part in " ".join(terminal_output.getvalue().split()) or part.startswith("<"), part
-    assert "worse" not in page.split("<main>")[1]
+        assert part in " ".join(terminal_output.getvalue().split()) or part.startswith(">"), part
+    assert 'class="worse"' not in page
 
 
 def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     """data.split=tail lets an image be in both parts."""
-    run = prepare_run("data.split=tail")
+    run = prepare_run("data.split=tail", "predict.metrics=exact-match")
     run.run_dir.log.touch()
     images = [encoded.example.images[0].path for encoded in (run.data.examples[0], run.data.held_out[0])]
     content = build_manifest(

@@ -111,13 +111,14 @@ def format_signed(value: float, digits: int = 3) -> str:
 
 
 def format_difference(difference: Difference, scale: float = 1.0, digits: int = 3) -> str:
-    """The difference with its interval, both times `scale`; "" if the metric is undefined."""
+    """The difference with its interval, both times `scale`; "" if the metric is undefined. Where all examples differ
+    alike, resampling says nothing, and there is no interval."""
     if difference.value is None:
         return ""
     value, *interval = (
         format_signed(scale * number, digits) for number in (difference.value, *(difference.interval or ()))
     )
-    return value + (f" ({interval[0]} to {interval[1]})" if interval else "")
+    return value + (f" ({interval[0]} to {interval[1]})" if len(set(interval)) > 1 else "")
 
 
 def format_score(score: Score) -> str:
@@ -157,9 +158,7 @@ def _format_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def parse_metric_names(
-    metrics: str | Iterable[str | MetricFunction] | None, default: Sequence[str]
-) -> tuple[str, ...]:
+def parse_metric_names(metrics: str | Iterable[str | MetricFunction] | None, default: Sequence[str]) -> tuple[str, ...]:
     """The metrics of `--metrics`: names and groups, separated by commas, or a list with functions of the user. Raises
     UsageError for an unknown name."""
     return tuple(default) if metrics is None else expand_metric_names(resolve_metric_names(metrics), "--metrics ")

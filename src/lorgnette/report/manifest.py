@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import parse_json
 
 PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "tokenizers", "safetensors", "triton")
 
@@ -47,6 +51,15 @@ def build_manifest(
         "num_training_images": num_training_images,
         "adapter": adapter,
     }
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run; empty if it was deleted or damaged since. A report is worth having without it."""
+    try:
+        content = parse_json(path.read_bytes())
+    except (OSError, LorgnetteError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def compute_sha256(path: Path) -> str:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorgnette.config import Settings
-from lorgnette.device import measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.device import get_gpu_name, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.engine.loading import FastModel
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
@@ -110,7 +111,9 @@ def run_training(
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
                 peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
-                log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved})
+                engine = "fast" if isinstance(setup.model, FastModel) else "reference"
+                used = {"gpu": get_gpu_name(device), "engine": engine, "dtype": str(dtype).removeprefix("torch.")}
+                log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved, **used})
                 with timer("save"):
                     write = snapshot()
                     _save_adapter(run_dir, write)

@@ -5,20 +5,28 @@ from collections.abc import Iterator, Sequence
 from lorgnette.config import Settings
 from lorgnette.data import format_problems
 from lorgnette.inference.answers import describe_row_cuts
-from lorgnette.io.shell import format_command
 from lorgnette.metrics.answer_tables import format_tables
-from lorgnette.metrics.registry import METRICS, get_best_model_metric, select_tracked_metric
+from lorgnette.metrics.registry import METRICS, expand_metric_names, get_best_model_metric, select_tracked_metric
 from lorgnette.metrics.report import compute_gains, count_before_after, score_before_after
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import RunPage, write_run_page
+from lorgnette.report.manifest import read_manifest
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.trackers.tracker import Tracker
 from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
+from lorgnette.report.verdict import judge_training
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import build_metric_curve, find_sample_limit, samples_over_time
+from lorgnette.training.run_facts import (
+    describe_comparison,
+    list_facts,
+    list_next_steps,
+    list_private_folders,
+    sum_stages,
+)
 from lorgnette.types import BASE_MODEL, PredictionRow
 
 
@@ -47,16 +55,12 @@ def write_run_report(
     best_metric = get_best_model_metric(settings)
     tracked_metric = select_tracked_metric(settings)
     metric_curves = build_metric_curve(records, rows, tracked_metric, selects_best=best_metric is not None)
-    seconds: dict[str, float] = {}
-    for record in records:
-        if record.get("kind") == "stage":
-            name, value = record["name"], run_log.parse_number(record["seconds"]) or 0.0
-            seconds[name] = seconds.get(name, 0.0) + value
+    seconds = sum_stages(records)
 
     # Say what they show. The log may have been deleted.
     losses, evals, best, summary, reason = curves["loss"], curves["eval loss"], str(run_dir.best), "", ""
+    num_steps = int(max((step for step, _ in [*losses, *evals]), default=0))
     if losses:
-        num_steps = int(max(step for step, _ in [*losses, *evals]))
         duration = f" in {seconds['steps']:.0f} s" if "steps" in seconds else ""
         steps = f"{num_steps} {'step' if num_steps == 1 else 'steps'} on {len(data.examples)} examples{duration}"
         # The eval losses are of the same examples; the first and the last training loss are not.
@@ -69,23 +73,21 @@ def write_run_report(
         notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
     overlap = _find_overlap(settings, run_dir, rows)
     notes += _describe_answers(settings, rows, overlap)
-    for note in notes:
+    metric_names = expand_metric_names(settings.predict.metrics)
+    verdict = judge_training(rows, metric_names, losses, evals, trained_on=overlap.flags or ())
+    for note in [*notes, verdict.text]:
         terminal.print_result(note)
 
     loss, eval_loss, *others = (Curve(name, points) for name, points in curves.items())
-    lora = settings.lora
     page = RunPage(
         title=run_dir.path.resolve().name,
+        verdict=verdict,
+        compared=describe_comparison(settings, data, rows, num_steps),
         summary=summary,
         settings=settings.model_dump(mode="json"),
-        facts=[
-            ("Base model", settings.model),
-            ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
-            ("Examples", f"{len(data.examples)} trained on, {len(data.held_out)} held out"),
-            ("Images", f"{len(data.grids)} distinct"),
-            *((("Answers", rows[0].generation),) if rows else ()),
-            *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
-        ],
+        facts=list_facts(settings, data, rows, records, read_manifest(run_dir.manifest)),
+        stages=[(name, f"{value:.1f} s") for name, value in seconds.items()],
+        best=_find_best_step(evals, metric_curves, best_metric),
         curves=[loss, eval_loss, *metric_curves, *others],
         rows=rows,
         scores=scores,
@@ -98,13 +100,26 @@ def write_run_report(
         problems=format_problems(data.problems, max_places=None),
         num_skipped=len(data.problems),
         next_steps=[
-            f"{format_command('predict', '--adapter', run_dir.adapter)} IMAGE",
-            *(tracker.address for tracker in trackers if tracker.address),
+            *list_next_steps(settings, run_dir, rows),
+            *(("The tracker's page of this run", tracker.address) for tracker in trackers if tracker.address),
         ],
+        folders=list_private_folders(settings, run_dir, data),
     )
     write_run_page(run_dir.report, page)
     terminal.print_result(f"adapter    {run_dir.adapter}")
     terminal.print_result(f"report     {run_dir.report}")
+
+
+def _find_best_step(
+    evals: Sequence[tuple[float, float]], metric_curves: Sequence[Curve], best_metric: str | None
+) -> tuple[str, float] | None:
+    """The curve that selects the best step, and that step."""
+    name, points, sign = "eval loss", evals, 1
+    if best_metric:
+        [curve] = metric_curves
+        name, points, sign = curve.name, curve.points, -METRICS[best_metric].sign
+    points = [point for point in points if point[0] > 0]
+    return (name, min(points, key=lambda point: (sign * point[1], point[0]))[0]) if points else None
 
 
 def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[PredictionRow]) -> TrainingOverlap:
@@ -118,11 +133,5 @@ def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap
     """What a reader of the scores has to know about the answers."""
     if rows and rows[0].before != BASE_MODEL:
         yield f"This run continues {rows[0].before}: before is the base model with that adapter."
-    if rows and all(row.base == row.tuned for row in rows):
-        yield (
-            "The answer is the same as before."
-            if len(rows) == 1
-            else f"All {len(rows)} answers are the same as before."
-        )
     yield from overlap.notes
     yield from describe_row_cuts(rows, f"predict.max_new_tokens={settings.predict.max_new_tokens}")

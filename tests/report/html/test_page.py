@@ -1,4 +1,6 @@
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from PIL import Image
 
 from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve, format_number
-from lorgnette.report.html.page import RunPage, SampleHistory, flatten_settings, write_run_page
+from lorgnette.report.html.page import RunPage, SampleHistory, flatten_settings, mark_words, write_run_page
+from lorgnette.report.verdict import Verdict
 from lorgnette.types import PredictionRow
 
 
@@ -23,7 +26,11 @@ def build_page(folder: Path) -> RunPage:
             "lora": {"r": 64, "targets": ["q_proj", "v_proj"]},
             "train": {"lr": 1e-4, "resume": None, "fast": True},
         },
-        facts=[("Base model", "Qwen2-VL-2B-Instruct"), ("Device", long)],
+        verdict=Verdict("worked", "It worked.", "The evidence & more.", "The doubt."),
+        compared=[("Before", "the base model"), ("Asked about", long)],
+        facts=[("Model", [("Base model", "Qwen2-VL-2B-Instruct"), ("Device", long)])],
+        stages=[("steps", "12.5 s")],
+        best=("eval loss", 20.0),
         curves=[
             Curve("loss", [(float(step), 4 / step) for step in range(1, 63)]),
             Curve("eval loss", [(10.0, 1.0), (20.0, 0.5)]),
@@ -41,10 +48,10 @@ def build_page(folder: Path) -> RunPage:
         ],
         problems=["data.csv, row 7: image cannot be decoded"],
         notes=["a note"],
-        next_steps=["lorgnette predict --adapter runs/coco/adapter image.jpg"],
+        next_steps=[("Ask it", f"lorgnette predict {long}.jpg --adapter runs/coco")],
         scores=[
-            ScoreRow("CIDEr", "12.4", "98.1", change="better"),
-            ScoreRow("odd", "–", "–", note="needs several images"),
+            ScoreRow("CIDEr", "12.4 (10.0–14.0)", "98.1", "better", difference="+85.7 (+80.0 to +90.0)"),
+            ScoreRow("odd", "–", "–", note="needs several images", description="an odd score"),
         ],
         gains=[0.5, -0.25, None, None],
         samples=[
@@ -60,11 +67,14 @@ def test_page_has_everything_escaped(tmp_path: Path) -> None:
     assert "<b>a cat" not in html
     for text in ("一只猫", "قطة", "data.csv, row 7", "a note", "98.1", "lora.r", "[q_proj, v_proj]", "(empty)"):
         assert text in html
-    assert "matches the reference" in html
+    assert "same words as the reference" in html  # but for a capital and a full stop
     assert "unchanged" in html
     assert "further from the reference" in html
     assert "Reference 2" in html
     assert "needs several images" in html
+    assert "The evidence &amp; more." in html
+    assert "1 score that is the same as before" in html
+    assert "12.5 s" in html
     assert "step 31" in html
     assert "file not found" in html
     assert html.count("data:image/jpeg;base64,") == 4
@@ -131,9 +141,52 @@ def test_only_better_answers_are_green(tmp_path: Path) -> None:
     html = (tmp_path / "p.html").read_text()
     cards = html.split("<article")[1:]
     assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
-    scores = [ScoreRow("a", "1", "2", change="better"), ScoreRow("b", "1", "1")]
+    assert ["matches the reference" in card for card in cards] == [True, False, False, False, False, False]
+    scores = [
+        ScoreRow("a", "1", "2", change="better"),
+        ScoreRow("b", "1", "3", difference="+2"),
+        ScoreRow("c", "1", "1"),
+    ]
     write_run_page(tmp_path / "p.html", RunPage(title="x", scores=scores))
-    assert (tmp_path / "p.html").read_text().count('<td class="better">') == 1
+    html = (tmp_path / "p.html").read_text()
+    assert html.count('<td class="better">') == 2  # of row a: after, and the difference
+    assert html.index(">b<") < html.index("1 score that is the same as before") < html.index(">c<")
+
+
+def test_cards_name_their_file_and_row(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "kite.png")
+    row = PredictionRow("identity_27", (tmp_path / "kite.png",), "What?", ("a",), "b", "c", place="row 27")
+    rows = [row, replace(row, images=(), place="", id="own")]
+    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows))
+    html = (tmp_path / "p.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", html)
+    assert "kite.png · row 27" in text
+    assert "identity_27" not in text
+    assert "own" in text
+    assert html.count("What?") == 1  # the prompt of all rows
+    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=[row, replace(row, prompt="Where?")]))
+    html = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert (html.count("What?"), html.count("Where?"), "Prompt:" in html) == (1, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("references", "answer", "marked"),
+    [
+        (("a small red car",), "a big red car", ["big"]),
+        (("a small red car", "a big red kite"), "a big red boat", ["boat"]),
+        (("a small red car",), "a small red car", []),
+        (("a small red car",), "nothing in common here", []),  # all words differ: marks would say nothing
+        (("a red car",), "a red car and a tree", ["and a tree"]),
+        ((), "a car", []),
+        (("a",), "", []),
+    ],
+)
+def test_words_that_differ_from_the_reference_are_marked(
+    references: tuple[str, ...], answer: str, marked: list[str]
+) -> None:
+    words = mark_words(PredictionRow("a", (), "", references, "base", answer))
+    assert [text for text, differs in words if differs] == marked
+    assert "".join(text for text, _ in words) == answer
 
 
 @pytest.fixture
@@ -195,12 +248,12 @@ def test_curves_are_copied_and_downloaded_as_csv(opened: Callable[..., Any], pag
     with opened(page_path, permissions=["clipboard-read", "clipboard-write"], accept_downloads=True) as page:
         page.view.locator("summary", has_text="The curves as a table").click()
         with page.view.expect_download() as download:
-            page.view.locator("a", has_text="Download CSV").click()
+            page.view.locator("[download='curves.csv']").click()
         text = Path(download.value.path()).read_text(encoding="utf-8")
         assert download.value.suggested_filename == "curves.csv"
         assert text.splitlines()[:2] == ["step,training loss,eval loss,lr", "0,,,0.0001"]
         page.view.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: t => (window.copied = t)})")
-        page.view.locator("button", has_text="Copy CSV").click()
+        page.view.locator("details[open] button", has_text="Copy CSV").click()
         assert page.view.evaluate("copied") == text
         assert page.complaints == []
 

@@ -83,11 +83,11 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class CurveTable:
-    """The points of charts as a table: a row for each step, a column for each line, "" where a line has no point."""
+class Table:
+    """A table of text that a page shows and gives away as CSV."""
 
-    header: list[str]
-    rows: list[list[str]]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
     @property
     def csv(self) -> str:
@@ -136,8 +136,9 @@ def build_overlay(name: str, curves: Sequence[Curve], best_step: float | None = 
     return [Chart(name, description, lines, x_ticks, y_ticks, x_range, y_range, Y_NAMES.get(name, ""), mark)]
 
 
-def tabulate_charts(charts: Sequence[Chart]) -> CurveTable:
-    """The points of all charts as numbers that other programs read. A very long run is thinned, as in the charts."""
+def tabulate_charts(charts: Sequence[Chart]) -> Table:
+    """The points of all charts as numbers that other programs read: a row for each step, a column for each line, ""
+    where a line has no point. A very long run is thinned, as in the charts."""
     columns = [(chart, line) for chart in charts for line in chart.lines]
     names = [line.name for _, line in columns]
     header = [
@@ -148,7 +149,7 @@ def tabulate_charts(charts: Sequence[Chart]) -> CurveTable:
     steps = sorted({step for points in values for step in points})
     steps = steps[:: math.ceil(len(steps) / MAX_CSV_ROWS) or 1]
     rows = [[f"{step:g}", *(f"{points[step]:.6g}" if step in points else "" for points in values)] for step in steps]
-    return CurveTable(["step", *header], rows)
+    return Table(["step", *header], rows)
 
 
 def format_number(value: float) -> str:

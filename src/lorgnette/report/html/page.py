@@ -7,18 +7,26 @@ Images are inline thumbnails, curves inline SVG. Knows nothing about where the p
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from lorgnette.metrics.answer_tables import AnswerTables
 from lorgnette.metrics.score import ScoreRow
+from lorgnette.metrics.tokenizers import normalize_whitespace
 from lorgnette.report.html.answer_tables import build_answer_sections
-from lorgnette.report.html.charts import Curve, build_charts, format_number
-from lorgnette.report.html.inline_images import inline_images
+from lorgnette.report.html.charts import Curve, Table, build_charts, format_number
+from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
+from lorgnette.report.verdict import Verdict
 from lorgnette.types import PredictionRow
 
 NUM_VISIBLE = 12
 """Rows shown at once; the others are folded, so that the curves are near."""
+MIN_ALIKE = 0.5
+"""Words that differ are marked in an answer that is at least as similar to a reference; in others nearly all differ."""
+SIGNS = {"worked": "✓", "helped": "✓", "unchanged": "=", "harm": "✗", "unsure": "?"}
+Facts = Sequence[tuple[str, str]]
+"""(label, value)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +41,27 @@ class SampleHistory:
 class RunPage:
     """The page's contents.
 
-    settings: may be nested. facts: (label, value). gains: how much closer to its references each row's answer is after
-    training, if measured. trained_on: whether each row's images were trained on, if any were. sample_limit: the token
-    limit of the samples, if it cut one. next_steps: commands to copy. summary: one sentence; default: about the loss.
-    problems: lines about the skipped rows. num_skipped: the number of these rows; default: one for each line.
+    settings: may be nested. verdict: whether it worked. compared: what the answers before and after are. facts: (title,
+    facts) of each group; stages: seconds. gains: how much closer to its references each row's answer is after training,
+    if measured. trained_on: whether each row's images were trained on, if any were. sample_limit: the token limit of
+    the samples, if it cut one. best: the curve that selects the best step, and that step. next_steps: (purpose,
+    command). summary: one sentence; default: about the loss. problems: lines about the skipped rows. num_skipped: the
+    number of these rows; default: one for each line. folders: absolute ones that paths on the page lose.
     """
 
     title: str
     settings: Mapping[str, object] = field(default_factory=dict)
-    facts: Sequence[tuple[str, str]] = ()
+    verdict: Verdict | None = None
+    compared: Facts = ()
+    facts: Sequence[tuple[str, Facts]] = ()
+    stages: Facts = ()
     curves: Sequence[Curve] = ()
+    best: tuple[str, float] | None = None
     rows: Sequence[PredictionRow] = ()
     problems: Sequence[str] = ()
     num_skipped: int = 0
     notes: Sequence[str] = ()
-    next_steps: Sequence[str] = ()
+    next_steps: Facts = ()
     summary: str = ""
     scores: Sequence[ScoreRow] = ()
     tables: AnswerTables = field(default_factory=AnswerTables)
@@ -55,31 +69,94 @@ class RunPage:
     trained_on: Sequence[bool] = ()
     samples: Sequence[SampleHistory] = ()
     sample_limit: int | None = None
+    folders: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """A row on the page. words: its new answer, as (text, whether it differs from the reference)."""
+
+    row: PredictionRow
+    images: Sequence[InlineImage]
+    is_trained_on: bool
+    label: str
+    is_better: bool
+    words: Sequence[tuple[str, bool]]
 
 
 def write_run_page(path: Path, page: RunPage) -> None:
     """Write the page. Raises ValueError unless gains and trained_on are empty or have one value per row."""
     images = inline_images(path for row in [*page.rows, *(s.row for s in page.samples)] for path in row.images)
     gains, trained_on = page.gains or [None] * len(page.rows), page.trained_on or [False] * len(page.rows)
-    charts = build_charts(page.curves)
+    charts = build_charts(page.curves, page.best)
     cards = [
-        (row, [images[path] for path in row.images], is_trained_on, *_classify_answer(row, gain))
+        _Card(row, [images[path] for path in row.images], is_trained_on, *_classify_answer(row, gain), mark_words(row))
         for row, gain, is_trained_on in zip(page.rows, gains, trained_on, strict=True)
+    ]
+    prompts = {row.prompt for row in page.rows}
+    has_base = any(row.base is not None for row in page.rows)
+    settings = flatten_settings(page.settings)
+    answer_sections = build_answer_sections(page.tables, ["before", "after"])
+    parts = [
+        ("notes", "Notes", page.notes),
+        ("scores", "Scores", page.scores),
+        *((section.id, section.title, section) for section in answer_sections),
+        ("predictions", "Before and after" if has_base else "Predictions", cards),
+        ("samples", "During training", page.samples),
+        ("curves", "Curves", charts),
+        ("next", "Next steps", page.next_steps),
+        ("facts", "Facts", page.facts),
+        ("problems", "Skipped rows", page.problems),
+        ("settings", "Settings", settings),
     ]
     write_page(
         path,
         "page.html.j2",
+        folders=page.folders,
         title=page.title,
         page=page,
+        sign=SIGNS[page.verdict.kind] if page.verdict else "",
         summary=page.summary or _summarize_loss(page.curves),
-        answer_sections=build_answer_sections(page.tables, ["before", "after"]),
+        parts=[(id, name) for id, name, content in parts if content],
+        moved=[score for score in page.scores if score.before != score.after],
+        unmoved=[score for score in page.scores if score.before == score.after],
+        answer_sections=answer_sections,
+        score_table=_tabulate_scores(page.scores),
+        prompt=prompts.pop() if len(prompts) == 1 else "",
+        has_marks=any(differs for card in cards for _, differs in card.words),
         cards=cards[:NUM_VISIBLE],
         folded=cards[NUM_VISIBLE:],
-        has_base=any(row.base is not None for row in page.rows),
+        has_base=has_base,
         samples=[(sample, [images[path] for path in sample.row.images]) for sample in page.samples],
         charts=charts,
         data={"charts": [chart.script_data for chart in charts]},
-        settings=flatten_settings(page.settings),
+        settings=settings,
+    )
+
+
+def mark_words(row: PredictionRow) -> list[tuple[str, bool]]:
+    """The new answer in pieces: (text, whether its words differ from those of the most similar reference).
+
+    The pieces add up to the answer. Nothing is marked in an answer that has little in common with each reference.
+    """
+    answer = row.shown_tuned or ""
+    words = answer.split(" ")
+    matchers = [SequenceMatcher(None, text.split(" "), words, autojunk=False) for text in row.references]
+    matcher = max(matchers, key=SequenceMatcher.ratio, default=None)
+    if matcher is None or not MIN_ALIKE <= matcher.ratio() < 1:
+        return [(answer, False)] if answer else []
+    pieces: list[tuple[str, bool]] = []
+    for kind, _, _, start, end in matcher.get_opcodes():
+        text = " ".join(words[start:end])
+        if text:
+            pieces += [(" ", False)] * bool(pieces) + [(text, kind != "equal")]
+    return pieces
+
+
+def _tabulate_scores(scores: Sequence[ScoreRow]) -> Table:
+    return Table(
+        ["score", "before", "after", "difference"],
+        [[score.name, score.before, score.after, score.difference] for score in scores],
     )
 
 
@@ -112,13 +189,16 @@ def _summarize_loss(curves: Sequence[Curve]) -> str:
 
 
 def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]:
-    """(verdict in a few words, whether it is better). Case, white space and a final full stop are ignored."""
+    """(what became of the answer in a few words, whether it is better). Case, white space and a final full stop are no
+    change."""
     if row.tuned is None:
         return "", False
     references = [_normalize_answer(text) for text in row.references]
     before, after = _normalize_answer(row.base or ""), _normalize_answer(row.tuned)
     if after in references:
-        return "matches the reference", row.base is not None and before not in references
+        is_exact = normalize_whitespace(row.tuned) in map(normalize_whitespace, row.references)
+        label = "matches the reference" if is_exact else "same words as the reference"
+        return label, row.base is not None and before not in references
     if row.base is not None and after == before:
         return "unchanged", False
     if not gain:

@@ -1,0 +1,269 @@
+"""Says in a few sentences whether a training worked: how the held-out answers changed, and how sure that is.
+
+    rows, metrics, losses → judge_training → Verdict
+
+A change counts only if chance does not explain it: the paired interval excludes 0 and p is below 0.05
+(metrics.report.classify_difference). The limits below are conventions, and docs/guides/did-it-learn.md says them. A
+function of its arguments alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorgnette.metrics.bootstrap import Difference, compare_tallies
+from lorgnette.metrics.registry import METRICS, compute_tallies, select_sample_metric
+from lorgnette.metrics.report import classify_difference, format_signed
+from lorgnette.metrics.style import compute_style
+from lorgnette.report.html.charts import format_number
+from lorgnette.types import PredictionRow
+
+VerdictKind = Literal["worked", "helped", "unchanged", "harm", "unsure"]
+Points = Sequence[tuple[float, float]]
+"""(step, value)"""
+MATCHES = {
+    "accuracy": "the answer is the right label",
+    "json-exact-match": "every field of the answer is right",
+    "latex-exact-match": "the formula equals {reference}",
+    "exact-match": "the answer matches {reference} word for word",
+}
+"""Metrics that are 0 or 1 for each answer, and what 1 means. The first of them that is asked for counts."""
+LARGE_SHARE = 0.5
+"""It worked if this share of the answers that could improve did; if fewer, it helped a little."""
+LARGE_GAIN = 0.1
+"""And, where no answer is simply right or wrong, if the metric rose by at least this."""
+MIN_SHOWN_SHARE = 0.1
+"""Matches are not worth a sentence if fewer answers than this match, before and after."""
+MIN_LOSS_CHANGE = 0.01
+"""A smaller relative change of the eval loss is none."""
+HARMFUL_LOSS_RISE = 0.1
+"""A larger relative rise is harm, unless the answers are better."""
+NOTABLE_LENGTH_RATIO = 1.5
+FEW_IMAGES = 20
+"""With fewer, an interval says too little."""
+_UNSURE: VerdictKind = "unsure"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """headline: a few words; evidence, doubt: sentences."""
+
+    kind: VerdictKind
+    headline: str
+    evidence: str
+    doubt: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return " ".join(part for part in (self.headline, self.evidence, self.doubt) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A metric before and after: its values, the paired difference, and what that means."""
+
+    name: str
+    before: float
+    after: float
+    difference: Difference
+
+    @property
+    def meaning(self) -> Literal["better", "worse", "unsure"]:
+        return classify_difference(self.difference)
+
+    @property
+    def gain(self) -> float:
+        """Positive if the answers are better."""
+        return METRICS[self.name].sign * (self.after - self.before)
+
+    @property
+    def num_closer(self) -> int:
+        return sum(METRICS[self.name].sign * value > 0 for value in self.difference.per_example)
+
+    @property
+    def num_further(self) -> int:
+        return sum(METRICS[self.name].sign * value < 0 for value in self.difference.per_example)
+
+
+def judge_training(
+    rows: Sequence[PredictionRow],
+    metric_names: Sequence[str],
+    losses: Points,
+    evals: Points,
+    *,
+    is_step_chosen: bool = False,
+    trained_on: Sequence[bool] = (),
+) -> Verdict:
+    """Judge the answers to the held-out prompts before and after a training.
+
+    metric_names: without groups. losses, evals: training and eval loss; the eval loss at step 0 is that of the model
+    before. is_step_chosen: the adapter is that of the step which did best on these same rows. trained_on: whether each
+    row's images were trained on.
+    """
+    scored = [row for row in rows if row.references and row.base is not None and row.tuned is not None]
+    if not scored:
+        return _judge_without_references(rows, losses)
+    noun, rise, loss = _name_rows(scored), *_describe_loss(evals)
+    if all(row.base == row.tuned for row in scored):
+        same = "The answer is" if len(scored) == 1 else f"All {len(scored)} answers are"
+        headline = "No answer changed." if abs(rise) > MIN_LOSS_CHANGE else "Nothing changed."
+        return Verdict("unchanged", headline, f"{same} the same as before. {loss}".strip())
+
+    match, graded = _measure_changes(scored, metric_names)
+    evidence = _describe_answers(scored, match, graded, noun)
+    if rise > MIN_LOSS_CHANGE or "better" not in _list_meanings(match, graded):
+        evidence = f"{evidence} {loss}".strip()
+    doubts = _list_doubts(match, graded, len(scored), noun)
+    if is_step_chosen:
+        doubts.append("The step was chosen on these same rows, so new ones may do a little worse.")
+    num_trained = sum(trained_on)
+    if num_trained:
+        doubts.append(
+            f"{num_trained} of the {len(rows)} were also trained on, which does not show how it does on new images."
+        )
+    if 2 * num_trained >= len(rows):
+        kind, headline = _UNSURE, "Cannot say: it was asked about what it was trained on."
+    else:
+        kind, headline = _conclude(match, graded, rise, len(scored), noun)
+    return Verdict(kind, headline, evidence, " ".join(doubts))
+
+
+def _conclude(match: _Change, graded: _Change | None, rise: float, total: int, noun: str) -> tuple[VerdictKind, str]:
+    """The kind of the verdict, and its headline. rise: of the eval loss, relative."""
+    meanings = _list_meanings(match, graded)
+    if {"better", "worse"} <= meanings:
+        return _UNSURE, "Cannot say: one score rose, another fell."
+    if "better" in meanings:
+        return ("worked", "It worked.") if _is_large(match, graded, total) else ("helped", "It helped a little.")
+    if "worse" in meanings or rise > HARMFUL_LOSS_RISE:
+        return "harm", "It did harm."
+    if not _has_moved(match, graded):
+        return _UNSURE, "Only the wording changed: no score moved."
+    if total < FEW_IMAGES:
+        return _UNSURE, f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
+    return _UNSURE, "Cannot say: chance explains the difference."
+
+
+def _judge_without_references(rows: Sequence[PredictionRow], losses: Points) -> Verdict:
+    what = "The held-out rows have no reference" if rows else "No image was held out"
+    evidence = f"{what}, so nothing measures the answers."
+    if len(losses) > 1:
+        verb = "fell" if losses[-1][1] < losses[0][1] else "rose"
+        evidence += (
+            f" The training loss {verb} from {format_number(losses[0][1])} to {format_number(losses[-1][1])}, but it is"
+            " of the images that it was trained on."
+        )
+    return Verdict("unsure", "Cannot say whether it worked.", evidence)
+
+
+def _measure_changes(rows: Sequence[PredictionRow], metric_names: Sequence[str]) -> tuple[_Change, _Change | None]:
+    """(the metric that is 0 or 1 for each answer, the metric that says how close an answer is)."""
+    match_name = next((name for name in MATCHES if name in metric_names), "exact-match")
+    graded_name = select_sample_metric(metric_names)
+    names = [match_name, *([graded_name] if graded_name and graded_name not in MATCHES else [])]
+    references = [row.references for row in rows]
+    before = compute_tallies(names, [row.base or "" for row in rows], references)
+    after = compute_tallies(names, [row.tuned or "" for row in rows], references)
+    changes = []
+    for name in names:
+        values = before[name].value, after[name].value
+        if values[0] is not None and values[1] is not None:
+            changes.append(_Change(name, values[0], values[1], compare_tallies(name, before[name], after[name])))
+    return changes[0], changes[1] if len(changes) > 1 else None
+
+
+def _name_rows(rows: Sequence[PredictionRow]) -> str:
+    """ "image" if each row asks about an image of its own, else "question"; in the plural for several."""
+    is_by_image = all(row.images for row in rows) and len({row.images for row in rows}) == len(rows)
+    return ("image" if is_by_image else "question") + ("" if len(rows) == 1 else "s")
+
+
+def _describe_loss(evals: Points) -> tuple[float, str]:
+    """(how much the eval loss rose, as a share of the one before; that in a sentence). The log may lack the first."""
+    if len(evals) < 2 or evals[0][0] != 0 or not evals[0][1]:
+        return 0.0, ""
+    before, after = evals[0][1], evals[-1][1]
+    rise = after / before - 1
+    if abs(rise) <= MIN_LOSS_CHANGE:
+        return rise, f"The eval loss is {format_number(after)}, {format_number(before)} before."
+    verb = "fell" if rise < 0 else "rose"
+    return rise, f"The eval loss {verb} from {format_number(before)} to {format_number(after)}."
+
+
+def _describe_answers(rows: Sequence[PredictionRow], match: _Change, graded: _Change | None, noun: str) -> str:
+    """What changed, in counts."""
+    total, sentences = len(rows), []
+    num_before, num_after = round(match.before * total), round(match.after * total)
+    is_match_shown = graded is None or max(num_before, num_after) >= max(1, MIN_SHOWN_SHARE * total)
+    if is_match_shown or match.meaning != "unsure":
+        reference = "a reference" if any(len(row.references) > 1 for row in rows) else "the reference"
+        text = MATCHES[match.name].format(reference=reference)
+        sentences.append(f"After tuning, {text} in {num_after} of {total} held-out {noun} ({num_before} before)")
+    if graded and (not sentences or (graded.meaning != "unsure" and match.meaning == "unsure")):
+        sentences.append(_describe_closeness(graded, total, noun, is_first=not sentences))
+    length = _describe_length(rows)
+    sentences[0] += f"; {length}" if length else ""
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _describe_closeness(graded: _Change, total: int, noun: str, *, is_first: bool) -> str:
+    """How many answers are closer to their reference, and how many further from it."""
+    closer, further = graded.num_closer, graded.num_further
+    first, other = (
+        ("closer to", f"further in {further}") if closer >= further else ("further from", f"closer in {closer}")
+    )
+    start = "After tuning, the answer is" if is_first else "The answer is"
+    values = f"{graded.name} {graded.after:.2f}, {graded.before:.2f} before"
+    return f"{start} {first} the reference in {max(closer, further)} of {total} held-out {noun}, {other} ({values})"
+
+
+def _describe_length(rows: Sequence[PredictionRow]) -> str:
+    """How the length of the answers changed, if it did."""
+    before = compute_style([row.base or "" for row in rows]).mean_words
+    after = compute_style([row.tuned or "" for row in rows]).mean_words
+    if not after or not before:
+        return "" if after == before else "the answers are empty" if not after else "they were empty before"
+    ratio = max(before, after) / min(before, after)
+    if ratio < NOTABLE_LENGTH_RATIO:
+        return ""
+    factor = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"
+    change = "shorter" if after < before else "longer"
+    unit = "word" if round(after) == 1 else "words"
+    return f"answers are {factor} times {change} ({after:.0f} {unit}, {before:.0f} before)"
+
+
+def _list_doubts(match: _Change, graded: _Change | None, total: int, noun: str) -> list[str]:
+    """How sure that is."""
+    is_graded = graded is not None and match.meaning == "unsure" and graded.meaning != "unsure"
+    shown = graded if graded is not None and is_graded else match
+    interval = shown.difference.interval
+    if not _has_moved(match, graded):
+        return []
+    if shown.meaning == "unsure":
+        return [f"With {total} {noun}, chance could do this."]
+    if interval is None or interval[0] == interval[1]:
+        return [f"All {total} {noun} agree{', but they are few' if total < FEW_IMAGES else ''}."]
+    if is_graded:
+        low_text, high_text = map(format_signed, interval)
+        return [f"The change in {shown.name} lies between {low_text} and {high_text} (95 % interval)."]
+    low, high = sorted(abs(round(100 * value)) for value in interval)
+    more = "more" if shown.gain > 0 else "fewer"
+    nouns = noun.removesuffix("s") + "s"
+    return [f"In 100 new {nouns} like these, expect {low} to {high} {more} such answers (95 % interval)."]
+
+
+def _list_meanings(match: _Change, graded: _Change | None) -> set[str]:
+    return {change.meaning for change in (match, graded) if change}
+
+
+def _is_large(match: _Change, graded: _Change | None, total: int) -> bool:
+    if match.meaning == "better":
+        return match.gain >= LARGE_SHARE * (1 - match.before)
+    assert graded is not None  # one of them is better
+    return graded.num_closer - graded.num_further >= LARGE_SHARE * total and graded.gain >= LARGE_GAIN
+
+
+def _has_moved(match: _Change, graded: _Change | None) -> bool:
+    """Whether any answer has another score."""
+    return any(any(change.difference.per_example) for change in (match, graded) if change)

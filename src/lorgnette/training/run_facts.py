@@ -1,0 +1,194 @@
+"""What a reader of a run's report asks: what was compared with what, the facts of the run, and what to do next."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lorgnette.config import Settings
+from lorgnette.io.shell import format_command
+from lorgnette.processing.processor import describe_image_size
+from lorgnette.report.html.page import Facts
+from lorgnette.report.run_dir import RunDir
+from lorgnette.report.run_log import Record, parse_number
+from lorgnette.training.data_module import TrainingData
+from lorgnette.types import BASE_MODEL, PredictionRow
+
+PARTS_OF_STAGES = ("decoding",)
+"""Stages that are measured within another."""
+SHOWN_PACKAGES = ("lorgnette", "torch", "transformers", "peft", "python")
+MAX_FILES = 3
+
+
+def sum_stages(records: Sequence[Record]) -> dict[str, float]:
+    """Stage → its seconds, of a resumed run in all its parts."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        if record.get("kind") == "stage":
+            name, value = record["name"], parse_number(record["seconds"]) or 0.0
+            seconds[name] = seconds.get(name, 0.0) + value
+    return seconds
+
+
+def describe_comparison(settings: Settings, data: TrainingData, rows: Sequence[PredictionRow], num_steps: int) -> Facts:
+    """What the answers before and after are, and to which prompts."""
+    if not rows:
+        return ()
+    model = Path(settings.model).name if Path(settings.model).is_absolute() else settings.model
+    origin = rows[0].before
+    before = f"{model} without an adapter" if origin == BASE_MODEL else f"{model} with {origin}"
+    steps = f", after {num_steps} {'step' if num_steps == 1 else 'steps'}" if num_steps else ""
+    return (
+        ("Before", before),
+        ("After", f"the same model with this run's adapter{steps}"),
+        ("Asked about", _describe_held_out(settings, data, len(rows))),
+        ("How", rows[0].generation),
+    )
+
+
+def _describe_held_out(settings: Settings, data: TrainingData, num_prompts: int) -> str:
+    """How many prompts, and how their rows were chosen."""
+    num_rows = len(data.held_out)
+    count = f"{num_prompts} held-out {'row' if num_prompts == 1 else 'rows'}"
+    if num_rows != num_prompts:
+        count = f"{num_prompts} held-out {'prompt' if num_prompts == 1 else 'prompts'} with {num_rows} references"
+    if settings.data.test is not None:
+        return f"{count}: those of {_join_names(dict.fromkeys(e.example.source for e in data.held_out))}"
+    names = _join_names(dict.fromkeys(e.example.source for e in data.held_out))
+    if settings.data.split == "tail":
+        return f"{count}: the last of {names}; an image may also be in the training part"
+    return f"{count}: from the end of {names}; none of their images is in the training part"
+
+
+def list_facts(
+    settings: Settings,
+    data: TrainingData,
+    rows: Sequence[PredictionRow],
+    records: Sequence[Record],
+    manifest: Mapping[str, Any],
+) -> list[tuple[str, Facts]]:
+    """The facts of a run, in groups. What the log or the manifest lacks is left out."""
+    memory = next((record for record in reversed(records) if record.get("kind") == "memory"), {})
+    end = next((record["text"] for record in reversed(records) if record.get("kind") == "end"), "")
+    seconds = sum(value for name, value in sum_stages(records).items() if name not in PARTS_OF_STAGES)
+    lora, train = settings.lora, settings.train
+    groups = [
+        (
+            "Run",
+            [
+                ("Started", format_date(manifest.get("started"))),
+                ("Total time", format_duration(seconds) if seconds else ""),
+                ("Steps", end),
+                ("Examples per step", str(train.batch_size)),
+                ("Learning rate", f"{train.learning_rate:g} at its peak"),
+                ("Seed", str(settings.seed)),
+            ],
+        ),
+        ("Machine", list_machine(manifest, memory)),
+        (
+            "Model",
+            [
+                ("Base model", settings.model),
+                ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
+                ("Engine", " ".join(filter(None, [memory.get("engine"), memory.get("dtype")]))),
+                ("Image size", describe_image_size(settings.processor)),
+            ],
+        ),
+        (
+            "Data",
+            [
+                ("Files", _join_names(data.files)),
+                ("Rows", f"{len(data.examples)} trained on, {len(data.held_out)} held out"),
+                ("Images", f"{len(data.grids)} distinct"),
+                ("Prompt", _describe_prompts(data)),
+                ("Answers", rows[0].generation if rows else ""),
+            ],
+        ),
+    ]
+    return [(title, [fact for fact in facts if fact[1]]) for title, facts in groups]
+
+
+def list_machine(manifest: Mapping[str, Any], memory: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The machine and the versions of a run. memory: the log's record of that kind."""
+    machine, versions = manifest.get("machine") or {}, manifest.get("versions") or {}
+    cores, gib = machine.get("cores"), machine.get("memory_gib")
+    cpu = ", ".join(
+        filter(None, [machine.get("cpu"), f"{cores} cores" if cores else "", f"{gib:g} GiB of memory" if gib else ""])
+    )
+    peak = parse_number(memory.get("peak_gib"))
+    where = "of the GPU's memory" if memory.get("gpu") else "of memory"
+    names = (f"{name} {versions[name]}" for name in SHOWN_PACKAGES if versions.get(name))
+    return [
+        ("GPU", memory.get("gpu") or ""),
+        ("CPU", cpu),
+        ("Peak memory", f"{peak:.1f} GiB {where}" if peak else ""),
+        ("System", machine.get("platform") or ""),
+        ("Versions", ", ".join(names)),
+    ]
+
+
+def _describe_prompts(data: TrainingData) -> str:
+    prompts = {e.example.turns[-2].text for e in data.examples if len(e.example.turns) > 1}
+    if len(prompts) == 1:
+        return prompts.pop()
+    return f"{len(prompts)} different prompts" if prompts else ""
+
+
+def _join_names(paths: Sequence[Path] | Mapping[Path, None]) -> str:
+    """The names of files. A reader needs no folders, which may say more than should be shared."""
+    names = [path.name for path in paths]
+    more = f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else ""
+    return ", ".join(names[:MAX_FILES]) + more
+
+
+def format_date(text: object) -> str:
+    """A date in ISO 8601 as `28 November 2026, 10:47 UTC`; "" for anything else."""
+    try:
+        date = datetime.fromisoformat(str(text))
+    except ValueError:
+        return ""
+    return f"{date.day} {date:%B %Y, %H:%M} {date.tzname() or ''}".strip()
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `2 min 5 s`, `3 h 12 min`"""
+    total = round(seconds)
+    if total < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"
+
+
+def list_next_steps(settings: Settings, run_dir: RunDir, rows: Sequence[PredictionRow]) -> list[tuple[str, str]]:
+    """(purpose, command) as they are typed in the current folder."""
+    run, images = _type_path(run_dir.path), [path for row in rows for path in row.images]
+    image = _type_path(images[0]) if images else Path("IMAGE")
+    image = Path("IMAGE") if image.is_absolute() else image
+    test = settings.data.test
+    data, which = (_type_path(test), "the held-out rows") if test else (Path("NEW.csv"), "rows that it has not seen")
+    merged = run.parent / f"{run.name}-merged"
+    return [
+        (
+            "Ask it about an image, beside the model before",
+            format_command("predict", image, "--adapter", run, "--both"),
+        ),
+        (f"See both models' answers to {which} on one page", format_command("compare", "base", run, data)),
+        (f"Score its answers to {which}, with intervals", format_command("evaluate", run, data)),
+        ("Check that plain transformers + PEFT give the same output", format_command("verify", run)),
+        ("Write one checkpoint that needs no adapter", format_command("merge", run, merged)),
+    ]
+
+
+def _type_path(path: Path) -> Path:
+    """The path from the current folder, if it is in it."""
+    absolute = Path(os.path.abspath(path))
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
+
+
+def list_private_folders(settings: Settings, run_dir: RunDir, data: TrainingData) -> list[Path]:
+    """Folders that the page leaves out of paths: people share pages."""
+    paths = [run_dir.path, *data.files, *(Path(text) for text in (settings.model, settings.data.images_from) if text)]
+    absolute = [Path(os.path.abspath(path)).parent for path in paths]
+    return [Path.cwd(), *sorted(set(absolute), key=lambda path: -len(str(path)))]
