@@ -92,6 +92,7 @@ SLOW = [
     "tests/hub/test_models.py",
     "tests/test_cli.py",
     "tests/commands/test_plan.py",
+    "tests/commands/test_cache.py::test_listing",
     "tests/commands/test_watch.py",
     "tests/report/test_preview.py",
     "tests/report/trackers/test_wandb.py",

@@ -36,6 +36,7 @@ COMMANDS = {
     "recipe list": "",
     "recipe show": "NAME",
     "recipe copy": "NAME TO",
+    "cache clear": "WHAT --older-than --yes",
 }
 """The whole command line: command → its arguments (upper case) and options, in order."""
 HEAVY = ("torch", "transformers", "peft")

@@ -14,8 +14,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lorgnette"
 TESTED_ELSEWHERE = {
     "__main__.py": "test_cli.py",
+    "data/downloaded_folders.py": "commands/test_cache.py",
     "data/portable_records.py": "data/test_memory_rows.py",
     "engine/base.py": "engine/test_fast.py",
+    "features/cache_folder.py": "features/test_disk_cache.py",
     "inference/hf_generate.py": "inference/test_decode.py",
     "kernels/triton_import.py": "kernels/test_attention.py",
 }

@@ -30,12 +30,15 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy recipes: files of settings.")
+cache_app = typer.Typer(invoke_without_command=True)
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
 """typer's exit status after a KeyboardInterrupt, and ours after Ctrl-C: as in shells, 128 plus the signal's number."""
 SOURCE_HELP = "a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
 IMAGES_FROM_HELP = "folder or zip with the images by file name; for a data set on a hub also a URL"
-METRICS_HELP = "caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
+METRICS_HELP = (
+    "auto, label, json, caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
+)
 IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); default: as the adapter's run answers"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 
@@ -336,6 +339,30 @@ def recipe_show(name: str) -> None:
 def recipe_copy(name: str, to: Annotated[Path | None, Argument()] = None) -> None:
     """Copy a recipe, to edit it."""
     print_result(str(lorgnette.recipes.copy_recipe(name, to)))
+
+
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.callback()
+def cache(context: typer.Context, as_json: AsJson = False) -> None:
+    """List what is kept on disk beside runs, image features and downloads; `cache clear` deletes it."""
+    from lorgnette.commands.cache import list_cache, show_cache
+
+    if context.invoked_subcommand is None:
+        _print_json({"items": [item.as_dict() for item in list_cache()]}) if as_json else show_cache()
+
+
+@cache_app.command("clear")
+def cache_clear(
+    what: Annotated[Literal["features", "downloads", "all"], Argument(help="what to delete")],
+    older_than: Annotated[float | None, Option(metavar="DAYS", min=0, help="only if not used for so long")] = None,
+    yes: Annotated[bool, Option("--yes", help="delete; without it, only list what would be deleted")] = False,
+) -> None:
+    """Delete what is kept, except what a running process uses."""
+    from lorgnette.commands.cache import clear_cache
+
+    clear_cache(what, older_than=older_than, yes=yes)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from lorgnette.data.conversation import check_conversation
+from lorgnette.data.downloaded_folders import hold_download
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
 from lorgnette.data.row_location import DEFAULT_PROMPT, ReadOptions, Row, RowLocation, sample_rows
@@ -59,10 +60,12 @@ def read(
 
 
 def _open_sources(path: Path) -> list[Path]:
-    """The absolute paths of the sources that a path names. Raises LorgnetteError if one does not exist."""
+    """The absolute paths of the sources that a path names. A downloaded data set is not cleared while this process
+    runs. Raises LorgnetteError if a source does not exist."""
     sources = [Path(os.path.abspath(source)) for source in split_sources(path)]
     for source in sources:
         _check_exists(source)
+        hold_download(source)
     return sources
 
 

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_write, open_no_follow, write_json
 from lorgnette.io.parse import parse_json, read_config
@@ -76,6 +74,8 @@ class Journal:
 
         key: the same for choices of rows of which one is the beginning of the other.
         """
+        import filelock  # not for those who need the names of the files
+
         folder, where = out / ".source", str(out)
         state = _read_state(folder)
         if not state and ((out / DATA_FILE).exists() or (out / IMAGE_FOLDER).exists()):
@@ -120,6 +120,12 @@ class Journal:
         if self.sources.get(image) != source:
             self.sources[image] = source
             _append_line(self._sources_file, [image, source])
+
+
+def list_image_names(folder: Path) -> set[str]:
+    """The images that the rows of all journals in `OUT/.source` name."""
+    lines = (line for file in folder.glob("rows.*.jsonl") for line in _read_lines(file))
+    return {name for line in lines if isinstance(line, dict) for name in line.get("images", ())}
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

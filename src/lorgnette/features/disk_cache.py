@@ -18,12 +18,9 @@ import json
 import mmap
 import os
 import shutil
-import struct
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import PIL
 import torch
@@ -31,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.features.cache_folder import ENTRY, evict_oldest, get_features_folder, lock_file
 from lorgnette.io.atomic import open_no_follow
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.weight_loader import index_tensors
@@ -42,7 +40,6 @@ MAX_BYTES = 40 * 2**30
 """Size of all sets together when one is opened (the oldest are deleted), and of one set."""
 MIN_FREE_BYTES = 2 * 2**30
 """Space on the disk that stays free."""
-_ENTRY = struct.Struct("<32sQIIII")
 _SAMPLE_BYTES = 4096
 
 
@@ -60,8 +57,7 @@ def open_disk_cache(
     ]  # fmt: skip
     identity = [FORMAT, hash_tower(checkpoint), processing, str(dtype), device.type]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorgnette" / "features"
-    return FeatureDiskCache(root, name, width, dtype)
+    return FeatureDiskCache(get_features_folder(), name, width, dtype)
 
 
 def hash_tower(checkpoint: BaseCheckpoint) -> str:
@@ -97,11 +93,11 @@ class FeatureDiskCache:
         self._row_bytes = width * dtype.itemsize
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _lock_file(root / "lock", fcntl.LOCK_EX):
+            with lock_file(root / "lock", fcntl.LOCK_EX):
                 self._folder.mkdir(exist_ok=True)
-                self._in_use_file = _lock_file(self._folder / "in_use", fcntl.LOCK_SH)
+                self._in_use_file = lock_file(self._folder / "in_use", fcntl.LOCK_SH)
                 os.utime(self._folder / "in_use")
-                _evict_oldest(root, self._folder)
+                evict_oldest(root, self._folder, MAX_BYTES)
             self._index, self._index_bytes_read = dict[bytes, tuple[int, int, int]](), 0
             self._damaged: list[bytes] = []
             self._read_index()
@@ -141,7 +137,7 @@ class FeatureDiskCache:
     def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]]) -> None:
         """Store features from host memory. Raises LorgnetteError if the disk is full or not writable."""
         try:
-            with _lock_file(self._folder / "lock", fcntl.LOCK_EX):
+            with lock_file(self._folder / "lock", fcntl.LOCK_EX):
                 self._read_index()
                 self._append_rows({key: rows for key, rows in features.items() if key not in self._index and len(rows)})
         except OSError as error:
@@ -164,7 +160,7 @@ class FeatureDiskCache:
                 content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy().data
                 file.write(content)
                 fields = (key, first, len(rows), zlib.crc32(content), num_left)
-                entries.append(_ENTRY.pack(*fields, zlib.crc32(_ENTRY.pack(*fields, 0))))
+                entries.append(ENTRY.pack(*fields, zlib.crc32(ENTRY.pack(*fields, 0))))
                 first += len(rows)
             file.flush()
             os.fsync(file.fileno())
@@ -181,41 +177,15 @@ class FeatureDiskCache:
             file.seek(self._index_bytes_read)
             data = file.read()
         start, group = self._index_bytes_read, dict[bytes, tuple[int, int, int]]()
-        length = len(data) // _ENTRY.size * _ENTRY.size
-        for number, (*fields, crc) in enumerate(_ENTRY.iter_unpack(data[:length]), start=1):
-            if crc == zlib.crc32(_ENTRY.pack(*fields, 0)):
+        length = len(data) // ENTRY.size * ENTRY.size
+        for number, (*fields, crc) in enumerate(ENTRY.iter_unpack(data[:length]), start=1):
+            if crc == zlib.crc32(ENTRY.pack(*fields, 0)):
                 key, first, rows, content_crc, num_left = fields
                 group[key] = (first, rows, content_crc)
                 if num_left == 0:
                     self._index |= group
-                    self._index_bytes_read, group = start + number * _ENTRY.size, {}
+                    self._index_bytes_read, group = start + number * ENTRY.size, {}
 
     def _build_error(self, message: str) -> LorgnetteError:
         hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
         return LorgnetteError(f"disk cache of image features {message}", where=str(self._folder), hint=hint)
-
-
-def _evict_oldest(root: Path, current: Path) -> None:
-    """Delete the sets opened longest ago, except this one and those that a process has open."""
-    sets = sorted(root.glob("*/in_use"), key=lambda path: path.stat().st_mtime)
-    sizes = {path.parent: sum(file.stat().st_size for file in path.parent.iterdir()) for path in sets}
-    total = sum(sizes.values())
-    for folder, size in sizes.items():
-        if total <= MAX_BYTES:
-            return
-        if folder != current:
-            with suppress(BlockingIOError):
-                _lock_file(folder / "in_use", fcntl.LOCK_EX | fcntl.LOCK_NB).close()
-                shutil.rmtree(folder)
-                total -= size
-
-
-def _lock_file(path: Path, kind: int) -> IO[bytes]:
-    """The lock lasts as long as the file is open."""
-    file = open(path, "ab", opener=open_no_follow)  # noqa: SIM115
-    try:
-        fcntl.flock(file, kind)
-    except OSError:
-        file.close()
-        raise
-    return file

@@ -30,9 +30,14 @@ def get_headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
 
 
+def get_cache_root() -> Path:
+    """The folder of its client's cache; it need not exist."""
+    return Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope").expanduser()
+
+
 def get_cache_folder(kind: Kind, name: str, revision: str) -> Path:
     """The folder of a repository in its client's cache: the one used up to 1.37 if it exists, else today's."""
-    base = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope").expanduser()
+    base = get_cache_root()
     owner, _, rest = name.partition("/")
     for parent in (base / f"{kind}s", base / "hub" / f"{kind}s"):
         if (folder := parent / owner / rest.replace(".", "___")).is_dir() and any(folder.iterdir()):
