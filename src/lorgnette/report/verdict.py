@@ -60,7 +60,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """A metric before and after: its values, the paired difference, and what that means."""
 
     name: str
@@ -104,17 +104,17 @@ def judge_training(
     scored = [row for row in rows if row.references and row.base is not None and row.tuned is not None]
     if not scored:
         return _judge_without_references(rows, losses)
-    noun, rise, loss = _name_rows(scored), *_describe_loss(evals)
+    noun, rise, loss = name_rows(scored), *_describe_loss(evals)
     if all(row.base == row.tuned for row in scored):
         same = "The answer is" if len(scored) == 1 else f"All {len(scored)} answers are"
         headline = "No answer changed." if abs(rise) > MIN_LOSS_CHANGE else "Nothing changed."
         return Verdict("unchanged", headline, f"{same} the same as before. {loss}".strip())
 
-    match, graded = _measure_changes(scored, metric_names)
+    match, graded = measure_changes(scored, metric_names)
     evidence = _describe_answers(scored, match, graded, noun)
-    if rise > MIN_LOSS_CHANGE or "better" not in _list_meanings(match, graded):
+    if rise > MIN_LOSS_CHANGE or "better" not in list_meanings(match, graded):
         evidence = f"{evidence} {loss}".strip()
-    doubts = _list_doubts(match, graded, len(scored), noun)
+    doubts = list_doubts(match, graded, len(scored), noun)
     if is_step_chosen:
         doubts.append("The step was chosen on these same rows, so new ones may do a little worse.")
     num_trained = sum(trained_on)
@@ -129,9 +129,9 @@ def judge_training(
     return Verdict(kind, headline, evidence, " ".join(doubts))
 
 
-def _conclude(match: _Change, graded: _Change | None, rise: float, total: int, noun: str) -> tuple[VerdictKind, str]:
+def _conclude(match: Change, graded: Change | None, rise: float, total: int, noun: str) -> tuple[VerdictKind, str]:
     """The kind of the verdict, and its headline. rise: of the eval loss, relative."""
-    meanings = _list_meanings(match, graded)
+    meanings = list_meanings(match, graded)
     if {"better", "worse"} <= meanings:
         return _UNSURE, "Cannot say: one score rose, another fell."
     if "better" in meanings:
@@ -139,7 +139,8 @@ def _conclude(match: _Change, graded: _Change | None, rise: float, total: int, n
     if "worse" in meanings or rise > HARMFUL_LOSS_RISE:
         return "harm", "It did harm."
     if not _has_moved(match, graded):
-        return _UNSURE, "Only the wording changed: no score moved."
+        wording, wrong = "the wording of answers changed: no score moved", "wrong answers changed, to other wrong ones"
+        return _UNSURE, f"Only {wording if graded else wrong}."
     if total < FEW_IMAGES:
         return _UNSURE, f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
     return _UNSURE, "Cannot say: chance explains the difference."
@@ -157,7 +158,7 @@ def _judge_without_references(rows: Sequence[PredictionRow], losses: Points) -> 
     return Verdict("unsure", "Cannot say whether it worked.", evidence)
 
 
-def _measure_changes(rows: Sequence[PredictionRow], metric_names: Sequence[str]) -> tuple[_Change, _Change | None]:
+def measure_changes(rows: Sequence[PredictionRow], metric_names: Sequence[str]) -> tuple[Change, Change | None]:
     """(the metric that is 0 or 1 for each answer, the metric that says how close an answer is)."""
     match_name = next((name for name in MATCHES if name in metric_names), "exact-match")
     graded_name = select_sample_metric(metric_names)
@@ -169,11 +170,11 @@ def _measure_changes(rows: Sequence[PredictionRow], metric_names: Sequence[str])
     for name in names:
         values = before[name].value, after[name].value
         if values[0] is not None and values[1] is not None:
-            changes.append(_Change(name, values[0], values[1], compare_tallies(name, before[name], after[name])))
+            changes.append(Change(name, values[0], values[1], compare_tallies(name, before[name], after[name])))
     return changes[0], changes[1] if len(changes) > 1 else None
 
 
-def _name_rows(rows: Sequence[PredictionRow]) -> str:
+def name_rows(rows: Sequence[PredictionRow]) -> str:
     """ "image" if each row asks about an image of its own, else "question"; in the plural for several."""
     is_by_image = all(row.images for row in rows) and len({row.images for row in rows}) == len(rows)
     return ("image" if is_by_image else "question") + ("" if len(rows) == 1 else "s")
@@ -191,7 +192,7 @@ def _describe_loss(evals: Points) -> tuple[float, str]:
     return rise, f"The eval loss {verb} from {format_number(before)} to {format_number(after)}."
 
 
-def _describe_answers(rows: Sequence[PredictionRow], match: _Change, graded: _Change | None, noun: str) -> str:
+def _describe_answers(rows: Sequence[PredictionRow], match: Change, graded: Change | None, noun: str) -> str:
     """What changed, in counts."""
     total, sentences = len(rows), []
     num_before, num_after = round(match.before * total), round(match.after * total)
@@ -207,7 +208,7 @@ def _describe_answers(rows: Sequence[PredictionRow], match: _Change, graded: _Ch
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _describe_closeness(graded: _Change, total: int, noun: str, *, is_first: bool) -> str:
+def _describe_closeness(graded: Change, total: int, noun: str, *, is_first: bool) -> str:
     """How many answers are closer to their reference, and how many further from it."""
     closer, further = graded.num_closer, graded.num_further
     first, other = (
@@ -233,7 +234,7 @@ def _describe_length(rows: Sequence[PredictionRow]) -> str:
     return f"answers are {factor} times {change} ({after:.0f} {unit}, {before:.0f} before)"
 
 
-def _list_doubts(match: _Change, graded: _Change | None, total: int, noun: str) -> list[str]:
+def list_doubts(match: Change, graded: Change | None, total: int, noun: str) -> list[str]:
     """How sure that is."""
     is_graded = graded is not None and match.meaning == "unsure" and graded.meaning != "unsure"
     shown = graded if graded is not None and is_graded else match
@@ -253,17 +254,17 @@ def _list_doubts(match: _Change, graded: _Change | None, total: int, noun: str) 
     return [f"In 100 new {nouns} like these, expect {low} to {high} {more} such answers (95 % interval)."]
 
 
-def _list_meanings(match: _Change, graded: _Change | None) -> set[str]:
+def list_meanings(match: Change, graded: Change | None) -> set[str]:
     return {change.meaning for change in (match, graded) if change}
 
 
-def _is_large(match: _Change, graded: _Change | None, total: int) -> bool:
+def _is_large(match: Change, graded: Change | None, total: int) -> bool:
     if match.meaning == "better":
         return match.gain >= LARGE_SHARE * (1 - match.before)
     assert graded is not None  # one of them is better
     return graded.num_closer - graded.num_further >= LARGE_SHARE * total and graded.gain >= LARGE_GAIN
 
 
-def _has_moved(match: _Change, graded: _Change | None) -> bool:
+def _has_moved(match: Change, graded: Change | None) -> bool:
     """Whether any answer has another score."""
     return any(any(change.difference.per_example) for change in (match, graded) if change)
