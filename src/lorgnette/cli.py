@@ -220,7 +220,7 @@ def predict(
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
         source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, image_size=image_size,
-        out=out, sampling=sampling, device=device,
+        out=out, device=device, **sampling,
     )  # fmt: skip
 
 

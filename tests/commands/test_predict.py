@@ -32,7 +32,7 @@ def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:
     assert predict_module._format_row(row, both=True) == "a\n  before: one …\n  after:  two"
     said = io.StringIO()
     console = Console(file=said, width=200)
-    rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1}, image_size="56", console=console)
+    rows = predict(captions, model=str(tiny), max_new_tokens=1, image_size="56", console=console)
     assert {row.base_is_cut for row in rows} == {True}
     assert "base model: 6 of 6 answers are cut at --max-new-tokens 1" in said.getvalue()
     assert "answers    image size 56×56 pixels; greedy; at most 1 tokens" in said.getvalue()
@@ -40,22 +40,21 @@ def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "pictures.csv"])
 def test_rows_without_an_answer_are_answered(name: str, shared, tmp_path: Path) -> None:
-    rows = predict(shared("bugs/predict-unanswered") / name, model="demo", sampling={"max_new_tokens": 4})
+    rows = predict(shared("bugs/predict-unanswered") / name, model="demo", max_new_tokens=4)
     assert len(rows) == 6
     assert {row.references for row in rows} == {()}
 
 
 def test_an_empty_prompt_is_used(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sampling = {"max_new_tokens": 1}
     for prompt, used in ((None, "COCO Yes:"), ("", ""), ("What?", "What?")):
-        rows = predict(captions.with_name("red.png"), model=str(tiny), prompt=prompt, sampling=sampling)
+        rows = predict(captions.with_name("red.png"), model=str(tiny), prompt=prompt, max_new_tokens=1)
         assert [(row.prompt, row.references, row.tuned) for row in rows] == [(used, (), None)]
     assert capsys.readouterr().out.count("red.png\t") == 3
 
 
 def test_answers_are_written_as_json_lines(captions: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "answers.jsonl"
-    rows = predict(captions, model=str(tiny), out=out, sampling={"max_new_tokens": 2, "batch_size": 4})
+    rows = predict(captions, model=str(tiny), out=out, max_new_tokens=2, batch_size=4)
     assert read_predictions(out) == rows
     assert [row.references for row in rows][:2] == [("it is red",), ("it is green",)]
 
@@ -79,7 +78,7 @@ def test_a_signal_writes_the_answers_so_far(captions: Path, tiny: Path, tmp_path
 
 def test_several_captions_of_an_image_get_one_answer(captions: Path, tiny: Path, capsys) -> None:
     captions.write_text("image_path,caption\nred.png,one\nblue.png,two\nred.png,three\n")
-    rows = predict(captions, model=str(tiny), sampling={"max_new_tokens": 1})
+    rows = predict(captions, model=str(tiny), max_new_tokens=1)
     assert [(row.images[0].name, row.references) for row in rows] == [
         ("red.png", ("one", "three")),
         ("blue.png", ("two",)),
@@ -94,7 +93,7 @@ def test_images_from_another_folder(captions: Path, tiny: Path) -> None:
     with pytest.raises(LorgnetteError, match="missing"):
         predict(captions, model=str(tiny))
     folder = str(captions.parent / "moved")
-    assert len(predict(captions, model=str(tiny), images_from=folder, sampling={"max_new_tokens": 1})) == 1
+    assert len(predict(captions, model=str(tiny), images_from=folder, max_new_tokens=1)) == 1
 
 
 def read_prompts(source: Path) -> list[EvalPrompt]:

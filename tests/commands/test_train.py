@@ -8,14 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from lorgnette import config
 from lorgnette.commands import train as train_module
 from lorgnette.commands.train import resume, train
 from lorgnette.config import Settings
+from lorgnette.data.memory_rows import write_rows
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.metrics import own_metric
+from lorgnette.metrics.registry import METRICS
 from lorgnette.report.console import Terminal
+from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir
 from lorgnette.training.data_module import TrainingData
 
@@ -147,13 +152,12 @@ def test_runs_without_a_name_are_numbered(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_module, "_train", lambda *_: None)
-    run_dirs = [train(make_settings("run=null"), name="coco") for _ in range(2)]
-    assert [str(run_dir.path) for run_dir in run_dirs] == ["runs/coco", "runs/coco-2"]
-    saved = config.load_settings(config.read_recipe(run_dirs[1].config))
-    assert saved == make_settings(
-        f"run={tmp_path / 'runs' / 'coco-2'}"
-    )  # absolute paths: it can be resumed from any folder
-    assert resume(run_dirs[1].path).path == run_dirs[1].path
+    runs = [train(make_settings("run=null", "predict.metrics=ROUGE-L"), name="coco") for _ in range(2)]
+    assert [str(run.path) for run in runs] == ["runs/coco", "runs/coco-2"]
+    saved = config.load_settings(config.read_recipe(runs[1].folder.config))
+    expected = make_settings(f"run={tmp_path / 'runs' / 'coco-2'}", "predict.metrics=ROUGE-L")
+    assert saved == expected  # absolute paths: it can be resumed from any folder
+    assert resume(runs[1].path).path == runs[1].path
 
 
 def test_a_run_of_several_files_has_the_path_of_each(make_settings: Chosen, captions: Path, tmp_path: Path) -> None:
@@ -165,3 +169,100 @@ def test_a_run_of_several_files_has_the_path_of_each(make_settings: Chosen, capt
     data = TrainingData.load(saved, Terminal())
     assert data.files == (captions.resolve(), Path(second).resolve())
     assert {str(path) for path in data.files} <= data.hash_inputs().keys()
+
+
+def test_rows_in_memory_are_written_into_the_run_and_move_with_it(tiny: Path, tmp_path: Path) -> None:
+    """The data is part of the run: it is trained by path, and found where the folder is moved to."""
+    rows = [
+        {"image": PIL.Image.new("RGB", (60, 40), color), "caption": color}
+        for color in ("red", "green", "blue", "black", "white", "gray")
+    ]
+    options: dict[str, Any] = {"model": str(tiny), "run": tmp_path / "run", "image_size": 28, "report_to": "none"}
+    options |= {
+        "epochs": 1,
+        "settings": {"predict": {"max_new_tokens": 2}, "lora.rank": 2},
+        "train.batch_size": 2,
+        "holdout": 2,
+    }
+    with pytest.raises(LorgnetteError, match="1 of 6 rows cannot be used"):
+        train([*rows[:5], {"image": rows[5]["image"], "caption": ""}], **options)
+    assert not (tmp_path / "run").exists()
+    stopped = train(rows, callbacks=[lambda step, loss: step == 1], **options)
+    assert stopped.path == tmp_path / "run"
+    assert {path.name for path in (tmp_path / "run" / "data").iterdir()} == {"data.jsonl", "images"}
+    assert [record["step"] for record in stopped.log if record["kind"] == "train"] == [1]
+    assert "stopped by the callback <lambda>" in str(stopped.log)
+    assert stopped.report.is_file()
+    assert len(stopped.predictions) > 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = resume(tmp_path / "moved")
+    assert moved.log[-1]["kind"]
+    assert max(record["step"] for record in moved.log if record["kind"] == "train") > 1
+
+
+def test_a_run_that_is_killed_after_its_rows_are_written_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_rows([{"image": PIL.Image.new("RGB", (8, 8)), "caption": "a"}], folder / "data")
+    (folder / f".data.{10**8}.part").mkdir()
+    RunDir.check_is_free(folder)
+    (folder / "data" / "mine.txt").touch()
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        RunDir.check_is_free(folder)
+
+
+def test_an_exception_in_a_callback_loses_nothing(make_settings: Chosen, tmp_path: Path) -> None:
+    class Fail:
+        def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
+            if step:
+                raise ZeroDivisionError("mine")
+
+    settings = make_settings("train.eval_steps=1")
+    with pytest.raises(ZeroDivisionError, match="mine") as raised:
+        train(settings, callbacks=[Fail()])
+    assert "The run is saved at step 1; lorgnette.resume(" in raised.value.__notes__[0]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    with pytest.raises(ZeroDivisionError, match="mine"):  # at the last step all is written first
+        resume(tmp_path / "run", callbacks=[Fail()])
+    assert Run(tmp_path / "run").report.is_file()
+
+
+def test_a_metric_of_the_user_scores_the_answers(make_settings: Chosen) -> None:
+    def num_letters(answer: str, references: list[str]) -> float:
+        return len(answer)
+
+    try:
+        with pytest.raises(UsageError, match="no such metric"):
+            train(make_settings(), metrics=["num_letters"])
+        run = train(make_settings("train.metric_for_best_model=num_letters"), metrics=[num_letters, "exact-match"])
+        assert [row["metric"] for row in run.scores] == ["num_letters", "exact-match"]
+        assert any("num_letters" in record for record in run.log)
+        assert "num_letters" in run._repr_html_()
+    finally:
+        METRICS.pop("num_letters", None)
+        own_metric._own.clear()
+    assert "no such metric" in run._repr_html_()  # in another process, which does not know it
+
+
+def test_settings_are_given_in_any_way(make_settings: Chosen, captions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(train_module, "_load", lambda settings, *_: seen.append(settings) or 1 / 0)
+    for call in (
+        lambda: train(captions, recipe="latex-ocr", settings={"train.learning_rate": 0.5}, epochs=7),
+        lambda: train(captions, recipe="latex-ocr", settings={"train": {"learning_rate": 0.5}}, **{"train.epochs": 7}),
+        lambda: train(settings=make_settings("train.epochs=7"), learning_rate=0.5, data=captions),
+        lambda: train(make_settings("train.epochs=7", "train.learning_rate=0.5")),
+        lambda: train([captions, str(captions)], train={"learning_rate": 0.5, "epochs": 7}),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    assert {(s.train.epochs, s.train.learning_rate) for s in seen} == {(7, 0.5)}
+    assert [str(s.data.path) for s in seen] == [str(captions)] * 4 + [f"{captions},{captions}"]
+    assert [s.predict.metrics for s in seen[:2]] == [("latex",)] * 2
+    for call, message in (
+        (lambda: train(make_settings(), settings=make_settings()), "two Settings"),
+        (lambda: train(settings=make_settings(), recipe="latex-ocr"), "a recipe and whole Settings"),
+        (lambda: train(captions, lerning_rate=1), "lerning_rate"),
+        (lambda: train({"image": captions}), "one object, not rows"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()

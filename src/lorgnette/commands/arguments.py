@@ -10,6 +10,7 @@ from lorgnette.config import Settings
 from lorgnette.data.memory_rows import is_in_memory
 from lorgnette.errors import UsageError
 from lorgnette.io.paths import join_sources
+from lorgnette.report.console import Terminal
 
 SettingsLike = Settings | Mapping[str, Any] | None
 
@@ -20,13 +21,18 @@ def build_settings(
     recipe: str | Path | None = None,
     settings: SettingsLike = None,
     values: Mapping[str, Any] | None = None,
+    terminal: Terminal | None = None,
 ) -> Settings:
     """The settings of a call: those of the recipe, then `settings`, then `values`, then the data; later ones win.
 
     data: the name of a data file or several; None: as the settings say. It may be Settings, which then stand for all.
     settings: Settings, or a mapping with full names (`{"train.learning_rate": 1e-4}`) or sections. values: as keywords.
-    Raises UsageError for an unknown name or value.
+    terminal: gets a line for each word of another trainer. Raises UsageError for an unknown name or value.
     """
+
+    def say(line: str) -> None:
+        (terminal or Terminal()).print(f"setting    {line}")
+
     if isinstance(data, Settings):
         if settings is not None:
             raise UsageError("two Settings", where="settings=", hint="give them once")
@@ -37,9 +43,10 @@ def build_settings(
             raise UsageError("a recipe and whole Settings", where=f"recipe={recipe}", hint=hint)
         tree: Mapping[str, Any] = settings.model_dump(exclude_unset=True)
     else:
-        tree = recipes.load_settings(recipe and os.fspath(recipe), **(settings or {})).model_dump(exclude_unset=True)
+        name = None if recipe is None else os.fspath(recipe)
+        tree = recipes.load_settings(name, on_remark=say, **(settings or {})).model_dump(exclude_unset=True)
     values = {**(values or {}), **({} if data is None else {"data.path": as_source(data)})}
-    return config.load_settings(tree, values=values)
+    return config.load_settings(tree, values=values, on_remark=say)
 
 
 def as_source(data: Any) -> Path:

@@ -1,80 +1,255 @@
-"""`predict`: answers to images or a data file, without and with an adapter."""
+"""`predict` and `load`: answers to images or a data file, without and with an adapter."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import PIL.Image
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
+from lorgnette.data.memory_rows import encode_image, is_in_memory, write_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
-from lorgnette.inference.loading import ModelSpec
+from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.report.console import Terminal, print_result
+from lorgnette.report.notebook import Answers
 from lorgnette.report.predictions import write_predictions
+from lorgnette.report.run import Run
 from lorgnette.resolve import check_local_images
 from lorgnette.types import Example, PredictionRow, Problem
 from lorgnette.verification.judgement import judge_adapter
 
 
 def predict(
-    source: Path | str,
+    data: Any,
     *,
-    adapter: Path | str | None = None,
+    adapter: Path | str | Run | None = None,
     model: str | None = None,
     prompt: str | None = None,
     both: bool = False,
     images_from: str | None = None,
     image_size: str | None = None,
     out: Path | str | None = None,
-    sampling: Mapping[str, Any] | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
     device: str = "auto",
     console: Console | None = None,
-) -> list[PredictionRow]:
+) -> Answers:
     """Answer an image, a folder of images or a data file. Print the answers, and write them to `out` as JSON lines.
 
-    image_size: native, train, or height and width in pixels ("280x420"). sampling: fields of SamplingParams. The
-    defaults of image size and max_new_tokens are those of the run that trained the adapter.
+    The model is loaded for this call; `lorgnette.load` keeps one. data: as in `Model.predict`.
+    image_size: native, train, or height and width in pixels ("280x420"). The defaults of image size and max_new_tokens
+    are those of the run that trained the adapter. Without a temperature answers are greedy.
     """
-    source = Path(source)
     adapter = Path(adapter) if adapter else None
     out = Path(out) if out else None
     if both and adapter is None:
         raise UsageError("--both needs an adapter", hint="name one with --adapter")
     if out is not None:
-        check_writable(out, source)
+        check_writable(out, *([] if is_in_memory(data) else [Path(data)]))
     terminal = Terminal(console)
-    spec = load_model_spec(model, adapter, terminal)
-    if both and spec.is_base_changed:
-        message, hint = "this adapter changes the base model's own weights", "ask the base model with --model alone"
-        raise UsageError(f"{message}: one loaded model cannot answer for both", where="--both", hint=hint)
-    spec = set_answer_size(spec, image_size)
-    if prompt is None:
-        prompt = spec.metadata.prompt if spec.metadata else data.DEFAULT_PROMPT
-    examples = read_examples(source, prompt, images_from=check_local_images(images_from))
-    options = dict(sampling or {})
-    options["max_new_tokens"] = select_max_new_tokens(options.get("max_new_tokens"), [spec])
-    params = SamplingParams(**options)
-    terminal.print(f"answers    {describe_generation(spec.processor.settings, params)}")
+    loaded = Model(set_answer_size(load_model_spec(model, adapter, terminal), image_size), device, terminal)
+    sampling = loaded.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
+    loaded.check_both(both)
+    questions = loaded.read_questions(data, prompt, images_from)
+    terminal.print(f"answers    {describe_generation(loaded.spec.processor.settings, sampling)}")
     try:
-        rows = answer_examples(
-            spec.load(device), examples, params, terminal,
-            with_base=both or adapter is None, with_adapter=adapter is not None,
-            memory_hint="use a smaller --batch-size",
-        )  # fmt: skip
+        answers = loaded.answer(questions, sampling, both=both)
     except AnswersInterrupted as interrupted:
         _write_rows(interrupted.rows, both, out)
         terminal.warn(f"only {len(interrupted.rows)} of {interrupted.num_prompts} questions are answered")
         raise
-    _write_rows(rows, both, out)
-    for note in describe_row_cuts(rows, f"--max-new-tokens {params.max_new_tokens}"):
+    _write_rows(answers, both, out)
+    for note in describe_row_cuts(answers, f"--max-new-tokens {sampling.max_new_tokens}"):
         terminal.warn(note)
-    return rows
+    return answers
+
+
+def load(
+    source: Path | str | Run = "demo",
+    *,
+    model: str | None = None,
+    image_size: str | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> "Model":
+    """Load a model, and keep it in memory for many questions.
+
+        model = lorgnette.load("runs/captions")
+        model.predict("photo.jpg", both=True)
+
+    source: a run, an adapter, or a model; `demo` is the built-in model. model: the base model of an adapter, if it is
+    not the one recorded with it. image_size: as in `predict`. Raises LorgnetteError if it is missing or broken.
+    """
+    terminal = Terminal(console)
+    loaded = Model(resolve_spec(os.fspath(source), model, terminal, image_size), device, terminal)
+    _ = loaded.weights
+    return loaded
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Prompts about images. has_rows: they are the rows of a data set, of which equal prompts are one question.
+
+    folder: of the images that were in memory; it is deleted with the last who uses it.
+    """
+
+    examples: Sequence[Example]
+    has_rows: bool
+    folder: "TemporaryFolder | None" = None
+
+
+class TemporaryFolder:
+    """A folder that is deleted with this object, or when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="lorgnette-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Model:
+    """A model that answers questions about images, with or without an adapter. `close` frees its memory."""
+
+    def __init__(self, spec: ModelSpec, device: str = "auto", terminal: Terminal | None = None) -> None:
+        """No weights are read before the first question."""
+        self.spec, self.device = spec, device
+        self._terminal = terminal or Terminal()
+        self._weights: LoadedModel | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        adapter = f", adapter={str(self.spec.adapter)!r}" if self.spec.adapter else ""
+        return f"<lorgnette.Model {self.spec.base_model!r}{adapter}{', closed' if self._is_closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def weights(self) -> LoadedModel:
+        """Read at the first use. Raises LorgnetteError for broken files and after `close`."""
+        if self._is_closed:
+            raise LorgnetteError("the model is closed", where=self.spec.base_model, hint="load it again")
+        if self._weights is None:
+            self._weights = self.spec.load(self.device)
+        return self._weights
+
+    def close(self) -> None:
+        """Free the memory of the model."""
+        self._is_closed, self._weights = True, None
+        release_memory()
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        both: bool = False,
+        images_from: str | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Answers:
+        """Answer questions about images.
+
+        data: an image (a path, a PIL.Image or an array of uint8), a list of images, a folder of images, a data file,
+        or rows in memory as in `train`. A list of images gets an answer for each, in order.
+        prompt: the question, if the data has none, or one for each image of a list; default: that of the adapter's
+        training. both: also answer without
+        the adapter. images_from: a folder or zip with the images of a data file. max_new_tokens: default: as the
+        adapter's run answers. Without a temperature answers are greedy.
+
+        Raises LorgnetteError for images and rows that cannot be read, and if memory is short.
+        """
+        sampling = self.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
+        self.check_both(both)
+        answers = self.answer(self.read_questions(data, prompt, images_from), sampling, both=both)
+        for note in describe_row_cuts(answers, f"max_new_tokens={sampling.max_new_tokens}"):
+            self._terminal.warn(note)
+        return answers
+
+    def build_sampling(
+        self, max_new_tokens: int | None, batch_size: int, temperature: float | None, top_p: float, seed: int
+    ) -> SamplingParams:
+        """How answers are generated. max_new_tokens: default: as the adapter's run answers."""
+        limit = select_max_new_tokens(max_new_tokens, [self.spec])
+        return SamplingParams(limit, batch_size, temperature, top_p, seed)
+
+    def check_both(self, both: bool) -> None:
+        """Raises UsageError if it cannot answer with and without an adapter."""
+        if both and self.spec.adapter is None:
+            raise UsageError("it has no adapter", where="both=True", hint="load a run or an adapter")
+        if both and self.spec.is_base_changed:
+            message, hint = "this adapter changes the base model's own weights", "ask the base model with --model alone"
+            raise UsageError(f"{message}: one loaded model cannot answer for both", where="--both", hint=hint)
+
+    def read_questions(self, data: Any, prompt: str | Sequence[str] | None, images_from: str | None) -> Questions:
+        """The questions of `predict`. Raises LorgnetteError for what cannot be read."""
+        if prompt is None:
+            prompt = self.spec.metadata.prompt if self.spec.metadata else data_sets.DEFAULT_PROMPT
+        folder = check_local_images(images_from)
+        temporary = TemporaryFolder() if is_in_memory(data) else None
+        images = [data] if _is_image(data) else data
+        if temporary is None or not (isinstance(images, list | tuple) and all(map(_is_image_or_path, images))):
+            if not isinstance(prompt, str):
+                raise UsageError("several prompts", where="prompt=", hint="give one, or a list with an image for each")
+            file = Path(data) if temporary is None else write_rows(data, temporary.path / "rows").path
+            return Questions(read_examples(file, prompt, images_from=folder), has_rows=True, folder=temporary)
+        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(images):
+            message = f"{len(prompts)} prompts for {len(images)} images"
+            raise UsageError(message, where="prompt=", hint="give one text, or one for each image")
+        paths = [_store_image(image, temporary.path / str(number)) for number, image in enumerate(images, start=1)]
+        pairs = zip(paths, prompts, strict=True)
+        examples = [example for path, text in pairs for example in read_examples(path, text)]
+        return Questions(examples, has_rows=False, folder=temporary)
+
+    def answer(self, questions: Questions, sampling: SamplingParams, *, both: bool = False) -> Answers:
+        """Raises AnswersInterrupted with what was answered before Ctrl-C."""
+        is_tuned = self.spec.adapter is not None
+        weights = self.weights
+        try:
+            rows = answer_examples(
+                weights, questions.examples, sampling, self._terminal, with_base=both or not is_tuned,
+                with_adapter=is_tuned, memory_hint="use a smaller --batch-size",
+            )  # fmt: skip
+        finally:
+            weights.forget_images()  # a file may have other content at the next question
+        if not questions.has_rows:
+            turns = [example.turns for example in questions.examples]
+            by_turns = dict(zip(dict.fromkeys(turns), rows, strict=True))
+            rows = [by_turns[key] for key in turns]
+        return Answers(rows, keeps=questions.folder)
+
+
+def resolve_spec(source: str, model: str | None, terminal: Terminal, image_size: str | None = None) -> ModelSpec:
+    """The model that a name stands for: a run, an adapter, a folder of weights, a name on a hub. model: the base model
+    of an adapter. Raises LorgnetteError if it is missing or broken."""
+    path = Path(source)
+    adapter = resolve_adapter(path)
+    # A missing path on this machine is an adapter's, not a name on a hub.
+    is_local = path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.exists())
+    if adapter == path and ((path / "config.json").is_file() or source == "demo" or not is_local):
+        return set_answer_size(ModelSpec.from_names(source, None, terminal), image_size)
+    return set_answer_size(load_model_spec(model, adapter, terminal), image_size)
 
 
 def load_model_spec(model: str | None, adapter: Path | None, terminal: Terminal) -> ModelSpec:
@@ -101,18 +276,37 @@ def read_examples(
 ) -> list[Example]:
     """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none. Raises
     LorgnetteError for broken rows; with needs_answer, also for rows of a data file without an answer."""
-    if data.is_dataset(source):
-        rows = data.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
-        result = data.load_usable(rows, on_bad_row="skip", source=source, needs_answer=needs_answer)
+    if data_sets.is_dataset(source):
+        rows = data_sets.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
+        result = data_sets.load_usable(rows, on_bad_row="skip", source=source, needs_answer=needs_answer)
         examples, problems = result.examples, result.problems
     else:
-        images = list(islice(data.read_images(source, prompt=prompt), max_rows))
+        images = list(islice(data_sets.read_images(source, prompt=prompt), max_rows))
         examples = [row for row in images if isinstance(row, Example)]
         problems = [row for row in images if isinstance(row, Problem)]
     if problems:
-        refusal = data.build_refusal(problems, len(examples) + len(problems))
+        refusal = data_sets.build_refusal(problems, len(examples) + len(problems))
         raise LorgnetteError(refusal.message, hint="fix or remove these rows, and try again")
     return examples
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, PIL.Image.Image) or hasattr(value, "__array_interface__")
+
+
+def _is_image_or_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) or _is_image(value)
+
+
+def _store_image(image: Any, folder: Path) -> Path:
+    """The path of an image; one in memory is written into the new folder, under the name of the file it came from."""
+    if not _is_image(image):
+        return Path(image)
+    name = Path(str(getattr(image, "filename", "") or f"image-{folder.name}")).stem
+    folder.mkdir()
+    path = folder / f"{name}.png"
+    path.write_bytes(encode_image(image))
+    return path
 
 
 def _write_rows(rows: Sequence[PredictionRow], both: bool, out: Path | None) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from lorgnette import config
-from lorgnette.config import Settings
 from lorgnette.commands.arguments import SettingsLike, build_settings, is_rows
 from lorgnette.commands.write_rows import write_rows
+from lorgnette.config import Settings
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
@@ -61,7 +61,8 @@ def train(
     rows = data if is_rows(data) else None
     if metrics is not None:
         values["predict.metrics"] = resolve_metric_names(metrics)
-    chosen = build_settings(None if rows is not None else data, recipe=recipe, settings=settings, values=values)
+    source = None if rows is not None else data
+    chosen = build_settings(source, recipe=recipe, settings=settings, values=values, terminal=terminal)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
     timer = StageTimer(terminal)
     if chosen.run is not None:
@@ -203,9 +204,7 @@ def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
     data = settings.data.model_copy(update=paths)
     model = portable_name(settings.model)
     adapter = settings.adapter and settings.adapter.resolve()
-    return settings.model_copy(
-        update={"run": run_dir.path.resolve(), "model": model, "adapter": adapter, "data": data}
-    )
+    return settings.model_copy(update={"run": run_dir.path.resolve(), "model": model, "adapter": adapter, "data": data})
 
 
 def _make_path_absolute(path: Path) -> Path:
@@ -224,8 +223,9 @@ def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
         yield
     except BaseException:
         own_files = (run_dir.config, run_dir.manifest, run_dir.lock_file)
-        rows = {path for path in run_dir.path.iterdir() if path not in before and is_written_rows(path)}
-        if run_dir.is_in_place and set(run_dir.path.iterdir()) <= {*own_files, *rows}:
+        files = set(run_dir.path.iterdir()) if run_dir.is_in_place else set()
+        rows = {path for path in files - before if is_written_rows(path)}
+        if run_dir.is_in_place and files <= {*own_files, *rows}:
             for path in rows:
                 remove_folder(path)
             for path in own_files:

@@ -64,7 +64,7 @@ def write_rows(
     columns: those with images and captions; default: recognized by type and name. Raises UsageError for what is no
     rows and for a folder that exists, LorgnetteError that lists the rows that cannot be used.
     """
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError("the output folder exists", where=str(folder), hint="name a new folder")
     records = _list_records(rows)
     with atomic_folder(folder) as temporary:
@@ -81,9 +81,10 @@ def write_rows(
     return WrittenRows(folder / DATA_FILE, len(result.examples), tuple(result.problems), tuple(result.remarks))
 
 
-def encode_image(image: PIL.Image.Image) -> bytes:
+def encode_image(image: PIL.Image.Image | np.ndarray) -> bytes:
     """The image's pixels without loss, with what says how to show them. Raises LorgnetteError for pixels that no
     format holds."""
+    image = _read_array(image) if isinstance(image, np.ndarray) else image
     content = BytesIO()
     try:
         if image.mode in _PNG_MODES:
@@ -136,11 +137,11 @@ def _read_rows(
 
 def _convert(value: Any, name: str) -> Any:
     """A value as a parquet file has it: an image is {"bytes", "path"}, an empty cell None."""
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim > 1:
-        value = _read_array(value)
+    if isinstance(value, PIL.Image.Image) or (
+        isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim > 1
+    ):
+        return {"bytes": encode_image(value), "path": None}
     match value:
-        case PIL.Image.Image():
-            return {"bytes": encode_image(value), "path": None}
         case np.ndarray() | np.generic():
             return _convert(value.tolist(), name)
         case Mapping():

@@ -206,6 +206,10 @@ class Features:
         if isinstance(self._tower, LazyTower):
             self._tower.release()
 
+    def forget_images(self) -> None:
+        """Forget all features and pixels: the images' files may change."""
+        self._pixels, self._storage = {}, FeatureStorage(self._tower.device, self._tower.dtype)
+
     def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
         """Features of the images, one after the other, as PackedBatch.feature_indices counts them."""
         if self._is_live:

@@ -1,5 +1,6 @@
 """Loads a model for inference, in three stages: ModelSpec (headers only), LoadedModel (weights), ModelCache."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,14 @@ class LoadedModel:
 
         assert isinstance(self.model, FastModel)
         return Generator(self.model.decoder, self.model.features)
+
+    def forget_images(self) -> None:
+        """Forget what is known of images: their files may change."""
+        from lorgnette.engine.loading import FastModel
+
+        self.processor.forget_images()
+        if isinstance(self.model, FastModel):
+            self.model.features.forget_images()
 
     def generate_answers(
         self,
@@ -147,6 +156,15 @@ def resolve_adapter(path: Path) -> Path:
     """The adapter's folder: of a run's folder its `adapter`, else `path` itself."""
     run = RunDir(path)
     return run.adapter if run.config.is_file() and run.adapter.is_dir() else path
+
+
+def release_memory() -> None:
+    """Free the memory of models that nobody uses any more, on the GPU too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

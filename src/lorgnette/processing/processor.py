@@ -69,6 +69,10 @@ class Processor:
         chat_template.check()
         return cls(tokenizer, chat_template, ImageProcessor.from_folder(folder, settings), settings, read_size)
 
+    def forget_images(self) -> None:
+        """Forget the sizes of images: their files may change."""
+        self._cached_grid.cache_clear()
+
     def encode(self, example: Example, *, add_generation_prompt: bool = False) -> Encoded:
         """Token ids, labels and positions of the whole conversation, [T], [T] and [3, T].
 

@@ -40,6 +40,11 @@ class Table(list[dict[str, Any]]):
 class Answers(list[PredictionRow]):
     """Answers with their images, in the order of the questions."""
 
+    def __init__(self, rows: Iterable[PredictionRow] = (), *, keeps: object = None) -> None:
+        """keeps: what must live as long as the answers, such as a folder with their images."""
+        super().__init__(rows)
+        self._keeps = keeps
+
     @property
     def texts(self) -> list[str]:
         """The answers alone: the fine-tuned model's, or the base model's if there is no other."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
+from lorgnette.metrics.bootstrap import compare_tallies
 from lorgnette.metrics.registry import build_scores, compute_tallies, expand_metric_names
-from lorgnette.metrics.report import compare_tallies
 from lorgnette.report import run_log
 from lorgnette.report.notebook import Answers, InlinePage, Table, render_result
 from lorgnette.report.predictions import read_predictions

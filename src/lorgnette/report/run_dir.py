@@ -33,7 +33,9 @@ DATA_FOLDER = "data"
 """In a run's folder: the rows that were in memory."""
 _STUB = re.compile(r"\.lock|manifest\.json|\.(?:manifest\.json|config\.yaml|data(?:-\d+)?)\.\d+\.part")
 """Names in the folder of a run that was killed before it could be resumed."""
-_OWN = re.compile(r"data(?:-\d+)?|manifest\.json|config\.yaml|adapter|best|log\.jsonl|predictions\.jsonl|report\.html|step-\d+")
+_OWN = re.compile(
+    r"data(?:-\d+)?|manifest\.json|config\.yaml|adapter|best|log\.jsonl|predictions\.jsonl|report\.html|step-\d+"
+)
 """Names that a run writes atomically, in its folder or in checkpoints/."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _held_locks: set[int] = set()
