@@ -15,14 +15,13 @@ from lorgnette import cli as cli_module
 from lorgnette import config
 
 COMMANDS = {
-    "demo": "--out --images OVERRIDES",
+    "demo": "--out --images WORDS",
     "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
     " --image-column --caption-column --on-bad-row",
-    "check": "SOURCE OVERRIDES --recipe --prompt --rows --name --images-from --look-alikes/--no-look-alikes --out"
-    " --json",
-    "preview": "RECIPE OVERRIDES --rows --out",
-    "plan": "RECIPE OVERRIDES --memory --gpu --json",
-    "train": "RECIPE OVERRIDES --resume",
+    "check": "WORDS --recipe --prompt --rows --name --images-from --look-alikes/--no-look-alikes --out --json",
+    "preview": "WORDS --rows --out",
+    "plan": "WORDS --memory --gpu --json",
+    "train": "WORDS --resume",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-size --out --max-new-tokens --batch-size"
     " --temperature --top-p --seed --device",
     "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-size"
@@ -33,6 +32,7 @@ COMMANDS = {
     "merge": "ADAPTER OUT --model --device",
     "export-adapter": "ADAPTER OUT --transformers",
     "watch": "FOLDER --port",
+    "settings": "WORD",
     "recipe list": "",
     "recipe show": "NAME",
     "recipe copy": "NAME TO",
@@ -185,10 +185,10 @@ def test_training_on_local_files_imports_only_what_it_needs(captions: Path) -> N
 def test_settings_are_frozen() -> None:
     """A renamed one breaks recipes of users."""
     assert config.list_settings() == [
-        "model", "engine", "run", "seed", "device", "dtype", "report_to", "project", "image_size", "image_tokens",
-        "eos_token", "max_length",
+        "model", "adapter", "engine", "run", "seed", "device", "dtype", "report_to", "project", "image_size",
+        "image_tokens", "eos_token", "max_length",
         "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.trim", "data.on_bad_row",
-        "data.max_rows", "data.images_from", "data.group_by_image",
+        "data.max_rows", "data.images_from", "data.image_column", "data.caption_column", "data.group_by_image",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
         "train.epochs", "train.max_steps", "train.batch_size", "train.max_tokens_per_microbatch",
         "train.learning_rate", "train.lr_scheduler_type", "train.warmup_steps", "train.weight_decay",

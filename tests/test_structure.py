@@ -60,7 +60,7 @@ def test_only_its_command_imports_the_demo() -> None:
 
 
 def test_settings_are_few() -> None:
-    assert len(config.list_settings()) <= 46
+    assert len(config.list_settings()) <= 49
 
 
 def test_shipped_files_have_an_origin() -> None:

@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
+from lorgnette.grammar import Commands, Request, complete_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GpuName
 from lorgnette.report.console import Terminal, print_result
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 HELP = "Fine-tune Qwen-VL models on your own images with LoRA, and check the result."
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP
-)
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy recipes: files of settings.")
-cache_app = typer.Typer(invoke_without_command=True)
+    cls=Commands, no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP,
+)  # fmt: skip
+recipes_app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, show or copy recipes: files of settings.")
+cache_app = typer.Typer(cls=Commands, invoke_without_command=True)
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
 """typer's exit status after a KeyboardInterrupt, and ours after Ctrl-C: as in shells, 128 plus the signal's number."""
@@ -40,15 +41,21 @@ METRICS_HELP = (
     "auto, label, json, caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
 )
 IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); default: as the adapter's run answers"
+SETTINGS_HELP = "settings, as epochs=3 or --epochs 3; `lorgnette settings` lists them"
+WORDS_HELP = f"a recipe's name or file, a data file or folder, and {SETTINGS_HELP}"
 RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answers (.jsonl)"
 
 SplitBy = Literal["image", "tail"]
 OutputFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 OnBadRow = Literal["error", "skip"]
+MergedDtype = Literal["base", "float32"]
 # Arguments and options of several commands.
-Recipe = Annotated[str | None, Argument(help="a recipe's name or file")]
+Words = Annotated[
+    list[str] | None,
+    Argument(metavar="RECIPE|DATA|SETTING=VALUE", help=WORDS_HELP, autocompletion=complete_words),
+]
 Overrides = Annotated[
-    list[str] | None, Argument(metavar="[SETTING=VALUE]...", help="settings, such as train.learning_rate=1e-4")
+    list[str] | None, Argument(metavar="SETTING=VALUE", help=SETTINGS_HELP, autocompletion=complete_words)
 ]
 DataPath = Annotated[Path, Argument(help="a data file or folder in any supported format (docs/data.md)")]
 AdapterPath = Annotated[Path, Argument(help="a run, or its adapter folder")]
@@ -67,11 +74,9 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model 
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
 
 
-def _load_settings(recipe: str | None, overrides: list[str] | None) -> "tuple[str, Settings]":
-    """A run's name and settings; without a recipe, the first argument may be a setting."""
-    if recipe is not None and "=" in recipe:
-        overrides, recipe = [recipe, *(overrides or [])], None
-    return Path(recipe or "run").stem, lorgnette.recipes.load_settings(recipe, overrides or [])
+def _load_settings(request: Request, command: str = "") -> "Settings":
+    """The settings of a request; says which words of other trainers set what."""
+    return request.load(lambda line: Terminal().print(f"setting    {line}"), command)
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -87,7 +92,7 @@ def _print_version(is_requested: bool) -> None:
 @app.callback()
 def _parse_global_options(
     version: Annotated[
-        bool, Option("--version", callback=_print_version, is_eager=True, help="print the version")
+        bool, Option("--version", "-V", callback=_print_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None: ...
 
@@ -96,20 +101,24 @@ def _parse_global_options(
 def demo(
     out: Annotated[Path | None, Option(help="folder for the images and the run")] = None,
     images: Annotated[int, Option(min=8, help="how many images to draw")] = 500,
-    overrides: Overrides = None,
+    words: Overrides = None,
 ) -> None:
     """Try it: draw images, fine-tune the built-in model on them, write the report."""
     from lorgnette.commands.demo import demo as run_demo
 
-    run_demo(out, num_images=images, overrides=overrides or [])
+    request = parse_words(words or [], "demo")
+    _load_settings(request)
+    run_demo(out, num_images=images, overrides=request.settings)
 
 
 @app.command()
 def prepare(
     source: Annotated[Path, Argument(help=SOURCE_HELP)],
     out: Annotated[Path, Option(help="output folder")] = Path("data"),
-    prompt: Annotated[str, Option(help="the prompt, if the data has none")] = "COCO Yes:",
-    holdout: Annotated[int, Option(min=0, help="number of examples, from the end, held out for the test")] = 4,
+    prompt: Annotated[str | None, Option(help="the prompt, if the data has none; default: as data.prompt")] = None,
+    holdout: Annotated[
+        str, Option(metavar="N", help="number of examples, from the end, held out for the test; auto: as data.holdout")
+    ] = "auto",
     split: Annotated[SplitBy, Option(help="image: no image is in both parts; tail: exactly the last rows")] = "image",
     rows: Rows = None,
     sample: Annotated[int | None, Option(min=1, help="use N random rows")] = None,
@@ -131,8 +140,7 @@ def prepare(
 
 @app.command()
 def check(
-    source: DataPath,
-    overrides: Overrides = None,
+    words: Words = None,
     recipe: Annotated[str | None, Option(help="check the data for the settings of this recipe")] = None,
     prompt: Annotated[str | None, Option(help="the prompt, if the data has none; default: data.prompt")] = None,
     rows: Rows = None,
@@ -145,9 +153,10 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start."""
+    settings = _load_settings(request := parse_words(words or [], recipe), "check")
     report = lorgnette.check(
-        source, settings=lorgnette.recipes.load_settings(recipe, overrides or []), prompt=prompt, rows=rows, name=name,
-        images_from=images_from, look_alikes=look_alikes, out=out, console=console if as_json else None,
+        request.require_data(settings), settings=settings, prompt=prompt, rows=rows, name=name, images_from=images_from,
+        look_alikes=look_alikes, recipe=request.recipe or "", out=out, console=console if as_json else None,
     )  # fmt: skip
     if as_json:
         _print_json(report.as_dict())
@@ -157,26 +166,24 @@ def check(
 
 @app.command()
 def preview(
-    recipe: Recipe = None,
-    overrides: Overrides = None,
+    words: Words = None,
     rows: Annotated[int, Option(min=1, help="show the first N rows")] = 4,
     out: Annotated[Path | None, Option(help="write HTML instead")] = None,
 ) -> None:
     """Show rows as the model gets them: the resized image, and which tokens are trained."""
-    _, settings = _load_settings(recipe, overrides)
+    settings = _load_settings(parse_words(words or []), "preview")
     lorgnette.preview(settings, rows=rows, out=out)
 
 
 @app.command()
 def plan(
-    recipe: Recipe = None,
-    overrides: Overrides = None,
+    words: Words = None,
     memory: Annotated[float | None, Option(min=1, help="a GPU with this memory in GiB; default: its own")] = None,
     gpu: Annotated[GpuName | None, Option(help="this GPU only; default: GPUs that people own")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""
-    _, settings = _load_settings(recipe, overrides)
+    settings = _load_settings(parse_words(words or []), "plan")
     report = lorgnette.plan(settings, memory=memory, gpu=gpu, console=console if as_json else None)
     if as_json:
         _print_json(report.as_dict())
@@ -184,18 +191,23 @@ def plan(
 
 @app.command()
 def train(
-    recipe: Recipe = None,
-    overrides: Overrides = None,
+    words: Words = None,
     resume: Annotated[Path | None, Option(metavar="RUN", help="resume an interrupted run")] = None,
 ) -> None:
     """Train an adapter, answer the held-out prompts with and without it, write the report."""
     if resume is not None:
-        if recipe or overrides:
+        if words:
             raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
         lorgnette.resume(resume)
         return
-    name, settings = _load_settings(recipe, overrides)
-    lorgnette.train(settings, name=name)
+    request = parse_words(words or [])
+    settings = _load_settings(request)
+    if request.draws_demo:
+        from lorgnette.commands.demo import demo as run_demo
+
+        run_demo(overrides=request.settings)
+        return
+    lorgnette.train(settings, name=request.name)
 
 
 @app.command()
@@ -294,10 +306,12 @@ def merge(
     adapter: AdapterPath,
     out: Annotated[Path, Argument(help="a new folder for the merged checkpoint")],
     model: BaseModel = None,
+    dtype: Annotated[MergedDtype, Option(help="float32: twice as large, nothing is rounded away")] = "base",
+    force: Annotated[bool, Option("--force", help="write it also if rounding removes most of the adapter")] = False,
     device: Device = "auto",
 ) -> None:
     """Merge base model and adapter into one checkpoint, and compare the answers before and after."""
-    lorgnette.merge(adapter, out, model=model, device=device)
+    lorgnette.merge(adapter, out, model=model, device=device, dtype=dtype, force=force)
 
 
 @app.command("export-adapter")
@@ -317,6 +331,19 @@ def watch(
 ) -> None:
     """Show a run in SwanLab's local dashboard, until Ctrl-C."""
     lorgnette.watch(folder, port=port)
+
+
+@app.command()
+def settings(
+    word: Annotated[
+        str | None,
+        Argument(help="part of a name or a meaning, or another trainer's word", autocompletion=complete_words),
+    ] = None,
+) -> None:
+    """List the settings with defaults and meanings: all, or those that match a word."""
+    from lorgnette.commands.settings import list_settings as run_list
+
+    run_list(word)
 
 
 app.add_typer(recipes_app, name="recipe")

@@ -28,8 +28,10 @@ from pydantic_core import PydanticCustomError
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.parse import is_unicode, read_yaml, shorten
 from lorgnette.io.shell import quote_word
-from lorgnette.synonyms import Assignment, Entry, translate
+from lorgnette.synonyms import Assignment, Entry, format_value, translate
 
+DEFAULT_PROMPT = "Describe this image."
+"""The user's text if neither the data nor the settings have one."""
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 Part = Literal["language", "merger", "vision"]
@@ -119,11 +121,15 @@ class DataSettings(Section):
     test: Annotated[Path | None, BeforeValidator(_join_paths)] = Field(
         None, description="a file of held-out examples; null: split off `holdout` examples"
     )
-    holdout: int = Field(4, ge=0, description="number of examples that are split off for the test, from the end")
+    holdout: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], WrapValidator(_explain_number_or_auto)] = Field(
+        "auto",
+        description="number of examples that are split off for the test, from the end; auto: a tenth of the images, "
+        "at least 4 and at most 64",
+    )
     split: Literal["image", "tail"] = Field(
         "image", description="image: no image is in both parts; tail: exactly the last `holdout` rows"
     )
-    prompt: str = Field("COCO Yes:", description="the user's text if the data has no prompt (a CSV)")
+    prompt: str = Field(DEFAULT_PROMPT, description="the user's text if the data has no prompt (a CSV)")
     trim: bool = Field(
         True, description="remove blanks around captions and the questions beside them; conversations keep theirs"
     )
@@ -134,6 +140,10 @@ class DataSettings(Section):
     images_from: str | None = Field(
         None, description="a folder or zip with the images, found by file name; for data sets on a hub also a URL"
     )
+    image_column: str | None = Field(None, description="the table's column with images; null: recognized")
+    caption_column: str | None = Field(
+        None, description="the table's column with captions or answers; null: recognized by name and content"
+    )
     group_by_image: bool = Field(
         False,
         description="put all captions of an image into one micro-batch and compute the image once; changes the order "
@@ -142,8 +152,8 @@ class DataSettings(Section):
 
 
 class LoraSettings(Section):
-    rank: PositiveInt = Field(64, le=2**16, description="rank of the LoRA matrices A and B")
-    alpha: PositiveInt = Field(16, le=2**24, description="scale: alpha/rank, or alpha/√rank with use_rslora")
+    rank: PositiveInt = Field(16, le=2**16, description="rank of the LoRA matrices A and B")
+    alpha: PositiveInt = Field(32, le=2**24, description="scale: alpha/rank, or alpha/√rank with use_rslora")
     dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the input of LoRA")
     use_rslora: bool = Field(False, description="rank-stabilized scale")
     target_modules: Annotated[tuple[TargetModule, ...], BeforeValidator(_parse_list)] = Field(
@@ -158,7 +168,7 @@ class TrainSettings(Section):
     epochs: Annotated[
         Annotated[int, Field(ge=1, le=10**6)] | Literal["auto"], WrapValidator(_explain_number_or_auto)
     ] = Field(
-        2,
+        "auto",
         description="number of passes over the data; auto: until the loss is low or no longer falls "
         "(docs/guides/few-images.md)",
     )
@@ -169,10 +179,11 @@ class TrainSettings(Section):
         le=2**24,
         description="maximum tokens per forward pass; a step is split into as many micro-batches as it needs",
     )
-    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
+    learning_rate: float = Field(2e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     lr_scheduler_type: Literal["auto", "linear", "cosine", "constant"] = Field(
         "auto",
-        description="learning-rate schedule; auto: linear; with epochs=auto (which takes only auto): constant, then down",
+        description="learning-rate schedule; auto: linear, or constant and then down with epochs=auto, which takes no "
+        "other",
     )
     warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -181,14 +192,16 @@ class TrainSettings(Section):
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    logging_steps: PositiveInt = Field(10, description="steps between two lines of the log (step 1 is always logged)")
+    logging_steps: PositiveInt = Field(
+        1, description="steps between two records of the log; the terminal shows every tenth step and the last"
+    )
     save_steps: PositiveInt | None = Field(
         100, description="steps between two checkpoints; null: each epoch (the last step is always saved)"
     )
     eval_steps: PositiveInt | None = Field(
         None,
         description="steps between two evaluations: the eval loss and the answers to four held-out images; null: each "
-        "epoch",
+        "epoch, or about 16 times with epochs=auto",
     )
     metric_for_best_model: str = Field(
         "loss",
@@ -214,7 +227,9 @@ class TrainSettings(Section):
     def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
         """A share of all steps needs their number."""
         if isinstance(value, float) and info.data.get("epochs") == "auto":
-            message = "a share of all steps needs a number of epochs, such as train.epochs=2; or write a number of steps"
+            message = (
+                "a share of all steps needs a number of epochs, such as train.epochs=2; or write a number of steps"
+            )
             raise PydanticCustomError("warmup", message)
         return value
 
@@ -288,6 +303,13 @@ TOP_LEVEL = [name for name in (*Settings.__annotations__, *ProcessorSettings.mod
 def list_settings() -> list[str]:
     """The full name of every setting, in the order of docs/settings.md."""
     return TOP_LEVEL + [f"{section}.{name}" for section, fields in SECTIONS.items() for name in fields.model_fields]
+
+
+def describe_setting(name: str) -> tuple[str, str]:
+    """(default, meaning) of a setting, as texts; the default as it is typed."""
+    section, _, field_name = name.rpartition(".")
+    field = (SECTIONS[section] if section else Settings).model_fields[field_name]
+    return format_value(field.default), field.description or ""
 
 
 def load_settings(

@@ -39,6 +39,11 @@ _MAX_LISTED = 200
 """Entries looked at in a folder that has none of the known names; a folder of images may have millions."""
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a name is that of a data file or an image; the file need not exist."""
+    return path.suffix.lower() in _DATA_SUFFIXES
+
+
 def find_folder_kind(path: Path) -> FolderKind:
     """The kind of what is at `path`."""
     if not path.is_dir():
@@ -58,7 +63,7 @@ def find_folder_kind(path: Path) -> FolderKind:
     entries = list(islice(path.iterdir(), _MAX_LISTED))
     if not entries:
         return "empty"
-    return "data" if any(entry.suffix.lower() in _DATA_SUFFIXES for entry in entries) else "other"
+    return "data" if any(map(is_data_file, entries)) else "other"
 
 
 def explain_folder(path: Path, wanted: WantedKind, lacks: str | None = None) -> LorgnetteError:

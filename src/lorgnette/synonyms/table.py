@@ -295,7 +295,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
 SYNONYMS = {word: synonym for synonym in TABLE for word in synonym.words}
 
 CLASHES = {
-    "max_length": "a longer example is a broken row; TRL cuts it off, ms-swift leaves it out",
+    "max_length": "TRL cuts a longer example off, ms-swift leaves it out",
     "seed": "it draws another order and other matrices than the same seed of another trainer",
     "report_to": "auto is what is used if nothing is set; transformers' default is none, ms-swift's tensorboard",
     "eos_token": "the token that ends an answer is template or <|endoftext|>; TRL takes any",
