@@ -1,4 +1,4 @@
-"""A folder: images with a metadata.csv or .jsonl, images with one .txt each, or shards. Read only.
+"""A folder: images with a metadata.csv or .jsonl, images with one .txt each, class folders, or shards. Read only.
 
     metadata.csv: file_name,caption    ·    0001.jpg + 0001.txt    ·    train-000000.tar, … or train-00000.parquet, …
 
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from lorgnette.data.formats import captions, csv, json_records, parquet, webdataset
+from lorgnette.data.formats.class_folders import is_class_folder, read_class_folders
 from lorgnette.data.formats.records import RecordReader
 from lorgnette.data.images import IMAGE_SUFFIXES
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
@@ -45,6 +46,8 @@ def read_folder(path: Path, options: ReadOptions) -> Iterator[Row]:
     if shards:
         _check_shards(shards, path)
         return (row for shard in shards for row in _SHARD_FORMATS[shard.suffix.lower()](shard, options))
+    if is_class_folder(path):
+        return read_class_folders(path, options.require_no_columns(path))
     images, texts = _find_images_and_texts(files)
     if not _has_pairs(images, texts):
         message = "a folder, not a data file, and no file in it describes its images"
@@ -69,9 +72,13 @@ def _suggest_source(path: Path) -> str:
     folders = [path, *sorted(child for child in path.iterdir() if child.is_dir() and os.access(child, os.R_OK))]
     files = [file for folder in folders for file in sorted(folder.iterdir())]
     sources = [file.parent for file in files if file.suffix.lower() in _SHARD_FORMATS or file.name in _METADATA_FILES]
+    sources += [folder for folder in folders if is_class_folder(folder)]
     sources = list(dict.fromkeys(sources)) or [file for file in files if file.suffix.lower() in _TABLE_SUFFIXES]
     if not sources:
-        return "add metadata.csv (file_name,caption) or a .txt for each image, or name a data file"
+        return (
+            "add metadata.csv (file_name,caption) or a .txt for each image, put the images of each class into a folder "
+            "of its own (cats/1.jpg, dogs/1.jpg), or name a data file"
+        )
     return f"name the data in it: {' or '.join(map(str, sources[:3]))}"
 
 
@@ -79,7 +86,7 @@ def is_dataset(path: Path) -> bool:
     """True if a file in the folder describes its images; False for a folder of bare images."""
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
     is_described = any(file.name in _METADATA_FILES or file.suffix.lower() in _SHARD_FORMATS for file in files)
-    return is_described or _has_pairs(*_find_images_and_texts(files))
+    return is_described or _has_pairs(*_find_images_and_texts(files)) or is_class_folder(path)
 
 
 def _find_images_and_texts(files: list[Path]) -> tuple[set[Path], dict[Path, Path]]:
