@@ -46,6 +46,8 @@ def build_settings(
         name = None if recipe is None else os.fspath(recipe)
         tree = recipes.load_settings(name, on_remark=say, **(settings or {})).model_dump(exclude_unset=True)
     values = {**(values or {}), **({} if data is None else {"data.path": as_source(data)})}
+    if isinstance(settings, Settings) and not values:
+        return settings
     return config.load_settings(tree, values=values, on_remark=say)
 
 
@@ -57,6 +59,13 @@ def as_source(data: Any) -> Path:
         hint = "write them first, and name the file: lorgnette.write_rows(rows, FOLDER)"
         raise UsageError("rows in memory, not a data file", where=f"data is a {type(data).__name__}", hint=hint)
     return Path(data)
+
+
+def require_data(settings: Settings) -> Path:
+    """The data file of the settings. Raises UsageError if there is none."""
+    if settings.data.path is None:
+        raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
+    return settings.data.path
 
 
 def is_list_of_paths(data: Any) -> bool:

@@ -6,11 +6,13 @@ Needs no torch and no weights, and downloads no model; a data set on a hub is do
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import data as data_sets
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
+from lorgnette.commands.arguments import SettingsLike, build_settings, require_data
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
@@ -29,31 +31,35 @@ from lorgnette.types import Example, Finding, Problem
 
 
 def check(
-    source: Path | str,
+    data: Path | str | Settings | None = None,
     *,
-    settings: Settings | None = None,
+    settings: SettingsLike = None,
     prompt: str | None = None,
     rows: int | None = None,
     name: str | None = None,
     images_from: str | None = None,
     look_alikes: bool = True,
-    recipe: str = "",
+    recipe: str | Path | None = None,
     out: Path | str | None = None,
     console: Console | None = None,
+    **values: Any,
 ) -> CheckReport:
     """Check every row, print what stops training or needs attention, and write an HTML report to `out`.
 
-    settings: the split, the token limit, the model whose tokenizer counts. prompt, rows and images_from override them.
-    look_alikes: also compare the images' pixels, decoded at low resolution. recipe: the name of the settings, for the
-    report. If the model is not on this machine, tokens
+    data, recipe, settings, values: as in `train`. They give the split, the token limit, the model whose tokenizer counts. prompt, rows and images_from override them.
+    look_alikes: also compare the images' pixels, decoded at low resolution. If the model is not on this machine, tokens
     are not counted. Raises UsageError for a metric that training refuses: for an unknown name at once, for one that is
     undefined for the held-out rows at the end.
     """
     terminal = Terminal(console)
-    is_on_hub, source = is_hub_address(str(source)), Path(source)
+    name_of_recipe = "" if recipe is None else str(recipe)
+    recipe = None if isinstance(settings, Settings) else recipe  # these are the recipe's settings
+    settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
+    source = require_data(settings)
+    is_on_hub = is_hub_address(str(source))
     if not is_on_hub:
         check_local_images(images_from)  # the settings may have a URL, for data sets on a hub
-    settings = _update_data(settings or Settings(), prompt=prompt, max_rows=rows, images_from=images_from)
+    settings = _update_data(settings, prompt=prompt, max_rows=rows, images_from=images_from)
     settings = inherit_settings(settings, terminal)
     if settings.adapter is not None and (model := find_cached_model(settings.model)) is not None:
         check_initial_adapter(settings, BaseCheckpoint.from_folder(model), terminal)
@@ -73,7 +79,7 @@ def check(
     full_scan = scan if test_scan is None else scan.merge(test_scan)
     infos = full_scan.image_infos
     # Split as training does, and count tokens.
-    identical_files = data.map_identical_files(infos, infos)
+    identical_files = data_sets.map_identical_files(infos, infos)
     train, held_out, failure = _split(scan, test_scan, identical_files, settings)
     examples = [*train, *held_out]
     token_stats, token_findings, skipped = _count_tokens(examples, infos, settings)
@@ -82,23 +88,23 @@ def check(
         skipped.append("look-alikes: switched off")
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
-    signatures = data.compute_full_signatures(infos, identical_files)
+    signatures = data_sets.compute_full_signatures(infos, identical_files)
     report = CheckReport(
         title=", ".join(path.name for path in split_sources(source)),
-        data_report=data.build_report(full_scan),
+        data_report=data_sets.build_report(full_scan),
         findings=[
             *(Finding("unusable", problem, _find_image(problem)) for problem in full_scan.problems),
             *full_scan.remarks,
             *token_findings,
-            *data.find_duplicates(train, held_out, identical_files, signatures),
-            *data.find_row_warnings(examples, infos, settings.image_size),
+            *data_sets.find_duplicates(train, held_out, identical_files, signatures),
+            *data_sets.find_row_warnings(examples, infos, settings.image_size),
         ],
         split=SplitSummary.from_examples(train, held_out, failure),
-        scripts=data.count_scripts(examples),
+        scripts=data_sets.count_scripts(examples),
         token_stats=token_stats,
         num_compared=num_compared,
         skipped_checks=skipped,
-        basis=describe_settings(settings, examples, recipe),
+        basis=describe_settings(settings, examples, name_of_recipe),
         skips_bad_rows=settings.data.on_bad_row == "skip",
         num_trainable=_count_trainable(train, token_findings),
         folders=_list_folders(full_scan, settings, split_sources(source)),
@@ -133,7 +139,7 @@ def _count_trainable(train: Sequence[Example], token_findings: Sequence[Finding]
     return sum((row.source, row.row) not in broken for row in train)
 
 
-def _list_folders(scan: data.ScanResult, settings: Settings, sources: Sequence[Path]) -> list[Path]:
+def _list_folders(scan: data_sets.ScanResult, settings: Settings, sources: Sequence[Path]) -> list[Path]:
     """The folders that a page leaves out of paths: those of the data files, then those of other images."""
     files = [*sources, *([settings.data.test] if settings.data.test else [])]
     folders = [path.parent for path in files] + [path for path in [resolve_images_folder(settings)] if path is not None]
@@ -161,28 +167,28 @@ def _suggest_steps(report: CheckReport, source: Path, settings: Settings) -> lis
     ]
 
 
-def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data.ScanResult:
+def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data_sets.ScanResult:
     images_from = resolve_images_folder(settings)
     prompt, trim = settings.data.prompt, settings.data.trim
-    rows = data.read(path, prompt=prompt, max_rows=max_rows, name=name, images_from=images_from, trim=trim)
-    return data.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
+    rows = data_sets.read(path, prompt=prompt, max_rows=max_rows, name=name, images_from=images_from, trim=trim)
+    return data_sets.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
 
 
 def _split(
-    scan: data.ScanResult, test_scan: data.ScanResult | None, identical_files: Mapping[Path, Path], settings: Settings
+    scan: data_sets.ScanResult, test_scan: data_sets.ScanResult | None, identical_files: Mapping[Path, Path], settings: Settings
 ) -> tuple[Sequence[Example], Sequence[Example], str]:
     """(training examples, held-out examples, why none can be held out)."""
     if test_scan is not None:
         return scan.examples, test_scan.examples, ""
     rows, holdout, split = scan.examples, settings.data.holdout, settings.data.split
     try:
-        return *data.train_test_split(rows, holdout=holdout, split=split, identical_files=identical_files), ""
+        return *data_sets.train_test_split(rows, holdout=holdout, split=split, identical_files=identical_files), ""
     except UsageError as error:
         return rows, [], f"{error.message}; {error.hint}" if rows else ""
 
 
 def _count_tokens(
-    examples: Sequence[Example], infos: Mapping[Path, data.ImageInfo], settings: Settings
+    examples: Sequence[Example], infos: Mapping[Path, data_sets.ImageInfo], settings: Settings
 ) -> tuple[TokenStats | None, list[Finding], list[str]]:
     """(token counts, findings, why tokens are not counted)."""
     folder = find_cached_model(settings.model)

@@ -4,10 +4,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lorgnette.commands.arguments import SettingsLike, build_settings
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.models.registry import find_unsupported_feature
@@ -104,16 +106,29 @@ class Plan:
 
 
 def plan(
-    settings: Settings, *, memory: float | None = None, gpu: GpuName | None = None, console: Console | None = None
+    data: Path | str | Settings | None = None,
+    *,
+    recipe: str | Path | None = None,
+    settings: SettingsLike = None,
+    memory: float | None = None,
+    gpu: GpuName | None = None,
+    console: Console | None = None,
+    **values: Any,
 ) -> Plan:
     """Predict and print steps, memory and time of a training: on this machine, then on GPUs that people own.
 
-    gpu: this one instead of all. memory: GiB of a GPU instead of its own. Raises what `train` raises before it reads
+    data, recipe, settings, values: as in `train`. gpu: this one instead of all. memory: GiB of a GPU instead of its own. Raises what `train` raises before it reads
     weights.
     """
     terminal = Terminal(console)
+    settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)
-    data = TrainingData.load(settings, terminal)
+    return _plan(settings, TrainingData.load(settings, terminal), memory, gpu, terminal)
+
+
+def _plan(
+    settings: Settings, data: TrainingData, memory: float | None, gpu: GpuName | None, terminal: Terminal
+) -> Plan:
     examples, max_tokens = data.examples, settings.train.max_tokens_per_microbatch
     config = data.checkpoint.load_hf_config()
     engine, reason = select_engine(settings, config, on_gpu=settings.device != "cpu")

@@ -4,12 +4,14 @@ Needs no torch and no weights; of models on a hub it uses only those that are al
 """
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import data as data_sets
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
+from lorgnette.commands.arguments import SettingsLike, build_settings
 from lorgnette.config import Settings
 from lorgnette.data.conversation import check_conversation
 from lorgnette.errors import LorgnetteError, UsageError
@@ -26,18 +28,22 @@ from lorgnette.types import Example, Problem
 
 
 def preview(
-    settings: Settings,
+    data: Path | str | Settings | None = None,
     *,
+    recipe: str | Path | None = None,
+    settings: SettingsLike = None,
     rows: int = 4,
     out: Path | str | None = None,
     output: Console | None = None,
     console: Console | None = None,
+    **values: Any,
 ) -> list[PreviewRow]:
     """Print the first rows of the data on `output` (default: standard output), or write them as HTML to `out`.
 
-    A row that cannot be used is shown with the reason.
+    data, recipe, settings, values: as in `train`. A row that cannot be used is shown with the reason.
     """
     terminal = Terminal(console)
+    settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)
     path = resolve_data(settings, terminal)
     if path is None:
@@ -51,7 +57,7 @@ def preview(
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
     prompt, trim = settings.data.prompt, settings.data.trim
-    source_rows = list(data.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim))
+    source_rows = list(data_sets.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim))
     preview_rows = [_build_row(row, processor) for row in source_rows]
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")
@@ -90,7 +96,7 @@ def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
         check_conversation(row.turns)
         encoded = processor.encode(row)
         for grid in encoded.grids:
-            image = data.load_image(grid.image.path)
+            image = data_sets.load_image(grid.image.path)
             resized = Image.fromarray(processor.image_processor.resize(image))
             images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
     except LorgnetteError as error:
