@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette import resolve
-from lorgnette.config import Settings
+from lorgnette.config import DataSettings, Settings
 from lorgnette.data.hub_dataset import DownloadedDataset, MissingRow
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.report.console import Terminal
@@ -54,7 +54,7 @@ def test_a_folder_may_be_called_as_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_each_source_and_number_of_rows_has_its_folder() -> None:
     folders = [
-        resolve.get_dataset_folder(source, rows)
+        resolve.get_dataset_folder(Settings(data=DataSettings(path=Path(source), max_rows=rows)))
         for source, rows in (
             ("modelscope:modelscope/coco_2014_caption", 500),
             ("modelscope:modelscope/coco_2014_caption", None),

@@ -4,10 +4,13 @@ What is on disk already is not fetched again. What speaks to a hub is imported o
 none.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorgnette import data
 from lorgnette.config import Settings
+from lorgnette.data.row_location import Row
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.folder_kind import explain_folder
@@ -86,9 +89,11 @@ def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
     with terminal.show_transfer("data") as on_progress:
         dataset = download_dataset(
             str(path),
-            get_dataset_folder(str(path), settings.data.max_rows),
+            get_dataset_folder(settings),
             max_rows=settings.data.max_rows,
             images_from=settings.data.images_from,
+            image_column=settings.data.image_column,
+            caption_column=settings.data.caption_column,
             on_progress=on_progress,
             on_message=terminal.print,
         )
@@ -96,13 +101,30 @@ def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
     return dataset.path
 
 
-def get_dataset_folder(source: str, max_rows: int | None) -> Path:
-    """The folder of a data set from a hub: another source, or another number of rows, has another folder."""
+def get_dataset_folder(settings: Settings) -> Path:
+    """The folder of a data set from a hub: with another source, number of rows or column it is another folder."""
     from lorgnette.hub.datasets import parse_address
 
-    address = parse_address(source)
-    words = [*address.name.split("/"), *address.words, *([str(max_rows)] if max_rows else [])]
-    return DATA_FOLDER / "-".join(words)
+    section = settings.data
+    address = parse_address(str(section.path))
+    options = [section.max_rows, section.image_column, section.caption_column]
+    words = [*address.name.split("/"), *address.words, *(str(option) for option in options if option)]
+    return DATA_FOLDER / "-".join(word.replace("/", "_") for word in words)
+
+
+def read_rows(
+    settings: Settings, path: Path, terminal: Terminal, *, max_rows: int | None = None, name: str | None = None
+) -> Iterator[Row]:
+    """The rows of a file of the settings' data, with its prompt, images and columns; says which columns are read.
+
+    A data set from a hub is written with our own columns.
+    """
+    section, is_on_hub = settings.data, is_hub_address(str(settings.data.path))
+    choice = data.RECOGNIZED if is_on_hub else data.ColumnChoice(section.image_column, section.caption_column)
+    return data.read(
+        path, prompt=section.prompt, max_rows=max_rows, name=name, images_from=resolve_images_folder(settings),
+        trim=section.trim, columns=choice, on_columns=lambda text: terminal.print(f"columns    {text}"),
+    )  # fmt: skip
 
 
 def check_local_images(images_from: str | None) -> Path | None:

@@ -3,7 +3,7 @@
 Needs no torch and no weights, and downloads no model; a data set on a hub is downloaded as for training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lorgnette.processing.token_stats import TokenStats, compute_token_stats
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
-from lorgnette.resolve import check_local_images, find_cached_model, resolve_data, resolve_images_folder
+from lorgnette.resolve import check_local_images, find_cached_model, read_rows, resolve_data, resolve_images_folder
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
 from lorgnette.types import Example, Finding, Problem
 
@@ -38,6 +38,8 @@ def check(
     rows: int | None = None,
     name: str | None = None,
     images_from: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     look_alikes: bool = True,
     recipe: str | Path | None = None,
     out: Path | str | None = None,
@@ -59,7 +61,10 @@ def check(
     is_on_hub = is_hub_address(str(source))
     if not is_on_hub:
         check_local_images(images_from)  # the settings may have a URL, for data sets on a hub
-    settings = _update_data(settings, prompt=prompt, max_rows=rows, images_from=images_from)
+    settings = _update_data(
+        settings, prompt=prompt, max_rows=rows, images_from=images_from, image_column=image_column,
+        caption_column=caption_column,
+    )  # fmt: skip
     settings = inherit_settings(settings, terminal)
     if settings.adapter is not None and (model := find_cached_model(settings.model)) is not None:
         check_initial_adapter(settings, BaseCheckpoint.from_folder(model), terminal)
@@ -74,8 +79,10 @@ def check(
     source = resolve_data(own_settings, terminal) or source
     if is_on_hub:
         settings, name, max_rows = own_settings, None, None
-    scan = _scan(source, settings, name, max_rows, look_alikes)
-    test_scan = _scan(settings.data.test, settings, None, None, look_alikes) if settings.data.test else None
+    scan = _scan(read_rows(settings, source, terminal, max_rows=max_rows, name=name), settings, look_alikes)
+    test_scan = None
+    if settings.data.test is not None:
+        test_scan = _scan(read_rows(settings, settings.data.test, terminal), settings, look_alikes)
     full_scan = scan if test_scan is None else scan.merge(test_scan)
     infos = full_scan.image_infos
     # Split as training does, and count tokens.
@@ -167,10 +174,7 @@ def _suggest_steps(report: CheckReport, source: Path, settings: Settings) -> lis
     ]
 
 
-def _scan(path: Path, settings: Settings, name: str | None, max_rows: int | None, look_alikes: bool) -> data_sets.ScanResult:
-    images_from = resolve_images_folder(settings)
-    prompt, trim = settings.data.prompt, settings.data.trim
-    rows = data_sets.read(path, prompt=prompt, max_rows=max_rows, name=name, images_from=images_from, trim=trim)
+def _scan(rows: Iterable[Example | Problem], settings: Settings, look_alikes: bool) -> data_sets.ScanResult:
     return data_sets.scan(rows, with_signatures=look_alikes, keeps_shape=settings.keeps_shape)
 
 

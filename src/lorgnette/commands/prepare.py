@@ -15,8 +15,8 @@ def prepare(
     source: Path | str,
     out: Path | str = Path("data"),
     *,
-    prompt: str = data.DEFAULT_PROMPT,
-    holdout: int = 4,
+    prompt: str | None = None,
+    holdout: data.Holdout | str = "auto",
     split: data.Split = "image",
     max_rows: int | None = None,
     sample: int | None = None,
@@ -33,7 +33,7 @@ def prepare(
 
     A data set on a hub is downloaded there first, as data.jsonl and images/. max_rows: the first N rows; sample: N rows
     drawn fairly by `seed`. to: the format. name: the part of a source that has several (a split, an entry of
-    dataset_info.json). image_column, caption_column: of a hub's table, if they are not recognized.
+    dataset_info.json). image_column, caption_column: of a table, if they are not recognized.
     """
     terminal = Terminal(console)
     source, out = Path(source), Path(out)
@@ -50,10 +50,13 @@ def prepare(
             )  # fmt: skip
         report_download(dataset, terminal)
         source, max_rows, sample, name, images_from = dataset.path, None, None, None, None
+        image_column = caption_column = None
     result = data.prepare(
-        Path(str(source).removeprefix("coco:")), out, prompt=prompt, holdout=holdout, split=split, max_rows=max_rows,
+        Path(str(source).removeprefix("coco:")), out, prompt=data.DEFAULT_PROMPT if prompt is None else prompt,
+        holdout=data.parse_holdout(holdout), split=split, max_rows=max_rows,
         sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from),
-        on_bad_row=on_bad_row,
+        on_bad_row=on_bad_row, columns=data.ColumnChoice(image_column, caption_column),
+        on_columns=lambda text: terminal.print(f"columns    {text}"),
     )  # fmt: skip
     for line in data.format_problems(result.problems):
         terminal.warn(f"skipped: {line}")

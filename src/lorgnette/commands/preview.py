@@ -22,7 +22,7 @@ from lorgnette.processing.token_spans import split_into_spans
 from lorgnette.report.console import Terminal
 from lorgnette.report.draw_boxes import parse_boxes
 from lorgnette.report.preview import PreviewImage, PreviewRow, print_rows, write_preview_page
-from lorgnette.resolve import find_cached_model, resolve_data, resolve_images_folder
+from lorgnette.resolve import find_cached_model, read_rows, resolve_data, resolve_images_folder
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.types import Example, Problem
 
@@ -56,8 +56,7 @@ def preview(
         raise LorgnetteError(message, where=settings.model, hint=f"{hint}: model=FOLDER, or model=demo")
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
-    prompt, trim = settings.data.prompt, settings.data.trim
-    source_rows = list(data_sets.read(path, prompt=prompt, max_rows=rows, images_from=images_from, trim=trim))
+    source_rows = list(read_rows(settings, path, terminal, max_rows=rows))
     preview_rows = [_build_row(row, processor) for row in source_rows]
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")

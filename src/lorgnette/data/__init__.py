@@ -18,6 +18,7 @@
 Knows nothing about tokens, models or devices, and imports neither torch nor transformers.
 """
 
+from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data.checks.data_report import (
     AnswerLengths,
     DataReport,
@@ -41,17 +42,20 @@ from lorgnette.data.dataset import is_dataset, read, read_images
 from lorgnette.data.export import ExportResult, PrepareResult, export, prepare
 from lorgnette.data.formats import EXPORTERS, ExportFormat
 from lorgnette.data.images import IMAGE_SUFFIXES, check_aspect, load_image, load_resized, read_image_size, verify_image
-from lorgnette.data.row_location import DEFAULT_PROMPT
-from lorgnette.data.splits import Split, map_identical_files, train_test_split
+from lorgnette.data.row_location import RECOGNIZED, ColumnChoice
+from lorgnette.data.splits import Holdout, Split, map_identical_files, parse_holdout, train_test_split
 
 __all__ = [
     "DEFAULT_PROMPT",
     "EXPORTERS",
     "IMAGE_SUFFIXES",
+    "RECOGNIZED",
     "AnswerLengths",
+    "ColumnChoice",
     "DataReport",
     "ExportFormat",
     "ExportResult",
+    "Holdout",
     "ImageInfo",
     "OnBadRow",
     "PrepareResult",
@@ -76,6 +80,7 @@ __all__ = [
     "load_resized",
     "load_usable",
     "map_identical_files",
+    "parse_holdout",
     "prepare",
     "read",
     "read_image_size",

@@ -6,15 +6,23 @@ completely, all other formats row by row. `formats` interprets the rows.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data.conversation import check_conversation
 from lorgnette.data.downloaded_folders import hold_download
 from lorgnette.data.formats import FILE_FORMATS, folder
 from lorgnette.data.images import IMAGE_SUFFIXES, verify_image
-from lorgnette.data.row_location import DEFAULT_PROMPT, ReadOptions, Row, RowLocation, sample_rows
+from lorgnette.data.row_location import (
+    RECOGNIZED,
+    ColumnChoice,
+    ReadOptions,
+    Row,
+    RowLocation,
+    sample_rows,
+)
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.folder_kind import find_folder_kind
 from lorgnette.io.paths import split_sources, suggest_path
@@ -38,6 +46,8 @@ def read(
     images_from: Path | None = None,
     images_to: Path | None = None,
     trim: bool = True,
+    columns: ColumnChoice = RECOGNIZED,
+    on_columns: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Row]:
     """The rows of a data file or folder, or of several with commas between them, one after the other.
 
@@ -47,13 +57,15 @@ def read(
     images_from: a folder or zip that is searched for images first, by the path as written, then by the file name.
     images_to: the folder for images inside the source or a zip; default: `<file>.images` beside it.
     trim: remove blanks around captions and the questions beside them; False: keep them. Conversations keep theirs.
+    columns: those of a table with images and captions. on_columns: is told what was understood of a table's columns,
+    separator and encoding, unless these are our own.
 
     Raises UsageError or LorgnetteError if the file cannot be read at all.
     """
     for name_of_count, count in (("max_rows", max_rows), ("sample", sample)):
         if count is not None and count < 1:
             raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
-    options = ReadOptions(prompt, name, images_from, images_to, seed, trim=trim)
+    options = ReadOptions(prompt, name, images_from, images_to, seed, columns, trim=trim, on_columns=on_columns)
     sources = [_read_source(source, options) for source in _open_sources(path)]
     rows = islice(chain.from_iterable(sources), max_rows)
     return rows if sample is None else _sample_lazily(rows, sample, seed)

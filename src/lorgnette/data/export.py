@@ -13,12 +13,13 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.conversation import check_conversation, merge_parts
 from lorgnette.data.dataset import read
 from lorgnette.data.formats import EXPORTERS, ExportFormat, conversations, csv, llama_factory, read_record
-from lorgnette.data.row_location import DEFAULT_PROMPT, Row, RowLocation
-from lorgnette.data.splits import Split, count_shared_images, train_test_split
+from lorgnette.data.row_location import DEFAULT_PROMPT, RECOGNIZED, ColumnChoice, Row, RowLocation
+from lorgnette.data.splits import Holdout, Split, count_shared_images, train_test_split
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.parse import parse_json
@@ -88,7 +89,7 @@ def prepare(
     out: Path,
     *,
     prompt: str = DEFAULT_PROMPT,
-    holdout: int = 4,
+    holdout: Holdout = "auto",
     split: Split = "image",
     max_rows: int | None = None,
     on_bad_row: OnBadRow = "error",
@@ -98,6 +99,8 @@ def prepare(
     name: str | None = None,
     images_from: Path | None = None,
     images_to: Path | None = None,
+    columns: ColumnChoice = RECOGNIZED,
+    on_columns: Callable[[str], None] = lambda text: None,
 ) -> PrepareResult:
     """Write data_vl, data_vl_train and data_vl_test into the folder `out`, with absolute image paths.
 
@@ -107,7 +110,7 @@ def prepare(
     """
     rows = read(
         source, prompt=prompt, max_rows=max_rows, sample=sample, seed=seed, name=name, images_from=images_from,
-        images_to=images_to or out / "images", trim=False,
+        images_to=images_to or out / "images", trim=False, columns=columns, on_columns=on_columns,
     )  # fmt: skip
     result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row, source=source)
     train, test = train_test_split(result.examples, holdout=holdout, split=split)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
+from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data.fields import require_string
 from lorgnette.data.image_resolver import CannotExtractError, ImageResolver
 from lorgnette.errors import LorgnetteError, UsageError
@@ -16,7 +17,6 @@ from lorgnette.io.image_signature import HEAD_BYTES, SUFFIXES, detect_image_form
 from lorgnette.io.parse import shorten
 from lorgnette.types import Example, Image, Problem
 
-DEFAULT_PROMPT = "COCO Yes:"
 """The tutorial's prompt."""
 _MAX_MESSAGE = 500
 """Characters of a row's message: it may name a key or a text of any length."""
@@ -40,6 +40,9 @@ class ColumnChoice:
         return self.image is not None or self.caption is not None
 
 
+RECOGNIZED = ColumnChoice()
+
+
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
     """The options of `data.read`; see there.
@@ -55,7 +58,7 @@ class ReadOptions:
     images_from: Path | None = None
     images_to: Path | None = None
     seed: int = 0
-    columns: ColumnChoice = ColumnChoice()
+    columns: ColumnChoice = RECOGNIZED
     locate_image: Callable[[str, int | None], Path] | None = None
     source: Path | None = None
     trim: bool = True

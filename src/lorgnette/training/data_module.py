@@ -26,7 +26,7 @@ from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
-from lorgnette.resolve import resolve_data, resolve_images_folder, resolve_model
+from lorgnette.resolve import read_rows, resolve_data, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
@@ -59,9 +59,9 @@ class TrainingData:
             raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
 
         # Read and split the rows.
-        scanned = _read_rows(settings, table)
+        scanned = _read_rows(settings, table, terminal)
         if settings.data.test is not None:
-            test = _read_rows(settings, settings.data.test)
+            test = _read_rows(settings, settings.data.test, terminal)
             train_rows, test_rows, scanned = scanned.examples, test.examples, scanned.merge(test)
         else:
             train_rows, test_rows = data.train_test_split(
@@ -231,15 +231,13 @@ def _list_changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
 
 
 @gc_paused()
-def _read_rows(settings: Settings, path: Path) -> data.ScanResult:
+def _read_rows(settings: Settings, path: Path, terminal: Terminal) -> data.ScanResult:
     """The usable rows of a file, at most data.max_rows.
 
     A table downloaded from a hub is cut already; a test file is read whole.
     """
     is_whole = is_hub_address(str(settings.data.path)) or path == settings.data.test
-    max_rows, images = None if is_whole else settings.data.max_rows, resolve_images_folder(settings)
-    prompt, trim = settings.data.prompt, settings.data.trim
-    rows = data.read(path, prompt=prompt, max_rows=max_rows, images_from=images, trim=trim)
+    rows = read_rows(settings, path, terminal, max_rows=None if is_whole else settings.data.max_rows)
     on_bad_row, keeps_shape = settings.data.on_bad_row, settings.keeps_shape
     return data.load_usable(rows, on_bad_row=on_bad_row, source=path, keeps_shape=keeps_shape)
 
