@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,38 @@ def browser() -> Iterator[Any]:
         browser = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+LOW_CONTRAST = """() => {
+  const parse = color => color.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const findBackground = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = parse(getComputedStyle(e).backgroundColor);
+      if (color.length < 4 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  const low = new Set();
+  const walker = document.createTreeWalker(document.querySelector('main').parentElement, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest('script, style')) continue;
+    const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(findBackground(element))];
+    if ((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5) low.add(walker.currentNode.data.trim().slice(0, 40));
+  }
+  return [...low];
+}"""
+"""Texts whose contrast with their background is below 4.5 (WCAG 2.2, 1.4.3)."""
+UNREACHABLE = """() => [...document.querySelectorAll('*')].filter(e =>
+  e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === 'auto' && e.tabIndex < 0
+).map(e => e.className)"""
+"""Parts that scroll sideways, but not from the keyboard."""
+HEADINGS = (
+    "() => [...document.querySelectorAll('h1, h2, h3, h4')].filter(e => e.checkVisibility()).map(e => +e.tagName[1])"
+)
 
 
 class Opened:
@@ -53,7 +86,7 @@ def opened(browser: Any) -> Callable[..., Opened]:
 @pytest.fixture
 def is_fit_to_look_at(opened: Callable[..., Opened]) -> Callable[[Path], None]:
     """A page on a wide screen and two narrow ones, light and dark: nothing to scroll sideways, nothing asked for, no
-    complaint, every image shown."""
+    complaint, every image shown, every text readable, headings in order, headers with a scope."""
 
     def look(path: Path) -> None:
         papers = set()
@@ -62,10 +95,14 @@ def is_fit_to_look_at(opened: Callable[..., Opened]) -> Callable[[Path], None]:
                 with opened(path, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
                     page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
                     page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
-                    page.view.wait_for_function(
-                        "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-                    )
+                    page.view.evaluate("Promise.all([...document.images].map(image => image.decode()))")
                     assert page.view.evaluate("document.documentElement.scrollWidth") <= width
+                    assert page.view.evaluate(LOW_CONTRAST) == []
+                    assert page.view.evaluate(UNREACHABLE) == []
+                    levels = page.view.evaluate(HEADINGS)
+                    assert levels.count(1) == 1
+                    assert all(b <= a + 1 for a, b in pairwise(levels)), levels
+                    assert page.view.locator("th:not([scope])").count() == 0
                     assert page.complaints == []
                     assert len([url for url in page.requests if not url.startswith("data:")]) == 1
                     papers.add(page.paper())

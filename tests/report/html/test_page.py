@@ -149,7 +149,7 @@ def test_only_better_answers_are_green(tmp_path: Path) -> None:
     ]
     write_run_page(tmp_path / "p.html", RunPage(title="x", scores=scores))
     html = (tmp_path / "p.html").read_text()
-    assert html.count('<td class="better">') == 2  # of row a: after, and the difference
+    assert html.count('<td role="cell" class="better">') == 2  # of row a: after, and the difference
     assert html.index(">b<") < html.index("1 score that is the same as before") < html.index(">c<")
 
 
@@ -195,17 +195,57 @@ def page_path(tmp_path: Path) -> Path:
     return tmp_path / "report.html"
 
 
-@pytest.mark.parametrize("width", [320, 360, 1280])
-def test_page_fits_every_window_and_makes_no_request(opened: Callable[..., Any], page_path: Path, width: int) -> None:
-    with opened(page_path, viewport={"width": width, "height": 800}) as page:
-        page.view.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-        assert page.view.evaluate("document.documentElement.scrollWidth") <= width
-        loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-        page.view.evaluate("for (const image of document.images) image.loading = 'eager'")
-        page.view.wait_for_function(loaded)
-        assert page.complaints == []
-        assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
-        assert len([url for url in page.requests if url.startswith("file")]) == 1
+def test_page_fits_every_window_and_makes_no_request(
+    page_path: Path, is_fit_to_look_at: Callable[[Path], None]
+) -> None:
+    is_fit_to_look_at(page_path)
+
+
+def test_the_checks_of_a_page_find_faults(
+    page_path: Path, tmp_path: Path, is_fit_to_look_at: Callable[[Path], None]
+) -> None:
+    """The negative control of the test before."""
+    html = page_path.read_text(encoding="utf-8")
+    for good, bad in (
+        ("--soft: light-dark(#676258", "--soft: light-dark(#a7a298"),
+        ('<th scope="row">', "<th>"),
+        ('class="timeline" tabindex="0"', 'class="timeline" style="width: 9rem"'),
+        ("<h3", "<h4"),
+        ("</main>", '<p style="width: 90rem">wide</p></main>'),
+        ("</main>", '<img src="https://example.org/a.png"></main>'),
+    ):
+        assert good in html
+        (tmp_path / "bad.html").write_text(html.replace(good, bad), encoding="utf-8")
+        with pytest.raises(Exception, match=r"assert|cannot be decoded"):
+            is_fit_to_look_at(tmp_path / "bad.html")
+
+
+def test_the_keyboard_reaches_links_buttons_strips_and_charts(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path) as page:
+        reached = []
+        for _ in range(60):
+            page.view.keyboard.press("Tab")
+            reached.append(page.view.evaluate(
+                "(e => (e.className || e.tagName) + (e.closest('.chart')?.dataset.chart ?? ''))(document.activeElement)"
+            ))  # fmt: skip
+        assert {"A", "button", "copy", "timeline", "plot0", "plot1", "SUMMARY"} <= set(reached)
+        page.view.set_viewport_size({"width": 390, "height": 800})
+        strip = page.view.locator(".timeline").first
+        strip.focus()
+        for _ in range(3):
+            page.view.keyboard.press("ArrowRight")
+        page.view.wait_for_timeout(300)
+        assert strip.evaluate("e => e.scrollLeft") > 0
+
+
+def test_the_page_works_without_a_script(opened: Callable[..., Any], page_path: Path) -> None:
+    with opened(page_path, java_script_enabled=False) as page:
+        assert "It worked." in str(page.view.inner_text("main, header"))
+        assert page.view.locator("button:visible").count() == 0  # a button would do nothing
+        assert page.view.locator(".plot path").count() > 4
+        page.view.locator("summary", has_text="The curves as a table").click()
+        assert page.view.locator("th", has_text="training loss").is_visible()
+        assert page.view.title() == "COCO captions · report of a run · lorgnette"
 
 
 def test_the_keyboard_switches_dark_and_light(opened: Callable[..., Any], page_path: Path) -> None:
