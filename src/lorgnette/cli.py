@@ -132,7 +132,7 @@ def prepare(
 ) -> None:
     """Convert a data set to conversations JSON or another format, and split it into training and test data."""
     lorgnette.prepare(
-        source, out, prompt=prompt, holdout=holdout, split=split, max_rows=rows, sample=sample, seed=seed, to=to,
+        source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, sample=sample, seed=seed, to=to,
         name=name, images_from=images_from, image_column=image_column, caption_column=caption_column,
         on_bad_row=on_bad_row,
     )  # fmt: skip
@@ -293,7 +293,7 @@ def verify(
     """Check an adapter: its files, its base model, and that plain transformers + PEFT load it and reproduce its
     outputs. Exits with 1 if a check fails."""
     report = lorgnette.verify(
-        adapter, model=model, source=data, rows=rows, device=device, console=console if as_json else None
+        adapter, model=model, data=data, rows=rows, device=device, console=console if as_json else None
     )
     if as_json:
         _print_json(report.as_dict())

@@ -150,7 +150,7 @@ def test_what_peft_made_is_verified_answered_and_merged(
     model.save_pretrained(tmp_path / "adapter")
     image, options = image_files[0], ("--max-new-tokens", 8, "--model", tiny)
     base = json.loads(cli("predict", image, *options).out.split("\t")[1])
-    report = verify(tmp_path / "adapter", model=str(tiny), source=image)
+    report = verify(tmp_path / "adapter", model=str(tiny), data=image)
     assert report.passed
     assert all(result.passed is not False for result in report.results)
     assert {result.check: result.passed for result in report.results}["merged"] is True

@@ -216,7 +216,7 @@ def test_names_from_before_transformers_4_52(adapter: Path, image: Path) -> None
     """PEFT would ignore the tensors without an error; they are renamed, and then checked."""
     tensors = load_file(adapter / WEIGHTS_FILE)
     save_file({name.replace(".language_model.", "."): t for name, t in tensors.items()}, adapter / WEIGHTS_FILE)
-    report = verify(adapter, source=image)
+    report = verify(adapter, data=image)
     assert report.passed
     assert ("sample", True) in [(result.check, result.passed) for result in report.results]
     [names] = [result for result in report.results if result.check == "names"]
@@ -239,7 +239,7 @@ def test_names_from_before_transformers_4_52(adapter: Path, image: Path) -> None
 def test_changed_weights_or_scale(change: Change, adapter: Path, image: Path) -> None:
     """All files, names and shapes are intact, but the values are not those that were saved."""
     change(adapter)
-    report = verify(adapter, source=image)
+    report = verify(adapter, data=image)
     assert get_failures(report)["sample"].endswith(
         ": the weights or the scale (lora_alpha, r, use_rslora) have changed since"
     )

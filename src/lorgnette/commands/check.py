@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from lorgnette import data as data_sets
-from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.commands.arguments import SettingsLike, build_settings, require_data
+from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
@@ -48,7 +48,8 @@ def check(
 ) -> CheckReport:
     """Check every row, print what stops training or needs attention, and write an HTML report to `out`.
 
-    data, recipe, settings, values: as in `train`. They give the split, the token limit, the model whose tokenizer counts. prompt, rows and images_from override them.
+    data, recipe, settings, values: as in `train`. They give the split, the token limit, the model whose tokenizer
+    counts. prompt, rows and images_from override them.
     look_alikes: also compare the images' pixels, decoded at low resolution. If the model is not on this machine, tokens
     are not counted. Raises UsageError for a metric that training refuses: for an unknown name at once, for one that is
     undefined for the held-out rows at the end.
@@ -179,7 +180,10 @@ def _scan(rows: Iterable[Example | Problem], settings: Settings, look_alikes: bo
 
 
 def _split(
-    scan: data_sets.ScanResult, test_scan: data_sets.ScanResult | None, identical_files: Mapping[Path, Path], settings: Settings
+    scan: data_sets.ScanResult,
+    test_scan: data_sets.ScanResult | None,
+    identical_files: Mapping[Path, Path],
+    settings: Settings,
 ) -> tuple[Sequence[Example], Sequence[Example], str]:
     """(training examples, held-out examples, why none can be held out)."""
     if test_scan is not None:

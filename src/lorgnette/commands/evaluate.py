@@ -1,14 +1,16 @@
 """`evaluate`: compare answers with references; print metrics with intervals, and write them as JSON."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens
+from lorgnette.commands.arguments import as_source
 from lorgnette.commands.compare_candidates import BASE, Candidate, list_training_prompts, resolve_candidates
 from lorgnette.commands.predict import read_examples
 from lorgnette.errors import LorgnetteError, UsageError
@@ -20,10 +22,12 @@ from lorgnette.io.paths import check_writable
 from lorgnette.metrics.answer_kind import choose_metrics
 from lorgnette.metrics.answer_tables import format_tables
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
 from lorgnette.metrics.registry import AUTO, METRICS, expand_metric_names
 from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.predictions import write_predictions
+from lorgnette.report.run import Run
 from lorgnette.report.training_overlap import TrainingOverlap
 from lorgnette.resolve import check_local_images
 
@@ -31,10 +35,10 @@ PREDICTIONS_FILE, SCORES_FILE = "predictions.jsonl", "scores.json"
 
 
 def evaluate(
-    candidate: Path | str,
-    source: Path | str,
+    candidate: Path | str | Run,
+    data: Path | str,
     *,
-    metrics: str | None = None,
+    metrics: str | Iterable[str | MetricFunction] | None = None,
     out: Path | str | None = None,
     model: str | None = None,
     prompt: str | None = None,
@@ -49,18 +53,20 @@ def evaluate(
     """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
     candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, label,
-    json, latex, demo) and metrics, separated by commas; default: the run's metrics, else what suits the references
+    json, latex, demo) and metrics, separated by commas, or a list of names and functions (answer, references) →
+    number; default: the run's metrics, else what suits the references
     (auto). image_size, max_new_tokens: as in
     `predict`. out: for predictions.jsonl and scores.json.
     """
     # Read what is asked, without weights.
-    terminal, source = Terminal(console), Path(source)
+    terminal, source = Terminal(console), as_source(data)
     folder = _check_output_folder(Path(out), source) if out else None
-    [resolved] = resolve_candidates([str(candidate)], model, terminal, image_size)
+    [resolved] = resolve_candidates([os.fspath(candidate)], model, terminal, image_size)
     metric_names = parse_metric_names(metrics, select_default_metrics([resolved]))
     prompts = load_eval_prompts(
         [resolved], source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=True
     )
+    check_own_metrics(metric_names, [prompt.references for prompt in prompts if prompt.references])
     overlap = resolved.find_training_overlap(prompts)
     for note in (*resolved.check_saved_answers(prompts), *overlap.notes):
         terminal.warn(note)
@@ -103,7 +109,7 @@ def load_eval_prompts(
 ) -> list[EvalPrompt]:
     """The prompts of a data file. Data without prompts gets the first candidate's training prompt. needs_answer: a row
     of a data file without an answer is an error."""
-    default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data.DEFAULT_PROMPT)
+    default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data_sets.DEFAULT_PROMPT)
     images = check_local_images(images_from)
     examples = read_examples(source, default, max_rows=rows, images_from=images, needs_answer=needs_answer)
     prompts = group_by_prompt(examples)

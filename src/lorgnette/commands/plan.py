@@ -117,8 +117,8 @@ def plan(
 ) -> Plan:
     """Predict and print steps, memory and time of a training: on this machine, then on GPUs that people own.
 
-    data, recipe, settings, values: as in `train`. gpu: this one instead of all. memory: GiB of a GPU instead of its own. Raises what `train` raises before it reads
-    weights.
+    data, recipe, settings, values: as in `train`. gpu: this one instead of all. memory: GiB of a GPU instead of its
+    own. Raises what `train` raises before it reads weights.
     """
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)

@@ -1,10 +1,12 @@
 """`prepare`: any data set → a training and a test file. Imports no torch."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import data as data_sets
+from lorgnette.commands.arguments import as_source
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.report.console import Terminal
@@ -12,31 +14,31 @@ from lorgnette.resolve import check_local_images, report_download
 
 
 def prepare(
-    source: Path | str,
+    data: Any,
     out: Path | str = Path("data"),
     *,
     prompt: str | None = None,
-    holdout: data.Holdout | str = "auto",
-    split: data.Split = "image",
-    max_rows: int | None = None,
+    holdout: data_sets.Holdout | str = "auto",
+    split: data_sets.Split = "image",
+    rows: int | None = None,
     sample: int | None = None,
     seed: int = 0,
-    to: data.ExportFormat = "json",
+    to: data_sets.ExportFormat = "json",
     name: str | None = None,
     images_from: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
-    on_bad_row: data.OnBadRow = "error",
+    on_bad_row: data_sets.OnBadRow = "error",
     console: Console | None = None,
-) -> data.PrepareResult:
-    """Write the source's examples into `out`: all of them, and split in training and test.
+) -> data_sets.PrepareResult:
+    """Write the examples of any data into `out`: all of them, and split in training and test.
 
-    A data set on a hub is downloaded there first, as data.jsonl and images/. max_rows: the first N rows; sample: N rows
+    A data set on a hub is downloaded there first, as data.jsonl and images/. rows: the first N rows; sample: N rows
     drawn fairly by `seed`. to: the format. name: the part of a source that has several (a split, an entry of
     dataset_info.json). image_column, caption_column: of a table, if they are not recognized.
     """
     terminal = Terminal(console)
-    source, out = Path(source), Path(out)
+    source, out, max_rows = as_source(data), Path(out), rows
     if out.exists() and not out.is_dir():
         raise UsageError("a file, not a folder", where=f"--out {out}", hint="name a folder")
     if is_hub_address(str(source)):
@@ -51,14 +53,14 @@ def prepare(
         report_download(dataset, terminal)
         source, max_rows, sample, name, images_from = dataset.path, None, None, None, None
         image_column = caption_column = None
-    result = data.prepare(
-        Path(str(source).removeprefix("coco:")), out, prompt=data.DEFAULT_PROMPT if prompt is None else prompt,
-        holdout=data.parse_holdout(holdout), split=split, max_rows=max_rows,
+    result = data_sets.prepare(
+        Path(str(source).removeprefix("coco:")), out, prompt=data_sets.DEFAULT_PROMPT if prompt is None else prompt,
+        holdout=data_sets.parse_holdout(holdout), split=split, max_rows=max_rows,
         sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from),
-        on_bad_row=on_bad_row, columns=data.ColumnChoice(image_column, caption_column),
+        on_bad_row=on_bad_row, columns=data_sets.ColumnChoice(image_column, caption_column),
         on_columns=lambda text: terminal.print(f"columns    {text}"),
     )  # fmt: skip
-    for line in data.format_problems(result.problems):
+    for line in data_sets.format_problems(result.problems):
         terminal.warn(f"skipped: {line}")
     for finding in result.remarks:
         terminal.warn(str(finding.problem))

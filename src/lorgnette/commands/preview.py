@@ -10,8 +10,8 @@ from PIL import Image
 from rich.console import Console
 
 from lorgnette import data as data_sets
-from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.commands.arguments import SettingsLike, build_settings
+from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
 from lorgnette.data.conversation import check_conversation
 from lorgnette.errors import LorgnetteError, UsageError

@@ -12,6 +12,7 @@ from lorgnette.device import select_device
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.io.shell import quote_word
 from lorgnette.report.console import Terminal
+from lorgnette.report.run import Run
 from lorgnette.verification import checks
 from lorgnette.verification.checks import CheckResult
 from lorgnette.verification.judgement import Judgement, judge_adapter
@@ -58,10 +59,10 @@ class VerifyReport:
 
 
 def verify(
-    adapter: Path | str,
+    adapter: Path | str | Run,
     *,
     model: str | None = None,
-    source: Path | str | None = None,
+    data: Path | str | None = None,
     rows: int = 4,
     device: str = "auto",
     console: Console | None = None,
@@ -79,7 +80,7 @@ def verify(
     if spec and spec.metadata and result.passed:
         # What plain transformers + PEFT compute.
         prompt, device = spec.metadata.prompt, select_device(device).type
-        examples = read_examples(Path(source), prompt, max_rows=rows) if source else ()
+        examples = read_examples(Path(data), prompt, max_rows=rows) if data else ()
         peft_result = check_with_peft(
             spec.checkpoint, adapter, spec.processor, prompt, examples, device=device,
             is_mergeable=judgement.merge_obstacle is None, is_base_changed=spec.is_base_changed,

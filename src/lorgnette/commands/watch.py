@@ -9,21 +9,22 @@ from rich.console import Console
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.console import Terminal
+from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.trackers.tracker import is_installed
 
 HOST = "127.0.0.1"
 
 
-def watch(path: Path | str, *, port: int = 5092, console: Console | None = None) -> None:
+def watch(run: Path | str | Run, *, port: int = 5092, console: Console | None = None) -> None:
     """Serve SwanLab's local dashboard of a run until Ctrl-C.
 
     Raises LorgnetteError if the run has no SwanLab folder or the dashboard is not installed.
     """
-    run = RunDir.open_existing(Path(path))
-    folder, where = run.path / "swanlab", str(path)
+    run_dir = RunDir.open_existing(Path(run))
+    folder, where = run_dir.path / "swanlab", str(run_dir.path)
     if not folder.is_dir():
-        raise LorgnetteError("SwanLab did not track this run", where=where, hint=f"open its report: {run.report}")
+        raise LorgnetteError("SwanLab did not track this run", where=where, hint=f"open its report: {run_dir.report}")
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
     if program is None or not is_installed("swanboard"):
         hint = "pip install 'lorgnette[dashboard]'"
