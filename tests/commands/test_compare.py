@@ -48,8 +48,8 @@ def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
     with captions.open("a") as file:
         file.write("red.png,once more\n")
     page = compare("base", "two", "four/adapter", captions, max_new_tokens=4, console=console)
-    html = page.read_text(encoding="utf-8")
-    assert page == Path("compare.html")
+    html = page.path.read_text(encoding="utf-8")
+    assert page.path == Path("compare.html")
     assert html.count('<article class="comparison-card') == 6
     assert "Reference 2" in html
     for text in ("lora.rank", "eval loss", ">two<", ">four<", "with references", "6 questions, 3 answers each",
@@ -62,8 +62,8 @@ def test_base_and_two_adapters_on_one_page(runs: Path, captions: Path) -> None:
     assert "cannot be compared" not in output.getvalue()  # the runs differ in the rank alone
     assert "train.epochs" not in html  # equal in both
     second = compare("two", captions, max_new_tokens=4, console=console)
-    assert second == Path("compare-2.html")
-    assert page.read_text(encoding="utf-8") == html
+    assert second.path == Path("compare-2.html")
+    assert page.path.read_text(encoding="utf-8") == html
     compare("two", captions, out="compare-2.html", max_new_tokens=4, console=console)
     assert output.getvalue().count("compare-2.html (replaced)") == 1
 
@@ -137,7 +137,7 @@ def test_unlike_things_are_noted(runs: Path, captions: Path, make_settings: Call
     page = compare(
         "two", "moved", "old.jsonl", data, out="u.html", max_new_tokens=1, console=Console(file=output, width=500)
     )
-    html = page.read_text(encoding="utf-8")
+    html = page.path.read_text(encoding="utf-8")
     for note in (
         "the answers are generated in different ways, so the scores may differ because of that (two: image size 28×28",
         "old.jsonl: unknown",
@@ -171,7 +171,7 @@ def test_rows_without_an_answer_are_compared_without_scores(runs: Path, captions
     message = {"role": "user", "content": "<image>What?"}
     row = json.dumps({"messages": [message], "images": [str(captions.with_name("red.png"))]})
     Path("bare.jsonl").write_text(row + "\n")
-    html = compare("two", "bare.jsonl", out="b.html", max_new_tokens=2).read_text(encoding="utf-8")
+    html = compare("two", "bare.jsonl", out="b.html", max_new_tokens=2).path.read_text(encoding="utf-8")
     assert "1 of 1 questions have no reference and are not scored" in html
 
 
@@ -182,14 +182,14 @@ def test_files_of_answers_need_no_model(runs: Path, captions: Path, monkeypatch:
     data.write_text("image_path,caption\n" + "".join(f"{row.images[0]},{row.references[0]}\n" for row in rows))
     write_predictions(Path("right.jsonl"), [replace(row, tuned=row.references[0]) for row in rows])
     page = compare("two/predictions.jsonl", "right.jsonl", data, out="c.html", metrics="exact-match,ROUGE-L")
-    assert "right.jsonl differs from two by +1.000" in page.read_text(encoding="utf-8").replace(
+    assert "right.jsonl differs from two by +1.000" in page.path.read_text(encoding="utf-8").replace(
         "\N{NO-BREAK SPACE}", " "
     )
 
 
 def test_without_references_only_style_is_compared(runs: Path, captions: Path) -> None:
     page = compare("two", captions.with_name("red.png"), out="bare.html", max_new_tokens=2)
-    html = page.read_text(encoding="utf-8")
+    html = page.path.read_text(encoding="utf-8")
     assert 'id="scores"' not in html
     assert 'id="style"' in html
     assert "1 question, 2 answers each" in html

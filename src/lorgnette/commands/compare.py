@@ -1,11 +1,13 @@
 """`compare`: one HTML page with the answers of several candidates side by side."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from lorgnette.commands.answer_settings import select_max_new_tokens
+from lorgnette.commands.arguments import as_source
 from lorgnette.commands.compare_candidates import (
     BASE,
     Candidate,
@@ -23,19 +25,23 @@ from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
 from lorgnette.metrics.report import compute_report, parse_metric_names
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
+from lorgnette.report.evaluation import Comparison
 from lorgnette.report.html.charts import Chart, Curve, build_overlay
 from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
+from lorgnette.report.run import Run
 from lorgnette.report.run_dir import find_free_path
 from lorgnette.report.training_overlap import read_examples_hash
 
 
 def compare(
-    *inputs: Path | str,
+    *candidates: Path | str | Run,
+    data: Path | str | None = None,
     out: Path | str | None = None,
-    metrics: str | None = None,
+    metrics: str | Iterable[str | MetricFunction] | None = None,
     model: str | None = None,
     prompt: str | None = None,
     rows: int | None = None,
@@ -45,57 +51,59 @@ def compare(
     batch_size: int = 32,
     device: str = "auto",
     console: Console | None = None,
-) -> Path:
+) -> Comparison:
     """Compare the answers of candidates to the prompts of a data file, on one HTML page.
 
-    inputs: the candidates, then the data file. A candidate is `base`, a run or its adapter, a model, or a file of
-    answers; a single one is compared with its base model. out: the page, replaced if it exists; default: compare.html,
+    candidates: what to compare, and last the data file, unless it is named as `data`. A candidate is `base`, a run
+    or its adapter, a model, or a file of answers; a single one is compared with its base model. out: the page, replaced if it exists; default: compare.html,
     or the next free name. metrics: as in `evaluate`. image_size: as in `predict`. max_new_tokens: of all candidates;
     default: the largest of their runs.
     """
     # Read what is asked, without weights.
     terminal = Terminal(console)
-    if len(inputs) < 2:
+    words = [*map(os.fspath, candidates), *([] if data is None else [str(as_source(data))])]
+    if len(words) < 2:
         raise UsageError("no data to answer", where="compare", hint="name a candidate and a data file")
-    names, source = [str(name) for name in inputs[:-1]], Path(inputs[-1])
+    names, source = words[:-1], Path(words[-1])
     page_path = Path(out) if out else find_free_path(Path(), "compare", ".html")
     is_replaced = page_path.is_file()
     check_writable(page_path, source, *(Path(name) for name in names if is_answers_file(name)))
-    candidates = _resolve_inputs(names, model, terminal, image_size)
-    metric_names = parse_metric_names(metrics, select_default_metrics(candidates))
+    resolved = _resolve_inputs(names, model, terminal, image_size)
+    metric_names = parse_metric_names(metrics, select_default_metrics(resolved))
     prompts = load_eval_prompts(
-        candidates, source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=False
+        resolved, source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=False
     )
     metric_names, reason = choose_for_prompts(metric_names, prompts)
     if reason:
         terminal.print(f"metrics    {reason}")
-    limit = select_max_new_tokens(max_new_tokens, [candidate.spec for candidate in candidates])
+    check_own_metrics(metric_names, [prompt.references for prompt in prompts if prompt.references])
+    limit = select_max_new_tokens(max_new_tokens, [candidate.spec for candidate in resolved])
     sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
-    generations = [candidate.describe_generation(sampling) for candidate in candidates]
-    overlaps = [candidate.find_training_overlap(prompts) for candidate in candidates]
-    settings = _find_differing_settings(candidates)
+    generations = [candidate.describe_generation(sampling) for candidate in resolved]
+    overlaps = [candidate.find_training_overlap(prompts) for candidate in resolved]
+    settings = _find_differing_settings(resolved)
     notes = [
-        *_collect_notes(candidates, prompts, generations),
+        *_collect_notes(resolved, prompts, generations),
         *(note for overlap in overlaps for note in overlap.notes),
-        *_compare_eval_losses([candidate for candidate in candidates if candidate.run is not None]),
+        *_compare_eval_losses([candidate for candidate in resolved if candidate.run is not None]),
     ]
     for note in notes:
         terminal.warn(note)
     # Answer and score.
     model_cache = ModelCache(device)
-    predictions = [candidate.answer(prompts, sampling, terminal, model_cache) for candidate in candidates]
-    for candidate, answers in zip(candidates, predictions, strict=True):
+    predictions = [candidate.answer(prompts, sampling, terminal, model_cache) for candidate in resolved]
+    for candidate, answers in zip(resolved, predictions, strict=True):
         for note in describe_cuts(candidate.name, [not answer.is_complete for answer in answers], "the token limit"):
             terminal.warn(note)
             notes.append(note)
     texts = [[answer.text for answer in answers] for answers in predictions]
     page = ComparisonPage(
-        candidates=tuple(candidate.name for candidate in candidates),
+        candidates=tuple(candidate.name for candidate in resolved),
         source=source,
         prompts=prompts,
         answers=[[answer.shown_text for answer in answers] for answers in predictions],
         report=compute_report(metric_names, prompts, texts),
-        charts=_build_charts(candidates),
+        charts=_build_charts(resolved),
         settings=settings,
         notes=notes,
         generations=generations,
@@ -105,7 +113,7 @@ def compare(
     write_comparison_page(page_path, page)
     terminal.print_result(page.summary)
     terminal.print_result(f"report     {page_path}{' (replaced)' if is_replaced else ''}")
-    return page_path
+    return Comparison.from_report(page.report, tuple(page.candidates), path=page_path, verdict=page.summary)
 
 
 def _resolve_inputs(

@@ -26,6 +26,7 @@ from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
 from lorgnette.metrics.registry import AUTO, METRICS, expand_metric_names
 from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
 from lorgnette.report.console import Terminal, print_result
+from lorgnette.report.evaluation import Evaluation
 from lorgnette.report.predictions import write_predictions
 from lorgnette.report.run import Run
 from lorgnette.report.training_overlap import TrainingOverlap
@@ -49,7 +50,7 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     console: Console | None = None,
-) -> MetricReport:
+) -> Evaluation:
     """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
     candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, label,
@@ -95,7 +96,7 @@ def evaluate(
         write_json(folder / SCORES_FILE, _build_scores_json(report, resolved, source, generation, overlap))
         terminal.print(f"written    {folder / PREDICTIONS_FILE}, {folder / SCORES_FILE}")
     _print_report(report, overlap, resolved.name)
-    return report
+    return Evaluation.from_report(report, (resolved.name,))
 
 
 def load_eval_prompts(
