@@ -55,13 +55,13 @@ def compare(
     """Compare the answers of candidates to the prompts of a data file, on one HTML page.
 
     candidates: what to compare, and last the data file, unless it is named as `data`. A candidate is `base`, a run
-    or its adapter, a model, or a file of answers; a single one is compared with its base model. out: the page, replaced if it exists; default: compare.html,
-    or the next free name. metrics: as in `evaluate`. image_size: as in `predict`. max_new_tokens: of all candidates;
+    or its adapter, a model, or a file of answers; a single one is compared with its base model. out: the page, replaced
+    if it exists; default: compare.html, or the next free name. metrics: as in `evaluate`. image_size: as in `predict`. max_new_tokens: of all candidates;
     default: the largest of their runs.
     """
     # Read what is asked, without weights.
     terminal = Terminal(console)
-    words = [*map(os.fspath, candidates), *([] if data is None else [str(as_source(data))])]
+    words = [*(os.fspath(name) for name in candidates), *([] if data is None else [str(as_source(data))])]
     if len(words) < 2:
         raise UsageError("no data to answer", where="compare", hint="name a candidate and a data file")
     names, source = words[:-1], Path(words[-1])
