@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -33,11 +33,15 @@ from lorgnette.planning.throughput import (
     measure_matmul_gflops,
 )
 from lorgnette.report.console import Terminal
+from lorgnette.report.notebook import build_frame, render_result
 from lorgnette.report.manifest import read_memory_gib
 from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
+
+if TYPE_CHECKING:
+    import pandas
 
 _BAR_WIDTH = 40
 _LAYOUT_TEXTS = {
@@ -93,6 +97,27 @@ class Plan:
     memory: MemoryEstimate | None
     machine: GpuEstimate | CpuEstimate
     cards: Sequence[GpuEstimate]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A dict for each GPU, this machine's first: whether the training fits, and its seconds in all."""
+        own = [self.machine] if isinstance(self.machine, GpuEstimate) else []
+        return [
+            {
+                "gpu": estimate.gpu.name,
+                "memory_gib": estimate.gpu.memory_gib,
+                "fits": _describe_fit(estimate, self.workload) if self.workload else None,
+                "seconds": estimate.time and estimate.time.steps_s + estimate.time.features_s,
+            }
+            for estimate in (*own, *self.cards)
+        ]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A DataFrame with a row for each GPU. Raises LorgnetteError if pandas is not installed."""
+        return build_frame(self.to_rows())
+
+    def _repr_html_(self) -> str:
+        facts = f"{self.examples} examples, {self.held_out} held out; {self.steps.total_steps} steps; engine {self.engine}"
+        return render_result(lines=[facts, *([self.reason] if self.reason else [])], rows=self.to_rows())
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values; memory in bytes."""

@@ -8,12 +8,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorgnette.data import DataReport, format_problems
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
+from lorgnette.report.notebook import build_frame, render_result
 from lorgnette.types import Example, Finding, FindingKind
+
+if TYPE_CHECKING:
+    import pandas
 
 TITLES: Mapping[FindingKind, str] = {
     "unusable": "Rows that cannot be used",
@@ -154,6 +158,18 @@ class CheckReport:
             return f"Ready to train: {broken} {'is' if num_broken == 1 else 'are'} broken and left out{more}."
         rows = _pluralize(num_rows, "row")
         return f"Ready to train: {f'{rows} can be used{more}' if more else f'no problems found in {rows}'}."
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A DataFrame with a row for each finding. Raises LorgnetteError if pandas is not installed."""
+        return build_frame(self.as_dict()["findings"])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"finding": TITLES[finding.kind], "row": finding.problem.row, "what": finding.problem.message}
+            | {"to do": finding.problem.hint}
+            for finding in chain.from_iterable(self.findings_by_kind.values())
+        ]
+        return render_result(title=self.title, lines=[self.summary, *self.split.advice], rows=rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""
