@@ -33,8 +33,8 @@ from lorgnette.planning.throughput import (
     measure_matmul_gflops,
 )
 from lorgnette.report.console import Terminal
-from lorgnette.report.notebook import build_frame, render_result
 from lorgnette.report.manifest import read_memory_gib
+from lorgnette.report.notebook import build_frame, render_result
 from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
@@ -116,7 +116,8 @@ class Plan:
         return build_frame(self.to_rows())
 
     def _repr_html_(self) -> str:
-        facts = f"{self.examples} examples, {self.held_out} held out; {self.steps.total_steps} steps; engine {self.engine}"
+        examples = f"{self.examples} examples, {self.held_out} held out"
+        facts = f"{examples}; {self.steps.total_steps} steps; engine {self.engine}"
         return render_result(lines=[facts, *([self.reason] if self.reason else [])], rows=self.to_rows())
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Lines and progress bars on the terminal. Knows nothing about the work they report."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol, TextIO, cast
 
 import typer
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from lorgnette.io.shell import escape_controls
 from lorgnette.io.standard_streams import RemarkStream
+from lorgnette.report.notebook_progress import NotebookProgress
 
 
 class ProgressCallback(Protocol):
@@ -26,10 +28,13 @@ TransferCallback = Callable[[int, int], None]
 class Terminal:
     """Prints results, what the user asked for, to standard output and remarks to standard error.
 
-    console: takes both instead.
+    console: takes both instead. In a notebook both go to the output of the cell.
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        self._is_notebook = console is None and is_notebook()
+        if self._is_notebook:  # one stream, without rich's HTML for each line
+            console = Console(force_jupyter=False, force_terminal=True, color_system="standard")
         self._console = console or Console(file=cast(TextIO, RemarkStream(sys.stderr)))
         self._results = console or Console()
 
@@ -50,7 +55,11 @@ class Terminal:
 
     @contextmanager
     def show_progress(self, label: str, total: int, *, completed: int = 0) -> Iterator[ProgressCallback]:
-        """Show a progress bar with the time left; nothing if the output is not a terminal."""
+        """Show a progress bar with the time left; nothing if the output is neither a terminal nor a notebook."""
+        if self._is_notebook:
+            with closing(NotebookProgress(escape_controls(label), total, completed)) as line:
+                yield line.advance
+            return
         if not self._console.is_terminal:
             yield lambda count, note="": None
             return
@@ -71,7 +80,18 @@ class Terminal:
 
     @contextmanager
     def show_transfer(self, label: str) -> Iterator[TransferCallback]:
-        """Show files and bytes as they are received; nothing if the output is not a terminal."""
+        """Show files and bytes as they are received; nothing if the output is neither a terminal nor a notebook."""
+        if self._is_notebook:
+            num_bytes = 0
+            with closing(NotebookProgress(escape_controls(label))) as line:
+
+                def count(more_files: int, more_bytes: int) -> None:
+                    nonlocal num_bytes
+                    num_bytes += more_bytes
+                    line.advance(more_files, f"{num_bytes / 1e6:.1f} MB")
+
+                yield count
+            return
         if not self._console.is_terminal:
             yield lambda more_files, more_bytes: None
             return
@@ -90,6 +110,11 @@ class Terminal:
                 progress.update(task, advance=more_bytes, files=files)
 
             yield advance
+
+
+def is_notebook() -> bool:
+    """Whether this is a kernel of Jupyter, Colab or Kaggle."""
+    return "IPython" in sys.modules and Console(file=io.StringIO()).is_jupyter
 
 
 def print_result(text: str, *, ends_line: bool = True) -> None:
