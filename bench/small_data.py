@@ -2,9 +2,9 @@
 
     python bench/small_data.py --out results.json [--workers 12] [--images 10,30] [--rates 1e-3] [--seeds 1] [--rules …]
 
-Every run trains on N drawn images and answers 64 others, the same for all runs. Of each run the file holds the steps
-and why they ended, the losses, the eval loss at the end and at the best step, and how many of the 64 answers are equal
-to the reference. The file is written after every run; a second call goes on where the first one stopped.
+Every run trains on N drawn images and answers 64 others, the same for all runs. Of each run the file holds the number
+of steps and why they ended, the eval loss at the end and at the best step, and how many of the 64 answers are equal to
+the reference. The file is written after every run; a second call goes on where the first one stopped.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import lorgnette
 from lorgnette.demo.captions import write_caption
 from lorgnette.demo.scenes import draw_scene, sample_scene
 from lorgnette.report import run_log
+from lorgnette.report.run_dir import RunDir
 from lorgnette.training import auto_steps
 
 NUM_HELD_OUT = 64
@@ -42,6 +43,8 @@ RULES: dict[str, tuple[list[str], dict[str, float]]] = {
     "auto": (AUTO, {}),
     "auto, loss 0.3": (AUTO, {"LOW_LOSS": 0.3}),
     "auto, loss 0.05": (AUTO, {"LOW_LOSS": 0.05}),
+    "auto, decay 16": (AUTO, {"DECAY_STEPS": 16}),
+    "auto, batch 8": ([*AUTO, "train.batch_size=8"], {}),
 }
 """Rule → its settings, and constants of auto_steps.py that it changes."""
 
@@ -72,7 +75,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     from lorgnette.training import run as training
 
     overrides, constants = RULES[case.rule]
-    for name, value in ({"LOW_LOSS": LOW_LOSS} | constants).items():
+    for name, value in (CONSTANTS | constants).items():
         setattr(auto_steps, name, value)
     run_folder = folder / "-".join(map(str, case)).replace(" ", "_")
     settings = lorgnette.recipes.load_settings(
@@ -87,18 +90,18 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     training.write_run_report = lambda *_: None  # its page is not looked at
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        run_dir = lorgnette.train(settings, console=Console(file=nowhere))
+        lorgnette.train(settings, console=Console(file=nowhere))
+    run_dir = RunDir(run_folder)
     records = run_log.read_log(run_dir.log)
-    losses = [loss for _, loss in run_log.select_series(records, "train", "loss")]
     evals = run_log.select_series(records, "eval", "eval_loss")
     best_step, best = min(evals[1:], key=lambda point: (point[1], point[0]))
     answers = [json.loads(line) for line in run_dir.predictions.read_text(encoding="utf-8").splitlines()]
+    num_exact = sum(row["tuned"] in row["references"] for row in answers)
     reason = next((record["reason"] for record in records if record["kind"] == "end"), None)
     shutil.rmtree(run_folder)
     return {
-        **case._asdict(), "steps": len(losses), "reason": reason, "losses": [round(loss, 4) for loss in losses],
-        "evals": [[int(step), round(loss, 4)] for step, loss in evals], "loss": evals[-1][1], "best_loss": best,
-        "best_step": int(best_step), "exact": sum(row["tuned"] in row["references"] for row in answers),
+        **case._asdict(), "steps": int(evals[-1][0]), "reason": reason, "loss": round(evals[-1][1], 4),
+        "best_loss": round(best, 4), "best_step": int(best_step), "exact": num_exact,
     }  # fmt: skip
 
 
@@ -119,15 +122,15 @@ def print_table(runs: Sequence[dict[str, Any]]) -> None:
         )
 
 
-LOW_LOSS = auto_steps.LOW_LOSS
+CONSTANTS = {"LOW_LOSS": auto_steps.LOW_LOSS, "DECAY_STEPS": auto_steps.DECAY_STEPS}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--images", default="10,30,100,500")
-    parser.add_argument("--rates", default="5e-4,1e-3,2e-3")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", default="2.5e-4,5e-4,1e-3,2e-3")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rules", default=";".join(RULES), help="with semicolons")
     parser.add_argument("--device", help="its name, for the file")
     arguments = parser.parse_args()
@@ -142,7 +145,12 @@ if __name__ == "__main__":
         draw_data(Path(name) / "data", arguments.seeds)
         pending = [pool.submit(run, case, Path(name) / "data") for case in cases if case not in done]
         for future in as_completed(pending):
+            if error := future.exception():
+                print(f"failed: {error!r}", flush=True)
+                continue
             runs.append(future.result())
             results.update(runs=runs)
-            print({k: v for k, v in runs[-1].items() if k not in ("losses", "evals")}, flush=True)
+            print(runs[-1], flush=True)
     print_table(runs)
+    if len(runs) < len(cases):
+        raise SystemExit(f"{len(cases) - len(runs)} runs failed")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lorgnette import config
-from lorgnette.config import LoraSettings, ProcessorSettings, Settings, TrainSettings
+from lorgnette.config import Settings, TrainSettings
 from lorgnette.errors import UsageError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -76,22 +76,27 @@ def test_all_behind_the_first_equals_sign_is_the_value(prompt: str) -> None:
     assert config.load_settings({}, [f"data.prompt={prompt}"]).data.prompt == prompt
 
 
-def test_the_defaults_are_the_tutorials_job() -> None:
-    assert (LoraSettings().rank, LoraSettings().alpha, LoraSettings().dropout, len(LoraSettings().target_modules)) == (
-        64,
-        16,
-        0.05,
-        7,
-    )
-    assert ProcessorSettings().image_size == (280, 280)
-    train = TrainSettings()
-    assert (train.batch_size, train.epochs, train.learning_rate) == (16, 2, 1e-4)
-    assert (train.lr_scheduler_type, train.max_grad_norm, train.logging_steps, train.save_steps) == (
-        "auto",
-        1.0,
-        10,
-        100,
-    )
+def test_epochs_auto_has_a_schedule_of_its_own() -> None:
+    """A setting that the rule does not use is refused, wherever it comes from."""
+    assert Settings().train.epochs == "auto"
+    for words in (["train.lr_scheduler_type=cosine"], ["train.warmup_steps=0.1"]):
+        with pytest.raises(UsageError, match=r"epochs, such as train\.epochs=2"):
+            config.load_settings(None, ["train.epochs=auto", *words])
+        assert config.load_settings(None, ["train.epochs=3", *words]).train.epochs == 3
+        with pytest.raises(UsageError, match=r"epochs, such as train\.epochs=2"):
+            config.load_settings({"train": dict([words[0].removeprefix("train.").split("=")])}, ["train.epochs=auto"])
+    settings = config.load_settings(None, ["train.warmup_steps=7"])
+    assert config.load_settings(settings.model_dump(mode="json")) == settings, "a resumed run is not refused"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("train.epochs=0", "1 or more, or auto"), ("train.epochs=often", "1 or more, or auto"),
+     ("train.epochs=1.5", "1 or more, or auto"), ("data.holdout=-1", "0 or more, or auto")],
+)  # fmt: skip
+def test_a_number_or_auto_has_one_message(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"{word.partition('=')[0]} = .*: write a whole number of {message}"):
+        config.load_settings(None, [word])
 
 
 def test_later_wins_and_the_rest_stays() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette import recipes
+from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 
 NAMES = [name for name, _ in recipes.list_titles()]
@@ -15,7 +16,28 @@ def test_every_recipe_has_a_title_and_loads(name: str) -> None:
     title = dict(recipes.list_titles())[name]
     assert len(title) > 10
     assert not title.startswith("#")
-    assert recipes.load_settings(name).data.path
+    assert recipes.load_settings(name).data.path or name == "default"
+
+
+def test_the_default_recipe_is_what_happens_without_one() -> None:
+    assert recipes.load_settings("default") == recipes.load_settings() == Settings()
+
+
+def test_the_tutorials_recipes_and_the_demo_keep_their_own_values() -> None:
+    for name in set(NAMES) - {"default"}:
+        settings = recipes.load_settings(name)
+        train = settings.train
+        assert train.epochs == 2
+        assert train.logging_steps == 10
+        assert settings.data.holdout in (4, 20, 64)
+        assert settings.data.prompt in ("COCO Yes:", "Write this formula in LaTeX.")
+    tutorial = recipes.load_settings("coco-caption")
+    assert (tutorial.lora.rank, tutorial.lora.alpha, tutorial.lora.dropout, len(tutorial.lora.target_modules)) == (
+        64, 16, 0.05, 7,
+    )  # fmt: skip
+    assert (tutorial.image_size, tutorial.train.learning_rate, tutorial.train.lr_scheduler_type) == (
+        (280, 280), 1e-4, "linear",
+    )  # fmt: skip
 
 
 def test_only_the_literal_recipe_learns_the_blanks_around_captions() -> None:

@@ -62,6 +62,8 @@ AdapterPath = Annotated[Path, Argument(help="a run, or its adapter folder")]
 Rows = Annotated[int | None, Option(min=1, help="use only the first N rows")]
 PartName = Annotated[str | None, Option(help="the part to use if the source has several: a split or an entry")]
 ImagesFrom = Annotated[str | None, Option(help=IMAGES_FROM_HELP)]
+ImageColumn = Annotated[str | None, Option(help="the table's column with images, if it is not recognized")]
+CaptionColumn = Annotated[str | None, Option(help="the table's column with captions, if it is not recognized")]
 BaseModel = Annotated[str | None, Option(help="the base model; default: the one recorded with the adapter")]
 Prompt = Annotated[str | None, Option(help="the prompt, if the data has none; default: the adapter's")]
 Metrics = Annotated[str | None, Option(help=METRICS_HELP)]
@@ -126,8 +128,8 @@ def prepare(
     to: Annotated[OutputFormat, Option(help="the output format")] = "json",
     name: PartName = None,
     images_from: ImagesFrom = None,
-    image_column: Annotated[str | None, Option(help="the column with images, if it is not clear")] = None,
-    caption_column: Annotated[str | None, Option(help="the column with captions, if it is not clear")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     on_bad_row: Annotated[OnBadRow, Option(help="stop at rows that cannot be used, or skip and list them")] = "error",
 ) -> None:
     """Convert a data set to conversations JSON or another format, and split it into training and test data."""
@@ -146,6 +148,8 @@ def check(
     rows: Rows = None,
     name: PartName = None,
     images_from: ImagesFrom = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     look_alikes: Annotated[
         bool, Option("--look-alikes/--no-look-alikes", help="search for images that look alike")
     ] = True,
@@ -156,7 +160,8 @@ def check(
     settings = _load_settings(request := parse_words(words or [], recipe), "check")
     report = lorgnette.check(
         request.require_data(settings), settings=settings, prompt=prompt, rows=rows, name=name, images_from=images_from,
-        look_alikes=look_alikes, recipe=request.recipe or "", out=out, console=console if as_json else None,
+        image_column=image_column, caption_column=caption_column, look_alikes=look_alikes,
+        recipe=request.recipe or "", out=out, console=console if as_json else None,
     )  # fmt: skip
     if as_json:
         _print_json(report.as_dict())
@@ -218,6 +223,8 @@ def predict(
     prompt: Prompt = None,
     both: Annotated[bool, Option("--both", help="also print the base model's answers")] = False,
     images_from: ImagesFrom = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     image_size: ImageSize = None,
     out: Annotated[Path | None, Option(help="also write the answers as JSONL")] = None,
     max_new_tokens: MaxNewTokens = None,
@@ -231,8 +238,9 @@ def predict(
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
-        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from, image_size=image_size,
-        out=out, device=device, **sampling,
+        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
+        image_column=image_column, caption_column=caption_column, image_size=image_size, out=out, device=device,
+        **sampling,
     )  # fmt: skip
 
 
@@ -246,6 +254,8 @@ def evaluate(
     prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     image_size: ImageSize = None,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = 32,
@@ -254,7 +264,8 @@ def evaluate(
     """Score a model's answers against the references in the data, with confidence intervals."""
     lorgnette.evaluate(
         model_or_run, source, metrics=metrics, out=out, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
+        image_column=image_column, caption_column=caption_column, image_size=image_size,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
     )  # fmt: skip
 
 
@@ -269,6 +280,8 @@ def compare(
     prompt: Prompt = None,
     rows: Rows = None,
     images_from: ImagesFrom = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     image_size: ImageSize = None,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = 32,
@@ -277,7 +290,8 @@ def compare(
     """Compare models in one HTML report: scores, style, every answer. A single adapter is compared with its base."""
     lorgnette.compare(
         *models_and_data, out=out, metrics=metrics, model=model, prompt=prompt, rows=rows, images_from=images_from,
-        image_size=image_size, max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
+        image_column=image_column, caption_column=caption_column, image_size=image_size,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, device=device,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def can_hold(example: Example, export_format: ExportFormat) -> bool:
         return not has_marker
     if export_format == "csv":
         is_single = [turn.role for turn in example.turns] == ["user", "assistant"]
-        is_caption = is_single and example.turns[0].parts[1:] == ("COCO Yes:",) and len(example.images) == 1
+        is_caption = is_single and example.turns[0].parts[1:] == ("Describe this image.",) and len(example.images) == 1
         return is_caption and "\0" not in example.turns[1].text
     if export_format == "json":
         return all(
@@ -118,14 +118,14 @@ def test_an_export_reads_back_unchanged(
     quoted_images: list[Image], export_format: ExportFormat, data: st.DataObject
 ) -> None:
     captions = st.tuples(
-        st.none(), st.tuples(st.tuples(st.integers(0, 3), st.just("COCO Yes:")).map(list), ANSWER).map(lambda p: [p])
+        st.none(), st.tuples(st.tuples(st.integers(0, 3), st.just("Describe this image.")).map(list), ANSWER).map(lambda p: [p])
     )
     samples = data.draw(
         st.lists((CONVERSATION | captions) if export_format == "csv" else CONVERSATION, min_size=1, max_size=5)
     )
     examples = [build_example(sample, quoted_images, f"{i} é") for i, sample in enumerate(samples)]
     examples = [example for example in examples if has_questions(example)]
-    exportable = [row for row in filter_exportable(examples, export_format, "COCO Yes:") if isinstance(row, Example)]
+    exportable = [row for row in filter_exportable(examples, export_format, "Describe this image.") if isinstance(row, Example)]
     assert exportable == [example for example in examples if can_hold(example, export_format)]
     if not exportable:
         return
@@ -149,7 +149,7 @@ def test_an_export_reads_back_unchanged(
         assert export(exportable, out, export_format) == result  # exporting again changes nothing
 
 
-def build_caption(image: Image, answer: str = "yes", question: str = "COCO Yes:") -> Example:
+def build_caption(image: Image, answer: str = "yes", question: str = "Describe this image.") -> Example:
     return Example("7", (Turn("user", (image, question)), Turn("assistant", (answer,))), Path("/data/a.csv"), 3)
 
 
@@ -182,7 +182,7 @@ def test_problems_stop_the_export_or_are_skipped(
 def test_a_path_that_is_no_utf8_is_refused(tmp_path: Path, export_format: ExportFormat) -> None:
     path = tmp_path / "not\udcffutf8.jpg"
     PIL.Image.new("RGB", (4, 4)).save(path)
-    [row] = filter_exportable([build_caption(Image(path))], export_format, "COCO Yes:")
+    [row] = filter_exportable([build_caption(Image(path))], export_format, "Describe this image.")
     assert isinstance(row, Problem)
     assert "cannot hold this row unchanged" in row.message
     assert "surrogate" in row.message
@@ -278,7 +278,7 @@ def test_a_mark_is_kept_or_refused(export_format: ExportFormat, tmp_path: Path) 
 
 def test_a_csv_needs_the_prompt_as_its_question(quoted_images: list[Image], tmp_path: Path) -> None:
     rows = [build_caption(quoted_images[0], question="what?")]
-    with pytest.raises(LorgnetteError, match="the question 'COCO Yes:'"):
+    with pytest.raises(LorgnetteError, match="the question 'Describe this image.'"):
         export(rows, tmp_path / "a.csv", "csv")
     export(rows, tmp_path / "a.csv", "csv", prompt="what?")
     [back] = read(tmp_path / "a.csv", prompt="what?")

@@ -46,7 +46,7 @@ def test_the_tutorials_three_files_are_written(captions: Path, tmp_path: Path) -
     assert everything[0] == {
         "id": "identity_1",
         "conversations": [
-            {"from": "user", "value": f"COCO Yes: <|vision_start|>{tmp_path}/images/0.png<|vision_end|>"},
+            {"from": "user", "value": f"Describe this image. <|vision_start|>{tmp_path}/images/0.png<|vision_end|>"},
             {"from": "assistant", "value": "caption, 0"},
         ],
     }
@@ -200,5 +200,5 @@ def test_images_inside_the_source_are_extracted_to_the_output_folder(captions: P
 
 def test_the_real_captions_are_split_by_image(shared: Path, tmp_path: Path) -> None:
     result = prepare(shared / "coco" / "captions.csv", tmp_path)
-    assert (result.num_train, result.num_test, result.num_shared_images) == (395, 5, 0)  # five captions per image
+    assert (result.num_train, result.num_test, result.num_shared_images) == (360, 40, 0)  # a tenth of 80 images with five captions each
     assert read_content(result.all_path) == read_content(shared / "coco" / "captions.csv", trim=False)

@@ -34,7 +34,7 @@ def demo(
     out: a new folder, default runs/demo. Raises UsageError if it is not empty. Returns the training's run.
     """
     terminal = Terminal(console)
-    lorgnette.recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn
+    settings = lorgnette.recipes.load_settings("demo", overrides)  # report a wrong override before anything is drawn
     folder = Path(out) if out else find_free_path(Path("runs"), "demo")
     if not is_free(folder):
         run_dir = RunDir(folder / "demo")
@@ -42,7 +42,8 @@ def demo(
         raise UsageError("this folder is not empty", where=f"--out {folder}", hint=f"name a new folder{resume}")
     _draw_dataset(folder, num_images, terminal)
     holdout = min(NUM_HELD_OUT, num_images // 4)
-    prepared = lorgnette.prepare(folder / "captions.csv", folder, holdout=holdout, console=console)
+    prompt = settings.data.prompt
+    prepared = lorgnette.prepare(folder / "captions.csv", folder, prompt=prompt, holdout=holdout, console=console)
     data_and_run = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}", f"run={folder / 'demo'}"]
     return lorgnette.train(lorgnette.recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
 

@@ -18,7 +18,7 @@ from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.conversation import check_conversation, merge_parts
 from lorgnette.data.dataset import read
 from lorgnette.data.formats import EXPORTERS, ExportFormat, conversations, csv, llama_factory, read_record
-from lorgnette.data.row_location import DEFAULT_PROMPT, RECOGNIZED, ColumnChoice, Row, RowLocation
+from lorgnette.data.row_location import RECOGNIZED, ColumnChoice, Row, RowLocation
 from lorgnette.data.splits import Holdout, Split, count_shared_images, train_test_split
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write

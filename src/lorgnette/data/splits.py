@@ -5,7 +5,7 @@ Knows nothing about data formats, prompts or output files.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -15,11 +15,13 @@ from lorgnette.errors import UsageError
 from lorgnette.types import Example
 
 Split = Literal["image", "tail"]
+Holdout = int | Literal["auto"]
+MIN_AUTO, MAX_AUTO = 4, 64
 _MIDDLE_BYTES = 1024
 
 
 def train_test_split(
-    examples: Sequence[Example], *, holdout: int, split: Split, identical_files: Mapping[Path, Path] | None = None
+    examples: Sequence[Example], *, holdout: Holdout, split: Split, identical_files: Mapping[Path, Path] | None = None
 ) -> tuple[list[Example], list[Example]]:
     """(training part, test part), both in the source's order.
 
@@ -28,6 +30,8 @@ def train_test_split(
     "image": rows that share an image stay together. Such groups go into the test part from the end of the data while
     they fit. If they do not add up to `holdout`, the test part gets larger: by the smallest group that did not fit, or
     it becomes one large group alone, whichever has fewer rows (among equals the last).
+    holdout "auto": a tenth of these groups (of the rows, for "tail"), from MIN_AUTO to MAX_AUTO; of fewer than
+    2 × MIN_AUTO a quarter. It never takes more than half of the rows, and may take none.
     identical_files: `map_identical_files` of all images, if known.
 
     Raises UsageError if `holdout` leaves nothing to train on.
@@ -38,6 +42,9 @@ def train_test_split(
     if split == "image":
         same = map_identical_files(_image_paths(examples)) if identical_files is None else identical_files
         groups = _group_by_image(examples, same)
+    if holdout == "auto":
+        test_rows = _select_auto(groups)
+        return _split_rows(examples, test_rows)
     if not 0 <= holdout < len(examples):
         count = "is 1 usable row" if len(examples) == 1 else f"are {len(examples)} usable rows"
         message = f"holdout is {holdout}, but there {count}"
@@ -47,8 +54,16 @@ def train_test_split(
     if len(test_rows) == len(examples):
         message = f"holding out {holdout} rows and all others with the same images leaves nothing for training"
         raise UsageError(message, where="holdout", hint=_suggest_holdout(groups, len(examples)))
-    train = [example for row, example in enumerate(examples) if row not in test_rows]
-    return train, [example for row, example in enumerate(examples) if row in test_rows]
+    return _split_rows(examples, test_rows)
+
+
+def parse_holdout(text: str | int) -> Holdout:
+    """`auto`, or a number of rows. Raises UsageError."""
+    if text == "auto":
+        return "auto"
+    if f"{text}".isdecimal():
+        return int(text)
+    raise UsageError(f"holdout is {text}", where="--holdout", hint="write a whole number of 0 or more, or auto")
 
 
 def count_shared_images(train: Iterable[Example], test: Iterable[Example]) -> int:
@@ -100,6 +115,23 @@ def _hash_file(file: Path) -> str:
 
 def _image_paths(examples: Iterable[Example]) -> Iterator[Path]:
     return (image.path for example in examples for image in example.images)
+
+
+def _split_rows(examples: Sequence[Example], test_rows: Container[int]) -> tuple[list[Example], list[Example]]:
+    train = [example for row, example in enumerate(examples) if row not in test_rows]
+    return train, [example for row, example in enumerate(examples) if row in test_rows]
+
+
+def _select_auto(groups: Collection[list[int]]) -> set[int]:
+    """Rows of whole groups from the end, as many groups as holdout "auto" means."""
+    num_groups, num_rows = len(groups), sum(map(len, groups))
+    count = min(max(MIN_AUTO, num_groups // 10), MAX_AUTO) if num_groups >= 2 * MIN_AUTO else num_groups // 4
+    selected: set[int] = set()
+    for group in sorted(groups, key=lambda rows: rows[-1], reverse=True):
+        if count and 2 * (len(selected) + len(group)) <= num_rows:
+            selected.update(group)
+            count -= 1
+    return selected
 
 
 def _select_from_end(groups: Iterable[list[int]], holdout: int) -> set[int]:

@@ -38,13 +38,13 @@ def test_a_row_is_image_prompt_and_caption(tmp_path: Path) -> None:
     assert read(path, 'image_path,caption\nimages/../a.jpg,"a cat, asleep "\n/x/b.jpg,two\n') == [
         Example(
             "identity_1",
-            (Turn("user", (Image(tmp_path / "a.jpg"), "COCO Yes:")), Turn("assistant", ("a cat, asleep",))),
+            (Turn("user", (Image(tmp_path / "a.jpg"), "Describe this image.")), Turn("assistant", ("a cat, asleep",))),
             path,
             2,
         ),
         Example(
             "identity_2",
-            (Turn("user", (Image(Path("/x/b.jpg")), "COCO Yes:")), Turn("assistant", ("two",))),
+            (Turn("user", (Image(Path("/x/b.jpg")), "Describe this image.")), Turn("assistant", ("two",))),
             path,
             3,
         ),
@@ -208,7 +208,7 @@ def test_a_question_of_its_own_is_asked(tmp_path: Path) -> None:
 def test_images_alone_are_questions_without_an_answer(tmp_path: Path) -> None:
     """bugs/predict-unanswered"""
     for content, question in (
-        ("image_path\na.jpg\n", "COCO Yes:"),
+        ("image_path\na.jpg\n", "Describe this image."),
         ("id,question,file_name\n7,what?,a.jpg\n", "what?"),
     ):
         [row] = read(tmp_path / "c.csv", content)
