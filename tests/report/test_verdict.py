@@ -101,7 +101,8 @@ CASES = {
         control=[*build_rows(30, [LONG], [LONG], KITES), *build_rows(30, [LONG], RIGHT, KITES)],
     ),
     "only capitals changed": Case(
-        build_rows(30, ["a kite"], ["A kite!"], KITES), "unsure", ["Only the wording of answers changed: no score"],
+        build_rows(30, ["a kite"], ["A kite!"], KITES), "unsure",
+        ["The answers changed, but no score moved.", "word for word in 0 of 30 held-out images (0 before)"],
         control=build_rows(30, ["a kite"], RIGHT, KITES),
     ),
     "captions get closer, and none is exact": Case(
@@ -117,7 +118,7 @@ CASES = {
     ),
     "wrong labels become other wrong labels": Case(
         build_rows(40, ["it is a cat"], ["it is a bird"], LABELS), "unsure",
-        ["Only wrong answers changed, to other wrong ones."],
+        ["The answers changed, but no score moved.", "the right label in 0 of 40 held-out images (0 before)"],
         control=build_rows(40, ["it is a cat"], ["cat"], LABELS), metrics=("label",),
     ),
     "JSON": Case(

@@ -139,8 +139,7 @@ def _conclude(match: Change, graded: Change | None, rise: float, total: int, nou
     if "worse" in meanings or rise > HARMFUL_LOSS_RISE:
         return "harm", "It did harm."
     if not _has_moved(match, graded):
-        wording, wrong = "the wording of answers changed: no score moved", "wrong answers changed, to other wrong ones"
-        return _UNSURE, f"Only {wording if graded else wrong}."
+        return _UNSURE, "The answers changed, but no score moved."
     if total < FEW_IMAGES:
         return _UNSURE, f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
     return _UNSURE, "Cannot say: chance explains the difference."
@@ -196,7 +195,9 @@ def _describe_answers(rows: Sequence[PredictionRow], match: Change, graded: Chan
     """What changed, in counts."""
     total, sentences = len(rows), []
     num_before, num_after = round(match.before * total), round(match.after * total)
-    is_match_shown = graded is None or max(num_before, num_after) >= max(1, MIN_SHOWN_SHARE * total)
+    is_match_shown = (
+        not _has_moved(match, graded) or graded is None or max(num_before, num_after) >= max(1, MIN_SHOWN_SHARE * total)
+    )
     if is_match_shown or match.meaning != "unsure":
         reference = "a reference" if any(len(row.references) > 1 for row in rows) else "the reference"
         text = MATCHES[match.name].format(reference=reference)
