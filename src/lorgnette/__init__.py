@@ -1,8 +1,11 @@
 """lorgnette: fine-tune Qwen-VL models on your own images with LoRA.
 
 import lorgnette
-settings = lorgnette.recipes.load_settings("coco-caption", model="demo", data="captions.csv")
-run = lorgnette.train(settings)
+run = lorgnette.train("captions.csv", model="Qwen2-VL-2B-Instruct")
+run.scores
+lorgnette.load(run).predict("photo.jpg", both=True)
+
+docs/python.md shows all of it.
 """
 
 from importlib import import_module
@@ -16,18 +19,30 @@ if TYPE_CHECKING:
     from lorgnette.commands.export_adapter import export_adapter
     from lorgnette.commands.merge import merge
     from lorgnette.commands.plan import plan
-    from lorgnette.commands.predict import predict
+    from lorgnette.commands.predict import load, predict
     from lorgnette.commands.prepare import prepare
     from lorgnette.commands.preview import preview
     from lorgnette.commands.train import resume, train
     from lorgnette.commands.verify import verify
     from lorgnette.commands.watch import watch
+    from lorgnette.commands.write_rows import write_rows
+    from lorgnette.errors import LorgnetteError
+    from lorgnette.metrics.own_metric import register_metric
+    from lorgnette.report.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "check", "compare", "evaluate", "export_adapter", "merge", "plan", "predict", "prepare", "preview",
-    "recipes", "resume", "train", "verify", "watch",
+    "LorgnetteError", "Run", "__version__", "check", "compare", "evaluate", "export_adapter", "load", "merge", "plan",
+    "predict", "prepare", "preview", "recipes", "register_metric", "resume", "train", "verify", "watch", "write_rows",
 ]  # fmt: skip
+_MODULES = {
+    "LorgnetteError": "errors",
+    "Run": "report.run",
+    "load": "commands.predict",
+    "register_metric": "metrics.own_metric",
+    "resume": "commands.train",
+}
+"""Where a public name is, if not in the command with its name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +54,9 @@ def __getattr__(name: str) -> Any:
     from lorgnette.startup import gc_paused
 
     with gc_paused():
-        return getattr(import_module(f"lorgnette.commands.{'train' if name == 'resume' else name}"), name)
+        return getattr(import_module(f"lorgnette.{_MODULES.get(name, f'commands.{name}')}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names: what Tab offers, and `help` describes."""
+    return list(__all__)

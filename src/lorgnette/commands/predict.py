@@ -80,7 +80,7 @@ def predict(
 
 
 def load(
-    source: Path | str | Run = "demo",
+    candidate: Path | str | Run = "demo",
     *,
     model: str | None = None,
     image_size: str | None = None,
@@ -92,11 +92,11 @@ def load(
         model = lorgnette.load("runs/captions")
         model.predict("photo.jpg", both=True)
 
-    source: a run, an adapter, or a model; `demo` is the built-in model. model: the base model of an adapter, if it is
+    candidate: a run, an adapter, or a model; `demo` is the built-in model. model: the base model of an adapter, if it is
     not the one recorded with it. image_size: as in `predict`. Raises LorgnetteError if it is missing or broken.
     """
     terminal = Terminal(console)
-    loaded = Model(resolve_spec(os.fspath(source), model, terminal, image_size), device, terminal)
+    loaded = Model(resolve_spec(os.fspath(candidate), model, terminal, image_size), device, terminal)
     _ = loaded.weights
     return loaded
 
