@@ -18,16 +18,17 @@ COMMANDS = {
     "demo": "--out --images WORDS",
     "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
     " --image-column --caption-column --on-bad-row",
-    "check": "WORDS --recipe --prompt --rows --name --images-from --look-alikes/--no-look-alikes --out --json",
+    "check": "WORDS --recipe --prompt --rows --name --images-from --image-column --caption-column"
+    " --look-alikes/--no-look-alikes --out --json",
     "preview": "WORDS --rows --out",
     "plan": "WORDS --memory --gpu --json",
     "train": "WORDS --resume",
-    "predict": "SOURCE --adapter --model --prompt --both --images-from --image-size --out --max-new-tokens --batch-size"
-    " --temperature --top-p --seed --device",
-    "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-size"
-    " --max-new-tokens --batch-size --device",
-    "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-size --max-new-tokens"
-    " --batch-size --device",
+    "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"
+    " --out --max-new-tokens --batch-size --temperature --top-p --seed --device",
+    "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-column"
+    " --caption-column --image-size --max-new-tokens --batch-size --device",
+    "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-column --caption-column"
+    " --image-size --max-new-tokens --batch-size --device",
     "verify": "ADAPTER --model --data --rows --device --json",
     "merge": "ADAPTER OUT --model --device",
     "export-adapter": "ADAPTER OUT --transformers",

@@ -1,9 +1,12 @@
 """Names become places: the built-in model, folders, and what a hub's source is collected into."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lorgnette import resolve
 from lorgnette.config import DataSettings, Settings
@@ -64,6 +67,33 @@ def test_each_source_and_number_of_rows_has_its_folder() -> None:
     ]
     assert folders[0] == Path("data/modelscope-coco_2014_caption-500")
     assert len(set(folders)) == 4
+
+
+def test_the_settings_name_columns_of_every_table(tmp_path: Path) -> None:
+    table, said = tmp_path / "a.csv", io.StringIO()
+    table.write_text("photo,thumbnail,en,de\na.jpg,b.jpg,cat,Katze\n")
+    terminal = Terminal(Console(file=said, width=200))
+
+    def read(file: Path, **options: Any) -> list[Any]:
+        return list(resolve.read_rows(Settings(data=DataSettings(**options)), file, terminal))
+
+    with pytest.raises(LorgnetteError, match="not clear which column holds the captions; the columns are photo"):
+        read(table, path=table)
+    with pytest.raises(LorgnetteError, match=r"there is no column 'Foto'; the columns are photo \(path\), thumbnail"):
+        read(table, path=table, image_column="Foto", caption_column="de")
+    [row] = read(table, path=table, image_column="thumbnail", caption_column="de")
+    assert (row.images[0].path.name, row.reference, row.unread_keys) == ("b.jpg", "Katze", ("photo", "en"))
+    assert said.getvalue() == "columns    a.csv: thumbnail → image, de → caption\n"
+    # What was downloaded has our own columns, and is read without a word.
+    downloaded = tmp_path / "data.jsonl"
+    downloaded.write_text('{"image_path": "a.jpg", "caption": "cat"}\n')
+    [row] = read(downloaded, path=Path("hf:a/b"), image_column="thumbnail", caption_column="de")
+    assert row.reference == "cat"
+    assert said.getvalue().count("columns") == 1
+    folders = [
+        resolve.get_dataset_folder(Settings(data=DataSettings(path="hf:a/b", caption_column=c))) for c in (None, "de")
+    ]
+    assert folders == [Path("data/a-b"), Path("data/a-b-de")]
 
 
 def test_local_data_is_not_downloaded(make_settings: Callable[..., Settings], captions: Path) -> None:

@@ -11,11 +11,13 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
+from lorgnette import data
 from lorgnette.commands import predict as predict_module
 from lorgnette.commands.predict import predict, read_examples
-from lorgnette.errors import LorgnetteError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference import hf_generate
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions
 from lorgnette.types import Encoded, PredictionRow
 
@@ -43,6 +45,21 @@ def test_rows_without_an_answer_are_answered(name: str, shared, tmp_path: Path) 
     rows = predict(shared("bugs/predict-unanswered") / name, model="demo", max_new_tokens=4)
     assert len(rows) == 6
     assert {row.references for row in rows} == {()}
+
+
+def test_columns_and_unread_keys_are_said(captions: Path) -> None:
+    """predict and evaluate read them as train does; keys that are not read were dropped without a word."""
+    table, said = captions.with_name("Fotos.csv"), io.StringIO()
+    table.write_text("Bild;Titel;Text;Lizenz\nred.png;R;rot;CC0\n")
+    columns = data.ColumnChoice(caption="Titel")
+    terminal = Terminal(Console(file=said, width=200))
+    [example] = read_examples(table, "q", columns=columns, terminal=terminal)
+    assert example.reference == "R"
+    assert "columns    Fotos.csv: Bild → image, Titel → caption; separator semicolon" in said.getvalue()
+    assert "key 'Text' is not read (1 row)" in said.getvalue()
+    assert "key 'Lizenz' is not read (1 row)" in said.getvalue()
+    with pytest.raises(UsageError, match="images without a table have no columns"):
+        read_examples(captions.with_name("red.png"), "q", columns=columns)
 
 
 def test_an_empty_prompt_is_used(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

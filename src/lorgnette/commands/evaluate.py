@@ -45,6 +45,8 @@ def evaluate(
     prompt: str | None = None,
     rows: int | None = None,
     images_from: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     image_size: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
@@ -65,8 +67,9 @@ def evaluate(
     [resolved] = resolve_candidates([os.fspath(candidate)], model, terminal, image_size)
     metric_names = parse_metric_names(metrics, select_default_metrics([resolved]))
     prompts = load_eval_prompts(
-        [resolved], source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=True
-    )
+        [resolved], source, prompt=prompt, rows=rows, images_from=images_from,
+        columns=data_sets.ColumnChoice(image_column, caption_column), needs_answer=True, terminal=terminal,
+    )  # fmt: skip
     check_own_metrics(metric_names, [prompt.references for prompt in prompts if prompt.references])
     overlap = resolved.find_training_overlap(prompts)
     for note in (*resolved.check_saved_answers(prompts), *overlap.notes):
@@ -107,12 +110,17 @@ def load_eval_prompts(
     rows: int | None,
     images_from: str | None,
     needs_answer: bool,
+    columns: data_sets.ColumnChoice = data_sets.RECOGNIZED,
+    terminal: Terminal | None = None,
 ) -> list[EvalPrompt]:
     """The prompts of a data file. Data without prompts gets the first candidate's training prompt. needs_answer: a row
     of a data file without an answer is an error."""
     default = prompt if prompt is not None else next(iter(list_training_prompts(candidates)), data_sets.DEFAULT_PROMPT)
     images = check_local_images(images_from)
-    examples = read_examples(source, default, max_rows=rows, images_from=images, needs_answer=needs_answer)
+    examples = read_examples(
+        source, default, max_rows=rows, images_from=images, columns=columns, needs_answer=needs_answer,
+        terminal=terminal,
+    )  # fmt: skip
     prompts = group_by_prompt(examples)
     if not prompts:
         raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")

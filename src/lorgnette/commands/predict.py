@@ -39,6 +39,8 @@ def predict(
     prompt: str | None = None,
     both: bool = False,
     images_from: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     image_size: str | None = None,
     out: Path | str | None = None,
     max_new_tokens: int | None = None,
@@ -65,7 +67,7 @@ def predict(
     loaded = Model(set_answer_size(load_model_spec(model, adapter, terminal), image_size), device, terminal)
     sampling = loaded.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
     loaded.check_both(both)
-    questions = loaded.read_questions(data, prompt, images_from)
+    questions = loaded.read_questions(data, prompt, images_from, data_sets.ColumnChoice(image_column, caption_column))
     terminal.print(f"answers    {describe_generation(loaded.spec.processor.settings, sampling)}")
     try:
         answers = loaded.answer(questions, sampling, both=both)
@@ -201,7 +203,13 @@ class Model:
             message, hint = "this adapter changes the base model's own weights", "ask the base model with --model alone"
             raise UsageError(f"{message}: one loaded model cannot answer for both", where="--both", hint=hint)
 
-    def read_questions(self, data: Any, prompt: str | Sequence[str] | None, images_from: str | None) -> Questions:
+    def read_questions(
+        self,
+        data: Any,
+        prompt: str | Sequence[str] | None,
+        images_from: str | None,
+        columns: data_sets.ColumnChoice = data_sets.RECOGNIZED,
+    ) -> Questions:
         """The questions of `predict`. Raises LorgnetteError for what cannot be read."""
         if prompt is None:
             prompt = self.spec.metadata.prompt if self.spec.metadata else data_sets.DEFAULT_PROMPT
@@ -211,8 +219,11 @@ class Model:
         if temporary is None or not (isinstance(images, list | tuple) and all(map(_is_image_or_path, images))):
             if not isinstance(prompt, str):
                 raise UsageError("several prompts", where="prompt=", hint="give one, or a list with an image for each")
-            file = Path(data) if temporary is None else write_rows(data, temporary.path / "rows").path
-            return Questions(read_examples(file, prompt, images_from=folder), has_rows=True, folder=temporary)
+            file = Path(data)
+            if temporary is not None:
+                file, columns = write_rows(data, temporary.path / "rows", columns=columns).path, data_sets.RECOGNIZED
+            examples = read_examples(file, prompt, images_from=folder, columns=columns, terminal=self._terminal)
+            return Questions(examples, has_rows=True, folder=temporary)
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):
             message = f"{len(prompts)} prompts for {len(images)} images"
@@ -272,14 +283,26 @@ def read_examples(
     *,
     max_rows: int | None = None,
     images_from: Path | None = None,
+    columns: data_sets.ColumnChoice = data_sets.RECOGNIZED,
     needs_answer: bool = False,
+    terminal: Terminal | None = None,
 ) -> list[Example]:
-    """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none. Raises
-    LorgnetteError for broken rows; with needs_answer, also for rows of a data file without an answer."""
+    """Read a data file or folder, an image or a folder of images. `prompt` is used if the data has none. Says which
+    columns are read and which keys are not. Raises LorgnetteError for broken rows; with needs_answer, also for rows of
+    a data file without an answer."""
+    terminal = terminal or Terminal()
     if data_sets.is_dataset(source):
-        rows = data_sets.read(source, prompt=prompt, max_rows=max_rows, images_from=images_from)
+        rows = data_sets.read(
+            source, prompt=prompt, max_rows=max_rows, images_from=images_from, columns=columns,
+            on_columns=lambda text: terminal.print(f"columns    {text}"),
+        )  # fmt: skip
         result = data_sets.load_usable(rows, on_bad_row="skip", source=source, needs_answer=needs_answer)
         examples, problems = result.examples, result.problems
+        for finding in result.remarks:
+            terminal.warn(str(finding.problem))
+    elif columns.is_explicit:
+        message, hint = "images without a table have no columns", "leave out --image-column and --caption-column"
+        raise UsageError(message, where=str(source), hint=hint)
     else:
         images = list(islice(data_sets.read_images(source, prompt=prompt), max_rows))
         examples = [row for row in images if isinstance(row, Example)]

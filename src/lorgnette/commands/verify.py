@@ -80,7 +80,7 @@ def verify(
     if spec and spec.metadata and result.passed:
         # What plain transformers + PEFT compute.
         prompt, device = spec.metadata.prompt, select_device(device).type
-        examples = read_examples(Path(data), prompt, max_rows=rows) if data else ()
+        examples = read_examples(Path(data), prompt, max_rows=rows, terminal=terminal) if data else ()
         peft_result = check_with_peft(
             spec.checkpoint, adapter, spec.processor, prompt, examples, device=device,
             is_mergeable=judgement.merge_obstacle is None, is_base_changed=spec.is_base_changed,
