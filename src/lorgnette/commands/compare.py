@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens
 from lorgnette.commands.arguments import as_source
 from lorgnette.commands.compare_candidates import (
@@ -17,6 +18,7 @@ from lorgnette.commands.compare_candidates import (
     resolve_candidates,
     split_before_after,
 )
+from lorgnette.commands.comparison_facts import list_facts, list_next_steps, tabulate_candidates
 from lorgnette.commands.evaluate import choose_for_prompts, load_eval_prompts, select_default_metrics
 from lorgnette.config import DataSettings, ProcessorSettings
 from lorgnette.errors import UsageError
@@ -28,6 +30,7 @@ from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
 from lorgnette.metrics.report import compute_report, parse_metric_names
 from lorgnette.report import run_log
+from lorgnette.report.comparison_verdict import judge_candidates
 from lorgnette.report.console import Terminal
 from lorgnette.report.evaluation import Comparison
 from lorgnette.report.html.charts import Chart, Curve, build_overlay
@@ -46,6 +49,8 @@ def compare(
     prompt: str | None = None,
     rows: int | None = None,
     images_from: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
     image_size: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
@@ -69,10 +74,12 @@ def compare(
     is_replaced = page_path.is_file()
     check_writable(page_path, source, *(Path(name) for name in names if is_answers_file(name)))
     resolved = _resolve_inputs(names, model, terminal, image_size)
+    names = names if len(names) == len(resolved) else [BASE, *names]
     metric_names = parse_metric_names(metrics, select_default_metrics(resolved))
     prompts = load_eval_prompts(
-        resolved, source, prompt=prompt, rows=rows, images_from=images_from, needs_answer=False
-    )
+        resolved, source, prompt=prompt, rows=rows, images_from=images_from,
+        columns=data_sets.ColumnChoice(image_column, caption_column), needs_answer=False, terminal=terminal,
+    )  # fmt: skip
     metric_names, reason = choose_for_prompts(metric_names, prompts)
     if reason:
         terminal.print(f"metrics    {reason}")
@@ -96,24 +103,33 @@ def compare(
         for note in describe_cuts(candidate.name, [not answer.is_complete for answer in answers], "the token limit"):
             terminal.warn(note)
             notes.append(note)
+    # Judge them, and write the page.
     texts = [[answer.text for answer in answers] for answers in predictions]
+    short_names = tuple(candidate.name for candidate in resolved)
+    trained_on = [overlap.flags or () for overlap in overlaps]
+    is_tuned = [candidate.is_tuned for candidate in resolved]
+    verdict, best = judge_candidates(short_names, prompts, texts, metric_names, tuned=is_tuned, trained_on=trained_on)
     page = ComparisonPage(
-        candidates=tuple(candidate.name for candidate in resolved),
-        source=source,
+        candidates=short_names,
         prompts=prompts,
+        verdict=verdict,
+        compared=tabulate_candidates(resolved),
+        facts=list_facts(prompts, source, generations, device),
+        next_steps=list_next_steps(resolved, names, source, best, verdict),
+        folders=[Path.cwd(), source.absolute().parent],
         answers=[[answer.shown_text for answer in answers] for answers in predictions],
         report=compute_report(metric_names, prompts, texts),
         charts=_build_charts(resolved),
         settings=settings,
         notes=notes,
         generations=generations,
-        trained_on=[overlap.flags or () for overlap in overlaps],
+        trained_on=trained_on,
         overlap_summaries=[overlap.summary for overlap in overlaps] if any(o.is_tuned for o in overlaps) else (),
     )
     write_comparison_page(page_path, page)
-    terminal.print_result(page.summary)
+    terminal.print_result(f"result     {verdict.text}")
     terminal.print_result(f"report     {page_path}{' (replaced)' if is_replaced else ''}")
-    return Comparison.from_report(page.report, tuple(page.candidates), path=page_path, verdict=page.summary)
+    return Comparison.from_report(page.report, tuple(page.candidates), path=page_path, verdict=verdict.text)
 
 
 def _resolve_inputs(

@@ -1,9 +1,13 @@
 """The comparison page: its contents, and its behavior in a real browser."""
 
+import csv
+import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import PIL.Image
@@ -15,6 +19,7 @@ from lorgnette.metrics.report import MetricReport, compute_report
 from lorgnette.metrics.score import Score
 from lorgnette.report.html.charts import Curve, build_overlay
 from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
+from lorgnette.report.verdict import Verdict
 from lorgnette.types import Example, Image, Turn
 
 COLORS = ["red", "green", "blue", "yellow"]
@@ -51,13 +56,18 @@ def build_page(folder: Path) -> ComparisonPage:
     pairs = {(1, 0): significant, (2, 0): significant, (2, 1): Difference("ROUGE-L", 0.067, (0.4, -0.4, 0.2))}
     return ComparisonPage(
         candidates=("base", "runs/a", "runs/with/a/long/name"),
-        source=Path("d.csv"),
         prompts=[
             build_prompt(color, folder / f"{color}.png", "what?", references)
             for color, references in zip(COLORS, [("one", "two"), ("r",), ("r",), ()], strict=True)
         ],
         answers=[[f"base {color}" for color in COLORS], ["same"] * 4, [f"<i>{color}" for color in COLORS]],
         report=build_report([[0.5, 0.5, 0.5], [0.5, 0.6, 0.4], [0.9, 0.2, 0.6]], (0, 1, 2), pairs),
+        verdict=Verdict(
+            "worked", "runs/with/a/long/name is better.", "In 2 of 3 images <b>.", "With 3 images, chance."
+        ),
+        compared=[("step", ("–", "20 (the best)", "60 (the last)"))],
+        facts=[("Data", [("File", "d.csv"), ("Questions", "4, 3 with references")])],
+        next_steps=[("Check it", "lorgnette verify runs/a")],
         charts=build_overlay("loss", [Curve("base", []), Curve("runs/a", [(1, 2.0), (2, 1.0)])]),
         settings=[("lora.rank", ("–", "16", "4"))],
     )
@@ -76,9 +86,13 @@ def test_page_has_everything_escaped(page_path: Path) -> None:
     assert "<i>red" not in html
     assert html.count("data:image/jpeg;base64,") == 4
     assert html.count("difference better") == html.count("difference worse") == 4
-    assert "<dt>With references</dt><dd>3</dd>" in html
-    lead = "4 questions, 3 answers each. In ROUGE-L, runs/with/a/long/name differs from base by +0.100, p\u00a00.001"
-    assert f"{lead} (+0.050 to +0.150): closer to the reference in 2, further in 1." in html
+    assert "</span>runs/with/a/long/name is better.</h2>" in html
+    for text in ("In 2 of 3 images &lt;b&gt;.", "With 3 images, chance.", "20 (the best)", "4, 3 with references"):
+        assert text in html
+    assert "<title>base, runs/a, runs/with/a/long/name · comparison · lorgnette</title>" in html
+    assert html.count('<span class="file">') == 4
+    assert "</span> · row 1" in html
+    assert "<span>verify</span> <span>runs/a</span>" in html
     assert "https://" not in html
 
 
@@ -95,16 +109,28 @@ def test_trained_images_and_unlike_answers_are_shown(tmp_path: Path) -> None:
     assert marks == [True, False, False, True]
     assert "<td>–</td><td>2 of 4 questions</td><td>unknown</td>" in html
     assert '<th scope="row">answers</th><td>greedy</td><td>greedy</td><td>other</td>' in html
-    assert "3 answers each. runs/a was trained on 2 of them. In ROUGE-L" in html
-    write_comparison_page(tmp_path / "c.html", replace(page, generations=["greedy"] * 3))
-    assert "<dt>Answers</dt><dd>greedy</dd>" in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
+def test_tables_are_given_away_as_csv(page_path: Path) -> None:
+    """The link has the whole table, so that it works without a script and without a network."""
+    html = page_path.read_text(encoding="utf-8")
+    links = dict(re.findall(r'download="([\w.]+)" href="data:text/csv;charset=utf-8,([^"]*)"', html))
+    scores = list(csv.DictReader(io.StringIO(unquote(links["scores.csv"]))))
+    assert len(scores) == 3 * 3 * 2  # metrics, candidates, baselines
+    row = next(r for r in scores if (r["metric"], r["candidate"], r["baseline"]) == ("ROUGE-L", "runs/a", "base"))
+    assert [row[name] for name in ("value", "difference", "difference low", "difference high", "p")] == [
+        "0.5", "0.1", "0.05", "0.15", "0.001",
+    ]  # fmt: skip
+    assert {row["difference"] for row in scores if row["metric"] == "CIDEr-D"} == {""}
+    style = list(csv.reader(io.StringIO(unquote(links["style.csv"]))))
+    assert style[0] == ["", "base", "runs/a", "runs/with/a/long/name", "references"]
+    assert "curves.csv" in links
 
 
 def visible_ids(page: Any) -> list[str]:
     """The ids of the visible cards, from top to bottom."""
     return page.view.evaluate(
-        "[...document.querySelectorAll('.comparison-card')].filter(c => !c.hidden)"
-        ".map(c => c.querySelector('.id').textContent)"
+        "[...document.querySelectorAll('.comparison-card')].filter(c => !c.hidden).map(c => c.dataset.id)"
     )
 
 
@@ -152,9 +178,7 @@ def test_cards_are_filtered(opened: Any, page_path: Path) -> None:
 
 def test_the_keyboard_controls_everything(opened: Any, page_path: Path) -> None:
     def focused_id() -> str:
-        return str(
-            page.view.evaluate("document.activeElement.closest('.comparison-card')?.querySelector('.id').textContent")
-        )
+        return str(page.view.evaluate("document.activeElement.closest('.comparison-card')?.dataset.id"))
 
     with opened(page_path) as page:
         keys = page.view.keyboard
@@ -220,7 +244,7 @@ def test_without_references_cards_cannot_be_sorted(opened: Any, tmp_path: Path) 
         [["yes", ""], ["no", "maybe"]],
     )
     report = compute_report(["ROUGE-L"], prompts, answers)
-    write_comparison_page(tmp_path / "c.html", ComparisonPage(("x", "y"), Path("d.csv"), prompts, answers, report))
+    write_comparison_page(tmp_path / "c.html", ComparisonPage(("x", "y"), prompts, answers, report))
     with opened(tmp_path / "c.html") as page:
         page.view.keyboard.press("g")
         page.view.fill("#find", "maybe")
@@ -241,7 +265,7 @@ def test_a_thousand_noisy_images_stay_under_30_mb(opened: Any, tmp_path: Path) -
     pairs = {(a, b): Difference("ROUGE-L", 0.0, ()) for a, b in ((1, 0), (2, 0), (2, 1))}
     report = build_report(values, tuple(range(1000)), pairs)
     path = tmp_path / "many.html"
-    write_comparison_page(path, ComparisonPage(("a", "b", "c"), Path("d.csv"), prompts, answers, report))
+    write_comparison_page(path, ComparisonPage(("a", "b", "c"), prompts, answers, report))
     assert path.stat().st_size < 30_000_000
     with opened(path) as page:
         page.view.keyboard.press("g")

@@ -13,11 +13,19 @@ from pathlib import Path
 from lorgnette.metrics.bootstrap import Difference
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS, Metric
-from lorgnette.metrics.report import MetricReport, Verdict, classify_difference, format_style_rows
+from lorgnette.metrics.report import (
+    MetricReport,
+    classify_difference,
+    format_signed,
+    format_style_rows,
+)
+from lorgnette.metrics.report import Verdict as Meaning
 from lorgnette.report.html.answer_tables import build_answer_sections
-from lorgnette.report.html.charts import Chart
+from lorgnette.report.html.charts import Chart, Table
 from lorgnette.report.html.inline_images import inline_images
+from lorgnette.report.html.page import SIGNS
 from lorgnette.report.html.templates import write_page
+from lorgnette.report.verdict import Verdict
 
 DIGITS = 4
 """Of a single answer's value, in the page's data."""
@@ -27,41 +35,28 @@ DIGITS = 4
 class ComparisonPage:
     """The page's contents.
 
-    answers: [candidate][prompt], as people see them. settings: (name, value of every candidate). generations: how each
+    answers: [candidate][prompt], as people see them. verdict: which is better. compared: (what, its value for every
+    candidate). facts: (title, facts) of each group. settings: (name, value of every candidate). generations: how each
     candidate's answers were generated. trained_on: [candidate][prompt] whether the candidate was trained on the
     prompt's images; empty if unknown. overlap_summaries: the same in words for every candidate, if any was trained.
+    next_steps: (purpose, command). folders: as in `write_page`.
     """
 
     candidates: tuple[str, ...]
-    source: Path
     prompts: Sequence[EvalPrompt]
     answers: Sequence[Sequence[str]]
     report: MetricReport
+    verdict: Verdict | None = None
+    compared: Sequence[tuple[str, tuple[str, ...]]] = ()
+    facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     charts: Sequence[Chart] = ()
     settings: Sequence[tuple[str, tuple[str, ...]]] = ()
     notes: Sequence[str] = ()
     generations: Sequence[str] = ()
     trained_on: Sequence[Sequence[bool]] = ()
     overlap_summaries: Sequence[str] = ()
-
-    @property
-    def summary(self) -> str:
-        """The page in a sentence: the last candidate against the first, in the main metric."""
-        count, name = len(self.prompts), self.report.main_metric
-        summary = f"{count} {'question' if count == 1 else 'questions'}, {len(self.candidates)} answers each."
-        for candidate, flags in zip(self.candidates, self.trained_on, strict=bool(self.trained_on)):
-            summary += f" {candidate} was trained on {sum(flags)} of them." if any(flags) else ""
-        if not name:
-            return summary
-        metric_index = self.report.metric_names.index(name)
-        difference = self.report.differences[len(self.candidates) - 1, 0][metric_index]
-        text, interval = _format_difference(difference)
-        gains = [METRICS[name].sign * value for value in difference.per_example]
-        return (
-            f"{summary} In {name}, {self.candidates[-1]} differs from {self.candidates[0]} by "
-            f"{text}{f' ({interval})' if interval else ''}: closer to the reference in "
-            f"{sum(gain > 0 for gain in gains)}, further in {sum(gain < 0 for gain in gains)}."
-        )
+    next_steps: Sequence[tuple[str, str]] = ()
+    folders: Sequence[Path] = ()
 
     def find_trained_on(self, index: int) -> list[str]:
         """The candidates that were trained on the images of a prompt."""
@@ -73,13 +68,13 @@ class ComparisonPage:
 class _MetricRow:
     """A metric of all candidates.
 
-    cells:  each candidate's value, its interval, and its differences from all others: (other, verdict, text, interval).
+    cells:  each candidate's value, its interval, and its differences from all others: (other, meaning, text, interval).
     values: [candidate][prompt], None for a prompt without references; empty if the metric is undefined.
     """
 
     name: str
     metric: Metric
-    cells: list[tuple[str, str, list[tuple[int, Verdict, str, str]]]]
+    cells: list[tuple[str, str, list[tuple[int, Meaning, str, str]]]]
     values: list[list[float | None]]
     note: str
 
@@ -91,27 +86,66 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
     num_metrics = len(page.report.metric_names) if page.report.scores else 0
     metrics = [_build_metric_row(page.report, i, len(page.prompts)) for i in range(num_metrics)]
     sortable = [row for row in metrics if row.values]
+    style, differing = format_style_rows(page.report), [*page.settings, *_list_differing_generations(page)]
+    sections = build_answer_sections(page.report.tables, page.candidates)
+    parts = [
+        ("notes", "Notes", page.notes),
+        ("scores", "Scores", metrics),
+        *((section.id, section.title, section) for section in sections),
+        ("style", "Style", style),
+        ("curves", "Curves", page.charts),
+        ("settings", "Settings that differ", differing),
+        ("next", "Next steps", page.next_steps),
+        ("facts", "Facts", page.facts),
+        ("answers", "Answers", page.prompts),
+    ]
     write_page(
         path,
         "comparison.html.j2",
-        title="Side by side",
-        summary=page.summary,
+        folders=page.folders,
+        title=", ".join(page.candidates),
+        summary="",
+        sign=SIGNS[page.verdict.kind] if page.verdict else "",
+        parts=[(id, name) for id, name, content in parts if content],
         page=page,
+        score_table=_tabulate_scores(page),
         metrics=metrics,
         sortable=sortable,
         cards=[
             (prompt, tuple(images[image] for image in prompt.image_paths), answers, page.find_trained_on(i))
             for i, (prompt, answers) in enumerate(answers_by_prompt)
         ],
-        answer_sections=build_answer_sections(page.report.tables, page.candidates),
-        style=format_style_rows(page.report),
-        differing=[*page.settings, *_list_differing_generations(page)],
+        answer_sections=sections,
+        style=style,
+        style_table=Table(["", *page.candidates, "references"], [[name, *values] for name, values in style]),
+        differing=differing,
         charts=page.charts,
         data={
             "charts": [chart.script_data for chart in page.charts],
             "metrics": [{"sign": row.metric.sign, "values": row.values} for row in sortable],
         },
     )
+
+
+def _tabulate_scores(page: ComparisonPage) -> Table:
+    """The scores as numbers that other programs read: a row for each metric, candidate and baseline."""
+    own_names = ("metric", "candidate", "value", "low", "high")
+    header = [*own_names, "baseline", "difference", "difference low", "difference high", "p"]
+    rows, report = [], page.report
+    for index, metric in enumerate(report.metric_names if report.scores else ()):
+        for a, scores in enumerate(report.scores):
+            score = scores[index]
+            own = [metric, page.candidates[a], *map(_format_number, (score.value, *(score.interval or (None, None))))]
+            others = [b for b in range(len(report.scores)) if b != a]
+            for b in others:
+                change = report.differences[a, b][index]
+                numbers = change.value, *(change.interval or (None, None)), change.p_value
+                rows.append([*own, page.candidates[b], *map(_format_number, numbers)])
+    return Table(header, rows)
+
+
+def _format_number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _list_differing_generations(page: ComparisonPage) -> list[tuple[str, tuple[str, ...]]]:
@@ -121,7 +155,7 @@ def _list_differing_generations(page: ComparisonPage) -> list[tuple[str, tuple[s
 def _build_metric_row(report: MetricReport, index: int, num_prompts: int) -> _MetricRow:
     name, scores = report.metric_names[index], [scores[index] for scores in report.scores]
     is_defined = all(score.value is not None for score in scores)
-    cells: list[tuple[str, str, list[tuple[int, Verdict, str, str]]]] = []
+    cells: list[tuple[str, str, list[tuple[int, Meaning, str, str]]]] = []
     values: list[list[float | None]] = []
     for a, score in enumerate(scores):
         others = [b for b in range(len(scores)) if is_defined and b != a]
@@ -139,11 +173,7 @@ def _build_metric_row(report: MetricReport, index: int, num_prompts: int) -> _Me
 def _format_difference(difference: Difference) -> tuple[str, str]:
     """The difference with its p-value, and its interval."""
     assert difference.value is not None
-    value = _format_signed(difference.value)
+    value = format_signed(difference.value)
     if difference.interval is None:
         return value, ""
-    return f"{value}, p {difference.p_value:.3f}", " to ".join(map(_format_signed, difference.interval))
-
-
-def _format_signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{value}, p {difference.p_value:.3f}", " to ".join(map(format_signed, difference.interval))
