@@ -126,8 +126,12 @@ def _start(
 def _write_rows(rows: Any, settings: Settings, run_dir: RunDir, terminal: Terminal) -> Settings:
     """Write rows in memory into the run's folder. Returns the settings with their data file."""
     folder = find_free_path(run_dir.path, DATA_FOLDER)
-    path = write_rows(rows, folder, on_bad_row=settings.data.on_bad_row, terminal=terminal)
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"path": path})})
+    path = write_rows(
+        rows, folder, image_column=settings.data.image_column, caption_column=settings.data.caption_column,
+        on_bad_row=settings.data.on_bad_row, terminal=terminal,
+    )  # fmt: skip
+    update = {"path": path, "image_column": None, "caption_column": None}  # the file has columns of its own
+    return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
 
 
 def _name_after_data(settings: Settings) -> str:

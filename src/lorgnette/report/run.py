@@ -1,7 +1,7 @@
 """A run as Python users want it: its adapter, scores, answers and log, read from its folder.
 
     run = lorgnette.train("captions.csv")        or        run = lorgnette.Run("runs/captions")
-    run.adapter · run.report                     paths
+    run.adapter · run.report · run.verdict       paths, and whether it worked
     run.scores · run.predictions · run.log       tables: a notebook shows them, .to_pandas() makes a DataFrame
 
 A run may be given wherever a command wants a run or an adapter.
@@ -21,6 +21,8 @@ from lorgnette.report import run_log
 from lorgnette.report.notebook import Answers, InlinePage, Table, render_result
 from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
+from lorgnette.report.training_overlap import find_training_overlap
+from lorgnette.report.verdict import judge_training
 
 if TYPE_CHECKING:
     import pandas
@@ -91,6 +93,15 @@ class Run:
         return table
 
     @property
+    def verdict(self) -> str:
+        """Whether it worked, with the evidence and the doubt, in words."""
+        records, rows = self.log, self.predictions
+        losses, evals = (run_log.select_series(records, *run_log.CURVES[name]) for name in ("loss", "eval loss"))
+        overlap = find_training_overlap("this run", self.folder.manifest, [row.images for row in rows])
+        names = expand_metric_names(self.settings.predict.metrics)
+        return judge_training(rows, names, losses, evals, trained_on=overlap.flags or ()).text if rows else ""
+
+    @property
     def log(self) -> Table:
         """The records of its log, such as {"kind": "train", "step": 10, "loss": 1.2}."""
         return Table(run_log.read_log(self.folder.log) if self.folder.log.is_file() else [])
@@ -108,7 +119,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         try:
-            scores, lines = self.scores, [f"adapter: {self.adapter}"]
+            scores, lines = self.scores, [self.verdict, f"adapter: {self.adapter}"]
         except LorgnetteError as error:  # a metric of the user that this process does not know
             scores, lines = Table(), [str(error)]
         link = self.report if self.report.is_file() else None
