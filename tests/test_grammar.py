@@ -87,6 +87,8 @@ def test_words_of_a_command(
         ("coco-captoin", "no such recipe, file or folder", "did you mean coco-caption?"),
         ("mine.yml", "no such file or folder", "did you mean mine.yaml?"),
         ("photo", "no such recipe, file or folder", "did you mean photos?"),
+        ("train.epochs", "a setting without a value", "write key=value, as in train.epochs=VALUE"),
+        ("lr", "a setting without a value", "write key=value, as in lr=VALUE"),
         ("zzzz", "no such recipe, file or folder", "`lorgnette recipe list` lists them"),
         ("run", "a run, not data", "continue it: --resume run; or train its adapter on new data: adapter=run"),
         ("model", "a model, not data", "write model=model"),
@@ -168,7 +170,7 @@ def test_a_setting_that_a_command_lacks_is_refused_with_what_it_has(here: Path) 
     assert "--adapter, --model" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("word", ["a.csv", "hf:me/a=b", "photos/x=1", "=1", "1=2", "", "--a=1"])
+@pytest.mark.parametrize("word", ["a.csv", "hf:me/a=b", "photos/x=1", "1=2", "", "--a=1"])
 def test_words_that_are_no_settings(word: str) -> None:
     assert split_setting(word) == (None, word)
 

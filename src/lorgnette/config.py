@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -28,7 +29,7 @@ from pydantic_core import PydanticCustomError
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.parse import is_unicode, read_yaml, shorten
 from lorgnette.io.shell import quote_word
-from lorgnette.synonyms import Assignment, Entry, format_value, translate
+from lorgnette.synonyms import SYNONYMS, Assignment, Entry, find_settings, format_value, normalize, translate
 
 DEFAULT_PROMPT = "Describe this image."
 """The user's text if neither the data nor the settings have one."""
@@ -285,6 +286,18 @@ class Settings(ProcessorSettings):
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     predict: PredictSettings = PredictSettings()
+    _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are equal, wherever they come from."""
+        return isinstance(other, Settings) and self.__dict__ == other.__dict__
+
+    __hash__ = ProcessorSettings.__hash__
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Setting → where it was set: a recipe's name, "arguments" or "command line". A default is not among them."""
+        return self._sources
 
     @property
     def processor(self) -> ProcessorSettings:
@@ -305,6 +318,11 @@ def list_settings() -> list[str]:
     return TOP_LEVEL + [f"{section}.{name}" for section, fields in SECTIONS.items() for name in fields.model_fields]
 
 
+def is_setting(word: str) -> bool:
+    """Whether a word is a setting's name, the end of one, or a word of another trainer."""
+    return normalize(word) in SYNONYMS or bool(find_settings(word, list_settings()))
+
+
 def describe_setting(name: str) -> tuple[str, str]:
     """(default, meaning) of a setting, as texts; the default as it is typed."""
     section, _, field_name = name.rpartition(".")
@@ -319,14 +337,16 @@ def load_settings(
     values: Mapping[str, Any] | None = None,
     where: str = "recipe",
     on_remark: Callable[[str], None] = lambda line: None,
+    sources: Mapping[str, str] | None = None,
 ) -> Settings:
     """Merge a recipe's tree, a second tree of `values` and `key=value` words, one setting at a time; later ones win.
 
     A key is a setting's name, its end (`epochs` for `train.epochs`), or a word of another trainer; on_remark gets a
-    line that says what such a word sets. `data=PATH` is short for `data.path=PATH`. Raises UsageError that names every
-    key that cannot be used, or the value that does not fit.
+    line that says what such a word sets. `data=PATH` is short for `data.path=PATH`. where: the recipe's name; sources:
+    other sources of some of its settings. Raises UsageError that names every key that cannot be used, or the value that
+    does not fit.
     """
-    entries = [Entry(key, value, where) for key, value in _flatten(recipe or {})]
+    entries = [Entry(key, value, (sources or {}).get(key, where)) for key, value in _flatten(recipe or {})]
     entries += [Entry(key, value, "arguments") for key, value in _flatten(values or {})]
     for word in words:
         key, equals, text = word.partition("=")
@@ -351,6 +371,7 @@ def load_settings(
         message = f"{written}{name} = {shorten(repr(first['input']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         hint = f"`lorgnette settings {quote_word(name)}` explains it"
         raise UsageError(message, where=origin.source, hint=hint) from None
+    settings._sources = {name: origin.source for name, origin in origins.items()}
     for line in remarks:
         on_remark(line)
     return settings

@@ -121,7 +121,7 @@ def parse_words(words: Sequence[str], recipe: str | None = None) -> Request:
 
 def split_setting(word: str) -> tuple[str | None, str]:
     """(key, value) of `key=value`; (None, word) for a word that is no setting, such as a file."""
-    match = re.match(r"([A-Za-z_][\w.-]*)=", word)
+    match = re.match(r"([A-Za-z_][\w.-]*|)=", word)
     return (match[1], word[match.end() :]) if match and not _exists(word) else (None, word)
 
 
@@ -138,7 +138,7 @@ def _is_data(word: str) -> bool:
     if word in dict(recipes.list_titles()):
         return False
     path, quoted = Path(word), quote_word(word)
-    if not _exists(word):
+    if not path.exists():
         if is_data_file(path) or (len(path.parts) > 1 and path.suffix.lower() not in _RECIPE_SUFFIXES):
             return True  # whose reader says what is wrong
         raise _explain_missing(path)
@@ -154,7 +154,7 @@ def _is_data(word: str) -> bool:
 
 def _is_recipe(path: Path) -> bool:
     """Whether a file holds settings: YAML, or a JSON object most of whose keys are words for settings."""
-    from lorgnette import config, synonyms
+    from lorgnette import config
     from lorgnette.io.parse import read_yaml
 
     if path.suffix.lower() != ".json":
@@ -169,17 +169,20 @@ def _is_recipe(path: Path) -> bool:
         tree = read_yaml(path)
     except LorgnetteError:  # its reader says what is wrong
         return False
-    names = [*config.list_settings(), *config.SECTIONS]
     keys = [str(key) for key in tree] if isinstance(tree, dict) else []
-    known = [key for key in keys if synonyms.find_settings(key, names) or synonyms.normalize(key) in synonyms.SYNONYMS]
+    known = [key for key in keys if key in config.SECTIONS or config.is_setting(key)]
     return 2 * len(known) > len(keys) and not _ROW_KEYS & set(keys)
 
 
 def _explain_missing(path: Path) -> UsageError:
     """The error for a word that is neither a recipe nor a file; names the nearest of both."""
-    from lorgnette import recipes
+    from lorgnette import config, recipes
     from lorgnette.io.paths import suggest_path
+    from lorgnette.io.shell import quote_word
 
+    if config.is_setting(str(path)):
+        hint = f"write key=value, as in {quote_word(path)}=VALUE; `lorgnette settings {quote_word(path)}` explains it"
+        return UsageError("a setting without a value", where=str(path), hint=hint)
     names = [name for name, _ in recipes.list_titles()]
     similar = difflib.get_close_matches(str(path), names, n=1)
     recipe = f"did you mean {similar[0]}?" if similar else ""
@@ -316,12 +319,9 @@ def _find_option(name: str, options: Collection[str]) -> str | None:
 
 def _is_misspelled(name: str, options: Collection[str]) -> bool:
     """Whether an option of the command is probably meant; click says so."""
-    from lorgnette import config, synonyms
+    from lorgnette import config
 
-    key = synonyms.normalize(name)
-    if synonyms.find_settings(key, config.list_settings()) or key in synonyms.SYNONYMS:
-        return False
-    return bool(difflib.get_close_matches(name, options, n=1, cutoff=0.8))
+    return not config.is_setting(name) and bool(difflib.get_close_matches(name, options, n=1, cutoff=0.8))
 
 
 def _is_value(arg: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from lorgnette import config
-from lorgnette.synonyms import CLASHES, OWN_NAMES, SYNONYMS, TABLE, TARGET_MODULES, VALUES
+from lorgnette.synonyms import DIFFERENCES, OWN_NAMES, SYNONYMS, TABLE, TARGET_MODULES, VALUES
 
 FORMER = {
     "evaluation_strategy", "warmup_ratio", "no_cuda", "per_gpu_train_batch_size", "overwrite_output_dir",
@@ -43,7 +43,7 @@ def test_words_of_peft_are_in_its_config() -> None:
 def test_settings_are_ours() -> None:
     settings = set(config.list_settings())
     assert {synonym.setting for synonym in TABLE} - {""} <= settings
-    assert set(CLASHES) | set(VALUES) | set(OWN_NAMES.values()) <= settings
+    assert set(DIFFERENCES) | set(VALUES) | set(OWN_NAMES.values()) <= settings
     assert TARGET_MODULES == config.TARGET_MODULES
 
 

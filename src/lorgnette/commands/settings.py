@@ -6,7 +6,7 @@ from lorgnette import config
 from lorgnette.errors import UsageError
 from lorgnette.io.shell import quote_word
 from lorgnette.report.console import Terminal
-from lorgnette.synonyms import CLASHES, SYNONYMS, TABLE, Synonym, find_settings, normalize
+from lorgnette.synonyms import DIFFERENCES, SYNONYMS, TABLE, Synonym, find_settings, normalize
 
 
 def list_settings(word: str | None = None) -> list[str]:
@@ -52,8 +52,8 @@ def _format_settings(names: list[str], *, with_words: bool) -> Iterator[str]:
         words = [word for synonym in synonyms for word in synonym.words if word != name.rpartition(".")[2]]
         if words:
             yield f"{'':{width}}  also: {', '.join(words)}"
-        if name in CLASHES:
-            yield f"{'':{width}}  {CLASHES[name]}"
+        if name in DIFFERENCES:
+            yield f"{'':{width}}  {DIFFERENCES[name]}"
 
 
 def _format_synonym(synonym: Synonym) -> str:

@@ -295,11 +295,15 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
 SYNONYMS = {word: synonym for synonym in TABLE for word in synonym.words}
 
 CLASHES = {
-    "max_length": "TRL cuts a longer example off, ms-swift leaves it out",
-    "seed": "it draws another order and other matrices than the same seed of another trainer",
-    "report_to": "auto is what is used if nothing is set; transformers' default is none, ms-swift's tensorboard",
-    "eos_token": "the token that ends an answer is template or <|endoftext|>; TRL takes any",
-    "project": "it is the project of every tracker; transformers' is Trackio's alone",
+    "max_length": "a longer example is a broken row; TRL cuts it off, ms-swift leaves it out",
+    "eos_token": "it is template or <|endoftext|>; TRL takes any token",
+}
+"""Settings that mean something else in other trainers. A recipe with words of other trainers is told."""
+DIFFERENCES = CLASHES | {
+    "seed": "the same number draws another order and other matrices in another trainer",
+    "report_to": "transformers' default is none, ms-swift's tensorboard",
+    "project": "of every tracker; transformers' is Trackio's alone",
+    "model": "a folder, or a name on a hub, as in ms-swift",
 }
 """Settings that other trainers have under the same name, and what differs."""
 VALUES: dict[str, dict[str, Any]] = {

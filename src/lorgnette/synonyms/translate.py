@@ -173,8 +173,9 @@ def _explain_unknown(entry: Entry, matches: Sequence[str], names: Collection[str
         if nearest := difflib.get_close_matches(typed, known, n=1, cutoff=0.8):
             return Problem(f"unknown setting {entry.key}", entry.source, f"did you mean {known[nearest[0]]}?")
     is_section = any(name.startswith(f"{section or word}.") for name in names)
-    search = quote_word((section or word) if is_section else word)
-    return Problem(f"unknown setting {entry.key}", entry.source, f"`lorgnette settings {search}` lists what there is")
+    search = (section or word) if is_section else word
+    hint = f"`lorgnette settings {quote_word(search)}` lists what there is"
+    return Problem(f"unknown setting {entry.key}", entry.source, hint)
 
 
 def _build_error(problems: Sequence[Problem]) -> UsageError:
