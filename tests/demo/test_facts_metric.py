@@ -36,6 +36,8 @@ def test_facts_are_read_from_the_references() -> None:
     assert many["exact match"].difference.startswith("+8 (+")
     unchanged = many["both objects right"]
     assert (unchanged.before, unchanged.after, unchanged.change) == ("8 of 16", "16 of 16", "better")
+    [short] = (score for score in score_facts([build_row("", CAPTION)]) if score.name == "short caption")
+    assert (short.before, short.after) == ("0 of 1", "1 of 1")  # no answer is no caption
 
 
 def test_every_caption_of_the_demo_is_short() -> None:

@@ -57,6 +57,16 @@ def test_the_page_and_the_last_lines_say_the_same_verdict(
     assert "without an adapter" in page
 
 
+def test_a_step_that_is_worse_than_the_base_is_not_called_best(prepare_run: Callable[..., Any]) -> None:
+    run = prepare_run("predict.metrics=exact-match")
+    with RunLog(run.run_dir.log) as log:
+        for step, loss in ((0, 2.5), (2, 5.0), (4, 4.0)):
+            log.write({"kind": "eval", "step": step, "eval_loss": loss})
+        log.write({"kind": "train", "step": 4, "loss": 1.25, "learning_rate": 1e-4, "grad_norm": 1.0})
+    write_run_report(run.settings, run.run_dir, run.data, [], [], run.terminal)
+    assert "best: step" not in run.run_dir.report.read_text(encoding="utf-8")
+
+
 def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     run = prepare_run("train.warmup_steps=50", "predict.metrics=exact-match")
     with RunLog(run.run_dir.log) as log:

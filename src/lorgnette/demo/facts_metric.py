@@ -53,7 +53,7 @@ def score_facts(rows: Sequence[PredictionRow]) -> list[ScoreRow]:
     words_before, words_after = (tally_mean(np.array(numbers, np.float64)) for numbers in num_words)
     longer = format_difference(compare_tallies("words per answer", words_before, words_after), digits=0)
     is_exact = [map(contains, [row.references for row in rows], answers) for answers in (before, after)]
-    is_short = [[number <= MAX_CAPTION_WORDS for number in numbers] for numbers in num_words]
+    is_short = [[0 < number <= MAX_CAPTION_WORDS for number in numbers] for numbers in num_words]
     return [
         count_facts("both objects right", "the answer names the two objects", "kinds"),
         count_facts("both colors right", "and their colors", "colors"),

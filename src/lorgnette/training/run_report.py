@@ -113,13 +113,13 @@ def write_run_report(
 def _find_best_step(
     evals: Sequence[tuple[float, float]], metric_curves: Sequence[Curve], best_metric: str | None
 ) -> tuple[str, float] | None:
-    """The curve that selects the best step, and that step."""
+    """The curve that selects the best step, and that step; None if the model before is better than every step."""
     name, points, sign = "eval loss", evals, 1
     if best_metric:
         [curve] = metric_curves
         name, points, sign = curve.name, curve.points, -METRICS[best_metric].sign
-    points = [point for point in points if point[0] > 0]
-    return (name, min(points, key=lambda point: (sign * point[1], point[0]))[0]) if points else None
+    step = min(points, key=lambda point: (sign * point[1], point[0]))[0] if points else 0
+    return (name, step) if step > 0 else None
 
 
 def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[PredictionRow]) -> TrainingOverlap:
