@@ -44,6 +44,28 @@ def test_every_kind_has_a_title() -> None:
     assert set(TITLES) == set(get_args(FindingKind))
 
 
+def make_answers(*answers: str) -> list[Example]:
+    return [Example(str(i), (Turn("assistant", (text,)),), Path("a.csv"), i) for i, text in enumerate(answers)]
+
+
+def test_labels_that_no_held_out_row_has_are_named() -> None:
+    """Rows that are sorted by label are held out from the end."""
+    train, labels = make_answers(*["cat"] * 4, *["dog"] * 4, "fish"), ("cat", "dog", "fish")
+    split = SplitSummary.from_examples(train, make_answers("fish", "Dog."))
+    assert (split.labels, split.unseen_labels) == (labels, ("cat",))
+    assert split.advice == [
+        "1 of 3 labels are not among the held-out rows ('cat'), so no score is about them; hold out more, or mix the rows "
+        "if they are sorted by label"
+    ]
+    assert dict(list_facts(make_report(split=split)))["labels"] == "3: 'cat', 'dog', 'fish'"
+    assert SplitSummary.from_examples(train, make_answers("fish", "dog", "cat")).advice == []
+    assert SplitSummary.from_examples(train, []).unseen_labels == ()
+    [advice] = SplitSummary.from_examples(train, make_answers("fish", "fish")).advice
+    assert "all 2 held-out answers are the same text" in advice
+    texts = SplitSummary.from_examples(make_answers("a red car", "two dogs", "a cat"), make_answers("a boat"))
+    assert (texts.labels, texts.advice) == ((), [])
+
+
 @pytest.mark.parametrize("kind", get_args(FindingKind))
 def test_blocking_kinds(kind: FindingKind) -> None:
     assert make_report(findings=[make_finding(kind)]).is_blocking == (kind in ("unusable", "over-budget"))

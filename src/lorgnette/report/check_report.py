@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.data import DataReport, format_problems
+from lorgnette.metrics.labels import find_labels, normalize_label
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
 from lorgnette.report.notebook import build_frame, render_result
@@ -45,6 +46,7 @@ MAX_LISTED = 10
 """Lines about one kind of finding that are printed."""
 _BAR_WIDTH = 32
 _FEW_HELD_OUT = 10
+_MAX_LABELS = 6
 _MIN_ANSWERS, _SAME_FRACTION = 10, 0.9
 """From this number of answers on, a warning appears if this part of them has the same text."""
 
@@ -54,7 +56,8 @@ class SplitSummary:
     """The split of the usable rows. failure: why no rows can be held out; training then does not start.
 
     common_answer, common_held_out_answer: the text that most answers have, if nearly all of the data's (all of the held
-    out ones) have it. num_common, num_answers: in the whole data.
+    out ones) have it. num_common, num_answers: in the whole data. labels: all, if the answers are labels;
+    unseen_labels: those that no held-out row has.
     """
 
     num_train: int
@@ -65,6 +68,8 @@ class SplitSummary:
     num_common: int = 0
     num_answers: int = 0
     common_held_out_answer: str | None = None
+    labels: tuple[str, ...] = ()
+    unseen_labels: tuple[str, ...] = ()
 
     @classmethod
     def from_examples(cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "") -> "SplitSummary":
@@ -74,9 +79,12 @@ class SplitSummary:
         is_common = len(answers) >= _MIN_ANSWERS and num_common >= _SAME_FRACTION * len(answers)
         held_out_answers = {row.reference for row in held_out}
         is_same = len(held_out) > 1 and len(held_out_answers) == 1
+        labels, seen = find_labels([(text,) for text in answers]), set(map(normalize_label, held_out_answers))
+        unseen = tuple(label for label in labels if held_out and not is_same and normalize_label(label) not in seen)
         return cls(
             len(train), len(held_out), num_images, failure, common if is_common else None, num_common, len(answers),
             (held_out_answers.pop() or None) if is_same else None,
+            labels=labels, unseen_labels=unseen,
         )  # fmt: skip
 
     @property
@@ -85,6 +93,10 @@ class SplitSummary:
         return [f"no rows can be held out: {self.failure}"] if self.failure else list(self._list_advice())
 
     def _list_advice(self) -> Iterator[str]:
+        if self.unseen_labels:
+            names = ", ".join(map(_shorten, self.unseen_labels[:_MAX_LABELS]))
+            problem = f"{len(self.unseen_labels)} of {len(self.labels)} labels are not among the held-out rows ({names})"
+            yield f"{problem}, so no score is about them; hold out more, or mix the rows if they are sorted by label"
         if self.num_held_out_images == 1 and self.num_held_out > 1:
             problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
             yield f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"
@@ -241,6 +253,9 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "sizes", f"{_format_range(*(f'{w}×{h}' for w, h in (rows.smallest_size, rows.largest_size)))} pixels"
     if lengths := rows.answer_lengths:
         yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
+    if split.labels:
+        more = ", …" if len(split.labels) > _MAX_LABELS else ""
+        yield "labels", f"{len(split.labels)}: {', '.join(map(_shorten, split.labels[:_MAX_LABELS]))}{more}"
     if scripts := report.scripts:
         firsts = {name: f", first in {row.place}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
         counts = (f"{name} ({count}{firsts[name]})" for name, (count, _) in scripts.items())

@@ -19,7 +19,7 @@ from lorgnette.io.parse import parse_json
 from lorgnette.io.paths import split_sources
 from lorgnette.metrics.answer_kind import choose_metrics
 from lorgnette.metrics.eval_prompts import group_by_prompt
-from lorgnette.metrics.labels import find_labels, normalize_label
+from lorgnette.metrics.labels import find_labels
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
@@ -92,10 +92,7 @@ class TrainingData:
         return loaded
 
     def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
-        """The settings, with `auto` in predict.metrics replaced by the metrics that suit the references of all rows.
-
-        Prints the choice, and a warning if the held-out rows lack a label.
-        """
+        """The settings, with `auto` in predict.metrics replaced by what suits the references of all rows. Prints it."""
         names, examples = settings.predict.metrics, [e.example for part in (self.examples, self.held_out) for e in part]
         choice = choose_metrics(names, [(example.reference,) for example in examples])
         if choice.labels:
@@ -103,12 +100,6 @@ class TrainingData:
         if not choice.reason:
             return settings
         terminal.print(f"metrics    {choice.describe('predict.metrics=')}")
-        held_out = {normalize_label(e.example.reference) for e in self.held_out}
-        if missing := [label for label in choice.labels if held_out and normalize_label(label) not in held_out]:
-            terminal.warn(
-                f"{len(missing)} of {len(choice.labels)} labels are not among the held-out rows ({missing[0]}, …): mix "
-                "the rows if they are sorted by label, or hold out more (data.holdout)"
-            )
         predict = settings.predict.model_copy(update={"metrics": choice.names})
         return settings.model_copy(update={"predict": predict})
 
