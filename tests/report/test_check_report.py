@@ -54,8 +54,8 @@ def test_labels_that_no_held_out_row_has_are_named() -> None:
     split = SplitSummary.from_examples(train, make_answers("fish", "Dog."))
     assert (split.labels, split.unseen_labels) == (labels, ("cat",))
     assert split.advice == [
-        "1 of 3 labels are not among the held-out rows ('cat'), so no score is about them; hold out more, or mix the rows "
-        "if they are sorted by label"
+        "1 of 3 labels are not among the held-out rows ('cat'), so no score is about them; hold out more, or mix the "
+        "rows if they are sorted by label"
     ]
     assert dict(list_facts(make_report(split=split)))["labels"] == "3: 'cat', 'dog', 'fish'"
     assert SplitSummary.from_examples(train, make_answers("fish", "dog", "cat")).advice == []

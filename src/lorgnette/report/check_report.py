@@ -251,15 +251,7 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield "images", f"{rows.num_images}, used {_pluralize(rows.num_images + rows.num_repeated_uses, 'time')}"
     if rows.smallest_size and rows.largest_size:
         yield "sizes", f"{_format_range(*(f'{w}×{h}' for w, h in (rows.smallest_size, rows.largest_size)))} pixels"
-    if lengths := rows.answer_lengths:
-        yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
-    if split.labels:
-        more = ", …" if len(split.labels) > _MAX_LABELS else ""
-        yield "labels", f"{len(split.labels)}: {', '.join(map(_shorten, split.labels[:_MAX_LABELS]))}{more}"
-    if scripts := report.scripts:
-        firsts = {name: f", first in {row.place}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
-        counts = (f"{name} ({count}{firsts[name]})" for name, (count, _) in scripts.items())
-        yield "text", f"writing system: {', '.join(counts)}"
+    yield from _list_answer_facts(report)
     if split.num_held_out:
         images = f" with {_pluralize(split.num_held_out_images, 'image')}" if split.num_held_out_images else ""
         yield "split", f"{split.num_train} for training, {split.num_held_out} held out{images}"
@@ -271,6 +263,18 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "tokens", f"{_format_range(tokens.shortest, tokens.longest)} per example, median {tokens.median:g}"
         images, labels = (f"{count / tokens.num_tokens:.0%}" for count in (tokens.num_image_tokens, tokens.num_labels))
         yield "total", f"{tokens.num_tokens:,} tokens: {images} of images, {labels} with loss"
+
+
+def _list_answer_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
+    if lengths := report.data_report.answer_lengths:
+        yield "answers", f"{_format_range(lengths.shortest, lengths.longest)} characters, mean {lengths.mean:.0f}"
+    if labels := report.split.labels:
+        more = ", …" if len(labels) > _MAX_LABELS else ""
+        yield "labels", f"{len(labels)}: {', '.join(map(_shorten, labels[:_MAX_LABELS]))}{more}"
+    if scripts := report.scripts:
+        firsts = {name: f", first in {row.place}" if len(scripts) > 1 else "" for name, (_, row) in scripts.items()}
+        counts = (f"{name} ({count}{firsts[name]})" for name, (count, _) in scripts.items())
+        yield "text", f"writing system: {', '.join(counts)}"
 
 
 def explain_split(split: SplitSummary) -> str:
