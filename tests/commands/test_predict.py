@@ -1,22 +1,29 @@
 """`predict`: what it reads, and how answers are printed and written."""
 
+import gc
 import io
 import json
 import os
+import shutil
 import signal
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 from rich.console import Console
 
 from lorgnette import data
 from lorgnette.commands import predict as predict_module
-from lorgnette.commands.predict import predict, read_examples
+from lorgnette.commands.predict import Model, load, predict, read_examples, resolve_spec
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference import hf_generate
+from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
+from lorgnette.processing.chat_template import ChatTemplate
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions
 from lorgnette.types import Encoded, PredictionRow
@@ -145,3 +152,99 @@ def test_all_broken_rows_are_named(captions: Path) -> None:
         read_examples(captions, "what?")
     assert raised.value.exit_status == 1
     assert len(read_examples(captions, "what?", max_rows=6)) == 6
+
+
+@pytest.fixture
+def model(tiny: Path, saved: Path, tmp_path: Path) -> Iterator[Model]:
+    """The tiny model with its random adapter."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(saved, adapter)
+    template = ChatTemplate.from_folder(tiny).source
+    AdapterMetadata.load(saved).model_copy(update={"chat_template": template}).write(adapter)
+    with load(adapter, device="cpu") as model:
+        yield model
+
+
+def test_a_model_answers_images_of_every_kind(model: Model, captions: Path) -> None:
+    """The same pixels get the same answer, wherever they come from, and each item of a list has one."""
+    red = PIL.Image.open(captions.with_name("red.png"))
+    green = captions.with_name("green.png")
+    [expected] = model.predict(captions.with_name("red.png"), max_new_tokens=3).texts
+    for images in (red, np.asarray(red), str(captions.with_name("red.png"))):
+        assert model.predict(images, max_new_tokens=3).texts == [expected]
+    answers = model.predict([red, green, red, str(green)], max_new_tokens=3)
+    assert answers.texts[0] == answers.texts[2] == expected
+    assert answers.texts[1] == answers.texts[3]
+    assert [len(row.images) for row in answers] == [1] * 4
+    assert [row.prompt for row in model.predict([red, red], prompt=["one?", "two?"], max_new_tokens=1)] == [
+        "one?",
+        "two?",
+    ]
+    rows = [{"image": red, "question": "what?", "answer": "red"}, {"image": green, "caption": "green"}]
+    assert [(row.prompt, row.references) for row in model.predict(rows[:1], max_new_tokens=1)] == [("what?", ("red",))]
+    assert len(model.predict(captions, max_new_tokens=1)) == 6
+    assert len(model.predict(captions.parent, max_new_tokens=1)) == 6
+
+
+def test_a_model_answers_with_and_without_its_adapter(model: Model, captions: Path) -> None:
+    [row] = model.predict(captions.with_name("red.png"), both=True, max_new_tokens=4)
+    assert row.base is not None
+    assert row.tuned is not None
+    assert row.base != row.tuned
+    assert row.answer == row.tuned
+    assert "before" in model.predict([captions.with_name("red.png")], both=True, max_new_tokens=4)._repr_html_()
+
+
+def test_a_file_that_changes_is_read_again(model: Model, tmp_path: Path) -> None:
+    """A webcam writes one file again and again, in other sizes too."""
+    path, answers = tmp_path / "now.png", []
+    rng = np.random.default_rng(0)
+    for height in (56, 56, 112):
+        PIL.Image.fromarray(rng.integers(0, 255, (height, 56, 3), np.uint8)).save(path)
+        fresh = Model(model.spec, "cpu").predict(path, max_new_tokens=6).texts
+        assert model.predict(path, max_new_tokens=6).texts == fresh
+        answers += fresh
+    assert len(set(answers)) > 1
+
+
+def test_images_in_memory_are_kept_as_long_as_their_answers(model: Model) -> None:
+    answers = model.predict(PIL.Image.new("RGB", (56, 56)), max_new_tokens=1)
+    [path] = answers[0].images
+    assert "data:image" in answers._repr_html_()
+    del answers
+    gc.collect()
+    assert not path.exists()
+
+
+def test_a_closed_model_answers_no_more(tiny: Path, captions: Path) -> None:
+    model = load(str(tiny), device="cpu")
+    weights = weakref.ref(model.weights.model)
+    with pytest.raises(UsageError, match="it has no adapter · both=True"):
+        model.predict(captions, both=True)
+    assert "closed" not in repr(model)
+    model.close()
+    assert weights() is None  # its memory is free
+    with pytest.raises(LorgnetteError, match="the model is closed"):
+        model.predict(captions)
+    assert repr(model).endswith("closed>")
+
+
+@pytest.mark.parametrize(
+    ("data", "prompt", "message"),
+    [
+        ([], None, "no images"),
+        (3, None, "no rows"),
+        (["red.png", "gone.png"], None, "gone.png"),
+        (["red.png"], ["a", "b"], "2 prompts for 1 images"),
+        ("red.png", ["a"], "several prompts"),
+        ([{"image": "red.png", "caption": "a"}], ["a"], "several prompts"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    data: Any, prompt: Any, message: str, captions: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(captions.parent)
+    model = Model(resolve_spec(str(tiny), None, Terminal()), "cpu")  # no weights are read
+    with pytest.raises(LorgnetteError, match=message):
+        model.predict(data, prompt=prompt)
+    assert model._weights is None

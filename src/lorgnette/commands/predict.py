@@ -94,8 +94,8 @@ def load(
         model = lorgnette.load("runs/captions")
         model.predict("photo.jpg", both=True)
 
-    candidate: a run, an adapter, or a model; `demo` is the built-in model. model: the base model of an adapter, if it is
-    not the one recorded with it. image_size: as in `predict`. Raises LorgnetteError if it is missing or broken.
+    candidate: a run, an adapter, or a model; `demo` is the built-in model. model: the base model of an adapter, if it
+    is not the one recorded with it. image_size: as in `predict`. Raises LorgnetteError if it is missing or broken.
     """
     terminal = Terminal(console)
     loaded = Model(resolve_spec(os.fspath(candidate), model, terminal, image_size), device, terminal)
@@ -219,11 +219,13 @@ class Model:
         if temporary is None or not (isinstance(images, list | tuple) and all(map(_is_image_or_path, images))):
             if not isinstance(prompt, str):
                 raise UsageError("several prompts", where="prompt=", hint="give one, or a list with an image for each")
-            file = Path(data)
             if temporary is not None:
-                file, columns = write_rows(data, temporary.path / "rows", columns=columns).path, data_sets.RECOGNIZED
+                data, columns = write_rows(data, temporary.path / "rows", columns=columns).path, data_sets.RECOGNIZED
+            file = Path(data)
             examples = read_examples(file, prompt, images_from=folder, columns=columns, terminal=self._terminal)
             return Questions(examples, has_rows=True, folder=temporary)
+        if not images:
+            raise UsageError("no images", where="an empty list", hint="give paths, PIL images or arrays")
         prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(images):
             message = f"{len(prompts)} prompts for {len(images)} images"
