@@ -64,7 +64,7 @@ clean:
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installs Python packages into .venv, with those of the tests: $(SIZES), and 0.9 GB more"
-	$(PIP) --editable '.[dev,parquet,dashboard,tensorboard,wandb]'
+	$(PIP) --editable '.[dev,excel,heic,parquet,dashboard,tensorboard,wandb]'
 	touch $@ .venv/.run
 
 .venv/.system: | .venv/bin/python

@@ -15,8 +15,6 @@ from lorgnette.data.images import explain_decode_error
         (b"  <!DOCTYPE html><html>", "web page", "download the image again"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", "web page", "download"),
         (b"<?xml version='1.0'?><svg>", "SVG", "PNG"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC", "convert it to JPEG or PNG"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC", "convert it to JPEG or PNG"),
         (b"%PDF-1.7", "PDF", "convert"),
         (b"\0" * 600, "zeros", "again"),
         (b"\x89PNG\r\n\x1a\nrubbish", "damaged", "again"),

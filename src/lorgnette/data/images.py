@@ -25,18 +25,18 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io import image_signature
 from lorgnette.io.paths import find_same_name
 
-_RARE_SUFFIXES = {".jpe", ".jfif", ".apng", ".dib", ".avifs", ".mpo", ".j2k", ".pgm", ".pbm", ".qoi", ".heic", ".heif"}
+_RARE_SUFFIXES = {".jpe", ".jfif", ".apng", ".dib", ".avifs", ".mpo", ".j2k", ".pgm", ".pbm", ".qoi", ".heif", ".hif"}
 IMAGE_SUFFIXES = image_signature.IMAGE_SUFFIXES | _RARE_SUFFIXES
-"""Suffixes of the files in a folder that count as images. HEIC is listed so that it is reported, not ignored."""
+"""Suffixes of the files in a folder that count as images. HEIC is one of them also without its reader: it is then
+reported, not ignored."""
 MAX_ASPECT = 200
 """Largest ratio of the longer to the shorter side of an image that keeps its shape; every Qwen-VL processor refuses
 more."""
 MAX_PIXELS = 1 << 27
 """Of one image, and of all images that are decoded at once: 134 million, or 1 GB at 8 bytes per pixel. Phones take
 images of 108 million."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI", "HEIF")
-"""An allow list: Pillow's other readers start programs (EPS, WMF) or accept almost any bytes as an image. HEIF needs a
-plugin that the user registers."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "QOI")
+"""An allow list: Pillow's other readers start programs (EPS, WMF) or accept almost any bytes as an image."""
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Jpeg2K", "Ico", "Ppm", "Qoi")
 """Pillow's modules that read _FORMATS."""
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
@@ -65,6 +65,28 @@ def load_formats() -> tuple[str, ...]:
             import_module(f"PIL.{plugin}ImagePlugin")
         Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined]
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@cache
+def load_heic_reader() -> bool:
+    """Register the reader of HEIC images with Pillow; False if the extra `heic` is not installed."""
+    with _lock, suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    return "HEIF" in Image.OPEN
+
+
+def open_pillow(file: IO[bytes]) -> ImageFile.ImageFile:
+    """The image opened by Pillow, in one of our formats. The first HEIC image loads its reader."""
+    try:
+        return Image.open(file, formats=load_formats())
+    except UnidentifiedImageError:
+        file.seek(0)
+        if image_signature.detect_image_format(file.read(image_signature.HEAD_BYTES)) != "heic":
+            raise
+        if not load_heic_reader():
+            raise
+        file.seek(0)
+        return Image.open(file, formats=("HEIF",))
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -179,7 +201,7 @@ def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
     _check_file(path)
     _silence_pil()
     try:
-        with path.open("rb") as file, Image.open(file, formats=load_formats()) as image:
+        with path.open("rb") as file, open_pillow(file) as image:
             yield image
     except LorgnetteError:
         raise
@@ -362,8 +384,8 @@ _PNG_METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 def is_complete(file: IO[bytes]) -> bool:
     """True only if the end of the file proves that nothing is missing; False asks for a full decode.
 
-    The proof is JPEG's EOI marker, PNG's IEND chunk, or the length in WebP's header. An interrupted download lacks
-    it, and so does a preallocated file of the right size that ends in zeros.
+    The proof is JPEG's EOI marker, PNG's IEND chunk, the length in WebP's header, or the boxes of HEIC and AVIF. An
+    interrupted download lacks it, and so does a preallocated file of the right size that ends in zeros.
     """
     file.seek(0)
     head = file.read(12)
@@ -374,7 +396,7 @@ def is_complete(file: IO[bytes]) -> bool:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         is_long_enough = file.seek(0, os.SEEK_END) >= int.from_bytes(head[4:8], "little") + 8
         return is_long_enough and any(_read_tail(file, 64))
-    return False
+    return head[4:8] == b"ftyp" and image_signature.has_all_boxes(file)
 
 
 def truncate_jpeg(content: bytes, scan_start: int) -> bytes | None:
@@ -424,7 +446,6 @@ def _scan_png_chunks(file: IO[bytes]) -> tuple[bool, bool]:
 
 # --- errors: what the file is instead of an image, from its first bytes ---------------------------------------------
 
-_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 _GET_AGAIN = "download the file again (it is cut off or damaged), or remove its row"
 _LFS_POINTER = ("a git-lfs pointer, not the image itself", "run `git lfs pull` in the repository it came from")
 _WEB_PAGE = ("a web page (HTML or XML), not an image", "the server sent an error page: download the image again")
@@ -460,12 +481,12 @@ def _explain(path: Path, error: Exception) -> tuple[str, str]:
 
 def _detect_other_format(head: bytes) -> tuple[str, str] | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    is_heic = head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
+    needs_reader = image_signature.detect_image_format(head) == "heic" and not load_heic_reader()
     explanations = (
         (text.startswith(b"version https://git-lfs"), _LFS_POINTER),
         (b"<svg" in text, ("an SVG drawing, which has no pixels", "convert it to PNG")),
         (text.startswith(_WEB_PAGE_STARTS), _WEB_PAGE),
-        (is_heic, ("a HEIC/HEIF image, which is not supported", "convert it to JPEG or PNG")),
+        (needs_reader, ("a HEIC image, which needs a reader", "pip install pillow-heif, or convert it to JPEG")),
         (head.startswith(b"%PDF"), ("a PDF document, not an image", "convert its pages to PNG")),
         (not head.strip(b"\0"), ("the file begins with zeros, not with an image", _GET_AGAIN)),
     )

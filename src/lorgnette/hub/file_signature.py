@@ -10,7 +10,7 @@ from typing import IO
 import PIL.Image
 
 from lorgnette.errors import SourceError
-from lorgnette.io.image_signature import IMAGE_SUFFIXES, detect_image_format
+from lorgnette.io.image_signature import IMAGE_SUFFIXES, detect_image_format, has_all_boxes
 
 _OTHER_SIGNATURES = {".zip": (b"PK\x03\x04", b"PK\x05\x06"), ".parquet": (b"PAR1",)}
 
@@ -52,6 +52,8 @@ def _has_end_marker(file: IO[bytes], format: str | None) -> bool:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 12))
     tail = file.read()
+    if format in ("avif", "heic"):
+        return has_all_boxes(file)
     if format == "webp":
         file.seek(4)
         return size >= int.from_bytes(file.read(4), "little") + 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
-from lorgnette.data.images import decode_budget
+from lorgnette.data.images import decode_budget, open_pillow
 
 JPEG_QUALITY = 82
 MAX_SIDE = 448
@@ -29,7 +29,7 @@ def load_thumbnail(path: Path, max_side: int = MAX_SIDE, *, is_damaged: bool = F
         with warnings.catch_warnings():
             # Pillow warns about corrupt metadata and very large sizes. Only a failure matters here.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with path.open("rb") as file, open_pillow(file) as image:
                 image.draft("RGB", (2 * max_side, 2 * max_side))  # decodes JPEG at reduced size, several times faster
                 with decode_budget.reserve(image.size):
                     if is_damaged:
