@@ -8,7 +8,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lorgnette.report.manifest import build_manifest, compute_sha256
+import pytest
+
+from lorgnette.report import manifest as manifest_module
+from lorgnette.report.manifest import build_manifest, compute_sha256, read_manifest
 
 
 def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
@@ -36,6 +39,26 @@ def test_it_names_versions_machine_and_inputs(tmp_path: Path) -> None:
     assert machine["cores"] > 0
     assert machine["cpu"]
     assert socket.gethostname() not in text
+
+
+def test_it_names_the_gpus_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "_NVIDIA_DRIVER", tmp_path)
+    assert build_manifest(seed=0, command=[])["machine"]["gpus"] == []  # type: ignore[index]
+    for slot, name in (("0000:01", "NVIDIA H100 80GB HBM3"), ("0000:02", "Tesla T4")):
+        (tmp_path / "gpus" / slot).mkdir(parents=True)
+        (tmp_path / "gpus" / slot / "information").write_text(f"Model: \t\t {name}\nIRQ: \t 17\nGPU UUID: \t GPU-1\n")
+    machine = build_manifest(seed=0, command=[])["machine"]
+    assert machine["gpus"] == ["NVIDIA H100 80GB HBM3", "Tesla T4"]  # type: ignore[index]
+    assert "GPU-1" not in str(machine)  # it would name this machine
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"seed": 1, "seed": 2}'])
+def test_a_damaged_manifest_is_read_as_empty(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    assert read_manifest(tmp_path / "manifest.json") == {}
+    (tmp_path / "manifest.json").write_bytes(b'{"seed": 1}')
+    assert read_manifest(tmp_path / "manifest.json") == {"seed": 1}
 
 
 def test_the_home_folder_is_hidden() -> None:

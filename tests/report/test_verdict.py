@@ -97,7 +97,7 @@ CASES = {
     ),
     "a tiny gain is chance": Case(
         [*build_rows(59, [LONG], [LONG], KITES), *build_rows(1, [LONG], RIGHT, KITES)], "unsure",
-        ["Cannot say: chance explains the difference.", "With 60 questions, chance could do this"],
+        ["Cannot say: chance could explain the difference.", "With 60 questions, chance could do this"],
         control=[*build_rows(30, [LONG], [LONG], KITES), *build_rows(30, [LONG], RIGHT, KITES)],
     ),
     "only capitals changed": Case(

@@ -16,6 +16,7 @@ from typing import Any
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
 
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 PACKAGES = ("lorgnette", "torch", "transformers", "peft", "numpy", "pillow", "tokenizers", "safetensors", "triton")
 
 
@@ -45,6 +46,7 @@ def build_manifest(
             "cores": os.cpu_count(),
             "memory_gib": read_memory_gib(),
             "device": device,
+            "gpus": _read_gpu_models(),
         },
         "sha256": {hide_home(name): value for name, value in (hashes or {}).items()},
         "images": {hide_home(name): value for name, value in (image_hashes or {}).items()},
@@ -90,6 +92,15 @@ def _read_cpu_model() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.processor() or platform.machine()
+
+
+def _read_gpu_models() -> list[str]:
+    """The models of all NVIDIA GPUs, from the driver's files on Linux: torch is not imported yet."""
+    models = []
+    for path in sorted(_NVIDIA_DRIVER.glob("gpus/*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return models
 
 
 def read_memory_gib() -> float | None:

@@ -142,7 +142,7 @@ def _conclude(match: Change, graded: Change | None, rise: float, total: int, nou
         return _UNSURE, "The answers changed, but no score moved."
     if total < FEW_IMAGES:
         return _UNSURE, f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
-    return _UNSURE, "Cannot say: chance explains the difference."
+    return _UNSURE, "Cannot say: chance could explain the difference."
 
 
 def _judge_without_references(rows: Sequence[PredictionRow], losses: Points) -> Verdict:
