@@ -47,9 +47,10 @@ bench: .venv/.run
 	$(BIN)/python bench/job.py bench/out/job
 	$(BIN)/python bench/training_run.py bench/out/job --out bench/out/training_run.json
 
-# docs/settings.md is generated from the settings.
+# docs/settings.md and docs/coming-from.md are generated.
 docs: .venv/.run
 	$(BIN)/python tools/settings_page.py > docs/settings.md
+	$(BIN)/python tools/coming_from_page.py > docs/coming-from.md
 
 clean:
 	rm -rf .venv bench/out runs

@@ -10,8 +10,11 @@ def format_settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "A recipe holds them as YAML. `key=value` words on the command line override it; `data=PATH` is short for",
-        "`data.path=PATH`. `make docs` generates this page from `src/lorgnette/config.py`.",
+        "A recipe holds them as YAML. On the command line `train.learning_rate=1e-4` and `--train.learning_rate 1e-4`",
+        "override it; the end of a name is enough where it is clear: `--learning-rate 1e-4`. `data=FILE`, or the file",
+        "alone, is short for `data.path=FILE`, and `rows` for `data.max_rows`. Words of other trainers work too:",
+        "[Coming from another trainer](coming-from.md). `lorgnette settings WORD` searches this page. `make docs`",
+        "generates it from `src/lorgnette/config.py`.",
     ]
     tables = [("The run", "", [(name, Settings.model_fields[name]) for name in TOP_LEVEL])]
     tables += [(name, f"{name}.", list(section.model_fields.items())) for name, section in SECTIONS.items()]

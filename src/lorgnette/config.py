@@ -310,7 +310,8 @@ class Settings(ProcessorSettings):
 
 
 SECTIONS = {name: type(f.default) for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
-TOP_LEVEL = [name for name in (*Settings.__annotations__, *ProcessorSettings.model_fields) if name not in SECTIONS]
+_OWN = [name for name in Settings.model_fields if name not in ProcessorSettings.model_fields]
+TOP_LEVEL = [name for name in (*_OWN, *ProcessorSettings.model_fields) if name not in SECTIONS]
 
 
 def list_settings() -> list[str]:

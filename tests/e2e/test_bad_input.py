@@ -231,7 +231,7 @@ def test_rows_of_one_id_are_all_kept(tmp_path: Path, captions, cli, quick) -> No
         ("train.learning_rate=abc", "valid number"),
         ("train.learning_rate=nan", "train.learning_rate"),
         ("train.learning_rate=inf", "finite"),
-        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.epochs=0", "whole number of 1 or more"),
         ("train.batch_size=1.5", "valid integer"),
         ("seed=99999999999999999999", "less than"),
         ("lora.target_modules=foo", "'q_proj'"),
