@@ -1,6 +1,7 @@
 """Early initialization does no harm with or without a device and Triton; the collector pauses and comes back."""
 
 import gc
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,33 @@ import pytest
 
 from lorgnette import startup
 from lorgnette.startup import gc_paused
+
+WINDOWS = """
+import sys, signal
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("SIGHUP", "SIGKILL", "SIGQUIT"):
+    delattr(signal, name)
+import lorgnette.cli
+sys.platform = "win32"  # after the standard library's own imports
+sys.argv = ["lorgnette", "train", "captions.csv"]
+"""
+"""What Python lacks on Windows."""
+
+
+@pytest.mark.parametrize("use", ["lorgnette.cli.main()", "lorgnette.train"])
+def test_native_windows_is_named_with_the_remedy(use: str) -> None:
+    result = subprocess.run([sys.executable, "-c", WINDOWS + use], capture_output=True, text=True, check=False)
+    message = result.stderr.strip().splitlines()[-1]
+    assert "lorgnette does not run on native Windows · this system · use WSL2" in message
+    assert result.returncode != 0
+    assert ("Traceback" in result.stderr) is ("main" not in use)
+
+
+def test_other_systems_are_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("linux", "darwin"):
+        monkeypatch.setattr(sys, "platform", name)
+        startup.check_system()
 
 
 def test_a_missing_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: `check` must not wait for what `train` imports."""
     if name not in __all__:
         raise AttributeError(f"module 'lorgnette' has no attribute {name!r}")
+    from lorgnette.startup import check_system, gc_paused
+
+    check_system()
     if name == "recipes":
         return import_module("lorgnette.recipes")
-    from lorgnette.startup import gc_paused
-
     with gc_paused():
         return getattr(import_module(f"lorgnette.{_MODULES.get(name, f'commands.{name}')}"), name)
 

@@ -20,6 +20,7 @@ from lorgnette.grammar import Commands, Request, complete_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GpuName
 from lorgnette.report.console import Terminal, print_result
+from lorgnette.startup import check_system
 from lorgnette.training.interrupt import StopSignals
 
 if TYPE_CHECKING:
@@ -410,6 +411,11 @@ def main() -> None:
     """The command `lorgnette`. A user's error is one line and exit status 1 or 2; a defect keeps its traceback."""
     # Deprecation warnings of libraries are for their developers.
     warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        check_system()
+    except LorgnetteError as error:
+        Terminal(console).error(f"lorgnette: {error}")
+        sys.exit(error.exit_status)
     with guard_standard_streams(), StopSignals() as stop:
         try:
             try:

@@ -10,6 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 
+from lorgnette.errors import LorgnetteError
+
+
+def check_system() -> None:
+    """Raises LorgnetteError on native Windows, which lacks calls that lock files and measure memory."""
+    if sys.platform == "win32":
+        hint = "use WSL2, the Linux inside Windows: `wsl --install` in PowerShell, then install lorgnette there"
+        raise LorgnetteError("lorgnette does not run on native Windows", where="this system", hint=hint)
+
 
 def start_cuda_init() -> None:
     """Start CUDA initialization and Triton's cache-key hashing on threads while torch is imported.
