@@ -69,6 +69,15 @@ def test_every_way_to_give_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert example.images[0].path == tmp_path / "red.png"
 
 
+def test_the_folder_may_be_relative_and_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_rows([{"image": RED, "caption": "a"}], Path("data")).path == Path("data/data.jsonl")
+    Path("data").rename("moved")
+    [example] = data.read(Path("moved/data.jsonl"))
+    assert isinstance(example, Example)
+    assert data.load_image(example.images[0].path).size == (8, 6)
+
+
 def test_conversations_and_questions(tmp_path: Path) -> None:
     part = {"type": "image", "image": RED}
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}]

@@ -10,6 +10,7 @@ Imports neither pandas nor datasets.
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +69,7 @@ def write_rows(
         raise UsageError("the output folder exists", where=str(folder), hint="name a new folder")
     records = _list_records(rows)
     with atomic_folder(folder) as temporary:
-        images = temporary / IMAGE_FOLDER
+        images = Path(os.path.abspath(temporary / IMAGE_FOLDER))
         read = _read_rows(records, images, columns or ColumnChoice(), on_progress)
         result = load_usable(read, on_bad_row=on_bad_row, source=SOURCE, needs_answer=False)
 
