@@ -94,6 +94,15 @@ def test_summary_names_what_is_in_doubt() -> None:
     )
 
 
+def test_too_few_steps_are_a_warning() -> None:
+    """Not where training does not start anyway."""
+    few = make_report(steps="4: 2 epochs", step_advice="only 4 steps")
+    assert few.summary == "Ready to train: 400 rows can be used; 1 warning."
+    assert list(list_warnings(few)) == few.as_dict()["advice"] == ["only 4 steps"]
+    assert dict(list_facts(few))["steps"] == few.as_dict()["steps"] == "4: 2 epochs"
+    assert make_report(step_advice="only 4 steps", findings=[make_finding("unusable")]).advice == []
+
+
 def test_rows_that_training_leaves_out_do_not_stop_it() -> None:
     unusable = make_finding("unusable")
     left_out = make_report(findings=[unusable], skips_bad_rows=True)

@@ -27,6 +27,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
 from lorgnette.resolve import check_local_images, find_cached_model, read_rows, resolve_data, resolve_images_folder
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
+from lorgnette.training.step_count import StepCount
 from lorgnette.types import Example, Finding, Problem
 
 
@@ -97,6 +98,9 @@ def check(
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
     signatures = data_sets.compute_full_signatures(infos, identical_files)
+    num_trainable = _count_trainable(train, token_findings)
+    is_auto = settings.data.holdout == "auto" and settings.data.test is None
+    step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
         title=", ".join(path.name for path in split_sources(source)),
         data_report=data_sets.build_report(full_scan),
@@ -107,14 +111,16 @@ def check(
             *data_sets.find_duplicates(train, held_out, identical_files, signatures),
             *data_sets.find_row_warnings(examples, infos, settings.image_size),
         ],
-        split=SplitSummary.from_examples(train, held_out, failure),
+        split=SplitSummary.from_examples(train, held_out, failure, is_auto=is_auto),
         scripts=data_sets.count_scripts(examples),
         token_stats=token_stats,
         num_compared=num_compared,
         skipped_checks=skipped,
         basis=describe_settings(settings, examples, name_of_recipe),
         skips_bad_rows=settings.data.on_bad_row == "skip",
-        num_trainable=_count_trainable(train, token_findings),
+        num_trainable=num_trainable,
+        steps=step_count.describe() if num_trainable and not failure else "",
+        step_advice=step_count.warning,
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )
     report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.data import DataReport, format_problems
+from lorgnette.data.splits import MIN_AUTO
 from lorgnette.metrics.labels import find_labels, normalize_label
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
@@ -68,11 +69,15 @@ class SplitSummary:
     num_common: int = 0
     num_answers: int = 0
     common_held_out_answer: str | None = None
+    is_auto: bool = False
     labels: tuple[str, ...] = ()
     unseen_labels: tuple[str, ...] = ()
 
     @classmethod
-    def from_examples(cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "") -> "SplitSummary":
+    def from_examples(
+        cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "", *, is_auto: bool = False
+    ) -> "SplitSummary":
+        """is_auto: data.holdout=auto chose the held-out rows."""
         num_images = len({image.path for row in held_out for image in row.images})
         answers = [row.reference for row in (*train, *held_out) if row.reference]
         [(common, num_common)] = Counter(answers).most_common(1) or [("", 0)]
@@ -83,7 +88,7 @@ class SplitSummary:
         unseen = tuple(label for label in labels if held_out and not is_same and normalize_label(label) not in seen)
         return cls(
             len(train), len(held_out), num_images, failure, common if is_common else None, num_common, len(answers),
-            (held_out_answers.pop() or None) if is_same else None,
+            (held_out_answers.pop() or None) if is_same else None, is_auto,
             labels=labels, unseen_labels=unseen,
         )  # fmt: skip
 
@@ -95,8 +100,17 @@ class SplitSummary:
     def _list_advice(self) -> Iterator[str]:
         if self.unseen_labels:
             names = ", ".join(map(_shorten, self.unseen_labels[:_MAX_LABELS]))
-            problem = f"{len(self.unseen_labels)} of {len(self.labels)} labels are not among the held-out rows ({names})"
+            problem = (
+                f"{len(self.unseen_labels)} of {len(self.labels)} labels are not among the held-out rows ({names})"
+            )
             yield f"{problem}, so no score is about them; hold out more, or mix the rows if they are sorted by label"
+        if self.is_auto and self.num_train and self.num_held_out < MIN_AUTO:
+            count, rows = self.num_train + self.num_held_out, _pluralize(self.num_held_out, "row is", "rows are")
+            held_out = f"only {rows} held out of {count}" if self.num_held_out else f"none of {count} rows is held out"
+            yield (
+                f"{held_out}: too few to show what the model does with other images; add rows, or name some that are "
+                "only for the test (data.test=FILE)"
+            )
         if self.num_held_out_images == 1 and self.num_held_out > 1:
             problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
             yield f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"
@@ -119,8 +133,9 @@ class CheckReport:
 
     num_compared: images compared for look-alikes. skipped_checks: which checks did not run, and why. basis: (name,
     value) of what the data was judged by, such as the model. skips_bad_rows: training leaves broken rows out
-    (data.on_bad_row=skip). num_trainable: training rows that can be used; None: all of the split. next_steps: (purpose,
-    command). folders: those that a page leaves out of paths.
+    (data.on_bad_row=skip). num_trainable: training rows that can be used; None: all of the split. steps: how many there
+    would be; step_advice: a warning about them. next_steps: (purpose, command). folders: those that a page leaves out
+    of paths.
     """
 
     title: str
@@ -134,8 +149,15 @@ class CheckReport:
     basis: Sequence[tuple[str, str]] = ()
     skips_bad_rows: bool = False
     num_trainable: int | None = None
+    steps: str = ""
+    step_advice: str = ""
     next_steps: Sequence[tuple[str, str]] = ()
     folders: Sequence[Path] = ()
+
+    @property
+    def advice(self) -> list[str]:
+        """Problems of the split as a whole, and of the number of steps."""
+        return [*self.split.advice, *([self.step_advice] if self.step_advice and not self.is_blocking else [])]
 
     @property
     def is_blocking(self) -> bool:
@@ -154,7 +176,7 @@ class CheckReport:
     def summary(self) -> str:
         """The result in one sentence: whether training can start, why not, and what is in doubt."""
         num_rows, num_broken = self.data_report.num_rows, sum(finding.is_blocking for finding in self.findings)
-        num_warnings = len(self.findings) - num_broken + (0 if self.split.failure else len(self.split.advice))
+        num_warnings = len(self.findings) - num_broken + (0 if self.split.failure else len(self.advice))
         notes = [_pluralize(num_warnings, "warning")] if num_warnings else []
         if unchecked := [name for name, colon, _ in (text.partition(":") for text in self.skipped_checks) if colon]:
             notes.append(f"not checked: {', '.join(unchecked)}")
@@ -181,7 +203,7 @@ class CheckReport:
             | {"to do": finding.problem.hint}
             for finding in chain.from_iterable(self.findings_by_kind.values())
         ]
-        return render_result(title=self.title, lines=[self.summary, *self.split.advice], rows=rows)
+        return render_result(title=self.title, lines=[self.summary, *self.advice], rows=rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""
@@ -200,7 +222,8 @@ class CheckReport:
             "summary": self.summary,
             "findings": findings,
             "split": asdict(self.split),
-            "advice": self.split.advice,
+            "advice": self.advice,
+            "steps": self.steps,
             "scripts": scripts,
             "token_stats": self.token_stats and asdict(self.token_stats),
             "num_compared": self.num_compared,
@@ -239,7 +262,7 @@ def list_warnings(report: CheckReport) -> Iterator[str]:
         yield from lines[:MAX_LISTED]
         yield from (f"{line}: {TITLES[kind]} (--json or --out lists all)" for line in lines[MAX_LISTED:])
     if not report.split.failure:
-        yield from report.split.advice
+        yield from report.advice
 
 
 def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
@@ -255,6 +278,8 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     if split.num_held_out:
         images = f" with {_pluralize(split.num_held_out_images, 'image')}" if split.num_held_out_images else ""
         yield "split", f"{split.num_train} for training, {split.num_held_out} held out{images}"
+    if report.steps:
+        yield "steps", report.steps
     if report.num_compared:
         yield "compared", f"{_pluralize(report.num_compared, 'image')} for look-alikes"
     if report.skipped_checks:
@@ -311,8 +336,8 @@ def _shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
-def _pluralize(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+def _pluralize(count: int, name: str, plural: str = "") -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {plural or f'{name}s'}"
 
 
 def _format_range(low: object, high: object, separator: str = " to ") -> str:

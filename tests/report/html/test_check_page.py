@@ -41,7 +41,7 @@ def test_every_finding_is_shown_or_counted(page: Path) -> None:
     for title in TITLES.values():
         assert escape(title) in html
     assert "<b>" not in html
-    assert "Training would not start" in html
+    assert "✗</span>Training would not start.</h2>" in html
     assert "all 2 held-out rows have the same image" in html
     assert html.count("data:image/jpeg;base64,") == len(TITLES)
     assert html.count('class="missing"') == len(TITLES) - 2  # the text of a row that cannot be used says why
@@ -56,7 +56,8 @@ def test_data_without_problems(tmp_path: Path) -> None:
     write_check_page(tmp_path / "x.html", CheckReport("x", data_report, (), SplitSummary(9, 0, 0), {}, None, 0))
     html = (tmp_path / "x.html").read_text()
     assert "<article" not in html
-    assert "Ready to train: no problems found in 9 rows." in html
+    assert "✓</span>Ready to train.</h2>" in html
+    assert "No problems found in 9 rows." in html
     assert 'class="blocking"' not in html
     no_split = SplitSummary(9, 0, 0, "too few")
     write_check_page(tmp_path / "y.html", CheckReport("y", data_report, (), no_split, {}, None, 0))

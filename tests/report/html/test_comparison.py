@@ -281,3 +281,12 @@ def test_a_thousand_noisy_images_stay_under_30_mb(opened: Any, tmp_path: Path) -
             assert controls_top == 0
             assert 80 < top < 96
         assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everything_is_readable_without_a_script(width: int, opened: Any, page_path: Path) -> None:
+    with opened(page_path, viewport={"width": width, "height": 900}, java_script_enabled=False) as page:
+        for text in ("runs/with/a/long/name is better.", "20 (the best)", "base red", "Download CSV"):
+            assert page.view.get_by_text(text).first.is_visible()
+        assert page.view.locator(".comparison-card:visible").count() == 4
+        assert not page.view.locator("#controls, .copy, #theme, .keys").filter(visible=True).count()

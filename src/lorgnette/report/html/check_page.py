@@ -7,7 +7,9 @@ from typing import Any
 from lorgnette.data import format_group, format_places, format_rows, group_problems
 from lorgnette.report.check_report import LEAKS, TITLES, CheckReport, explain_split, format_bin, list_facts
 from lorgnette.report.html.inline_images import InlineImage, inline_images
+from lorgnette.report.html.page import SIGNS
 from lorgnette.report.html.templates import write_page
+from lorgnette.report.verdict import Verdict, VerdictKind
 from lorgnette.types import Finding, FindingKind, Problem
 
 MAX_CARDS = 12
@@ -17,6 +19,7 @@ MAX_LISTED = 200
 MAX_GROUP_IMAGES = 6
 """Images of a card about several rows."""
 _MAX_IMAGE_BYTES = 24_000
+_SHOWN_APART = ("judged by", "steps")
 _STARTS = {"more": MAX_CARDS, "unlisted": MAX_LISTED}
 """Where the entries begin that are listed after the cards, and those that are only counted."""
 _Entry = tuple[list[Problem], tuple[Path, ...]]
@@ -25,23 +28,34 @@ _Entry = tuple[list[Problem], tuple[Path, ...]]
 
 def write_check_page(path: Path, report: CheckReport) -> None:
     histogram = report.token_stats.histogram if report.token_stats else ()
+    verdict = _build_verdict(report)
     write_page(
         path,
         "check_page.html.j2",
         folders=report.folders,
         title=report.title,
-        summary=report.summary,
+        summary="",
+        verdict=verdict,
+        sign=SIGNS[verdict.kind],
         parts=_build_parts(report),
         next_steps=report.next_steps,
         basis=[(name.capitalize(), value) for name, value in report.basis],
+        steps=report.steps,
         split_text=explain_split(report.split),
-        advice=report.split.advice,
+        advice=report.advice,
         is_advice_blocking=bool(report.split.failure),
-        facts=[(name.capitalize(), value) for name, value in list_facts(report) if name != "judged by"],
+        facts=[(name.capitalize(), value) for name, value in list_facts(report) if name not in _SHOWN_APART],
         tokens=_build_bars([(format_bin(low, high), count) for low, high, count in histogram]),
         scripts=_build_bars([(name, count) for name, (count, _) in report.scripts.items()]),
         data={},
     )
+
+
+def _build_verdict(report: CheckReport) -> Verdict:
+    """The summary as a headline and the rest."""
+    headline, _, evidence = report.summary.partition(": ")
+    kind: VerdictKind = "harm" if report.is_blocking else "worked"
+    return Verdict(kind, f"{headline}.", f"{evidence[:1].upper()}{evidence[1:]}")
 
 
 def _build_parts(report: CheckReport) -> list[dict[str, Any]]:

@@ -87,6 +87,7 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
     metrics = [_build_metric_row(page.report, i, len(page.prompts)) for i in range(num_metrics)]
     sortable = [row for row in metrics if row.values]
     style, differing = format_style_rows(page.report), [*page.settings, *_list_differing_generations(page)]
+    texts = {prompt.text for prompt in page.prompts}
     sections = build_answer_sections(page.report.tables, page.candidates)
     parts = [
         ("notes", "Notes", page.notes),
@@ -108,6 +109,7 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
         sign=SIGNS[page.verdict.kind] if page.verdict else "",
         parts=[(id, name) for id, name, content in parts if content],
         page=page,
+        common_prompt=texts.pop() if len(texts) == 1 else "",
         score_table=_tabulate_scores(page),
         metrics=metrics,
         sortable=sortable,
