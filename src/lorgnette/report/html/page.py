@@ -98,7 +98,6 @@ def write_run_page(path: Path, page: RunPage) -> None:
     settings = flatten_settings(page.settings)
     answer_sections = build_answer_sections(page.tables, ["before", "after"])
     parts = [
-        ("notes", "Notes", page.notes),
         ("scores", "Scores", page.scores),
         *((section.id, section.title, section) for section in answer_sections),
         ("predictions", "Before and after" if has_base else "Predictions", cards),
