@@ -12,6 +12,7 @@ from lorgnette import resolve
 from lorgnette.config import DataSettings, Settings
 from lorgnette.data.hub_dataset import DownloadedDataset, MissingRow
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.models.registry import FAMILIES
 from lorgnette.report.console import Terminal
 
 TERMINAL = Terminal()
@@ -46,6 +47,37 @@ def test_a_hubs_name_that_is_none_is_refused() -> None:
     for model in ("hf:nothere", "modelscope:./Qwen/x", "hf:"):
         with pytest.raises(LorgnetteError, match=r"no such model folder .*OWNER/NAME"):
             resolve.resolve_model(model, TERMINAL)
+
+
+@pytest.mark.parametrize("model", ["Qwen2-VL-2B-Instruct", "qwen2-vl-2b-instruct", "hf:Qwen2-VL-2B-Instruct"])
+def test_a_known_model_needs_no_owner(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve.parse_model_name(model)[0] == "Qwen/Qwen2-VL-2B-Instruct"
+    assert resolve.portable_name(model).removeprefix("hf:") == "Qwen/Qwen2-VL-2B-Instruct"
+    (tmp_path / "Qwen2-VL-2B-Instruct").mkdir()  # a folder comes first
+    assert resolve.portable_name("Qwen2-VL-2B-Instruct") == str(tmp_path / "Qwen2-VL-2B-Instruct")
+    with pytest.raises(UsageError, match=r"did you mean Qwen/Qwen2-VL-2B-Instruct\?"):
+        resolve.parse_model_name("Qwen2-VL-2B-Instuct")
+
+
+def test_known_models_are_of_a_known_family() -> None:
+    names = {name.lower().replace("-", "_") for name in resolve.HUB_MODELS}
+    assert all(any(f"/{model_type}_" in name for model_type in FAMILIES) for name in names)
+
+
+def test_a_folder_with_a_typing_error_is_named_when_no_hub_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(name: str, **rest: object) -> Path:
+        raise LorgnetteError("neither hub gives it", where=name, hint="check the network")
+
+    monkeypatch.setattr("lorgnette.hub.models.fetch_model", fail)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    with pytest.raises(LorgnetteError, match=r"neither hub gives it · runs/demmo · did you mean runs/demo\?"):
+        resolve.resolve_model("runs/demmo", TERMINAL)
+    with pytest.raises(LorgnetteError, match="check the network"):
+        resolve.resolve_model("zzz/demo", TERMINAL)
 
 
 def test_a_folder_may_be_called_as_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

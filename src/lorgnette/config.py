@@ -29,7 +29,16 @@ from pydantic_core import PydanticCustomError
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.parse import is_unicode, read_yaml, shorten
 from lorgnette.io.shell import quote_word
-from lorgnette.synonyms import SYNONYMS, Assignment, Entry, find_settings, format_value, normalize, translate
+from lorgnette.synonyms import (
+    COMMAND_LINE,
+    SYNONYMS,
+    Assignment,
+    Entry,
+    find_settings,
+    format_value,
+    normalize,
+    translate,
+)
 
 DEFAULT_PROMPT = "Describe this image."
 """The user's text if neither the data nor the settings have one."""
@@ -311,7 +320,9 @@ class Settings(ProcessorSettings):
 
 SECTIONS = {name: type(f.default) for name, f in Settings.model_fields.items() if isinstance(f.default, Section)}
 _OWN = [name for name in Settings.model_fields if name not in ProcessorSettings.model_fields]
-TOP_LEVEL = [name for name in (*_OWN, *ProcessorSettings.model_fields) if name not in SECTIONS]
+TOP_LEVEL = [
+    name for name in (*_OWN, *ProcessorSettings.model_fields) if name in Settings.model_fields and name not in SECTIONS
+]
 
 
 def list_settings() -> list[str]:
@@ -353,7 +364,7 @@ def load_settings(
         key, equals, text = word.partition("=")
         if not equals:
             raise UsageError(f"'{word}' is not a setting", hint="write key=value, as in train.learning_rate=1e-4")
-        entries.append(Entry(key, None if text == "null" else text, "command line"))
+        entries.append(Entry(key, None if text == "null" else text, COMMAND_LINE))
 
     assignments, remarks = translate(entries, list_settings())
     tree, origins = dict[str, Any](), dict[str, Assignment]()

@@ -4,6 +4,7 @@ What is on disk already is not fetched again. What speaks to a hub is imported o
 none.
 """
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 from lorgnette import data
 from lorgnette.config import Settings
 from lorgnette.data.row_location import Row
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.folder_kind import explain_folder
-from lorgnette.io.paths import join_sources, split_sources
+from lorgnette.io.paths import join_sources, split_sources, suggest_path
 from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 BUILT_IN_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_PREFIXES: "dict[str, HubChoice]" = {"hf": "hf", "modelscope": "modelscope"}
+HUB_MODELS = tuple(f"Qwen/Qwen2-VL-{size}{kind}" for size in ("2B", "7B", "72B") for kind in ("-Instruct", ""))
+"""Models whose names are known without their owner."""
 DATA_FOLDER = Path("data")
 """Data sets from hubs are downloaded into it, each into a folder of its own."""
 
@@ -31,8 +34,8 @@ DATA_FOLDER = Path("data")
 def resolve_model(model: str, terminal: Terminal) -> Path:
     """The folder of a model; downloads it if it is a name on a hub and not in its cache.
 
-    model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME. Without a hub before it, a name is
-    looked for on both.
+    model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME; of HUB_MODELS the NAME is enough.
+    Without a hub before it, a name is looked for on both.
     """
     if local := _find_local_model(model):
         return local
@@ -40,14 +43,19 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
 
     name, hub = parse_model_name(model)
     with terminal.show_transfer("model") as on_progress:
-        return fetch_model(name, source=hub, on_progress=on_progress, on_message=terminal.print)
+        try:
+            return fetch_model(name, source=hub, on_progress=on_progress, on_message=terminal.print)
+        except LorgnetteError as error:
+            if nearest := suggest_path(Path(name), ""):  # a folder with a typing error
+                error = type(error)(error.message, where=error.where, hint=nearest)
+            raise error from None
 
 
 def parse_model_name(model: str) -> "tuple[str, HubChoice]":
     """(the model's name, the hub written before it)"""
     prefix, colon, name = model.partition(":")
     hub = _HUB_PREFIXES.get(prefix) if colon and not Path(model).exists() else None
-    return (name, hub) if hub else (model, "auto")
+    return (_add_owner(name), hub) if hub else (_add_owner(model), "auto")
 
 
 def find_cached_model(model: str) -> Path | None:
@@ -68,7 +76,10 @@ def find_cached_model(model: str) -> Path | None:
 
 def portable_name(model: str) -> str:
     """A model's name that is valid in any folder: a folder's absolute path, or the name on a hub."""
-    return str(Path(model).resolve()) if model != "demo" and Path(model).exists() else model
+    if model != "demo" and Path(model).exists():
+        return str(Path(model).resolve())
+    name, hub = parse_model_name(model)
+    return name if hub == "auto" else f"{hub}:{name}"
 
 
 def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
@@ -167,3 +178,18 @@ def _find_local_model(model: str) -> Path | None:
     if model == "demo":
         return BUILT_IN_MODEL
     return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None
+
+
+def _add_owner(name: str) -> str:
+    """OWNER/NAME for the NAME of a known model, in any letter case; any other name unchanged.
+
+    Raises UsageError for a name that is nearly one of them.
+    """
+    if "/" in name or Path(name).exists():
+        return name
+    known = {model.partition("/")[2].lower(): model for model in HUB_MODELS}
+    if name.lower() in known:
+        return known[name.lower()]
+    if nearest := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.85):
+        raise UsageError("no such model", where=name, hint=f"did you mean {known[nearest[0]]}?")
+    return name

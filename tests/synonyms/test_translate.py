@@ -177,6 +177,8 @@ def test_the_later_source_wins() -> None:
 def test_one_source_does_not_say_two_things(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config.load_settings(tree)
+    words = [f"{key}={value}" for key, value in config._flatten(tree)]
+    config.load_settings({}, words)  # the later one wins
     assert config.load_settings({"lr": 1.0, "train": {"learning_rate": 1.0}}).train.learning_rate == 1
 
 

@@ -6,10 +6,10 @@ printed from it. Knows the settings by name only.
 """
 
 from lorgnette.synonyms.table import DIFFERENCES, OWN_NAMES, SYNONYMS, TABLE, TOOLS, VALUES, Synonym, Tool
-from lorgnette.synonyms.translate import Assignment, Entry, find_settings, normalize, translate
+from lorgnette.synonyms.translate import COMMAND_LINE, Assignment, Entry, find_settings, normalize, translate
 from lorgnette.synonyms.values import TARGET_MODULES, format_value
 
 __all__ = [
-    "DIFFERENCES", "OWN_NAMES", "SYNONYMS", "TABLE", "TARGET_MODULES", "TOOLS", "VALUES", "Assignment", "Entry",
-    "Synonym", "Tool", "find_settings", "format_value", "normalize", "translate",
+    "COMMAND_LINE", "DIFFERENCES", "OWN_NAMES", "SYNONYMS", "TABLE", "TARGET_MODULES", "TOOLS", "VALUES", "Assignment",
+    "Entry", "Synonym", "Tool", "find_settings", "format_value", "normalize", "translate",
 ]  # fmt: skip

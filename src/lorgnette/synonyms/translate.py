@@ -11,6 +11,9 @@ from lorgnette.io.shell import quote_word
 from lorgnette.synonyms.table import CLASHES, OWN_NAMES, SYNONYMS, VALUES
 from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
 
+COMMAND_LINE = "command line"
+"""The source of words on the command line."""
+
 
 def normalize(word: str) -> str:
     """A word as the table has it: `--per-device-train-batch-size` is `per_device_train_batch_size`."""
@@ -135,8 +138,8 @@ def _translate_value(assignment: Assignment, remarks: list[tuple[int, str]]) -> 
 
 
 def _check_one_spelling(earlier: tuple[int, Entry] | None, entry: Entry, problems: list[Problem]) -> None:
-    """One source must not write one word in two ways with two values."""
-    if earlier is None or earlier[1].source != entry.source:
+    """A recipe must not write one word in two ways with two values."""
+    if earlier is None or earlier[1].source != entry.source or entry.source == COMMAND_LINE:
         return
     if earlier[1].key != entry.key and earlier[1].value != entry.value:
         message = f"{earlier[1].key} and {entry.key} mean the same and differ"
@@ -144,9 +147,11 @@ def _check_one_spelling(earlier: tuple[int, Entry] | None, entry: Entry, problem
 
 
 def _check_agreement(assignments: Iterable[Assignment], problems: list[Problem]) -> None:
-    """One source must not set one setting by two words to two values."""
+    """A recipe must not set one setting by two words to two values; on the command line the later one wins."""
     last: dict[str, Assignment] = {}
     for assignment in assignments:
+        if assignment.source == COMMAND_LINE:
+            continue
         earlier = last.get(assignment.setting)
         is_same = earlier is None or format_value(earlier.value) == format_value(assignment.value)
         if earlier and not is_same and earlier.source == assignment.source and earlier.written != assignment.written:
