@@ -109,7 +109,7 @@ def test_the_prompt_of_a_csv(make_csv: Callable[..., Path]) -> None:
     [
         ("gone.csv", LorgnetteError, "does not exist"),
         ("folder", UsageError, "a folder"),
-        ("a.xlsx", UsageError, "'.xlsx'"),
+        ("a.docx", UsageError, "'.docx'"),
         ("noending", UsageError, "'(none)'"),
         ("nul\0", LorgnetteError, "cannot be reached"),
     ],
@@ -118,7 +118,7 @@ def test_a_path_that_is_no_data_set_is_refused_at_once(
     tmp_path: Path, name: str, error: type[LorgnetteError], message: str
 ) -> None:
     (tmp_path / "folder").mkdir()
-    for file in ("a.xlsx", "noending"):
+    for file in ("a.docx", "noending"):
         (tmp_path / file).touch()
     with pytest.raises(error) as raised:
         read(tmp_path / name)

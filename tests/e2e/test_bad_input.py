@@ -174,7 +174,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
         ("a.json", b'[{"conversations": [{"from": "user", "value": "<|vision_start|>0.png"}]}]', "without its"),
         ("a.json", b'[{"messages": [{"role": "user", "content": "<image><image>"}], "images": ["0.png"]}]', "2 ×"),
         ("a.jsonl", b'{"id"\n', "broken JSON"),
-        ("a.txt", b"x", "data files of type '.txt'"),
+        ("a.ods", b"x", "spreadsheets of type '.ods' are not read"),
     ],
 )
 def test_data_files(name: str, content: bytes, message: str, tmp_path: Path, captions, cli, quick) -> None:

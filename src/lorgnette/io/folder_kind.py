@@ -32,7 +32,7 @@ _HINTS: dict[WantedKind, str] = {
     "run": "give a folder written by `lorgnette train`, such as runs/coco",
 }
 _DATA_SUFFIXES = frozenset({
-    ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".tar", ".zip", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp",
+    ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet", ".tar", ".zip", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp",
     ".tif", ".tiff", ".heic",
 })  # fmt: skip
 _MAX_LISTED = 200

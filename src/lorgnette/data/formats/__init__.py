@@ -12,7 +12,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from lorgnette.data.formats import coco, conversations, csv, folder, llama_factory, llava, messages, openai, parquet
+from lorgnette.data.formats import (
+    coco,
+    conversations,
+    csv,
+    excel,
+    folder,
+    llama_factory,
+    llava,
+    messages,
+    openai,
+    parquet,
+)
 from lorgnette.data.formats.json_records import read_list, read_records
 from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, read_record
 from lorgnette.data.formats.webdataset import read_webdataset, stream_webdataset
@@ -34,7 +45,7 @@ def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
     value = read_json(path)
     for is_format, read in OBJECT_FORMATS if isinstance(value, dict) else ():
         if is_format(value):
-            yield from read(value, path, options)
+            yield from read(value, path, options.require_no_columns(path))
             return
     counter = RowCounter(path, options.require_no_name(path))
     yield from read_list(value, counter, RecordReader(options, str(path)))
@@ -56,6 +67,9 @@ FILE_FORMATS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     ".parquet": parquet.read_parquet,
     ".tar": read_webdataset,
     ".zip": lambda path, options: read_zip(path, options, _TEXT_FORMATS),
+    ".txt": csv.read_csv,  # Excel's "Unicode text"
+    ".xlsx": excel.read_excel,
+    **dict.fromkeys(excel.OTHER_SUFFIXES, excel.refuse_spreadsheet),
 }
 
 

@@ -23,7 +23,7 @@ from lorgnette.types import Example
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 _SHARD_FORMATS = {".tar": webdataset.read_webdataset, ".parquet": parquet.read_parquet}
-_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl")
 _SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev)(?=[^a-z])")
 
 

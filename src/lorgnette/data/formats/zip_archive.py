@@ -34,15 +34,19 @@ def read_zip(
         if len(tables) != 1:
             message = f"the zip holds {len(tables)} data files ({', '.join(tables[:5]) or 'none'}), not one"
             raise LorgnetteError(message, where=str(path), hint="unpack it first")
-        # zipfile itself never gives more bytes than are declared.
         info = archive.getinfo(tables[0])
-        is_bomb = info.file_size > _HARMLESS_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
-        if info.file_size > MAX_TABLE_BYTES or is_bomb:
-            message = f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused"
-            raise LorgnetteError(message, where=str(path), hint="a zip bomb? unpack it yourself if you trust it")
+        check_unpacked_size(info, path)
         member = zipfile.Path(archive, info.filename)
         read = readers[paths[info.filename].suffix.lower()]
         yield from read(cast(Path, member), replace(options, source=path, images_from=options.images_from or path))
+
+
+def check_unpacked_size(info: zipfile.ZipInfo, path: Path) -> None:
+    """Raise LorgnetteError for a bomb. zipfile itself never gives more bytes than are declared."""
+    is_bomb = info.file_size > _HARMLESS_BYTES and info.file_size > _MAX_RATIO * max(1, info.compress_size)
+    if info.file_size > MAX_TABLE_BYTES or is_bomb:
+        message = f"{info.filename} would unpack from {info.compress_size:,} to {info.file_size:,} bytes: refused"
+        raise LorgnetteError(message, where=str(path), hint="a zip bomb? unpack it yourself if you trust it")
 
 
 @contextmanager
