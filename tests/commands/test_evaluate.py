@@ -1,5 +1,6 @@
 """`evaluate`: the table, the files, and errors before weights are read."""
 
+import csv
 import io
 import json
 import shutil
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from lorgnette.commands.evaluate import PREDICTIONS_FILE, SCORES_FILE, evaluate, load_eval_prompts
 from lorgnette.commands.predict import predict
+from lorgnette.data import DEFAULT_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import write_json
 from lorgnette.metrics.registry import CAPTION_METRICS
@@ -40,7 +42,7 @@ def test_predictions_and_scores_are_written(captions: Path, tiny: Path, tmp_path
 def test_a_file_of_answers_is_scored_without_a_model(captions: Path, tiny: Path, tmp_path: Path, monkeypatch) -> None:
     first = evaluate("base", captions, model=str(tiny), out=tmp_path / "scored", max_new_tokens=4, metrics="ANLS")
     monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
-    second = evaluate(tmp_path / "scored" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt="COCO Yes:")
+    second = evaluate(tmp_path / "scored" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt=DEFAULT_PROMPT)
     assert second.scores == first.scores
 
 
@@ -73,6 +75,36 @@ def test_what_was_trained_on_is_said_in_table_and_json(captions: Path, tmp_path:
     assert scores["trained_on"] is None
     assert "trained on           unknown\n" in capsys.readouterr().out
     assert "may have been trained on some of these questions" in scores["said"]
+
+
+@pytest.mark.parametrize(
+    ("references", "answers", "name", "table"),
+    [
+        (["warm", "cold"] * 3, ["warm", "Cold.", "cold", "it is cold", "warm", "cold"], "accuracy", "labels"),
+        ([f'{{"n": {i}}}' for i in range(6)], [f'{{"n": {i % 4}}}' for i in range(6)], "json-field-accuracy", "fields"),
+    ],
+)
+def test_labels_and_json_get_their_metrics_by_themselves(
+    references: list[str], answers: list[str], name: str, table: str, captions: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Said, counted in the table and in scores.json; `--metrics` takes others."""
+    prompts = load_eval_prompts([], captions, prompt="p", rows=None, images_from=None, needs_answer=True)
+    with captions.open("w", newline="") as file:
+        names = [prompt.image_paths[0].name for prompt in prompts]
+        csv.writer(file).writerows([("image_path", "caption"), *zip(names, references, strict=True)])
+    pairs = zip(prompts, answers, strict=True)
+    rows = [prompt.build_row(tuned=Prediction(prompt.example, text)) for prompt, text in pairs]
+    write_predictions(tmp_path / "predictions.jsonl", rows)
+    said = io.StringIO()
+    evaluate(tmp_path / "predictions.jsonl", captions, prompt="p", out=tmp_path / "out", console=Console(file=said))
+    scores = json.loads((tmp_path / "out" / SCORES_FILE).read_text())
+    assert next(iter(scores["metrics"])) == name
+    assert scores["metrics"][name]["value"] == pytest.approx(4 / 6)
+    assert scores[table][table]
+    assert f"metrics    {name}, " in said.getvalue()
+    evaluate(tmp_path / "predictions.jsonl", captions, prompt="p", metrics="ANLS", out=tmp_path / "named")
+    assert list(json.loads((tmp_path / "named" / SCORES_FILE).read_text())["metrics"]) == ["ANLS"]
+    assert "because" not in capsys.readouterr().out
 
 
 def test_relative_images_in_an_answers_file(shared, monkeypatch: pytest.MonkeyPatch) -> None:

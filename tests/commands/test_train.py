@@ -44,6 +44,21 @@ def test_only_a_run_that_has_started_stays(
     assert (tmp_path / "run").exists() is has_started
 
 
+def test_auto_metrics_are_resolved_once(
+    make_settings: Chosen, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml names the metrics, so that a resumed run and `evaluate` use the same."""
+    colors, labels = ["red", "green", "blue", "black"], ["warm", "cold", "cold", "warm"]
+    rows = [f"{color}.png,{label}\n" for color, label in zip(colors, labels, strict=True)]
+    captions.write_text("image_path,caption\n" + "".join(rows))
+    seen: list[Settings] = []
+    monkeypatch.setattr(train_module, "_train", lambda settings, *_: seen.append(settings))
+    train(make_settings("predict.metrics=auto"))
+    resume(tmp_path / "run")
+    assert [settings.predict.metrics for settings in seen] == [("label",)] * 2
+    assert config.read_recipe(tmp_path / "run" / "config.yaml")["predict"]["metrics"] == ["label"]
+
+
 def test_a_folder_with_other_files_stays(
     make_settings: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

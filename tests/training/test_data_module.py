@@ -306,6 +306,24 @@ def test_native_images_keep_their_size_in_the_held_out_prompts(make_settings: Ch
     assert training_data.held_out[0].grids[0].h == training_data.held_out[0].grids[0].w == 2
 
 
+def test_auto_metrics_follow_all_rows_and_are_said(
+    make_settings: Chosen, captions: Path, terminal: Terminal, terminal_output: io.StringIO
+) -> None:
+    """The two held-out rows alone would not show that the answers are labels."""
+    images = sorted(path.name for path in captions.parent.glob("*.png"))
+    for texts, group in ((["warm", "cold"] * 3, "label"), ([f'{{"n": {i}}}' for i in range(6)], "json")):
+        with captions.open("w", newline="") as file:
+            csv.writer(file).writerows([("image_path", "caption"), *zip(images, texts, strict=True)])
+        settings = make_settings()
+        chosen = TrainingData.load(settings, terminal).choose_metrics(settings, terminal)
+        assert chosen.predict.metrics == (group,)
+        named = make_settings("predict.metrics=caption")
+        assert TrainingData.load(named, terminal).choose_metrics(named, terminal) is named
+    said = terminal_output.getvalue()
+    assert "metrics    accuracy, macro-F1, because the answers are one of 2 labels (cold, warm); predict.metri" in said
+    assert said.count("because the answers are") == 2
+
+
 def test_a_hold_out_of_one_image_is_a_warning(
     make_settings: Chosen, captions: Path, terminal, terminal_output: io.StringIO
 ) -> None:

@@ -85,6 +85,21 @@ def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], t
     assert 'class="worse"' not in page
 
 
+def test_labels_are_counted_before_and_after(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
+    run = prepare_run("predict.metrics=label")
+    run.run_dir.log.touch()
+    rows = [
+        PredictionRow(str(i), (), "", (label,), base=f"I see a {label}", tuned="cat")
+        for i, label in enumerate(("cat", "cat", "dog"))
+    ]
+    write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
+    said = [" ".join(line.split()) for line in terminal_output.getvalue().splitlines()]
+    for line in ("accuracy 0.000 (0.000–0.000) → 0.667", "cat 2 – → 0.67 0.00 → 1.00 0.00 → 0.80", "dog 1 0 0",
+                 "3 of 3 answers are no label, before: 'I see a cat' 2×, 'I see a dog' 1×"):  # fmt: skip
+        assert any(text.startswith(line) for text in said), line
+    assert '<h2 id="labels">' in run.run_dir.report.read_text(encoding="utf-8")
+
+
 def test_held_out_images_that_were_trained_on_are_marked(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     """data.split=tail lets an image be in both parts."""
     run = prepare_run("data.split=tail", "predict.metrics=exact-match")
