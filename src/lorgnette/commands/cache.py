@@ -66,7 +66,8 @@ def show_cache(*, console: Console | None = None) -> list[CacheItem]:
     terminal, items = Terminal(console), list_cache()
     for kind, purpose in PURPOSES.items():
         rows = [item for item in items if item.kind == kind]
-        terminal.print_result(f"{kind:<10} {format_size(sum(item.size for item in rows)):>9}   {purpose}")
+        size = format_size(sum(item.size for item in rows)) if rows else "nothing"
+        terminal.print_result(f"{kind:<10} {size:>9}   {purpose}")
         for item in rows:
             terminal.print_result(_format_item(item))
     terminal.print(f"to free space: {format_command('cache', 'clear', 'features')} (or downloads, or all)")
@@ -176,9 +177,9 @@ def _list_hub_caches() -> Iterator[CacheItem]:
     for folder, patterns, hint in hints:
         if folder.is_dir():
             size, _ = _measure(folder)
-            repositories = [path for pattern in patterns for path in folder.glob(pattern)]
-            last_use = max((path.stat().st_mtime for path in repositories), default=None)
-            yield CacheItem("shared", folder, size, len(repositories), "repositories", last_use, hint)
+            if repositories := [path for pattern in patterns for path in folder.glob(pattern)]:
+                last_use = max(path.stat().st_mtime for path in repositories)
+                yield CacheItem("shared", folder, size, len(repositories), "repositories", last_use, hint)
 
 
 def _remove(item: CacheItem) -> bool:

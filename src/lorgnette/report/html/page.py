@@ -11,6 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from lorgnette.metrics.answer_tables import AnswerTables
+from lorgnette.metrics.labels import normalize_label
 from lorgnette.metrics.score import ScoreRow
 from lorgnette.metrics.tokenizers import normalize_whitespace
 from lorgnette.report.html.answer_tables import build_answer_sections
@@ -192,8 +193,8 @@ def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]
     change."""
     if row.tuned is None:
         return "", False
-    references = [_normalize_answer(text) for text in row.references]
-    before, after = _normalize_answer(row.base or ""), _normalize_answer(row.tuned)
+    references = [normalize_label(text) for text in row.references]
+    before, after = normalize_label(row.base or ""), normalize_label(row.tuned)
     if after in references:
         is_exact = normalize_whitespace(row.tuned) in map(normalize_whitespace, row.references)
         label = "matches the reference" if is_exact else "same words as the reference"
@@ -203,7 +204,3 @@ def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]
     if not gain:
         return "", False
     return ("closer to the reference", True) if gain > 0 else ("further from the reference", False)
-
-
-def _normalize_answer(text: str) -> str:
-    return " ".join(text.split()).rstrip(".。").casefold()
