@@ -1,4 +1,5 @@
 import io
+import json
 import random
 import sys
 from collections.abc import Callable
@@ -224,3 +225,29 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     code = "import lorgnette.data, sys; print('httpx2' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path("/"))
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("features", "more", "answers"),
+    [
+        ({"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}, {}, ["dog", "cat"]),
+        ({"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}, {"title": ["a", "b"]}, ["a", "b"]),
+        ({"label": {"_type": "Value"}}, {}, None),
+        ([], {}, None),
+    ],
+)
+def test_a_class_label_is_read_by_its_name(
+    tmp_path: Path, features: Any, more: dict[str, Any], answers: list[str] | None
+) -> None:
+    images = [{"bytes": fake_jpeg(number, 50), "path": "a.jpg"} for number in range(2)]
+    table = pa.table({"image": images, "label": [1, 0], **more})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    said: list[str] = []
+    rows = read(tmp_path / "a.parquet", on_columns=said.append)
+    if answers is None:
+        with pytest.raises(LorgnetteError, match=r"which column holds the captions; .* label \(other\)"):
+            list(rows)
+        return
+    assert [row.reference for row in rows if isinstance(row, Example)] == answers
+    assert said == [f"a.parquet: image → image, {'title' if more else 'label'} → caption"]

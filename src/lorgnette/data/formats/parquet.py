@@ -1,6 +1,7 @@
 """Parquet files: an image and a caption in columns, or conversations with their images, as on Hugging Face.
 
     image: {bytes, path} · caption: "a cat asleep"                      an image column and a caption column
+    image: {bytes, path} · label: 3                                     an image column and a class label with names
     images: [{bytes, path}, …] · messages: [{role, content}, …]         a record of any format
 
 A cell with an image holds its bytes, a struct {bytes, path}, or a path. Only the row groups with the wanted rows are
@@ -11,7 +12,7 @@ pyarrow, which the extra `parquet` installs. Read only.
 import importlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from lorgnette.data.formats.columns import Column, Kind
 from lorgnette.data.formats.records import RecordReader
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter
+from lorgnette.data.text_files import parse_json
 from lorgnette.errors import LorgnetteError
 
 ROWS_PER_BATCH = 16
@@ -40,13 +42,19 @@ def stream_parquet(
     """(row number from 0, its examples or its problem) of the ascending `numbers`, or of all rows from `start` on."""
     counter = RowCounter(path, options.require_no_name(path))
     with _open_parquet(path) as file:
-        columns = [Column(field.name, _detect_kind(field.type)) for field in file.schema_arrow]
+        labels = _read_label_names(file.schema_arrow.metadata or {})
+        columns = [
+            Column(field.name, "label" if field.name in labels else _detect_kind(field.type))
+            for field in file.schema_arrow
+        ]
         read = RecordReader(options, str(path), columns)
         wanted = range(start, file.metadata.num_rows) if numbers is None else numbers
         for number, record in _read_records(file, read.names, wanted):
             counter.count = number
             location = counter.next()
             values = {name: value for name, value in record.items() if value is not None}
+            for name in labels.keys() & values.keys():
+                values[name] = labels[name].get(values[name], values[name])
             yield number, list(location.try_read(partial(read, values, location)))
 
 
@@ -95,6 +103,16 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     except (arrow.ArrowException, OSError) as error:
         message = f"the parquet file cannot be read: {' '.join(str(error).split())[:160]}"
         raise LorgnetteError(message, where=str(path), hint="get it again, or take another file") from error
+
+
+def _read_label_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[int, str]]:
+    """Column → number → name, for the class labels that `datasets` describes in the file's metadata."""
+    try:
+        features = parse_json(metadata.get(b"huggingface", b"{}"))["info"]["features"].items()
+        labels = [(column, feature["names"]) for column, feature in features if feature.get("_type") == "ClassLabel"]
+        return {column: dict(enumerate(map(str, names))) for column, names in labels}
+    except (LorgnetteError, KeyError, TypeError, AttributeError):  # of another tool: then the numbers are no labels
+        return {}
 
 
 def _read_records(
