@@ -111,6 +111,11 @@ CASES = {
          "The change in ROUGE-L lies between +0."],
         control=build_rows(30, ["a small kite"], [LONG], KITES),
     ),
+    "garbage becomes other garbage": Case(
+        build_rows(4, ["brown " * 20], ["to the of " * 30 + "kite"], KITES), "unsure",
+        ["no answer to 4 held-out images is much closer to its reference, or further from it (ROUGE-L 0.0"],
+        control=build_rows(40, ["to the a " * 9], RIGHT, KITES),
+    ),
     "labels": Case(
         build_rows(40, ["cat"], ["Cat.", "dog"], LABELS), "worked",
         ["the answer is the right label in 40 of 40 held-out images (20 before)"],

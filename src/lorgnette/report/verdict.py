@@ -32,6 +32,8 @@ LARGE_SHARE = 0.5
 """It worked if this share of the answers that could improve did; if fewer, it helped a little."""
 LARGE_GAIN = 0.1
 """And, where no answer is simply right or wrong, if the metric rose by at least this."""
+MIN_CLOSER = 0.05
+"""An answer is closer to its reference if its own score is better by at least this."""
 MIN_SHOWN_SHARE = 0.1
 """Matches are not worth a sentence if fewer answers than this match, before and after."""
 MIN_LOSS_CHANGE = 0.01
@@ -79,11 +81,11 @@ class Change:
 
     @property
     def num_closer(self) -> int:
-        return sum(METRICS[self.name].sign * value > 0 for value in self.difference.per_example)
+        return sum(METRICS[self.name].sign * value >= MIN_CLOSER for value in self.difference.per_example)
 
     @property
     def num_further(self) -> int:
-        return sum(METRICS[self.name].sign * value < 0 for value in self.difference.per_example)
+        return sum(METRICS[self.name].sign * value <= -MIN_CLOSER for value in self.difference.per_example)
 
 
 def judge_training(
@@ -212,11 +214,14 @@ def _describe_answers(rows: Sequence[PredictionRow], match: Change, graded: Chan
 def _describe_closeness(graded: Change, total: int, noun: str, *, is_first: bool) -> str:
     """How many answers are closer to their reference, and how many further from it."""
     closer, further = graded.num_closer, graded.num_further
+    values = f"{graded.name} {graded.after:.2f}, {graded.before:.2f} before"
+    if not closer and not further:
+        start = "After tuning, no answer" if is_first else "No answer"
+        return f"{start} to {total} held-out {noun} is much closer to its reference, or further from it ({values})"
     first, other = (
         ("closer to", f"further in {further}") if closer >= further else ("further from", f"closer in {closer}")
     )
     start = "After tuning, the answer is" if is_first else "The answer is"
-    values = f"{graded.name} {graded.after:.2f}, {graded.before:.2f} before"
     return f"{start} {first} the reference in {max(closer, further)} of {total} held-out {noun}, {other} ({values})"
 
 
@@ -229,7 +234,7 @@ def _describe_length(rows: Sequence[PredictionRow]) -> str:
     ratio = max(before, after) / min(before, after)
     if ratio < NOTABLE_LENGTH_RATIO:
         return ""
-    factor = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"
+    factor = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}".removesuffix(".0")
     change = "shorter" if after < before else "longer"
     unit = "word" if round(after) == 1 else "words"
     return f"answers are {factor} times {change} ({after:.0f} {unit}, {before:.0f} before)"

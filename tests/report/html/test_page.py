@@ -135,13 +135,13 @@ def test_cut_answers_and_trained_images_are_marked(tmp_path: Path) -> None:
 
 def test_only_better_answers_are_green(tmp_path: Path) -> None:
     rows = [PredictionRow(str(i), (), "", ("goal",), base, tuned) for i, (base, tuned) in enumerate(
-        [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x")]
+        [("x", "goal"), ("goal", "goal."), ("x", "nearer"), ("x", "farther"), ("goal", "x"), ("x", "x"), ("x", "y")]
     )]  # fmt: skip
-    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0]))
+    write_run_page(tmp_path / "p.html", RunPage(title="x", rows=rows, gains=[1, 0, 0.5, -0.5, -1, 0, 0.02]))
     html = (tmp_path / "p.html").read_text()
     cards = html.split("<article")[1:]
-    assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False]
-    assert ["matches the reference" in card for card in cards] == [True, False, False, False, False, False]
+    assert ['"after better"' in card for card in cards] == [True, False, True, False, False, False, False]
+    assert ["matches the reference" in card for card in cards] == [True, *[False] * 6]
     scores = [
         ScoreRow("a", "1", "2", change="better"),
         ScoreRow("b", "1", "3", difference="+2"),

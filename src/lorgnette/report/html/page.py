@@ -18,7 +18,7 @@ from lorgnette.report.html.answer_tables import build_answer_sections
 from lorgnette.report.html.charts import Curve, Table, build_charts, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
-from lorgnette.report.verdict import Verdict
+from lorgnette.report.verdict import MIN_CLOSER, Verdict
 from lorgnette.types import PredictionRow
 
 NUM_VISIBLE = 12
@@ -201,6 +201,6 @@ def _classify_answer(row: PredictionRow, gain: float | None) -> tuple[str, bool]
         return label, row.base is not None and before not in references
     if row.base is not None and after == before:
         return "unchanged", False
-    if not gain:
+    if gain is None or abs(gain) < MIN_CLOSER:
         return "", False
     return ("closer to the reference", True) if gain > 0 else ("further from the reference", False)
