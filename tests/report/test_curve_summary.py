@@ -101,10 +101,12 @@ def test_a_loss_that_is_no_number_is_left_out() -> None:
         ({"learning_rate": 1e-7}, 500, "train.learning_rate=1e-07 is low"),
         ({}, 1, "only 1 optimizer step; raise train.epochs"),
         ({}, 19, "only 19 optimizer steps"),
+        ({"epochs": "auto", "max_steps": 3}, 3, "only 3 optimizer steps; raise train.max_steps"),
         ({}, 20, "the settings show none; try a higher learning rate"),
     ],
 )  # fmt: skip
 def test_the_reason_for_no_change(settings: dict[str, float], num_steps: int, reason: str) -> None:
+    settings = {"epochs": 2, "learning_rate": 1e-4} | settings
     assert explain_no_change(TrainSettings(**settings), num_steps).startswith(reason)
 
 

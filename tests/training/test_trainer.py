@@ -358,3 +358,32 @@ def test_early_stopping_ends_a_run_that_no_longer_improves() -> None:
     resumed.load_state_dict(trainer.state_dict())
     assert resumed.train(later)
     assert later.events == []
+
+
+AUTO = change(epochs="auto", save_steps=1, eval_steps=4, learning_rate=0.05)
+
+
+@pytest.mark.parametrize("low_loss", [0.15, 1.95])
+def test_steps_chosen_from_the_losses_are_the_same_after_a_stop(low_loss: float, monkeypatch) -> None:
+    """At the limit, and where a loss decides: stopped after any step, and with a device that is one step ahead."""
+    monkeypatch.setattr("lorgnette.training.auto_steps.LOW_LOSS", low_loss)
+    whole, engine = train(AUTO, held_out=HELD_OUT)
+    last = len(whole.losses)
+    assert (last == 64 + 2 * 3) is (low_loss == 0.15)
+    assert whole.steps("evaluate")[-1] == last
+    for stop_at in {1, 5, last - 10, last - 9, last - 8, last - 7, last - 1}:
+        first, resumed_engine = train(AUTO, held_out=HELD_OUT, stop_at=stop_at)
+        random, resumed = torch.get_rng_state(), RecordingCallbacks()
+        trainer = build_trainer(resumed_engine, AUTO, held_out=HELD_OUT)
+        torch.set_rng_state(random)
+        trainer.load_state_dict(torch.load(io.BytesIO(first.states[stop_at]), weights_only=True))
+        assert trainer.train(resumed)
+        assert first.losses + resumed.losses == whole.losses
+        assert torch.equal(resumed_engine.table, engine.table)
+        assert resumed.steps("evaluate") == [step for step in whole.steps("evaluate") if step > stop_at]
+    ahead_engine, ahead = BigramEngine(), RecordingCallbacks()
+    torch.manual_seed(1)
+    trainer = build_trainer(ahead_engine, AUTO.model_copy(update={"save_steps": 1000}))
+    trainer._max_pending = 1
+    assert trainer.train(ahead)
+    assert ahead.losses == whole.losses

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette import config, recipes
+from lorgnette.commands.settings_in_words import describe_recipe_data
 from lorgnette.config import Settings
 from lorgnette.data.memory_rows import is_in_memory
 from lorgnette.errors import UsageError
@@ -41,14 +42,17 @@ def build_settings(
         if recipe is not None:
             hint = "leave it out, or load it with them: lorgnette.recipes.load_settings"
             raise UsageError("a recipe and whole Settings", where=f"recipe={recipe}", hint=hint)
-        tree: Mapping[str, Any] = settings.model_dump(exclude_unset=True)
+        chosen = settings
     else:
         name = None if recipe is None else os.fspath(recipe)
-        tree = recipes.load_settings(name, on_remark=say, **(settings or {})).model_dump(exclude_unset=True)
+        chosen = recipes.load_settings(name, on_remark=say, **(settings or {}))
     values = {**(values or {}), **({} if data is None else {"data.path": as_source(data)})}
-    if isinstance(settings, Settings) and not values:
-        return settings
-    return config.load_settings(tree, values=values, on_remark=say)
+    if values:
+        tree = chosen.model_dump(exclude_unset=True)
+        chosen = config.load_settings(tree, values=values, on_remark=say, sources=chosen.sources)
+    if remark := describe_recipe_data(chosen):
+        (terminal or Terminal()).warn(f"recipe     {remark}")
+    return chosen
 
 
 def as_source(data: Any) -> Path:

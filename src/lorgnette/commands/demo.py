@@ -44,7 +44,8 @@ def demo(
     holdout = min(NUM_HELD_OUT, num_images // 4)
     prompt = settings.data.prompt
     prepared = lorgnette.prepare(folder / "captions.csv", folder, prompt=prompt, holdout=holdout, console=console)
-    data_and_run = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}", f"run={folder / 'demo'}"]
+    files = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}"]
+    data_and_run = [*files, f"data.prompt={prompt}", f"run={folder / 'demo'}"]
     return lorgnette.train(lorgnette.recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
 
 

@@ -39,6 +39,7 @@ from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths,
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.step_count import StepCount
 
 if TYPE_CHECKING:
     import pandas
@@ -231,7 +232,10 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         yield f"{span:>16} {'█' * round(count / longest_bar * _BAR_WIDTH)} {count}"
     per_step = steps.num_microbatches / steps.total_steps
     microbatches = f"{per_step:.3g} micro-batches per step, of at most {steps.largest_microbatch[0]} tokens"
-    yield f"steps      {steps.total_steps}, {steps.steps_per_epoch} per epoch; {microbatches}"
+    step_count = StepCount(plan.examples, settings.train)
+    yield f"steps      {step_count.describe()}; {steps.steps_per_epoch} per epoch, {microbatches}"
+    if step_count.warning:
+        yield f"           {step_count.warning}"
     yield f"batches    {layouts.padded} tokens per epoch in padded batches of {settings.train.batch_size}"
     for name, text in _LAYOUT_TEXTS.items():
         count = getattr(layouts, name)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lorgnette import config
 from lorgnette.commands.arguments import SettingsLike, build_settings, is_rows
+from lorgnette.commands.settings_in_words import describe_prompt
 from lorgnette.commands.write_rows import write_rows
 from lorgnette.config import Settings
 from lorgnette.io.atomic import remove_folder, write_json, write_text
@@ -26,6 +27,7 @@ from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
+from lorgnette.training.step_count import StepCount
 from lorgnette.training.user_callbacks import UserCallbacks
 
 
@@ -97,6 +99,12 @@ def _load(settings: Settings, timer: StageTimer, terminal: Terminal) -> _LoadedR
         check_own_metrics(settings.predict.metrics, references)
         hashes, image_hashes = data.hash_inputs(), data.hash_images()
         adapter = build_manifest_entry(settings.adapter) if settings.adapter else None
+        examples = [encoded.example for encoded in data.examples]
+        terminal.print(f"prompt     {describe_prompt(settings, examples)}")
+        step_count = StepCount(len(examples), settings.train)
+        terminal.print(f"steps      {step_count.describe()}")
+        if step_count.warning:
+            terminal.warn(step_count.warning)
         if adapter and (note := describe_seen_images(adapter, data.select_held_out(image_hashes))):
             terminal.warn(note)
     manifest = build_manifest(

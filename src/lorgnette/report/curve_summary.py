@@ -61,7 +61,8 @@ def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | Non
 def explain_no_change(settings: TrainSettings, num_steps: int) -> str:
     """The likeliest reason that a training of `num_steps` changed nothing, and what to do."""
     rate = f"train.learning_rate={settings.learning_rate:g}"
-    if (warmup_steps := settings.count_warmup_steps(num_steps)) >= num_steps:
+    warmup_steps = settings.count_warmup_steps(num_steps)
+    if settings.epochs != "auto" and warmup_steps >= num_steps:
         highest = settings.learning_rate * max(0, num_steps - 1) / warmup_steps
         steps = "the only step is" if num_steps == 1 else f"all {num_steps} steps are"
         warm_up = f"{steps} in the warm-up (train.warmup_steps={warmup_steps})"
@@ -70,7 +71,8 @@ def explain_no_change(settings: TrainSettings, num_steps: int) -> str:
         return f"{rate} is low; 1e-4 is usual with LoRA"
     if num_steps < MIN_STEPS:
         steps = f"{num_steps} optimizer {'step' if num_steps == 1 else 'steps'}"
-        return f"only {steps}; raise train.epochs, or lower train.batch_size"
+        remedy = "train.epochs (auto chooses enough), or lower train.batch_size"
+        return f"only {steps}; raise {'train.max_steps' if settings.max_steps == num_steps else remedy}"
     return f"the settings show none; try a higher learning rate ({rate}), or more epochs"
 
 

@@ -19,12 +19,12 @@ EndReason = Literal["low", "flat", "limit"]
 WARMUP_STEPS = 4
 DECAY_STEPS = 8
 LOW_LOSS = 0.15
-"""Nats per label, as the mean of the last NUM_RECENT steps."""
+"""Nats per label, the mean of the last NUM_RECENT steps."""
 NUM_RECENT = 4
 MIN_WINDOW = 8
 MIN_FALL = 0.02
 """The loss no longer falls if the mean of a window is not this fraction below the mean of the window before. A window
-is a number of whole epochs, at least MIN_WINDOW steps, so that both windows have the same examples."""
+is a number of whole epochs, at least MIN_WINDOW steps, so that both have the same labels."""
 BASE_STEPS, MAX_EPOCHS = 64, 2
 """The limit: BASE_STEPS steps and MAX_EPOCHS epochs."""
 NUM_EVALS = 16
@@ -33,11 +33,11 @@ NUM_EVALS = 16
 class AutoSteps:
     """The steps of a training whose number is not known at its start.
 
-    losses: of the finished steps; total_steps: at most, and exactly from the step on at which the rate begins to fall.
+    losses: (loss, number of labels) of each finished step; total_steps: at most, until `has_decided`.
     """
 
     def __init__(self, steps_per_epoch: int, *, warmup_steps: int = WARMUP_STEPS, max_steps: int | None = None) -> None:
-        self.losses: list[float] = []
+        self.losses: list[tuple[float, int]] = []
         self.end_reason: EndReason = "limit"
         self.total_steps = compute_step_limit(steps_per_epoch, max_steps)
         self._steps_per_epoch, self._warmup_steps = steps_per_epoch, warmup_steps
@@ -54,9 +54,14 @@ class AutoSteps:
         fall = (self.total_steps - step) / min(DECAY_STEPS, self.total_steps)
         return min(1.0, rise, fall)
 
-    def record_loss(self, loss: float) -> None:
+    @property
+    def recent_loss(self) -> float:
+        """Of the last NUM_RECENT steps."""
+        return self._mean(slice(-NUM_RECENT, None))
+
+    def record_loss(self, loss: float, num_labels: int) -> None:
         """Take the loss of the next finished step. The rate falls from the next step but one at the earliest."""
-        self.losses.append(loss)
+        self.losses.append((loss, num_labels))
         if not self.has_decided and (reason := self._find_reason()):
             self.end_reason = reason
             self.total_steps = min(self.total_steps, len(self.losses) + 1 + DECAY_STEPS)
@@ -65,12 +70,16 @@ class AutoSteps:
         count, window = len(self.losses), self._window
         if count < max(self._steps_per_epoch, self._warmup_steps, NUM_RECENT):
             return None
-        if fmean(self.losses[-NUM_RECENT:]) < LOW_LOSS:
+        if self.recent_loss < LOW_LOSS:
             return "low"
         if count >= 2 * window and count % window == 0:
-            before, last = fmean(self.losses[-2 * window : -window]), fmean(self.losses[-window:])
+            before, last = self._mean(slice(-2 * window, -window)), self._mean(slice(-window, None))
             return "flat" if last > before * (1 - MIN_FALL) else None
         return None
+
+    def _mean(self, steps: slice) -> float:
+        """The loss per label."""
+        return fmean(*zip(*self.losses[steps], strict=True))
 
 
 def compute_step_limit(steps_per_epoch: int, max_steps: int | None = None) -> int:

@@ -23,6 +23,9 @@ from lorgnette.training.user_callbacks import UserCallbacks
 AdapterSnapshot = Callable[[], Callable[[Path], None]]
 """Copies the adapter as it is now. The returned function writes the copy into a folder, later and on any thread."""
 
+SHOWN_STEPS = 10
+"""The terminal shows a record of the log at most once in so many steps; the progress bar shows the loss of each."""
+
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
@@ -38,7 +41,7 @@ class TrainingCallbacks:
     advance: ProgressCallback
     interrupt: GracefulInterrupt
     get_total_steps: Callable[[], int]
-
+    logging_steps: int = 1
     user: UserCallbacks = field(default_factory=UserCallbacks)
 
     def on_step_end(self, step: int, loss: float) -> None:
@@ -47,10 +50,12 @@ class TrainingCallbacks:
 
     def on_log(self, report: StepReport) -> None:
         self._record({"kind": "train", **asdict(report)})
-        self.terminal.print(
-            f"step {report.step:<5} loss {report.loss:.4f}  lr {report.learning_rate:.2e}  "
-            f"grad norm {report.grad_norm:.2f}  {report.tokens_per_s:.0f} tokens/s"
-        )
+        is_shown = report.step // SHOWN_STEPS > (report.step - self.logging_steps) // SHOWN_STEPS
+        if is_shown or report.step in (1, self.get_total_steps()):
+            self.terminal.print(
+                f"step {report.step:<5} loss {report.loss:.4f}  lr {report.learning_rate:.2e}  "
+                f"grad norm {report.grad_norm:.2f}  {report.tokens_per_s:.0f} tokens/s"
+            )
         self.user.call("on_log", report)
 
     def on_evaluate(self, step: int, loss: float) -> float:

@@ -87,7 +87,9 @@ class TrainingData:
         check_best_model_metric(settings, [e.example for e in held_out])
         for finding in scanned.remarks:
             terminal.warn(str(finding.problem))
-        for line in SplitSummary.from_examples([e.example for e in examples], [e.example for e in held_out]).advice:
+        is_auto = settings.data.holdout == "auto" and settings.data.test is None
+        train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
+        for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
         return loaded
 

@@ -99,8 +99,7 @@ def run_training(
                 ):
                     callbacks = TrainingCallbacks(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
-                        lambda: trainer.total_steps,
-                        user=user_callbacks,
+                        lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks,
                     )  # fmt: skip
                     is_finished = trainer.train(callbacks)
                 if is_finished:

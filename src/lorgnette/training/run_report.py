@@ -27,6 +27,7 @@ from lorgnette.training.run_facts import (
     list_private_folders,
     sum_stages,
 )
+from lorgnette.training.step_count import END_KIND, StepCount
 from lorgnette.types import BASE_MODEL, PredictionRow
 
 
@@ -72,6 +73,9 @@ def write_run_report(
         [curve] = metric_curves
         notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
     overlap = _find_overlap(settings, run_dir, rows)
+    best_point = _find_best_step(evals, metric_curves, best_metric)
+    is_chosen = best_point is not None and best_point[1] < num_steps
+    notes += _describe_steps(settings, data, records, notes, is_chosen=is_chosen)
     notes += _describe_answers(settings, rows, overlap)
     metric_names = expand_metric_names(settings.predict.metrics)
     verdict = judge_training(rows, metric_names, losses, evals, trained_on=overlap.flags or ())
@@ -87,7 +91,7 @@ def write_run_report(
         settings=settings.model_dump(mode="json"),
         facts=list_facts(settings, data, rows, records, read_manifest(run_dir.manifest)),
         stages=[(name, f"{value:.1f} s") for name, value in seconds.items()],
-        best=_find_best_step(evals, metric_curves, best_metric),
+        best=best_point,
         curves=[loss, eval_loss, *metric_curves, *others],
         rows=rows,
         scores=scores,
@@ -127,6 +131,22 @@ def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[Prediction
     if settings.data.split == "image" and settings.data.test is None and settings.adapter is None:
         return TrainingOverlap((False,) * len(rows))  # the split excludes it
     return find_training_overlap("this run", run_dir.manifest, [row.images for row in rows])
+
+
+def _describe_steps(
+    settings: Settings, data: TrainingData, records: Sequence[run_log.Record], notes: Sequence[str], *, is_chosen: bool
+) -> Iterator[str]:
+    """How many steps were taken, and why no more. is_chosen: an earlier step than the last is the best."""
+    warning = StepCount(len(data.examples), settings.train).warning
+    if warning and not any("optimizer step" in note for note in notes):
+        yield f"{warning[0].upper()}{warning[1:]}."
+    if settings.train.epochs == "auto":
+        yield from (f"Training took {record['text']}." for record in records if record.get("kind") == END_KIND)
+    if is_chosen or settings.train.early_stopping_patience is not None:
+        yield (
+            f"The {len(data.held_out)} held-out examples that are scored also chose the best step, so its scores are "
+            "better than they would be for other images."
+        )
 
 
 def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap: TrainingOverlap) -> Iterator[str]:

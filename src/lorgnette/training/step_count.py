@@ -5,11 +5,10 @@
 
 import math
 from dataclasses import dataclass
-from statistics import fmean
 
 from lorgnette.config import TrainSettings
 from lorgnette.report.curve_summary import MIN_STEPS
-from lorgnette.training.auto_steps import LOW_LOSS, NUM_RECENT, AutoSteps
+from lorgnette.training.auto_steps import LOW_LOSS, AutoSteps
 from lorgnette.training.sampler import compute_steps_per_epoch, compute_total_steps
 
 END_KIND = "end"
@@ -61,7 +60,7 @@ class StepCount:
             return f"{steps}: no new best step for a while (train.early_stopping_patience)"
         if auto_steps is None or (self.is_capped and not auto_steps.has_decided):
             return f"{steps}: {f'train.max_steps={step}' if self.is_capped else _pluralize(settings.epochs, 'epoch')}"
-        loss = f"{fmean(auto_steps.losses[-NUM_RECENT:]):.3g}"
+        loss = f"{auto_steps.recent_loss:.3g}"
         if auto_steps.end_reason == "low":
             return f"{steps}: the loss is low, {loss} (train.epochs=auto ends soon after it is below {LOW_LOSS})"
         if auto_steps.end_reason == "flat":

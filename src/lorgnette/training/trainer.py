@@ -132,8 +132,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises an AttributeError, LookupError, TypeError, ValueError or RuntimeError for the state of another run."""
         if self.auto_steps:
-            for loss in state["losses"]:
-                self.auto_steps.record_loss(loss)
+            for loss, num_labels in state["losses"]:
+                self.auto_steps.record_loss(loss, num_labels)
         if state["step"] not in range(self.total_steps + 1):
             raise ValueError(f"it is of step {state['step']}, and the run has {self.total_steps}")
         self.step = state["step"]
@@ -252,7 +252,7 @@ class Trainer:
             self.stats.num_steps += 1
             self.stats.num_tokens += sum(len(batch.input_ids) for batch in pending.microbatches)
             if self.auto_steps:
-                self.auto_steps.record_loss(loss)
+                self.auto_steps.record_loss(loss, sum(len(batch.targets) for batch in pending.microbatches))
             callbacks.on_step_end(pending.step, loss)
             if pending.step in (1, self.total_steps) or pending.step % self.settings.logging_steps == 0:
                 stats, self.stats = self.stats, RunningStats()
