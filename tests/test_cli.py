@@ -30,7 +30,7 @@ COMMANDS = {
     "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-column --caption-column"
     " --image-size --max-new-tokens --batch-size --device",
     "verify": "ADAPTER --model --data --rows --device --json",
-    "merge": "ADAPTER OUT --model --device",
+    "merge": "ADAPTER OUT --model --dtype --force --device",
     "export-adapter": "ADAPTER OUT --transformers",
     "watch": "FOLDER --port",
     "settings": "WORD",
@@ -114,7 +114,51 @@ def test_misspelled_command(cli) -> None:
 
 
 def test_version(cli) -> None:
-    assert cli("--version").out == f"lorgnette {lorgnette.__version__}\n"
+    for word in ("--version", "-V", "version"):
+        assert cli(word).out == f"lorgnette {lorgnette.__version__}\n"
+
+
+def test_help_is_a_command_too(cli) -> None:
+    assert cli("help").out == cli("--help").out
+    assert cli("help", "train").out == cli("train", "--help").out
+    assert cli("help", "recipe", "show").out == cli("recipe", "show", "--help").out
+    assert "Did you mean 'train'?" in cli("help", "trian").err
+
+
+def test_train_demo_draws_its_images(tmp_path: Path, captions: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr("lorgnette.commands.demo.demo", lambda **options: calls.append(options))
+    monkeypatch.setattr("lorgnette.commands.train.train", lambda settings, **options: calls.append(options))
+    done = cli("train", "demo", "--epochs", "3")  # captions.csv is there
+    assert (done.status, calls) == (0, [{"name": "demo"}])
+    captions.unlink()
+    assert cli("train", "demo", "--epochs", "3").status == 0
+    assert calls[1:] == [{"overrides": ["epochs=3"]}]
+    for command in ("plan", "preview", "check"):
+        cli(command, "demo").assert_refused(2, "not drawn yet", f"lorgnette {command} demo runs/demo/captions.csv")
+
+
+def test_words_of_another_trainer_are_said(captions: Path, cli) -> None:
+    done = cli("check", "captions.csv", "--model_name_or_path", "demo", "--val_size=1", "--do_train")
+    assert done.status == 0
+    assert done.err.splitlines()[:3] == [
+        "setting    model_name_or_path=demo → model",
+        "setting    val_size=1 → data.holdout (rows; 0.1 is auto: a tenth of the images, at least 4 and at most 64)",
+        "setting    do_train=true: nothing to set; `lorgnette train` trains",
+    ]
+
+
+def test_a_run_has_the_name_of_its_data(captions: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[object] = []
+    monkeypatch.setattr("lorgnette.commands.train.train", lambda settings, *, name: names.append(name))
+    for words in (
+        ["captions.csv"],
+        ["data=captions.csv"],
+        ["coco-caption", "captions.csv"],
+        ["--data", "captions.csv"],
+    ):
+        assert cli("train", *words, "model=demo").status == 0
+    assert names == ["captions", "captions", "coco-caption", "captions"]
 
 
 def test_python_module() -> None:
@@ -214,7 +258,7 @@ def test_recipes(tmp_path: Path, cli) -> None:
 
 
 def test_check_prints_facts(captions: Path, cli) -> None:
-    done, bar = cli("check", "captions.csv", "model=demo"), "█" * 32
+    done, bar = cli("check", "captions.csv", "model=demo", "data.holdout=4"), "█" * 32
     assert done.status == 1
     assert not done.err
     error, basis, *lines = done.out.splitlines()
@@ -227,12 +271,12 @@ def test_check_prints_facts(captions: Path, cli) -> None:
         "answers    3 to 8 characters, mean 5",
         "text       writing system: Latin (3)",
         "compared   3 images for look-alikes",
-        "tokens     127 to 130 per example, median 129",
-        "total      386 tokens: 78% of images, 3% with loss",
-        f"           127  {bar} 1",
-        "           128",
-        f"           129  {bar} 1",
+        "tokens     128 to 131 per example, median 130",
+        "total      389 tokens: 77% of images, 3% with loss",
+        f"           128  {bar} 1",
+        "           129",
         f"           130  {bar} 1",
+        f"           131  {bar} 1",
         "result     Training would not start: no rows can be held out.",
     ]
     done = cli("check", "captions.csv", "model=demo", "data.holdout=1")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorgnette.errors import UsageError
-from lorgnette.grammar import complete_words, parse_words, rewrite, split_setting
+from lorgnette.grammar import complete_recipes, complete_words, parse_words, rewrite, split_setting
 
 TRAIN = {"--resume": True, "--help": False}
 PREDICT = {
@@ -115,6 +115,8 @@ def test_a_wrong_word_names_what_is_probably_meant(here: Path, words: str, messa
         ("--no-trim captions.csv", "no-trim=captions.csv"),
         ("captions.csv --no-trim", "captions.csv trim=false"),
         ("--data captions.csv", "data=captions.csv"),
+        ("train.learning_rate= 1e-4 captions.csv", "train.learning_rate=1e-4 captions.csv"),
+        ("captions.csv report_to= seed=1", "captions.csv report_to= seed=1"),
         ("--recipe coco-caption", "recipe=coco-caption"),
         ("--data.max_rows 9", "data.max_rows=9"),
         ("--resume runs/a", "--resume runs/a"),
@@ -182,6 +184,8 @@ def test_completion_knows_recipes_files_and_settings(here: Path) -> None:
     assert complete_words("capt") == ["captions.csv"]
     assert complete_words("photos/") == ["photos/a.jpg"]
     assert "photos/" in complete_words("")
+    assert complete_recipes("m") == ["mine.yaml"]
+    assert complete_recipes("lat") == ["latex-ocr"]
     assert complete_words("zzz") == []
 
 

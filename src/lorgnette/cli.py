@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
-from lorgnette.grammar import Commands, Request, complete_words, parse_words
+from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
 from lorgnette.planning.gpus import GpuName
 from lorgnette.report.console import Terminal, print_result
@@ -55,6 +55,7 @@ Words = Annotated[
     list[str] | None,
     Argument(metavar="RECIPE|DATA|SETTING=VALUE", help=WORDS_HELP, autocompletion=complete_words),
 ]
+RecipeName = Annotated[str, Argument(help="a recipe's name or file", autocompletion=complete_recipes)]
 Overrides = Annotated[
     list[str] | None, Argument(metavar="SETTING=VALUE", help=SETTINGS_HELP, autocompletion=complete_words)
 ]
@@ -372,13 +373,13 @@ def recipe_list() -> None:
 
 
 @recipes_app.command("show")
-def recipe_show(name: str) -> None:
+def recipe_show(name: RecipeName) -> None:
     """Print a recipe."""
     print_result(lorgnette.recipes.read_text(name), ends_line=False)
 
 
 @recipes_app.command("copy")
-def recipe_copy(name: str, to: Annotated[Path | None, Argument()] = None) -> None:
+def recipe_copy(name: RecipeName, to: Annotated[Path | None, Argument()] = None) -> None:
     """Copy a recipe, to edit it."""
     print_result(str(lorgnette.recipes.copy_recipe(name, to)))
 

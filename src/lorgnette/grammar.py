@@ -271,6 +271,8 @@ def rewrite(args: Sequence[str], options: Mapping[str, bool], arguments: Collect
                 key, value = key.removeprefix("no-"), "false"
         else:
             key, value = split_setting(arg)
+            if key and not value and rest and _is_value(rest[0]):  # a shell's completion ends with a blank
+                value = rest.pop(0)
         if key is None:
             result.append(arg)
             continue
@@ -330,6 +332,14 @@ def _is_value(arg: str) -> bool:
 
 
 # Completion of words in a shell.
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Recipes that begin with what is typed, the package's and files."""
+    from lorgnette import recipes
+
+    names = [name for name, _ in recipes.list_titles()] + [str(path) for path in Path().glob("*.y*ml")]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_words(incomplete: str) -> list[str]:
