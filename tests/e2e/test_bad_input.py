@@ -162,7 +162,7 @@ def test_nothing_left_to_train_on(tmp_path: Path, cli, quick) -> None:
         ("a.csv", b"image_path,caption\n", "no rows"),
         ("a.csv", b"image,width\n0.png,3\n", "not clear which column holds the captions"),
         ("a.csv", b"a;b\nx;y\n", "not clear which column holds the images"),
-        ("a.csv", "image_path,caption\n0.png,caf\xe9\n".encode("latin-1"), "not UTF-8"),
+        ("a.csv", "image_path,caption\n0.png,m\xe8re\n".encode("latin-1"), "not UTF-8"),
         ("a.csv", "image_path,caption\n0.png,x\n".encode("utf-16")[:-1], "no whole UTF-16"),
         ("a.csv", b"image_path,caption\n0.png,\n", "the caption is empty"),
         ("a.csv", b'image_path,caption\n0.png,"open\n', "never closed"),

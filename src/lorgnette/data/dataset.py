@@ -29,9 +29,9 @@ from lorgnette.io.paths import split_sources, suggest_path
 from lorgnette.types import Example, Image, Turn
 
 _SUPPORTED_FORMATS = (
-    ".csv, .tsv or .xlsx (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's annotations, "
-    "dataset_info.json), .parquet, .tar (WebDataset), a .zip of a text file of these, or a folder of images with "
-    "metadata.csv or .txt files"
+    ".csv, .tsv or .xlsx (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's "
+    "annotations, dataset_info.json), .parquet, .tar (WebDataset), a .zip of a text file of these, or a folder of "
+    "images with metadata.csv or .txt files"
 )
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorgnette.data.legacy_encodings import find_encoding
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import BrokenRow, describe_type, parse_json, parse_rows
 
@@ -17,7 +18,7 @@ MAX_LINE_LENGTH = 2**28
 """Characters in a line: a row of .jsonl may hold images."""
 MAX_JSON_LENGTH = 2**31
 """Characters in a .json, which is read whole and takes several times its size in memory."""
-_HEAD_BYTES = 4096
+_HEAD_BYTES, _MAX_LEGACY_BYTES = 4096, 2**25
 _UTF8_HINT = "save the file as UTF-8 (in Excel: 'CSV UTF-8')"
 
 
@@ -48,6 +49,27 @@ def detect_encoding(path: Path) -> Encoding:
     zeros = [head[start::2].count(0) for start in (0, 1)]
     if max(zeros) > len(head) / 4 and min(zeros) == 0 and len(head) % 2 == 0:
         return _UTF16_BE if zeros[0] else _UTF16_LE
+    return _UTF8
+
+
+def detect_table_encoding(path: Path) -> Encoding:
+    """As `detect_encoding`; for a table that is not Unicode, the only encoding in which it can be read, if there is
+    one. Reads the whole file."""
+    encoding, decoder = detect_encoding(path), codecs.getincrementaldecoder("utf-8")()
+    if encoding != _UTF8:
+        return encoding
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        with path.open("rb") as file:
+            content = file.read(_MAX_LEGACY_BYTES + 1)
+        if len(content) <= _MAX_LEGACY_BYTES and (found := find_encoding(content)):
+            return Encoding(*found)
+    except OSError as error:
+        raise _explain_system_error(error, path) from error
     return _UTF8
 
 

@@ -126,7 +126,7 @@ def test_a_misquoted_row_names_the_lines_it_took_in(tmp_path: Path) -> None:
         ('image_path,caption\nb.jpg,x\na.jpg,"open\nb.jpg,closed\n', "starts at line 3 is never closed", "close it"),
         ('image_path,caption\na.jpg,"' + "x\n" * 70_000, "starts at line 2 is never closed", "close it"),
         ("image_path,caption\na.jpg," + "x " * 70_000 + "\n", "a cell has more than 131,072 characters", "shorten it"),
-        (b"image_path,caption\na.jpg,caf\xe9\n", "byte 0xe9 at byte 10 of line 2", "UTF-8"),
+        (b"image_path,caption\na.jpg,m\xe8re\n", "byte 0xe8 at byte 8 of line 2", "UTF-8"),
         ("image_path,caption\na.jpg,é\n".encode("utf-16")[:-1], "no whole UTF-16", "UTF-8"),
     ],
 )
@@ -261,19 +261,20 @@ ONE, TWO = '"Ein Hund; groß"', '"eine ""rote"" Tür, zu"'
         ("plain.csv", "image_path,caption\na.jpg,{}\nb.jpg,{}\n,\n", ""),
     ],
 )
-@pytest.mark.parametrize("codec", ["utf-8", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16", "utf-16-le", "cp1252", "mac_roman"])
 def test_spreadsheets_of_every_locale_are_read_and_said_back(
     tmp_path: Path, name: str, content: str, said: str, codec: str
 ) -> None:
     path, messages = tmp_path / name, list[str]()
     content = content.format(ONE, TWO)
-    path.write_bytes((content if codec != "utf-16" else content.removeprefix("\ufeff")).encode(codec))
+    path.write_bytes((content if codec == "utf-8" else content.removeprefix("\ufeff")).encode(codec))
     rows = list(read_csv(path, ReadOptions(on_columns=messages.append)))
     assert [(r.images[0].path.name, r.reference) for r in rows if isinstance(r, Example)] == PLAIN
     assert len(rows) == len(PLAIN)
     if codec != "utf-8":
         said = said or PLAIN_SAID
-        said += ", UTF-16" if ";" in said else "; UTF-16"
+        encoding = {"cp1252": "Windows-1252", "mac_roman": "Mac Roman"}.get(codec, "UTF-16")
+        said += f", {encoding}" if ";" in said else f"; {encoding}"
     assert messages == ([f"{name}: {said}"] if said else [])
 
 

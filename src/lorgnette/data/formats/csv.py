@@ -17,7 +17,7 @@ from typing import NamedTuple
 from lorgnette.data.formats import captions, columns
 from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
-from lorgnette.data.text_files import detect_encoding, read_lines
+from lorgnette.data.text_files import detect_table_encoding, read_lines
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
@@ -77,7 +77,7 @@ class Table(NamedTuple):
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Row by row, never the whole file. Empty lines, and rows of empty cells, are not rows."""
     counter = RowCounter(path, options.require_no_name(path))
-    encoding = detect_encoding(path)
+    encoding = detect_table_encoding(path)
     with closing(read_lines(path, encoding)) as text:
         separator, num_skipped, lines = _find_separator(text, path, options.columns)
         reader = csv.reader(lines, strict=True, delimiter=separator)
