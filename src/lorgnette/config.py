@@ -288,7 +288,8 @@ class Settings(ProcessorSettings):
     report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(_parse_list)] = Field(
         ("auto",),
         min_length=1,
-        description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab if installed",
+        description="swanlab, tensorboard, wandb (several: a,b), none; auto: SwanLab on this machine, if installed, "
+        "without an upload",
     )
     project: str = Field("lorgnette", description="the tracker's project; the experiment has the run folder's name")
     data: DataSettings = DataSettings()

@@ -18,6 +18,7 @@ from PIL import Image
 from lorgnette.errors import UsageError
 from lorgnette.report.trackers import swanlab as swanlab_module
 from lorgnette.report.trackers.swanlab import SwanlabTracker, select_mode
+from lorgnette.report.trackers.tracker import open_trackers
 from lorgnette.types import PredictionRow
 
 # Imported in the tests: its import takes long, and every worker collects this file.
@@ -173,6 +174,26 @@ def test_swanlab_mode_selects_the_mode(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SWANLAB_MODE", "nonsense")
     with pytest.raises(UsageError, match="SWANLAB_MODE is one of"):
         select_mode()
+
+
+@pytest.mark.parametrize("mode", [None, "online"])
+def test_auto_never_uploads(mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even with an API key: a tracker that uploads is named."""
+    monkeypatch.setenv("SWANLAB_API_KEY", KEY)
+    if mode is not None:
+        monkeypatch.setenv("SWANLAB_MODE", mode)
+    hosts: list[str] = []
+    monkeypatch.setattr(swanlab_module, "_find_connection_error", hosts.append)
+    assert select_mode() == ("online", None)
+    assert len(hosts) == 1
+    warnings: list[str] = []
+    [tracker] = open_trackers(["auto"], "p", tmp_path, warnings.append)
+    started: list[str] = []
+    monkeypatch.setattr(SwanlabTracker, "_start_run", lambda self, mode, settings: started.append(mode))
+    tracker.start({})
+    assert started in (["local"], ["offline"])
+    assert len(hosts) == 1, "nothing is asked on the network"
+    assert warnings == ["report_to=auto does not upload: SwanLab records on this machine; report_to=swanlab uploads"]
 
 
 def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """SwanLab as a tracker: it selects a mode by itself, asks nothing, prints nothing, never hangs.
 
 Mode: SWANLAB_MODE if set; online with an API key (environment, SwanLab's own files) if the host responds; local if the
-dashboard is installed; else offline. Knows nothing about training.
+dashboard is installed; else offline. It is never online for report_to=auto: only a tracker that is named may upload.
+Knows nothing about training.
 """
 
 import contextlib
@@ -32,7 +33,10 @@ UPLOAD_LATER = "`swanlab sync` uploads it later"
 class SwanlabTracker:
     """Keeps its files under folder/swanlab."""
 
-    def __init__(self, project: str, experiment: str, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, project: str, experiment: str, folder: Path, warn: Callable[[str], None], *, may_upload: bool = True
+    ) -> None:
+        self._may_upload = may_upload
         self._project, self._experiment, self._warn = project, experiment, warn
         self._folder = folder / "swanlab"
         self._run: Any = None
@@ -49,7 +53,7 @@ class SwanlabTracker:
         return f"swanlab sync {self._run.dir}" if self.mode == "offline" else None
 
     def start(self, settings: Mapping[str, object]) -> None:
-        mode, warning = select_mode()
+        mode, warning = select_mode(may_upload=self._may_upload)
         if warning:
             self._warn(warning)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +123,7 @@ class SwanlabTracker:
             return call_with_timeout(START_SECONDS, start)
 
 
-def select_mode() -> tuple[Mode, str | None]:
+def select_mode(*, may_upload: bool = True) -> tuple[Mode, str | None]:
     """(mode, a warning if it is not the mode that was set or that the API key allows)."""
     import swanlab
 
@@ -132,9 +136,12 @@ def select_mode() -> tuple[Mode, str | None]:
     is_set = "mode" in settings.model_fields_set
     if is_set and settings.mode != "online":
         return cast(Mode, settings.mode), None
+    # Without the dashboard's package, local mode prints an error and loses its charts.
+    mode: Mode = "local" if importlib.util.find_spec("swanboard") else "offline"
+    if not may_upload:
+        warning = "report_to=auto does not upload: SwanLab records on this machine; report_to=swanlab uploads"
+        return mode, warning if is_set or settings.api_key else None
     if not settings.api_key:
-        # Without the dashboard's package, local mode prints an error and loses its charts.
-        mode: Mode = "local" if importlib.util.find_spec("swanboard") else "offline"
         warning = "SWANLAB_MODE is online but there is no API key (swanlab login); recording on this machine"
         return mode, warning if is_set else None
     reason = _find_connection_error(settings.api_host)

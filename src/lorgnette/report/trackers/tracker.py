@@ -38,10 +38,12 @@ TRACKERS = {"swanlab": "SwanlabTracker", "tensorboard": "TensorboardTracker", "w
 
 
 def open_trackers(names: Sequence[str], project: str, folder: Path, warn: Warn) -> list[Tracker]:
-    """Create the trackers of a run without starting them. ("auto",): SwanLab if installed; ("none",) or (): none.
+    """Create the trackers of a run without starting them.
 
+    ("auto",): SwanLab on this machine if installed, which uploads nothing; ("none",) or (): none.
     The experiment has the folder's name. Raises UsageError for a tracker that is not installed.
     """
+    options: dict[str, bool] = {"may_upload": False} if list(names) == ["auto"] else {}
     if len(names) == 1 and names[0] in ("none", "auto"):
         names = ["swanlab"] if names[0] == "auto" and is_installed("swanlab") else []
     trackers: list[Tracker] = []
@@ -53,7 +55,7 @@ def open_trackers(names: Sequence[str], project: str, folder: Path, warn: Warn) 
             message, hint = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
             raise UsageError(message, where="report_to", hint=hint)
         module = importlib.import_module(f"lorgnette.report.trackers.{name}")
-        tracker: Tracker = getattr(module, TRACKERS[name])(project, folder.resolve().name, folder, warn)
+        tracker: Tracker = getattr(module, TRACKERS[name])(project, folder.resolve().name, folder, warn, **options)
         trackers.append(GuardedTracker(name, tracker, warn))
     return trackers
 
