@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.metrics.answer_tables import AnswerTables, count_answers
+from lorgnette.metrics.eval_prompts import EvalPrompt
+from lorgnette.metrics.report import compute_report
 from lorgnette.report.html.answer_tables import build_answer_sections
+from lorgnette.report.html.comparison import ComparisonPage, write_comparison_page
 from lorgnette.report.html.page import RunPage, write_run_page
+from lorgnette.types import Example, Turn
 
 REFERENCES = [["cat"]] * 4 + [["<b>dog</b>"]]
 BEFORE, AFTER = ["I see a cat"] * 4 + [""], ["cat", "cat.", "cat", "<b>dog</b>", "<b>dog</b>"]
@@ -92,3 +96,18 @@ def test_fifty_labels_scroll_inside_a_narrow_window(tmp_path: Path, opened: Call
         assert label["x"] >= 0
         assert label["height"] < 80  # its words are not broken into letters
         assert page.complaints == []
+
+
+def test_the_comparison_shows_them_for_each_candidate(tmp_path: Path) -> None:
+    prompts = [
+        EvalPrompt(Example(str(i), (Turn("user", ("what?",)),), Path("d.csv"), i), (text,))
+        for i, text in enumerate(["cat", "dog", "cat"])
+    ]
+    answers = [["cat", "cat", "a cat"], ["cat", "dog", "cat"], ["dog", "dog", "dog"]]
+    report = compute_report(["accuracy", "macro-F1"], prompts, answers)
+    page = ComparisonPage(candidates=("base", "runs/a", "runs/b"), prompts=prompts, answers=answers, report=report)
+    write_comparison_page(tmp_path / "compare.html", page)
+    html = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    for title in ("Each label", "Answers, base", "Answers, runs/a", "Answers, runs/b"):
+        assert f">{title}</h3>" in html
+    assert html.count('class="numbers answer-table"') == 4
