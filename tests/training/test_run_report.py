@@ -57,6 +57,16 @@ def test_the_page_and_the_last_lines_say_the_same_verdict(
     assert "without an adapter" in page
 
 
+def test_early_stopping_is_a_doubt(prepare_run: Callable[..., Any], tmp_path: Path) -> None:
+    for words in ([], ["train.early_stopping_patience=2"]):
+        run = prepare_run("predict.metrics=exact-match", f"run={tmp_path / str(len(words))}", *words)
+        run.run_dir.log.touch()
+        rows = [PredictionRow(str(i), (Path(str(i)),), "", ("a dog",), base="no", tuned="a dog") for i in range(9)]
+        write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
+        page = run.run_dir.report.read_text(encoding="utf-8")
+        assert ("chosen on these same rows" in page) == bool(words)
+
+
 def test_a_step_that_is_worse_than_the_base_is_not_called_best(prepare_run: Callable[..., Any]) -> None:
     run = prepare_run("predict.metrics=exact-match")
     with RunLog(run.run_dir.log) as log:

@@ -100,7 +100,7 @@ def judge_training(
     """Judge the answers to the held-out prompts before and after a training.
 
     metric_names: without groups. losses, evals: training and eval loss; the eval loss at step 0 is that of the model
-    before. is_step_chosen: the adapter is that of the step which did best on these same rows. trained_on: whether each
+    before. is_step_chosen: these same rows chose the step at which the training ended. trained_on: whether each
     row's images were trained on.
     """
     scored = [row for row in rows if row.references and row.base is not None and row.tuned is not None]
@@ -118,7 +118,7 @@ def judge_training(
         evidence = f"{evidence} {loss}".strip()
     doubts = list_doubts(match, graded, len(scored), noun)
     if is_step_chosen:
-        doubts.append("The step was chosen on these same rows, so new ones may do a little worse.")
+        doubts.append("The last step was chosen on these same rows, so new ones may do a little worse.")
     num_trained = sum(trained_on)
     if num_trained:
         doubts.append(

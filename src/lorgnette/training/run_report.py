@@ -78,7 +78,10 @@ def write_run_report(
     notes += _describe_steps(settings, data, records, notes, is_chosen=is_chosen)
     notes += _describe_answers(settings, rows, overlap)
     metric_names = expand_metric_names(settings.predict.metrics)
-    verdict = judge_training(rows, metric_names, losses, evals, trained_on=overlap.flags or ())
+    is_step_chosen = settings.train.early_stopping_patience is not None
+    verdict = judge_training(
+        rows, metric_names, losses, evals, is_step_chosen=is_step_chosen, trained_on=overlap.flags or ()
+    )
     for note in [*notes, verdict.text]:
         terminal.print_result(note)
 
@@ -142,7 +145,7 @@ def _describe_steps(
         yield f"{warning[0].upper()}{warning[1:]}."
     if settings.train.epochs == "auto":
         yield from (f"Training took {record['text']}." for record in records if record.get("kind") == END_KIND)
-    if is_chosen or settings.train.early_stopping_patience is not None:
+    if is_chosen:
         yield (
             f"The {len(data.held_out)} held-out examples that are scored also chose the best step, so its scores are "
             "better than they would be for other images."
