@@ -72,7 +72,9 @@ def test_merged_folder_is_a_checkpoint(
     tensors = {name.replace(".language_model.", "."): t for name, t in load_file(run.adapter / WEIGHTS_FILE).items()}
     save_file(tensors, run.adapter / WEIGHTS_FILE)
     out = merge(run.path, tmp_path / "merged")
-    assert {path.name for path in out.iterdir()} == {*(path.name for path in base.iterdir()), "lorgnette.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "lorgnette.json", *(path.name for path in base.iterdir())
+    }  # fmt: skip
     for path in base.iterdir():
         if path.suffix != ".safetensors":
             assert (out / path.name).read_bytes() == path.read_bytes()
@@ -87,7 +89,7 @@ def test_merged_folder_is_a_checkpoint(
     assert changed
     assert all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
     printed = capsys.readouterr().out
-    for line in (f"merged     {out}", "rounding   to BF16 costs ", "           adapter:  ", "after:"):
+    for line in (f"merged     {out}", "rounding   to bfloat16 keeps 1", "% of its effect on the answers", "after:"):
         assert line in printed
     assert f"vllm serve {out.resolve()}" in printed
     spec = ModelSpec.from_names(str(out), None, Terminal())
@@ -103,11 +105,12 @@ def test_cost_of_rounding(
     replace_worker: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    adapter = train(make_settings()).adapter
+    adapter = train(make_settings("train.learning_rate=1e-2")).adapter
     replace_worker(loss=0.6)
     merge(adapter, tmp_path / "one")
     printed = capsys.readouterr().out
-    assert "costs 60.0% of the adapter's effect" in printed
+    assert "and changes 60.0% of its effect on the answers" in printed
+    assert "--dtype float32 writes a checkpoint without this loss" in printed
     assert "merged: a" in printed
     replace_worker(saved_names=("b",))
     with pytest.raises(LorgnetteError, match="two is written but not compared: 0 of 1 adapter tensors match the model"):
@@ -121,6 +124,29 @@ def test_cost_of_rounding(
     replace_worker(sample_loss=0.0)
     with pytest.raises(LorgnetteError, match=r"not the one that was trained: .* and merge again"):
         merge(adapter, tmp_path / "five")
+
+
+def test_an_adapter_that_rounding_removes_is_refused(
+    make_settings: Callable[..., Settings],
+    tmp_path: Path,
+    replace_worker: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two steps at 1e-6 are less than bfloat16 can add to most weights. float32 keeps them; --force takes the loss."""
+    adapter, out = train(make_settings("train.learning_rate=1e-6")).adapter, tmp_path / "merged"
+    with pytest.raises(
+        LorgnetteError, match=r"rounding to bfloat16 keeps only \d+% of .* --dtype float32; or .*--force"
+    ):
+        merge(adapter, out)
+    assert not out.exists()
+    replace_worker()
+    capsys.readouterr()
+    merge(adapter, out, dtype="float32")
+    printed = "".join(capsys.readouterr())
+    assert "rounding   to float32 keeps 100% of what the adapter changes in the weights" in printed
+    assert f"vllm serve {out.resolve()} --dtype float32" in printed
+    merge(adapter, tmp_path / "forced", force=True)
+    assert "rounding   to bfloat16 keeps " in capsys.readouterr().out
 
 
 def test_broken_adapter_is_not_merged(make_settings: Callable[..., Settings], tmp_path: Path) -> None:

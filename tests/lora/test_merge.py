@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorgnette.engine.peft_engine import load_adapter, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.merge import (
+    Rounding,
     explain_merge_error,
     find_merge_obstacle,
     find_stored_dtype,
@@ -96,8 +97,50 @@ def test_shards_and_dtypes_equal_the_base(
         assert {name: t.shape for name, t in after.items()} == {name: t.shape for name, t in before.items()}
         assert (tmp_path / "merged" / shard).stat().st_mode & 0o777 == (base / "config.json").stat().st_mode & 0o777
     load_base_model(BaseCheckpoint.from_folder(tmp_path / "merged"), torch.device("cpu"), torch.bfloat16)
-    assert find_stored_dtype(BaseCheckpoint.from_folder(base)) == "BF16"
-    assert find_stored_dtype(BaseCheckpoint.from_folder(float32_base)) == "F32"
+    assert find_stored_dtype(BaseCheckpoint.from_folder(base)) == "bfloat16"
+    assert find_stored_dtype(BaseCheckpoint.from_folder(float32_base)) == "float32"
+
+
+def test_rounding_is_measured_by_projection() -> None:
+    """Against the definition on values that can be counted: 1 is next to 1.0078125 in bfloat16."""
+    base, gap = torch.ones(4), 2.0**-7
+    change = torch.tensor([gap, 0.6 * gap, 0.4 * gap, -0.1 * gap / 2])  # up, up, back to 1, back to 1
+    rounding = Rounding("bfloat16")
+    rounding.add(base.bfloat16(), base + change, (base + change).bfloat16())
+    assert rounding.kept == pytest.approx((1 + 0.6) / (1 + 0.36 + 0.16 + 0.0025), rel=1e-4)
+    before = rounding.kept
+    rounding.add(base, base, base)  # a weight without change does not count
+    assert rounding.kept == before
+    exact, lost = Rounding("float32"), Rounding("bfloat16")
+    exact.add(base, base + change, base + change)
+    lost.add(base.bfloat16(), base + gap / 5, base.bfloat16())
+    assert (exact.kept, lost.kept, Rounding("float32").kept) == (1, 0, 1)
+
+
+def test_less_of_a_weaker_adapter_is_kept(
+    tiny: Path, saved: Path, load_tiny_model: Callable[[], Any], tmp_path: Path
+) -> None:
+    """In float32 all of it is; config.json then says float32, and a check that raises leaves no folder."""
+    checkpoint, kept = BaseCheckpoint.from_folder(tiny), []
+    for scale in (1.0, 0.01):
+        tuned = load_adapter(load_tiny_model(), saved)
+        for name, parameter in tuned.named_parameters():
+            parameter.data *= scale if "lora_B" in name else 1
+        kept.append(write_merged_checkpoint(tuned, checkpoint, tmp_path / str(scale)).kept)
+    assert kept[0] == pytest.approx(1, abs=0.01)
+    assert 0.01 < kept[1] < 0.9
+    tuned = load_adapter(load_tiny_model(), saved)
+    wide = write_merged_checkpoint(tuned, checkpoint, tmp_path / "wide", use_float32=True)
+    assert (wide.dtype, wide.kept) == ("float32", 1.0)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "wide" / "model.safetensors").values())
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+
+    def refuse(rounding: Rounding) -> None:
+        raise LorgnetteError("too little")
+
+    with pytest.raises(LorgnetteError, match="too little"):
+        write_merged_checkpoint(load_adapter(load_tiny_model(), saved), checkpoint, tmp_path / "no", check=refuse)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_tensor_unknown_to_the_model_is_refused(

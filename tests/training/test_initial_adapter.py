@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -25,6 +24,7 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions
+from lorgnette.report.run_dir import RunDir
 from lorgnette.report.training_overlap import read_trained_images
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.verification.judgement import judge_adapter
@@ -42,8 +42,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def old_run(make_settings: Chosen, tmp_path: Path) -> Path:
     """A run of rank 2 that has changed the answers."""
-    words = (f"run={tmp_path / 'old'}", "train.learning_rate=1e-1", "data.prompt=Say:", "device=cpu")
+    words = (f"run={tmp_path / 'old'}", "train.learning_rate=1e-1", "data.prompt=Say:", "lora.alpha=16", "device=cpu")
     return train(make_settings(*words)).path
+
+
+def train_in(settings: Settings) -> RunDir:
+    return RunDir(train(settings).path)
 
 
 def load_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -62,7 +66,7 @@ def test_a_run_continues_an_adapter(
 ) -> None:
     """With no learned step it is the old adapter, bit for bit; its answers before training are the old adapter's."""
     capsys.readouterr()
-    run = train(name_new_run(captions, f"adapter={old_run}", f"engine={engine}", *NO_STEP))
+    run = train_in(name_new_run(captions, f"adapter={old_run}", f"engine={engine}", *NO_STEP))
     printed = capsys.readouterr()
     assert "adapter    continues " in printed.err
     for taken in ("data.prompt=Say:", "image_size=28,28", "lora.rank=2", "predict.max_new_tokens=2"):
@@ -106,7 +110,7 @@ def test_a_run_continues_an_adapter(
 
 def test_trained_weights_return_after_the_answers_before(old_run: Path, captions: Path) -> None:
     """The answers before training are generated after it, with the old factors in their place."""
-    run = train(name_new_run(captions, f"adapter={old_run}", "engine=reference", "train.learning_rate=1e-1"))
+    run = train_in(name_new_run(captions, f"adapter={old_run}", "engine=reference", "train.learning_rate=1e-1"))
     old_rows, rows = read_predictions(old_run / "predictions.jsonl"), read_predictions(run.predictions)
     assert [row.base for row in rows] == [row.tuned for row in old_rows]
     assert [row.tuned for row in rows] != [row.base for row in rows]
@@ -118,7 +122,7 @@ def test_held_out_images_of_the_old_training_are_named(
     """Its last two rows were held out; with other rows at the end, they were not."""
     lines = captions.read_text().splitlines()
     captions.write_text("\n".join([lines[0], *lines[3:], *lines[1:3]]) + "\n")
-    run = train(name_new_run(captions, f"adapter={old_run}", *NO_STEP))
+    run = train_in(name_new_run(captions, f"adapter={old_run}", *NO_STEP))
     printed = capsys.readouterr()
     assert "was trained on 2 of 2 held-out images, and their scores do not show how it does on new ones: red.png" in (
         printed.err
@@ -221,7 +225,7 @@ def test_an_adapter_that_peft_made(
     model = get_peft_model(load_tiny_model(), LoraConfig(**options, init_lora_weights=False))
     model.save_pretrained(tmp_path / "theirs")
     words = (f"model={tiny}", "image_size=28", "predict.max_new_tokens=2", *NO_STEP)
-    run = train(name_new_run(captions, f"adapter={tmp_path / 'theirs'}", *words))
+    run = train_in(name_new_run(captions, f"adapter={tmp_path / 'theirs'}", *words))
     old, new = load_file(tmp_path / "theirs" / WEIGHTS_FILE), load_weights(run.path)
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)

@@ -145,7 +145,10 @@ def read_config(path: Path, hint: str) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """The values of a YAML file. Raises LorgnetteError if it is broken, OSError if it cannot be opened."""
-    text = decode_utf8(read_small_file(path, MAX_YAML_BYTES))
+    return _parse_yaml(decode_utf8(read_small_file(path, MAX_YAML_BYTES)))
+
+
+def _parse_yaml(text: str) -> Any:
     try:
         value = yaml.load(text, _YamlLoader)  # noqa: S506 - a SafeLoader
     except LorgnetteError:
@@ -156,6 +159,18 @@ def read_yaml(path: Path) -> Any:
         raise LorgnetteError(" ".join(str(error).split()) or type(error).__name__) from None
     _check_yaml_values(value)
     return value
+
+
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The YAML between two lines `---` at the start of a text, as in cards on a hub; {} without one.
+
+    Raises LorgnetteError if it is broken, OSError if the file cannot be opened.
+    """
+    text = decode_utf8(read_small_file(path, MAX_YAML_BYTES)).replace("\r\n", "\n")
+    if not text.startswith("---\n"):
+        return {}
+    value = _parse_yaml(text.partition("\n")[2].partition("\n---")[0])
+    return value if isinstance(value, dict) else {}
 
 
 def read_tensor_entries(path: Path) -> dict[str, TensorEntry]:

@@ -2,6 +2,8 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from lorgnette.io.atomic import atomic_folder, write_json
 from lorgnette.io.parse import read_config
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
-from lorgnette.models.family import LM_HEAD, convert_weight_name
+from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,6 +27,7 @@ _NOT_COPIED = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.m
 _INDEX = "model.safetensors.index.json"
 _PREFIX = "base_model.model."
 _EMBEDDINGS = ("embed_tokens", "lm_head")
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def find_merge_obstacle(saved: SavedAdapter, checkpoint: BaseCheckpoint) -> str | None:
@@ -50,14 +53,53 @@ def untie_output_layer(model: "PreTrainedModel", saved: SavedAdapter) -> None:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
-def write_merged_checkpoint(model: "PeftModel", checkpoint: BaseCheckpoint, folder: Path) -> None:
+@dataclass
+class Rounding:
+    """How much of the adapter's change is in the merged weights as they are written.
+
+    W are the base's weights, D what the adapter adds to them (in float32), and R = round(W + D) − W what is added in
+    the files. Sums over all values of all weights.
+
+    kept = ⟨R, D⟩ / ⟨D, D⟩: the coefficient of D in the orthogonal projection of R onto D. 1: rounding does not shorten
+    the change; 0: nothing of it is left. The rest, R − kept · D, is noise without the change's direction: LoRA's change
+    has a low rank and adds up over the inputs of a layer, that noise does not, and so it costs less of the effect than
+    its norm says. Where |D| is less than half the distance between two values of the dtype, R is mostly 0.
+    """
+
+    dtype: str
+    product: float = 0.0
+    square: float = 0.0
+
+    @property
+    def kept(self) -> float:
+        """A share; above 1 if rounding happens to lengthen the change."""
+        return self.product / self.square if self.square else 1.0
+
+    def add(self, base: torch.Tensor, merged: torch.Tensor, written: torch.Tensor) -> None:
+        """Count the values of one weight. merged: before it is rounded, in float32."""
+        if not torch.equal(base.float(), merged):
+            change, added = merged.double() - base.double(), written.double() - base.double()
+            self.product += (added * change).sum().item()
+            self.square += (change * change).sum().item()
+
+
+def write_merged_checkpoint(
+    model: "PeftModel",
+    checkpoint: BaseCheckpoint,
+    folder: Path,
+    *,
+    use_float32: bool = False,
+    check: Callable[[Rounding], None] = lambda rounding: None,
+) -> Rounding:
     """Merge the adapter into the weights, as PEFT does, and write them shard by shard, as the base has them.
 
     Each tensor keeps the base's name and dtype, tied ones are written once, and unadapted ones keep their bits. An
     output layer that is no longer the embedding is added. All other files (config, tokenizer, template, processor) are
-    copied. The model cannot be used afterwards. It should be in float32, so that the sum is rounded only once, when it
-    is written. Raises LorgnetteError if PEFT cannot merge.
+    copied. use_float32: all tensors and config.json are float32 instead. check: called before the folder is in its
+    place; if it raises, there is none. The model cannot be used afterwards. It should be in float32, so that the sum is
+    rounded only once, when it is written. Raises LorgnetteError if PEFT cannot merge.
     """
+    rounding = Rounding("float32" if use_float32 else find_stored_dtype(checkpoint))
     try:
         merged: Any = model.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -69,22 +111,49 @@ def write_merged_checkpoint(model: "PeftModel", checkpoint: BaseCheckpoint, fold
     with atomic_folder(folder) as temporary:
         head = _find_untied_head(merged, checkpoint)
         for shard in checkpoint.weight_files:
-            with safe_open(shard, framework="pt") as base:
-                names, tensors = base.keys(), {}
-                for name in names:
-                    tensor = state.get(name, state.get(convert_weight_name(name)))
-                    if tensor is None:
-                        message = f"the model has no tensor for {name}"
-                        raise LorgnetteError(message, where=str(shard), hint=DOWNLOAD_AGAIN)
-                    tensors[name] = tensor.to(base.get_tensor(name).dtype).contiguous()
+            tensors = _round_shard(shard, state, use_float32, rounding)
             if head is not None and shard == checkpoint.weight_files[-1]:
                 tensors[LM_HEAD] = head.to(next(iter(tensors.values())).dtype).contiguous()
+                rounding.add(_load_embedding(checkpoint), head, tensors[LM_HEAD])  # it was the output layer too
             save_file(tensors, temporary / shard.name, metadata={"format": "pt"})
         for path in checkpoint.folder.iterdir():
             if path.is_file() and not any(path.match(pattern) for pattern in _NOT_COPIED):
                 shutil.copyfile(path, temporary / path.name)
         if head is not None:
             _record_untied_head(temporary, checkpoint.weight_files[-1].name)
+        if use_float32:
+            _record_float32(temporary)
+        check(rounding)
+    return rounding
+
+
+def _round_shard(
+    shard: Path, state: Mapping[str, torch.Tensor], use_float32: bool, rounding: Rounding
+) -> dict[str, torch.Tensor]:
+    """The merged tensors of one of the base's files, as they are written."""
+    tensors = {}
+    with safe_open(shard, framework="pt") as base:
+        names = base.keys()
+        for name in names:
+            tensor = state.get(name, state.get(convert_weight_name(name)))
+            if tensor is None:
+                message = f"the model has no tensor for {name}"
+                raise LorgnetteError(message, where=str(shard), hint=DOWNLOAD_AGAIN)
+            stored = base.get_tensor(name)
+            tensors[name] = tensor.to(torch.float32 if use_float32 else stored.dtype).contiguous()
+            rounding.add(stored, tensor, tensors[name])
+    return tensors
+
+
+def _load_embedding(checkpoint: BaseCheckpoint) -> torch.Tensor:
+    for shard in checkpoint.weight_files:
+        with safe_open(shard, framework="pt") as base:
+            names = base.keys()
+            for name in names:
+                if convert_weight_name(name) == EMBEDDING:
+                    embedding: torch.Tensor = base.get_tensor(name)
+                    return embedding
+    raise LorgnetteError(f"the model has no tensor for {EMBEDDING}", where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
 
 
 def explain_merge_error(error: Exception | str) -> str:
@@ -93,11 +162,12 @@ def explain_merge_error(error: Exception | str) -> str:
 
 
 def find_stored_dtype(checkpoint: BaseCheckpoint) -> str:
-    """The dtype of most tensors in the first weight file, in safetensors' words: BF16, F32, …"""
+    """The dtype of most tensors in the first weight file, in torch's words: bfloat16, float32, …"""
     with safe_open(checkpoint.weight_files[0], framework="pt") as base:
         names = base.keys()
         dtypes = Counter(base.get_slice(name).get_dtype() for name in names)
-    return str(dtypes.most_common(1)[0][0])
+    dtype = str(dtypes.most_common(1)[0][0])
+    return _DTYPE_NAMES.get(dtype, dtype)
 
 
 def _find_untied_head(model: "PreTrainedModel", checkpoint: BaseCheckpoint) -> torch.Tensor | None:
@@ -105,6 +175,16 @@ def _find_untied_head(model: "PreTrainedModel", checkpoint: BaseCheckpoint) -> t
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     is_new = LM_HEAD not in checkpoint.list_weights() and not torch.equal(head, embedding)
     return head.detach() if is_new else None
+
+
+def _record_float32(folder: Path) -> None:
+    """Say in config.json that the weights are float32: programs load them in the dtype that it names."""
+    config = read_config(folder / "config.json", DOWNLOAD_AGAIN)
+    for section in (config, config.get("text_config"), config.get("vision_config")):
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(section, dict) and (section is config or name in section):
+                section[name] = "float32"
+    write_json(folder / "config.json", config)
 
 
 def _record_untied_head(folder: Path, shard: str) -> None:

@@ -151,4 +151,4 @@ def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> No
         terminal.print_result(f"image {number}    before: {answer.base}")
         terminal.print_result(f"           after:  {answer.adapter}")
         if answer.merged not in (None, answer.adapter):
-            terminal.warn(f"           merged: {answer.merged}")
+            terminal.print_result(f"           merged: {answer.merged}", style="yellow")
