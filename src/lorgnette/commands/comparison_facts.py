@@ -9,9 +9,9 @@ from lorgnette.io.shell import format_command
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS, get_best_model_metric
 from lorgnette.report import run_log
-from lorgnette.report.manifest import build_manifest
+from lorgnette.report.manifest import build_manifest, format_date
 from lorgnette.report.verdict import Verdict
-from lorgnette.training.run_facts import format_date, list_machine
+from lorgnette.training.run_facts import list_machine
 
 MAX_PROMPT = 80
 Facts = list[tuple[str, str]]

@@ -64,6 +64,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def format_date(text: object) -> str:
+    """A date in ISO 8601 as `28 November 2026, 10:47 UTC`; "" for anything else."""
+    try:
+        date = datetime.fromisoformat(str(text))
+    except ValueError:
+        return ""
+    return f"{date.day} {date:%B %Y, %H:%M} {date.tzname() or ''}".strip()
+
+
+def describe_making() -> str:
+    """When a page is made, and by which version."""
+    return f"{format_date(datetime.now(UTC).isoformat())} by lorgnette {_read_version('lorgnette') or ''}".rstrip()
+
+
 def compute_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -75,13 +89,14 @@ def hash_image(path: Path) -> str:
 
 
 def _read_versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {"python": platform.python_version()} | {name: _read_version(name) for name in PACKAGES}
+
+
+def _read_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _read_cpu_model() -> str:

@@ -19,6 +19,7 @@ from lorgnette.processing.token_spans import TokenSpan
 from lorgnette.report.draw_boxes import Box, draw_boxes
 from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
 from lorgnette.report.html.templates import write_page
+from lorgnette.report.manifest import describe_making
 
 TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """Used alternately, so that the end of a token is visible."""
@@ -113,7 +114,7 @@ def write_preview_page(
         title=title,
         summary=summarize_rows(rows),
         rows=sections,
-        basis=[(name.capitalize(), value) for name, value in basis],
+        basis=[*((name.capitalize(), value) for name, value in basis), ("Made", describe_making())],
         next_steps=next_steps,
         max_side=_MAX_SHOWN_SIDE,
         data={},

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lorgnette.config import Settings
 from lorgnette.io.shell import format_command
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import Facts
+from lorgnette.report.manifest import format_date
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import Record, parse_number
 from lorgnette.training.data_module import TrainingData
@@ -140,15 +140,6 @@ def _join_names(paths: Sequence[Path] | Mapping[Path, None]) -> str:
     names = [path.name for path in paths]
     more = f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else ""
     return ", ".join(names[:MAX_FILES]) + more
-
-
-def format_date(text: object) -> str:
-    """A date in ISO 8601 as `28 November 2026, 10:47 UTC`; "" for anything else."""
-    try:
-        date = datetime.fromisoformat(str(text))
-    except ValueError:
-        return ""
-    return f"{date.day} {date:%B %Y, %H:%M} {date.tzname() or ''}".strip()
 
 
 def format_duration(seconds: float) -> str:

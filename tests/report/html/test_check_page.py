@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from markupsafe import escape
@@ -125,3 +125,17 @@ def test_paths_are_relative_to_the_data_and_commands_and_basis_are_shown(tmp_pat
     ):
         assert text in html
     assert "<title>a.csv · check of a data set · lorgnette</title>" in html
+
+
+def test_the_keyboard_reaches_commands_and_folded_lines(page: Path, opened: Callable[..., Any]) -> None:
+    with opened(page, viewport={"width": 1280, "height": 900}) as browser_page:
+        reached = []
+        for _ in range(3):
+            browser_page.view.keyboard.press("Tab")
+            reached.append(browser_page.view.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert reached[0] == "theme"
+        assert "SUMMARY" in reached
+        browser_page.view.locator("details summary").first.focus()
+        browser_page.view.keyboard.press("Enter")
+        assert browser_page.view.locator("details li").first.is_visible()
+        assert browser_page.complaints == []

@@ -9,6 +9,7 @@ from lorgnette.report.check_report import LEAKS, TITLES, CheckReport, explain_sp
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.page import SIGNS
 from lorgnette.report.html.templates import write_page
+from lorgnette.report.manifest import describe_making
 from lorgnette.report.verdict import Verdict, VerdictKind
 from lorgnette.types import Finding, FindingKind, Problem
 
@@ -39,7 +40,7 @@ def write_check_page(path: Path, report: CheckReport) -> None:
         sign=SIGNS[verdict.kind],
         parts=_build_parts(report),
         next_steps=report.next_steps,
-        basis=[(name.capitalize(), value) for name, value in report.basis],
+        basis=[*((name.capitalize(), value) for name, value in report.basis), ("Made", describe_making())],
         steps=report.steps,
         split_text=explain_split(report.split),
         advice=report.advice,
