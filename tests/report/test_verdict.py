@@ -116,6 +116,10 @@ CASES = {
         ["no answer to 4 held-out images is much closer to its reference, or further from it (ROUGE-L 0.0"],
         control=build_rows(40, ["to the a " * 9], RIGHT, KITES),
     ),
+    "no answers any more": Case(
+        build_rows(40, ["it is a cat"], [" ", ""], LABELS), "harm", ["It did harm: it answers nothing.", "0 of 40"],
+        control=build_rows(40, ["it is a cat"], ["", "a"], LABELS), metrics=("label",),
+    ),
     "labels": Case(
         build_rows(40, ["cat"], ["Cat.", "dog"], LABELS), "worked",
         ["the answer is the right label in 40 of 40 held-out images (20 before)"],

@@ -126,6 +126,8 @@ def judge_training(
         )
     if 2 * num_trained >= len(rows):
         kind, headline = _UNSURE, "Cannot say: it was asked about what it was trained on."
+    elif not any((row.tuned or "").strip() for row in scored):
+        kind, headline = "harm", "It did harm: it answers nothing."
     else:
         kind, headline = _conclude(match, graded, rise, len(scored), noun)
     return Verdict(kind, headline, evidence, " ".join(doubts))
