@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import transformers
 
 from lorgnette import config
 from lorgnette.errors import UsageError
@@ -187,3 +189,21 @@ def test_a_value_that_does_not_fit_is_named_by_both_words() -> None:
         config.load_settings({}, ["lr=fast"])
     assert caught.value.message.startswith("lr → train.learning_rate = 'fast'")
     assert caught.value.hint == "`lorgnette settings train.learning_rate` explains it"
+
+
+def test_what_a_trainer_writes_with_all_its_values_is_a_recipe() -> None:
+    """A word that is off asks nothing; a word that is null and unknown is said, in such a file alone."""
+    remarks: list[str] = []
+    lora = {
+        key: list(value) if isinstance(value, set) else value for key, value in peft.LoraConfig(r=4).to_dict().items()
+    }
+    config.load_settings(lora, on_remark=remarks.append)
+    assert "r=4 → lora.rank" in remarks
+    arguments = transformers.TrainingArguments(output_dir="out", max_steps=3).to_dict()
+    settings = config.load_settings(
+        {**arguments, "report_to": "none", "lora_rank": 4, "strange": None}, on_remark=remarks.append
+    )
+    assert (settings.train.max_steps, settings.train.batch_size, settings.run) == (3, 8, Path("out"))
+    assert "strange=null: nothing to set; it is unknown" in remarks
+    with pytest.raises(UsageError, match="unknown setting strange"):
+        config.load_settings({"strange": None})

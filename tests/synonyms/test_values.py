@@ -98,7 +98,6 @@ def test_values_become_ours(values: dict[str, Any], settings: dict[str, Any]) ->
         ({"finetuning_type": "full"}, "LoRA is what is trained"),
         ({"stage": "dpo"}, "supervised"),
         ({"template": "llama3"}, "the model's own"),
-        ({"do_train": False}, "trains"),
         ({"logging_steps": 0.1}, "share of all steps"),
         ({"save_strategy": "steps", "save_steps": 0.5}, "share of all steps"),
         ({"num_train_epochs": 0.5}, "write train.max_steps"),

@@ -198,7 +198,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _accept_flag("L", "use_swanlab", "report_to", ("swanlab",), "report_to names the trackers"),
     _accept("U", "random_state", "seed"),
     # What means what is done anyway.
-    _need_nothing("T", "do_train", "`lorgnette train` trains", bool),
+    _need_nothing("T", "do_train", "`lorgnette train` trains"),
     _need_nothing("T", "do_eval do_predict", "every run evaluates and answers the held-out examples"),
     _need_nothing("L", "stage", "training is supervised", _is("sft")),
     _need_nothing("LS", "finetuning_type tuner_type train_type sft_type", "LoRA is what is trained", _is("lora")),
@@ -224,7 +224,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _need_nothing("T", "logging_strategy", "the log has a line every train.logging_steps steps", _is("steps")),
     _need_nothing("T", "load_best_model_at_end", "adapter/ is of the last step, best/ of the best"),
     _need_nothing("T", "greater_is_better", "the direction of every metric is known"),
-    _need_nothing("T", "save_total_limit save_only_model", "the newest checkpoints and the best adapter are kept"),
+    _need_nothing("T", "save_total_limit save_only_model enable_jit_checkpoint",
+                  "the newest checkpoints and the best adapter are kept"),
     _need_nothing("TS", "save_safetensors safe_serialization", "all files are safetensors", bool),
     _need_nothing("T", "per_device_eval_batch_size auto_find_batch_size",
                   "train.max_tokens_per_microbatch sizes micro-batches, and they shrink where the memory is short"),
@@ -251,6 +252,32 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _need_nothing("PS", "init_lora_weights init_weights", "A is drawn as in PEFT, B is zero", _is(True, "true")),
     _need_nothing("R", "dataset_text_field dataset_kwargs", "the form of the data is recognized"),
     _need_nothing("R", "loss_type", "the loss is cross-entropy", _is("nll", "cross_entropy", "causal_lm")),
+    _need_nothing("LS", "swanlab_mode swanlab_api_key swanlab_token swanlab_workspace swanlab_logdir",
+                  "SwanLab's own variables say it: SWANLAB_MODE, SWANLAB_API_KEY"),
+    # Parameters of what is off, in files that a trainer wrote with all its values.
+    _need_nothing("S", "lora_ga_batch_size lora_ga_iters lora_ga_max_length lora_ga_direction lora_ga_scale "
+                  "lora_ga_stable_gamma fourier_n_frequency fourier_scaling boft_block_size boft_block_num "
+                  "boft_n_butterfly_factor boft_dropout vera_rank vera_projection_prng_key vera_dropout vera_d_initial "
+                  "adapter_act adapter_length adalora_target_r adalora_init_r adalora_tinit adalora_tfinal "
+                  "adalora_deltat adalora_beta1 adalora_beta2 adalora_orth_reg_weight llamapro_num_new_blocks "
+                  "llamapro_num_groups reft_rank reft_intervention_type", "it belongs to an adapter that is not LoRA"),
+    _need_nothing("LS", "galore_target galore_target_modules galore_rank galore_update_interval galore_update_proj_gap "
+                  "galore_scale galore_proj_type galore_optim_per_parameter galore_with_embedding galore_quantization "
+                  "galore_proj_quant galore_proj_bits galore_proj_group_size galore_cos_threshold galore_gamma_proj "
+                  "galore_queue_size galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale "
+                  "apollo_proj apollo_proj_type apollo_scale_type badam_mode badam_switch_mode badam_switch_interval "
+                  "badam_update_ratio badam_mask_mode lisa_step_interval",
+                  "it belongs to an optimizer that is not AdamW"),
+    _need_nothing("S", "packing_num_proc packing_strategy download_mode shuffle_buffer_size stopping_strategy "
+                  "load_args load_data_args add_version create_checkpoint_symlink max_shard_size template_backend "
+                  "swanlab_email_language ds3_gather_for_generation acc_strategy use_chat_template "
+                  "add_non_thinking_prefix enable_npu_model_patch decision_drop_instructions "
+                  "decision_subsample_options decision_state_as_text", "it changes nothing here"),
+    _need_nothing("T", "average_tokens_across_devices log_on_each_node log_level_replica eval_do_concat_batches "
+                  "dataloader_in_order length_column_name skip_memory_metrics hub_strategy accelerator_config "
+                  "include_for_metrics hub_token", "it changes nothing here"),
+    _need_nothing("P", "peft_type peft_version inference_mode megatron_core qalora_group_size revision",
+                  "it changes nothing here"),
     # What has no counterpart.
     _refuse("LU", "cutoff_len max_seq_length max_seq_len model_max_length",
             "it cuts longer examples, and no example is ever cut here",
@@ -268,8 +295,24 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _refuse("PLS", "use_dora modules_to_save additional_target rank_pattern alpha_pattern layers_to_transform "
             "loftq_config pissa_init loraplus_lr_ratio lorap_lr_ratio exclude_modules target_regex target_parameters "
             "layer_replication trainable_token_indices use_qalora vit_lr aligner_lr", _PLAIN_LORA),
+    _refuse("PS", "fan_in_fan_out layers_pattern eva_config corda_config lora_ga_config velora_config "
+            "monteclora_config arrow_config kasa_config use_bdlora alora_invocation_tokens ensure_weight_tying "
+            "freeze_parameters freeze_parameters_regex freeze_parameters_ratio trainable_parameters trainable_parameters_regex "
+            "lora_dtype reft_layers lisa_activated_layers", _PLAIN_LORA),
+    _refuse("S", "loss_scale", "every token of an answer has the same weight", off=("default",)),
+    _refuse("S", "sequence_parallel_size zero_hpz_partition_size deepspeed_autotp_size", _ONE_GPU, off=(1,)),
+    _refuse("LS", "rope_scaling resize_vocab add_tokens add_special_tokens new_special_tokens mixture_of_depths "
+            "shift_attn", "the model is not changed"),
+    _refuse("T", "bf16_full_eval fp16_full_eval", "evaluation has the precision of training"),
+    _refuse("T", "eval_delay prediction_loss_only eval_on_start eval_use_gather_object batch_eval_metrics",
+            "the eval loss and the answers are computed at every evaluation"),
+    _refuse("T", "ignore_data_skip restore_callback_states_from_checkpoint full_determinism save_on_each_node "
+            "use_cache hub_always_push", "there is no such switch"),
+    _refuse("S", "ignore_args_error use_swift_lora val_dataset_shuffle strict disable_auto_column_mapping "
+            "decision_shuffle_fields logprobs disable_ignore_empty_think router_aux_loss_coef enable_channel_loss "
+            "resume_only_model eval_use_evalscope use_flash_ckpt", "there is no such switch"),
     _refuse("U", "full_finetuning", "LoRA is what is trained"),
-    _refuse("TS", "data_seed", "one seed draws the order, the matrices and the dropout", "write seed=N", "seed"),
+    _refuse("TS", "data_seed", "one seed draws the order, the matrices and the dropout", "write seed=N", "seed", (42,)),
     _refuse("T", "group_by_length disable_shuffling train_sampling_strategy", "every epoch has a new order",
             off=("random",)),
     _refuse("T", "dataloader_drop_last", "the last step of an epoch has the examples that are left"),
@@ -282,13 +325,11 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _refuse("T", "push_to_hub hub_model_id", "nothing is uploaded", "upload the adapter's folder with hf upload"),
     _refuse("TL", "run_name swanlab_run_name", "an experiment has the name of its run folder", "write run=runs/NAME",
             "run"),
-    _refuse("L", "swanlab_mode swanlab_api_key", "SwanLab's own environment variables say it",
-            "set SWANLAB_MODE, SWANLAB_API_KEY"),
     _refuse("T", "resume_from_checkpoint", "a run continues by its folder", "write lorgnette train --resume RUN"),
     _refuse("LS", "temperature top_p top_k num_beams do_sample repetition_penalty",
             "the held-out prompts are answered greedily", "remove it; `lorgnette predict --temperature` samples",
             off=(1,)),
-    _refuse("L", "dataset_dir", "data is named by its path", "write data=FILE", "data.path"),
+    _refuse("L", "dataset_dir", "data is named by its path", "write data=FILE", "data.path", ("data",)),
 ))
 # fmt: on
 SYNONYMS = {word: synonym for synonym in TABLE for word in synonym.words}

@@ -62,6 +62,8 @@ def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[As
     foreign: dict[str, dict[str, tuple[int, Entry]]] = {}  # group → canonical word → its last entry
     problems: list[Problem] = []
     remarks: list[tuple[int, str]] = []
+    # A file that another trainer wrote has all its words; null is what is not used.
+    peers = {entry.source for entry in entries if normalize(entry.key) in SYNONYMS and entry.key not in names}
     for index, entry in enumerate(entries):
         synonym = None if entry.key in names else SYNONYMS.get(normalize(entry.key))
         if synonym is not None:
@@ -70,6 +72,9 @@ def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[As
             group[synonym.words[0]] = index, entry
             continue
         matches = [entry.key] if entry.key in names else find_settings(entry.key, names)
+        if not matches and is_empty(entry.value) and entry.source in peers:
+            remarks.append((index, f"{entry.key}={format_value(entry.value) or '[]'}: nothing to set; it is unknown"))
+            continue
         if len(matches) != 1 or (entry.key == "data" and not isinstance(entry.value, str | Path)):
             problems.append(_explain_unknown(entry, matches, names))
             continue
