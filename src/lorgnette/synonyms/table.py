@@ -132,7 +132,7 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 
 
 _RECOMPUTE = "layers are recomputed only where the memory is short"
-_KERNELS = "the engine has its own kernels"
+_KERNELS = "the engine chooses its kernels"
 _ONE_GPU = "training runs on one GPU"
 _PLAIN_LORA = "plain LoRA, of one rank and one learning rate, is what is trained"
 _FITS = "remove it; `lorgnette plan` says whether the run fits"
@@ -231,7 +231,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
                   "train.max_tokens_per_microbatch sizes micro-batches, and they shrink where the memory is short"),
     _need_nothing("TLS", "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
                   "dataloader_prefetch_factor preprocessing_num_workers preprocessing_batch_size dataset_num_proc",
-                  "rows and images are read on threads"),
+                  "images are read on threads"),
     _need_nothing("S", "lazy_tokenize load_from_cache_file", "images are read when they are needed"),
     _need_nothing("S", "dataset_shuffle train_dataloader_shuffle", "every epoch has a new order", bool),
     _need_nothing("TS", "ddp_timeout ddp_backend ddp_find_unused_parameters local_rank", _ONE_GPU),
@@ -297,8 +297,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
             "layer_replication trainable_token_indices use_qalora vit_lr aligner_lr", _PLAIN_LORA),
     _refuse("PS", "fan_in_fan_out layers_pattern eva_config corda_config lora_ga_config velora_config "
             "monteclora_config arrow_config kasa_config use_bdlora alora_invocation_tokens ensure_weight_tying "
-            "freeze_parameters freeze_parameters_regex freeze_parameters_ratio trainable_parameters trainable_parameters_regex "
-            "lora_dtype reft_layers lisa_activated_layers", _PLAIN_LORA),
+            "freeze_parameters freeze_parameters_regex freeze_parameters_ratio trainable_parameters "
+            "trainable_parameters_regex lora_dtype reft_layers lisa_activated_layers", _PLAIN_LORA),
     _refuse("S", "loss_scale", "every token of an answer has the same weight", off=("default",)),
     _refuse("S", "sequence_parallel_size zero_hpz_partition_size deepspeed_autotp_size", _ONE_GPU, off=(1,)),
     _refuse("LS", "rope_scaling resize_vocab add_tokens add_special_tokens new_special_tokens mixture_of_depths "
