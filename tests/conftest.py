@@ -67,6 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
 SLOW = [
     "tests/test_docs.py::test_a_guides_commands_run",
     "tests/test_docs.py::test_readme_commands",
+    "tests/test_docs.py::test_the_python_page",
+    "tests/notebooks/",
+    "tests/test_init.py::test_an_import",
     "tests/fuzz/",
     "tests/kills/",
     "tests/commands/test_verify.py",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -18,6 +19,10 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lorgnette import cli
+from lorgnette.commands import train as train_module
+from lorgnette.commands.arguments import build_settings
+from lorgnette.metrics import own_metric
+from lorgnette.metrics.registry import METRICS
 from lorgnette.verification.peft_check import WORKER
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +108,27 @@ def test_readme_commands_and_python_run(own_images: Path, monkeypatch: pytest.Mo
     [code] = read_blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert (own_images / "runs" / "captions" / "adapter").is_dir()
+
+
+def test_the_python_page_is_a_program(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks run one after the other, and leave what the page says."""
+    small = {"predict.max_new_tokens": 2, "image_size": 28, "report_to": "none"}
+    monkeypatch.setattr(
+        train_module,
+        "build_settings",
+        lambda data, values, **options: build_settings(data, values={**small, **values}, **options),
+    )
+    names: dict[str, Any] = {}
+    for block in read_blocks(ROOT / "docs" / "python.md", "python"):
+        exec(compile(block, "python.md", "exec"), names)
+    assert isinstance(names["answer"], str)
+    assert [(row.prompt, row.base is None) for row in names["answers"]] == [("What is this?", False)] * 2
+    assert (own_images / "runs" / "captions" / "report.html").is_file()
+    assert (own_images / "runs" / "colors" / "data" / "data.jsonl").is_file()
+    assert [score.name for score in names["scores"].scores[0]] == ["same_first_word", "ROUGE-L"]
+    assert [len(frame) > 0 for frame in names["frames"][1:]] == [True, True]
+    METRICS.pop("same_first_word")
+    own_metric._own.clear()
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
