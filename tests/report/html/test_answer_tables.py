@@ -42,6 +42,14 @@ def test_each_label_and_the_confusion_of_each_candidate() -> None:
     assert [(cell.kind, cell.share) for cell in after.rows[1][1]] == [("wrong", 0.25), ("right", 0.75), ("", 0.0)]
 
 
+def test_a_long_answer_that_is_no_label_is_cut() -> None:
+    tables = count_answers(["accuracy"], [["long " * 90]], [["cat"]])
+    [section] = build_answer_sections(tables, ["before"])
+    hint = section.tables[1].hint
+    assert "…” (1)." in hint
+    assert hint.count("long") < 20
+
+
 def test_a_known_label_without_examples_has_a_column_but_no_row() -> None:
     tables = count_answers(["accuracy"], [["fish", "cat"]], [["cat"], ["cat"]], ["fish"])
     [section] = build_answer_sections(tables, ["base"])

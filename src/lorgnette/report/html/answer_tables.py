@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorgnette.io.parse import shorten
 from lorgnette.metrics.answer_tables import AnswerTables, format_share
 from lorgnette.metrics.json_fields import FieldCounts, FieldRow
 from lorgnette.metrics.labels import OTHER, LabelCounts
@@ -113,7 +114,7 @@ def _build_confusion(counts: LabelCounts, name: str, number: int) -> AnswerTable
 def _describe_others(counts: LabelCounts) -> str:
     if not counts.others:
         return ""
-    listed = ", ".join(f"“{text or '(empty)'}” ({count})" for text, count in counts.others)
+    listed = ", ".join(f"“{shorten(text) or '(empty)'}” ({count})" for text, count in counts.others)
     return f"The most common of “{OTHER}”: {listed}."
 
 
