@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette import config
-from lorgnette.commands.settings_in_words import describe_prompt, describe_settings, list_changed_settings
+from lorgnette import config, recipes
+from lorgnette.commands.arguments import build_settings
+from lorgnette.commands.settings_in_words import (
+    describe_prompt,
+    describe_recipe_data,
+    describe_settings,
+    list_changed_settings,
+)
 from lorgnette.types import Example, Image, Turn
 
 
@@ -37,6 +43,8 @@ def test_prompt_and_where_it_comes_from() -> None:
     typed = config.load_settings(None, ["data.prompt=What?"])
     assert describe_prompt(default, [build_row(own)]) == f"{own!r} (the default)"
     assert describe_prompt(typed, [build_row("What?")]) == "'What?' (of data.prompt)"
+    tutorials = recipes.load_settings("coco-caption")
+    assert describe_prompt(tutorials, [build_row("COCO Yes:")]) == "'COCO Yes:' (of the recipe coco-caption)"
     assert describe_prompt(typed, [build_row("Read it.")] * 2) == "'Read it.' (in the data)"
     assert describe_prompt(typed, [build_row("")]) == "none"
     mixed = describe_prompt(typed, [build_row("Which color?"), build_row("Which color?"), build_row("What?")])
@@ -49,3 +57,30 @@ def test_settings_in_words() -> None:
         "model": "demo", "images": "56×56 pixels", "prompt": "'q' (in the data)", "recipe": "mine",
         "settings": "data.holdout=9",
     }  # fmt: skip
+
+
+def test_what_a_recipe_brings_to_other_data_is_said() -> None:
+    """A limit or a prompt that was meant for the recipe's own data is never applied to others in silence."""
+    line = describe_recipe_data(recipes.load_settings("coco-caption", data="mine.csv"))
+    assert line.startswith(
+        "coco-caption sets data.max_rows=500, data.holdout=4, 'data.prompt=COCO Yes:' also for mine.csv"
+    )
+    assert "at most its first 500 rows are used" in line
+    words = ["data=mine.csv", "data.max_rows=null", "data.holdout=9", "data.prompt=What?"]
+    assert describe_recipe_data(recipes.load_settings("coco-caption", words)) == "", "the user chose them"
+    assert describe_recipe_data(recipes.load_settings("coco-caption")) == "", "its own data"
+    assert describe_recipe_data(recipes.load_settings("default", ["data=mine.csv"])) == ""
+    assert describe_recipe_data(recipes.load_settings(None, ["data=mine.csv", "data.max_rows=5"])) == ""
+    test = describe_recipe_data(recipes.load_settings("demo", ["data=mine.csv", "data.test=test.csv"]))
+    assert "data.prompt" in test
+    assert "data.holdout" not in test, "a test file replaces it"
+
+
+@pytest.mark.parametrize("call", ["words", "arguments", "settings"])
+def test_every_way_to_name_data_says_it(call: str, terminal, terminal_output) -> None:
+    values = {"words": {"settings": recipes.load_settings("coco-caption", ["data=mine.csv"])},
+              "arguments": {"data": "mine.csv", "recipe": "coco-caption"},
+              "settings": {"data": "mine.csv", "settings": recipes.load_settings("coco-caption")}}[call]  # fmt: skip
+    settings = build_settings(**values, terminal=terminal)
+    assert settings == recipes.load_settings("coco-caption", data="mine.csv")
+    assert terminal_output.getvalue().count("coco-caption sets data.max_rows=500") == 1

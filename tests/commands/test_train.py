@@ -19,6 +19,7 @@ from lorgnette.data.memory_rows import write_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics import own_metric
 from lorgnette.metrics.registry import METRICS
+from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir
@@ -281,3 +282,30 @@ def test_settings_are_given_in_any_way(make_settings: Chosen, captions: Path, mo
     ):
         with pytest.raises(UsageError, match=message):
             call()
+
+
+def test_a_run_that_chooses_its_steps_resumes_bit_for_bit(make_settings: Chosen, tmp_path: Path, monkeypatch) -> None:
+    """In the reference engine, stopped while the learning rate falls."""
+    monkeypatch.setattr("lorgnette.training.auto_steps.LOW_LOSS", 100)
+    words = ["train.epochs=auto", "train.batch_size=1", "train.learning_rate=0.01", "lora.dropout=0.1"]
+    train(make_settings(*words, f"run={tmp_path / 'whole'}"))
+    with monkeypatch.context() as context:
+        context.setattr(
+            "lorgnette.training.callbacks.TrainingCallbacks.on_step_end",
+            lambda _, step, loss: os.kill(os.getpid(), signal.SIGINT) if step == 9 else None,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(make_settings(*words, f"run={tmp_path / 'late'}"))
+    assert not (tmp_path / "late" / "adapter").exists()
+    resume(tmp_path / "late")
+
+    whole, late = (run_log.read_log(tmp_path / run / "log.jsonl") for run in ("whole", "late"))
+    [end] = [record for record in whole if record["kind"] == "end"]
+    assert (end["step"], end["reason"]) == (13, "low")
+    assert [record for record in late if record["kind"] == "end"] == [end]
+    curves = [
+        [(r["step"], r["loss"], r["learning_rate"]) for r in log if r["kind"] == "train"] for log in (whole, late)
+    ]
+    assert curves[0] == curves[1]
+    weights = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "late")]
+    assert weights[0] == weights[1]

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorgnette.data.splits import Split, count_shared_images, map_identical_files, train_test_split
+from lorgnette.data.splits import (
+    Holdout,
+    Split,
+    count_shared_images,
+    map_identical_files,
+    parse_holdout,
+    train_test_split,
+)
 from lorgnette.errors import UsageError
 from lorgnette.types import Example, Image, Turn
 
@@ -157,3 +164,55 @@ def test_files_of_one_size_and_middle_are_compared_whole(tmp_path: Path) -> None
     assert {path.name: first.name for path, first in same.items()} == {
         name: "a" if name == "b" else name for name in contents
     }
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_held_out"),
+    [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 1),
+        (6, 1),
+        (7, 1),
+        (8, 4),
+        (12, 4),
+        (49, 4),
+        (50, 5),
+        (100, 10),
+        (640, 64),
+        (2000, 64),
+    ],
+)
+def test_auto_holds_out_a_tenth_of_the_images(num_images: int, num_held_out: int) -> None:
+    turns = (Turn("user", ("?",)), Turn("assistant", ("x",)))
+    examples = [Example(f"{i}", turns, Path("a.csv"), i) for i in range(num_images)]
+    for split in ("image", "tail"):
+        train, test = train_test_split(examples, holdout="auto", split=split)
+        assert train + test == examples
+        assert len(test) == num_held_out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a b c d e f g h " * 5, [row for row in range(40) if row % 8 >= 4]),  # four images with all their captions
+        ("a a a a a", []),  # one image: nothing can be held out
+        ("a b c d e f g " + "h " * 20, [3, 4, 5, 6]),  # an image with most of the rows is trained on
+    ],
+)
+def test_auto_holds_out_whole_images(tmp_path: Path, words: str, expected: list[int]) -> None:
+    train, test = train_test_split(build_examples(tmp_path, *words.split()), holdout="auto", split="image")
+    assert [example.row for example in test] == expected
+    assert count_shared_images(train, test) == 0
+
+
+@pytest.mark.parametrize(("text", "holdout"), [("auto", "auto"), ("12", 12), (0, 0)])
+def test_holdout_as_it_is_typed(text: str | int, holdout: Holdout) -> None:
+    assert parse_holdout(text) == holdout
+
+
+@pytest.mark.parametrize("text", ["-1", "some", -1, "1.5", ""])
+def test_a_holdout_that_is_none(text: str | int) -> None:
+    with pytest.raises(UsageError, match="write a whole number of 0 or more, or auto"):
+        parse_holdout(text)

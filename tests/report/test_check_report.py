@@ -213,3 +213,19 @@ def test_json() -> None:
     assert result["scripts"]["Latin"] == {"answers": 399, "first": {"source": "a.csv", "row": 7}}
     assert (result["rows"], result["split"]["num_held_out"], result["num_compared"]) == (400, 4, 80)
     assert make_report(token_stats=None).as_dict()["token_stats"] is None
+
+
+@pytest.mark.parametrize(
+    ("num_train", "num_held_out", "advice"),
+    [
+        (5, 1, ["only 1 row is held out of 6: too few to show what the model does with other images; add rows, or name "
+                "some that are only for the test (data.test=FILE)"]),
+        (3, 0, ["none of 3 rows is held out: too few to show what the model does with other images; add rows, or name "
+                "some that are only for the test (data.test=FILE)"]),
+        (6, 4, []),
+        (0, 0, []),
+    ],
+)  # fmt: skip
+def test_what_auto_cannot_hold_out_is_said(num_train: int, num_held_out: int, advice: list[str]) -> None:
+    assert SplitSummary(num_train, num_held_out, num_held_out, is_auto=True).advice == advice
+    assert SplitSummary(num_train, num_held_out, num_held_out).advice == [], "the user chose it"
