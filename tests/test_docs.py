@@ -51,7 +51,8 @@ def test_the_life_of_one_example(here: Path) -> None:
 def test_the_tree_lists_the_package() -> None:
     tree = next(block for block in read_blocks(ROOT / "docs" / "architecture.md", "") if "src/lorgnette/" in block)
     listed = set(re.findall(r"^  (\w+(?:\.py|/))", tree, re.MULTILINE))
-    existing = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith("__")}
+    hidden = ("__", "py.typed")
+    existing = {path.name + "/" * path.is_dir() for path in SOURCE.iterdir() if not path.name.startswith(hidden)}
     assert listed == existing
 
 

@@ -1,6 +1,7 @@
 """`train` and `resume`: everything that can be wrong is found before torch is imported and weights are read."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +205,9 @@ def _train(
             start_cuda_init()
         with gc_paused():
             from lorgnette.training.run import run_training
-    run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal, user_callbacks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries, for their developers
+        run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal, user_callbacks)
 
 
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
