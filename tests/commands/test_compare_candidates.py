@@ -149,6 +149,12 @@ def test_a_file_answers_its_own_prompts(captions: Path, tmp_path: Path, terminal
     base, tuned = split_before_after(path)
     answers = [half.answer(prompts, SamplingParams(), terminal, model_cache) for half in (base, tuned)]
     assert [answer.text for [answer] in answers] == ["before", "after"]
+    assert (base.name, base.is_tuned, tuned.is_tuned) == ("base", False, True)
+    continued = write_answers(
+        tmp_path / "b.jsonl", prompts[0].image_paths[0], base="old", tuned="new", before="runs/old, step 9"
+    )
+    old, _ = split_before_after(continued)
+    assert (old.name, old.is_tuned) == ("runs/old, step 9", True)  # not the base model
     for other in (
         group_by_prompt(read_examples(captions, "Where?", max_rows=1)),
         group_by_prompt(read_examples(captions, "What?", max_rows=2)),

@@ -21,6 +21,7 @@ from lorgnette.io.parse import (
     parse_json,
     parse_rows,
     read_config,
+    read_front_matter,
     read_small_file,
     read_tensor_entries,
     read_yaml,
@@ -177,6 +178,21 @@ def test_plain_yaml_is_read_as_it_is(tmp_path: Path) -> None:
         "c": {"b": [1, 2.5]},
         "d": {"b": [1, 2.5], "e": None},
     }
+
+
+def test_front_matter_is_read_to_its_end(tmp_path: Path) -> None:
+    for text, expected in (
+        ("---\na: 1\nb: [x]\n---\n# Title\n---\nc: 2\n", {"a": 1, "b": ["x"]}),
+        ("---\r\na: 1\r\n---\r\ntext", {"a": 1}),
+        ("# Title\n---\na: 1\n---\n", {}),
+        ("---\n- a\n---\n", {}),
+        ("", {}),
+    ):
+        (tmp_path / "README.md").write_bytes(text.encode())
+        assert read_front_matter(tmp_path / "README.md") == expected
+    (tmp_path / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(LorgnetteError):
+        read_front_matter(tmp_path / "README.md")
 
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

@@ -33,6 +33,15 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     assert run_dir.path.is_dir()
 
 
+def test_the_run_of_an_adapter_is_found(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path / "coco")
+    adapters = (run_dir.adapter, run_dir.best, run_dir.checkpoints / "step-000002")
+    assert [RunDir.find_of_adapter(adapter) for adapter in adapters] == [None] * 3
+    run_dir.config.write_text("")
+    assert [RunDir.find_of_adapter(adapter) for adapter in adapters] == [run_dir] * 3
+    assert RunDir.find_of_adapter(tmp_path / "elsewhere" / "adapter") is None
+
+
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path / "coco")
     RunDir.create(tmp_path / "coco")  # still empty

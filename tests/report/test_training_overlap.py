@@ -38,6 +38,23 @@ def test_copies_of_training_images_are_found(images: list[Path], manifest: Path,
     assert (new.flags, new.summary, new.notes) == ((False, False), "0 of 2 questions", ())
 
 
+def test_images_of_the_adapter_that_a_run_continues_count(images: list[Path], tmp_path: Path) -> None:
+    """Trained on a; the adapter before it on b, or on unknown images."""
+    hashes = {str(images[0]): hash_image(images[0])}
+    path = tmp_path / "manifest.json"
+
+    def write(earlier: list[str] | None) -> None:
+        adapter = {"name": "runs/old", "images": earlier}
+        content = build_manifest(seed=0, command=[], image_hashes=hashes, num_training_images=1, adapter=adapter)
+        path.write_text(json.dumps(content))
+
+    write([hash_image(images[1])])
+    assert find_training_overlap("run", path, [[image] for image in images]).flags == (True, True, False, False)
+    write(None)
+    unknown = find_training_overlap("run", path, [[image] for image in images])
+    assert (unknown.flags, unknown.summary) == (None, "unknown")
+
+
 def test_questions_without_images_cannot_be_compared(images: list[Path], manifest: Path) -> None:
     overlap = find_training_overlap("run", manifest, [images[2:3], ()])
     assert overlap.flags == (False, False)

@@ -108,6 +108,26 @@ def test_a_run_continues_an_adapter(
         resume(run.path)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_fast_engine_on_a_gpu(old_run: Path, captions: Path) -> None:
+    """In bfloat16 with captured graphs: no learned step keeps every bit, and the answers before are the old ones.
+
+    The answers of both runs are generated on the device, where the old run's adapter answers after its training.
+    """
+    first = train_in(name_new_run(captions, f"adapter={old_run}", "device=cuda", "engine=fast", *NO_STEP))
+    words = (f"adapter={first.path}", f"run={captions.parent / 'second'}", "device=cuda", "engine=fast")
+    second = train_in(name_new_run(captions, *words, "train.learning_rate=1e-1"))
+    old, new, learned = load_weights(old_run), load_weights(first.path), load_weights(second.path)
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert not any(torch.equal(old[name], learned[name]) for name in old)
+    rows, rows_after = read_predictions(first.predictions), read_predictions(second.predictions)
+    assert [row.base for row in rows] == [row.tuned for row in rows]
+    assert [row.base for row in rows_after] == [row.tuned for row in rows]
+    assert [row.tuned for row in rows_after] != [row.base for row in rows_after]
+    samples = [record for record in run_log.read_log(second.log) if record["kind"] == "samples"]
+    assert samples[0]["answers"] == [row.tuned for row in rows], "the steps began with the old adapter"
+
+
 def test_trained_weights_return_after_the_answers_before(old_run: Path, captions: Path) -> None:
     """The answers before training are generated after it, with the old factors in their place."""
     run = train_in(name_new_run(captions, f"adapter={old_run}", "engine=reference", "train.learning_rate=1e-1"))
