@@ -230,6 +230,7 @@ def test_the_columns_of_ms_swift_and_llama_factory_are_read(tmp_path: Path) -> N
 
 PLAIN = [("a.jpg", "Ein Hund; groß"), ("b.jpg", 'eine "rote" Tür, zu')]
 PLAIN_SAID = "image_path → image, caption → caption"
+HEADLESS = "column 1 → image, column 2 → caption"
 ONE, TWO = '"Ein Hund; groß"', '"eine ""rote"" Tür, zu"'
 
 
@@ -255,8 +256,8 @@ ONE, TWO = '"Ein Hund; groß"', '"eine ""rote"" Tür, zu"'
             "Bild;Beschreibung\na.jpg;{}\nb.jpg;{}\n",
             "Bild → image, Beschreibung → caption; separator semicolon",
         ),
-        ("headless.csv", "a.jpg;{}\nb.jpg;{}\n", f"{PLAIN_SAID}; no line with names, separator semicolon"),
-        ("turned.csv", "{},a.jpg\n{},b.jpg\n", f"{PLAIN_SAID}; no line with names"),
+        ("headless.csv", "a.jpg;{}\nb.jpg;{}\n", f"{HEADLESS}; no line with names, separator semicolon"),
+        ("turned.csv", "{},a.jpg\n{},b.jpg\n", "column 2 → image, column 1 → caption; no line with names"),
         ("commas.tsv", "image_path,caption\na.jpg,{}\nb.jpg,{}\n", f"{PLAIN_SAID}; separator comma"),
         ("plain.csv", "image_path,caption\na.jpg,{}\nb.jpg,{}\n,\n", ""),
     ],

@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -55,7 +56,10 @@ class Table(NamedTuple):
         """(the table, whether its header is a row)"""
         if (table := cls.from_header(header, path, options, note)) is not None:
             return table, False
-        names = [COLUMNS[not columns.is_path(cell)] if cell.strip() else "" for cell in header]
+        names = [f"column {number}" if cell.strip() else "" for number, cell in enumerate(header, start=1)]
+        [image] = [name for name, cell in zip(names, header, strict=True) if columns.is_path(cell)]
+        [caption] = filter(None, {*names} - {image})
+        options = replace(options, columns=ColumnChoice(image, caption))
         note = ", ".join(filter(None, ["no line with names", note]))
         return cls(names, RecordReader(options, str(path), is_table=True, note=note)), True
 
