@@ -115,6 +115,7 @@ def test_a_wrong_word_names_what_is_probably_meant(here: Path, words: str, messa
         ("--no-trim captions.csv", "no-trim=captions.csv"),
         ("captions.csv --no-trim", "captions.csv trim=false"),
         ("--data captions.csv", "data=captions.csv"),
+        ("--target_modules q_proj v_proj captions.csv", "target_modules=q_proj,v_proj captions.csv"),
         ("train.learning_rate= 1e-4 captions.csv", "train.learning_rate=1e-4 captions.csv"),
         ("captions.csv report_to= seed=1", "captions.csv report_to= seed=1"),
         ("--recipe coco-caption", "recipe=coco-caption"),

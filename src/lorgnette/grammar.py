@@ -266,7 +266,7 @@ def rewrite(args: Sequence[str], options: Mapping[str, bool], arguments: Collect
         key: str | None
         if re.match(r"--\w", arg) and not _is_misspelled(name, options):
             key = name.lstrip("-")
-            value = text if equals else rest.pop(0) if rest and _is_value(rest[0]) else "true"
+            value = text if equals else _take_value(rest)
             if key.startswith("no-") and not equals and value == "true":
                 key, value = key.removeprefix("no-"), "false"
         else:
@@ -324,6 +324,18 @@ def _is_misspelled(name: str, options: Collection[str]) -> bool:
     from lorgnette import config
 
     return not config.is_setting(name) and bool(difflib.get_close_matches(name, options, n=1, cutoff=0.8))
+
+
+def _take_value(rest: list[str]) -> str:
+    """Remove an option's value: the next word, or all of a list such as `q_proj v_proj`. It is true without one."""
+    from lorgnette.synonyms import TARGET_MODULES
+
+    if not rest or not _is_value(rest[0]):
+        return "true"
+    words = [rest.pop(0)]
+    while words[0] in TARGET_MODULES and rest and rest[0] in TARGET_MODULES:
+        words.append(rest.pop(0))
+    return ",".join(words)
 
 
 def _is_value(arg: str) -> bool:
