@@ -142,7 +142,7 @@ def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> M
     """Raises UsageError for an unknown name. where: the setting. other_names: its other values."""
     if name not in METRICS:
         others = "".join(f"{other}, " for other in other_names)
-        hint = f"{others}{'or ' if others else ''}one of {', '.join(METRICS)}; or your own, from Python (docs/python.md)"
+        hint = f"{others}{'or ' if others else ''}one of {', '.join(METRICS)}; in Python also your own (docs/python.md)"
         raise UsageError("no such metric", where=f"{where}{name}", hint=hint)
     return METRICS[name]
 
