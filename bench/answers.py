@@ -157,7 +157,10 @@ if __name__ == "__main__":
     parser.add_argument("--budget", type=float, default=300, help="seconds for everything")
     arguments = parser.parse_args()
     results = ResultsFile(arguments.out, ["bench/answers.py"], name_device(), arguments.budget)
-    processor, lora = Processor.from_folder(arguments.job / "model", ProcessorSettings()), LoraSettings()
+    processor, lora = (
+        Processor.from_folder(arguments.job / "model", ProcessorSettings()),
+        LoraSettings(rank=64, alpha=16),
+    )
     examples = list(islice(cycle(load_examples(arguments.job)), arguments.count))
     features = PreparedFeatures(BaseCheckpoint.from_folder(arguments.job / "model").load_text_config().hidden_size)
     generator = build_generator(arguments.job, lora, torch.bfloat16, features)

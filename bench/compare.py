@@ -62,7 +62,9 @@ def add_rates(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
 def measure_job(job: Path) -> dict[str, float]:
     """The size of the job, without padding: the same for everyone."""
     processor = Processor.from_folder(job / "model", ProcessorSettings(image_size=(SIDE, SIDE)))
-    lengths = [len(processor.encode(example).input_ids) for example in data.read(job / "captions.csv")][:-NUM_HELD_OUT]
+    lengths = [
+        len(processor.encode(example).input_ids) for example in data.read(job / "captions.csv", prompt="COCO Yes:")
+    ][:-NUM_HELD_OUT]
     config = json.loads((job / "model" / "config.json").read_text())
     return {
         "samples": len(lengths),

@@ -41,7 +41,7 @@ from lorgnette.training.lr_schedule import compute_learning_rate
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, Example
 
-LORA = LoraSettings(dropout=0.0)
+LORA = LoraSettings(rank=64, alpha=16, dropout=0.0)
 BATCH_SIZE = 16
 
 
@@ -73,7 +73,7 @@ BUILDERS: dict[str, Callable[[BaseCheckpoint, Features], Any]] = {
 
 
 def train(engine: Any, encoded: list[Encoded], total_steps: int) -> dict[str, Any]:
-    settings = TrainSettings()
+    settings = TrainSettings(epochs=1, learning_rate=1e-4)
     optimizer = Optimizer(engine.parameters, settings)
     losses, seconds, gain = [], [], 0.0
     for step in range(total_steps):
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     results = ResultsFile(arguments.out, ["bench/precision.py"], name_device(), arguments.budget)
     checkpoint = BaseCheckpoint.from_folder(arguments.model or arguments.job / "model")
     processor = Processor.from_folder(checkpoint.folder, ProcessorSettings(image_size=(arguments.side, arguments.side)))
-    rows = [row for row in data.read(arguments.job / "captions.csv") if isinstance(row, Example)]
+    rows = [row for row in data.read(arguments.job / "captions.csv", prompt="COCO Yes:") if isinstance(row, Example)]
     encoded = [processor.encode(example) for example in rows[: arguments.steps * BATCH_SIZE]]
     tower = HfVisionTower(peft_engine.load_base_model(checkpoint, DEVICE, torch.bfloat16))
     features = Features(tower, processor.image_processor, is_live=False)

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -48,6 +49,18 @@ RULES: dict[str, tuple[list[str], dict[str, float]]] = {
 }
 """Rule → its settings, and constants of auto_steps.py that it changes."""
 
+OPENINGS = ("Look:", "I see this:", "Here:", "In this image:", "Well,", "What a view!", "Today:", "A memory:")
+ENDINGS = (
+    "How nice.",
+    "That is all.",
+    "I like it.",
+    "Nothing else.",
+    "So it goes.",
+    "The end.",
+    "Who knows why?",
+    "Good.",
+)
+
 
 class Case(NamedTuple):
     images: int
@@ -56,8 +69,9 @@ class Case(NamedTuple):
     rule: str
 
 
-def draw_data(folder: Path, seeds: int) -> None:
-    """Write held_out.csv and, for each seed, the captions of MAX_IMAGES other images."""
+def draw_data(folder: Path, seeds: int, *, free: bool) -> None:
+    """Write held_out.csv and, for each seed, the captions of MAX_IMAGES other images. free: with words that no image
+    shows, as in captions that people write."""
     rng = random.Random(1)
     (folder / "images").mkdir(parents=True)
     for name, count in [("held_out", NUM_HELD_OUT), *((f"seed-{seed}", MAX_IMAGES) for seed in range(seeds))]:
@@ -67,7 +81,8 @@ def draw_data(folder: Path, seeds: int) -> None:
             for i in range(count):
                 scene = sample_scene(rng)
                 draw_scene(scene).save(folder / "images" / f"{name}-{i}.png")
-                rows.writerow([f"images/{name}-{i}.png", write_caption(scene)])
+                words = f"{rng.choice(OPENINGS)} {write_caption(scene)} {rng.choice(ENDINGS)}"
+                rows.writerow([f"images/{name}-{i}.png", words if free else write_caption(scene)])
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
@@ -132,6 +147,7 @@ if __name__ == "__main__":
     parser.add_argument("--rates", default="2.5e-4,5e-4,1e-3,2e-3")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rules", default=";".join(RULES), help="with semicolons")
+    parser.add_argument("--free", action="store_true", help="captions with words that cannot be predicted")
     parser.add_argument("--device", help="its name, for the file")
     arguments = parser.parse_args()
     counts, rates = [int(n) for n in arguments.images.split(",")], [float(r) for r in arguments.rates.split(",")]
@@ -140,9 +156,9 @@ if __name__ == "__main__":
     done = {tuple(r[field] for field in Case._fields) for r in runs}
     # The seeds last, so that a call that is cut off has compared all rules.
     cases = [Case(n, rate, seed, rule) for seed, n, rate, rule in product(seeds, counts, rates, rules)]
-    results = ResultsFile(arguments.out, ["bench/small_data.py"], arguments.device, 1e9)
+    results = ResultsFile(arguments.out, sys.argv, arguments.device, 1e9)
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-        draw_data(Path(name) / "data", arguments.seeds)
+        draw_data(Path(name) / "data", arguments.seeds, free=arguments.free)
         pending = [pool.submit(run, case, Path(name) / "data") for case in cases if case not in done]
         for future in as_completed(pending):
             if error := future.exception():

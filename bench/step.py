@@ -56,7 +56,7 @@ class RandomFeatures(Features):
 
 
 def load_examples(job: Path) -> list[Example]:
-    return [row for row in data.read(job / "captions.csv") if isinstance(row, Example)]
+    return [row for row in data.read(job / "captions.csv", prompt="COCO Yes:") if isinstance(row, Example)]
 
 
 def build_adapter_shape(checkpoint: BaseCheckpoint, lora: LoraSettings) -> AdapterShape:
@@ -178,7 +178,9 @@ if __name__ == "__main__":
         if not results.fits(longest, f"{batch_size} samples at dropout {dropout}"):
             continue
         start = results.seconds_left
-        runs.append(measure(arguments.job, encoded, batch_size, LoraSettings(dropout=dropout), ceiling))
+        runs.append(
+            measure(arguments.job, encoded, batch_size, LoraSettings(rank=64, alpha=16, dropout=dropout), ceiling)
+        )
         longest = max(longest, start - results.seconds_left)
         results.update(runs=runs)
         print(json.dumps({k: v for k, v in runs[-1].items() if k != "kernels"}), flush=True)

@@ -59,7 +59,7 @@ def build_ours() -> tuple[Any, Any]:
 
     checkpoint = BaseCheckpoint.from_folder(MODEL)
     base = load_base_model(checkpoint, torch.device("cpu"), torch.float32)
-    return add_adapter(base, checkpoint.family, LoraSettings(dropout=0.0), seed=0), base
+    return add_adapter(base, checkpoint.family, LoraSettings(rank=64, alpha=16, dropout=0.0), seed=0), base
 
 
 def select_factors(model: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def train_ours(out: Path) -> None:
         answer = Turn("assistant", (row["caption"],))
         encoded.append(processor.encode(Example(str(number), (question, answer), out / ROWS, number)))
     features.prepare([grid for example in encoded for grid in example.grids])
-    engine, settings = ReferenceEngine(model, features), TrainSettings()
+    engine, settings = ReferenceEngine(model, features), TrainSettings(epochs=1, learning_rate=1e-4)
     optimizer, log = Optimizer(engine.parameters, settings), []
     batch_size = MICRO_BATCH * ACCUMULATION
     steps_per_epoch = math.ceil(len(encoded) / batch_size)

@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, image_files: list[Path]) 
         rows = csv.writer(file)
         rows.writerow(["image_path", "caption"])
         rows.writerows([str(image_files[i % 6]), f"{words[i % 6]}{i // 6}"] for i in range(36))
-    data.prepare(folder / "coco-2024-dataset.csv", folder, holdout=4, split="tail")
+    data.prepare(folder / "coco-2024-dataset.csv", folder, prompt="COCO Yes:", holdout=4, split="tail")
     return folder
 
 
@@ -115,7 +115,7 @@ def train_ours(
     encoded = [pair.processor.encode(row) for row in rows]
     pair.features.prepare(grid for e in encoded for grid in e.grids)
     recorder = LossRecorder(num_steps)
-    settings = TrainSettings(epochs=20, max_steps=NUM_STEPS, max_tokens_per_microbatch=600)
+    settings = TrainSettings(learning_rate=1e-4, epochs=20, max_steps=NUM_STEPS, max_tokens_per_microbatch=600)
     Trainer(pair.engine, BatchSampler(encoded, settings, SEED, group_by_image=False), [], settings).train(recorder)
     return recorder.losses
 
