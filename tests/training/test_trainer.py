@@ -170,6 +170,10 @@ def test_evaluation_needs_held_out_examples_and_follows_eval_steps() -> None:
     assert train()[0].steps("evaluate") == []
 
 
+def test_each_epoch_is_saved_without_a_number_of_steps() -> None:
+    assert train(change(epochs=3, save_steps=None))[0].steps("save") == [3, 6]  # the caller saves the last step
+
+
 def test_a_log_record_covers_the_steps_since_the_one_before() -> None:
     callbacks, _ = train()
     losses = callbacks.losses
