@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorgnette import __version__
+from lorgnette import __version__, recipes
 from lorgnette.config import LoraSettings, ProcessorSettings
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.processing.processor import Processor
@@ -293,3 +293,21 @@ def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], t
     figures = answers.measure(generator, processor, examples, SamplingParams(max_new_tokens=3, batch_size=3), True, 1e9)
     assert figures["step_ms"] > 0
     json.dumps(figures)
+
+
+def test_few_images_are_drawn_and_their_runs_counted(load, tmp_path: Path, monkeypatch, capsys) -> None:
+    small_data = load("small_data")
+    monkeypatch.setattr(small_data, "MAX_IMAGES", 3)
+    monkeypatch.setattr(small_data, "NUM_HELD_OUT", 2)
+    for free in (False, True):
+        small_data.draw_data(tmp_path / f"{free}", 2, free=free)
+        tables = [(tmp_path / f"{free}" / f"{name}.csv").read_text() for name in ("held_out", "seed-0", "seed-1")]
+        assert [len(table.splitlines()) for table in tables] == [3, 4, 4]
+        assert len(set(tables)) == 3, "other images for each seed"
+    for overrides, constants in small_data.RULES.values():
+        assert recipes.load_settings("demo", overrides).train.batch_size in (8, 16)
+        assert constants.keys() <= small_data.CONSTANTS.keys()
+    runs = [{"images": 10, "rate": 1e-3, "rule": "auto", "steps": 30 + n, "loss": 0.5, "best_loss": 0.4, "exact": n}
+            for n in (40, 44)]  # fmt: skip
+    small_data.print_table(runs)
+    assert "| 10 | 0.001 | auto | 72 | 0.500 | 0.400 | 42 (40 to 44) |" in capsys.readouterr().out

@@ -256,7 +256,8 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         yield f"           {cells}  {_describe_fit(card, plan.workload)}"
     speed = ENGINE_SPEEDS[plan.workload.engine]
     shares = f"{speed.step_fraction:.0%} of a GPU's published peak in steps, {speed.tower_fraction:.0%} for images"
-    yield f"           times assume {shares};"
+    at_most = f"are for all {steps.total_steps} steps and " if settings.train.epochs == "auto" else ""
+    yield f"           times {at_most}assume {shares};"
     yield "           tested on H100 and H200 only; a Mac is not supported: it trains on its CPU"
 
 
