@@ -18,6 +18,7 @@ OTHER_LINES = (
     "data ",
     "all 2 held-out rows have the same image",
     "imports ",
+    "metrics ",
     "engine ",
     "transformers ",
     "weights ",
