@@ -45,14 +45,27 @@ def build_settings(
         chosen = settings
     else:
         name = None if recipe is None else os.fspath(recipe)
-        chosen = recipes.load_settings(name, on_remark=say, **(settings or {}))
-    values = {**(values or {}), **({} if data is None else {"data.path": as_source(data)})}
+        chosen = recipes.load_settings(name, on_remark=say, **_convert_paths(settings or {}))
+    values = _convert_paths({**(values or {}), **({} if data is None else {"data.path": data})})
     if values:
         tree = chosen.model_dump(exclude_unset=True)
         chosen = config.load_settings(tree, values=values, on_remark=say, sources=chosen.sources)
     if remark := describe_recipe_data(chosen):
         (terminal or Terminal()).warn(f"recipe     {remark}")
     return chosen
+
+
+def _convert_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with paths as text. Raises UsageError for rows in memory where a file is named."""
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name.rpartition(".")[2] in ("path", "test"):
+            converted[name] = None if value is None else as_source(value)
+        elif isinstance(value, Mapping):
+            converted[name] = _convert_paths(value)
+        else:
+            converted[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return converted
 
 
 def as_source(data: Any) -> Path:

@@ -61,8 +61,8 @@ def compare(
 
     candidates: what to compare, and last the data file, unless it is named as `data`. A candidate is `base`, a run
     or its adapter, a model, or a file of answers; a single one is compared with its base model. out: the page, replaced
-    if it exists; default: compare.html, or the next free name. metrics: as in `evaluate`. image_size: as in `predict`. max_new_tokens: of all candidates;
-    default: the largest of their runs.
+    if it exists; default: compare.html, or the next free name. metrics: as in `evaluate`. image_size: as in `predict`.
+    max_new_tokens: of all candidates; default: the largest of their runs.
     """
     # Read what is asked, without weights.
     terminal = Terminal(console)

@@ -35,7 +35,7 @@ def predict(
     data: Any,
     *,
     adapter: Path | str | Run | None = None,
-    model: str | None = None,
+    model: Path | str | None = None,
     prompt: str | None = None,
     both: bool = False,
     images_from: str | None = None,
@@ -57,7 +57,7 @@ def predict(
     image_size: native, train, or height and width in pixels ("280x420"). The defaults of image size and max_new_tokens
     are those of the run that trained the adapter. Without a temperature answers are greedy.
     """
-    adapter = Path(adapter) if adapter else None
+    adapter, model = Path(adapter) if adapter else None, os.fspath(model) if model else None
     out = Path(out) if out else None
     if both and adapter is None:
         raise UsageError("--both needs an adapter", hint="name one with --adapter")
@@ -84,7 +84,7 @@ def predict(
 def load(
     candidate: Path | str | Run = "demo",
     *,
-    model: str | None = None,
+    model: Path | str | None = None,
     image_size: str | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -98,7 +98,8 @@ def load(
     is not the one recorded with it. image_size: as in `predict`. Raises LorgnetteError if it is missing or broken.
     """
     terminal = Terminal(console)
-    loaded = Model(resolve_spec(os.fspath(candidate), model, terminal, image_size), device, terminal)
+    base_model = os.fspath(model) if model else None
+    loaded = Model(resolve_spec(os.fspath(candidate), base_model, terminal, image_size), device, terminal)
     _ = loaded.weights
     return loaded
 

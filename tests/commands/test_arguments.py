@@ -1,0 +1,56 @@
+"""The arguments that the commands share in Python: data and settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorgnette.commands.arguments import as_source, build_settings, is_rows, require_data
+from lorgnette.config import Settings
+from lorgnette.errors import UsageError
+from lorgnette.report.console import Terminal
+
+
+def test_paths_are_given_as_text_or_path() -> None:
+    values = {"model": Path("m"), "images_from": Path("i"), "run": "r", "test": [Path("a.csv"), "b.csv"]}
+    settings = build_settings(Path("c.csv"), values=values)
+    assert (settings.model, settings.data.images_from, settings.run) == ("m", "i", Path("r"))
+    assert (settings.data.path, settings.data.test) == (Path("c.csv"), Path("a.csv,b.csv"))
+
+
+@pytest.mark.parametrize("name", ["test", "data.test"])
+def test_held_out_rows_in_memory_are_refused(name: str) -> None:
+    """They would become the name of a file."""
+    with pytest.raises(UsageError, match=r"rows in memory, not a data file .* lorgnette\.write_rows"):
+        build_settings("a.csv", values={name: [{"image": "a.png", "caption": "b"}]})
+    with pytest.raises(UsageError, match="rows in memory"):
+        build_settings("a.csv", settings={"data": {"test": [{}]}})
+
+
+def test_settings_stay_as_they_are_without_others() -> None:
+    settings = Settings(model="demo")
+    assert build_settings(settings) is settings
+    assert build_settings(settings=settings) is settings
+    changed = build_settings(settings=settings, values={"seed": 3})
+    assert changed == Settings(model="demo", seed=3)
+    assert changed.model_fields_set == {"model", "seed"}  # an adapter decides what is not set
+
+
+def test_words_of_other_trainers_are_said(terminal: Terminal, terminal_output: Any) -> None:
+    settings = build_settings(values={"num_train_epochs": 3}, terminal=terminal)
+    assert settings.train.epochs == 3
+    assert "num_train_epochs=3 → train.epochs" in terminal_output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [("a.csv", False), (Path("a"), False), (["a.csv", Path("b")], False), ([{}], True), ([], True), (None, False)],
+)
+def test_what_is_rows(data: Any, expected: bool) -> None:
+    assert is_rows(data) is expected
+
+
+def test_a_data_file_is_needed() -> None:
+    assert as_source(["a.csv", "b.csv"]) == Path("a.csv,b.csv")
+    with pytest.raises(UsageError, match="no data"):
+        require_data(Settings())
