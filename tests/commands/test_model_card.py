@@ -20,7 +20,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
 from lorgnette.verification.judgement import judge_adapter
 
-PROMPT = 'Say | "what":'
+PROMPT = 'Say | "what" 😀:'
 BASE_CARD = "---\nlicense: other\nlicense_name: tongyi-qianwen\nlanguage:\n- en\n---\n# The base\n"
 
 
@@ -66,7 +66,7 @@ def test_a_card_says_what_is_known_and_its_code_runs(
         "# merged\n\ntiny, fine-tuned on",
         "| base model | tiny |",
         "| data | captions.csv (4 images trained on) |",
-        r'| prompt | `"Say \| \"what\":"` |',
+        r'| prompt | `"Say \| \"what\" 😀:"` |',
         "| image size | 28×56 pixels |",
         "| optimizer steps | 2 |",
         "| continued from | the base model |",

@@ -156,7 +156,8 @@ def _format_usage(spec: ModelSpec, rounding: Rounding) -> Iterator[str]:
         limits = {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}
         resize, options = "", f"size={limits}"
         size = f"Images have {processor.min_pixels} to {processor.max_pixels} pixels, as in training."
-    prompt, is_wide = json.dumps(metadata.prompt), rounding.dtype == "float32"
+    # Not as ASCII: JSON writes an emoji as two halves, which Python does not join.
+    prompt, is_wide = json.dumps(metadata.prompt, ensure_ascii=False), rounding.dtype == "float32"
     name = spec.checkpoint.family.class_name.replace("ForConditionalGeneration", "Processor")
     code = _CODE.format(
         processor=name, resize=resize, prompt=prompt, options=options, max_new_tokens=metadata.predict_max_new_tokens
@@ -198,6 +199,8 @@ def _name_base_model(spec: ModelSpec) -> str:
     """Its name on a hub, or the last part of its path."""
     assert spec.metadata is not None
     name = spec.metadata.model
+    if name == "demo":
+        return "lorgnette's built-in model (demo)"
     is_path = name.startswith(("/", ".", "~")) or Path(name).exists() or not _HUB_NAME.fullmatch(name)
     return Path(name).name if is_path else name
 

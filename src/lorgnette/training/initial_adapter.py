@@ -21,6 +21,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import compute_sha256
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.training_overlap import read_trained_images
+from lorgnette.resolve import portable_name
 from lorgnette.types import Example, Prediction
 
 if TYPE_CHECKING:
@@ -54,10 +55,16 @@ def inherit_settings(settings: Settings, terminal: Terminal) -> Settings:
         facts = [
             f"lora.{name} is {_format(given[name])}, the adapter's is {_format(fixed[name])}" for name in different
         ]
-        hint = f"leave {', '.join(f'lora.{name}' for name in different)} out, or leave `adapter` out"
+        words = " ".join(f"lora.{name}={_format(fixed[name])}" for name in different)
+        hint = f"write {words}, or leave `adapter` out"
         raise UsageError("; ".join(facts), where=where, hint=hint)
     if "model" not in settings.model_fields_set and metadata.model == "unknown":
         raise UsageError("the adapter names no base model", where=where, hint="name it: model=FOLDER")
+    if "model" in settings.model_fields_set and metadata.is_ours and portable_name(settings.model) != metadata.model:
+        terminal.warn(
+            f"model is {settings.model}, the adapter was trained on {metadata.model}: if their weights differ, "
+            "the training does not start"
+        )
 
     # What it was used with.
     used: dict[str, dict[str, Any]] = {"": {}, "data": {}, "predict": {}}
