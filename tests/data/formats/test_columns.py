@@ -203,6 +203,11 @@ def test_blanks_stay_if_the_options_say_so() -> None:
     assert not example.is_trimmed
 
 
+def test_an_id_in_capitals_is_the_rows_name() -> None:
+    [example] = read({"ID": 7, "Image": "cat.jpg", "Text": "a"})
+    assert (example.id, example.unread_keys) == ("7", ())
+
+
 def test_several_captions_are_several_examples() -> None:
     examples = read({"id": 7, "file_name": "cat.jpg", "captions": ["a", "b"]})
     assert [(example.id, example.reference, example.row) for example in examples] == [("7_1", "a", 1), ("7_2", "b", 1)]

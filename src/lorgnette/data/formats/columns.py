@@ -99,16 +99,19 @@ class ColumnReader:
 
     def read_record(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         """One example for each caption. Raises LorgnetteError if no choice is clear; UnclearColumnsError in a table."""
-        image, caption, _ = self.find_layout(record)
-        number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
+        image, caption, others = self.find_layout(record)
+        read_keys, context, id_, number = (image, caption or image), captions.NO_CONTEXT, location.id, ""
+        if others:
+            context = read_context(record, taken=(image, caption))
+            number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
+            ids = [key for key in others if is_named(key, ("id",)) and isinstance(record.get(key), str | int)]
+            id_ = fields.read_id({"id": record[ids[0]]}, id_) if ids else id_
+            read_keys = (*read_keys, *ids[:1], *ID_COLUMNS, *context.columns)
         coco_id = int(number) if number.isdecimal() and len(number) <= 12 else None
         value = record.get(image)
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         if not fields.has_content(value):
             raise LorgnetteError(f"{image!r} is empty, not an image", hint="write its path, or remove the row")
-        has_id = isinstance(record.get("id"), str | int)
-        context = read_context(record, taken=(image, caption))
-        read_keys = (image, caption or image, *(("id",) if has_id else ()), *ID_COLUMNS, *context.columns)
         unread_keys = self._list_unread_keys(record, read_keys)
         texts = None if caption is None else record.get(caption)
         if isinstance(texts, str) and "image_id" in record and _SEPARATOR in texts:
@@ -120,7 +123,7 @@ class ColumnReader:
             texts,
             location,
             name=repr(caption),
-            id_=fields.read_id(record, location.id) if has_id else location.id,
+            id_=id_,
             context=context,
             unread_keys=fields.join_keys(unread_keys, self._skipped),
             has_captions=caption is not None,
@@ -183,7 +186,7 @@ def choose_columns(columns: Sequence[Column], options: ReadOptions, *, where: st
     others = tuple(
         name for name in names
         if name not in (image, caption)
-        and (name in ("id", *ID_COLUMNS, *fields.TABLE_MARKS) or is_named(name, (*_QUESTION_NAMES, *_SYSTEM_NAMES)))
+        and (name in (*ID_COLUMNS, *fields.TABLE_MARKS) or is_named(name, ("id", *_QUESTION_NAMES, *_SYSTEM_NAMES)))
     )  # fmt: skip
     if caption is None and image in names and not options.is_remote and {*names} <= {image, *others, ""}:
         return Layout(str(image), None, others)
