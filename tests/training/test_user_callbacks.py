@@ -31,6 +31,8 @@ def test_functions_and_objects_are_called() -> None:
     assert recorder.calls == [(1, 0.5), (1, {"eval_loss": 2.0})]
     assert steps == [1]
     assert not callbacks.is_stopping
+    UserCallbacks(recorder).call("on_step_end", 2, 0.5)  # one alone
+    assert recorder.calls[-1] == (2, 0.5)
 
 
 @pytest.mark.parametrize(("result", "is_stopping"), [(True, True), (np.bool_(True), True), (None, False), (3, False)])

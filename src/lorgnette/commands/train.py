@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ def train(
     settings: SettingsLike = None,
     name: str | None = None,
     metrics: MetricFunction | str | Iterable[str | MetricFunction] | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Any = (),
     console: Console | None = None,
     **values: Any,
 ) -> Run:
@@ -152,7 +152,7 @@ def resume(
     run: Path | str | Run,
     *,
     metrics: MetricFunction | str | Iterable[str | MetricFunction] = (),
-    callbacks: Sequence[Any] = (),
+    callbacks: Any = (),
     console: Console | None = None,
 ) -> Run:
     """Continue a stopped run from its latest checkpoint. The result is the same as without the stop.

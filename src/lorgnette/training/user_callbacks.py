@@ -12,7 +12,7 @@ A callback that raises an exception loses nothing: the step is saved, then the e
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,12 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
 class UserCallbacks:
     """stop_reason: which callback ended the training; "" if none has. error: what a callback raised."""
 
-    def __init__(self, callbacks: Sequence[Any] = ()) -> None:
-        """Raises UsageError for an object that could not be called as it expects."""
+    def __init__(self, callbacks: Any = ()) -> None:
+        """callbacks: one or a sequence. Raises UsageError for an object that could not be called as it expects."""
         self._functions: dict[str, list[tuple[str, Callable[..., Any]]]] = {hook: [] for hook in HOOKS}
         self.stop_reason = ""
         self.error: Exception | None = None
-        for callback in callbacks:
+        for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
             name = getattr(callback, "__name__", type(callback).__name__)
             for hook, function in _list_functions(callback, name).items():
                 self._functions[hook].append((name, function))
