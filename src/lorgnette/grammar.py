@@ -46,7 +46,7 @@ _SETTING_OPTIONS = {
 _ADAPTER_ARGUMENTS = ("adapter", "model_or_run", "models_and_data", "folder")
 _DATA_ARGUMENTS = ("source", "models_and_data")
 _RECIPE_SUFFIXES = (".yaml", ".yml")
-_MAX_RECIPE_BYTES = 1_000_000
+_MAX_RECIPE_BYTES = 100_000
 _ROW_KEYS = frozenset(
     {"image", "images", "caption", "text", "messages", "conversations", "query", "response", "annotations"}
 )
@@ -155,21 +155,15 @@ def _is_data(word: str) -> bool:
 def _is_recipe(path: Path) -> bool:
     """Whether a file holds settings: YAML, or a JSON object most of whose keys are words for settings."""
     from lorgnette import config
-    from lorgnette.io.parse import read_yaml
+    from lorgnette.io.parse import parse_config, read_small_file
 
     if path.suffix.lower() != ".json":
         return path.suffix.lower() in _RECIPE_SUFFIXES or path.suffix == ""
-    with path.open("rb") as file:
-        if (
-            not file.read(100).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
-            or path.stat().st_size > _MAX_RECIPE_BYTES
-        ):
-            return False
     try:
-        tree = read_yaml(path)
-    except LorgnetteError:  # its reader says what is wrong
+        tree = parse_config(read_small_file(path, _MAX_RECIPE_BYTES))
+    except LorgnetteError:  # too large for a recipe, or broken: the data's reader says it
         return False
-    keys = [str(key) for key in tree] if isinstance(tree, dict) else []
+    keys = list(tree) if isinstance(tree, dict) else []
     known = [key for key in keys if key in config.SECTIONS or config.is_setting(key)]
     return 2 * len(known) > len(keys) and not _ROW_KEYS & set(keys)
 

@@ -11,7 +11,7 @@ from lorgnette.synonyms import SYNONYMS, TARGET_MODULES
 from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
     max_leaves=4,
 )

@@ -184,7 +184,7 @@ def combine_batch(values: Values) -> Translation:
 def combine_pixels(values: Values) -> Translation:
     low, high = values.get("min_pixels"), values.get("max_pixels")
     tokens = (
-        _MIN_TOKENS if low is None else math.ceil(read_whole(low) / _PIXELS_PER_TOKEN),
+        _MIN_TOKENS if low is None else -(-read_whole(low) // _PIXELS_PER_TOKEN),
         _MAX_TOKENS if high is None else read_whole(high) // _PIXELS_PER_TOKEN,
     )
     settings = (("image_size", None), ("image_tokens", tokens))
