@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,24 +127,21 @@ def test_what_is_not_known_is_said(adapter: Path, tmp_path: Path) -> None:
     assert (tmp_path / "merged" / BASE_CARD_FILE).read_text() == BASE_CARD
 
 
-@pytest.mark.parametrize("content", ["---\nlicense: [\n---\n", "# no metadata", "---\n- a list\n---\n"])
-def test_a_broken_card_names_no_license(content: str, adapter: Path, tmp_path: Path) -> None:
-    spec = judge_adapter(None, adapter, Terminal()).require(Terminal())
-    (tmp_path / CARD_FILE).write_text(content)
-    write_model_card(tmp_path, spec, Rounding("float32"))
-    card = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
-    assert "license" not in read_metadata(card)
-    assert "vllm serve . --dtype float32" in card
-    assert "--outtype f32" in card
-    assert (tmp_path / BASE_CARD_FILE).read_text() == content
-
-
-def test_a_base_model_on_a_hub_is_in_the_metadata(adapter: Path, tmp_path: Path) -> None:
+def test_a_card_of_another_base_model(adapter: Path, tmp_path: Path) -> None:
+    """A base model's card that is broken names no license; a name on a hub is in the metadata, a path is nowhere."""
     spec = judge_adapter(None, adapter, Terminal()).require(Terminal())
     assert spec.metadata is not None
-    for name, named in (("Qwen/Qwen2-VL-2B-Instruct", True), ("/home/someone/Qwen2-VL", False), ("./a/b", False)):
-        changed = spec.metadata.model_copy(update={"model": name})
-        write_model_card(tmp_path, type(spec)(**(vars(spec) | {"metadata": changed})), Rounding("bfloat16"))
-        metadata = read_metadata((tmp_path / CARD_FILE).read_text(encoding="utf-8"))
-        assert metadata.get("base_model") == (name if named else None)
-        assert "someone" not in (tmp_path / CARD_FILE).read_text(encoding="utf-8")
+    for content in ("---\nlicense: [\n---\n", "# no metadata", "---\n- a list\n---\n"):
+        (tmp_path / CARD_FILE).write_text(content)
+        write_model_card(tmp_path, spec, Rounding("float32"))
+        card = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
+        assert "license" not in read_metadata(card)
+        assert "vllm serve . --dtype float32" in card
+        assert "--outtype f32" in card
+        assert (tmp_path / BASE_CARD_FILE).read_text() == content
+    for name, is_named in (("Qwen/Qwen2-VL-2B-Instruct", True), ("/home/someone/Qwen2-VL", False), ("./a/b", False)):
+        metadata = spec.metadata.model_copy(update={"model": name})
+        write_model_card(tmp_path, replace(spec, metadata=metadata), Rounding("bfloat16"))
+        card = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
+        assert read_metadata(card).get("base_model") == (name if is_named else None)
+        assert "someone" not in card

@@ -61,10 +61,6 @@ def test_continued_steps_equal_pefts(
     assert measure_distance(ours, theirs) < 1e-5
     assert measure_distance(ours, load_file(old.adapter / WEIGHTS_FILE)) > 1e-3  # the steps changed it
 
-    # Negative controls: from a new adapter, or at another rate, the same steps end elsewhere.
+    # Negative control: from a new adapter the same steps end elsewhere.
     new = load_file(train(make_settings(f"run={tmp_path / 'other'}", *WORDS)).adapter / WEIGHTS_FILE)
     assert measure_distance(ours, new) > 1e-2
-    other_rate = make_settings(
-        f"adapter={old.adapter}", f"run={tmp_path / 'third'}", *WORDS, "train.learning_rate=1.1e-3"
-    )
-    assert measure_distance(load_file(train(other_rate).adapter / WEIGHTS_FILE), theirs) > 1e-4
