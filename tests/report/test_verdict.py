@@ -135,6 +135,18 @@ CASES = {
         ["every field of the answer is right in 40 of 40 held-out images (0 before)"],
         control=build_rows(40, WRONG_COUNT, ["{}"], OBJECTS), metrics=("json",),
     ),
+    "JSON of the right form with wrong values": Case(
+        build_rows(40, ["a cat"], ['{"color": "no", "count": 0}'], OBJECTS), "helped",
+        ["It helped a little: json-valid improved.", "every field of the answer is right in 0 of 40",
+         "json-valid (share of answers that are a JSON object) is 1.00, 0.00 before."],
+        control=build_rows(40, ["a cat"], ["a dog"], OBJECTS), metrics=("json",),
+    ),
+    "the form of JSON is lost": Case(
+        build_rows(40, ['{"color": "no", "count": 0}'], ["a cat"], OBJECTS), "harm",
+        ["It did harm.", "json-valid (share of answers that are a JSON object) is 0.00, 1.00 before."],
+        control=build_rows(40, ['{"color": "no", "count": 0}'], ['{"color": "yes", "count": 0}'], OBJECTS),
+        metrics=("json",),
+    ),
     "several references": Case(
         build_rows(30, [LONG], [TWO_REFERENCES[0][1], *RIGHT[1:3]], TWO_REFERENCES), "worked",
         ["matches a reference word for word in 30 of 30", "All 30 images agree."],

@@ -113,7 +113,11 @@ def judge_training(
         return Verdict("unchanged", headline, f"{same} the same as before. {loss}".strip())
 
     match, graded = measure_changes(scored, metric_names)
+    other = None if _has_moved(match, graded) else _find_other_change(scored, metric_names)
     evidence = _describe_answers(scored, match, graded, noun)
+    if other is not None:
+        values = f"{other.after:.2f}, {other.before:.2f} before"
+        evidence += f" {other.name} ({METRICS[other.name].description}) is {values}."
     if rise > MIN_LOSS_CHANGE or "better" not in list_meanings(match, graded):
         evidence = f"{evidence} {loss}".strip()
     doubts = list_doubts(match, graded, len(scored), noun)
@@ -129,24 +133,31 @@ def judge_training(
     elif not any((row.tuned or "").strip() for row in scored):
         kind, headline = "harm", "It did harm: it answers nothing."
     else:
-        kind, headline = _conclude(match, graded, rise, len(scored), noun)
+        kind, headline = _conclude(match, graded, other, rise, len(scored), noun)
     return Verdict(kind, headline, evidence, " ".join(doubts))
 
 
-def _conclude(match: Change, graded: Change | None, rise: float, total: int, noun: str) -> tuple[VerdictKind, str]:
-    """The kind of the verdict, and its headline. rise: of the eval loss, relative."""
-    meanings = list_meanings(match, graded)
+def _conclude(
+    match: Change, graded: Change | None, other: Change | None, rise: float, total: int, noun: str
+) -> tuple[VerdictKind, str]:
+    """The kind of the verdict, and its headline. other: a metric that moved if these two did not; rise: of the eval
+    loss, relative."""
+    meanings = list_meanings(match, graded) | ({other.meaning} if other else set())
     if {"better", "worse"} <= meanings:
         return _UNSURE, "Cannot say: one score rose, another fell."
     if "better" in meanings:
+        if other is not None:
+            return "helped", f"It helped a little: {other.name} improved."
         return ("worked", "It worked.") if _is_large(match, graded, total) else ("helped", "It helped a little.")
     if "worse" in meanings or rise > HARMFUL_LOSS_RISE:
         return "harm", "It did harm."
-    if not _has_moved(match, graded):
-        return _UNSURE, "The answers changed, but no score moved."
-    if total < FEW_IMAGES:
-        return _UNSURE, f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
-    return _UNSURE, "Cannot say: chance could explain the difference."
+    if other is None and not _has_moved(match, graded):
+        headline = "The answers changed, but no score moved."
+    elif total < FEW_IMAGES:
+        headline = f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
+    else:
+        headline = "Cannot say: chance could explain the difference."
+    return _UNSURE, headline
 
 
 def _judge_without_references(rows: Sequence[PredictionRow], losses: Points) -> Verdict:
@@ -163,18 +174,29 @@ def _judge_without_references(rows: Sequence[PredictionRow], losses: Points) -> 
 
 def measure_changes(rows: Sequence[PredictionRow], metric_names: Sequence[str]) -> tuple[Change, Change | None]:
     """(the metric that is 0 or 1 for each answer, the metric that says how close an answer is)."""
-    match_name = next((name for name in MATCHES if name in metric_names), "exact-match")
     graded_name = select_sample_metric(metric_names)
-    names = [match_name, *([graded_name] if graded_name and graded_name not in MATCHES else [])]
-    references = [row.references for row in rows]
+    changes = _measure(rows, [*(name for name in MATCHES if name in metric_names), "exact-match"])
+    graded = _measure(rows, [graded_name] if graded_name and graded_name not in MATCHES else [])
+    return changes[0], graded[0] if graded else None
+
+
+def _find_other_change(rows: Sequence[PredictionRow], metric_names: Sequence[str]) -> Change | None:
+    """One of the metrics that moved, preferably for the better by more than chance; None if none moved."""
+    moved = [change for change in _measure(rows, metric_names) if any(change.difference.per_example)]
+    return next((change for change in moved if change.meaning == "better"), moved[0] if moved else None)
+
+
+def _measure(rows: Sequence[PredictionRow], names: Sequence[str]) -> list[Change]:
+    """The changes of those metrics that are defined for the rows."""
+    names, references = list(dict.fromkeys(names)), [row.references for row in rows]
     before = compute_tallies(names, [row.base or "" for row in rows], references)
     after = compute_tallies(names, [row.tuned or "" for row in rows], references)
     changes = []
     for name in names:
-        values = before[name].value, after[name].value
-        if values[0] is not None and values[1] is not None:
-            changes.append(Change(name, values[0], values[1], compare_tallies(name, before[name], after[name])))
-    return changes[0], changes[1] if len(changes) > 1 else None
+        first, second = before[name].value, after[name].value
+        if first is not None and second is not None:
+            changes.append(Change(name, first, second, compare_tallies(name, before[name], after[name])))
+    return changes
 
 
 def name_rows(rows: Sequence[PredictionRow]) -> str:
