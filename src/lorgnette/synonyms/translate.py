@@ -11,6 +11,7 @@ from lorgnette.io.shell import quote_word
 from lorgnette.synonyms.table import CLASHES, OWN_NAMES, SYNONYMS, VALUES
 from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
 
+_NOTHING = ": nothing to set; "
 COMMAND_LINE = "command line"
 """The source of words on the command line."""
 
@@ -73,7 +74,7 @@ def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[As
             continue
         matches = [entry.key] if entry.key in names else find_settings(entry.key, names)
         if not matches and is_empty(entry.value) and entry.source in peers:
-            remarks.append((index, f"{entry.key}={format_value(entry.value) or '[]'}: nothing to set; it is unknown"))
+            remarks.append((index, f"{entry.key}={format_value(entry.value) or '[]'}{_NOTHING}it is unknown"))
             continue
         if len(matches) != 1 or (entry.key == "data" and not isinstance(entry.value, str | Path)):
             problems.append(_explain_unknown(entry, matches, names))
@@ -88,7 +89,16 @@ def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[As
     remarks += _find_clashes(own, {entry.source for words in foreign.values() for _, entry in words.values()})
     if problems:
         raise _build_error(problems)
-    return assignments, [line for _, line in sorted(remarks) if line]
+    return assignments, _join_lines(line for _, line in sorted(remarks) if line)
+
+
+def _join_lines(lines: Iterable[str]) -> list[str]:
+    """Words for which nothing is to set for the same reason are in one line, at the place of the first."""
+    words: dict[str, list[str]] = {}
+    for line in lines:
+        written, is_needless, reason = line.partition(_NOTHING)
+        words.setdefault(f"{_NOTHING}{reason}" if is_needless else line, []).append(written)
+    return [", ".join(written) + end if end.startswith(_NOTHING) else end for end, written in words.items()]
 
 
 def _translate_group(
@@ -123,7 +133,7 @@ def _describe(entries: Sequence[Entry], translation: Translation) -> str:
     """`lr=1e-4 → train.learning_rate`; "" for a value that asks nothing."""
     written = [f"{entry.key}={shorten(format_value(entry.value))}" for entry in entries]
     if not translation.settings:
-        return translation.note and f"{', '.join(written)}: nothing to set; {translation.note}"
+        return translation.note and f"{', '.join(written)}{_NOTHING}{translation.note}"
     values = [parse_value(entry.value) for entry in entries] if len(entries) == 1 else []
     results = (
         setting if value in values else f"{setting}={format_value(value)}" for setting, value in translation.settings
