@@ -8,20 +8,25 @@ import shutil
 import signal
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from rich.console import Console
 
 from lorgnette import data
 from lorgnette.commands import predict as predict_module
 from lorgnette.commands.predict import Model, load, predict, read_examples, resolve_spec
+from lorgnette.engine.loading import build_features, load_fast_model
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference import hf_generate
+from lorgnette.inference.loading import LoadedModel, ModelSpec
 from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.processing.chat_template import ChatTemplate
 from lorgnette.report.console import Terminal
@@ -195,14 +200,26 @@ def test_a_model_answers_with_and_without_its_adapter(model: Model, captions: Pa
     assert "before" in model.predict([captions.with_name("red.png")], both=True, max_new_tokens=4)._repr_html_()
 
 
-def test_a_file_that_changes_is_read_again(model: Model, tmp_path: Path) -> None:
-    """A webcam writes one file again and again, in other sizes too."""
+def load_fast(spec: ModelSpec) -> LoadedModel:
+    """The same model in the fast engine, as on a GPU."""
+    cpu, saved = torch.device("cpu"), SavedAdapter.load(spec.adapter) if spec.adapter else None
+    features = build_features(spec.checkpoint, spec.processor.image_processor, cpu, torch.float32)
+    return LoadedModel(load_fast_model(spec.checkpoint, saved, features, torch.float32), spec.processor)
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_a_file_that_changes_is_read_again(engine: str, model: Model, tmp_path: Path) -> None:
+    """A webcam writes one file again and again, in other sizes too. The fast engine keeps the features of images."""
     path, answers = tmp_path / "now.png", []
     rng = np.random.default_rng(0)
+    kept = Model(model.spec, "cpu")
+    if engine == "fast":
+        kept._weights = load_fast(model.spec)
     for height in (56, 56, 112):
         PIL.Image.fromarray(rng.integers(0, 255, (height, 56, 3), np.uint8)).save(path)
-        fresh = Model(model.spec, "cpu").predict(path, max_new_tokens=6).texts
-        assert model.predict(path, max_new_tokens=6).texts == fresh
+        processor = replace(model.spec.processor)  # as in another process
+        fresh = Model(replace(model.spec, processor=processor), "cpu").predict(path, max_new_tokens=6).texts
+        assert kept.predict(path, max_new_tokens=6).texts == fresh
         answers += fresh
     assert len(set(answers)) > 1
 
