@@ -13,6 +13,8 @@ from lorgnette.commands.check import check
 from lorgnette.commands.prepare import prepare
 from lorgnette.commands.preview import preview
 from lorgnette.errors import UsageError
+from lorgnette.report.console import Terminal
+from lorgnette.training.data_module import TrainingData
 
 
 def test_prepare_reports_what_it_wrote(captions: Path, tmp_path: Path, terminal_output: io.StringIO) -> None:
@@ -64,3 +66,23 @@ def test_a_data_set_on_a_hub_is_prepared_checked_and_previewed(
         config.load_settings(None, [*words, "data=hf:me/chat", "data.max_rows=4"]), rows=2, console=console
     )
     assert len(row.images) == 2
+
+
+def test_what_was_understood_of_a_table_is_said_once_by_every_command(
+    captions: Path, tmp_path: Path, terminal_output: io.StringIO
+) -> None:
+    table, console = captions.with_name("Fotos.csv"), Console(file=terminal_output, width=200)
+    rows = captions.read_text().splitlines()[1:]
+    table.write_bytes(
+        "\r\n".join(["Bild;Text;;", *(row.replace(",", ";") + ";;" for row in rows), ";;;"]).encode("utf-16")
+    )
+    settings = config.load_settings(None, [f"data={table}", "model=demo", "image_size=56"])
+    said = "columns    Fotos.csv: Bild → image, Text → caption; separator semicolon, UTF-16\n"
+    prepare(table, tmp_path / "data", holdout=1, console=console)
+    check(table, settings=settings, console=console)
+    preview(settings, output=Console(file=io.StringIO()), console=console)
+    assert terminal_output.getvalue().count(said) == 3
+    TrainingData.load(settings, Terminal(console))
+    assert terminal_output.getvalue().count("columns    ") == 4
+    preview(settings.model_copy(update={"data": settings.data.model_copy(update={"path": captions})}), console=console)
+    assert terminal_output.getvalue().count("columns    ") == 4  # our own names

@@ -56,7 +56,10 @@ def preview(
         raise LorgnetteError(message, where=settings.model, hint=f"{hint}: model=FOLDER, or model=demo")
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
-    source_rows = list(read_rows(settings, path, terminal, max_rows=rows))
+    # An image that is found by its name may be that of a later row: then all rows are read.
+    is_by_name = images_from is not None and images_from.is_dir()
+    all_rows = read_rows(settings, path, terminal, max_rows=None if is_by_name else rows)
+    source_rows = data_sets.take_rows(all_rows, rows)
     preview_rows = [_build_row(row, processor) for row in source_rows]
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")

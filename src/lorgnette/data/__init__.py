@@ -29,6 +29,7 @@ from lorgnette.data.checks.data_report import (
     load_usable,
 )
 from lorgnette.data.checks.duplicates import find_duplicates
+from lorgnette.data.checks.name_matches import take_rows
 from lorgnette.data.checks.problem_groups import (
     format_group,
     format_places,
@@ -86,6 +87,7 @@ __all__ = [
     "read_image_size",
     "read_images",
     "scan",
+    "take_rows",
     "train_test_split",
     "verify_image",
 ]

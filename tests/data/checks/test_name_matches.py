@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.data.checks.name_matches import NameMatches, may_be_same
-from lorgnette.types import Example, Image, Turn
+from lorgnette.data.checks.name_matches import NameMatches, may_be_same, take_rows
+from lorgnette.types import Example, Image, Problem, Turn
 
 
 def build_row(row: int, *images: Image) -> Example:
@@ -29,6 +29,13 @@ def test_both_rows_of_a_collision_are_found() -> None:
     [problem] = matches.find_collisions([row]).values()
     assert problem.where == "'A/0.png', 'B/0.png': /flat/0.png"
     assert problem.hint
+
+
+def test_a_collision_with_a_later_row_shows_in_the_first_rows() -> None:
+    rows = [build_row(1, Image(FILE, "A/0.png")), build_row(2, Image(FILE, "B/0.png"))]
+    assert [type(row) for row in take_rows(iter(rows), 1)] == [Problem]
+    assert take_rows(iter(rows[:1]), 1) == rows[:1]
+    assert take_rows(iter(rows[:1]), 5) == rows[:1]
 
 
 def test_one_image_may_be_written_in_many_ways() -> None:

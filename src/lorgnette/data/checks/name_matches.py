@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from lorgnette.data.row_location import RowLocation
@@ -44,6 +45,17 @@ class NameMatches:
             "two images are one file, found by its name alone", where=f"{first!r}, {second!r}: {key[0]}", hint=_HINT
         )
         return RowLocation.from_example(example).to_problem(error)
+
+
+def take_rows(rows: Iterable[Example | Problem], count: int) -> list[Example | Problem]:
+    """The first `count` rows; one with an image that has the file of another of all rows is a Problem."""
+    remaining, matches = iter(rows), NameMatches()
+    taken = list(islice(remaining, count))
+    for row in chain(taken, remaining):
+        if isinstance(row, Example):
+            matches.add(row)
+    collisions = matches.find_collisions(row for row in taken if isinstance(row, Example))
+    return [collisions.get(row, row) if isinstance(row, Example) else row for row in taken]
 
 
 def _make_key(image: Image) -> tuple[Path, str]:

@@ -100,7 +100,8 @@ class ColumnReader:
     def read_record(self, record: Mapping[str, Any], location: RowLocation) -> list[Example]:
         """One example for each caption. Raises LorgnetteError if no choice is clear; UnclearColumnsError in a table."""
         image, caption, others = self.find_layout(record)
-        read_keys, context, id_, number = (image, caption or image), captions.NO_CONTEXT, location.id, ""
+        read_keys: tuple[str, ...] = image, caption or image
+        context, id_, number = captions.NO_CONTEXT, location.id, ""
         if others:
             context = read_context(record, taken=(image, caption))
             number = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), "")
