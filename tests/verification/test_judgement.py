@@ -214,6 +214,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     # lorgnette.json and the reference sample.
     "metadata deep": (text(METADATA_FILE, DEEP), f"{METADATA_FILE} cannot be read"),
     "metadata with half a letter": (edited(METADATA_FILE, prompt="\ud800"), f"{METADATA_FILE} does not fit: prompt"),
+    "metadata with an odd origin": (edited(METADATA_FILE, origin=["x"]), f"{METADATA_FILE} does not fit: origin"),
     "metadata of another base": (edited(METADATA_FILE, fingerprint="0"), "base model has other weights"),
     "metadata with another size": (edited(METADATA_FILE, processor={"image_size": [28, 28]}), "processor settings"),
     "metadata with another prompt": (edited(METADATA_FILE, prompt="Why?"), "the prompt differs from training"),

@@ -32,7 +32,7 @@ Facts = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class SampleHistory:
-    """A held-out prompt during training. answers: (step, answer after it); step 0 is the base model."""
+    """A held-out prompt during training. answers: (step, answer after it); step 0 is before the training."""
 
     row: PredictionRow
     answers: tuple[tuple[int, str], ...]
