@@ -70,6 +70,8 @@ SLOW = [
     "tests/test_docs.py::test_the_python_page",
     "tests/notebooks/",
     "tests/test_init.py::test_an_import",
+    "tests/data/test_memory_rows.py::test_a_data_frame",
+    "tests/report/test_notebook.py::test_tables_become",
     "tests/fuzz/",
     "tests/kills/",
     "tests/commands/test_verify.py",
