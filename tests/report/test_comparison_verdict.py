@@ -77,12 +77,23 @@ def test_the_best_of_three() -> None:
 
 
 def test_answers_that_are_closer_but_not_equal() -> None:
-    answers = [["brown"] * 30, ["a red car"] * 30]
+    answers = [["brown"] * 30, ["a red car number"] * 30]
     verdict, _ = judge_candidates(["base", "runs/a"], build_prompts(30), answers, METRICS)
     assert verdict.headline == "runs/a is better than base."
     assert verdict.evidence.startswith(
         "With runs/a the answer is closer to the reference in 30 of 30 images, further in 0 (ROUGE-L 0."
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [("a", "shorter than the references (1 and 5 words)"), ("a red car number", "")]
+)
+def test_answers_of_another_length_than_the_references_are_in_doubt(answer: str, text: str) -> None:
+    """One common word is closer to every caption than nonsense, and no caption."""
+    answers = [["brown"] * 30, [answer] * 30]
+    verdict, _ = judge_candidates(["base", "runs/a"], build_prompts(30), answers, METRICS)
+    assert verdict.headline == "runs/a is better than base."
+    assert (text in verdict.doubt) if text else ("references" not in verdict.doubt)
 
 
 def test_what_was_trained_on_is_no_evidence() -> None:

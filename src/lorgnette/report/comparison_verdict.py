@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS
+from lorgnette.metrics.style import compute_style
 from lorgnette.report.verdict import (
     MATCHES,
     MIN_SHOWN_SHARE,
+    NOTABLE_LENGTH_RATIO,
     Change,
     Verdict,
     VerdictKind,
@@ -74,6 +76,8 @@ def judge_candidates(
         doubts.append(f"The best was chosen on these same {noun}, so new ones may show a smaller lead.")
     if kind in ("worked", "helped") and tuned and not tuned[best] and any(tuned[i] for i in ranking.beaten):
         kind = "harm"
+    if length := _compare_length(names[best], texts[best], [prompts[i].references for i in scored]):
+        doubts.append(length)
     num_trained = {name: sum(flags) for name, flags in zip(names, trained_on, strict=False)}
     for name, count in num_trained.items():
         if count:
@@ -155,6 +159,16 @@ def _describe_closeness(names: Sequence[str], ranking: _Ranking, total: int, nou
     closer, further = graded[0].num_closer, graded[0].num_further
     count = f"{closer} of {total} {noun}, further in {further}"
     return f"With {best} the answer is closer to the reference in {count} ({scores})."
+
+
+def _compare_length(name: str, texts: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """A sentence if the answers are much longer or shorter than the references: scores may rise by that alone."""
+    own = compute_style(texts).mean_words
+    others = compute_style([text for of_prompt in references for text in of_prompt]).mean_words
+    if not others or 1 / NOTABLE_LENGTH_RATIO < own / others < NOTABLE_LENGTH_RATIO:
+        return ""
+    longer = "longer" if own > others else "shorter"
+    return f"The answers of {name} are much {longer} than the references ({own:.0f} and {others:.0f} words)."
 
 
 def _join(names: Sequence[str]) -> str:
