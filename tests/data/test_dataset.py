@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lorgnette.data.checks.data_report import load_usable
 from lorgnette.data.dataset import is_dataset, read, read_images
+from lorgnette.data.row_location import ColumnChoice
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Example, Problem
 
@@ -289,3 +290,17 @@ def test_json_printed_for_people_is_one_error_of_a_jsonl(tmp_path: Path, value: 
         list(read(path))
     path.write_text(json.dumps(GOOD[0]) + "\n{\n")
     assert [isinstance(row, Problem) for row in read(path)] == [False, True], "a broken line further down is its row's"
+
+
+def test_columns_are_refused_where_there_are_none(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    """They were ignored without a word."""
+    make_image("pairs/a.jpg")
+    (tmp_path / "pairs" / "a.txt").write_text("a cat")
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a cat"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    make_image("classes/cats/1.jpg")
+    make_image("classes/dogs/1.jpg")
+    for name in ("pairs", "coco.json", "classes"):
+        assert len(list(read(tmp_path / name))) >= 1
+        with pytest.raises(UsageError, match="image_column and caption_column are for tables"):
+            list(read(tmp_path / name, columns=ColumnChoice(caption="text")))

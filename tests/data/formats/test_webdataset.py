@@ -233,3 +233,18 @@ def test_requested_members_and_positions(tmp_path: Path) -> None:
     [(_, [last])] = webdataset.stream_webdataset(path, ReadOptions(columns=ColumnChoice(caption="fr")), whole[3][0])
     assert isinstance(last, Example)
     assert last.reference == "quatre"
+
+
+def test_a_member_that_was_requested_must_be_there(tmp_path: Path) -> None:
+    """Another was read without a word."""
+    path = tar(tmp_path / "a.tar", ("1.jpg", b"J"), ("1.txt", b"one"), ("1.json", b'{"title": "two"}'))
+    for choice, message in (
+        (ColumnChoice(image="png"), "sample '1' has jpg"),
+        (ColumnChoice(caption="caption"), "1.json holds 'title'"),
+    ):
+        [row] = read(path, images_to=tmp_path / "images", columns=choice)
+        assert isinstance(row, Problem)
+        assert message in row.message
+    [row] = read(path, images_to=tmp_path / "images", columns=ColumnChoice("jpg", "title"))
+    assert isinstance(row, Example)
+    assert row.reference == "two"
