@@ -60,10 +60,10 @@ def test_without_pandas_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_table_has_a_row_for_each_record() -> None:
-    rows: list[dict[str, Any]] = [{"name": "<i>", "value": 0.123456789, "none": None}] * (MAX_ROWS + 1)
+    rows: list[dict[str, Any]] = [{"name": "<i>", "value": 0.123456789, "noise": 3e-10, "none": None}] * (MAX_ROWS + 1)
     html = Table(rows)._repr_html_()
     assert html.count("<tr>") == MAX_ROWS + 1  # with the head
-    for text in ("&lt;i&gt;", ">0.1235<", "… and 1 more"):
+    for text in ("&lt;i&gt;", ">0.1235<", ">0<", "… and 1 more"):
         assert text in html
     assert "None" not in html
 

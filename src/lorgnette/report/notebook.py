@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_ROWS, MAX_CARDS = 60, 12
 """Shown at once; a line says how many more there are."""
 THUMBNAIL_BYTES = 24_000
+_NOISE = 1e-9
+"""A smaller number is what rounding leaves of 0."""
 Row = Mapping[str, Any]
 
 
@@ -122,7 +124,7 @@ def _list_columns(rows: Iterable[Row]) -> list[str]:
 
 def _format_cell(value: Any) -> str | None:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return "0" if abs(value) < _NOISE else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return None if value is None else str(value)
