@@ -105,8 +105,11 @@ def test_a_page_names_no_folder_of_this_machine(
     run = prepare_run("data.on_bad_row=skip", "predict.metrics=exact-match")
     RunLog(run.run_dir.log).close()
     write_json(run.run_dir.manifest, build_manifest(seed=0, command=[str(tmp_path)]))
-    write_run_report(run.settings, run.run_dir, run.data, build_rows(run), [], run.terminal)
+    settings = run.settings.model_copy(update={"adapter": Path("/somebody/runs/old/adapter")})
+    write_run_report(settings, run.run_dir, run.data, build_rows(run), [], run.terminal)
     page = run.run_dir.report.read_text(encoding="utf-8")
+    assert "old/adapter" in page
+    assert "somebody" not in page
     commands = page.partition('<ul class="commands">')[2].partition("</ul>")[0]
     assert str(tmp_path) in commands  # a command must work as it stands
     assert "captions.csv, row 8" in page

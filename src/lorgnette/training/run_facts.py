@@ -180,6 +180,12 @@ def _type_path(path: Path) -> Path:
 
 def list_private_folders(settings: Settings, run_dir: RunDir, data: TrainingData) -> list[Path]:
     """Folders that the page leaves out of paths: people share pages."""
-    paths = [run_dir.path, *data.files, *(Path(text) for text in (settings.model, settings.data.images_from) if text)]
+    old_run = [settings.adapter.parent] if settings.adapter else []
+    paths = [
+        run_dir.path,
+        *old_run,
+        *data.files,
+        *(Path(text) for text in (settings.model, settings.data.images_from) if text),
+    ]
     absolute = [Path(os.path.abspath(path)).parent for path in paths]
     return [Path.cwd(), *sorted(set(absolute), key=lambda path: -len(str(path)))]
