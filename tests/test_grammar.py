@@ -50,6 +50,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("", None, None, "", "run"),
         ("captions.csv", None, "captions.csv", "data=captions.csv", "captions"),
         ("data=captions.csv", None, "captions.csv", "data=captions.csv", "captions"),
+        ("dataset=captions.csv", None, "captions.csv", "dataset=captions.csv", "captions"),
+        ("demo dataset=captions.csv", "demo", "captions.csv", "dataset=captions.csv", "demo"),
         ("data.path=captions.csv", None, "captions.csv", "data.path=captions.csv", "captions"),
         ("photos", None, "photos", "data=photos", "photos"),
         ("photos/", None, "photos/", "data=photos/", "photos"),
@@ -135,6 +137,9 @@ def test_options_of_a_command_with_settings(here: Path, typed: str, meant: str) 
     ("typed", "meant"),
     [
         ("photo.jpg adapter=runs/a", "photo.jpg --adapter runs/a"),
+        ("run photo.jpg", "--adapter run photo.jpg"),
+        ("photo.jpg adapter", "photo.jpg --adapter adapter"),
+        ("photo.jpg --adapter run", "photo.jpg --adapter run"),
         ("photo.jpg model=demo --both", "photo.jpg --model demo --both"),
         ("photo.jpg --max_new_tokens 5", "photo.jpg --max-new-tokens 5"),
         ("photo.jpg predict.max_new_tokens=5", "photo.jpg --max-new-tokens 5"),

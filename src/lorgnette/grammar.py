@@ -100,7 +100,7 @@ def parse_words(words: Sequence[str], recipe: str | None = None) -> Request:
     named_data: str | None = None
     for word in words:
         key, value = split_setting(word)
-        if key in ("data", "data.path"):
+        if key is not None and _find_settings(key) == ["data.path"]:
             named_data = value
         elif key == "recipe":
             recipes.append(value)
@@ -268,7 +268,7 @@ def rewrite(args: Sequence[str], options: Mapping[str, bool], arguments: Collect
             if key and not value and rest and _is_value(rest[0]):  # a shell's completion ends with a blank
                 value = rest.pop(0)
         if key is None:
-            result.append(arg)
+            result += ["--adapter", arg] if "--adapter" in options and _is_adapter(arg) else [arg]
             continue
         target = _place_setting(key, value, options, arguments, command)
         (first if target.is_first else last if target.is_last else result).extend(target.words)
@@ -287,15 +287,13 @@ class _Placed:
 def _place_setting(
     key: str, value: str, options: Mapping[str, bool], arguments: Collection[str], command: str
 ) -> _Placed:
-    from lorgnette import config, synonyms
+    from lorgnette import config
 
     if (option := _find_option(f"--{key}", options)) and key not in config.list_settings():
         return _Placed([option, value] if options[option] else [option] * (value != "false"))
     if WORDS in arguments:
         return _Placed([f"{key}={value}"])
-    synonym = synonyms.SYNONYMS.get(synonyms.normalize(key))
-    settings = [synonym.setting] if synonym else synonyms.find_settings(key, config.list_settings())
-    for setting in settings:
+    for setting in _find_settings(key):
         if (option := _SETTING_OPTIONS.get(setting)) in options:
             return _Placed([str(option), value])
         if setting == "data.path" and any(name in arguments for name in _DATA_ARGUMENTS):
@@ -304,6 +302,16 @@ def _place_setting(
             return _Placed([value], is_first=True)
     names = ", ".join(option for option in options if option.startswith("--") and option != "--help")
     raise UsageError(f"`lorgnette {command}` has no setting {key}", where=f"{key}={value}", hint=f"it has {names}")
+
+
+def _find_settings(key: str) -> list[str]:
+    """The settings that a key of any trainer may mean."""
+    from lorgnette import config, synonyms
+
+    synonym = synonyms.SYNONYMS.get(synonyms.normalize(key))
+    if synonym is not None:
+        return [synonym.setting] if synonym.kind == "accepted" else []
+    return synonyms.find_settings(key, config.list_settings())
 
 
 def _find_option(name: str, options: Collection[str]) -> str | None:
@@ -318,6 +326,13 @@ def _is_misspelled(name: str, options: Collection[str]) -> bool:
     from lorgnette import config
 
     return not config.is_setting(name) and bool(difflib.get_close_matches(name, options, n=1, cutoff=0.8))
+
+
+def _is_adapter(word: str) -> bool:
+    """Whether a word names a run or an adapter, which is no data."""
+    from lorgnette.io.folder_kind import find_folder_kind
+
+    return _exists(word) and find_folder_kind(Path(word)) in ("run", "adapter")
 
 
 def _take_value(rest: list[str]) -> str:

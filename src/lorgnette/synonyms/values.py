@@ -241,7 +241,7 @@ def _combine_strategy(verb: str, values: Values, notes: Mapping[str, str]) -> Tr
     strategy, steps = values.get(f"{verb}_strategy", "steps"), values.get(f"{verb}_steps")
     setting = f"train.{verb}_steps"
     if strategy == "epoch":
-        return Translation(((setting, None),), "null: each epoch")
+        return Translation(((setting, None),), "each epoch")
     if strategy == "steps":
         is_default = Translation((), f"{setting} says how often")
         return is_default if steps is None else Translation(((setting, read_steps(steps)),))
