@@ -223,6 +223,11 @@ def test_the_columns_of_ms_swift_and_llama_factory_are_read(tmp_path: Path) -> N
         assert isinstance(row, Example)
         assert [turn.text for turn in row.turns] == ["what?", "red"]
         assert row.images == (Image(tmp_path / "a.jpg"),)
+    said: list[str] = []
+    (tmp_path / "c.csv").write_text("images;query;response\na.jpg;what?;red\n")
+    [row] = read_csv(tmp_path / "c.csv", ReadOptions(on_columns=said.append))
+    assert isinstance(row, Example)
+    assert said == ["c.csv: images, query, response; separator semicolon"]
     [row] = read(tmp_path / "c.csv", "image_path,instruction,caption\na.jpg,what?,red\n")
     assert isinstance(row, Example)
     assert [turn.text for turn in row.turns] == ["what?", "red"]

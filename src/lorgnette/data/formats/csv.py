@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorgnette.data.formats import captions, columns
-from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader
+from lorgnette.data.formats.records import RECORD_FORMATS, RecordReader, list_formats
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import detect_table_encoding, read_lines
 from lorgnette.errors import LorgnetteError
@@ -49,6 +49,8 @@ class Table(NamedTuple):
             raise LorgnetteError(message, where=str(path), hint=hint)
         if repeated := [name for name in names if name and names.count(name) > 1]:
             raise LorgnetteError(f"there are two columns {repeated[0]!r}", where=str(path), hint="rename one of them")
+        if note and list_formats(tuple(names)) and not choice.is_explicit:
+            options.on_columns(f"{path.name}: {', '.join(filter(None, names))}; {note}")
         return cls(names, RecordReader(options, str(path), is_table=True, note=note))
 
     @classmethod
