@@ -25,7 +25,7 @@ TRANSFORMERS = {
 def test_rates_are_transformers(kind: str, total: int, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=3e-4)
     scheduler = TRANSFORMERS[kind](optimizer, warmup, total)  # type: ignore[operator]
-    settings = TrainSettings(learning_rate=3e-4, warmup_steps=warmup, lr_scheduler_type=kind)  # type: ignore[arg-type]
+    settings = TrainSettings(epochs=1, learning_rate=3e-4, warmup_steps=warmup, lr_scheduler_type=kind)  # type: ignore[arg-type]
     for step in range(total):
         ours = compute_learning_rate(step, total, settings)
         assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9, abs=1e-18)
