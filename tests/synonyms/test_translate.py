@@ -185,6 +185,13 @@ def test_one_source_does_not_say_two_things(tree: dict[str, Any], message: str) 
     assert config.load_settings({"lr": 1.0, "train": {"learning_rate": 1.0}}).train.learning_rate == 1
 
 
+def test_a_misspelled_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("captions.csv").touch()
+    with pytest.raises(UsageError, match=r"dataset=caption\.csv: there is no such file.* did you mean captions\.csv\?"):
+        config.load_settings({}, ["dataset=caption.csv"])
+
+
 def test_a_value_that_does_not_fit_is_named_by_both_words() -> None:
     with pytest.raises(UsageError) as caught:
         config.load_settings({}, ["lr=fast"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.io.parse import shorten
+from lorgnette.io.paths import suggest_path
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION, _MLP = TARGET_MODULES[:4], TARGET_MODULES[4:]
@@ -154,7 +155,8 @@ def read_sources(value: Any) -> str:
             raise NoCounterpartError("#N draws N rows at random", hint)
         if not Path(name).exists() and not name.startswith(("hf:", "modelscope:", "coco:")):
             hint = "name a file, data=captions.csv, or a hub: data=hf:OWNER/NAME, data=modelscope:OWNER/NAME"
-            raise NoCounterpartError("there is no such file, and other trainers' lists of data sets are unknown", hint)
+            reason = "there is no such file, and other trainers' lists of data sets are unknown"
+            raise NoCounterpartError(reason, suggest_path(Path(name), hint))
     return ",".join(names)
 
 
