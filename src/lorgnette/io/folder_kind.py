@@ -32,8 +32,8 @@ _HINTS: dict[WantedKind, str] = {
     "run": "give a folder written by `lorgnette train`, such as runs/coco",
 }
 _DATA_SUFFIXES = frozenset({
-    ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet", ".tar", ".zip", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp",
-    ".tif", ".tiff", ".heic",
+    ".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet", ".tar", ".zip", ".png", ".jpg", ".jpeg", ".webp", ".gif",
+    ".bmp", ".tif", ".tiff", ".heic",
 })  # fmt: skip
 _MAX_LISTED = 200
 """Entries looked at in a folder that has none of the known names; a folder of images may have millions."""
