@@ -75,7 +75,7 @@ def test_columns_and_unread_keys_are_said(captions: Path) -> None:
 
 
 def test_an_empty_prompt_is_used(captions: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for prompt, used in ((None, "COCO Yes:"), ("", ""), ("What?", "What?")):
+    for prompt, used in ((None, data.DEFAULT_PROMPT), ("", ""), ("What?", "What?")):
         rows = predict(captions.with_name("red.png"), model=str(tiny), prompt=prompt, max_new_tokens=1)
         assert [(row.prompt, row.references, row.tuned) for row in rows] == [(used, (), None)]
     assert capsys.readouterr().out.count("red.png\t") == 3
