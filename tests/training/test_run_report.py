@@ -131,3 +131,25 @@ def test_an_empty_log_leaves_out_the_curves_only(prepare_run: Callable[..., Any]
     run.run_dir.log.touch()
     write_run_report(run.settings, run.run_dir, run.data, [], [], run.terminal)
     assert "4 trained on, 2 held out" in run.run_dir.report.read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_number_of_steps_means(prepare_run: Callable[..., Any], tmp_path: Path) -> None:
+    """Too few of them, why the training ended, and on which examples the best one was chosen."""
+    losses = ((0, 2.5), (1, 1.25), (2, 1.5))
+    pages = {}
+    for epochs in ("1", "auto"):
+        run = prepare_run("predict.metrics=exact-match", f"run={tmp_path / epochs}", f"train.epochs={epochs}")
+        with RunLog(run.run_dir.log) as log:
+            for step, loss in losses if epochs == "1" else losses[:2]:
+                log.write({"kind": "eval", "step": step, "eval_loss": loss})
+            log.write({"kind": "train", "step": 1, "loss": 1.25, "learning_rate": 1e-4, "grad_norm": 1.0})
+            log.write({"kind": "end", "step": 1, "reason": "limit", "text": "70 steps, the limit"})
+        settings = run.settings.model_copy(update={"model": "demo"})
+        rows = [PredictionRow("a", (), "", ("a dog",), base="a cat", tuned="a dog")]
+        write_run_report(settings, run.run_dir, run.data, rows, [], run.terminal)
+        pages[epochs] = run.run_dir.report.read_text(encoding="utf-8")
+    few = "Only 2 optimizer steps: too few to change much; train.epochs=auto chooses enough."
+    chosen = "The 2 held-out examples that are scored also chose the best step"
+    for part, epochs in ((few, "1"), (chosen, "1"), ("Training took 70 steps, the limit.", "auto"),
+                         ("The built-in model (model=demo) knows drawn scenes only", "auto")):  # fmt: skip
+        assert [name for name, page in pages.items() if part in page] == [epochs], part

@@ -144,7 +144,10 @@ def _describe_steps(
     if warning and not any("optimizer step" in note for note in notes):
         yield f"{warning[0].upper()}{warning[1:]}."
     if settings.train.epochs == "auto":
-        yield from (f"Training took {record['text']}." for record in records if record.get("kind") == END_KIND)
+        ends = [record for record in records if record.get("kind") == END_KIND]
+        yield from (f"Training took {record['text']}." for record in ends)
+        if settings.model == "demo" and any(record["reason"] == "limit" for record in ends):
+            yield "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs."
     if is_chosen:
         yield (
             f"The {len(data.held_out)} held-out examples that are scored also chose the best step, so its scores are "
