@@ -125,9 +125,9 @@ def test_url_of_images_works_only_for_data_of_a_hub(captions: Path, console: Con
     with pytest.raises(UsageError, match="download"):
         check(captions, settings=load(f"data.images_from={url}"), console=console)
     hub_settings = load("data=hf:some/one", f"data.images_from={url}")
-    assert not check(captions, settings=hub_settings, console=console).is_blocking
-    with pytest.raises(UsageError, match="download"):
-        check(captions, settings=hub_settings, images_from=url, console=console)
+    for images_from in (None, url):  # a local file takes the place of the settings' data, as in training
+        with pytest.raises(UsageError, match="download"):
+            check(captions, settings=hub_settings, images_from=images_from, console=console)
 
 
 def test_html_report_of_the_first_rows(captions: Path, tmp_path: Path, console: Console) -> None:
