@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from lorgnette import cli
+from lorgnette import cli, config
+from lorgnette.hub import modelscope
 from lorgnette.commands import train as train_module
 from lorgnette.commands.arguments import build_settings
 from lorgnette.metrics import own_metric
@@ -74,9 +76,10 @@ def test_readme_make_targets_exist() -> None:
 
 
 @pytest.fixture
-def own_images(here: Path, tiny: Path) -> Path:
-    """A model folder, two CSVs and a photo, as README's reader has them."""
-    shutil.copytree(tiny, here / "Qwen2-VL-2B-Instruct")
+def own_images(here: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two CSVs, a photo, and the default model in a hub's cache, as README's reader has them."""
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(here / "cache"))
+    shutil.copytree(tiny, modelscope.get_cache_folder("model", config.Settings().model, "master"))
     PIL.Image.new("RGB", (64, 48), "red").save(here / "photo.jpg")
     for name in ("captions", "more"):
         rows = []
@@ -104,11 +107,20 @@ def test_readme_commands_and_python_run(own_images: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SWANLAB_MODE", "disabled")
     for words in read_commands(ROOT / "README.md"):
         cli.app(words, standalone_mode=False)
-    assert (own_images / "runs" / "coco-caption" / "report.html").is_file()
+    assert (own_images / "runs" / "captions" / "report.html").is_file()
+    assert (own_images / "runs" / "more" / "report.html").is_file()
     assert (own_images / "compare.html").is_file()
     [code] = read_blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
-    assert (own_images / "runs" / "captions" / "adapter").is_dir()
+    assert (own_images / "runs" / "captions-2" / "adapter").is_dir()
+
+
+def test_extras_that_pages_install_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "notebooks" / "first_hour.ipynb", *SOURCE.rglob("*.py")]
+    for page in pages:
+        for names in re.findall(r"(?:lorgnette|'\.)\[([a-z,]+)\]", page.read_text(encoding="utf-8")):
+            assert set(names.split(",")) <= set(extras), f"{page.name}: {names}"
 
 
 def test_the_python_page_is_a_program(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
