@@ -20,9 +20,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from lorgnette import cli, config
-from lorgnette.hub import modelscope
 from lorgnette.commands import train as train_module
 from lorgnette.commands.arguments import build_settings
+from lorgnette.hub import modelscope
 from lorgnette.metrics import own_metric
 from lorgnette.metrics.registry import METRICS
 from lorgnette.verification.peft_check import WORKER

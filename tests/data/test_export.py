@@ -118,14 +118,17 @@ def test_an_export_reads_back_unchanged(
     quoted_images: list[Image], export_format: ExportFormat, data: st.DataObject
 ) -> None:
     captions = st.tuples(
-        st.none(), st.tuples(st.tuples(st.integers(0, 3), st.just("Describe this image.")).map(list), ANSWER).map(lambda p: [p])
+        st.none(),
+        st.tuples(st.tuples(st.integers(0, 3), st.just("Describe this image.")).map(list), ANSWER).map(lambda p: [p]),
     )
     samples = data.draw(
         st.lists((CONVERSATION | captions) if export_format == "csv" else CONVERSATION, min_size=1, max_size=5)
     )
     examples = [build_example(sample, quoted_images, f"{i} é") for i, sample in enumerate(samples)]
     examples = [example for example in examples if has_questions(example)]
-    exportable = [row for row in filter_exportable(examples, export_format, "Describe this image.") if isinstance(row, Example)]
+    exportable = [
+        row for row in filter_exportable(examples, export_format, "Describe this image.") if isinstance(row, Example)
+    ]
     assert exportable == [example for example in examples if can_hold(example, export_format)]
     if not exportable:
         return
@@ -278,7 +281,7 @@ def test_a_mark_is_kept_or_refused(export_format: ExportFormat, tmp_path: Path) 
 
 def test_a_csv_needs_the_prompt_as_its_question(quoted_images: list[Image], tmp_path: Path) -> None:
     rows = [build_caption(quoted_images[0], question="what?")]
-    with pytest.raises(LorgnetteError, match="the question 'Describe this image.'"):
+    with pytest.raises(LorgnetteError, match=r"the question 'Describe this image\.'"):
         export(rows, tmp_path / "a.csv", "csv")
     export(rows, tmp_path / "a.csv", "csv", prompt="what?")
     [back] = read(tmp_path / "a.csv", prompt="what?")

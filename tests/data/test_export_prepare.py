@@ -200,5 +200,9 @@ def test_images_inside_the_source_are_extracted_to_the_output_folder(captions: P
 
 def test_the_real_captions_are_split_by_image(shared: Path, tmp_path: Path) -> None:
     result = prepare(shared / "coco" / "captions.csv", tmp_path)
-    assert (result.num_train, result.num_test, result.num_shared_images) == (360, 40, 0)  # a tenth of 80 images with five captions each
+    assert (result.num_train, result.num_test, result.num_shared_images) == (
+        360,
+        40,
+        0,
+    )  # a tenth of 80 images with five captions each
     assert read_content(result.all_path) == read_content(shared / "coco" / "captions.csv", trim=False)

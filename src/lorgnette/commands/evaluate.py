@@ -157,8 +157,8 @@ def _print_report(report: MetricReport, overlap: TrainingOverlap, name: str) -> 
     if lines := format_tables(report.tables, [name]):
         print_result("\n" + "\n".join(lines))
     print_result(f"\n{'':<28} {'answers':>24} {'references':>24}")
-    for name, (of_answers, of_references) in format_style_rows(report):
-        print_result(f"{name:<28} {of_answers:>24} {of_references:>24}")
+    for row, (of_answers, of_references) in format_style_rows(report):
+        print_result(f"{row:<28} {of_answers:>24} {of_references:>24}")
 
 
 def _build_scores_json(

@@ -56,7 +56,8 @@ def open_for_training(
     The tower and the two warm-ups only run on CUDA, the tower only if no image's features are on disk. The tower's
     weights are read before the decoder's, because the features need them first.
 
-    resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first steps.
+    resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first
+    steps.
     """
     (text_config, vision_config), device = parse_configs(checkpoint.load_hf_config()), features.device
     shape, is_cuda = AdapterShape.from_settings(text_config, lora), device.type == "cuda"

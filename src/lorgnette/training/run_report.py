@@ -41,14 +41,7 @@ def write_run_report(
 ) -> None:
     """Write report.html; print the scores and the sentences about curves and answers."""
     scores = score_before_after(rows, settings.predict.metrics)
-    for score in scores:
-        terminal.print_result(
-            f"{score.name:<28} {score.before:>22} → {score.after}{score.note and f'  ({score.note})'}"
-        )
-
     tables = count_before_after(rows, settings.predict.metrics, data.labels)
-    for line in format_tables(tables, ["before", "after"]):
-        terminal.print_result(line)
 
     # Curves and seconds come from the log alone, so that they cover a resumed run as a whole.
     records = run_log.read_log(run_dir.log)
@@ -82,9 +75,6 @@ def write_run_report(
     verdict = judge_training(
         rows, metric_names, losses, evals, is_step_chosen=is_step_chosen, trained_on=overlap.flags or ()
     )
-    for note in [*notes, verdict.text]:
-        terminal.print_result(note)
-
     loss, eval_loss, *others = (Curve(name, points) for name, points in curves.items())
     page = RunPage(
         title=run_dir.path.resolve().name,
@@ -112,9 +102,17 @@ def write_run_report(
         ],
         folders=list_private_folders(settings, run_dir, data),
     )
+    # The page first: standard output may fail.
     write_run_page(run_dir.report, page)
-    terminal.print_result(f"adapter    {run_dir.adapter}")
-    terminal.print_result(f"report     {run_dir.report}")
+    for line in [
+        *(f"{s.name:<28} {s.before:>22} → {s.after}{s.note and f'  ({s.note})'}" for s in scores),
+        *format_tables(tables, ["before", "after"]),
+        *notes,
+        verdict.text,
+        f"adapter    {run_dir.adapter}",
+        f"report     {run_dir.report}",
+    ]:
+        terminal.print_result(line)
 
 
 def _find_best_step(
