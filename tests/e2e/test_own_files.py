@@ -57,7 +57,8 @@ def test_its_adapter_predicts_compares_and_merges(run: Path, old: Path, tiny: Pa
     assert ours == theirs
     assert [row.tuned for row in ours] != [row.base for row in ours]
     assert cli("compare", old, "data_vl_test.json", "--model", tiny, "--max-new-tokens", 6).status == 0
-    assert cli("merge", old, "merged", "--model", tiny).status == 0
+    # Rounding to the base's bfloat16 would move answers that are almost equally likely.
+    assert cli("merge", old, "merged", "--model", tiny, "--dtype", "float32").status == 0
     assert (
         cli("predict", "data_vl_test.json", "--model", "merged", "--max-new-tokens", 6, "--out", "m.jsonl").status == 0
     )
