@@ -19,6 +19,9 @@ OTHER_LINES = (
     "all 2 held-out rows have the same image",
     "imports ",
     "metrics ",
+    "prompt ",
+    "steps ",
+    "only ",
     "engine ",
     "transformers ",
     "weights ",
@@ -276,7 +279,8 @@ def test_settings_that_only_the_start_can_check(word, status, message, tmp_path:
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, captions, cli, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorgnette.report.trackers.tracker.is_installed", lambda package: False)
-    cli(*quick("report_to=wandb")).assert_refused(2, "not installed", "pip install 'lorgnette[wandb]'")
+    for data in ("captions.csv", "missing.csv"):  # before the data is read
+        cli(*quick("report_to=wandb", data=data)).assert_refused(2, "not installed", "pip install wandb")
     assert not (tmp_path / "run").exists()
 
 

@@ -27,7 +27,7 @@ def watch(run: Path | str | Run, *, port: int = 5092, console: Console | None = 
         raise LorgnetteError("SwanLab did not track this run", where=where, hint=f"open its report: {run_dir.report}")
     program = shutil.which("swanlab", path=str(Path(sys.executable).parent)) or shutil.which("swanlab")
     if program is None or not is_installed("swanboard"):
-        hint = "pip install 'lorgnette[dashboard]'"
+        hint = "pip install 'swanlab[dashboard]'"
         raise LorgnetteError("SwanLab's local dashboard is not installed", where=where, hint=hint)
     Terminal(console).print_result(f"dashboard  http://{HOST}:{port}, until Ctrl-C")
     command = [program, "watch", str(folder), "--host", HOST, "--port", str(port)]

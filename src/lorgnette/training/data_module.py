@@ -26,6 +26,7 @@ from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
+from lorgnette.report.trackers.tracker import select_trackers
 from lorgnette.resolve import read_rows, resolve_data, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
@@ -52,6 +53,7 @@ class TrainingData:
     def load(cls, settings: Settings, terminal: Terminal) -> "TrainingData":
         """Read, check, split and encode the data. Raises LorgnetteError or UsageError for whatever would fail later."""
         # Settings that need no data.
+        select_trackers(settings.report_to)
         get_best_model_metric(settings)
         expand_metric_names(settings.predict.metrics)
         table = resolve_data(settings, terminal)

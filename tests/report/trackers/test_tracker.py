@@ -98,7 +98,7 @@ def test_names_select_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "is_installed", lambda name: False)
     assert open_names(("auto",), tmp_path) == []
-    with pytest.raises(UsageError, match=r"pip install 'lorgnette\[swanlab\]'"):
+    with pytest.raises(UsageError, match="pip install swanlab"):
         open_names(("swanlab",), tmp_path)
 
 

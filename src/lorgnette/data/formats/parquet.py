@@ -95,7 +95,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
     try:
         parquet, arrow = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
     except ImportError as error:
-        hint = "pip install 'lorgnette[parquet]'"
+        hint = "pip install pyarrow"
         raise LorgnetteError("parquet files need pyarrow", where=str(path), hint=hint) from error
     try:
         with path.open("rb") as stream:

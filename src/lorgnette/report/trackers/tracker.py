@@ -37,23 +37,30 @@ TRACKERS = {"swanlab": "SwanlabTracker", "tensorboard": "TensorboardTracker", "w
 """Class by name. The tracker's module here, its package and its pip extra have the same name."""
 
 
-def open_trackers(names: Sequence[str], project: str, folder: Path, warn: Warn) -> list[Tracker]:
-    """Create the trackers of a run without starting them.
+def select_trackers(names: Sequence[str]) -> list[str]:
+    """The trackers of a run: ("auto",) is SwanLab if it is installed; ("none",) or () is none.
 
-    ("auto",): SwanLab on this machine if installed, which uploads nothing; ("none",) or (): none.
-    The experiment has the folder's name. Raises UsageError for a tracker that is not installed.
+    Raises UsageError for a tracker that is not installed.
     """
-    options: dict[str, bool] = {"may_upload": False} if list(names) == ["auto"] else {}
     if len(names) == 1 and names[0] in ("none", "auto"):
-        names = ["swanlab"] if names[0] == "auto" and is_installed("swanlab") else []
-    trackers: list[Tracker] = []
-    for name in dict.fromkeys(names):
+        return ["swanlab"] if names[0] == "auto" and is_installed("swanlab") else []
+    for name in names:
         if name not in TRACKERS:  # the settings allow no other name than none and auto
             message, hint = f"{name!r} cannot be combined with other trackers", f"remove {name!r} or the others"
             raise UsageError(message, where="report_to", hint=hint)
         if not is_installed(name):
-            message, hint = f"tracker {name!r} is not installed", f"pip install 'lorgnette[{name}]'"
-            raise UsageError(message, where="report_to", hint=hint)
+            raise UsageError(f"tracker {name!r} is not installed", where="report_to", hint=f"pip install {name}")
+    return list(dict.fromkeys(names))
+
+
+def open_trackers(names: Sequence[str], project: str, folder: Path, warn: Warn) -> list[Tracker]:
+    """Create the trackers of a run without starting them.
+
+    ("auto",) uploads nothing. The experiment has the folder's name. Raises what `select_trackers` raises.
+    """
+    options: dict[str, bool] = {"may_upload": False} if list(names) == ["auto"] else {}
+    trackers: list[Tracker] = []
+    for name in select_trackers(names):
         module = importlib.import_module(f"lorgnette.report.trackers.{name}")
         tracker: Tracker = getattr(module, TRACKERS[name])(project, folder.resolve().name, folder, warn, **options)
         trackers.append(GuardedTracker(name, tracker, warn))
