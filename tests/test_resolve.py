@@ -25,6 +25,15 @@ def test_demo_and_folders_are_themselves(tiny: Path) -> None:
         assert resolve.resolve_model(gone, TERMINAL) == Path(gone)
 
 
+@pytest.mark.parametrize("model", ["Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "hf:Qwen/Qwen3-VL-2B"])
+def test_another_generation_is_not_supported(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.hub.models.find_in_cache", lambda name, **options: None)
+    for resolve_name in (lambda: resolve.resolve_model(model, TERMINAL), lambda: resolve.find_cached_model(model)):
+        with pytest.raises(UsageError, match=r"Qwen[23.5]+-VL is not supported yet, only Qwen2-VL"):
+            resolve_name()
+    resolve._check_supported("Qwen/Qwen2-VL-2B-Instruct")
+
+
 def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, str]] = []
 

@@ -26,7 +26,7 @@ from lorgnette.training.interrupt import StopSignals
 if TYPE_CHECKING:
     from lorgnette.config import Settings
 
-HELP = "Fine-tune Qwen-VL models on your own images with LoRA, and check the result."
+HELP = "Fine-tune Qwen2-VL models on your own images with LoRA, and check the result."
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP,
@@ -66,7 +66,7 @@ PartName = Annotated[str | None, Option(help="the part to use if the source has 
 ImagesFrom = Annotated[str | None, Option(help=IMAGES_FROM_HELP)]
 ImageColumn = Annotated[str | None, Option(help="the table's column with images, if it is not recognized")]
 CaptionColumn = Annotated[str | None, Option(help="the table's column with captions, if it is not recognized")]
-BaseModel = Annotated[str | None, Option(help="the base model; default: the one recorded with the adapter")]
+BaseModel = Annotated[str | None, Option(help="the base model; default: the adapter's; without adapter: train's")]
 Prompt = Annotated[str | None, Option(help="the prompt, if the data has none; default: the adapter's")]
 Metrics = Annotated[str | None, Option(help=METRICS_HELP)]
 ImageSize = Annotated[str | None, Option(help=IMAGE_SIZE_HELP)]
@@ -219,8 +219,8 @@ def train(
 
 @app.command()
 def predict(
-    source: Annotated[Path, Argument(help="an image, a folder of images, or a data file")],
-    adapter: Annotated[Path | None, Option(help="a run, or its adapter folder; default: the base model alone")] = None,
+    source: Annotated[list[Path] | None, Argument(help="images, a folder of images, or a data file")] = None,
+    adapter: Annotated[Path | None, Option(help="a run, or its adapter folder; default: the model alone")] = None,
     model: BaseModel = None,
     prompt: Prompt = None,
     both: Annotated[bool, Option("--both", help="also print the base model's answers")] = False,
@@ -240,7 +240,7 @@ def predict(
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
     lorgnette.predict(
-        source, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
+        source[0] if source and len(source) == 1 else source or None, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
         image_column=image_column, caption_column=caption_column, image_size=image_size, out=out, device=device,
         **sampling,
     )  # fmt: skip

@@ -5,6 +5,7 @@ none.
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ BUILT_IN_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_PREFIXES: "dict[str, HubChoice]" = {"hf": "hf", "modelscope": "modelscope"}
 HUB_MODELS = tuple(f"Qwen/Qwen2-VL-{size}{kind}" for size in ("2B", "7B", "72B") for kind in ("-Instruct", ""))
 """Models whose names are known without their owner."""
+_OTHER_QWEN = re.compile(r"(?<![a-z])Qwen(?!2-VL)[\d.]*-VL(?![a-z])", re.IGNORECASE)
 DATA_FOLDER = Path("data")
 """Data sets from hubs are downloaded into it, each into a folder of its own."""
 
@@ -39,6 +41,7 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
     """
     if local := _find_local_model(model):
         return local
+    _check_supported(model)
     from lorgnette.hub.models import fetch_model
 
     name, hub = parse_model_name(model)
@@ -71,6 +74,8 @@ def find_cached_model(model: str) -> Path | None:
 
     name, hub = parse_model_name(model)
     cached = find_in_cache(name, source=hub)
+    if cached is None:
+        _check_supported(name)
     return cached[1] if cached else None
 
 
@@ -180,13 +185,21 @@ def _find_local_model(model: str) -> Path | None:
     return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None
 
 
+def _check_supported(name: str) -> None:
+    """Raises UsageError for a name of a Qwen-VL model of another generation."""
+    if match := _OTHER_QWEN.search(name):
+        hint = f"name one of {', '.join(HUB_MODELS[:5:2])}, or a folder"
+        raise UsageError(f"{match[0]} is not supported yet, only Qwen2-VL", where=f"model={name}", hint=hint)
+
+
 def _add_owner(name: str) -> str:
     """OWNER/NAME for the NAME of a known model, in any letter case; any other name unchanged.
 
-    Raises UsageError for a name that is nearly one of them.
+    Raises UsageError for a name that is nearly one of them, or of another model of Qwen.
     """
     if "/" in name or Path(name).exists():
         return name
+    _check_supported(name)
     known = {model.partition("/")[2].lower(): model for model in HUB_MODELS}
     if name.lower() in known:
         return known[name.lower()]

@@ -98,11 +98,16 @@ def test_an_adapter_without_its_run_has_settings_of_its_own(run: Path, tmp_path:
     assert alone.training_settings["image_size"] == "[28, 28]"
 
 
-def test_base_without_adapters_is_the_built_in_model(terminal: Terminal) -> None:
+def test_base_without_adapters_is_the_model_that_train_takes(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    monkeypatch.setattr("lorgnette.inference.loading.resolve_model", lambda name, terminal: tiny)
+    terminal = Terminal(Console(file=(printed := io.StringIO()), width=200))
     [base] = resolve_candidates(["base"], None, terminal)
     assert base.spec is not None
-    assert base.spec.base_model == "demo"
+    assert base.spec.base_model == Settings().model
     assert not base.is_tuned
+    assert "model      base: Qwen/Qwen2-VL-2B-Instruct" in printed.getvalue()
+    resolve_candidates(["base"], "demo", terminal)
+    assert "model      base: demo (the built-in model: drawn scenes only)" in printed.getvalue()
 
 
 @pytest.mark.parametrize(

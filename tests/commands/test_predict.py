@@ -52,6 +52,20 @@ def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:
     assert "answers    image size 56×56 pixels; greedy; at most 1 tokens" in said.getvalue()
 
 
+def test_who_answers_is_said_and_several_images_are_taken(cli, captions: Path) -> None:
+    images = [captions.with_name("red.png"), captions.with_name("green.png")]
+    done = cli("predict", *images, "--model", "demo", "--max-new-tokens", 1, "--device", "cpu")
+    assert [line.partition("\t")[0] for line in done.out.splitlines()] == ["red.png", "green.png"]
+    assert "model      demo (the built-in model: drawn scenes only)" in done.err
+
+
+def test_a_run_without_an_image_is_asked_for_one(cli, saved: Path) -> None:
+    done = cli("predict", saved)
+    assert done.status == 2
+    assert "which image? · " in done.err
+    assert f"lorgnette predict photo.jpg --adapter {saved}" in done.err.replace("\n", "")
+
+
 @pytest.mark.parametrize("name", ["questions.jsonl", "pictures.csv"])
 def test_rows_without_an_answer_are_answered(name: str, shared, tmp_path: Path) -> None:
     rows = predict(shared("bugs/predict-unanswered") / name, model="demo", max_new_tokens=4)
@@ -250,7 +264,13 @@ def test_a_closed_model_answers_no_more(tiny: Path, captions: Path) -> None:
     ("data", "prompt", "message"),
     [
         ([], None, "no images"),
-        (3, None, "no rows"),
+        (3, None, "no images · a int · give a path"),
+        (None, None, "no images · a NoneType"),
+        (b"x", None, "no images · a bytes"),
+        (iter([]), None, "no images · an empty list"),
+        (np.zeros((8, 8, 3)), None, "its dtype is float64 · give uint8"),
+        ("https://x.org/a.png", None, "a URL, not a file: .* · download the image"),
+        (["red.png", "https://x.org/a.png"], None, "a URL, not a file"),
         (["red.png", "gone.png"], None, "gone.png"),
         (["red.png"], ["a", "b"], "2 prompts for 1 images"),
         ("red.png", ["a"], "several prompts"),

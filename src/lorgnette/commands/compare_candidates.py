@@ -24,6 +24,7 @@ from lorgnette.report.html.page import flatten_settings
 from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.training_overlap import TrainingOverlap, find_training_overlap
+from lorgnette.training.start_warnings import explain_built_in_model
 from lorgnette.types import BASE_MODEL, Prediction, PredictionRow
 
 BASE = "base"
@@ -86,6 +87,11 @@ class Candidate:
         note = "answers are matched by image file name, because the images are not at the paths in the file"
         return [f"{self.name}: {num_by_name} of {len(prompts)} {note}"] if num_by_name else []
 
+    def explain_built_in_model(self, prompts: Sequence[EvalPrompt]) -> str:
+        """A note if it is the built-in model, and the data are not the demo's own drawings."""
+        references = [text for prompt in prompts for text in prompt.references]
+        return explain_built_in_model(self.spec.base_model, references) if self.spec else ""
+
     def load_run_settings(self) -> Settings | None:
         """The settings of the run that trained it."""
         if self.run is None:
@@ -114,7 +120,7 @@ def resolve_candidates(
     names: Sequence[str], model: str | None, terminal: Terminal, image_size: str | None = None
 ) -> list[Candidate]:
     """The candidates that the names stand for. model: the base model, if it is not the one recorded with the adapters;
-    without adapters the default is `demo`. image_size: see `set_answer_size`."""
+    without adapters the default is that of `train`. image_size: see `set_answer_size`. Says which model each is."""
     short_names = dict(zip(names, _shorten_names(names), strict=True))
     if len(short_names) < len(names):
         raise UsageError("a candidate is named twice", where=" ".join(names), hint="name each once")
@@ -125,6 +131,9 @@ def resolve_candidates(
     if BASE in names:
         specs = [candidate.spec for candidate in candidates.values() if candidate.spec is not None]
         candidates[BASE] = _build_base_candidate(specs, model, terminal, image_size)
+    for name in names:
+        if spec := candidates[name].spec:
+            terminal.print(f"model      {f'{name}: ' if name != spec.base_model else ''}{spec.title}")
     return [candidates[name] for name in names]
 
 

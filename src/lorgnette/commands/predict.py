@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,15 @@ from rich.console import Console
 
 from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
+from lorgnette.commands.arguments import as_name
+from lorgnette.data.image_resolver import build_url_error, is_url
 from lorgnette.data.memory_rows import encode_image, is_in_memory, write_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
+from lorgnette.io.shell import quote_word
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.notebook import Answers
 from lorgnette.report.predictions import write_predictions
@@ -59,12 +62,17 @@ def predict(
     """
     adapter, model = Path(adapter) if adapter else None, os.fspath(model) if model else None
     out = Path(out) if out else None
+    if data is None:
+        word = quote_word(adapter or "runs/captions")
+        where = f"{adapter} is a run or an adapter" if adapter else "no image is named"
+        raise UsageError("which image?", where=where, hint=f"lorgnette predict photo.jpg --adapter {word}")
     if both and adapter is None:
         raise UsageError("--both needs an adapter", hint="name one with --adapter")
     if out is not None:
         check_writable(out, *([] if is_in_memory(data) else [Path(data)]))
     terminal = Terminal(console)
     loaded = Model(set_answer_size(load_model_spec(model, adapter, terminal), image_size), device, terminal)
+    terminal.print(f"model      {loaded.spec.title}")
     sampling = loaded.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
     loaded.check_both(both)
     questions = loaded.read_questions(data, prompt, images_from, data_sets.ColumnChoice(image_column, caption_column))
@@ -99,7 +107,7 @@ def load(
     """
     terminal = Terminal(console)
     base_model = os.fspath(model) if model else None
-    loaded = Model(resolve_spec(os.fspath(candidate), base_model, terminal, image_size), device, terminal)
+    loaded = Model(resolve_spec(as_name(candidate), base_model, terminal, image_size), device, terminal)
     _ = loaded.weights
     return loaded
 
@@ -215,6 +223,13 @@ class Model:
         if prompt is None:
             prompt = self.spec.metadata.prompt if self.spec.metadata else data_sets.DEFAULT_PROMPT
         folder = check_local_images(images_from)
+        data = list(data) if isinstance(data, Iterator) else data
+        for source in data if isinstance(data, list | tuple) else [data]:
+            if isinstance(source, str | os.PathLike) and is_url(os.fspath(source)):
+                raise build_url_error(os.fspath(source))
+        if isinstance(data, bytes) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__") or _is_image_or_path(data)):
+            hint = "give a path, a PIL.Image, an array of uint8, a list of them, or rows"
+            raise UsageError("no images", where=f"a {type(data).__name__}", hint=hint)
         temporary = TemporaryFolder() if is_in_memory(data) else None
         images = [data] if _is_image(data) else data
         if temporary is None or not (isinstance(images, list | tuple) and all(map(_is_image_or_path, images))):

@@ -31,20 +31,20 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        return not self._failures
+        return not self.failures
 
     @property
     def hints(self) -> tuple[str, ...]:
         """Hints of the failed checks, without repetitions."""
-        return tuple(dict.fromkeys(result.hint for result in self._failures if result.hint))
+        return tuple(dict.fromkeys(result.hint for result in self.failures if result.hint))
 
     @property
     def summary(self) -> str:
-        failed = {result.check for result in self._failures}
+        failed = {result.check for result in self.failures}
         return "base model and adapter do not fit" if failed == {"base"} else "the adapter failed a check"
 
     @property
-    def _failures(self) -> list[CheckResult]:
+    def failures(self) -> list[CheckResult]:
         return [result for result in self.results if result.passed is False]
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,6 +96,8 @@ def verify(
             result = replace(result, usage=describe_usage(judgement))
     for name, line in result.usage:
         terminal.print_result(f"{name:<10} {line}")
+    failed = ", ".join(dict.fromkeys(check.check for check in result.failures))
+    terminal.print_result(f"result     {f'failed: {failed}' if failed else 'all checks passed'}")
     if not result.passed:
         terminal.error(f"lorgnette: {result.summary} · {adapter} · {'; '.join(result.hints)}")
     return result

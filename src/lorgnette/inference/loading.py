@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lorgnette.inference.generator import Generator
     from lorgnette.inference.sampling import SamplingParams
 
+DEFAULT_MODEL: str = Settings.model_fields["model"].default
+
 
 def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Processor) -> AdapterMetadata:
     """The metadata of an adapter trained with these settings."""
@@ -99,13 +101,19 @@ class ModelSpec:
     metadata: AdapterMetadata | None
     is_base_changed: bool = False
 
+    @property
+    def title(self) -> str:
+        """Who answers, in words."""
+        base = "demo (the built-in model: drawn scenes only)" if self.base_model == "demo" else self.base_model
+        return f"{base}, with the adapter {self.adapter}" if self.adapter else base
+
     @classmethod
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
-        """Resolve a model's name and an adapter's folder (or its run's folder) to files. Raises LorgnetteError if one
-        is missing or the adapter was trained on another base model. `verification.judgement` judges the adapter."""
+        """Resolve a model's name and an adapter's folder (or its run's folder) to files. Without both, the model is
+        that of training without settings. Raises LorgnetteError if one is missing or the adapter was trained on another base model. `verification.judgement` judges the adapter."""
         adapter = adapter and resolve_adapter(adapter)
         adapter_metadata = AdapterMetadata.load_or_infer(adapter) if adapter else None
-        base_model = model or (adapter_metadata.model if adapter_metadata else "demo")
+        base_model = model or (adapter_metadata.model if adapter_metadata else DEFAULT_MODEL)
         folder = resolve_model(base_model, terminal)
         if adapter_metadata and model is None and not folder.exists():
             hint = "name its folder: --model FOLDER"
