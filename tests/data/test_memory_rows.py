@@ -138,6 +138,19 @@ def test_bad_rows_are_named_or_left_out(tmp_path: Path) -> None:
         write_rows(rows, tmp_path / "data")
 
 
+def test_an_empty_cell_is_an_empty_caption(tmp_path: Path) -> None:
+    """None and NaN are what libraries write for a cell without a text; a row without the key is a question."""
+    bad = [{"image": RED, "caption": value} for value in (None, float("nan"), "")]
+    with pytest.raises(LorgnetteError, match=r"3 of 5 rows .*\n.*the caption is empty.*rows 2–4") as raised:
+        write_rows([{"image": RED, "caption": "a"}, *bad, {"image": RED}], tmp_path / "data")
+    assert "no assistant turn" not in str(raised.value)
+    question = {"image": RED, "question": "What?", "id": None}
+    assert len(read([{"image": RED, "caption": "a", "text": None}, {"image": RED}, question], tmp_path / "b")) == 3
+    for row in ({"image": RED}, question):
+        with pytest.raises(LorgnetteError, match="row 2: the caption is empty"):
+            write_rows([{"image": RED, "caption": "a"}, row], tmp_path / "c", needs_answer=True)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -156,6 +169,8 @@ def test_what_is_no_rows_is_refused(rows: Any, message: str, tmp_path: Path) -> 
 
 def test_pixels_that_are_no_image(tmp_path: Path) -> None:
     for image, message in (
+        (np.zeros((8, 8, 3)), "its dtype is float64; give uint8"),
+        (np.zeros((8, 8), np.float32), "its dtype is float32; give uint8"),
         (np.zeros((3, 8, 8), np.uint8), r"an array of the shape \[3, 8, 8\] is no image · "),
         (PIL.Image.new("HSV", (8, 8)), "mode HSV cannot be written"),
     ):

@@ -55,8 +55,12 @@ def build_settings(
     return chosen
 
 
-def _convert_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with paths as text. Raises UsageError for rows in memory where a file is named."""
+def _convert_paths(values: Any) -> dict[str, Any]:
+    """The values with paths as text. Raises UsageError for what is no mapping, and for rows in memory where a file is
+    named."""
+    if not isinstance(values, Mapping):
+        where, hint = f"settings is a {type(values).__name__}", 'give a dict, such as {"train.batch_size": 4}'
+        raise UsageError("no settings", where=where, hint=hint)
     converted: dict[str, Any] = {}
     for name, value in values.items():
         if name.rpartition(".")[2] in ("path", "test"):
@@ -76,6 +80,14 @@ def as_source(data: Any) -> Path:
         hint = "write them first, and name the file: lorgnette.write_rows(rows, FOLDER)"
         raise UsageError("rows in memory, not a data file", where=f"data is a {type(data).__name__}", hint=hint)
     return Path(data)
+
+
+def as_name(value: Any) -> str:
+    """The name of a run, an adapter, a model or a file. Raises UsageError for anything else."""
+    if is_in_memory(value):
+        hint = "give a run, or a name or path as text"
+        raise UsageError("no name of a run or a model", where=f"a {type(value).__name__}", hint=hint)
+    return str(os.fspath(value))
 
 
 def require_data(settings: Settings) -> Path:

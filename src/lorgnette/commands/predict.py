@@ -227,7 +227,9 @@ class Model:
         for source in data if isinstance(data, list | tuple) else [data]:
             if isinstance(source, str | os.PathLike) and is_url(os.fspath(source)):
                 raise build_url_error(os.fspath(source))
-        if isinstance(data, bytes) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__") or _is_image_or_path(data)):
+        if isinstance(data, bytes) or not (
+            hasattr(data, "__iter__") or hasattr(data, "__getitem__") or _is_image_or_path(data)
+        ):
             hint = "give a path, a PIL.Image, an array of uint8, a list of them, or rows"
             raise UsageError("no images", where=f"a {type(data).__name__}", hint=hint)
         temporary = TemporaryFolder() if is_in_memory(data) else None

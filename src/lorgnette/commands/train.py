@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from lorgnette import config
-from lorgnette.commands.arguments import SettingsLike, build_settings, is_rows
+from lorgnette.commands.arguments import SettingsLike, as_name, build_settings, is_rows
 from lorgnette.commands.settings_in_words import describe_prompt
 from lorgnette.commands.write_rows import write_rows
 from lorgnette.config import Settings
+from lorgnette.errors import UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
@@ -66,6 +67,9 @@ def train(
         values["predict.metrics"] = resolve_metric_names(metrics)
     source = None if rows is not None else data
     chosen = build_settings(source, recipe=recipe, settings=settings, values=values, terminal=terminal)
+    if name and chosen.run is not None:
+        hint = "give name= for runs/NAME, or run= for the folder itself"
+        raise UsageError("two names for the run's folder", where=f"name={name}, run={chosen.run}", hint=hint)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
     timer = StageTimer(terminal)
     if chosen.run is not None:
@@ -137,7 +141,7 @@ def _write_rows(rows: Any, settings: Settings, run_dir: RunDir, terminal: Termin
     folder = find_free_path(run_dir.path, DATA_FOLDER)
     path = write_rows(
         rows, folder, image_column=settings.data.image_column, caption_column=settings.data.caption_column,
-        on_bad_row=settings.data.on_bad_row, terminal=terminal,
+        on_bad_row=settings.data.on_bad_row, needs_answer=True, terminal=terminal,
     )  # fmt: skip
     update = {"path": path, "image_column": None, "caption_column": None}  # the file has columns of its own
     return settings.model_copy(update={"data": settings.data.model_copy(update=update)})
@@ -162,7 +166,7 @@ def resume(
     terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
     resolve_metric_names(metrics)
     timer = StageTimer(terminal)
-    run_dir = RunDir.open_existing(Path(run))
+    run_dir = RunDir.open_existing(Path(as_name(run)))
     with run_dir.lock(terminal.warn) as locked:
         settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
         settings = _relocate(settings, run_dir)

@@ -17,6 +17,7 @@ def write_rows(
     image_column: str | None = None,
     caption_column: str | None = None,
     on_bad_row: data.OnBadRow = "error",
+    needs_answer: bool = False,
     terminal: Terminal | None = None,
 ) -> Path:
     """Write rows in memory into the new folder `out`, as data.jsonl and images/. Returns the path of data.jsonl.
@@ -26,12 +27,15 @@ def write_rows(
     rows: dicts with the keys of any format of docs/data.md, a pandas DataFrame, a datasets.Dataset. An image is a
     PIL.Image, an array of uint8, bytes, or a path. Nothing is lost, and nothing is half written. image_column,
     caption_column: if they are not recognized. on_bad_row: error, or skip and name them.
+    needs_answer: also refuse a row without a caption key, which `predict` answers.
     Raises LorgnetteError that lists the rows that cannot be used, UsageError if `out` exists.
     """
     terminal = terminal or Terminal()
     columns = ColumnChoice(image_column, caption_column)
     with terminal.show_progress("rows", length_hint(rows)) as advance:
-        written = memory_rows.write_rows(rows, Path(out), columns=columns, on_bad_row=on_bad_row, on_progress=advance)
+        written = memory_rows.write_rows(
+            rows, Path(out), columns=columns, on_bad_row=on_bad_row, needs_answer=needs_answer, on_progress=advance
+        )
     for line in data.format_problems(written.problems):
         terminal.warn(f"skipped: {line}")
     for finding in written.remarks:

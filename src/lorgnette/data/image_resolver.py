@@ -98,8 +98,7 @@ class ImageResolver:
         if path.lower().startswith("file://"):
             path = _parse_file_url(path)
         elif _URL.match(path) and self._locate_image is None:
-            message = f"an image path is a URL, not a file: {_shorten(path)}"
-            raise LorgnetteError(message, hint="download the image, and write its path")
+            raise build_url_error(path)
         elif 4 * len(path) > _MAX_NAME_BYTES and _has_long_name(path) and not _URL.match(path):
             message = f"an image path has {len(path):,} characters, more than a file name can have: {_shorten(path)}"
             raise LorgnetteError(message, hint="write a path; an image as text begins with data:image/png;base64,")
@@ -169,6 +168,17 @@ def read_member(stream: IO[bytes], name: str, *, max_bytes: int = MAX_IMAGE_BYTE
         message = f"{name!r} unpacks to more than {max_bytes:,} bytes"
         raise LorgnetteError(message, hint="remove it from the archive (a bomb, or no image)")
     return content
+
+
+def is_url(path: str) -> bool:
+    """Whether it is the address of something elsewhere. A path has a single slash where an address has two."""
+    return path.lower().startswith(("http:/", "https:/"))
+
+
+def build_url_error(path: str) -> LorgnetteError:
+    """The error for an address where a file is needed."""
+    message = f"an image path is a URL, not a file: {_shorten(path)}"
+    return LorgnetteError(message, hint="download the image, and write its path")
 
 
 def _detect_base64_image(text: str) -> str | None:

@@ -23,7 +23,8 @@ import PIL.Image
 
 from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.download_journal import DATA_FILE, IMAGE_FOLDER
-from lorgnette.data.formats.records import RecordReader
+from lorgnette.data.formats.columns import CAPTION_NAMES, IMAGE_NAMES, is_named
+from lorgnette.data.formats.records import RecordReader, list_formats
 from lorgnette.data.portable_records import ANY_PROMPT, to_record
 from lorgnette.data.row_location import ColumnChoice, ReadOptions, Row, RowCounter
 from lorgnette.errors import LorgnetteError, UsageError
@@ -58,20 +59,22 @@ def write_rows(
     *,
     columns: ColumnChoice | None = None,
     on_bad_row: OnBadRow = "error",
+    needs_answer: bool = False,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> WrittenRows:
     """Write the rows into the new folder, all or nothing. on_progress(1) is called after each row.
 
-    columns: those with images and captions; default: recognized by type and name. Raises UsageError for what is no
-    rows and for a folder that exists, LorgnetteError that lists the rows that cannot be used.
+    columns: those with images and captions; default: recognized by type and name. needs_answer: also refuse
+    a row that has only a question. Raises UsageError for what is no rows and for a folder that exists, LorgnetteError
+    that lists the rows that cannot be used.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError("the output folder exists", where=str(folder), hint="name a new folder")
     records = _list_records(rows)
     with atomic_folder(folder) as temporary:
         images = Path(os.path.abspath(temporary / IMAGE_FOLDER))
-        read = _read_rows(records, images, columns or ColumnChoice(), on_progress)
-        result = load_usable(read, on_bad_row=on_bad_row, source=SOURCE, needs_answer=False)
+        read = _read_rows(records, images, columns or ColumnChoice(), needs_answer, on_progress)
+        result = load_usable(read, on_bad_row=on_bad_row, source=SOURCE, needs_answer=needs_answer)
 
         def name_image(path: Path) -> str:
             return f"{IMAGE_FOLDER}/{path.name}" if path.parent == images else str(path)
@@ -85,7 +88,7 @@ def write_rows(
 def encode_image(image: PIL.Image.Image | np.ndarray) -> bytes:
     """The image's pixels without loss, with what says how to show them. Raises LorgnetteError for pixels that no
     format holds."""
-    image = _read_array(image) if isinstance(image, np.ndarray) else image
+    image = image if isinstance(image, PIL.Image.Image) else _read_array(np.asarray(image))
     content = BytesIO()
     try:
         if image.mode in _PNG_MODES:
@@ -118,17 +121,31 @@ def _list_records(rows: Any) -> Iterator[Any]:
 
 
 def _read_rows(
-    records: Iterable[Any], images: Path, columns: ColumnChoice, on_progress: Callable[[int], None]
+    records: Iterable[Any],
+    images: Path,
+    columns: ColumnChoice,
+    needs_answer: bool,
+    on_progress: Callable[[int], None],
 ) -> Iterator[Row]:
     options = ReadOptions(ANY_PROMPT, images_to=images, columns=columns, trim=False)
     counter, read = RowCounter(SOURCE, options, Path.cwd()), RecordReader(options, str(SOURCE))
+
+    def is_caption(name: str) -> bool:
+        return name == columns.caption or is_named(name, CAPTION_NAMES)
 
     def read_record(record: object, location: Any) -> list[Example]:
         if not isinstance(record, Mapping):
             hint = 'write {"image": image, "caption": "a cat"}'
             raise LorgnetteError(f"the row is a {type(record).__name__}, not a dict", hint=hint)
         values = {str(name): _convert(value, str(name)) for name, value in record.items()}
-        return read({name: value for name, value in values.items() if value is not None}, location)
+        cells = {name: value for name, value in values.items() if value is not None}
+        is_captions = not list_formats(tuple(cells))
+        is_empty = not any(map(is_caption, cells)) and any(map(is_caption, values))
+        examples = [] if is_captions and is_empty else read(cells, location)
+        is_question = needs_answer and any(example.turns[-1].role == "user" for example in examples)
+        if is_captions and (is_empty or is_question):
+            raise LorgnetteError("the caption is empty", hint="write one, or remove the row")
+        return examples
 
     for record in records:
         location = counter.next()
@@ -138,15 +155,13 @@ def _read_rows(
 
 def _convert(value: Any, name: str) -> Any:
     """A value as a parquet file has it: an image is {"bytes", "path"}, an empty cell None."""
-    if isinstance(value, PIL.Image.Image) or (
-        isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim > 1
-    ):
+    if isinstance(value, PIL.Image.Image) or (isinstance(value, np.ndarray) and _has_pixels(value, name)):
         return {"bytes": encode_image(value), "path": None}
     match value:
         case np.ndarray() | np.generic():
             return _convert(value.tolist(), name)
         case Mapping():
-            return {str(key): _convert(item, name) for key, item in value.items()}
+            return {str(key): _convert(item, str(key)) for key, item in value.items()}
         case list() | tuple():
             return [_convert(item, name) for item in value]
         case str() | bytes() | bool() | int() | float() | None:
@@ -161,8 +176,16 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def _has_pixels(array: np.ndarray, name: str) -> bool:
+    """Whether it is meant as an image; then another type than uint8 is an error. name: its key."""
+    return array.ndim > 1 and (array.dtype == np.uint8 or array.ndim == 3 or is_named(name, IMAGE_NAMES))
+
+
 def _read_array(pixels: np.ndarray) -> PIL.Image.Image:
-    """The image of an array [height, width] or [height, width, channels]."""
+    """The image of an array [height, width] or [height, width, channels]. Raises LorgnetteError for another."""
+    if pixels.dtype != np.uint8:
+        message, hint = f"an array is no image: its dtype is {pixels.dtype}", "give uint8, with values from 0 to 255"
+        raise LorgnetteError(message, hint=hint)
     try:
         return PIL.Image.fromarray(pixels)
     except (TypeError, ValueError) as error:
