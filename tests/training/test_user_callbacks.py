@@ -45,16 +45,17 @@ def test_only_true_stops(result: Any, is_stopping: bool) -> None:
     assert (callbacks.is_stopping, callbacks.stop_reason) == (is_stopping, "choose" * is_stopping)
 
 
-def test_after_an_error_none_is_called() -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_after_an_error_none_is_called(kind: type[BaseException]) -> None:
     def fail(step: int, loss: float) -> None:
-        raise ZeroDivisionError("mine")
+        raise kind("mine")
 
     recorder = Recorder()
     callbacks = UserCallbacks([fail, recorder])
     callbacks.call("on_step_end", 1, 0.5)
     callbacks.call("on_evaluate", 1, {})
     assert callbacks.is_stopping
-    assert isinstance(callbacks.error, ZeroDivisionError)
+    assert isinstance(callbacks.error, kind)
     assert recorder.calls == []
 
 

@@ -34,7 +34,7 @@ class UserCallbacks:
         """callbacks: one or a sequence. Raises UsageError for an object that could not be called as it expects."""
         self._functions: dict[str, list[tuple[str, Callable[..., Any]]]] = {hook: [] for hook in HOOKS}
         self.stop_reason = ""
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
             name = getattr(callback, "__name__", type(callback).__name__)
             for hook, function in _list_functions(callback, name).items():
@@ -58,7 +58,7 @@ class UserCallbacks:
                 return
             try:
                 result = function(*values)
-            except Exception as error:  # raised again when the step is saved
+            except BaseException as error:  # also Ctrl-C; raised again when the step is saved
                 self.error = error
             else:
                 if isinstance(result, bool | np.bool_) and result:
