@@ -42,7 +42,7 @@ def use(
         try:
             with limits():
                 lorgnette.predict(
-                    image_files[2], adapter=adapter, model=str(model), sampling={"max_new_tokens": 1}, console=console
+                    image_files[2], adapter=adapter, model=str(model), max_new_tokens=1, console=console
                 )
         except LorgnetteError as error:
             refusal = str(error)
