@@ -1,11 +1,19 @@
 """The arguments that the commands share in Python: data and settings."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorgnette.commands.arguments import as_source, build_settings, is_rows, require_data
+from lorgnette.commands.arguments import as_name, as_source, build_settings, is_rows, require_data
+from lorgnette.commands.check import check
+from lorgnette.commands.compare import compare
+from lorgnette.commands.evaluate import evaluate
+from lorgnette.commands.plan import plan
+from lorgnette.commands.predict import load
+from lorgnette.commands.preview import preview
+from lorgnette.commands.train import resume
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
 from lorgnette.report.console import Terminal
@@ -25,6 +33,28 @@ def test_held_out_rows_in_memory_are_refused(name: str) -> None:
         build_settings("a.csv", values={name: [{"image": "a.png", "caption": "b"}]})
     with pytest.raises(UsageError, match="rows in memory"):
         build_settings("a.csv", settings={"data": {"test": [{}]}})
+
+
+@pytest.mark.parametrize("function", [check, plan, preview, partial(evaluate, "demo"), partial(compare, "demo")])
+def test_only_train_and_predict_take_rows(function: Any) -> None:
+    with pytest.raises(UsageError, match=r"rows in memory, not a data file .* lorgnette\.write_rows"):
+        function([{"image": "a.png", "caption": "b"}])
+    with pytest.raises(UsageError, match=r"rows in memory, not a data file .* lorgnette\.write_rows"):
+        compare("demo", data=[{"image": "a.png", "caption": "b"}])
+
+
+@pytest.mark.parametrize("function", [as_name, load, resume, partial(evaluate, data="a"), partial(compare, data="a")])
+@pytest.mark.parametrize("name", [None, 3, b"x"])
+def test_what_is_no_name_is_refused(function: Any, name: Any) -> None:
+    with pytest.raises(UsageError, match="no name of a run or a model"):
+        function(name)
+
+
+def test_other_values_of_a_wrong_type() -> None:
+    with pytest.raises(UsageError, match="no settings · settings is a list · give a dict"):
+        build_settings("a.csv", settings=["x"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no such GPU · gpu=V100 · give one of T4, "):
+        plan("a.csv", gpu="V100")  # type: ignore[arg-type]
 
 
 def test_settings_stay_as_they_are_without_others() -> None:

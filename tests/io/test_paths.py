@@ -27,6 +27,14 @@ def test_an_input_or_a_folder_is_refused(captions: Path) -> None:
         check_writable(captions.parent, captions)
 
 
+@pytest.mark.parametrize("name", ["page", "page.1"])
+def test_a_page_has_its_suffix(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"a browser shows as text .*name it {tmp_path}/{name}\.html"):
+        check_writable(tmp_path / name, is_page=True)
+    check_writable(tmp_path / f"{name}.HTML", is_page=True)
+    check_writable(tmp_path / name)
+
+
 def test_a_device_is_refused(captions: Path, tmp_path: Path) -> None:
     """The file that is written beside it would take its place."""
     os.mkfifo(tmp_path / "pipe")

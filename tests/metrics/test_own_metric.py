@@ -114,3 +114,8 @@ def test_a_metric_that_fails_is_found_before_a_model_is_loaded() -> None:
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     check_own_metrics(["BLEU-1"], [["a"]])
     check_own_metrics(["broken"], [])
+
+
+def test_better_is_one_of_two_words() -> None:
+    with pytest.raises(UsageError, match="better='max' · write 'higher' or 'lower'"):
+        register_metric(len, name="mine", better="max")  # type: ignore[type-var,arg-type,call-overload]

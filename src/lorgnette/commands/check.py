@@ -73,7 +73,7 @@ def check(
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)
     if out is not None:
-        check_writable(Path(out), source, *([settings.data.test] if settings.data.test else []))
+        check_writable(Path(out), source, *([settings.data.test] if settings.data.test else []), is_page=True)
     # Read all rows and images.
     typed = source
     max_rows = settings.data.max_rows

@@ -1,6 +1,5 @@
 """`compare`: one HTML page with the answers of several candidates side by side."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from rich.console import Console
 
 from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens
-from lorgnette.commands.arguments import as_source
+from lorgnette.commands.arguments import as_name, as_source
 from lorgnette.commands.compare_candidates import (
     BASE,
     Candidate,
@@ -66,13 +65,14 @@ def compare(
     """
     # Read what is asked, without weights.
     terminal = Terminal(console)
-    words = [*(os.fspath(name) for name in candidates), *([] if data is None else [str(as_source(data))])]
+    sources = [*candidates, data] if data is not None else [*candidates]
+    words = [*map(as_name, sources[:-1]), *(str(as_source(source)) for source in sources[-1:])]
     if len(words) < 2:
         raise UsageError("no data to answer", where="compare", hint="name a candidate and a data file")
     names, source = words[:-1], Path(words[-1])
     page_path = Path(out) if out else find_free_path(Path(), "compare", ".html")
     is_replaced = page_path.is_file()
-    check_writable(page_path, source, *(Path(name) for name in names if is_answers_file(name)))
+    check_writable(page_path, source, *(Path(name) for name in names if is_answers_file(name)), is_page=True)
     resolved = _resolve_inputs(names, model, terminal, image_size)
     names = names if len(names) == len(resolved) else [BASE, *names]
     metric_names = parse_metric_names(metrics, select_default_metrics(resolved))

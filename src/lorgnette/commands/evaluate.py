@@ -1,6 +1,5 @@
 """`evaluate`: compare answers with references; print metrics with intervals, and write them as JSON."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens
-from lorgnette.commands.arguments import as_source
+from lorgnette.commands.arguments import as_name, as_source
 from lorgnette.commands.compare_candidates import BASE, Candidate, list_training_prompts, resolve_candidates
 from lorgnette.commands.predict import read_examples
 from lorgnette.errors import LorgnetteError, UsageError
@@ -63,7 +62,7 @@ def evaluate(
     # Read what is asked, without weights.
     terminal, source = Terminal(console), as_source(data)
     folder = _check_output_folder(Path(out), source) if out else None
-    [resolved] = resolve_candidates([os.fspath(candidate)], model, terminal, image_size)
+    [resolved] = resolve_candidates([as_name(candidate)], model, terminal, image_size)
     metric_names = parse_metric_names(metrics, select_default_metrics([resolved]))
     prompts = load_eval_prompts(
         [resolved], source, prompt=prompt, rows=rows, images_from=images_from,

@@ -12,6 +12,7 @@ from rich.console import Console
 from lorgnette.commands.arguments import SettingsLike, build_settings
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
+from lorgnette.errors import UsageError
 from lorgnette.models.registry import find_unsupported_feature
 from lorgnette.planning.gpus import GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
@@ -147,6 +148,9 @@ def plan(
     data, recipe, settings, values: as in `train`. gpu: this one instead of all. memory: GiB of a GPU instead of its
     own. Raises what `train` raises before it reads weights.
     """
+    if gpu is not None and gpu not in GPUS:
+        hint = f"give one of {', '.join(GPUS)}, or its memory in GiB: memory=16"
+        raise UsageError("no such GPU", where=f"gpu={gpu}", hint=hint)
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)

@@ -49,7 +49,7 @@ def preview(
     if path is None:
         raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
     if out is not None:
-        check_writable(Path(out), path)
+        check_writable(Path(out), path, is_page=True)
     model = find_cached_model(settings.model)
     if model is None:
         message, hint = "the model is not on this machine; its tokenizer is needed", "name a model that is"

@@ -17,8 +17,11 @@ _MAX_LISTED = 10_000
 """Entries of a folder that are searched for a similar name."""
 
 
-def check_writable(out: Path, *inputs: Path) -> None:
-    """Raises UsageError if `out` is a folder or one of the inputs, LorgnetteError if it cannot be written."""
+def check_writable(out: Path, *inputs: Path, is_page: bool = False) -> None:
+    """Raises UsageError if `out` is a folder or one of the inputs, LorgnetteError if it cannot be written.
+
+    is_page: it is HTML; then a name without .html is an error too: a browser would show its source.
+    """
     sources = [source for path in inputs for source in split_sources(path)]
     if out.exists() and any(file.exists() and out.samefile(file) for file in sources):
         raise UsageError("the output would overwrite its own input", where=f"--out {out}", hint="name another file")
@@ -26,6 +29,9 @@ def check_writable(out: Path, *inputs: Path) -> None:
         raise UsageError("a folder, not a file", where=f"--out {out}", hint="name a file in it")
     if out.exists() and not out.is_file():
         raise UsageError("a device, not a file", where=f"--out {out}", hint="name a new file")
+    if is_page and out.suffix.lower() not in (".html", ".htm"):
+        hint = f"name it {out.with_name(f'{out.name}.html')}"
+        raise UsageError("a page without .html, which a browser shows as text", where=f"--out {out}", hint=hint)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out.parent):

@@ -10,7 +10,7 @@ The value of the metric is the mean over the answers, with the same intervals an
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 
@@ -74,6 +74,9 @@ def _register(function: Any, name: str | None = None, better: Better = "higher",
     if not callable(function):
         hint = "give a function (answer, references) -> float"
         raise UsageError("no metric", where=f"a {type(function).__name__}", hint=hint)
+    if better not in get_args(Better):
+        hint = "write 'higher' or 'lower'"
+        raise UsageError("what is better?", where=f"better={better!r}", hint=hint)
     name = name or str(getattr(function, "__name__", type(function).__name__))
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
         raise UsageError("no name for a metric", where=name, hint='give it one: register_metric(…, name="is_short")')
