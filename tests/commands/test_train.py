@@ -216,6 +216,11 @@ def test_rows_in_memory_are_written_into_the_run_and_move_with_it(tiny: Path, tm
     assert max(record["step"] for record in moved.log if record["kind"] == "train") > 1
 
 
+def test_a_run_has_one_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two names for the run's folder · name=a, run="):
+        train("captions.csv", name="a", run=tmp_path / "b")
+
+
 def test_a_run_that_is_killed_after_its_rows_are_written_is_free(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     write_rows([{"image": PIL.Image.new("RGB", (8, 8)), "caption": "a"}], folder / "data")
@@ -226,18 +231,23 @@ def test_a_run_that_is_killed_after_its_rows_are_written_is_free(tmp_path: Path)
         RunDir.check_is_free(folder)
 
 
-def test_an_exception_in_a_callback_loses_nothing(make_settings: Chosen, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_exception_in_a_callback_loses_nothing(
+    kind: type[BaseException], make_settings: Chosen, tmp_path: Path
+) -> None:
     class Fail:
         def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
             if step:
-                raise ZeroDivisionError("mine")
+                raise kind("mine")
 
     settings = make_settings("train.eval_steps=1")
-    with pytest.raises(ZeroDivisionError, match="mine") as raised:
+    with pytest.raises(kind, match="mine") as raised:
         train(settings, callbacks=[Fail()])
     assert "The run is saved at step 1; lorgnette.resume(" in raised.value.__notes__[0]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
-    with pytest.raises(ZeroDivisionError, match="mine"):  # at the last step all is written first
+    assert "Stopped at step 1; lorgnette.resume(" in Run(tmp_path / "run")._repr_html_()
+    assert "adapter:" not in Run(tmp_path / "run")._repr_html_()
+    with pytest.raises(kind, match="mine"):  # at the last step all is written first
         resume(tmp_path / "run", callbacks=[Fail()])
     assert Run(tmp_path / "run").report.is_file()
 

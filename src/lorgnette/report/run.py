@@ -117,9 +117,18 @@ class Run:
         """The scores as a DataFrame. Raises LorgnetteError if pandas is not installed."""
         return self.scores.to_pandas()
 
+    def _describe(self) -> list[str]:
+        """The verdict and the adapter; of a run that has not finished, where it is."""
+        lines = [self.verdict] if self.verdict else []
+        if not self.report.is_file():
+            steps = [int(path.name.removeprefix("step-")) for path in self.folder.checkpoints.glob("step-*[0-9]")]
+            state = f"Stopped at step {max(steps)}" if steps else "Stopped before a step was saved"
+            lines.append(f"{state}; lorgnette.resume({str(self.path)!r}) goes on.")
+        return [*lines, *([f"adapter: {self.adapter}"] if self.adapter.is_dir() else [])]
+
     def _repr_html_(self) -> str:
         try:
-            scores, lines = self.scores, [self.verdict, f"adapter: {self.adapter}"]
+            scores, lines = self.scores, self._describe()
         except LorgnetteError as error:  # a metric of the user that this process does not know
             scores, lines = Table(), [str(error)]
         link = self.report if self.report.is_file() else None
