@@ -27,6 +27,7 @@ from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
 from lorgnette.resolve import check_local_images, find_cached_model, read_rows, resolve_data, resolve_images_folder
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
+from lorgnette.training.start_warnings import list_start_warnings
 from lorgnette.training.step_count import StepCount
 from lorgnette.types import Example, Finding, Problem
 
@@ -121,6 +122,7 @@ def check(
         num_trainable=num_trainable,
         steps=step_count.describe() if num_trainable and not failure else "",
         step_advice=step_count.warning,
+        setting_advice=list_start_warnings(settings, [row.reference for row in examples]),
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )
     report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))

@@ -150,6 +150,7 @@ def _collect_notes(
     without references. Raises LorgnetteError if a file lacks answers."""
     for candidate in candidates:
         yield from candidate.check_saved_answers(prompts)
+    yield from {note for candidate in candidates if (note := candidate.explain_built_in_model(prompts))}
     if len(set(generations)) > 1:
         ways = "; ".join(f"{candidate.name}: {way}" for candidate, way in zip(candidates, generations, strict=True))
         yield f"the answers are generated in different ways, so the scores may differ because of that ({ways})"

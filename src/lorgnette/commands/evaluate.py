@@ -70,7 +70,8 @@ def evaluate(
     )  # fmt: skip
     check_own_metrics(metric_names, [prompt.references for prompt in prompts if prompt.references])
     overlap = resolved.find_training_overlap(prompts)
-    for note in (*resolved.check_saved_answers(prompts), *overlap.notes):
+    built_in = resolved.explain_built_in_model(prompts)
+    for note in (*resolved.check_saved_answers(prompts), *([built_in] if built_in else []), *overlap.notes):
         terminal.warn(note)
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare == len(prompts):

@@ -134,8 +134,8 @@ class CheckReport:
     num_compared: images compared for look-alikes. skipped_checks: which checks did not run, and why. basis: (name,
     value) of what the data was judged by, such as the model. skips_bad_rows: training leaves broken rows out
     (data.on_bad_row=skip). num_trainable: training rows that can be used; None: all of the split. steps: how many there
-    would be; step_advice: a warning about them. next_steps: (purpose, command). folders: those that a page leaves out
-    of paths.
+    would be; step_advice: a warning about them; setting_advice: warnings about model and settings.
+    next_steps: (purpose, command). folders: those that a page leaves out of paths.
     """
 
     title: str
@@ -151,13 +151,15 @@ class CheckReport:
     num_trainable: int | None = None
     steps: str = ""
     step_advice: str = ""
+    setting_advice: Sequence[str] = ()
     next_steps: Sequence[tuple[str, str]] = ()
     folders: Sequence[Path] = ()
 
     @property
     def advice(self) -> list[str]:
-        """Problems of the split as a whole, and of the number of steps."""
-        return [*self.split.advice, *([self.step_advice] if self.step_advice and not self.is_blocking else [])]
+        """Problems of the split as a whole, of the number of steps, and of the settings."""
+        step_advice = [self.step_advice] if self.step_advice and not self.is_blocking else []
+        return [*self.split.advice, *step_advice, *self.setting_advice]
 
     @property
     def is_blocking(self) -> bool:

@@ -16,11 +16,21 @@ MIN_STEPS = 20
 """With fewer optimizer steps, their number is the likeliest reason that nothing changed."""
 
 
-def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | None, reason: str = "") -> list[str]:
+def summarize_loss(
+    losses: Points,
+    evals: Points,
+    norms: Points,
+    best: str | None,
+    reason: str = "",
+    *,
+    can_learn: bool = True,
+    when: str = WHEN_NEW,
+) -> list[str]:
     """Sentences about the eval loss.
 
     losses, evals, norms: training loss, eval loss, gradient norm; best: folder of the adapter with the lowest eval
-    loss, None if a metric selects the best step; reason: why nothing changed, if nothing did.
+    loss, None if a metric selects the best step; reason: why nothing changed, if nothing did; can_learn: more steps can
+    help; when: names the eval loss of step 0.
     """
     evals = [point for point in evals if math.isfinite(point[1])]
     if not evals:
@@ -53,7 +63,7 @@ def summarize_loss(losses: Points, evals: Points, norms: Points, best: str | Non
             f"It then rose to {last:.3g} {meanwhile}{norm}: overfitting. {saved}"
             "Fewer epochs, or train.early_stopping_patience, stop a run there."
         )
-    elif best_step == last_step and before is not None:
+    elif best_step == last_step and before is not None and can_learn:
         sentences.append("It was still falling at the end: more steps may improve it.")
     return sentences
 

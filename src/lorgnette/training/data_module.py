@@ -30,6 +30,7 @@ from lorgnette.report.trackers.tracker import select_trackers
 from lorgnette.resolve import read_rows, resolve_data, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
+from lorgnette.training.start_warnings import list_start_warnings
 from lorgnette.types import Encoded, Example, ImageGrid, Problem
 
 _FIX_ROW = "fix or remove the row"
@@ -93,7 +94,14 @@ class TrainingData:
         train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
+        for line in list_start_warnings(settings, loaded.references):
+            terminal.warn(line)
         return loaded
+
+    @property
+    def references(self) -> list[str | None]:
+        """The answers of all rows."""
+        return [e.example.reference for part in (self.examples, self.held_out) for e in part]
 
     def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
         """The settings, with `auto` in predict.metrics replaced by what suits the references of all rows. Prints it."""

@@ -31,7 +31,8 @@ from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
-from lorgnette.training.step_count import END_KIND, StepCount
+from lorgnette.training.start_warnings import explain_built_in_model
+from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.training.trainer import Trainer
 from lorgnette.training.user_callbacks import UserCallbacks
 from lorgnette.types import BASE_MODEL, Encoded, Example, PredictionRow
@@ -103,7 +104,8 @@ def run_training(
                     )  # fmt: skip
                     is_finished = trainer.train(callbacks)
                 if is_finished:
-                    _report_end(trainer, log, terminal)
+                    can_learn = not explain_built_in_model(settings.model, data.references)
+                    _report_end(trainer, log, terminal, can_learn=can_learn)
                 else:
                     writer.wait()
                     _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal)
@@ -151,15 +153,15 @@ def _report_stop(
         terminal.print(f"saved      at step {step}; to resume: {run_dir.resume_command}")
         user_callbacks.raise_error(f"The run is saved at step {step}; lorgnette.resume({str(run_dir.path)!r}) goes on.")
         interrupt.stop()
-    text = f"step {step}: stopped by the callback {user_callbacks.stop_reason}"
+    text = f"step {step}: {STOPPED_BY_CALLBACK} {user_callbacks.stop_reason}"
     terminal.print(f"{text}; to take the other steps later: {run_dir.resume_command}")
     log.write({"kind": "event", "step": step, "text": text, "level": "info"})
 
 
-def _report_end(trainer: Trainer, log: RunLog, terminal: Terminal) -> None:
+def _report_end(trainer: Trainer, log: RunLog, terminal: Terminal, *, can_learn: bool) -> None:
     """Say how many steps were taken, and why no more."""
     auto_steps, count = trainer.auto_steps, StepCount(len(trainer.sampler.examples), trainer.settings)
-    text = count.describe_end(trainer.step, auto_steps)
+    text = count.describe_end(trainer.step, auto_steps, can_learn=can_learn)
     reason = auto_steps.end_reason if auto_steps else None
     log.write({"kind": END_KIND, "step": trainer.step, "reason": reason, "text": text})
     terminal.print(f"trained    {text}")

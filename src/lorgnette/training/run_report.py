@@ -10,7 +10,14 @@ from lorgnette.metrics.registry import METRICS, expand_metric_names, get_best_mo
 from lorgnette.metrics.report import compute_gains, count_before_after, score_before_after
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
-from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
+from lorgnette.report.curve_summary import (
+    MIN_STEPS,
+    WHEN_CONTINUED,
+    WHEN_NEW,
+    explain_no_change,
+    summarize_best_step,
+    summarize_loss,
+)
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import RunPage, write_run_page
 from lorgnette.report.manifest import read_manifest
@@ -27,7 +34,8 @@ from lorgnette.training.run_facts import (
     list_private_folders,
     sum_stages,
 )
-from lorgnette.training.step_count import END_KIND, StepCount
+from lorgnette.training.start_warnings import explain_built_in_model
+from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.types import BASE_MODEL, PredictionRow
 
 
@@ -52,6 +60,7 @@ def write_run_report(
     seconds = sum_stages(records)
 
     # Say what they show. The log may have been deleted.
+    can_learn = not explain_built_in_model(settings.model, data.references)
     losses, evals, best, summary, reason = curves["loss"], curves["eval loss"], str(run_dir.best), "", ""
     num_steps = int(max((step for step, _ in [*losses, *evals]), default=0))
     if losses:
@@ -60,15 +69,21 @@ def write_run_report(
         # The eval losses are of the same examples; the first and the last training loss are not.
         name, points = ("eval loss", evals) if len(evals) > 1 and evals[0][0] == 0 else ("loss", losses)
         summary = f"{steps}; {name} {points[0][1]:.3g} → {points[-1][1]:.3g}."
-        reason = explain_no_change(settings.train, num_steps)
-    notes = summarize_loss(losses, evals, curves["gradient norm"], None if best_metric else best, reason)
+        reason = explain_no_change(settings.train, num_steps) if can_learn else ""
+        if stop := _find_stop(records, num_steps):
+            reason = f"a training of {num_steps} {'step' if num_steps == 1 else 'steps'}, {stop}"
+    when = WHEN_CONTINUED if settings.adapter else WHEN_NEW
+    notes = summarize_loss(
+        losses, evals, curves["gradient norm"], None if best_metric else best, reason, can_learn=can_learn, when=when
+    )
     if best_metric:
         [curve] = metric_curves
-        notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=METRICS[best_metric].sign > 0)
+        is_higher_better = METRICS[best_metric].sign > 0
+        notes += summarize_best_step(curve.name, curve.points, best, higher_is_better=is_higher_better, when=when)
     overlap = _find_overlap(settings, run_dir, rows)
     best_point = _find_best_step(evals, metric_curves, best_metric)
     is_chosen = best_point is not None and best_point[1] < num_steps
-    notes += _describe_steps(settings, data, records, notes, is_chosen=is_chosen)
+    notes += _describe_steps(settings, data, records, notes, num_steps, is_chosen=is_chosen)
     notes += _describe_answers(settings, rows, overlap)
     metric_names = expand_metric_names(settings.predict.metrics)
     is_step_chosen = settings.train.early_stopping_patience is not None
@@ -135,22 +150,37 @@ def _find_overlap(settings: Settings, run_dir: RunDir, rows: Sequence[Prediction
 
 
 def _describe_steps(
-    settings: Settings, data: TrainingData, records: Sequence[run_log.Record], notes: Sequence[str], *, is_chosen: bool
+    settings: Settings,
+    data: TrainingData,
+    records: Sequence[run_log.Record],
+    notes: Sequence[str],
+    num_steps: int,
+    *,
+    is_chosen: bool,
 ) -> Iterator[str]:
     """How many steps were taken, and why no more. is_chosen: an earlier step than the last is the best."""
-    warning = StepCount(len(data.examples), settings.train).warning
-    if warning and not any("optimizer step" in note for note in notes):
+    warning, stop = StepCount(len(data.examples), settings.train).warning, _find_stop(records, num_steps)
+    if stop:
+        few = ": too few to change much" if num_steps < MIN_STEPS else ""
+        yield f"Training took {num_steps} {'step' if num_steps == 1 else 'steps'}, {stop}{few}."
+    elif warning and not any("optimizer step" in note for note in notes):
         yield f"{warning[0].upper()}{warning[1:]}."
     if settings.train.epochs == "auto":
         ends = [record for record in records if record.get("kind") == END_KIND]
         yield from (f"Training took {record['text']}." for record in ends)
-        if settings.model == "demo" and any(record["reason"] == "limit" for record in ends):
-            yield "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs."
+    if note := explain_built_in_model(settings.model, data.references):
+        yield note
     if is_chosen:
         yield (
             f"The {len(data.held_out)} held-out examples that are scored also chose the best step, so its scores are "
             "better than they would be for other images."
         )
+
+
+def _find_stop(records: Sequence[run_log.Record], num_steps: int) -> str:
+    """`stopped by the callback NAME`, if one ended the training at this last step; else empty."""
+    texts = (record["text"] for record in records if record.get("kind") == "event" and record["step"] == num_steps)
+    return next((text[start:] for text in texts if (start := text.find(STOPPED_BY_CALLBACK)) >= 0), "")
 
 
 def _describe_answers(settings: Settings, rows: Sequence[PredictionRow], overlap: TrainingOverlap) -> Iterator[str]:

@@ -14,6 +14,9 @@ from lorgnette.training.sampler import compute_steps_per_epoch, compute_total_st
 END_KIND = "end"
 """Kind of the log record: {"kind": "end", "step": 41, "reason": "low", "text": …}; reason: null without epochs=auto"""
 
+STOPPED_BY_CALLBACK = "stopped by the callback"
+"""In the log's event when a callback of the user ended the training."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepCount:
@@ -53,8 +56,8 @@ class StepCount:
         remedy = "raise or remove train.max_steps" if self.is_capped else "train.epochs=auto chooses enough"
         return f"only {_pluralize(self.total, 'optimizer step')}: too few to change much; {remedy}"
 
-    def describe_end(self, step: int, auto_steps: AutoSteps | None) -> str:
-        """Why the training ended after `step` steps."""
+    def describe_end(self, step: int, auto_steps: AutoSteps | None, *, can_learn: bool = True) -> str:
+        """Why the training ended after `step` steps. can_learn: more steps can help this model."""
         settings, steps = self.settings, _pluralize(step, "step")
         if step < (auto_steps.total_steps if auto_steps else self.total):
             return f"{steps}: no new best step for a while (train.early_stopping_patience)"
@@ -66,8 +69,11 @@ class StepCount:
         if auto_steps.end_reason == "flat":
             return f"{steps}: the loss no longer falls, {loss} (train.epochs=auto)"
         more = math.ceil(2 * step / self.steps_per_epoch)
+        end = f"{steps}, the limit of train.epochs=auto: the training loss is still {loss}"
+        if not can_learn:
+            return end
         return (
-            f"{steps}, the limit of train.epochs=auto: the loss is still {loss}, so these answers are not learned yet; "
+            f"{end}; if the answers are not right yet, "
             f"a higher train.learning_rate, more examples or more steps (train.epochs={more}) may help"
         )
 

@@ -1,0 +1,40 @@
+"""What has to be said before the first step: a model that cannot learn the data, settings that are seldom meant.
+
+Needs no torch. `check`, `plan`, `train`, `evaluate` and `compare` use the same sentences.
+"""
+
+import re
+from collections.abc import Iterable
+
+from lorgnette.config import Settings
+
+DRAWN_SCENES_ONLY = (
+    "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs; "
+    "model=Qwen2-VL-2B-Instruct can."
+)
+SLOW_BFLOAT16 = "bfloat16 is slow on a CPU; leave dtype=auto"
+HIGH_LEARNING_RATE = 0.01
+_THING = r"(?:small|big) \w+ \w+"
+_DRAWN_SCENE = re.compile(rf"A {_THING} (?:to the left of|to the right of|above|below) a {_THING}\.")
+"""A caption of the demo's own drawings (demo/captions.py)."""
+
+
+def explain_built_in_model(model: str, references: Iterable[str | None]) -> str:
+    """Why the built-in model cannot learn these answers; empty for other models, and for the demo's own drawings."""
+    answers = [text for text in references if text]
+    if model != "demo" or not answers:
+        return ""
+    num_drawn = sum(_DRAWN_SCENE.fullmatch(text.strip()) is not None for text in answers)
+    return "" if 2 * num_drawn >= len(answers) else DRAWN_SCENES_ONLY
+
+
+def list_start_warnings(settings: Settings, references: Iterable[str | None]) -> list[str]:
+    """What makes this training fail, or far from what is usual. references: the answers of the data."""
+    warnings, rate = [], settings.train.learning_rate
+    if rate > HIGH_LEARNING_RATE:
+        warnings.append(
+            f"train.learning_rate={rate:g} is very high: the training will probably fail; usual are 1e-5 to 1e-3"
+        )
+    if note := explain_built_in_model(settings.model, references):
+        warnings.append(note)
+    return warnings

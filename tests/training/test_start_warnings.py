@@ -1,0 +1,54 @@
+"""What is said before the first step."""
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import lorgnette
+from lorgnette.config import Settings
+from lorgnette.demo.captions import write_caption
+from lorgnette.demo.scenes import sample_scene
+from lorgnette.report.curve_summary import summarize_loss
+from lorgnette.training.start_warnings import DRAWN_SCENES_ONLY, explain_built_in_model, list_start_warnings
+
+
+def test_the_built_in_model_is_for_the_captions_of_the_demo() -> None:
+    rng = random.Random(1)
+    drawn = [write_caption(sample_scene(rng)) for _ in range(200)]
+    assert explain_built_in_model("demo", drawn) == ""
+
+
+@pytest.mark.parametrize(
+    "answer", ["A dog on a bench.", "A small red car.", "A big man above a small red car on a road."]
+)
+def test_the_built_in_model_is_not_for_other_answers(answer: str) -> None:
+    assert explain_built_in_model("demo", [answer]) == DRAWN_SCENES_ONLY
+
+
+def test_nothing_is_said_of_other_models_or_without_answers() -> None:
+    assert explain_built_in_model("Qwen/Qwen2-VL-2B-Instruct", ["A dog."]) == ""
+    assert explain_built_in_model("demo", [None, ""]) == ""
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [("5", True), ("2e-3", False), ("1e-4", False)])
+def test_an_absurd_learning_rate_is_told(rate: str, is_told: bool, make_settings: Callable[..., Settings]) -> None:
+    warnings = list_start_warnings(make_settings(f"train.learning_rate={rate}"), [])
+    assert any("usual are 1e-5 to 1e-3" in text for text in warnings) is is_told
+
+
+def test_every_command_says_it_before_it_starts(captions: Path, terminal_output: io.StringIO) -> None:
+    console = Console(file=terminal_output, width=500)
+    lorgnette.check(captions, model="demo", console=console)
+    lorgnette.plan(captions, model="demo", console=console, image_size=28)
+    lorgnette.evaluate("base", captions, model="demo", image_size="28", max_new_tokens=1, console=console)
+    assert terminal_output.getvalue().count(DRAWN_SCENES_ONLY) == 3
+
+
+def test_more_steps_are_no_advice_for_it() -> None:
+    evals = [(0.0, 4.0), (1.0, 3.0)]
+    assert any("more steps" in line for line in summarize_loss([], evals, [], None))
+    assert not any("more steps" in line for line in summarize_loss([], evals, [], None, can_learn=False))
