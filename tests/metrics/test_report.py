@@ -31,6 +31,13 @@ PROMPTS = [
     build_prompt("c.png", "two red cars on a street"),
     build_prompt("d.png", "a man with a hat"),
 ]
+
+
+def repeat(prompts: list[EvalPrompt], count: int) -> list[EvalPrompt]:
+    """About other images each time."""
+    return [build_prompt(f"{n}/{prompt.example.id}", *prompt.references) for n in range(count) for prompt in prompts]
+
+
 GOOD = ["a dog runs on the grass", "anything", "two red cars on a street", "a man with a hat"]
 BAD = ["the image shows", "anything", "the image shows", "the image shows"]
 
@@ -52,7 +59,7 @@ def test_differences_are_paired_and_antisymmetric() -> None:
 
 def test_a_few_examples_are_never_significant() -> None:
     """Even if they differ a lot: three images, and an interval that excludes 0."""
-    few, many = (compute_report(["ROUGE-L"], PROMPTS * n, [BAD * n, GOOD * n, GOOD * n]) for n in (1, 4))
+    few, many = (compute_report(["ROUGE-L"], repeat(PROMPTS, n), [BAD * n, GOOD * n, GOOD * n]) for n in (1, 4))
     low, _ = few.differences[1, 0][0].interval or (0, 0)
     assert low > 0
     pairs = ((1, 0), (0, 1), (2, 1))
@@ -61,7 +68,7 @@ def test_a_few_examples_are_never_significant() -> None:
 
 
 def test_a_lower_edit_distance_is_better() -> None:
-    report = compute_report(["latex-edit-distance"], PROMPTS * 4, [BAD * 4, GOOD * 4])
+    report = compute_report(["latex-edit-distance"], repeat(PROMPTS, 4), [BAD * 4, GOOD * 4])
     assert (report.differences[1, 0][0].value or 0) < 0
     assert classify_difference(report.differences[1, 0][0]) == "better"
 
@@ -110,27 +117,49 @@ ROWS = [
 ]
 
 
+def repeat_rows(rows: list[PredictionRow], count: int) -> list[PredictionRow]:
+    """About other images each time."""
+    return [replace(row, images=(Path(f"{n}/{row.id}"),)) for n in range(count) for row in rows]
+
+
 def test_caption_metrics_before_and_after() -> None:
     scores = {score.name: score for score in score_before_after(ROWS, ("caption",))}
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
-    assert scores["ROUGE-L"].after.startswith("1.000 (")
+    assert scores["ROUGE-L"].after == "1.000"  # both are: resampling shows no uncertainty
     assert float(scores["BLEU-1"].before.split()[0]) < 0.5
     assert all(score.description for score in scores.values())
     assert {score.change for score in scores.values()} == {"unsure"}  # two images: chance could do this
 
 
 def test_a_score_is_better_only_if_chance_does_not_explain_it() -> None:
-    rouge, cider = (score for score in score_before_after(ROWS * 4, ("ROUGE-L", "CIDEr-D")))
+    rouge, cider = (score for score in score_before_after(repeat_rows(ROWS, 4), ("ROUGE-L", "CIDEr-D")))
     assert (rouge.change, cider.change) == ("better", "better")
     assert rouge.difference.startswith("+")
     assert " (+" in rouge.difference
-    swapped = [replace(row, base=row.tuned, tuned=row.base) for row in ROWS * 4]
+    swapped = [replace(row, base=row.tuned, tuned=row.base) for row in repeat_rows(ROWS, 4)]
     assert [score.change for score in score_before_after(swapped, ("ROUGE-L",))] == ["worse"]
     # A gain in one of 32 rows is a gain in the mean, and no news.
-    same = [replace(row, tuned=row.base) for row in ROWS * 16]
+    same = [replace(row, tuned=row.base) for row in repeat_rows(ROWS, 16)]
     [score] = score_before_after([*ROWS[:1], *same], ("ROUGE-L",))
     assert score.after > score.before
     assert score.change == "unsure"
+
+
+def test_copies_of_images_are_no_new_evidence(tmp_path: Path) -> None:
+    """Eight rows about two images, which are there four times: as files, or as questions about one file."""
+    rows = repeat_rows(ROWS, 4)
+    files = [tmp_path / f"{i}.png" for i in range(8)]
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i]))
+    own, copied = ([replace(row, images=(file,)) for row, file in zip(rows, part, strict=True)]
+                   for part in (files, files[:2] * 4))  # fmt: skip
+    assert [row.change for row in score_before_after(own, ("ROUGE-L",))] == ["better"]
+    [same_file] = score_before_after(copied, ("ROUGE-L",))
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i % 2]))
+    [same_content] = score_before_after(own, ("ROUGE-L",))
+    assert same_file == same_content
+    assert same_file.change == "unsure"
 
 
 def test_an_undefined_metric_has_a_note() -> None:
@@ -144,7 +173,7 @@ def test_formulas_are_compared_token_by_token() -> None:
     scores = {score.name: score for score in score_before_after(rows, ("latex",))}
     assert scores["latex-exact-match"].after.split()[0] == "0.500"
     assert scores["latex-edit-distance"].difference.startswith("−")
-    many = {score.name: score for score in score_before_after(rows * 4, ("latex",))}
+    many = {score.name: score for score in score_before_after(repeat_rows(rows, 4), ("latex",))}
     assert many["latex-edit-distance"].change == "better"  # it is lower
     assert many["latex-edit-distance"].description.endswith("lower is better")
 

@@ -13,7 +13,7 @@ from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_log import RunLog
 from lorgnette.training.run_facts import describe_comparison, format_duration, list_facts, list_next_steps, sum_stages
 from lorgnette.training.run_report import write_run_report
-from lorgnette.types import PredictionRow
+from lorgnette.types import Image, PredictionRow
 
 STAGES = [("data", 1.0), ("features", 3.0), ("decoding", 2.5), ("steps", 60.0), ("steps", 64.0)]
 RECORDS = [{"kind": "stage", "name": name, "seconds": seconds} for name, seconds in STAGES]
@@ -48,6 +48,39 @@ def test_facts_have_units_and_names_but_no_folders(prepare_run: Callable[..., An
     assert str(tmp_path) not in " ".join(value for label, value in facts.items() if label != "Base model")
     bare = list_facts(run.settings, run.data, [], [], {})  # the log and the manifest are gone
     assert "Total time" not in {label for _, group in bare for label, _ in group}
+
+
+@pytest.mark.parametrize(
+    ("rates", "text"),
+    [({1: 5e-5, 2: 1e-4, 3: 2e-5}, "0.0001 at its peak"), ({}, "0.0001 at its peak"),
+     ({5: 5e-5, 10: 9e-5}, "0.0001 at its peak"),  # the log lacks steps
+     ({1: 2.5e-5, 2: 5e-5}, "5e-05 at its peak; train.learning_rate=0.0001 was not reached")],
+)  # fmt: skip
+def test_the_peak_of_the_learning_rate_is_the_one_reached(
+    prepare_run: Callable[..., Any], rates: dict[int, float], text: str
+) -> None:
+    run = prepare_run("train.learning_rate=1e-4")
+    records = [{"kind": "train", "step": step, "learning_rate": rate} for step, rate in rates.items()]
+    facts = dict(dict(list_facts(run.settings, run.data, [], records, {}))["Run"])
+    assert facts["Learning rate"] == text
+
+
+def test_copies_of_images_are_counted_once(prepare_run: Callable[..., Any], tmp_path: Path) -> None:
+    run = prepare_run()
+    copies = [tmp_path / "copy-1.png", tmp_path / "copy-2.png"]
+    for path in copies:
+        path.write_bytes(b"the same")
+
+    def show(encoded: Any, path: Path) -> Any:
+        user, *others = encoded.example.turns
+        parts = tuple(replace(part, path=path) if isinstance(part, Image) else part for part in user.parts)
+        return replace(encoded, example=replace(encoded.example, turns=(replace(user, parts=parts), *others)))
+
+    data = replace(run.data, held_out=list(map(show, run.data.held_out, copies)))
+    asked = dict(describe_comparison(run.settings, data, build_rows(run), 12))["Asked about"]
+    assert asked.startswith(
+        "2 held-out rows with 1 image: from the end of captions.csv, with the copies of their images; none"
+    )
 
 
 def test_the_comparison_says_what_was_asked_about(prepare_run: Callable[..., Any]) -> None:

@@ -139,7 +139,7 @@ def _format_training(name: str, spec: ModelSpec, record: RunRecord | None, round
     before = f"before: {metadata.origin}" if metadata.origin else "base model"
     rows = [f"| {score.name} | {score.before} | {score.after} |" for score in record.scores]
     yield (
-        f"## Scores\n\nOn {record.num_questions} held-out questions, with 95 % bootstrap intervals, measured with the "
+        f"## Scores\n\nOn {record.num_questions} held-out questions, with 95 % intervals, measured with the "
         f"adapter before it was merged.\n\n| metric | {before} | after |\n|---|---|---|\n" + "\n".join(rows)
     )
 

@@ -93,6 +93,12 @@ def map_identical_files(paths: Iterable[Path], known_info: Mapping[Path, Hashabl
     return {path: first[file] for path, file in resolved.items()}
 
 
+def map_copies(paths: Iterable[Path]) -> dict[Path, Path]:
+    """As `map_identical_files`; a file that is not there is like no other."""
+    paths = list(dict.fromkeys(paths))
+    return {path: path for path in paths} | map_identical_files(path for path in paths if path.is_file())
+
+
 def _group_by(files: Iterable[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Files with equal keys, in their order. The key of a single file is not computed."""
     files = list(files)

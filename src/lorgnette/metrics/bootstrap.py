@@ -3,9 +3,11 @@
 Every metric here is a function of sums over examples (score.Tally), so a resampled set costs one row of a matrix
 product. Percentile bootstrap: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979. Paired, for two systems:
 Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004. Approximate randomization: Riezler
-and Maxwell, On Some Pitfalls in Automatic Evaluation and Significance Testing for MT, 2005.
+and Maxwell, On Some Pitfalls in Automatic Evaluation and Significance Testing for MT, 2005. Score interval of a share:
+Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +17,13 @@ from jaxtyping import Float64
 from lorgnette.metrics.score import Tally
 
 NUM_RESAMPLES = 1000
+_NORMAL_QUANTILE = 1.959963984540054
+"""Of 0.975."""
 _MAX_CELLS = 4_000_000
 _TOLERANCE = 1e-12
 """Differences this close are equal: the sums add the same floats in another order."""
+_MIN_WIDTH = 1e-6
+"""A narrower interval is none: BLEU's smoothing alone moves its value by 1e-9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,11 @@ class Difference:
     interval: tuple[float, float] | None = None
     p_value: float | None = None
 
+    @property
+    def shown_interval(self) -> tuple[float, float] | None:
+        """None also if all examples differ alike: resampling then shows no uncertainty."""
+        return self.interval if self.interval and self.interval[1] - self.interval[0] > _MIN_WIDTH else None
+
     def negate(self) -> "Difference":
         """First system minus second."""
         if self.value is None:
@@ -44,10 +55,21 @@ class Difference:
 
 def compute_intervals(
     tallies: Sequence[Tally], num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> list[tuple[float, float]]:
-    """95 % intervals of metrics of the same examples, all from the same resampled sets."""
+) -> list[tuple[float, float] | None]:
+    """95 % intervals of metrics of the same examples, all from the same resampled sets.
+
+    Where all resampled sets have one value, a share has Wilson's interval, and another metric none.
+    """
     sums = _sum_resamples([tally.counts for tally in tallies], num_resamples, _make_bootstrap_sampler(seed))
-    return [_compute_interval(tally.compute_value(part)) for tally, part in zip(tallies, sums, strict=True)]
+    intervals = [_compute_interval(tally.compute_value(part)) for tally, part in zip(tallies, sums, strict=True)]
+    return [
+        (low, high)
+        if high - low > _MIN_WIDTH
+        else _compute_wilson_interval((low + high) / 2, len(tally.counts))
+        if tally.is_proportion
+        else None
+        for tally, (low, high) in zip(tallies, intervals, strict=True)
+    ]
 
 
 def compare_tallies(
@@ -59,7 +81,7 @@ def compare_tallies(
         return Difference(name, None, ())
     value = second.value - first.value
     per_example = tuple((second.per_example - first.per_example).tolist())
-    if len(per_example) == 1:
+    if len(first.counts) == 1:
         return Difference(name, value, per_example)
     # Paired bootstrap: the same resampled examples for both systems.
     first_sums, second_sums = _sum_resamples(
@@ -99,6 +121,14 @@ def _sum_resamples(
     batches = [min(batch_size, num_resamples - start) for start in range(0, num_resamples, batch_size)]
     sums = np.concatenate([draw(b, len(columns)) @ columns for b in batches])
     return np.split(sums, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
+
+
+def _compute_wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Of a share of `count` examples."""
+    z = _NORMAL_QUANTILE
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _compute_interval(values: Float64[np.ndarray, " B"]) -> tuple[float, float]:

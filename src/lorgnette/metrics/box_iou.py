@@ -8,6 +8,7 @@ reference must use one scale.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def box_iou(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> T
 
 def box_accuracy(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """As box_iou, but a match counts 1 at an IoU of 0.5 or more, and 0 below."""
-    return _score_examples(hypotheses, references, min_iou=0.5)
+    tally = _score_examples(hypotheses, references, min_iou=0.5)
+    return replace(tally, is_proportion=bool(np.isin(tally.per_example, (0, 1)).all()))
 
 
 def _score_examples(hypotheses: Sequence[str], references: Sequence[Sequence[str]], min_iou: float) -> Tally:

@@ -6,6 +6,7 @@ arXiv 1905.13648. At exactly the threshold the paper gives 0 and the benchmark's
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lorgnette.metrics.score import Tally, tally_best
 
@@ -45,7 +46,7 @@ def edit_distance(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequ
 
 def exact_match(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Tally:
     """Share of examples that equal one of their references."""
-    return tally_best(hypotheses, references, lambda a, b: float(a == b))
+    return replace(tally_best(hypotheses, references, lambda a, b: float(a == b)), is_proportion=True)
 
 
 def anls(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:

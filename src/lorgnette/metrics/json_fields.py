@@ -14,7 +14,7 @@ import numpy as np
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
-from lorgnette.metrics.score import Tally, tally_mean
+from lorgnette.metrics.score import Tally, tally_share
 from lorgnette.metrics.tokenizers import normalize_whitespace
 
 _FENCE = "```"
@@ -105,9 +105,9 @@ def compare_objects(hypotheses: Sequence[str], references: Sequence[Sequence[str
     if num_broken and not is_undefined:
         note = f"{num_broken} of {len(references)} references are no JSON object and count as wrong"
     fields = Tally(shares, counts, lambda sums: sums[:, 0] / np.maximum(1, sums[:, 1]), note, is_undefined)
-    equal = tally_mean((shares == 1).astype(np.float64), note, is_undefined=is_undefined)
+    equal = tally_share((shares == 1).astype(np.float64), note, is_undefined=is_undefined)
     is_valid = np.array([match.is_valid for match in matches], np.float64)
-    return fields, equal, tally_mean(is_valid)
+    return fields, equal, tally_share(is_valid)
 
 
 def count_fields(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> FieldCounts:

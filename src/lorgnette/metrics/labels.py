@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from lorgnette.metrics.score import Tally, tally_mean
+from lorgnette.metrics.score import Tally, tally_mean, tally_share
 from lorgnette.metrics.tokenizers import normalize_whitespace
 
 MAX_LABELS = 50
@@ -149,7 +149,7 @@ def classify(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
     index = {key: i for i, key in enumerate(sorted(keys))}
     true, answered = _match(hypotheses, references, index)
     is_correct = (true == answered).astype(np.float64)
-    accuracy = tally_mean(is_correct)
+    accuracy = tally_share(is_correct)
     if 3 * len(index) * len(true) > MAX_CELLS:
         note = f"{len(index):,} distinct references in {len(true):,} examples are too many for labels"
         return accuracy, tally_mean(is_correct, note, is_undefined=True)

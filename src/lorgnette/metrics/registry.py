@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from lorgnette.config import Settings
+from lorgnette.data.splits import map_copies
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics.bleu import bleu
 from lorgnette.metrics.bootstrap import Difference, compare_tallies, compute_intervals
@@ -15,7 +17,7 @@ from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.metrics.json_fields import compare_objects
 from lorgnette.metrics.labels import classify
 from lorgnette.metrics.rouge import rouge_l
-from lorgnette.metrics.score import Score, Tally
+from lorgnette.metrics.score import Score, Tally, group_tally
 from lorgnette.metrics.token_f1 import token_f1
 from lorgnette.metrics.tokenizers import normalize_whitespace, tokenize_latex, tokenize_words
 from lorgnette.types import Example
@@ -94,7 +96,7 @@ def compute_scores(names: Iterable[str], hypotheses: Sequence[str], references: 
 def build_scores(tallies: Mapping[str, Tally]) -> list[Score]:
     """Tallies as values with intervals, all from the same resampled sets."""
     defined = {name: tally for name, tally in tallies.items() if tally.value is not None}
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
     if defined and all(len(tally.counts) > 1 for tally in defined.values()):
         intervals = dict(zip(defined, compute_intervals(list(defined.values())), strict=True))
     return [
@@ -115,10 +117,17 @@ def compare_answers(
 
 
 def compute_tallies(
-    names: Iterable[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+    names: Iterable[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    images: Sequence[tuple[Path, ...]] = (),
 ) -> dict[str, Tally]:
     """The tally of each metric. Texts are tokenized once per tokenizer, and each function runs once. Raises
-    LorgnetteError for an example without references."""
+    LorgnetteError for an example without references.
+
+    images: of each example. Examples about the same images, or copies of them, are resampled together, since they are
+    not independent. () if the tallies are not resampled.
+    """
     metrics = {name: get_metric(name) for name in names}
     for i, texts in enumerate(references):
         if not texts:
@@ -135,7 +144,18 @@ def compute_tallies(
     for name, metric in metrics.items():
         output = outputs[metric.compute, metric.tokenize]
         tallies[name] = output if isinstance(output, Tally) else output[metric.output_index]
+    groups = number_images(images)
+    if len(set(groups)) < len(groups):
+        tallies = {name: group_tally(tally, groups) for name, tally in tallies.items()}
     return tallies
+
+
+def number_images(images: Sequence[tuple[Path, ...]]) -> list[int]:
+    """The same number (0, 1, …) for examples about the same images or copies of them; without images one of its own."""
+    same = map_copies(path for paths in images for path in paths)
+    keys = [tuple(same[path] for path in paths) or i for i, paths in enumerate(images)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
 
 
 def get_metric(name: str, where: str = "", other_names: Iterable[str] = ()) -> Metric:

@@ -61,8 +61,9 @@ def compute_report(
     """The report on answers [candidate][prompt]. Without references it has style only."""
     scored_indices = tuple(i for i, prompt in enumerate(prompts) if prompt.references)
     references = [prompts[i].references for i in scored_indices]
+    images = [prompts[i].image_paths for i in scored_indices]
     scored_answers = [[texts[i] for i in scored_indices] for texts in answers] if scored_indices else []
-    tallies = [compute_tallies(metric_names, texts, references) for texts in scored_answers]
+    tallies = [compute_tallies(metric_names, texts, references, images) for texts in scored_answers]
     differences: dict[tuple[int, int], tuple[Difference, ...]] = {}
     for b, a in combinations(range(len(tallies)), 2):
         rows = tuple(compare_tallies(name, tallies[b][name], tallies[a][name]) for name in metric_names)
@@ -116,7 +117,7 @@ def format_difference(difference: Difference, scale: float = 1.0, digits: int = 
     if difference.value is None:
         return ""
     value, *interval = (
-        format_signed(scale * number, digits) for number in (difference.value, *(difference.interval or ()))
+        format_signed(scale * number, digits) for number in (difference.value, *(difference.shown_interval or ()))
     )
     return value + (f" ({interval[0]} to {interval[1]})" if len(set(interval)) > 1 else "")
 
@@ -173,8 +174,9 @@ def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> l
         return []
     references = [row.references for row in rows]
     metrics = expand_metric_names(name for name in names if name not in SCORE_TABLES)
-    before = compute_tallies(metrics, [row.base or "" for row in rows], references)
-    after = compute_tallies(metrics, [row.tuned or "" for row in rows], references)
+    images = [row.images for row in rows]
+    before = compute_tallies(metrics, [row.base or "" for row in rows], references, images)
+    after = compute_tallies(metrics, [row.tuned or "" for row in rows], references, images)
     score_rows = [row for name in names if name in SCORE_TABLES for row in SCORE_TABLES[name](rows)]
     for b, a in zip(build_scores(before), build_scores(after), strict=True):
         difference = compare_tallies(a.name, before[a.name], after[a.name])

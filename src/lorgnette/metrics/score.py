@@ -1,7 +1,7 @@
 """A metric's value, and the sufficient statistics that score a resampled set without its texts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,7 +16,8 @@ class Score:
 
     value:       of the whole set; None if the metric is undefined for it, and note says why.
     per_example: in the order of the examples; empty if value is None.
-    interval:    95 % bootstrap confidence interval of value; None for fewer than two examples.
+    interval:    95 % confidence interval of value (bootstrap.compute_intervals); None for fewer than two images, and
+                 where all examples agree and the metric is no proportion: resampling then shows no uncertainty.
     """
 
     name: str
@@ -48,10 +49,11 @@ class Tally:
     """A metric's sufficient statistics: any multiset of the N examples scores compute_value(sum of their counts).
 
     per_example:   [N] the metric of each example alone.
-    counts:        [N, K] summed over examples.
+    counts:        [N, K] summed over examples; [G, K] for G groups of examples that are drawn together.
     compute_value: [B, K] sums → [B] values.
     note:          a caveat for the reader of the value.
     is_undefined:  the metric has no value for this set.
+    is_proportion: the value is the share of examples that are right; per_example is 0 or 1.
     """
 
     per_example: Float64[np.ndarray, " N"]
@@ -59,6 +61,7 @@ class Tally:
     compute_value: Callable[[Float64[np.ndarray, "B K"]], Float64[np.ndarray, " B"]]
     note: str | None = None
     is_undefined: bool = False
+    is_proportion: bool = False
 
     @property
     def value(self) -> float | None:
@@ -72,6 +75,20 @@ def tally_mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, 
     """The tally of a metric whose value is the mean over examples."""
     counts = np.stack([per_example, np.ones_like(per_example)], axis=1)
     return Tally(per_example, counts, lambda sums: sums[:, 0] / sums[:, 1], note, is_undefined)
+
+
+def tally_share(
+    per_example: Float64[np.ndarray, " N"], note: str | None = None, *, is_undefined: bool = False
+) -> Tally:
+    """The tally of a share of examples; per_example is 0 or 1."""
+    return replace(tally_mean(per_example, note, is_undefined=is_undefined), is_proportion=True)
+
+
+def group_tally(tally: Tally, groups: Sequence[int]) -> Tally:
+    """The same value, but examples of one group (0, 1, …) are drawn together. groups: of each example."""
+    counts = np.zeros((max(groups) + 1, tally.counts.shape[1]))
+    np.add.at(counts, groups, tally.counts)
+    return replace(tally, counts=counts)
 
 
 def tally_best(

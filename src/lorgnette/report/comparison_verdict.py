@@ -19,6 +19,7 @@ from lorgnette.report.verdict import (
     Change,
     Verdict,
     VerdictKind,
+    count_images,
     list_doubts,
     list_meanings,
     measure_changes,
@@ -68,7 +69,7 @@ def judge_candidates(
         many = "Both" if len(names) == 2 else f"All {len(names)}"
         return Verdict("unchanged", "No difference.", f"{many} give the same answers to {total} {noun}."), None
     ranking = _rank(rows, texts, metric_names)
-    best, doubts = ranking.order[0], list_doubts(*ranking.changes[0], total, noun)
+    best, doubts = ranking.order[0], list_doubts(*ranking.changes[0], total, noun, count_images(rows))
     headline, kind = _conclude(names, ranking, total, noun)
     if len(names) > 2 and ranking.beaten:
         closest = names[ranking.order[1]]

@@ -79,15 +79,15 @@ class Run:
         """The metrics of the held-out answers: before, after, and the paired difference with its 95 % interval."""
         rows = [row for row in self.predictions if row.references and row.base is not None and row.tuned is not None]
         names = expand_metric_names(self.settings.predict.metrics)
-        references = [row.references for row in rows]
+        references, images = [row.references for row in rows], [row.images for row in rows]
         before, after = (
-            compute_tallies(names if rows else (), texts, references)
+            compute_tallies(names if rows else (), texts, references, images)
             for texts in ([row.base or "" for row in rows], [row.tuned or "" for row in rows])
         )
         table = Table()
         for a, b in zip(build_scores(before), build_scores(after), strict=True):
             change = compare_tallies(a.name, before[a.name], after[a.name])
-            low, high = change.interval or (None, None)
+            low, high = change.shown_interval or (None, None)
             values = {"before": a.value, "after": b.value, "change": change.value, "low": low, "high": high}
             table.append({"metric": a.name, **values, "p_value": change.p_value})
         return table

@@ -4,7 +4,7 @@
 
 A change counts only if chance does not explain it: the paired interval excludes 0 and p is below 0.05
 (metrics.report.classify_difference). The limits below are conventions, and docs/guides/did-it-learn.md says them. A
-function of its arguments alone.
+function of its arguments alone, but for copies of an image, which it finds by their content.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
-from lorgnette.metrics.registry import METRICS, compute_tallies, select_sample_metric
+from lorgnette.metrics.registry import METRICS, compute_tallies, number_images, select_sample_metric
 from lorgnette.metrics.report import classify_difference, format_signed
 from lorgnette.metrics.style import compute_style
 from lorgnette.report.html.charts import format_number
@@ -120,7 +120,8 @@ def judge_training(
         evidence += f" {other.name} ({METRICS[other.name].description}) is {values}."
     if rise > MIN_LOSS_CHANGE or "better" not in list_meanings(match, graded):
         evidence = f"{evidence} {loss}".strip()
-    doubts = list_doubts(match, graded, len(scored), noun)
+    num_images = count_images(scored)
+    doubts = list_doubts(match, graded, len(scored), noun, num_images)
     if is_step_chosen:
         doubts.append("The last step was chosen on these same rows, so new ones may do a little worse.")
     num_trained = sum(trained_on)
@@ -133,12 +134,12 @@ def judge_training(
     elif not any((row.tuned or "").strip() for row in scored):
         kind, headline = "harm", "It did harm: it answers nothing."
     else:
-        kind, headline = _conclude(match, graded, other, rise, len(scored), noun)
+        kind, headline = _conclude(match, graded, other, rise, len(scored), noun, num_images)
     return Verdict(kind, headline, evidence, " ".join(doubts))
 
 
 def _conclude(
-    match: Change, graded: Change | None, other: Change | None, rise: float, total: int, noun: str
+    match: Change, graded: Change | None, other: Change | None, rise: float, total: int, noun: str, num_images: int
 ) -> tuple[VerdictKind, str]:
     """The kind of the verdict, and its headline. other: a metric that moved if these two did not; rise: of the eval
     loss, relative."""
@@ -153,8 +154,9 @@ def _conclude(
         return "harm", "It did harm."
     if other is None and not _has_moved(match, graded):
         headline = "The answers changed, but no score moved."
-    elif total < FEW_IMAGES:
-        headline = f"Cannot say yet: {total} held-out {noun} {'is' if total == 1 else 'are'} too few."
+    elif num_images < FEW_IMAGES:
+        few = noun if num_images == total else "image" if num_images == 1 else "different images"
+        headline = f"Cannot say yet: {num_images} held-out {few} {'is' if num_images == 1 else 'are'} too few."
     else:
         headline = "Cannot say: chance could explain the difference."
     return _UNSURE, headline
@@ -188,9 +190,13 @@ def _find_other_change(rows: Sequence[PredictionRow], metric_names: Sequence[str
 
 def _measure(rows: Sequence[PredictionRow], names: Sequence[str]) -> list[Change]:
     """The changes of those metrics that are defined for the rows."""
-    names, references = list(dict.fromkeys(names)), [row.references for row in rows]
-    before = compute_tallies(names, [row.base or "" for row in rows], references)
-    after = compute_tallies(names, [row.tuned or "" for row in rows], references)
+    names, references, images = (
+        list(dict.fromkeys(names)),
+        [row.references for row in rows],
+        [row.images for row in rows],
+    )
+    before = compute_tallies(names, [row.base or "" for row in rows], references, images)
+    after = compute_tallies(names, [row.tuned or "" for row in rows], references, images)
     changes = []
     for name in names:
         first, second = before[name].value, after[name].value
@@ -201,8 +207,13 @@ def _measure(rows: Sequence[PredictionRow], names: Sequence[str]) -> list[Change
 
 def name_rows(rows: Sequence[PredictionRow]) -> str:
     """ "image" if each row asks about an image of its own, else "question"; in the plural for several."""
-    is_by_image = all(row.images for row in rows) and len({row.images for row in rows}) == len(rows)
+    is_by_image = all(row.images for row in rows) and count_images(rows) == len(rows)
     return ("image" if is_by_image else "question") + ("" if len(rows) == 1 else "s")
+
+
+def count_images(rows: Sequence[PredictionRow]) -> int:
+    """How many rows have other images than all rows before; copies are one image. A row without images counts."""
+    return len(set(number_images([row.images for row in rows])))
 
 
 def _describe_loss(evals: Points) -> tuple[float, str]:
@@ -264,8 +275,21 @@ def _describe_length(rows: Sequence[PredictionRow]) -> str:
     return f"answers are {factor} times {change} ({after:.0f} {unit}, {before:.0f} before)"
 
 
-def list_doubts(match: Change, graded: Change | None, total: int, noun: str) -> list[str]:
-    """How sure that is."""
+def list_doubts(
+    match: Change, graded: Change | None, total: int, noun: str, num_images: int | None = None
+) -> list[str]:
+    """How sure that is. num_images: with different images, if they are fewer."""
+    num_images = total if num_images is None else num_images
+    doubts = _list_doubts(match, graded, total, noun, num_images)
+    if num_images < total:
+        images = "image" if num_images == 1 else "different images"
+        doubts.append(
+            f"The {total} {noun} are about {num_images} {images}, and that many is what chance is computed with."
+        )
+    return doubts
+
+
+def _list_doubts(match: Change, graded: Change | None, total: int, noun: str, num_images: int) -> list[str]:
     is_graded = graded is not None and match.meaning == "unsure" and graded.meaning != "unsure"
     shown = graded if graded is not None and is_graded else match
     interval = shown.difference.interval
@@ -273,8 +297,8 @@ def list_doubts(match: Change, graded: Change | None, total: int, noun: str) -> 
         return []
     if shown.meaning == "unsure":
         return [f"With {total} {noun}, chance could do this."]
-    if interval is None or interval[0] == interval[1]:
-        return [f"All {total} {noun} agree{', but they are few' if total < FEW_IMAGES else ''}."]
+    if interval is None or shown.difference.shown_interval is None:
+        return [f"All {total} {noun} agree{', but they are few' if num_images < FEW_IMAGES else ''}."]
     if is_graded:
         low_text, high_text = map(format_signed, interval)
         return [f"The change in {shown.name} lies between {low_text} and {high_text} (95 % interval)."]

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.config import Settings
+from lorgnette.data.splits import map_copies
 from lorgnette.io.shell import format_command
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import Facts
 from lorgnette.report.manifest import format_date
 from lorgnette.report.run_dir import RunDir
-from lorgnette.report.run_log import Record, parse_number
+from lorgnette.report.run_log import CURVES, Record, parse_number, select_series
 from lorgnette.training.data_module import TrainingData
 from lorgnette.types import BASE_MODEL, PredictionRow
 
@@ -19,6 +20,8 @@ PARTS_OF_STAGES = ("decoding",)
 """Stages that are measured within another."""
 SHOWN_PACKAGES = ("lorgnette", "torch", "transformers", "peft", "python")
 MAX_FILES = 3
+MIN_RATE_GAP = 0.01
+"""A peak that is less than this share below the setting has reached it."""
 
 
 def sum_stages(records: Sequence[Record]) -> dict[str, float]:
@@ -58,7 +61,12 @@ def _describe_held_out(settings: Settings, data: TrainingData, num_prompts: int)
     names = _join_names(dict.fromkeys(e.example.source for e in data.held_out))
     if settings.data.split == "tail":
         return f"{count}: the last of {names}; an image may also be in the training part"
-    return f"{count}: from the end of {names}; none of their images is in the training part"
+    copies = map_copies(path for e in data.held_out for path in (image.path for image in e.example.images))
+    with_copies = ""
+    if (num_images := len(set(copies.values()))) < len(copies):
+        count += " with 1 image" if num_images == 1 else f" with {num_images} different images"
+        with_copies = ", with the copies of their images"
+    return f"{count}: from the end of {names}{with_copies}; none of their images is in the training part"
 
 
 def list_facts(
@@ -81,7 +89,7 @@ def list_facts(
                 ("Total time", format_duration(seconds) if seconds else ""),
                 ("Steps", end),
                 ("Examples per step", str(train.batch_size)),
-                ("Learning rate", f"{train.learning_rate:g} at its peak"),
+                ("Learning rate", _describe_learning_rate(train.learning_rate, records)),
                 ("Seed", str(settings.seed)),
             ],
         ),
@@ -100,13 +108,28 @@ def list_facts(
             [
                 ("Files", _join_names(data.files)),
                 ("Rows", f"{len(data.examples)} trained on, {len(data.held_out)} held out"),
-                ("Images", f"{len(data.grids)} distinct"),
+                ("Images", _describe_images(data)),
                 ("Prompt", _describe_prompts(data)),
                 ("Answers", rows[0].generation if rows else ""),
             ],
         ),
     ]
     return [(title, [fact for fact in facts if fact[1]]) for title, facts in groups]
+
+
+def _describe_learning_rate(setting: float, records: Sequence[Record]) -> str:
+    """The peak that the training reached, if the log has every step's rate."""
+    rates = dict(select_series(records, *CURVES["learning rate"]))
+    highest = max(rates.values(), default=setting)
+    if len(rates) < max(rates, default=0) or highest >= setting * (1 - MIN_RATE_GAP):
+        return f"{setting:g} at its peak"
+    return f"{highest:.2g} at its peak; train.learning_rate={setting:g} was not reached"
+
+
+def _describe_images(data: TrainingData) -> str:
+    copies = map_copies(grid.image.path for grid in data.grids)
+    num_images = len(set(copies.values()))
+    return f"{num_images} distinct" + (f", in {len(copies)} files" if num_images < len(copies) else "")
 
 
 def list_machine(manifest: Mapping[str, Any], memory: Mapping[str, Any]) -> list[tuple[str, str]]:

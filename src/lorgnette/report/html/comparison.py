@@ -141,7 +141,7 @@ def _tabulate_scores(page: ComparisonPage) -> Table:
             others = [b for b in range(len(report.scores)) if b != a]
             for b in others:
                 change = report.differences[a, b][index]
-                numbers = change.value, *(change.interval or (None, None)), change.p_value
+                numbers = change.value, *(change.shown_interval or (None, None)), change.p_value
                 rows.append([*own, page.candidates[b], *map(_format_number, numbers)])
     return Table(header, rows)
 
@@ -176,6 +176,6 @@ def _format_difference(difference: Difference) -> tuple[str, str]:
     """The difference with its p-value, and its interval."""
     assert difference.value is not None
     value = format_signed(difference.value)
-    if difference.interval is None:
-        return value, ""
-    return f"{value}, p {difference.p_value:.3f}", " to ".join(map(format_signed, difference.interval))
+    if difference.p_value is not None:
+        value += f", p {difference.p_value:.3f}"
+    return value, " to ".join(map(format_signed, difference.shown_interval or ()))
