@@ -3,7 +3,7 @@
 import pytest
 
 from lorgnette.config import TrainSettings
-from lorgnette.report.curve_summary import explain_no_change, summarize_best_step, summarize_loss
+from lorgnette.report.curve_summary import WHEN_CONTINUED, explain_no_change, summarize_best_step, summarize_loss
 
 FALLING = [(1.0, 3.0), (10.0, 2.0), (20.0, 1.0), (30.0, 0.5)]
 
@@ -24,6 +24,19 @@ def test_a_rising_eval_loss_is_overfitting() -> None:
     assert "lowest after step 10: 2" in text
     assert "rose to 2.6 while the training loss kept falling and the gradient norm rose: overfitting" in text
     assert "saved in runs/a/best" in text
+
+
+@pytest.mark.parametrize(("last", "is_overfit"), [(0.0361, False), (0.2, False), (0.25, True)])
+def test_a_rise_that_is_small_beside_the_fall_is_no_overfitting(last: float, is_overfit: bool) -> None:
+    assert ("overfitting" in summarize([(0, 2.0), (10, 0.0353), (20, last)])) is is_overfit
+
+
+def test_a_continued_run_is_compared_with_the_adapter_before() -> None:
+    for evals in ([(0.0, 8.54), (9.0, 1.0)], [(0.0, 1.0), (9.0, 1.2)], [(0.0, 1.0), (9.0, 1.0)]):
+        [text, *_] = summarize_loss(FALLING, evals, [], None, when=WHEN_CONTINUED)
+        assert f"{evals[0][1]:.3g} before this training" in text
+    [text] = summarize_best_step("x", [(0, 0.5), (9, 0.7)], "best", higher_is_better=True, when=WHEN_CONTINUED)
+    assert "(0.5 before this training)" in text
 
 
 def test_the_best_folder_is_named_only_if_the_loss_selects_it() -> None:

@@ -10,6 +10,7 @@ from lorgnette.io.atomic import write_json
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_log import RunLog
 from lorgnette.training.run_report import write_run_report
+from lorgnette.training.step_count import STOPPED_BY_CALLBACK
 from lorgnette.types import PredictionRow
 
 
@@ -77,6 +78,17 @@ def test_a_step_that_is_worse_than_the_base_is_not_called_best(prepare_run: Call
     assert "best: step" not in run.run_dir.report.read_text(encoding="utf-8")
 
 
+def test_a_run_that_a_callback_stopped_counts_the_steps_taken(prepare_run: Callable[..., Any]) -> None:
+    run = prepare_run("train.max_steps=10", "predict.metrics=exact-match")
+    with RunLog(run.run_dir.log) as log:
+        log.write({"kind": "train", "step": 1, "loss": 2.5, "learning_rate": 2e-6, "grad_norm": 1.0})
+        log.write({"kind": "event", "step": 1, "text": f"step 1: {STOPPED_BY_CALLBACK} stop_early", "level": "info"})
+    write_run_report(run.settings, run.run_dir, run.data, [], [], run.terminal)
+    page = run.run_dir.report.read_text(encoding="utf-8")
+    assert "Training took 1 step, stopped by the callback stop_early: too few to change much." in page
+    assert "10 optimizer steps" not in page
+
+
 def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], terminal_output: Any) -> None:
     run = prepare_run("train.warmup_steps=50", "predict.metrics=exact-match")
     with RunLog(run.run_dir.log) as log:
@@ -104,7 +116,7 @@ def test_labels_are_counted_before_and_after(prepare_run: Callable[..., Any], te
     ]
     write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
     said = [" ".join(line.split()) for line in terminal_output.getvalue().splitlines()]
-    for line in ("accuracy 0.000 (0.000–0.000) → 0.667", "cat 2 – → 0.67 0.00 → 1.00 0.00 → 0.80", "dog 1 0 0",
+    for line in ("accuracy 0.000 (0.000–0.561) → 0.667", "cat 2 – → 0.67 0.00 → 1.00 0.00 → 0.80", "dog 1 0 0",
                  "3 of 3 answers are no label, before: 'I see a cat' 2×, 'I see a dog' 1×"):  # fmt: skip
         assert any(text.startswith(line) for text in said), line
     assert '<h2 id="labels">' in run.run_dir.report.read_text(encoding="utf-8")

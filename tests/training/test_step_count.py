@@ -46,8 +46,8 @@ FALLING = [0.97**step for step in range(99)]
     [
         (play([0.1] * 99), {}, "13 steps: the loss is low, 0.1 (train.epochs=auto ends soon after it is below 0.15)"),
         (play([2.0] * 99), {}, "25 steps: the loss no longer falls, 2 (train.epochs=auto)"),
-        (play([2 * x for x in FALLING]), {}, "68 steps, the limit of train.epochs=auto: the loss is still 0.272, so "
-         "these answers are not learned yet; a higher train.learning_rate, more examples or more steps (train.epochs="),
+        (play([2 * x for x in FALLING]), {}, "68 steps, the limit of train.epochs=auto: the training loss is still "
+         "0.272; if the answers are not right yet, a higher train.learning_rate, more examples or more steps (train."),
         (play(FALLING, 9), {"max_steps": 9}, "9 steps: train.max_steps=9"),
         (None, {"epochs": 2}, "4 steps: 2 epochs"),
         (None, {"epochs": 2, "max_steps": 3}, "3 steps: train.max_steps=3"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.data import DataReport, format_problems
-from lorgnette.data.splits import MIN_AUTO
+from lorgnette.data.splits import MIN_AUTO, map_copies
 from lorgnette.metrics.labels import find_labels, normalize_label
 from lorgnette.processing.token_stats import TokenStats
 from lorgnette.report.console import Terminal
@@ -78,7 +78,7 @@ class SplitSummary:
         cls, train: Sequence[Example], held_out: Sequence[Example], failure: str = "", *, is_auto: bool = False
     ) -> "SplitSummary":
         """is_auto: data.holdout=auto chose the held-out rows."""
-        num_images = len({image.path for row in held_out for image in row.images})
+        num_images = len(set(map_copies(image.path for row in held_out for image in row.images).values()))
         answers = [row.reference for row in (*train, *held_out) if row.reference]
         [(common, num_common)] = Counter(answers).most_common(1) or [("", 0)]
         is_common = len(answers) >= _MIN_ANSWERS and num_common >= _SAME_FRACTION * len(answers)

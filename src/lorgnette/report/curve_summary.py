@@ -8,8 +8,12 @@ from lorgnette.config import TrainSettings
 Points = Sequence[tuple[float, float]]
 """(step, value)"""
 
+WHEN_NEW, WHEN_CONTINUED = "before fine-tuning", "before this training"
+"""The model before was the base model, or had an adapter that this training continues."""
 MIN_RELATIVE_CHANGE = 0.01
 """An eval loss has changed if it differs from another by more than this share. Less is no verdict."""
+MIN_OVERFITTING_RISE = 0.1
+"""The model overfits if the eval loss rose again by more than this share of its fall."""
 MIN_LEARNING_RATE = 1e-5
 """LoRA learns little in a few epochs below it."""
 MIN_STEPS = 20
@@ -44,18 +48,19 @@ def summarize_loss(
     if before is not None:
         if max(abs(value - before) for _, value in evals) <= MIN_RELATIVE_CHANGE * before:
             changed = "Nothing changed" if all(value == before for _, value in evals) else "Almost nothing changed"
-            sentence = f"{changed}: the eval loss is {last:.4g}, {before:.4g} before fine-tuning."
+            sentence = f"{changed}: the eval loss is {last:.4g}, {before:.4g} {when}."
             return [sentence, *([f"The likeliest reason: {reason}."] if reason else [])]
         if before <= lowest:
             verdict = "rose" if last > before * (1 + MIN_RELATIVE_CHANGE) else "did not fall"
             worse = ": fine-tuning made it worse on the held-out examples" if verdict == "rose" else ""
             return [
-                f"The eval loss {verdict}, {before:.3g} before fine-tuning and {last:.3g} after step {last_step:.0f}"
+                f"The eval loss {verdict}, {before:.3g} {when} and {last:.3g} after step {last_step:.0f}"
                 f"{worse}. Try a lower train.learning_rate, more examples or fewer steps."
             ]
-    compared = "" if before is None else f" ({before:.3g} before fine-tuning)"
+    compared = "" if before is None else f" ({before:.3g} {when})"
     sentences = [f"The eval loss was lowest after step {best_step:.0f}: {lowest:.3g}{compared}."]
-    if last > lowest * (1 + MIN_RELATIVE_CHANGE):
+    learned = lowest if before is None else before - lowest
+    if last - lowest > max(MIN_OVERFITTING_RISE * learned, MIN_RELATIVE_CHANGE * lowest):
         meanwhile = "while the training loss kept falling" if _compute_change(losses, best_step) < 0 else "after that"
         norm = " and the gradient norm rose" if _compute_change(norms, best_step) > 0 else ""
         saved = f"The adapter of step {best_step:.0f} is saved in {best}. " if best else ""
@@ -86,7 +91,9 @@ def explain_no_change(settings: TrainSettings, num_steps: int) -> str:
     return f"the settings show none; try a higher learning rate ({rate}), or more epochs"
 
 
-def summarize_best_step(name: str, points: Points, best: str, *, higher_is_better: bool) -> list[str]:
+def summarize_best_step(
+    name: str, points: Points, best: str, *, higher_is_better: bool, when: str = WHEN_NEW
+) -> list[str]:
     """A sentence about the step that a metric selected. points: with the base model's value at step 0, unless the log
     was deleted before a resume; best: the folder."""
     before = next((value for step, value in points if step == 0), None)
@@ -96,8 +103,8 @@ def summarize_best_step(name: str, points: Points, best: str, *, higher_is_bette
     sign = -1 if higher_is_better else 1
     step, value = min(points, key=lambda point: (sign * point[1], point[0]))
     if before is not None and sign * value >= sign * before:
-        return [f"No step improved {name}: {before:.3g} before fine-tuning, at best {value:.3g} after step {step:.0f}."]
-    compared = "" if before is None else f" ({before:.3g} before fine-tuning)"
+        return [f"No step improved {name}: {before:.3g} {when}, at best {value:.3g} after step {step:.0f}."]
+    compared = "" if before is None else f" ({before:.3g} {when})"
     saved = "the last step" if step == points[-1][0] else f"its adapter is saved in {best}"
     return [f"Best {name}: {value:.3g} after step {step:.0f}{compared}; {saved}."]
 
