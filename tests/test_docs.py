@@ -2,6 +2,7 @@
 
 import doctest
 import functools
+import itertools
 import json
 import os
 import re
@@ -138,6 +139,8 @@ def test_the_python_page_is_a_program(own_images: Path, monkeypatch: pytest.Monk
     assert [(row.prompt, row.base is None) for row in names["answers"]] == [("What is this?", False)] * 2
     assert (own_images / "runs" / "captions" / "report.html").is_file()
     assert (own_images / "runs" / "colors" / "data" / "data.jsonl").is_file()
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r'resume\("(.+?)"\)', page) if not (own_images / name).is_dir()] == []
     assert [score.name for score in names["scores"].scores[0]] == ["same_first_word", "ROUGE-L"]
     assert [len(frame) > 0 for frame in names["frames"][1:]] == [True, True]
     METRICS.pop("same_first_word")
@@ -263,3 +266,11 @@ def test_data_page_names_every_export(to: str) -> None:
     [row] = re.findall(rf"^\| {to} \| `(\.\w+)`", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert EXPORTERS[to].suffix == row  # type: ignore[index]
     assert len(EXPORTERS) == 6
+
+
+def test_every_dependency_has_the_version_it_is_tested_with() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dependencies = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = {re.split(r"[\[<>=]", name)[0].lower().replace("_", "-") for name in dependencies}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    assert {name for name in names if not re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE)} == set()
