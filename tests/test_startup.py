@@ -4,13 +4,14 @@ import gc
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from lorgnette import startup
-from lorgnette.startup import gc_paused
+from lorgnette.startup import gc_paused, hide_widget_warning
 
 WINDOWS = """
 import sys, signal
@@ -120,3 +121,13 @@ class TestGcPaused:
         with gc_paused():
             pass
         assert not gc.isenabled()
+
+
+def test_the_warning_about_widgets_is_hidden() -> None:
+    text = "IProgress not found. Please update jupyter and ipywidgets."
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        hide_widget_warning()
+        warnings.warn(text, stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another"]

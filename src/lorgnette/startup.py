@@ -6,6 +6,7 @@ Knows nothing about torch.
 import ctypes
 import gc
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
@@ -18,6 +19,11 @@ def check_system() -> None:
     if sys.platform == "win32":
         hint = "use WSL2, the Linux inside Windows: `wsl --install` in PowerShell, then install lorgnette there"
         raise LorgnetteError("lorgnette does not run on native Windows", where="this system", hint=hint)
+
+
+def hide_widget_warning() -> None:
+    """Hide tqdm's warning in a notebook without ipywidgets: other libraries import it, lorgnette has its own bar."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def start_cuda_init() -> None:

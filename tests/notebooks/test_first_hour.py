@@ -20,6 +20,12 @@ def test_the_notebook_stores_no_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
+def test_a_stopped_run_is_resumed_by_its_name() -> None:
+    text = "\n".join(cell.source for cell in load().cells)
+    assert 'name="first-hour"' in text
+    assert 'lorgnette.resume("runs/first-hour")' in text  # `run` has no value after the stop button
+
+
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient, nbformat = pytest.importorskip("nbclient", reason=REASON), pytest.importorskip("nbformat", reason=REASON)
     pytest.importorskip("ipykernel", reason=REASON)
@@ -45,6 +51,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     training = next(own for source, own in outputs.items() if "lorgnette.train(" in source)
     lines = "".join(out.text for out in training if out.get("name") == "stdout")
     assert "\nstep 2 " in lines
+    assert "IProgress" not in str([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
     assert "\x1b[?25l" not in lines
     assert all("text/html" not in out.get("data", {}) for out in training[:-1])
     assert (tmp_path / "adapter.zip").is_file()
