@@ -229,3 +229,12 @@ def test_json() -> None:
 def test_what_auto_cannot_hold_out_is_said(num_train: int, num_held_out: int, advice: list[str]) -> None:
     assert SplitSummary(num_train, num_held_out, num_held_out, is_auto=True).advice == advice
     assert SplitSummary(num_train, num_held_out, num_held_out).advice == [], "the user chose it"
+
+
+@pytest.mark.parametrize(
+    ("num_train", "advice"), [(98, "hold out more (data.holdout=50)"), (8, "(data.holdout=5)"), (2, "add images")]
+)
+def test_no_more_than_half_of_the_rows_are_to_be_held_out(num_train: int, advice: str) -> None:
+    [line] = SplitSummary(num_train, 2, 1).advice
+    assert advice in line
+    assert ("hold out more" in explain_split(SplitSummary(num_train, 2, 2))) is (num_train > 2)

@@ -50,7 +50,7 @@ def test_few_images_show_no_difference(total: int) -> None:
     verdict, _ = judge_candidates(["base", "runs/a"], build_prompts(total), answers, METRICS)
     noun = "image" if total == 1 else "images"
     assert (verdict.kind, verdict.headline) == ("unsure", f"No difference that {total} {noun} can show.")
-    assert f"in {count} of {total} {noun} with runs/a, 0 with base" in verdict.evidence
+    assert f"in {count} of {total} images with runs/a, 0 with base" in verdict.evidence
     assert "chance could do this" in verdict.doubt
 
 
@@ -83,6 +83,17 @@ def test_answers_that_are_closer_but_not_equal() -> None:
     assert verdict.evidence.startswith(
         "With runs/a the answer is closer to the reference in 30 of 30 images, further in 0 (ROUGE-L 0."
     )
+
+
+def test_one_image_and_no_closer_answer_are_said_in_words() -> None:
+    one, _ = judge_candidates(["base", "runs/a"], build_prompts(1), [["brown"], ["a red car number 0"]], METRICS)
+    assert "in 1 of 1 images with runs/a" in one.evidence
+    seen, _ = judge_candidates(
+        ["base", "runs/a"], build_prompts(1), [["brown"], ["red"]], METRICS, trained_on=[(), [True]]
+    )
+    assert seen.headline == "Cannot say: runs/a was trained on this image."
+    none, _ = judge_candidates(["base", "runs/a"], build_prompts(8), [["brown"] * 8, ["green"] * 8], ("ROUGE-L",))
+    assert "closer to the reference in 0" not in none.evidence
 
 
 @pytest.mark.parametrize(

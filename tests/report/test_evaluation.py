@@ -37,4 +37,7 @@ def test_a_comparison_has_its_page(report: MetricReport, tmp_path: Path) -> None
     assert Path(comparison).read_text() == "<p>page</p>"
     assert "a is better." in comparison._repr_html_()
     assert str(page) in comparison._repr_html_()
+    first, second = (row for row in comparison.to_rows() if row["metric"] == "exact-match")
+    assert (first["difference"], first["p_value"], second["difference"]) == (None, None, -1.0)
+    assert 0 < second["p_value"] <= 1
     assert "srcdoc" in comparison.show_report()._repr_html_()

@@ -76,3 +76,10 @@ def test_a_page_is_shown_in_a_frame(tmp_path: Path) -> None:
     assert 'srcdoc="&lt;p class=&quot;a&quot;&gt;x &amp; y&lt;/p&gt;"' in html
     assert 'height="300"' in html
     assert str(page) in render_result(title="A & B", lines=["one"], link=page)
+
+
+def test_p_values_and_intervals_are_said_in_words() -> None:
+    html = Table([{"low": 0.1, "high": 0.2, "p_value": p} for p in (1 / 999, 0.0312345, 1 / 1001)])._repr_html_()
+    for part in (">95 % interval from<", ">to<", ">p<", ">0.001<", ">0.031<", ">&lt; 0.001<"):
+        assert part in html, part
+    assert "p_value" not in html

@@ -157,7 +157,7 @@ def test_the_score_of_a_step_is_its_loss_or_the_metric(build_callbacks: Any, mon
     monkeypatch.setattr(FixedSamples, "generate", lambda self: Samples((), {"latex-edit-distance": 0.25}))
     assert callbacks.on_evaluate(7, 1.25) == 0.25
     monkeypatch.setattr(FixedSamples, "generate", lambda self: Samples((), {}))
-    with pytest.raises(UsageError, match=r"undefined .*train\.metric_for_best_model=CIDEr-D.*data\.holdout=50"):
+    with pytest.raises(UsageError, match=r"undefined .*train\.metric_for_best_model=CIDEr-D.*data\.holdout=N"):
         callbacks.on_evaluate(7, 1.25)
     curve = run_log.select_series(run_log.read_log(run / "log.jsonl"), "eval", "ROUGE-L")
     assert curve == [(5, 1.0), (5, 1.0), (99, 1.0)]

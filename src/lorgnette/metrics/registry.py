@@ -208,7 +208,7 @@ def build_undefined_metric_error(name: str) -> UsageError:
     return UsageError(
         "the metric is undefined for the held-out examples",
         where=f"train.metric_for_best_model={name}",
-        hint="hold out more (data.holdout=50), or choose another metric",
+        hint="hold out more rows (data.holdout=N), or choose another metric",
     )
 
 

@@ -47,6 +47,7 @@ MAX_LISTED = 10
 """Lines about one kind of finding that are printed."""
 _BAR_WIDTH = 32
 _FEW_HELD_OUT = 10
+_USUAL_HELD_OUT = 50
 _MAX_LABELS = 6
 _MIN_ANSWERS, _SAME_FRACTION = 10, 0.9
 """From this number of answers on, a warning appears if this part of them has the same text."""
@@ -97,6 +98,11 @@ class SplitSummary:
         """Problems of the split as a whole; `train` prints them too."""
         return [f"no rows can be held out: {self.failure}"] if self.failure else list(self._list_advice())
 
+    def _suggest_more(self) -> str:
+        """Hold out more rows, at most half of them; add images if that is not more."""
+        more = min(_USUAL_HELD_OUT, (self.num_train + self.num_held_out) // 2)
+        return f"hold out more (data.holdout={more})" if more > self.num_held_out else "add images"
+
     def _list_advice(self) -> Iterator[str]:
         if self.unseen_labels:
             names = ", ".join(map(_shorten, self.unseen_labels[:_MAX_LABELS]))
@@ -113,7 +119,7 @@ class SplitSummary:
             )
         if self.num_held_out_images == 1 and self.num_held_out > 1:
             problem = f"all {self.num_held_out} held-out rows have the same image, so the scores are about one image"
-            yield f"{problem}; hold out more (data.holdout=50), or name a file (data.test=FILE)"
+            yield f"{problem}; {self._suggest_more()}, or name a file (data.test=FILE)"
         if self.common_answer is not None:
             problem = (
                 f"{self.num_common} of {self.num_answers} answers are the same text ({_shorten(self.common_answer)})"
@@ -316,7 +322,9 @@ def explain_split(split: SplitSummary) -> str:
     )
     if split.num_held_out < _FEW_HELD_OUT:
         share = f"one answer is {100 / split.num_held_out:.0f} % of a score"
-        text += f" With {split.num_held_out}, {share}: hold out more to be sure (data.holdout=N)."
+        can_hold_out_more = 2 * (split.num_held_out + 1) <= split.num_train + split.num_held_out
+        remedy = "hold out more to be sure (data.holdout=N)" if can_hold_out_more else "add images to be sure"
+        text += f" With {split.num_held_out}, {share}: {remedy}."
     return text
 
 

@@ -22,6 +22,7 @@ from lorgnette.report.verdict import (
     count_images,
     list_doubts,
     list_meanings,
+    make_plural,
     measure_changes,
     name_rows,
 )
@@ -84,8 +85,8 @@ def judge_candidates(
         if count:
             doubts.append(f"{name} was trained on {count} of the {len(prompts)}: that says nothing of new images.")
     if known := [name for name, count in num_trained.items() if 2 * count >= len(prompts)]:
-        was = "was" if len(known) == 1 else "were"
-        headline, kind = f"Cannot say: {_join(known)} {was} trained on most of these {noun}.", "unsure"
+        was, these = "was" if len(known) == 1 else "were", f"most of these {noun}" if total > 1 else f"this {noun}"
+        headline, kind = f"Cannot say: {_join(known)} {was} trained on {these}.", "unsure"
     return Verdict(kind, headline, _describe(names, ranking, total, noun), " ".join(doubts)), best
 
 
@@ -144,7 +145,9 @@ def _describe(names: Sequence[str], ranking: _Ranking, total: int, noun: str) ->
         first, *others = [f"{round(value * total)}" for value in values]
         text = MATCHES[match.name].format(reference="the reference")
         rest = ", ".join(f"{value} with {names[i]}" for i, value in zip(order[1:], others, strict=True))
-        sentences.append(f"{text[:1].upper()}{text[1:]} in {first} of {total} {noun} with {names[order[0]]}, {rest}.")
+        sentences.append(
+            f"{text[:1].upper()}{text[1:]} in {first} of {total} {make_plural(noun)} with {names[order[0]]}, {rest}."
+        )
     if graded and (not sentences or (match.meaning == "unsure" and graded.meaning != "unsure")):
         sentences.append(_describe_closeness(names, ranking, total, noun))
     return " ".join(sentences)
@@ -158,7 +161,9 @@ def _describe_closeness(names: Sequence[str], ranking: _Ranking, total: int, nou
     if len(order) > 2:
         return f"With {best}: {scores}."
     closer, further = graded[0].num_closer, graded[0].num_further
-    count = f"{closer} of {total} {noun}, further in {further}"
+    if not closer and not further:
+        return f"No answer is much closer to the reference with {best} than with {others[0]}, or further ({scores})."
+    count = f"{closer} of {total} {make_plural(noun)}, further in {further}"
     return f"With {best} the answer is closer to the reference in {count} ({scores})."
 
 

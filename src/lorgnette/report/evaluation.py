@@ -63,6 +63,16 @@ class Comparison(Evaluation):
     path: Path = Path()
     verdict: str = ""
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """As of an evaluation, with the difference from the first candidate, its 95 % interval and its p-value."""
+        rows, count = super().to_rows(), len(self.metric_names)
+        for i, row in enumerate(rows):
+            change = self.differences[i // count, 0][i % count] if i >= count else None
+            low, high = (change and change.shown_interval) or (None, None)
+            row |= {"difference": change and change.value, "difference_low": low, "difference_high": high}
+            row["p_value"] = change and change.p_value
+        return rows
+
     def __fspath__(self) -> str:
         return str(self.path)
 

@@ -25,6 +25,8 @@ MAX_ROWS, MAX_CARDS = 60, 12
 THUMBNAIL_BYTES = 24_000
 _NOISE = 1e-9
 """A smaller number is what rounding leaves of 0."""
+HEADINGS = {"low": "95 % interval from", "high": "to", "p_value": "p"}
+"""Column → its heading, if it has another."""
 Row = Mapping[str, Any]
 
 
@@ -100,8 +102,8 @@ def render_result(
         "notebook.html.j2",
         title=title,
         lines=list(lines),
-        rows=[{name: _format_cell(value) for name, value in row.items()} for row in rows[:MAX_ROWS]],
-        columns=_list_columns(rows),
+        rows=[{name: _format_cell(value, name) for name, value in row.items()} for row in rows[:MAX_ROWS]],
+        columns=[(name, HEADINGS.get(name, name)) for name in _list_columns(rows)],
         cards=[{"images": [images[path] for path in row.images], "texts": _list_texts(row)} for row in shown],
         num_more=max(0, len(answers) - MAX_CARDS) + max(0, len(rows) - MAX_ROWS),
         link="" if link is None else str(link),
@@ -122,7 +124,9 @@ def _list_columns(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _format_cell(value: Any) -> str | None:
+def _format_cell(value: Any, name: str = "") -> str | None:
+    if isinstance(value, float) and name == "p_value":
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
     if isinstance(value, float):
         return "0" if abs(value) < _NOISE else f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -211,6 +211,11 @@ def name_rows(rows: Sequence[PredictionRow]) -> str:
     return ("image" if is_by_image else "question") + ("" if len(rows) == 1 else "s")
 
 
+def make_plural(noun: str) -> str:
+    """Of what `name_rows` gives."""
+    return noun.removesuffix("s") + "s"
+
+
 def count_images(rows: Sequence[PredictionRow]) -> int:
     """How many rows have other images than all rows before; copies are one image. A row without images counts."""
     return len(set(number_images([row.images for row in rows])))
@@ -238,7 +243,9 @@ def _describe_answers(rows: Sequence[PredictionRow], match: Change, graded: Chan
     if is_match_shown or match.meaning != "unsure":
         reference = "a reference" if any(len(row.references) > 1 for row in rows) else "the reference"
         text = MATCHES[match.name].format(reference=reference)
-        sentences.append(f"After tuning, {text} in {num_after} of {total} held-out {noun} ({num_before} before)")
+        sentences.append(
+            f"After tuning, {text} in {num_after} of {total} held-out {make_plural(noun)} ({num_before} before)"
+        )
     if graded and (not sentences or (graded.meaning != "unsure" and match.meaning == "unsure")):
         sentences.append(_describe_closeness(graded, total, noun, is_first=not sentences))
     length = _describe_length(rows)
@@ -257,7 +264,8 @@ def _describe_closeness(graded: Change, total: int, noun: str, *, is_first: bool
         ("closer to", f"further in {further}") if closer >= further else ("further from", f"closer in {closer}")
     )
     start = "After tuning, the answer is" if is_first else "The answer is"
-    return f"{start} {first} the reference in {max(closer, further)} of {total} held-out {noun}, {other} ({values})"
+    count = f"{max(closer, further)} of {total} held-out {make_plural(noun)}"
+    return f"{start} {first} the reference in {count}, {other} ({values})"
 
 
 def _describe_length(rows: Sequence[PredictionRow]) -> str:
@@ -304,8 +312,7 @@ def _list_doubts(match: Change, graded: Change | None, total: int, noun: str, nu
         return [f"The change in {shown.name} lies between {low_text} and {high_text} (95 % interval)."]
     low, high = sorted(abs(round(100 * value)) for value in interval)
     more = "more" if shown.gain > 0 else "fewer"
-    nouns = noun.removesuffix("s") + "s"
-    return [f"In 100 new {nouns} like these, expect {low} to {high} {more} such answers (95 % interval)."]
+    return [f"In 100 new {make_plural(noun)} like these, expect {low} to {high} {more} such answers (95 % interval)."]
 
 
 def list_meanings(match: Change, graded: Change | None) -> set[str]:

@@ -91,7 +91,7 @@ def test_page_has_everything_escaped(page_path: Path) -> None:
         assert text in html
     assert "<title>base, runs/a, runs/with/a/long/name · comparison · lorgnette</title>" in html
     assert html.count('<span class="file">') == 4
-    assert "</span> · row 1" in html
+    assert '</span> · <span class="place">row 1</span>' in html
     assert "<span>verify</span> <span>runs/a</span>" in html
     assert "https://" not in html
 
@@ -147,7 +147,8 @@ def test_cards_are_sorted(opened: Any, page_path: Path) -> None:
         page.view.select_option("#baseline", "1")
         page.view.select_option("#order", "gain")
         assert visible_ids(page) == ["red", "blue", "green", "yellow"]
-        assert page.view.locator(".comparison-card", has_text="red").first.locator(".gain").text_content() == "+0.400"
+        gain = page.view.locator(".comparison-card", has_text="red").first.locator(".gain")
+        assert gain.text_content() == "gain in edit-distance +0.400"
         assert page.complaints == []
 
 
@@ -198,6 +199,8 @@ def test_the_keyboard_controls_everything(opened: Any, page_path: Path) -> None:
         keys.type("yellow")
         keys.press("Enter")
         assert (focused_id(), visible_ids(page)) == ("yellow", ["yellow"])
+        keys.press("Escape")  # also outside of the field
+        assert visible_ids(page) == COLORS
         keys.press("/")
         keys.press("Escape")
         page.view.select_option("#candidate", "2")

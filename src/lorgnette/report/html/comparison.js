@@ -23,7 +23,7 @@ const updateColors = () => {
       answer.classList.toggle("worse", difference < 0);
       answer.querySelector(".score").textContent = value === null ? "" : value.toFixed(3);
     });
-    card.querySelector(".gain").textContent = gains[i] === null ? "" : formatSigned(gains[i]);
+    card.querySelector(".gain").textContent = gains[i] === null ? "" : `gain in ${byId("metric").selectedOptions[0].text} ${formatSigned(gains[i])}`;
   });
 };
 
@@ -93,9 +93,10 @@ if (isSortable) {
 filterCards();
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape" && event.target.closest("#controls")) {  // leave the field, so that letters are keys again
-    if (event.target === byId("find")) { byId("find").value = ""; filterCards(); }
-    event.target.blur();
+  if (event.key === "Escape") {  // anywhere but in another field; leave a field, so that letters are keys again
+    const isField = event.target.closest("#controls");
+    if (!isField || event.target === byId("find")) { byId("find").value = ""; filterCards(); }
+    if (isField) event.target.blur();
     return;
   }
   if (event.target.closest("input, select, textarea, .plot")) return;
