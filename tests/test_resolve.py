@@ -85,7 +85,7 @@ def test_a_folder_with_a_typing_error_is_named_when_no_hub_has_it(
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     with pytest.raises(LorgnetteError, match=r"neither hub gives it · runs/demmo · did you mean runs/demo\?"):
         resolve.resolve_model("runs/demmo", TERMINAL)
-    with pytest.raises(LorgnetteError, match="check the network"):
+    with pytest.raises(LorgnetteError, match=r"check the network; or name a model on this machine: .*model=demo"):
         resolve.resolve_model("zzz/demo", TERMINAL)
 
 

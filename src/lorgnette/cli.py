@@ -18,7 +18,7 @@ import lorgnette
 from lorgnette.errors import LorgnetteError
 from lorgnette.grammar import Commands, Request, complete_recipes, complete_words, parse_words
 from lorgnette.io.standard_streams import guard_standard_streams
-from lorgnette.planning.gpus import GpuName
+from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.startup import check_system
 from lorgnette.training.interrupt import StopSignals
@@ -186,7 +186,7 @@ def preview(
 def plan(
     words: Words = None,
     memory: Annotated[float | None, Option(min=1, help="a GPU with this memory in GiB; default: its own")] = None,
-    gpu: Annotated[GpuName | None, Option(help="this GPU only; default: GPUs that people own")] = None,
+    gpu: Annotated[str | None, Option(help=f"this GPU only: {', '.join(GPU_NAMES)}; default: all")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the steps, memory and time of `train`, and the settings with which it fits. Reads no weights."""

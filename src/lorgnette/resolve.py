@@ -49,9 +49,9 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
         try:
             return fetch_model(name, source=hub, on_progress=on_progress, on_message=terminal.print)
         except LorgnetteError as error:
-            if nearest := suggest_path(Path(name), ""):  # a folder with a typing error
-                error = type(error)(error.message, where=error.where, hint=nearest)
-            raise error from None
+            nearest = suggest_path(Path(name), "")  # a folder with a typing error
+            hint = nearest or f"{error.hint}; or name a model on this machine: model=FOLDER, or model=demo"
+            raise type(error)(error.message, where=error.where, hint=hint) from None
 
 
 def parse_model_name(model: str) -> "tuple[str, HubChoice]":

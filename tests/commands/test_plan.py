@@ -75,7 +75,7 @@ def test_printed_lines(make_settings: Callable[..., Settings], console: Console,
     assert lines[0] == "examples   4 for training, 2 held out; 6 distinct images"
     assert sum("█" in line for line in lines) >= 1
     [machine] = [line for line in lines if line.startswith("machine ")]
-    assert "GPU: weights and adapter take 0.00 GiB, the matrix products alone less than 0.1 s at " in machine
+    assert "GPU: weights and adapter take 0.00 GiB; the training takes several times longer than " in machine
     assert lines[-3].split() == ["A100", "80", *["less", "than", "0.1", "s", "less", "than", "0.1", "s", "fits"]]
     assert lines[-2] == "           times assume 44% of a GPU's published peak in steps, 35% for images;"
 
@@ -233,3 +233,18 @@ def test_less_memory_reduces_tokens_first(
 def test_the_gpus_of_the_command_line(cli) -> None:
     for name in GPU_NAMES:
         assert name in " ".join(cli("plan", "--help").out.split())
+
+
+def test_a_gpu_in_any_letter_case(make_settings: Callable[..., Settings], console: Console) -> None:
+    [card] = plan(make_settings(), gpu="rtx 3090", console=console).cards
+    assert card.gpu.name == "RTX 3090"
+    with pytest.raises(UsageError, match="no such GPU") as caught:
+        plan(make_settings(), gpu="GTX 1080", console=console)
+    assert "--memory 16" in caught.value.hint
+
+
+def test_bfloat16_is_slow_on_a_cpu(
+    make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO
+) -> None:
+    plan(make_settings("dtype=bfloat16", "device=cpu"), console=console)
+    assert "bfloat16 is slow on a CPU; leave dtype=auto" in terminal_output.getvalue()

@@ -14,7 +14,7 @@ from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import UsageError
 from lorgnette.models.registry import find_unsupported_feature
-from lorgnette.planning.gpus import GPUS, Gpu, GpuName, find_gpu
+from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
     GIB,
     EngineName,
@@ -40,6 +40,7 @@ from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths,
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
+from lorgnette.training.start_warnings import SLOW_BFLOAT16
 from lorgnette.training.step_count import StepCount
 
 if TYPE_CHECKING:
@@ -139,22 +140,23 @@ def plan(
     recipe: str | Path | None = None,
     settings: SettingsLike = None,
     memory: float | None = None,
-    gpu: GpuName | None = None,
+    gpu: str | None = None,
     console: Console | None = None,
     **values: Any,
 ) -> Plan:
     """Predict and print steps, memory and time of a training: on this machine, then on GPUs that people own.
 
-    data, recipe, settings, values: as in `train`. gpu: this one instead of all. memory: GiB of a GPU instead of its
-    own. Raises what `train` raises before it reads weights.
+    data, recipe, settings, values: as in `train`. gpu: this one instead of all, in any letter case. memory: GiB of a
+    GPU instead of its own. Raises what `train` raises before it reads weights.
     """
-    if gpu is not None and gpu not in GPUS:
-        hint = f"give one of {', '.join(GPUS)}, or its memory in GiB: memory=16"
+    card = next((name for name in GPU_NAMES if gpu and name.lower() == gpu.lower()), None)
+    if gpu is not None and card is None:
+        hint = f"give one of {', '.join(GPUS)}, or its memory in GiB: --memory 16 (in Python: memory=16)"
         raise UsageError("no such GPU", where=f"gpu={gpu}", hint=hint)
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)
-    return _plan(settings, TrainingData.load(settings, terminal), memory, gpu, terminal)
+    return _plan(settings, TrainingData.load(settings, terminal), memory, card, terminal)
 
 
 def _plan(
@@ -174,6 +176,8 @@ def _plan(
     layouts = compare_layouts(ungrouped, by_image, max_tokens)
     counts = len(examples), len(data.held_out), len(data.grids)
     own_gpu = find_gpu() if settings.device != "cpu" else None
+    if own_gpu is None and settings.dtype == "bfloat16":
+        terminal.warn(f"without a GPU: {SLOW_BFLOAT16}")
     machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
     result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
 
@@ -273,8 +277,8 @@ def _describe_machine(plan: Plan) -> str:
         if machine.used_gib is None or machine.seconds is None:
             return name
         return (
-            f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB, the matrix products alone "
-            f"{_format_duration(machine.seconds)} at {machine.matmul_gflops:.0f} GFLOP/s"
+            f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB; the training takes several times "
+            f"longer than {_format_duration(machine.seconds)}, what its matrix products alone would take"
         )
     free = f"{machine.gpu.name}, {machine.gpu.memory_gib:.1f} GiB free"
     if plan.workload is None:

@@ -128,15 +128,21 @@ def _list_from_first_hub(
     for hub in hubs:
         try:
             if hub == "hf":
-                return huggingface.list_files(client, name, "model", revision)
-            return modelscope.list_files(client, "model", name, revision or "master")
+                repository = huggingface.list_files(client, name, "model", revision)
+            else:
+                repository = modelscope.list_files(client, "model", name, revision or "master")
         except SourceError as error:
             errors[hub] = error
-            on_message(f"{name}: not from {HUB_TITLES[hub]}: {error.message}")
+            continue
+        for other, error in errors.items():
+            on_message(f"{name}: not from {HUB_TITLES[other]}: {error.message}")
+        return repository
     first = next(iter(errors.values()))
     if len(errors) == 1:
         raise first
-    reasons = "; ".join(f"{HUB_TITLES[hub]}: {error.message}" for hub, error in errors.items())
+    causes = {error.message for error in errors.values()}
+    named = (f"{HUB_TITLES[hub]}: {error.message}" for hub, error in errors.items())
+    reasons = first.message if len(causes) == 1 else "; ".join(named)
     raise SourceError(f"neither hub gives it: {reasons}", where=name, hint=first.hint) from first
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from lorgnette.config import Settings
 from lorgnette.device import get_gpu_name, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
 from lorgnette.engine.loading import FastModel
@@ -31,7 +33,7 @@ from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
-from lorgnette.training.start_warnings import explain_built_in_model
+from lorgnette.training.start_warnings import SLOW_BFLOAT16, explain_built_in_model
 from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.training.trainer import Trainer
 from lorgnette.training.user_callbacks import UserCallbacks
@@ -55,8 +57,7 @@ def run_training(
     after its checkpoint is saved, and then what a callback of the user raised.
     """
     # Resolve what depends on the device and on earlier checkpoints.
-    device = select_device(settings.device)
-    dtype = select_dtype(settings.dtype, device)
+    device, dtype = _select_device_and_dtype(settings, terminal)
     step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
     metadata = _describe_adapter(settings, data)
     sampling = SamplingParams(max_new_tokens=settings.predict.max_new_tokens, batch_size=settings.predict.batch_size)
@@ -137,6 +138,13 @@ def run_training(
     run_dir.check_in_place()
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
     user_callbacks.raise_error()  # of the last step, now that everything is written
+
+
+def _select_device_and_dtype(settings: Settings, terminal: Terminal) -> tuple[torch.device, torch.dtype]:
+    device = select_device(settings.device)
+    if device.type == "cpu" and settings.dtype == "bfloat16":
+        terminal.warn(SLOW_BFLOAT16)
+    return device, select_dtype(settings.dtype, device)
 
 
 def _report_stop(
