@@ -119,7 +119,7 @@ def list_facts(
 
 def _describe_learning_rate(setting: float, records: Sequence[Record]) -> str:
     """The peak that the training reached, if the log has every step's rate."""
-    rates = dict(select_series(records, *CURVES["learning rate"]))
+    rates = dict(select_series(list(records), *CURVES["learning rate"]))
     highest = max(rates.values(), default=setting)
     if len(rates) < max(rates, default=0) or highest >= setting * (1 - MIN_RATE_GAP):
         return f"{setting:g} at its peak"
