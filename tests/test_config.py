@@ -161,9 +161,9 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path) -> None:
         ("learning_rat=1", "train.learning_rate"),
         ("per_device_batch_size=1", "train.batch_size"),
         ("sed=1", "seed"),
-        ("zzzz=1", "`lorgnette settings zzzz`"),
+        ("zzzz=1", "`lorgnette settings` lists"),
         ("train.zzzz=1", "`lorgnette settings train`"),
-        ("=1", "`lorgnette settings ''`"),
+        ("=1", "`lorgnette settings` lists"),
         ("data=null", "`lorgnette settings data`"),
         ("train=1", "`lorgnette settings train`"),
     ],
@@ -255,3 +255,16 @@ def test_settings_cannot_be_changed_nor_invented() -> None:
         TrainSettings().learning_rate = 1.0
     with pytest.raises(ValidationError, match="Extra"):
         TrainSettings(where="x")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("learning_rate=0,0001", "write 0.0001, with a point"),
+        ("learning_rate=abc", "it is not a valid number"),
+        ("train.batch_size=2.5", "it is not a whole number"),
+    ],
+)
+def test_a_wrong_number_is_said_in_plain_words(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.load_settings(None, [word])

@@ -200,3 +200,8 @@ def test_a_json_of_settings_is_a_recipe_only_if_most_keys_are_settings(here: Pat
     assert parse_words(["args.json"]).data == "args.json"
     (here / "args.json").write_text("{broken")
     assert parse_words(["args.json"]).data == "args.json"  # whose reader says what is wrong
+
+
+def test_blanks_around_the_equals_sign_are_refused() -> None:
+    with pytest.raises(UsageError, match="blanks around = · epochs = 3 · write epochs=3"):
+        rewrite(["a.csv", "epochs", "=", "3"], {}, ["words"], "train")

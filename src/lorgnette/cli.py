@@ -239,8 +239,9 @@ def predict(
     """Answer prompts about images, with or without an adapter."""
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     sampling |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    data = source[0] if source and len(source) == 1 else source or None
     lorgnette.predict(
-        source[0] if source and len(source) == 1 else source or None, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
+        data, adapter=adapter, model=model, prompt=prompt, both=both, images_from=images_from,
         image_column=image_column, caption_column=caption_column, image_size=image_size, out=out, device=device,
         **sampling,
     )  # fmt: skip
@@ -352,14 +353,14 @@ def watch(
 @app.command()
 def settings(
     word: Annotated[
-        str | None,
+        list[str] | None,
         Argument(help="part of a name or a meaning, or another trainer's word", autocompletion=complete_words),
     ] = None,
 ) -> None:
     """List the settings with defaults and meanings: all, or those that match a word."""
     from lorgnette.commands.settings import list_settings as run_list
 
-    run_list(word)
+    run_list(" ".join(word) if word else None)
 
 
 app.add_typer(recipes_app, name="recipe")

@@ -5,6 +5,7 @@ about the effect of a setting.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -83,6 +84,16 @@ def _explain_number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler, 
 
 
 _LEAST_NUMBERS = {"epochs": 1, "holdout": 0}
+_REASONS = {
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "float_parsing": "it is not a valid number",
+    "float_type": "it is not a valid number",
+    "int_from_float": "it is not a whole number",
+    "int_parsing": "it is not a whole number",
+    "int_type": "it is not a whole number",
+}
+"""pydantic's type of an error → words for people; its own message names what a program does."""
 _PATHS = ("model", "images_from")
 """Texts that may be paths, which need not be UTF-8."""
 # Limits that no real run comes near: a larger value is a slip or an attack, and would fill the memory.
@@ -381,8 +392,11 @@ def load_settings(
         name = ".".join(part for part in first["loc"] if isinstance(part, str))
         origin = origins[name]
         written = "" if origin.written in (name, "data") else f"{origin.written} → "
-        message = f"{written}{name} = {shorten(repr(first['input']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        reason = _REASONS.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        message = f"{written}{name} = {shorten(repr(first['input']))}: {reason}"
         hint = f"`lorgnette settings {quote_word(name)}` explains it"
+        if re.fullmatch(r"[-+]?\d+,\d+", str(first["input"]).strip()):
+            hint = f"write {str(first['input']).strip().replace(',', '.')}, with a point"
         raise UsageError(message, where=origin.source, hint=hint) from None
     settings._sources = {name: origin.source for name, origin in origins.items()}
     for line in remarks:

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.examples import format_examples
+from lorgnette.io.shell import quote_word
 
 if TYPE_CHECKING:
     from lorgnette.config import Settings
@@ -131,7 +132,6 @@ def _is_data(word: str) -> bool:
     from lorgnette.hub.address import is_hub_address
     from lorgnette.io.folder_kind import find_folder_kind, is_data_file
     from lorgnette.io.paths import split_sources
-    from lorgnette.io.shell import quote_word
 
     if is_hub_address(word) or word.startswith("coco:") or len(split_sources(Path(word))) > 1:
         return True
@@ -172,7 +172,6 @@ def _explain_missing(path: Path) -> UsageError:
     """The error for a word that is neither a recipe nor a file; names the nearest of both."""
     from lorgnette import config, recipes
     from lorgnette.io.paths import suggest_path
-    from lorgnette.io.shell import quote_word
 
     if config.is_setting(str(path)):
         hint = f"write key=value, as in {quote_word(path)}=VALUE; `lorgnette settings {quote_word(path)}` explains it"
@@ -244,6 +243,11 @@ def rewrite(args: Sequence[str], options: Mapping[str, bool], arguments: Collect
     """
     result, first, last = list[str](), list[str](), list[str]()
     rest = list(args)
+    if "=" in rest[1:-1]:
+        place = rest.index("=", 1)
+        before, after = rest[place - 1], rest[place + 1]
+        hint = f"write {quote_word(f'{before}={after}')}"
+        raise UsageError("blanks around =", where=f"{before} = {after}", hint=hint)
     while rest:
         arg = rest.pop(0)
         if arg == "--":

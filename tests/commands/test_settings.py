@@ -1,10 +1,13 @@
 """`settings`: what is printed for no word, a part of one, another trainer's word, and a word that nobody knows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from lorgnette import config
+from lorgnette.commands.settings import list_settings
+from lorgnette.errors import UsageError
 from lorgnette.synonyms import SYNONYMS
 
 
@@ -51,3 +54,13 @@ def test_every_word_of_another_trainer_is_found(cli: Callable[..., object]) -> N
 
 def test_a_word_that_nobody_knows_is_refused(cli: Callable[..., object]) -> None:
     cli("settings", "zzzz").assert_refused(2, "no setting matches", "zzzz", "`lorgnette settings` lists all")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("word", "nearest"), [("batchsize", "train.batch_size"), ("skip_bad_rows", "data.on_bad_row")])
+def test_an_unknown_word_gets_the_nearest_settings(word: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"no setting matches .* nearest: .*{nearest}"):
+        list_settings(word)
+
+
+def test_words_are_joined(cli: Any) -> None:
+    assert "image_size" in cli("settings", "image", "size").out

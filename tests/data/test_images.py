@@ -342,3 +342,24 @@ def test_every_nasty_file_is_loaded_or_its_problem_named(shared: Path) -> None:
                 open_image(path)
             assert caught.value.where == str(path)
             assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "hint"),
+    [
+        ("C:\\Users\\a\\red.png", "its path is of another computer", "--images-from FOLDER"),
+        ("C:/Users/a/red.png", "its path is of another computer", "--images-from FOLDER"),
+        ("blue.png", "one is in a folder beside it", "--images-from photos$"),
+        ("red", "one is there with an ending .*there: red.png", "write the ending"),
+        ("cafe\u0301.png", "in another Unicode form", "copy the name from the folder"),
+    ],
+)
+def test_a_missing_image_gets_the_remedy_that_helps(
+    written: str, message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/blue.png", "red.png", "caf\u00e9.png"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(LorgnetteError, match=f"image is missing.*{message}.*{hint}"):
+        verify_image(tmp_path / written)

@@ -215,3 +215,8 @@ def test_what_a_trainer_writes_with_all_its_values_is_a_recipe() -> None:
     assert any("strange=null" in line and line.endswith(": nothing to set; it is unknown") for line in remarks)
     with pytest.raises(UsageError, match="unknown setting strange"):
         config.load_settings({"strange": None})
+
+
+def test_a_single_refused_word_of_a_file_names_the_way_out() -> None:
+    with pytest.raises(UsageError, match="or leave it out: cutoff_len=null behind the recipe"):
+        config.load_settings({"cutoff_len": 2048}, where="sft.yaml")

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,8 @@ from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageEr
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io import image_signature
-from lorgnette.io.paths import find_same_name
+from lorgnette.io.paths import find_same_name, list_folders
+from lorgnette.io.shell import quote_word
 
 _RARE_SUFFIXES = {".jpe", ".jfif", ".apng", ".dib", ".avifs", ".mpo", ".j2k", ".pgm", ".pbm", ".qoi", ".heif", ".hif"}
 IMAGE_SUFFIXES = image_signature.IMAGE_SUFFIXES | _RARE_SUFFIXES
@@ -44,6 +46,7 @@ _TRANSPOSES = {orientation: Image.Transpose[turn] for orientation, turn in enume
 """EXIF orientation → the transpose that turns the image upright."""
 _PIL_WARNING_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """The filter in the form in which `warnings` stores it."""
+_DRIVE = re.compile(r"(?:^|/)[A-Za-z]:[\\/]")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _BAND_PIXELS = 1 << 22
 """Pixels of a band. Colors are converted band by band: a copy of a whole large image takes a gigabyte."""
@@ -230,8 +233,22 @@ def _check_file(path: Path) -> None:
 
 def _explain_missing(path: Path) -> LorgnetteError:
     if (same := find_same_name(path)) is not None:
+        if unicodedata.normalize("NFC", str(path)) == unicodedata.normalize("NFC", str(same)):
+            message = "image is missing, but one is there whose name looks the same, in another Unicode form"
+            hint = "copy the name from the folder (`ls`): its letters with accents are composed in another way"
+            return LorgnetteError(message, where=str(path), hint=hint)
         message = "image is missing, but one is there whose name differs only in letter case, Unicode form or escapes"
         return LorgnetteError(message, where=f"{path}; there: {same}", hint="write the name as it is there")
+    if _DRIVE.search(str(path)):
+        hint = "name the folder with the images: --images-from FOLDER (data.images_from=FOLDER)"
+        return LorgnetteError("image is missing: its path is of another computer", where=str(path), hint=hint)
+    if not path.suffix and (suffix := next((s for s in sorted(IMAGE_SUFFIXES) if os.path.exists(f"{path}{s}")), "")):
+        message = "image is missing, but one is there with an ending"
+        return LorgnetteError(message, where=f"{path}; there: {path.name}{suffix}", hint="write the ending of the name")
+    if folder := next((folder for folder in list_folders(path.parent) if os.path.exists(folder / path.name)), None):
+        here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        hint = f"name the folder with the images: --images-from {quote_word(here)}"
+        return LorgnetteError("image is missing, but one is in a folder beside it", where=str(path), hint=hint)
     hint = "correct the path (relative: to the data file's folder), or set images_from to the images' folder"
     hint = "write / instead of \\ in the path, or set images_from to the images' folder" if "\\" in str(path) else hint
     return LorgnetteError("image is missing", where=str(path), hint=hint)

@@ -110,7 +110,8 @@ class ModelSpec:
     @classmethod
     def from_names(cls, model: str | None, adapter: Path | None, terminal: Terminal) -> "ModelSpec":
         """Resolve a model's name and an adapter's folder (or its run's folder) to files. Without both, the model is
-        that of training without settings. Raises LorgnetteError if one is missing or the adapter was trained on another base model. `verification.judgement` judges the adapter."""
+        that of training without settings. Raises LorgnetteError if one is missing or the adapter was trained on
+        another base model. `verification.judgement` judges the adapter."""
         adapter = adapter and resolve_adapter(adapter)
         adapter_metadata = AdapterMetadata.load_or_infer(adapter) if adapter else None
         base_model = model or (adapter_metadata.model if adapter_metadata else DEFAULT_MODEL)

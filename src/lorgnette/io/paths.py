@@ -4,7 +4,7 @@ import difflib
 import html
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PureWindowsPath
@@ -15,6 +15,8 @@ from lorgnette.errors import LorgnetteError, UsageError
 
 _MAX_LISTED = 10_000
 """Entries of a folder that are searched for a similar name."""
+_MAX_FOLDERS = 20
+"""Folders in a folder that are searched for a file."""
 
 
 def check_writable(out: Path, *inputs: Path, is_page: bool = False) -> None:
@@ -99,6 +101,21 @@ def suggest_path(path: Path, otherwise: str) -> str:
         similar = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
         nearest = path.with_name(similar[0]) if similar else None
     return otherwise if nearest is None else f"did you mean {nearest}?"
+
+
+def list_folders(folder: Path) -> Sequence[Path]:
+    """The folders in a folder, in order; none of a folder that cannot be read."""
+    try:
+        return _list_folders(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=16)
+def _list_folders(folder: Path, mtime_ns: int) -> Sequence[Path]:
+    with os.scandir(folder) as entries:
+        folders = [Path(entry.path) for entry in islice(entries, _MAX_LISTED) if entry.is_dir()]
+    return sorted(folders)[:_MAX_FOLDERS]
 
 
 def _make_plain(name: str) -> str:

@@ -40,11 +40,12 @@ class Assignment(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """An entry that cannot be used."""
+    """An entry that cannot be used. words: those of another trainer that can be left out of a file."""
 
     message: str
     source: str
     hint: str
+    words: tuple[str, ...] = ()
 
 
 def find_settings(word: str, names: Collection[str]) -> list[str]:
@@ -121,7 +122,8 @@ def _translate_group(
         translation = synonym.translate(values)
     except NoCounterpartError as error:
         written = ", ".join(f"{words[word][1].key}={shorten(format_value(words[word][1].value))}" for word in values)
-        problems.append(Problem(f"{written}: {error.reason}", last.source, error.hint))
+        keys = tuple(words[word][1].key for word in values)
+        problems.append(Problem(f"{written}: {error.reason}", last.source, error.hint, keys))
         return
     line = _describe([words[word][1] for word in values], translation)
     remarks.append((index, line))
@@ -193,16 +195,17 @@ def _explain_unknown(entry: Entry, matches: Sequence[str], names: Collection[str
         if nearest := difflib.get_close_matches(typed, known, n=1, cutoff=0.8):
             return Problem(f"unknown setting {entry.key}", entry.source, f"did you mean {known[nearest[0]]}?")
     is_section = any(name.startswith(f"{section or word}.") for name in names)
-    search = (section or word) if is_section else word
-    hint = f"`lorgnette settings {quote_word(search)}` lists what there is"
+    hint = f"`lorgnette settings{f' {quote_word(section or word)}' if is_section else ''}` lists what there is"
     return Problem(f"unknown setting {entry.key}", entry.source, hint)
 
 
 def _build_error(problems: Sequence[Problem]) -> UsageError:
     if len(problems) == 1:
-        [(message, source, hint)] = problems
+        [(message, source, hint, words)] = problems
+        if words and source not in (COMMAND_LINE, "arguments"):
+            hint = f"{hint}; or leave it out: {' '.join(f'{word}=null' for word in words)} behind the recipe"
         return UsageError(message, where=source, hint=hint)
-    facts = "; ".join(f"{message} ({hint})" for message, _, hint in problems)
-    sources = ", ".join(dict.fromkeys(source for _, source, _ in problems))
+    facts = "; ".join(f"{message} ({hint})" for message, _, hint, _ in problems)
+    sources = ", ".join(dict.fromkeys(source for _, source, _, _ in problems))
     hint = "change each, or leave it out: WORD=null on the command line"
     return UsageError(f"{len(problems)} settings do not fit: {facts}", where=sources, hint=hint)

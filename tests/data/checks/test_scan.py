@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from lorgnette.data import read
 from lorgnette.data.checks import near_duplicates
 from lorgnette.data.checks.scan import _BLOCK_SIZE, _TASK_SIZE, compute_full_signatures, scan, scan_rows
 from lorgnette.data.images import load_image
@@ -253,3 +254,10 @@ def test_only_images_that_keep_their_shape_can_be_too_narrow(
 def test_remarks_of_two_parts_are_all_there() -> None:
     row = Example("x", (Turn("user", ("q",)), Turn("assistant", (" a",))), Path("a"), 1, unread_keys=("url",))
     assert [finding.kind for finding in scan([row]).merge(scan([row])).remarks] == ["unread-key", "blanks"] * 2
+
+
+def test_a_table_without_captions_lacks_a_column(captions: Path) -> None:
+    table = captions.with_name("only.csv")
+    table.write_text("image\nred.png\n")
+    [problem] = scan(read(table)).problems
+    assert problem.message == "there is no caption column"

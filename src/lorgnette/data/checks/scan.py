@@ -22,6 +22,7 @@ from lorgnette.data.row_location import Row, RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Finding, Problem
 
+_TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
 _BLOCK_SIZE, _TASK_SIZE, _PROBE_SIZE = 1024, 16, 64
 """Rows per block; images per task of a thread; images per measurement of the waiting time."""
 MIN_CONTRAST = 16
@@ -234,6 +235,9 @@ def _check_example(
 ) -> tuple[Row, dict[Path, ImageInfo]]:
     own_infos: dict[Path, ImageInfo] = {}
     try:
+        if needs_answer and len(example.turns) == 1 and example.source.suffix.lower() in _TABLE_SUFFIXES:
+            hint = "add a column caption, or name it: --caption-column NAME"
+            raise LorgnetteError("there is no caption column", hint=hint)
         check_conversation(example.turns, needs_answer=needs_answer)
         for image in example.images:
             info = image_infos[image.path]
