@@ -1,11 +1,13 @@
 """A candidate is called better only where chance does not explain it, and the doubt is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.report.comparison_verdict import judge_candidates
+from lorgnette.report.verdict import judge_training
 from lorgnette.types import Example, Image, Turn
 
 METRICS = ("exact-match", "ROUGE-L")
@@ -104,7 +106,7 @@ def test_answers_of_another_length_than_the_references_are_in_doubt(answer: str,
     answers = [["brown"] * 30, [answer] * 30]
     verdict, _ = judge_candidates(["base", "runs/a"], build_prompts(30), answers, METRICS)
     assert verdict.headline == "runs/a is better than base."
-    assert (text in verdict.doubt) if text else ("references" not in verdict.doubt)
+    assert (text in verdict.doubt) if text else ("than the references" not in verdict.doubt)
 
 
 def test_what_was_trained_on_is_no_evidence() -> None:
@@ -117,3 +119,17 @@ def test_what_was_trained_on_is_no_evidence() -> None:
     verdict, _ = judge_candidates(["base", "runs/a"], build_prompts(40), answers, METRICS, trained_on=[(), few])
     assert verdict.headline == "runs/a is better than base."
     assert "runs/a was trained on 4 of the 40" in verdict.doubt
+
+
+def test_answers_that_repeat_themselves_are_no_clear_gain() -> None:
+    prompts = [
+        replace(prompt, references=(f"a dog{i} with a ball{i} of wool",)) for i, prompt in enumerate(build_prompts(40))
+    ]
+    answers = [["brown brown"] * 40, ["a with a of wool"] * 40]
+    verdict, best = judge_candidates(["base", "runs/a"], prompts, answers, METRICS)
+    assert (verdict.kind, verdict.headline, best) == ("unsure", "runs/a is better than base.", 1)
+    assert "But the answers repeat themselves: 4 distinct words, 84 in the references." in verdict.doubt
+    rows = [prompt.build_row() for prompt in prompts]
+    pairs = zip(rows, *answers, strict=True)
+    rows = [replace(row, base=base, tuned=tuned) for row, base, tuned in pairs]
+    assert "repeat themselves" in judge_training(rows, METRICS, [], []).doubt

@@ -20,6 +20,7 @@ from lorgnette.report.verdict import (
     Verdict,
     VerdictKind,
     count_images,
+    describe_repetition,
     list_doubts,
     list_meanings,
     make_plural,
@@ -80,6 +81,9 @@ def judge_candidates(
         kind = "harm"
     if length := _compare_length(names[best], texts[best], [prompts[i].references for i in scored]):
         doubts.append(length)
+    if kind in ("worked", "helped") and (repetition := describe_repetition(texts[best], [r.references for r in rows])):
+        kind = "unsure"  # repetition is no clear gain
+        doubts.append(repetition)
     num_trained = {name: sum(flags) for name, flags in zip(names, trained_on, strict=False)}
     for name, count in num_trained.items():
         if count:

@@ -41,6 +41,8 @@ MIN_LOSS_CHANGE = 0.01
 HARMFUL_LOSS_RISE = 0.1
 """A larger relative rise is harm, unless the answers are better."""
 NOTABLE_LENGTH_RATIO = 1.5
+MIN_REPETITION = 4
+"""Answers repeat themselves if the references have this many times their distinct words, and fewer duplicates."""
 FEW_IMAGES = 20
 """With fewer, an interval says too little."""
 _UNSURE: VerdictKind = "unsure"
@@ -135,6 +137,9 @@ def judge_training(
         kind, headline = "harm", "It did harm: it answers nothing."
     else:
         kind, headline = _conclude(match, graded, other, rise, len(scored), noun, num_images)
+    repetition = describe_repetition([row.tuned or "" for row in scored], [row.references for row in scored])
+    if repetition and kind in ("worked", "helped"):
+        doubts.append(repetition)
     return Verdict(kind, headline, evidence, " ".join(doubts))
 
 
@@ -281,6 +286,15 @@ def _describe_length(rows: Sequence[PredictionRow]) -> str:
     change = "shorter" if after < before else "longer"
     unit = "word" if round(after) == 1 else "words"
     return f"answers are {factor} times {change} ({after:.0f} {unit}, {before:.0f} before)"
+
+
+def describe_repetition(answers: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """A sentence if the answers repeat few words where the references vary: scores may rise by the commonest ones."""
+    own, others = compute_style(answers), compute_style([texts[0] for texts in references])
+    if own.vocabulary * MIN_REPETITION > others.vocabulary or own.duplicate_share <= others.duplicate_share:
+        return ""  # which repeats as the references do
+    words = f"{own.vocabulary} distinct {'word' if own.vocabulary == 1 else 'words'}"
+    return f"But the answers repeat themselves: {words}, {others.vocabulary} in the references."
 
 
 def list_doubts(
