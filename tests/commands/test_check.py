@@ -49,6 +49,7 @@ def test_printed_lines(captions: Path, terminal_output: io.StringIO, console: Co
     ) in lines
     assert "rows       7, 6 usable, 1 broken" in lines
     assert lines[-1].startswith("result     Training would not start: 1 of 7 rows cannot be used")
+    assert lines[-1].endswith("; mend these rows, or leave them out: data.on_bad_row=skip.")
 
 
 def test_empty_data_is_blocking(tmp_path: Path, terminal_output: io.StringIO, console: Console) -> None:

@@ -195,6 +195,8 @@ class CheckReport:
         if self.is_blocking:
             is_cause = num_broken and not (self.skips_bad_rows and self.split.failure)
             cause = f"{broken} cannot be used" if is_cause else "no rows can be held out"
+            if is_cause and self.num_trainable and not self.split.failure:
+                more += "; mend these rows, or leave them out: data.on_bad_row=skip"
             return f"Training would not start: {cause}{more}."
         if num_broken:
             return f"Ready to train: {broken} {'is' if num_broken == 1 else 'are'} broken and left out{more}."
