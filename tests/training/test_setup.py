@@ -17,7 +17,7 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.report import run_log
 from lorgnette.training.optimizer import Optimizer
-from lorgnette.training.setup import TrainingSetup
+from lorgnette.training.setup import TrainingSetup, limit_progress
 
 PrepareRun = Callable[..., Any]
 
@@ -124,3 +124,11 @@ def test_both_engines_train_the_same_adapter(prepare_run: PrepareRun, tmp_path: 
     for name, tensor in fast.items():
         torch.testing.assert_close(tensor, reference[name], atol=2e-6, rtol=0)
     assert any((tensor - other_seed[name]).abs().max() > 1e-3 for name, tensor in fast.items())
+
+
+def test_progress_counts_the_images_of_the_data_only() -> None:
+    counts: list[int] = []
+    advance = limit_progress(lambda count, note="": counts.append(count), 30)
+    for count in (16, 15):
+        advance(count)
+    assert counts == [16, 14]

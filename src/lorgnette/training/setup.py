@@ -19,7 +19,7 @@ from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, compute_usable_bytes, find_fit
-from lorgnette.report.console import Terminal
+from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
 from lorgnette.training.data_module import TrainingData
@@ -74,8 +74,8 @@ def build_training(
 
     def compute_image_features(features: Features) -> TrainingData:
         """Encode the images; returns the data without those that cannot be decoded."""
-        with timer("features"), terminal.show_progress("images", len(grids)) as advance:
-            errors = features.prepare(grids, on_progress=advance)
+        with timer("features"), terminal.show_progress("images", len(data.grids)) as advance:
+            errors = features.prepare(grids, on_progress=limit_progress(advance, len(data.grids)))
             features.release_tower()
         timer.record("decoding", features.decode_pool.wait_seconds)
         return data.drop_images(errors, settings.data.on_bad_row, terminal)
@@ -125,6 +125,19 @@ def build_training(
         fast.sync_weights()
 
     return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, load_adapter, features, usable_data, fit.max_tokens)
+
+
+def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:
+    """Counts at most `total`: images that are not in the data come on top."""
+    left = total
+
+    def count(number: int, note: str = "") -> None:
+        nonlocal left
+        number = min(number, left)
+        left -= number
+        advance(number, note)
+
+    return count
 
 
 def _build_reference(
