@@ -134,8 +134,8 @@ def _list_from_first_hub(
         except SourceError as error:
             errors[hub] = error
             continue
-        for other, error in errors.items():
-            on_message(f"{name}: not from {HUB_TITLES[other]}: {error.message}")
+        for other, cause in errors.items():
+            on_message(f"{name}: not from {HUB_TITLES[other]}: {cause.message}")
         return repository
     first = next(iter(errors.values()))
     if len(errors) == 1:

@@ -131,13 +131,13 @@ def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:
     """Counts at most `total`: images that are not in the data come on top."""
     left = total
 
-    def count(number: int, note: str = "") -> None:
+    def advance_at_most(count: int, note: str = "") -> None:
         nonlocal left
-        number = min(number, left)
-        left -= number
-        advance(number, note)
+        count = min(count, left)
+        left -= count
+        advance(count, note)
 
-    return count
+    return advance_at_most
 
 
 def _build_reference(
