@@ -11,7 +11,8 @@ lorgnette takes the words of other trainers: on the command line (`--learning_ra
 recipe, and as keywords in Python. It prints what each word sets. A configuration file of LLaMA-Factory (YAML) or
 ms-swift (JSON, YAML) is a recipe: name it, and name the data. What has no counterpart is refused before anything
 starts, all in one message with reasons: change these lines, or leave one out with `WORD=null` behind the recipe. Most
-files of LLaMA-Factory need `cutoff_len=null`. Settings on the command line replace those of the recipe. `lorgnette settings WORD` explains one word.
+files of LLaMA-Factory need `cutoff_len=null`. Settings on the command line replace those of the recipe. `lorgnette
+settings WORD` explains one word.
 
 The tables below are for transformers 5.23, PEFT 0.21, TRL 1.16, LLaMA-Factory 0.9.5, ms-swift 4.6 and Unsloth 2026.10.
 `make docs` prints them from `src/lorgnette/synonyms/table.py`.

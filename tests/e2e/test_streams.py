@@ -43,7 +43,9 @@ def test_a_training_goes_on_without_its_streams(open_stream: Callable[[], int], 
 
 @needs_full
 @pytest.mark.parametrize(
-    "words", [["recipe", "list"], ["--help"], ["predict", "0.png", "--model", "demo", "--max-new-tokens", "1"]], ids=lambda words: words[0]
+    "words",
+    [["recipe", "list"], ["--help"], ["predict", "0.png", "--model", "demo", "--max-new-tokens", "1"]],
+    ids=lambda words: words[0],
 )
 def test_a_result_that_cannot_be_written_is_an_error(words: list[str], captions, run) -> None:
     with open("/dev/full", "wb") as full:

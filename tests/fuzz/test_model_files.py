@@ -41,9 +41,7 @@ def use(
         console, refusal = Console(file=io.StringIO()), None
         try:
             with limits():
-                lorgnette.predict(
-                    image_files[2], adapter=adapter, model=str(model), max_new_tokens=1, console=console
-                )
+                lorgnette.predict(image_files[2], adapter=adapter, model=str(model), max_new_tokens=1, console=console)
         except LorgnetteError as error:
             refusal = str(error)
         if refusal is not None:
