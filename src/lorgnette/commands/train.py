@@ -67,9 +67,9 @@ def train(
         values["predict.metrics"] = resolve_metric_names(metrics)
     source = None if rows is not None else data
     chosen = build_settings(source, recipe=recipe, settings=settings, values=values, terminal=terminal)
-    if name and chosen.run is not None:
+    if name and values.get("run") is not None:
         hint = "give name= for runs/NAME, or run= for the folder itself"
-        raise UsageError("two names for the run's folder", where=f"name={name}, run={chosen.run}", hint=hint)
+        raise UsageError("two names for the run's folder", where=f"name={name}, run={values['run']}", hint=hint)
     name = name or (Path(recipe).stem if recipe else _name_after_data(chosen))
     timer = StageTimer(terminal)
     if chosen.run is not None:
