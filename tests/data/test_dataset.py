@@ -206,7 +206,7 @@ def test_only_predictions_take_rows_without_an_answer(make_image: Callable[..., 
     (tmp_path / "images.csv").write_text("image_path\na.png\n")
     [example] = load_usable(read(tmp_path / "images.csv"), on_bad_row="error", needs_answer=False).examples
     assert (example.reference, example.turns[0].text) == ("", "Describe this image.")
-    with pytest.raises(LorgnetteError, match="no assistant turn answers the last user turn"):
+    with pytest.raises(LorgnetteError, match="there is no caption column"):
         load_usable(read(tmp_path / "images.csv"), on_bad_row="error")
 
 

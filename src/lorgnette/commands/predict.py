@@ -24,7 +24,7 @@ from lorgnette.inference.answers import AnswersInterrupted, answer_examples, des
 from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
-from lorgnette.io.shell import quote_word
+from lorgnette.io.shell import format_command
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.notebook import Answers
 from lorgnette.report.predictions import write_predictions
@@ -63,9 +63,9 @@ def predict(
     adapter, model = Path(adapter) if adapter else None, os.fspath(model) if model else None
     out = Path(out) if out else None
     if data is None:
-        word = quote_word(adapter or "runs/captions")
+        word = adapter or "runs/captions"
         where = f"{adapter} is a run or an adapter" if adapter else "no image is named"
-        raise UsageError("which image?", where=where, hint=f"lorgnette predict photo.jpg --adapter {word}")
+        raise UsageError("which image?", where=where, hint=format_command("predict", "photo.jpg", "--adapter", word))
     if both and adapter is None:
         raise UsageError("--both needs an adapter", hint="name one with --adapter")
     if out is not None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lorgnette.errors import UsageError
 from lorgnette.io.parse import shorten
-from lorgnette.io.shell import quote_word
+from lorgnette.io.shell import format_command
 from lorgnette.synonyms.table import CLASHES, OWN_NAMES, SYNONYMS, VALUES
 from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
 
@@ -195,7 +195,8 @@ def _explain_unknown(entry: Entry, matches: Sequence[str], names: Collection[str
         if nearest := difflib.get_close_matches(typed, known, n=1, cutoff=0.8):
             return Problem(f"unknown setting {entry.key}", entry.source, f"did you mean {known[nearest[0]]}?")
     is_section = any(name.startswith(f"{section or word}.") for name in names)
-    hint = f"`lorgnette settings{f' {quote_word(section or word)}' if is_section else ''}` lists what there is"
+    words = [section or word] if is_section else []
+    hint = f"`{format_command('settings', *words)}` lists what there is"
     return Problem(f"unknown setting {entry.key}", entry.source, hint)
 
 
