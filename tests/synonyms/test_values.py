@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorgnette.synonyms import SYNONYMS, TARGET_MODULES
@@ -121,6 +121,7 @@ def test_what_has_no_counterpart_is_refused_with_a_reason(values: dict[str, Any]
         translate(**values)
 
 
+@example(word="val_dataset", value=10**600)  # a file name that no system takes
 @given(word=st.sampled_from(sorted(SYNONYMS)), value=ANYTHING)
 def test_any_value_is_translated_or_refused(word: str, value: Any) -> None:
     synonym = SYNONYMS[word]

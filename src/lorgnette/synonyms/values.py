@@ -1,6 +1,7 @@
 """Values of other trainers → ours: renamed, computed from several, or refused with a reason."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,10 @@ def read_sources(value: Any) -> str:
     """Data sets by path, as LLaMA-Factory and ms-swift also name them."""
     names = _read_names(value)
     for name in names:
-        if "#" in name and not Path(name).exists():
+        if "#" in name and not os.path.exists(name):
             hint = "write data.max_rows=N for the first rows, or use `lorgnette prepare --sample N`"
             raise NoCounterpartError("#N draws N rows at random", hint)
-        if not Path(name).exists() and not name.startswith(("hf:", "modelscope:", "coco:")):
+        if not os.path.exists(name) and not name.startswith(("hf:", "modelscope:", "coco:")):
             hint = "name a file, data=captions.csv, or a hub: data=hf:OWNER/NAME, data=modelscope:OWNER/NAME"
             reason = "there is no such file, and other trainers' lists of data sets are unknown"
             raise NoCounterpartError(reason, suggest_path(Path(name), hint))
