@@ -4,7 +4,7 @@
 
 Every run trains on N drawn images and answers 64 others, the same for all runs. Of each run the file holds the number
 of steps and why they ended, the eval loss at the end and at the best step, and how many of the 64 answers are equal to
-the reference. The file is written after every run; a second call goes on where the first one stopped.
+the reference. The file is written after every run; a second call runs only the missing ones.
 """
 
 import argparse

@@ -31,7 +31,7 @@ def test_another_generation_is_not_supported(model: str, monkeypatch: pytest.Mon
     for resolve_name in (lambda: resolve.resolve_model(model, TERMINAL), lambda: resolve.find_cached_model(model)):
         with pytest.raises(UsageError, match=r"Qwen[23.5]+-VL is not supported yet, only Qwen2-VL"):
             resolve_name()
-    resolve._check_supported("Qwen/Qwen2-VL-2B-Instruct")
+    resolve._refuse_other_generations("Qwen/Qwen2-VL-2B-Instruct")
 
 
 def test_a_name_is_fetched_from_the_hub_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

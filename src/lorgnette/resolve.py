@@ -41,7 +41,7 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
     """
     if local := _find_local_model(model):
         return local
-    _check_supported(model)
+    _refuse_other_generations(model)
     from lorgnette.hub.models import fetch_model
 
     name, hub = parse_model_name(model)
@@ -75,7 +75,7 @@ def find_cached_model(model: str) -> Path | None:
     name, hub = parse_model_name(model)
     cached = find_in_cache(name, source=hub)
     if cached is None:
-        _check_supported(name)
+        _refuse_other_generations(name)
     return cached[1] if cached else None
 
 
@@ -185,7 +185,7 @@ def _find_local_model(model: str) -> Path | None:
     return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None
 
 
-def _check_supported(name: str) -> None:
+def _refuse_other_generations(name: str) -> None:
     """Raises UsageError for a name of a Qwen-VL model of another generation."""
     if match := _OTHER_QWEN.search(name):
         hint = f"name one of {', '.join(HUB_MODELS[:5:2])}, or a folder"
@@ -199,7 +199,7 @@ def _add_owner(name: str) -> str:
     """
     if "/" in name or Path(name).exists():
         return name
-    _check_supported(name)
+    _refuse_other_generations(name)
     known = {model.partition("/")[2].lower(): model for model in HUB_MODELS}
     if name.lower() in known:
         return known[name.lower()]

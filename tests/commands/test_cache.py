@@ -24,7 +24,7 @@ BLOBS = Path("hf/models--Qwen--a/blobs")
 
 
 def make_set(name: str, *, num_images: int = 2, num_days: float = 0) -> Path:
-    """A set of features that was last opened so many days ago."""
+    """A set of features that was last opened this number of days ago."""
     folder = FEATURES / name
     folder.mkdir(parents=True)
     (folder / "index").write_bytes(b"\0" * num_images * ENTRY.size)

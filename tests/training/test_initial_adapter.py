@@ -85,7 +85,7 @@ def test_a_run_continues_an_adapter(
     assert read_trained_images(run.manifest) == read_trained_images(old_run / "manifest.json")
     assert judge_adapter(None, run.path, Terminal()).failures == []
 
-    # Before and after are the old adapter's answers; the eval loss goes on where it was.
+    # Before and after are the old adapter's answers; the eval loss begins where the old run ended.
     rows, old_rows = read_predictions(run.predictions), read_predictions(old_run / "predictions.jsonl")
     assert [(row.base, row.tuned) for row in rows] == [(row.tuned, row.tuned) for row in old_rows]
     assert [row.base for row in old_rows] != [row.tuned for row in old_rows], "negative control"

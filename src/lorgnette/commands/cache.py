@@ -79,7 +79,7 @@ def clear_cache(
 ) -> list[CacheItem]:
     """Delete what is kept, and return it. Without `yes` nothing is deleted, but listed.
 
-    older_than: only what was last used so many days ago or earlier. What a process uses stays.
+    older_than: only what was not used for this number of days. Files that a process has open are not deleted.
     """
     terminal = Terminal(console)
     removed, kept = [], []

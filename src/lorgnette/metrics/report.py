@@ -105,7 +105,7 @@ def classify_difference(difference: Difference) -> Verdict:
     return "better" if sign * interval[0] > 0 else "worse"
 
 
-def format_signed(value: float, digits: int = 3) -> str:
+def format_with_sign(value: float, digits: int = 3) -> str:
     """A difference with its sign: `+0.120`, `−0.031`, `0.000`."""
     text = f"{value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
@@ -117,7 +117,7 @@ def format_difference(difference: Difference, scale: float = 1.0, digits: int = 
     if difference.value is None:
         return ""
     value, *interval = (
-        format_signed(scale * number, digits) for number in (difference.value, *(difference.shown_interval or ()))
+        format_with_sign(scale * number, digits) for number in (difference.value, *(difference.shown_interval or ()))
     )
     return value + (f" ({interval[0]} to {interval[1]})" if len(set(interval)) > 1 else "")
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
 from lorgnette.metrics.registry import METRICS, compute_tallies, number_images, select_sample_metric
-from lorgnette.metrics.report import classify_difference, format_signed
+from lorgnette.metrics.report import classify_difference, format_with_sign
 from lorgnette.metrics.style import compute_style
 from lorgnette.report.html.charts import format_number
 from lorgnette.types import PredictionRow
@@ -322,7 +322,7 @@ def _list_doubts(match: Change, graded: Change | None, total: int, noun: str, nu
     if interval is None or shown.difference.shown_interval is None:
         return [f"All {total} {noun} agree{', but they are few' if num_images < FEW_IMAGES else ''}."]
     if is_graded:
-        low_text, high_text = map(format_signed, interval)
+        low_text, high_text = map(format_with_sign, interval)
         return [f"The change in {shown.name} lies between {low_text} and {high_text} (95 % interval)."]
     low, high = sorted(abs(round(100 * value)) for value in interval)
     more = "more" if shown.gain > 0 else "fewer"

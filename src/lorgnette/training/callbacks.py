@@ -24,7 +24,7 @@ AdapterSnapshot = Callable[[], Callable[[Path], None]]
 """Copies the adapter as it is now. The returned function writes the copy into a folder, later and on any thread."""
 
 SHOWN_STEPS = 10
-"""The terminal shows a record of the log at most once in so many steps; the progress bar shows the loss of each."""
+"""Steps between two records of the log on the terminal; the progress bar shows the loss of each step."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from lorgnette.metrics.registry import METRICS, Metric
 from lorgnette.metrics.report import (
     MetricReport,
     classify_difference,
-    format_signed,
     format_style_rows,
+    format_with_sign,
 )
 from lorgnette.metrics.report import Verdict as Meaning
 from lorgnette.report.html.answer_tables import build_answer_sections
@@ -175,7 +175,7 @@ def _build_metric_row(report: MetricReport, index: int, num_prompts: int) -> _Me
 def _format_difference(difference: Difference) -> tuple[str, str]:
     """The difference with its p-value, and its interval."""
     assert difference.value is not None
-    value = format_signed(difference.value)
+    value = format_with_sign(difference.value)
     if difference.p_value is not None:
         value += f", p {difference.p_value:.3f}"
-    return value, " to ".join(map(format_signed, difference.shown_interval or ()))
+    return value, " to ".join(map(format_with_sign, difference.shown_interval or ()))
