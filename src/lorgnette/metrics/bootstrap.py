@@ -60,7 +60,7 @@ def compute_intervals(
 
     Where all resampled sets have one value, a share has Wilson's interval, and another metric none.
     """
-    sums = _sum_resamples([tally.counts for tally in tallies], num_resamples, _make_bootstrap_sampler(seed))
+    sums = _sum_resamples(tallies, num_resamples, _make_bootstrap_sampler(seed))
     intervals = [_compute_interval(tally.compute_value(part)) for tally, part in zip(tallies, sums, strict=True)]
     return [
         (low, high)
@@ -83,17 +83,17 @@ def compare_tallies(
     per_example = tuple((second.per_example - first.per_example).tolist())
     if len(first.counts) == 1:
         return Difference(name, value, per_example)
+    first, second = first.align(second)
     # Paired bootstrap: the same resampled examples for both systems.
-    first_sums, second_sums = _sum_resamples(
-        [first.counts, second.counts], num_resamples, _make_bootstrap_sampler(seed)
-    )
+    first_sums, second_sums = _sum_resamples([first, second], num_resamples, _make_bootstrap_sampler(seed))
     interval = _compute_interval(second.compute_value(second_sums) - first.compute_value(first_sums))
     # Approximate randomization: each example changes systems with probability 1/2.
     rng = np.random.default_rng(seed)
-    (shift,) = _sum_resamples(
-        [first.counts - second.counts], num_resamples, lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
+    of_first, of_second = _sum_resamples(
+        [first, second], num_resamples, lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
     )
-    swapped = first.compute_value(second.counts.sum(0) + shift) - first.compute_value(first.counts.sum(0) - shift)
+    shift = of_first - of_second
+    swapped = first.compute_value(second.total + shift) - first.compute_value(first.total - shift)
     num_as_large = int((np.abs(swapped) >= abs(value) - _TOLERANCE).sum())
     return Difference(name, value, per_example, interval, (1 + num_as_large) / (1 + num_resamples))
 
@@ -113,14 +113,16 @@ def _make_bootstrap_sampler(seed: int) -> _WeightSampler:
 
 
 def _sum_resamples(
-    counts: Sequence[Float64[np.ndarray, "N K"]], num_resamples: int, draw: _WeightSampler
+    tallies: Sequence[Tally], num_resamples: int, draw: _WeightSampler
 ) -> list[Float64[np.ndarray, "B K"]]:
     """Per metric its sums over `num_resamples` drawn sets, in batches."""
-    columns = np.concatenate(counts, axis=1)
-    batch_size = max(1, _MAX_CELLS // max(1, len(columns)))
-    batches = [min(batch_size, num_resamples - start) for start in range(0, num_resamples, batch_size)]
-    sums = np.concatenate([draw(b, len(columns)) @ columns for b in batches])
-    return np.split(sums, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
+    num_rows = len(tallies[0].counts)
+    batch_size = max(1, _MAX_CELLS // max(1, num_rows))
+    sums = []
+    for start in range(0, num_resamples, batch_size):
+        weights = draw(min(batch_size, num_resamples - start), num_rows)
+        sums.append([tally.sum_counts(weights) for tally in tallies])
+    return [np.concatenate(parts) for parts in zip(*sums, strict=True)]
 
 
 def _compute_wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.metrics.json_fields import compare_objects
 from lorgnette.metrics.labels import classify
 from lorgnette.metrics.rouge import rouge_l
-from lorgnette.metrics.score import Score, Tally, group_tally
+from lorgnette.metrics.score import Score, Tally
 from lorgnette.metrics.token_f1 import token_f1
 from lorgnette.metrics.tokenizers import normalize_whitespace, tokenize_latex, tokenize_words
 from lorgnette.types import Example
@@ -146,7 +146,7 @@ def compute_tallies(
         tallies[name] = output if isinstance(output, Tally) else output[metric.output_index]
     groups = number_images(images)
     if len(set(groups)) < len(groups):
-        tallies = {name: group_tally(tally, groups) for name, tally in tallies.items()}
+        tallies = {name: tally.group(groups) for name, tally in tallies.items()}
     return tallies
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -68,7 +68,26 @@ class Tally:
         """The metric of the whole set; None if undefined or without examples."""
         if self.is_undefined or not len(self.counts):
             return None
-        return float(self.compute_value(self.counts.sum(axis=0, keepdims=True))[0])
+        return float(self.compute_value(self.total)[0])
+
+    @property
+    def total(self) -> Float64[np.ndarray, "1 K"]:
+        """The sums of the whole set."""
+        return self.counts.sum(axis=0, keepdims=True)
+
+    def sum_counts(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, "B K"]:
+        """The sums of B sets. weights: how often each example, or group of examples, is in a set."""
+        return weights @ self.counts
+
+    def group(self, groups: Sequence[int]) -> Self:
+        """The same value, but examples of one group (0, 1, …) are drawn together. groups: of each example."""
+        counts = np.zeros((max(groups) + 1, self.counts.shape[1]))
+        np.add.at(counts, groups, self.counts)
+        return replace(self, counts=counts)
+
+    def align(self, other: "Tally") -> tuple["Tally", "Tally"]:
+        """Both systems' tallies with sums that can be mixed: some examples of one system, and some of the other."""
+        return self, other
 
 
 def tally_mean(per_example: Float64[np.ndarray, " N"], note: str | None = None, *, is_undefined: bool = False) -> Tally:
@@ -82,13 +101,6 @@ def tally_share(
 ) -> Tally:
     """The tally of a share of examples; per_example is 0 or 1."""
     return replace(tally_mean(per_example, note, is_undefined=is_undefined), is_proportion=True)
-
-
-def group_tally(tally: Tally, groups: Sequence[int]) -> Tally:
-    """The same value, but examples of one group (0, 1, …) are drawn together. groups: of each example."""
-    counts = np.zeros((max(groups) + 1, tally.counts.shape[1]))
-    np.add.at(counts, groups, tally.counts)
-    return replace(tally, counts=counts)
 
 
 def tally_best(

@@ -1,0 +1,195 @@
+"""Mean average precision of boxes by COCO's definition: AP over IoU 0.50:0.95, AP50 and AP75.
+
+Lin et al.: Microsoft COCO, ECCV 2014; its evaluation server's `pycocotools`, with which tests compare: ten IoU
+thresholds, 101 recall points, each label is a category, at most 100 boxes of a label in an image, no areas, no crowds.
+Boxes are ranked by their score. Equal scores keep the order of the examples, and of the boxes in an answer.
+
+    boxes of an example ── match_boxes ──▶ hits per threshold ── ranked over examples ──▶ precision at 101 recalls
+
+The rank of a box depends on all examples, so that AP is no function of sums of a few numbers. `RankedTally` sums how
+often each example is in a set. An example that is drawn twice counts twice at its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from lorgnette.metrics.score import Tally
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+ALL_THRESHOLDS, AT_50, AT_75 = tuple(range(10)), (0,), (5,)
+"""Indices into IOU_THRESHOLDS."""
+RECALL_POINTS = np.linspace(0, 1, 101)
+MAX_BOXES = 100
+"""Of a label in an image; those with the highest scores count."""
+_MAX_CELLS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMatches:
+    """The boxes with one label in one example, from the highest score down.
+
+    hits: whether a box is matched at each IoU threshold. num_references: boxes with this label in the reference.
+    """
+
+    scores: Float64[np.ndarray, " D"]
+    hits: Bool[np.ndarray, "T D"]
+    num_references: int
+
+
+Thresholds = tuple[int, ...]
+Matches = Mapping[str, LabelMatches]
+"""Of one example, by label. Labels that no reference of any example has are left out: they have no AP."""
+
+
+def match_boxes(
+    boxes: Float64[np.ndarray, "D 4"], scores: Float64[np.ndarray, " D"], references: Float64[np.ndarray, "G 4"]
+) -> LabelMatches:
+    """Match the boxes of one label in one example. A box takes the free reference with the largest IoU, if that reaches
+    the threshold; of equal ones the last. Boxes are (left, top, right, bottom)."""
+    order = np.argsort(-scores, kind="stable")[:MAX_BOXES]
+    overlaps = compute_overlaps(boxes[order], references)
+    hits = np.zeros((len(IOU_THRESHOLDS), len(order)), np.bool_)
+    is_free = np.ones((len(IOU_THRESHOLDS), len(references)), np.bool_)
+    rows = np.arange(len(IOU_THRESHOLDS))
+    for rank, row in enumerate(overlaps if len(references) else ()):
+        candidates = np.where(is_free & (row >= IOU_THRESHOLDS[:, None]), row, -1.0)[:, ::-1]
+        best = candidates.argmax(axis=1)
+        hits[:, rank] = candidates[rows, best] >= 0
+        is_free[rows, len(references) - 1 - best] &= ~hits[:, rank]
+    return LabelMatches(scores[order], hits, len(references))
+
+
+def compute_overlaps(
+    first: Float64[np.ndarray, "D 4"], second: Float64[np.ndarray, "G 4"]
+) -> Float64[np.ndarray, "D G"]:
+    """IoU of all pairs of boxes; 0 where one has no area."""
+    with np.errstate(all="ignore"):  # coordinates may be of any size
+        low = np.maximum(first[:, None, :2], second[None, :, :2])
+        high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+        intersection = np.maximum(0.0, high - low).prod(axis=2)
+        areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+        union = areas[0][:, None] + areas[1][None, :] - intersection
+        return np.nan_to_num(np.where(intersection > 0, intersection / union, 0.0))
+
+
+def tally_average_precision(examples: Sequence[Matches], thresholds: Thresholds, note: str | None = None) -> Tally:
+    """AP of matched examples. thresholds: those whose AP is averaged. An example without boxes in its
+    reference has alone 1 if its answer has none either, else 0."""
+    places = np.arange(len(examples))
+    ranking = _Ranking.from_examples(examples, places, thresholds)
+    per_example = np.array([compute_alone(matches, thresholds) for matches in examples], np.float64)
+    return RankedTally(
+        per_example, np.zeros((len(examples), 0)), ranking.compute_precision, note, is_undefined=not ranking.curves,
+        examples=tuple(examples), thresholds=thresholds, rows=places,
+    )  # fmt: skip
+
+
+def compute_alone(matches: Matches, thresholds: Thresholds = ALL_THRESHOLDS) -> float:
+    """AP of one example."""
+    own = {label: found for label, found in matches.items() if found.num_references}
+    if not own:
+        return float(not any(len(found.scores) for found in matches.values()))
+    ranking = _Ranking.from_examples([own], np.zeros(1, np.int64), thresholds)
+    return float(ranking.compute_precision(np.ones((1, 1)))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RankedTally(Tally):
+    """A metric of ranked boxes. Its sums are the weights of the examples.
+
+    rows: [N] the row of the weights that each example has, as `counts` has one per example or per group; -1 for an
+    example of the other system, after `align`.
+    """
+
+    examples: tuple[Matches, ...] = ()
+    thresholds: Thresholds = ALL_THRESHOLDS
+    rows: Int64[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def total(self) -> Float64[np.ndarray, "1 N"]:
+        return self.sum_counts(np.ones((1, len(self.counts))))
+
+    def sum_counts(self, weights: Float64[np.ndarray, "B G"]) -> Float64[np.ndarray, "B N"]:
+        return np.where(self.rows >= 0, weights[:, self.rows], 0.0)
+
+    def group(self, groups: Sequence[int]) -> "RankedTally":
+        return replace(self, counts=np.zeros((max(groups) + 1, 0)), rows=np.array(groups, np.int64))
+
+    def align(self, other: Tally) -> tuple[Tally, Tally]:
+        """Both systems' examples in one ranking, so that a set may have some examples of each."""
+        assert isinstance(other, RankedTally)
+        examples, places = self.examples + other.examples, np.tile(np.arange(len(self.examples)), 2)
+        compute = _Ranking.from_examples(examples, places, self.thresholds).compute_precision
+        absent = np.full(len(self.rows), -1)
+        first, second = np.concatenate([self.rows, absent]), np.concatenate([absent, other.rows])
+        return replace(self, compute_value=compute, rows=first), replace(other, compute_value=compute, rows=second)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """The ranked boxes of one label. examples: [D] of each box. num_references: [N] of each example."""
+
+    examples: Int64[np.ndarray, " D"]
+    hits: Bool[np.ndarray, "T D"]
+    num_references: Float64[np.ndarray, " N"]
+
+    def compute_precision(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
+        """The mean precision at 101 recalls and all thresholds."""
+        of_boxes = weights[:, self.examples]
+        num_boxes = of_boxes.cumsum(axis=1)
+        num_references = np.maximum(weights @ self.num_references, np.spacing(1))[:, None]
+        value = np.zeros(len(weights))
+        for hits in self.hits:
+            # Recall and the largest precision from there on change at hits only.
+            num_hits = of_boxes[:, hits].cumsum(axis=1)
+            precision = num_hits / np.maximum(num_boxes[:, hits], np.spacing(1))
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            num_points = np.searchsorted(RECALL_POINTS, num_hits / num_references, side="right")
+            value += (envelope * np.diff(num_points, axis=1, prepend=0)).sum(axis=1)
+        return value / (len(RECALL_POINTS) * len(self.hits))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """The curves of the labels that references have."""
+
+    curves: tuple[_Curve, ...]
+
+    @classmethod
+    def from_examples(
+        cls, examples: Sequence[Matches], places: Int64[np.ndarray, " N"], thresholds: Thresholds
+    ) -> "_Ranking":
+        """places: of each example in the data, for the order of equal scores."""
+        labels = dict.fromkeys(label for matches in examples for label in matches)
+        return cls(tuple(_rank(label, examples, places, thresholds) for label in labels))
+
+    def compute_precision(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
+        """The mean over the labels that the references of a set have; 0 without any."""
+        num_columns = max((len(curve.examples) for curve in self.curves), default=0)
+        num_rows = max(1, _MAX_CELLS // max(1, num_columns))
+        parts = [self._compute(weights[start : start + num_rows]) for start in range(0, len(weights), num_rows)]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def _compute(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
+        num_labels, value = np.zeros(len(weights)), np.zeros(len(weights))
+        for curve in self.curves:
+            is_present = weights @ curve.num_references > 0
+            value += np.where(is_present, curve.compute_precision(weights), 0.0)
+            num_labels += is_present
+        return value / np.maximum(1, num_labels)
+
+
+def _rank(label: str, examples: Sequence[Matches], places: Int64[np.ndarray, " N"], thresholds: Thresholds) -> _Curve:
+    having = [i for i, matches in enumerate(examples) if label in matches]
+    found = [examples[i][label] for i in having]
+    num_references = np.zeros(len(examples))
+    num_references[having] = [matches.num_references for matches in found]
+    of_boxes = np.repeat(having, [len(matches.scores) for matches in found])
+    ranks = np.concatenate([np.arange(len(matches.scores)) for matches in found])
+    scores = np.concatenate([matches.scores for matches in found])
+    order = np.lexsort((ranks, places[of_boxes], -scores))
+    hits = np.concatenate([matches.hits[list(thresholds)] for matches in found], axis=1)
+    return _Curve(of_boxes[order], hits[:, order], num_references)
