@@ -29,19 +29,62 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlToken:
+    """A control token, by its name. A text with the same characters is not one."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box, a point, or only the name of an object: a part of a text.
+
+    corners: left, top, right, bottom; x, y of a point; () for a name alone. image: its number among the example's
+    images, from 0.
+    unit: "pixels" of the image file as people see it, after EXIF orientation; "sides": shares of width and height, if
+    the data says so. `Processor.write_boxes` turns all into pixels.
+    written: as the model reads and writes it, from `Processor.write_boxes`; () before.
+    """
+
+    corners: tuple[float, ...]
+    label: str = ""
+    image: int = 0
+    unit: Literal["pixels", "sides"] = "pixels"
+    written: tuple[str | ControlToken, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """As the model reads and writes it; before that is known: the label and the corners in the data's unit."""
+        if self.written:
+            return "".join(piece if isinstance(piece, str) else piece.name for piece in self.written)
+        corners = f"[{', '.join(f'{value:g}' for value in self.corners)}]" if self.corners else ""
+        return f"{self.label} {corners}".strip()
+
+
+Part = str | Image | Box
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation: texts and images in the model's order.
+    """One turn of a conversation: texts, boxes and images in the model's order.
 
     has_loss: False for an answer that the data marks as not to be learned; it is context for the turns after it.
     """
 
     role: Role
-    parts: tuple[str | Image, ...]
+    parts: tuple[Part, ...]
     has_loss: bool = True
 
     @property
     def text(self) -> str:
-        return "".join(part for part in self.parts if isinstance(part, str))
+        """The texts and boxes."""
+        texts = (part.text if isinstance(part, Box) else part for part in self.parts if not isinstance(part, Image))
+        return "".join(texts)
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes and points, without names alone."""
+        return tuple(part for part in self.parts if isinstance(part, Box) and part.corners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +110,11 @@ class Example:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Image))
 
     @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes and points of all turns, in order."""
+        return tuple(box for turn in self.turns for box in turn.boxes)
+
+    @property
     def where(self) -> str:
         return f"{self.source}, {self.place}"
 
@@ -84,6 +132,12 @@ class Example:
     def without_answer(self) -> "Example":
         """The conversation before `reference`; a prediction continues it."""
         return replace(self, turns=self.turns[: self._answer_index])
+
+    @property
+    def reference_boxes(self) -> tuple[Box, ...]:
+        """The boxes of `reference`."""
+        index = self._answer_index
+        return () if index == len(self.turns) else self.turns[index].boxes
 
     @property
     def _answer_index(self) -> int:
@@ -199,6 +253,7 @@ class PackedBatch:
 
     visible_until:       [T] the attention mask, one integer per token: token k is visible to the queries q with
                          k ≤ q < visible_until[k]. Without sharing it is the end of the token's example.
+    dropout_keys:        [T] each token's dropout masks are a hash of its key (processing/dropout_keys.py).
     image_token_indices: [P] tokens whose embedding is an image feature.
     feature_indices:     [P] row of each of them in the concatenated features of `grids`.
     grids:               the distinct images of this micro-batch.
@@ -210,6 +265,7 @@ class PackedBatch:
     input_ids: Int32[np.ndarray, " T"]
     position_ids: Int32[np.ndarray, "3 T"]
     visible_until: Int32[np.ndarray, " T"]
+    dropout_keys: Int32[np.ndarray, " T"]
     image_token_indices: Int32[np.ndarray, " P"]
     feature_indices: Int32[np.ndarray, " P"]
     label_indices: Int32[np.ndarray, " R"]

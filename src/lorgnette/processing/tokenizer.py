@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import MAX_CONFIG_BYTES, check_is_file, is_unicode, read_config, shorten
+from lorgnette.processing.boxes import BOX_TOKENS
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
 MAX_VOCABULARY = 2**22
@@ -37,6 +38,7 @@ class TextTokenizer:
         self._text, self.control_tokens = text, control_tokens
         self._vocab_size = MAX_VOCABULARY
         self._control_names = {id_: name for name, id_ in control_tokens.items()}
+        self._hidden_ids = {id_ for name, id_ in control_tokens.items() if name not in BOX_TOKENS}
         self.encode_cached = lru_cache(maxsize=4096)(self.encode)
 
     @classmethod
@@ -109,8 +111,8 @@ class TextTokenizer:
             raise LorgnetteError(message, hint="use the files of one model")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of an answer, without control tokens."""
-        return self._text.decode([id_ for id_ in ids if id_ not in self._control_names])
+        """The text of an answer, without control tokens other than those of boxes."""
+        return self.decode_with_control_tokens(id_ for id_ in ids if id_ not in self._hidden_ids)
 
     def decode_with_control_tokens(self, ids: Iterable[int]) -> str:
         """The text with the names of control tokens, for people."""
