@@ -52,7 +52,7 @@ def build_engine(job: Path, name: EngineName, lora: LoraSettings, recompute_laye
         shape = build_adapter_shape(checkpoint, lora)
         decoder, adapter = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16), FlatLoraParams(shape, DEVICE)
         adapter.copy_from(FlatLoraParams.init_values(shape, 0))
-        engine = FastEngine(decoder, adapter, features, dropout=lora.dropout, seed=0, recompute_layers=recompute_layers)
+        engine = FastEngine(decoder, adapter, features, dropout=lora.dropout, recompute_layers=recompute_layers)
         return engine, features
     model = add_adapter(load_base_model(checkpoint, DEVICE, torch.bfloat16), checkpoint.family, lora, seed=0)
     return ReferenceEngine(model, features), features
@@ -106,8 +106,8 @@ def measure_peak_bytes() -> tuple[int, int]:
 
 def run_steps(engine: Any, optimizer: Optimizer, batch: PackedBatch) -> None:
     """Four steps: eager, captured, replayed twice."""
-    for step in range(4):
-        optimizer.step(engine.backward(batch, step), 1e-4)
+    for _ in range(4):
+        optimizer.step(engine.backward(batch), 1e-4)
         engine.sync_weights()
     synchronize()
 

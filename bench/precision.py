@@ -64,7 +64,7 @@ def build_fast(checkpoint: BaseCheckpoint, features: Features) -> Any:
     adapter = FlatLoraParams(shape, DEVICE)
     adapter.copy_from(FlatLoraParams.init_values(shape, 0))
     decoder = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16)
-    return FastEngine(decoder, adapter, features, dropout=0.0, seed=0)
+    return FastEngine(decoder, adapter, features, dropout=0.0)
 
 
 BUILDERS: dict[str, Callable[[BaseCheckpoint, Features], Any]] = {
@@ -81,7 +81,7 @@ def train(engine: Any, encoded: list[Encoded], total_steps: int) -> dict[str, An
         batch = pack(examples, sum(example.num_labels for example in examples))
         synchronize()
         start = time.perf_counter()
-        loss = engine.backward(batch, step)
+        loss = engine.backward(batch)
         loss_and_norm = optimizer.step(loss, compute_learning_rate(step, total_steps, settings))
         engine.sync_weights()
         synchronize()

@@ -79,7 +79,7 @@ class StepTimer:
         self.adapter = FlatLoraParams(shape, DEVICE)
         self.adapter.copy_from(FlatLoraParams.init_values(shape, 0))
         features = RandomFeatures(checkpoint.load_text_config().hidden_size)
-        self.engine = FastEngine(self.decoder, self.adapter, features, dropout=lora.dropout, seed=0)
+        self.engine = FastEngine(self.decoder, self.adapter, features, dropout=lora.dropout)
         self.optimizer = Optimizer(self.engine.parameters, TrainSettings())
         self.encoded, self.batch_size = encoded, batch_size
         self.num_computed_tokens: list[int] = []
@@ -88,10 +88,12 @@ class StepTimer:
     def run_step(self, step: int) -> torch.Tensor:
         start = step * self.batch_size
         examples = [self.encoded[(start + k) % len(self.encoded)] for k in range(self.batch_size)]
-        batches = split_into_microbatches(examples, MAX_TOKENS, prefix_sharing=self.engine.prefix_sharing)
+        batches = split_into_microbatches(
+            examples, MAX_TOKENS, prefix_sharing=self.engine.prefix_sharing, step_key=step
+        )
         self.num_computed_tokens.append(sum(len(batch.input_ids) for batch in batches))
         self.num_tokens.append(sum(len(split_into_microbatches([e], 1)[0].input_ids) for e in examples))
-        loss = torch.stack([self.engine.backward(batch, step) for batch in batches]).sum()
+        loss = torch.stack([self.engine.backward(batch) for batch in batches]).sum()
         loss_and_norm = self.optimizer.step(loss, 1e-4)
         self.engine.sync_weights()
         return loss_and_norm

@@ -97,7 +97,7 @@ def train_ours(out: Path) -> None:
     for step in range(total_steps):
         start = step % steps_per_epoch * batch_size
         examples = encoded[start : start + batch_size]
-        loss = engine.backward(pack(examples, sum(e.num_labels for e in examples)), step)
+        loss = engine.backward(pack(examples, sum(e.num_labels for e in examples)))
         loss, norm = optimizer.step(loss, compute_learning_rate(step, total_steps, settings)).tolist()
         log.append({"loss": loss, "grad_norm": norm})
     print_comparison(out, log, copy_factors(model))

@@ -55,7 +55,7 @@ def test_padding_is_hidden_from_every_query(pack_with: PackFn, decoder: Decoder,
     exact, padded = BatchShape.from_batch(batch), BatchShape.from_batch(batch).pad()
     shape = BatchShape(padded.tokens + 256, padded.last_layer_tokens + 128, padded.labels)
     static = StaticInputs(shape, decoder)
-    static.copy_from(batch, 0)
+    static.copy_from(batch)
     inputs, plan, last_plan = static.batch, static.batch.attention_plan, static.batch.last_attention_plan
     assert plan.query_indices.tolist() == list(range(shape.tokens))
     assert plan.visible_until[: exact.tokens].tolist() == batch.visible_until.tolist()
@@ -94,7 +94,7 @@ def test_padding_labels_belong_to_no_segment(pack_with: PackFn, decoder: Decoder
     """One row that received every padding label took longer to add up than attention took."""
     batch = pack_with(True)
     static = StaticInputs(BatchShape.from_batch(batch).pad(), decoder)
-    static.copy_from(batch, 0)
+    static.copy_from(batch)
     segments = static.batch.label_segments
     assert static.shape.labels > segments.offsets[-1] == len(batch.targets)
     assert segments.offsets.diff().max() == np.bincount(batch.label_indices).max()

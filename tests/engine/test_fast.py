@@ -1,4 +1,4 @@
-"""Padding changes no number, dropout follows its key, and graphs survive running out of memory.
+"""Padding and splitting change no number, dropout follows its keys, and graphs survive running out of memory.
 
 (Equality with transformers' numbers: parity/test_fast.py.)
 """
@@ -13,29 +13,35 @@ from torch import Tensor
 
 from lorgnette.engine import loading
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
-from lorgnette.engine.fast import FastEngine, _derive_dropout_key
+from lorgnette.engine.fast import FastEngine
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl import text_decoder
-from lorgnette.processing.packing import pack
+from lorgnette.processing.dropout_keys import derive_step_key
+from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.processing.processor import Processor
-from lorgnette.types import Example, PackedBatch
+from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-PackFn = Callable[[bool], PackedBatch]
+PackFn = Callable[..., PackedBatch]
 
 
 @pytest.fixture(scope="module")
-def pack_with(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackFn:
+def encoded(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
     processor = Processor.from_folder(tiny, adapter_metadata.processor)
-    encoded = [processor.encode(example) for example in conversations]
-    return lambda prefix_sharing: pack(encoded, 10, prefix_sharing=prefix_sharing)
+    return [processor.encode(example) for example in conversations]
+
+
+@pytest.fixture(scope="module")
+def pack_with(encoded: list[Encoded]) -> PackFn:
+    """pack_with(True[, step_key=]): all conversations, with prefix sharing."""
+    return lambda prefix_sharing, step_key=0: pack(encoded, 10, prefix_sharing=prefix_sharing, step_key=step_key)
 
 
 @pytest.fixture(scope="module")
 def make_engine(tiny: Path, saved: Path, adapter_metadata: AdapterMetadata) -> Callable[..., FastEngine]:
-    """make_engine(0.3[, seed=, group_by_image=, device=, dtype=]) → with the saved adapter and this dropout."""
+    """make_engine(0.3[, group_by_image=, device=, dtype=]) → with the saved adapter and this dropout."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
     image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
 
@@ -43,18 +49,21 @@ def make_engine(tiny: Path, saved: Path, adapter_metadata: AdapterMetadata) -> C
         features = loading.build_features(checkpoint, image_processor, torch.device(device), dtype)
         model = loading.load_fast_model(checkpoint, SavedAdapter.load(saved), features, dtype)
         assert model.adapter is not None
-        return FastEngine(model.decoder, model.adapter, features, dropout=dropout, **{"seed": 0, **options})
+        return FastEngine(model.decoder, model.adapter, features, dropout=dropout, **options)
 
     return make
 
 
-def compute(engine: FastEngine, batch: PackedBatch, rng_offset: int = 0) -> tuple[float, Tensor]:
-    """Loss and gradient of one micro-batch."""
-    engine.features.prepare(batch.grids)
+def compute(engine: FastEngine, *batches: PackedBatch) -> tuple[float, Tensor]:
+    """Loss and gradient of micro-batches."""
     grad = engine.adapter.values.grad
     assert grad is not None
     grad.zero_()
-    return engine.backward(batch, rng_offset).item(), grad.clone()
+    loss = 0.0
+    for batch in batches:
+        engine.features.prepare(batch.grids)
+        loss += engine.backward(batch).item()
+    return loss, grad.clone()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -66,7 +75,7 @@ def test_padding_changes_neither_loss_nor_gradient(
     loss, expected = compute(engine, batch)
     exact = BatchShape.from_batch(batch)
     padded, unpadded = StaticInputs(exact.pad(), engine.decoder), engine._load_batch(batch)
-    padded.copy_from(batch, _derive_dropout_key(0, 0))
+    padded.copy_from(batch)
     padded.x[: exact.tokens] = unpadded.x
     padded.x[exact.tokens :].normal_()  # as an earlier, longer batch left it
     grad = engine.adapter.values.grad
@@ -84,24 +93,45 @@ def test_padding_changes_neither_loss_nor_gradient(
     assert (grad - expected).abs().max() > 1e-4
 
 
-def test_seed_and_rng_offset_select_the_dropout_masks(
-    make_engine: Callable[..., FastEngine], pack_with: PackFn
-) -> None:
-    batch, engine = pack_with(False), make_engine(0.3)
-    loss, gradient = compute(engine, batch, 5)
-    same_loss, same_gradient = compute(make_engine(0.3), batch, 5)
+def test_seed_and_step_select_the_dropout_masks(make_engine: Callable[..., FastEngine], pack_with: PackFn) -> None:
+    batch, engine = pack_with(False, derive_step_key(0, 5)), make_engine(0.3)
+    loss, gradient = compute(engine, batch)
+    same_loss, same_gradient = compute(make_engine(0.3), pack_with(False, derive_step_key(0, 5)))
     assert same_loss == loss
     assert torch.equal(same_gradient, gradient)
     without_dropout = compute(make_engine(), batch)[0]
-    for different in (compute(engine, batch, 6)[0], compute(make_engine(0.3, seed=1), batch, 5)[0]):
-        assert different not in (loss, without_dropout)
+    for seed, step in ((0, 6), (1, 5)):
+        assert compute(engine, pack_with(False, derive_step_key(seed, step)))[0] not in (loss, without_dropout)
     assert engine.compute_loss(batch).item() == pytest.approx(without_dropout, rel=1e-6)
+
+
+@pytest.mark.parametrize("prefix_sharing", [False, True])
+def test_splitting_a_step_changes_neither_loss_nor_gradient(
+    make_engine: Callable[..., FastEngine], encoded: list[Encoded], prefix_sharing: bool
+) -> None:
+    """Dropout included: however many micro-batches or processes compute a step, an example has the same masks."""
+    engine = make_engine(0.3)
+
+    def split(max_tokens: int, **options: Any) -> list[PackedBatch]:
+        return split_into_microbatches(encoded, max_tokens, prefix_sharing=prefix_sharing, **options)
+
+    loss, expected = compute(engine, *split(10_000))
+    by_process = [batch for places in ([4, 2], [0, 1, 3]) for batch in split(100, places=places)]
+    for batches in (split(100), split(1), by_process):
+        assert len(batches) > 2
+        same_loss, gradient = compute(engine, *batches)
+        assert same_loss == pytest.approx(loss, rel=1e-6)
+        assert (gradient - expected).abs().max() < 1e-6 * expected.abs().max()
+    # Negative control: other masks, as if every micro-batch were a step of its own.
+    labels = sum(example.num_labels for example in encoded)
+    alone = [pack([example], labels, prefix_sharing=prefix_sharing) for example in encoded]
+    assert (compute(engine, *alone)[1] - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
 def test_gradients_add_up(make_engine: Callable[..., FastEngine], pack_with: PackFn) -> None:
     batch, engine = pack_with(False), make_engine(0.3)
-    gradient = compute(engine, batch, 5)[1]
-    engine.backward(batch, 5)
+    gradient = compute(engine, batch)[1]
+    engine.backward(batch)
     torch.testing.assert_close(engine.adapter.values.grad, 2 * gradient, rtol=1e-4, atol=1e-5)
 
 
@@ -110,12 +140,6 @@ def test_prefixes_are_shared_if_their_dropout_masks_are(make_engine: Callable[..
     assert not make_engine(0.3).prefix_sharing
     assert make_engine(0.3, group_by_image=True).prefix_sharing
     assert make_engine(0.3).eval_prefix_sharing
-
-
-def test_dropout_keys_are_all_different() -> None:
-    keys = {_derive_dropout_key(seed, rng_offset) for seed in range(20) for rng_offset in range(100)}
-    assert len(keys) == 2000
-    assert all(0 <= key < 2**31 for key in keys)
 
 
 @CUDA
@@ -132,7 +156,7 @@ def test_capturing_ahead_changes_nothing_but_the_graph(
     assert torch.equal(engine.adapter.values, before)
     (inputs,) = engine._static_inputs.values()
     assert inputs.graph is not None
-    replayed, expected = compute(engine, batch, 5), compute(eager, batch, 5)
+    replayed, expected = compute(engine, batch), compute(eager, batch)
     assert next(iter(eager._static_inputs.values())).graph is None
     assert replayed[0] == expected[0]
     assert torch.equal(replayed[1], expected[1])
@@ -153,12 +177,12 @@ def test_smaller_batches_are_captured_after_running_out_of_memory(
     """Whatever was captured before, and whether memory runs out in an eager run or in a capture."""
     batch = pack_with(False)
     engine, eager = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    expected = compute(eager, batch, 5)
+    expected = compute(eager, batch)
     if when != "captured ahead":
         for _ in range(2 if when == "captured" else 1):
-            compute(engine, pack_with(True), 5)
+            compute(engine, pack_with(True))
     if when == "captured":
-        compute(engine, batch, 5)
+        compute(engine, batch)
 
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
@@ -169,10 +193,10 @@ def test_smaller_batches_are_captured_after_running_out_of_memory(
             engine.capture_ahead([batch])
         else:
             with pytest.raises(torch.OutOfMemoryError):
-                compute(engine, batch, 5)
+                compute(engine, batch)
     assert not engine._static_inputs
     for _ in range(3):  # eager, captured, replayed
-        loss, gradient = compute(engine, batch, 5)
+        loss, gradient = compute(engine, batch)
         assert loss == expected[0]
         assert torch.equal(gradient, expected[1])
     assert next(iter(engine._static_inputs.values())).graph is not None

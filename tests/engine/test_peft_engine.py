@@ -71,7 +71,7 @@ def test_the_loss_is_the_weighted_sum(tuned: Any, build_engine: Any, batch: Pack
 
 
 def test_only_the_adapter_gets_gradients(tuned: Any, build_engine: Any, batch: PackedBatch) -> None:
-    build_engine(tuned).backward(batch, 0)
+    build_engine(tuned).backward(batch)
     with_gradient = {name.replace(".default.", ".") for name, p in tuned.named_parameters() if p.grad is not None}
     assert with_gradient == set(get_adapter_state(tuned))
     assert all(p.grad.any() for p in get_adapter_state(tuned).values())
@@ -106,7 +106,7 @@ def test_a_text_only_batch_needs_no_features(
 def test_dropout_is_active_only_in_training(tuned: Any, build_engine: Any, batch: PackedBatch) -> None:
     engine = build_engine(tuned)
     assert torch.equal(engine.compute_loss(batch), engine.compute_loss(batch))
-    assert not torch.equal(engine.backward(batch, 0), engine.backward(batch, 0))
+    assert not torch.equal(engine.backward(batch), engine.backward(batch))
     tuned.zero_grad()
     tuned.eval()
 

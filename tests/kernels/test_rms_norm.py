@@ -46,7 +46,7 @@ def run(x: Tensor, delta: Tensor, weight: Tensor, grad: Tensor, residual: Tensor
     C = x.shape[1]
     wide = torch.zeros_like(grad)
     out = wide[:, 1 : 1 + C]
-    dropout = Dropout(torch.tensor(77, dtype=torch.int32, device=x.device), 0.3)
+    dropout = Dropout(torch.arange(77, 77 + len(x), dtype=torch.int32, device=x.device), 0.3)
     summed, rstd, dropped = add_rms_norm(x, delta, weight, EPS, out, (dropout, 3, 5))
     assert dropped is not None
     assert torch.equal(dropped, apply_dropout(out, 3, dropout, 5))
@@ -68,7 +68,7 @@ def test_the_norm_applies_dropout_as_apply_dropout_does() -> None:
 
 def test_masked_grads_are_added_before_the_norm() -> None:
     x, _, weight, grad, residual = draw_inputs(7, 33)
-    dropout, masked_grads = Dropout(torch.tensor(77, dtype=torch.int32), 0.3), torch.randn(3, 7, 33)
+    dropout, masked_grads = Dropout(torch.arange(77, 84, dtype=torch.int32), 0.3), torch.randn(3, 7, 33)
     joined_grad = grad[:, :33] + sum(part * dropout.build_mask(part, 5 + i) for i, part in enumerate(masked_grads))
     _, rstd, _ = add_rms_norm(x, None, weight, EPS, torch.empty_like(x))
     dx, _ = rms_norm_backward(grad[:, :33], x, rstd, weight, residual, (masked_grads, dropout, 5))

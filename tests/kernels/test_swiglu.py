@@ -18,8 +18,8 @@ def draw_inputs(T: int, F: int, dtype: torch.dtype = torch.float32) -> list[Tens
     return [tensor.to(dtype) for tensor in (torch.randn(T, 2 * F) * 2, torch.randn(T, F + 3), torch.randn(1, T, F))]
 
 
-def make_dropout(device: str, use_dropout: bool) -> Dropout | None:
-    return Dropout(torch.tensor(11, dtype=torch.int32, device=device), 0.4) if use_dropout else None
+def make_dropout(T: int, device: str, use_dropout: bool) -> Dropout | None:
+    return Dropout(torch.arange(11, 11 + T, dtype=torch.int32, device=device), 0.4) if use_dropout else None
 
 
 def run(gate_up: Tensor, grad: Tensor, dropped_grad: Tensor, dropout: Dropout | None) -> list[Tensor]:
@@ -36,7 +36,7 @@ def run(gate_up: Tensor, grad: Tensor, dropped_grad: Tensor, dropout: Dropout | 
 
 @pytest.mark.parametrize("use_dropout", [False, True])
 def test_forward_and_backward_equal_autograd(use_dropout: bool) -> None:
-    (gate_up, grad, dropped_grad), dropout = draw_inputs(5, 13), make_dropout("cpu", use_dropout)
+    (gate_up, grad, dropped_grad), dropout = draw_inputs(5, 13), make_dropout(5, "cpu", use_dropout)
     leaf = gate_up.clone().requires_grad_()
     expected = silu(leaf[:, :13]) * leaf[:, 13:]
     masked = expected if dropout is None else expected * dropout.build_mask(expected.detach(), RNG_STREAM)
@@ -59,8 +59,8 @@ def test_forward_and_backward_equal_autograd(use_dropout: bool) -> None:
 def test_the_kernel_equals_its_reference(
     use_dropout: bool, T: int, F: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    dgate_up = run(*(tensor.cuda() for tensor in draw_inputs(T, F, dtype)), make_dropout("cuda", use_dropout))
+    dgate_up = run(*(tensor.cuda() for tensor in draw_inputs(T, F, dtype)), make_dropout(T, "cuda", use_dropout))
     for actual, expected in zip(
-        dgate_up, run(*draw_inputs(T, F, dtype), make_dropout("cpu", use_dropout)), strict=True
+        dgate_up, run(*draw_inputs(T, F, dtype), make_dropout(T, "cpu", use_dropout)), strict=True
     ):
         torch.testing.assert_close(actual.cpu(), expected, atol=tolerance, rtol=tolerance)

@@ -26,7 +26,7 @@ def draw_inputs(adapted: Sequence[slice]) -> Inputs:
 
 
 def make_dropout(device: str, use_dropout: bool) -> Dropout | None:
-    return Dropout(torch.tensor(5, dtype=torch.int32, device=device), 0.4) if use_dropout else None
+    return Dropout(torch.arange(5, 5 + TOKENS, dtype=torch.int32, device=device), 0.4) if use_dropout else None
 
 
 def run_autograd(inputs: Inputs, adapted: Sequence[slice], dropout: Dropout | None) -> list[Tensor]:

@@ -16,6 +16,7 @@ from lorgnette.engine.loading import load_decoder
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, Example, PackedBatch
@@ -50,7 +51,7 @@ def build_engine(pair: Any, folder: Path, lora: LoraSettings, dtype: torch.dtype
     adapter.load_state_dict(
         {convert_name(name): p.detach() for name, p in pair.model.named_parameters() if "lora_" in name}
     )
-    return FastEngine(decoder, adapter, pair.features, dropout=lora.dropout, seed=0)
+    return FastEngine(decoder, adapter, pair.features, dropout=lora.dropout)
 
 
 def convert_name(name: str) -> str:
@@ -63,7 +64,7 @@ def run_engine(engine: FastEngine, batches: Sequence[PackedBatch]) -> LossesAndG
     for batch in batches:
         engine.features.prepare(batch.grids)
         losses.append(engine.compute_label_losses(batch))
-        loss = engine.backward(batch, 0)
+        loss = engine.backward(batch)
         torch.testing.assert_close(loss, (losses[-1] * torch.from_numpy(batch.label_weights).to(loss.device)).sum())
     gradients = {name: grad.clone() for name, grad in engine.adapter.named_grads.items()}
     engine.adapter.values.grad.zero_()
@@ -125,16 +126,17 @@ def test_recomputing_layers_changes_nothing(
     engine.adapter.values.grad.zero_()
 
 
-def test_dropout_depends_on_the_offset_and_is_unbiased(pair: Any, tiny: Path, encoded: list[Encoded]) -> None:
-    """Equal offsets give equal masks; the mean loss over many offsets is the loss without dropout."""
+def test_dropout_depends_on_the_step_and_is_unbiased(pair: Any, tiny: Path, encoded: list[Encoded]) -> None:
+    """Equal steps have equal masks; the mean loss over many steps is the loss without dropout."""
     engine = build_engine(pair, tiny, LORA.model_copy(update={"dropout": 0.3}))
-    batch = pack(encoded, sum(e.num_labels for e in encoded))
-    engine.features.prepare(batch.grids)
-    first, repeated, different = (engine.backward(batch, offset).item() for offset in (5, 5, 6))
+    num_labels = sum(e.num_labels for e in encoded)
+    batches = [pack(encoded, num_labels, step_key=derive_step_key(0, step)) for step in range(40)]
+    engine.features.prepare(batches[0].grids)
+    first, repeated, different = (engine.backward(batches[step]).item() for step in (5, 5, 6))
     assert first == repeated != different
     engine.adapter.values.grad.zero_()
-    without_dropout = engine.compute_loss(batch).item()
-    losses = [engine.backward(batch, offset).item() for offset in range(40)]
+    without_dropout = engine.compute_loss(batches[0]).item()
+    losses = [engine.backward(batch).item() for batch in batches]
     assert abs(sum(losses) / 40 - without_dropout) < 0.02 * without_dropout
 
 
@@ -183,9 +185,9 @@ class TestOnAGpu:
         engine.features.prepare(grid for batch in batches for grid in batch.grids)
         optimizer = Optimizer(engine.parameters, TrainSettings())
         try:
-            for offset in range(4):
-                torch.cuda.set_sync_debug_mode("error" if offset == 3 else "default")
-                loss = torch.stack([engine.backward(batch, offset) for batch in batches]).sum()
+            for step in range(4):
+                torch.cuda.set_sync_debug_mode("error" if step == 3 else "default")
+                loss = torch.stack([engine.backward(batch) for batch in batches]).sum()
                 optimizer.step(loss, 1e-4)
                 engine.sync_weights()
         finally:

@@ -14,7 +14,7 @@ from lorgnette.engine.loading import load_decoder
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
+from lorgnette.models.model_config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, LayerActivations
 from lorgnette.models.registry import parse_configs
 from lorgnette.planning import memory
@@ -96,7 +96,7 @@ def test_predicted_activations_equal_the_saved_ones(
     processor = Processor.from_folder(tiny, ProcessorSettings(image_size=(28, 28)))
     batch = pack([processor.encode(conversations[0])], 1)
     inputs = StaticInputs(BatchShape.from_batch(batch), decoder)
-    inputs.copy_from(batch, 0)
+    inputs.copy_from(batch)
     activations = decoder.forward(inputs.x, inputs.batch, None).activations
     first, last = (_count_bytes(saved, workload) for saved in activations)
     tokens, last_layer_tokens = len(inputs.x), len(inputs.batch.last_attention_plan.query_indices)

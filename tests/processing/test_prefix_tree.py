@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.processing.mrope import compute_position_ids
+from lorgnette.models.qwen2_vl.positions import compute_position_ids
 from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid, PackedBatch
@@ -289,3 +289,47 @@ def test_an_error_in_the_batch_shows(corrupt: Callable[[PackedBatch], PackedBatc
     assert len(np.unique(batch.visible_until)) == 4
     assert max_loss_error([batch], examples) < TOLERANCE
     assert max_loss_error([corrupt(batch)], examples) > 1e6 * TOLERANCE
+
+
+def list_dropout_keys(batch: PackedBatch, examples: Sequence[Encoded]) -> list[list[int]]:
+    """Each example's keys in order: its tokens are those that its last label sees."""
+    index, ends = np.arange(len(batch.input_ids)), np.cumsum([encoded.num_labels for encoded in examples])
+    return [
+        batch.dropout_keys[(index <= last) & (last < batch.visible_until)].tolist()
+        for last in batch.label_indices[ends - 1]
+    ]
+
+
+@given(step=STEPS, max_tokens=st.integers(1, 60), prefix_sharing=st.booleans(), processes=st.integers(1, 3))
+def test_a_token_has_one_dropout_key_however_the_step_is_split(
+    step: list[list[str | ImageGrid]], max_tokens: int, prefix_sharing: bool, processes: int
+) -> None:
+    examples = [build_encoded(*runs) for runs in step]
+    whole = pack(examples, 1, prefix_sharing=prefix_sharing, step_key=5)
+    expected = list_dropout_keys(whole, examples)
+    for process in range(processes):
+        places = range(process, len(examples), processes)
+        left = iter(places)
+        for batch in split_into_microbatches(
+            examples, max_tokens, prefix_sharing=prefix_sharing, step_key=5, places=places
+        ):
+            own = [next(left) for _ in batch.examples]
+            assert list_dropout_keys(batch, [examples[place] for place in own]) == [expected[place] for place in own]
+        assert not list(left)
+    # Tokens that are not shared have different keys, and another step has others.
+    assert len(np.unique(whole.dropout_keys)) == len(whole.input_ids)
+    assert not np.isin(
+        pack(examples, 1, prefix_sharing=prefix_sharing, step_key=6).dropout_keys, whole.dropout_keys
+    ).any()
+
+
+def test_with_prefix_sharing_equal_paths_alone_have_equal_dropout_keys() -> None:
+    """The same tokens after another image, or at another place, have other masks; without sharing all have."""
+    examples = [build_encoded("s", *images, "ab", "!c") for images in ([WIDE], [WIDE], [OTHER], [SMALL, WIDE])]
+    first, same, other, later = list_dropout_keys(pack(examples, 1, prefix_sharing=True), examples)
+    assert first == same
+    assert first[0] == other[0] == later[0]
+    assert not {*first[1:]} & {*other[1:]}
+    assert not {*first[1:]} & {*later[1:]}
+    separate = list_dropout_keys(pack(examples, 1), examples)
+    assert len({key for keys in separate for key in keys}) == sum(map(len, separate))

@@ -14,6 +14,7 @@ from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.peft_engine import ReferenceEngine
 from lorgnette.errors import UsageError
 from lorgnette.lora.peft_files import WEIGHTS_FILE
+from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.report import run_log
 from lorgnette.training.optimizer import Optimizer
@@ -32,7 +33,7 @@ def take_step(setup: TrainingSetup) -> float:
     batch, *more = split_into_microbatches([*setup.data.examples], setup.max_tokens_per_microbatch)
     assert not more
     before = setup.engine.compute_loss(batch).item()
-    Optimizer(setup.engine.parameters, TrainSettings()).step(setup.engine.backward(batch, 0), 1e-2)
+    Optimizer(setup.engine.parameters, TrainSettings()).step(setup.engine.backward(batch), 1e-2)
     setup.engine.sync_weights()
     return before - setup.engine.compute_loss(batch).item()
 
@@ -86,8 +87,10 @@ def test_the_seed_decides_dropout(prepare_run: PrepareRun, tmp_path: Path, engin
         words = ("lora.dropout=0.5", f"seed={seed}", f"run={tmp_path / str(i)}")
         setup = prepare_run(f"engine={engine}", *words).build()
         take_step(setup)  # before it B is zero, and dropout does not show
-        batch = split_into_microbatches(setup.data.examples, setup.max_tokens_per_microbatch)[0]
-        losses.append(setup.engine.backward(batch, 1).item())
+        batch, *_ = split_into_microbatches(
+            setup.data.examples, setup.max_tokens_per_microbatch, step_key=derive_step_key(seed, 1)
+        )
+        losses.append(setup.engine.backward(batch).item())
         assert losses[-1] != pytest.approx(setup.engine.compute_loss(batch).item(), rel=1e-5)
         setup.features.close()
     assert losses[0] == losses[1] != losses[2]

@@ -39,7 +39,7 @@ class BigramEngine:
         self.max_tokens: int | None = None
         self.num_syncs = 0
 
-    def backward(self, batch: PackedBatch, rng_offset: int) -> Tensor:
+    def backward(self, batch: PackedBatch) -> Tensor:
         if self.max_tokens is not None and len(batch.input_ids) > self.max_tokens:
             raise torch.OutOfMemoryError
         self.dropout.train()

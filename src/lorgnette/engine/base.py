@@ -30,11 +30,8 @@ class Engine(Protocol):
     def eval_prefix_sharing(self) -> bool:
         """The same without dropout."""
 
-    def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
-        """The loss Σ weight · cross-entropy; its gradient is added to the parameters'.
-
-        rng_offset: selects the dropout masks, and differs for every micro-batch of a run.
-        """
+    def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """The loss Σ weight · cross-entropy; its gradient is added to the parameters'."""
 
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The same loss without dropout and gradient."""

@@ -77,7 +77,7 @@ class StaticInputs:
         parts = dict(zip(sizes, torch.split(self._buffer, list(sizes.values())), strict=True))
         self.input_ids = parts["input_ids"]
         self.image_token_indices, self.feature_indices = parts["image_token_indices"], parts["feature_indices"]
-        self.dropout_key = parts["dropout_key"][0]
+        self.dropout_keys = parts["dropout_keys"]
         all_tokens = torch.arange(shape.tokens, dtype=torch.int32, device=device)
         self.batch = DecoderInputs(
             position_ids=parts["position_ids"].view(3, -1),
@@ -89,11 +89,9 @@ class StaticInputs:
             label_weights=parts["label_weights"].view(torch.float32),
         )
 
-    def copy_from(self, batch: PackedBatch, dropout_key: int) -> None:
+    def copy_from(self, batch: PackedBatch) -> None:
         """Copy the batch to the device, without waiting for it."""
-        arrays = self._flatten(batch)
-        arrays["dropout_key"][0] = dropout_key
-        host = torch.from_numpy(np.concatenate(list(arrays.values())))
+        host = torch.from_numpy(np.concatenate(list(self._flatten(batch).values())))
         if self._buffer.is_cuda:
             host = host.pin_memory()
         self._buffer.copy_(host, non_blocking=True)
@@ -104,7 +102,7 @@ class StaticInputs:
         sizes = {
             "input_ids": T, "position_ids": 3 * T, "visible_until": T, "last_query_indices": M, "label_indices": R,
             "segment_indices": R, "segment_offsets": M + 1, "targets": R, "label_weights": R,
-            "image_token_indices": T, "feature_indices": T, "dropout_key": 1,
+            "image_token_indices": T, "feature_indices": T, "dropout_keys": T,
         }  # fmt: skip
         arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
         if batch is not None:
@@ -114,7 +112,7 @@ class StaticInputs:
             values = {
                 "input_ids": batch.input_ids, "targets": batch.targets, "visible_until": batch.visible_until,
                 "image_token_indices": batch.image_token_indices, "feature_indices": batch.feature_indices,
-                "label_indices": label_indices, "last_query_indices": last_queries,
+                "label_indices": label_indices, "last_query_indices": last_queries, "dropout_keys": batch.dropout_keys,
             }  # fmt: skip
             for name, array in values.items():
                 arrays[name][: len(array)] = array

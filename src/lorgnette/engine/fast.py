@@ -39,7 +39,6 @@ class FastEngine:
         features: Features,
         *,
         dropout: float,
-        seed: int,
         group_by_image: bool = False,
         recompute_layers: int = 0,
     ) -> None:
@@ -55,14 +54,14 @@ class FastEngine:
         self._weight_copy = adapter.attach(decoder)
         self.prefix_sharing = not dropout or group_by_image
         self.eval_prefix_sharing = True
-        self._dropout, self._seed, self._recompute_layers = dropout, seed, recompute_layers
+        self._dropout, self._recompute_layers = dropout, recompute_layers
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
         self._graph_stream = GraphStream(self.device) if self._use_graphs else None
 
-    def backward(self, batch: PackedBatch, rng_offset: int) -> Float32[Tensor, ""]:
+    def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
         """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped."""
         with self._drop_graphs_on_oom():
-            inputs = self._load_batch(batch, rng_offset)
+            inputs = self._load_batch(batch)
             inputs.num_uses += 1
             if inputs.graph is None and self._use_graphs and inputs.num_uses > 1:
                 self._capture(inputs)
@@ -109,7 +108,7 @@ class FastEngine:
         self._weight_copy()
 
     @torch.no_grad()
-    def _load_batch(self, batch: PackedBatch, rng_offset: int = 0) -> StaticInputs:
+    def _load_batch(self, batch: PackedBatch) -> StaticInputs:
         """Copy the batch into static inputs and write its embeddings."""
         # Integers: one host-to-device copy.
         exact = BatchShape.from_batch(batch)
@@ -118,7 +117,7 @@ class FastEngine:
             inputs = next(matches, None) or self._allocate_inputs(exact.pad())
         else:
             inputs = StaticInputs(exact, self.decoder)
-        inputs.copy_from(batch, _derive_dropout_key(self._seed, rng_offset))
+        inputs.copy_from(batch)
 
         # Text embeddings of all tokens, padding included, in place.
         torch.index_select(self.decoder.embed_tokens, 0, inputs.input_ids, out=inputs.x)
@@ -134,7 +133,7 @@ class FastEngine:
     def _load_largest(self, batches: Sequence[PackedBatch]) -> StaticInputs:
         """New static inputs that cover the batches, filled with the largest one (its embeddings stay zero)."""
         inputs = self._allocate_inputs(BatchShape.covering(batches))
-        inputs.copy_from(max(batches, key=lambda batch: len(batch.input_ids)), 0)
+        inputs.copy_from(max(batches, key=lambda batch: len(batch.input_ids)))
         return inputs
 
     def _allocate_inputs(self, shape: BatchShape) -> StaticInputs:
@@ -172,16 +171,8 @@ class FastEngine:
     @torch.no_grad()
     def _forward_backward(self, inputs: StaticInputs) -> None:
         """From `inputs.x` to `inputs.loss` and the gradients; reads nothing back, so that it can be captured."""
-        dropout = Dropout(inputs.dropout_key, self._dropout) if self._dropout else None
+        dropout = Dropout(inputs.dropout_keys, self._dropout) if self._dropout else None
         context = self.decoder.forward(inputs.x, inputs.batch, dropout, recompute_layers=self._recompute_layers)
         losses, dx = self.decoder.compute_losses_and_grad(context)
         torch.sum(losses * inputs.batch.label_weights, 0, out=inputs.loss)
         self.decoder.backward(context, dx)
-
-
-def _derive_dropout_key(seed: int, rng_offset: int) -> int:
-    """A key that no other micro-batch of the run has: 31 bits of SplitMix64's finalizer (Steele et al. 2014)."""
-    bits = (seed * 0x9E3779B97F4A7C15 + rng_offset + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1)
-    bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-    bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
-    return (bits ^ (bits >> 31)) >> 33

@@ -90,7 +90,7 @@ def open_for_training(
         for warmup in warmups:
             warmup.result()
         options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": recompute_layers}
-        engine = FastEngine(decoder.result(), adapter, features, dropout=lora.dropout, seed=seed, **options)
+        engine = FastEngine(decoder.result(), adapter, features, dropout=lora.dropout, **options)
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
         engine.capture_ahead(first_batches)
         adapter_init.result()
@@ -130,7 +130,7 @@ def warm_up_decoder(
         for weight in weights.values():
             weight.zero_()
         adapter = FlatLoraParams(small, features.device)
-        FastEngine(decoder, adapter, features, dropout=dropout, seed=0).warmup(batches)
+        FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches)
 
 
 def _init_adapter(

@@ -45,8 +45,8 @@ class ReferenceEngine:
         self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def backward(self, batch: PackedBatch, rng_offset: int) -> Float[Tensor, ""]:
-        """As Engine.backward. rng_offset is not used: dropout draws from torch's global random state."""
+    def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
+        """As Engine.backward. The batch's dropout keys are not used: PEFT draws from torch's global random state."""
         self.model.train()
         loss = self.compute_weighted_loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,15 +1,16 @@
-"""Dropout on the adapter's inputs. Masks are recomputed from a counter, never stored.
+"""Dropout on the adapter's inputs. Masks are computed again where they are needed, never stored.
 
 PEFT drops the input of each projection separately, so query, key and value see three masks of one matrix. The mask of
-an element is a hash (fmix32, the finalizer of MurmurHash3) of its index and a key that is drawn for every micro-batch.
-The backward pass recomputes the same masks, and CPU and GPU agree.
+an element is a hash (fmix32, the finalizer of MurmurHash3) of its token's key (processing/dropout_keys.py), the
+projection's number and the column. So the backward pass computes the same masks, CPU and GPU agree, and the masks of a
+token are the same whatever tokens are beside it.
 """
 
 from dataclasses import dataclass
 from typing import no_type_check
 
 import torch
-from jaxtyping import Float, Float32, Int, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from lorgnette.kernels.triton_import import tl, triton
@@ -20,12 +21,12 @@ _UINT32_MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """Dropout of one micro-batch. key: drawn for it, on its device; rate: the share of elements that is dropped.
+    """Dropout of the tokens of a matrix. keys: of each token; rate: the share of elements that is dropped.
 
-    `rng_stream` numbers the masks of a micro-batch: every projection of the model has its own.
+    `rng_stream` numbers the masks of a token: every projection of the model has its own.
     """
 
-    key: Int[Tensor, ""]
+    keys: Int32[Tensor, " T"]
     rate: float
 
     @property
@@ -40,8 +41,9 @@ class Dropout:
 
     def build_mask(self, x: Float[Tensor, "T C"], rng_stream: int) -> Float32[Tensor, "T C"]:
         """The reference: 0 or `scale` for every element of x."""
-        index = torch.arange(x.numel(), device=x.device).view(x.shape)
-        bits = _fmix32(index ^ _fmix32((self.key.long() + rng_stream * 0x9E3779B9) & _UINT32_MASK))
+        row_keys = _fmix32((self.keys.long() + rng_stream * 0x9E3779B9) & _UINT32_MASK)
+        columns = torch.arange(x.shape[1], device=x.device) * 0x9E3779B1
+        bits = _fmix32((row_keys[:, None] + columns) & _UINT32_MASK)
         return (bits >= self.threshold).float() * self.scale
 
 
@@ -58,7 +60,7 @@ def apply_dropout(x: Float[Tensor, "T C"], count: int, dropout: Dropout, rng_str
     out = torch.empty(count, *x.shape, dtype=x.dtype, device=x.device)
     grid = (len(x), triton.cdiv(x.shape[1], _BLOCK))
     _apply_dropout_kernel[grid](
-        x, out, dropout.key, rng_stream, dropout.threshold, dropout.scale, len(x), x.shape[1], x.stride(0),
+        x, out, dropout.keys, rng_stream, dropout.threshold, dropout.scale, len(x), x.shape[1], x.stride(0),
         COUNT=count, BLOCK=_BLOCK, num_warps=2,
     )  # fmt: skip
     return out
@@ -74,14 +76,21 @@ def add_masked_grads(
         return
     grid = (len(out), triton.cdiv(out.shape[1], _BLOCK))
     _add_masked_grads_kernel[grid](
-        out, grads, dropout.key, rng_stream, dropout.threshold, dropout.scale, len(out), out.shape[1], out.stride(0),
+        out, grads, dropout.keys, rng_stream, dropout.threshold, dropout.scale, len(out), out.shape[1], out.stride(0),
         COUNT=len(grads), BLOCK=_BLOCK, num_warps=2,
     )  # fmt: skip
 
 
+def select_tokens(dropout: Dropout | None, indices: Int32[Tensor, " M"] | None) -> Dropout | None:
+    """The dropout of some of the tokens; None: of all."""
+    if dropout is None or indices is None:
+        return dropout
+    return Dropout(dropout.keys.index_select(0, indices), dropout.rate)
+
+
 def build_kernel_args(dropout: Dropout | None, like: Tensor, rng_stream: int) -> tuple[Tensor, int, int, float]:
-    """(key, rng_stream, threshold, scale) for a kernel; placeholders without dropout."""
-    return (like, 0, 0, 1.0) if dropout is None else (dropout.key, rng_stream, dropout.threshold, dropout.scale)
+    """(keys, rng_stream, threshold, scale) for a kernel; placeholders without dropout."""
+    return (like, 0, 0, 1.0) if dropout is None else (dropout.keys, rng_stream, dropout.threshold, dropout.scale)
 
 
 def _fmix32(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
@@ -101,39 +110,37 @@ if triton is not None:
 
     @triton.jit
     @no_type_check
-    def derive_stream_key(key, rng_stream):
-        return fmix32((tl.load(key) + rng_stream.to(tl.int64) * 0x9E3779B9).to(tl.uint32))
+    def is_kept(key, rng_stream, columns, threshold):
+        """Whether each of these columns of a row is kept. key: points at the key of the row's token."""
+        row_key = fmix32((tl.load(key) + rng_stream.to(tl.int64) * 0x9E3779B9).to(tl.uint32))
+        return fmix32(row_key + columns.to(tl.uint32) * 0x9E3779B1) >= threshold.to(tl.uint32)
 
     @triton.jit(do_not_specialize=["rng_stream", "T", "threshold"])
     @no_type_check
     def _apply_dropout_kernel(
-        x, out, key, rng_stream, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr
+        x, out, keys, rng_stream, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr
     ):
         """One row and block of columns."""
         row = tl.program_id(0).to(tl.int64)
         offs_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         mask_c = offs_c < C
         scaled = tl.load(x + row * stride + offs_c, mask=mask_c, other=0.0).to(tl.float32) * scale
-        index = (row * C + offs_c).to(tl.uint32)
         # All masks in one program: x is read once.
         for i in tl.static_range(COUNT):
-            bits = fmix32(index ^ derive_stream_key(key, rng_stream + i))
-            masked = tl.where(bits >= threshold.to(tl.uint32), scaled, 0.0)
+            masked = tl.where(is_kept(keys + row, rng_stream + i, offs_c, threshold), scaled, 0.0)
             tl.store(out + (i * T + row) * C + offs_c, masked.to(out.dtype.element_ty), mask=mask_c)
 
     @triton.jit(do_not_specialize=["rng_stream", "T", "threshold"])
     @no_type_check
     def _add_masked_grads_kernel(
-        out, grads, key, rng_stream, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr
+        out, grads, keys, rng_stream, threshold, scale, T, C, stride, COUNT: tl.constexpr, BLOCK: tl.constexpr
     ):
         row = tl.program_id(0).to(tl.int64)
         offs_c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         mask_c = offs_c < C
         acc = tl.load(out + row * stride + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-        index = (row * C + offs_c).to(tl.uint32)
-        # The masks of the forward pass, recomputed from the same indices and key.
+        # The masks of the forward pass, computed again from the same keys.
         for i in tl.static_range(COUNT):
             grad = tl.load(grads + (i * T + row) * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-            bits = fmix32(index ^ derive_stream_key(key, rng_stream + i))
-            acc += tl.where(bits >= threshold.to(tl.uint32), grad * scale, 0.0)
+            acc += tl.where(is_kept(keys + row, rng_stream + i, offs_c, threshold), grad * scale, 0.0)
         tl.store(out + row * stride + offs_c, acc.to(out.dtype.element_ty), mask=mask_c)

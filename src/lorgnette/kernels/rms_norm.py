@@ -85,12 +85,12 @@ def _select_num_warps(block: int) -> int:
 
 
 if triton is not None:
-    from lorgnette.kernels.dropout import derive_stream_key, fmix32
+    from lorgnette.kernels.dropout import is_kept
 
     @triton.jit(do_not_specialize=["T", "rng_stream", "threshold"])
     @no_type_check
     def _add_rms_norm_kernel(
-        x, delta, weight, summed, out, rstd, dropped, T, C, out_stride, eps, key, rng_stream, threshold, dropout_scale,
+        x, delta, weight, summed, out, rstd, dropped, T, C, out_stride, eps, keys, rng_stream, threshold, dropout_scale,
         ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
@@ -110,14 +110,14 @@ if triton is not None:
         tl.store(out + row * out_stride + offs_c, normed, mask=mask_c)
         # One dropped copy per projection, while the row is in registers.
         for i in tl.static_range(COUNT):
-            bits = fmix32((row * C + offs_c).to(tl.uint32) ^ derive_stream_key(key, rng_stream + i))
-            masked = tl.where(bits >= threshold.to(tl.uint32), normed.to(tl.float32) * dropout_scale, 0.0)
+            kept = is_kept(keys + row, rng_stream + i, offs_c, threshold)
+            masked = tl.where(kept, normed.to(tl.float32) * dropout_scale, 0.0)
             tl.store(dropped + (i * T + row) * C + offs_c, masked.to(dropped.dtype.element_ty), mask=mask_c)
 
     @triton.jit(do_not_specialize=["T", "rng_stream", "threshold"])
     @no_type_check
     def _rms_norm_backward_kernel(
-        grad, x, rstd, weight, residual, dx, normed, grads, T, C, grad_stride, key, rng_stream, threshold,
+        grad, x, rstd, weight, residual, dx, normed, grads, T, C, grad_stride, keys, rng_stream, threshold,
         dropout_scale,
         ADD: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
@@ -128,8 +128,7 @@ if triton is not None:
         # Sum the projections' input gradients, each under its own mask, before the norm's backward.
         for i in tl.static_range(COUNT):
             masked_grad = tl.load(grads + (i * T + row) * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-            bits = fmix32((row * C + offs_c).to(tl.uint32) ^ derive_stream_key(key, rng_stream + i))
-            g += tl.where(bits >= threshold.to(tl.uint32), masked_grad * dropout_scale, 0.0)
+            g += tl.where(is_kept(keys + row, rng_stream + i, offs_c, threshold), masked_grad * dropout_scale, 0.0)
         values = tl.load(x + row * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         w = tl.load(weight + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         wg = g * w

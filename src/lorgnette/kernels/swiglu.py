@@ -70,14 +70,14 @@ def swiglu_reference(gate_up: Float[Tensor, "T FF"]) -> Float[Tensor, "T F"]:
 
 
 if triton is not None:
-    from lorgnette.kernels.dropout import derive_stream_key, fmix32
+    from lorgnette.kernels.dropout import is_kept
 
     _NOT_SPECIALIZED = ["rng_stream", "threshold"]
 
     @triton.jit(do_not_specialize=_NOT_SPECIALIZED)
     @no_type_check
     def _swiglu_kernel(
-        gate_up, out, dropped, F, out_stride, key, rng_stream, threshold, scale,
+        gate_up, out, dropped, F, out_stride, keys, rng_stream, threshold, scale,
         DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
@@ -88,14 +88,14 @@ if triton is not None:
         product = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
         tl.store(out + row * out_stride + offs_f, product, mask=mask_f)
         if DROPOUT:
-            bits = fmix32((row * F + offs_f).to(tl.uint32) ^ derive_stream_key(key, rng_stream))
-            masked = tl.where(bits >= threshold.to(tl.uint32), product.to(tl.float32) * scale, 0.0)
+            kept = is_kept(keys + row, rng_stream, offs_f, threshold)
+            masked = tl.where(kept, product.to(tl.float32) * scale, 0.0)
             tl.store(dropped + row * F + offs_f, masked.to(out.dtype.element_ty), mask=mask_f)
 
     @triton.jit(do_not_specialize=_NOT_SPECIALIZED)
     @no_type_check
     def _swiglu_backward_kernel(
-        gate_up, grad, dropped_grad, out, F, grad_stride, out_stride, key, rng_stream, threshold, scale,
+        gate_up, grad, dropped_grad, out, F, grad_stride, out_stride, keys, rng_stream, threshold, scale,
         DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
@@ -110,11 +110,10 @@ if triton is not None:
         silu_gate = gate * sigmoid
         product = (silu_gate * up).to(dtype)
         if DROPOUT:
-            bits = fmix32((row * F + offs_f).to(tl.uint32) ^ derive_stream_key(key, rng_stream))
-            keep = bits >= threshold.to(tl.uint32)
-            product = tl.where(keep, product.to(tl.float32) * scale, 0.0).to(dtype)
+            kept = is_kept(keys + row, rng_stream, offs_f, threshold)
+            product = tl.where(kept, product.to(tl.float32) * scale, 0.0).to(dtype)
             masked_grad = tl.load(dropped_grad + row * F + offs_f, mask=mask_f, other=0.0).to(tl.float32)
-            g += tl.where(keep, masked_grad * scale, 0.0)
+            g += tl.where(kept, masked_grad * scale, 0.0)
         tl.store(out + row * out_stride + offs_f, product, mask=mask_f)
         # gate and up are read for the last time: their gradients take their place.
         tl.store(gate_up + row * 2 * F + offs_f, (g * up * sigmoid * (1 + gate * (1 - sigmoid))).to(dtype), mask=mask_f)

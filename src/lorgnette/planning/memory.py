@@ -70,7 +70,7 @@ class Workload:
         (text, vision), lora = parse_configs(hf_config), settings.lora
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
-        eval_tokens, eval_labels = max((tree.num_tokens, tree.num_labels) for tree in trees)
+        eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
         return cls(
             engine,
             AdapterShape.from_settings(text, lora),

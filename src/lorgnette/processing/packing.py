@@ -22,49 +22,75 @@ attend to a key k are a contiguous range.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt64
 
+from lorgnette.processing.dropout_keys import draw_dropout_keys, hash_tokens, identify_by_place
 from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid, PackedBatch
 
 
-def pack(examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing: bool = False) -> PackedBatch:
+def pack(
+    examples: Sequence[Encoded], num_labels_in_step: int, *, prefix_sharing: bool = False, step_key: int = 0
+) -> PackedBatch:
     """Pack the examples into one micro-batch.
 
     Every label weighs 1/num_labels_in_step, the labels of the whole optimizer step: the micro-batches of a step add up
-    to the mean over its labels, however the step is split.
+    to the mean over its labels, however the step is split. step_key: see `split_into_microbatches`.
     """
     tree = PrefixTree(prefix_sharing)
     for encoded in examples:
         tree.try_add(encoded)
-    return _pack_tree(tree, num_labels_in_step)
+    return _pack_tree(tree, range(len(examples)), num_labels_in_step, step_key)
 
 
 def split_into_microbatches(
-    examples: Sequence[Encoded], max_tokens: int, *, prefix_sharing: bool = False
+    examples: Sequence[Encoded],
+    max_tokens: int,
+    *,
+    prefix_sharing: bool = False,
+    step_key: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[PackedBatch]:
-    """One optimizer step as micro-batches of at most `max_tokens` tokens (but at least one example each)."""
+    """One optimizer step as micro-batches of at most `max_tokens` tokens (but at least one example each).
+
+    step_key: selects the dropout masks of the step (`derive_step_key`). places: the examples of the step to pack, if
+    not all of them; the weights of their labels and their dropout masks stay those of the whole step.
+    """
+    places = range(len(examples)) if places is None else places
     num_labels = sum(encoded.num_labels for encoded in examples)
-    trees = build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
-    return [_pack_tree(tree, num_labels) for tree in trees]
+    images = dict.fromkeys(grid for encoded in examples for grid in encoded.grids)
+    trees = build_prefix_trees(
+        [examples[place] for place in places], max_tokens, prefix_sharing=prefix_sharing,
+        image_numbers={grid: number for number, grid in enumerate(images)},
+    )  # fmt: skip
+    left = iter(places)
+    return [_pack_tree(tree, list(islice(left, len(tree.examples))), num_labels, step_key) for tree in trees]
 
 
 def build_prefix_trees(
-    examples: Iterable[Encoded], max_tokens: int, *, prefix_sharing: bool = False
+    examples: Iterable[Encoded],
+    max_tokens: int,
+    *,
+    prefix_sharing: bool = False,
+    image_numbers: dict[ImageGrid, int] | None = None,
 ) -> list[PrefixTree]:
     """The examples of each micro-batch, in order. Shared tokens count once, as they are computed."""
-    trees = [PrefixTree(prefix_sharing)]
+    trees: list[PrefixTree] = []
     for encoded in examples:
-        if not trees[-1].try_add(encoded, max_tokens):
-            trees.append(PrefixTree(prefix_sharing))
+        if not trees or not trees[-1].try_add(encoded, max_tokens):
+            trees.append(PrefixTree(prefix_sharing, image_numbers))
             trees[-1].try_add(encoded)
     return trees
 
 
-def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
-    """Tokens in the tree's order; labels and examples in the order in which they were added."""
+def _pack_tree(tree: PrefixTree, places: Sequence[int], num_labels_in_step: int, step_key: int) -> PackedBatch:
+    """Tokens in the tree's order; labels and examples in the order in which they were added.
+
+    places: of the examples in the step.
+    """
     examples = tree.examples
     # For each example, the indices of its tokens in the packed row, those of its shared prefix first.
     token_indices = [np.empty(0, np.int32)] * len(examples)
@@ -92,6 +118,7 @@ def _pack_tree(tree: PrefixTree, num_labels_in_step: int) -> PackedBatch:
         input_ids=_concatenate(encoded.input_ids[own] for encoded, own in added),
         position_ids=np.concatenate([encoded.position_ids[:, own] for encoded, own in added], axis=1),
         visible_until=_compute_visible_until(tree),
+        dropout_keys=draw_dropout_keys(_identify_tokens(tree, places), step_key),
         image_token_indices=_concatenate(image_token_indices),
         feature_indices=_concatenate(feature_indices),
         label_indices=_concatenate(indices[at - 1] for indices, at in zip(token_indices, labels, strict=True)),
@@ -116,6 +143,19 @@ def _compute_visible_until(tree: PrefixTree) -> Int32[np.ndarray, " T"]:
         visible_until[start:end] = next_start[shared : tree.used_lengths[i]]
         next_start[shared:] = start
     return visible_until
+
+
+def _identify_tokens(tree: PrefixTree, places: Sequence[int]) -> UInt64[np.ndarray, " T"]:
+    """[T]: what identifies each token in the step (dropout_keys.py)."""
+    identities = []
+    path = np.empty(0, np.uint64)
+    for i, shared in zip(tree.order, tree.shared_lengths, strict=True):
+        if tree.prefix_sharing:
+            path = np.concatenate([path[:shared], hash_tokens(tree.token_keys[i][shared:])])
+            identities.append(path.cumsum()[shared:])
+        else:
+            identities.append(identify_by_place(places[i], tree.used_lengths[i]))
+    return np.concatenate(identities)
 
 
 def _concatenate(arrays: Iterable[np.ndarray]) -> Int32[np.ndarray, " n"]:

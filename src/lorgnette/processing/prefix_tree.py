@@ -27,19 +27,21 @@ class PrefixTree:
     used_lengths:   the tokens of each example up to the one that predicts its last label.
     order:          the examples in depth-first order of the tree. Without prefix sharing: as they were added.
     shared_lengths: of each example in that order, the tokens shared with its predecessor.
+    token_keys:     with prefix sharing, the keys of each example's used tokens.
     num_tokens:     the tokens of all examples, shared ones once.
     """
 
-    def __init__(self, prefix_sharing: bool) -> None:
+    def __init__(self, prefix_sharing: bool, image_numbers: dict[ImageGrid, int] | None = None) -> None:
+        """image_numbers: of the images in the token keys; others get the next numbers."""
         self.prefix_sharing = prefix_sharing
         self.examples: list[Encoded] = []
         self.used_lengths: list[int] = []
         self.num_tokens = 0
         self.order: list[int] = []
         self.shared_lengths: list[int] = []
-        self._keys: list[TokenKeys] = []
+        self.token_keys: list[TokenKeys] = []
         self._sort_keys: list[bytes] = []
-        self._image_numbers: dict[ImageGrid, int] = {}
+        self._image_numbers = {} if image_numbers is None else image_numbers
 
     @property
     def num_labels(self) -> int:
@@ -60,7 +62,9 @@ class PrefixTree:
         index = bisect(self._sort_keys, sort_key)
         neighbors = (self.order[i] if 0 <= i < len(self.order) else None for i in (index - 1, index))
         # The tokens shared with both neighbors in the order.
-        with_previous, with_next = (0 if i is None else _count_common(token_keys, self._keys[i]) for i in neighbors)
+        with_previous, with_next = (
+            0 if i is None else _count_common(token_keys, self.token_keys[i]) for i in neighbors
+        )
         num_tokens = self.num_tokens + used_length - max(with_previous, with_next)
         if self.examples and max_tokens is not None and num_tokens > max_tokens:
             return False
@@ -71,7 +75,7 @@ class PrefixTree:
         self.shared_lengths[index:] = [with_previous, *following]
         self.examples.append(encoded)
         self.used_lengths.append(used_length)
-        self._keys.append(token_keys)
+        self.token_keys.append(token_keys)
         self.num_tokens = num_tokens
         return True
 

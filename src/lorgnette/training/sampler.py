@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 
 from lorgnette.config import TrainSettings
+from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.training.auto_steps import compute_step_limit
 from lorgnette.types import Encoded, PackedBatch
@@ -56,8 +57,8 @@ class BatchSampler:
 
     def pack_step(self, step: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
         """The micro-batches of `step` (from 0), each of at most `max_tokens` tokens."""
-        examples = [self.examples[i] for i in self.select(step)]
-        return split_into_microbatches(examples, max_tokens, prefix_sharing=prefix_sharing)
+        examples, step_key = [self.examples[i] for i in self.select(step)], derive_step_key(self.seed, step)
+        return split_into_microbatches(examples, max_tokens, prefix_sharing=prefix_sharing, step_key=step_key)
 
     def first_steps(self, num_examples: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
         """The micro-batches of the first steps, about `num_examples` examples, which show the shapes of the rest."""

@@ -218,8 +218,7 @@ class Trainer:
     def _try_backward(self, microbatches: Sequence[PackedBatch]) -> Tensor | None:
         """The step's loss; None if out of memory. Returning drops the traceback, and with it the tensors it holds."""
         try:
-            losses = [self.engine.backward(batch, self.step * 2**16 + i) for i, batch in enumerate(microbatches)]
-            return torch.stack(losses).sum()
+            return torch.stack([self.engine.backward(batch) for batch in microbatches]).sum()
         except torch.OutOfMemoryError:
             return None
 

@@ -52,7 +52,7 @@ def prepared(decoder_with_adapter: tuple[Decoder, FlatLoraParams], encoded: list
 def fill_inputs(decoder: Decoder, batch: PackedBatch) -> StaticInputs:
     """The batch, with noise instead of embeddings."""
     inputs = StaticInputs(BatchShape.from_batch(batch), decoder)
-    inputs.copy_from(batch, 3)
+    inputs.copy_from(batch)
     torch.manual_seed(1)
     inputs.x.normal_(0, 0.1)
     return inputs
@@ -66,7 +66,7 @@ def run_step(
     assert adapter.values.grad is not None
     adapter.values.grad.zero_()
     with torch.no_grad():
-        dropout_state = Dropout(inputs.dropout_key, dropout) if dropout else None
+        dropout_state = Dropout(inputs.dropout_keys, dropout) if dropout else None
         context = decoder.forward(inputs.x, batch or inputs.batch, dropout_state, recompute_layers=recompute_layers)
         losses, dx = decoder.compute_losses_and_grad(context)
         torch.testing.assert_close(decoder.compute_losses(context), losses)

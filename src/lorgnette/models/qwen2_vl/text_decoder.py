@@ -27,13 +27,13 @@ from lorgnette.device import SideStream
 from lorgnette.kernels.attention import attention_backward, attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.cross_entropy import cross_entropy_
-from lorgnette.kernels.dropout import Dropout
+from lorgnette.kernels.dropout import Dropout, select_tokens
 from lorgnette.kernels.gather_sum import GatherSegments, gather_sum
 from lorgnette.kernels.rms_norm import add_rms_norm, rms_norm_backward
 from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_freq, expand_mrope_section
 from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.models.lora_linear import LoraLinear
-from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, TextConfig
+from lorgnette.models.model_config import LABELS_PER_CHUNK, TextConfig
 
 CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
 AttentionFn = Callable[[Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None]
@@ -131,12 +131,14 @@ class DecoderLayer:
 
         # Attention. Rotary in place: the backward pass needs only the rotated queries and keys.
         apply_rotary(qkv, *cos_sin, sum(self.num_heads))
+        # From here on only the M tokens that are queries.
         M = len(x) if query_indices is None else len(query_indices)
+        dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
         lse = attention(qkv, attn_ext[:, : self.o_proj.in_features])
         attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
 
-        # MLP. From here on only the M tokens that are queries.
+        # MLP.
         x_ext = x.new_empty(M, self.gate_up_proj.ext_features)
         residual = x0 if query_indices is None else x0.index_select(0, query_indices)
         spec = self.gate_up_proj.build_dropout_spec(dropout)
@@ -169,16 +171,17 @@ class DecoderLayer:
         Accumulates LoRA gradients on the side stream. Uses up `saved`: gate_up is overwritten.
         """
         # MLP, from down_proj to the gradient of x₁. Each LoRA gradient is launched beside the chain of input gradients.
-        dx, accumulate_gate_up = self._backward_mlp(saved, dx, dropout, side_stream)
+        query_dropout = select_tokens(dropout, query_indices)
+        dx, accumulate_gate_up = self._backward_mlp(saved, dx, query_dropout, side_stream)
 
         # o_proj. Its gradients join those of gate and up: one switch of streams for two small products.
         a, u_o = saved.attn_ext[:, : self.o_proj.in_features], saved.attn_ext[:, self.o_proj.in_features :]
         da_ext = self.o_proj.backward_input(dx)
-        accumulate_o = partial(self.o_proj.accumulate_lora_grads, dx, da_ext, a, u_o, dropout)
+        accumulate_o = partial(self.o_proj.accumulate_lora_grads, dx, da_ext, a, u_o, query_dropout)
         side_stream.launch(accumulate_gate_up, accumulate_o)
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
-        da = self.o_proj.complete_input_grad(da_ext, dropout)
+        da = self.o_proj.complete_input_grad(da_ext, query_dropout)
         dqkv = attention_backward(da, saved.qkv, a, saved.lse, plan, self.num_heads)
         apply_rotary(dqkv, *cos_sin, sum(self.num_heads), inverse=True)
 
