@@ -23,7 +23,7 @@ import torch
 from machine import DEVICE
 from safetensors.torch import save_file
 
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
+from lorgnette.models.registry import parse_configs
 
 BUILT_IN = Path(__file__).parents[1] / "src" / "lorgnette" / "demo" / "model"
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json", "generation_config.json")
@@ -62,7 +62,7 @@ def make_model(folder: Path, tokenizer: Path, *, tiny: bool = False) -> None:
     processor = json.loads((BUILT_IN / "preprocessor_config.json").read_text()) | {"max_pixels": 12845056}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
     torch.manual_seed(0)
-    text, vision = TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
+    text, vision = parse_configs(config)
     weights = {
         format_hub_name(name): init_weight(name, shape)
         for name, shape in (text.list_weight_shapes() | vision.list_weight_shapes()).items()

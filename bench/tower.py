@@ -30,7 +30,7 @@ from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VisionConfig
+from lorgnette.models.model_config import VisionConfig
 from lorgnette.models.qwen2_vl.vision_tower import LAYER_NORM_EPS, VisionTower, attend_within_images
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid

@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import settings
+from tiny_models import write_tiny_checkpoint
 
 from lorgnette import config
 from lorgnette.config import LoraSettings, ProcessorSettings, Settings
@@ -287,6 +288,19 @@ def make_tiny(folder: Path, *, seed: int = 0, tokenizer: Path | None = None) -> 
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Qwen2-VL in the hub's layout."""
     return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tiny_family(model_type) → the folder of a tiny random model of this family in the hub's layout."""
+    folders: dict[str, Path] = {}
+
+    def find(model_type: str) -> Path:
+        if model_type not in folders:
+            folders[model_type] = write_tiny_checkpoint(tmp_path_factory.mktemp(model_type) / "tiny", model_type)
+        return folders[model_type]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from lorgnette.config import Settings, load_settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
 from lorgnette.report.console import Terminal
@@ -172,7 +171,7 @@ def test_a_trained_tower_is_counted(make_settings: Callable[..., Settings], cons
 def write_sparse_weights(folder: Path) -> None:
     """A model.safetensors with every tensor of config.json: zeros, which take no space on the disk."""
     config = json.loads((folder / "config.json").read_text())
-    text, vision = TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
+    text, vision = parse_configs(config)
     header: dict[str, object] = {}
     end = 0
     for name, shape in (text.list_weight_shapes() | vision.list_weight_shapes()).items():

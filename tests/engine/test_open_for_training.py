@@ -17,7 +17,6 @@ from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VisionConfig
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.processing.packing import pack
@@ -55,7 +54,7 @@ def test_the_tower_runs_on_a_full_call(tiny: Path, monkeypatch: pytest.MonkeyPat
         return patches
 
     monkeypatch.setattr(VisionTower, "__call__", call)
-    config = VisionConfig.from_hf_config(BaseCheckpoint.from_folder(tiny).load_hf_config())
+    config = parse_configs(BaseCheckpoint.from_folder(tiny).load_hf_config())[1]
     grids = [ImageGrid(Image(tiny / f"{h}.png"), 1, h, 20, config.merge_size) for h in (10, 30)]
     warm_up_tower(config, grids, CPU, torch.float32)
     ((tower, call_grids, patches),) = calls

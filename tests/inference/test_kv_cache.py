@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorgnette.inference.kv_cache import CacheShape, KVCache
-from lorgnette.models.qwen2_vl.config import TextConfig
+from lorgnette.models.model_config import TextConfig
 
 CONFIG = TextConfig(
     num_layers=2, hidden_size=8, num_heads=2, num_kv_heads=1, head_dim=4, intermediate_size=8, vocab_size=11,

@@ -20,8 +20,8 @@ from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter, convert_lora_n
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import EMBEDDING
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
-from lorgnette.models.registry import FAMILIES
+from lorgnette.models.model_config import TextConfig, VisionConfig
+from lorgnette.models.registry import FAMILIES, parse_configs
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def adapter_copy(saved: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def configs(tiny: Path) -> tuple[TextConfig, VisionConfig]:
     config = BaseCheckpoint.from_folder(tiny).load_hf_config()
-    return TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
+    return parse_configs(config)
 
 
 def change_config(folder: Path, **settings: Any) -> SavedAdapter:

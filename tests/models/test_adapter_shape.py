@@ -6,7 +6,7 @@ import pytest
 
 from lorgnette.config import TARGET_MODULES, LoraSettings
 from lorgnette.models.adapter_shape import AdapterShape, compute_scale
-from lorgnette.models.qwen2_vl.config import TextConfig
+from lorgnette.models.model_config import TextConfig
 
 TEXT = TextConfig(2, 64, 4, 2, 16, 96, 1000, 1e-6, 1e6, (2, 3, 3), tie_word_embeddings=True)
 

@@ -7,7 +7,6 @@ import pytest
 from lorgnette.errors import LorgnetteError
 from lorgnette.models import registry
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
 from lorgnette.models.registry import FAMILIES, find_family, find_unsupported_feature, parse_configs
 
 
@@ -23,14 +22,13 @@ def test_an_unsupported_model_type_is_refused(model_type: str | None) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_the_same_files(name: str) -> None:
     folder = Path(registry.__file__).parent / name
-    files = {"config.py", "text_decoder.py", "vision_tower.py"}
+    files = {"facts.py", "config.py", "weights.py", "positions.py", "text_decoder.py", "vision_tower.py"}
     assert {path.name for path in folder.glob("*.py")} == files | {"__init__.py"}
 
 
 def test_configs_are_parsed_by_the_familys_module(tiny: Path) -> None:
     hf_config = BaseCheckpoint.from_folder(tiny).load_hf_config()
     text, vision = parse_configs(hf_config)
-    assert text == TextConfig.from_hf_config(hf_config)
-    assert vision == VisionConfig.from_hf_config(hf_config)
+    assert (text.num_layers, vision.depth) == (2, 2)
     assert find_unsupported_feature(hf_config) is None
     assert find_unsupported_feature({**hf_config, "hidden_act": "gelu"}) == "hidden_act 'gelu'"

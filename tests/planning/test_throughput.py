@@ -7,7 +7,7 @@ import pytest
 
 from lorgnette.config import TARGET_MODULES
 from lorgnette.models.adapter_shape import AdapterShape
-from lorgnette.models.qwen2_vl.config import TextConfig, VisionConfig
+from lorgnette.models.model_config import TextConfig, VisionConfig
 from lorgnette.planning.memory import Workload
 from lorgnette.planning.throughput import ENGINE_SPEEDS, count_token_flops, count_tower_flops, estimate_time
 from lorgnette.types import Image, ImageGrid

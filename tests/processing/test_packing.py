@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorgnette.processing.mrope import compute_position_ids
+from lorgnette.models.qwen2_vl.positions import compute_position_ids
 from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid
 

@@ -2,37 +2,55 @@
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
+from typing import Literal
 
-from lorgnette.config import Part, TargetModule
+from lorgnette.config import TARGET_MODULES, Part, TargetModule
 
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 """transformers' current names, the same in every family."""
 _BLOCKS = ("self_attn", "mlp")
 
 
+BoxScale = Literal["thousandths", "resized pixels"]
+BoxFormat = Literal["tokens", "json"]
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One model family. Its code is in `models/<model_type>/`, in files of the same names for every family.
+    """The facts of one model family. Its code is in `models/<model_type>/`, in the same files for every family.
 
-    model_type: as in config.json. class_name: transformers' class.
-    vision_linears, merger_linears: linear layers of a vision block (`visual.blocks.N.`) and of `visual.merger.`.
+    model_type: as in config.json. title: for people. class_name: transformers' class.
+    vision_linears, merger_linears: linear layers of a vision block (`visual.blocks.N.`) and of mergers (`visual.`).
+    deepstack_linears: of each merger in `visual.deepstack_merger_list`.
     feature_weight: the weight with one row per channel of an image feature.
     native_image_tokens: minimum and maximum per image in the hub's preprocessor_config.json.
+    box_scale: what coordinates of boxes count: thousandths of the image's sides, or pixels of the resized image.
+    box_format: boxes between control tokens, or JSON with `bbox_2d`.
+    hub_names: models on the hubs.
+    other_language_linears: linear layers of a decoder layer besides the seven projections. They are adapted where all
+    seven are.
+    template_options: variables of the chat template.
+    can_pack: whether examples in one row of tokens stay apart. Layers with a recurrence do not keep them apart.
+    ignored_weights: beginnings of the names of weights that transformers does not load.
+    needs_tokenizer_json: whether vocab.json alone gives other tokens.
     """
 
     model_type: str
+    title: str
     class_name: str
     vision_linears: tuple[str, ...]
     merger_linears: tuple[str, ...]
     feature_weight: str
     native_image_tokens: tuple[int, int]
-
-    @property
-    def config_module(self) -> ModuleType:
-        """config.py of the family: parse_configs, find_unsupported_feature."""
-        return import_module(f"lorgnette.models.{self.model_type}.config")
+    box_scale: BoxScale
+    box_format: BoxFormat
+    hub_names: tuple[str, ...]
+    deepstack_linears: tuple[str, ...] = ()
+    other_language_linears: tuple[str, ...] = ()
+    template_options: tuple[tuple[str, bool], ...] = ()
+    can_pack: bool = True
+    ignored_weights: tuple[str, ...] = ()
+    needs_tokenizer_json: bool = False
 
     def build_target_pattern(self, target_modules: tuple[TargetModule, ...], parts: tuple[Part, ...]) -> str:
         """The regular expression over full module names for PEFT's `target_modules`, matched with fullmatch.
@@ -43,11 +61,15 @@ class Family:
         if "language" in parts:
             names = {block: [t for t in target_modules if name_linear(t).startswith(block)] for block in _BLOCKS}
             blocks = [f"{block}\\.({'|'.join(targets)})" for block, targets in names.items() if targets]
+            if set(target_modules) == set(TARGET_MODULES):
+                blocks += map(re.escape, self.other_language_linears)
             patterns.append(rf"language_model\.layers\.\d+\.({'|'.join(blocks)})")
         if "vision" in parts:
             patterns.append(rf"visual\.blocks\.\d+\.({'|'.join(map(re.escape, self.vision_linears))})")
         if "merger" in parts:
-            patterns.append(rf"visual\.merger\.({'|'.join(map(re.escape, self.merger_linears))})")
+            patterns.append(rf"visual\.({'|'.join(map(re.escape, self.merger_linears))})")
+            if self.deepstack_linears:
+                patterns.append(rf"visual\.deepstack_merger_list\.\d+\.({'|'.join(self.deepstack_linears)})")
         return rf".*\.({'|'.join(patterns)})" if len(patterns) > 1 else rf".*\.{patterns[0]}"
 
 

@@ -1,12 +1,25 @@
-"""All model families. A new family is a folder beside the others and a name in FAMILIES. Needs no torch."""
+"""All model families: every folder here is one. A new family is one more folder. Needs no torch."""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.models import qwen2_vl
+from lorgnette.io.parse import read_config
+from lorgnette.models import model_config
 from lorgnette.models.family import Family
-from lorgnette.models.qwen2_vl.config import LABELS_PER_CHUNK, HfConfig, TextConfig, VisionConfig, WeightShapes
+from lorgnette.models.model_config import (
+    LABELS_PER_CHUNK,
+    HfConfig,
+    TextConfig,
+    VisionConfig,
+    WeightShapes,
+    find_absurd_value,
+)
 
-__all__ = ["LABELS_PER_CHUNK", "HfConfig", "TextConfig", "VisionConfig", "WeightShapes"]  # used by other packages
-FAMILIES = {family.model_type: family for family in (qwen2_vl.FAMILY,)}
+__all__ = ["LABELS_PER_CHUNK", "HfConfig", "TextConfig", "VisionConfig", "WeightShapes", "find_absurd_value"]
+_FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/facts.py"))
+FAMILIES: dict[str, Family] = {name: import_module(f"lorgnette.models.{name}.facts").FAMILY for name in _FOLDERS}
 
 
 def find_family(model_type: object, where: str = "config.json") -> Family:
@@ -17,26 +30,42 @@ def find_family(model_type: object, where: str = "config.json") -> Family:
     raise LorgnetteError(f"model_type {model_type!r} is not supported", where=where, hint=hint)
 
 
+def read_family(folder: Path) -> Family:
+    """The family of a model's folder. Raises LorgnetteError if its config.json is missing, broken or not supported."""
+    path = folder / "config.json"
+    return find_family(read_config(path, "use the whole checkpoint").get("model_type"), str(path))
+
+
+def import_positions(model_type: str) -> ModuleType:
+    """positions.py of a family: compute_position_ids."""
+    return import_module(f"lorgnette.models.{model_type}.positions")
+
+
 def parse_configs(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
     """The sizes in config.json. Raises LorgnetteError if the fast engine does not support this model."""
-    module = find_family(hf_config.get("model_type")).config_module
-    configs: tuple[TextConfig, VisionConfig] = module.parse_configs(hf_config)
-    return configs
+    if reason := find_unsupported_feature(hf_config):
+        message = f"the fast engine does not support this model: {reason}"
+        raise LorgnetteError(message, where="config.json", hint="use engine=reference")
+    module = _import_config(hf_config)
+    return module.parse_text_config(hf_config), module.parse_vision_config(hf_config)
 
 
 def find_unsupported_feature(hf_config: HfConfig) -> str | None:
     """Why the fast engine cannot run this model, or None if it can. The reference engine may still run it."""
-    reason: str | None = find_family(hf_config.get("model_type")).config_module.find_unsupported_feature(hf_config)
-    return reason
-
-
-def find_absurd_value(hf_config: HfConfig) -> str | None:
-    """The first value of config.json that no model of the family has, or None. Checked before anything is allocated."""
-    reason: str | None = find_family(hf_config.get("model_type")).config_module.find_absurd_value(hf_config)
+    reason: str | None = _import_config(hf_config).find_unsupported_feature(hf_config)
     return reason
 
 
 def estimate_num_values(hf_config: HfConfig) -> int:
     """About how many weights' values the model of config.json has, from sizes that `find_absurd_value` accepts."""
-    count: int = find_family(hf_config.get("model_type")).config_module.estimate_num_values(hf_config)
-    return count
+    return model_config.estimate_num_values(hf_config, _import_config(hf_config).VISION_WIDTH_KEY)
+
+
+def count_feature_levels(hf_config: HfConfig) -> int:
+    """Features per image token: 1, and one for each level of deepstack."""
+    return 1 + len((hf_config.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
+
+
+def _import_config(hf_config: HfConfig) -> ModuleType:
+    """config.py of the model's family."""
+    return import_module(f"lorgnette.models.{find_family(hf_config.get('model_type')).model_type}.config")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +17,21 @@ from jaxtyping import Int32
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import check_aspect, read_image_size
+from lorgnette.data.box_notation import TextBox
 from lorgnette.errors import LorgnetteError
+from lorgnette.models.family import Family
+from lorgnette.models.registry import import_positions, read_family
+from lorgnette.processing.boxes import BoxConvention, ImageSize, has_boxes, join_pieces, parse_boxes, write_boxes
 from lorgnette.processing.chat_template import ChatTemplate
 from lorgnette.processing.image_processor import ImageProcessor
-from lorgnette.processing.mrope import compute_position_ids
 from lorgnette.processing.tokenizer import IM_END_TOKEN, IMAGE_TOKEN, TextTokenizer
-from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, ImageGrid, Role, Turn
+from lorgnette.types import IGNORE_INDEX, ControlToken, Encoded, Example, Image, ImageGrid, Role, Turn
 
 SizeReader = Callable[[Path], tuple[int, int]]
 """Path → the image's (width, height) after orientation."""
-Outline = tuple[tuple[Role, tuple[str | int | None, ...], bool], ...]
+Pieces = tuple[str | ControlToken, ...]
+"""A text, with the control tokens of its boxes."""
+Outline = tuple[tuple[Role, tuple[Pieces | int | None, ...], bool], ...]
 """A conversation without its answers: per turn its role, its parts and whether it has a loss. An image is its number of
 tokens, an answer is None. Captions that answer one question about images of one size have the same outline."""
 
@@ -49,6 +54,7 @@ class Processor:
     tokenizer: TextTokenizer
     chat_template: ChatTemplate
     image_processor: ImageProcessor
+    family: Family
     settings: ProcessorSettings
     read_size: SizeReader = read_image_size
 
@@ -56,6 +62,8 @@ class Processor:
         control_tokens, eos_token = self.tokenizer.control_tokens, self.settings.eos_token
         self._image_token_id = control_tokens[IMAGE_TOKEN]
         self.eos_token_id = control_tokens[IM_END_TOKEN if eos_token == "template" else eos_token]  # noqa: S105
+        self._compute_position_ids = import_positions(self.family.model_type).compute_position_ids
+        self.box_convention = BoxConvention(self.family.box_scale, self.family.box_format)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
         self._cached_grid = lru_cache(maxsize=None)(self._compute_grid)
         self._cached_frame = lru_cache(maxsize=1024)(self._encode_frame)
@@ -67,7 +75,8 @@ class Processor:
         """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
         tokenizer, chat_template = TextTokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
         chat_template.check()
-        return cls(tokenizer, chat_template, ImageProcessor.from_folder(folder, settings), settings, read_size)
+        image_processor = ImageProcessor.from_folder(folder, settings)
+        return cls(tokenizer, chat_template, image_processor, read_family(folder), settings, read_size)
 
     def forget_images(self) -> None:
         """Forget the sizes of images: their files may change."""
@@ -78,8 +87,10 @@ class Processor:
 
         add_generation_prompt: without the last answer, up to where the assistant begins to speak.
 
-        Raises LorgnetteError for an image that cannot be read and for an example longer than `max_length`.
+        The encoded example has its boxes as the model writes them. Raises LorgnetteError for an image that cannot be
+        read and for an example longer than `max_length`.
         """
+        example = self.write_boxes(example)
         turns = example.without_answer().turns if add_generation_prompt else example.turns
         outline, answers, grids = self._split_answers(turns)
         # The frame around the answers comes from a cache; only the answers are tokenized for each example.
@@ -89,9 +100,9 @@ class Processor:
         length = 0
         # Behind the last segment there is no answer.
         frame = self._cached_frame(outline, add_generation_prompt)
-        for segment, (text, has_loss) in zip(frame, [*answers, ("", False)], strict=True):
+        for segment, (pieces, has_loss) in zip(frame, [*answers, ((), False)], strict=True):
             image_starts += [length + start for start in segment.image_starts]
-            answer_ids = np.array(self.tokenizer.encode(text) if text else [], np.int32)
+            answer_ids = np.array([id_ for piece in pieces for id_ in self._encode_piece(piece)], np.int32)
             input_ids += [segment.input_ids, answer_ids]
             labels += [segment.labels, answer_ids if has_loss else np.full_like(answer_ids, IGNORE_INDEX)]
             length += len(segment.input_ids) + len(answer_ids)
@@ -100,26 +111,54 @@ class Processor:
             message = f"{counts}, more than max_length={self.settings.max_length}"
             hint = "shorten the text, lower image_tokens, or raise max_length"
             raise LorgnetteError(message, where=example.where, hint=hint)
-        position_ids = compute_position_ids(length, image_starts, grids)
+        position_ids = self._compute_position_ids(length, image_starts, grids)
         arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
         return Encoded(example, *arrays, grids, tuple(image_starts))
 
-    def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[tuple[str, bool]], tuple[ImageGrid, ...]]:
+    def write_boxes(self, example: Example) -> Example:
+        """The example with its boxes as the model writes them, and in pixels of the file.
+
+        Its texts are then in one scale with the model's answers. Raises LorgnetteError for an image that cannot be
+        read, and for a box outside its image.
+        """
+        if not has_boxes(example):
+            return example
+        return write_boxes(example, self.box_convention, [self._read_sizes(image) for image in example.images])
+
+    def parse_boxes(self, text: str, image: Image, number: int = 0) -> list[TextBox]:
+        """The boxes of the model's answer in pixels of the file. number: the image's, among the example's."""
+        return parse_boxes(text, self.box_convention, self._read_sizes(image), number)
+
+    def _read_sizes(self, image: Image) -> ImageSize:
+        grid, side = self._cached_grid(image), self.image_processor.patch_size
+        return ImageSize(*self.read_size(image.path), grid.w * side, grid.h * side)
+
+    def _encode_piece(self, piece: str | ControlToken) -> list[int]:
+        """The ids of a text or of a control token. Raises LorgnetteError if the tokenizer does not have it."""
+        if isinstance(piece, str):
+            return self.tokenizer.encode(piece)
+        if piece.name not in self.tokenizer.control_tokens:
+            hint = "use the whole checkpoint, or remove the boxes"
+            raise LorgnetteError(f"tokenizer has no {piece.name}, which the model's boxes need", hint=hint)
+        return [self.tokenizer.control_tokens[piece.name]]
+
+    def _split_answers(self, turns: Sequence[Turn]) -> tuple[Outline, list[tuple[Pieces, bool]], tuple[ImageGrid, ...]]:
         """The conversation's outline, its answers (text, has a loss), its image grids."""
-        outline: list[tuple[Role, tuple[str | int | None, ...], bool]] = []
-        answers: list[tuple[str, bool]] = []
+        outline: list[tuple[Role, tuple[Pieces | int | None, ...], bool]] = []
+        answers: list[tuple[Pieces, bool]] = []
         grids: list[ImageGrid] = []
         for turn in turns:
-            parts: list[str | int | None] = []
-            for part in turn.parts:
-                if isinstance(part, Image):
-                    grids.append(self._cached_grid(part))
-                    parts.append(grids[-1].num_tokens)
+            parts: list[Pieces | int | None] = []
+            for is_image, group in groupby(turn.parts, key=lambda part: isinstance(part, Image)):
+                if is_image:
+                    own_grids = [self._cached_grid(part) for part in group if isinstance(part, Image)]
+                    grids += own_grids
+                    parts += [grid.num_tokens for grid in own_grids]
                 elif turn.role == "assistant":
-                    answers.append((part, turn.has_loss))
+                    answers.append((join_pieces(group), turn.has_loss))
                     parts.append(None)
                 else:
-                    parts.append(part)
+                    parts.append(join_pieces(group))
             outline.append((turn.role, tuple(parts), turn.has_loss))
         return tuple(outline), answers, tuple(grids)
 
@@ -158,13 +197,18 @@ class Processor:
         for piece in self.chat_template.render(shape, add_generation_prompt):
             # A number stands for a text of the conversation.
             if isinstance(piece, int):
-                text, has_loss = texts[piece]
-                if text is None:
+                pieces, has_loss = texts[piece]
+                if pieces is None:
                     yield self.tokenizer.encode_cached(plain), False
                     yield None, False
                     plain, open_answer = "", has_loss
-                else:
-                    plain += text
+                for part in pieces or ():
+                    if isinstance(part, str):
+                        plain += part
+                    else:
+                        yield self.tokenizer.encode_cached(plain), False
+                        yield self._encode_piece(part), False
+                        plain = ""
                 continue
             # Anything else is the template's own text, the only source of control tokens.
             for chunk in self._control_pattern.split(piece):

@@ -5,6 +5,7 @@ weights. The image comes with this package, so an adapter never contains a train
 """
 
 import shutil
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,7 +91,7 @@ def make_sample(processor: Processor, prompt: str, image: Path = IMAGE) -> Encod
     """Encode the image and the package's caption with this prompt, without a limit on its length."""
     turns = Turn("user", (Image(image), prompt)), Turn("assistant", (CAPTION,))
     settings = processor.settings.model_copy(update={"max_length": 2**31})
-    unlimited = Processor(processor.tokenizer, processor.chat_template, processor.image_processor, settings)
+    unlimited = replace(processor, settings=settings)
     return unlimited.encode(Example("reference sample", turns, image, 1))
 
 

@@ -12,13 +12,11 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.config import (
-    TextConfig,
-    VisionConfig,
-    estimate_num_values,
-    find_absurd_value,
     find_unsupported_feature,
-    parse_configs,
+    parse_text_config,
+    parse_vision_config,
 )
+from lorgnette.models.registry import estimate_num_values, find_absurd_value, parse_configs
 
 
 @pytest.fixture
@@ -30,15 +28,15 @@ def test_both_layouts_give_the_same_sizes(tiny: Path, config: dict[str, Any]) ->
     nested = Qwen2VLConfig.from_pretrained(tiny).to_dict()
     assert "hidden_size" not in nested
     assert find_unsupported_feature(config) is find_unsupported_feature(nested) is None
-    assert TextConfig.from_hf_config(config) == TextConfig.from_hf_config(nested)
-    assert VisionConfig.from_hf_config(config) == VisionConfig.from_hf_config(nested)
+    assert parse_text_config(config) == parse_text_config(nested)
+    assert parse_vision_config(config) == parse_vision_config(nested)
 
 
 @pytest.mark.parametrize(("size", "tied"), [("2B", True), ("7B", False)])
 def test_the_hubs_configs(shared: Callable[[str], Path], size: str, tied: bool) -> None:
     path = shared("qwen2-vl") / "configs" / f"Qwen2-VL-{size}-Instruct.config.json"
     config = json.loads(path.read_text())
-    text, vision = TextConfig.from_hf_config(config), VisionConfig.from_hf_config(config)
+    text, vision = parse_text_config(config), parse_vision_config(config)
     assert (text.head_dim, text.tie_word_embeddings, text.mrope_section) == (128, tied, (16, 24, 24))
     assert (vision.depth, vision.embed_dim, vision.intermediate_size, vision.head_dim, vision.patch_dim) == (
         32,
@@ -57,11 +55,7 @@ def test_the_weight_shapes_equal_transformers(tiny: Path, config: dict[str, Any]
         model := Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(tiny, tie_word_embeddings=tied))
     ).tie_weights()
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert (
-        TextConfig.from_hf_config(config).list_weight_shapes()
-        | VisionConfig.from_hf_config(config).list_weight_shapes()
-        == expected
-    )
+    assert parse_text_config(config).list_weight_shapes() | parse_vision_config(config).list_weight_shapes() == expected
 
 
 def test_a_tied_checkpoint_lists_no_output_layer(tiny: Path) -> None:

@@ -25,7 +25,8 @@ from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.config import VISION_ROPE_THETA, VisionConfig, parse_configs
+from lorgnette.models.model_config import VISION_ROPE_THETA, VisionConfig
+from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.types import ImageGrid
 

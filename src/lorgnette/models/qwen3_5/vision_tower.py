@@ -1,0 +1,1 @@
+"""Qwen3.5's vision tower: the reference engine runs it (see `find_unsupported_feature` in config.py)."""

@@ -1,0 +1,1 @@
+"""Qwen3.5, 3.6 and 3.8 with a mixture of experts."""

@@ -1,0 +1,1 @@
+"""Qwen3-VL-MoE's text decoder: the reference engine runs it (see `find_unsupported_feature` in config.py)."""

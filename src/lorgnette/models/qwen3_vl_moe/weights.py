@@ -1,0 +1,5 @@
+"""Names and shapes of Qwen3-VL-MoE's weights, without the experts'. Needs no torch."""
+
+from lorgnette.models.qwen3_vl.weights import list_text_weights, list_vision_weights
+
+__all__ = ["list_text_weights", "list_vision_weights"]

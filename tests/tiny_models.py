@@ -1,0 +1,112 @@
+"""Tiny random checkpoints of every family, in the hub's own names, with all the files of a real one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+LINEAR_ATTENTION = {
+    "head_dim": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}  # fmt: skip
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+VISION_3 = {
+    "depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64, "patch_size": 16,
+    "num_position_embeddings": 36, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+}  # fmt: skip
+VISIONS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {
+        "depth": 3, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "in_chans": 3,
+    },
+    "qwen2_5_vl": {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 60, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [1],
+        "tokens_per_second": 2, "hidden_act": "silu", "in_chans": 3,
+    },
+    "qwen3_vl": VISION_3 | {"deepstack_visual_indexes": [0, 2], "hidden_act": "gelu_pytorch_tanh"},
+    "qwen3_vl_moe": VISION_3 | {"deepstack_visual_indexes": [0, 2], "hidden_act": "gelu_pytorch_tanh"},
+    "qwen3_5": VISION_3 | {"deepstack_visual_indexes": [], "hidden_act": "gelu_pytorch_tanh"},
+    "qwen3_5_moe": VISION_3 | {"deepstack_visual_indexes": [], "hidden_act": "gelu_pytorch_tanh"},
+}  # fmt: skip
+TEXTS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 1e4},
+    "qwen2_5_vl": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 1e4},
+    # Heads wider than hidden_size / heads, as at 4B and 32B.
+    "qwen3_vl": {
+        "head_dim": 32, "attention_bias": False,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]},
+        "rope_theta": 1e4,
+    },
+    "qwen3_5": LINEAR_ATTENTION
+    | {
+        "rope_parameters": {
+            **ROPE, "mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25,
+        }
+    },
+}  # fmt: skip
+TEXTS["qwen3_vl_moe"] = TEXTS["qwen3_vl"] | EXPERTS
+TEXTS["qwen3_5_moe"] = TEXTS["qwen3_5"] | EXPERTS | {"shared_expert_intermediate_size": 32}
+IS_FLAT = ("qwen2_vl", "qwen2_5_vl")
+CONTROL_IDS = {
+    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>", "eos_token_id": "<|im_end|>", "bos_token_id": "<|endoftext|>",
+}  # fmt: skip
+
+
+def build_config(model_type: str, ids: dict[str, int], rows: int, *, is_tied: bool) -> dict[str, Any]:
+    """config.json in the layout of the family's hub files."""
+    from lorgnette.models.registry import FAMILIES
+
+    text = {**TEXT, **TEXTS[model_type], "vocab_size": rows, "tie_word_embeddings": is_tied}
+    common = {
+        "architectures": [FAMILIES[model_type].class_name], "model_type": model_type, "torch_dtype": "float32",
+        "vision_config": VISIONS[model_type], "tie_word_embeddings": is_tied,
+        **{name: ids[token] for name, token in CONTROL_IDS.items()},
+    }  # fmt: skip
+    return {**common, **text} if model_type in IS_FLAT else {**common, "text_config": text}
+
+
+def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True, seed: int = 0) -> Path:
+    """A random model of 4 layers with weights large enough that attention is not uniform. Its tokenizer is the demo's.
+
+    Weights have the names of the hub's files: transformers converts its own when it saves.
+    """
+    import torch
+    import transformers
+    from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
+
+    from lorgnette.models.registry import FAMILIES
+
+    folder.mkdir(parents=True)
+    ids, rows = write_tokenizer(folder), VOCAB_SIZE
+    is_tied = is_tied and not model_type.endswith("_moe")
+    (folder / "config.json").write_text(json.dumps(build_config(model_type, ids, rows, is_tied=is_tied)))
+    is_first = model_type in IS_FLAT
+    processing = {
+        "patch_size": VISIONS[model_type]["patch_size"], "temporal_patch_size": 2, "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073] if is_first else [0.5] * 3,
+        "image_std": [0.26862954, 0.26130258, 0.27577711] if is_first else [0.5] * 3,
+        "image_processor_type": "Qwen2VLImageProcessor",
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processing))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<|im_end|>"]]}))
+    torch.manual_seed(seed)
+    class_name = FAMILIES[model_type].class_name
+    config = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config")).from_pretrained(folder)
+    model = getattr(transformers, class_name)(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.08)
+        elif "norm" in name or "ln_q" in name:  # so that a norm's weight is not a plain one
+            parameter.data.add_(torch.randn(parameter.shape) * 0.2)
+        else:
+            parameter.data.add_(torch.randn(parameter.shape) * 0.05)
+    saved_config = (folder / "config.json").read_bytes()
+    model.save_pretrained(folder)
+    (folder / "config.json").write_bytes(saved_config)  # the hub's layout, not today's
+    return folder
