@@ -61,7 +61,7 @@ class Box:
         return f"{self.label} {corners}".strip()
 
 
-Part = str | Image | Box
+TurnPart = str | Image | Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Turn:
     """
 
     role: Role
-    parts: tuple[Part, ...]
+    parts: tuple[TurnPart, ...]
     has_loss: bool = True
 
     @property
@@ -276,14 +276,31 @@ class PackedBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelBox:
+    """A box or a point of an answer or a reference, in pixels of the image file.
+
+    corners, label, image: as in `Box`. score: the mean probability of its tokens; None if that is unknown.
+    """
+
+    corners: tuple[float, ...]
+    label: str = ""
+    image: int = 0
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer of a model to one example. adapter: the name of the run, or None for the base model."""
+    """The answer of a model to one example. adapter: the name of the run, or None for the base model.
+
+    boxes: those in the text, in order; () also if they cannot be converted to pixels.
+    """
 
     example: Example
     text: str
     adapter: str | None = None
     is_complete: bool = True
     """False: the answer reached the maximum length before an end token."""
+    boxes: tuple[PixelBox, ...] = ()
 
     @property
     def shown_text(self) -> str:
@@ -300,7 +317,8 @@ class PredictionRow:
 
     references: every answer that the data has to this prompt on these images. base_is_cut, tuned_is_cut: the answer
     reached the maximum length before an end token. generation: how the answers were generated, in words; place: the
-    row of the data, in words; both "" if unknown.
+    row of the data, in words; both "" if unknown. base_boxes, tuned_boxes, reference_boxes: those in the texts, in
+    pixels; of each reference.
     """
 
     id: str
@@ -315,6 +333,9 @@ class PredictionRow:
     place: str = ""
     before: str = BASE_MODEL
     """Whose answer `base` is: that of the base model, or of an adapter that the run continued, by name."""
+    base_boxes: tuple[PixelBox, ...] = ()
+    tuned_boxes: tuple[PixelBox, ...] = ()
+    reference_boxes: tuple[tuple[PixelBox, ...], ...] = ()
 
     @property
     def answer(self) -> str:

@@ -13,7 +13,7 @@ from lorgnette.config import TARGET_MODULES, LoraSettings, ProcessorSettings
 from lorgnette.engine.loading import build_features, load_decoder
 from lorgnette.engine.peft_engine import add_adapter, get_adapter_state, load_base_model
 from lorgnette.errors import LorgnetteError
-from lorgnette.inference import decode, hf_generate
+from lorgnette.inference import decode, hf_generate, sampling
 from lorgnette.inference.decode import CHECK_INTERVAL, generate_tokens
 from lorgnette.inference.generator import Generator
 from lorgnette.inference.sampling import SamplingParams
@@ -185,3 +185,40 @@ def test_decoding_stops_when_a_check_finds_all_answers_ended(
     assert rows[3, :10].tolist() == [*range(100, 109), 7]
     assert (rows[3, 9:] == 7).all()
     assert (rows[0] == 7).all()
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_probabilities_of_tokens_are_those_of_a_forward_pass(
+    generate: Generate, peft_model: Any, processor: Processor, conversations: list[Example],
+    monkeypatch: pytest.MonkeyPatch, temperature: float | None,
+) -> None:  # fmt: skip
+    calls: list[tuple[Any, ...]] = []
+    for module in (decode, hf_generate):
+        monkeypatch.setattr(module, "build_prediction", lambda *arguments: calls.append(arguments))
+    params = replace(SAMPLING, temperature=temperature, top_p=0.9, with_boxes=True)
+    list(generate(conversations[:3], params, adapter=None))
+    assert len(calls) == 3
+    for _, example, answer_ids, _, probabilities in calls:
+        inputs = hf_generate._pad_batch([processor.encode(example, add_generation_prompt=True)], processor, CPU)
+        start = inputs["input_ids"].shape[1]
+        for name, value in (("input_ids", answer_ids), ("attention_mask", [1] * 6), ("mm_token_type_ids", [0] * 6)):
+            inputs[name] = torch.cat([inputs[name], torch.tensor([value])], dim=1)
+        with torch.no_grad(), peft_model.disable_adapter():
+            logits = peft_model(**inputs).logits[0]
+        expected = [logits[start - 1 + i].softmax(-1)[token].item() for i, token in enumerate(answer_ids)]
+        assert probabilities == pytest.approx(expected, abs=1e-5)
+        shifted = [logits[start + i].softmax(-1)[token].item() for i, token in enumerate(answer_ids)]
+        assert probabilities != pytest.approx(shifted, abs=1e-3)
+
+
+def test_probabilities_are_computed_only_for_boxes(
+    answer: Answer, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    for module in (sampling, hf_generate):
+        monkeypatch.setattr(module, "compute_probabilities", refuse)
+    assert len(answer(conversations[:1])) == 1
+    with pytest.raises(AssertionError):
+        answer(conversations[:1], replace(SAMPLING, with_boxes=True))

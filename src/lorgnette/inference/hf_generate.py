@@ -3,15 +3,18 @@
 The inputs come from the processor that training uses, so prompt, chat template and resolution are the adapter's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
 
 from lorgnette.data import load_image
-from lorgnette.inference.sampling import EOS_TOKENS, SamplingParams, build_prediction
+from lorgnette.inference.sampling import EOS_TOKENS, SamplingParams, build_prediction, compute_probabilities
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IMAGE_TOKEN
 from lorgnette.types import Encoded, Example, Prediction
@@ -48,11 +51,39 @@ def generate_answers(
         prompts = [processor.encode(example, add_generation_prompt=True) for example in batch]
         inputs = _pad_batch(prompts, processor, next(model.parameters()).device)
         is_disabled = adapter is None and isinstance(model, PeftModel)
+        recorder = _ProbabilityRecorder()
         with torch.inference_mode(), model.disable_adapter() if is_disabled else nullcontext():
-            sequences = model.generate(**inputs, generation_config=config)
-        for example, answer_ids in zip(batch, sequences[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            yield build_prediction(processor, example, answer_ids, adapter)
+            sequences = model.generate(
+                **inputs, generation_config=config, logits_processor=[recorder] if sampling.with_boxes else []
+            )
+            probabilities = recorder.list_probabilities(sequences)
+        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        for example, answer_ids, of_tokens in zip(batch, answers, probabilities, strict=False):
+            yield build_prediction(processor, example, answer_ids, adapter, of_tokens)
         on_progress(len(batch))
+
+
+class _ProbabilityRecorder:
+    """A logits processor that changes nothing. It keeps the probability of every token that was picked."""
+
+    def __init__(self) -> None:
+        self._logits: Float32[Tensor, "B V"] | None = None
+        self._probabilities: list[Float32[Tensor, " B"]] = []
+
+    def __call__(self, input_ids: Int64[Tensor, "B T"], scores: Float32[Tensor, "B V"]) -> Float32[Tensor, "B V"]:
+        """Called before each token is picked, with the tokens so far."""
+        self._record(input_ids)
+        self._logits = scores.clone()  # later processors may change them
+        return scores
+
+    def list_probabilities(self, sequences: Int64[Tensor, "B T"]) -> Iterable[Sequence[float] | None]:
+        """By row; None for each row if it was not called. sequences: all tokens at the end."""
+        self._record(sequences)
+        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else repeat(None)
+
+    def _record(self, input_ids: Int64[Tensor, "B T"]) -> None:
+        if self._logits is not None:
+            self._probabilities.append(compute_probabilities(self._logits, input_ids[:, -1]))
 
 
 def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.device) -> dict[str, Any]:

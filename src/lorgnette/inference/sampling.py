@@ -7,12 +7,14 @@ does not depend on the batch it is in, and the same seed gives other answers tha
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from lorgnette.inference.answer_boxes import read_answer_boxes
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.tokenizer import ENDOFTEXT_TOKEN, IM_END_TOKEN
 from lorgnette.types import Example, Prediction
@@ -22,13 +24,17 @@ EOS_TOKENS = (IM_END_TOKEN, ENDOFTEXT_TOKEN)
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How answers are generated. temperature=None is greedy decoding."""
+    """How answers are generated.
+
+    temperature=None is greedy decoding. with_boxes: boxes are expected in the answers, and get scores.
+    """
 
     max_new_tokens: int = 128
     batch_size: int = 32
     temperature: float | None = None
     top_p: float = 1.0
     seed: int = 0
+    with_boxes: bool = False
 
 
 class Sampler:
@@ -36,6 +42,7 @@ class Sampler:
 
     def __init__(self, sampling: SamplingParams, example_indices: Iterable[int], device: torch.device) -> None:
         self._sampling = sampling
+        self._probabilities: list[Float32[Tensor, " B"]] = []
         self._uniforms: Float32[Tensor, "N B"] | None = None
         if sampling.temperature is not None:
             generators = (np.random.default_rng((sampling.seed, index)) for index in example_indices)
@@ -45,8 +52,22 @@ class Sampler:
     def __call__(self, logits: Float32[Tensor, "B V"], token_index: int) -> Int64[Tensor, " B"]:
         """The next token of every row, on the device."""
         if self._uniforms is None or self._sampling.temperature is None:
-            return logits.argmax(-1)
-        return sample_tokens(logits, self._uniforms[token_index], self._sampling.temperature, self._sampling.top_p)
+            tokens = logits.argmax(-1)
+        else:
+            uniforms, temperature = self._uniforms[token_index], self._sampling.temperature
+            tokens = sample_tokens(logits, uniforms, temperature, self._sampling.top_p)
+        if self._sampling.with_boxes:
+            self._probabilities.append(compute_probabilities(logits, tokens))
+        return tokens
+
+    def list_probabilities(self) -> Iterable[Sequence[float] | None]:
+        """The probability of every token that was picked, by row. None for each row if no boxes are expected."""
+        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else repeat(None)
+
+
+def compute_probabilities(logits: Float32[Tensor, "B V"], tokens: Int64[Tensor, " B"]) -> Float32[Tensor, " B"]:
+    """What the model gives each row's token, before temperature and top-p."""
+    return (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).exp()
 
 
 def sample_tokens(
@@ -65,10 +86,16 @@ def sample_tokens(
 
 
 def build_prediction(
-    processor: Processor, example: Example, answer_ids: Sequence[int], adapter: str | None
+    processor: Processor,
+    example: Example,
+    answer_ids: Sequence[int],
+    adapter: str | None,
+    probabilities: Sequence[float] | None = None,
 ) -> Prediction:
-    """Decode the answer's tokens up to its end token. Without one the answer was cut off."""
+    """Decode the answer's tokens up to its end token. Without one the answer was cut off. probabilities: of the tokens;
+    None if no boxes are expected."""
     eos_token_ids = [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS]
     length = next((i for i, token_id in enumerate(answer_ids) if token_id in eos_token_ids), None)
     text = processor.tokenizer.decode(answer_ids[:length])
-    return Prediction(example, text, adapter, is_complete=length is not None)
+    boxes = read_answer_boxes(processor, example, text, answer_ids[:length], probabilities)
+    return Prediction(example, text, adapter, length is not None, boxes)

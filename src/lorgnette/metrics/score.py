@@ -73,11 +73,13 @@ class Tally:
     @property
     def total(self) -> Float64[np.ndarray, "1 K"]:
         """The sums of the whole set."""
-        return self.counts.sum(axis=0, keepdims=True)
+        total: Float64[np.ndarray, "1 K"] = self.counts.sum(axis=0, keepdims=True)
+        return total
 
     def sum_counts(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, "B K"]:
         """The sums of B sets. weights: how often each example, or group of examples, is in a set."""
-        return weights @ self.counts
+        sums: Float64[np.ndarray, "B K"] = weights @ self.counts
+        return sums
 
     def group(self, groups: Sequence[int]) -> Self:
         """The same value, but examples of one group (0, 1, …) are drawn together. groups: of each example."""

@@ -4,6 +4,7 @@ Text and control tokens are kept apart: `encode` never returns a control token, 
 stays a caption.
 """
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -26,6 +27,16 @@ _HINT = "download the whole checkpoint again"
 _PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def _list_byte_characters() -> dict[str, int]:
+    """Character → byte of a byte-level vocabulary: printable bytes of Latin-1 are themselves, the others follow 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _list_byte_characters()
 
 
 class TextTokenizer:
@@ -113,6 +124,20 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of an answer, without control tokens other than those of boxes."""
         return self.decode_with_control_tokens(id_ for id_ in ids if id_ not in self._hidden_ids)
+
+    def decode_each(self, ids: Iterable[int]) -> list[str]:
+        """What each token adds to `decode`'s text. A character in several tokens is its last one's."""
+        pieces: list[str] = []
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for id_ in ids:
+            if id_ in self._control_names:
+                name = "" if id_ in self._hidden_ids else self._control_names[id_]
+                pieces.append(decoder.decode(b"", final=True) + name if name else "")
+            else:
+                token = self._text.id_to_token(id_) or ""
+                is_bytes = all(character in _BYTES for character in token)
+                pieces.append(decoder.decode(bytes(map(_BYTES.__getitem__, token)) if is_bytes else token.encode()))
+        return [*pieces[:-1], pieces[-1] + decoder.decode(b"", final=True)] if pieces else []
 
     def decode_with_control_tokens(self, ids: Iterable[int]) -> str:
         """The text with the names of control tokens, for people."""
