@@ -9,6 +9,7 @@ import pytest
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data.box_notation import TextBox
+from lorgnette.inference.answer_boxes import score_boxes
 from lorgnette.inference.sampling import build_prediction
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Box, Example, Image, PixelBox, Turn
