@@ -1,8 +1,9 @@
 """What differs between model families, and where their code is. Knows nothing about weights; needs no torch."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lorgnette.config import TARGET_MODULES, Part, TargetModule
 
@@ -16,6 +17,18 @@ BoxFormat = Literal["tokens", "json"]
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A size that is on the hubs.
+
+    names: OWNER/NAME of its models, first the one that is meant by the family and the size alone.
+    config: what config.json says about sizes.
+    """
+
+    names: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """The facts of one model family. Its code is in `models/<model_type>/`, in the same files for every family.
 
@@ -26,7 +39,7 @@ class Family:
     native_image_tokens: minimum and maximum per image in the hub's preprocessor_config.json.
     box_scale: what coordinates of boxes count: thousandths of the image's sides, or pixels of the resized image.
     box_format: boxes between control tokens, or JSON with `bbox_2d`.
-    hub_names: models on the hubs.
+    sizes: the models on the hubs.
     other_language_linears: linear layers of a decoder layer besides the seven projections. They are adapted where all
     seven are.
     template_options: variables of the chat template.
@@ -44,13 +57,18 @@ class Family:
     native_image_tokens: tuple[int, int]
     box_scale: BoxScale
     box_format: BoxFormat
-    hub_names: tuple[str, ...]
+    sizes: tuple[ModelSize, ...]
     deepstack_linears: tuple[str, ...] = ()
     other_language_linears: tuple[str, ...] = ()
     template_options: tuple[tuple[str, bool], ...] = ()
     can_pack: bool = True
     ignored_weights: tuple[str, ...] = ()
     needs_tokenizer_json: bool = False
+
+    @property
+    def hub_names(self) -> tuple[str, ...]:
+        """All models on the hubs."""
+        return tuple(name for size in self.sizes for name in size.names)
 
     def build_target_pattern(self, target_modules: tuple[TargetModule, ...], parts: tuple[Part, ...]) -> str:
         """The regular expression over full module names for PEFT's `target_modules`, matched with fullmatch.
