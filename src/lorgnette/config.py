@@ -46,6 +46,7 @@ DEFAULT_PROMPT = "Describe this image."
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 Part = Literal["language", "merger", "vision"]
+TextBoxUnit = Literal["pixels", "thousandths"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
 
 
@@ -153,6 +154,11 @@ class DataSettings(Section):
     prompt: str = Field(DEFAULT_PROMPT, description="the user's text if the data has no prompt (a CSV)")
     trim: bool = Field(
         True, description="remove blanks around captions and the questions beside them; conversations keep theirs"
+    )
+    text_boxes: TextBoxUnit | None = Field(
+        None,
+        description="read the boxes in texts (docs/guides/boxes.md); their numbers are pixels of the image file or "
+        "thousandths of its sides; null: texts stay as written",
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: do not start with broken rows; skip: leave them out and name each"

@@ -186,7 +186,7 @@ FindingKind = Literal[
     "unusable", "over-budget",  # training refuses to start
     "leak", "look-alike-leak", "copy", "look-alike", "repeated-row",
     "unread-key", "trimmed", "blanks",
-    "overlong-answer", "no-end", "control-text", "stray-marker", "low-contrast", "odd-shape", "tiny",
+    "overlong-answer", "no-end", "text-box", "control-text", "stray-marker", "low-contrast", "odd-shape", "tiny",
 ]  # fmt: skip
 
 

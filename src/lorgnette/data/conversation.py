@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Image, Turn
+from lorgnette.types import Image, Turn, TurnPart
 
 _IMAGE_MARKER = re.compile(
     r"<(?:image|video|audio|img|ImageHere|image_placeholder|start_of_image|IMG_CONTEXT)>"
@@ -16,9 +16,9 @@ _IMAGE_MARKER = re.compile(
 """What stands for an image in the text of one format or another."""
 
 
-def merge_parts(parts: Iterable[str | Image]) -> tuple[str | Image, ...]:
+def merge_parts(parts: Iterable[TurnPart]) -> tuple[TurnPart, ...]:
     """The parts without empty texts and with neighboring texts joined, so that equal turns compare equal."""
-    result: list[str | Image] = []
+    result: list[TurnPart] = []
     for part in parts:
         last = result[-1] if result else None
         if isinstance(part, str) and isinstance(last, str):

@@ -6,11 +6,12 @@ completely, all other formats row by row. `formats` interprets the rows.
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from lorgnette.config import DEFAULT_PROMPT
+from lorgnette.config import DEFAULT_PROMPT, TextBoxUnit
+from lorgnette.data.box_notation import split_text_boxes
 from lorgnette.data.conversation import check_conversation
 from lorgnette.data.downloaded_folders import hold_download
 from lorgnette.data.formats import FILE_FORMATS, folder
@@ -26,7 +27,7 @@ from lorgnette.data.row_location import (
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.folder_kind import find_folder_kind
 from lorgnette.io.paths import split_sources, suggest_path
-from lorgnette.types import Example, Image, Turn
+from lorgnette.types import Example, Image, Problem, Turn
 
 _SUPPORTED_FORMATS = (
     ".csv, .tsv or .xlsx (image_path,caption), .json or .jsonl (items with 'conversations' or 'messages', COCO's "
@@ -48,6 +49,7 @@ def read(
     trim: bool = True,
     columns: ColumnChoice = RECOGNIZED,
     on_columns: Callable[[str], None] = lambda text: None,
+    text_boxes: TextBoxUnit | None = None,
 ) -> Iterator[Row]:
     """The rows of a data file or folder, or of several with commas between them, one after the other.
 
@@ -58,7 +60,8 @@ def read(
     images_to: the folder for images inside the source or a zip; default: `<file>.images` beside it.
     trim: remove blanks around captions and the questions beside them; False: keep them. Conversations keep theirs.
     columns: those of a table with images and captions. on_columns: is told what was understood of a table's columns,
-    separator and encoding, unless these are our own.
+    separator and encoding, unless these are our own, and of what COCO's boxes leave out.
+    text_boxes: what the numbers of boxes in texts count, which become boxes; None: texts stay as written.
 
     Raises UsageError or LorgnetteError if the file cannot be read at all.
     """
@@ -67,8 +70,17 @@ def read(
             raise UsageError(f"{name_of_count} is {count}", hint="ask for at least one row, or leave it out for all")
     options = ReadOptions(prompt, name, images_from, images_to, seed, columns, trim=trim, on_columns=on_columns)
     sources = [_read_source(source, options) for source in _open_sources(path)]
-    rows = islice(chain.from_iterable(sources), max_rows)
+    rows: Iterator[Row] = islice(chain.from_iterable(sources), max_rows)
+    if text_boxes is not None:
+        rows = chain.from_iterable(_split_boxes(row, text_boxes) for row in rows)
     return rows if sample is None else _sample_lazily(rows, sample, seed)
+
+
+def _split_boxes(row: Row, unit: TextBoxUnit) -> Iterable[Row]:
+    """The row with the boxes in its texts, or its problem."""
+    if isinstance(row, Problem):
+        return [row]
+    return RowLocation.from_example(row).try_read(lambda: [split_text_boxes(row, unit)])
 
 
 def _open_sources(path: Path) -> list[Path]:

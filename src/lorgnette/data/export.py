@@ -23,7 +23,7 @@ from lorgnette.data.splits import Holdout, Split, count_shared_images, train_tes
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.atomic import atomic_write
 from lorgnette.io.parse import parse_json
-from lorgnette.types import Example, Finding, Image, Problem
+from lorgnette.types import Example, Finding, Image, Problem, TurnPart
 
 DATASET_INFO = "dataset_info.json"
 TextChunks = Callable[[], Iterator[str]]
@@ -155,7 +155,7 @@ def _check_roundtrip(example: Example, export_format: ExportFormat, prompt: str)
 def _normalize(example: Example) -> Example:
     """The example as a reader returns it: absolute paths, neighboring texts joined."""
 
-    def normalize_part(part: str | Image) -> str | Image:
+    def normalize_part(part: TurnPart) -> TurnPart:
         if isinstance(part, Image) and not part.path.is_absolute():
             return Image(Path(os.path.abspath(part.path)))
         return part

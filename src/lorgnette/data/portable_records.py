@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorgnette.data.formats import captions
+from lorgnette.data.formats import captions, objects
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Turn
+from lorgnette.types import Example, Image, Role
 
 ANY_PROMPT = "\ue000prompt\ue000"
 """Stands for the prompt of captions while rows are read for such a file."""
@@ -23,19 +23,24 @@ def to_record(example: Example, name_image: Callable[[Path], str]) -> dict[str, 
     try:
         record = captions.to_record(example, ANY_PROMPT)
     except LorgnetteError:
-        marks = [{} if turn.has_loss else {"loss": False} for turn in example.turns]
-        turns = zip(example.turns, marks, strict=True)
-        messages = [{"role": turn.role, "content": _list_parts(turn, name_image), **mark} for turn, mark in turns]
-        return {**id_, "messages": messages}
+        own_objects = objects.to_objects(example)
+        messages = []
+        for turn in example.turns:
+            parts = objects.to_placeholders(turn.parts, has_objects=bool(own_objects))
+            mark = {} if turn.has_loss else {"loss": False}
+            messages.append({"role": turn.role, "content": _format_content(turn.role, parts, name_image), **mark})
+        return {**id_, "messages": messages, **own_objects}
     image_column = captions.IMAGE_COLUMN
     return {**id_, **record, image_column: name_image(Path(record[image_column]))}
 
 
-def _list_parts(turn: Turn, name_image: Callable[[Path], str]) -> str | list[dict[str, str]]:
-    if turn.role != "user":
-        return turn.text
+def _format_content(
+    role: Role, parts: list[str | Image], name_image: Callable[[Path], str]
+) -> str | list[dict[str, str]]:
+    if role != "user":
+        return "".join(part for part in parts if isinstance(part, str))
     return [
         {"type": "text", "text": part} if isinstance(part, str)
         else {"type": "image", "path": name_image(part.path)}
-        for part in turn.parts
+        for part in parts
     ]  # fmt: skip

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lorgnette.data.box_notation import JSON_KEYS, TextBox, find_boxes
+from lorgnette.data.boxes import check_boxes, convert_to_pixels
 from lorgnette.models.family import BoxFormat, BoxScale
-from lorgnette.types import Box, ControlToken, Example, Image, Part, Turn
+from lorgnette.types import Box, ControlToken, Example, Image, Turn, TurnPart
 
 REF_START, REF_END = ControlToken("<|object_ref_start|>"), ControlToken("<|object_ref_end|>")
 BOX_START, BOX_END = ControlToken("<|box_start|>"), ControlToken("<|box_end|>")
@@ -70,19 +71,20 @@ def write_boxes(example: Example, convention: BoxConvention, sizes: Sequence[Ima
     """The example with `Box.written` and all boxes in pixels. sizes: one per image of the example.
 
     A turn of boxes only is a JSON list of objects. Within a text, a box with a label is an object, and one without is
-    the list of its numbers.
+    the list of its numbers. Raises LorgnetteError for a box without area or outside its image.
     """
+    check_boxes(example, [size[:2] for size in sizes])
     return replace(example, turns=tuple(_write_turn(turn, convention, sizes) for turn in example.turns))
 
 
 def _write_turn(turn: Turn, convention: BoxConvention, sizes: Sequence[ImageSize]) -> Turn:
     is_list = bool(turn.boxes) and all(isinstance(part, Box) and part.corners for part in turn.parts)
-    parts: list[Part] = []
+    parts: list[TurnPart] = []
     for number, part in enumerate(turn.parts):
         if not isinstance(part, Box):
             parts.append(part)
             continue
-        box = convert_to_pixels(part, sizes[part.image]) if part.corners else part
+        box = convert_to_pixels(part, sizes[part.image][:2]) if part.corners else part
         numbers = convention.to_model(box.corners, sizes[box.image]) if box.corners else ()
         if convention.format == "tokens":
             written = _write_tokens(numbers, box.label)
@@ -97,15 +99,7 @@ def _write_turn(turn: Turn, convention: BoxConvention, sizes: Sequence[ImageSize
     return replace(turn, parts=tuple(parts))
 
 
-def convert_to_pixels(box: Box, size: Sequence[int]) -> Box:
-    """The box in pixels of its image. size: begins with the image's width and height."""
-    if box.unit == "pixels":
-        return box
-    corners = tuple(value * size[i % 2] for i, value in enumerate(box.corners))
-    return replace(box, corners=corners, unit="pixels")
-
-
-def join_pieces(parts: Iterable[Part]) -> tuple[str | ControlToken, ...]:
+def join_pieces(parts: Iterable[TurnPart]) -> tuple[str | ControlToken, ...]:
     """Texts and written boxes as one text; neighboring strings are joined, since they are tokenized together."""
     pieces: list[str | ControlToken] = []
     for part in parts:
@@ -136,6 +130,7 @@ def parse_boxes(text: str, convention: BoxConvention, size: ImageSize, image: in
     return [
         found._replace(box=replace(found.box, corners=convention.to_file(_sort(found.box.corners), size), image=image))
         for found in find_boxes(text, with_bare=True)
+        if found.box.corners
     ]
 
 

@@ -34,8 +34,9 @@ TITLES: Mapping[FindingKind, str] = {
     "trimmed": "Blanks that were removed",
     "overlong-answer": "Answers longer than predict.max_new_tokens",
     "no-end": "Answers without an end token",
+    "text-box": "Boxes in texts, trained as written",
     "control-text": "Control tokens written as text",
-    "stray-marker": "<image> in a text without an image",
+    "stray-marker": "<image> or <bbox> in a text without an image or a box",
     "low-contrast": "Images that show almost nothing",
     "odd-shape": "Images with an extreme aspect ratio",
     "tiny": "Tiny images",
@@ -282,6 +283,8 @@ def list_facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "judged by", "; ".join(f"{name} {value}" for name, value in report.basis)
     yield "rows", f"{rows.num_rows}, {rows.num_usable} usable, {len(rows.problems)} broken"
     yield "images", f"{rows.num_images}, used {_pluralize(rows.num_images + rows.num_repeated_uses, 'time')}"
+    if rows.num_boxes:
+        yield "boxes", f"{rows.num_boxes} in {_pluralize(rows.num_rows_with_boxes, 'row')}"
     if rows.smallest_size and rows.largest_size:
         yield "sizes", f"{_format_range(*(f'{w}×{h}' for w, h in (rows.smallest_size, rows.largest_size)))} pixels"
     yield from _list_answer_facts(report)

@@ -23,7 +23,7 @@ from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.lora.rename import write_renamed
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
-from lorgnette.types import Example, Image, Turn
+from lorgnette.types import Box, Example, Image, Turn
 from lorgnette.verification.reference_sample import IMAGE, IMAGE_FILE, ReferenceSample
 
 WORKER = Path(__file__).with_name("peft_worker.py")
@@ -132,7 +132,10 @@ def check_with_peft(
             "fixed_size": processor.image_processor.compute_size(1, 1),  # (height, width), if image_size is set
             "eos_token_ids": [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS],
             "max_new_tokens": MAX_NEW_TOKENS,
-            "prompts": [_build_messages(example, folder) for example in examples or _make_examples(folder, prompt)],
+            "prompts": [
+                _build_messages(processor.write_boxes(example), folder)
+                for example in examples or _make_examples(folder, prompt)
+            ],
             "sample": None,
         }
         if sample is not None:
@@ -186,8 +189,8 @@ def _build_messages(example: Example, folder: Path) -> list[dict[str, Any]]:
     for turn in example.without_answer().turns:
         content: list[dict[str, str]] = []
         for part in turn.parts:
-            if isinstance(part, str):
-                content.append({"type": "text", "text": part})
+            if not isinstance(part, Image):
+                content.append({"type": "text", "text": part.text if isinstance(part, Box) else part})
                 continue
             path = folder / f"image-{len(list(folder.iterdir()))}.png"
             data.load_image(part.path).save(path)

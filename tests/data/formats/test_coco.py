@@ -129,7 +129,8 @@ def test_keys_beyond_cocos_own_are_named(write_file: Callable[..., Path]) -> Non
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"images": [], "annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, "no captions (boxes"),
+        ({"images": [], "annotations": [{"image_id": 9, "keypoints": [1, 2]}]}, "no captions and no boxes"),
+        ({"images": [], "annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, "'categories' is null"),
         ({"images": [], "annotations": {}}, "'annotations' is an object"),
         ({"images": 3, "annotations": []}, "'images' is a number"),
         ({"images": [], "categories": []}, "an object with the keys 'images', 'categories'"),

@@ -47,6 +47,7 @@ def test_turns_are_written_with_placeholders(cat: Image, dog: Image) -> None:
     assert placeholders.format_turns(Example("1", turns, Path("a"), 1)) == (
         [("user", "<ima<image>ge> <image>"), ("assistant", "a")],
         ["/data/cat.jpg", "/x/dog.jpg"],
+        {},
     )
 
 

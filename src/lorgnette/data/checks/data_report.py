@@ -44,6 +44,9 @@ class DataReport:
     largest_size: tuple[int, int] | None
     answer_lengths: AnswerLengths | None
     """None without usable rows."""
+    num_boxes: int = 0
+    """Boxes and points of the usable rows."""
+    num_rows_with_boxes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -54,6 +57,7 @@ class DataReport:
             "problems": [{**asdict(problem), "source": str(problem.source)} for problem in self.problems],
             "images": self.num_images,
             "repeats": self.num_repeated_uses,
+            "boxes": self.num_boxes,
             **{name: size and {"width": size[0], "height": size[1]} for name, size in sizes.items()},
             "answers": self.answer_lengths and asdict(self.answer_lengths),
         }
@@ -68,6 +72,7 @@ def build_report(scan_result: ScanResult) -> DataReport:
     examples, image_infos = scan_result.examples, scan_result.image_infos
     sizes = sorted({info.size for info in image_infos.values()}, key=lambda size: (size[0] * size[1], size))
     answers = [len(turn.text) for example in examples for turn in example.turns if turn.role == "assistant"]
+    num_boxes = [len(example.boxes) for example in examples]
     return DataReport(
         num_rows=len(examples) + len(scan_result.problems),
         num_usable=len(examples),
@@ -77,6 +82,8 @@ def build_report(scan_result: ScanResult) -> DataReport:
         smallest_size=sizes[0] if sizes else None,
         largest_size=sizes[-1] if sizes else None,
         answer_lengths=AnswerLengths(min(answers), median(answers), fmean(answers), max(answers)) if answers else None,
+        num_boxes=sum(num_boxes),
+        num_rows_with_boxes=sum(map(bool, num_boxes)),
     )
 
 

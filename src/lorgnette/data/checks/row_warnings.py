@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from lorgnette.data.box_notation import find_boxes
 from lorgnette.data.checks.scan import MIN_CONTRAST, ImageInfo
 from lorgnette.types import Example, Finding
 
@@ -21,7 +22,9 @@ MIN_SIDE = 28
 """In pixels: a shorter side is less than one image token of every Qwen-VL model."""
 NO_LETTERS = "no letters"
 _CONTROL = re.compile(r"<\|\w+\|>")
-_MARKER = re.compile(r"<(?:image|img|video|audio)>|</img>|\[IMG\]")
+_MARKER = re.compile(r"<(?:image|img|video|audio|bbox|ref-object)>|</img>|\[IMG\]")
+_BOX_SIGNS = ("<|box_start|>", '_2d"')
+"""One of them is in every text with a box."""
 _SCRIPT_NAMES = {"Cjk": "Han"}
 
 
@@ -44,11 +47,17 @@ def find_row_warnings(
 
 def _check_markers(row: Example) -> Iterator[Finding]:
     text = "\n".join(part for turn in row.turns for part in turn.parts if isinstance(part, str))
-    if match := _CONTROL.search(text):
+    has_box = any(sign in text for sign in _BOX_SIGNS) and any(found.box.corners for found in find_boxes(text))
+    if has_box:
+        message = "a text has boxes, whose numbers are trained as written"
+        hint = "if they are pixels of the file or thousandths of its sides, set data.text_boxes (docs/guides/boxes.md)"
+        yield Finding.for_example(row, "text-box", message, hint)
+    if (match := _CONTROL.search(text)) and not has_box:
         message = f"a text contains {match[0]}, which is read as characters, never as the model's own token"
         yield Finding.for_example(row, "control-text", message, "remove it, unless you mean the characters")
     if match := _MARKER.search(text):
-        message = f"a text contains {match[0]} without an image there"
+        what = "a box or a name" if match[0] in ("<bbox>", "<ref-object>") else "an image"
+        message = f"a text contains {match[0]} without {what} there"
         hint = "remove it, or write the row in a format that reads such markers"
         yield Finding.for_example(row, "stray-marker", message, hint)
 

@@ -13,6 +13,7 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from lorgnette.data.boxes import check_boxes
 from lorgnette.data.checks import near_duplicates
 from lorgnette.data.checks.name_matches import NameMatches
 from lorgnette.data.checks.row_remarks import RemarkCounter
@@ -246,6 +247,7 @@ def _check_example(
             if keeps_shape:
                 check_aspect(info.size, str(image.path))
             own_infos[image.path] = info
+        check_boxes(example, [own_infos[image.path].size for image in example.images])
     except LorgnetteError as error:
         return RowLocation.from_example(example).to_problem(error), {}
     return example, own_infos

@@ -113,7 +113,7 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
     "json": Exporter(".json", lambda example, prompt: conversations.to_record(example)),
     "csv": Exporter(".csv", csv.to_record, has_ids=False),
     "llava": Exporter(".json", lambda example, prompt: llava.to_record(example)),
-    "llama-factory": Exporter(".json", lambda example, prompt: messages.to_record(example)),
+    "llama-factory": Exporter(".json", lambda example, prompt: llama_factory.to_record(example)),
     "swift": Exporter(".jsonl", lambda example, prompt: messages.to_record(example, {"loss": False})),
     "openai": Exporter(".jsonl", lambda example, prompt: openai.to_record(example), openai.embed_images, has_ids=False),
 }

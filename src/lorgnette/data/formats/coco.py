@@ -1,10 +1,13 @@
-"""COCO's captions_*.json and Karpathy's dataset_coco.json → captions. Read only.
+"""COCO's captions_*.json and Karpathy's dataset_coco.json → captions; COCO's instances_*.json → boxes. Read only.
 
     {"images": [{"id": 9, "file_name": "000000000009.jpg"}], "annotations": [{"id": 1, "image_id": 9, "caption": "…"}]}
+    {"images": […], "annotations": [{"id": 1, "image_id": 9, "category_id": 3, "bbox": [x, y, width, height]}],
+     "categories": [{"id": 3, "name": "car"}]}
     {"images": [{"filepath": "val2014", "filename": "COCO_….jpg", "split": "test", "sentences": [{"raw": "…"}]}]}
 
-Each caption becomes an example; a row is an annotation in COCO's file, an image in Karpathy's. The images are found
-beside the file.
+Each caption becomes an example; a row is an annotation in COCO's file of captions, an image in Karpathy's. In a file of
+boxes a row is an image, and the answer is all its boxes in the file's order. Annotations of crowds, which have one box
+for many objects, and images without other boxes are left out. The images are found beside the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lorgnette.config import DEFAULT_PROMPT
 from lorgnette.data import fields
+from lorgnette.data.box_notation import is_list_of_numbers
 from lorgnette.data.formats import captions
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import BrokenRow, describe_type
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Example
+from lorgnette.types import Box, Example, Turn
 
 _IMAGE_FOLDERS = ("train2017", "val2017", "test2017", "train2014", "val2014", "test2014")
 _IMAGE_KEYS = ("id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url")
 """What COCO writes of an image; the size and the source are not needed."""
+_INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+BOX_PROMPT = "Find all objects in this image."
+"""The question of a file of boxes, if the user gives no prompt."""
 _KARPATHY_KEYS = ("filepath", "filename", "split", "sentences", "cocoid", "imgid", "sentids")
 _SENTENCE_KEYS = ("raw", "tokens", "imgid", "sentid")
 """`tokens` are the words of `raw`; the ids number what is read."""
@@ -39,11 +47,14 @@ def is_karpathy(value: Mapping[str, Any]) -> bool:
 def read_official(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
     """One row per annotation in the file's order, so the captions of one image may be far apart."""
     counter = RowCounter(path, options.require_no_name(path), *_find_image_folders(path))
-    annotations = _require_list(value, "annotations", path)
+    annotations, items = _require_list(value, "annotations", path), _require_list(value, "images", path)
     if annotations and not any(isinstance(item, dict) and "caption" in item for item in annotations):
-        message = "the annotations have no captions (boxes or key points?)"
-        raise LorgnetteError(message, where=str(path), hint="use the file of captions: captions_train2017.json")
-    images = _map_images(_require_list(value, "images", path))
+        if not any(isinstance(item, dict) and "bbox" in item for item in annotations):
+            hint = "use the file of captions or of boxes: captions_train2017.json, instances_train2017.json"
+            raise LorgnetteError("the annotations have no captions and no boxes", where=str(path), hint=hint)
+        yield from _read_instances(annotations, items, _map_categories(value, path), counter, options)
+        return
+    images = _map_images(items)
     for annotation in annotations:
         location = counter.next()
         yield from location.try_read(partial(_read_annotation, annotation, images, location))
@@ -79,6 +90,78 @@ def _read_annotation(
     resolved = location.resolve_image(image.get("file_name"), f"the file_name of image {image_id}")
     id_, caption = fields.read_id(record, location.id), record.get("caption")
     return captions.build_examples(resolved, caption, location, name="'caption'", id_=id_, unread_keys=unread_keys)
+
+
+def _map_categories(value: Mapping[str, Any], path: Path) -> dict[int | str, str]:
+    """Category id → name."""
+    categories = fields.require_objects(_require_list(value, "categories", path), "categories")
+    return {
+        category["id"]: fields.require_string(category.get("name"), f"the name of category {category['id']!r}")
+        for category in categories
+        if isinstance(category.get("id"), int | str)
+    }
+
+
+def _read_instances(
+    annotations: Sequence[object],
+    images: Sequence[object],
+    categories: Mapping[int | str, str],
+    counter: RowCounter,
+    options: ReadOptions,
+) -> Iterator[Row]:
+    """One row per image that has a box, in the order of the images. Says what is left out."""
+    known = {image["id"] for image in images if isinstance(image, dict) and isinstance(image.get("id"), int | str)}
+    by_image: dict[int | str, list[Mapping[str, Any]]] = {}
+    crowds: list[object] = []
+    for number, annotation in enumerate(annotations, start=1):
+        record = _require_object(annotation, f"annotation {number}")
+        image_id = record.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in known:
+            message = f"annotation {record.get('id', number)} has image_id {image_id!r}, which is not among the images"
+            raise LorgnetteError(message, where=str(counter.source), hint="add the image, or remove the annotation")
+        if record.get("iscrowd") in (1, True):
+            crowds.append(record.get("id", number))
+        else:
+            by_image.setdefault(image_id, []).append(record)
+    num_empty = sum(isinstance(image, dict) and image.get("id") not in by_image for image in images)
+    if crowds or num_empty:
+        ids = ", ".join(map(str, crowds[:3])) + (" …" if len(crowds) > 3 else "")
+        left_out = [f"{len(crowds)} annotations of crowds (id {ids})"] if crowds else []
+        left_out += [f"{num_empty} images without other boxes"] if num_empty else []
+        options.on_columns(f"{counter.source.name}: {' and '.join(left_out)} are left out")
+    for image in images:
+        location = counter.next()
+        if not isinstance(image, dict) or image.get("id") in by_image:
+            yield from location.try_read(partial(_read_boxes, image, by_image, categories, location))
+
+
+def _read_boxes(
+    image: object,
+    by_image: Mapping[int | str, Sequence[Mapping[str, Any]]],
+    categories: Mapping[int | str, str],
+    location: RowLocation,
+) -> list[Example]:
+    record = _require_object(image, "the image")
+    image_id = record["id"]
+    unread_keys = fields.list_unread_keys(record, _IMAGE_KEYS, owner=f"image {image_id}", prefix="images[].")
+    resolved = location.resolve_image(record.get("file_name"), f"the file_name of image {image_id}")
+    boxes: list[Box] = []
+    for annotation in by_image[image_id]:
+        name = f"annotation {annotation.get('id', len(boxes) + 1)} of image {image_id}"
+        category, bbox = annotation.get("category_id"), annotation.get("bbox")
+        if not isinstance(category, int | str) or category not in categories:
+            message = f"{name} has category_id {category!r}, which is not among the categories"
+            raise LorgnetteError(message, hint="add the category, or remove the annotation")
+        if not is_list_of_numbers(bbox, 4):
+            message = f"the bbox of {name} is not a list of four numbers"
+            raise LorgnetteError(message, hint="write it as [x, y, width, height]")
+        x, y, width, height = map(float, annotation["bbox"])
+        boxes.append(Box((x, y, x + width, y + height), categories[category]))
+        more = fields.list_unread_keys(annotation, _INSTANCE_KEYS, owner=name, prefix="annotations[].")
+        unread_keys = fields.join_keys(unread_keys, more)
+    prompt = BOX_PROMPT if location.prompt == DEFAULT_PROMPT else location.prompt
+    turns = Turn("user", (resolved, prompt) if prompt else (resolved,)), Turn("assistant", tuple(boxes))
+    return [Example(str(image_id), turns, location.source, location.row, unread_keys)]
 
 
 def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:

@@ -8,6 +8,8 @@ The markers have a meaning in the user's turns only; elsewhere they are text. Kn
 
 Order: a turn with exactly one image becomes the image, then the remaining text joined and stripped, as the tutorial's
 training script does it. With several images, texts and images keep their order, and texts stay as written.
+
+Boxes are not the tutorial's: a row may have ms-swift's `objects` (formats/objects.py).
 """
 
 import os
@@ -19,9 +21,10 @@ from typing import Any, NamedTuple
 
 from lorgnette.data import fields
 from lorgnette.data.conversation import check_conversation, merge_parts
+from lorgnette.data.formats import objects
 from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Example, Image, Role, Turn
+from lorgnette.types import Example, Image, Role, Turn, TurnPart
 
 START, END = "<|vision_start|>", "<|vision_end|>"
 ROLES: dict[str, Role]
@@ -41,12 +44,14 @@ class Item(NamedTuple):
 
 def read_record(record: Mapping[str, Any], location: RowLocation) -> Example:
     """The record's example. Relative paths start at the file's folder, or else at the current one."""
-    unread_keys = fields.check_row_keys(record, ("id", "conversations"))
+    unread_keys = fields.check_row_keys(record, ("id", "conversations", "objects"))
     items = read_items(record)
     turns = []
     for number, item in enumerate(items, start=1):
         parts = _parse_user_text(item.text, number, location) if item.role == "user" else merge_parts([item.text])
         turns.append(Turn(item.role, parts, item.has_loss))
+    if fields.has_content(record.get("objects")):
+        turns = list(objects.fill_turns(turns, record["objects"]))
     check_conversation(turns, needs_answer=False)
     unread_keys = fields.join_keys(unread_keys, *(item.unread_keys for item in items))
     return Example(fields.read_id(record, location.id), tuple(turns), location.source, location.row, unread_keys)
@@ -76,8 +81,9 @@ def has_markers(record: Mapping[str, Any]) -> bool:
 
 def to_record(example: Example) -> dict[str, Any]:
     """The record as the tutorial writes it, with absolute paths. Spaces around a single image's text are not kept."""
-    items = [{"from": turn.role, "value": _format_turn(turn)} for turn in example.turns]
-    return {"id": example.id, "conversations": items}
+    own_objects = objects.to_objects(example)
+    items = [{"from": turn.role, "value": _format_turn(turn, bool(own_objects))} for turn in example.turns]
+    return {"id": example.id, "conversations": items, **own_objects}
 
 
 def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -85,7 +91,7 @@ def trim_turns(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return tuple(replace(turn, parts=_put_image_first(turn.parts)) for turn in turns)
 
 
-def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str | Image, ...]:
+def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[TurnPart, ...]:
     pieces = _MARKER.split(text)  # text, START, path, END, text, …
     markers = pieces[1::2]
     if markers != [START, END] * (len(markers) // 2):
@@ -93,34 +99,38 @@ def _parse_user_text(text: str, number: int, location: RowLocation) -> tuple[str
         alone, missing = (START, END) if first_wrong % 2 else (END, START)
         message = f"turn {number}: {alone} without its {missing}"
         raise LorgnetteError(message, hint=f"write each image as {START}PATH{END}")
-    parts: list[str | Image] = list(pieces[::2])
+    parts: list[TurnPart] = list(pieces[::2])
     for i in range(1, len(parts), 2):
         parts[i] = location.resolve_image(pieces[2 * i], f"turn {number}", fallback_folder=Path.cwd())
     return _put_image_first(merge_parts(parts))
 
 
-def _put_image_first(parts: tuple[str | Image, ...]) -> tuple[str | Image, ...]:
+def _put_image_first(parts: tuple[TurnPart, ...]) -> tuple[TurnPart, ...]:
     """A single image, then the text joined and stripped; any other turn as it is."""
     images = [part for part in parts if isinstance(part, Image)]
     if len(images) != 1:
         return parts
-    text = "".join(part for part in parts if isinstance(part, str)).strip()
-    return merge_parts([images[0], text])
+    texts = list(merge_parts(part for part in parts if not isinstance(part, Image)))
+    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
+        if texts and isinstance(text := texts[end], str):
+            texts[end] = strip(text)
+    return merge_parts([images[0], *texts])
 
 
-def _format_turn(turn: Turn) -> str:
+def _format_turn(turn: Turn, has_objects: bool) -> str:
+    parts = objects.to_placeholders(turn.parts, has_objects=has_objects)
+    text = "".join(part for part in parts if isinstance(part, str))
     if turn.role != "user":
-        return turn.text
-    for part in turn.parts:
+        return text
+    for part in parts:
         if _MARKER.search(part if isinstance(part, str) else str(part.path)):
             raise LorgnetteError(f"the user's own text contains {START} or {END}", hint=_HINT)
-    parts = merge_parts(turn.parts)
     images = [part for part in parts if isinstance(part, Image)]
     if len(images) != 1:
         return "".join(part if isinstance(part, str) else _mark_image(part) for part in parts)
-    if not isinstance(parts[0], Image) and str(parts[0]).strip():
+    if "".join(part for part in parts[: parts.index(images[0])] if isinstance(part, str)).strip():
         raise LorgnetteError("text comes before a single image, which this format puts first", hint=_HINT)
-    return f"{turn.text.strip()} {_mark_image(images[0])}".lstrip()  # as the tutorial writes it
+    return f"{text.strip()} {_mark_image(images[0])}".lstrip()  # as the tutorial writes it
 
 
 def _mark_image(image: Image) -> str:

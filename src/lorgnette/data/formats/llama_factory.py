@@ -15,6 +15,7 @@ from typing import Any
 
 from lorgnette.data import fields
 from lorgnette.data.formats import json_records, messages, queries
+from lorgnette.data.formats.objects import require_no_boxes
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation, sample_rows
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError, UsageError
@@ -132,6 +133,12 @@ def _rename_tags(value: object, column: str, tags: Mapping[str, str]) -> list[di
         rest = {key: value for key, value in item.items() if key not in (role_tag, content_tag)}
         renamed.append({**rest, "role": roles[name], "content": item.get(content_tag)})
     return renamed
+
+
+def to_record(example: Example) -> dict[str, Any]:
+    """The record of a file that `build_dataset_info` names."""
+    require_no_boxes(example, "LLaMA-Factory's format")
+    return messages.to_record(example)
 
 
 def build_dataset_info(files: Sequence[Path]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorgnette.data import fields
-from lorgnette.data.formats import conversations, placeholders
+from lorgnette.data.formats import conversations, objects, placeholders
 from lorgnette.data.row_location import RowLocation
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example
@@ -32,7 +32,8 @@ def to_record(example: Example) -> dict[str, Any]:
     """The record. LLaVA's own code expects a single image as text, and has no system turn."""
     if any(turn.role == "system" for turn in example.turns):
         raise LorgnetteError("LLaVA's format has no system turn", hint="use another format, or remove the system turn")
-    texts, paths = placeholders.format_turns(example)
+    objects.require_no_boxes(example, "LLaVA's format")
+    texts, paths, _ = placeholders.format_turns(example)
     images = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
     turns = [{"from": _ROLE_NAMES[role], "value": text} for role, text in texts]
     return {"id": example.id, **images, "conversations": turns}

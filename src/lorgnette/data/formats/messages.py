@@ -7,6 +7,8 @@ Content is a text, in which the user's `<image>` stands for the next of `images`
 {"type": "image"} and OpenAI's {"type": "image_url"} entries, whose image is under "image", "path", "url", "image_url"
 (a path or a data URI), or is the next of `images`. LLaMA-Factory's v1 rows have text and path under "value".
 
+Boxes are ms-swift's `objects` (formats/objects.py).
+
 A message with "loss": false, "weight": 0, "loss_weight": 0 or "train": false has no loss. Knows nothing about files of
 records.
 """
@@ -93,9 +95,9 @@ def _list_unread_keys(
 
 def to_record(example: Example, mark: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record, as ms-swift and LLaMA-Factory read it too. mark: what a message without loss gets."""
-    texts, paths = placeholders.format_turns(example)
+    texts, paths, own_objects = placeholders.format_turns(example)
     messages = [
         {"role": role, "content": text, **({} if turn.has_loss else mark or {})}
         for (role, text), turn in zip(texts, example.turns, strict=True)
     ]
-    return {"id": example.id, "messages": messages, **({"images": paths} if paths else {})}
+    return {"id": example.id, "messages": messages, **({"images": paths} if paths else {}), **own_objects}

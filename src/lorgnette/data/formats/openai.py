@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from lorgnette.data.conversation import merge_parts
+from lorgnette.data.formats.objects import require_no_boxes
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.image_signature import HEAD_BYTES, detect_image_format
-from lorgnette.types import Example, Image
+from lorgnette.types import Box, Example, Image
 
 
 def to_record(example: Example) -> dict[str, Any]:
     """The record with paths in the places where `embed_images` puts the images."""
+    require_no_boxes(example, "OpenAI's format")
     for image in example.images:
         _detect_format(image.path)
     messages = []
     for turn in example.turns:
-        entries = [_format_entry(part) for part in merge_parts(turn.parts)]
+        entries = [_format_entry(part) for part in merge_parts(turn.parts) if not isinstance(part, Box)]
         mark = {} if turn.has_loss else {"weight": 0}
         messages.append({"role": turn.role, "content": entries if turn.role == "user" else turn.text, **mark})
     return {"messages": messages}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lorgnette.data import fields
 from lorgnette.data.conversation import check_conversation, merge_parts
+from lorgnette.data.formats import objects
 from lorgnette.data.row_location import RowLocation
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError
@@ -16,7 +17,7 @@ from lorgnette.types import Example, Image, Role, Turn
 
 IMAGE_PLACEHOLDER = "<image>"
 _PLACEHOLDERS = (IMAGE_PLACEHOLDER, "<video>", "<audio>")
-READ_KEYS = ("id", "image", "images", "system")
+READ_KEYS = ("id", "image", "images", "system", "objects")
 
 
 class NextImage:
@@ -49,7 +50,7 @@ def build_example(
     read_keys: Sequence[str],
     unread_keys: tuple[str, ...] = (),
 ) -> Example:
-    """The record's conversation: "system" first, the record's images in the placeholders.
+    """The record's conversation: "system" first, the record's images and boxes in the placeholders.
 
     read_keys: keys of the record that were read for the drafts; unread_keys: keys of its turns that were not.
     """
@@ -64,6 +65,8 @@ def build_example(
         raise LorgnetteError(f"{image_key!r} is {describe_type(items)}, not a list of paths", hint="write ['…', '…']")
     images = [location.resolve_image(item, f"image {number}") for number, item in enumerate(items, start=1)]
     turns = tuple(_fill_placeholders(drafts, images, image_key or "images"))
+    if fields.has_content(record.get("objects")):
+        turns = objects.fill_turns(turns, record["objects"])
     check_conversation(turns, needs_answer=False)
     return Example(fields.read_id(record, location.id), turns, location.source, location.row, unread_keys)
 
@@ -97,14 +100,15 @@ def _fill_placeholders(drafts: list[DraftTurn], images: list[Image], image_key: 
         yield Turn(role, merge_parts(next(queue) if isinstance(part, type) else part for part in parts), has_loss)
 
 
-def format_turns(example: Example) -> tuple[list[tuple[Role, str]], list[str]]:
-    """(role, text with placeholders) per turn, and the images' paths in order."""
+def format_turns(example: Example) -> tuple[list[tuple[Role, str]], list[str], dict[str, Any]]:
+    """(role, text with placeholders) per turn, the images' paths in order, and the record's `objects`, if any."""
     texts: list[tuple[Role, str]] = []
+    own_objects = objects.to_objects(example)
     for turn in example.turns:
         own_texts = [part for part in turn.parts if isinstance(part, str)]
         if matches := [word for word in _PLACEHOLDERS if any(word in text for text in own_texts)]:
             message = f"a text contains {matches[0]}, which is a placeholder in this format"
             raise LorgnetteError(message, hint="export as json or openai, which keep it as text, or remove it")
-        with_placeholders = (IMAGE_PLACEHOLDER if isinstance(part, Image) else part for part in turn.parts)
-        texts.append((turn.role, "".join(with_placeholders)))
-    return texts, [str(image.path) for image in example.images]
+        parts = objects.to_placeholders(turn.parts, has_objects=bool(own_objects))
+        texts.append((turn.role, "".join(IMAGE_PLACEHOLDER if isinstance(part, Image) else part for part in parts)))
+    return texts, [str(image.path) for image in example.images], own_objects
