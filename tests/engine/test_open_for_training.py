@@ -18,6 +18,7 @@ from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.models.registry import parse_configs
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
