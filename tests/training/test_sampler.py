@@ -125,6 +125,19 @@ def test_a_step_packs_the_selected_examples(encoded: list[Encoded]) -> None:
     assert BatchSampler(encoded, short, 7, group_by_image=False).total_steps == 5
 
 
+def test_seed_and_step_decide_the_dropout_keys(encoded: list[Encoded]) -> None:
+    """So a resumed run, and one with smaller micro-batches, drops the same values; every other step drops others."""
+
+    def list_keys(seed: int, step: int, max_tokens: int = 10**6) -> list[int]:
+        sampler = BatchSampler(encoded, SETTINGS, seed, group_by_image=False)
+        batches = sampler.pack_step(step, max_tokens, prefix_sharing=False)
+        return [key for batch in batches for key in batch.dropout_keys.tolist()]
+
+    assert list_keys(7, 2) == list_keys(7, 2, max_tokens=1)
+    for other in (list_keys(7, 3), list_keys(8, 2)):
+        assert not set(list_keys(7, 2)) & set(other)
+
+
 def test_captions_of_an_image_stay_together_if_grouped(encoded: list[Encoded]) -> None:
     sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=True)
     for step in range(sampler.total_steps):
