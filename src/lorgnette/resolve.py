@@ -4,8 +4,6 @@ What is on disk already is not fetched again. What speaks to a hub is imported o
 none.
 """
 
-import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +16,8 @@ from lorgnette.hub.address import is_hub_address
 from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.paths import join_sources, split_sources, suggest_path
 from lorgnette.io.shell import format_command
+from lorgnette.models.registry import read_family
+from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_name
 from lorgnette.report.console import Terminal
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 BUILT_IN_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_PREFIXES: "dict[str, HubChoice]" = {"hf": "hf", "modelscope": "modelscope"}
-HUB_MODELS = tuple(f"Qwen/Qwen2-VL-{size}{kind}" for size in ("2B", "7B", "72B") for kind in ("-Instruct", ""))
-"""Models whose names are known without their owner."""
-_OTHER_QWEN = re.compile(r"(?<![a-z])Qwen(?!2-VL)[\d.]*-VL(?![a-z])", re.IGNORECASE)
+_LIST_HINT = "`lorgnette model list` lists the models that are supported"
 DATA_FOLDER = Path("data")
 """Data sets from hubs are downloaded into it, each into a folder of its own."""
 
@@ -36,18 +34,20 @@ DATA_FOLDER = Path("data")
 def resolve_model(model: str, terminal: Terminal) -> Path:
     """The folder of a model; downloads it if it is a name on a hub and not in its cache.
 
-    model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME; of HUB_MODELS the NAME is enough.
-    Without a hub before it, a name is looked for on both.
+    model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME. A model of a supported family needs
+    neither its owner nor `-Instruct`. Without a hub before it, a name is looked for on both.
     """
     if local := _find_local_model(model):
         return local
-    _refuse_other_generations(model)
+    name, hub = parse_model_name(model)
+    _refuse_unsupported(name)
     from lorgnette.hub.models import fetch_model
 
-    name, hub = parse_model_name(model)
     with terminal.show_transfer("model") as on_progress:
         try:
-            return fetch_model(name, source=hub, on_progress=on_progress, on_message=terminal.print)
+            return fetch_model(
+                name, source=hub, on_progress=on_progress, on_message=terminal.print, check_config=read_family
+            )
         except LorgnetteError as error:
             nearest = suggest_path(Path(name), "")  # a folder with a typing error
             hint = nearest or f"{error.hint}; or name a model on this machine: model=FOLDER, or model=demo"
@@ -75,7 +75,7 @@ def find_cached_model(model: str) -> Path | None:
     name, hub = parse_model_name(model)
     cached = find_in_cache(name, source=hub)
     if cached is None:
-        _refuse_other_generations(name)
+        _refuse_unsupported(name)
     return cached[1] if cached else None
 
 
@@ -186,24 +186,23 @@ def _find_local_model(model: str) -> Path | None:
     return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None
 
 
-def _refuse_other_generations(name: str) -> None:
-    """Raises UsageError for a name of a Qwen-VL model of another generation."""
-    if match := _OTHER_QWEN.search(name):
-        hint = f"name one of {', '.join(HUB_MODELS[:5:2])}, or a folder"
-        raise UsageError(f"{match[0]} is not supported yet, only Qwen2-VL", where=f"model={name}", hint=hint)
+def _refuse_unsupported(name: str) -> None:
+    """Raises UsageError for the name of a model that exists but cannot be trained."""
+    if reason := explain_unsupported_name(name):
+        raise UsageError(f"this model is not supported: {reason}", where=f"model={name}", hint=_LIST_HINT)
 
 
 def _add_owner(name: str) -> str:
-    """OWNER/NAME for the NAME of a known model, in any letter case; any other name unchanged.
+    """OWNER/NAME of a known model, in any letter case; any other name unchanged.
 
-    Raises UsageError for a name that is nearly one of them, or of another model of Qwen.
+    Raises UsageError for a name without owner that is nearly one of them, or of a model that cannot be trained.
     """
-    if "/" in name or Path(name).exists():
+    if Path(name).exists():
         return name
-    _refuse_other_generations(name)
-    known = {model.partition("/")[2].lower(): model for model in HUB_MODELS}
-    if name.lower() in known:
-        return known[name.lower()]
-    if nearest := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.85):
-        raise UsageError("no such model", where=name, hint=f"did you mean {known[nearest[0]]}?")
+    if known := find_hub_name(name):
+        return known
+    if "/" not in name:
+        _refuse_unsupported(name)
+        if nearest := suggest_hub_name(name):
+            raise UsageError("no such model", where=name, hint=f"did you mean {nearest}? {_LIST_HINT}")
     return name

@@ -63,6 +63,30 @@ def test_only_needed_files_are_fetched_and_only_once(source: Any, has_folder: bo
     assert len(hub.log) == log
 
 
+@pytest.mark.parametrize("source", ["hf", "modelscope"])
+def test_a_model_is_refused_before_its_weights_are_fetched(source: Any, hub: Any) -> None:
+    hub.repo(source, "models", NAME, model())
+    seen: list[bool] = []
+
+    def refuse(folder: Path) -> None:
+        seen.append((folder / "config.json").is_file())
+        raise LorgnetteError("of no family")
+
+    with pytest.raises(LorgnetteError, match="of no family"):
+        get(source=source, check_config=refuse)
+    assert seen == [True]
+    assert not any(hub.requests(name) for name in SHARDS)
+
+
+def test_shards_may_be_called_as_those_of_newer_models(hub: Any, tmp_path: Path) -> None:
+    shards = [f"model.safetensors-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    files = {name: content for name, content in model().items() if name not in SHARDS}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()
+    hub.repo("hf", "models", NAME, files | {shard: b"w" * 1000 for shard in shards})
+    folder, _ = get(folder=tmp_path / "m")
+    assert is_complete_model(folder)
+
+
 def test_the_clients_own_cache_is_filled_as_the_client_does(hub: Any, cache: Path) -> None:
     from huggingface_hub import snapshot_download
 

@@ -14,9 +14,9 @@ from lorgnette.models.registry import FAMILIES, find_family, find_unsupported_fe
 def test_an_unsupported_model_type_is_refused(model_type: str | None) -> None:
     with pytest.raises(LorgnetteError) as caught:
         find_family(model_type, "x/config.json")
-    assert caught.value.message == f"model_type {model_type!r} is not supported"
+    assert caught.value.message.removesuffix(": it reads no images") == f"model_type {model_type!r} is not supported"
     assert caught.value.where == "x/config.json"
-    assert "qwen2_vl" in str(caught.value.hint)
+    assert "lorgnette model list" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

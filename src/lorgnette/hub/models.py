@@ -20,7 +20,8 @@ from lorgnette.hub.repository import HUB_TITLES, Repository, RepositoryFile, val
 from lorgnette.io.parse import read_config
 
 HubChoice = Literal["auto", "hf", "modelscope"]
-_WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_WEIGHT_FILE = re.compile(r"model(\.safetensors)?(-\d+-of-\d+)?\.safetensors")
+"""`model-00001-of-00002.safetensors`, and Qwen3.5's `model.safetensors-00001-of-00002.safetensors`."""
 _SMALL_FILES = frozenset({
     "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
     "processor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -37,12 +38,15 @@ def fetch_model(
     revision: str | None = None,
     on_progress: OnProgress = ignore_progress,
     on_message: Callable[[str], None] = lambda text: None,
+    check_config: Callable[[Path], object] = lambda folder: None,
     retry_policy: RetryPolicy | None = None,
 ) -> Path:
     """The folder of a model, from a cache or else from a hub.
 
     source "auto": `name` itself if it is a folder, else the hub whose cache has the model or a part of it, then Hugging
-    Face, then ModelScope. folder: where to put it instead of the hub's cache. Raises LorgnetteError if no hub gives it.
+    Face, then ModelScope. folder: where to put it instead of the hub's cache. check_config: is called with a folder
+    that has config.json before any weights are fetched, and raises an error for a model that cannot be used. Raises
+    LorgnetteError if no hub gives it.
     """
     if source == "auto" and (local := Path(name).expanduser()).is_dir():
         return local
@@ -63,7 +67,7 @@ def fetch_model(
         destination = folder or _get_download_folder(repository.hub, name, revision)
         with _lock_folder(destination, on_message):
             on_message(f"{name}: from {HUB_TITLES[repository.hub]}")
-            return _download_model(repository, revision, folder, client, on_progress)
+            return _download_model(repository, revision, folder, client, on_progress, check_config)
 
 
 def find_in_cache(name: str, *, source: HubChoice = "auto", revision: str | None = None) -> tuple[str, Path] | None:
@@ -147,19 +151,27 @@ def _list_from_first_hub(
 
 
 def _download_model(
-    repository: Repository, revision: str | None, folder: Path | None, client: HttpClient, on_progress: OnProgress
+    repository: Repository,
+    revision: str | None,
+    folder: Path | None,
+    client: HttpClient,
+    on_progress: OnProgress,
+    check_config: Callable[[Path], object],
 ) -> Path:
     small, weights = _select_files(repository)
     if repository.hub != "hf" or folder is not None:
         folder = folder or modelscope.get_cache_folder("model", repository.name, repository.revision)
-        for files in (small, weights):
-            download_all([repository.build_task(file, folder) for file in files], client, on_progress)
+        download_all([repository.build_task(file, folder) for file in small], client, on_progress)
+        check_config(folder)
+        download_all([repository.build_task(file, folder) for file in weights], client, on_progress)
         return folder
     # Into Hugging Face's cache: files with a hash become blobs there, its client does the rest.
     files = [*small, *weights]
     unhashed = [file.path for file in files if not file.sha256]
     if unhashed:
-        huggingface.download_snapshot(client, repository.name, repository.revision, unhashed)
+        snapshot = huggingface.download_snapshot(client, repository.name, repository.revision, unhashed)
+        if "config.json" in unhashed:
+            check_config(snapshot)
     folder = huggingface.get_blobs_folder(repository.name)
     hashed = {file.sha256: file for file in files if file.sha256}
     tasks = [DownloadTask(f.url, folder / hash_, f.size, hash_, repository.headers) for hash_, f in hashed.items()]

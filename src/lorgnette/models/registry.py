@@ -16,6 +16,7 @@ from lorgnette.models.model_config import (
     WeightShapes,
     find_absurd_value,
 )
+from lorgnette.models.unsupported import explain_model_type
 
 __all__ = ["LABELS_PER_CHUNK", "HfConfig", "TextConfig", "VisionConfig", "WeightShapes", "find_absurd_value"]
 _FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/facts.py"))
@@ -26,8 +27,9 @@ def find_family(model_type: object, where: str = "config.json") -> Family:
     """The family of a checkpoint. Raises LorgnetteError if it is not supported."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    hint = f"supported: {', '.join(FAMILIES)}"
-    raise LorgnetteError(f"model_type {model_type!r} is not supported", where=where, hint=hint)
+    reason = explain_model_type(model_type)
+    message = f"model_type {model_type!r} is not supported{f': {reason}' if reason else ''}"
+    raise LorgnetteError(message, where=where, hint="`lorgnette model list` lists the models that are supported")
 
 
 def read_family(folder: Path) -> Family:

@@ -1,0 +1,50 @@
+"""A name is found as people type it, and a name that is nearly one is corrected."""
+
+import pytest
+
+from lorgnette.models.registry import FAMILIES
+from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_name
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("Qwen3-VL-4B", "Qwen/Qwen3-VL-4B-Instruct"),
+        ("qwen3-vl-4b-thinking", "Qwen/Qwen3-VL-4B-Thinking"),
+        ("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("qwen/Qwen3-VL-30B-A3B", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+        ("QWEN3.5-4B", "Qwen/Qwen3.5-4B"),
+        ("Qwen2-VL-2B", "Qwen/Qwen2-VL-2B"),  # a model of this name exists
+        ("me/Qwen3-VL-4B", None),
+        ("Qwen3-VL-3B", None),
+    ],
+)
+def test_a_known_model_is_found(typed: str, found: str | None) -> None:
+    assert find_hub_name(typed) == found
+
+
+def test_every_model_is_found_by_its_own_name() -> None:
+    for family in FAMILIES.values():
+        for name in family.hub_names:
+            assert find_hub_name(name) == find_hub_name(name.partition("/")[2].upper()) == name
+            assert explain_unsupported_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("qwen3vl-4b", "Qwen/Qwen3-VL-4B-Instruct"),
+        ("Qwen2-VL-2B-Instuct", "Qwen/Qwen2-VL-2B-Instruct"),
+        ("qwen2.5vl:7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("my-model", None),
+    ],
+)
+def test_the_nearest_name_is_suggested(typed: str, meant: str | None) -> None:
+    assert suggest_hub_name(typed) == meant
+
+
+def test_quantized_models_are_explained() -> None:
+    whole = "its weights are quantized; those of Qwen/Qwen3-VL-4B-Instruct are not"
+    assert explain_unsupported_name("Qwen3-VL-4B-Instruct-FP8") == whole
+    assert explain_unsupported_name("unsloth/Qwen9-VL-1B-bnb-4bit") == "its weights are quantized"
+    assert explain_unsupported_name("me/Qwen3-8B") is None
