@@ -61,7 +61,8 @@ class StaticInputs:
     All integer inputs live in one int32 buffer and arrive in one host-to-device copy. The buffer's parts are views, so
     a captured graph reads each new batch at the same addresses.
 
-    x: [T, C] embeddings; loss: the output; graph: the captured forward and backward, once there is one.
+    x: [T, C] embeddings, as `batch.level_embeds` not in the buffer; loss: the output; graph: the captured forward and
+    backward, once there is one.
     """
 
     def __init__(self, shape: BatchShape, decoder: Decoder) -> None:
@@ -87,6 +88,7 @@ class StaticInputs:
             label_segments=GatherSegments(parts["segment_indices"], parts["segment_offsets"]),
             targets=parts["targets"],
             label_weights=parts["label_weights"].view(torch.float32),
+            level_embeds=self.x.new_zeros(config.num_deepstack_levels, *self.x.shape),
         )
 
     def copy_from(self, batch: PackedBatch) -> None:

@@ -22,7 +22,7 @@ from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
-from lorgnette.models.networks import Decoder
+from lorgnette.models.networks import Decoder, write_features
 from lorgnette.types import PackedBatch
 
 MAX_GRAPHS = 24
@@ -123,11 +123,11 @@ class FastEngine:
         torch.index_select(self.decoder.embed_tokens, 0, inputs.input_ids, out=inputs.x)
 
         # Image features replace the embeddings of the image placeholder tokens.
+        level_embeds = inputs.batch.level_embeds.zero_()
         if batch.grids:
-            count = len(batch.image_token_indices)
-            features = self.features.gather(batch.grids).to(inputs.x.dtype)
-            rows = features.index_select(0, inputs.feature_indices[:count])
-            inputs.x.index_copy_(0, inputs.image_token_indices[:count].long(), rows)
+            indices = inputs.feature_indices[: (count := len(batch.image_token_indices))]
+            tokens = inputs.image_token_indices[:count]
+            write_features(self.features.gather(batch.grids), indices, tokens, inputs.x, level_embeds)
         return inputs
 
     def _load_largest(self, batches: Sequence[PackedBatch]) -> StaticInputs:

@@ -26,7 +26,7 @@ from lorgnette.kernels.attention import attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.decode_attention import decode_attention
 from lorgnette.kernels.rms_norm import add_rms_norm
-from lorgnette.models.networks import Decoder
+from lorgnette.models.networks import Decoder, add_level, write_features
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.types import IGNORE_INDEX, Encoded, PackedBatch
 
@@ -123,10 +123,13 @@ class Generator:
             attention_forward(qkv, plan, (H, K), out)
 
         x = decoder.embed_tokens.index_select(0, input_ids)
+        level_embeds = None
         if batch.grids:
-            features = self.features.gather(batch.grids).to(x.dtype)
-            x.index_copy_(0, image_token_indices.long(), features.index_select(0, feature_indices))
-        x = compute_hidden_states(decoder, x, position_ids.view(3, -1), attention, use_adapter=use_adapter)
+            level_embeds = x.new_zeros(config.num_deepstack_levels, *x.shape)
+            write_features(self.features.gather(batch.grids), feature_indices, image_token_indices, x, level_embeds)
+        x = compute_hidden_states(
+            decoder, x, position_ids.view(3, -1), attention, use_adapter=use_adapter, level_embeds=level_embeds
+        )
         write_logits(decoder, x.index_select(0, last_tokens), cache.logits[rows])
 
     def _run_decode_step(self, cache: KVCache, use_adapter: bool) -> None:
@@ -148,13 +151,18 @@ class Generator:
 
 def compute_hidden_states(
     decoder: Decoder, x: Float[Tensor, "T C"], position_ids: Int[Tensor, "3 T"], attention: AttentionFn,
-    *, use_adapter: bool,
+    *, use_adapter: bool, level_embeds: Float[Tensor, "K T C"] | None = None,
 ) -> Float[Tensor, "T C"]:  # fmt: skip
-    """Run all layers on embedded tokens and save nothing. Returns the hidden states before the last norm."""
+    """Run all layers on embedded tokens and save nothing. Returns the hidden states before the last norm.
+
+    level_embeds: deepstack's image features, if there are images.
+    """
     cos_sin = decoder.compute_cos_sin(position_ids)
     delta: Tensor | None = None
     for i, layer in enumerate(decoder.layers):
         x, delta, _ = layer.forward(x, delta, cos_sin, partial(attention, i), use_adapter=use_adapter)
+        if level_embeds is not None:
+            add_level(delta, level_embeds, i)
     assert delta is not None
     return x + delta
 

@@ -2,7 +2,8 @@
 
     q₁' = q₁·cos − q₂·sin        q₂' = q₂·cos + q₁·sin        (q₁, q₂: halves of a head; RoFormer: Su et al. 2021)
 
-In M-RoPE (Qwen2-VL) every channel pair rotates by one of three coordinates. The gradient rotates by the negative angle.
+In M-RoPE (Qwen2-VL) every channel pair rotates by one of three coordinates: in blocks, or interleaved (Qwen3-VL). The
+gradient rotates by the negative angle.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,19 @@ from torch import Tensor
 from lorgnette.kernels.triton_import import tl, triton
 
 
-def expand_mrope_section(mrope_section: Sequence[int], device: torch.device) -> Int[Tensor, " half"]:
-    """The coordinate (0 time, 1 height, 2 width) of each channel pair, from the config's `mrope_section`."""
-    return torch.repeat_interleave(torch.arange(len(mrope_section)), torch.tensor(mrope_section)).to(device)
+def expand_mrope_section(
+    mrope_section: Sequence[int], device: torch.device, *, is_interleaved: bool = False
+) -> Int[Tensor, " half"]:
+    """The coordinate (0 time, 1 height, 2 width) of each channel pair, from the config's `mrope_section`.
+
+    is_interleaved: the coordinates take turns until height and width have their numbers of pairs; time has the rest.
+    """
+    sizes = torch.tensor(mrope_section)
+    if not is_interleaved:
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+    pairs = torch.arange(int(sizes.sum()))
+    axes = pairs % len(sizes)
+    return torch.where(pairs < len(sizes) * sizes[axes], axes, 0).to(device)
 
 
 def compute_inv_freq(head_dim: int, rope_theta: float, device: torch.device) -> Float32[Tensor, " half"]:

@@ -75,6 +75,8 @@ class TextConfig:
     """RMSNorm of every head of q and k, before the rotation."""
     is_mrope_interleaved: bool = False
     """Frequency j belongs to coordinate j mod 3, not to a block of frequencies."""
+    num_deepstack_levels: int = 0
+    """Image features added behind as many of the first layers."""
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

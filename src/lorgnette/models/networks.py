@@ -2,10 +2,13 @@
 
 from importlib import import_module
 
-from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs, DecoderLayer
+from lorgnette.models.qwen2_vl.text_decoder import Decoder, DecoderInputs, DecoderLayer, add_level, write_features
 from lorgnette.models.qwen2_vl.vision_tower import VisionTower
 
-__all__ = ["Decoder", "DecoderInputs", "DecoderLayer", "VisionTower", "find_decoder_classes", "find_tower_class"]
+__all__ = [
+    "Decoder", "DecoderInputs", "DecoderLayer", "VisionTower", "add_level", "find_decoder_classes", "find_tower_class",
+    "write_features",
+]  # fmt: skip
 
 
 def find_decoder_classes(model_type: str) -> tuple[type[Decoder], type[DecoderLayer]]:

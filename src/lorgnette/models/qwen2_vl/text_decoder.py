@@ -47,6 +47,8 @@ class DecoderInputs:
     attention_plan: the mask of all T tokens. last_attention_plan: of the M tokens that predict a label; the last layer
     computes keys and values of all tokens and everything else of these M alone.
     label_indices: [R] rows of those M; several labels may share a row, and `label_segments` inverts the gather.
+    level_embeds: deepstack's image features, added to the first layers' outputs; 0 for tokens that are no image's. K is
+    0 without deepstack.
     """
 
     position_ids: Int[Tensor, "3 T"]
@@ -56,6 +58,7 @@ class DecoderInputs:
     label_segments: GatherSegments
     targets: Int32[Tensor, " R"]
     label_weights: Float32[Tensor, " R"]
+    level_embeds: Float[Tensor, "K T C"]
 
 
 @dataclass(slots=True)
@@ -96,6 +99,11 @@ class DecoderLayer:
         return self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj
 
     @property
+    def norms(self) -> dict[str, Tensor]:
+        """The norms' weights by their names in the checkpoint."""
+        return {"input_layernorm": self.input_norm, "post_attention_layernorm": self.post_attention_norm}
+
+    @property
     def num_heads(self) -> tuple[int, int]:
         """(query heads, key-value heads)."""
         return self.config.num_heads, self.config.num_kv_heads
@@ -129,13 +137,12 @@ class DecoderLayer:
         if save:  # a copy of u alone: a view would keep all of x_ext
             u.append(x_ext[:, C:].clone())
 
-        # Attention. Rotary in place: the backward pass needs only the rotated queries and keys.
-        apply_rotary(qkv, *cos_sin, sum(self.num_heads))
+        # Attention.
         # From here on only the M tokens that are queries.
         M = len(x) if query_indices is None else len(query_indices)
         dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
-        lse = attention(qkv, attn_ext[:, : self.o_proj.in_features])
+        lse = attention(self.rotate_heads(qkv, cos_sin, save=save), attn_ext[:, : self.o_proj.in_features])
         attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
 
         # MLP.
@@ -182,8 +189,8 @@ class DecoderLayer:
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
         da = self.o_proj.complete_input_grad(da_ext, query_dropout)
-        dqkv = attention_backward(da, saved.qkv, a, saved.lse, plan, self.num_heads)
-        apply_rotary(dqkv, *cos_sin, sum(self.num_heads), inverse=True)
+        dqkv = attention_backward(da, self.get_rotated(saved.qkv, cos_sin), a, saved.lse, plan, self.num_heads)
+        self.rotate_heads_backward(dqkv, saved.qkv, cos_sin)
 
         # qkv_proj and the first norm. Tokens that are no queries have only the gradient of their keys and values.
         dx_ext = self.qkv_proj.backward_input(dqkv)
@@ -193,6 +200,22 @@ class DecoderLayer:
         dx, xn = rms_norm_backward(dx_base, saved.x0, saved.rstd0, self.input_norm, dx, masked_grads)
         side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn, saved.u_qkv, dropout))
         return dx
+
+    def rotate_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin, *, save: bool) -> Float[Tensor, "T _"]:
+        """The input of attention, from the projection's output; in place. save: the backward pass will use `qkv`."""
+        apply_rotary(qkv, *cos_sin, sum(self.num_heads))
+        return qkv
+
+    def get_rotated(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+        """The input of attention, from `LayerActivations.qkv`. The rotation backwards needs only this."""
+        return qkv
+
+    def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
+        """From the gradient of attention's input to that of the projection's output, in place of `dqkv`.
+
+        qkv: that of `LayerActivations`.
+        """
+        apply_rotary(dqkv, *cos_sin, sum(self.num_heads), inverse=True)
 
     def _backward_mlp(
         self, saved: LayerActivations, dx: Float[Tensor, "M C"], dropout: Dropout | None, side_stream: SideStream
@@ -211,6 +234,40 @@ class DecoderLayer:
         dx_base, masked_grads = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
         dx, xn = rms_norm_backward(dx_base, saved.x1, saved.rstd1, self.post_attention_norm, dx, masked_grads)
         return dx, partial(self.gate_up_proj.accumulate_lora_grads, dgate_up, dx_ext, xn, saved.u_gate_up, dropout)
+
+
+def write_features(
+    features: Float[Tensor, "P KC"],
+    feature_indices: Int32[Tensor, " n"],
+    image_token_indices: Int32[Tensor, " n"],
+    x: Float[Tensor, "T C"],
+    level_embeds: Float[Tensor, "K T C"],
+) -> None:
+    """Replace the embeddings of image tokens in `x` by features, and write the levels of deepstack behind them.
+
+    features: [P, (1 + K)·C]. `level_embeds` is 0 elsewhere.
+    """
+    rows, C = features.index_select(0, feature_indices).to(x.dtype), x.shape[1]
+    tokens = image_token_indices.long()
+    x.index_copy_(0, tokens, rows[:, :C])
+    if len(level_embeds):
+        levels = rows[:, C:].reshape(len(rows), -1, C)
+        level_embeds.index_copy_(1, tokens, levels.transpose(0, 1))
+
+
+def add_level(
+    out: Float[Tensor, "M C"],
+    level_embeds: Float[Tensor, "K T C"],
+    layer: int,
+    query_indices: Int32[Tensor, " M"] | None = None,
+) -> None:
+    """Add deepstack's features to the MLP output of a layer: the next layer's norm adds both to the residual.
+
+    The vision tower is frozen, so they have no gradient.
+    """
+    if layer < len(level_embeds):
+        level = level_embeds[layer]
+        out.add_(level if query_indices is None else level.index_select(0, query_indices))
 
 
 @dataclass(slots=True)
@@ -241,7 +298,8 @@ class Decoder:
     ) -> None:
         self.config, self.layers, device = config, layers, embed_tokens.device
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
-        self._mrope_axes = expand_mrope_section(config.mrope_section, device)
+        is_interleaved = config.is_mrope_interleaved
+        self._mrope_axes = expand_mrope_section(config.mrope_section, device, is_interleaved=is_interleaved)
         self._inv_freq = compute_inv_freq(config.head_dim, config.rope_theta, device)
         self._side_stream = SideStream(device)
 
@@ -265,6 +323,7 @@ class Decoder:
         delta: Tensor | None = None
         for i in range(len(self.layers)):
             x1, out, saved = self._forward_layer(i, x, delta, context, save=i >= recompute_layers)
+            add_level(out, inputs.level_embeds, i, self._select_plan(i, inputs)[1])
             context.activations.append((x, delta) if saved is None else saved)
             x, delta = x1, out
         assert delta is not None

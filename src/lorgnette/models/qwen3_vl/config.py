@@ -1,5 +1,7 @@
 """Qwen3-VL's sizes from its config.json, and what the fast engine does not support of it. Needs no torch."""
 
+from collections.abc import Iterator
+
 from lorgnette.models.model_config import (
     HfConfig,
     TextConfig,
@@ -24,7 +26,8 @@ def parse_text_config(config: HfConfig, model_type: str = "qwen3_vl") -> TextCon
         model_type=model_type,
         has_qkv_bias=bool(tree.get("attention_bias")),
         has_qk_norm=True,
-        is_mrope_interleaved=bool(get_rope_section(tree).get("mrope_interleaved", True)),
+        is_mrope_interleaved=True,
+        num_deepstack_levels=len(config["vision_config"].get("deepstack_visual_indexes") or ()),
     )
 
 
@@ -41,5 +44,14 @@ def parse_vision_config(config: HfConfig, model_type: str = "qwen3_vl") -> Visio
 
 def find_unsupported_feature(config: HfConfig) -> str | None:
     """Why the fast engine cannot run this model, or None if it can. The reference engine may still run it."""
+    return find_first_reason(_list_unsupported_features(config))
+
+
+def _list_unsupported_features(config: HfConfig) -> Iterator[str]:
     parsers = parse_text_config, parse_vision_config
-    return find_first_reason(list_unsupported_features(config, "qwen3_vl", "gelu_pytorch_tanh", parsers))
+    yield from list_unsupported_features(config, "qwen3_vl", "gelu_pytorch_tanh", parsers)
+    tree = get_text_section(config)
+    if tree.get("attention_bias"):
+        yield "attention_bias"  # o_proj has one then, too
+    if not get_rope_section(tree).get("mrope_interleaved", True):
+        yield "M-RoPE that is not interleaved"  # transformers does not read this key
