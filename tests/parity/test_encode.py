@@ -2,6 +2,8 @@
 
 import functools
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.processing.processor import Processor
-from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image
+from lorgnette.types import IGNORE_INDEX, Box, Encoded, Example, Image
 
 
 @pytest.fixture(scope="module", params=["own tokenizer", "real tokenizer"])
@@ -36,7 +38,12 @@ def processed(folder: Path, example: Example, least: int, most: int, *, answer: 
     messages = [
         {
             "role": turn.role,
-            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.parts],
+            "content": [
+                {"type": "image"}
+                if isinstance(p, Image)
+                else {"type": "text", "text": p if isinstance(p, str) else p.text}
+                for p in turn.parts
+            ],
         }
         for turn in turns
     ]
@@ -61,6 +68,27 @@ def test_equals_the_processor(
             )
             np.testing.assert_array_equal(pixels, theirs["pixel_values"])
             assert [[g.t, g.h, g.w] for g in encoded.grids] == theirs["image_grid_thw"].tolist()
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_boxes_have_the_tokens_of_their_text(folder: Path, example: Callable[..., Example], answer: bool) -> None:
+    """transformers makes control tokens of their names in a text."""
+    box = Box((10, 20, 150, 110), "a red car")
+    boxes = example(
+        ("user", 0, "Find the ", Box((), "car"), "."), ("assistant", "Here: ", box, box, " and ", Box((5, 5)))
+    )
+    encoder = Processor.from_folder(folder, ProcessorSettings())
+    encoded = encoder.encode(boxes, add_generation_prompt=answer)
+    theirs, _ = processed(folder, encoded.example, 1, 1280, answer=answer)
+    is_text = theirs["input_ids"][0] != encoder.tokenizer.control_tokens["<|image_pad|>"]
+    own_text = encoded.input_ids[encoded.input_ids != encoder.tokenizer.control_tokens["<|image_pad|>"]]
+    np.testing.assert_array_equal(own_text, theirs["input_ids"][0][is_text])
+    # Negative control: a text with the same characters has other tokens.
+    texts = tuple(
+        replace(turn, parts=tuple(getattr(p, "text", p) for p in turn.parts)) for turn in encoded.example.turns
+    )
+    as_text = encoder.encode(replace(boxes, turns=texts), add_generation_prompt=answer)
+    assert len(as_text.input_ids) > len(encoded.input_ids)
 
 
 def test_positions_equal_get_rope_index(tiny: Path, conversations: list[Example]) -> None:

@@ -43,7 +43,7 @@ class BoxConvention:
     scale: BoxScale
     format: BoxFormat
 
-    def to_model(self, corners: Sequence[float], size: ImageSize) -> tuple[int, ...]:
+    def to_model(self, corners: Sequence[int | float], size: ImageSize) -> tuple[int, ...]:
         """Pixels of the file → the model's whole numbers, at most half a step from the exact value.
 
         What lies outside the image is moved to its edge.
@@ -52,7 +52,7 @@ class BoxConvention:
         exact = (value * steps[i % 2] / size[i % 2] for i, value in enumerate(corners))
         return tuple(round(min(max(value, 0), steps[i % 2])) for i, value in enumerate(exact))
 
-    def to_file(self, corners: Sequence[float], size: ImageSize) -> tuple[float, ...]:
+    def to_file(self, corners: Sequence[int | float], size: ImageSize) -> tuple[float, ...]:
         """The model's numbers → pixels of the file."""
         steps = self._count_steps(size)
         return tuple(value * size[i % 2] / steps[i % 2] for i, value in enumerate(corners))

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lorgnette.data import check_rows, read
+from lorgnette.data.formats.coco import BOX_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Example, Problem
+from lorgnette.types import Box, Example, Problem
 
 OFFICIAL: dict[str, Any] = {
     "info": {},
@@ -186,3 +187,68 @@ def test_the_real_annotations_equal_the_csv(shared: Path) -> None:
     report = check_rows(read(shared / "coco" / "captions_train2017.json"))
     assert (report.num_rows, report.num_usable, report.num_images) == (400, 400, 80)
     assert read_captions(shared / "coco" / "captions_train2017.json") == read_captions(shared / "coco" / "captions.csv")
+
+
+INSTANCES: dict[str, Any] = {
+    "images": [
+        {"id": 9, "file_name": "9.jpg", "width": 32, "height": 24},
+        {"id": 25, "file_name": "25.jpg"},
+        {"id": 26, "file_name": "26.jpg"},
+        {"id": 27, "file_name": "27.jpg"},
+    ],
+    "categories": [{"id": 3, "name": "car", "supercategory": "vehicle"}, {"id": 1, "name": "person"}],
+    "annotations": [
+        {"id": 1, "image_id": 25, "category_id": 3, "bbox": [1, 2.5, 10, 20], "area": 99.5, "iscrowd": 0},
+        {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 32, 24], "segmentation": [[1, 2, 3, 4, 5, 6]]},
+        {"id": 3, "image_id": 25, "category_id": 1, "bbox": [5, 5, 5, 5]},
+        {"id": 4, "image_id": 25, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        {"id": 5, "image_id": 26, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+    ],
+}
+
+
+def test_a_file_of_boxes_is_read_image_by_image(write_file: Callable[..., Path]) -> None:
+    path, remarks = (
+        write_file(INSTANCES, "9.jpg", "25.jpg", "26.jpg", "27.jpg", name="instances_val2017.json"),
+        list[str](),
+    )
+    first, second = read(path, on_columns=remarks.append)
+    assert isinstance(first, Example)
+    assert isinstance(second, Example)
+    assert (first.id, first.row, first.boxes) == ("9", 1, (Box((0, 0, 32, 24), "person"),))
+    assert first.unread_keys == ("annotations[].segmentation",)
+    # x, y, width, height become corners; the order is the file's.
+    assert second.turns[1].parts == (Box((1, 2.5, 11, 22.5), "car"), Box((5, 5, 10, 10), "person"))
+    assert (second.id, second.row, second.turns[0].text) == ("25", 2, BOX_PROMPT)
+    assert remarks == [
+        "instances_val2017.json: 2 annotations of crowds (id 4, 5) and 2 images without other boxes are left out"
+    ]
+    assert check_rows(read(path)).num_boxes == 3
+    assert isinstance(own := next(iter(read(path, prompt="Where?"))), Example)
+    assert own.turns[0].text == "Where?"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 7}, "annotation 2 of image 9 has category_id 7, which is not among the categories"),
+        ({"bbox": [0, 0, 5]}, "the bbox of annotation 2 of image 9 is not a list of four numbers"),
+        ({"bbox": [0, 0, 0, 5]}, "box 1 (person [0, 0, 0, 5]) has no area"),
+        ({"bbox": [0, 0, 40, 5]}, "box 1 (person [0, 0, 40, 5]) lies outside its image, which has 32×24 pixels"),
+    ],
+)
+def test_a_broken_box_is_a_problem_of_its_image(
+    write_file: Callable[..., Path], change: dict[str, Any], message: str
+) -> None:
+    value = json.loads(json.dumps(INSTANCES))
+    value["annotations"][1] |= change
+    report = check_rows(read(write_file(value, "9.jpg", "25.jpg", "26.jpg", "27.jpg", name="instances.json")))
+    [problem] = report.problems
+    assert (problem.row, problem.fact, report.num_usable) == (1, message, 1)
+
+
+def test_a_box_of_no_image_is_refused(write_file: Callable[..., Path]) -> None:
+    value = json.loads(json.dumps(INSTANCES))
+    value["annotations"][1]["image_id"] = 99
+    with pytest.raises(LorgnetteError, match="annotation 2 has image_id 99, which is not among the images"):
+        list(read(write_file(value, name="instances.json")))
