@@ -137,8 +137,7 @@ class DecoderLayer:
         if save:  # a copy of u alone: a view would keep all of x_ext
             u.append(x_ext[:, C:].clone())
 
-        # Attention.
-        # From here on only the M tokens that are queries.
+        # Attention. From here on only the M tokens that are queries.
         M = len(x) if query_indices is None else len(query_indices)
         dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
