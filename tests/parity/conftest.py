@@ -16,7 +16,6 @@ from lorgnette.data import load_image
 from lorgnette.engine.peft_engine import ReferenceEngine, add_adapter, load_base_model
 from lorgnette.features.image_features import Features, HfVisionTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import IGNORE_INDEX, Encoded, PackedBatch
 
@@ -35,9 +34,11 @@ class ModelPair:
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        base = load_base_model(BaseCheckpoint.from_folder(folder), device, dtype)
+        checkpoint = BaseCheckpoint.from_folder(folder)
+        base = load_base_model(checkpoint, device, dtype)
+        self.folder, self.family, self.lora = folder, checkpoint.family, lora
         self.processor = Processor.from_folder(folder, processor)
-        self.model: PeftModel = add_adapter(base, FAMILIES["qwen2_vl"], lora, seed=0)
+        self.model: PeftModel = add_adapter(base, self.family, lora, seed=0)
         torch.manual_seed(1)
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
@@ -103,6 +104,11 @@ class ModelPair:
 
 
 @pytest.fixture(scope="session")
-def make_pair(tiny: Path) -> Callable[..., Any]:
-    """make_pair(LoraSettings(…), ProcessorSettings(…)[, device, dtype])"""
-    return lambda *arguments: ModelPair(tiny, *arguments)
+def make_pair(tiny: Path, tiny_family: Callable[[str], Path]) -> Callable[..., ModelPair]:
+    """make_pair(LoraSettings(…), ProcessorSettings(…)[, device, dtype][, model_type=…]); without a model_type, the
+    smaller tiny Qwen2-VL."""
+
+    def make(*arguments: Any, model_type: str | None = None) -> ModelPair:
+        return ModelPair(tiny_family(model_type) if model_type else tiny, *arguments)
+
+    return make

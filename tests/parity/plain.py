@@ -1,9 +1,28 @@
-"""Transformers' processor and Trainer for the parity tests, and callbacks that record our losses."""
+"""Transformers' processor and Trainer for the parity tests, the distance of two results, and callbacks that record our
+losses."""
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Qwen2VLProcessor, Trainer
+
+MIN_SHARE = 0.05
+
+
+def measure_distance(actual: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> float:
+    """The largest difference of losses, and of gradients relative to the largest entry of their tensor.
+
+    At least relative to MIN_SHARE of the largest entry of all: the gradient of a decay gate (Qwen3.5's in_proj_a) is a
+    small difference of large sums, and plain transformers' own, of one row and of a batch, differ by 1e-4 of it.
+    """
+    assert actual[1].keys() == expected[1].keys()
+    largest = max(grad.abs().max().item() for grad in expected[1].values())
+    gradients = [
+        (actual[1][name] - grad).abs().max().item() / max(grad.abs().max().item(), MIN_SHARE * largest)
+        for name, grad in expected[1].items()
+    ]
+    return max((actual[0] - expected[0]).abs().max().item(), *gradients)
 
 
 class ImageOnlyProcessor(Qwen2VLProcessor):

@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "lorgnette_packed"
+MIN_FILL = 0.75
 _SDPA: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
 # torch 2.11 accepts grouped heads without a flag; from 2.12 on it needs one.
 _GQA_ARGUMENTS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
@@ -40,6 +41,27 @@ class Segments:
     cu_seqlens: Int[Tensor, " B"]
     num_segments: int
     max_length: int
+
+    def pad(self, packed: Float[Tensor, "T ..."] | Int[Tensor, "T ..."]) -> Tensor:
+        """[T, …] → [S, L, …]: every example in a row of its own, with zeros on its right."""
+        size = packed.shape[1:]
+        rows = packed.new_zeros(self.num_segments * self.max_length, *size).index_copy(0, self.padded_indices, packed)
+        return rows.view(self.num_segments, self.max_length, *size)
+
+
+def group_by_length(offsets: list[int]) -> list[list[tuple[int, int]]]:
+    """The packed examples, as (start, end), in groups of similar length, so that few tokens of a group are padding.
+
+    offsets: as `build_segments` takes them. An example has at least MIN_FILL of the tokens of its group's longest.
+    """
+    groups: list[list[tuple[int, int]]] = []
+    longest = 0
+    for start, end in sorted(pairwise(offsets), key=lambda bounds: bounds[0] - bounds[1]):
+        if not groups or end - start < MIN_FILL * longest:
+            groups.append([])
+            longest = end - start
+        groups[-1].append((start, end))
+    return groups
 
 
 def build_segments(offsets: list[int], device: torch.device) -> Segments:
@@ -77,18 +99,10 @@ def packed_attention_forward(
 
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
-    S, L = segments.num_segments, segments.max_length
-    T, D = query.shape[2], query.shape[3]
-
-    def pad(packed: Float[Tensor, "1 H T D"]) -> Float[Tensor, "S H L D"]:
-        heads = packed.shape[1]
-        padded = packed.new_zeros(S * L, heads, D).index_copy(0, segments.padded_indices, packed[0].transpose(0, 1))
-        return padded.view(S, L, heads, D).transpose(1, 2)
-
-    output = scaled_dot_product_attention(
-        pad(query), pad(key), pad(value), is_causal=True, scale=scaling, enable_gqa=True
-    )
-    return output.transpose(1, 2).reshape(S * L, -1, D).index_select(0, segments.padded_indices).view(1, T, -1, D)
+    q, k, v = (segments.pad(packed[0].transpose(0, 1)).transpose(1, 2) for packed in (query, key, value))
+    output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    rows = output.transpose(1, 2).flatten(0, 1)
+    return rows.index_select(0, segments.padded_indices)[None]
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention_forward)

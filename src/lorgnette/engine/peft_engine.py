@@ -2,28 +2,33 @@
 
 It uses public interfaces only: the language model takes `inputs_embeds` and `position_ids`, the attention function is
 registered by name (packed_attention.py), and the output layer sees only the tokens that predict a label.
+
+A model with a recurrence reads past the end of an example in a packed row. Its examples run side by side, those of
+similar length in one call.
 """
 
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
-from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments
+from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
 from lorgnette.engine.unrounded_linear import add_before_rounding
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, check_tensors, explain_load_error
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
+from lorgnette.models.registry import find_family
 from lorgnette.types import PackedBatch
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ class ReferenceEngine:
     def __init__(self, model: "PeftModel", features: Features) -> None:
         base = model.get_base_model()
         self.model, self.features = model, features
+        self._can_pack = find_family(base.config.model_type).can_pack
         self._decoder = base.get_submodule("model.language_model")
         self._lm_head = base.get_submodule("lm_head")
         self._embedding = base.get_input_embeddings()
@@ -70,22 +76,56 @@ class ReferenceEngine:
         context: AbstractContextManager[object]
         context = torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext()
         with context:
-            hidden = self._decoder(
-                inputs_embeds=self._embed(batch)[None],
-                position_ids=self._to_device(batch.position_ids)[:, None],
-                attention_mask={"full_attention": None},  # the segments are the mask: transformers builds none
-                use_cache=False,
-                segments=build_segments([0, *np.unique(batch.visible_until).tolist()], self.device),
-            ).last_hidden_state[0]
-            logits = self._lm_head(hidden.index_select(0, self._to_device(batch.label_indices)))
+            hidden = self._compute_hidden(batch).index_select(0, self._to_device(batch.label_indices))
+            logits = self._lm_head(hidden)
         return cross_entropy(logits.float(), self._to_device(batch.targets).long(), reduction="none")
 
-    def _embed(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
+    def _compute_hidden(self, batch: PackedBatch) -> Float[Tensor, "T C"]:
+        """The decoder's output for every token."""
+        embeddings, position_ids = self._embed(batch), self._to_device(batch.position_ids).t()
+        offsets = [0, *np.unique(batch.visible_until).tolist()]
+        if self._can_pack:
+            segments = build_segments(offsets, self.device)
+            return self._run_decoder(embeddings[None], position_ids[None], segments=segments)[0]
+        hidden, order = [], []
+        for group in group_by_length(offsets):
+            tokens = torch.cat([torch.arange(start, end, device=self.device) for start, end in group])
+            segments = build_segments([0, *accumulate(end - start for start, end in group)], self.device)
+            rows = self._run_decoder(segments.pad(embeddings[tokens]), segments.pad(position_ids[tokens]))
+            hidden.append(rows.flatten(0, 1).index_select(0, segments.padded_indices))
+            order.append(tokens)
+        return torch.cat(hidden).index_select(0, torch.cat(order).argsort())
+
+    def _run_decoder(
+        self, embeddings: Float[Tensor, "B T W"], position_ids: Int[Tensor, "B T 3"], **options: Segments
+    ) -> Float[Tensor, "B T C"]:
+        """Run it on rows of tokens, without a mask: attention is causal, or `options` says what it sees."""
+        embedded, *levels = embeddings.split(self._embedding.embedding_dim, dim=-1)
+        deepstack = {
+            "visual_pos_masks": torch.ones(embedded.shape[:2], dtype=torch.bool, device=self.device),
+            "deepstack_visual_embeds": [level.flatten(0, 1) for level in levels],
+        }
+        hidden: Tensor = self._decoder(
+            inputs_embeds=embedded,
+            position_ids=position_ids.permute(2, 0, 1),
+            attention_mask=None,
+            use_cache=False,
+            **(deepstack if levels else {}),
+            **options,
+        ).last_hidden_state
+        return hidden
+
+    def _embed(self, batch: PackedBatch) -> Float[Tensor, "T W"]:
+        """The embedding of every token, with the levels of deepstack beside it: W = (1 + K)·C, zeros where no image is.
+
+        W is C if the batch has no image.
+        """
         embeddings: Tensor = self._embedding(self._to_device(batch.input_ids))
         if not batch.grids:
             return embeddings
         features = self.features.gather(batch.grids).to(embeddings.dtype)
         rows = features.index_select(0, self._to_device(batch.feature_indices))
+        embeddings = pad(embeddings, (0, rows.shape[1] - embeddings.shape[1]))
         return embeddings.index_copy(0, self._to_device(batch.image_token_indices).long(), rows)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
@@ -95,13 +135,19 @@ class ReferenceEngine:
 def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
     """transformers' model in evaluation mode with every weight frozen.
 
-    Raises LorgnetteError if the files are broken, lack weights of the model, or hold others.
+    Raises LorgnetteError if the files are broken, lack weights of the model, or hold others, or if this transformers
+    does not know the family.
     """
     import transformers
 
+    family = checkpoint.family
+    cls = getattr(transformers, family.class_name, None)
+    if cls is None:
+        message = f"transformers {transformers.__version__} does not know {family.title}: it has no {family.class_name}"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint="pip install --upgrade transformers")
+
     transformers.utils.logging.set_verbosity_error()  # its messages about loading are replaced by `info` below
     transformers.utils.logging.disable_progress_bar()
-    cls = getattr(transformers, checkpoint.family.class_name)
     try:
         model, info = cls.from_pretrained(
             checkpoint.folder,
@@ -119,7 +165,7 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN) from error
     mismatches = {
         "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]),
+        "unexpected": sorted(name for name in info["unexpected_keys"] if not name.startswith(family.ignored_weights)),
         "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
     }
     names = [name for group in mismatches.values() for name in group]

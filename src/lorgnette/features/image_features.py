@@ -1,8 +1,9 @@
-"""Image features, [tokens, hidden]: the vision tower's output for an image.
+"""Image features, [tokens, levels · hidden]: the vision tower's output for an image.
 
     image file ─ in the disk cache? ─ yes ─────────────────────────────────────────▶ features
                                     └ no ─ decode, resize ─ pixels ─▶ device: patches ─ tower ─▶ features ─▶ disk cache
 
+A row holds the merger's output and every level of deepstack side by side; most families have none of these levels.
 With a frozen tower an image has the same features in every step, so each distinct image is encoded once before
 training, or never if an earlier run did it. A trained tower computes features in every micro-batch. On CUDA nothing
 here waits until the device has finished its last work.
@@ -52,8 +53,8 @@ class HfVisionTower:
 
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         grid_thw = torch.tensor([[grid.t, grid.h, grid.w] for grid in grids], device=self.device)
-        features: Tensor = self._visual(patches, grid_thw=grid_thw).pooler_output
-        return features
+        output = self._visual(patches, grid_thw=grid_thw)
+        return torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], dim=1)
 
 
 class LazyTower:
