@@ -36,6 +36,15 @@ def test_every_channel_pair_rotates_by_its_coordinate() -> None:
     assert sin.is_contiguous()
 
 
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [([2, 2, 2], [0, 1, 2] * 2), ([3, 2, 1], [0, 1, 2, 0, 1, 0]), ([24, 20, 20], [0, 1, 2] * 20 + [0] * 4)],
+)
+def test_interleaved_coordinates_take_turns(sections: list[int], expected: list[int]) -> None:
+    assert expand_mrope_section(sections, CPU, is_interleaved=True).tolist() == expected
+    assert expand_mrope_section(sections, CPU).tolist() != expected  # negative control
+
+
 def test_it_equals_rotate_half_and_its_gradient() -> None:
     (cos, sin), T = draw_cos_sin(7, [1, 2, 1]), 7
     rows = torch.randn(T, 7 * 8, requires_grad=True)  # 3 queries, 2 keys, 2 values of 8

@@ -1,5 +1,9 @@
-"""Recomputing layers, leaving out tokens and chunking logits change nothing (the values: parity/test_fast.py)."""
+"""Recomputing layers, leaving out tokens and chunking logits change nothing (the values: parity/test_fast.py).
 
+For Qwen2-VL's decoder, and for Qwen3-VL's with deepstack behind every layer.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +30,21 @@ CPU = torch.device("cpu")
 Prepared = tuple[Decoder, FlatLoraParams, StaticInputs]
 
 
+@pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
+def folder(request: pytest.FixtureRequest, tiny: Path, tiny_family: Callable[[str], Path]) -> Path:
+    return tiny if request.param == "qwen2_vl" else tiny_family(request.param)
+
+
 @pytest.fixture
-def encoded(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
-    encoder = Processor.from_folder(tiny, adapter_metadata.processor)
+def encoded(folder: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
+    encoder = Processor.from_folder(folder, adapter_metadata.processor)
     return [encoder.encode(example) for example in conversations]
 
 
 @pytest.fixture
-def decoder_with_adapter(tiny: Path) -> tuple[Decoder, FlatLoraParams]:
+def decoder_with_adapter(folder: Path) -> tuple[Decoder, FlatLoraParams]:
     """A decoder whose adapter is not zero."""
-    checkpoint = BaseCheckpoint.from_folder(tiny)
+    checkpoint = BaseCheckpoint.from_folder(folder)
     shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)
     decoder, adapter = load_decoder(checkpoint, shape, CPU, torch.float32), FlatLoraParams(shape, CPU)
     torch.manual_seed(0)
@@ -55,6 +64,9 @@ def fill_inputs(decoder: Decoder, batch: PackedBatch) -> StaticInputs:
     inputs.copy_from(batch)
     torch.manual_seed(1)
     inputs.x.normal_(0, 0.1)
+    if decoder.config.num_deepstack_levels:
+        level_embeds = torch.randn(len(decoder.layers), *inputs.x.shape) * 0.1
+        inputs.batch = replace(inputs.batch, level_embeds=level_embeds)
     return inputs
 
 
@@ -78,7 +90,7 @@ def run_step(
 def test_recomputing_layers_changes_nothing(prepared: Prepared, dropout: float) -> None:
     losses, gradient = run_step(prepared, 0, dropout)
     assert gradient.any()
-    for recompute_layers in (1, 2):
+    for recompute_layers in (1, len(prepared[0].layers)):
         same_losses, same_gradient = run_step(prepared, recompute_layers, dropout)
         assert torch.equal(same_losses, losses)
         assert torch.equal(same_gradient, gradient)
@@ -144,6 +156,9 @@ def test_the_last_layer_leaves_out_tokens_without_labels(
     torch.testing.assert_close(gradient, same_gradient, atol=1e-5, rtol=1e-4)
     shifted = replace(all_tokens, label_indices=all_tokens.label_indices - 1)
     assert (run_step(prepared, batch=shifted)[0] - all_losses).abs().max() > 0.1  # negative control
+    if len(inputs.level_embeds):  # the last layer's level reaches the losses
+        without_last = replace(all_tokens, level_embeds=inputs.level_embeds[:-1])
+        assert (run_step(prepared, batch=without_last)[0] - all_losses).abs().max() > 0.01
 
 
 def test_a_token_may_predict_several_labels(
