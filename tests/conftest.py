@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny random Qwen2-VL, odd images, conversations about them."""
 
+import functools
 import io
 import json
 import os
@@ -134,6 +135,7 @@ SLOW = [
     "tests/engine/test_peft_engine.py::test_losses_and_gradients_are_float32",
     "tests/engine/test_loading.py::test_a_saved_adapter",
     "tests/models/qwen2_vl/test_text_decoder.py",
+    "tests/models/test_vision_tower.py",
     "tests/models/test_weight_loader.py::test_loaded_weights",
     "tests/models/test_weight_loader.py::test_every_byte",
     "tests/training/test_data_module.py::test_no_row_disappears",
@@ -291,14 +293,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """tiny_family(model_type) → the folder of a tiny random model of this family in the hub's layout."""
-    folders: dict[str, Path] = {}
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_family(model_type[, is_tied=False]) → the folder of a tiny random model of this family in the hub's
+    layout."""
 
-    def find(model_type: str) -> Path:
-        if model_type not in folders:
-            folders[model_type] = write_tiny_checkpoint(tmp_path_factory.mktemp(model_type) / "tiny", model_type)
-        return folders[model_type]
+    @functools.cache
+    def find(model_type: str, *, is_tied: bool = True) -> Path:
+        return write_tiny_checkpoint(tmp_path_factory.mktemp(model_type) / "tiny", model_type, is_tied=is_tied)
 
     return find
 

@@ -104,11 +104,11 @@ class ModelPair:
 
 
 @pytest.fixture(scope="session")
-def make_pair(tiny: Path, tiny_family: Callable[[str], Path]) -> Callable[..., ModelPair]:
-    """make_pair(LoraSettings(…), ProcessorSettings(…)[, device, dtype][, model_type=…]); without a model_type, the
-    smaller tiny Qwen2-VL."""
+def make_pair(tiny: Path, tiny_family: Callable[..., Path]) -> Callable[..., ModelPair]:
+    """make_pair(LoraSettings(…), ProcessorSettings(…)[, device, dtype][, model_type=…, is_tied=…]); without a
+    model_type, the smaller tiny Qwen2-VL."""
 
-    def make(*arguments: Any, model_type: str | None = None) -> ModelPair:
-        return ModelPair(tiny_family(model_type) if model_type else tiny, *arguments)
+    def make(*arguments: Any, model_type: str | None = None, **options: bool) -> ModelPair:
+        return ModelPair(tiny_family(model_type, **options) if model_type else tiny, *arguments)
 
     return make
