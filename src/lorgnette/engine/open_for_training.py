@@ -18,7 +18,7 @@ from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.networks import VisionTower
+from lorgnette.models.networks import find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.types import ImageGrid, PackedBatch
@@ -107,17 +107,20 @@ def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torc
     its variants. The widths are the real ones, so that the same kernels are selected. Does nothing if memory is short.
     grids: some that will come; they are repeated.
     """
-    small = replace(config, depth=1)
+    # Blocks of either kind of attention have the same kernels; a level of features has a norm of its own.
+    levels = (0,) if config.deepstack_blocks else ()
+    small, tower_class = replace(config, depth=1, deepstack_blocks=levels), find_tower_class(config.model_type)
     with suppress(torch.OutOfMemoryError):
-        shapes = small.list_weight_shapes()
-        weights = {name: torch.zeros(size, device=device, dtype=dtype) for name, size in shapes.items()}
+        weights, _ = tower_class.allocate_weights(small, device, dtype)
+        for weight in weights.values():
+            weight.zero_()
         call, num_patches = list[ImageGrid](), 0
         for grid in cycle(grids):
             if num_patches + grid.t * grid.h * grid.w > MAX_PATCHES_PER_CALL:
                 break
             call.append(grid)
             num_patches += grid.t * grid.h * grid.w
-        VisionTower(small, weights)(call, torch.zeros(num_patches, small.patch_dim, device=device, dtype=dtype))
+        tower_class(small, weights)(call, torch.zeros(num_patches, small.patch_dim, device=device, dtype=dtype))
 
 
 def warm_up_decoder(

@@ -1,7 +1,7 @@
 """Image features on disk, so that a second run need not load the vision tower.
 
     ~/.cache/lorgnette/features/SET/     one set per tower, processing, dtype and kind of device
-        rows     features, row after row, as in memory
+        rows     features, row after row, as in memory: the merger's output and every level of deepstack
         index    56 bytes per image: sha256 of its file and grid · first row · number of rows · crc32 of the rows ·
                  number of entries that were written with it and follow · crc32 of these
         lock     locked while appending          in_use   locked, shared, by every process that has the set open
@@ -20,6 +20,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL
@@ -31,6 +32,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.cache_folder import ENTRY, evict_oldest, get_features_folder, lock_file
 from lorgnette.io.atomic import open_no_follow
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import ImageGrid
@@ -48,16 +50,17 @@ def open_disk_cache(
 ) -> "FeatureDiskCache":
     """The set for this tower, processing, dtype and kind of device.
 
-    Raises LorgnetteError if the checkpoint is broken or the folder cannot be written.
+    Raises LorgnetteError if the checkpoint is broken or not supported, or the folder cannot be written.
     """
-    width = index_tensors(checkpoint)[checkpoint.family.feature_weight].shape[0]
+    _, vision = parse_configs(checkpoint.load_hf_config())
     processing = [
         image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size,
         image_processor.image_mean, image_processor.image_std, PIL.__version__,
     ]  # fmt: skip
-    identity = [FORMAT, hash_tower(checkpoint), processing, str(dtype), device.type]
+    # The sizes too: equal weights in other windows, or with levels behind other blocks, give other features.
+    identity = [FORMAT, hash_tower(checkpoint), asdict(vision), processing, str(dtype), device.type]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    return FeatureDiskCache(get_features_folder(), name, width, dtype)
+    return FeatureDiskCache(get_features_folder(), name, vision.feature_width, dtype)
 
 
 def hash_tower(checkpoint: BaseCheckpoint) -> str:

@@ -256,6 +256,10 @@ def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
         yield f"{vision.num_heads} vision heads with an embedding width of {vision.embed_dim}"
     if vision.out_features != text.hidden_size:
         yield f"image features of {vision.out_features} with a hidden size of {text.hidden_size}"
+    if len({*vision.deepstack_blocks} & {*range(vision.depth)}) != len(vision.deepstack_blocks):
+        yield f"deepstack_visual_indexes {list(vision.deepstack_blocks)} in a tower of {vision.depth} blocks"
+    if 0 < vision.window_size < vision.patch_size * vision.merge_size:
+        yield f"a window_size of {vision.window_size} with image tokens of {vision.patch_size * vision.merge_size}"
 
 
 def estimate_num_values(config: HfConfig, vision_width_key: str) -> int:

@@ -1,5 +1,108 @@
-"""Qwen2.5-VL's vision tower in the fast engine: that of Qwen2-VL."""
+"""Qwen2.5-VL's vision tower, forward only: attention stays inside windows of an image in most blocks.
 
-from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+    RMSNorm without a bias instead of LayerNorm; SwiGLU instead of GELU, its width padded to whole cache lines
 
-__all__ = ["VisionTower"]
+Patches are put into the order of their windows before the first block, whole merge² blocks at a time, and features back
+into the images' order behind the merger. So one call of varlen attention does either kind of block.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from lorgnette.device import copy_to_device
+from lorgnette.kernels.layer_norm import rms_norm
+from lorgnette.kernels.swiglu import swiglu
+from lorgnette.models.model_config import VisionConfig
+from lorgnette.models.qwen2_vl import vision_tower as qwen2_vl
+from lorgnette.models.qwen2_vl.vision_tower import NORM_EPS, ImageSpans
+from lorgnette.types import ImageGrid
+
+PADDING = 32
+"""The MLP's width is a multiple of it: rows of 3420 do not all begin at 16 bytes, as fast products need."""
+_PADDED = ("gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias", "down_proj.weight")
+
+
+class VisionTower(qwen2_vl.VisionTower):
+    MLP_OUTPUT = "mlp.down_proj"
+
+    @classmethod
+    def allocate_weights(
+        cls, config: VisionConfig, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """gate_proj and up_proj are rows of one matrix. The channels of the padding are 0 behind SwiGLU, too."""
+        F, E = config.intermediate_size, config.embed_dim
+        padded = -(-F // PADDING) * PADDING
+        shapes = config.list_weight_shapes().items()
+        weights = {n: torch.empty(s, dtype=dtype, device=device) for n, s in shapes if not n.endswith(_PADDED)}
+        views = dict(weights)
+        for i in range(config.depth):
+            mlp = f"model.visual.blocks.{i}.mlp"
+            for kind, shape in (("weight", (2 * padded, E)), ("bias", (2 * padded,))):
+                weights[f"{mlp}.gate_up.{kind}"] = gate_up = torch.zeros(shape, dtype=dtype, device=device)
+                views[f"{mlp}.gate_proj.{kind}"] = gate_up[:F]
+                views[f"{mlp}.up_proj.{kind}"] = gate_up[padded : padded + F]
+            weights[f"{mlp}.down_proj.weight"] = down = torch.zeros(E, padded, dtype=dtype, device=device)
+            views[f"{mlp}.down_proj.weight"] = down[:, :F]
+        return weights, views
+
+    @torch.no_grad()
+    def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
+        """Features of the images, in the order of their patches. The host does not wait for the device."""
+        order = self._order_blocks(grids)
+        to_windows, to_images = copy_to_device(np.stack([order, np.argsort(order)]), self.device)
+        ordered = patches.reshape(len(order), -1).index_select(0, to_windows).view(patches.shape)
+        return super().__call__(grids, ordered).index_select(0, to_images)
+
+    def _add_mlp(self, x: Float[Tensor, "N E"], block: str, bias: Tensor) -> None:
+        """x += down(silu(gate) · up) of norm2 x, without down's bias. bias: the deferred one."""
+        gate_up = self._apply_linear(self._apply_norm(x, f"{block}.norm2", bias), f"{block}.mlp.gate_up")
+        hidden = gate_up[:, : gate_up.shape[1] // 2]  # in the place of gate
+        swiglu(gate_up, hidden)
+        x.addmm_(hidden, self._get_weight(f"{block}.mlp.down_proj.weight").T)
+
+    def _apply_norm(self, x: Tensor, name: str, deferred_bias: Tensor) -> Tensor:
+        return rms_norm(x, deferred_bias, self._get_weight(f"{name}.weight"), NORM_EPS)
+
+    def _build_spans(self, grids: Sequence[ImageGrid]) -> list[ImageSpans]:
+        """Frames in the blocks of full attention, windows in the others."""
+        (images, *_), merge = super()._build_spans(grids), self.config.merge_size**2
+        lengths = (length * merge for grid in grids for _ in range(grid.t) for length in self._split_frame(grid)[1])
+        windows = self._upload_spans(tuple(lengths))
+        return [images if i in self.config.full_attention_blocks else windows for i in range(self.config.depth)]
+
+    def _list_positions(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, "N 2"]:
+        order = self._order_blocks(grids)
+        return super()._list_positions(grids).reshape(len(order), -1)[order].reshape(-1, 2)
+
+    def _order_blocks(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, " P"]:
+        """The merge² blocks of all images, window after window."""
+        parts, start = [], 0
+        for grid in grids:
+            for _ in range(grid.t):
+                order, _ = self._split_frame(grid)
+                parts.append(start + order)
+                start += len(order)
+        return np.concatenate(parts)
+
+    def _split_frame(self, grid: ImageGrid) -> tuple[Int32[np.ndarray, " B"], tuple[int, ...]]:
+        merge = self.config.merge_size
+        return split_into_windows(
+            grid.h // merge, grid.w // merge, self.config.window_size // (merge * self.config.patch_size)
+        )
+
+
+@lru_cache(maxsize=1024)
+def split_into_windows(rows: int, columns: int, side: int) -> tuple[Int32[np.ndarray, " B"], tuple[int, ...]]:
+    """(a frame's rows × columns blocks, window after window; the number of blocks in each window).
+
+    Windows are side × side, row after row, and smaller at the right and lower edge.
+    """
+    blocks = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+    corners = [(y, x) for y in range(0, rows, side) for x in range(0, columns, side)]
+    windows = [blocks[y : y + side, x : x + side].ravel() for y, x in corners]
+    return np.concatenate(windows), tuple(map(len, windows))

@@ -9,10 +9,11 @@ Attention stays inside an image. The biases of proj and fc2 are never added to x
 into x directly: they are constants, and the norms add them as one row (kernels/layer_norm.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,64 +31,82 @@ from lorgnette.models.registry import parse_configs
 from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.types import ImageGrid
 
-LAYER_NORM_EPS = 1e-6  # a constant in transformers, not in config.json
+NORM_EPS = 1e-6  # a constant in transformers, not in config.json
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpans:
-    """Number of patches of each packed image, and their cumulative sums on the device."""
+    """Number of patches of each packed image, or part of one, and their cumulative sums on the device."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Int32[Tensor, " B"]
 
 
 class VisionTower:
-    """Patches to image features, with frozen weights."""
+    """Patches to image features, with frozen weights. Other families' towers are subclasses."""
 
-    def __init__(self, config: VisionConfig, weights: dict[str, Tensor]) -> None:
-        """weights: by name, as `config.list_weight_shapes()` lists them; of one dtype on one device."""
+    MLP_OUTPUT: ClassVar = "mlp.fc2"
+    MERGER_PARTS: ClassVar = ("ln_q", "mlp.0", "mlp.2")
+    """Norm, first and second linear layer."""
+
+    def __init__(self, config: VisionConfig, weights: Mapping[str, Tensor]) -> None:
+        """weights: the first that `allocate_weights` returns."""
         self.config, self._weights = config, weights
         patch = self._get_weight("patch_embed.proj.weight")
         self.device, self.dtype = patch.device, patch.dtype
         self._patch_weight = patch.flatten(1)
         # The sums of the biases left out before each norm of each block, and before the merger's.
-        names = [f"blocks.{i}.{name}.bias" for i in range(config.depth) for name in ("attn.proj", "mlp.fc2")]
+        names = [f"blocks.{i}.{name}.bias" for i in range(config.depth) for name in ("attn.proj", self.MLP_OUTPUT)]
         biases = [self._get_weight(name).float() for name in names]
-        self._deferred_biases = list(accumulate(biases, initial=torch.zeros_like(biases[0])))
+        patch_bias = weights.get("model.visual.patch_embed.proj.bias")
+        first = torch.zeros_like(biases[0]) if patch_bias is None else patch_bias.float()
+        self._deferred_biases = list(accumulate(biases, initial=first))
         self._rotary_table = self._compute_rotary_table(64)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "VisionTower":
         """Raises LorgnetteError if the checkpoint is broken or not supported."""
         _, config = parse_configs(checkpoint.load_hf_config())
+        weights, views = cls.allocate_weights(config, device, dtype)
+        load_weights_into(checkpoint, views)
+        return cls(config, weights)
+
+    @classmethod
+    def allocate_weights(
+        cls, config: VisionConfig, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(the tower's weights, views of them by the names and shapes of `config.list_weight_shapes()`).
+
+        What is in a view is not initialized, what is in none is 0.
+        """
         shapes = config.list_weight_shapes()
         weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-        load_weights_into(checkpoint, weights)
-        return cls(config, weights)
+        return weights, weights
 
     @torch.no_grad()
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         """Features of the images, in the order of their patches. The host does not wait for the device."""
-        spans, positions = self._build_spans(grids), self._build_patch_positions(grids)
+        spans, positions = self._build_spans(grids), copy_to_device(self._list_positions(grids), self.device)
         longest = max(max(grid.h, grid.w) for grid in grids)
         if longest > len(self._rotary_table[0]):
             self._rotary_table = self._compute_rotary_table(2 * longest)
-        x = patches.to(self.dtype) @ self._patch_weight.T
+        x = self._embed_patches(grids, patches.to(self.dtype))
+        levels = []
         # addmm_ accumulates into the residual stream; each norm adds the biases left out before it.
         for i in range(self.config.depth):
-            self._attend_block(x, f"blocks.{i}", self._deferred_biases[2 * i], spans, positions)
-            hidden = self._apply_linear(
-                self._apply_norm(x, f"blocks.{i}.norm2", self._deferred_biases[2 * i + 1]), f"blocks.{i}.mlp.fc1"
-            )
-            quick_gelu_(hidden)
-            x.addmm_(hidden, self._get_weight(f"blocks.{i}.mlp.fc2.weight").T)
-        # The merger: merge² neighboring patches, adjacent in their order, become one feature.
-        normed = self._apply_norm(x, "merger.ln_q", self._deferred_biases[-1])
-        merged = normed.view(-1, self.config.embed_dim * self.config.merge_size**2)
-        return self._apply_linear(gelu(self._apply_linear(merged, "merger.mlp.0")), "merger.mlp.2")
+            self._add_attention(x, f"blocks.{i}", self._deferred_biases[2 * i], spans[i], positions)
+            self._add_mlp(x, f"blocks.{i}", self._deferred_biases[2 * i + 1])
+            if i in self.config.deepstack_blocks:
+                levels.append(self._compute_level(x, i))
+        features = self._merge(x, "merger", self._deferred_biases[-1])
+        return torch.cat([features, *levels], 1) if levels else features
 
-    def _attend_block(
+    def _embed_patches(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
+        """The residual stream before the first block, without the bias."""
+        return patches @ self._patch_weight.T
+
+    def _add_attention(
         self, x: Float[Tensor, "N E"], block: str, bias: Tensor, spans: ImageSpans, positions: Int32[Tensor, "N 2"]
     ) -> None:
         """x += proj(attention(norm1 x)), without proj's bias. bias: the deferred one. Frees its memory on return."""
@@ -95,6 +114,24 @@ class VisionTower:
         heads = qkv.view(len(x), 3, self.config.num_heads, self.config.head_dim)
         apply_rotary_vision_(heads, positions, *self._rotary_table)
         x.addmm_(attend_within_images(heads, spans).flatten(1), self._get_weight(f"{block}.attn.proj.weight").T)
+
+    def _add_mlp(self, x: Float[Tensor, "N E"], block: str, bias: Tensor) -> None:
+        """x += fc2(quick_gelu(fc1(norm2 x))), without fc2's bias. bias: the deferred one."""
+        hidden = self._apply_linear(self._apply_norm(x, f"{block}.norm2", bias), f"{block}.mlp.fc1")
+        quick_gelu_(hidden)
+        x.addmm_(hidden, self._get_weight(f"{block}.mlp.fc2.weight").T)
+
+    def _merge(self, x: Float[Tensor, "_ _"], merger: str, bias: Tensor) -> Float[Tensor, "P C"]:
+        """merge² neighboring patches, adjacent in their order, become one feature. bias: the deferred one."""
+        norm, first, second = (f"{merger}.{part}" for part in self.MERGER_PARTS)
+        merged = self._apply_norm(x, norm, bias).view(-1, self.config.embed_dim * self.config.merge_size**2)
+        return self._apply_linear(gelu(self._apply_linear(merged, first)), second)
+
+    def _compute_level(self, x: Float[Tensor, "N E"], block: int) -> Float[Tensor, "P C"]:
+        """The features of deepstack after a block. The norm of these mergers is over the merged patches."""
+        merge, number = self.config.merge_size**2, self.config.deepstack_blocks.index(block)
+        bias = self._deferred_biases[2 * block + 2].repeat(merge)
+        return self._merge(x.view(-1, merge * x.shape[1]), f"deepstack_merger_list.{number}", bias)
 
     def _get_weight(self, name: str) -> Tensor:
         return self._weights[f"model.visual.{name}"]
@@ -104,17 +141,22 @@ class VisionTower:
 
     def _apply_norm(self, x: Tensor, name: str, deferred_bias: Tensor) -> Tensor:
         weight, bias = self._get_weight(f"{name}.weight"), self._get_weight(f"{name}.bias")
-        return layer_norm(x, deferred_bias, weight, bias, LAYER_NORM_EPS)
+        return layer_norm(x, deferred_bias, weight, bias, NORM_EPS)
 
-    def _build_spans(self, grids: Sequence[ImageGrid]) -> ImageSpans:
+    def _build_spans(self, grids: Sequence[ImageGrid]) -> list[ImageSpans]:
+        """What attends to itself alone in each block: frames of images."""
         lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
+        return [self._upload_spans(lengths)] * self.config.depth
+
+    def _upload_spans(self, lengths: tuple[int, ...]) -> ImageSpans:
         cu_seqlens = np.fromiter(accumulate(lengths, initial=0), np.int32, len(lengths) + 1)
         return ImageSpans(lengths, copy_to_device(cu_seqlens, self.device))
 
-    def _build_patch_positions(self, grids: Sequence[ImageGrid]) -> Int32[Tensor, "N 2"]:
+    def _list_positions(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, "N 2"]:
+        """(row, column) of every patch, in the order of the residual stream."""
         merge = self.config.merge_size
         positions = [compute_patch_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)]
-        return copy_to_device(np.concatenate(positions), self.device)
+        return np.concatenate(positions)
 
     def _compute_rotary_table(self, length: int) -> tuple[Float32[Tensor, "L F"], Float32[Tensor, "L F"]]:
         """Cosine and sine by position and frequency."""
@@ -125,9 +167,9 @@ class VisionTower:
 
 
 def attend_within_images(qkv: Float[Tensor, "N 3 H D"], spans: ImageSpans) -> Float[Tensor, "N H D"]:
-    """softmax(q·kᵀ/√D)·v inside every image.
+    """softmax(q·kᵀ/√D)·v inside every span.
 
-    On CUDA in half precision one call of torch's flash kernels; otherwise one call per run of images of equal size.
+    On CUDA in half precision one call of torch's flash kernels; otherwise one call per run of spans of equal length.
     """
     q, k, v = qkv.unbind(1)
     if qkv.is_cuda and qkv.dtype in _FLASH_DTYPES and qkv.shape[-1] % 8 == 0:
