@@ -49,6 +49,7 @@ RUN_OR_MODEL_HELP = "a run, an adapter, `base`, a model, or a file of saved answ
 SplitBy = Literal["image", "tail"]
 OutputFormat = Literal["json", "csv", "llava", "llama-factory", "swift", "openai"]
 OnBadRow = Literal["error", "skip"]
+TextBoxUnit = Literal["pixels", "thousandths"]
 MergedDtype = Literal["base", "float32"]
 # Arguments and options of several commands.
 Words = Annotated[
@@ -133,12 +134,15 @@ def prepare(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     on_bad_row: Annotated[OnBadRow, Option(help="stop at rows that cannot be used, or skip and list them")] = "error",
+    text_boxes: Annotated[
+        TextBoxUnit | None, Option(help="read boxes in texts; their numbers are pixels of the file, or thousandths")
+    ] = None,
 ) -> None:
     """Convert a data set to conversations JSON or another format, and split it into training and test data."""
     lorgnette.prepare(
         source, out, prompt=prompt, holdout=holdout, split=split, rows=rows, sample=sample, seed=seed, to=to,
         name=name, images_from=images_from, image_column=image_column, caption_column=caption_column,
-        on_bad_row=on_bad_row,
+        on_bad_row=on_bad_row, text_boxes=text_boxes,
     )  # fmt: skip
 
 

@@ -46,7 +46,6 @@ DEFAULT_PROMPT = "Describe this image."
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 Part = Literal["language", "merger", "vision"]
-TextBoxUnit = Literal["pixels", "thousandths"]
 TrackerName = Literal["auto", "none", "swanlab", "tensorboard", "wandb"]
 
 
@@ -154,11 +153,6 @@ class DataSettings(Section):
     prompt: str = Field(DEFAULT_PROMPT, description="the user's text if the data has no prompt (a CSV)")
     trim: bool = Field(
         True, description="remove blanks around captions and the questions beside them; conversations keep theirs"
-    )
-    text_boxes: TextBoxUnit | None = Field(
-        None,
-        description="read the boxes in texts (docs/guides/boxes.md); their numbers are pixels of the image file or "
-        "thousandths of its sides; null: texts stay as written",
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: do not start with broken rows; skip: leave them out and name each"
@@ -273,9 +267,9 @@ class PredictSettings(Section):
     metrics: Annotated[tuple[str, ...], BeforeValidator(_parse_list)] = Field(
         ("auto",),
         min_length=1,
-        description="metrics of held-out answers: auto (label, json or caption, by the references), label (accuracy, "
-        "macro-F1), json (fields), caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, edits), demo (its facts), "
-        "none, or metrics by name (ANLS,token-F1,box-IoU; docs/metrics.md)",
+        description="metrics of held-out answers: auto (box, label, json or caption, by the references), label "
+        "(accuracy, macro-F1), json (fields), box (IoU, AP), caption (BLEU, ROUGE-L, CIDEr-D), latex (exact match, "
+        "edits), demo (its facts), none, or metrics by name (ANLS,token-F1; docs/metrics.md)",
     )
     image_size: Literal["train", "native"] = Field(
         "train", description="train: the size of training; native: the image's own size, as the tutorial tests"

@@ -140,7 +140,6 @@ def read_rows(
     return data.read(
         path, prompt=section.prompt, max_rows=max_rows, name=name, images_from=resolve_images_folder(settings),
         trim=section.trim, columns=choice, on_columns=lambda text: terminal.print(f"columns    {text}"),
-        text_boxes=section.text_boxes,
     )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """Boxes in texts: what is found, and what stays text."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lorgnette.config import TextBoxUnit
-from lorgnette.data import read
-from lorgnette.data.box_notation import find_boxes, split_text_boxes
+from lorgnette.data import prepare, read
+from lorgnette.data.box_notation import TextBoxUnit, find_boxes, split_text_boxes
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Box, Example, Image, Problem, Turn, TurnPart
 
@@ -92,3 +92,16 @@ def test_a_file_is_read_with_the_unit_of_its_texts(tmp_path: Path) -> None:
     assert (problem.row, "under 'objects'" in problem.hint) == (2, True)
     assert isinstance(plain := next(iter(read(path))), Example)
     assert (plain.reference, plain.boxes) == (MARKED, ())
+
+
+def test_prepare_writes_the_boxes_of_texts_as_objects(tmp_path: Path, make_image: Callable[..., Path]) -> None:
+    names = [make_image(f"{i}.png", (i, 0, 0), size=(640, 480)).name for i in range(4)]
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": MARKED}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": turns, "images": [name]}) + "\n" for name in names))
+    result = prepare(path, tmp_path / "out", text_boxes="thousandths", export_format="swift", holdout=1)
+    record = json.loads(result.all_path.read_text().splitlines()[0])
+    assert record["messages"][1]["content"] == "<bbox>"
+    assert record["objects"] == {"ref": [], "bbox": [[0.012, 0.034, 0.056, 0.078]], "bbox_type": "norm1"}
+    assert isinstance(row := next(iter(read(result.train_path))), Example)
+    assert row.boxes == (Box((0.012, 0.034, 0.056, 0.078), unit="sides"),)

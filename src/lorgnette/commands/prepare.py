@@ -29,13 +29,15 @@ def prepare(
     image_column: str | None = None,
     caption_column: str | None = None,
     on_bad_row: data_sets.OnBadRow = "error",
+    text_boxes: data_sets.TextBoxUnit | None = None,
     console: Console | None = None,
 ) -> data_sets.PrepareResult:
     """Write the examples of any data into `out`: all of them, and split in training and test.
 
     A data set on a hub is downloaded there first, as data.jsonl and images/. rows: the first N rows; sample: N rows
     drawn fairly by `seed`. to: the format. name: the part of a source that has several (a split, an entry of
-    dataset_info.json). image_column, caption_column: of a table, if they are not recognized.
+    dataset_info.json). image_column, caption_column: of a table, if they are not recognized. text_boxes: what the
+    numbers of boxes in texts count, which become boxes ("pixels" of the image file, or "thousandths" of its sides).
     """
     terminal = Terminal(console)
     source, out, max_rows = as_source(data), Path(out), rows
@@ -57,7 +59,7 @@ def prepare(
         Path(str(source).removeprefix("coco:")), out, prompt=data_sets.DEFAULT_PROMPT if prompt is None else prompt,
         holdout=data_sets.parse_holdout(holdout), split=split, max_rows=max_rows,
         sample=sample, seed=seed, export_format=to, name=name, images_from=check_local_images(images_from),
-        on_bad_row=on_bad_row, columns=data_sets.ColumnChoice(image_column, caption_column),
+        on_bad_row=on_bad_row, columns=data_sets.ColumnChoice(image_column, caption_column), text_boxes=text_boxes,
         on_columns=lambda text: terminal.print(f"columns    {text}"),
     )  # fmt: skip
     for line in data_sets.format_problems(result.problems):

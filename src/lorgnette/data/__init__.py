@@ -19,6 +19,7 @@ Knows nothing about tokens, models or devices, and imports neither torch nor tra
 """
 
 from lorgnette.config import DEFAULT_PROMPT
+from lorgnette.data.box_notation import TextBoxUnit
 from lorgnette.data.checks.data_report import (
     AnswerLengths,
     DataReport,
@@ -62,6 +63,7 @@ __all__ = [
     "PrepareResult",
     "ScanResult",
     "Split",
+    "TextBoxUnit",
     "build_refusal",
     "build_report",
     "check_aspect",

@@ -12,14 +12,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lorgnette.config import TextBoxUnit
 from lorgnette.data.conversation import merge_parts
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
 from lorgnette.types import Box, Example, TurnPart
 
+TextBoxUnit = Literal["pixels", "thousandths"]
+"""What the numbers of boxes in texts count: pixels of the image file, or thousandths of its width and height."""
 JSON_KEYS = {4: "bbox_2d", 2: "point_2d"}
 """By the number of coordinates."""
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from lorgnette.config import DEFAULT_PROMPT, TextBoxUnit
-from lorgnette.data.box_notation import split_text_boxes
+from lorgnette.config import DEFAULT_PROMPT
+from lorgnette.data.box_notation import TextBoxUnit, split_text_boxes
 from lorgnette.data.conversation import check_conversation
 from lorgnette.data.downloaded_folders import hold_download
 from lorgnette.data.formats import FILE_FORMATS, folder

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from lorgnette.config import DEFAULT_PROMPT
+from lorgnette.data.box_notation import TextBoxUnit
 from lorgnette.data.checks.data_report import OnBadRow, load_usable
 from lorgnette.data.conversation import check_conversation, merge_parts
 from lorgnette.data.dataset import read
@@ -101,16 +102,18 @@ def prepare(
     images_to: Path | None = None,
     columns: ColumnChoice = RECOGNIZED,
     on_columns: Callable[[str], None] = lambda text: None,
+    text_boxes: TextBoxUnit | None = None,
 ) -> PrepareResult:
     """Write data_vl, data_vl_train and data_vl_test into the folder `out`, with absolute image paths.
 
-    `read` describes the options that select rows and images, `train_test_split` the two splits. Images inside the
-    source are extracted to `out`/images unless images_to is given. Captions keep the blanks around them. A file with
+    `read` describes the options that select rows and images, and text_boxes, `train_test_split` the two splits. Images
+    inside the source are extracted to `out`/images unless images_to is given. Captions keep the blanks around them. A file with
     the same content is left as it is; if a file has other content, nothing is written (UsageError).
     """
     rows = read(
         source, prompt=prompt, max_rows=max_rows, sample=sample, seed=seed, name=name, images_from=images_from,
         images_to=images_to or out / "images", trim=False, columns=columns, on_columns=on_columns,
+        text_boxes=text_boxes,
     )  # fmt: skip
     result = load_usable(filter_exportable(rows, export_format, prompt), on_bad_row=on_bad_row, source=source)
     train, test = train_test_split(result.examples, holdout=holdout, split=split)

@@ -50,7 +50,7 @@ def _check_markers(row: Example) -> Iterator[Finding]:
     has_box = any(sign in text for sign in _BOX_SIGNS) and any(found.box.corners for found in find_boxes(text))
     if has_box:
         message = "a text has boxes, whose numbers are trained as written"
-        hint = "if they are pixels of the file or thousandths of its sides, set data.text_boxes (docs/guides/boxes.md)"
+        hint = "`lorgnette prepare DATA --text-boxes pixels` (or thousandths) turns them into the model's own"
         yield Finding.for_example(row, "text-box", message, hint)
     if (match := _CONTROL.search(text)) and not has_box:
         message = f"a text contains {match[0]}, which is read as characters, never as the model's own token"
