@@ -15,10 +15,10 @@ from lorgnette.config import ProcessorSettings, Settings
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
-from lorgnette.report.draw_boxes import Box
+from lorgnette.report.preview import PreviewBox
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.training.data_module import TrainingData
-from lorgnette.types import IGNORE_INDEX, Example
+from lorgnette.types import IGNORE_INDEX, Example, PixelBox
 
 
 def load(path: Path, *overrides: str) -> Settings:
@@ -98,7 +98,7 @@ def test_boxes_are_drawn_if_there_is_one_image(captions: Path, output: Console) 
     path = captions.with_name("boxes.json")
     path.write_text(json.dumps(rows))
     one_image, two_images = preview(load(path), output=output)
-    assert list(one_image.boxes) == [Box((0, 0, 500, 500))]
+    assert list(one_image.boxes) == [PreviewBox(PixelBox((0.0, 0.0, 30.0, 20.0)), answer)]
     assert list(two_images.boxes) == []
 
 

@@ -79,7 +79,9 @@ def test_answers_of_two_models_are_not_mixed() -> None:
         SavedAnswers.from_rows("a.jsonl", rows)
     base, tuned = SavedAnswers.from_rows("a", rows, use_base=True), SavedAnswers.from_rows("a", rows[:1])
     assert (base.is_tuned, tuned.is_tuned, SavedAnswers.from_rows("a", rows[1:]).is_tuned) == (False, True, False)
-    assert (list(base.by_path.values()), list(tuned.by_path.values())) == ([("1", False), ("3", False)], [("2", False)])
+    assert (list(base.by_path.values()), list(tuned.by_path.values())) == (
+        [("1", False, ()), ("3", False, ())], [("2", False, ())],
+    )  # fmt: skip
 
 
 def test_saved_answers_know_how_they_were_generated_and_whether_they_are_cut() -> None:

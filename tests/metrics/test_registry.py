@@ -160,7 +160,7 @@ def test_names_are_groups_and_metrics() -> None:
     assert [select_sample_metric(names) for names in (["caption"], ["latex"], ["ANLS", "token-F1"], ["none"])] == [
         "ROUGE-L", "latex-edit-distance", "ANLS", None,
     ]  # fmt: skip
-    groups = "auto, caption, label, json, latex, demo, none"
+    groups = "auto, caption, label, json, box, latex, demo, none"
     with pytest.raises(UsageError, match=rf"predict\.metrics=SPICE · {groups}, or one of BLEU-1"):
         expand_metric_names(["SPICE"])
 

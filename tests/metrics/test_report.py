@@ -96,7 +96,7 @@ def test_option_metrics_takes_groups_and_names() -> None:
     assert parse_metric_names("latex", ()) == LATEX_METRICS
     assert parse_metric_names("ANLS, token-F1", ()) == ("ANLS", "token-F1")
     assert parse_metric_names("latex,ANLS,ANLS,latex-BLEU", ()) == (*LATEX_METRICS, "ANLS")
-    groups = "auto, caption, label, json, latex, demo, none"
+    groups = "auto, caption, label, json, box, latex, demo, none"
     with pytest.raises(UsageError, match=f"no such metric · --metrics METEOR · {groups}, or one of"):
         parse_metric_names("METEOR", ())
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from lorgnette.config import ProcessorSettings
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_spans import TokenSpan, split_into_spans
-from lorgnette.report.draw_boxes import Box
 from lorgnette.report.preview import (
     TRAINED_STYLES,
+    PreviewBox,
     PreviewImage,
     PreviewRow,
     bracket_spans,
@@ -29,7 +29,7 @@ from lorgnette.report.preview import (
     write_preview_page,
 )  # fmt: skip
 from lorgnette.resolve import BUILT_IN_MODEL
-from lorgnette.types import IGNORE_INDEX, Encoded, Example
+from lorgnette.types import IGNORE_INDEX, Encoded, Example, PixelBox
 
 SPANS = [
     TokenSpan("<|im_start|>", 1, False, "control"),
@@ -86,7 +86,12 @@ def test_half_blocks() -> None:
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_rows_on_a_console(is_plain: bool) -> None:
     rows = [
-        PreviewRow("row 2", images=[IMAGE], boxes=[Box((0, 0, 500, 500), "it")], spans=SPANS),
+        PreviewRow(
+            "row 2",
+            images=[IMAGE],
+            boxes=[PreviewBox(PixelBox((0, 0, 320, 500), "it"), "(0,0),(500,1042)")],
+            spans=SPANS,
+        ),
         PreviewRow("row 3", "image not found [a]; get it"),
     ]
     file = io.StringIO()
@@ -95,7 +100,10 @@ def test_rows_on_a_console(is_plain: bool) -> None:
     printed = file.getvalue()
     assert "108 tokens, 5 trained" in printed
     assert "a.jpg, 640×480 → 280×140 pixels, 50 tokens" in printed
-    assert "box 1: it (0,0),(500,500)" in printed
+    assert (
+        "box 1: it (0,0),(320,500) in pixels of the file, outside the image (640×480 pixels); the model gets "
+        "(0,0),(500,1042)"
+    ) in printed
     assert "image not found [a]; get it" in printed
     assert ("▀" in printed) != is_plain
     assert ("⟦" in printed) == is_plain
@@ -135,7 +143,7 @@ def page(tmp_path: Path, encoded: list[Encoded]) -> Path:
         for number, example in enumerate(encoded)
     ]
     rows.append(PreviewRow("row 9", "image not found · " + "/long" * 80))
-    rows.append(PreviewRow("row 10", images=[image], boxes=[Box((100, 100, 600, 600), "a ball")]))
+    rows.append(PreviewRow("row 10", images=[image], boxes=[PreviewBox(PixelBox((10, 10, 60, 60), "a ball"), "[10]")]))
     basis, steps = [("model", "demo"), ("prompt", "'COCO Yes:' (the default)")], [("Train", "lorgnette train a.json")]
     write_preview_page(tmp_path / "preview.html", "a.json", rows, basis, steps)
     return tmp_path / "preview.html"
@@ -170,7 +178,7 @@ def test_contents(page: Path, encoded: list[Encoded]) -> None:
     assert "<title>a.json · preview of a data set · lorgnette</title>" in html
     assert "<dt>Prompt</dt>" in html
     assert "<span>a.json</span></code>" in html
-    assert "a ball (100,100),(600,600)" in html
+    assert "a ball (10,10),(60,60) in pixels of the file; the model gets [10]" in html
     assert "image not found" in html
     assert "新" in html
 

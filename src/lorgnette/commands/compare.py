@@ -27,6 +27,7 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
+from lorgnette.metrics.registry import uses_boxes
 from lorgnette.metrics.report import compute_report, parse_metric_names
 from lorgnette.report import run_log
 from lorgnette.report.comparison_verdict import judge_candidates
@@ -85,7 +86,7 @@ def compare(
         terminal.print(f"metrics    {reason}")
     check_own_metrics(metric_names, [prompt.references for prompt in prompts if prompt.references])
     limit = select_max_new_tokens(max_new_tokens, [candidate.spec for candidate in resolved])
-    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
+    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size, with_boxes=uses_boxes(metric_names))
     generations = [candidate.describe_generation(sampling) for candidate in resolved]
     overlaps = [candidate.find_training_overlap(prompts) for candidate in resolved]
     settings = _find_differing_settings(resolved)
@@ -105,10 +106,13 @@ def compare(
             notes.append(note)
     # Judge them, and write the page.
     texts = [[answer.text for answer in answers] for answers in predictions]
+    boxes = [[answer.boxes for answer in answers] for answers in predictions]
     short_names = tuple(candidate.name for candidate in resolved)
     trained_on = [overlap.flags or () for overlap in overlaps]
     is_tuned = [candidate.is_tuned for candidate in resolved]
-    verdict, best = judge_candidates(short_names, prompts, texts, metric_names, tuned=is_tuned, trained_on=trained_on)
+    verdict, best = judge_candidates(
+        short_names, prompts, texts, metric_names, boxes=boxes, tuned=is_tuned, trained_on=trained_on
+    )
     page = ComparisonPage(
         candidates=short_names,
         prompts=prompts,
@@ -118,7 +122,7 @@ def compare(
         next_steps=list_next_steps(resolved, names, source, best, verdict),
         folders=[Path.cwd(), source.absolute().parent],
         answers=[[answer.shown_text for answer in answers] for answers in predictions],
-        report=compute_report(metric_names, prompts, texts),
+        report=compute_report(metric_names, prompts, texts, boxes),
         charts=_build_charts(resolved),
         settings=settings,
         notes=notes,

@@ -22,7 +22,7 @@ from lorgnette.metrics.answer_kind import choose_metrics
 from lorgnette.metrics.answer_tables import format_tables
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics
-from lorgnette.metrics.registry import AUTO, METRICS, expand_metric_names
+from lorgnette.metrics.registry import AUTO, METRICS, expand_metric_names, uses_boxes
 from lorgnette.metrics.report import MetricReport, compute_report, format_score, format_style_rows, parse_metric_names
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.evaluation import Evaluation
@@ -83,13 +83,15 @@ def evaluate(
         terminal.print(f"metrics    {reason}")
     # Answer and score.
     limit = select_max_new_tokens(max_new_tokens, [resolved.spec])
-    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size)
+    sampling = SamplingParams(max_new_tokens=limit, batch_size=batch_size, with_boxes=uses_boxes(metric_names))
     generation = resolved.describe_generation(sampling)
     terminal.print(f"answers    {generation}")
     predictions = resolved.answer(prompts, sampling, terminal, ModelCache(device))
     for note in describe_cuts(resolved.name, [not p.is_complete for p in predictions], f"the limit of {limit} tokens"):
         terminal.warn(note)
-    report = compute_report(metric_names, prompts, [[prediction.text for prediction in predictions]])
+    report = compute_report(
+        metric_names, prompts, [[answer.text for answer in predictions]], [[answer.boxes for answer in predictions]]
+    )
     if folder is not None:  # first: printing may fail
         key = "base" if resolved.name == BASE else "tuned"
         pairs = zip(prompts, predictions, strict=True)
@@ -135,7 +137,8 @@ def select_default_metrics(candidates: Sequence[Candidate]) -> tuple[str, ...]:
 
 def choose_for_prompts(metric_names: Sequence[str], prompts: Sequence[EvalPrompt]) -> tuple[tuple[str, ...], str]:
     """(the metrics without `auto`, the choice in words: empty without `auto`)."""
-    choice = choose_metrics(metric_names, [prompt.references for prompt in prompts])
+    has_boxes = [bool(prompt.reference_boxes) for prompt in prompts]
+    choice = choose_metrics(metric_names, [prompt.references for prompt in prompts], has_boxes)
     return expand_metric_names(choice.names), choice.describe("--metrics ") if choice.reason else ""
 
 

@@ -3,16 +3,18 @@
 Needs no torch and no weights; of models on a hub it uses only those that are already downloaded.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import PIL.Image
 from rich.console import Console
 
 from lorgnette import data as data_sets
 from lorgnette.commands.arguments import SettingsLike, build_settings
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
+from lorgnette.data.box_notation import find_boxes
 from lorgnette.data.conversation import check_conversation
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.io.paths import check_writable
@@ -20,11 +22,10 @@ from lorgnette.io.shell import format_command
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_spans import split_into_spans
 from lorgnette.report.console import Terminal
-from lorgnette.report.draw_boxes import parse_boxes
-from lorgnette.report.preview import PreviewImage, PreviewRow, print_rows, write_preview_page
+from lorgnette.report.preview import PreviewBox, PreviewImage, PreviewRow, print_rows, write_preview_page
 from lorgnette.resolve import find_cached_model, read_rows, resolve_data, resolve_images_folder
 from lorgnette.training.initial_adapter import inherit_settings
-from lorgnette.types import Example, Problem
+from lorgnette.types import Box, Example, Image, PixelBox, Problem, Turn
 
 
 def preview(
@@ -61,6 +62,8 @@ def preview(
     all_rows = read_rows(settings, path, terminal, max_rows=None if is_by_name else rows)
     source_rows = data_sets.take_rows(all_rows, rows)
     preview_rows = [_build_row(row, processor) for row in source_rows]
+    for line in processor.list_remarks(()):
+        terminal.print(f"note       {line}")
     if not preview_rows:
         raise LorgnetteError("the data has no rows", where=str(path), hint="name a file that has some")
     if out is None:
@@ -99,10 +102,26 @@ def _build_row(row: Example | Problem, processor: Processor) -> PreviewRow:
         encoded = processor.encode(row)
         for grid in encoded.grids:
             image = data_sets.load_image(grid.image.path)
-            resized = Image.fromarray(processor.image_processor.resize(image))
+            resized = PIL.Image.fromarray(processor.image_processor.resize(image))
             images.append(PreviewImage(grid.image.path.name, image.size, resized, grid.num_tokens))
     except LorgnetteError as error:
         return PreviewRow(row.place, str(error))
-    boxes = parse_boxes(" ".join(turn.text for turn in row.turns)) if len(images) == 1 else ()
+    boxes = [box for turn in encoded.example.turns for box in _list_boxes(turn, encoded.example, processor)]
     spans = split_into_spans(encoded, processor.tokenizer)
     return PreviewRow(row.place, images=images, boxes=boxes, spans=spans)
+
+
+def _list_boxes(turn: Turn, example: Example, processor: Processor) -> Iterator[PreviewBox]:
+    """The boxes of a turn as the model gets them. Those within a text are in the only image, and in a notation that
+    nothing else has."""
+    for part in turn.parts:
+        if isinstance(part, Image) or (isinstance(part, str) and (len(example.images) != 1 or not _has_box(part))):
+            continue
+        text, number = (part.text, part.image) if isinstance(part, Box) else (part, 0)
+        for box, start, end in processor.parse_boxes(text, example.images[number], number):
+            if box.corners:
+                yield PreviewBox(PixelBox(box.corners, box.label, number), text[start:end])
+
+
+def _has_box(text: str) -> bool:
+    return any(box.corners for box, *_ in find_boxes(text))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.metrics.eval_prompts import EvalPrompt
-from lorgnette.types import Prediction, PredictionRow
+from lorgnette.types import PixelBox, Prediction, PredictionRow
 
 MAX_LISTED_ROWS = 5
 
 _Key = tuple[object, ...]
-_Answer = tuple[str, bool]
-"""(text, whether it was cut)"""
+_Answer = tuple[str, bool, tuple[PixelBox, ...]]
+"""(text, whether it was cut, boxes in pixels)"""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ class SavedAnswers:
         by_path: dict[_Key, _Answer] = {}
         paths_by_name: dict[_Key, set[_Key]] = {}
         for row in answered:
-            text, is_cut = (row.tuned, row.tuned_is_cut) if is_tuned else (row.base, row.base_is_cut)
+            text, is_cut, boxes = (
+                (row.tuned, row.tuned_is_cut, row.tuned_boxes)
+                if is_tuned
+                else (row.base, row.base_is_cut, row.base_boxes)
+            )
             if text is None:
                 continue
             key = (*row.images, row.prompt)
-            if by_path.setdefault(key, (text, is_cut))[0] != text:
+            if by_path.setdefault(key, (text, is_cut, boxes))[0] != text:
                 message = f"two answers to one question: {row.id} ({row.prompt!r})"
                 raise LorgnetteError(message, where=where, hint="keep one of them")
             if row.images and not any(image.exists() for image in row.images):
@@ -78,7 +82,10 @@ class SavedAnswers:
             hint = f"answers are found by image and prompt{option}; answer this data with `lorgnette predict`"
             raise LorgnetteError(message, where=self.where, hint=hint)
         pairs = zip(prompts, (answer for answer in answers if answer is not None), strict=True)
-        return [Prediction(prompt.example, text, is_complete=not is_cut) for prompt, (text, is_cut) in pairs]
+        return [
+            Prediction(prompt.example, text, is_complete=not is_cut, boxes=boxes)
+            for prompt, (text, is_cut, boxes) in pairs
+        ]
 
     def num_matched_by_name(self, prompts: Sequence[EvalPrompt]) -> int:
         """How many prompts are found by their images' file names alone."""

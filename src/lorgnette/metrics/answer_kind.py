@@ -1,8 +1,9 @@
-"""What the references of a data set are: labels, JSON objects or other texts. Chooses the metrics for `auto`."""
+"""What the references of a data set are: boxes, labels, JSON objects or other texts. Chooses the metrics for `auto`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lorgnette.data.box_notation import find_boxes
 from lorgnette.metrics.json_fields import parse_object
 from lorgnette.metrics.labels import find_labels
 from lorgnette.metrics.registry import AUTO, expand_metric_names
@@ -24,19 +25,29 @@ class MetricChoice:
         return f"{', '.join(expand_metric_names(self.names))}, because {self.reason}; {option}NAMES takes others"
 
 
-def choose_metrics(names: Sequence[str], references: Sequence[Sequence[str]]) -> MetricChoice:
+def choose_metrics(
+    names: Sequence[str], references: Sequence[Sequence[str]], has_boxes: Sequence[bool] = ()
+) -> MetricChoice:
     """Replace `auto` among the names by the metrics that suit these references, those of each prompt.
 
-    JSON objects: every reference is one. Labels: as labels.find_labels says. All others are texts, as captions are.
+    Boxes: at least half of the prompts have a reference with one. JSON objects: every reference is one. Labels: as
+    labels.find_labels says. All others are texts, as captions are. has_boxes: of each prompt, whether its references
+    are known to have boxes; a text may have some in a notation of its own.
     """
     if AUTO not in names:
         return MetricChoice(tuple(names))
-    choice = _choose(references)
+    choice = _choose(references, has_boxes or [False] * len(references))
     return replace(choice, names=tuple(choice.names[0] if name == AUTO else name for name in names))
 
 
-def _choose(references: Sequence[Sequence[str]]) -> MetricChoice:
-    references = [texts for texts in references if texts]
+def _choose(references: Sequence[Sequence[str]], has_boxes: Sequence[bool]) -> MetricChoice:
+    pairs = [(texts, is_known) for texts, is_known in zip(references, has_boxes, strict=True) if texts]
+    references = [texts for texts, _ in pairs]
+    num_with_boxes = sum(is_known or any(map(_has_box, texts)) for texts, is_known in pairs)
+    if 2 * num_with_boxes >= len(references) > 0:
+        are_all = num_with_boxes == len(references)
+        which = "the answers" if are_all else f"{num_with_boxes} of {len(references)} answers"
+        return MetricChoice(("box",), f"{which} have boxes")
     num_objects = sum(all(parse_object(text) is not None for text in texts) for texts in references)
     if references and num_objects == len(references):
         return MetricChoice(("json",), "the answers are JSON objects")
@@ -46,3 +57,8 @@ def _choose(references: Sequence[Sequence[str]]) -> MetricChoice:
     is_nearly_json = 2 * num_objects >= len(references) > 0
     broken = f"; {len(references) - num_objects} of {len(references)} are no JSON object" if is_nearly_json else ""
     return MetricChoice(("caption",), f"the answers are texts{broken}")
+
+
+def _has_box(text: str) -> bool:
+    """Whether it has one in a notation that nothing else has: numbers in brackets alone may be anything."""
+    return any(len(found.box.corners) == 4 for found in find_boxes(text))

@@ -76,8 +76,7 @@ def compute_overlaps(
 
 
 def tally_average_precision(examples: Sequence[Matches], thresholds: Thresholds, note: str | None = None) -> Tally:
-    """AP of matched examples. thresholds: those whose AP is averaged. An example without boxes in its
-    reference has alone 1 if its answer has none either, else 0."""
+    """AP of matched examples. thresholds: those whose AP is averaged."""
     places = np.arange(len(examples))
     ranking = _Ranking.from_examples(examples, places, thresholds)
     per_example = np.array([compute_alone(matches, thresholds) for matches in examples], np.float64)
@@ -89,10 +88,7 @@ def tally_average_precision(examples: Sequence[Matches], thresholds: Thresholds,
 
 def compute_alone(matches: Matches, thresholds: Thresholds = ALL_THRESHOLDS) -> float:
     """AP of one example."""
-    own = {label: found for label, found in matches.items() if found.num_references}
-    if not own:
-        return float(not any(len(found.scores) for found in matches.values()))
-    ranking = _Ranking.from_examples([own], np.zeros(1, np.int64), thresholds)
+    ranking = _Ranking.from_examples([matches], np.zeros(1, np.int64), thresholds)
     return float(ranking.compute_precision(np.ones((1, 1)))[0])
 
 
@@ -130,10 +126,15 @@ class RankedTally(Tally):
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """The ranked boxes of one label. examples: [D] of each box. num_references: [N] of each example."""
+    """The ranked boxes of one label.
+
+    examples: [D] of each box. hits: the distinct rows of all thresholds, each for `num_thresholds` of them.
+    num_references: [N] of each example.
+    """
 
     examples: Int64[np.ndarray, " D"]
-    hits: Bool[np.ndarray, "T D"]
+    hits: Bool[np.ndarray, "U D"]
+    num_thresholds: Int64[np.ndarray, " U"]
     num_references: Float64[np.ndarray, " N"]
 
     def compute_precision(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
@@ -142,14 +143,15 @@ class _Curve:
         num_boxes = of_boxes.cumsum(axis=1)
         num_references = np.maximum(weights @ self.num_references, np.spacing(1))[:, None]
         value = np.zeros(len(weights))
-        for hits in self.hits:
+        for hits, count in zip(self.hits, self.num_thresholds, strict=True):
             # Recall and the largest precision from there on change at hits only.
             num_hits = of_boxes[:, hits].cumsum(axis=1)
             precision = num_hits / np.maximum(num_boxes[:, hits], np.spacing(1))
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             num_points = np.searchsorted(RECALL_POINTS, num_hits / num_references, side="right")
-            value += (envelope * np.diff(num_points, axis=1, prepend=0)).sum(axis=1)
-        return value / (len(RECALL_POINTS) * len(self.hits))
+            num_points[:, 1:] -= num_points[:, :-1].copy()
+            value += count * (envelope * num_points).sum(axis=1)
+        return value / float(len(RECALL_POINTS) * self.num_thresholds.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,19 +169,21 @@ class _Ranking:
         return cls(tuple(_rank(label, examples, places, thresholds) for label in labels))
 
     def compute_precision(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
-        """The mean over the labels that the references of a set have; 0 without any."""
+        """The mean over the labels that the references of a set have. A set without any has 1 if its answers have no
+        boxes either, else 0."""
         num_columns = max((len(curve.examples) for curve in self.curves), default=0)
         num_rows = max(1, _MAX_CELLS // max(1, num_columns))
         parts = [self._compute(weights[start : start + num_rows]) for start in range(0, len(weights), num_rows)]
         return np.concatenate([np.zeros(0), *parts])
 
     def _compute(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
-        num_labels, value = np.zeros(len(weights)), np.zeros(len(weights))
+        num_labels, value, num_boxes = np.zeros((3, len(weights)))
         for curve in self.curves:
             is_present = weights @ curve.num_references > 0
             value += np.where(is_present, curve.compute_precision(weights), 0.0)
             num_labels += is_present
-        return value / np.maximum(1, num_labels)
+            num_boxes += weights[:, curve.examples].sum(axis=1)
+        return np.where(num_labels > 0, value / np.maximum(1, num_labels), num_boxes == 0)
 
 
 def _rank(label: str, examples: Sequence[Matches], places: Int64[np.ndarray, " N"], thresholds: Thresholds) -> _Curve:
@@ -191,5 +195,6 @@ def _rank(label: str, examples: Sequence[Matches], places: Int64[np.ndarray, " N
     ranks = np.concatenate([np.arange(len(matches.scores)) for matches in found])
     scores = np.concatenate([matches.scores for matches in found])
     order = np.lexsort((ranks, places[of_boxes], -scores))
-    hits = np.concatenate([matches.hits[list(thresholds)] for matches in found], axis=1)
-    return _Curve(of_boxes[order], hits[:, order], num_references)
+    hits = np.concatenate([matches.hits[list(thresholds)] for matches in found], axis=1)[:, order]
+    distinct, counts = np.unique(hits, axis=0, return_counts=True) if len(order) else (hits[:1], np.array([len(hits)]))
+    return _Curve(of_boxes[order], distinct, counts, num_references)

@@ -1,7 +1,7 @@
 """The metrics by name, groups of them, and the selection of one. docs/metrics.md gives their sources."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from lorgnette.data.splits import map_copies
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics.bleu import bleu
 from lorgnette.metrics.bootstrap import Difference, compare_tallies, compute_intervals
-from lorgnette.metrics.box_iou import box_accuracy, box_iou
+from lorgnette.metrics.box_answers import KnownBoxes, pair_boxes, parse_boxes
+from lorgnette.metrics.box_iou import average_precision, box_accuracy, box_iou
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match
 from lorgnette.metrics.eval_prompts import group_by_prompt
@@ -62,8 +63,13 @@ METRICS: dict[str, Metric] = {
     "json-field-accuracy": Metric(_FIELDS, compare_objects, str),
     "json-exact-match": Metric("share of answers in which every field is right", compare_objects, str, output_index=1),
     "json-valid": Metric("share of answers that are a JSON object", compare_objects, str, output_index=2),
-    "box-IoU": Metric("overlap of the boxes", box_iou, normalize_whitespace),
-    "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, normalize_whitespace),
+    "box-IoU": Metric("overlap of the boxes", box_iou, parse_boxes),
+    "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, parse_boxes),
+    "box-AP": Metric("average precision of boxes, by COCO's definition", average_precision, parse_boxes),
+    "box-AP50": Metric(
+        "the same where an overlap of one half is enough", average_precision, parse_boxes, output_index=1
+    ),
+    "box-AP75": Metric("the same for an overlap of 0.75", average_precision, parse_boxes, output_index=2),
     "latex-exact-match": Metric(_LATEX_MATCH, exact_match, tokenize_latex),
     "latex-edit-distance": Metric("tokens to change, per token", edit_distance, tokenize_latex, "lower"),
     "latex-BLEU": Metric("BLEU-4 of LaTeX tokens", bleu, tokenize_latex, output_index=3),
@@ -71,6 +77,7 @@ METRICS: dict[str, Metric] = {
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 LATEX_METRICS = ("latex-exact-match", "latex-edit-distance", "latex-BLEU")
 LABEL_METRICS = ("accuracy", "macro-F1")
+BOX_METRICS = ("box-IoU", "box-accuracy", "box-AP", "box-AP50", "box-AP75")
 JSON_METRICS = ("json-field-accuracy", "json-exact-match", "json-valid")
 AUTO = "auto"
 """Stands for metrics that suit the references, until answer_kind.choose_metrics replaces it."""
@@ -79,6 +86,7 @@ METRIC_GROUPS: Mapping[str, tuple[str, ...]] = {
     "caption": CAPTION_METRICS,
     "label": LABEL_METRICS,
     "json": JSON_METRICS,
+    "box": BOX_METRICS,
     "latex": LATEX_METRICS,
     "demo": ("exact-match", *CAPTION_METRICS),
     "none": (),
@@ -108,11 +116,15 @@ def build_scores(tallies: Mapping[str, Tally]) -> list[Score]:
 
 
 def compare_answers(
-    names: Iterable[str], first: Sequence[str], second: Sequence[str], references: Sequence[Sequence[str]]
+    names: Iterable[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    references: Sequence[Sequence[str]],
+    boxes: tuple[Sequence[KnownBoxes], Sequence[KnownBoxes]] = ((), ()),
 ) -> list[Difference]:
-    """The second system's answers minus the first's, to the same prompts."""
-    names = list(names)
-    before, after = (compute_tallies(names, answers, references) for answers in (first, second))
+    """The second system's answers minus the first's, to the same prompts. boxes: of both, as in `compute_tallies`."""
+    names, pairs = list(names), zip((first, second), boxes, strict=True)
+    before, after = (compute_tallies(names, answers, references, boxes=known) for answers, known in pairs)
     return [compare_tallies(name, before[name], after[name]) for name in before]
 
 
@@ -121,12 +133,14 @@ def compute_tallies(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
     images: Sequence[tuple[Path, ...]] = (),
+    boxes: Sequence[KnownBoxes] = (),
 ) -> dict[str, Tally]:
     """The tally of each metric. Texts are tokenized once per tokenizer, and each function runs once. Raises
     LorgnetteError for an example without references.
 
     images: of each example. Examples about the same images, or copies of them, are resampled together, since they are
-    not independent. () if the tallies are not resampled.
+    not independent. () if the tallies are not resampled. boxes: those that are known in pixels, of each example; () if
+    none are: boxes are then read from the texts as written.
     """
     metrics = {name: get_metric(name) for name in names}
     for i, texts in enumerate(references):
@@ -136,18 +150,40 @@ def compute_tallies(
         raise ValueError(f"{len(hypotheses)} answers to {len(references)} examples")
     inputs = {
         tokenize: (list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in references])
-        for tokenize in {metric.tokenize for metric in metrics.values()}
+        for tokenize in {metric.tokenize for metric in metrics.values()} - {parse_boxes}
     }
+    note = None
+    if uses_boxes(metrics):
+        inputs[parse_boxes], note = _pair_all_boxes(hypotheses, references, boxes)
     computations = {(metric.compute, metric.tokenize) for metric in metrics.values()}
     outputs = {(compute, tokenize): compute(*inputs[tokenize]) for compute, tokenize in computations}
     tallies = {}
     for name, metric in metrics.items():
         output = outputs[metric.compute, metric.tokenize]
-        tallies[name] = output if isinstance(output, Tally) else output[metric.output_index]
+        tally = output if isinstance(output, Tally) else output[metric.output_index]
+        notes = [each for each in (tally.note, note if metric.tokenize is parse_boxes else None) if each]
+        tallies[name] = replace(tally, note="; ".join(notes) or None)
     groups = number_images(images)
     if len(set(groups)) < len(groups):
         tallies = {name: tally.group(groups) for name, tally in tallies.items()}
     return tallies
+
+
+def uses_boxes(names: Iterable[str]) -> bool:
+    """Whether one of the metrics is of boxes."""
+    return any(METRICS[name].tokenize is parse_boxes for name in names if name in METRICS)
+
+
+def _pair_all_boxes(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], known: Sequence[KnownBoxes]
+) -> tuple[tuple[list[Any], list[list[Any]]], str | None]:
+    """(the answers' boxes, the references'), and a note if some of the answers that have boxes in pixels of the file to
+    be compared with have none themselves."""
+    known = known or [((), ())] * len(hypotheses)
+    pairs = [pair_boxes(*each) for each in zip(hypotheses, references, known, strict=True)]
+    num_written = sum(any(boxes) and not in_pixels for (_, boxes), (*_, in_pixels) in zip(known, pairs, strict=True))
+    note = f"the boxes of {num_written} of {len(pairs)} answers are compared as written" if num_written else None
+    return ([answer for answer, _, _ in pairs], [others for _, others, _ in pairs]), note
 
 
 def number_images(images: Sequence[tuple[Path, ...]]) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorgnette.metrics.answer_tables import AnswerTables, count_answers
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
+from lorgnette.metrics.box_answers import Boxes, list_known_boxes
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.own_metric import MetricFunction, resolve_metric_names
 from lorgnette.metrics.registry import (
@@ -56,14 +57,24 @@ class MetricReport:
 
 
 def compute_report(
-    metric_names: Sequence[str], prompts: Sequence[EvalPrompt], answers: Sequence[Sequence[str]]
+    metric_names: Sequence[str],
+    prompts: Sequence[EvalPrompt],
+    answers: Sequence[Sequence[str]],
+    boxes: Sequence[Sequence[Boxes]] = (),
 ) -> MetricReport:
-    """The report on answers [candidate][prompt]. Without references it has style only."""
+    """The report on answers [candidate][prompt]. Without references it has style only. boxes: those of the answers that
+    are known in pixels."""
     scored_indices = tuple(i for i, prompt in enumerate(prompts) if prompt.references)
     references = [prompts[i].references for i in scored_indices]
     images = [prompts[i].image_paths for i in scored_indices]
     scored_answers = [[texts[i] for i in scored_indices] for texts in answers] if scored_indices else []
-    tallies = [compute_tallies(metric_names, texts, references, images) for texts in scored_answers]
+    boxes = boxes or [[()] * len(prompts)] * len(answers)
+    tallies = [
+        compute_tallies(
+            metric_names, texts, references, images, [(own[i], prompts[i].reference_boxes) for i in scored_indices]
+        )
+        for texts, own in zip(scored_answers, boxes, strict=False)
+    ]
     differences: dict[tuple[int, int], tuple[Difference, ...]] = {}
     for b, a in combinations(range(len(tallies)), 2):
         rows = tuple(compare_tallies(name, tallies[b][name], tallies[a][name]) for name in metric_names)
@@ -175,8 +186,9 @@ def score_before_after(rows: Sequence[PredictionRow], names: Iterable[str]) -> l
     references = [row.references for row in rows]
     metrics = expand_metric_names(name for name in names if name not in SCORE_TABLES)
     images = [row.images for row in rows]
-    before = compute_tallies(metrics, [row.base or "" for row in rows], references, images)
-    after = compute_tallies(metrics, [row.tuned or "" for row in rows], references, images)
+    before_boxes, after_boxes = list_known_boxes(rows)
+    before = compute_tallies(metrics, [row.base or "" for row in rows], references, images, before_boxes)
+    after = compute_tallies(metrics, [row.tuned or "" for row in rows], references, images, after_boxes)
     score_rows = [row for name in names if name in SCORE_TABLES for row in SCORE_TABLES[name](rows)]
     for b, a in zip(build_scores(before), build_scores(after), strict=True):
         difference = compare_tallies(a.name, before[a.name], after[a.name])
@@ -193,7 +205,7 @@ def compute_gains(rows: Sequence[PredictionRow], names: Iterable[str]) -> list[f
     if name is None or not scored:
         return [None] * len(rows)
     before, after = [row.base or "" for row in scored], [row.tuned or "" for row in scored]
-    [difference] = compare_answers([name], before, after, [row.references for row in scored])
+    [difference] = compare_answers([name], before, after, [row.references for row in scored], list_known_boxes(scored))
     is_defined = difference.value is not None
     differences = dict(zip(map(id, scored), difference.per_example, strict=is_defined))
     return [METRICS[name].sign * differences[id(row)] if id(row) in differences else None for row in rows]

@@ -9,6 +9,7 @@ compared with each of the others on the same questions. A function of its argume
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lorgnette.metrics.box_answers import Boxes
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS
 from lorgnette.metrics.style import compute_style
@@ -52,13 +53,14 @@ def judge_candidates(
     answers: Sequence[Sequence[str]],
     metric_names: Sequence[str],
     *,
+    boxes: Sequence[Sequence[Boxes]] = (),
     tuned: Sequence[bool] = (),
     trained_on: Sequence[Sequence[bool]] = (),
 ) -> tuple[Verdict, int | None]:
     """Judge the answers [candidate][prompt]: the verdict, and the candidate with the highest scores; None without any.
 
-    tuned: whether each candidate was fine-tuned. trained_on: [candidate][prompt] whether the candidate was trained on
-    the prompt's images; empty if unknown.
+    boxes: those of the answers that are known in pixels. tuned: whether each candidate was fine-tuned. trained_on:
+    [candidate][prompt] whether the candidate was trained on the prompt's images; empty if unknown.
     """
     scored = [i for i, prompt in enumerate(prompts) if prompt.references]
     if not scored:
@@ -70,7 +72,7 @@ def judge_candidates(
     if all(own == texts[0] for own in texts):
         many = "Both" if len(names) == 2 else f"All {len(names)}"
         return Verdict("unchanged", "No difference.", f"{many} give the same answers to {total} {noun}."), None
-    ranking = _rank(rows, texts, metric_names)
+    ranking = _rank(rows, texts, [[own[i] for i in scored] for own in boxes], metric_names)
     best, doubts = ranking.order[0], list_doubts(*ranking.changes[0], total, noun, count_images(rows))
     headline, kind = _conclude(names, ranking, total, noun)
     if len(names) > 2 and ranking.beaten:
@@ -95,15 +97,25 @@ def judge_candidates(
 
 
 def _build_row(prompt: EvalPrompt) -> PredictionRow:
-    return PredictionRow(prompt.example.id, prompt.image_paths, prompt.text, prompt.references)
+    return prompt.build_row()
 
 
-def _rank(rows: Sequence[PredictionRow], texts: Sequence[Sequence[str]], metric_names: Sequence[str]) -> _Ranking:
+def _rank(
+    rows: Sequence[PredictionRow],
+    texts: Sequence[Sequence[str]],
+    boxes: Sequence[Sequence[Boxes]],
+    metric_names: Sequence[str],
+) -> _Ranking:
     """Candidates by their matches if there are enough of them, then by how close their answers are."""
 
+    boxes = boxes or [[()] * len(rows)] * len(texts)
+
     def measure(a: int, b: int) -> Changes:
-        pairs = zip(rows, texts[b], texts[a], strict=True)
-        return measure_changes([replace(row, base=base, tuned=own) for row, base, own in pairs], metric_names)
+        answered = [
+            replace(row, base=texts[b][i], tuned=texts[a][i], base_boxes=boxes[b][i], tuned_boxes=boxes[a][i])
+            for i, row in enumerate(rows)
+        ]
+        return measure_changes(answered, metric_names)
 
     over_first = [measure(i, 0) for i in range(len(texts))]
     matches = [match.after for match, _ in over_first]

@@ -1,60 +1,38 @@
-"""Parses boxes in a text as Qwen2-VL writes them, and draws them into an image.
+"""Draws boxes and points into an image, as lines of its own pixels."""
 
-    <|object_ref_start|>the cat<|object_ref_end|><|box_start|>(100,200),(400,800)<|box_end|>
-
-Coordinates are thousandths of the image's width and height (Qwen2-VL, arXiv 2409.12191, §2.2.1: normalized to
-[0, 1000)).
-"""
-
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from lorgnette.metrics import box_iou
+from lorgnette.types import PixelBox
 
-_BOX_PATTERN = re.compile(
-    r"(?:<\|object_ref_start\|>(?P<name>.*?)<\|object_ref_end\|>\s*)?<\|box_start\|>(?P<box>.*?)<\|box_end\|>",
-    re.DOTALL,
-)
 _COLORS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#a05195")
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """edges: left, top, right, bottom in thousandths."""
+def draw_boxes(image: Image.Image, boxes: Sequence[PixelBox], size: tuple[int, int]) -> Image.Image:
+    """Return a copy with the boxes, each in its color with a white edge, so that it is visible on any background.
 
-    edges: tuple[float, float, float, float]
-    name: str = ""
-
-    def __str__(self) -> str:
-        left, top, right, bottom = self.edges
-        outside = "" if min(self.edges) >= 0 and max(self.edges) <= 1000 else ", outside the image (0 to 1000)"
-        return f"{self.name} ({left:g},{top:g}),({right:g},{bottom:g})".strip() + outside
-
-    def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        left, top, right, bottom = self.edges
-        return left * width / 1000, top * height / 1000, right * width / 1000, bottom * height / 1000
-
-
-def parse_boxes(text: str) -> list[Box]:
-    """Find boxes between the box tokens; coordinates outside of them are ordinary text."""
-    return [
-        Box(edges, (match["name"] or "").strip())
-        for match in _BOX_PATTERN.finditer(text)
-        for edges in box_iou.parse_boxes(match["box"])
-    ]
-
-
-def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """Return a copy with the boxes, each in its color with a white edge, so that it is visible on any background."""
+    size: (width, height) of the file whose pixels the boxes count; `image` may be a resized one.
+    """
     copy = image.copy()
     pen = ImageDraw.Draw(copy)
     width = max(2, round(max(copy.size) / 140))
+    scale = copy.width / size[0], copy.height / size[1]
     for number, box in enumerate(boxes):
-        left, top, right, bottom = edges = box.to_pixels(*copy.size)
+        color = _COLORS[number % len(_COLORS)]
+        edges = [corner * scale[i % 2] for i, corner in enumerate(box.corners)]
+        if len(edges) == 2:
+            pen.circle(edges, 2 * width + 1, fill=color, outline="white")
+            continue
         pen.rectangle(edges, outline="white", width=width + 2)
+        left, top, right, bottom = edges
         inner = (left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1))
-        pen.rectangle(inner, outline=_COLORS[number % len(_COLORS)], width=width)
+        pen.rectangle(inner, outline=color, width=width)
     return copy
+
+
+def format_box(box: PixelBox) -> str:
+    """`cat (10,20),(30,40)`, in pixels of the file; with its score if there is one."""
+    pairs = zip(box.corners[::2], box.corners[1::2], strict=True)
+    text = f"{box.label} {','.join(f'({x:g},{y:g})' for x, y in pairs)}".strip()
+    return text if box.score is None else f"{text} {box.score:.2f}"

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from pydantic import TypeAdapter, ValidationError
@@ -28,9 +29,22 @@ def load_thumbnails(rows: Sequence[PredictionRow], max_side: int) -> Iterator[tu
 
 
 def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
-    """Write one JSON object per line; images are paths."""
-    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False, default=str) for row in rows)
+    """Write one JSON object per line; images are paths. Boxes are written where there are some."""
+    lines = (json.dumps(_drop_empty_boxes(dataclasses.asdict(row)), ensure_ascii=False, default=str) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _drop_empty_boxes(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without lists of boxes that are empty, and its boxes without what is not known of them."""
+    boxes = {name: row[name] for name in ("base_boxes", "tuned_boxes") if row[name]}
+    compact: dict[str, Any] = {name: list(map(_compact_box, found)) for name, found in boxes.items()}
+    if row["reference_boxes"]:
+        compact["reference_boxes"] = [list(map(_compact_box, found)) for found in row["reference_boxes"]]
+    return {name: value for name, value in row.items() if not name.endswith("_boxes")} | compact
+
+
+def _compact_box(box: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in box.items() if value not in (None, "") and (name != "image" or value)}
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:

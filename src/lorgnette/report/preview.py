@@ -16,10 +16,11 @@ from rich.text import Text
 
 from lorgnette.io.shell import escape_controls
 from lorgnette.processing.token_spans import TokenSpan
-from lorgnette.report.draw_boxes import Box, draw_boxes
+from lorgnette.report.draw_boxes import draw_boxes, format_box
 from lorgnette.report.html.inline_images import InlineImage, encode_data_uri
 from lorgnette.report.html.templates import write_page
 from lorgnette.report.manifest import describe_making
+from lorgnette.types import PixelBox
 
 TRAINED_STYLES = ("#ffffff on #0d6f65", "#ffffff on #0a4f48")
 """Used alternately, so that the end of a token is visible."""
@@ -42,13 +43,28 @@ class PreviewImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewBox:
+    """A box as the model gets it. written: its text. box: what that text says, in pixels of the file."""
+
+    box: PixelBox
+    written: str
+
+    def describe(self, size: tuple[int, int]) -> str:
+        """In pixels of the file, which has this (width, height), and as written."""
+        limits = [size[i % 2] for i in range(len(self.box.corners))]
+        is_inside = all(0 <= corner <= limit for corner, limit in zip(self.box.corners, limits, strict=True))
+        outside = "" if is_inside else f", outside the image ({size[0]}×{size[1]} pixels)"
+        return f"{format_box(self.box)} in pixels of the file{outside}; the model gets {self.written}"
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewRow:
-    """One row; with a problem, the other fields are empty. boxes: only if the row has one image."""
+    """One row; with a problem, the other fields are empty."""
 
     where: str
     problem: str = ""
     images: Sequence[PreviewImage] = ()
-    boxes: Sequence[Box] = ()
+    boxes: Sequence[PreviewBox] = ()
     spans: Sequence[TokenSpan] = ()
 
     @property
@@ -58,6 +74,16 @@ class PreviewRow:
     @property
     def num_trained(self) -> int:
         return sum(span.num_tokens for span in self.spans if span.is_trained)
+
+    def draw_image(self, number: int) -> Image.Image:
+        """The resized image with its boxes."""
+        image, boxes = self.images[number], [each.box for each in self.boxes if each.box.image == number]
+        return draw_boxes(image.resized, boxes, image.size)
+
+    @property
+    def box_lines(self) -> list[str]:
+        """The boxes in words, in order."""
+        return [each.describe(self.images[each.box.image].size) for each in self.boxes]
 
     @property
     def token_counts(self) -> str:
@@ -73,13 +99,12 @@ def print_rows(rows: Sequence[PreviewRow], console: Console) -> None:
         console.print(Text(where + (f"  {row.token_counts}" if row.spans else ""), "bold"), soft_wrap=True)
         if row.problem:
             console.print(Text(escape_controls(row.problem), "red"), soft_wrap=True)
-        for image in row.images:
+        for number, image in enumerate(row.images):
             if not is_plain:
-                image_with_boxes = draw_boxes(image.resized, row.boxes)
-                console.print(render_half_blocks(image_with_boxes, min(_MAX_COLUMNS, console.width)))
+                console.print(render_half_blocks(row.draw_image(number), min(_MAX_COLUMNS, console.width)))
             console.print(Text(escape_controls(describe_image(image)), "dim"), soft_wrap=True)
-        for number, box in enumerate(row.boxes, start=1):
-            console.print(Text(f"box {number}: {box}", "dim"), soft_wrap=True)
+        for number, line in enumerate(row.box_lines, start=1):
+            console.print(Text(escape_controls(f"box {number}: {line}"), "dim"), soft_wrap=True)
         console.print(bracket_spans(row.spans) if is_plain else color_spans(row.spans), soft_wrap=is_plain)
     trained = "tokens in ⟦ ⟧" if is_plain else "green tokens"
     console.print(Text(f"\n{trained} have loss, the others do not", "dim"))
@@ -101,9 +126,9 @@ def write_preview_page(
     sections = []
     for row in rows:
         images = []
-        for image in row.images:
+        for number, image in enumerate(row.images):
             buffer = io.BytesIO()
-            draw_boxes(image.resized, row.boxes).save(buffer, "PNG", optimize=True)  # exact pixels
+            row.draw_image(number).save(buffer, "PNG", optimize=True)  # exact pixels
             inline = InlineImage(image.name, encode_data_uri(buffer.getvalue(), "png"))
             images.append((inline, image, compute_scale(image.resized.size)))
         sections.append((row, images, [(span, format_span(span)) for span in row.spans]))

@@ -16,6 +16,7 @@ from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
 from lorgnette.metrics.bootstrap import compare_tallies
+from lorgnette.metrics.box_answers import list_known_boxes
 from lorgnette.metrics.registry import build_scores, compute_tallies, expand_metric_names
 from lorgnette.report import run_log
 from lorgnette.report.notebook import Answers, InlinePage, Table, render_result
@@ -80,9 +81,10 @@ class Run:
         rows = [row for row in self.predictions if row.references and row.base is not None and row.tuned is not None]
         names = expand_metric_names(self.settings.predict.metrics)
         references, images = [row.references for row in rows], [row.images for row in rows]
+        texts = [row.base or "" for row in rows], [row.tuned or "" for row in rows]
         before, after = (
-            compute_tallies(names if rows else (), texts, references, images)
-            for texts in ([row.base or "" for row in rows], [row.tuned or "" for row in rows])
+            compute_tallies(names if rows else (), answers, references, images, boxes)
+            for answers, boxes in zip(texts, list_known_boxes(rows), strict=True)
         )
         table = Table()
         for a, b in zip(build_scores(before), build_scores(after), strict=True):

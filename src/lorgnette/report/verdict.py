@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorgnette.metrics.bootstrap import Difference, compare_tallies
+from lorgnette.metrics.box_answers import list_known_boxes
 from lorgnette.metrics.registry import METRICS, compute_tallies, number_images, select_sample_metric
 from lorgnette.metrics.report import classify_difference, format_with_sign
 from lorgnette.metrics.style import compute_style
@@ -200,8 +201,9 @@ def _measure(rows: Sequence[PredictionRow], names: Sequence[str]) -> list[Change
         [row.references for row in rows],
         [row.images for row in rows],
     )
-    before = compute_tallies(names, [row.base or "" for row in rows], references, images)
-    after = compute_tallies(names, [row.tuned or "" for row in rows], references, images)
+    before_boxes, after_boxes = list_known_boxes(rows)
+    before = compute_tallies(names, [row.base or "" for row in rows], references, images, before_boxes)
+    after = compute_tallies(names, [row.tuned or "" for row in rows], references, images, after_boxes)
     changes = []
     for name in names:
         first, second = before[name].value, after[name].value

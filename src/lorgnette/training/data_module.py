@@ -94,6 +94,8 @@ class TrainingData:
         train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
+        for line in processor.list_remarks(train_part):
+            terminal.print(f"note       {line}")
         for line in list_start_warnings(settings, loaded.references):
             terminal.warn(line)
         return loaded
@@ -106,7 +108,8 @@ class TrainingData:
     def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
         """The settings, with `auto` in predict.metrics replaced by what suits the references of all rows. Prints it."""
         names, examples = settings.predict.metrics, [e.example for part in (self.examples, self.held_out) for e in part]
-        choice = choose_metrics(names, [(example.reference,) for example in examples])
+        has_boxes = [bool(example.reference_boxes) for example in examples]
+        choice = choose_metrics(names, [(example.reference,) for example in examples], has_boxes)
         if choice.labels:
             choice = choose_metrics(names, [prompt.references for prompt in group_by_prompt(examples)])
         if not choice.reason:

@@ -15,6 +15,7 @@ import torch
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics import registry
+from lorgnette.metrics.box_answers import list_known_boxes
 from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report import run_log
 from lorgnette.report.html.charts import Curve
@@ -112,5 +113,6 @@ def _compute_scores(rows: Sequence[PredictionRow], metric: str | None) -> dict[s
     if metric is None or not scored:
         return {}
     answers, references = [row.tuned or "" for row in scored], [row.references for row in scored]
-    tallies = registry.compute_tallies([metric], answers, references)
+    _, boxes = list_known_boxes(scored)
+    tallies = registry.compute_tallies([metric], answers, references, boxes=boxes)
     return {name: tally.value for name, tally in tallies.items() if tally.value is not None}

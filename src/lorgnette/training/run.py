@@ -16,7 +16,7 @@ from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.io.atomic import atomic_folder, remove_folder
 from lorgnette.lora.metadata import AdapterMetadata, AdapterOrigin
 from lorgnette.lora.peft_files import write_adapter
-from lorgnette.metrics.registry import get_best_model_metric, select_tracked_metric
+from lorgnette.metrics.registry import expand_metric_names, get_best_model_metric, select_tracked_metric, uses_boxes
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import write_predictions
@@ -60,7 +60,11 @@ def run_training(
     device, dtype = _select_device_and_dtype(settings, terminal)
     step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
     metadata = _describe_adapter(settings, data)
-    sampling = SamplingParams(max_new_tokens=settings.predict.max_new_tokens, batch_size=settings.predict.batch_size)
+    sampling = SamplingParams(
+        max_new_tokens=settings.predict.max_new_tokens,
+        batch_size=settings.predict.batch_size,
+        with_boxes=uses_boxes([*expand_metric_names(settings.predict.metrics), settings.train.metric_for_best_model]),
+    )
 
     with explain_out_of_memory("lower train.max_tokens_per_microbatch, image_size or lora.rank"):
         # Build the model. The reference sample's image is encoded together with those of the data.
