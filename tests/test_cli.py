@@ -17,7 +17,7 @@ from lorgnette import config
 COMMANDS = {
     "demo": "--out --images WORDS",
     "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
-    " --image-column --caption-column --on-bad-row",
+    " --image-column --caption-column --on-bad-row --text-boxes",
     "check": "WORDS --recipe --prompt --rows --name --images-from --image-column --caption-column"
     " --look-alikes/--no-look-alikes --out --json",
     "preview": "WORDS --rows --out",

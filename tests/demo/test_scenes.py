@@ -17,6 +17,7 @@ from lorgnette.demo.scenes import (
     WIDTHS,
     Scene,
     Thing,
+    compute_boxes,
     draw_background,
     draw_scene,
     sample_scene,
@@ -137,3 +138,17 @@ def test_two_backgrounds_differ_more_than_variants_of_one() -> None:
     for first, second in itertools.combinations(BACKGROUNDS, 2):
         distance = min(np.abs(a - b).mean() for a in columns[first] for b in columns[second])
         assert distance > 8, (first, second)
+
+
+@pytest.mark.parametrize("size", [SIDE, 448])
+def test_boxes_are_around_what_is_drawn(scenes: list[Scene], size: int) -> None:
+    for scene in scenes[:20]:
+        background = np.asarray(draw_background(scene.background, scene.variant, size)).astype(int)
+        changed = (np.asarray(draw_scene(scene, size)) != background).any(2)
+        for left, top, right, bottom in compute_boxes(scene, size):
+            # Nearly transparent edges may leave a pixel as it is.
+            inside = np.argwhere(changed[top:bottom, left:right])
+            assert inside.min(0).max() <= 1
+            assert (inside.max(0) >= np.array([bottom - top, right - left]) - 2).all()
+            changed[top:bottom, left:right] = False
+        assert not changed.any()

@@ -107,8 +107,8 @@ def prepare(
     """Write data_vl, data_vl_train and data_vl_test into the folder `out`, with absolute image paths.
 
     `read` describes the options that select rows and images, and text_boxes, `train_test_split` the two splits. Images
-    inside the source are extracted to `out`/images unless images_to is given. Captions keep the blanks around them. A file with
-    the same content is left as it is; if a file has other content, nothing is written (UsageError).
+    inside the source are extracted to `out`/images unless images_to is given. Captions keep the blanks around them. A
+    file with the same content is left as it is; if a file has other content, nothing is written (UsageError).
     """
     rows = read(
         source, prompt=prompt, max_rows=max_rows, sample=sample, seed=seed, name=name, images_from=images_from,

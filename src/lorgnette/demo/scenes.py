@@ -96,12 +96,28 @@ def _sample_positions(widths: list[int], rng: random.Random) -> tuple[list[int],
 def draw_scene(scene: Scene, size: int = SIDE) -> Image.Image:
     """Draw the scene as an RGB image of size×size pixels. Deterministic."""
     image = draw_background(scene.background, scene.variant, size).copy()
-    scale = size / SIDE
     for thing in (scene.first, scene.second):
-        sticker = draw_sticker(thing.kind, thing.color, round(thing.width * scale), thing.tilt, thing.mirrored)
-        corner = (round(thing.x * scale - sticker.width / 2), round(thing.y * scale - sticker.height / 2))
+        sticker, corner = _place_sticker(thing, size)
         image.paste(sticker, corner, mask=sticker)
     return image
+
+
+def compute_boxes(scene: Scene, size: int = SIDE) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """The boxes around the first and the second thing: left, top, right, bottom in pixels of `draw_scene`'s image."""
+
+    def compute_box(thing: Thing) -> tuple[int, int, int, int]:
+        sticker, (x, y) = _place_sticker(thing, size)
+        left, top, right, bottom = sticker.getchannel("A").getbbox() or (0, 0, 0, 0)
+        return x + left, y + top, x + right, y + bottom
+
+    return compute_box(scene.first), compute_box(scene.second)
+
+
+def _place_sticker(thing: Thing, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The thing's image, and the place of its upper left corner."""
+    scale = size / SIDE
+    sticker = draw_sticker(thing.kind, thing.color, round(thing.width * scale), thing.tilt, thing.mirrored)
+    return sticker, (round(thing.x * scale - sticker.width / 2), round(thing.y * scale - sticker.height / 2))
 
 
 class _Brush:
