@@ -92,9 +92,9 @@ class ModelPair:
         inputs = self.build_padded_inputs(examples)
         labels = inputs.pop("labels")
         base = self.model.get_base_model()
-        base.set_attn_implementation({"text_config": "eager", "vision_config": "eager"})
+        base.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
         logits = self.model(**inputs).logits
-        base.set_attn_implementation({"text_config": "lorgnette_packed", "vision_config": "sdpa"})
+        base.set_attn_implementation({"text_config": "lorgnette_packed"})
         has_label = labels[:, 1:] != IGNORE_INDEX
         losses = torch.nn.functional.cross_entropy(
             logits[:, :-1][has_label], labels[:, 1:][has_label], reduction="none"

@@ -1,4 +1,4 @@
-"""Losses and every LoRA gradient of packed examples equal those of transformers' padded batch."""
+"""Losses and every LoRA gradient of packed examples equal those of transformers' padded batch, in every family."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain import measure_distance
 from torch import Tensor
 
 from lorgnette.config import LoraSettings, ProcessorSettings
 from lorgnette.features.image_features import Features, HfVisionTower
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.packing import pack, split_into_microbatches
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
 PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
+FIRST = next(name for name, family in FAMILIES.items() if family.can_pack)
 LossesAndGrads = tuple[Tensor, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module")
-def pair(make_pair: Callable[..., Any]) -> Any:
-    return make_pair(LoraSettings(rank=8, alpha=16, dropout=0.0), PROCESSOR)
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
+    return make_pair(LoraSettings(rank=8, alpha=16, dropout=0.0), PROCESSOR, model_type=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +32,48 @@ def encoded(pair: Any, conversations: list[Example]) -> list[Encoded]:
     return [pair.processor.encode(example) for example in conversations]
 
 
-def measure_distance(actual: LossesAndGrads, expected: LossesAndGrads) -> float:
-    """The largest difference of losses, and of gradients relative to the largest entry of their tensor."""
-    assert actual[1].keys() == expected[1].keys()
-    gradients = [
-        ((actual[1][name] - grad).abs().max() / grad.abs().max().clamp_min(1e-12)).item()
-        for name, grad in expected[1].items()
-    ]
-    return max((actual[0] - expected[0]).abs().max().item(), *gradients)
+@pytest.fixture(scope="module")
+def batch(encoded: list[Encoded]) -> PackedBatch:
+    return pack(encoded, count_labels(encoded))
+
+
+@pytest.fixture(scope="module")
+def expected(pair: Any, encoded: list[Encoded]) -> LossesAndGrads:
+    return pair.compute_padded(encoded)  # type: ignore[no-any-return]
 
 
 def count_labels(examples: Sequence[Encoded]) -> int:
     return sum(e.num_labels for e in examples)
 
 
-def test_packed_equals_padded(pair: Any, encoded: list[Encoded]) -> None:
-    packed = pair.compute_packed([pack(encoded, count_labels(encoded))])
-    assert measure_distance(packed, pair.compute_padded(encoded)) < TOLERANCE
+def measure_losses(pair: Any, batch: PackedBatch, expected: LossesAndGrads) -> float:
+    """The largest difference of a loss."""
+    pair.features.prepare(batch.grids)
+    with torch.no_grad():
+        return (pair.engine.compute_label_losses(batch) - expected[0]).abs().max().item()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("parts", [("language", "merger"), ("language", "vision", "merger"), ("vision",)])
-def test_trained_towers_equal_padded(make_pair: Callable[..., Any], conversations: list[Example], parts: Any) -> None:
-    """A trained tower computes live features, and its gradients equal transformers' too."""
+def test_packed_equals_padded(pair: Any, batch: PackedBatch, expected: LossesAndGrads) -> None:
+    assert measure_distance(pair.compute_packed([batch]), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trained_towers_equal_padded(make_pair: Callable[..., Any], conversations: list[Example], name: str) -> None:
+    """A trained tower computes live features; its gradients, deepstack's mergers' too, equal transformers'."""
+    parts = ("language", "vision", "merger")
+    pair = make_pair(LoraSettings(rank=4, dropout=0.0, parts=parts), PROCESSOR, model_type=name)
+    examples = [pair.processor.encode(example) for example in conversations]
+    packed = pair.compute_packed([pack(examples, count_labels(examples))])
+    assert any("visual.blocks" in name for name in packed[1])
+    assert any("visual.merger" in name for name in packed[1])
+    assert any("deepstack" in name for name in packed[1]) == bool(pair.family.deepstack_linears)
+    assert measure_distance(packed, pair.compute_padded(examples)) < TOLERANCE
+
+
+@pytest.mark.parametrize("parts", [("language", "merger"), ("vision",)])
+def test_one_part_of_a_tower_equals_padded(
+    make_pair: Callable[..., Any], conversations: list[Example], parts: Any
+) -> None:
     pair = make_pair(LoraSettings(rank=4, dropout=0.0, parts=parts), PROCESSOR)
     examples = [pair.processor.encode(example) for example in conversations]
     packed = pair.compute_packed([pack(examples, count_labels(examples))])
@@ -58,22 +81,19 @@ def test_trained_towers_equal_padded(make_pair: Callable[..., Any], conversation
     assert measure_distance(packed, pair.compute_padded(examples)) < TOLERANCE
 
 
-@pytest.mark.parametrize("max_tokens", [1, 120, 200])
-def test_any_split_of_a_step_equals_the_step(pair: Any, encoded: list[Encoded], max_tokens: int) -> None:
-    unsplit = pair.compute_packed([pack(encoded, count_labels(encoded))])
-    split = split_into_microbatches(encoded, max_tokens)
-    assert len(split) > 1
-    assert measure_distance(pair.compute_packed(split), unsplit) < TOLERANCE
+def test_any_split_of_a_step_equals_the_step(pair: Any, encoded: list[Encoded], expected: LossesAndGrads) -> None:
+    split = split_into_microbatches(encoded, 120)
+    assert 1 < len(split) < len(encoded)
+    assert measure_distance(pair.compute_packed(split), expected) < TOLERANCE
 
 
-def test_cached_features_equal_live(pair: Any, encoded: list[Encoded]) -> None:
-    batch = pack(encoded, count_labels(encoded))
-    cached = pair.compute_packed([batch])
+def test_kept_features_equal_live(pair: Any, batch: PackedBatch, expected: LossesAndGrads) -> None:
     live = Features(HfVisionTower(pair.model.get_base_model()), pair.processor.image_processor, is_live=True)
     live.prepare(batch.grids)
+    pair.features.prepare(batch.grids)
     torch.testing.assert_close(live.gather(batch.grids), pair.features.gather(batch.grids), atol=1e-5, rtol=0)
     pair.engine.features = live
-    assert measure_distance(pair.compute_packed([batch]), cached) < TOLERANCE
+    assert measure_losses(pair, batch, expected) < TOLERANCE
     pair.engine.features = pair.features
 
 
@@ -99,18 +119,42 @@ def break_labels(batch: PackedBatch) -> PackedBatch:
 
 @pytest.mark.parametrize("break_batch", [break_mask, break_positions, break_features, break_labels])
 def test_a_mistake_in_packing_shows(
-    pair: Any, encoded: list[Encoded], break_batch: Callable[[PackedBatch], PackedBatch]
+    pair: Any, batch: PackedBatch, expected: LossesAndGrads, break_batch: Callable[[PackedBatch], PackedBatch]
 ) -> None:
     """Negative controls: each possible mistake is far outside the tolerance."""
-    batch = break_batch(pack(encoded, count_labels(encoded)))
-    assert measure_distance(pair.compute_packed([batch]), pair.compute_padded(encoded)) > 1000 * TOLERANCE
+    assert measure_losses(pair, break_batch(batch), expected) > 1000 * TOLERANCE
 
 
-def test_a_mean_per_micro_batch_is_not_the_mean_over_labels(pair: Any, encoded: list[Encoded]) -> None:
+def test_examples_with_a_recurrence_cannot_be_packed(pair: Any, batch: PackedBatch, expected: LossesAndGrads) -> None:
+    """In one row they give other losses: the fact `can_pack` is needed, and true elsewhere."""
+    pair.engine._can_pack = True
+    difference = measure_losses(pair, batch, expected)
+    pair.engine._can_pack = pair.family.can_pack
+    assert difference < TOLERANCE if pair.family.can_pack else difference > 5000 * TOLERANCE
+
+
+def test_deepstack_matters(pair: Any, batch: PackedBatch, expected: LossesAndGrads) -> None:
+    """Negative control: without the features' further levels, or with two exchanged, the losses differ."""
+    pair.features.prepare(batch.grids)
+    features, C = pair.features.gather(batch.grids), pair.engine._embedding.embedding_dim
+    assert (features.shape[1] > C) == bool(pair.family.deepstack_linears)
+    if features.shape[1] > C:
+        first, *levels = features.split(C, 1)
+        for wrong in (first, torch.cat([first, *reversed(levels)], 1)):
+            pair.engine.features = type("Wrong", (), {"gather": lambda self, grids, wrong=wrong: wrong})()
+            with torch.no_grad():
+                losses = pair.engine.compute_label_losses(batch)
+            pair.engine.features = pair.features
+            assert (losses - expected[0]).abs().max() > 1000 * TOLERANCE
+
+
+@pytest.mark.parametrize("pair", [FIRST], indirect=True)
+def test_a_mean_per_micro_batch_is_not_the_mean_over_labels(
+    pair: Any, encoded: list[Encoded], expected: LossesAndGrads
+) -> None:
     """Negative control for the weights: averaging within micro-batches gives another step."""
-    unsplit = pair.compute_packed([pack(encoded, count_labels(encoded))])
     averaged = [
         replace(b, label_weights=np.full_like(b.label_weights, 1 / len(b.label_weights) / 5))
         for b in split_into_microbatches(encoded, 1)
     ]
-    assert measure_distance(pair.compute_packed(averaged), unsplit) > 1000 * TOLERANCE
+    assert measure_distance(pair.compute_packed(averaged), expected) > 1000 * TOLERANCE
