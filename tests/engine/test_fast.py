@@ -4,18 +4,22 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lorgnette.config import TARGET_MODULES
 from lorgnette.engine import loading
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.fast import FastEngine
+from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.metadata import AdapterMetadata
-from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.qwen2_vl import text_decoder
 from lorgnette.processing.dropout_keys import derive_step_key
@@ -25,11 +29,19 @@ from lorgnette.types import Encoded, Example, PackedBatch
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PackFn = Callable[..., PackedBatch]
+WITH_DEEPSTACK = pytest.mark.parametrize("folder", ["qwen3_vl"], indirect=True)
+WITH_AND_WITHOUT_DEEPSTACK = pytest.mark.parametrize("folder", [None, "qwen3_vl"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
-    processor = Processor.from_folder(tiny, adapter_metadata.processor)
+def folder(request: pytest.FixtureRequest, tiny: Path, tiny_family: Callable[[str], Path]) -> Path:
+    """The tiny Qwen2-VL, or the family that a test names."""
+    return tiny_family(request.param) if getattr(request, "param", None) else tiny
+
+
+@pytest.fixture(scope="module")
+def encoded(folder: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> list[Encoded]:
+    processor = Processor.from_folder(folder, adapter_metadata.processor)
     return [processor.encode(example) for example in conversations]
 
 
@@ -40,16 +52,19 @@ def pack_with(encoded: list[Encoded]) -> PackFn:
 
 
 @pytest.fixture(scope="module")
-def make_engine(tiny: Path, saved: Path, adapter_metadata: AdapterMetadata) -> Callable[..., FastEngine]:
-    """make_engine(0.3[, group_by_image=, device=, dtype=]) → with the saved adapter and this dropout."""
-    checkpoint = BaseCheckpoint.from_folder(tiny)
-    image_processor = Processor.from_folder(tiny, adapter_metadata.processor).image_processor
+def make_engine(folder: Path, adapter_metadata: AdapterMetadata) -> Callable[..., FastEngine]:
+    """make_engine(0.3[, group_by_image=, device=, dtype=]) → with a random adapter and this dropout."""
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    image_processor = Processor.from_folder(folder, adapter_metadata.processor).image_processor
+    shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)
+    values = torch.randn(shape.num_params, generator=torch.Generator().manual_seed(0)) * 0.05
 
     def make(dropout: float = 0.0, *, device: str = "cpu", dtype: Any = torch.float32, **options: Any) -> FastEngine:
         features = loading.build_features(checkpoint, image_processor, torch.device(device), dtype)
-        model = loading.load_fast_model(checkpoint, SavedAdapter.load(saved), features, dtype)
-        assert model.adapter is not None
-        return FastEngine(model.decoder, model.adapter, features, dropout=dropout, **options)
+        adapter = FlatLoraParams(shape, features.device)
+        adapter.copy_from(values)
+        decoder = loading.load_decoder(checkpoint, shape, features.device, dtype)
+        return FastEngine(decoder, adapter, features, dropout=dropout, **options)
 
     return make
 
@@ -66,8 +81,8 @@ def compute(engine: FastEngine, *batches: PackedBatch) -> tuple[float, Tensor]:
     return loss, grad.clone()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("prefix_sharing", [False, True])
+@WITH_AND_WITHOUT_DEEPSTACK
+@pytest.mark.parametrize(("prefix_sharing", "dropout"), [(False, 0.0), (True, 0.3)])
 def test_padding_changes_neither_loss_nor_gradient(
     make_engine: Callable[..., FastEngine], pack_with: PackFn, prefix_sharing: bool, dropout: float
 ) -> None:
@@ -77,6 +92,7 @@ def test_padding_changes_neither_loss_nor_gradient(
     padded, unpadded = StaticInputs(exact.pad(), engine.decoder), engine._load_batch(batch)
     padded.copy_from(batch)
     padded.x[: exact.tokens] = unpadded.x
+    padded.batch.level_embeds[:, : exact.tokens] = unpadded.batch.level_embeds
     padded.x[exact.tokens :].normal_()  # as an earlier, longer batch left it
     grad = engine.adapter.values.grad
     assert grad is not None
@@ -91,6 +107,25 @@ def test_padding_changes_neither_loss_nor_gradient(
     engine._forward_backward(padded)
     assert padded.loss.item() != pytest.approx(loss, rel=1e-2)
     assert (grad - expected).abs().max() > 1e-4
+
+
+@WITH_DEEPSTACK
+def test_a_batch_without_images_has_nothing_of_the_last_ones(
+    make_engine: Callable[..., FastEngine], pack_with: PackFn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may use the same static inputs."""
+    engine, batch, none = make_engine(), pack_with(False), np.zeros(0, np.int32)
+    text = replace(batch, grids=(), image_token_indices=none, feature_indices=none)
+    loss, expected = compute(engine, text)
+    assert compute(engine, batch)[0] != pytest.approx(loss, rel=1e-3)  # negative control
+    monkeypatch.setattr(engine, "_use_graphs", True)
+    first, second = engine._load_batch(batch), engine._load_batch(text)
+    assert first is second
+    assert engine.adapter.values.grad is not None
+    engine.adapter.values.grad.zero_()
+    engine._forward_backward(second)
+    assert second.loss.item() == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(engine.adapter.values.grad, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_seed_and_step_select_the_dropout_masks(make_engine: Callable[..., FastEngine], pack_with: PackFn) -> None:
@@ -143,6 +178,7 @@ def test_prefixes_are_shared_if_their_dropout_masks_are(make_engine: Callable[..
 
 
 @CUDA
+@WITH_AND_WITHOUT_DEEPSTACK
 def test_capturing_ahead_changes_nothing_but_the_graph(
     make_engine: Callable[..., FastEngine], pack_with: PackFn
 ) -> None:

@@ -1,8 +1,7 @@
-"""The fast engine's losses and LoRA gradients equal those of transformers' padded batch."""
+"""The fast engine's losses and LoRA gradients equal those of transformers' padded batch, for every family."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,9 @@ from torch import Tensor
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import load_decoder
+from lorgnette.features.image_features import Features, HfVisionTower
+from lorgnette.kernels.qk_norm_rotary import norm_and_rotate
+from lorgnette.kernels.rotary import apply_rotary, expand_mrope_section
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -27,9 +29,14 @@ LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
 LossesAndGrads = tuple[Tensor, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module")
-def pair(make_pair: Callable[..., Any]) -> Any:
-    return make_pair(LORA, PROCESSOR)
+FAMILIES = [{}, {"model_type": "qwen2_5_vl"}, {"model_type": "qwen3_vl", "is_tied": False}]
+"""Options of make_pair. The first is Qwen2-VL."""
+IDS = [str(options.get("model_type", "qwen2_vl")) for options in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
+def pair(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
+    return make_pair(LORA, PROCESSOR, **request.param)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +45,19 @@ def encoded(pair: Any, conversations: list[Example]) -> list[Encoded]:
 
 
 @pytest.fixture(scope="module")
-def engine(pair: Any, tiny: Path) -> FastEngine:
-    return build_engine(pair, tiny, LORA)
+def expected(pair: Any, encoded: list[Encoded]) -> LossesAndGrads:
+    """Those of transformers and PEFT, which compute the images' features again."""
+    return pair.compute_padded(encoded)  # type: ignore[no-any-return]
 
 
-def build_engine(pair: Any, folder: Path, lora: LoraSettings, dtype: torch.dtype = torch.float32) -> FastEngine:
+@pytest.fixture(scope="module")
+def engine(pair: Any) -> FastEngine:
+    return build_engine(pair, LORA)
+
+
+def build_engine(pair: Any, lora: LoraSettings, dtype: torch.dtype = torch.float32) -> FastEngine:
     """The fast engine with the pair's weights and adapter, on its device."""
-    checkpoint = BaseCheckpoint.from_folder(folder)
+    checkpoint = BaseCheckpoint.from_folder(pair.folder)
     shape = AdapterShape(checkpoint.load_text_config(), lora.target_modules, lora.rank, lora.alpha / lora.rank)
     decoder = load_decoder(checkpoint, shape, pair.engine.device, dtype)
     adapter = FlatLoraParams(shape, pair.engine.device)
@@ -82,25 +95,21 @@ def measure_distance(actual: LossesAndGrads, expected: LossesAndGrads) -> float:
     return max((actual[0] - expected[0]).abs().max().item(), *gradients)
 
 
-def test_losses_and_gradients_equal_transformers(pair: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
-    labels = sum(e.num_labels for e in encoded)
-    assert measure_distance(run_engine(engine, [pack(encoded, labels)]), pair.compute_padded(encoded)) < TOLERANCE
-
-
 @pytest.mark.parametrize("prefix_sharing", [False, True])
 @pytest.mark.parametrize("max_tokens", [10_000, 90])
-def test_sharing_and_splitting_do_not_change_the_step(
-    pair: Any, engine: FastEngine, encoded: list[Encoded], prefix_sharing: bool, max_tokens: int
+def test_losses_and_gradients_equal_transformers(
+    engine: FastEngine, encoded: list[Encoded], expected: LossesAndGrads, prefix_sharing: bool, max_tokens: int
 ) -> None:
-    expected = pair.compute_padded(encoded)
+    """However a step is split, and whether prefixes are shared or not."""
     batches = split_into_microbatches(encoded, max_tokens, prefix_sharing=prefix_sharing)
     assert measure_distance(run_engine(engine, batches), expected) < TOLERANCE
 
 
-def test_a_wrong_position_and_a_wrong_mask_show(pair: Any, engine: FastEngine, encoded: list[Encoded]) -> None:
+def test_a_wrong_position_and_a_wrong_mask_show(
+    engine: FastEngine, encoded: list[Encoded], expected: LossesAndGrads
+) -> None:
     """Negative control."""
-    labels = sum(e.num_labels for e in encoded)
-    batch, expected = pack(encoded, labels), pair.compute_padded(encoded)
+    batch = pack(encoded, sum(e.num_labels for e in encoded))
     shifted = batch.position_ids.copy()
     shifted[:, 3:] += 1
     assert measure_distance(run_engine(engine, [replace(batch, position_ids=shifted)]), expected) > 100 * TOLERANCE
@@ -110,25 +119,59 @@ def test_a_wrong_position_and_a_wrong_mask_show(pair: Any, engine: FastEngine, e
     )
 
 
-@pytest.mark.parametrize("recompute_layers", [1, 2])
-def test_recomputing_layers_changes_nothing(
-    pair: Any, tiny: Path, engine: FastEngine, encoded: list[Encoded], recompute_layers: int
+def test_what_a_family_does_differently_shows(
+    engine: FastEngine, encoded: list[Encoded], expected: LossesAndGrads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: blocks of M-RoPE instead of interleaved or the reverse; no deepstack, other norms of heads."""
+    batch, config = pack(encoded, sum(e.num_labels for e in encoded)), engine.decoder.config
+    layer_class = type(engine.decoder.layers[0])
+
+    def swap_axes(patch: pytest.MonkeyPatch) -> None:
+        is_interleaved = not config.is_mrope_interleaved
+        axes = expand_mrope_section(config.mrope_section, engine.device, is_interleaved=is_interleaved)
+        patch.setattr(engine.decoder, "_mrope_axes", axes)
+
+    def leave_out_levels(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr("lorgnette.models.qwen2_vl.text_decoder.add_level", lambda *_: None)
+
+    def swap_norms(patch: pytest.MonkeyPatch) -> None:
+        for layer in engine.decoder.layers:
+            patch.setattr(layer, "head_norms", layer.head_norms.flip(0))
+
+    def norm_behind_rotation(patch: pytest.MonkeyPatch) -> None:
+        def rotate_heads(layer: Any, qkv: Tensor, cos_sin: Any, **_: bool) -> Tensor:
+            apply_rotary(qkv, *cos_sin, sum(layer.num_heads))
+            unrotated = torch.ones_like(cos_sin[0]), torch.zeros_like(cos_sin[0])
+            norm_and_rotate(qkv, layer.head_norms, config.rms_norm_eps, *unrotated, layer.num_heads, qkv)
+            return qkv
+
+        patch.setattr(layer_class, "rotate_heads", rotate_heads)
+
+    mistakes = [swap_axes, *([leave_out_levels, swap_norms, norm_behind_rotation] if config.has_qk_norm else [])]
+    for make_mistake in mistakes:
+        with monkeypatch.context() as patch:
+            make_mistake(patch)
+            assert (engine.compute_label_losses(batch) - expected[0]).abs().max() > 100 * TOLERANCE
+    assert (engine.compute_label_losses(batch) - expected[0]).abs().max() < TOLERANCE
+
+
+def test_features_computed_in_every_step_give_the_same(
+    pair: Any, engine: FastEngine, encoded: list[Encoded], expected: LossesAndGrads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = pack(encoded, sum(e.num_labels for e in encoded))
-    losses, gradients = run_engine(engine, [batch])
-    context = engine.decoder.forward(
-        engine._load_batch(batch).x, engine._load_batch(batch).batch, None, recompute_layers=recompute_layers
-    )
-    same_losses, dx = engine.decoder.compute_losses_and_grad(context)
-    engine.decoder.backward(context, dx)
-    assert torch.equal(same_losses, losses)
-    assert all(torch.equal(engine.adapter.named_grads[name], grad) for name, grad in gradients.items())
-    engine.adapter.values.grad.zero_()
+    tower = HfVisionTower(pair.model.get_base_model())
+    live = Features(tower, pair.processor.image_processor, is_live=True)
+    monkeypatch.setattr(engine, "features", live)
+    assert measure_distance(run_engine(engine, [batch]), expected) < TOLERANCE
 
 
-def test_dropout_depends_on_the_step_and_is_unbiased(pair: Any, tiny: Path, encoded: list[Encoded]) -> None:
+def test_dropout_depends_on_the_step_and_is_unbiased(
+    make_pair: Callable[..., Any], conversations: list[Example]
+) -> None:
     """Equal steps have equal masks; the mean loss over many steps is the loss without dropout."""
-    engine = build_engine(pair, tiny, LORA.model_copy(update={"dropout": 0.3}))
+    pair = make_pair(LORA, PROCESSOR)
+    engine = build_engine(pair, LORA.model_copy(update={"dropout": 0.3}))
+    encoded = [pair.processor.encode(example) for example in conversations]
     num_labels = sum(e.num_labels for e in encoded)
     batches = [pack(encoded, num_labels, step_key=derive_step_key(0, step)) for step in range(40)]
     engine.features.prepare(batches[0].grids)
@@ -140,11 +183,14 @@ def test_dropout_depends_on_the_step_and_is_unbiased(pair: Any, tiny: Path, enco
     assert abs(sum(losses) / 40 - without_dropout) < 0.02 * without_dropout
 
 
-@pytest.fixture(scope="module")
-def pairs(make_pair: Callable[..., Any]) -> tuple[Any, Any]:
+@pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
+def pairs(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """In fp32 and in bf16."""
-    device = torch.device("cuda")
-    return make_pair(LORA, PROCESSOR, device, torch.float32), make_pair(LORA, PROCESSOR, device, torch.bfloat16)
+    fp32, bf16 = (
+        make_pair(LORA, PROCESSOR, torch.device("cuda"), dtype, **request.param)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return fp32, bf16
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -152,22 +198,22 @@ class TestOnAGpu:
     """In fp32 the kernels equal transformers'; in bf16 they are as close to fp32 as transformers' bf16."""
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
-    def test_in_fp32(self, pairs: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
+    def test_in_fp32(self, pairs: Any, conversations: list[Example], prefix_sharing: bool) -> None:
         fp32, _ = pairs
         encoded = [fp32.processor.encode(example) for example in conversations]
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
-        engine, expected = build_engine(fp32, tiny, LORA), fp32.compute_padded(encoded)
+        engine, expected = build_engine(fp32, LORA), fp32.compute_padded(encoded)
         for _ in range(3):  # eager, captured, replayed
             assert measure_distance(run_engine(engine, batches), expected) < 5 * TOLERANCE
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
-    def test_in_bf16(self, pairs: Any, tiny: Path, conversations: list[Example], prefix_sharing: bool) -> None:
+    def test_in_bf16(self, pairs: Any, conversations: list[Example], prefix_sharing: bool) -> None:
         fp32, bf16 = pairs
         encoded = [fp32.processor.encode(example) for example in conversations]
         reference, gradients = fp32.compute_padded(encoded)
         with torch.autocast("cuda", torch.bfloat16):
             theirs, their_gradients = bf16.compute_padded(encoded)
-        engine = build_engine(bf16, tiny, LORA, torch.bfloat16)
+        engine = build_engine(bf16, LORA, torch.bfloat16)
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
         runs = [run_engine(engine, batches) for _ in range(3)]
         assert rms_error(runs[0][0], reference) <= 1.1 * rms_error(theirs, reference)
@@ -177,10 +223,10 @@ class TestOnAGpu:
             assert torch.equal(run[0], runs[0][0])
             assert all(torch.equal(grad, runs[0][1][name]) for name, grad in run[1].items())
 
-    def test_the_host_does_not_wait_for_the_device(self, pairs: Any, tiny: Path, conversations: list[Example]) -> None:
+    def test_the_host_does_not_wait_for_the_device(self, pairs: Any, conversations: list[Example]) -> None:
         _, bf16 = pairs
         encoded = [bf16.processor.encode(example) for example in conversations]
-        engine = build_engine(bf16, tiny, LORA.model_copy(update={"dropout": 0.05}), torch.bfloat16)
+        engine = build_engine(bf16, LORA.model_copy(update={"dropout": 0.05}), torch.bfloat16)
         batches = split_into_microbatches(encoded, 10_000)
         engine.features.prepare(grid for batch in batches for grid in batch.grids)
         optimizer = Optimizer(engine.parameters, TrainSettings())
