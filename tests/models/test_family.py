@@ -9,11 +9,12 @@ import transformers
 from torch import nn
 
 from lorgnette.config import TARGET_MODULES, Part, TargetModule
+from lorgnette.errors import UsageError
 from lorgnette.models.family import Family
 from lorgnette.models.registry import FAMILIES
 
-TWO_LAYERS = {
-    "num_hidden_layers": 2,
+SIZES = {
+    "num_hidden_layers": 4,  # Qwen3.5 has full attention in every fourth
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_attention_heads": 4,
@@ -23,9 +24,9 @@ TWO_LAYERS = {
 
 @cache
 def list_linears(name: str) -> frozenset[str]:
-    """Names of the linear layers of a two-layer model of this class, as PEFT sees them. Allocates no weights."""
+    """Names of the linear layers of a small model of this class, as PEFT sees them. Allocates no weights."""
     config = getattr(transformers, name.replace("ForConditionalGeneration", "Config"))(
-        text_config=TWO_LAYERS, vision_config={"depth": 2}
+        text_config=SIZES, vision_config={"depth": 2}
     )
     with torch.device("meta"):
         model = getattr(transformers, name)(config)
@@ -62,7 +63,7 @@ def test_each_part_matches_all_its_linear_layers_and_no_others(family: Family) -
 def test_only_the_target_modules_are_matched(target_modules: tuple[TargetModule, ...]) -> None:
     matches = match_modules("Qwen2VLForConditionalGeneration", target_modules, ("language",))
     assert {name.rsplit(".", 1)[1] for name in matches} == set(target_modules)
-    assert len(matches) == 2 * len(target_modules)
+    assert len(matches) == 4 * len(target_modules)
 
 
 def test_a_vision_mlp_with_gate_up_and_down_is_not_matched() -> None:
@@ -70,5 +71,43 @@ def test_a_vision_mlp_with_gate_up_and_down_is_not_matched() -> None:
     name = "Qwen2_5_VLForConditionalGeneration"
     assert any("visual" in module and module.endswith("gate_proj") for module in list_linears(name))
     matches = match_modules(name, TARGET_MODULES, ("language",))
-    assert len(matches) == 2 * len(TARGET_MODULES)
+    assert len(matches) == 4 * len(TARGET_MODULES)
     assert not any("visual" in module for module in matches)
+
+
+EXPERTS = "the adapter leaves out the experts: it would take gigabytes with them"
+LINEAR = "the adapter leaves out {}: it has them only with all seven lora.target_modules"
+
+
+@pytest.mark.parametrize(
+    ("family", "target_modules", "parts", "remarks"),
+    [
+        ("qwen2_vl", TARGET_MODULES, ("language",), []),
+        ("qwen3_vl", ("q_proj",), ("language",), []),
+        ("qwen3_vl_moe", TARGET_MODULES, ("language",), [EXPERTS]),
+        ("qwen3_vl_moe", TARGET_MODULES, ("vision",), []),
+        ("qwen3_5", TARGET_MODULES, ("language",), []),
+        ("qwen3_5", ("q_proj", "up_proj"), ("language",), [LINEAR.format("linear_attn")]),
+        ("qwen3_5_moe", ("q_proj",), ("language",), [EXPERTS, LINEAR.format("linear_attn, mlp.shared_expert")]),
+    ],
+)
+def test_what_an_adapter_leaves_out_is_said(
+    family: str, target_modules: tuple[TargetModule, ...], parts: tuple[Part, ...], remarks: list[str]
+) -> None:
+    """And it is left out: the pattern matches no module of them."""
+    assert FAMILIES[family].list_target_remarks(target_modules, parts) == remarks
+    matches = match_modules(FAMILIES[family].class_name, target_modules, parts, family)
+    left_out = [remark.partition(": ")[0].rpartition(" out ")[2] for remark in remarks]
+    names = [name for part in left_out for name in part.removeprefix("the ").split(", ")]
+    assert matches
+    assert not [module for module in matches if any(f".{name}." in module for name in names)]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_targets_that_only_experts_have_are_refused(family: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"nothing to adapt: in Qwen3\S* only experts have gate_proj, up_proj"
+    ) as caught:
+        FAMILIES[family].list_target_remarks(("gate_proj", "up_proj"), ("language",))
+    assert caught.value.hint == "use q_proj,k_proj,v_proj,o_proj, or all seven"
+    assert not match_modules(FAMILIES[family].class_name, ("gate_proj", "up_proj"), ("language",), family)

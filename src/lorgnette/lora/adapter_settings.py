@@ -21,10 +21,10 @@ from lorgnette.lora.peft_config import (
 from lorgnette.models.family import convert_weight_name
 
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_[AB]\.weight")
-_PART_STARTS: dict[Part, str] = {
-    "language": "model.language_model.layers.",
-    "merger": "model.visual.merger.",
-    "vision": "model.visual.blocks.",
+_PART_STARTS: dict[Part, tuple[str, ...]] = {
+    "language": ("model.language_model.layers.",),
+    "merger": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
+    "vision": ("model.visual.blocks.",),
 }
 
 
@@ -50,7 +50,7 @@ def read_lora_settings(adapter: Path) -> dict[str, Any]:
     for name in entries:
         match = _FACTOR.fullmatch(name)
         module = convert_weight_name(f"{match['module']}.").removesuffix(".") if match else ""
-        part = next((part for part, start in _PART_STARTS.items() if module.startswith(start)), None)
+        part = next((part for part, starts in _PART_STARTS.items() if module.startswith(starts)), None)
         if part is None:
             raise _build_refusal(adapter, f"it has {name.removeprefix(PREFIX)}, which no setting of lora.* makes")
         parts.add(part)

@@ -18,12 +18,19 @@ from lorgnette.lora.peft_config import (
     list_unknown_options,
 )
 from lorgnette.lora.peft_files import SavedAdapter
+from lorgnette.models.family import name_linear
+from lorgnette.models.registry import FAMILIES
 
 _LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 _ADDED_TENSOR = re.compile(r".+\.(lora_\w+|token_adapter)\..+|.+\.lora_\w+")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _MODULE_PREFIX = ("base_model", "model", "language_model", "layers")
 _PREFIX = "base_model.model."
+_DECODER_LINEARS = tuple(
+    f".{name}"
+    for name in (*map(name_linear, TARGET_MODULES), *(n for f in FAMILIES.values() for n in f.other_language_linears))
+)
+"""Linear layers that vLLM adapts in its models of all families; experts are not among them."""
 
 Factors = Mapping[str, Mapping[str, torch.Tensor]]
 """Module name → {"A": [rank, inputs], "B": [outputs, rank]}."""
@@ -130,7 +137,7 @@ def _explain_merge(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
         return f"its {CONFIG_FILE} sets {option}"
     for name in tensors:
         match = _LORA_TENSOR.fullmatch(name)
-        if not match or ".visual." in name or match["module"].rpartition(".")[2] not in TARGET_MODULES:
+        if not match or ".visual." in name or not match["module"].endswith(_DECODER_LINEARS):
             return f"it adapts more than the decoder's linear layers: {_format_names([name])}"
     return None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorgnette.config import TARGET_MODULES, Part, TargetModule
+from lorgnette.errors import UsageError
 
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 """transformers' current names, the same in every family."""
@@ -42,6 +43,7 @@ class Family:
     sizes: the models on the hubs.
     other_language_linears: linear layers of a decoder layer besides the seven projections. They are adapted where all
     seven are.
+    expert_linears: the ones of the seven projections that experts have in place of the layer. Experts are not adapted.
     template_options: variables of the chat template.
     can_pack: whether examples in one row of tokens stay apart. Layers with a recurrence do not keep them apart.
     ignored_weights: beginnings of the names of weights that transformers does not load.
@@ -60,6 +62,7 @@ class Family:
     sizes: tuple[ModelSize, ...]
     deepstack_linears: tuple[str, ...] = ()
     other_language_linears: tuple[str, ...] = ()
+    expert_linears: tuple[TargetModule, ...] = ()
     template_options: tuple[tuple[str, bool], ...] = ()
     can_pack: bool = True
     ignored_weights: tuple[str, ...] = ()
@@ -77,8 +80,9 @@ class Family:
         """
         patterns = []
         if "language" in parts:
-            names = {block: [t for t in target_modules if name_linear(t).startswith(block)] for block in _BLOCKS}
-            blocks = [f"{block}\\.({'|'.join(targets)})" for block, targets in names.items() if targets]
+            targets = [target for target in target_modules if target not in self.expert_linears]
+            names = {block: [t for t in targets if name_linear(t).startswith(block)] for block in _BLOCKS}
+            blocks = [f"{block}\\.({'|'.join(of_block)})" for block, of_block in names.items() if of_block]
             if set(target_modules) == set(TARGET_MODULES):
                 blocks += map(re.escape, self.other_language_linears)
             patterns.append(rf"language_model\.layers\.\d+\.({'|'.join(blocks)})")
@@ -89,6 +93,22 @@ class Family:
             if self.deepstack_linears:
                 patterns.append(rf"visual\.deepstack_merger_list\.\d+\.({'|'.join(self.deepstack_linears)})")
         return rf".*\.({'|'.join(patterns)})" if len(patterns) > 1 else rf".*\.{patterns[0]}"
+
+    def list_target_remarks(self, target_modules: tuple[TargetModule, ...], parts: tuple[Part, ...]) -> list[str]:
+        """What an adapter of the decoder leaves out, in sentences. Raises UsageError if it leaves out everything."""
+        if "language" not in parts:
+            return []
+        if not set(target_modules) - set(self.expert_linears):
+            message = f"nothing to adapt: in {self.title} only experts have {', '.join(target_modules)}"
+            others = ",".join(target for target in TARGET_MODULES if target not in self.expert_linears)
+            raise UsageError(message, where="lora.target_modules", hint=f"use {others}, or all seven")
+        remarks = []
+        if self.expert_linears:
+            remarks.append("the adapter leaves out the experts: it would take gigabytes with them")
+        if self.other_language_linears and set(target_modules) != set(TARGET_MODULES):
+            others = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in self.other_language_linears))
+            remarks.append(f"the adapter leaves out {others}: it has them only with all seven lora.target_modules")
+        return remarks
 
 
 def name_linear(target: str) -> str:

@@ -74,6 +74,7 @@ class TrainingData:
         # Encode them.
         checkpoint = BaseCheckpoint.from_folder(resolve_model(settings.model, terminal))
         check_initial_adapter(settings, checkpoint, terminal)
+        target_remarks = checkpoint.family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
         sizes = {path: info.size for path, info in scanned.image_infos.items()}
         processor = Processor.from_folder(
             checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
@@ -94,7 +95,7 @@ class TrainingData:
         train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
-        for line in processor.list_remarks(train_part):
+        for line in [*processor.list_remarks(train_part), *target_remarks]:
             terminal.print(f"note       {line}")
         for line in list_start_warnings(settings, loaded.references):
             terminal.warn(line)

@@ -12,7 +12,7 @@ TOWERS = {
 
 def build_size(
     names: str, tower: str, layers: int, hidden: int, heads: int, kv_heads: int, value_heads: int, *,
-    model_type: str = "qwen3_5", is_tied: bool = False, **mlp: int,
+    mlp: dict[str, int], model_type: str = "qwen3_5", is_tied: bool = False,
 ) -> ModelSize:  # fmt: skip
     """names: without their owner. value_heads: of linear attention. mlp: as in `qwen3_vl.facts.build_size`."""
     text = {
@@ -49,10 +49,18 @@ FAMILY = Family(
     ignored_weights=("mtp.",),
     needs_tokenizer_json=True,
     sizes=(
-        build_size("Qwen3.5-0.8B Qwen3.5-0.8B-Base", "tiny", 24, 1024, 8, 2, 16, intermediate_size=3584, is_tied=True),
-        build_size("Qwen3.5-2B Qwen3.5-2B-Base", "small", 24, 2048, 8, 2, 16, intermediate_size=6144, is_tied=True),
-        build_size("Qwen3.5-4B Qwen3.5-4B-Base", "small", 32, 2560, 16, 4, 32, intermediate_size=9216, is_tied=True),
-        build_size("Qwen3.5-9B Qwen3.5-9B-Base", "large", 32, 4096, 16, 4, 32, intermediate_size=12288),
-        build_size("Qwen3.5-27B Qwen3.6-27B Qwen3.8-27B", "large", 64, 5120, 24, 4, 48, intermediate_size=17408),
+        build_size(
+            "Qwen3.5-0.8B Qwen3.5-0.8B-Base", "tiny", 24, 1024, 8, 2, 16, mlp={"intermediate_size": 3584}, is_tied=True
+        ),
+        build_size(
+            "Qwen3.5-2B Qwen3.5-2B-Base", "small", 24, 2048, 8, 2, 16, mlp={"intermediate_size": 6144}, is_tied=True
+        ),
+        build_size(
+            "Qwen3.5-4B Qwen3.5-4B-Base", "small", 32, 2560, 16, 4, 32, mlp={"intermediate_size": 9216}, is_tied=True
+        ),
+        build_size("Qwen3.5-9B Qwen3.5-9B-Base", "large", 32, 4096, 16, 4, 32, mlp={"intermediate_size": 12288}),
+        build_size(
+            "Qwen3.5-27B Qwen3.6-27B Qwen3.8-27B", "large", 64, 5120, 24, 4, 48, mlp={"intermediate_size": 17408}
+        ),
     ),
 )

@@ -13,7 +13,7 @@ def _build_size(
         "moe_intermediate_size": expert, "shared_expert_intermediate_size": expert, "num_experts": num_experts,
         "num_experts_per_tok": num_active,
     }  # fmt: skip
-    return facts.build_size(names, "large", layers, hidden, heads, 2, value_heads, model_type="qwen3_5_moe", **sizes)
+    return facts.build_size(names, "large", layers, hidden, heads, 2, value_heads, mlp=sizes, model_type="qwen3_5_moe")
 
 
 FAMILY = replace(
@@ -21,6 +21,7 @@ FAMILY = replace(
     model_type="qwen3_5_moe",
     title="Qwen3.5-MoE",
     class_name="Qwen3_5MoeForConditionalGeneration",
+    expert_linears=("gate_proj", "up_proj", "down_proj"),
     other_language_linears=(
         *facts.FAMILY.other_language_linears,
         *(f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")),

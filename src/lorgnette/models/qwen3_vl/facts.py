@@ -21,7 +21,7 @@ def build_vision_config(blocks: dict[str, int], deepstack: list[int], features: 
 
 def build_size(
     size: str, tower: str, layers: int, hidden: int, heads: int, kv_heads: int, *,
-    model_type: str = "qwen3_vl", is_tied: bool = False, **mlp: int,
+    mlp: dict[str, int], model_type: str = "qwen3_vl", is_tied: bool = False,
 ) -> ModelSize:  # fmt: skip
     """mlp: the sizes of the MLP, dense or of experts, under their names in config.json."""
     text = {
@@ -47,9 +47,9 @@ FAMILY = Family(
     box_scale="thousandths",
     box_format="json",
     sizes=(
-        build_size("2B", "small", 28, 2048, 16, 8, intermediate_size=6144, is_tied=True),
-        build_size("4B", "small", 36, 2560, 32, 8, intermediate_size=9728, is_tied=True),
-        build_size("8B", "large", 36, 4096, 32, 8, intermediate_size=12288),
-        build_size("32B", "large", 64, 5120, 64, 8, intermediate_size=25600),
+        build_size("2B", "small", 28, 2048, 16, 8, mlp={"intermediate_size": 6144}, is_tied=True),
+        build_size("4B", "small", 36, 2560, 32, 8, mlp={"intermediate_size": 9728}, is_tied=True),
+        build_size("8B", "large", 36, 4096, 32, 8, mlp={"intermediate_size": 12288}),
+        build_size("32B", "large", 64, 5120, 64, 8, mlp={"intermediate_size": 25600}),
     ),
 )
