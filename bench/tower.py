@@ -1,14 +1,17 @@
-"""Time the vision tower on the benchmark job: its parts, its rate, and the whole way from JPEG to features.
+"""Time vision towers: at true shapes with random weights, or on the benchmark job the whole way from JPEG to features.
 
+    python bench/tower.py --models Qwen2-VL-7B,Qwen2.5-VL-7B,Qwen3-VL-2B,Qwen3-VL-8B --out FILE [--budget 300]
     python bench/tower.py JOB --out FILE [--reference] [--budget 300]
 
-JOB is made by bench/job.py. Writes seconds of the weights, features/s and TFLOP/s at several batch sizes, each
-part's share, and `Features.prepare` with an empty and with a full disk cache; --reference also times transformers'
-tower. The file is written after every measurement. Needs a GPU.
+The first writes ms, features/s and TFLOP/s at several numbers of images, and the kernels of one call. The second, on
+what bench/job.py made, writes seconds of the weights too, and of `Features.prepare` with an empty and with a full disk
+cache; --reference also times transformers' tower. Images have 280×280 pixels, 288×288 where a token has 32. The file is
+written after every measurement. Needs a GPU.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -19,35 +22,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import name_device
+from job import MODELS
+from machine import measure_matmul_tflops, name_device
 from results_file import ResultsFile
+from step import profile_kernels
 from torch import Tensor
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features, LazyTower
-from lorgnette.kernels.gelu import quick_gelu_
-from lorgnette.kernels.layer_norm import layer_norm
-from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.model_config import VisionConfig
-from lorgnette.models.qwen2_vl.vision_tower import LAYER_NORM_EPS, VisionTower, attend_within_images
+from lorgnette.models.networks import VisionTower, find_tower_class
+from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
 
 CUDA = torch.device("cuda")
-SIDE = 20  # patches along an edge of a 280×280 image
 BATCH_SIZES = (16, 41, 64, 82, 128)
+PROFILED = 41
+"""Images of the call whose kernels are listed."""
 PART_SECONDS = 30
 """Seconds that must be left for each part after the rates."""
 
 
+def make_grids(config: VisionConfig, count: int) -> list[ImageGrid]:
+    side = round(280 / (config.patch_size * config.merge_size)) * config.merge_size
+    return [ImageGrid(Image(Path(str(i))), 1, side, side, config.merge_size) for i in range(count)]
+
+
 def count_flop(config: VisionConfig, grid: ImageGrid) -> float:
-    """FLOP of one image: two per multiply-add of the matrix products and of attention."""
-    patches, wide = grid.h * grid.w, config.embed_dim * config.merge_size**2
-    block = config.embed_dim * (4 * config.embed_dim + 2 * config.intermediate_size + 2 * patches)
-    merger = grid.num_tokens * wide * (wide + config.out_features)
-    return 2.0 * (patches * (config.patch_dim * config.embed_dim + config.depth * block) + merger)
+    """FLOP of one image: two per multiply-add of the matrix products and of attention, without any padding."""
+    patches, values = grid.h * grid.w, {"blocks": 0, "patch_embed": 0, "merger": 0, "deepstack_merger_list": 0}
+    for name, shape in config.list_weight_shapes().items():
+        part = name.split(".")[2]
+        if len(shape) > 1 and part in values:  # not the table of positions
+            values[part] += math.prod(shape)
+    side = config.window_size // (config.patch_size * config.merge_size) * config.merge_size
+    pairs = patches**2 * config.depth
+    if side:
+        # Every window's patches with one another, in the blocks without full attention.
+        inside = math.prod(sum(min(side, n - at) ** 2 for at in range(0, n, side)) for n in (grid.h, grid.w))
+        pairs += (inside - patches**2) * (config.depth - len(config.full_attention_blocks))
+    products = patches * (values["blocks"] + values["patch_embed"])
+    products += grid.num_tokens * (values["merger"] + values["deepstack_merger_list"])
+    return 2.0 * (products + 2 * pairs * config.embed_dim)
 
 
 def time_ms(work: Callable[[], Any], repeats: int = 10) -> float:
@@ -71,15 +89,8 @@ def record_seconds(figures: dict[str, Any], name: str) -> Iterator[None]:
     figures[name] = time.perf_counter() - start
 
 
-def measure_ceiling() -> float:
-    """TFLOP/s of an 8192³ product."""
-    a, b = (torch.randn(8192, 8192, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / time_ms(lambda: a @ b, 30) / 1e9
-
-
 def measure_rate(tower: Callable[..., Tensor], config: VisionConfig, count: int) -> dict[str, float]:
-    grids = [ImageGrid(Image(Path(str(i))), 1, SIDE, SIDE, config.merge_size) for i in range(count)]
-    patches = torch.randn(count * SIDE**2, config.patch_dim, device=CUDA, dtype=torch.bfloat16)
+    grids, patches = make_call(config, count)
     with torch.no_grad():
         ms = time_ms(lambda: tower(grids, patches))
     return {
@@ -90,56 +101,54 @@ def measure_rate(tower: Callable[..., Tensor], config: VisionConfig, count: int)
     }
 
 
-def measure_parts(tower: VisionTower, count: int) -> dict[str, dict[str, float]]:
-    """Each part of a block alone: ms, and TFLOP/s or TB/s."""
-    config, rows = tower.config, count * SIDE**2
-    grids = [ImageGrid(Image(Path(str(i))), 1, SIDE, SIDE, config.merge_size) for i in range(count)]
+def make_call(config: VisionConfig, count: int) -> tuple[list[ImageGrid], Tensor]:
+    grids = make_grids(config, count)
+    rows = sum(grid.h * grid.w for grid in grids)
+    return grids, torch.randn(rows, config.patch_dim, device=CUDA, dtype=torch.bfloat16)
 
-    def randn(*size: int) -> Tensor:
-        return torch.randn(*size, device=CUDA, dtype=torch.bfloat16)
 
-    x, y, qkv, hidden = (
-        randn(rows, width)
-        for width in (config.embed_dim, config.embed_dim, 3 * config.embed_dim, config.intermediate_size)
-    )
-    heads = qkv.view(rows, 3, config.num_heads, config.head_dim)
-    spans, positions = tower._build_spans(grids), tower._build_patch_positions(grids)
-    weight, bias = tower._get_weight, tower._deferred_biases[1]
-    norm = (weight("blocks.0.norm1.weight"), weight("blocks.0.norm1.bias"), LAYER_NORM_EPS)
-    products = {
-        "qkv": (lambda: tower._apply_linear(x, "blocks.0.attn.qkv"), config.embed_dim * 3 * config.embed_dim),
-        "proj": (lambda: x.addmm_(y, weight("blocks.0.attn.proj.weight").T, beta=0.5), config.embed_dim**2),
-        "fc1": (lambda: tower._apply_linear(x, "blocks.0.mlp.fc1"), config.embed_dim * config.intermediate_size),
-        "fc2": (
-            lambda: x.addmm_(hidden, weight("blocks.0.mlp.fc2.weight").T, beta=0.5),
-            config.embed_dim * config.intermediate_size,
-        ),
-        "attention": (lambda: attend_within_images(heads, spans), 2 * SIDE**2 * config.embed_dim),
-    }
-    elementwise = {
-        "layer_norm": (lambda: layer_norm(x, bias, *norm), 2 * config.embed_dim),
-        "rotate": (lambda: apply_rotary_vision_(heads, positions, *tower._rotary_table), 4 * config.embed_dim),
-        "quick_gelu": (lambda: quick_gelu_(hidden), 2 * config.intermediate_size),
-    }
-    figures = {}
-    for name, (work, multiply_adds) in products.items():
-        ms = time_ms(work)
-        figures[name] = {"ms": ms, "tflop_s": 2 * rows * multiply_adds / ms / 1e9}
-    for name, (work, numbers) in elementwise.items():
-        ms = time_ms(work)
-        figures[name] = {"ms": ms, "tb_s": 2 * rows * numbers / ms / 1e9}
+def measure_tower(tower: VisionTower, write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Rates, and the kernels of one call. write: called after every measurement."""
+    figures: dict[str, Any] = {"gflop_per_image": count_flop(tower.config, make_grids(tower.config, 1)[0]) / 1e9}
+    figures["rates"] = []
+    for count in BATCH_SIZES:
+        figures["rates"].append(measure_rate(tower, tower.config, count))
+        write(figures)
+    call = make_call(tower.config, PROFILED)
+    figures["kernels"] = profile_kernels(lambda step: tower(*call))
+    write(figures)
     return figures
+
+
+def build_tower(config: VisionConfig) -> VisionTower:
+    """A tower with random weights."""
+    tower_class = find_tower_class(config.model_type)
+    weights, views = tower_class.allocate_weights(config, CUDA, torch.bfloat16)
+    for weight in views.values():
+        weight.normal_(0, 0.02)
+    return tower_class(config, weights)
+
+
+def measure_models(names: Sequence[str], results: ResultsFile) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+    for name in names:
+        if results.fits(PART_SECONDS, name):
+            _, config = parse_configs(MODELS[name])
+            models[name] = measure_tower(
+                build_tower(config), lambda figures, name=name: results.update(models=models | {name: figures})
+            )
+    return models
 
 
 def measure_features(job: Path, checkpoint: BaseCheckpoint, tower: VisionTower) -> dict[str, Any]:
     """The job's images from JPEG to features: without a disk cache, with an empty one, with a full one."""
     os.environ["XDG_CACHE_HOME"] = str(job / "cache")
     shutil.rmtree(job / "cache", ignore_errors=True)
-    image_processor = ImageProcessor.from_folder(
-        checkpoint.folder, ProcessorSettings(image_size=(14 * SIDE, 14 * SIDE))
-    )
+    side = make_grids(tower.config, 1)[0].h
+    size = (tower.config.patch_size * side,) * 2
+    image_processor = ImageProcessor.from_folder(checkpoint.folder, ProcessorSettings(image_size=size))
     grids = [
-        ImageGrid(Image(path), 1, SIDE, SIDE, image_processor.merge_size) for path in sorted((job / "images").iterdir())
+        ImageGrid(Image(path), 1, side, side, image_processor.merge_size) for path in sorted((job / "images").iterdir())
     ]
     figures: dict[str, Any] = {"images": len(grids)}
     features_by_cache: list[Tensor] = []
@@ -173,27 +182,19 @@ def measure_reference(
     return [measure_rate(tower, config, count) for count in counts]
 
 
-def measure(arguments: argparse.Namespace, results: ResultsFile) -> dict[str, Any]:
+def measure_job(arguments: argparse.Namespace, results: ResultsFile) -> dict[str, Any]:
     checkpoint = BaseCheckpoint.from_folder(arguments.job / "model")
+    tower_class = find_tower_class(checkpoint.family.model_type)
     figures: dict[str, Any] = {}
     torch.cuda.init()
     for name in ("weights_first_s", "weights_again_s"):
         with record_seconds(figures, name):
-            tower = VisionTower.from_checkpoint(checkpoint, CUDA, torch.bfloat16)
+            tower = tower_class.from_checkpoint(checkpoint, CUDA, torch.bfloat16)
     figures["weights_gb"] = sum(tensor.nbytes for tensor in tower._weights.values()) / 1e9
-    grid = ImageGrid(Image(Path("image")), 1, SIDE, SIDE, tower.config.merge_size)
     with record_seconds(figures, "first_call_s"):
-        tower([grid], torch.zeros(SIDE**2, tower.config.patch_dim, device=CUDA, dtype=torch.bfloat16))
-    figures["gflop_per_image"] = count_flop(tower.config, grid) / 1e9
-    figures["matmul_tflop_s"] = measure_ceiling()
-    figures["rates"] = []
-    for count in BATCH_SIZES:
-        figures["rates"].append(measure_rate(tower, tower.config, count))
-        results.update(figures=figures)
-    more: dict[str, Callable[[], Any]] = {
-        "features": lambda: measure_features(arguments.job, checkpoint, tower),
-        "parts_at_41_images": lambda: measure_parts(tower, 41),
-    }
+        tower(*make_call(tower.config, 1))
+    figures |= measure_tower(tower, lambda rates: results.update(figures=figures | rates))
+    more: dict[str, Callable[[], Any]] = {"features": lambda: measure_features(arguments.job, checkpoint, tower)}
     if arguments.reference:
         more["transformers"] = lambda: measure_reference(checkpoint, BATCH_SIZES[:3], tower.config)
     for name, measure_part in more.items():
@@ -206,10 +207,15 @@ def measure(arguments: argparse.Namespace, results: ResultsFile) -> dict[str, An
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", type=Path)
+    parser.add_argument("job", type=Path, nargs="?")
+    parser.add_argument("--models", type=lambda names: names.split(","))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--budget", type=float, default=300, help="seconds for everything")
     arguments = parser.parse_args()
+    if (arguments.job is None) == (arguments.models is None):
+        parser.error("give JOB or --models")
     results = ResultsFile(arguments.out, ["bench/tower.py"], name_device(), arguments.budget)
-    print(json.dumps(measure(arguments, results), indent=1))
+    results.update(matmul_tflop_s=measure_matmul_tflops())
+    figures = measure_job(arguments, results) if arguments.models is None else measure_models(arguments.models, results)
+    print(json.dumps(figures, indent=1))

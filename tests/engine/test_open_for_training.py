@@ -1,6 +1,7 @@
 """The opened engine has the adapter's initial or resumed values; warm-ups run small models on real widths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.vision_tower import VisionTower
+from lorgnette.models.networks import VisionTower, find_tower_class
 from lorgnette.models.registry import parse_configs
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.processing.packing import pack
@@ -47,22 +48,32 @@ def test_the_adapter_is_initialized_or_resumed(
         assert torch.equal(adapter.values, FlatLoraParams.init_values(adapter.shape, 5))
 
 
-def test_the_tower_runs_on_a_full_call(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[VisionTower, Sequence[ImageGrid], Tensor]] = []
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_tower_runs_on_a_full_call(
+    tiny_family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    calls: list[tuple[VisionTower, Sequence[ImageGrid], Tensor, Tensor]] = []
+    tower_class, limit = find_tower_class(model_type), 1700
+    run = tower_class.__call__
 
-    def call(self: VisionTower, grids: Sequence[ImageGrid], patches: Tensor) -> Tensor:
-        calls.append((self, grids, patches))
-        return patches
+    def record(self: VisionTower, grids: Sequence[ImageGrid], patches: Tensor) -> Tensor:
+        calls.append((self, grids, patches, features := run(self, grids, patches)))
+        return features
 
-    monkeypatch.setattr(VisionTower, "__call__", call)
-    config = parse_configs(BaseCheckpoint.from_folder(tiny).load_hf_config())[1]
-    grids = [ImageGrid(Image(tiny / f"{h}.png"), 1, h, 20, config.merge_size) for h in (10, 30)]
+    monkeypatch.setattr(tower_class, "__call__", record)
+    monkeypatch.setattr(import_module("lorgnette.engine.open_for_training"), "MAX_PATCHES_PER_CALL", limit)
+    folder = tiny_family(model_type)
+    config = parse_configs(BaseCheckpoint.from_folder(folder).load_hf_config())[1]
+    grids = [ImageGrid(Image(folder / f"{h}.png"), 1, h, 20, config.merge_size) for h in (10, 30)]
     warm_up_tower(config, grids, CPU, torch.float32)
-    ((tower, call_grids, patches),) = calls
+    ((tower, call_grids, patches, features),) = calls
     assert (tower.config.depth, tower.config.embed_dim) == (1, config.embed_dim)
     assert patches.shape == (sum(grid.h * grid.w for grid in call_grids), config.patch_dim)
-    assert MAX_PATCHES_PER_CALL - 30 * 20 < len(patches) <= MAX_PATCHES_PER_CALL
+    assert limit - 30 * 20 < len(patches) <= limit < MAX_PATCHES_PER_CALL
     assert set(call_grids) == set(grids)
+    num_levels = min(2, 1 + len(config.deepstack_blocks))  # one level stands for all
+    assert features.shape == (len(patches) // 4, num_levels * config.out_features)
+    assert not features.any()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -1,6 +1,8 @@
 """Features on disk read back bit for bit, after a killed process, with a second one, and on a full disk."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,3 +266,32 @@ def test_a_set_belongs_to_one_tower_processing_and_dtype(
     assert names[0] == names[1]
     assert len(set(names)) == 4
     assert names[0].parent == tmp_path / "cache" / "lorgnette" / "features"
+
+
+CONFIGS: dict[str, list[dict[str, object]]] = {
+    "qwen2_vl": [{}, {"num_heads": 4}],
+    "qwen2_5_vl": [{}, {"fullatt_block_indexes": [2]}, {"window_size": 56}],
+    "qwen3_vl": [{}, {"deepstack_visual_indexes": [1, 2]}],
+}
+"""Changes of config.json's `vision_config` that leave all weights as they are, and change features."""
+
+
+def test_a_set_belongs_to_one_family_and_its_sizes(
+    tiny_family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders, widths = list[Path](), list[int]()
+    for model_type, changes in CONFIGS.items():
+        for number, change in enumerate(changes):
+            folder = shutil.copytree(tiny_family(model_type), tmp_path / f"{model_type}-{number}")
+            hf_config = json.loads((folder / "config.json").read_text())
+            hf_config["vision_config"] |= change
+            (folder / "config.json").write_text(json.dumps(hf_config))
+            processor = ImageProcessor.from_folder(folder, ProcessorSettings(image_size=None))
+            for _ in range(2):
+                (cache := open_disk_cache(BaseCheckpoint.from_folder(folder), processor, CPU, torch.float32)).close()
+                folders.append(cache._folder)
+            widths.append(cache._width)
+    assert folders[::2] == folders[1::2]
+    assert len(set(folders)) == sum(map(len, CONFIGS.values()))
+    assert widths == [64] * 5 + [3 * 64] * 2

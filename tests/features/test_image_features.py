@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import read_image_size
+from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
 from lorgnette.features import decode_pool, image_features
-from lorgnette.features.disk_cache import FeatureDiskCache
+from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.qwen2_vl.vision_tower import VisionTower
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
 
@@ -44,13 +45,17 @@ def image_processor(tiny: Path) -> ImageProcessor:
     return ImageProcessor.from_folder(tiny, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
 
 
-@pytest.fixture
-def grids(image_processor: ImageProcessor, image_files: list[Path]) -> list[ImageGrid]:
-    grids = []
+def make_grids(image_processor: ImageProcessor, image_files: list[Path]) -> list[ImageGrid]:
+    grids, side = [], image_processor.patch_size
     for path in image_files:
         height, width = image_processor.compute_size(*read_image_size(path))
-        grids.append(ImageGrid(Image(path), 1, height // 14, width // 14, 2))
+        grids.append(ImageGrid(Image(path), 1, height // side, width // side, 2))
     return grids
+
+
+@pytest.fixture
+def grids(image_processor: ImageProcessor, image_files: list[Path]) -> list[ImageGrid]:
+    return make_grids(image_processor, image_files)
 
 
 def test_a_frozen_tower_encodes_each_image_once(image_processor: ImageProcessor, grids: list[ImageGrid]) -> None:
@@ -288,19 +293,30 @@ def test_features_that_do_not_fit_are_in_pinned_memory(
     second.close()
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_both_towers_give_the_same_features(
-    image_processor: ImageProcessor, grids: list[ImageGrid], load_tiny_model: Callable[[], Any], tiny: Path
+    tiny_family: Callable[[str], Path],
+    image_files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
 ) -> None:
-    ours = LazyTower(
-        CPU, torch.float32, lambda: VisionTower.from_checkpoint(BaseCheckpoint.from_folder(tiny), CPU, torch.float32)
-    )
-    features, expected = (
-        Features(tower, image_processor, is_live=False) for tower in (ours, HfVisionTower(load_tiny_model()))
-    )
-    features.prepare(grids)
+    """From image files, and again from the disk cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    checkpoint = BaseCheckpoint.from_folder(tiny_family(model_type))
+    image_processor = ImageProcessor.from_folder(checkpoint.folder, ProcessorSettings(image_size=None))
+    grids = make_grids(image_processor, image_files)
+    model = getattr(transformers, checkpoint.family.class_name).from_pretrained(checkpoint.folder)
+    expected = Features(HfVisionTower(model), image_processor, is_live=False)
     expected.prepare(grids)
-    torch.testing.assert_close(features.gather(grids), expected.gather(grids), atol=1e-5, rtol=0)
-    assert not torch.allclose(features.gather(grids), expected.gather(grids[::-1]), atol=1e-3)
+    for num_cached in (0, len(grids)):
+        cache = open_disk_cache(checkpoint, image_processor, CPU, torch.float32)
+        features = build_features(checkpoint, image_processor, CPU, torch.float32, cache)
+        features.prepare(grids)
+        torch.testing.assert_close(features.gather(grids), expected.gather(grids), atol=1e-5, rtol=0)
+        assert not torch.allclose(features.gather(grids), expected.gather(grids[::-1]), atol=1e-3)
+        assert features.num_cached == num_cached
+        assert features.close() is None
 
 
 def test_images_are_decoded_once_if_started_early(

@@ -1,38 +1,68 @@
-"""The deferred bias is added before the norm; the kernel equals its reference."""
+"""The deferred bias is added before the norm; the kernels equal their references."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm as torch_layer_norm
+from torch import Tensor
+from torch.nn import functional
 
-from lorgnette.kernels.layer_norm import layer_norm
+from lorgnette.kernels.layer_norm import layer_norm, rms_norm
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+EPS = 1e-6
 
 
-def draw_inputs(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
+class Inputs(NamedTuple):
+    x: Tensor
+    deferred_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def draw_inputs(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Inputs:
     torch.manual_seed(0)
     x, deferred_bias = torch.randn(rows, width) * 3, torch.randn(width)
     weight, bias = torch.randn(width), torch.randn(width)
-    return x.to(device, dtype), deferred_bias.to(device), weight.to(device, dtype), bias.to(device, dtype)
+    return Inputs(x.to(dtype), deferred_bias, weight.to(dtype), bias.to(dtype))
 
 
-def test_the_deferred_bias_is_added_first() -> None:
-    x, deferred_bias, weight, bias = draw_inputs(5, 48, torch.float32, "cpu")
-    normed = layer_norm(x, deferred_bias, weight, bias, 1e-6)
-    torch.testing.assert_close(
-        normed, torch_layer_norm(x + deferred_bias, (48,), weight, bias, 1e-6), atol=1e-6, rtol=0
-    )
-    assert not torch.allclose(normed, torch_layer_norm(x, (48,), weight, bias, 1e-6), atol=1e-2)
+def run_layer_norm(inputs: Inputs) -> Tensor:
+    return layer_norm(*inputs, EPS)
+
+
+def run_rms_norm(inputs: Inputs) -> Tensor:
+    return rms_norm(inputs.x, inputs.deferred_bias, inputs.weight, EPS)
+
+
+def run_torch_layer_norm(x: Tensor, inputs: Inputs) -> Tensor:
+    return functional.layer_norm(x, x.shape[1:], inputs.weight, inputs.bias, EPS)
+
+
+def run_torch_rms_norm(x: Tensor, inputs: Inputs) -> Tensor:
+    return functional.rms_norm(x, x.shape[1:], inputs.weight, EPS)
+
+
+@pytest.mark.parametrize(
+    ("run", "expect"), [(run_layer_norm, run_torch_layer_norm), (run_rms_norm, run_torch_rms_norm)]
+)
+def test_the_deferred_bias_is_added_first(
+    run: Callable[[Inputs], Tensor], expect: Callable[[Tensor, Inputs], Tensor]
+) -> None:
+    inputs = draw_inputs(5, 48)
+    torch.testing.assert_close(run(inputs), expect(inputs.x + inputs.deferred_bias, inputs), atol=1e-6, rtol=0)
+    assert not torch.allclose(run(inputs), expect(inputs.x, inputs), atol=1e-2)
 
 
 @CUDA
-@pytest.mark.parametrize("width", [32, 192, 1280])
+@pytest.mark.parametrize("run", [run_layer_norm, run_rms_norm])
+@pytest.mark.parametrize("width", [32, 192, 1152, 1280, 4608])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_equals_its_reference(width: int, dtype: torch.dtype) -> None:
-    inputs = draw_inputs(1001, width, dtype, "cuda")
-    before = inputs[0].clone()
-    normed = layer_norm(*inputs, 1e-6)
-    expected = layer_norm(*(part.cpu() for part in inputs), 1e-6)
+def test_the_kernel_equals_its_reference(run: Callable[[Inputs], Tensor], width: int, dtype: torch.dtype) -> None:
+    inputs = draw_inputs(1001, width, dtype)
+    on_gpu = Inputs(*(part.cuda() for part in inputs))
+    normed = run(on_gpu)
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
-    torch.testing.assert_close(normed.cpu(), expected, **tolerance)
-    assert torch.equal(inputs[0], before)
+    torch.testing.assert_close(normed.cpu(), run(inputs), **tolerance)
+    assert torch.equal(on_gpu.x.cpu(), inputs.x)

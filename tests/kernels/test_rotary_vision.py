@@ -35,7 +35,7 @@ def test_row_and_column_are_not_interchangeable() -> None:
 
 
 @CUDA
-@pytest.mark.parametrize(("heads", "D"), [(2, 16), (3, 64), (16, 80)])
+@pytest.mark.parametrize(("heads", "D"), [(2, 16), (3, 64), (16, 72), (16, 80)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_equals_its_reference(heads: int, D: int, dtype: torch.dtype) -> None:
     qkv, positions, cos, sin = draw_inputs(1001, heads, D, dtype)

@@ -76,8 +76,9 @@ class VisionTower(qwen2_vl.VisionTower):
         return [images if i in self.config.full_attention_blocks else windows for i in range(self.config.depth)]
 
     def _list_positions(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, "N 2"]:
-        order = self._order_blocks(grids)
-        return super()._list_positions(grids).reshape(len(order), -1)[order].reshape(-1, 2)
+        order, positions = self._order_blocks(grids), super()._list_positions(grids)
+        ordered: np.ndarray = positions.reshape(len(order), -1)[order]
+        return ordered.reshape(positions.shape)
 
     def _order_blocks(self, grids: Sequence[ImageGrid]) -> Int32[np.ndarray, " P"]:
         """The merge² blocks of all images, window after window."""
