@@ -343,6 +343,11 @@ class PredictionRow:
         return next((text for text in (self.tuned, self.base) if text is not None), "")
 
     @property
+    def answer_boxes(self) -> tuple[PixelBox, ...]:
+        """The boxes of `answer`."""
+        return self.base_boxes if self.tuned is None else self.tuned_boxes
+
+    @property
     def shown_base(self) -> str | None:
         """The text for people; see `mark_cut`."""
         return self.base if self.base is None else mark_cut(self.base, is_cut=self.base_is_cut)

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ from rich.console import Console
 
 from lorgnette import data
 from lorgnette.commands import predict as predict_module
+from lorgnette.commands.evaluate import evaluate
 from lorgnette.commands.predict import Model, load, predict, read_examples, resolve_spec
 from lorgnette.engine.loading import build_features, load_fast_model
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference import hf_generate
+from lorgnette.inference import hf_generate, sampling
 from lorgnette.inference.loading import LoadedModel, ModelSpec
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.processing.chat_template import ChatTemplate
+from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions
-from lorgnette.types import Encoded, PredictionRow
+from lorgnette.types import Encoded, Example, PixelBox, Prediction, PredictionRow, Turn
 
 
 def test_a_single_answer_is_printed_as_json() -> None:
@@ -285,3 +287,60 @@ def test_what_cannot_be_asked_is_refused(
     with pytest.raises(LorgnetteError, match=message):
         model.predict(data, prompt=prompt)
     assert model._weights is None
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> Path:
+    """Two photos of 400×800 and 500×100 pixels, with a box in pixels each."""
+    rows = []
+    for number, (size, box) in enumerate([((400, 800), [40, 200, 200, 600]), ((500, 100), [100, 10, 400, 90])]):
+        PIL.Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        messages = [
+            {"role": "user", "content": "<image>Find all."},
+            {"role": "assistant", "content": "<ref-object><bbox>"},
+        ]
+        objects = {"ref": ["cat"], "bbox": [box]}
+        rows.append(json.dumps({"messages": messages, "images": [f"{number}.png"], "objects": objects}))
+    (tmp_path / "boxed.jsonl").write_text("\n".join(rows))
+    return tmp_path / "boxed.jsonl"
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_boxes_come_back_in_pixels_of_the_file(
+    model_type: str, tiny_family: Callable[[str], Path], boxed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The model writes the right box of each image in its own convention, and a wrong one that it is less sure of."""
+    build = sampling.build_prediction
+
+    def answer(processor: Processor, example: Example, _ids: Any, adapter: Any, probabilities: Any) -> Prediction:
+        wrong = replace(example.reference_boxes[0], corners=(0, 0, 20, 20))
+        shown = replace(example, turns=(example.turns[0], Turn("assistant", (wrong, *example.reference_boxes))))
+        ids = processor.encode(shown).input_ids[len(processor.encode(example, add_generation_prompt=True).input_ids) :]
+        ids = ids.tolist()
+        half = len(ids) // 2
+        known = None if probabilities is None else [0.25] * half + [0.75] * (len(ids) - half)
+        return build(processor, example, ids, adapter, known)
+
+    monkeypatch.setattr(hf_generate, "build_prediction", answer)
+    folder, out = str(tiny_family(model_type)), tmp_path / "answers.jsonl"
+    rows = predict(boxed, model=folder, image_size="280", max_new_tokens=1, device="cpu", out=out)
+    for row, exact in zip(rows, [(40, 200, 200, 600), (100, 10, 400, 90)], strict=True):
+        wrong, right = row.base_boxes
+        with PIL.Image.open(row.images[0]) as image:
+            half_a_step = [side / (1000 if model_type != "qwen2_5_vl" else 280) / 2 for side in image.size] * 2
+        for found, true, tolerance in zip(right.corners, exact, half_a_step, strict=True):
+            assert abs(found - true) <= tolerance + 0.005  # hundredths are kept
+        assert wrong.score < right.score
+        assert row.reference_boxes == ((PixelBox(tuple(map(float, exact)), "cat"),),)
+    assert "\t[{" in capsys.readouterr().out
+    assert read_predictions(out) == list(rows)
+    # Scored at once, and from the file, the values are the same.
+    options = {"metrics": "auto", "device": "cpu", "console": Console(file=io.StringIO())}
+    at_once = evaluate(folder, boxed, image_size="280", max_new_tokens=1, **options)
+    from_file = evaluate(out, boxed, **options)
+    assert at_once.scores == from_file.scores
+    scores = {score.name: score for score in at_once.scores[0]}
+    assert scores["box-AP50"].value == pytest.approx(1)
+    assert scores["box-AP50"].note == "a box's score is the mean probability of its tokens"
+    assert scores["box-IoU"].value == pytest.approx(0.5, abs=0.02)

@@ -7,18 +7,29 @@ from PIL import Image
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.report.predictions import load_thumbnails, read_predictions, write_predictions
-from lorgnette.types import PredictionRow
+from lorgnette.types import PixelBox, PredictionRow
 
 ROWS = [
     PredictionRow("a", (Path("/x/one.png"), Path("/x/two.png")), "COCO Yes:", ("一只猫\n两行", "猫"), "a cat", "猫"),
     PredictionRow("b", (), "hello \u2028 there", (), None, None),
-]
+    PredictionRow(
+        "c", (), "where?", ("here", "there"), "nowhere", "there",
+        tuned_boxes=(PixelBox((1.5, 2.0, 3.0, 4.0), "cat", 1, 0.5), PixelBox((0.0, 0.0))),
+        reference_boxes=((PixelBox((1.0, 2.0, 3.0, 4.0)),), ()),
+    ),
+]  # fmt: skip
 
 
 def test_predictions_round_trip(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.jsonl", ROWS)
     assert read_predictions(tmp_path / "predictions.jsonl") == ROWS
-    assert "一只猫" in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "一只猫" in lines[0]
+    assert "_boxes" not in lines[0]
+    assert lines[-1].endswith(
+        '"tuned_boxes": [{"corners": [1.5, 2.0, 3.0, 4.0], "label": "cat", "image": 1, "score": 0.5}, '
+        '{"corners": [0.0, 0.0]}], "reference_boxes": [[{"corners": [1.0, 2.0, 3.0, 4.0]}], []]}'
+    )
 
 
 def test_relative_images_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +82,7 @@ def test_an_invalid_row_is_named(tmp_path: Path) -> None:
 def test_a_value_of_a_wrong_type_is_named(field: str, value: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, ROWS)
-    first, second, _ = path.read_text(encoding="utf-8").split("\n")
+    first, second, *_ = path.read_text(encoding="utf-8").split("\n")
     path.write_text(first + "\n" + json.dumps(json.loads(second) | {field: value}), encoding="utf-8")
     with pytest.raises(LorgnetteError, match=f"{message}(.|\n)*line 2"):
         read_predictions(path)

@@ -122,7 +122,9 @@ def load_eval_prompts(
         source, default, max_rows=rows, images_from=images, columns=columns, needs_answer=needs_answer,
         terminal=terminal,
     )  # fmt: skip
-    prompts = group_by_prompt(examples)
+    # References in the notation of the model that answers; a file of answers is compared in pixels.
+    processors = [candidate.spec.processor for candidate in candidates if candidate.spec is not None]
+    prompts = group_by_prompt(map(processors[0].write_boxes, examples) if processors else examples)
     if not prompts:
         raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")
     return prompts

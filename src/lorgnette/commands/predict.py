@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from rich.console import Console
 from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
 from lorgnette.commands.arguments import as_name
+from lorgnette.config import load_settings, read_recipe
 from lorgnette.data.image_resolver import build_url_error, is_url
 from lorgnette.data.memory_rows import encode_image, is_in_memory, write_rows
 from lorgnette.errors import LorgnetteError, UsageError
@@ -25,10 +26,14 @@ from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, 
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.io.shell import format_command
+from lorgnette.metrics.answer_kind import choose_metrics
+from lorgnette.metrics.registry import AUTO, BOX_METRICS, expand_metric_names, uses_boxes
 from lorgnette.report.console import Terminal, print_result
+from lorgnette.report.draw_boxes import format_box
 from lorgnette.report.notebook import Answers
-from lorgnette.report.predictions import write_predictions
+from lorgnette.report.predictions import build_box_record, write_predictions
 from lorgnette.report.run import Run
+from lorgnette.report.run_dir import RunDir
 from lorgnette.resolve import check_local_images
 from lorgnette.types import Example, PredictionRow, Problem
 from lorgnette.verification.judgement import judge_adapter
@@ -56,6 +61,8 @@ def predict(
 ) -> Answers:
     """Answer an image, a folder of images or a data file. Print the answers, and write them to `out` as JSON lines.
 
+    Beside an answer with boxes are these boxes in pixels of the image file.
+
     The model is loaded for this call; `lorgnette.load` keeps one. data: as in `Model.predict`.
     image_size: native, train, or height and width in pixels ("280x420"). The defaults of image size and max_new_tokens
     are those of the run that trained the adapter. Without a temperature answers are greedy.
@@ -76,7 +83,8 @@ def predict(
     sampling = loaded.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
     loaded.check_both(both)
     questions = loaded.read_questions(data, prompt, images_from, data_sets.ColumnChoice(image_column, caption_column))
-    terminal.print(f"answers    {describe_generation(loaded.spec.processor.settings, sampling)}")
+    sampling = loaded.expect_boxes(sampling, questions)
+    terminal.print(f"answers    {describe_generation(loaded.spec.processor, sampling)}")
     try:
         answers = loaded.answer(questions, sampling, both=both)
     except AnswersInterrupted as interrupted:
@@ -192,7 +200,8 @@ class Model:
         """
         sampling = self.build_sampling(max_new_tokens, batch_size, temperature, top_p, seed)
         self.check_both(both)
-        answers = self.answer(self.read_questions(data, prompt, images_from), sampling, both=both)
+        questions = self.read_questions(data, prompt, images_from)
+        answers = self.answer(questions, self.expect_boxes(sampling, questions), both=both)
         for note in describe_row_cuts(answers, f"max_new_tokens={sampling.max_new_tokens}"):
             self._terminal.warn(note)
         return answers
@@ -203,6 +212,15 @@ class Model:
         """How answers are generated. max_new_tokens: default: as the adapter's run answers."""
         limit = select_max_new_tokens(max_new_tokens, [self.spec])
         return SamplingParams(limit, batch_size, temperature, top_p, seed)
+
+    def expect_boxes(self, sampling: SamplingParams, questions: Questions) -> SamplingParams:
+        """Boxes get scores if the answers of the data have boxes, or those that the adapter was trained on."""
+        references = [(example.reference,) for example in questions.examples if example.reference]
+        has_boxes = [bool(example.reference_boxes) for example in questions.examples if example.reference]
+        names = set(choose_metrics([AUTO], references, has_boxes).names)
+        if run := RunDir.find_of_adapter(self.spec.adapter) if self.spec.adapter else None:
+            names |= set(load_settings(read_recipe(run.config), where=str(run.config)).predict.metrics)
+        return replace(sampling, with_boxes=uses_boxes(expand_metric_names(names & {"box", *BOX_METRICS})))
 
     def check_both(self, both: bool) -> None:
         """Raises UsageError if it cannot answer with and without an adapter."""
@@ -257,15 +275,16 @@ class Model:
         """Raises AnswersInterrupted with what was answered before Ctrl-C."""
         is_tuned = self.spec.adapter is not None
         weights = self.weights
+        examples = list(map(self.spec.processor.write_boxes, questions.examples))
         try:
             rows = answer_examples(
-                weights, questions.examples, sampling, self._terminal, with_base=both or not is_tuned,
+                weights, examples, sampling, self._terminal, with_base=both or not is_tuned,
                 with_adapter=is_tuned, memory_hint="use a smaller --batch-size",
             )  # fmt: skip
         finally:
             weights.forget_images()  # a file may have other content at the next question
         if not questions.has_rows:
-            turns = [example.turns for example in questions.examples]
+            turns = [example.turns for example in examples]
             by_turns = dict(zip(dict.fromkeys(turns), rows, strict=True))
             rows = [by_turns[key] for key in turns]
         return Answers(rows, keeps=questions.folder)
@@ -361,5 +380,13 @@ def _write_rows(rows: Sequence[PredictionRow], both: bool, out: Path | None) -> 
 
 def _format_row(row: PredictionRow, both: bool) -> str:
     if not both:
-        return f"{row.id}\t{json.dumps(row.tuned if row.tuned is not None else row.base, ensure_ascii=False)}"
-    return f"{row.id}\n  before: {row.shown_base}\n  after:  {row.shown_tuned}"
+        boxes = f"\t{json.dumps(list(map(build_box_record, row.answer_boxes)), ensure_ascii=False)}"
+        text = json.dumps(row.tuned if row.tuned is not None else row.base, ensure_ascii=False)
+        return f"{row.id}\t{text}{boxes if row.answer_boxes else ''}"
+    lines = [row.id]
+    answers = ("before:", row.shown_base, row.base_boxes), ("after: ", row.shown_tuned, row.tuned_boxes)
+    for name, answer, found in answers:
+        lines.append(f"  {name} {answer}")
+        if found:
+            lines.append(f"          boxes in pixels of the file: {'; '.join(map(format_box, found))}")
+    return "\n".join(lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.report.draw_boxes import format_box
 from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.templates import render
 from lorgnette.types import PredictionRow
@@ -59,7 +60,9 @@ class Answers(list[PredictionRow]):
         return build_frame(self.to_rows())
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A dict for each answer; `before` and `after` if both models answered, else `answer`."""
+        """A dict for each answer; `before` and `after` if both models answered, else `answer`. boxes: of the last of
+        these, in pixels of the file, if some answer has any."""
+        has_boxes = any(row.answer_boxes for row in self)
         has_both = any(row.base is not None and row.tuned is not None for row in self)
         return [
             {
@@ -68,6 +71,7 @@ class Answers(list[PredictionRow]):
                 "prompt": row.prompt,
                 "references": list(row.references),
                 **({"before": row.base, "after": row.tuned} if has_both else {"answer": row.answer}),
+                **({"boxes": [format_box(box) for box in row.answer_boxes]} if has_boxes else {}),
             }
             for row in self
         ]

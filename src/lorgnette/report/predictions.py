@@ -15,7 +15,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import write_text
 from lorgnette.io.parse import MAX_LINES_BYTES, decode_utf8, parse_json, read_small_file
 from lorgnette.report.thumbnail import UnreadableImageError, load_thumbnail
-from lorgnette.types import PredictionRow
+from lorgnette.types import PixelBox, PredictionRow
 
 _ROW = TypeAdapter(PredictionRow)
 
@@ -30,21 +30,26 @@ def load_thumbnails(rows: Sequence[PredictionRow], max_side: int) -> Iterator[tu
 
 def write_predictions(path: Path, rows: Sequence[PredictionRow]) -> None:
     """Write one JSON object per line; images are paths. Boxes are written where there are some."""
-    lines = (json.dumps(_drop_empty_boxes(dataclasses.asdict(row)), ensure_ascii=False, default=str) for row in rows)
+    lines = (json.dumps(_build_record(row), ensure_ascii=False, default=str) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def _drop_empty_boxes(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without lists of boxes that are empty, and its boxes without what is not known of them."""
-    boxes = {name: row[name] for name in ("base_boxes", "tuned_boxes") if row[name]}
-    compact: dict[str, Any] = {name: list(map(_compact_box, found)) for name, found in boxes.items()}
-    if row["reference_boxes"]:
-        compact["reference_boxes"] = [list(map(_compact_box, found)) for found in row["reference_boxes"]]
-    return {name: value for name, value in row.items() if not name.endswith("_boxes")} | compact
+def build_box_record(box: PixelBox) -> dict[str, Any]:
+    """A box as JSON, without what is not known of it."""
+    record: dict[str, Any] = {"corners": box.corners}
+    fields = {"label": box.label, "image": box.image}
+    score = {} if box.score is None else {"score": box.score}
+    return record | {name: value for name, value in fields.items() if value} | score
 
 
-def _compact_box(box: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in box.items() if value not in (None, "") and (name != "image" or value)}
+def _build_record(row: PredictionRow) -> dict[str, Any]:
+    record = {name: value for name, value in dataclasses.asdict(row).items() if not name.endswith("_boxes")}
+    for name, boxes in (("base_boxes", row.base_boxes), ("tuned_boxes", row.tuned_boxes)):
+        if boxes:
+            record[name] = list(map(build_box_record, boxes))
+    if row.reference_boxes:
+        record["reference_boxes"] = [list(map(build_box_record, boxes)) for boxes in row.reference_boxes]
+    return record
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:
