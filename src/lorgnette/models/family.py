@@ -36,7 +36,6 @@ class Family:
     model_type: as in config.json. title: for people. class_name: transformers' class.
     vision_linears, merger_linears: linear layers of a vision block (`visual.blocks.N.`) and of mergers (`visual.`).
     deepstack_linears: of each merger in `visual.deepstack_merger_list`.
-    feature_weight: the weight with one row per channel of an image feature.
     native_image_tokens: minimum and maximum per image in the hub's preprocessor_config.json.
     box_scale: what coordinates of boxes count: thousandths of the image's sides, or pixels of the resized image.
     box_format: boxes between control tokens, or JSON with `bbox_2d`.
@@ -55,7 +54,6 @@ class Family:
     class_name: str
     vision_linears: tuple[str, ...]
     merger_linears: tuple[str, ...]
-    feature_weight: str
     native_image_tokens: tuple[int, int]
     box_scale: BoxScale
     box_format: BoxFormat

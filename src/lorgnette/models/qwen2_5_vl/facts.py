@@ -20,7 +20,6 @@ FAMILY = Family(
     class_name="Qwen2_5_VLForConditionalGeneration",
     vision_linears=("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     merger_linears=("merger.mlp.0", "merger.mlp.2"),
-    feature_weight="model.visual.merger.mlp.2.weight",
     native_image_tokens=(4, 16384),  # 3,136 to 12,845,056 pixels
     box_scale="resized pixels",
     box_format="json",

@@ -39,7 +39,6 @@ FAMILY = Family(
     class_name="Qwen2VLForConditionalGeneration",
     vision_linears=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
     merger_linears=("merger.mlp.0", "merger.mlp.2"),
-    feature_weight="model.visual.merger.mlp.2.weight",
     native_image_tokens=(4, 16384),  # 3,136 to 12,845,056 pixels
     box_scale="thousandths",
     box_format="tokens",

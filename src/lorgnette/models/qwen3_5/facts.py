@@ -37,7 +37,6 @@ FAMILY = Family(
     class_name="Qwen3_5ForConditionalGeneration",
     vision_linears=("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"),
     merger_linears=("merger.linear_fc1", "merger.linear_fc2"),
-    feature_weight="model.visual.merger.linear_fc2.weight",
     native_image_tokens=(64, 16384),  # 65,536 to 16,777,216 pixels
     box_scale="thousandths",
     box_format="json",
