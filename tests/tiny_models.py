@@ -1,8 +1,11 @@
 """Tiny random checkpoints of every family, in the hub's own names, with all the files of a real one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+import family_templates
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 TEXT = {
@@ -71,19 +74,46 @@ def build_config(model_type: str, ids: dict[str, int], rows: int, *, is_tied: bo
     return {**common, **text} if model_type in IS_FLAT else {**common, "text_config": text}
 
 
-def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True, seed: int = 0) -> Path:
-    """A random model of 4 layers with weights large enough that attention is not uniform. Its tokenizer is the demo's.
-
-    Weights have the names of the hub's files: transformers converts its own when it saves.
-    """
-    import torch
-    import transformers
-    from demo_model.tokenizer import VOCAB_SIZE, write_tokenizer
+def write_newer_files(folder: Path, model_type: str) -> None:
+    """The chat template of a later family, and its tokenizer.json: with thoughts, and Qwen3.5's pre-tokenization."""
+    if model_type in IS_FLAT:
+        return
+    from transformers import AutoTokenizer
+    from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
     from lorgnette.models.registry import FAMILIES
 
-    folder.mkdir(parents=True)
-    ids, rows = write_tokenizer(folder), VOCAB_SIZE
+    family, config_path = FAMILIES[model_type], folder / "tokenizer_config.json"
+    template = family_templates.THOUGHT_LAST if family.template_options else family_templates.WITHOUT_SYSTEM
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    config = json.loads(config_path.read_text()) | {"chat_template": template}
+    names = {"<|quad_start|>": "<think>", "<|quad_end|>": "</think>"}
+    for token in config["added_tokens_decoder"].values():
+        token["special"] &= token["content"] not in names
+        token["content"] = names.get(token["content"], token["content"])
+    config["additional_special_tokens"] = [t for t in config["additional_special_tokens"] if t not in names]
+    config_path.write_text(json.dumps(config))
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    if family.needs_tokenizer_json:
+        path = folder / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = PRETOKENIZE_REGEX
+        path.write_text(json.dumps(tokenizer))
+        config_path.write_text(config_path.read_text().replace("Qwen2Tokenizer", "Qwen3_5Tokenizer"))
+        # From them transformers would build the tokenizer of the families before.
+        (folder / "vocab.json").unlink()
+        (folder / "merges.txt").unlink()
+
+
+def write_small_files(folder: Path, model_type: str, *, is_tied: bool = True) -> None:
+    """All files but the weights."""
+    from lorgnette.resolve import BUILT_IN_MODEL
+
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.json"):
+        shutil.copy(BUILT_IN_MODEL / name, folder)
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    ids, rows = {token["content"]: int(id_) for id_, token in tokens.items()}, max(map(int, tokens)) + 1
+    write_newer_files(folder, model_type)
     is_tied = is_tied and not model_type.endswith("_moe")
     (folder / "config.json").write_text(json.dumps(build_config(model_type, ids, rows, is_tied=is_tied)))
     is_first = model_type in IS_FLAT
@@ -95,6 +125,20 @@ def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processing))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<|im_end|>"]]}))
+
+
+def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True, seed: int = 0) -> Path:
+    """A random model of 4 layers with weights large enough that attention is not uniform. Its tokenizer is the demo's.
+
+    Weights have the names of the hub's files: transformers converts its own when it saves.
+    """
+    import torch
+    import transformers
+
+    from lorgnette.models.registry import FAMILIES
+
+    folder.mkdir(parents=True)
+    write_small_files(folder, model_type, is_tied=is_tied)
     torch.manual_seed(seed)
     class_name = FAMILIES[model_type].class_name
     config = getattr(transformers, class_name.replace("ForConditionalGeneration", "Config")).from_pretrained(folder)

@@ -1,7 +1,6 @@
 """Every distinct prompt is answered once, without and with the adapter."""
 
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
+from lorgnette.processing.processor import Processor
+from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.types import Example, Prediction, PredictionRow
 
 
@@ -18,8 +19,8 @@ class EchoModel(LoadedModel):
     """Answers with the name of the adapter. The base model's answers are cut."""
 
     def __init__(self) -> None:
-        settings = ProcessorSettings(image_size=(280, 56))
-        object.__setattr__(self, "processor", SimpleNamespace(settings=settings))  # frozen
+        processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(280, 56)))
+        object.__setattr__(self, "processor", processor)  # frozen
 
     def generate_answers(  # type: ignore[override]
         self, examples: Sequence[Example], sampling: SamplingParams, *, adapter: str | None, on_progress: Any
@@ -81,7 +82,7 @@ def test_an_interrupt_keeps_the_answers(
 
 
 def test_how_answers_are_generated_is_said() -> None:
-    native = ProcessorSettings(image_size=None, image_tokens=(4, 99))
+    native = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=None, image_tokens=(4, 99)))
     text = describe_generation(native, SamplingParams(7, temperature=0.5, top_p=0.9, seed=3))
     assert text == "image size native, 4 to 99 tokens; temperature 0.5, top-p 0.9, seed 3; at most 7 tokens"
 

@@ -1,5 +1,6 @@
 """Loss on the answers and their end tokens and nowhere else; a prompt is the start of the whole conversation."""
 
+import json
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -7,14 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import family_templates
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import ImageOnlyProcessor
+from tiny_models import write_small_files
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.errors import LorgnetteError
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
+from lorgnette.processing.tokenizer import TextTokenizer
 from lorgnette.types import IGNORE_INDEX, Encoded, Example, Image, Role, Turn
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -233,4 +242,161 @@ def test_a_template_that_cannot_render_is_found_at_once(tiny: Path, tmp_path: Pa
     folder = shutil.copytree(tiny, tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
     with pytest.raises(LorgnetteError, match="chat template refuses the conversation: division by zero"):
+        Processor.from_folder(folder, ProcessorSettings())
+
+
+# Every family: its template, its tokens of 28 or 32 pixels, its thoughts.
+
+TEMPLATES = {
+    "Qwen3-VL": ("qwen3_vl", family_templates.WITHOUT_SYSTEM),
+    "Qwen3-VL-Thinking": ("qwen3_vl", family_templates.THINKING),
+    "Qwen3.5": ("qwen3_5", family_templates.THOUGHT_LAST),
+    "Qwen3.8": ("qwen3_5_moe", family_templates.THOUGHT_ALWAYS),
+}
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """files(model_type) → the small files of a tiny model of this family."""
+    folders: dict[str, Path] = {}
+
+    def write(model_type: str) -> Path:
+        if model_type not in folders:
+            folders[model_type] = tmp_path_factory.mktemp(model_type)
+            write_small_files(folders[model_type], model_type)
+        return folders[model_type]
+
+    return write
+
+
+def with_template(folder: Path, template: str, tmp_path: Path) -> Path:
+    copy = shutil.copytree(folder, tmp_path / "m")
+    (copy / "chat_template.jinja").write_text(template)
+    return copy
+
+
+def talk(image_files: Sequence[Path], *texts: str) -> Example:
+    """Questions and answers in turn; each question after one more image."""
+    turns: list[Turn] = []
+    for number, text in enumerate(texts):
+        images = tuple(map(Image, image_files[: number // 2 + 1])) if number % 2 == 0 else ()
+        turns.append(Turn("assistant" if number % 2 else "user", (*images, text)))
+    return Example("x", tuple(turns), Path("x.json"), 1)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+def test_every_family_has_the_tokens_of_its_processor(
+    files: Callable[[str], Path], image_files: list[Path], model_type: str, add_generation_prompt: bool
+) -> None:
+    """With the options of its template. Negative control: those of another model."""
+    folder = files(model_type)
+    processor = Processor.from_folder(folder, ProcessorSettings(image_size=None, image_tokens=(4, 40)))
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    side = config["patch_size"] * config["merge_size"]
+    sizes = {"shortest_edge": 4 * side**2, "longest_edge": 40 * side**2}
+    their_images = Qwen2VLImageProcessorPil(**{**config, "size": sizes})
+    theirs = ImageOnlyProcessor(their_images, AutoTokenizer.from_pretrained(folder))
+    template = processor.chat_template.source
+    example = talk(image_files, "what is it?", "a red car", "e\u0301 नमस्ते and this?", "two, it's  12")
+    encoded = processor.encode(example, add_generation_prompt=add_generation_prompt)
+    turns = example.without_answer().turns if add_generation_prompt else example.turns
+    content = {
+        turn: [{"type": "image"} if isinstance(p, Image) else {"type": "text", "text": p} for p in turn.parts]
+        for turn in turns
+    }
+    messages = [{"role": turn.role, "content": content[turn]} for turn in turns]
+
+    def tokenize(**options: bool) -> list[int]:
+        text = theirs.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=False, **options
+        )
+        images = [PIL.Image.open(p.path).convert("RGB") for turn in turns for p in turn.parts if isinstance(p, Image)]
+        inputs = theirs(text=[text], images=images, return_tensors="pt")
+        assert [[g.t, g.h, g.w] for g in encoded.grids] == inputs["image_grid_thw"].tolist()
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return ids
+
+    options = dict(FAMILIES[model_type].template_options)
+    assert encoded.input_ids.tolist() == tokenize(**options)
+    if options and add_generation_prompt:
+        assert encoded.input_ids.tolist() != tokenize()
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [
+        ("Qwen3-VL", "a car<|im_end|>a bus<|im_end|>"),
+        ("Qwen3-VL-Thinking", "\n</think>\n\na bus<|im_end|>"),
+        ("Qwen3.5", "a bus<|im_end|>"),
+        ("Qwen3.8", "a car<|im_end|>a bus<|im_end|>"),
+    ],
+)
+def test_an_answer_is_learned_if_it_begins_as_a_prediction(
+    files: Callable[[str], Path], image_files: list[Path], tmp_path: Path, name: str, learned: str
+) -> None:
+    """A thought that the template writes has no loss; one that the model has to write has."""
+    folder = with_template(files(TEMPLATES[name][0]), TEMPLATES[name][1], tmp_path)
+    processor = Processor.from_folder(folder, ProcessorSettings(image_size=(64, 64)))
+    example = talk(image_files, "what?", "a car", "and this?", "a bus")
+    encoded = processor.encode(example)
+    assert decode_labels(processor, encoded) == learned
+    text = processor.tokenizer.decode_with_control_tokens(encoded.input_ids.tolist())
+    assert text.count(EMPTY_THOUGHT) == {"Qwen3-VL": 0, "Qwen3.8": 2}.get(name, 1)
+    # What is learned goes on from the prompt, token by token.
+    prompt = processor.encode(example, add_generation_prompt=True).input_ids
+    np.testing.assert_array_equal(encoded.input_ids[: len(prompt)], prompt)
+    assert encoded.labels[len(prompt)] == encoded.input_ids[len(prompt)]
+    assert processor.count_skipped_answers(example) == (0 if learned.startswith("a car") else 1)
+    only_first = replace(example, turns=(*example.turns[:3], replace(example.turns[3], has_loss=False)))
+    if learned.startswith("a car"):
+        assert decode_labels(processor, processor.encode(only_first)) == "a car<|im_end|>"
+    else:
+        with pytest.raises(LorgnetteError, match="no answer that is to be learned begins as a prediction"):
+            processor.encode(only_first)
+
+
+@pytest.mark.parametrize("name", ["Qwen3-VL-Thinking", "Qwen3.5"])
+def test_an_answer_with_a_thought_of_its_own_is_refused(
+    files: Callable[[str], Path], image_files: list[Path], tmp_path: Path, name: str
+) -> None:
+    folder = with_template(files(TEMPLATES[name][0]), TEMPLATES[name][1], tmp_path)
+    example = talk(image_files, "what?", "<think>hm</think>a car")
+    with pytest.raises(LorgnetteError, match=r"an answer has <think>.* · x.json, row 1 · remove the thought"):
+        Processor.from_folder(folder, ProcessorSettings()).encode(example)
+    Processor.from_folder(files("qwen3_vl"), ProcessorSettings()).encode(example)  # a text like any other
+
+
+def test_a_prediction_is_shown_without_its_thought(files: Callable[[str], Path]) -> None:
+    tokenizer = TextTokenizer.from_folder(files("qwen3_5"), needs_json=True)
+    end = tokenizer.control_tokens["</think>"]
+    ids = [*tokenizer.encode("<box> hm\n"), end, *tokenizer.encode("\n\na car"), tokenizer.control_tokens["<|im_end|>"]]
+    assert tokenizer.decode(ids) == "a car"
+    assert "".join(tokenizer.decode_each(ids)).strip() == "a car"
+    assert tokenizer.decode(ids[: ids.index(end)]) == "<box> hm\n"  # it has not begun to answer
+
+
+def test_what_a_model_does_otherwise_is_said(
+    files: Callable[[str], Path], image_files: list[Path], tmp_path: Path
+) -> None:
+    examples = [talk(image_files, "what?", "a car", "and this?", "a bus")]
+    rounded = "image_size 280×280 becomes 288×288: an image token of this model has 32×32 pixels"
+    assert Processor.from_folder(files("qwen2_5_vl"), ProcessorSettings()).list_remarks(examples) == []
+    assert Processor.from_folder(files("qwen3_vl"), ProcessorSettings()).list_remarks(examples) == [rounded]
+    [first, second] = Processor.from_folder(files("qwen3_5"), ProcessorSettings()).list_remarks(examples)
+    assert first == rounded
+    assert second.startswith("1 answer is not trained: in a conversation this model begins only its last answer")
+    folder = with_template(files("qwen3_vl"), family_templates.THINKING, tmp_path)
+    settings = ProcessorSettings(image_size=(288, 288))
+    [thinks, _] = Processor.from_folder(folder, settings).list_remarks(examples)
+    assert thinks.startswith("this model thinks before it answers")
+
+
+def test_tokens_of_a_newer_model_come_from_its_tokenizer_json(files: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(files("qwen3_5"), tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(files("qwen2_vl") / name, folder)
+    with pytest.raises(LorgnetteError, match=r"tokenizer\.json is missing; the tokens of this model"):
         Processor.from_folder(folder, ProcessorSettings())

@@ -20,6 +20,7 @@ from lorgnette.io.paths import check_writable, split_sources
 from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import read_family
 from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
@@ -92,14 +93,19 @@ def check(
     identical_files = data_sets.map_identical_files(infos, infos)
     train, held_out, failure = _split(scan, test_scan, identical_files, settings)
     examples = [*train, *held_out]
-    token_stats, token_findings, skipped = _count_tokens(examples, infos, settings)
+    processor = _open_processor(settings, infos)
+    token_stats, token_findings, skipped = _count_tokens(processor, examples, settings)
     num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
     elif num_compared < len(infos):
         skipped.append(f"look-alikes among {len(infos) - num_compared} very large images that are not JPEGs")
     signatures = data_sets.compute_full_signatures(infos, identical_files)
-    num_trainable = _count_trainable(train, token_findings)
+    trainable = _select_trainable(train, token_findings)
+    num_trainable = len(trainable)
+    remarks = processor.list_remarks(trainable) if processor else []
+    if (model := find_cached_model(settings.model)) is not None:
+        remarks += read_family(model).list_target_remarks(settings.lora.target_modules, settings.lora.parts)
     is_auto = settings.data.holdout == "auto" and settings.data.test is None
     step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
@@ -122,7 +128,7 @@ def check(
         num_trainable=num_trainable,
         steps=step_count.describe() if num_trainable and not failure else "",
         step_advice=step_count.warning,
-        setting_advice=list_start_warnings(settings, [row.reference for row in examples]),
+        setting_advice=[*remarks, *list_start_warnings(settings, [row.reference for row in examples])],
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )
     report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))
@@ -148,11 +154,11 @@ def _find_image(problem: Problem) -> tuple[Path, ...]:
         return ()
 
 
-def _count_trainable(train: Sequence[Example], token_findings: Sequence[Finding]) -> int:
+def _select_trainable(train: Sequence[Example], token_findings: Sequence[Finding]) -> list[Example]:
     """The rows of the training part that can be encoded."""
     problems = [finding.problem for finding in token_findings if finding.is_blocking]
     broken = {(problem.source, problem.row) for problem in problems}
-    return sum((row.source, row.row) not in broken for row in train)
+    return [row for row in train if (row.source, row.row) not in broken]
 
 
 def _list_folders(scan: data_sets.ScanResult, settings: Settings, sources: Sequence[Path]) -> list[Path]:
@@ -203,12 +209,18 @@ def _split(
         return rows, [], f"{error.message}; {error.hint}" if rows else ""
 
 
-def _count_tokens(
-    examples: Sequence[Example], infos: Mapping[Path, data_sets.ImageInfo], settings: Settings
-) -> tuple[TokenStats | None, list[Finding], list[str]]:
-    """(token counts, findings, why tokens are not counted)."""
+def _open_processor(settings: Settings, infos: Mapping[Path, data_sets.ImageInfo]) -> Processor | None:
+    """None if the model is not on this machine."""
     folder = find_cached_model(settings.model)
     if folder is None:
+        return None
+    return Processor.from_folder(folder, settings.processor, read_size=lambda path: infos[path].size)
+
+
+def _count_tokens(
+    processor: Processor | None, examples: Sequence[Example], settings: Settings
+) -> tuple[TokenStats | None, list[Finding], list[str]]:
+    """(token counts, findings, why tokens are not counted)."""
+    if processor is None:
         return None, [], [f"tokens: {settings.model} is not on this machine; name a model that is (model=FOLDER)"]
-    processor = Processor.from_folder(folder, settings.processor, read_size=lambda path: infos[path].size)
     return *compute_token_stats(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []

@@ -67,7 +67,7 @@ class Candidate:
     def describe_generation(self, sampling: SamplingParams) -> str:
         """How its answers are generated, in words."""
         if self.spec is not None:
-            return describe_generation(self.spec.processor.settings, sampling)
+            return describe_generation(self.spec.processor, sampling)
         assert self.saved_answers is not None
         return self.saved_answers.generation
 

@@ -120,11 +120,12 @@ def _format_training(name: str, spec: ModelSpec, record: RunRecord | None, round
         "lorgnette. The adapter is merged into the weights."
     )
     is_known = metadata.is_ours
+    image_size = describe_image_size(metadata.processor, spec.processor.image_processor)
     facts = [
         ("base model", _name_base_model(spec) + (f", revision {metadata.revision}" if metadata.revision else "")),
         ("data", _name_data(record)),
         ("prompt", f"`{json.dumps(metadata.prompt, ensure_ascii=False)}`" if is_known else "unknown"),
-        ("image size", describe_image_size(metadata.processor) if is_known else "unknown"),
+        ("image size", image_size if is_known else "unknown"),
         ("optimizer steps", "unknown" if metadata.step is None else str(metadata.step)),
         ("continued from", str(metadata.origin) if metadata.origin else "the base model"),
         ("LoRA", f"rank {lora['r']}, alpha {lora['lora_alpha']}"),

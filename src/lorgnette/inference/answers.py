@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
-from lorgnette.processing.processor import describe_image_size
+from lorgnette.processing.processor import Processor, describe_image_size
 from lorgnette.report.console import Terminal
 from lorgnette.types import BASE_MODEL, Example, Prediction, PredictionRow
 
@@ -37,7 +36,7 @@ def answer_examples(
     before, after = list[Prediction](), list[Prediction]()
 
     def build_rows() -> list[PredictionRow]:
-        generation = describe_generation(model.processor.settings, sampling)
+        generation = describe_generation(model.processor, sampling)
         pairs = zip_longest(before, after)
         return [prompt.build_row(*pair, generation) for prompt, pair in zip(prompts, pairs, strict=False)]
 
@@ -81,12 +80,13 @@ def _generate(
         yield from model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance)
 
 
-def describe_generation(settings: ProcessorSettings, sampling: SamplingParams) -> str:
+def describe_generation(processor: Processor, sampling: SamplingParams) -> str:
     """How answers are generated, in words. Only answers that were generated alike can be compared."""
     choice = "greedy"
     if sampling.temperature is not None:
         choice = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}"
-    return f"image size {describe_image_size(settings)}; {choice}; at most {sampling.max_new_tokens} tokens"
+    size = describe_image_size(processor.settings, processor.image_processor)
+    return f"image size {size}; {choice}; at most {sampling.max_new_tokens} tokens"
 
 
 def describe_cuts(name: str, flags: Sequence[bool], limit: str) -> list[str]:

@@ -4,11 +4,12 @@ Loss is taken on the assistant's texts and on the token that ends each, nowhere 
 as not to be learned (`Turn.has_loss`).
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, groupby
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.models.family import Family
 from lorgnette.models.registry import import_positions, read_family
 from lorgnette.processing.boxes import BoxConvention, ImageSize, has_boxes, join_pieces, parse_boxes, write_boxes
-from lorgnette.processing.chat_template import ChatTemplate
+from lorgnette.processing.chat_template import ChatTemplate, ConversationShape
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.processing.tokenizer import IM_END_TOKEN, IMAGE_TOKEN, TextTokenizer
 from lorgnette.types import IGNORE_INDEX, ControlToken, Encoded, Example, Image, ImageGrid, Role, Turn
@@ -36,12 +37,26 @@ Outline = tuple[tuple[Role, tuple[Pieces | int | None, ...], bool], ...]
 tokens, an answer is None. Captions that answer one question about images of one size have the same outline."""
 
 
+class _Beginning(NamedTuple):
+    """How an answer begins. opening: what the model writes before it; is_learned: whether a prediction begins so."""
+
+    opening: Pieces
+    is_learned: bool
+
+
 class _Segment(NamedTuple):
-    """Tokens without answers. image_starts: offsets from the segment's first token."""
+    """Tokens without answers. image_starts: offsets from the segment's first token; beginning: of the answer after
+    it."""
 
     input_ids: Int32[np.ndarray, " T"]
     labels: Int32[np.ndarray, " T"]
     image_starts: tuple[int, ...]
+    beginning: _Beginning
+
+
+_END = _Beginning((), is_learned=False)
+"""Behind the last segment there is no answer."""
+_THOUGHT = re.compile("</?think>")
 
 
 @dataclass(eq=False)
@@ -65,6 +80,8 @@ class Processor:
         self._compute_position_ids = import_positions(self.family.model_type).compute_position_ids
         self.box_convention = BoxConvention(self.family.box_scale, self.family.box_format)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
+        self._prompt_end = str(self.chat_template.render((("user", (False,)),), True)[-1])
+        self._opens_thought = _THOUGHT.findall(self._prompt_end)[-1:] == ["<think>"]
         self._cached_grid = lru_cache(maxsize=None)(self._compute_grid)
         self._cached_frame = lru_cache(maxsize=1024)(self._encode_frame)
 
@@ -73,10 +90,12 @@ class Processor:
         cls, folder: Path, settings: ProcessorSettings, *, read_size: SizeReader = read_image_size
     ) -> "Processor":
         """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
-        tokenizer, chat_template = TextTokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+        family = read_family(folder)
+        tokenizer = TextTokenizer.from_folder(folder, needs_json=family.needs_tokenizer_json)
+        chat_template = ChatTemplate.from_folder(folder, family.template_options)
         chat_template.check()
         image_processor = ImageProcessor.from_folder(folder, settings)
-        return cls(tokenizer, chat_template, image_processor, read_family(folder), settings, read_size)
+        return cls(tokenizer, chat_template, image_processor, family, settings, read_size)
 
     def forget_images(self) -> None:
         """Forget the sizes of images: their files may change."""
@@ -87,33 +106,75 @@ class Processor:
 
         add_generation_prompt: without the last answer, up to where the assistant begins to speak.
 
-        The encoded example has its boxes as the model writes them. Raises LorgnetteError for an image that cannot be
-        read and for an example longer than `max_length`.
+        An answer has a loss if it begins as a prediction does. The encoded example has its boxes as the model writes
+        them. Raises LorgnetteError for an image that cannot be read, for an example longer than `max_length` and for
+        an answer with a thought that the template does not write.
         """
         example = self.write_boxes(example)
         turns = example.without_answer().turns if add_generation_prompt else example.turns
         outline, answers, grids = self._split_answers(turns)
+        self._check_thoughts(example, answers)
         # The frame around the answers comes from a cache; only the answers are tokenized for each example.
         input_ids: list[Int32[np.ndarray, " _"]] = []
         labels: list[Int32[np.ndarray, " _"]] = []
         image_starts: list[int] = []
         length = 0
-        # Behind the last segment there is no answer.
         frame = self._cached_frame(outline, add_generation_prompt)
         for segment, (pieces, has_loss) in zip(frame, [*answers, ((), False)], strict=True):
             image_starts += [length + start for start in segment.image_starts]
-            answer_ids = np.array([id_ for piece in pieces for id_ in self._encode_piece(piece)], np.int32)
+            written = _join_texts(segment.beginning.opening, pieces)
+            answer_ids = np.array([id_ for piece in written for id_ in self._encode_piece(piece)], np.int32)
+            is_learned = has_loss and segment.beginning.is_learned
             input_ids += [segment.input_ids, answer_ids]
-            labels += [segment.labels, answer_ids if has_loss else np.full_like(answer_ids, IGNORE_INDEX)]
+            labels += [segment.labels, answer_ids if is_learned else np.full_like(answer_ids, IGNORE_INDEX)]
             length += len(segment.input_ids) + len(answer_ids)
         if length > self.settings.max_length:
             counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
             message = f"{counts}, more than max_length={self.settings.max_length}"
             hint = "shorten the text, lower image_tokens, or raise max_length"
             raise LorgnetteError(message, where=example.where, hint=hint)
+        if not add_generation_prompt and any(has_loss for _, has_loss in answers) and not _has_loss(labels):
+            message = "no answer that is to be learned begins as a prediction of this model does"
+            raise LorgnetteError(message, where=example.where, hint="let the last answer be learned, or remove the row")
         position_ids = self._compute_position_ids(length, image_starts, grids)
         arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
         return Encoded(example, *arrays, grids, tuple(image_starts))
+
+    def count_skipped_answers(self, example: Example) -> int:
+        """The answers that the data wants learned, but that do not begin as a prediction does."""
+        outline, answers, _ = self._split_answers(self.write_boxes(example).turns)
+        frame = self._cached_frame(outline, False)[:-1]
+        return sum(
+            has_loss and not segment.beginning.is_learned for segment, (_, has_loss) in zip(frame, answers, strict=True)
+        )
+
+    def list_remarks(self, examples: Iterable[Example]) -> list[str]:
+        """What this model does otherwise than the settings and the data say, in sentences."""
+        remarks, size = [], self.settings.image_size
+        if size is not None and (rounded := self.image_processor.compute_size(1, 1)) != size:
+            side = self.image_processor.token_side
+            (height, width), (rows, columns) = size, rounded
+            remarks.append(
+                f"image_size {height}×{width} becomes {rows}×{columns}: an image token of this model has {side}×{side} "
+                "pixels"
+            )
+        if self._opens_thought:
+            remarks.append("this model thinks before it answers: the training teaches it to answer without a thought")
+        if skipped := sum(map(self.count_skipped_answers, examples)):
+            remarks.append(
+                f"{skipped} {'answer is' if skipped == 1 else 'answers are'} not trained: in a conversation this model "
+                "begins only its last answer as it begins a prediction"
+            )
+        return remarks
+
+    def _check_thoughts(self, example: Example, answers: Sequence[tuple[Pieces, bool]]) -> None:
+        """Raises LorgnetteError for an answer with `<think>`, where the template itself writes it."""
+        if not _THOUGHT.search(self._prompt_end):
+            return
+        texts = [piece for pieces, _ in answers for piece in pieces if isinstance(piece, str)]
+        if match := next(filter(None, map(_THOUGHT.search, texts)), None):
+            message = f"an answer has {match[0]}, but this model's template writes the thoughts, and they are empty"
+            raise LorgnetteError(message, where=example.where, hint="remove the thought from the answer")
 
     def write_boxes(self, example: Example) -> Example:
         """The example with its boxes as the model writes them, and in pixels of the file.
@@ -169,10 +230,10 @@ class Processor:
         input_ids: list[int] = []
         labels: list[int] = []
         image_starts: list[int] = []
-        for run, has_loss in chain(self._iter_runs(outline, add_generation_prompt), [(None, False)]):
-            if run is None:
+        for run, has_loss in chain(self._iter_runs(outline, add_generation_prompt), [(_END, False)]):
+            if isinstance(run, _Beginning):
                 arrays = np.array(input_ids, np.int32), np.array(labels, np.int32)
-                frame.append(_Segment(*arrays, tuple(image_starts)))
+                frame.append(_Segment(*arrays, tuple(image_starts), run))
                 input_ids, labels, image_starts = [], [], []
                 continue
             # The template writes one image token per image; it is repeated for each token that the image takes.
@@ -184,8 +245,10 @@ class Processor:
             labels += run if has_loss else [IGNORE_INDEX] * len(run) * repeats
         return tuple(frame)
 
-    def _iter_runs(self, outline: Outline, add_generation_prompt: bool) -> Iterator[tuple[list[int] | None, bool]]:
-        """(ids, has loss) in order; None in the place of an answer.
+    def _iter_runs(
+        self, outline: Outline, add_generation_prompt: bool
+    ) -> Iterator[tuple[list[int] | _Beginning, bool]]:
+        """(ids, has loss) in order; a _Beginning in the place of an answer.
 
         A text and the template's plain text around it are tokenized as one string. An answer is not: its first token
         must be the one with which prediction starts, right after the template's header.
@@ -194,14 +257,20 @@ class Processor:
         plain = ""
         open_answer: bool | None = None  # whether the answer has a loss; None: outside of an answer
         shape = tuple((role, tuple(isinstance(part, int) for part in parts)) for role, parts, _ in outline)
-        for piece in self.chat_template.render(shape, add_generation_prompt):
+        openings = self._find_openings(shape, add_generation_prompt)
+        rendered = self.chat_template.render(shape, add_generation_prompt)
+        for piece, following in zip_longest(rendered, rendered[1:]):
             # A number stands for a text of the conversation.
             if isinstance(piece, int):
                 pieces, has_loss = texts[piece]
                 if pieces is None:
+                    opening = openings[piece]
+                    chunks = tuple(chunk for chunk in self._control_pattern.split(opening or "") if chunk)
+                    names = self.tokenizer.control_tokens
+                    written = tuple(ControlToken(chunk) if chunk in names else chunk for chunk in chunks)
                     yield self.tokenizer.encode_cached(plain), False
-                    yield None, False
-                    plain, open_answer = "", has_loss
+                    yield _Beginning(written, opening is not None), False
+                    plain, open_answer = "", has_loss and opening is not None
                 for part in pieces or ():
                     if isinstance(part, str):
                         plain += part
@@ -210,8 +279,9 @@ class Processor:
                         yield self._encode_piece(part), False
                         plain = ""
                 continue
-            # Anything else is the template's own text, the only source of control tokens.
-            for chunk in self._control_pattern.split(piece):
+            # Anything else is the template's own text, the only source of control tokens. What the model writes before
+            # its answer belongs to the answer.
+            for chunk in self._control_pattern.split(piece.removesuffix(openings.get(following) or "")):
                 if chunk not in self.tokenizer.control_tokens:
                     plain += chunk
                     continue
@@ -224,6 +294,18 @@ class Processor:
                 plain, open_answer = "", None if is_end else open_answer
         yield self.tokenizer.encode_cached(plain), False
 
+    def _find_openings(
+        self, shape: ConversationShape, add_generation_prompt: bool
+    ) -> dict[int | str | None, str | None]:
+        """The number of an answer's text → `ChatTemplate.find_opening` of its turn."""
+        numbers = itertools.count()
+        openings: dict[int | str | None, str | None] = {}
+        for turn, (role, parts) in enumerate(shape):
+            for number in [next(numbers) for is_image in parts if not is_image]:
+                if role == "assistant":
+                    openings[number] = self.chat_template.find_opening(shape, turn, add_generation_prompt)
+        return openings
+
     def _compute_grid(self, image: Image) -> ImageGrid:
         processor, size = self.image_processor, self.read_size(image.path)
         if processor.size is None:
@@ -233,10 +315,21 @@ class Processor:
         return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)
 
 
-def describe_image_size(settings: ProcessorSettings) -> str:
-    """The size at which the model gets images, in words."""
+def _has_loss(labels: Iterable[Int32[np.ndarray, " _"]]) -> bool:
+    return any((part != IGNORE_INDEX).any() for part in labels)
+
+
+def _join_texts(first: Pieces, second: Pieces) -> Pieces:
+    """Both; two texts that meet become one."""
+    if first and second and isinstance(first[-1], str) and isinstance(second[0], str):
+        return (*first[:-1], first[-1] + second[0], *second[1:])
+    return first + second
+
+
+def describe_image_size(settings: ProcessorSettings, image_processor: ImageProcessor | None = None) -> str:
+    """The size at which a model gets images, in words; without its image processor, the size that is set."""
     if settings.image_size is None:
         low, high = settings.image_tokens
         return f"native, {low} to {high} tokens"
-    height, width = settings.image_size
+    height, width = image_processor.compute_size(1, 1) if image_processor else settings.image_size
     return f"{height}×{width} pixels"

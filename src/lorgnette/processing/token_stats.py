@@ -58,7 +58,8 @@ def compute_token_stats(
                 processor.encode(row)
             except LorgnetteError as error:
                 findings.append(_build_finding(row, "over-budget", error))
-        findings += _check_answers(encoded, processor.eos_token_id, max_new_tokens)
+        num_skipped = processor.count_skipped_answers(encoded.example)
+        findings += _check_answers(encoded, processor.eos_token_id, max_new_tokens, num_skipped)
     if not lengths:
         return None, findings
     shortest, middle, longest = min(lengths), float(median(lengths)), max(lengths)
@@ -79,8 +80,8 @@ def _build_finding(row: Example, kind: FindingKind, error: LorgnetteError) -> Fi
     return Finding.for_example(row, kind, error.message, error.hint or "correct or remove the row")
 
 
-def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> Iterable[Finding]:
-    """Each answer is one run of labels."""
+def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int, num_skipped: int) -> Iterable[Finding]:
+    """Each answer is one run of labels. num_skipped: answers that are not trained."""
     row = encoded.example
     has_loss = np.pad(encoded.labels != IGNORE_INDEX, 1)
     runs = np.flatnonzero(has_loss[1:] != has_loss[:-1]).reshape(-1, 2).tolist()
@@ -88,7 +89,7 @@ def _check_answers(encoded: Encoded, eos_token_id: int, max_new_tokens: int) -> 
     if longest > max_new_tokens:
         message = f"an answer has {longest} tokens, but predictions stop at predict.max_new_tokens={max_new_tokens}"
         yield Finding.for_example(row, "overlong-answer", message, "raise it, or shorten the answer")
-    num_answers = sum(turn.role == "assistant" and turn.has_loss for turn in row.turns)
+    num_answers = sum(turn.role == "assistant" and turn.has_loss for turn in row.turns) - num_skipped
     num_ended = sum(int(encoded.labels[end - 1]) == eos_token_id for _, end in runs)
     if num_ended < num_answers:
         message = f"{num_answers - num_ended} of {num_answers} answers get no end token from the chat template"

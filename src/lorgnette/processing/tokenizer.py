@@ -6,7 +6,7 @@ stays a caption.
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +19,12 @@ from lorgnette.io.parse import MAX_CONFIG_BYTES, check_is_file, is_unicode, read
 from lorgnette.processing.boxes import BOX_TOKENS
 
 IMAGE_TOKEN, IM_END_TOKEN, ENDOFTEXT_TOKEN = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
+_END_OF_THOUGHT = "</think>"
 MAX_VOCABULARY = 2**22
 _HINT = "download the whole checkpoint again"
 
-# The pre-tokenization of every Qwen2 and Qwen3 checkpoint (tokenization_qwen2.py of transformers). tokenizer.json
-# includes it; vocab.json and merges.txt do not.
+# The pre-tokenization of Qwen2 and Qwen3 (tokenization_qwen2.py of transformers); newer models have another.
+# tokenizer.json includes it; vocab.json and merges.txt do not.
 _PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -50,16 +51,21 @@ class TextTokenizer:
         self._vocab_size = MAX_VOCABULARY
         self._control_names = {id_: name for name, id_ in control_tokens.items()}
         self._hidden_ids = {id_ for name, id_ in control_tokens.items() if name not in BOX_TOKENS}
+        self._end_of_thought_id = control_tokens.get(_END_OF_THOUGHT)
         self.encode_cached = lru_cache(maxsize=4096)(self.encode)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "TextTokenizer":
+    def from_folder(cls, folder: Path, *, needs_json: bool = False) -> "TextTokenizer":
         """Read `tokenizer.json`, or `vocab.json` + `merges.txt` + `tokenizer_config.json`.
 
-        Raises LorgnetteError if a file is missing or broken, or if a control token that every example needs is missing.
+        needs_json: the family's tokens are not those of the other files. Raises LorgnetteError if a file is missing or
+        broken, or if a control token that every example needs is missing.
         """
+        path = folder / "tokenizer.json"
+        if needs_json and not path.exists():
+            message = "tokenizer.json is missing; the tokens of this model cannot be told from its other files"
+            raise LorgnetteError(message, where=str(folder), hint=_HINT)
         try:
-            path = folder / "tokenizer.json"
             tokenizer = cls._from_json(path) if path.exists() else cls._from_vocabulary(folder)
         except FileNotFoundError as error:
             message = f"tokenizer is missing: no tokenizer.json, and no {Path(str(error.filename)).name}"
@@ -122,14 +128,26 @@ class TextTokenizer:
             raise LorgnetteError(message, hint="use the files of one model")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of an answer, without control tokens other than those of boxes."""
-        return self.decode_with_control_tokens(id_ for id_ in ids if id_ not in self._hidden_ids)
+        """The text of an answer, without control tokens other than those of boxes, and without a thought before it."""
+        ids = list(ids)
+        num_thought = self._count_thought(ids)
+        shown = [id_ for id_ in ids[num_thought:] if id_ not in self._hidden_ids]
+        text = self.decode_with_control_tokens(shown)
+        return text.lstrip("\n") if num_thought else text
+
+    def _count_thought(self, ids: Sequence[int]) -> int:
+        """How many ids come before the answer: up to the last `</think>`."""
+        is_end = [id_ == self._end_of_thought_id for id_ in ids]
+        return len(ids) - is_end[::-1].index(True) if True in is_end else 0
 
     def decode_each(self, ids: Iterable[int]) -> list[str]:
-        """What each token adds to `decode`'s text. A character in several tokens is its last one's."""
-        pieces: list[str] = []
+        """What each token adds to `decode`'s text, but for line breaks behind a thought. A character in several tokens
+        is its last one's."""
+        ids = list(ids)
+        num_thought = self._count_thought(ids)
+        pieces = [""] * num_thought
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for id_ in ids:
+        for id_ in ids[num_thought:]:
             if id_ in self._control_names:
                 name = "" if id_ in self._hidden_ids else self._control_names[id_]
                 pieces.append(decoder.decode(b"", final=True) + name if name else "")
