@@ -27,7 +27,9 @@ from run_one import HERE, NO_DROPOUT, OURS, Run, install_peer, run_ours, run_pee
 
 import lorgnette
 from lorgnette import data
-from lorgnette.config import ProcessorSettings
+from lorgnette.config import LoraSettings, ProcessorSettings
+from lorgnette.models.adapter_shape import AdapterShape
+from lorgnette.models.registry import parse_configs
 from lorgnette.processing.processor import Processor
 
 PEERS = tuple(path.stem.removeprefix("by_") for path in sorted((HERE / "peers").glob("by_*.py")))
@@ -62,29 +64,28 @@ def add_rates(run: Run, job: dict[str, float], ceiling: float | None) -> Run:
 def measure_job(job: Path) -> dict[str, float]:
     """The size of the job, without padding: the same for everyone."""
     processor = Processor.from_folder(job / "model", ProcessorSettings(image_size=(SIDE, SIDE)))
-    lengths = [
-        len(processor.encode(example).input_ids) for example in data.read(job / "captions.csv", prompt="COCO Yes:")
-    ][:-NUM_HELD_OUT]
+    encoded = [processor.encode(example) for example in data.read(job / "captions.csv", prompt="COCO Yes:")]
+    lengths = [len(example.input_ids) for example in encoded][:-NUM_HELD_OUT]
     config = json.loads((job / "model" / "config.json").read_text())
     return {
         "samples": len(lengths),
         "samples_a_step": 16,
         "tokens": sum(lengths),
         "flop_per_token": compute_flop_per_token(config, RANK),
+        "side": encoded[0].grids[0].h * config["vision_config"]["patch_size"],
     }
 
 
 def compute_flop_per_token(config: dict[str, Any], rank: int) -> int:
     """4 per frozen weight of the decoder's projections (forward, and backward to the input), 6 per LoRA weight (its
     gradient too). Embedding, head, attention and vision tower do not count."""
-    width, mlp = config["hidden_size"], config["intermediate_size"]
-    keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes = [(width, width), (width, keys), (width, keys), (width, width), (width, mlp), (width, mlp), (mlp, width)]
-    return config["num_hidden_layers"] * sum(4 * a * b + 6 * rank * (a + b) for a, b in shapes)
+    text, _ = parse_configs(config)
+    frozen = text.num_layers * sum(outputs * inputs for outputs, inputs in text.linear_shapes.values())
+    return 4 * frozen + 6 * (AdapterShape.from_settings(text, LoraSettings(rank=rank)).num_params if rank else 0)
 
 
-def write_resized(job: Path, folder: Path) -> None:
-    """Write the training samples with images at 280×280: it saves the peers the work, not lorgnette."""
+def write_resized(job: Path, folder: Path, side: int) -> None:
+    """Write the training samples with images at the job's size: it saves the peers the work, not lorgnette."""
     folder.mkdir(parents=True, exist_ok=True)
     with (job / "captions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:-NUM_HELD_OUT]
@@ -92,7 +93,7 @@ def write_resized(job: Path, folder: Path) -> None:
     def resize(row: dict[str, str]) -> dict[str, str]:
         name = Path(row["image_path"]).name
         image = PIL.Image.open(job / row["image_path"]).convert("RGB")
-        image.resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC).save(folder / name, quality=95)
+        image.resize((side, side), PIL.Image.Resampling.BICUBIC).save(folder / name, quality=95)
         return row | {"image_path": name}
 
     with ThreadPoolExecutor() as pool, (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -132,12 +133,12 @@ def run_all(arguments: argparse.Namespace) -> None:
     end = time.monotonic() + arguments.budget
     work, job = arguments.work.resolve(), arguments.job.resolve()
     shutil.rmtree(work / "kernels", ignore_errors=True)
-    write_resized(job, work / "images")
+    size = measure_job(job)
+    write_resized(job, work / "images", int(size["side"]))
     sites, runs = install_peers(arguments.peers, arguments.wheels, work)
     output = subprocess.run([sys.executable, str(HERE / "machine.py")], capture_output=True, text=True, check=True)
     machine = json.loads(output.stdout)
     print(output.stdout, flush=True)
-    size = measure_job(job)
     results = ResultsFile(arguments.out, ["bench/compare.py", *arguments.peers], machine["gpu"], end - time.monotonic())
     versions = {OURS: {"lorgnette": lorgnette.__version__, "torch": machine["torch"]}}
     results.update(summary=summarize(runs), runs=runs, job=size, machine=machine, versions=versions)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from machine import DEVICE, HAS_GPU, name_device, synchronize
 from results_file import ResultsFile
-from step import RandomFeatures, build_adapter_shape, load_examples
+from step import RandomFeatures, build_adapter_shape, get_feature_width, load_examples
 
 from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
 from lorgnette.engine.fast import FastEngine
@@ -47,7 +47,7 @@ SETTINGS: tuple[tuple[EngineName, int, int, float, int], ...] = (
 
 def build_engine(job: Path, name: EngineName, lora: LoraSettings, recompute_layers: int) -> tuple[Any, RandomFeatures]:
     checkpoint = BaseCheckpoint.from_folder(job / "model")
-    features = RandomFeatures(checkpoint.load_text_config().hidden_size)
+    features = RandomFeatures(get_feature_width(checkpoint))
     if name == "fast":
         shape = build_adapter_shape(checkpoint, lora)
         decoder, adapter = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16), FlatLoraParams(shape, DEVICE)

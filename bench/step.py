@@ -1,4 +1,4 @@
-"""Time optimizer steps of the fast engine at the shapes of 2B: milliseconds, kernels, and memory.
+"""Time optimizer steps of the fast engine: milliseconds, kernels, and memory.
 
     python bench/step.py JOB --out results.json [--budget 300]
 
@@ -29,6 +29,7 @@ from lorgnette.features.image_features import Features
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import parse_configs
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.processing.processor import Processor
 from lorgnette.training.optimizer import Optimizer
@@ -59,6 +60,10 @@ def load_examples(job: Path) -> list[Example]:
     return [row for row in data.read(job / "captions.csv", prompt="COCO Yes:") if isinstance(row, Example)]
 
 
+def get_feature_width(checkpoint: BaseCheckpoint) -> int:
+    return parse_configs(checkpoint.load_hf_config())[1].feature_width
+
+
 def build_adapter_shape(checkpoint: BaseCheckpoint, lora: LoraSettings) -> AdapterShape:
     return AdapterShape.from_settings(checkpoint.load_text_config(), lora)
 
@@ -78,7 +83,7 @@ class StepTimer:
         self.weights_seconds = time.perf_counter() - start
         self.adapter = FlatLoraParams(shape, DEVICE)
         self.adapter.copy_from(FlatLoraParams.init_values(shape, 0))
-        features = RandomFeatures(checkpoint.load_text_config().hidden_size)
+        features = RandomFeatures(get_feature_width(checkpoint))
         self.engine = FastEngine(self.decoder, self.adapter, features, dropout=lora.dropout)
         self.optimizer = Optimizer(self.engine.parameters, TrainSettings())
         self.encoded, self.batch_size = encoded, batch_size
@@ -148,7 +153,9 @@ def profile_kernels(run_step: Callable[[int], Any]) -> dict[str, Any]:
     """Milliseconds and launches by kernel of one step; empty without a GPU."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA if HAS_GPU else ProfilerActivity.CPU]) as profiler:
+    if not HAS_GPU:
+        return {"busy_ms": 0.0, "count": 0, "top": []}
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run_step(0)
         synchronize()
     totals: dict[str, list[float]] = {}

@@ -20,10 +20,6 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.processing.processor import Processor
 
 ROOT = Path(__file__).parents[1]
-TWO_B = {
-    "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -71,10 +67,11 @@ def make_run(name: str, training: float, **more: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_flops_of_the_true_shapes(compare: ModuleType) -> None:
+def test_flops_of_the_true_shapes(compare: ModuleType, load: Callable[[str], ModuleType]) -> None:
     """1.31 G weights in the decoder's projections and 73.9 M of LoRA at rank 64: 5.68 GFLOP a token."""
-    assert compare.compute_flop_per_token(TWO_B, 0) == 4 * 1_310_195_712
-    assert compare.compute_flop_per_token(TWO_B, 64) - compare.compute_flop_per_token(TWO_B, 0) == 6 * 73_859_072
+    config = load("job").MODELS["Qwen2-VL-2B"]
+    assert compare.compute_flop_per_token(config, 0) == 4 * 1_310_195_712
+    assert compare.compute_flop_per_token(config, 64) - compare.compute_flop_per_token(config, 0) == 6 * 73_859_072
 
 
 def test_rates_and_share(compare: ModuleType) -> None:

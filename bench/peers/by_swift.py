@@ -3,14 +3,14 @@
 import json
 import os
 
-from inputs import PROMPT, TRAINER, parse_inputs
+from inputs import PROMPT, TRAINER, count_pixels, parse_inputs, read_model_type
 
-os.environ |= {"MAX_PIXELS": "78400", "USE_HF": "1"}
+os.environ |= {"MAX_PIXELS": str(count_pixels(run := parse_inputs())), "USE_HF": "1"}
 
 from meter import Meter
 from swift import callbacks_map, sft_main
 
-run = parse_inputs()
+model_type = read_model_type(run)  # also ms-swift's name of the model and of its template
 rows = [
     {
         "messages": [
@@ -26,8 +26,8 @@ data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8
 callbacks_map["meter"] = lambda args, trainer: Meter(run)
 settings = TRAINER | {
     "model": run.model,
-    "model_type": "qwen2_vl",
-    "template": "qwen2_vl",
+    "model_type": model_type,
+    "template": model_type,
     "dataset": data,
     "split_dataset_ratio": 0,
     "load_from_cache_file": False,

@@ -10,13 +10,13 @@ from inputs import DEVICE, LANGUAGE, PROMPT, TRAINER, parse_inputs
 from meter import Meter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 ANSWER = "<|im_start|>assistant\n"
 run = parse_inputs()
 processor = AutoProcessor.from_pretrained(run.model)
 processor.tokenizer.padding_side = "right"
-model = Qwen2VLForConditionalGeneration.from_pretrained(
+model = AutoModelForImageTextToText.from_pretrained(
     run.model, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=DEVICE
 )
 model.config.use_cache = False

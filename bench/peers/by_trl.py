@@ -5,11 +5,11 @@ from datasets import Dataset, Image, List
 from inputs import DEVICE, LANGUAGE, PROMPT, TRAINER, parse_inputs
 from meter import Meter
 from peft import LoraConfig
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
 run = parse_inputs()
-model = Qwen2VLForConditionalGeneration.from_pretrained(
+model = AutoModelForImageTextToText.from_pretrained(
     run.model, dtype=torch.bfloat16, attn_implementation="sdpa", device_map=DEVICE
 )
 rows = [

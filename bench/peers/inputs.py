@@ -1,15 +1,17 @@
 """The inputs of every peer: samples, adapter settings and trainer settings. `python by_X.py WORK OUT …`
 
-WORK has captions.csv and its images, already at 280×280, training samples only; OUT is the folder of this run.
+WORK has captions.csv and its images, already at the job's size, training samples only; OUT is the folder of this run.
 """
 
 import argparse
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 PROMPT = "COCO Yes:"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,6 +57,17 @@ class Inputs:
     def lora(self) -> dict[str, Any]:
         """For PEFT's LoraConfig."""
         return {"r": 64, "lora_alpha": 16, "lora_dropout": self.dropout, "bias": "none"}
+
+
+def read_model_type(run: Inputs) -> str:
+    config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    return str(config["model_type"])
+
+
+def count_pixels(run: Inputs) -> int:
+    """Of every sample's image: no peer makes them smaller."""
+    with Image.open(run.samples[0][0]) as image:
+        return image.width * image.height
 
 
 def parse_inputs() -> Inputs:
