@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,9 +34,17 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def build_generator(pair: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Generator:
+FAMILIES = [{}, {"model_type": "qwen2_5_vl", "is_tied": False}, {"model_type": "qwen3_vl"}]
+"""Options of make_pair. The first is Qwen2-VL."""
+IDS = [str(options.get("model_type", "qwen2_vl")) for options in FAMILIES]
+
+FIRST_FAMILY = pytest.mark.parametrize("options", FAMILIES[:1], ids=IDS[:1], indirect=True)
+"""For what no family changes."""
+
+
+def build_generator(pair: Any, dtype: torch.dtype = torch.float32) -> Generator:
     """The pair's weights and adapter in the fast engine's decoder."""
-    checkpoint = BaseCheckpoint.from_folder(folder)
+    checkpoint = BaseCheckpoint.from_folder(pair.folder)
     shape = AdapterShape(checkpoint.load_text_config(), LORA.target_modules, LORA.rank, LORA.alpha / LORA.rank)
     decoder = load_decoder(checkpoint, shape, pair.engine.device, dtype)
     adapter = FlatLoraParams(shape, pair.engine.device)
@@ -47,14 +54,19 @@ def build_generator(pair: Any, folder: Path, dtype: torch.dtype = torch.float32)
     return Generator(decoder, pair.features)
 
 
+@pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module", params=[CPU, pytest.param(CUDA, marks=NEEDS_CUDA)], ids=str)
-def pair(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
-    return make_pair(LORA, PROCESSOR, request.param, torch.float32)
+def pair(make_pair: Callable[..., Any], options: dict[str, Any], request: pytest.FixtureRequest) -> Any:
+    return make_pair(LORA, PROCESSOR, request.param, torch.float32, **options)
 
 
 @pytest.fixture(scope="module")
-def generator(pair: Any, tiny: Path) -> Generator:
-    return build_generator(pair, tiny)
+def generator(pair: Any) -> Generator:
+    return build_generator(pair)
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +97,22 @@ def to_pairs(predictions: Any) -> list[tuple[str, bool]]:
     return [(p.text, p.is_complete) for p in predictions]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
 def test_greedy_answers_equal_transformers(
     pair: Any,
     generator: Generator,
     examples: list[Example],
     expected: list[tuple[str, bool]],
     adapter: str | None,
-    batch_size: int,
+    options: dict[str, Any],
 ) -> None:
-    sampling = replace(SAMPLING, batch_size=batch_size)
-    assert to_pairs(decode.generate_answers(generator, pair.processor, examples, sampling, adapter=adapter)) == expected
+    for batch_size in [4] if options else [1, 2, 4, 32]:
+        sampling = replace(SAMPLING, batch_size=batch_size)
+        answers = decode.generate_answers(generator, pair.processor, examples, sampling, adapter=adapter)
+        assert to_pairs(answers) == expected
     assert len({text for text, _ in expected}) > 4
 
 
+@FIRST_FAMILY
 def test_the_adapter_changes_the_answers(pair: Any, generator: Generator, examples: list[Example]) -> None:
     tuned, base = (
         to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING, adapter=name))
@@ -107,6 +121,7 @@ def test_the_adapter_changes_the_answers(pair: Any, generator: Generator, exampl
     assert tuned != base
 
 
+@FIRST_FAMILY
 def test_an_answer_ends_where_transformers_ends_it(pair: Any, generator: Generator, examples: list[Example]) -> None:
     """The end tokens are ones the tiny model generates: at once, later, and never, in one batch."""
     prompts = encode_prompts(pair, examples)
@@ -146,6 +161,7 @@ def generate_with_transformers(pair: Any, prompt: Encoded, eos_token_ids: list[i
     return row[len(prompt.input_ids) :].tolist()  # type: ignore[no-any-return]
 
 
+@FIRST_FAMILY
 def test_generation_stops_when_all_answers_have_ended(pair: Any, generator: Generator, examples: list[Example]) -> None:
     prompts = encode_prompts(pair, examples[:1] * 3)
     first = int(decode.generate_tokens(generator, prompts, choose_greedily, 1, [], use_adapter=True)[0, 0])
@@ -192,9 +208,25 @@ def test_every_steps_logits_equal_a_full_pass(pair: Any, generator: Generator, e
     assert max(compare_with_full_passes(generator, encode_prompts(pair, examples))) < 1e-4
 
 
+@FIRST_FAMILY
 def test_a_wrong_position_shows_in_every_step(pair: Any, generator: Generator, examples: list[Example]) -> None:
     """Negative control: the next position is off by one."""
     assert min(compare_with_full_passes(generator, encode_prompts(pair, examples), shift=1, steps=3)) > 1e-2
+
+
+def test_deepstack_reaches_the_logits_of_prompts_with_images(
+    pair: Any, generator: Generator, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control."""
+    prompts = encode_prompts(pair, examples)
+    logits = generator.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
+    monkeypatch.setattr("lorgnette.inference.generator.add_level", lambda *_: None)
+    without_levels = generator.prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
+    has_images = torch.tensor([bool(prompt.grids) for prompt in prompts])
+    is_different = (logits - without_levels).abs().amax(1).cpu() > 1e-2
+    assert torch.equal(is_different, has_images & bool(generator.decoder.config.num_deepstack_levels))
+    assert has_images.any()
+    assert not has_images.all()
 
 
 def test_prefill_in_microbatches_gives_the_same_logits(
@@ -209,9 +241,10 @@ def test_prefill_in_microbatches_gives_the_same_logits(
     torch.testing.assert_close(split_logits, all_logits, atol=1e-4, rtol=0)
 
 
-def test_a_changed_adapter_is_used_at_once(pair: Any, tiny: Path, examples: list[Example]) -> None:
+@FIRST_FAMILY
+def test_a_changed_adapter_is_used_at_once(pair: Any, examples: list[Example]) -> None:
     """The next answer uses what the optimizer wrote, captured or not."""
-    generator = build_generator(pair, tiny)
+    generator = build_generator(pair)
     before = [
         to_pairs(decode.generate_answers(generator, pair.processor, examples, SAMPLING, adapter="t")) for _ in range(2)
     ]
@@ -237,7 +270,8 @@ def demo() -> Any:
     features = Features(
         VisionTower.from_checkpoint(checkpoint, CPU, torch.float32), processor.image_processor, is_live=False
     )
-    return SimpleNamespace(model=model, processor=processor, features=features, engine=SimpleNamespace(device=CPU))
+    engine = SimpleNamespace(device=CPU)
+    return SimpleNamespace(model=model, processor=processor, features=features, engine=engine, folder=BUILT_IN_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -261,9 +295,7 @@ def test_captions_of_the_built_in_model_equal_transformers(
     )
     assert (
         to_pairs(
-            decode.generate_answers(
-                build_generator(demo, BUILT_IN_MODEL), demo.processor, scene_examples, sampling, adapter=adapter
-            )
+            decode.generate_answers(build_generator(demo), demo.processor, scene_examples, sampling, adapter=adapter)
         )
         == expected
     )
@@ -276,9 +308,7 @@ def test_a_decoder_without_adapter_columns(demo: Any, scene_examples: list[Examp
     checkpoint = BaseCheckpoint.from_folder(BUILT_IN_MODEL)
     shape = AdapterShape.empty(checkpoint.load_text_config())
     generator = Generator(load_decoder(checkpoint, shape, CPU, torch.float32), demo.features)
-    expected = to_pairs(
-        decode.generate_answers(build_generator(demo, BUILT_IN_MODEL), demo.processor, scene_examples, SAMPLING)
-    )
+    expected = to_pairs(decode.generate_answers(build_generator(demo), demo.processor, scene_examples, SAMPLING))
     for name in (None, "merged"):
         assert (
             to_pairs(decode.generate_answers(generator, demo.processor, scene_examples, SAMPLING, adapter=name))
@@ -288,14 +318,14 @@ def test_a_decoder_without_adapter_columns(demo: Any, scene_examples: list[Examp
 
 @NEEDS_CUDA
 def test_bf16_is_as_close_to_fp32_as_transformers(
-    make_pair: Callable[..., Any], tiny: Path, examples: list[Example]
+    make_pair: Callable[..., Any], options: dict[str, Any], examples: list[Example]
 ) -> None:
     """The logits of every answer's first token, from prefill and from transformers' forward."""
-    fp32, bf16 = (make_pair(LORA, PROCESSOR, CUDA, dtype) for dtype in (torch.float32, torch.bfloat16))
+    fp32, bf16 = (make_pair(LORA, PROCESSOR, CUDA, dtype, **options) for dtype in (torch.float32, torch.bfloat16))
     prompts = encode_prompts(fp32, examples)
     encode_prompts(bf16, examples)
-    expected = build_generator(fp32, tiny).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
-    actual = build_generator(bf16, tiny, torch.bfloat16).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
+    expected = build_generator(fp32).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
+    actual = build_generator(bf16, torch.bfloat16).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
     bf16.model.eval()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         inputs = [hf_generate._pad_batch([prompt], bf16.processor, CUDA) for prompt in prompts]
