@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import build_features, explain_unsupported_inference, load_decoder, load_fast_model
-from lorgnette.engine.peft_engine import ReferenceEngine
+from lorgnette.engine.peft_engine import ReferenceEngine, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
 from lorgnette.lora.metadata import AdapterMetadata
@@ -40,19 +40,25 @@ def load(folder: Path, *targets: Any) -> Decoder:
     return load_decoder(checkpoint, AdapterShape(text, targets, 3, 1.0), CPU, torch.float32)
 
 
-def test_weights_equal_transformers(tiny: Path, load_tiny_model: Callable[[], Any]) -> None:
-    """Projections of one input are stacked; adapted ones have extra columns."""
-    decoder, weights = load(tiny, "q_proj", "v_proj", "up_proj"), load_tiny_model().model.language_model.state_dict()
-    assert len(decoder.layers) == 2
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl"])
+def test_weights_equal_transformers(tiny_family: Callable[..., Path], model_type: str) -> None:
+    """Projections of one input are stacked; adapted ones have extra columns. Qwen3-VL has norms of heads, no biases."""
+    folder = tiny_family(model_type)
+    model = load_base_model(BaseCheckpoint.from_folder(folder), CPU, torch.float32)
+    decoder, weights = load(folder, "q_proj", "v_proj", "up_proj"), model.model.language_model.state_dict()
+    assert len(decoder.layers) == 4
     for i, layer in enumerate(decoder.layers):
         for linear, names, columns in zip(layer.linears, STACKED, (6, 0, 3, 0), strict=True):
             stacked = torch.cat([weights.pop(f"layers.{i}.{name}.weight") for name in names])
             assert torch.equal(linear.weight[:, : linear.in_features], stacked)
             assert linear.ext_features == linear.in_features + columns
-        biases = [weights.pop(f"layers.{i}.{name}.bias") for name in STACKED[0]]
-        assert torch.equal(layer.qkv_proj.bias, torch.cat(biases))
-        assert torch.equal(layer.input_norm, weights.pop(f"layers.{i}.input_layernorm.weight"))
-        assert torch.equal(layer.post_attention_norm, weights.pop(f"layers.{i}.post_attention_layernorm.weight"))
+        if layer.qkv_proj.bias is not None:
+            biases = [weights.pop(f"layers.{i}.{name}.bias") for name in STACKED[0]]
+            assert torch.equal(layer.qkv_proj.bias, torch.cat(biases))
+        for name, norm in layer.norms.items():
+            assert torch.equal(norm, weights.pop(f"layers.{i}.{name}.weight"))
+        assert torch.equal(layer.norms["input_layernorm"], layer.input_norm)
+        assert torch.equal(layer.norms["post_attention_layernorm"], layer.post_attention_norm)
     assert torch.equal(decoder.norm, weights.pop("norm.weight"))
     assert torch.equal(decoder.embed_tokens, weights.pop("embed_tokens.weight"))
     assert decoder.lm_head is decoder.embed_tokens

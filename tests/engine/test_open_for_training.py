@@ -76,16 +76,21 @@ def test_the_tower_runs_on_a_full_call(
     assert not features.any()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("model_type", "dropout"), [("qwen2_vl", 0.0), ("qwen3_vl", 0.3)])
 def test_a_small_decoder_runs_as_in_training_and_evaluation(
-    tiny: Path,
+    tiny_family: Callable[[str], Path],
     adapter_metadata: AdapterMetadata,
     conversations: list[Example],
     monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
     dropout: float,
 ) -> None:
     """Forward and backward with dropout, forward without, through a middle and a last layer."""
-    checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, adapter_metadata.processor)
+    folder = tiny_family(model_type)
+    checkpoint, processor = (
+        BaseCheckpoint.from_folder(folder),
+        Processor.from_folder(folder, adapter_metadata.processor),
+    )
     batch = pack([processor.encode(example) for example in conversations], 10)
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     shape = AdapterShape(checkpoint.load_text_config(), TARGET_MODULES, 4, 2.0)

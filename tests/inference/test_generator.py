@@ -3,6 +3,7 @@
 (The tokens equal transformers': parity/test_decode.py.)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,15 @@ def test_a_shared_prefix_is_computed_once(tiny: Path, prompts: list[Encoded], mo
 
 
 @NEEDS_CUDA
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_step_equals_the_eager_one_and_does_not_wait(
-    tiny: Path, prompts: list[Encoded], dtype: torch.dtype
+    tiny_family: Callable[[str], Path], conversations: list[Example], model_type: str, dtype: torch.dtype
 ) -> None:
-    generator = build_generator(tiny, prompts, "cuda", dtype)
+    folder = tiny_family(model_type)
+    processor = Processor.from_folder(folder, PROCESSOR)
+    prompts = [processor.encode(example, add_generation_prompt=True) for example in conversations]
+    generator = build_generator(folder, prompts, "cuda", dtype)
     runs = []
     for _ in range(2):  # eager first, then replayed
         cache = generator.prefill(prompts, 9, use_adapter=False)
