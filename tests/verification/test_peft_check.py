@@ -1,6 +1,7 @@
 """A process of plain transformers + PEFT gives the same answers and losses as lorgnette."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from lorgnette.inference.hf_generate import generate_answers
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora import peft_files
 from lorgnette.lora.metadata import AdapterMetadata
+from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example
 from lorgnette.verification import peft_check, reference_sample
-from lorgnette.verification.peft_check import MAX_NEW_TOKENS, Distance, check_with_peft
+from lorgnette.verification.peft_check import Distance, check_with_peft
 
 pytestmark = pytest.mark.usefixtures("forked_peft_worker")
 
@@ -33,16 +35,17 @@ def save_random_adapter(tiny: Path, settings: ProcessorSettings, folder: Path) -
     """Save an adapter with random A and B and its reference sample."""
     checkpoint = BaseCheckpoint.from_folder(tiny)
     base, processor = load_base_model(checkpoint, CPU, torch.float32), Processor.from_folder(tiny, settings)
-    model = peft_engine.add_adapter(base, FAMILIES["qwen2_vl"], LORA, seed=0)
+    family = checkpoint.family
+    model = peft_engine.add_adapter(base, family, LORA, seed=0)
     torch.manual_seed(1)
     for parameter in peft_engine.get_adapter_state(model).values():
         parameter.data.normal_(0, 0.1)
     metadata = AdapterMetadata(
-        family="qwen2_vl", model=str(tiny), revision=None, fingerprint=checkpoint.fingerprint, prompt="What?",
+        family=family.model_type, model=str(tiny), revision=None, fingerprint=checkpoint.fingerprint, prompt="What?",
         chat_template=processor.chat_template.source, processor=settings,
     )  # fmt: skip
     folder.mkdir()
-    peft_files.write_adapter(folder, peft_engine.get_adapter_state(model), FAMILIES["qwen2_vl"], LORA, metadata)
+    peft_files.write_adapter(folder, peft_engine.get_adapter_state(model), family, LORA, metadata)
     engine = ReferenceEngine(model, Features(HfVisionTower(base), processor.image_processor, is_live=False))
     encoded = reference_sample.make_sample(processor, "What?")
     engine.features.prepare(encoded.grids)
@@ -50,29 +53,32 @@ def save_random_adapter(tiny: Path, settings: ProcessorSettings, folder: Path) -
     return model.eval(), processor
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [ProcessorSettings(image_size=(56, 84)), ProcessorSettings(image_size=None, image_tokens=(4, 30))],
-    ids=["fixed", "native"],
-)
+@pytest.mark.parametrize(("model_type", "size"), [*((name, None) for name in FAMILIES), ("qwen2_vl", (56, 84))])
 def test_worker_agrees_with_lorgnette(
-    settings: ProcessorSettings, tiny: Path, conversations: list[Example], tmp_path: Path
+    model_type: str,
+    size: tuple[int, int] | None,
+    tiny_family: Callable[[str], Path],
+    conversations: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With odd image shapes, several images and text alone; images of a fixed size and of their native size."""
-    adapter = tmp_path / "adapter"
-    model, processor = save_random_adapter(tiny, settings, adapter)
-    examples = conversations[:4]
-    result = check_with_peft(BaseCheckpoint.from_folder(tiny), adapter, processor, "What?", examples, device="cpu")
+    """In every family, with odd image shapes, several images and text alone, of a fixed size and of their own."""
+    monkeypatch.setattr(peft_check, "MAX_NEW_TOKENS", 6)
+    folder, adapter = tiny_family(model_type), tmp_path / "adapter"
+    settings = ProcessorSettings(image_size=size, image_tokens=(4, 30))
+    model, processor = save_random_adapter(folder, settings, adapter)
+    examples = conversations[1:3]
+    result = check_with_peft(BaseCheckpoint.from_folder(folder), adapter, processor, "What?", examples, device="cpu")
     assert (result.load_error, result.lorgnette_modules) == (None, ())
-    assert len(result.saved_names) == 28
-    assert result.saved_names == result.expected_names
+    assert result.saved_names == result.expected_names == tuple(sorted(SavedAdapter.load(adapter).state))
     sample = reference_sample.ReferenceSample.load(adapter)
     assert sample is not None
     assert result.sample_loss == pytest.approx(sample.loss, abs=1e-5)
     for field, name in (("adapter", "tuned"), ("base", None)):
-        sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, batch_size=1)
+        sampling = SamplingParams(max_new_tokens=6, batch_size=1)
         predictions = generate_answers(model, processor, examples, sampling, adapter=name)
-        assert [getattr(answer, field) for answer in result.answers] == [p.text for p in predictions]
+        texts = [getattr(answer, field).rpartition("</think>")[2].lstrip("\n") for answer in result.answers]
+        assert texts == [p.text.lstrip("\n") for p in predictions]
     assert all(answer.merged == answer.adapter != answer.base for answer in result.answers)
     assert all(answer.adapter_effect.total_variation > 0.05 for answer in result.answers)
     assert all(answer.merge_error and answer.merge_error.max_logprob_difference < 1e-3 for answer in result.answers)

@@ -126,7 +126,7 @@ def check_with_peft(
             "is_mergeable": is_mergeable,
             "is_base_changed": is_base_changed,
             "merged": str(merged.resolve()) if merged else None,
-            "processor": base.family.class_name.replace("ForConditionalGeneration", "Processor"),
+            "template_options": dict(base.family.template_options),
             "device": device,
             "processor_settings": processor.settings.model_dump(mode="json"),
             "fixed_size": processor.image_processor.compute_size(1, 1),  # (height, width), if image_size is set

@@ -15,6 +15,7 @@ import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _load_adapter(request: dict[str, Any], model: Any) -> tuple[Any, list[str], 
 def _compare_answers(request: dict[str, Any], model: Any) -> dict[str, Any]:
     """Answer with the adapter, the base model and the merged model. `model` cannot be used afterwards."""
     # The adapter.
-    processor, result = _load_processor(request, request["base"]), dict[str, Any]()
+    processor, result = _load_processor(request["base"]), dict[str, Any]()
     if request["sample"]:
         result["sample_loss"] = _compute_sample_loss(request, processor, model)
     prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
@@ -78,7 +79,7 @@ def _compare_answers(request: dict[str, Any], model: Any) -> dict[str, Any]:
     # The merged model.
     if request["merged"] is not None:
         del model  # two models at once need twice the memory
-        processor = _load_processor(request, request["merged"])
+        processor = _load_processor(request["merged"])
         model, result["missing_weights"] = _load_model(request, request["merged"])
         merged_prompts = [_build_inputs(request, processor, messages) for messages in request["prompts"]]
         result["has_same_inputs"] = all(
@@ -121,9 +122,10 @@ def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
     return model.to(request["device"]).eval(), sorted(info["missing_keys"])
 
 
-def _load_processor(request: dict[str, Any], folder: str) -> Any:
+def _load_processor(folder: str) -> Any:
     """Load the checkpoint's processor without its video part, because that requires torchvision."""
-    processor_class = getattr(transformers, request["processor"])
+    config = transformers.AutoConfig.from_pretrained(folder)
+    processor_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
 
     def init(self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **kwargs: Any) -> None:
         processor_class.__init__(self, image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -145,7 +147,7 @@ def _build_inputs(request: dict[str, Any], processor: Any, messages: list[dict[s
     else:
         height, width = request["fixed_size"]
         images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, **request["template_options"])
     inputs = processor(text=[text], images=images or None, return_tensors="pt", **(resize if images else {}))
     return {name: tensor.to(request["device"]) for name, tensor in inputs.items()}
 
