@@ -61,7 +61,7 @@ def make_model(folder: Path, tokenizer: Path, name: str = "Qwen2-VL-2B", *, tiny
     tokens = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     ids = {token["content"]: int(number) for number, token in tokens.items()}
     config = {
-        **(shrink(MODELS[name]) if tiny else MODELS[name]),
+        **(shrink(MODELS[name], max(ids.values()) + 2) if tiny else MODELS[name]),
         "architectures": [FAMILIES[MODELS[name]["model_type"]].class_name], "torch_dtype": "bfloat16",
         **{key: ids[token] for key, token in CONTROL_TOKENS.items()},
     }  # fmt: skip
@@ -75,13 +75,13 @@ def make_model(folder: Path, tokenizer: Path, name: str = "Qwen2-VL-2B", *, tiny
     write_weights(folder, config)
 
 
-def shrink(config: HfConfig) -> dict[str, Any]:
+def shrink(config: HfConfig, vocabulary: int) -> dict[str, Any]:
     """The same family with two small layers, on which a program shows that it runs."""
     small = copy.deepcopy(dict(config))
     text, vision = small.get("text_config", small), small["vision_config"]
     text |= {
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 1024,
+        "num_key_value_heads": 2, "vocab_size": vocabulary,
     }  # fmt: skip
     text["rope_scaling"] |= {"mrope_section": [2, 3, 3]}
     if "head_dim" in text:

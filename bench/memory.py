@@ -116,6 +116,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--engine", nargs="*", default=["fast", "reference"], help="settings of these engines alone")
     parser.add_argument("--budget", type=float, default=300, help="seconds for everything")
     arguments = parser.parse_args()
     results = ResultsFile(arguments.out, ["bench/memory.py"], name_device(), arguments.budget)
@@ -123,7 +124,7 @@ if __name__ == "__main__":
     encoded = [processor.encode(example) for example in load_examples(arguments.job)]
     runs: list[dict[str, Any]] = []
     longest = worst = 0.0
-    for setting in SETTINGS:
+    for setting in (setting for setting in SETTINGS if setting[0] in arguments.engine):
         if not results.fits(longest, str(setting)):
             continue
         start = results.seconds_left

@@ -6,6 +6,7 @@ WORK has captions.csv and its images, already at the job's size, training sample
 import argparse
 import csv
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ TRAINER: dict[str, Any] = {
     "optim": "adamw_torch_fused",
     "bf16": True,
     "gradient_checkpointing": False,  # the whole step fits, so recomputing would only cost time
-    "use_liger_kernel": CUDA,
+    "use_liger_kernel": CUDA and "NO_LIGER" not in os.environ,
     "dataloader_num_workers": 8,
     "dataloader_persistent_workers": True,
     "dataloader_pin_memory": CUDA,
