@@ -37,6 +37,7 @@ COMMANDS = {
     "recipe list": "",
     "recipe show": "NAME",
     "recipe copy": "NAME TO",
+    "model list": "--json",
     "cache clear": "WHAT --older-than --yes",
 }
 """The whole command line: command → its arguments (upper case) and options, in order."""

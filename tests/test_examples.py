@@ -48,7 +48,7 @@ def test_examples_are_in_the_help(command: str, cli: Callable[..., Any]) -> None
     done = cli(*command.split(), "--help")
     for line in EXAMPLES[command]:
         assert f"\n    {line}\n" in done.out + "\n"
-        assert line.startswith(f"lorgnette {command.split(maxsplit=1)[0]}") or command.startswith("recipe")
+        assert line.startswith(f"lorgnette {command.split(maxsplit=1)[0]}") or command.startswith(("recipe", "model"))
 
 
 def test_examples_are_parsed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

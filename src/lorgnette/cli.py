@@ -26,12 +26,13 @@ from lorgnette.training.interrupt import StopSignals
 if TYPE_CHECKING:
     from lorgnette.config import Settings
 
-HELP = "Fine-tune Qwen2-VL models on your own images with LoRA, and check the result."
+HELP = "Fine-tune Qwen vision-language models on your own images with LoRA, and check the result."
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode=None, context_settings=HELP_NAMES, help=HELP,
 )  # fmt: skip
 recipes_app = typer.Typer(cls=Commands, no_args_is_help=True, help="List, show or copy recipes: files of settings.")
+models_app = typer.Typer(cls=Commands, no_args_is_help=True, help="List the models that can be trained.")
 cache_app = typer.Typer(cls=Commands, invoke_without_command=True)
 console = Console(stderr=True)
 EXIT_INTERRUPTED = 130
@@ -387,6 +388,17 @@ def recipe_show(name: RecipeName) -> None:
 def recipe_copy(name: RecipeName, to: Annotated[Path | None, Argument()] = None) -> None:
     """Copy a recipe, to edit it."""
     print_result(str(lorgnette.recipes.copy_recipe(name, to)))
+
+
+app.add_typer(models_app, name="model")
+
+
+@models_app.command("list")
+def model_list(as_json: AsJson = False) -> None:
+    """List the models that can be trained: their sizes, what training needs, and which are on this machine."""
+    from lorgnette.commands.model import list_models, show_models
+
+    _print_json({"models": [entry.as_dict() for entry in list_models()]}) if as_json else show_models()
 
 
 app.add_typer(cache_app, name="cache")

@@ -120,7 +120,9 @@ class ProcessorSettings(Section):
     """How an example becomes tokens and pixels. An adapter keeps them beside it."""
 
     image_size: Annotated[tuple[_Side, _Side] | None, BeforeValidator(_parse_size)] = Field(
-        (280, 280), description="height and width of every image in pixels; null: keep its shape"
+        (280, 280),
+        description="height and width of every image in pixels, rounded to whole image tokens (28 or 32 pixels, by "
+        "model); null: keep its shape",
     )
     image_tokens: Annotated[
         tuple[_TokenCount, _TokenCount], BeforeValidator(_parse_list), AfterValidator(_check_ascending)
@@ -280,7 +282,7 @@ class Settings(ProcessorSettings):
     model: str = Field(
         "Qwen/Qwen2-VL-2B-Instruct",
         description="a folder, or a name on a hub (a cached model first; hf:NAME or modelscope:NAME: from that hub); "
-        "`demo` is the built-in model",
+        "`lorgnette model list` lists the names; `demo` is the built-in model",
     )
     adapter: Path | None = Field(
         None,

@@ -23,12 +23,12 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
     ),
     "plan": (
         "lorgnette plan captions.csv model=demo",
-        "lorgnette plan captions.csv model=Qwen2-VL-2B-Instruct --gpu L4",
+        "lorgnette plan captions.csv model=Qwen3-VL-4B --gpu L4",
         "lorgnette plan coco-caption captions.csv --memory 24",
     ),
     "train": (
         "lorgnette train captions.csv",
-        "lorgnette train captions.csv model=Qwen2-VL-7B-Instruct --epochs 3 --learning-rate 2e-4",
+        "lorgnette train captions.csv model=Qwen3-VL-4B --epochs 3 --learning-rate 2e-4",
         "lorgnette train --resume runs/captions",
     ),
     "predict": (
@@ -90,6 +90,16 @@ EXAMPLES: dict[str, tuple[str, str, str]] = {
         "lorgnette recipe copy coco-caption",
         "lorgnette recipe copy coco-caption mine.yaml",
         "lorgnette train mine.yaml captions.csv",
+    ),
+    "model": (
+        "lorgnette model list",
+        "lorgnette model list --json",
+        "lorgnette train captions.csv model=Qwen2.5-VL-7B",
+    ),
+    "model list": (
+        "lorgnette model list",
+        "lorgnette model list --json",
+        "lorgnette plan captions.csv model=Qwen3-VL-8B",
     ),
     "cache": (
         "lorgnette cache",

@@ -154,7 +154,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _accept("T", "output_dir", "run", None, "a new folder: a run overwrites no other"),
     _accept("LS", "swanlab_project wandb_project", "project"),
     _combine("LSU", "max_pixels image_max_pixels, min_pixels image_min_pixels", "image_tokens", combine_pixels,
-             "pixels / 784, which is 28×28 per token; and image_size=null: an image keeps its shape"),
+             "pixels / 784, which is 28×28 per token (since Qwen3-VL a token has 32×32: write image_tokens); and "
+             "image_size=null: an image keeps its shape"),
     # LoRA.
     _accept("PSL", "lora_rank r lora_r", "lora.rank"),
     _accept("P", "lora_alpha", "lora.alpha", read_alpha),

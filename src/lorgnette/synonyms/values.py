@@ -13,7 +13,7 @@ from lorgnette.io.paths import suggest_path
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ATTENTION, _MLP = TARGET_MODULES[:4], TARGET_MODULES[4:]
 _PIXELS_PER_TOKEN = 28 * 28
-"""Qwen2-VL: an image token is 2×2 patches of 14×14 pixels."""
+"""Of Qwen2-VL and Qwen2.5-VL, whose words these are; which model is trained is not known here."""
 _MIN_TOKENS, _MAX_TOKENS = 4, 1280
 _NO_FLOAT16 = "there is no float16, which needs loss scaling"
 
@@ -191,7 +191,8 @@ def combine_pixels(values: Values) -> Translation:
         _MAX_TOKENS if high is None else read_whole(high) // _PIXELS_PER_TOKEN,
     )
     settings = (("image_size", None), ("image_tokens", tokens))
-    return Translation(settings, f"{_PIXELS_PER_TOKEN} pixels per token; an image keeps its shape")
+    note = f"{_PIXELS_PER_TOKEN} pixels per token, 1024 in models since Qwen3-VL; an image keeps its shape"
+    return Translation(settings, note)
 
 
 def combine_parts(values: Values) -> Translation:

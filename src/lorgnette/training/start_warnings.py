@@ -10,7 +10,7 @@ from lorgnette.config import Settings
 
 DRAWN_SCENES_ONLY = (
     "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs; "
-    "model=Qwen2-VL-2B-Instruct can."
+    "model=Qwen2-VL-2B-Instruct can, and others of `lorgnette model list`."
 )
 SLOW_BFLOAT16 = "bfloat16 is slow on a CPU; leave dtype=auto"
 HIGH_LEARNING_RATE = 0.01

@@ -1,0 +1,128 @@
+"""`model list`: the models that can be trained, with what each needs. Imports no torch and asks no hub.
+
+Sizes are facts of the families; memory is what `plan` predicts for one typical run.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lorgnette.commands.cache import format_size
+from lorgnette.config import Settings
+from lorgnette.engine.select import select_engine
+from lorgnette.errors import LorgnetteError
+from lorgnette.hub.models import find_in_cache
+from lorgnette.models.family import ModelSize
+from lorgnette.models.registry import FAMILIES
+from lorgnette.planning.memory import GIB, EngineName, Workload, predict_memory
+from lorgnette.report.console import Terminal
+from lorgnette.types import Image, ImageGrid
+
+NUM_IMAGES = 500
+"""As many as the tutorial has; their features are kept on the GPU."""
+TEXT_TOKENS, LABELS = 45, 20
+"""Of an example: a short prompt, the template and a caption; the caption with its end token."""
+_BYTES_PER_VALUE = 2
+_NAME_WIDTH, _OWNER = 30, "Qwen/"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A size of a family.
+
+    names: on the hubs, the usual one first. reason: why it runs in the reference engine. download_bytes: the weights in
+    bfloat16. memory_bytes: the peak of a typical run. cached: its names in a hub's cache. What `plan` does not predict
+    is None.
+    """
+
+    family: str
+    names: tuple[str, ...]
+    engine: EngineName
+    reason: str | None
+    parameters: int | None
+    download_bytes: int | None
+    memory_bytes: int | None
+    cached: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def show_models(*, console: Console | None = None) -> list[ModelEntry]:
+    """Print the models that can be trained, by family and size."""
+    terminal, entries = Terminal(console), list_models()
+    terminal.print_result(_format_row("model", "parameters", "disk", "GPU memory", "engine", "cached"))
+    for entry in entries:
+        cells = (
+            "–" if entry.parameters is None else f"{entry.parameters / 1e9:.1f} B",
+            "–" if entry.download_bytes is None else format_size(entry.download_bytes),
+            "–" if entry.memory_bytes is None else f"{entry.memory_bytes / GIB:.1f} GiB",
+        )
+        name, *others = (name.removeprefix(_OWNER) for name in entry.names)
+        terminal.print_result(_format_row(name, *cells, entry.engine, _format_cached(entry)))
+        for other in others:
+            terminal.print_result(f"  or {other}")
+    for line in _list_notes(entries):
+        terminal.print_result(line)
+    return entries
+
+
+def list_models() -> list[ModelEntry]:
+    """All sizes of all families, by family and size."""
+    families = sorted(FAMILIES.values(), key=lambda family: family.title)
+    return [_build_entry(family.title, size) for family in families for size in family.sizes]
+
+
+def _build_entry(family: str, size: ModelSize) -> ModelEntry:
+    settings = Settings()
+    engine, reason = select_engine(settings, size.config, on_gpu=True)
+    cached = tuple(name for name in size.names if find_in_cache(name))
+    try:
+        workload = _build_workload(settings, size, engine)
+    except LorgnetteError:  # as in `plan`: of some models no memory is predicted
+        return ModelEntry(family, size.names, engine, reason, None, None, None, cached)
+    shapes = (workload.text.list_weight_shapes(), workload.vision.list_weight_shapes())
+    parameters = sum(math.prod(shape) for part in shapes for shape in part.values())
+    memory = predict_memory(workload).peak_bytes
+    return ModelEntry(family, size.names, engine, reason, parameters, _BYTES_PER_VALUE * parameters, memory, cached)
+
+
+def _build_workload(settings: Settings, size: ModelSize, engine: EngineName) -> Workload:
+    """A step of the default settings in one micro-batch, with the features of NUM_IMAGES images on the GPU."""
+    vision = size.config["vision_config"]
+    patch, merge = vision["patch_size"], vision["spatial_merge_size"]
+    assert settings.image_size is not None
+    rows, columns = (max(1, round(side / (patch * merge))) * merge for side in settings.image_size)
+    grids = [ImageGrid(Image(Path(str(i))), 1, rows, columns, merge) for i in range(NUM_IMAGES)]
+    batch = settings.train.batch_size
+    largest = batch * (TEXT_TOKENS + grids[0].num_tokens), batch * LABELS
+    return Workload.from_settings(settings, size.config, engine, largest, [], grids)
+
+
+def _format_cached(entry: ModelEntry) -> str:
+    if not entry.cached:
+        return ""
+    return "yes" if len(entry.names) == 1 or entry.names[0] in entry.cached else "a variant"
+
+
+def _format_row(name: str, parameters: str, disk: str, memory: str, engine: str, cached: str) -> str:
+    return f"{name:<{_NAME_WIDTH}} {parameters:>9} {disk:>8} {memory:>10} {engine:<9} {cached}".rstrip()
+
+
+def _list_notes(entries: list[ModelEntry]) -> list[str]:
+    settings = Settings()
+    height, width = settings.image_size or (0, 0)
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.reason:
+            families = reasons.setdefault(entry.reason, [])
+            families += [entry.family] if entry.family not in families else []
+    return [
+        f"GPU memory  LoRA of rank {settings.lora.rank} in bfloat16, {NUM_IMAGES} images of {height}×{width},",
+        f"            {settings.train.batch_size} examples a step with {TEXT_TOKENS} tokens of text: predicted",
+        *(f"reference   because of {reason}: {', '.join(names)}" for reason, names in reasons.items()),
+        "names       -Instruct may be left out, if no other model has the shorter name",
+    ]
