@@ -123,6 +123,7 @@ def compare(
         folders=[Path.cwd(), source.absolute().parent],
         answers=[[answer.shown_text for answer in answers] for answers in predictions],
         report=compute_report(metric_names, prompts, texts, boxes),
+        boxes=boxes,
         charts=_build_charts(resolved),
         settings=settings,
         notes=notes,

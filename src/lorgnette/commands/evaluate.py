@@ -13,6 +13,7 @@ from lorgnette.commands.arguments import as_name, as_source
 from lorgnette.commands.compare_candidates import BASE, Candidate, list_training_prompts, resolve_candidates
 from lorgnette.commands.predict import read_examples
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.inference.answer_boxes import locate_references
 from lorgnette.inference.answers import describe_cuts
 from lorgnette.inference.loading import ModelCache
 from lorgnette.inference.sampling import SamplingParams
@@ -125,6 +126,7 @@ def load_eval_prompts(
     # References in the notation of the model that answers; a file of answers is compared in pixels.
     processors = [candidate.spec.processor for candidate in candidates if candidate.spec is not None]
     prompts = group_by_prompt(map(processors[0].write_boxes, examples) if processors else examples)
+    prompts = locate_references(prompts, processors[0]) if processors else prompts
     if not prompts:
         raise LorgnetteError("the data has no rows", where=str(source), hint="name data that has rows")
     return prompts

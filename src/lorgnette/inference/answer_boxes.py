@@ -1,10 +1,12 @@
 """The boxes of an answer in pixels of the image file, each with the mean probability of its tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lorgnette.data.box_notation import TextBox, find_boxes
+from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, PixelBox
 
@@ -35,6 +37,18 @@ def read_answer_boxes(
         PixelBox(tuple(round(corner, _CORNER_DIGITS) for corner in box.corners), box.label, number, score)
         for (box, _, _), score in zip(found, scores, strict=True)
     )
+
+
+def locate_references(prompts: Iterable[EvalPrompt], processor: Processor) -> list[EvalPrompt]:
+    """The prompts with the boxes in the texts of their references, which are written as the model writes them."""
+    located = []
+    for prompt in prompts:
+        if not prompt.reference_boxes:
+            found = tuple(read_answer_boxes(processor, prompt.example, text, (), None) for text in prompt.references)
+            located.append(replace(prompt, reference_boxes=found if any(found) else ()))
+        else:
+            located.append(prompt)
+    return located
 
 
 def score_boxes(pieces: Sequence[str], probabilities: Sequence[float], found: Sequence[TextBox]) -> list[float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
+from lorgnette.inference.answer_boxes import locate_references
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
@@ -32,7 +33,7 @@ def answer_examples(
 
     memory_hint: the advice in an out-of-memory error. Raises AnswersInterrupted with what was answered before Ctrl-C.
     """
-    prompts = group_by_prompt(examples)
+    prompts = locate_references(group_by_prompt(examples), model.processor)
     before, after = list[Prediction](), list[Prediction]()
 
     def build_rows() -> list[PredictionRow]:

@@ -12,7 +12,7 @@ from lorgnette.metrics.score import ScoreRow
 from lorgnette.report.html.charts import Curve, format_number
 from lorgnette.report.html.page import RunPage, SampleHistory, flatten_settings, mark_words, write_run_page
 from lorgnette.report.verdict import Verdict
-from lorgnette.types import PredictionRow
+from lorgnette.types import PixelBox, PredictionRow
 
 
 def build_page(folder: Path) -> RunPage:
@@ -41,7 +41,13 @@ def build_page(folder: Path) -> RunPage:
                 "a", (folder / "one.jpg",), "COCO Yes:", ("a cat",), "The image shows <b>a cat</b>", "A cat."
             ),
             PredictionRow(
-                "b", (folder / "one.jpg", folder / "two.png"), "请描述：", ("一只猫", "两只猫"), "", "一只狗"
+                "b",
+                (folder / "one.jpg", folder / "two.png"),
+                "请描述：",
+                ("一只猫", "两只猫"),
+                "",
+                "一只狗",
+                tuned_boxes=(PixelBox((10.0, 20.0, 90.0, 500.0), "狗", 1), PixelBox((5.0, 5.0))),
             ),
             PredictionRow("c", (folder / "gone.jpg",), "صف:", ("قطة",), long, None),
             PredictionRow("d", (), "", (), "same", "same"),

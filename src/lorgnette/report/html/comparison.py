@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorgnette.metrics.bootstrap import Difference
+from lorgnette.metrics.box_answers import Boxes
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.registry import METRICS, Metric
 from lorgnette.metrics.report import (
@@ -21,6 +22,7 @@ from lorgnette.metrics.report import (
 )
 from lorgnette.metrics.report import Verdict as Meaning
 from lorgnette.report.html.answer_tables import build_answer_sections
+from lorgnette.report.html.box_overlay import BoxLayer, build_key, build_overlays, list_reference_layer
 from lorgnette.report.html.charts import Chart, Table
 from lorgnette.report.html.inline_images import inline_images
 from lorgnette.report.html.page import SIGNS
@@ -35,17 +37,18 @@ DIGITS = 4
 class ComparisonPage:
     """The page's contents.
 
-    answers: [candidate][prompt], as people see them. verdict: which is better. compared: (what, its value for every
-    candidate). facts: (title, facts) of each group. settings: (name, value of every candidate). generations: how each
-    candidate's answers were generated. trained_on: [candidate][prompt] whether the candidate was trained on the
-    prompt's images; empty if unknown. overlap_summaries: the same in words for every candidate, if any was trained.
-    next_steps: (purpose, command). folders: as in `write_page`.
+    answers: [candidate][prompt], as people see them. boxes: of the answers, in pixels. verdict: which is better.
+    compared: (what, its value for every candidate). facts: (title, facts) of each group. settings: (name, value of
+    every candidate). generations: how each candidate's answers were generated. trained_on: [candidate][prompt] whether
+    the candidate was trained on the prompt's images; empty if unknown. overlap_summaries: the same in words for every
+    candidate, if any was trained. next_steps: (purpose, command). folders: as in `write_page`.
     """
 
     candidates: tuple[str, ...]
     prompts: Sequence[EvalPrompt]
     answers: Sequence[Sequence[str]]
     report: MetricReport
+    boxes: Sequence[Sequence[Boxes]] = ()
     verdict: Verdict | None = None
     compared: Sequence[tuple[str, tuple[str, ...]]] = ()
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
@@ -57,6 +60,12 @@ class ComparisonPage:
     overlap_summaries: Sequence[str] = ()
     next_steps: Sequence[tuple[str, str]] = ()
     folders: Sequence[Path] = ()
+
+    def list_box_layers(self, index: int) -> list[BoxLayer]:
+        """The boxes about a prompt's images: those of each candidate, then those of its references."""
+        own = zip(self.candidates, self.boxes, strict=bool(self.boxes))
+        layers = [BoxLayer(name, f"boxes{number % 6 + 1}", boxes[index]) for number, (name, boxes) in enumerate(own)]
+        return [*layers, list_reference_layer(self.prompts[index].reference_boxes)]
 
     def find_trained_on(self, index: int) -> list[str]:
         """The candidates that were trained on the images of a prompt."""
@@ -114,7 +123,14 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
         metrics=metrics,
         sortable=sortable,
         cards=[
-            (prompt, tuple(images[image] for image in prompt.image_paths), answers, page.find_trained_on(i))
+            (
+                prompt,
+                tuple(images[image] for image in prompt.image_paths),
+                answers,
+                page.find_trained_on(i),
+                build_overlays(prompt.image_paths, page.list_box_layers(i)),
+                build_key(page.list_box_layers(i)),
+            )
             for i, (prompt, answers) in enumerate(answers_by_prompt)
         ],
         answer_sections=sections,

@@ -15,6 +15,7 @@ from lorgnette.metrics.labels import normalize_label
 from lorgnette.metrics.score import ScoreRow
 from lorgnette.metrics.tokenizers import normalize_whitespace
 from lorgnette.report.html.answer_tables import build_answer_sections
+from lorgnette.report.html.box_overlay import BoxLayer, Overlay, build_key, build_overlays, list_reference_layer
 from lorgnette.report.html.charts import Curve, Table, build_charts, format_number
 from lorgnette.report.html.inline_images import InlineImage, inline_images
 from lorgnette.report.html.templates import write_page
@@ -75,7 +76,8 @@ class RunPage:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """A row on the page. words: its new answer, as (text, whether it differs from the reference)."""
+    """A row on the page. words: its new answer, as (text, whether it differs from the reference). overlays: the boxes
+    over each image; box_key: (style, whose they are)."""
 
     row: PredictionRow
     images: Sequence[InlineImage]
@@ -83,6 +85,8 @@ class _Card:
     label: str
     is_better: bool
     words: Sequence[tuple[str, bool]]
+    overlays: Sequence[Overlay | None] = ()
+    box_key: Facts = ()
 
 
 def write_run_page(path: Path, page: RunPage) -> None:
@@ -91,7 +95,14 @@ def write_run_page(path: Path, page: RunPage) -> None:
     gains, trained_on = page.gains or [None] * len(page.rows), page.trained_on or [False] * len(page.rows)
     charts = build_charts(page.curves, page.best)
     cards = [
-        _Card(row, [images[path] for path in row.images], is_trained_on, *_classify_answer(row, gain), mark_words(row))
+        _Card(
+            row,
+            [images[path] for path in row.images],
+            is_trained_on,
+            *_classify_answer(row, gain),
+            mark_words(row),
+            *_draw_boxes(row),
+        )
         for row, gain, is_trained_on in zip(page.rows, gains, trained_on, strict=True)
     ]
     prompts = {row.prompt for row in page.rows}
@@ -132,6 +143,15 @@ def write_run_page(path: Path, page: RunPage) -> None:
         data={"charts": [chart.script_data for chart in charts]},
         settings=settings,
     )
+
+
+def _draw_boxes(row: PredictionRow) -> tuple[list[Overlay | None], list[tuple[str, str]]]:
+    layers = [
+        BoxLayer("before", "boxes2", row.base_boxes),
+        BoxLayer("after", "boxes1", row.tuned_boxes),
+        list_reference_layer(row.reference_boxes),
+    ]
+    return build_overlays(row.images, layers), build_key(layers)
 
 
 def mark_words(row: PredictionRow) -> list[tuple[str, bool]]:
