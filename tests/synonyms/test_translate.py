@@ -120,8 +120,8 @@ def test_null_leaves_a_word_of_the_recipe_out(tmp_path: Path) -> None:
         ("rows=9", "rows → data.max_rows"),
         ("images_from=photos", "images_from → data.images_from"),
         ("image-size=56", "image-size → image_size"),
-        ("MAX_PIXELS=78400", "MAX_PIXELS=78400 → image_size=null, image_tokens=4,100 (784 pixels per token; an image "
-         "keeps its shape)"),
+        ("MAX_PIXELS=78400", "MAX_PIXELS=78400 → image_size=null, image_tokens=4,100 (784 pixels per token, "
+         "1024 in models since Qwen3-VL; an image keeps its shape)"),
         ("lora_target=all", f"lora_target=all → lora.target_modules={','.join(config.TARGET_MODULES)} (layers of the "
          "language model; PEFT's all-linear takes the vision tower too: lora.parts=language,merger,vision)"),
         ("dtype=bf16", "dtype=bf16 → bfloat16"),
