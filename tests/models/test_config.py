@@ -27,6 +27,7 @@ def test_a_config_is_read(model_type: str, tiny_family: Callable[[str], Path]) -
         text, vision = parse_configs(hf_config)
         assert (text.model_type, vision.model_type) == (model_type, model_type)
         assert vision.feature_width == 64 * (1 + len(vision.deepstack_blocks))
+        assert text.num_deepstack_levels == len(vision.deepstack_blocks)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,21 @@ def test_the_hubs_configs(
     assert (text.head_dim, text.tie_word_embeddings) == (head_dim, is_tied)
     assert blocks in (vision.full_attention_blocks, vision.deepstack_blocks)
     assert estimate_num_values(hf_config) == pytest.approx(num_values, rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": False}}, "M-RoPE"),
+    ],
+)
+def test_what_qwen3s_decoder_does_not_compute_is_named(
+    tiny_family: Callable[[str], Path], change: dict[str, object], reason: str
+) -> None:
+    """transformers gives o_proj a bias, too, and does not read whether M-RoPE is interleaved."""
+    hf_config = BaseCheckpoint.from_folder(tiny_family("qwen3_vl")).load_hf_config()
+    assert reason in str(find_unsupported_feature({**hf_config, "text_config": hf_config["text_config"] | change}))
 
 
 @pytest.mark.parametrize("name", ["deepstack_visual_indexes", "fullatt_block_indexes"])
