@@ -78,11 +78,11 @@ class ModelPair:
             labels[row, : len(e.input_ids)] = torch.from_numpy(e.labels).long()
             mask[row, : len(e.input_ids)] = 1
         grids = [grid for e in examples for grid in e.grids]
-        patches = [self.compute_patches(grid.image.path) for grid in grids]
-        images = {
-            "pixel_values": torch.from_numpy(np.concatenate(patches)),
-            "image_grid_thw": torch.tensor([[g.t, g.h, g.w] for g in grids]),
-        }
+        images: dict[str, Tensor] = {}
+        if grids:
+            patches = [self.compute_patches(grid.image.path) for grid in grids]
+            images["pixel_values"] = torch.from_numpy(np.concatenate(patches))
+            images["image_grid_thw"] = torch.tensor([[g.t, g.h, g.w] for g in grids])
         types = ((ids == self.processor.tokenizer.control_tokens["<|image_pad|>"]) & (mask == 1)).int()
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "mm_token_type_ids": types, **images}
         return {name: values.to(self.engine.device) for name, values in inputs.items()}
