@@ -1,6 +1,7 @@
 """Boxes in texts: what is found, and what stays text."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +106,10 @@ def test_prepare_writes_the_boxes_of_texts_as_objects(tmp_path: Path, make_image
     assert record["objects"] == {"ref": [], "bbox": [[0.012, 0.034, 0.056, 0.078]], "bbox_type": "norm1"}
     assert isinstance(row := next(iter(read(result.train_path))), Example)
     assert row.boxes == (Box((0.012, 0.034, 0.056, 0.078), unit="sides"),)
+
+
+@pytest.mark.parametrize("part", ['{\\"', '{"', '{"a\\"', "<|object_ref_start|>", "[", "(1,2) ", '{"bbox_2d": ['])
+def test_a_long_answer_takes_no_time(part: str) -> None:
+    start = time.perf_counter()
+    assert list(find_boxes(part * 20_000, with_bare=True)) == []
+    assert time.perf_counter() - start < 5

@@ -31,7 +31,7 @@ _MARKED = (
     rf"(?:{_NAME.format('label')}\s*)?<\|box_start\|>(?P<marked>\s*{_PAIR}(?:(?:\s*,)?\s*{_PAIR})?\s*)<\|box_end\|>"
     f"|{_NAME.format('name')}"
 )
-_OBJECT = r'(?P<object>\{(?:[^{}"]++|"(?:[^"\\]++|\\.)*+")*+\})'
+_OBJECT = r'(?P<object>\{(?:[^{}"\\]++|"(?:[^"\\]++|\\.)*+")*+\})'
 _NOTATION = re.compile(f"{_MARKED}|{_OBJECT}", re.DOTALL)
 _WITH_BARE = re.compile(rf"{_MARKED}|{_OBJECT}|(?P<bare>{_PAIR}\s*,\s*{_PAIR}|{_LIST})", re.DOTALL)
 _LIST_TEXT = re.compile(r"\s*(?:```(?:json)?\s*)?\[\s*\0(?:\s*,\s*\0)*\s*\]\s*(?:```\s*)?")
