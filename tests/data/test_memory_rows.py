@@ -11,7 +11,7 @@ from lorgnette import data
 from lorgnette.data.memory_rows import is_in_memory, write_rows
 from lorgnette.data.row_location import ColumnChoice
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Example, Image
+from lorgnette.types import Box, Example, Image
 
 RED = PIL.Image.new("RGB", (8, 6), "red")
 
@@ -96,6 +96,13 @@ def test_conversations_and_questions(tmp_path: Path) -> None:
     [question] = read([{"image": RED, "question": "what?", "answer": "red", "id": "7"}], tmp_path / "b")
     assert list_texts(question) == [("user", "IMAGE", "what?"), ("assistant", "red")]
     assert question.id == "7"
+
+
+def test_boxes_may_be_an_array(tmp_path: Path) -> None:
+    objects = {"ref": ["a cat"], "bbox": np.array([[1, 2, 7, 5.5]]), "image_id": None}
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "<ref-object><bbox>"}]
+    [example] = read([{"messages": turns, "images": [RED], "objects": objects}], tmp_path / "data")
+    assert example.boxes == (Box((1, 2, 7, 5.5), "a cat"),)
 
 
 def test_a_data_frame(tmp_path: Path) -> None:
