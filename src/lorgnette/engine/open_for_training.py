@@ -112,8 +112,6 @@ def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torc
     small, tower_class = replace(config, depth=1, deepstack_blocks=levels), find_tower_class(config.model_type)
     with suppress(torch.OutOfMemoryError):
         weights, _ = tower_class.allocate_weights(small, device, dtype)
-        for weight in weights.values():
-            weight.zero_()
         call, num_patches = list[ImageGrid](), 0
         for grid in cycle(grids):
             if num_patches + grid.t * grid.h * grid.w > MAX_PATCHES_PER_CALL:

@@ -1,6 +1,6 @@
 """Qwen2.5-VL's vision tower, forward only: attention stays inside windows of an image in most blocks.
 
-    RMSNorm without a bias instead of LayerNorm; SwiGLU instead of GELU, its width padded to whole cache lines
+    RMSNorm without a bias instead of LayerNorm; SwiGLU, with biases, instead of GELU
 
 Patches are put into the order of their windows before the first block, whole merge² blocks at a time, and features back
 into the images' order behind the merger. So one call of varlen attention does either kind of block.
@@ -17,38 +17,14 @@ from torch import Tensor
 from lorgnette.device import copy_to_device
 from lorgnette.kernels.layer_norm import rms_norm
 from lorgnette.kernels.swiglu import swiglu
-from lorgnette.models.model_config import VisionConfig
 from lorgnette.models.qwen2_vl import vision_tower as qwen2_vl
 from lorgnette.models.qwen2_vl.vision_tower import NORM_EPS, ImageSpans
 from lorgnette.types import ImageGrid
 
-PADDING = 32
-"""The MLP's width is a multiple of it: rows of 3420 do not all begin at 16 bytes, as fast products need."""
-_PADDED = ("gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias", "down_proj.weight")
-
 
 class VisionTower(qwen2_vl.VisionTower):
-    MLP_OUTPUT = "mlp.down_proj"
-
-    @classmethod
-    def allocate_weights(
-        cls, config: VisionConfig, device: torch.device, dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """gate_proj and up_proj are rows of one matrix. The channels of the padding are 0 behind SwiGLU, too."""
-        F, E = config.intermediate_size, config.embed_dim
-        padded = -(-F // PADDING) * PADDING
-        shapes = config.list_weight_shapes().items()
-        weights = {n: torch.empty(s, dtype=dtype, device=device) for n, s in shapes if not n.endswith(_PADDED)}
-        views = dict(weights)
-        for i in range(config.depth):
-            mlp = f"model.visual.blocks.{i}.mlp"
-            for kind, shape in (("weight", (2 * padded, E)), ("bias", (2 * padded,))):
-                weights[f"{mlp}.gate_up.{kind}"] = gate_up = torch.zeros(shape, dtype=dtype, device=device)
-                views[f"{mlp}.gate_proj.{kind}"] = gate_up[:F]
-                views[f"{mlp}.up_proj.{kind}"] = gate_up[padded : padded + F]
-            weights[f"{mlp}.down_proj.weight"] = down = torch.zeros(E, padded, dtype=dtype, device=device)
-            views[f"{mlp}.down_proj.weight"] = down[:, :F]
-        return weights, views
+    MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
+    MLP_INPUT, MLP_OUTPUT = "mlp.gate_up", "mlp.down_proj"
 
     @torch.no_grad()
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:

@@ -32,6 +32,8 @@ from lorgnette.models.weight_loader import load_weights_into
 from lorgnette.types import ImageGrid
 
 NORM_EPS = 1e-6  # a constant in transformers, not in config.json
+MLP_PADDING = 64
+"""Tiles of matrix products are so deep; with a width of 3420, rows do not even begin at multiples of 16 bytes."""
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -46,7 +48,9 @@ class ImageSpans:
 class VisionTower:
     """Patches to image features, with frozen weights. Other families' towers are subclasses."""
 
-    MLP_OUTPUT: ClassVar = "mlp.fc2"
+    MLP_INPUTS: ClassVar[tuple[str, ...]] = ("mlp.fc1",)
+    MLP_INPUT, MLP_OUTPUT = "mlp.fc1", "mlp.fc2"
+    """The layer of all inputs, and the layer that ends the MLP."""
     MERGER_PARTS: ClassVar = ("ln_q", "mlp.0", "mlp.2")
     """Norm, first and second linear layer."""
 
@@ -76,13 +80,28 @@ class VisionTower:
     def allocate_weights(
         cls, config: VisionConfig, device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(the tower's weights, views of them by the names and shapes of `config.list_weight_shapes()`).
+        """(the tower's weights, views of them by the names and shapes of `config.list_weight_shapes()`). All are 0.
 
-        What is in a view is not initialized, what is in none is 0.
+        The MLP's width is padded to a multiple of MLP_PADDING, and what stands before its activation is one layer. The
+        padding stays 0 behind the activation, too.
         """
-        shapes = config.list_weight_shapes()
-        weights = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
-        return weights, weights
+        weights, views = dict[str, Tensor](), dict[str, Tensor]()
+
+        def allocate(name: str, *shape: int) -> Tensor:
+            weights[name] = torch.zeros(shape, dtype=dtype, device=device)
+            return weights[name]
+
+        F, E, num_inputs = config.intermediate_size, config.embed_dim, len(cls.MLP_INPUTS)
+        padded = -(-F // MLP_PADDING) * MLP_PADDING
+        for block in (f"model.visual.blocks.{i}" for i in range(config.depth)):
+            for kind, shape in (("weight", (num_inputs * padded, E)), ("bias", (num_inputs * padded,))):
+                layer = allocate(f"{block}.{cls.MLP_INPUT}.{kind}", *shape)
+                for name, rows in zip(cls.MLP_INPUTS, torch.split(layer, padded), strict=True):
+                    views[f"{block}.{name}.{kind}"] = rows[:F]
+            output = f"{block}.{cls.MLP_OUTPUT}.weight"
+            views[output] = allocate(output, E, padded)[:, :F]
+        views |= {n: allocate(n, *shape) for n, shape in config.list_weight_shapes().items() if n not in views}
+        return weights, views
 
     @torch.no_grad()
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:

@@ -23,7 +23,8 @@ from lorgnette.types import ImageGrid
 
 
 class VisionTower(qwen2_vl.VisionTower):
-    MLP_OUTPUT = "mlp.linear_fc2"
+    MLP_INPUTS = ("mlp.linear_fc1",)
+    MLP_INPUT, MLP_OUTPUT = "mlp.linear_fc1", "mlp.linear_fc2"
     MERGER_PARTS = ("norm", "linear_fc1", "linear_fc2")
 
     def __init__(self, config: VisionConfig, weights: Mapping[str, Tensor]) -> None:
