@@ -7,9 +7,10 @@ from typing import Any
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.inference.loading import ModelSpec
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
-from lorgnette.verification.checks import check_peft_result, describe_image_size
+from lorgnette.verification.checks import check_peft_result, describe_image_size, list_vllm_options
 from lorgnette.verification.peft_check import AnswerComparison, Distance, PeftResult
 
 
@@ -74,3 +75,9 @@ def test_image_size_of_other_programs(saved: Path, tiny: Path, tmp_path: Path) -
     assert describe_image_size(replace(spec, metadata=metadata, processor=native)) == (
         """--mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 23520}'"""
     )
+
+
+def test_vllm_gets_the_options_of_the_template() -> None:
+    options = {name: list_vllm_options(family) for name, family in FAMILIES.items()}
+    assert options["qwen2_vl"] == options["qwen3_vl"] == []
+    assert options["qwen3_5"] == ["--default-chat-template-kwargs", '{"enable_thinking": false}']

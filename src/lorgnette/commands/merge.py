@@ -76,8 +76,9 @@ def merge(
     path = str(out.resolve())
     terminal.print_result(f"use        AutoModelForImageTextToText.from_pretrained({path!r})")
     # By default vLLM runs float32 weights in a dtype of 16 bits, which would round them after all.
-    option = " --dtype float32" if rounding.dtype == "float32" else ""
-    terminal.print_result(f"vLLM       vllm serve {quote_word(path)}{option}")
+    options = ["--dtype", "float32"] if rounding.dtype == "float32" else []
+    words = [path, *checks.list_vllm_options(spec.checkpoint.family), *options]
+    terminal.print_result(f"vLLM       vllm serve {' '.join(map(quote_word, words))}")
     terminal.print_result(f"card       {out / CARD_FILE}: how it was made, and the commands for GGUF and Ollama")
     return out
 

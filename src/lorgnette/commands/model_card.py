@@ -29,6 +29,7 @@ from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.manifest import read_manifest
 from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_dir import RunDir
+from lorgnette.verification.checks import list_vllm_options
 
 CARD_FILE, BASE_CARD_FILE = "README.md", "README.base.md"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -47,7 +48,7 @@ model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
 processor = Processor.from_pretrained(folder, backend="pil")
 image = Image.open("image.png").convert("RGB"){resize}
 messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt}}}]}}]
-text = processor.apply_chat_template(messages, add_generation_prompt=True)
+text = processor.apply_chat_template(messages, add_generation_prompt=True{template_options})
 inputs = processor(text=[text], images=[image], return_tensors="pt", {options})
 with torch.inference_mode():
     answer = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
@@ -159,13 +160,21 @@ def _format_usage(spec: ModelSpec, rounding: Rounding) -> Iterator[str]:
         size = f"Images have {processor.min_pixels} to {processor.max_pixels} pixels, as in training."
     # Not as ASCII: JSON writes an emoji as two halves, which Python does not join.
     prompt, is_wide = json.dumps(metadata.prompt, ensure_ascii=False), rounding.dtype == "float32"
-    name = spec.checkpoint.family.class_name.replace("ForConditionalGeneration", "Processor")
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    family = spec.checkpoint.family
     code = _CODE.format(
-        processor=name, resize=resize, prompt=prompt, options=options, max_new_tokens=metadata.predict_max_new_tokens
+        processor=PROCESSOR_MAPPING_NAMES[family.model_type],
+        resize=resize,
+        prompt=prompt,
+        template_options="".join(f", {name}={value}" for name, value in family.template_options),
+        options=options,
+        max_new_tokens=metadata.predict_max_new_tokens,
     )
     yield f"## Use it with transformers\n\n```python\n{code}```"
     yield f"## Use it with other programs\n\n{size} These commands follow the programs' documentation."
-    yield f"vLLM:\n\n```sh\nvllm serve .{' --dtype float32' if is_wide else ''}\n```"
+    words = [".", *list_vllm_options(family), *(["--dtype", "float32"] if is_wide else [])]
+    yield f"vLLM:\n\n```sh\nvllm serve {' '.join(map(quote_word, words))}\n```"
     outtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}.get(rounding.dtype, "auto")
     yield (
         "GGUF, with llama.cpp's own script. The second file holds the vision tower:\n\n```sh\n"

@@ -121,7 +121,8 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     else:
         max_rank = max(8, 1 << (report.rank - 1).bit_length())  # vLLM takes powers of two
         words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={adapter}"]
-        vllm = " ".join(map(quote_word, [*words, "--max-lora-rank", max_rank]))
+        words += ["--max-lora-rank", str(max_rank), *checks.list_vllm_options(spec.checkpoint.family)]
+        vllm = " ".join(map(quote_word, words))
     return ("PEFT", peft), ("vLLM", vllm), ("images", checks.describe_image_size(spec))
 
 

@@ -13,6 +13,7 @@ from lorgnette.lora.merge import explain_merge_error
 from lorgnette.lora.metadata import METADATA_FILE
 from lorgnette.lora.peft_config import CONFIG_FILE, COPY_HINT
 from lorgnette.lora.peft_files import HINT, WEIGHTS_FILE, explain_load_error, explain_names
+from lorgnette.models.family import Family
 from lorgnette.report.console import Terminal
 from lorgnette.verification.peft_check import AnswerComparison, Distance, PeftResult
 from lorgnette.verification.reference_sample import TOLERANCE, ReferenceSample
@@ -143,6 +144,12 @@ def describe_image_size(spec: ModelSpec) -> str:
         return f"resize them to {height}×{width} before sending: other programs keep their shape"
     limits = {"min_pixels": image_processor.min_pixels, "max_pixels": image_processor.max_pixels}
     return f"--mm-processor-kwargs {shlex.quote(json.dumps(limits))}"
+
+
+def list_vllm_options(family: Family) -> list[str]:
+    """What `vllm serve` needs so that its prompts are those of the training."""
+    options = dict(family.template_options)
+    return ["--default-chat-template-kwargs", json.dumps(options)] if options else []
 
 
 def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> None:
