@@ -11,7 +11,6 @@ written after every measurement. Needs a GPU.
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -34,6 +33,7 @@ from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import VisionTower, find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
+from lorgnette.planning.throughput import count_tower_flops
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
 
@@ -48,24 +48,6 @@ PART_SECONDS = 30
 def make_grids(config: VisionConfig, count: int) -> list[ImageGrid]:
     side = round(280 / (config.patch_size * config.merge_size)) * config.merge_size
     return [ImageGrid(Image(Path(str(i))), 1, side, side, config.merge_size) for i in range(count)]
-
-
-def count_flop(config: VisionConfig, grid: ImageGrid) -> float:
-    """FLOP of one image: two per multiply-add of the matrix products and of attention, without any padding."""
-    patches, values = grid.h * grid.w, {"blocks": 0, "patch_embed": 0, "merger": 0, "deepstack_merger_list": 0}
-    for name, shape in config.list_weight_shapes().items():
-        part = name.split(".")[2]
-        if len(shape) > 1 and part in values:  # not the table of positions
-            values[part] += math.prod(shape)
-    side = config.window_size // (config.patch_size * config.merge_size) * config.merge_size
-    pairs = patches**2 * config.depth
-    if side:
-        # Every window's patches with one another, in the blocks without full attention.
-        inside = math.prod(sum(min(side, n - at) ** 2 for at in range(0, n, side)) for n in (grid.h, grid.w))
-        pairs += (inside - patches**2) * (config.depth - len(config.full_attention_blocks))
-    products = patches * (values["blocks"] + values["patch_embed"])
-    products += grid.num_tokens * (values["merger"] + values["deepstack_merger_list"])
-    return 2.0 * (products + 2 * pairs * config.embed_dim)
 
 
 def time_ms(work: Callable[[], Any], repeats: int = 10) -> float:
@@ -96,7 +78,7 @@ def measure_rate(tower: Callable[..., Tensor], config: VisionConfig, count: int)
     return {
         "images": count,
         "ms": ms,
-        "tflop_s": sum(count_flop(config, grid) for grid in grids) / ms / 1e9,
+        "tflop_s": sum(count_tower_flops(config, grid) for grid in grids) / ms / 1e9,
         "features_s": 1000 * sum(grid.num_tokens for grid in grids) / ms,
     }
 
@@ -109,7 +91,7 @@ def make_call(config: VisionConfig, count: int) -> tuple[list[ImageGrid], Tensor
 
 def measure_tower(tower: VisionTower, write: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Rates, and the kernels of one call. write: called after every measurement."""
-    figures: dict[str, Any] = {"gflop_per_image": count_flop(tower.config, make_grids(tower.config, 1)[0]) / 1e9}
+    figures: dict[str, Any] = {"gflop_per_image": count_tower_flops(tower.config, make_grids(tower.config, 1)[0]) / 1e9}
     figures["rates"] = []
     for count in BATCH_SIZES:
         figures["rates"].append(measure_rate(tower, tower.config, count))

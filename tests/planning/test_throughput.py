@@ -34,6 +34,27 @@ def test_flops_of_an_image_of_280_by_280() -> None:
     assert total / 1e12 == pytest.approx(0.538, abs=5e-4)
 
 
+def test_flops_of_windows() -> None:
+    """280×280 pixels have windows of 8×8, 8×4 and 4×4 patches; the padding of the MLP is not counted."""
+    tower = replace(
+        VISION, model_type="qwen2_5_vl", intermediate_size=3420, window_size=112, full_attention_blocks=(7, 15, 23, 31)
+    )
+    windows = (64, 64, 32, 64, 64, 32, 32, 32, 16)
+    assert sum(windows) == 400
+    block, merged = 1280 * (4 * 1280 + 3 * 3420) * 400, 4 * 1280
+    attention = 2 * 1280 * (4 * 400**2 + 28 * sum(n**2 for n in windows))
+    total = 2 * (1176 * 1280 * 400 + 32 * block + attention + 100 * merged * (merged + 1536))
+    assert count_tower_flops(tower, GRID) == total
+
+
+def test_flops_of_deepstack() -> None:
+    tower = replace(VISION, model_type="qwen3_vl", position_table=48)
+    deep = replace(tower, deepstack_blocks=(8, 16, 24))
+    merged = 4 * 1280
+    assert count_tower_flops(tower, GRID) == count_tower_flops(VISION, GRID)
+    assert count_tower_flops(deep, GRID) - count_tower_flops(tower, GRID) == 3 * 2 * 100 * merged * (merged + 1536)
+
+
 def test_time_grows_with_the_work_and_depends_on_the_gpu() -> None:
     steps = {"tokens": 62 * 2100, "labels": 62 * 210, "num_microbatches": 62}
     time = estimate_time(WORKLOAD, 989.0, **steps, grids=[GRID])

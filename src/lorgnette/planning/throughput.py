@@ -88,11 +88,18 @@ def count_token_flops(workload: Workload) -> int:
 
 
 def count_tower_flops(vision: VisionConfig, grid: ImageGrid) -> int:
-    """FLOP of one image: every block's weight per patch, the merger's per token, and attention among the patches."""
-    blocks = merger = 0
+    """FLOP of one image: every block's weight per patch, the mergers' per token, and attention among the patches.
+
+    Where the tower has windows, attention stays inside them in all but the blocks of full attention.
+    """
+    blocks = mergers = 0
     for name, size in vision.list_weight_shapes().items():
-        count = math.prod(size) if len(size) > 1 else 0
-        blocks, merger = (blocks, merger + count) if ".merger." in name else (blocks + count, merger)
+        count = math.prod(size) if len(size) > 1 and ".pos_embed." not in name else 0
+        blocks, mergers = (blocks, mergers + count) if "merger" in name else (blocks + count, mergers)
     frame = grid.h * grid.w
-    attention = 4 * vision.embed_dim * vision.depth * frame**2 * grid.t
-    return 2 * blocks * frame * grid.t + 2 * merger * grid.num_tokens + attention
+    pairs = vision.depth * frame**2
+    if vision.window_size:
+        side = vision.window_size // (vision.patch_size * vision.merge_size) * vision.merge_size
+        in_windows = math.prod(sum(min(side, n - i) ** 2 for i in range(0, n, side)) for n in (grid.h, grid.w))
+        pairs += (vision.depth - len(vision.full_attention_blocks)) * (in_windows - frame**2)
+    return 2 * blocks * frame * grid.t + 2 * mergers * grid.num_tokens + 4 * vision.embed_dim * pairs * grid.t
