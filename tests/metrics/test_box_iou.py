@@ -95,6 +95,7 @@ def test_the_value_says_which_scores_it_has() -> None:
     assert compute_precision([(box(0),)], references).note == f"every box {unknown}"
     assert compute_precision([(box(0), box(5, score=0.1))], references).note == f"1 of 2 boxes {unknown}"
     assert compute_precision([(box(0),)], [[()]]).note == "no reference has a box"
+    assert compute_precision([()], references).note == "no answer has a box"
 
 
 def test_labels_count_where_references_have_them() -> None:

@@ -56,7 +56,7 @@ def evaluate(
     """Score the answers of a candidate to the prompts of a data file. Print a table, and write the folder `out`.
 
     candidate: a run or its adapter, `base`, a model, or a file of answers. metrics: names of groups (caption, label,
-    json, latex, demo) and metrics, separated by commas, or a list of names and functions (answer, references) →
+    json, box, latex, demo) and metrics, separated by commas, or a list of names and functions (answer, references) →
     number; default: the run's metrics, else what suits the references (auto). image_size, max_new_tokens: as in
     `predict`. out: for predictions.jsonl and scores.json.
     """

@@ -84,6 +84,8 @@ def _describe_scores(hypotheses: Sequence[Boxes]) -> str:
     """What the scores of the boxes are, in words."""
     scores = [box.score for boxes in hypotheses for box in boxes]
     num_unknown = sum(score is None for score in scores)
+    if not scores:
+        return "no answer has a box"
     if num_unknown == 0:
         return "a box's score is the mean probability of its tokens"
     which = "every box" if num_unknown == len(scores) else f"{num_unknown} of {len(scores)} boxes"
