@@ -35,7 +35,14 @@ class ImageOnlyProcessor(Qwen2VLProcessor):
 
 
 class OrderedTrainer(Trainer):
-    """The Trainer's loop over the examples in their given order."""
+    """The Trainer's loop over the examples in their given order, with the mean over the labels of a step.
+
+    For models after Qwen2-VL it would take the mean of the micro-batches' means.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset or self.train_dataset)
