@@ -121,6 +121,9 @@ def test_a_batch_without_images_has_nothing_of_the_last_ones(
     monkeypatch.setattr(engine, "_use_graphs", True)
     first, second = engine._load_batch(batch), engine._load_batch(text)
     assert first is second
+    other = engine._allocate_inputs(BatchShape(64, 16, 16)).batch.level_embeds
+    assert other.data_ptr() == first.batch.level_embeds.data_ptr()  # the shapes share their memory
+    assert other.shape[1] == 64
     assert engine.adapter.values.grad is not None
     engine.adapter.values.grad.zero_()
     engine._forward_backward(second)

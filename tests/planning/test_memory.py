@@ -1,5 +1,6 @@
 """The prediction matches measurements, and counts what the engines really save."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -65,24 +66,29 @@ def test_autograd_saves_111_kb_per_token_and_layer() -> None:
     assert round(memory._count_saved_reference(replace(REFERENCE, has_dropout=False)), -3) == 111_000
 
 
+@pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
+def folder(request: pytest.FixtureRequest, tiny: Path, tiny_family: Callable[[str], Path]) -> Path:
+    return tiny if request.param == "qwen2_vl" else tiny_family(request.param)
+
+
 @pytest.fixture(params=[TARGET_MODULES, ("q_proj", "v_proj")], ids=len)
-def workload(request: pytest.FixtureRequest, tiny: Path) -> Workload:
-    text, vision = parse_configs(BaseCheckpoint.from_folder(tiny).load_hf_config())
+def workload(request: pytest.FixtureRequest, folder: Path) -> Workload:
+    text, vision = parse_configs(BaseCheckpoint.from_folder(folder).load_hf_config())
     return Workload("fast", AdapterShape(text, request.param, 8, 1.0), vision, has_dropout=False, tokens=100, labels=10)
 
 
 @pytest.fixture
-def decoder(workload: Workload, tiny: Path) -> Decoder:
+def decoder(workload: Workload, folder: Path) -> Decoder:
     """In float32, so that every value has four bytes."""
     cpu = torch.device("cpu")
-    decoder = load_decoder(BaseCheckpoint.from_folder(tiny), workload.adapter, cpu, torch.float32)
+    decoder = load_decoder(BaseCheckpoint.from_folder(folder), workload.adapter, cpu, torch.float32)
     FlatLoraParams(workload.adapter, cpu).attach(decoder)
     return decoder
 
 
 def test_predicted_weights_equal_the_decoders(decoder: Decoder, workload: Workload) -> None:
     linears = [t for linear in decoder.linears for t in (linear.weight, linear.bias, linear._a) if t is not None]
-    norms = [norm for layer in decoder.layers for norm in (layer.input_norm, layer.post_attention_norm)]
+    norms = [norm for layer in decoder.layers for norm in layer.norms.values()]
     count = sum(tensor.numel() for tensor in [*linears, *norms, decoder.norm, decoder.embed_tokens])
     items = predict_memory(workload).phases["backward"]
     assert items["weights"] == 2 * count
@@ -91,18 +97,18 @@ def test_predicted_weights_equal_the_decoders(decoder: Decoder, workload: Worklo
 
 
 def test_predicted_activations_equal_the_saved_ones(
-    decoder: Decoder, workload: Workload, tiny: Path, conversations: list[Example]
+    decoder: Decoder, workload: Workload, folder: Path, conversations: list[Example]
 ) -> None:
-    processor = Processor.from_folder(tiny, ProcessorSettings(image_size=(28, 28)))
+    processor = Processor.from_folder(folder, ProcessorSettings(image_size=(28, 28)))
     batch = pack([processor.encode(conversations[0])], 1)
     inputs = StaticInputs(BatchShape.from_batch(batch), decoder)
     inputs.copy_from(batch)
     activations = decoder.forward(inputs.x, inputs.batch, None).activations
-    first, last = (_count_bytes(saved, workload) for saved in activations)
+    first, *_, last = (_count_bytes(saved, workload) for saved in activations)
     tokens, last_layer_tokens = len(inputs.x), len(inputs.batch.last_attention_plan.query_indices)
     assert first == tokens * memory._count_saved_fast(workload)
     assert last == memory._count_saved_last_layer(workload, tokens, last_layer_tokens) < first
-    recomputed, _ = decoder.forward(inputs.x, inputs.batch, None, recompute_layers=1).activations
+    recomputed, *_ = decoder.forward(inputs.x, inputs.batch, None, recompute_layers=1).activations
     assert isinstance(recomputed, tuple)
 
 

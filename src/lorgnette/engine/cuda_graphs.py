@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
+from torch import Tensor
 
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
@@ -65,7 +66,8 @@ class StaticInputs:
     backward, once there is one.
     """
 
-    def __init__(self, shape: BatchShape, decoder: Decoder) -> None:
+    def __init__(self, shape: BatchShape, decoder: Decoder, level_embeds: Float[Tensor, "K T C"] | None = None) -> None:
+        """level_embeds: memory that other shapes use too; None: memory of its own."""
         config, device = decoder.config, decoder.embed_tokens.device
         self.shape = shape
         self.heads_per_kv = config.num_heads // config.num_kv_heads
@@ -88,7 +90,7 @@ class StaticInputs:
             label_segments=GatherSegments(parts["segment_indices"], parts["segment_offsets"]),
             targets=parts["targets"],
             label_weights=parts["label_weights"].view(torch.float32),
-            level_embeds=self.x.new_zeros(config.num_deepstack_levels, *self.x.shape),
+            level_embeds=allocate_levels(decoder, shape.tokens) if level_embeds is None else level_embeds,
         )
 
     def copy_from(self, batch: PackedBatch) -> None:
@@ -132,6 +134,12 @@ class StaticInputs:
         # and M alone.
         arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
         return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
+
+
+def allocate_levels(decoder: Decoder, tokens: int) -> Float[Tensor, "K T C"]:
+    """Zeros for deepstack's features; K is 0 without deepstack."""
+    config = decoder.config
+    return decoder.embed_tokens.new_zeros(config.num_deepstack_levels, tokens, config.hidden_size)
 
 
 class GraphStream:

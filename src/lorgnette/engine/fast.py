@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs
+from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs, allocate_levels
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -56,6 +56,7 @@ class FastEngine:
         self.eval_prefix_sharing = True
         self._dropout, self._recompute_layers = dropout, recompute_layers
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
+        self._level_embeds = allocate_levels(decoder, 0)
         self._graph_stream = GraphStream(self.device) if self._use_graphs else None
 
     def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
@@ -138,11 +139,19 @@ class FastEngine:
 
     def _allocate_inputs(self, shape: BatchShape) -> StaticInputs:
         """New static inputs, in place of the oldest where there are `MAX_GRAPHS`."""
-        inputs = StaticInputs(shape, self.decoder)
+        inputs = StaticInputs(shape, self.decoder, self._share_levels(shape.tokens))
         if len(self._static_inputs) == MAX_GRAPHS:
             self._static_inputs.pop(next(iter(self._static_inputs)))
         self._static_inputs[shape] = inputs
         return inputs
+
+    def _share_levels(self, tokens: int) -> Float[Tensor, "K T C"]:
+        """Memory for deepstack's features of so many tokens. One micro-batch runs at a time, so all shapes share it."""
+        levels = self._level_embeds
+        if levels.shape[1] < tokens:
+            levels = self._level_embeds = allocate_levels(self.decoder, tokens)
+        num_levels, _, hidden = levels.shape
+        return levels.flatten()[: num_levels * tokens * hidden].view(num_levels, tokens, hidden)
 
     @contextmanager
     def _drop_graphs_on_oom(self) -> Iterator[None]:
@@ -154,6 +163,7 @@ class FastEngine:
             yield
         except torch.OutOfMemoryError:
             self._static_inputs.clear()
+            self._level_embeds = allocate_levels(self.decoder, 0)
             self._graph_stream = GraphStream(self.device) if self._use_graphs else None
             raise
 

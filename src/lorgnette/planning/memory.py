@@ -159,7 +159,8 @@ def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> 
     # The features that stay on the device; the rest goes to the host.
     num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
     free = max(available_bytes - workload.bytes_per_value * num_params, 0)
-    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // (workload.bytes_per_value * workload.text.hidden_size)
+    feature_bytes = workload.bytes_per_value * workload.vision.feature_width
+    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // feature_bytes
     workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
 
     def compute_peak(max_tokens: int) -> int:
@@ -193,8 +194,9 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     static = {
         "weights": size * (_count_params(text.list_weight_shapes()) + fused),
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
-        "features": size * workload.feature_tokens * hidden,
-        "batches": workload.num_graphs * tokens * (size * hidden + 32) + tokens * 4 * text.head_dim,
+        "features": size * workload.feature_tokens * workload.vision.feature_width,
+        "batches": workload.num_graphs * tokens * (size * hidden + 32)
+        + tokens * (size * text.num_deepstack_levels * hidden + 4 * text.head_dim),
         "libraries": 3 * _WORKSPACE,
     }
     # Saved activations: a recomputed layer saves its two inputs, the last layer fewer tokens than the others.
@@ -237,7 +239,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
         "weights": size * _count_params(text.list_weight_shapes()),
         "vision tower": size * _count_params(vision.list_weight_shapes()),
         "adapter": 16 * adapter.num_params,
-        "features": 0 if workload.trained_patches else size * workload.feature_tokens * text.hidden_size,
+        "features": 0 if workload.trained_patches else size * workload.feature_tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
     }
     saved = {"activations": workload.tokens * text.num_layers * _count_saved_reference(workload)}
@@ -272,7 +274,7 @@ def _predict_feature_phase(workload: Workload, weights: int) -> Items:
         "weights": weights,
         "vision tower": size * _count_params(vision.list_weight_shapes()),
         "patches": size * patches * widest,
-        "features": size * tokens * vision.out_features,
+        "features": size * tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
     }
 
