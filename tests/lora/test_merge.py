@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from lorgnette.config import LoraSettings
 from lorgnette.engine.peft_engine import load_adapter, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.merge import (
@@ -24,6 +26,8 @@ from lorgnette.lora.merge import (
 )
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.family import convert_weight_name
+from lorgnette.models.registry import FAMILIES
 
 
 def compute_logits(model: Any) -> torch.Tensor:
@@ -99,6 +103,78 @@ def test_shards_and_dtypes_equal_the_base(
     load_base_model(BaseCheckpoint.from_folder(tmp_path / "merged"), torch.device("cpu"), torch.bfloat16)
     assert find_stored_dtype(BaseCheckpoint.from_folder(base)) == "bfloat16"
     assert find_stored_dtype(BaseCheckpoint.from_folder(float32_base)) == "float32"
+
+
+def store_in_two_shards(base: Path, folder: Path, extra: dict[str, torch.Tensor], *, fuse_experts: bool) -> Path:
+    """The checkpoint in the hub's layout of two files, with tensors that transformers does not load."""
+    shutil.copytree(base, folder)
+    (folder / "model.safetensors").unlink()
+    tensors = load_file(base / "model.safetensors") | extra
+    if fuse_experts:
+        for prefix in sorted({name.partition(".experts.")[0] for name in tensors if ".experts." in name}):
+            names = [f"{prefix}.experts.{n}" for n in range(8)]
+            gate, up, down = (
+                torch.stack([tensors.pop(f"{name}.{kind}_proj.weight") for name in names])
+                for kind in ("gate", "up", "down")
+            )
+            tensors |= {f"{prefix}.experts.gate_up_proj": torch.cat((gate, up), 1), f"{prefix}.experts.down_proj": down}
+    shards = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for shard in set(shards.values()):
+        part = {name: tensor.contiguous() for name, tensor in tensors.items() if shards[name] == shard}
+        save_file(part, folder / shard, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return folder
+
+
+def load_shards(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for shard in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(shard).items()}
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_vl_moe", "qwen3_vl_moe experts", "qwen3_5_moe experts",
+     "qwen3_5_moe fused experts"],
+)  # fmt: skip
+def test_every_family_merges_into_the_layout_of_its_files(
+    tiny_family: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    """The logits of base + adapter in plain transformers; only adapted tensors differ from the base, to the bit."""
+    family, adapts_experts = FAMILIES[case.split(maxsplit=1)[0]], case.endswith("experts")
+    extra = {f"{start}layers.0.weight": torch.randn(3, 5).bfloat16() for start in family.ignored_weights}
+    tiny = tiny_family(family.model_type)
+    base = store_in_two_shards(tiny, tmp_path / "base", extra, fuse_experts="fused" in case)
+    checkpoint = BaseCheckpoint.from_folder(base)
+    model = load_base_model(checkpoint, torch.device("cpu"), torch.float32)
+    model.set_experts_implementation("eager")  # the one that knows float64
+    without = compute_logits(model)
+    lora = LoraConfig(
+        r=2, target_modules=family.build_target_pattern(LoraSettings().target_modules, ("language",)),
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if adapts_experts else None,
+    )  # fmt: skip
+    tuned = get_peft_model(model, lora).eval()
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.01)
+    modules = {name.rpartition(".lora_A")[0] for name in get_peft_model_state_dict(tuned) if "lora_A" in name}
+    # In float64: a recurrence makes rounding larger than what is looked for.
+    with_adapter = compute_logits(copy.deepcopy(tuned).double())
+    write_merged_checkpoint(tuned, checkpoint, tmp_path / "merged")
+    merged = getattr(transformers, family.class_name).from_pretrained(tmp_path / "merged", dtype=torch.float64)
+    merged.set_experts_implementation("eager")
+    logits = compute_logits(merged.eval())
+    torch.testing.assert_close(logits, with_adapter, atol=1e-5, rtol=0)
+    assert (logits - without).abs().max() > 1e-3  # negative control: the adapter changes the logits
+
+    before, after = load_shards(base), load_shards(tmp_path / "merged")
+    assert after.keys() == before.keys() >= extra.keys()
+    changed = {name for name in before if before[name].view(torch.uint8).ne(after[name].view(torch.uint8)).any()}
+    adapted = {f"{name.removeprefix('base_model.model.')}.weight" for name in modules if ".experts" not in name}
+    assert {convert_weight_name(name) for name in changed if ".experts." not in name} == adapted
+    assert {name for name in changed if ".experts." in name} == {
+        name for name in before if ".experts." in name and adapts_experts
+    }
+    for name in before:
+        assert (after[name].dtype, after[name].shape) == (before[name].dtype, before[name].shape)
 
 
 def test_rounding_is_measured_by_projection() -> None:

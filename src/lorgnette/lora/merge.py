@@ -16,7 +16,7 @@ from lorgnette.io.atomic import atomic_folder, write_json
 from lorgnette.io.parse import read_config
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
-from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
+from lorgnette.models.family import EMBEDDING, LM_HEAD, Family, convert_weight_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,6 +26,7 @@ _NOT_COPIED = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.m
 """The base's weights in any format, and the record of its training."""
 _INDEX = "model.safetensors.index.json"
 _PREFIX = "base_model.model."
+_EXPERTS = ".mlp.experts."
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -93,13 +94,15 @@ def write_merged_checkpoint(
 ) -> Rounding:
     """Merge the adapter into the weights, as PEFT does, and write them shard by shard, as the base has them.
 
-    Each tensor keeps the base's name and dtype, tied ones are written once, and unadapted ones keep their bits. An
-    output layer that is no longer the embedding is added. All other files (config, tokenizer, template, processor) are
+    Each tensor keeps the base's name, layout and dtype, tied ones are written once. Tensors that the adapter does not
+    change are copied from the base's files, also those that transformers does not load. An output layer that is no
+    longer the embedding is added. All other files (config, tokenizer, template, processor) are
     copied. use_float32: all tensors and config.json are float32 instead. check: called before the folder is in its
     place; if it raises, there is none. The model cannot be used afterwards. It should be in float32, so that the sum is
     rounded only once, when it is written. Raises LorgnetteError if PEFT cannot merge.
     """
     rounding = Rounding("float32" if use_float32 else find_stored_dtype(checkpoint))
+    adapted_experts = _list_adapted_experts(model)
     try:
         merged: Any = model.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -107,11 +110,11 @@ def write_merged_checkpoint(
             raise
         hint = "use it beside its base model"
         raise LorgnetteError(explain_merge_error(error), where=str(checkpoint.folder), hint=hint) from error
-    state: dict[str, torch.Tensor] = merged.state_dict()
+    state = _collect_merged_tensors(merged, adapted_experts)
     with atomic_folder(folder) as temporary:
         head = _find_untied_head(merged, checkpoint)
         for shard in checkpoint.weight_files:
-            tensors = _round_shard(shard, state, use_float32, rounding)
+            tensors = _round_shard(shard, state, checkpoint.family, use_float32, rounding)
             if head is not None and shard == checkpoint.weight_files[-1]:
                 tensors[LM_HEAD] = head.to(next(iter(tensors.values())).dtype).contiguous()
                 rounding.add(_load_embedding(checkpoint), head, tensors[LM_HEAD])  # it was the output layer too
@@ -127,21 +130,47 @@ def write_merged_checkpoint(
     return rounding
 
 
+def _list_adapted_experts(model: "PeftModel") -> tuple[str, ...]:
+    """Names of the modules of experts that have an adapter of their own or within."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = (name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    experts = {f"{name}.".partition(_EXPERTS)[0] for name in names if _EXPERTS in f"{name}."}
+    return tuple(f"{name.removeprefix(_PREFIX)}{_EXPERTS}" for name in experts)
+
+
+def _collect_merged_tensors(merged: "PreTrainedModel", adapted_experts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The merged model's tensors by the names that it or the base's files have for them.
+
+    transformers keeps experts in another layout than some files do. Adapted ones get the files' layout again. The
+    others are left out.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state: dict[str, torch.Tensor] = merged.state_dict()
+    experts = {name: state.pop(name) for name in list(state) if _EXPERTS in name}
+    adapted = {name: tensor for name, tensor in experts.items() if name.startswith(adapted_experts)}
+    return state | (adapted | revert_weight_conversion(merged, adapted) if adapted else {})
+
+
 def _round_shard(
-    shard: Path, state: Mapping[str, torch.Tensor], use_float32: bool, rounding: Rounding
+    shard: Path, state: Mapping[str, torch.Tensor], family: Family, use_float32: bool, rounding: Rounding
 ) -> dict[str, torch.Tensor]:
-    """The merged tensors of one of the base's files, as they are written."""
+    """The tensors of one of the base's files, as they are written."""
     tensors = {}
     with safe_open(shard, framework="pt") as base:
         names = base.keys()
         for name in names:
+            stored = base.get_tensor(name)
             tensor = state.get(name, state.get(convert_weight_name(name)))
-            if tensor is None:
+            if tensor is None and not (_EXPERTS in name or name.startswith(family.ignored_weights)):
                 message = f"the model has no tensor for {name}"
                 raise LorgnetteError(message, where=str(shard), hint=DOWNLOAD_AGAIN)
-            stored = base.get_tensor(name)
-            tensors[name] = tensor.to(torch.float32 if use_float32 else stored.dtype).contiguous()
-            rounding.add(stored, tensor, tensors[name])
+            is_changed = tensor is not None and not torch.equal(stored.to(tensor.dtype), tensor)
+            source = tensor if tensor is not None and is_changed else stored
+            tensors[name] = source.to(torch.float32 if use_float32 else stored.dtype).contiguous()
+            if is_changed:
+                rounding.add(stored, source, tensors[name])
     return tensors
 
 
