@@ -18,14 +18,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from lorgnette import data
+from lorgnette import config, data
 from lorgnette.commands import predict as predict_module
 from lorgnette.commands.evaluate import evaluate
 from lorgnette.commands.predict import Model, load, predict, read_examples, resolve_spec
 from lorgnette.engine.loading import build_features, load_fast_model
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference import hf_generate, sampling
-from lorgnette.inference.loading import LoadedModel, ModelSpec
+from lorgnette.inference.loading import LoadedModel, ModelSpec, build_metadata
+from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
@@ -33,6 +34,7 @@ from lorgnette.processing.chat_template import ChatTemplate
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions
+from lorgnette.training.data_module import TrainingData
 from lorgnette.types import Encoded, Example, PixelBox, Prediction, PredictionRow, Turn
 
 
@@ -344,3 +346,23 @@ def test_boxes_come_back_in_pixels_of_the_file(
     assert scores["box-AP50"].value == pytest.approx(1)
     assert scores["box-AP50"].note == "a box's score is the mean probability of its tokens"
     assert scores["box-IoU"].value == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("metrics", "has_boxes"), [("auto", True), ("box-IoU", True), ("caption", False)])
+def test_boxes_are_expected_where_the_adapter_or_the_data_has_some(
+    metrics: str, has_boxes: bool, tiny: Path, boxed: Path, captions: Path, terminal_output: io.StringIO
+) -> None:
+    overrides = [f"data={boxed}", f"model={tiny}", f"predict.metrics={metrics}", "image_size=[56,56]"]
+    settings, terminal = config.load_settings(None, overrides), Terminal(Console(file=terminal_output))
+    data_of_run = TrainingData.load(settings, terminal)
+    settings = data_of_run.choose_metrics(settings, terminal)
+    spec = ModelSpec.from_names(str(tiny), None, terminal)
+    metadata = build_metadata(settings, spec.checkpoint, spec.processor)
+    assert metadata.predict_boxes == has_boxes
+    model = Model(replace(spec, metadata=metadata))
+
+    def is_expected(source: Path) -> bool:
+        return model.expect_boxes(SamplingParams(), model.read_questions(source, None, None)).with_boxes
+
+    assert is_expected(boxed)
+    assert is_expected(captions) == has_boxes

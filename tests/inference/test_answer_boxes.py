@@ -9,8 +9,9 @@ import pytest
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data.box_notation import TextBox
-from lorgnette.inference.answer_boxes import score_boxes
+from lorgnette.inference.answer_boxes import locate_references, score_boxes
 from lorgnette.inference.sampling import build_prediction
+from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Box, Example, Image, PixelBox, Turn
 
@@ -45,9 +46,12 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-@pytest.mark.parametrize(
+CONVENTIONS = pytest.mark.parametrize(
     ("model_type", "text"), [("qwen2_vl", MARKED), ("qwen2_5_vl", JSON), ("qwen3_vl", THOUSANDTHS)]
 )
+
+
+@CONVENTIONS
 def test_boxes_are_in_pixels_of_the_file(
     tiny_family: Callable[[str], Path], photo: Path, model_type: str, text: str
 ) -> None:
@@ -108,3 +112,18 @@ def test_many_boxes_take_no_time(tiny_family: Callable[[str], Path], photo: Path
     scores = score_boxes(["(1,2),(3,4) "] * 10_000, [0.25] * 10_000, found)
     assert scores == [0.25] * 10_000
     assert time.perf_counter() - start < 1
+
+
+@CONVENTIONS
+def test_references_that_are_texts_are_located_by_the_model(
+    tiny_family: Callable[[str], Path], photo: Path, model_type: str, text: str
+) -> None:
+    processor = Processor.from_folder(tiny_family(model_type), ProcessorSettings(image_size=(280, 280)))
+    turns = Turn("user", (Image(photo), "where?")), Turn("assistant", (text,))
+    [prompt] = locate_references(group_by_prompt([Example("a", turns, photo, 1)]), processor)
+    assert prompt.reference_boxes == ((PixelBox((40.0, 200.0, 200.0, 600.0), "cat"),),)
+    [plain] = locate_references(group_by_prompt([ask(photo)]), processor)
+    assert plain.reference_boxes == ()
+    known = Box((1, 2, 3, 4), "dog")
+    [kept] = locate_references(group_by_prompt([ask(photo, known)]), processor)
+    assert kept.reference_boxes == ((PixelBox((1.0, 2.0, 3.0, 4.0), "dog"),),)

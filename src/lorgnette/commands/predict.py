@@ -17,7 +17,6 @@ from rich.console import Console
 from lorgnette import data as data_sets
 from lorgnette.commands.answer_settings import select_max_new_tokens, set_answer_size
 from lorgnette.commands.arguments import as_name
-from lorgnette.config import load_settings, read_recipe
 from lorgnette.data.image_resolver import build_url_error, is_url
 from lorgnette.data.memory_rows import encode_image, is_in_memory, write_rows
 from lorgnette.errors import LorgnetteError, UsageError
@@ -27,13 +26,12 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.io.shell import format_command
 from lorgnette.metrics.answer_kind import choose_metrics
-from lorgnette.metrics.registry import AUTO, BOX_METRICS, expand_metric_names, uses_boxes
+from lorgnette.metrics.registry import AUTO, expand_metric_names, uses_boxes
 from lorgnette.report.console import Terminal, print_result
 from lorgnette.report.draw_boxes import format_box
 from lorgnette.report.notebook import Answers
 from lorgnette.report.predictions import build_box_record, write_predictions
 from lorgnette.report.run import Run
-from lorgnette.report.run_dir import RunDir
 from lorgnette.resolve import check_local_images
 from lorgnette.types import Example, PredictionRow, Problem
 from lorgnette.verification.judgement import judge_adapter
@@ -215,12 +213,11 @@ class Model:
 
     def expect_boxes(self, sampling: SamplingParams, questions: Questions) -> SamplingParams:
         """Boxes get scores if the answers of the data have boxes, or those that the adapter was trained on."""
-        references = [(example.reference,) for example in questions.examples if example.reference]
-        has_boxes = [bool(example.reference_boxes) for example in questions.examples if example.reference]
-        names = set(choose_metrics([AUTO], references, has_boxes).names)
-        if run := RunDir.find_of_adapter(self.spec.adapter) if self.spec.adapter else None:
-            names |= set(load_settings(read_recipe(run.config), where=str(run.config)).predict.metrics)
-        return replace(sampling, with_boxes=uses_boxes(expand_metric_names(names & {"box", *BOX_METRICS})))
+        answered = [example for example in questions.examples if example.reference]
+        references, has_boxes = [[e.reference] for e in answered], [bool(e.reference_boxes) for e in answered]
+        names = expand_metric_names(choose_metrics([AUTO], references, has_boxes).names)
+        is_trained = self.spec.metadata is not None and self.spec.metadata.predict_boxes
+        return replace(sampling, with_boxes=is_trained or uses_boxes(names))
 
     def check_both(self, both: bool) -> None:
         """Raises UsageError if it cannot answer with and without an adapter."""

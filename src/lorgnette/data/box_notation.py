@@ -107,6 +107,8 @@ def drop_list_separators(parts: tuple[TurnPart, ...]) -> tuple[TurnPart, ...]:
 
 def _read_object(text: str) -> tuple[tuple[float, ...], str]:
     """(corners, label) of a JSON object; () if it is no box."""
+    if not any(key in text for key in JSON_KEYS.values()):  # LaTeX is full of braces, and errors are slow
+        return (), ""
     try:
         value = parse_json(text)
     except LorgnetteError:

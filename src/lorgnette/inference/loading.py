@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lorgnette.config import ProcessorSettings, Settings
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.metadata import METADATA_FILE, AdapterMetadata
+from lorgnette.metrics.registry import expand_metric_names, uses_boxes
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.processor import Processor
 from lorgnette.report.console import Terminal
@@ -42,6 +43,7 @@ def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Pr
         processor=settings.processor,
         predict_image_size=settings.predict.image_size,
         predict_max_new_tokens=settings.predict.max_new_tokens,
+        predict_boxes=uses_boxes(expand_metric_names(settings.predict.metrics)),
     )
 
 

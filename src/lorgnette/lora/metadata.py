@@ -55,6 +55,8 @@ class AdapterMetadata(BaseModel):
     predict_image_size: Literal["train", "native"] = "train"
     """With this and the next setting the run answered its held-out examples."""
     predict_max_new_tokens: PositiveInt = 128
+    predict_boxes: bool = False
+    """Whether its answers have boxes, as far as the run's metrics say so."""
     step: int | None = None
     origin: AdapterOrigin | None = None
 
