@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from plain import ImageOnlyProcessor
-from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+from tiny_models import write_small_files
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lorgnette.config import ProcessorSettings
+from lorgnette.models.registry import FAMILIES
 from lorgnette.processing.processor import Processor
 from lorgnette.types import IGNORE_INDEX, Box, Encoded, Example, Image
 
@@ -91,26 +92,23 @@ def test_boxes_have_the_tokens_of_their_text(folder: Path, example: Callable[...
     assert len(as_text.input_ids) > len(encoded.input_ids)
 
 
-def test_positions_equal_get_rope_index(tiny: Path, conversations: list[Example]) -> None:
-    model = Qwen2VLForConditionalGeneration.from_pretrained(tiny)
-    for budget in ((4, 1280), (4, 16)):
-        encoder = Processor.from_folder(tiny, ProcessorSettings(image_size=None, image_tokens=budget))
-        for encoded in map(encoder.encode, conversations):
-            ids = torch.from_numpy(encoded.input_ids).long()[None]
-            grids = torch.tensor([[g.t, g.h, g.w] for g in encoded.grids]) if encoded.grids else None
-            images = (ids == encoder.tokenizer.control_tokens["<|image_pad|>"]).int()
-            theirs, _ = model.model.get_rope_index(ids, images, image_grid_thw=grids)
-            np.testing.assert_array_equal(encoded.position_ids, theirs[:, 0])
-
-
-def test_positions_can_differ(tiny: Path, conversations: list[Example]) -> None:
-    """Negative control: another grid gives other positions."""
-    wide, narrow = (
-        Processor.from_folder(tiny, ProcessorSettings(image_size=size)).encode(conversations[0])
-        for size in ((56, 112), (112, 56))
-    )
-    assert len(wide.input_ids) == len(narrow.input_ids)
-    assert not np.array_equal(wide.position_ids, narrow.position_ids)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_pixels_of_every_family(model_type: str, image_files: list[Path], tmp_path: Path) -> None:
+    """Negative control: the files of a family with other patches, or with another mean, give others."""
+    others = [name for name in FAMILIES if name != model_type]
+    for number, name in enumerate([model_type, *others]):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_small_files(folder, name)
+        ours = Processor.from_folder(folder, ProcessorSettings(image_size=None, image_tokens=(4, 30))).image_processor
+        config = json.loads((folder / "preprocessor_config.json").read_text())
+        if number == 0:
+            side = config["patch_size"] * config["merge_size"]
+            sizes = {"shortest_edge": 4 * side**2, "longest_edge": 30 * side**2}
+            expected, images = config, [PIL.Image.open(path) for path in image_files]
+            theirs = Qwen2VLImageProcessorPil(**config | {"size": sizes})(images, return_tensors="np")
+        pixels = np.concatenate([ours.patchify(ours.resize(image)) for image in images])
+        assert np.array_equal(pixels, theirs["pixel_values"]) == (config == expected)
 
 
 def labelled(encoder: Processor, encoded: Encoded) -> str:
