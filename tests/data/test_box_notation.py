@@ -47,6 +47,7 @@ def test_bare_numbers_are_boxes_on_request() -> None:
         (BOX, "(12,34),(56,78)"),
         (BOX, "[12, 34, 56, 78]"),
     ]
+    assert [found.box for found in find_boxes("[1, 2]", with_bare=True)] == [Box((1, 2))]
 
 
 def split(*parts: TurnPart, unit: TextBoxUnit = "pixels", images: int = 1) -> tuple[TurnPart, ...]:

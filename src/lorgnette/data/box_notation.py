@@ -26,6 +26,7 @@ JSON_KEYS = {4: "bbox_2d", 2: "point_2d"}
 _NUMBER = r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*"
 _PAIR = rf"\({_NUMBER},{_NUMBER}\)"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
+_POINT = rf"\[{_NUMBER},{_NUMBER}\]"
 _NAME = r"<\|object_ref_start\|>(?P<{}>(?:(?!<\|object_ref_).)*)<\|object_ref_end\|>"
 _MARKED = (
     rf"(?:{_NAME.format('label')}\s*)?<\|box_start\|>(?P<marked>\s*{_PAIR}(?:(?:\s*,)?\s*{_PAIR})?\s*)<\|box_end\|>"
@@ -33,7 +34,7 @@ _MARKED = (
 )
 _OBJECT = r'(?P<object>\{(?:[^{}"\\]++|"(?:[^"\\]++|\\.)*+")*+\})'
 _NOTATION = re.compile(f"{_MARKED}|{_OBJECT}", re.DOTALL)
-_WITH_BARE = re.compile(rf"{_MARKED}|{_OBJECT}|(?P<bare>{_PAIR}\s*,\s*{_PAIR}|{_LIST})", re.DOTALL)
+_WITH_BARE = re.compile(rf"{_MARKED}|{_OBJECT}|(?P<bare>{_PAIR}\s*,\s*{_PAIR}|{_LIST}|\A{_POINT}\Z)", re.DOTALL)
 _LIST_TEXT = re.compile(r"\s*(?:```(?:json)?\s*)?\[\s*\0(?:\s*,\s*\0)*\s*\]\s*(?:```\s*)?")
 """The texts before, between and behind the boxes of a JSON list, each box as \\0."""
 _FIGURE = re.compile(r"-?\d+(?:\.\d+)?")
@@ -50,7 +51,7 @@ class TextBox(NamedTuple):
 def find_boxes(text: str, *, with_bare: bool = False) -> Iterator[TextBox]:
     """The boxes, points and names in a text, in order.
 
-    with_bare: also boxes in `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]` alone.
+    with_bare: also `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]` alone, and a point `[x, y]` that is the whole text.
     """
     for match in (_WITH_BARE if with_bare else _NOTATION).finditer(text):
         if match["object"] is not None:
