@@ -40,6 +40,8 @@ IDS = [str(options.get("model_type", "qwen2_vl")) for options in FAMILIES]
 
 FIRST_FAMILY = pytest.mark.parametrize("options", FAMILIES[:1], ids=IDS[:1], indirect=True)
 """For what no family changes."""
+FIRST_AND_LAST = pytest.mark.parametrize("options", FAMILIES[::2], ids=IDS[::2], indirect=True)
+"""Without deepstack and with it."""
 
 
 def build_generator(pair: Any, dtype: torch.dtype = torch.float32) -> Generator:
@@ -204,6 +206,7 @@ def compare_with_full_passes(
     return errors
 
 
+@FIRST_AND_LAST
 def test_every_steps_logits_equal_a_full_pass(pair: Any, generator: Generator, examples: list[Example]) -> None:
     assert max(compare_with_full_passes(generator, encode_prompts(pair, examples))) < 1e-4
 
@@ -214,6 +217,7 @@ def test_a_wrong_position_shows_in_every_step(pair: Any, generator: Generator, e
     assert min(compare_with_full_passes(generator, encode_prompts(pair, examples), shift=1, steps=3)) > 1e-2
 
 
+@FIRST_AND_LAST
 def test_deepstack_reaches_the_logits_of_prompts_with_images(
     pair: Any, generator: Generator, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +233,7 @@ def test_deepstack_reaches_the_logits_of_prompts_with_images(
     assert not has_images.all()
 
 
+@FIRST_AND_LAST
 def test_prefill_in_microbatches_gives_the_same_logits(
     pair: Any, generator: Generator, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:

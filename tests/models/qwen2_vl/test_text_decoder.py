@@ -1,6 +1,6 @@
 """Recomputing layers, leaving out tokens and chunking logits change nothing (the values: parity/test_fast.py).
 
-For Qwen2-VL's decoder, and for Qwen3-VL's with deepstack behind every layer.
+Where it matters for Qwen3-VL's decoder, too, with deepstack behind every layer.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,13 @@ from lorgnette.types import Encoded, Example, PackedBatch
 
 CPU = torch.device("cpu")
 Prepared = tuple[Decoder, FlatLoraParams, StaticInputs]
+BOTH_FAMILIES = pytest.mark.parametrize("folder", [None, "qwen3_vl"], indirect=True, ids=["qwen2_vl", "qwen3_vl"])
 
 
-@pytest.fixture(params=["qwen2_vl", "qwen3_vl"])
+@pytest.fixture
 def folder(request: pytest.FixtureRequest, tiny: Path, tiny_family: Callable[[str], Path]) -> Path:
-    return tiny if request.param == "qwen2_vl" else tiny_family(request.param)
+    """The tiny Qwen2-VL, or the family that a test names."""
+    return tiny_family(request.param) if getattr(request, "param", None) else tiny
 
 
 @pytest.fixture
@@ -86,6 +88,7 @@ def run_step(
     return losses, adapter.values.grad.clone()
 
 
+@BOTH_FAMILIES
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_recomputing_layers_changes_nothing(prepared: Prepared, dropout: float) -> None:
     losses, gradient = run_step(prepared, 0, dropout)
@@ -96,6 +99,7 @@ def test_recomputing_layers_changes_nothing(prepared: Prepared, dropout: float) 
         assert torch.equal(same_gradient, gradient)
 
 
+@BOTH_FAMILIES
 @torch.no_grad()
 def test_a_layer_that_saves_nothing_computes_the_same(prepared: Prepared) -> None:
     """As generation and the recomputed layers of the forward pass run it."""
@@ -133,7 +137,14 @@ def test_out_of_memory_joins_the_side_stream(prepared: Prepared, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("examples", "prefix_sharing"), [(slice(None), True), (slice(None), False), (slice(1, 2), False)]
+    ("folder", "examples", "prefix_sharing"),
+    [
+        (None, slice(None), True),
+        (None, slice(None), False),
+        (None, slice(1, 2), False),
+        ("qwen3_vl", slice(None), True),
+    ],
+    indirect=["folder"],
 )
 def test_the_last_layer_leaves_out_tokens_without_labels(
     decoder_with_adapter: tuple[Decoder, FlatLoraParams], encoded: list[Encoded], examples: slice, prefix_sharing: bool
@@ -192,6 +203,7 @@ def test_chunked_logits_give_the_same_losses(prepared: Prepared, monkeypatch: py
     torch.testing.assert_close(same_gradient, gradient)
 
 
+@BOTH_FAMILIES
 def test_the_gradient_is_the_slope_of_the_loss(prepared: Prepared) -> None:
     """By finite differences along the gradient."""
     decoder, adapter, inputs = prepared
