@@ -51,6 +51,7 @@ bench: .venv/.run
 docs: .venv/.run
 	$(BIN)/python tools/settings_page.py > docs/settings.md
 	$(BIN)/python tools/coming_from_page.py > docs/coming-from.md
+	$(BIN)/python tools/models_page.py
 
 clean:
 	rm -rf .venv bench/out runs

@@ -4,7 +4,8 @@ Sizes are facts of the families; memory is what `plan` predicts for one typical 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class ModelEntry:
     parameters: int | None
     download_bytes: int | None
     memory_bytes: int | None
-    cached: tuple[str, ...]
+    cached: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,7 +55,14 @@ class ModelEntry:
 def show_models(*, console: Console | None = None) -> list[ModelEntry]:
     """Print the models that can be trained, by family and size."""
     terminal, entries = Terminal(console), list_models()
-    terminal.print_result(_format_row("model", "parameters", "disk", "GPU memory", "engine", "cached"))
+    for line in format_models(entries):
+        terminal.print_result(line)
+    return entries
+
+
+def format_models(entries: list[ModelEntry]) -> Iterator[str]:
+    """The lines of the table, at most 80 columns wide, and what its figures are."""
+    yield _format_row("model", "parameters", "disk", "GPU memory", "engine", "cached")
     for entry in entries:
         cells = (
             "–" if entry.parameters is None else f"{entry.parameters / 1e9:.1f} B",
@@ -62,32 +70,32 @@ def show_models(*, console: Console | None = None) -> list[ModelEntry]:
             "–" if entry.memory_bytes is None else f"{entry.memory_bytes / GIB:.1f} GiB",
         )
         name, *others = (name.removeprefix(_OWNER) for name in entry.names)
-        terminal.print_result(_format_row(name, *cells, entry.engine, _format_cached(entry)))
+        yield _format_row(name, *cells, entry.engine, _format_cached(entry))
         for other in others:
-            terminal.print_result(f"  or {other}")
-    for line in _list_notes(entries):
-        terminal.print_result(line)
-    return entries
+            yield f"  or {other}"
+    yield from _list_notes(entries)
 
 
-def list_models() -> list[ModelEntry]:
-    """All sizes of all families, by family and size."""
+def list_models(*, cached: bool = True) -> list[ModelEntry]:
+    """All sizes of all families, by family and size. cached: whether to look for them on this machine."""
     families = sorted(FAMILIES.values(), key=lambda family: family.title)
-    return [_build_entry(family.title, size) for family in families for size in family.sizes]
+    entries = [_build_entry(family.title, size) for family in families for size in family.sizes]
+    if not cached:
+        return entries
+    return [replace(entry, cached=tuple(filter(find_in_cache, entry.names))) for entry in entries]
 
 
 def _build_entry(family: str, size: ModelSize) -> ModelEntry:
     settings = Settings()
     engine, reason = select_engine(settings, size.config, on_gpu=True)
-    cached = tuple(name for name in size.names if find_in_cache(name))
     try:
         workload = _build_workload(settings, size, engine)
     except LorgnetteError:  # as in `plan`: of some models no memory is predicted
-        return ModelEntry(family, size.names, engine, reason, None, None, None, cached)
+        return ModelEntry(family, size.names, engine, reason, None, None, None)
     shapes = (workload.text.list_weight_shapes(), workload.vision.list_weight_shapes())
     parameters = sum(math.prod(shape) for part in shapes for shape in part.values())
     memory = predict_memory(workload).peak_bytes
-    return ModelEntry(family, size.names, engine, reason, parameters, _BYTES_PER_VALUE * parameters, memory, cached)
+    return ModelEntry(family, size.names, engine, reason, parameters, _BYTES_PER_VALUE * parameters, memory)
 
 
 def _build_workload(settings: Settings, size: ModelSize, engine: EngineName) -> Workload:
