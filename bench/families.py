@@ -5,7 +5,8 @@
 Every model is made in WORK (bench/job.py), measured in a process of its own and removed; WORK needs 18 GB for 8B. Steps
 have 16 examples, and as many as give LARGE_STEP tokens, of images at 280×280 (288×288 where a token has 32 pixels). The
 images' features are random there (bench/step.py). The share of the ceiling counts the decoder's projections alone, as
-bench/step.py does. A part that fails is listed with its error. The file is written after every model. --tiny: two small
+bench/step.py does. Each process measures a ceiling; clocks differ by a tenth, so all shares in "shares" are of one
+ceiling, the median of all processes. A part that fails is listed with its error. The file is written after every model. --tiny: two small
 layers of each family.
 """
 
@@ -118,8 +119,26 @@ def measure_all(arguments: argparse.Namespace) -> None:
             models[name] = models.get(name, {}) | json.loads(part.read_text())
         shutil.rmtree(folder, ignore_errors=True)
         models[name]["took_s"] = before - results.seconds_left
-        results.update(models=models)
+        results.update(models=models, **compare_shares(models))
         print(name, json.dumps(summarize(models[name])), flush=True)
+    print(json.dumps(compare_shares(models)), flush=True)
+
+
+def compare_shares(models: dict[str, Any]) -> dict[str, Any]:
+    """Shares by computed token of one ceiling, in TFLOP/s: the median of what the models' processes measured."""
+    ceilings = [model["ceiling_tflops"] for model in models.values() if model.get("ceiling_tflops")]
+    if not ceilings:
+        return {}
+    ceiling = statistics.median(ceilings)
+    shares = {
+        name: {
+            step: model[step]["share_of_ceiling_by_rows"] * model["ceiling_tflops"] / ceiling
+            for step in ("step_small", "step_large")
+            if "share_of_ceiling_by_rows" in model.get(step, {})
+        }
+        for name, model in models.items()
+    }
+    return {"ceiling_tflops": ceiling, "shares": shares}
 
 
 def summarize(model: dict[str, Any]) -> dict[str, Any]:
