@@ -6,8 +6,8 @@ Every model is made in WORK (bench/job.py), measured in a process of its own and
 have 16 examples, and as many as give LARGE_STEP tokens, of images at 280×280 (288×288 where a token has 32 pixels). The
 images' features are random there (bench/step.py). The share of the ceiling counts the decoder's projections alone, as
 bench/step.py does. Each process measures a ceiling; clocks differ by a tenth, so all shares in "shares" are of one
-ceiling, the median of all processes. A part that fails is listed with its error. The file is written after every model. --tiny: two small
-layers of each family.
+ceiling, the median of all processes. A part that fails is listed with its error. The file is written after every model.
+--tiny: two small layers of each family.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SMALL_STEP, LARGE_STEP = 16, 8400
 """Examples, and tokens, of a step."""
 SIDE = 280
 TOWER_IMAGES = (41, 82)
-MODEL_SECONDS = 45
+MODEL_SECONDS = 80
 """No model starts with less time left: the largest takes about this long."""
 LORA = LoraSettings(rank=64, alpha=16, dropout=0.05)
 
