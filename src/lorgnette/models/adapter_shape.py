@@ -1,11 +1,13 @@
 """Shapes of the LoRA factors: which projections are adapted, at which rank and scale. Needs no torch."""
 
 import math
+import re
 from dataclasses import dataclass
+from functools import cache
 
 from lorgnette.config import LoraSettings, TargetModule
 from lorgnette.models.family import name_linear
-from lorgnette.models.registry import TextConfig
+from lorgnette.models.registry import FAMILIES, TextConfig
 
 FUSED_PROJECTIONS: tuple[tuple[TargetModule, ...], ...] = (
     ("q_proj", "k_proj", "v_proj"),
@@ -37,8 +39,11 @@ class AdapterShape:
     @property
     def num_params(self) -> int:
         """Values in all factors together."""
-        layer = sum(sum(shape) for target, shape in self.text.linear_shapes.items() if target in self.target_modules)
-        return self.text.num_layers * self.rank * layer
+        return self.rank * sum(map(sum, self.list_adapted_linears().values()))
+
+    def list_adapted_linears(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every adapted linear layer by its name, in the reference engine too."""
+        return _list_adapted_linears(self.text, self.target_modules)
 
     def select_adapted(self, group: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
         return tuple(target for target in group if target in self.target_modules)
@@ -62,6 +67,15 @@ class AdapterShape:
 
     def format_name(self, layer: int, target: TargetModule, factor: str) -> str:
         return f"base_model.model.model.language_model.layers.{layer}.{name_linear(target)}.lora_{factor}.weight"
+
+
+@cache
+def _list_adapted_linears(text: TextConfig, targets: tuple[TargetModule, ...]) -> dict[str, tuple[int, int]]:
+    pattern = re.compile(FAMILIES[text.model_type].build_target_pattern(targets, ("language",)))
+    modules = {name.removesuffix(".weight"): shape for name, shape in text.list_weight_shapes().items()}
+    return {
+        name: (shape[0], shape[1]) for name, shape in modules.items() if len(shape) == 2 and pattern.fullmatch(name)
+    }
 
 
 def compute_scale(rank: int, alpha: float, use_rslora: bool) -> float:

@@ -52,6 +52,42 @@ _ATTENTION_NAMES = (None, "eager", "sdpa", "flash_attention_2", "flash_attention
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts in the place of every layer's MLP.
+
+    A token passes `num_active` of `count` MLPs of `intermediate_size`, and one of `shared_size` where that is not 0.
+    """
+
+    count: int
+    num_active: int
+    intermediate_size: int
+    shared_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinearAttention:
+    """Attention with a recurrence (the gated delta rule) in the place of full attention in most layers.
+
+    layers: the numbers of those layers.
+    """
+
+    layers: tuple[int, ...]
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    kernel_size: int
+
+    @property
+    def key_width(self) -> int:
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_width(self) -> int:
+        return self.num_value_heads * self.value_head_dim
+
+
+@dataclass(frozen=True, slots=True)
 class TextConfig:
     """The text decoder's sizes. What differs between families has Qwen2-VL's value if it is not given.
 
@@ -77,13 +113,17 @@ class TextConfig:
     """Frequency j belongs to coordinate j mod 3, not to a block of frequencies."""
     num_deepstack_levels: int = 0
     """Image features added behind as many of the first layers."""
+    experts: Experts | None = None
+    linear_attention: LinearAttention | None = None
+    """Where it is present, full attention's output is gated, and q_proj gives the gate too."""
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of a layer's projections."""
         C, F = self.hidden_size, self.intermediate_size
         q_width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = {"q_proj": (q_width, C), "k_proj": (kv_width, C), "v_proj": (kv_width, C), "o_proj": (C, q_width)}
+        q_rows = 2 * q_width if self.linear_attention else q_width
+        attention = {"q_proj": (q_rows, C), "k_proj": (kv_width, C), "v_proj": (kv_width, C), "o_proj": (C, q_width)}
         return attention | {"gate_proj": (F, C), "up_proj": (F, C), "down_proj": (C, F)}
 
     def list_weight_shapes(self) -> WeightShapes:
@@ -160,7 +200,7 @@ def read_text_sizes(config: HfConfig) -> dict[str, Any]:
         "hidden_size": int(tree["hidden_size"]),
         "num_heads": int(tree["num_attention_heads"]),
         "num_kv_heads": int(tree["num_key_value_heads"]),
-        "intermediate_size": int(tree["intermediate_size"]),
+        "intermediate_size": int(tree["moe_intermediate_size" if tree.get("num_experts") else "intermediate_size"]),
         "vocab_size": int(tree["vocab_size"]),
         "rms_norm_eps": float(tree["rms_norm_eps"]),
         "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else tree["rope_theta"]),

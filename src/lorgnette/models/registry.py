@@ -1,8 +1,10 @@
 """All model families: every folder here is one. A new family is one more folder. Needs no torch."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_config
@@ -48,8 +50,23 @@ def parse_configs(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
     if reason := find_unsupported_feature(hf_config):
         message = f"the fast engine does not support this model: {reason}"
         raise LorgnetteError(message, where="config.json", hint="use engine=reference")
+    return parse_sizes(hf_config)
+
+
+def parse_sizes(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
+    """The sizes in config.json of any model. Raises LorgnetteError if one is missing or not known."""
     module = _import_config(hf_config)
-    return module.parse_text_config(hf_config), module.parse_vision_config(hf_config)
+    sizes: list[Any] = []
+
+    def list_reasons() -> Iterator[str]:
+        if any(section.get("quantization_config") for section in (hf_config, model_config.get_text_section(hf_config))):
+            yield "the sizes of quantized weights are not known"
+        sizes.extend((module.parse_text_config(hf_config), module.parse_vision_config(hf_config)))
+
+    if reason := model_config.find_first_reason(list_reasons()):
+        raise LorgnetteError(reason, where="config.json", hint="use the whole checkpoint")
+    text, vision = sizes
+    return text, vision
 
 
 def find_unsupported_feature(hf_config: HfConfig) -> str | None:

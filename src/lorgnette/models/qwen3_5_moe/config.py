@@ -1,14 +1,18 @@
 """Qwen3.5-MoE's sizes from its config.json. The fast engine does not run its linear attention. Needs no torch."""
 
+from dataclasses import replace
+
 from lorgnette.models.model_config import HfConfig, TextConfig, VisionConfig
+from lorgnette.models.qwen3_5 import config as qwen3_5
 from lorgnette.models.qwen3_vl import config as qwen3_vl
+from lorgnette.models.qwen3_vl_moe.config import parse_experts
 
 VISION_WIDTH_KEY = qwen3_vl.VISION_WIDTH_KEY
 
 
 def parse_text_config(config: HfConfig) -> TextConfig:
-    """Not checked. The sizes of full attention; those of linear attention and the experts are not among them."""
-    return qwen3_vl.parse_text_config(config, "qwen3_5_moe")
+    """Not checked."""
+    return replace(qwen3_5.parse_text_config(config, "qwen3_5_moe"), experts=parse_experts(config))
 
 
 def parse_vision_config(config: HfConfig) -> VisionConfig:
