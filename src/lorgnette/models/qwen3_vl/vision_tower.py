@@ -8,6 +8,7 @@ The positions are a square of rows, stretched over every image. The bias of the 
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -33,11 +34,17 @@ class VisionTower(qwen2_vl.VisionTower):
 
     def _embed_patches(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
         """The residual stream before the first block, without the bias."""
+        # Images of one size have the same positions.
+        sizes = list(dict.fromkeys((grid.h, grid.w) for grid in grids))
+        starts = dict(zip(sizes, accumulate((h * w for h, w in sizes), initial=0), strict=False))
+        frames = [(grid.h, grid.w) for grid in grids for _ in range(grid.t)]
+        rows = [np.arange(starts[h, w], starts[h, w] + h * w, dtype=np.int32) for h, w in frames]
         merge, side = self.config.merge_size, self.config.position_table
-        frames = [interpolate_positions(grid.h, grid.w, merge, side) for grid in grids for _ in range(grid.t)]
-        corners, shares = (copy_to_device(np.concatenate(parts), self.device) for parts in zip(*frames, strict=True))
-        positions = embedding_bag(corners, self._position_table, mode="sum", per_sample_weights=shares)
-        return positions.to(self.dtype).addmm_(patches, self._patch_weight.T)
+        parts = zip(*(interpolate_positions(h, w, merge, side) for h, w in sizes), strict=True)
+        corners, shares = (copy_to_device(np.concatenate(part), self.device) for part in parts)
+        positions = embedding_bag(corners, self._position_table, mode="sum", per_sample_weights=shares).to(self.dtype)
+        x = positions.index_select(0, copy_to_device(np.concatenate(rows), self.device))
+        return x.addmm_(patches, self._patch_weight.T)
 
     def _add_mlp(self, x: Float[Tensor, "N E"], block: str, bias: Tensor) -> None:
         """x += fc2(gelu(fc1(norm2 x))), without fc2's bias. bias: the deferred one."""
