@@ -11,9 +11,6 @@ import pytest
 
 from lorgnette.metrics import average_precision
 from lorgnette.metrics.average_precision import (
-    ALL_THRESHOLDS,
-    AT_50,
-    AT_75,
     MAX_BOXES,
     Matches,
     compute_alone,
@@ -82,7 +79,7 @@ def score_by_pycocotools(examples: Sequence[Example]) -> tuple[float, float, flo
 
 def score_here(examples: Sequence[Example]) -> tuple[float, ...]:
     matches = match(examples)
-    values = [tally_average_precision(matches, thresholds).value for thresholds in (ALL_THRESHOLDS, AT_50, AT_75)]
+    values = [each.value for each in tally_average_precision(matches)]
     return tuple(-1.0 if value is None else value for value in values)
 
 
@@ -175,7 +172,7 @@ def test_another_definition_has_another_value(
 
 
 def tally(examples: Sequence[Example]) -> Tally:
-    return tally_average_precision(match(examples), ALL_THRESHOLDS)
+    return tally_average_precision(match(examples))[0]
 
 
 def test_an_example_that_is_drawn_twice_counts_twice() -> None:
@@ -223,7 +220,15 @@ def test_an_example_alone() -> None:
     [right, wrong, none, empty] = match([
         Example([box(0)], [box(0)]), Example([box(50)], [box(0)]), Example([box(0)], []), Example([], []),
     ])  # fmt: skip
-    assert [compute_alone(each) for each in (right, wrong, none, empty)] == [1, 0, 0, 1]
+    assert [compute_alone(each).tolist() for each in (right, wrong, none, empty)] == [
+        [value] * 10 for value in (1, 0, 0, 1)
+    ]
+    for example in draw_examples(5, 10, 2, 3):
+        matches = match([example])
+        if any(found.num_references for found in matches[0].values()):
+            values = compute_alone(matches[0])
+            expected = score_by_pycocotools([example])
+            assert (values.mean(), values[0], values[5]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_many_boxes_take_seconds() -> None:

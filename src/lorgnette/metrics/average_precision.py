@@ -12,6 +12,7 @@ often each example is in a set. An example that is drawn twice counts twice at i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -75,21 +76,37 @@ def compute_overlaps(
         return np.nan_to_num(np.where(intersection > 0, intersection / union, 0.0))
 
 
-def tally_average_precision(examples: Sequence[Matches], thresholds: Thresholds, note: str | None = None) -> Tally:
-    """AP of matched examples. thresholds: those whose AP is averaged."""
+def tally_average_precision(examples: Sequence[Matches], note: str | None = None) -> tuple[Tally, Tally, Tally]:
+    """AP over all thresholds, AP50 and AP75 of matched examples."""
+    alone = np.array([compute_alone(matches) for matches in examples]).reshape(-1, len(IOU_THRESHOLDS))
+    first, second, third = (
+        _build_tally(examples, alone, thresholds, note) for thresholds in (ALL_THRESHOLDS, AT_50, AT_75)
+    )
+    return first, second, third
+
+
+def compute_alone(matches: Matches) -> Float64[np.ndarray, " T"]:
+    """AP of one example at each threshold."""
+    values = [
+        _average_precision(
+            found.hits.T.cumsum(axis=0), np.arange(1.0, len(found.scores) + 1)[:, None], found.num_references
+        )
+        for found in matches.values()
+        if found.num_references
+    ]
+    has_boxes = any(len(found.scores) for found in matches.values())
+    return np.mean(values, axis=0) if values else np.full(len(IOU_THRESHOLDS), float(not has_boxes))
+
+
+def _build_tally(
+    examples: Sequence[Matches], alone: Float64[np.ndarray, "N T"], thresholds: Thresholds, note: str | None
+) -> Tally:
     places = np.arange(len(examples))
     ranking = _Ranking.from_examples(examples, places, thresholds)
-    per_example = np.array([compute_alone(matches, thresholds) for matches in examples], np.float64)
     return RankedTally(
-        per_example, np.zeros((len(examples), 0)), ranking.compute_precision, note, is_undefined=not ranking.curves,
-        examples=tuple(examples), thresholds=thresholds, rows=places,
+        alone[:, list(thresholds)].mean(axis=1), np.zeros((len(examples), 0)), ranking.compute_precision, note,
+        is_undefined=not ranking.curves, examples=tuple(examples), thresholds=thresholds, rows=places,
     )  # fmt: skip
-
-
-def compute_alone(matches: Matches, thresholds: Thresholds = ALL_THRESHOLDS) -> float:
-    """AP of one example."""
-    ranking = _Ranking.from_examples([matches], np.zeros(1, np.int64), thresholds)
-    return float(ranking.compute_precision(np.ones((1, 1)))[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +156,15 @@ class _Curve:
 
     def compute_precision(self, weights: Float64[np.ndarray, "B N"]) -> Float64[np.ndarray, " B"]:
         """The mean precision at 101 recalls and all thresholds."""
-        of_boxes = weights[:, self.examples]
-        num_boxes = of_boxes.cumsum(axis=1)
-        num_references = np.maximum(weights @ self.num_references, np.spacing(1))[:, None]
+        # One row per box, and a column per set: all steps go along the rows.
+        of_boxes = np.ascontiguousarray(weights.T)[self.examples]
+        num_boxes = np.maximum(of_boxes.cumsum(axis=0), np.spacing(1))
+        num_references = np.maximum(weights @ self.num_references, np.spacing(1))
         value = np.zeros(len(weights))
         for hits, count in zip(self.hits, self.num_thresholds, strict=True):
             # Recall and the largest precision from there on change at hits only.
-            num_hits = of_boxes[:, hits].cumsum(axis=1)
-            precision = num_hits / np.maximum(num_boxes[:, hits], np.spacing(1))
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            num_points = np.searchsorted(RECALL_POINTS, num_hits / num_references, side="right")
-            num_points[:, 1:] -= num_points[:, :-1].copy()
-            value += count * (envelope * num_points).sum(axis=1)
-        return value / float(len(RECALL_POINTS) * self.num_thresholds.sum())
+            value += count * _average_precision(of_boxes[hits].cumsum(axis=0), num_boxes[hits], num_references)
+        return value / float(self.num_thresholds.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,25 @@ class _Ranking:
             num_labels += is_present
             num_boxes += weights[:, curve.examples].sum(axis=1)
         return np.where(num_labels > 0, value / np.maximum(1, num_labels), num_boxes == 0)
+
+
+def _average_precision(
+    num_hits: Float64[np.ndarray, "D B"], num_boxes: Float64[np.ndarray, "D _"], num_references: Any
+) -> Float64[np.ndarray, " B"]:
+    """The mean precision at 101 recalls of B rankings. num_hits, num_boxes: up to each box of a ranking."""
+    envelope = np.maximum.accumulate((num_hits / num_boxes)[::-1], axis=0)[::-1]
+    num_points = _count_recall_points(num_hits / num_references)
+    num_points[1:] -= num_points[:-1].copy()
+    mean: Float64[np.ndarray, " B"] = (envelope * num_points).sum(axis=0) / len(RECALL_POINTS)
+    return mean
+
+
+def _count_recall_points(recall: Float64[np.ndarray, "D B"]) -> Int64[np.ndarray, "D B"]:
+    """How many of RECALL_POINTS each recall reaches, as np.searchsorted would find."""
+    last = len(RECALL_POINTS) - 1
+    index = (recall * last).astype(np.int64)  # the last point that is reached, but for rounding
+    index -= RECALL_POINTS[index] > recall
+    return index + 1 + (RECALL_POINTS[np.minimum(index + 1, last)] <= recall) * (index < last)
 
 
 def _rank(label: str, examples: Sequence[Matches], places: Int64[np.ndarray, " N"], thresholds: Thresholds) -> _Curve:

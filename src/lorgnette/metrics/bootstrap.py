@@ -83,12 +83,12 @@ def compare_tallies(
     per_example = tuple((second.per_example - first.per_example).tolist())
     if len(first.counts) == 1:
         return Difference(name, value, per_example)
-    first, second = first.align(second)
     # Paired bootstrap: the same resampled examples for both systems.
     first_sums, second_sums = _sum_resamples([first, second], num_resamples, _make_bootstrap_sampler(seed))
     interval = _compute_interval(second.compute_value(second_sums) - first.compute_value(first_sums))
     # Approximate randomization: each example changes systems with probability 1/2.
     rng = np.random.default_rng(seed)
+    first, second = first.align(second)
     of_first, of_second = _sum_resamples(
         [first, second], num_resamples, lambda b, n: rng.integers(2, size=(b, n)).astype(np.float64)
     )

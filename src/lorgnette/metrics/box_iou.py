@@ -12,9 +12,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from lorgnette.metrics.average_precision import (
-    ALL_THRESHOLDS,
-    AT_50,
-    AT_75,
     Matches,
     compute_alone,
     compute_overlaps,
@@ -53,12 +50,9 @@ def average_precision(hypotheses: Sequence[Boxes], references: Sequence[Sequence
     for hypothesis, alternatives in zip(hypotheses, references, strict=True):
         answers = _group(hypothesis, has_labels)
         matches = [_match_labels(answers, _group(boxes, has_labels), known_labels) for boxes in alternatives]
-        examples.append(matches[0] if len(matches) == 1 else max(matches, key=compute_alone))
-    note = _describe_scores(hypotheses) if known_labels else _NO_BOX
-    first, second, third = (
-        tally_average_precision(examples, thresholds, note) for thresholds in (ALL_THRESHOLDS, AT_50, AT_75)
-    )
-    return first, second, third
+        best = max(matches, key=lambda each: float(compute_alone(each).mean())) if len(matches) > 1 else matches[0]
+        examples.append(best)
+    return tally_average_precision(examples, _describe_scores(hypotheses) if known_labels else _NO_BOX)
 
 
 def _match_labels(answers: dict[str, Boxes], references: dict[str, Boxes], known_labels: set[str]) -> Matches:
