@@ -1,15 +1,18 @@
 """Which engine a training uses, and why."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import CONTROL_IDS, build_config
 
 from lorgnette import config
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import UsageError
+from lorgnette.models.registry import FAMILIES
 
 
 @pytest.fixture
@@ -40,10 +43,20 @@ def test_a_trained_tower_needs_the_reference_engine(hf_config: dict[str, Any]) -
         select_engine(settings("engine=fast", "lora.parts=vision"), hf_config, on_gpu=True)
 
 
-def test_an_unsupported_model_needs_the_reference_engine(hf_config: dict[str, Any]) -> None:
-    engine, reason = select_engine(settings(), hf_config | {"hidden_act": "gelu"}, on_gpu=True)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_fast_engine_runs_what_it_has_networks_for(model_type: str) -> None:
+    """A family without is trained by the reference engine, with the reason; engine=fast is refused with it."""
+    hf_config = build_config(model_type, dict.fromkeys(CONTROL_IDS.values(), 0), 100, is_tied=False)
+    engine, reason = select_engine(settings(), hf_config, on_gpu=True)
+    if model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        assert (engine, reason) == ("fast", None)
+        hf_config |= {"hidden_act": "gelu", "text_config": {**hf_config.get("text_config", {}), "hidden_act": "gelu"}}
+        engine, reason = select_engine(settings(), hf_config, on_gpu=True)
+        assert str(reason).endswith("'gelu'")
     assert engine == "reference"
-    assert reason
+    assert str(reason).startswith("the fast engine does not run this model: ")
+    with pytest.raises(UsageError, match=re.escape(str(reason))):
+        select_engine(settings("engine=fast"), hf_config, on_gpu=True)
 
 
 def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:

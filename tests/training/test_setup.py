@@ -104,7 +104,7 @@ def test_auto_on_a_cpu_selects_the_reference_engine_and_says_why(
 
 
 def test_fast_refuses_a_trained_vision_tower(prepare_run: PrepareRun, terminal_output: io.StringIO) -> None:
-    with pytest.raises(UsageError, match="vision tower is trained") as caught:
+    with pytest.raises(UsageError, match="does not train the vision tower") as caught:
         prepare_run("engine=fast", "lora.parts=vision").build()
     assert (caught.value.where, caught.value.hint) == ("engine=fast", "use engine=auto")
     assert "engine  " not in terminal_output.getvalue()

@@ -16,10 +16,13 @@ def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: b
     """
     if settings.engine == "reference":
         return "reference", "as requested"
-    trains_tower = settings.lora.parts != ("language",)
-    reason = "the vision tower is trained (lora.parts)" if trains_tower else find_unsupported_feature(hf_config)
+    reason = None
+    if settings.lora.parts != ("language",):
+        reason = "the fast engine does not train the vision tower (lora.parts)"
+    elif feature := find_unsupported_feature(hf_config):
+        reason = f"the fast engine does not run this model: {feature}"
     if settings.engine == "fast" and reason is not None:
-        raise UsageError(f"the fast engine cannot train this: {reason}", where="engine=fast", hint="use engine=auto")
+        raise UsageError(reason, where="engine=fast", hint="use engine=auto")
     if settings.engine == "auto" and not on_gpu:
         reason = "on a CPU"
     return ("reference", reason) if reason else ("fast", None)
