@@ -31,11 +31,12 @@ DATA_FOLDER = Path("data")
 """Data sets from hubs are downloaded into it, each into a folder of its own."""
 
 
-def resolve_model(model: str, terminal: Terminal) -> Path:
+def resolve_model(model: str, terminal: Terminal, *, needs_weights: bool = True) -> Path:
     """The folder of a model; downloads it if it is a name on a hub and not in its cache.
 
     model: `demo` for the built-in model, a folder, or [hf:|modelscope:]OWNER/NAME. A model of a supported family needs
-    neither its owner nor `-Instruct`. Without a hub before it, a name is looked for on both.
+    neither its owner nor `-Instruct`. Without a hub before it, a name is looked for on both. needs_weights: otherwise
+    only its small files are downloaded.
     """
     if local := _find_local_model(model):
         return local
@@ -46,7 +47,12 @@ def resolve_model(model: str, terminal: Terminal) -> Path:
     with terminal.show_transfer("model") as on_progress:
         try:
             return fetch_model(
-                name, source=hub, on_progress=on_progress, on_message=terminal.print, check_config=read_family
+                name,
+                source=hub,
+                on_progress=on_progress,
+                on_message=terminal.print,
+                check_config=read_family,
+                needs_weights=needs_weights,
             )
         except LorgnetteError as error:
             nearest = suggest_path(Path(name), "")  # a folder with a typing error
@@ -61,7 +67,7 @@ def parse_model_name(model: str) -> "tuple[str, HubChoice]":
     return (_add_owner(name), hub) if hub else (_add_owner(model), "auto")
 
 
-def find_cached_model(model: str) -> Path | None:
+def find_cached_model(model: str, *, needs_weights: bool = False) -> Path | None:
     """Like `resolve_model`, without a download: None for a name on a hub that is in no cache.
 
     Raises LorgnetteError if a folder does not exist or holds no model.
@@ -73,7 +79,7 @@ def find_cached_model(model: str) -> Path | None:
     from lorgnette.hub.models import find_in_cache
 
     name, hub = parse_model_name(model)
-    cached = find_in_cache(name, source=hub)
+    cached = find_in_cache(name, source=hub, needs_weights=needs_weights)
     if cached is None:
         _refuse_unsupported(name)
     return cached[1] if cached else None

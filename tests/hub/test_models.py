@@ -78,6 +78,20 @@ def test_a_model_is_refused_before_its_weights_are_fetched(source: Any, hub: Any
     assert not any(hub.requests(name) for name in SHARDS)
 
 
+@pytest.mark.parametrize("source", ["hf", "modelscope"])
+def test_small_files_are_fetched_alone(source: Any, hub: Any) -> None:
+    """And not again: neither for themselves nor with the weights."""
+    hub.repo(source, "models", NAME, model() | {"tokenizer_config.json": b"{}"})
+    folder, _ = get(source=source, needs_weights=False)
+    assert not any(hub.requests(name) for name in SHARDS)
+    assert (folder / "config.json").is_file()
+    log = len(hub.log)
+    assert get(source=source, needs_weights=False)[0] == folder
+    assert len(hub.log) == log
+    assert is_complete_model(get(source=source)[0])
+    assert [len(hub.requests(name)) for name in (*SHARDS, "tokenizer.json")] == [1, 1, 1]
+
+
 def test_shards_may_be_called_as_those_of_newer_models(hub: Any, tmp_path: Path) -> None:
     shards = [f"model.safetensors-0000{i}-of-00002.safetensors" for i in (1, 2)]
     files = {name: content for name, content in model().items() if name not in SHARDS}

@@ -70,7 +70,7 @@ def check(
         caption_column=caption_column,
     )  # fmt: skip
     settings = inherit_settings(settings, terminal)
-    if settings.adapter is not None and (model := find_cached_model(settings.model)) is not None:
+    if settings.adapter is not None and (model := find_cached_model(settings.model, needs_weights=True)):
         check_initial_adapter(settings, BaseCheckpoint.from_folder(model), terminal)
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)

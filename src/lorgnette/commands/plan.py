@@ -156,7 +156,7 @@ def plan(
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)
-    return _plan(settings, TrainingData.load(settings, terminal), memory, card, terminal)
+    return _plan(settings, TrainingData.load(settings, terminal, needs_weights=False), memory, card, terminal)
 
 
 def _plan(

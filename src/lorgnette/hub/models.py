@@ -39,22 +39,24 @@ def fetch_model(
     on_progress: OnProgress = ignore_progress,
     on_message: Callable[[str], None] = lambda text: None,
     check_config: Callable[[Path], object] = lambda folder: None,
+    needs_weights: bool = True,
     retry_policy: RetryPolicy | None = None,
 ) -> Path:
     """The folder of a model, from a cache or else from a hub.
 
     source "auto": `name` itself if it is a folder, else the hub whose cache has the model or a part of it, then Hugging
     Face, then ModelScope. folder: where to put it instead of the hub's cache. check_config: is called with a folder
-    that has config.json before any weights are fetched, and raises an error for a model that cannot be used. Raises
-    LorgnetteError if no hub gives it.
+    that has config.json before any weights are fetched, and raises an error for a model that cannot be used.
+    needs_weights: otherwise only the small files are fetched. Raises LorgnetteError if no hub gives it.
     """
     if source == "auto" and (local := Path(name).expanduser()).is_dir():
         return local
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise LorgnetteError("no such model folder", where=name, hint="give a folder, or OWNER/NAME as on a hub")
-    if folder is not None and is_complete_model(folder):
+    if folder is not None and is_complete_model(folder, needs_weights=needs_weights):
         return folder
-    if folder is None and (cached := find_in_cache(name, source=source, revision=revision)):
+    cached = find_in_cache(name, source=source, revision=revision, needs_weights=needs_weights)
+    if folder is None and cached:
         on_message(f"{name}: from {HUB_TITLES[cached[0]]}'s cache, {cached[1]}")
         return cached[1]
     hubs = _select_hubs(source)
@@ -67,15 +69,17 @@ def fetch_model(
         destination = folder or _get_download_folder(repository.hub, name, revision)
         with _lock_folder(destination, on_message):
             on_message(f"{name}: from {HUB_TITLES[repository.hub]}")
-            return _download_model(repository, revision, folder, client, on_progress, check_config)
+            return _download_model(repository, revision, folder, client, on_progress, check_config, needs_weights)
 
 
-def find_in_cache(name: str, *, source: HubChoice = "auto", revision: str | None = None) -> tuple[str, Path] | None:
-    """(hub, folder) of a complete model in a hub's cache. Sends no request."""
+def find_in_cache(
+    name: str, *, source: HubChoice = "auto", revision: str | None = None, needs_weights: bool = True
+) -> tuple[str, Path] | None:
+    """(hub, folder) of a complete model in a hub's cache, or of its small files. Sends no request."""
     for hub in _select_hubs(source):
         is_hf = validate_name(name, hub) and hub == "hf"
         folder = huggingface.find_snapshot(name, revision) if is_hf else _get_download_folder(hub, name, revision)
-        if folder is not None and is_complete_model(folder):
+        if folder is not None and is_complete_model(folder, needs_weights=needs_weights):
             return hub, folder
     return None
 
@@ -103,11 +107,14 @@ def _lock_folder(folder: Path, on_message: Callable[[str], None]) -> Iterator[No
         lock.release()
 
 
-def is_complete_model(folder: Path) -> bool:
-    """Whether a folder has all of a model: its config, a tokenizer, every shard."""
+def is_complete_model(folder: Path, *, needs_weights: bool = True) -> bool:
+    """Whether a folder has all of a model: its config, a tokenizer, every shard. needs_weights: otherwise the other
+    small files that `plan` reads."""
     has_tokenizer = (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file()
     if not (has_tokenizer and (folder / "config.json").is_file()):
         return False
+    if not needs_weights:
+        return all((folder / name).is_file() for name in ("preprocessor_config.json", "tokenizer_config.json"))
     if (folder / "model.safetensors").is_file():
         return True
     try:
@@ -157,8 +164,10 @@ def _download_model(
     client: HttpClient,
     on_progress: OnProgress,
     check_config: Callable[[Path], object],
+    needs_weights: bool,
 ) -> Path:
     small, weights = _select_files(repository)
+    weights = weights if needs_weights else []
     if repository.hub != "hf" or folder is not None:
         folder = folder or modelscope.get_cache_folder("model", repository.name, repository.revision)
         download_all([repository.build_task(file, folder) for file in small], client, on_progress)

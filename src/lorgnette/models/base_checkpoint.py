@@ -26,15 +26,18 @@ DOWNLOAD_AGAIN = "download the checkpoint again, whole"
 
 @dataclass(frozen=True, slots=True)
 class BaseCheckpoint:
-    """A checkpoint with all its files."""
+    """A checkpoint with all its files, or without its weights."""
 
     folder: Path
     family: Family
     weight_files: tuple[Path, ...]
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "BaseCheckpoint":
-        """Raises LorgnetteError for missing or truncated files, or an unsupported model_type."""
+    def from_folder(cls, folder: Path, *, needs_weights: bool = True) -> "BaseCheckpoint":
+        """Raises LorgnetteError for missing or truncated files, or an unsupported model_type.
+
+        needs_weights: otherwise no file of weights is looked for.
+        """
         config = folder / "config.json"
         if not config.is_file():
             raise explain_folder(folder, "model", lacks="config.json")
@@ -42,6 +45,8 @@ class BaseCheckpoint:
         family = find_family(hf_config.get("model_type"), str(config))
         if absurd := find_absurd_value(hf_config):
             raise LorgnetteError(f"config.json cannot be used: {absurd}", where=str(config), hint=DOWNLOAD_AGAIN)
+        if not needs_weights:
+            return cls(folder, family, ())
         files = _list_weight_files(folder)
         faults, num_values = [], 0
         for path in files:

@@ -51,8 +51,11 @@ class TrainingData:
     adapter: Path | None = None
 
     @classmethod
-    def load(cls, settings: Settings, terminal: Terminal) -> "TrainingData":
-        """Read, check, split and encode the data. Raises LorgnetteError or UsageError for whatever would fail later."""
+    def load(cls, settings: Settings, terminal: Terminal, *, needs_weights: bool = True) -> "TrainingData":
+        """Read, check, split and encode the data. Raises LorgnetteError or UsageError for whatever would fail later.
+
+        needs_weights: otherwise the model's weights need not be there, unless an adapter is checked against them.
+        """
         # Settings that need no data.
         select_trackers(settings.report_to)
         get_best_model_metric(settings)
@@ -72,7 +75,9 @@ class TrainingData:
             )
 
         # Encode them.
-        checkpoint = BaseCheckpoint.from_folder(resolve_model(settings.model, terminal))
+        needs_weights = needs_weights or settings.adapter is not None
+        folder = resolve_model(settings.model, terminal, needs_weights=needs_weights)
+        checkpoint = BaseCheckpoint.from_folder(folder, needs_weights=needs_weights)
         check_initial_adapter(settings, checkpoint, terminal)
         target_remarks = checkpoint.family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
         sizes = {path: info.size for path, info in scanned.image_infos.items()}
