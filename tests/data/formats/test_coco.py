@@ -247,8 +247,31 @@ def test_a_broken_box_is_a_problem_of_its_image(
     assert (problem.row, problem.fact, report.num_usable) == (1, message, 1)
 
 
-def test_a_box_of_no_image_is_refused(write_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("key", "number", "change", "message"),
+    [
+        ("annotations", 1, {"image_id": 99}, "annotation 2 has image_id 99, which is not among the images"),
+        ("annotations", 1, {"iscrowd": "1"}, "annotation 2 has iscrowd '1', which is not 0 or 1"),
+        ("categories", 1, {"id": 3}, "category 3 has several names: 'car' and 'person'"),
+        ("categories", 0, {"name": " "}, "category 1 has no id or no name"),
+        ("categories", 0, {"name": 5}, "category 1 has no id or no name"),
+    ],
+)
+def test_a_file_whose_boxes_are_not_clear_is_refused(
+    write_file: Callable[..., Path], key: str, number: int, change: dict[str, Any], message: str
+) -> None:
     value = json.loads(json.dumps(INSTANCES))
-    value["annotations"][1]["image_id"] = 99
-    with pytest.raises(LorgnetteError, match="annotation 2 has image_id 99, which is not among the images"):
+    value[key][number] |= change
+    with pytest.raises(LorgnetteError, match=message) as caught:
         list(read(write_file(value, name="instances.json")))
+    assert "instances.json" in str(caught.value.where)
+
+
+def test_boxes_of_one_id_of_two_images_are_problems(write_file: Callable[..., Path]) -> None:
+    """An image that is in the file twice is read once; an image whose id is no number or text has no boxes."""
+    value = json.loads(json.dumps(INSTANCES))
+    value["images"] += [{"id": 25, "file_name": "26.jpg"}, {"id": 9, "file_name": "9.jpg"}, {"id": [9]}]
+    first, *others = read(write_file(value, "9.jpg", "25.jpg", "26.jpg", "27.jpg", name="instances.json"))
+    assert isinstance(first, Example)
+    assert first.id == "9"
+    assert [(row.row, "stands for several images" in row.message) for row in others] == [(2, True), (5, True)]  # type: ignore[union-attr]

@@ -64,11 +64,21 @@ def _map_images(items: Sequence[object]) -> dict[int | str, list[Mapping[str, An
     """Image id → its image: several if the file gives one id to several files."""
     images: dict[int | str, list[Mapping[str, Any]]] = {}
     for item in items:
-        if isinstance(item, dict) and isinstance(item.get("id"), int | str):
-            known = images.setdefault(item["id"], [])
+        if isinstance(item, dict) and (key := _read_key(item)) is not None:
+            known = images.setdefault(key, [])
             if all(image.get("file_name") != item.get("file_name") for image in known):
                 known.append(item)
     return images
+
+
+def _require_one(images: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The only image of an id."""
+    image, *others = images
+    if others:
+        files = " and ".join(repr(item.get("file_name")) for item in (image, others[0]))
+        message = f"image_id {image['id']!r} stands for several images: {files}"
+        raise LorgnetteError(message, hint="give each image an id of its own, and correct the annotations")
+    return image
 
 
 def _read_annotation(
@@ -78,11 +88,7 @@ def _read_annotation(
     image_id = record.get("image_id")
     if not isinstance(image_id, int | str) or image_id not in images:
         raise LorgnetteError(f"image_id {image_id!r} is not among the images", hint="add the image")
-    image, *others = images[image_id]
-    if others:
-        files = " and ".join(repr(item.get("file_name")) for item in (image, others[0]))
-        message = f"image_id {image_id!r} stands for several images: {files}"
-        raise LorgnetteError(message, hint="give each image an id of its own, and correct the annotations")
+    image = _require_one(images[image_id])
     unread_keys = fields.join_keys(
         fields.check_row_keys(record, ("id", "image_id", "caption"), marks=fields.TABLE_MARKS),
         fields.list_unread_keys(image, _IMAGE_KEYS, owner=f"image {image_id}", prefix="images[]."),
@@ -94,12 +100,17 @@ def _read_annotation(
 
 def _map_categories(value: Mapping[str, Any], path: Path) -> dict[int | str, str]:
     """Category id → name."""
-    categories = fields.require_objects(_require_list(value, "categories", path), "categories")
-    return {
-        category["id"]: fields.require_string(category.get("name"), f"the name of category {category['id']!r}")
-        for category in categories
-        if isinstance(category.get("id"), int | str)
-    }
+    names: dict[int | str, str] = {}
+    for number, category in enumerate(_require_list(value, "categories", path), start=1):
+        id_, name = (category.get("id"), category.get("name")) if isinstance(category, dict) else (None, None)
+        if not isinstance(id_, int | str) or not isinstance(name, str) or not name.strip():
+            hint = 'write each as {"id": 1, "name": "car"}'
+            raise LorgnetteError(f"category {number} has no id or no name", where=str(path), hint=hint)
+        if names.setdefault(id_, fields.require_string(name, f"the name of category {id_!r}")) != name:
+            message = f"category {id_!r} has several names: {names[id_]!r} and {name!r}"
+            hint = "give each category an id of its own, and correct the annotations"
+            raise LorgnetteError(message, where=str(path), hint=hint)
+    return names
 
 
 def _read_instances(
@@ -110,7 +121,7 @@ def _read_instances(
     options: ReadOptions,
 ) -> Iterator[Row]:
     """One row per image that has a box, in the order of the images. Says what is left out."""
-    known = {image["id"] for image in images if isinstance(image, dict) and isinstance(image.get("id"), int | str)}
+    known = _map_images(images)
     by_image: dict[int | str, list[Mapping[str, Any]]] = {}
     crowds: list[object] = []
     for number, annotation in enumerate(annotations, start=1):
@@ -119,11 +130,14 @@ def _read_instances(
         if not isinstance(image_id, int | str) or image_id not in known:
             message = f"annotation {record.get('id', number)} has image_id {image_id!r}, which is not among the images"
             raise LorgnetteError(message, where=str(counter.source), hint="add the image, or remove the annotation")
-        if record.get("iscrowd") in (1, True):
+        if (is_crowd := record.get("iscrowd")) not in (None, 0, 1):
+            message = f"annotation {record.get('id', number)} has iscrowd {is_crowd!r}, which is not 0 or 1"
+            raise LorgnetteError(message, where=str(counter.source), hint="correct it")
+        if is_crowd:
             crowds.append(record.get("id", number))
         else:
             by_image.setdefault(image_id, []).append(record)
-    num_empty = sum(isinstance(image, dict) and image.get("id") not in by_image for image in images)
+    num_empty = sum(isinstance(image, dict) and _read_key(image) not in by_image for image in images)
     if crowds or num_empty:
         ids = ", ".join(map(str, crowds[:3])) + (" …" if len(crowds) > 3 else "")
         left_out = [f"{len(crowds)} annotations of crowds (id {ids})"] if crowds else []
@@ -131,17 +145,26 @@ def _read_instances(
         options.on_columns(f"{counter.source.name}: {' and '.join(left_out)} are left out")
     for image in images:
         location = counter.next()
-        if not isinstance(image, dict) or image.get("id") in by_image:
-            yield from location.try_read(partial(_read_boxes, image, by_image, categories, location))
+        of_id: Sequence[object] = [image]  # if it is no image: a problem
+        if isinstance(image, dict):
+            of_id = known[key] if (key := _read_key(image)) in by_image else []
+        if any(image is each for each in of_id):  # the same file twice is read once
+            yield from location.try_read(partial(_read_boxes, of_id, by_image, categories, location))
+
+
+def _read_key(item: Mapping[str, Any]) -> int | str | None:
+    """An image's id; None if it has none that an annotation can name."""
+    key = item.get("id")
+    return key if isinstance(key, int | str) else None
 
 
 def _read_boxes(
-    image: object,
+    images: Sequence[object],
     by_image: Mapping[int | str, Sequence[Mapping[str, Any]]],
     categories: Mapping[int | str, str],
     location: RowLocation,
 ) -> list[Example]:
-    record = _require_object(image, "the image")
+    record = _require_one([_require_object(image, "the image") for image in images])
     image_id = record["id"]
     unread_keys = fields.list_unread_keys(record, _IMAGE_KEYS, owner=f"image {image_id}", prefix="images[].")
     resolved = location.resolve_image(record.get("file_name"), f"the file_name of image {image_id}")

@@ -111,8 +111,11 @@ def _read_boxes(value: Mapping[str, Any], num_images: int) -> Iterator[Box]:
     if not isinstance(kind, str) or kind not in _DIVISORS:
         hint = f"write one of {', '.join(map(repr, _DIVISORS))}"
         raise LorgnetteError(f"objects' 'bbox_type' is {kind!r}", hint=hint)
-    images, divisor = _require_list(value, "image_id"), _DIVISORS[kind]
-    for number, corners in enumerate(_require_list(value, "bbox"), start=1):
+    images, boxes, divisor = _require_list(value, "image_id"), _require_list(value, "bbox"), _DIVISORS[kind]
+    if len(images) > len(boxes):
+        message = f"objects' 'image_id' has {len(images)} entries, and 'bbox' {len(boxes)}"
+        raise LorgnetteError(message, hint="write one for each box; 0 if it is left out")
+    for number, corners in enumerate(boxes, start=1):
         if not is_list_of_numbers(corners, 4) and not is_list_of_numbers(corners, 2):
             message = f"box {number} of 'bbox' is not a list of four numbers, or of two for a point"
             raise LorgnetteError(message, hint="write it as [left, top, right, bottom], in pixels of the image file")
