@@ -1,14 +1,22 @@
 """Packed attention equals attention of each example alone. (Within the whole model: parity/test_reference.py.)"""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lorgnette.engine.packed_attention import ATTENTION_NAME, build_segments, packed_attention_forward
+from lorgnette.engine.packed_attention import (
+    ATTENTION_NAME,
+    MIN_FILL,
+    build_segments,
+    group_by_length,
+    packed_attention_forward,
+)
 
 CPU = torch.device("cpu")
 
@@ -58,6 +66,21 @@ def test_segments_index_the_padded_batch() -> None:
     segments = build_segments([0, 2, 5], CPU)
     assert segments.padded_indices.tolist() == [0, 1, 3, 4, 5]
     assert (segments.cu_seqlens.tolist(), segments.num_segments, segments.max_length) == ([0, 2, 5], 2, 3)
+
+
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=20))
+def test_groups_of_similar_length_are_mostly_tokens(lengths: list[int]) -> None:
+    offsets = [0, *accumulate(lengths)]
+    groups = group_by_length(offsets)
+    assert sorted(bounds for group in groups for bounds in group) == list(pairwise(offsets))
+    sizes = [[end - start for start, end in group] for group in groups]
+    assert all(min(size) >= MIN_FILL * max(size) for size in sizes)
+    assert sum(len(size) * max(size) for size in sizes) <= sum(lengths) / MIN_FILL
+
+
+def test_padding_is_zero_and_on_the_right() -> None:
+    rows = build_segments([0, 2, 5], CPU).pad(torch.arange(1, 6))
+    assert rows.tolist() == [[1, 2, 0], [3, 4, 5]]
 
 
 def test_it_is_registered_in_transformers() -> None:

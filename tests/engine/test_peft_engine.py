@@ -162,6 +162,25 @@ def test_unfitting_base_weights_are_counted_and_named(tiny: Path, tmp_path: Path
         assert len(error.message) < 300
 
 
+def test_weights_that_transformers_ignores_may_be_there(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Those of multi-token prediction; other tensors are refused as ever."""
+    folder = shutil.copytree(tiny_family("qwen3_5"), tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    for extra, message in (("mtp.fc.weight", None), ("mtq.fc.weight", "1 unexpected (mtq.fc.weight)")):
+        save_file(tensors | {extra: torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+        if message is None:
+            load_base_model(BaseCheckpoint.from_folder(folder), CPU, torch.float32)
+        else:
+            assert message in catch_base_error(folder).message
+
+
+def test_a_transformers_without_the_family_is_named(tiny: Path) -> None:
+    family = replace(FAMILY, title="Qwen9-VL", class_name="Qwen9VLForConditionalGeneration")
+    with pytest.raises(LorgnetteError, match="does not know Qwen9-VL: it has no Qwen9VLForCond") as caught:
+        load_base_model(replace(BaseCheckpoint.from_folder(tiny), family=family), CPU, torch.float32)
+    assert caught.value.hint == "pip install --upgrade transformers"
+
+
 @pytest.mark.parametrize("size", [0, 4, -1000])
 def test_a_truncated_weight_file_is_refused(tiny: Path, tmp_path: Path, size: int) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
