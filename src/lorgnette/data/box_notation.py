@@ -115,8 +115,9 @@ def _read_object(text: str) -> tuple[tuple[float, ...], str]:
         return (), ""
     for count, key in JSON_KEYS.items():
         if is_list_of_numbers(corners := value.get(key), count):
-            label = value.get("label", "")
-            return tuple(map(float, corners)), label if isinstance(label, str) else json.dumps(label)
+            label = "" if value.get("label") is None else value["label"]
+            label = label if isinstance(label, str) else json.dumps(label)
+            return tuple(map(float, corners)), label.encode(errors="replace").decode()  # no half characters
     return (), ""
 
 

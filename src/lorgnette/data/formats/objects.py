@@ -82,7 +82,7 @@ class Objects:
                 raise LorgnetteError(message, hint=f"write one {placeholder} for each, where it belongs")
 
     def _read_label(self, written: str) -> str:
-        label: str = parse_json(f'"{written}"') if written else ""
+        label = fields.require_string(parse_json(f'"{written}"') if written else "", "a label")
         return re.sub(NAME_PLACEHOLDER, lambda match: self._next_name(), label).strip()
 
     def _next_name(self) -> str:
