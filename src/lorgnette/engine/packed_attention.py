@@ -56,7 +56,7 @@ def group_by_length(offsets: list[int]) -> list[list[tuple[int, int]]]:
     """
     groups: list[list[tuple[int, int]]] = []
     longest = 0
-    for start, end in sorted(pairwise(offsets), key=lambda bounds: bounds[0] - bounds[1]):
+    for start, end in sorted(pairwise(offsets), key=lambda bounds: bounds[1] - bounds[0], reverse=True):
         if not groups or end - start < MIN_FILL * longest:
             groups.append([])
             longest = end - start

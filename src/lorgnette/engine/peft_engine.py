@@ -100,7 +100,7 @@ class ReferenceEngine:
         self, embeddings: Float[Tensor, "B T W"], position_ids: Int[Tensor, "B T 3"], **options: Segments
     ) -> Float[Tensor, "B T C"]:
         """Run it on rows of tokens, without a mask: attention is causal, or `options` says what it sees."""
-        embedded, *levels = embeddings.split(self._embedding.embedding_dim, dim=-1)
+        embedded, *levels = torch.split(embeddings, self._embedding.embedding_dim, dim=-1)
         deepstack = {
             "visual_pos_masks": torch.ones(embedded.shape[:2], dtype=torch.bool, device=self.device),
             "deepstack_visual_embeds": [level.flatten(0, 1) for level in levels],
