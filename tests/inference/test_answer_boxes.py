@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import PIL.Image
@@ -40,6 +41,13 @@ def ask(path: Path, *boxes: Box) -> Example:
     return Example("a", turns, path, 1)
 
 
+@pytest.fixture(scope="module")
+def open_processor(tiny_family: Callable[[str], Path]) -> Callable[[str], Processor]:
+    """open_processor(model_type) → a processor for images of 280×280 pixels."""
+    settings = ProcessorSettings(image_size=(280, 280))
+    return cache(lambda model_type: Processor.from_folder(tiny_family(model_type), settings))
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     PIL.Image.new("RGB", (400, 800)).save(tmp_path / "photo.png")
@@ -53,9 +61,9 @@ CONVENTIONS = pytest.mark.parametrize(
 
 @CONVENTIONS
 def test_boxes_are_in_pixels_of_the_file(
-    tiny_family: Callable[[str], Path], photo: Path, model_type: str, text: str
+    open_processor: Callable[[str], Processor], photo: Path, model_type: str, text: str
 ) -> None:
-    processor = Processor.from_folder(tiny_family(model_type), ProcessorSettings(image_size=(280, 280)))
+    processor = open_processor(model_type)
     end = processor.tokenizer.control_tokens["<|im_end|>"]
     ids = encode(processor, text)
     prediction = build_prediction(processor, ask(photo), [*ids, end, end], None)
@@ -67,9 +75,9 @@ def test_boxes_are_in_pixels_of_the_file(
 
 @pytest.mark.parametrize("text", ["two: (1,2),(3,4) and [5, 6, 7, 8] é", "新 (1,2),(3,4) [5, 6, 7, 8]"])
 def test_a_score_is_the_mean_probability_of_a_boxs_tokens(
-    tiny_family: Callable[[str], Path], photo: Path, text: str
+    open_processor: Callable[[str], Processor], photo: Path, text: str
 ) -> None:
-    processor = Processor.from_folder(tiny_family("qwen2_vl"), ProcessorSettings())
+    processor = open_processor("qwen2_vl")
     ids = processor.tokenizer.encode(text)
     pieces = processor.tokenizer.decode_each(ids)
     assert "".join(pieces) == text
@@ -89,9 +97,9 @@ def test_a_score_is_the_mean_probability_of_a_boxs_tokens(
 
 
 def test_the_image_of_a_box_is_known_or_there_is_no_box(
-    tiny_family: Callable[[str], Path], photo: Path, tmp_path: Path
+    open_processor: Callable[[str], Processor], photo: Path, tmp_path: Path
 ) -> None:
-    processor = Processor.from_folder(tiny_family("qwen2_vl"), ProcessorSettings())
+    processor = open_processor("qwen2_vl")
     PIL.Image.new("RGB", (100, 100)).save(tmp_path / "small.png")
     PIL.Image.new("RGB", (400, 800)).save(tmp_path / "same.png")
 
@@ -106,7 +114,7 @@ def test_the_image_of_a_box_is_known_or_there_is_no_box(
     assert list_images("small.png", Box((1, 2, 3, 4), image=1)) == [1]
 
 
-def test_many_boxes_take_no_time(tiny_family: Callable[[str], Path], photo: Path) -> None:
+def test_many_boxes_take_no_time() -> None:
     found = [TextBox(Box((1, 2, 3, 4)), 12 * i, 12 * i + 11) for i in range(10_000)]
     start = time.perf_counter()
     scores = score_boxes(["(1,2),(3,4) "] * 10_000, [0.25] * 10_000, found)
@@ -116,9 +124,9 @@ def test_many_boxes_take_no_time(tiny_family: Callable[[str], Path], photo: Path
 
 @CONVENTIONS
 def test_references_that_are_texts_are_located_by_the_model(
-    tiny_family: Callable[[str], Path], photo: Path, model_type: str, text: str
+    open_processor: Callable[[str], Processor], photo: Path, model_type: str, text: str
 ) -> None:
-    processor = Processor.from_folder(tiny_family(model_type), ProcessorSettings(image_size=(280, 280)))
+    processor = open_processor(model_type)
     turns = Turn("user", (Image(photo), "where?")), Turn("assistant", (text,))
     [prompt] = locate_references(group_by_prompt([Example("a", turns, photo, 1)]), processor)
     assert prompt.reference_boxes == ((PixelBox((40.0, 200.0, 200.0, 600.0), "cat"),),)

@@ -140,10 +140,10 @@ def test_hand_made_cases_have_the_official_value(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "num_labels", "num_scores"), [(1, 1, None), (25, 1, 1), (25, 3, 4), (40, 6, None)]
+    ("num_images", "num_labels", "num_scores"), [(1, 1, None), (25, 1, 1), (25, 3, 4), (30, 6, None)]
 )
 def test_random_cases_have_the_official_value(num_images: int, num_labels: int, num_scores: int | None) -> None:
-    for seed in range(3):
+    for seed in range(2):
         examples = draw_examples(seed, num_images, num_labels, num_scores)
         assert score_here(examples) == pytest.approx(score_by_pycocotools(examples), abs=1e-12)
 
