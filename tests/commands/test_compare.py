@@ -13,17 +13,20 @@ from rich.console import Console
 
 from lorgnette.commands import compare as compare_module
 from lorgnette.commands.compare import compare
+from lorgnette.commands.compare_candidates import Candidate
 from lorgnette.commands.predict import read_examples
 from lorgnette.commands.train import train
 from lorgnette.config import Settings
 from lorgnette.data import DEFAULT_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.inference.loading import ModelCache
+from lorgnette.inference.loading import ModelCache, ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.metrics.eval_prompts import group_by_prompt
+from lorgnette.report.console import Terminal
 from lorgnette.report.predictions import read_predictions, write_predictions
 from lorgnette.report.run_dir import RunDir
+from lorgnette.types import Box, Example, Image, Turn
 from lorgnette.verification.reference_sample import IMAGE_FILE, SAMPLE_FILE
 
 
@@ -218,3 +221,20 @@ def test_the_page_does_not_overwrite_its_inputs(runs: Path, captions: Path) -> N
     with pytest.raises(UsageError, match="would overwrite its own input"):
         compare("base", "two/predictions.jsonl", captions, out="two/predictions.jsonl")
     assert Path("two/predictions.jsonl").read_bytes() == before
+
+
+def test_models_that_write_boxes_differently_are_noted(
+    tiny_family: Callable[[str], Path], image_files: list[Path]
+) -> None:
+    """Their boxes are compared in pixels; other metrics would compare notations."""
+    example = Example(
+        "a", (Turn("user", (Image(image_files[0]),)), Turn("assistant", (Box((1, 2, 30, 40)),))), Path("a"), 1
+    )
+    specs = [ModelSpec.from_names(str(tiny_family(name)), None, Terminal()) for name in ("qwen2_vl", "qwen2_5_vl")]
+    candidates, prompts = [Candidate(str(i), spec=spec) for i, spec in enumerate(specs)], group_by_prompt([example])
+    note = "the models write boxes in different ways"
+    assert note in " ".join(compare_module._collect_notes(candidates, prompts, ["greedy", "greedy"]))
+    alike = [candidates[0], replace(candidates[0], name="1")]
+    assert note not in " ".join(compare_module._collect_notes(alike, prompts, ["greedy", "greedy"]))
+    bare = [replace(prompts[0], reference_boxes=())]
+    assert note not in " ".join(compare_module._collect_notes(candidates, bare, ["greedy", "greedy"]))

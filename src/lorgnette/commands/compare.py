@@ -163,6 +163,9 @@ def _collect_notes(
     if len(training_prompts) > 1:
         used = repr(prompts[0].text) if len(texts) == 1 else "the data's prompts"
         yield f"trained with different prompts ({', '.join(map(repr, training_prompts))}); all are asked {used}"
+    conventions = {candidate.spec.processor.box_convention for candidate in candidates if candidate.spec}
+    if len(conventions) > 1 and any(prompt.reference_boxes for prompt in prompts):
+        yield "the models write boxes in different ways, so only the metrics of boxes (--metrics box) compare them"
     num_bare = sum(not prompt.references for prompt in prompts)
     if num_bare:
         yield f"{num_bare} of {len(prompts)} questions have no reference and are not scored"
