@@ -163,7 +163,7 @@ def test_a_truncated_file_is_refused(copy: Path, files: int) -> None:
     ("change", "message"),
     [
         ({"num_hidden_layers": 10**9}, "config.json cannot be used: num_hidden_layers is 1000000000"),
-        ({"hidden_size": 2**14, "intermediate_size": 2**17}, "config.json describes a model of "),
+        ({"vocab_size": 2**22}, "config.json describes a model of "),
         ({"num_hidden_layers": 512, "intermediate_size": 2**14}, "config.json describes a model of "),
     ],
 )

@@ -1,11 +1,14 @@
 """Sizes of every family's config.json; the hub's own files where they are at hand."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
 
+from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import (
     FAMILIES,
@@ -13,6 +16,7 @@ from lorgnette.models.registry import (
     find_absurd_value,
     find_unsupported_feature,
     parse_configs,
+    parse_sizes,
 )
 
 FAST = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -62,6 +66,55 @@ def test_what_qwen3s_decoder_does_not_compute_is_named(
     """transformers gives o_proj a bias, too, and does not read whether M-RoPE is interleaved."""
     hf_config = BaseCheckpoint.from_folder(tiny_family("qwen3_vl")).load_hf_config()
     assert reason in str(find_unsupported_feature({**hf_config, "text_config": hf_config["text_config"] | change}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "section", "change", "reason"),
+    [
+        ("qwen2_5_vl", None, {"num_key_value_heads": 3}, "4 heads and 3 key-value heads"),
+        (
+            "qwen2_5_vl",
+            None,
+            {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 4]}},
+            "mrope_section [2, 3, 4]",
+        ),
+        ("qwen2_5_vl", None, {"use_sliding_window": True, "max_window_layers": 1}, "sliding-window attention"),
+        ("qwen2_5_vl", "vision_config", {"window_size": 27}, "a window_size of 27 with image tokens of 28"),
+        ("qwen3_vl", "text_config", {"layer_types": ["sliding_attention"] * 4}, "sliding-window attention"),
+        ("qwen3_vl", "text_config", {"layer_types": 5}, "config.json has an unexpected value"),
+        ("qwen3_vl", "vision_config", {"in_channels": 1}, "images of 1 channels, not 3"),
+        ("qwen3_vl", "vision_config", {"num_heads": 3}, "3 vision heads with an embedding width of 32"),
+        ("qwen3_vl", "vision_config", {"deepstack_visual_indexes": [1, 9]}, "deepstack_visual_indexes [1, 9]"),
+        ("qwen3_vl_moe", "vision_config", {"deepstack_visual_indexes": [1, 1]}, "deepstack_visual_indexes [1, 1]"),
+        ("qwen3_5", "vision_config", {"out_hidden_size": 48}, "image features of 48 with a hidden size of 64"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_before_any_engine(
+    tiny_family: Callable[[str], Path],
+    tmp_path: Path,
+    model_type: str,
+    section: str | None,
+    change: dict[str, object],
+    reason: str,
+) -> None:
+    """transformers fails at the first image, or computes something else."""
+    config = json.loads((tiny_family(model_type) / "config.json").read_text())
+    (config[section] if section else config).update(change)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LorgnetteError, match=re.escape(f"config.json cannot be used: {reason}")) as caught:
+        BaseCheckpoint.from_folder(tmp_path, needs_weights=False)
+    assert caught.value.where == str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_config_that_transformers_saved_has_the_same_sizes(
+    tiny_family: Callable[[str], Path], tmp_path: Path, model_type: str
+) -> None:
+    """It has other names and another layout than the hub's file."""
+    hf_config = BaseCheckpoint.from_folder(tiny_family(model_type)).load_hf_config()
+    class_name = FAMILIES[model_type].class_name.replace("ForConditionalGeneration", "Config")
+    getattr(transformers, class_name).from_pretrained(tiny_family(model_type)).save_pretrained(tmp_path)
+    assert parse_sizes(json.loads((tmp_path / "config.json").read_text())) == parse_sizes(hf_config)
 
 
 @pytest.mark.parametrize("name", ["deepstack_visual_indexes", "fullatt_block_indexes"])

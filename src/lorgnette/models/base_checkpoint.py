@@ -14,6 +14,7 @@ from lorgnette.models.registry import (
     TextConfig,
     estimate_num_values,
     find_absurd_value,
+    find_contradiction,
     find_family,
     parse_configs,
 )
@@ -45,6 +46,9 @@ class BaseCheckpoint:
         family = find_family(hf_config.get("model_type"), str(config))
         if absurd := find_absurd_value(hf_config):
             raise LorgnetteError(f"config.json cannot be used: {absurd}", where=str(config), hint=DOWNLOAD_AGAIN)
+        if contradiction := find_contradiction(hf_config):
+            hint = f"{DOWNLOAD_AGAIN}, or use another one"
+            raise LorgnetteError(f"config.json cannot be used: {contradiction}", where=str(config), hint=hint)
         if not needs_weights:
             return cls(folder, family, ())
         files = _list_weight_files(folder)

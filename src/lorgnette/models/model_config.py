@@ -25,7 +25,7 @@ _TEXT_LIMITS: _Limits = {
     "hidden_size": (1, 2**16), "num_hidden_layers": (1, 512), "num_attention_heads": (1, 1024),
     "num_key_value_heads": (1, 1024), "head_dim": (1, 2**12), "intermediate_size": (1, 2**18), "vocab_size": (1, 2**22),
     "max_position_embeddings": (1, 2**32), "rms_norm_eps": (1e-12, 1.0), "rope_theta": (1.0, 1e12),
-    "num_experts": (1, 2**14), "num_experts_per_tok": (1, 2**14), "moe_intermediate_size": (1, 2**18),
+    "num_experts": (1, 2**14), "num_local_experts": (1, 2**14), "num_experts_per_tok": (1, 2**14), "moe_intermediate_size": (1, 2**18),
     "shared_expert_intermediate_size": (1, 2**18), "linear_num_key_heads": (1, 1024),
     "linear_num_value_heads": (1, 1024), "linear_key_head_dim": (1, 2**12), "linear_value_head_dim": (1, 2**12),
     "linear_conv_kernel_dim": (1, 2**10), "full_attention_interval": (1, 512),
@@ -39,13 +39,19 @@ _VISION_LIMITS: _Limits = {
     "window_size": (1, 2**16),
 }  # fmt: skip
 """Fields of config.json with the least and the largest value; whole numbers if the limits are."""
-_OPTIONAL = ("num_key_value_heads", "head_dim", "num_experts")  # null: as many as num_attention_heads, none
+_OPTIONAL = (
+    "num_key_value_heads",
+    "head_dim",
+    "num_experts",
+    "num_local_experts",
+)  # null: as many as num_attention_heads, none
 _BLOCK_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 _DEFAULT_SIZES = {
     "hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 29568, "vocab_size": 152064,
 }  # fmt: skip
 """transformers', where config.json does not say."""
 _DEFAULT_VISION_WIDTH, _DEFAULT_DEPTH = 1280, 32
+_RGB = 3
 _ATTENTION_KEYS = ("_attn_implementation", "attn_implementation")
 _ATTENTION_NAMES = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """transformers fetches any other name as a kernel of the hub. None of them is used: models are loaded with our own."""
@@ -200,13 +206,18 @@ def read_text_sizes(config: HfConfig) -> dict[str, Any]:
         "hidden_size": int(tree["hidden_size"]),
         "num_heads": int(tree["num_attention_heads"]),
         "num_kv_heads": int(tree["num_key_value_heads"]),
-        "intermediate_size": int(tree["moe_intermediate_size" if tree.get("num_experts") else "intermediate_size"]),
+        "intermediate_size": int(tree["moe_intermediate_size" if read_num_experts(tree) else "intermediate_size"]),
         "vocab_size": int(tree["vocab_size"]),
         "rms_norm_eps": float(tree["rms_norm_eps"]),
         "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else tree["rope_theta"]),
         "mrope_section": tuple(map(int, rope["mrope_section"])),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings") or tree.get("tie_word_embeddings")),
     }
+
+
+def read_num_experts(tree: HfConfig) -> int:
+    """0 without experts. transformers saves Qwen3-VL-MoE's under a name that the hub's files do not have."""
+    return int(tree.get("num_experts") or tree.get("num_local_experts") or 0)
 
 
 def read_vision_sizes(config: HfConfig) -> dict[str, Any]:
@@ -257,11 +268,20 @@ def list_unsupported_features(
         yield f"hidden_act {act!r}"
     if (found := vision.get("hidden_act", vision_act)) != vision_act:
         yield f"the vision tower's hidden_act {found!r}"
-    if tree.get("use_sliding_window") or "sliding_attention" in (tree.get("layer_types") or ()):
+    if tree.get("use_sliding_window") or has_sliding_layers(tree):
         yield "sliding-window attention"
     yield from _check_rope(tree, vision)
     parse_text_config, parse_vision_config = parse
     yield from _check_sizes(parse_text_config(config), parse_vision_config(config))
+
+
+def has_sliding_layers(tree: HfConfig) -> bool:
+    """Whether transformers gives a layer a sliding window. tree: the decoder's settings."""
+    if kinds := tree.get("layer_types"):
+        return "sliding_attention" in kinds
+    first = tree.get("max_window_layers", _DEFAULT_SIZES["num_hidden_layers"])
+    is_on = tree.get("use_sliding_window") and tree.get("sliding_window", True)
+    return bool(is_on and first < tree.get("num_hidden_layers", 0))
 
 
 def _check_rope(tree: HfConfig, vision: HfConfig) -> Iterator[str]:
@@ -284,14 +304,23 @@ def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
     )  # fmt: skip
     if min(sizes) < 1:
         yield "a size below 1"
-    if text.num_heads % text.num_kv_heads:
-        yield f"{text.num_heads} heads and {text.num_kv_heads} key-value heads with a hidden size of {text.hidden_size}"
     if text.head_dim & (text.head_dim - 1):
         yield f"a head width of {text.head_dim}, not a power of two"
     if text.num_heads // text.num_kv_heads > MAX_GROUP_SIZE:
         yield f"{text.num_heads // text.num_kv_heads} query heads per key-value head (at most {MAX_GROUP_SIZE})"
+    yield from list_contradictions(text, vision)
     if len(text.mrope_section) != 3 or 2 * sum(text.mrope_section) != text.head_dim:
         yield f"mrope_section {list(text.mrope_section)} with a head width of {text.head_dim}"
+
+
+def list_contradictions(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
+    """Sizes that do not go together, so that no engine can compute with them."""
+    if text.num_heads % text.num_kv_heads:
+        yield f"{text.num_heads} heads and {text.num_kv_heads} key-value heads with a hidden size of {text.hidden_size}"
+    if not text.is_mrope_interleaved and 2 * sum(text.mrope_section) != text.head_dim:
+        yield f"mrope_section {list(text.mrope_section)} with a head width of {text.head_dim}"
+    if vision.in_channels != _RGB:
+        yield f"images of {vision.in_channels} channels, not {_RGB}"
     if vision.num_heads * vision.head_dim != vision.embed_dim or vision.head_dim % 4:
         yield f"{vision.num_heads} vision heads with an embedding width of {vision.embed_dim}"
     if vision.out_features != text.hidden_size:
@@ -309,7 +338,7 @@ def estimate_num_values(config: HfConfig, vision_width_key: str) -> int:
     """
     text, vision = {**_DEFAULT_SIZES, **get_text_section(config)}, config.get("vision_config") or {}
     C, width = text["hidden_size"], vision.get(vision_width_key, _DEFAULT_VISION_WIDTH)
-    experts = text.get("num_experts") or 0
+    experts = read_num_experts(text)
     mlp = experts * text.get("moe_intermediate_size", 0) if experts else text["intermediate_size"]
     layer, block = 2 * C * C + 3 * C * mlp, 4 * width**2
     values: int = (

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_config
@@ -54,19 +53,32 @@ def parse_configs(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
 
 
 def parse_sizes(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
-    """The sizes in config.json of any model. Raises LorgnetteError if one is missing or not known."""
+    """The sizes in config.json, also of a model that only the reference engine runs. `has_known_sizes` checks."""
     module = _import_config(hf_config)
-    sizes: list[Any] = []
+    return module.parse_text_config(hf_config), module.parse_vision_config(hf_config)
 
-    def list_reasons() -> Iterator[str]:
-        if any(section.get("quantization_config") for section in (hf_config, model_config.get_text_section(hf_config))):
-            yield "the sizes of quantized weights are not known"
-        sizes.extend((module.parse_text_config(hf_config), module.parse_vision_config(hf_config)))
 
-    if reason := model_config.find_first_reason(list_reasons()):
-        raise LorgnetteError(reason, where="config.json", hint="use the whole checkpoint")
-    text, vision = sizes
-    return text, vision
+def has_known_sizes(hf_config: HfConfig) -> bool:
+    """Whether config.json has every size and its weights are not quantized."""
+    if any(section.get("quantization_config") for section in (hf_config, model_config.get_text_section(hf_config))):
+        return False
+    try:
+        parse_sizes(hf_config)
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError):
+        return False
+    return True
+
+
+def find_contradiction(hf_config: HfConfig) -> str | None:
+    """Why no engine can run this model, or None. Sizes that are not known are not looked at."""
+    return model_config.find_first_reason(_list_contradictions(hf_config))
+
+
+def _list_contradictions(hf_config: HfConfig) -> Iterator[str]:
+    if model_config.has_sliding_layers(model_config.get_text_section(hf_config)):
+        yield "sliding-window attention is not supported"
+    if has_known_sizes(hf_config):
+        yield from model_config.list_contradictions(*parse_sizes(hf_config))
 
 
 def find_unsupported_feature(hf_config: HfConfig) -> str | None:

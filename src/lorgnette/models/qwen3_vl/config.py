@@ -50,7 +50,9 @@ def find_unsupported_feature(config: HfConfig) -> str | None:
 def _list_unsupported_features(config: HfConfig) -> Iterator[str]:
     parsers = parse_text_config, parse_vision_config
     yield from list_unsupported_features(config, "qwen3_vl", "gelu_pytorch_tanh", parsers)
-    tree = get_text_section(config)
+    tree, count = get_text_section(config), config["vision_config"]["num_position_embeddings"]
+    if parse_vision_config(config).position_table ** 2 != count:
+        yield f"{count} learned positions, which are no square"
     if tree.get("attention_bias"):
         yield "attention_bias"  # o_proj has one then, too
     if not get_rope_section(tree).get("mrope_interleaved", True):

@@ -2,7 +2,14 @@
 
 from dataclasses import replace
 
-from lorgnette.models.model_config import Experts, HfConfig, TextConfig, VisionConfig, get_text_section
+from lorgnette.models.model_config import (
+    Experts,
+    HfConfig,
+    TextConfig,
+    VisionConfig,
+    get_text_section,
+    read_num_experts,
+)
 from lorgnette.models.qwen3_vl import config as qwen3_vl
 
 VISION_WIDTH_KEY = qwen3_vl.VISION_WIDTH_KEY
@@ -17,7 +24,7 @@ def parse_experts(config: HfConfig) -> Experts:
     """Not checked."""
     tree = get_text_section(config)
     return Experts(
-        count=int(tree["num_experts"]),
+        count=read_num_experts(tree),
         num_active=int(tree["num_experts_per_tok"]),
         intermediate_size=int(tree["moe_intermediate_size"]),
         shared_size=int(tree.get("shared_expert_intermediate_size") or 0),
