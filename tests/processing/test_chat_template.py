@@ -1,9 +1,11 @@
 """The chat template is rendered once per shape, and its defects are named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from plain import ImageOnlyProcessor
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.processing.chat_template import ChatTemplate, ConversationShape
@@ -36,10 +38,10 @@ def test_the_first_file_with_a_template_is_read(tmp_path: Path) -> None:
     assert read_source() == "config"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": None}))
     assert read_source() == "config"
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert read_source() == "json"
     (tmp_path / "chat_template.jinja").write_text("jinja é", encoding="utf-8")
     assert read_source() == "jinja é"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    assert read_source() == "json"
 
 
 def test_a_missing_template_is_an_error(tmp_path: Path) -> None:
@@ -93,3 +95,11 @@ def test_an_unsuitable_template_is_refused(source: str, message: str) -> None:
 def test_loop_controls_work_as_in_transformers() -> None:
     source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content[0].text }}!{% endfor %}"
     assert ChatTemplate(source, "x").render((("user", (False,)),), False) == (0, "!")
+
+
+def test_of_two_templates_that_of_transformers_is_taken(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "m")
+    assert (folder / "chat_template.json").is_file()
+    (folder / "chat_template.jinja").write_text(PLAIN)
+    theirs = ImageOnlyProcessor.from_pretrained(folder, backend="pil")
+    assert ChatTemplate.from_folder(folder).source == theirs.chat_template != PLAIN

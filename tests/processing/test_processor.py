@@ -240,7 +240,7 @@ def test_a_missing_checkpoint_file_is_named(tiny: Path, tmp_path: Path, name: st
 
 def test_a_template_that_cannot_render_is_found_at_once(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "m")
-    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ 1 / 0 }}"}')
     with pytest.raises(LorgnetteError, match="chat template refuses the conversation: division by zero"):
         Processor.from_folder(folder, ProcessorSettings())
 
@@ -272,7 +272,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def with_template(folder: Path, template: str, tmp_path: Path) -> Path:
     copy = shutil.copytree(folder, tmp_path / "m")
-    (copy / "chat_template.jinja").write_text(template)
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     return copy
 
 

@@ -47,11 +47,12 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, options: Options = ()) -> "ChatTemplate":
-        """Read `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, the first that has one.
+        """Read `chat_template.json`, `chat_template.jinja` or `tokenizer_config.json`, the first that has one.
 
+        The order is that of transformers' processors (processing_utils.py, ProcessorMixin.get_processor_dict).
         Raises LorgnetteError if none has one or the file is broken.
         """
-        for path in (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"):
+        for path in (folder / "chat_template.json", folder / "chat_template.jinja", folder / "tokenizer_config.json"):
             if not path.exists():
                 continue
             source: Any = _read_text(path) if path.suffix == ".jinja" else read_config(path, _HINT).get("chat_template")
