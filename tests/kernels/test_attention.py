@@ -33,6 +33,14 @@ def make_plan(queries: np.ndarray, visible_until: np.ndarray, group_size: int, d
     return AttentionPlan.from_numpy(queries.astype(np.int32), visible_until, group_size, torch.device(device))
 
 
+def split_values(qkv: Tensor, H: int, K: int) -> tuple[Tensor, Tensor]:
+    """One matrix for queries and keys, one for values; NaN elsewhere."""
+    queries_keys, values = qkv.clone(), qkv.clone()
+    end = qkv.shape[1] // (H + 2 * K) * (H + K)
+    queries_keys[:, end:] = values[:, :end] = torch.nan
+    return queries_keys, values
+
+
 def dense(qkv: Tensor, queries: np.ndarray, visible_until: np.ndarray, H: int, K: int) -> Tensor:
     T = len(qkv)
     q, k, v = qkv.view(T, H + 2 * K, -1).split([H, K, K], 1)
@@ -61,6 +69,11 @@ def test_forward_and_backward_equal_the_dense_softmax(visible_until: np.ndarray,
     assert (wide[:, :4] == 7).all()
     assert (wide[:, 36:] == 7).all()
     torch.testing.assert_close(attention_backward(grad, qkv, wide[:, 4:36], lse, plan, (4, 2)), expected_grad)
+    (queries_keys, values), split = split_values(qkv, 4, 2), torch.empty_like(wide[:, 4:36])
+    attention_forward(queries_keys, plan, (4, 2), split, values)
+    assert torch.equal(split, wide[:, 4:36])
+    split_grad = attention_backward(grad, queries_keys, split, lse, plan, (4, 2), values)
+    torch.testing.assert_close(split_grad, expected_grad)
     changed = visible_until.copy()
     changed[0] = 1  # negative control: only the first query sees the first key
     assert (attention_reference(qkv, make_plan(queries, changed, 2), (4, 2)) - expected).abs().max() > 1e-3
@@ -110,7 +123,7 @@ CASES = [
 def test_the_kernels_equal_the_dense_softmax(
     visible_until: np.ndarray, H: int, K: int, D: int, dtype: torch.dtype, stride: int
 ) -> None:
-    """On the same rounded inputs; two runs give the same bits."""
+    """On the same rounded inputs; two runs give the same bits, the second with values of another matrix."""
     queries = np.arange(0, len(visible_until), stride)
     if not visible_until[-1]:  # padding queries, several of one token
         queries = np.concatenate([queries, [len(visible_until) - 1] * 9])
@@ -119,12 +132,12 @@ def test_the_kernels_equal_the_dense_softmax(
     expected = dense(leaf, queries, visible_until, H, K)
     (expected_grad,) = torch.autograd.grad(expected, leaf, grad.double())
     plan, results = make_plan(queries, visible_until, H // K, "cuda"), []
-    for _ in range(2):
+    for matrix, values in ((qkv.cuda(), None), split_values(qkv.cuda(), H, K)):
         wide = torch.full((len(queries), H * D + 16), 7.0, dtype=dtype, device="cuda")
         out = wide[:, 8:-8]
-        lse = attention_forward(qkv.cuda(), plan, (H, K), out)
+        lse = attention_forward(matrix, plan, (H, K), out, values)
         assert lse is not None
-        dqkv = attention_backward(grad.cuda(), qkv.cuda(), out, lse, plan, (H, K))
+        dqkv = attention_backward(grad.cuda(), matrix, out, lse, plan, (H, K), values)
         assert (wide[:, :8] == 7).all()
         assert (wide[:, -8:] == 7).all()
         results.append((out.clone(), dqkv))

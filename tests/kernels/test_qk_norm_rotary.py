@@ -48,12 +48,13 @@ def test_it_equals_torch_and_autograd(T: int, num_heads: tuple[int, int], D: int
     leaf = qkv.clone().requires_grad_()
     expected = compute_with_torch(leaf, weights, cos, sin, num_heads)
     expected.backward(grad)
-    out, in_place, dqkv = torch.empty_like(qkv), qkv.clone(), grad.clone()
+    out, in_place, dqkv, end = torch.full_like(qkv, 7.0), qkv.clone(), grad.clone(), sum(num_heads) * D
     norm_and_rotate(qkv, weights, EPS, cos, sin, num_heads, out)
     assert torch.equal(qkv, leaf)  # the backward pass reads it
-    torch.testing.assert_close(out, expected.detach(), atol=1e-5, rtol=1e-5)
+    assert (out[:, end:] == 7).all()
     norm_and_rotate(in_place, weights, EPS, cos, sin, num_heads, in_place)
-    assert torch.equal(in_place, out)
+    torch.testing.assert_close(in_place, expected.detach(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(in_place[:, :end], out[:, :end])
     norm_and_rotate_backward(dqkv, qkv, weights, EPS, cos, sin, num_heads)
     torch.testing.assert_close(dqkv, leaf.grad, atol=1e-5, rtol=1e-5)
 
@@ -61,8 +62,8 @@ def test_it_equals_torch_and_autograd(T: int, num_heads: tuple[int, int], D: int
 def test_the_order_the_heads_weights_and_the_norms_gradient_matter() -> None:
     """Negative control."""
     qkv, weights, cos, sin, grad = draw_inputs(*SIZES[1])
-    num_heads, out = SIZES[1][1], torch.empty_like(qkv)
-    norm_and_rotate(qkv, weights, EPS, cos, sin, num_heads, out)
+    num_heads, out = SIZES[1][1], qkv.clone()
+    norm_and_rotate(out, weights, EPS, cos, sin, num_heads, out)
     for wrong_weights, norm_first in ((weights, False), (weights.flip(0), True)):
         wrong = compute_with_torch(qkv, wrong_weights, cos, sin, num_heads, norm_first=norm_first)
         assert (out - wrong).abs().max() > 0.1
@@ -89,8 +90,10 @@ def test_the_kernels_equal_their_definition(
         norm_and_rotate(rows, weights, EPS, cos, sin, num_heads, out[:, 16:-16])
         norm_and_rotate_backward(dqkv, rows, weights, EPS, cos, sin, num_heads)
         assert torch.equal(rows, qkv)
-        in_place = qkv.clone()
+        in_place, end = qkv.clone(), sum(num_heads) * D
         norm_and_rotate(in_place, weights, EPS, cos, sin, num_heads, in_place)
-        assert torch.equal(in_place, out[:, 16:-16])
+        assert torch.equal(in_place[:, :end], out[:, 16 : 16 + end])
+        assert torch.equal(in_place[:, end:], qkv[:, end:])
+        assert (out[:, 16 + end :] == 7).all()
         results.append([tensor.cpu().float() for tensor in (out, dqkv)])
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)

@@ -33,8 +33,9 @@ from lorgnette.types import IGNORE_INDEX, Encoded, PackedBatch
 MAX_PREFILL_TOKENS = 32768
 """Prompt tokens per micro-batch: the widest matrix of a layer is 1.2 GB at 2B's shapes in bf16."""
 MAX_CACHES = 3
-AttentionFn = Callable[[int, Float[Tensor, "T _"], Float[Tensor, "T _"]], None]
-"""attention(layer, qkv, out): write into `out`; queries and keys are rotated already."""
+AttentionFn = Callable[[int, Float[Tensor, "T _"], Float[Tensor, "T _"], Float[Tensor, "T _"]], None]
+"""attention(layer, qkv, qkv, out): write into `out`; queries and keys are rotated already. Only a layer that saves has
+its values in another matrix."""
 
 
 class Generator:
@@ -117,7 +118,7 @@ class Generator:
         plan = AttentionPlan.from_numpy(all_tokens, batch.visible_until, H // K, self.device)
 
         # Prompts that share a prefix get copies of its keys and values, so that decoding needs no prefix tree.
-        def attention(layer: int, qkv: Float[Tensor, "T _"], out: Float[Tensor, "T _"]) -> None:
+        def attention(layer: int, qkv: Float[Tensor, "T _"], _: Tensor, out: Float[Tensor, "T _"]) -> None:
             keys_values = qkv.view(len(qkv), -1, config.head_dim)[:, H:]
             torch.index_select(keys_values, 0, slot_sources, out=cache.view_slots(layer, rows))
             attention_forward(qkv, plan, (H, K), out)
@@ -139,7 +140,7 @@ class Generator:
         new_slots = cache.row_offsets + cache.lengths
         cache.lengths.add_(1)
 
-        def attention(layer: int, qkv: Float[Tensor, "B _"], out: Float[Tensor, "B _"]) -> None:
+        def attention(layer: int, qkv: Float[Tensor, "B _"], _: Tensor, out: Float[Tensor, "B _"]) -> None:
             cache.view_slots(layer).index_copy_(0, new_slots, qkv[:, q_width:].view(len(qkv), -1, config.head_dim))
             decode_attention(qkv[:, :q_width], cache.layers[layer], cache.lengths, out)
 

@@ -1,6 +1,7 @@
 """Attention in a packed prefix tree, forward and backward: query q sees the keys k ≤ q < visible_until[k].
 
-    qkv  [T, (H+2K)·D]  the heads of queries, keys and values side by side; H/K = G query heads share a key head
+    qkv  [T, (H+2K)·D]  the heads of queries, keys and values side by side; H/K = G query heads share a key head.
+                        The values may be those of another matrix of this layout.
 
     S = QKᵀ/√D   P = exp(S − lse)   O = PV      dS = P ∘ (dO·Vᵀ − Σ dO∘O)   dQ = dS·K/√D   dK = dSᵀQ/√D   dV = PᵀdO
     (FlashAttention-2: Dao 2023; the mask as one range of queries per key: FlashMask, Wang et al. 2024)
@@ -31,22 +32,27 @@ _REFERENCE_QUERIES = 256
 
 
 def attention_forward(
-    qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_heads: HeadCounts, out: Float[Tensor, "M _"]
+    qkv: Float[Tensor, "T _"],
+    plan: AttentionPlan,
+    num_heads: HeadCounts,
+    out: Float[Tensor, "M _"],
+    values: Float[Tensor, "T _"] | None = None,
 ) -> Float32[Tensor, "M H"] | None:
     """out = softmax(q·kᵀ/√D)·v over the keys each query sees; 0 if it sees none. `out` may be columns of a wider
     matrix.
 
+    values: the matrix whose last columns are the values; None: `qkv`.
     Returns the log-sum-exp that the backward pass needs, in base 2: log₂ Σ 2^(S·log₂e); None from the reference.
     """
     if not (qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)):  # fp32 would gain nothing: no tensor cores
-        out.copy_(attention_reference(qkv, plan, num_heads))
+        out.copy_(attention_reference(_join_values(qkv, values, num_heads), plan, num_heads))
         return None
     sizes = _build_constexprs(qkv, num_heads)
     lse = torch.empty(len(out), num_heads[0], dtype=torch.float32, device=qkv.device)
     _attention_fwd_kernel[(len(plan.query_tiles), num_heads[1])](
-        qkv, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse, sizes["D"] ** -0.5 * _LOG2E, len(out),
-        len(qkv), qkv.stride(0), out.stride(0), **sizes, BLOCK_Q=count_tile_queries(sizes["G"]), BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
+        qkv, qkv if values is None else values, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse,
+        sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv), qkv.stride(0), out.stride(0), **sizes,
+        BLOCK_Q=count_tile_queries(sizes["G"]), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
     )  # fmt: skip
     return lse
 
@@ -58,33 +64,38 @@ def attention_backward(
     lse: Float32[Tensor, "M H"] | None,
     plan: AttentionPlan,
     num_heads: HeadCounts,
+    values: Float[Tensor, "T _"] | None = None,
 ) -> Float[Tensor, "T _"]:
-    """The gradient of qkv; 0 for the query heads of tokens that are no queries (none where M = T)."""
+    """The gradient of qkv; 0 for the query heads of tokens that are no queries (none where M = T).
+
+    values: as in `attention_forward`.
+    """
     if lse is None:
         with torch.enable_grad():
-            leaf = qkv.detach().requires_grad_()
+            leaf = _join_values(qkv, values, num_heads).detach().requires_grad_()
             # The gradient of a scalar: for any other output torch imports sympy to compare shapes.
             total = (attention_reference(leaf, plan, num_heads) * grad).sum()
         return torch.autograd.grad(total, leaf)[0]
     sizes, (H, K) = _build_constexprs(qkv, num_heads), num_heads
     M, T, D = len(grad), len(qkv), sizes["D"]
-    scale = D**-0.5
+    scale, values = D**-0.5, qkv if values is None else values
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if M < T:
         dqkv[:, : H * D].zero_()
     # dQ, one program per query tile; it also stores delta = Σ dO∘O for the next kernel.
     delta = torch.empty_like(lse)
     _attention_bwd_dq_kernel[(len(plan.query_tiles), K)](
-        qkv, grad, attended, lse, plan.query_indices, plan.visible_until, plan.query_tiles, dqkv, delta, scale,
+        qkv, values, grad, attended, lse, plan.query_indices, plan.visible_until, plan.query_tiles, dqkv, delta, scale,
         scale * _LOG2E, M, T, qkv.stride(0), grad.stride(0), attended.stride(0), **sizes,
         BLOCK_Q=count_tile_queries(sizes["G"]), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
     )  # fmt: skip
-    # dK and dV, one program per task; each writes an fp32 partial sum, and no atomics make the order random.
+    # dK and dV, one program per task. If its block has more than one, each writes an fp32 partial sum; no atomics make
+    # the order random.
     partials = torch.empty(len(plan.dkv_tasks), K, 2, BLOCK_N, D, dtype=torch.float32, device=qkv.device)
     _attention_bwd_dkv_kernel[(len(plan.dkv_tasks), K)](
-        qkv, grad, lse, delta, plan.query_indices, plan.visible_until, plan.dkv_tasks, partials, scale, scale * _LOG2E,
-        T, qkv.stride(0), grad.stride(0), **sizes, BLOCK_Q=_BWD_BLOCK_M // sizes["G"], BLOCK_M=_BWD_BLOCK_M,
-        BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
+        qkv, values, grad, lse, delta, plan.query_indices, plan.visible_until, plan.dkv_tasks, plan.dkv_task_offsets,
+        partials, dqkv, scale, scale * _LOG2E, T, qkv.stride(0), grad.stride(0), **sizes,
+        BLOCK_Q=_BWD_BLOCK_M // sizes["G"], BLOCK_M=_BWD_BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
     )  # fmt: skip
     _reduce_dkv_kernel[(len(plan.dkv_task_offsets) - 1, 2 * K, BLOCK_N // _REDUCE_KEYS)](
         partials, plan.dkv_task_offsets, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, BLOCK_D=sizes["BLOCK_D"],
@@ -105,6 +116,17 @@ def attention_reference(qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_head
         p = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1) * visible
         parts.append(torch.einsum("hqk,khd->qhd", p, values).flatten(1))
     return torch.cat(parts)
+
+
+def _join_values(
+    qkv: Float[Tensor, "T _"], values: Float[Tensor, "T _"] | None, num_heads: HeadCounts
+) -> Float[Tensor, "T _"]:
+    """One matrix with all of them, for the reference."""
+    if values is None or values is qkv:
+        return qkv
+    H, K = num_heads
+    end = qkv.shape[1] // (H + 2 * K) * (H + K)
+    return torch.cat([qkv[:, :end], values[:, end:]], 1)
 
 
 def _build_constexprs(qkv: Float[Tensor, "T _"], num_heads: HeadCounts) -> dict[str, int]:
@@ -129,21 +151,21 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _load_kv_block(
-        qkv, visible_until, offs_n, head, T, stride,
+        qkv, values, visible_until, offs_n, head, T, stride,
         H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """(k, v, visible_until) of some tokens, for one key head."""
         offs_d = tl.arange(0, BLOCK_D)
         mask_nd = (offs_n < T)[:, None] & (offs_d < D)[None, :]
-        k_ptrs = qkv + offs_n.to(tl.int64)[:, None] * stride + (H + head) * D + offs_d[None, :]
-        k = tl.load(k_ptrs, mask=mask_nd, other=0.0)
-        v = tl.load(k_ptrs + K * D, mask=mask_nd, other=0.0)
+        offs_k = offs_n.to(tl.int64)[:, None] * stride + (H + head) * D + offs_d[None, :]
+        k = tl.load(qkv + offs_k, mask=mask_nd, other=0.0)
+        v = tl.load(values + offs_k + K * D, mask=mask_nd, other=0.0)
         return k, v, tl.load(visible_until + offs_n, mask=offs_n < T, other=0)
 
     @triton.jit
     @no_type_check
     def _attention_fwd_kernel(
-        qkv, query_indices, visible_until, query_tiles, out, lse, scale, M, T, stride, out_stride,
+        qkv, values, query_indices, visible_until, query_tiles, out, lse, scale, M, T, stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
@@ -166,7 +188,7 @@ if triton is not None:
         )
         for i in range(0, count):
             offs_n = (i + tl.where(i >= before, gap, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(qkv, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             qk = tl.dot(q, tl.trans(k)) * scale
             # A block may hold keys of other branches, and keys behind the query.
             mask_mn = mask_m[:, None] & (offs_n[None, :] <= pos_m[:, None]) & (pos_m[:, None] < until_n[None, :])
@@ -189,8 +211,8 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _attention_bwd_dq_kernel(
-        qkv, grad, attended, lse, query_indices, visible_until, query_tiles, dqkv, delta, scale, scale_log2, M, T,
-        stride, grad_stride, out_stride,
+        qkv, values, grad, attended, lse, query_indices, visible_until, query_tiles, dqkv, delta, scale, scale_log2, M,
+        T, stride, grad_stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
@@ -218,7 +240,7 @@ if triton is not None:
         # The key blocks of the forward pass; P is recomputed from the saved lse.
         for i in range(0, count):
             offs_n = (i + tl.where(i >= before, gap, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(qkv, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             qk = tl.dot(q, tl.trans(k)) * scale_log2
             mask_mn = mask_m[:, None] & (offs_n[None, :] <= pos_m[:, None]) & (pos_m[:, None] < until_n[None, :])
             p = tl.where(mask_mn, tl.exp2(qk - lse_i[:, None]), 0.0)
@@ -230,12 +252,12 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _attention_bwd_dkv_kernel(
-        qkv, grad, lse, delta, query_indices, visible_until, dkv_tasks, partials, scale, scale_log2, T, stride,
-        grad_stride,
+        qkv, values, grad, lse, delta, query_indices, visible_until, dkv_tasks, task_offsets, partials, dqkv, scale,
+        scale_log2, T, stride, grad_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """One task's part of dK and dV, for one key head."""
+        """One task's part of dK and dV, for one key head: all of it if the block has no other task."""
         task, head = tl.program_id(0), tl.program_id(1)
         block, first, end = (
             tl.load(dkv_tasks + 3 * task),
@@ -245,7 +267,7 @@ if triton is not None:
         if first < end:
             offs_d = tl.arange(0, BLOCK_D)
             offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(qkv, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             # Keys stay in registers; the queries that see them stream by. Scores are transposed: keys × rows.
@@ -264,10 +286,16 @@ if triton is not None:
                 dv = tl.dot(p.to(do.dtype), do, dv)
                 ds = p * (tl.dot(v, tl.trans(do)) - delta_i[None, :])
                 dk = tl.dot(ds.to(q.dtype), q, dk)
-            out = partials + (task * K + head).to(tl.int64) * (2 * BLOCK_N * D)
-            offs_nd = tl.arange(0, BLOCK_N)[:, None] * D + offs_d[None, :]
-            tl.store(out + offs_nd, dk * scale, mask=(offs_d < D)[None, :])
-            tl.store(out + BLOCK_N * D + offs_nd, dv, mask=(offs_d < D)[None, :])
+            if tl.load(task_offsets + block + 1) - tl.load(task_offsets + block) == 1:
+                ptrs = dqkv + offs_n.to(tl.int64)[:, None] * ((H + 2 * K) * D) + (H + head) * D + offs_d[None, :]
+                mask_nd = (offs_n < T)[:, None] & (offs_d < D)[None, :]
+                tl.store(ptrs, (dk * scale).to(dqkv.dtype.element_ty), mask=mask_nd)
+                tl.store(ptrs + K * D, dv.to(dqkv.dtype.element_ty), mask=mask_nd)
+            else:
+                out = partials + (task * K + head).to(tl.int64) * (2 * BLOCK_N * D)
+                offs_nd = tl.arange(0, BLOCK_N)[:, None] * D + offs_d[None, :]
+                tl.store(out + offs_nd, dk * scale, mask=(offs_d < D)[None, :])
+                tl.store(out + BLOCK_N * D + offs_nd, dv, mask=(offs_d < D)[None, :])
 
     @triton.jit
     @no_type_check
@@ -276,17 +304,21 @@ if triton is not None:
         K: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
         KEYS: tl.constexpr, UNROLL: tl.constexpr,
     ):  # fmt: skip
-        """dK or dV of some keys of a block, for one head: the partial sums of its tasks, added in task order."""
+        """dK or dV of some keys of a block, for one head: the partial sums of its tasks, added in task order.
+
+        A single task has written its block itself.
+        """
         block, column = tl.program_id(0), tl.program_id(1)  # columns: K heads of keys, then K of values
-        kind, head = column // K, column % K
-        offs_d, offs_n = tl.arange(0, BLOCK_D)[None, :], tl.program_id(2) * KEYS + tl.arange(0, KEYS)[:, None]
-        pos_n = block * BLOCK_N + offs_n
-        mask_nd = (offs_d < D) & (pos_n < T)
-        acc = tl.zeros((KEYS, BLOCK_D), tl.float32)
-        end = tl.load(task_offsets + block + 1)
-        for first in range(tl.load(task_offsets + block), end, UNROLL):
-            for i in tl.static_range(UNROLL):  # unrolled: the loads are issued together, their latencies overlap
-                part = partials + (((first + i) * K + head) * 2 + kind).to(tl.int64) * (BLOCK_N * D)
-                acc += tl.load(part + offs_n * D + offs_d, mask=mask_nd & (first + i < end), other=0.0)
-        out_ptrs = dqkv + pos_n.to(tl.int64) * stride + (H + column) * D + offs_d
-        tl.store(out_ptrs, acc.to(dqkv.dtype.element_ty), mask=mask_nd)
+        begin, end = tl.load(task_offsets + block), tl.load(task_offsets + block + 1)
+        if end - begin != 1:
+            kind, head = column // K, column % K
+            offs_d, offs_n = tl.arange(0, BLOCK_D)[None, :], tl.program_id(2) * KEYS + tl.arange(0, KEYS)[:, None]
+            pos_n = block * BLOCK_N + offs_n
+            mask_nd = (offs_d < D) & (pos_n < T)
+            acc = tl.zeros((KEYS, BLOCK_D), tl.float32)
+            for first in range(begin, end, UNROLL):
+                for i in tl.static_range(UNROLL):  # unrolled: the loads are issued together, their latencies overlap
+                    part = partials + (((first + i) * K + head) * 2 + kind).to(tl.int64) * (BLOCK_N * D)
+                    acc += tl.load(part + offs_n * D + offs_d, mask=mask_nd & (first + i < end), other=0.0)
+            out_ptrs = dqkv + pos_n.to(tl.int64) * stride + (H + column) * D + offs_d
+            tl.store(out_ptrs, acc.to(dqkv.dtype.element_ty), mask=mask_nd)

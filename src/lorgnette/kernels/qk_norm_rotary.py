@@ -31,7 +31,7 @@ def norm_and_rotate(
     num_heads: tuple[int, int],
     out: Float[Tensor, "T _"],
 ) -> None:
-    """Write queries and keys, normed and rotated, and the values into `out`, which may be `qkv` itself.
+    """Write queries and keys, normed and rotated, into `out`, which may be `qkv` itself. Its values are left alone.
 
     weights: of the query heads' norm and of the key heads'. num_heads: (query heads, key-value heads).
     """
@@ -41,14 +41,11 @@ def norm_and_rotate(
         normed = _repeat_by_head(weights, num_heads) * (heads * _compute_rstd(heads, eps))
         (first, second), c, s = normed.chunk(2, -1), cos[:, None], sin[:, None]
         out[:, :end] = torch.cat([first * c - second * s, second * c + first * s], -1).flatten(1)
-        if out is not qkv:
-            out[:, end:] = qkv[:, end:]
         return
-    num_written = H + K if out is qkv else H + 2 * K  # in place, the values are left alone
-    block = min(_BLOCK_HEADS, triton.next_power_of_2(num_written))
-    _norm_rotate_kernel[(len(qkv), triton.cdiv(num_written, block))](
+    block = min(_BLOCK_HEADS, triton.next_power_of_2(H + K))
+    _norm_rotate_kernel[(len(qkv), triton.cdiv(H + K, block))](
         qkv, weights, cos, sin, out, qkv.stride(0), out.stride(0), eps,
-        H=H, K=K, HEADS=num_written, HALF=D // 2, BLOCK_H=block, num_warps=4,
+        H=H, HEADS=H + K, HALF=D // 2, BLOCK_H=block, num_warps=4,
     )  # fmt: skip
 
 
@@ -92,7 +89,7 @@ if triton is not None:
     @no_type_check
     def _norm_rotate_kernel(
         qkv, weights, cos, sin, out, stride, out_stride, eps,
-        H: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
+        H: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr,
     ):  # fmt: skip
         """BLOCK_H heads of one row."""
         row = tl.program_id(0).to(tl.int64)
@@ -104,15 +101,11 @@ if triton is not None:
         second = tl.load(ptrs + HALF, mask=mask_h, other=0.0).to(tl.float32)
         rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
         w = weights + tl.where(offs_h < H, 0, 2 * HALF) + offs_d
-        normed_first = tl.load(w).to(tl.float32) * (first * rstd)
-        normed_second = tl.load(w + HALF).to(tl.float32) * (second * rstd)
+        first, second = tl.load(w).to(tl.float32) * (first * rstd), tl.load(w + HALF).to(tl.float32) * (second * rstd)
         c, s = tl.load(cos + row * HALF + offs_d), tl.load(sin + row * HALF + offs_d)
-        is_value = offs_h >= H + K  # copied as they are
-        first = tl.where(is_value, first, normed_first * c - normed_second * s)
-        second = tl.where(is_value, second, normed_second * c + normed_first * s)
         ptrs = out + row * out_stride + offs_h * (2 * HALF) + offs_d
-        tl.store(ptrs, first.to(out.dtype.element_ty), mask=mask_h)
-        tl.store(ptrs + HALF, second.to(out.dtype.element_ty), mask=mask_h)
+        tl.store(ptrs, (first * c - second * s).to(out.dtype.element_ty), mask=mask_h)
+        tl.store(ptrs + HALF, (second * c + first * s).to(out.dtype.element_ty), mask=mask_h)
 
     @triton.jit
     @no_type_check

@@ -107,8 +107,8 @@ def test_a_layer_that_saves_nothing_computes_the_same(prepared: Prepared) -> Non
     context = decoder.forward(inputs.x, inputs.batch, None)
     layer, plan = decoder.layers[0], inputs.batch.attention_plan
 
-    def attention(qkv: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-        return text_decoder.attention_forward(qkv, plan, layer.num_heads, out)
+    def attention(qkv: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        return text_decoder.attention_forward(qkv, plan, layer.num_heads, out, values)
 
     x1, out, saved = layer.forward(inputs.x, None, context.cos_sin, attention)
     same_x1, same_out, activations = layer.forward(inputs.x, None, context.cos_sin, attention, save=True)

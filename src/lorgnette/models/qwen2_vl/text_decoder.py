@@ -36,8 +36,11 @@ from lorgnette.models.lora_linear import LoraLinear
 from lorgnette.models.model_config import LABELS_PER_CHUNK, TextConfig
 
 CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
-AttentionFn = Callable[[Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None]
-"""attention(qkv, out): queries and keys are rotated; write into `out`, return the log-sum-exp if there is one."""
+AttentionFn = Callable[
+    [Float[Tensor, "T _"], Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None
+]
+"""attention(qkv, values, out): queries and keys are rotated, values are the last columns of `values`, which may be
+`qkv`; write into `out`, return the log-sum-exp if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class DecoderLayer:
         M = len(x) if query_indices is None else len(query_indices)
         dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
-        lse = attention(self.rotate_heads(qkv, cos_sin, save=save), attn_ext[:, : self.o_proj.in_features])
+        lse = attention(self.rotate_heads(qkv, cos_sin, save=save), qkv, attn_ext[:, : self.o_proj.in_features])
         attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
 
         # MLP.
@@ -188,7 +191,9 @@ class DecoderLayer:
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
         da = self.o_proj.complete_input_grad(da_ext, query_dropout)
-        dqkv = attention_backward(da, self.get_rotated(saved.qkv, cos_sin), a, saved.lse, plan, self.num_heads)
+        rotated = self.get_rotated(saved.qkv, cos_sin)
+        dqkv = attention_backward(da, rotated, a, saved.lse, plan, self.num_heads, saved.qkv)
+        del rotated
         self.rotate_heads_backward(dqkv, saved.qkv, cos_sin)
 
         # qkv_proj and the first norm. Tokens that are no queries have only the gradient of their keys and values.
@@ -201,12 +206,15 @@ class DecoderLayer:
         return dx
 
     def rotate_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin, *, save: bool) -> Float[Tensor, "T _"]:
-        """The input of attention, from the projection's output; in place. save: the backward pass will use `qkv`."""
+        """Rotate queries and keys of the projection's output, in place. save: the backward pass will use `qkv`.
+
+        The values of the result are not read.
+        """
         apply_rotary(qkv, *cos_sin, sum(self.num_heads))
         return qkv
 
     def get_rotated(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
-        """The input of attention, from `LayerActivations.qkv`. The rotation backwards needs only this."""
+        """The result of `rotate_heads`, from `LayerActivations.qkv`."""
         return qkv
 
     def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
@@ -357,8 +365,10 @@ class Decoder:
     ) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"], LayerActivations | None]:
         layer, (plan, queries) = self.layers[i], self._select_plan(i, context.inputs)
 
-        def attention(qkv: Float[Tensor, "T _"], out: Float[Tensor, "M _"]) -> Float32[Tensor, "M H"] | None:
-            return attention_forward(qkv, plan, layer.num_heads, out)
+        def attention(
+            qkv: Float[Tensor, "T _"], values: Float[Tensor, "T _"], out: Float[Tensor, "M _"]
+        ) -> Float32[Tensor, "M H"] | None:
+            return attention_forward(qkv, plan, layer.num_heads, out, values)
 
         return layer.forward(x, delta, context.cos_sin, attention, context.dropout, query_indices=queries, save=save)
 

@@ -18,7 +18,7 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
     """One layer's frozen weights with the adapter's factors.
 
     head_norms: of the query heads and of the key heads. `LayerActivations.qkv` is the projection's output, because the
-    norm's backward pass needs it; what attention reads is computed again.
+    norm's backward pass needs it; the heads that attention reads are normed and rotated again.
     """
 
     head_norms: Float[Tensor, "2 D"]
