@@ -25,6 +25,13 @@ from lorgnette.report.predictions import read_predictions
 from lorgnette.report.run_log import RunLog, read_log
 from lorgnette.verification.reference_sample import ReferenceSample
 
+
+def _read_jinja(path: Path) -> None:
+    """It is read where there is no chat_template.json."""
+    (path.parent / "chat_template.json").unlink(missing_ok=True)
+    ChatTemplate.from_folder(path.parent).check()
+
+
 NUM_CASES = 60 if RUNS_ALL else 4
 """Of each file."""
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -43,14 +50,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "vocab.json": lambda path: TextTokenizer.from_folder(path.parent).encode("a red cat"),
     "merges.txt": lambda path: TextTokenizer.from_folder(path.parent).encode("a red cat"),
     "chat_template.json": lambda path: ChatTemplate.from_folder(path.parent).check(),
-    "chat_template.jinja": lambda path: _read_jinja(path),
+    "chat_template.jinja": _read_jinja,
 }
-
-
-def _read_jinja(path: Path) -> None:
-    """It is read where there is no chat_template.json."""
-    (path.parent / "chat_template.json").unlink(missing_ok=True)
-    ChatTemplate.from_folder(path.parent).check()
 
 
 @pytest.fixture(scope="module")
