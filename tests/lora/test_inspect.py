@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.lora.inspect import AdapterReport, inspect_adapter
-from lorgnette.lora.peft_config import CONFIG_FILE
+from lorgnette.lora.peft_config import CONFIG_FILE, PREFIX
 from lorgnette.lora.peft_files import WEIGHTS_FILE, SavedAdapter
 
 Tensors = dict[str, torch.Tensor]
@@ -37,6 +37,17 @@ def rewrite_config(adapter: Path, **values: Any) -> Path:
     config = json.loads((adapter / CONFIG_FILE).read_text())
     (adapter / CONFIG_FILE).write_text(json.dumps(config | values))
     return adapter
+
+
+@pytest.mark.parametrize(("rank", "is_broken"), [(8, False), (6, True)])
+def test_the_rank_of_experts_is_a_multiple(saved: Path, tmp_path: Path, rank: int, is_broken: bool) -> None:
+    adapter = rewrite_config(shutil.copytree(saved, tmp_path / "copy"), target_parameters=["mlp.experts.down_proj"])
+    name = f"{PREFIX}model.language_model.layers.0.mlp.experts"
+    factors = {f"{name}.lora_A.weight": torch.ones(rank, 5), f"{name}.lora_B.weight": torch.ones(5, rank)}
+    report = inspect(rewrite_tensors(adapter, lambda tensors: tensors | factors))
+    assert report.problems == (
+        ("adapter_config.json has rank 4, the tensors have rank 4, 6: files of two adapters",) if is_broken else ()
+    )
 
 
 def test_intact_adapter(saved: Path) -> None:

@@ -141,10 +141,16 @@ def test_plain_peft_loads_ours(
 
 
 def test_ours_loads_plain_pefts(pair: Any, tmp_path: Path, encoded: list[Encoded]) -> None:
-    """PEFT's seven names adapt other modules than ours in some families."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGET_MODULES), init_lora_weights=False)
+    """PEFT's seven names adapt other modules than ours in some families; PEFT can adapt experts too."""
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if pair.family.expert_linears else None
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=list(TARGET_MODULES), target_parameters=experts, init_lora_weights=False
+    )
     theirs = get_peft_model(load_plain(pair), config)
     theirs.save_pretrained(tmp_path)
+    report = inspect_adapter(SavedAdapter.load(tmp_path))
+    assert report.problems == ()
+    assert ("it adapts experts" in str(report.merge_reason)) == bool(experts)
     METADATA.write(tmp_path)
     model = peft_engine.load_base_model(BaseCheckpoint.from_folder(pair.folder), torch.device("cpu"), torch.float32)
     losses = compute_our_losses(pair, peft_engine.load_adapter(model, tmp_path), encoded)

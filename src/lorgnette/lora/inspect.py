@@ -102,9 +102,13 @@ def _check_ranks(config: Mapping[str, Any], factors: Factors) -> tuple[str, ...]
     """Compare the configuration with the tensors."""
     ranks = {tensor.shape["AB".index(side)] for sides in factors.values() for side, tensor in sides.items()}
     find_rank = build_pattern_lookup(config.get("rank_pattern"), config["r"])
+    # The factors of all experts are stored as one pair.
+    experts = tuple({name.rpartition(".")[0] for name in config.get("target_parameters") or ()})
     for module, sides in factors.items():
         rank = find_rank(module.removeprefix(_PREFIX))
-        if any(tensor.shape["AB".index(side)] != rank for side, tensor in sides.items()):
+        found = {tensor.shape["AB".index(side)] for side, tensor in sides.items()}
+        is_multiple = module.removesuffix(".base_layer").endswith(experts) and not any(size % rank for size in found)
+        if found != {rank} and not is_multiple:
             tensor_ranks = ", ".join(map(str, sorted(ranks)))
             return (f"{CONFIG_FILE} has rank {rank}, the tensors have rank {tensor_ranks}: files of two adapters",)
     # PEFT allocates a module of the model that the file lacks before the names are compared.
@@ -133,6 +137,8 @@ def _check_values(factors: Factors, tensors: Mapping[str, torch.Tensor]) -> tupl
 
 def _explain_merge(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Servers like vLLM load plain LoRA of the decoder's linear layers; everything else is safe only when merged."""
+    if any(".experts." in name for name in tensors):
+        return "it adapts experts, which older versions of vLLM leave out without a word"
     if option := find_unsupported_option(config):
         return f"its {CONFIG_FILE} sets {option}"
     for name in tensors:
