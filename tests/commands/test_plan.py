@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tiny_models import write_small_files
 
 from lorgnette import recipes
+from lorgnette.commands.check import check
 from lorgnette.commands.plan import plan
 from lorgnette.config import Settings, load_settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
@@ -45,6 +47,22 @@ def test_a_plan_describes_the_training_that_follows(make_settings: Callable[...,
     assert result.workload.feature_tokens == 6
     assert settings.run is not None
     assert not settings.run.exists()
+
+
+def test_a_plan_and_a_check_need_no_weights(
+    make_settings: Callable[..., Settings], tmp_path: Path, terminal_output: io.StringIO
+) -> None:
+    """And say what becomes of the image size in a model whose image tokens are 32 pixels wide."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_small_files(folder, "qwen3_vl")
+    settings = make_settings(f"model={folder}", "image_size=56")
+    assert plan(settings, console=Console(file=terminal_output, width=200)).memory is not None
+    note = "image_size 56×56 becomes 64×64: an image token of this model has 32×32 pixels"
+    assert f"note       {note}" in terminal_output.getvalue()
+    assert note in check(settings.data.path, settings=settings).setting_advice
+    with pytest.raises(LorgnetteError, match="checkpoint has no weights"):
+        TrainingData.load(settings, Terminal())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +126,7 @@ def test_an_error_of_the_training_is_an_error_of_the_plan(
         ("engine=fast", None),
         ("engine=reference", "as requested"),
         ("device=cpu", "on a CPU"),
-        ("lora.parts=language,merger", "the vision tower is trained (lora.parts)"),
+        ("lora.parts=language,merger", "the fast engine does not train the vision tower (lora.parts)"),
     ],
 )
 def test_the_engine_equals_the_trainings(tiny: Path, word: str, reason: str | None) -> None:
@@ -118,7 +136,7 @@ def test_the_engine_equals_the_trainings(tiny: Path, word: str, reason: str | No
         reason,
     )
     if "parts" in word:
-        with pytest.raises(UsageError, match="the fast engine cannot train this"):
+        with pytest.raises(UsageError, match="the fast engine does not "):
             select_engine(load_settings(None, [word, "engine=fast"]), checkpoint.load_hf_config(), on_gpu=True)
 
 
@@ -140,7 +158,7 @@ def test_prefix_sharing_depends_on_dropout_and_grouping(
     assert result.steps.tokens == getattr(result.layouts, shared if share else "packed")
 
 
-@pytest.mark.parametrize("word", ["device=cpu", "hidden_act"])
+@pytest.mark.parametrize("word", ["device=cpu", "quantization_config"])
 def test_an_unpredictable_run_says_why(
     make_settings: Callable[..., Settings],
     console: Console,
@@ -149,17 +167,27 @@ def test_an_unpredictable_run_says_why(
     tmp_path: Path,
     word: str,
 ) -> None:
-    if word == "hidden_act":
+    if word == "quantization_config":
         changed = shutil.copytree(tiny, tmp_path / "changed")
-        (changed / "config.json").write_text(
-            json.dumps(json.loads((changed / "config.json").read_text()) | {word: "gelu"})
-        )
+        config = json.loads((changed / "config.json").read_text()) | {word: {"bits": 4}}
+        (changed / "config.json").write_text(json.dumps(config))
         word = f"model={changed}"
     result = plan(make_settings(word), console=console)
     assert result.memory is result.workload is None
     assert not result.cards
     assert "memory     memory and time on a GPU are not predicted: " in terminal_output.getvalue()
     assert json.dumps(result.as_dict())
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe", "qwen3_vl"])
+def test_every_family_is_predicted(
+    make_settings: Callable[..., Settings], console: Console, tiny_family: Callable[[str], Path], model_type: str
+) -> None:
+    result = plan(make_settings(f"model={tiny_family(model_type)}"), console=console)
+    assert result.engine == ("fast" if model_type == "qwen3_vl" else "reference")
+    assert result.memory is not None
+    assert result.memory.peak_items["weights"] > 0
+    assert all(card.time for card in result.cards if card.gpu.tflops)
 
 
 def test_a_trained_tower_is_counted(make_settings: Callable[..., Settings], console: Console) -> None:

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorgnette.config import TARGET_MODULES, ProcessorSettings
+from lorgnette.config import TARGET_MODULES, LoraSettings, ProcessorSettings
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.loading import load_decoder
+from lorgnette.engine.packed_attention import build_segments
+from lorgnette.engine.peft_engine import add_adapter, load_base_model
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.model_config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, LayerActivations
-from lorgnette.models.registry import parse_configs
+from lorgnette.models.registry import parse_configs, parse_sizes
 from lorgnette.planning import memory
 from lorgnette.planning.memory import (
     GIB,
@@ -63,7 +65,48 @@ def test_another_run_differs_by_more_than_7_percent(change: dict[str, Any]) -> N
 
 def test_autograd_saves_111_kb_per_token_and_layer() -> None:
     """Counted by saved_tensors_hooks on transformers' modules with PEFT's fp32 adapter."""
-    assert round(memory._count_saved_reference(replace(REFERENCE, has_dropout=False)), -3) == 111_000
+    saved = memory._count_saved_reference(replace(REFERENCE, has_dropout=False))
+    assert round(saved / TEXT.num_layers, -3) == 111_000
+
+
+@pytest.mark.parametrize(("model_type", "tolerance"), [("qwen3_vl", 0.02), ("qwen3_vl_moe", 0.02), ("qwen3_5", 0.05)])
+def test_what_autograd_saves_is_predicted_in_every_kind_of_layer(
+    tiny_family: Callable[[str], Path], model_type: str, tolerance: float
+) -> None:
+    """Counted by saved_tensors_hooks in the layers of the reference engine, on a CPU in bf16."""
+    checkpoint = BaseCheckpoint.from_folder(tiny_family(model_type))
+    model = load_base_model(checkpoint, torch.device("cpu"), torch.bfloat16)
+    lora = LoraSettings(rank=8, dropout=0)
+    decoder = add_adapter(model, checkpoint.family, lora, seed=0).get_base_model().get_submodule("model.language_model")
+    text, vision = parse_sizes(checkpoint.load_hf_config())
+    params = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # alive, so that no address is used twice
+        return tensor
+
+    def count(*_: object) -> None:
+        sizes.append(sum(storage.nbytes() for address, storage in saved.items() if address not in params))
+
+    decoder.layers[0].register_forward_pre_hook(count)
+    decoder.layers[-1].register_forward_hook(count)
+    tokens, width = 256, text.hidden_size
+    context = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with context, torch.autocast("cpu", dtype=torch.bfloat16):
+        decoder(
+            inputs_embeds=torch.randn(1, tokens, width).bfloat16(), attention_mask=None, use_cache=False,
+            position_ids=torch.arange(tokens).expand(3, 1, -1),
+            segments=build_segments([0, tokens], torch.device("cpu")),
+        )  # fmt: skip
+    adapter = AdapterShape.from_settings(text, lora)
+    workload = Workload("reference", adapter, vision, False, tokens, labels=1)
+    # A CPU's attention copies queries, keys and values; it has no tables of cosines of its own.
+    num_full = text.num_layers - (len(text.linear_attention.layers) if text.linear_attention else 0)
+    copies = num_full * 2 * (text.num_heads + 2 * text.num_kv_heads - 2) * text.head_dim
+    predicted = tokens * (memory._count_saved_reference(workload) + copies) + 2 * adapter.num_params
+    assert predicted / (sizes[1] - sizes[0]) == pytest.approx(1, abs=tolerance)
 
 
 @pytest.fixture(params=["qwen2_vl", "qwen3_vl"])

@@ -8,6 +8,7 @@ import pytest
 from lorgnette.config import TARGET_MODULES
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.model_config import TextConfig, VisionConfig
+from lorgnette.models.registry import FAMILIES, parse_sizes
 from lorgnette.planning.memory import Workload
 from lorgnette.planning.throughput import ENGINE_SPEEDS, count_token_flops, count_tower_flops, estimate_time
 from lorgnette.types import Image, ImageGrid
@@ -24,6 +25,16 @@ def test_flops_of_a_token_at_2b() -> None:
     frozen, trained = 28 * (1536 * 2048 + 1536**2 + 3 * 1536 * 8960), 28 * 64 * 41216
     assert count_token_flops(WORKLOAD) == 4 * frozen + 6 * trained
     assert count_token_flops(replace(WORKLOAD, recompute_layers=28)) == 6 * frozen + 8 * trained
+
+
+def test_flops_of_the_experts_that_a_token_passes() -> None:
+    """Qwen3-VL-30B-A3B: 8 of 128 experts, and the router."""
+    size = next(size for size in FAMILIES["qwen3_vl_moe"].sizes if "30B" in size.names[0])
+    text, vision = parse_sizes(size.config)
+    workload = replace(WORKLOAD, adapter=replace(ADAPTER, text=text), vision=vision)
+    attention, experts = 2048 * (2 * 4096 + 2 * 512), 2048 * (128 + 8 * 3 * 768)
+    trained = 48 * 64 * (2 * (2048 + 4096) + 2 * (2048 + 512))
+    assert count_token_flops(workload) == 4 * 48 * (attention + experts) + 6 * trained
 
 
 def test_flops_of_an_image_of_280_by_280() -> None:

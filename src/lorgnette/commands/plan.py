@@ -13,7 +13,7 @@ from lorgnette.commands.arguments import SettingsLike, build_settings
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import UsageError
-from lorgnette.models.registry import find_unsupported_feature
+from lorgnette.models.registry import has_known_sizes
 from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
     GIB,
@@ -182,7 +182,7 @@ def _plan(
     result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
-    if not find_unsupported_feature(config):
+    if has_known_sizes(config):
         workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
         longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from lorgnette.config import Settings
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
-from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_configs
+from lorgnette.models.model_config import LinearAttention
+from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_sizes
 from lorgnette.planning import limits
 from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.types import Encoded, ImageGrid
@@ -67,7 +68,7 @@ class Workload:
         grids: Iterable[ImageGrid],
     ) -> "Workload":
         """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples."""
-        (text, vision), lora = parse_configs(hf_config), settings.lora
+        (text, vision), lora = parse_sizes(hf_config), settings.lora
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
@@ -242,7 +243,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
         "features": 0 if workload.trained_patches else size * workload.feature_tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
     }
-    saved = {"activations": workload.tokens * text.num_layers * _count_saved_reference(workload)}
+    saved = {"activations": workload.tokens * _count_saved_reference(workload)}
     if size == 2:
         saved["adapter in bf16"] = 2 * adapter.num_params  # autocast's copies
     if workload.trained_patches:
@@ -251,7 +252,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
         per_block = 8 * dim + size * (7 * dim + 3 * mlp + 4 * adapter.rank)
         per_block += 3 * dim + mlp if workload.has_dropout else 0  # masks
         saved["vision activations"] = workload.trained_patches * vision.depth * per_block
-    gradients = 12 * text.intermediate_size  # of the MLP's product and its inputs, some of them in fp32
+    gradients = 12 * _count_mlp_width(text)  # of the MLP's product and its inputs, some of them in fp32
     phases = {
         "features": _predict_feature_phase(workload, static["weights"]),
         "loss": static | saved | {"logits": _count_logits_reference(workload, workload.labels)},
@@ -301,21 +302,69 @@ def _count_saved_last_layer(workload: Workload, tokens: int, last_layer_tokens: 
 
 
 def _count_saved_reference(workload: Workload) -> int:
-    """Bytes per token and layer that autograd saves: 111 kB at 2B's shapes and rank 64 (saved_tensors_hooks).
+    """Bytes per token that autograd saves in all layers: 111 kB a layer at 2B's shapes and rank 64
+    (saved_tensors_hooks).
 
-    The norms' inputs in fp32; queries, keys, values and attention output; gate, its silu, up; and for every adapted
-    projection its own cast of the input, with a dropout mask of one byte per value.
+    The norms' inputs in fp32; what attention and the MLP save; and for every adapted projection its own cast of the
+    input, with a dropout mask of one byte per value.
     """
-    text, adapter = workload.text, workload.adapter
-    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    groups = [adapted for group in FUSED_PROJECTIONS if (adapted := adapter.select_adapted(group))]
-    inputs = [adapter.in_features(target) for adapted in groups for target in adapted]
+    text, adapter, size = workload.text, workload.adapter, workload.bytes_per_value
+    linears = adapter.list_adapted_linears()
+    inputs = [in_features for _, in_features in linears.values()]
     casts = sum(inputs)
-    if workload.bytes_per_value == 4 and not workload.has_dropout:  # nothing to cast: projections share their input
-        casts = sum(adapter.in_features(adapted[0]) for adapted in groups)
-    values = 2 * (queries + keys + text.head_dim) + 3 * text.intermediate_size + casts + adapter.rank * len(inputs)
+    if size == 4 and not workload.has_dropout:  # nothing to cast: projections share their input
+        casts = sum({_name_input(name): in_features for name, (_, in_features) in linears.items()}.values())
     masks = sum(inputs) if workload.has_dropout else 0
-    return 8 * text.hidden_size + workload.bytes_per_value * values + queries // text.head_dim * 4 + masks
+    num_linear = len(text.linear_attention.layers) if text.linear_attention else 0
+    attention = (text.num_layers - num_linear) * _count_saved_attention(text, size)
+    if text.linear_attention:
+        attention += num_linear * _count_saved_linear_attention(text.linear_attention, size)
+    layers = text.num_layers * (8 * text.hidden_size + _count_saved_mlp(text, size))
+    return layers + attention + size * (casts + adapter.rank * len(inputs)) + masks
+
+
+def _name_input(linear: str) -> str:
+    """The same for projections of the same input."""
+    parent, _, name = linear.rpartition(".")
+    return parent if name.startswith(("q_", "k_", "v_", "in_proj", "gate_", "up_")) else linear
+
+
+def _count_saved_attention(text: TextConfig, size: int) -> int:
+    """Queries, keys, values, the output and the log-sum-exp; in fp32 the inputs of the norms of q and k; the gate."""
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    norms = 4 * (queries + keys + text.num_heads + text.num_kv_heads) if text.has_qk_norm else 0
+    gate = 2 * size * queries if text.linear_attention else 0
+    return size * 2 * (queries + keys + text.head_dim) + 4 * text.num_heads + norms + gate
+
+
+def _count_saved_linear_attention(linear: LinearAttention, size: int) -> int:
+    """transformers' gated delta rule in PyTorch, in chunks of 64 tokens; counted on a CPU, not measured.
+
+    The convolution's input and output; normed queries and keys, scaled keys and values, decays and products of a chunk
+    in fp32, with casts for its matrix products; a state per chunk; the gated norm.
+    """
+    chunk = 64
+    heads, keys, values = linear.num_value_heads, linear.key_head_dim, linear.value_head_dim
+    convolution = 2 * (2 * linear.key_width + linear.value_width)
+    floats = 3 + 3 * keys + values + 2 * chunk + 3 * keys + 2 * values + 3 * values + 1 + keys * values // chunk
+    casts = 1 + 3 * chunk + 7 * keys + 3 * values + 4 * keys * values // chunk
+    return size * convolution + heads * (4 * floats + size * casts)
+
+
+def _count_saved_mlp(text: TextConfig, size: int) -> int:
+    """Gate, its silu and up; with experts also what they give, weighted, and the router's scores in fp32."""
+    experts = text.experts
+    if experts is None:
+        return size * 3 * text.intermediate_size
+    own = experts.num_active * (3 * experts.intermediate_size + text.hidden_size)
+    shared = 3 * experts.shared_size + text.hidden_size if experts.shared_size else 0
+    return size * (own + shared) + 4 * experts.count + 40 * experts.num_active
+
+
+def _count_mlp_width(text: TextConfig) -> int:
+    """Hidden values of a token, in all MLPs that it passes."""
+    experts = text.experts
+    return experts.num_active * experts.intermediate_size + experts.shared_size if experts else text.intermediate_size
 
 
 def _count_logits_fast(workload: Workload, labels: int) -> int:

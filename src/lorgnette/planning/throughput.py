@@ -1,7 +1,8 @@
 """Estimates how long a run takes, from its operations and an assumed speed. Needs no torch.
 
     4 FLOP per frozen and 6 per trained parameter and token: forward, input gradient, gradient of the factors. Attention
-    is left out for the decoder, where it is below 1 % at the lengths of captions, and counted for the vision tower.
+    is left out for the decoder, where it is below 1 % at the lengths of captions, and counted for the vision tower. The
+    recurrence of linear attention is left out too.
 
 The assumed speed is a share of a GPU's published dense bf16 peak; bench/LOG.md has the measurements. A CPU's speed is
 measured: the one of a matrix product, which no training reaches.
@@ -80,10 +81,17 @@ def measure_matmul_gflops(size: int = 1024, repeats: int = 3) -> float:
 
 
 def count_token_flops(workload: Workload) -> int:
-    """FLOP of one token through forward and backward; a recomputed layer has a second forward."""
-    shapes, trained = workload.text.list_weight_shapes(), workload.adapter.num_params
-    frozen = sum(math.prod(size) for name, size in shapes.items() if name.endswith("_proj.weight"))
-    recomputed = 2 * (frozen + trained) * workload.recompute_layers // workload.text.num_layers
+    """FLOP of one token through forward and backward; a recomputed layer has a second forward.
+
+    Of experts, those that a token passes.
+    """
+    text, trained = workload.text, workload.adapter.num_params
+    matrices = {name: math.prod(shape) for name, shape in text.list_weight_shapes().items() if len(shape) > 1}
+    frozen = sum(count for name, count in matrices.items() if ".layers." in name)
+    if text.experts:
+        idle = text.experts.count - text.experts.num_active
+        frozen -= sum(count for name, count in matrices.items() if ".experts." in name) * idle // text.experts.count
+    recomputed = 2 * (frozen + trained) * workload.recompute_layers // text.num_layers
     return 4 * frozen + 6 * trained + recomputed
 
 
