@@ -31,9 +31,11 @@ def test_figures_come_from_the_shapes(cli: Callable[..., Any]) -> None:
     entries = {entry.names[0]: entry for entry in list_models()}
     small, large = entries["Qwen/Qwen2-VL-2B-Instruct"], entries["Qwen/Qwen2.5-VL-7B-Instruct"]
     assert (small.parameters, large.parameters) == (2_208_985_600, 8_292_166_656)  # as published
+    # transformers' modules on the meta device.
+    assert entries["Qwen/Qwen3.5-4B"].parameters == 4_539_265_536
+    assert entries["Qwen/Qwen3.5-35B-A3B"].parameters == 35_107_181_936
     assert small.engine == "fast"
     assert small.download_bytes == 4_417_971_200
-    assert small.memory_bytes is not None
     assert 1.2 * small.download_bytes < small.memory_bytes < 2 * small.download_bytes
     assert entries["Qwen/Qwen3-VL-30B-A3B-Instruct"].reason == "its experts"
     assert entries["Qwen/Qwen3.5-4B"].engine == "reference"

@@ -14,10 +14,9 @@ from rich.console import Console
 from lorgnette.commands.cache import format_size
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine
-from lorgnette.errors import LorgnetteError
 from lorgnette.hub.models import find_in_cache
 from lorgnette.models.family import ModelSize
-from lorgnette.models.registry import FAMILIES
+from lorgnette.models.registry import FAMILIES, find_unsupported_feature, parse_sizes
 from lorgnette.planning.memory import GIB, EngineName, Workload, predict_memory
 from lorgnette.report.console import Terminal
 from lorgnette.types import Image, ImageGrid
@@ -35,17 +34,16 @@ class ModelEntry:
     """A size of a family.
 
     names: on the hubs, the usual one first. reason: why it runs in the reference engine. download_bytes: the weights in
-    bfloat16. memory_bytes: the peak of a typical run. cached: its names in a hub's cache. What `plan` does not predict
-    is None.
+    bfloat16. memory_bytes: the peak of a typical run. cached: its names in a hub's cache.
     """
 
     family: str
     names: tuple[str, ...]
     engine: EngineName
     reason: str | None
-    parameters: int | None
-    download_bytes: int | None
-    memory_bytes: int | None
+    parameters: int
+    download_bytes: int
+    memory_bytes: int
     cached: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,9 +63,9 @@ def format_models(entries: list[ModelEntry]) -> Iterator[str]:
     yield _format_row("model", "parameters", "disk", "GPU memory", "engine", "cached")
     for entry in entries:
         cells = (
-            "–" if entry.parameters is None else f"{entry.parameters / 1e9:.1f} B",
-            "–" if entry.download_bytes is None else format_size(entry.download_bytes),
-            "–" if entry.memory_bytes is None else f"{entry.memory_bytes / GIB:.1f} GiB",
+            f"{entry.parameters / 1e9:.1f} B",
+            format_size(entry.download_bytes),
+            f"{entry.memory_bytes / GIB:.1f} GiB",
         )
         name, *others = (name.removeprefix(_OWNER) for name in entry.names)
         yield _format_row(name, *cells, entry.engine, _format_cached(entry))
@@ -87,14 +85,11 @@ def list_models(*, cached: bool = True) -> list[ModelEntry]:
 
 def _build_entry(family: str, size: ModelSize) -> ModelEntry:
     settings = Settings()
-    engine, reason = select_engine(settings, size.config, on_gpu=True)
-    try:
-        workload = _build_workload(settings, size, engine)
-    except LorgnetteError:  # as in `plan`: of some models no memory is predicted
-        return ModelEntry(family, size.names, engine, reason, None, None, None)
-    shapes = (workload.text.list_weight_shapes(), workload.vision.list_weight_shapes())
+    engine, _ = select_engine(settings, size.config, on_gpu=True)
+    shapes = (part.list_weight_shapes() for part in parse_sizes(size.config))
     parameters = sum(math.prod(shape) for part in shapes for shape in part.values())
-    memory = predict_memory(workload).peak_bytes
+    memory = predict_memory(_build_workload(settings, size, engine)).peak_bytes
+    reason = find_unsupported_feature(size.config)
     return ModelEntry(family, size.names, engine, reason, parameters, _BYTES_PER_VALUE * parameters, memory)
 
 
@@ -129,6 +124,7 @@ def _list_notes(entries: list[ModelEntry]) -> list[str]:
             families = reasons.setdefault(entry.reason, [])
             families += [entry.family] if entry.family not in families else []
     return [
+        "disk        the weights in bfloat16",
         f"GPU memory  LoRA of rank {settings.lora.rank} in bfloat16, {NUM_IMAGES} images of {height}×{width},",
         f"            {settings.train.batch_size} examples a step with {TEXT_TOKENS} tokens of text: predicted",
         *(f"reference   because of {reason}: {', '.join(names)}" for reason, names in reasons.items()),
