@@ -267,13 +267,15 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
 def _predict_feature_phase(workload: Workload, weights: int) -> Items:
     """The tower's peak in one block: x, its norm, then q, k, v or the MLP (which transformers' modules copy)."""
     vision, size = workload.vision, workload.bytes_per_value
-    copies = 1 if workload.engine == "fast" else 3
+    shapes = vision.list_weight_shapes()
+    inputs = 2 if "model.visual.blocks.0.mlp.gate_proj.weight" in shapes else 1
+    copies = inputs if workload.engine == "fast" else 3
     widest = 2 * vision.embed_dim + max(3 * vision.embed_dim, copies * vision.intermediate_size) + vision.patch_dim
     tokens = 0 if workload.trained_patches else workload.feature_tokens
     patches = min(limits.MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
         "weights": weights,
-        "vision tower": size * _count_params(vision.list_weight_shapes()),
+        "vision tower": size * _count_params(shapes),
         "patches": size * patches * widest,
         "features": size * tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
@@ -284,11 +286,13 @@ def _count_saved_fast(workload: Workload) -> int:
     """Bytes per token of `LayerActivations` in text_decoder.py, for every layer but the last.
 
     x0, qkv, attention output, x1, gate_up and u of every adapted projection; in fp32 two norms' scales and the LSE.
+    Where heads are normed, qkv before that too.
     """
     text, adapter = workload.text, workload.adapter
     queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     columns = sum(adapter.count_columns(group) for group in FUSED_PROJECTIONS)
-    values = 2 * text.hidden_size + (queries + 2 * keys) + queries + 2 * text.intermediate_size + columns
+    qkv = (1 + text.has_qk_norm) * (queries + 2 * keys)
+    values = 2 * text.hidden_size + qkv + queries + 2 * text.intermediate_size + columns
     return workload.bytes_per_value * values + 4 * (2 + text.num_heads)
 
 
@@ -296,7 +300,7 @@ def _count_saved_last_layer(workload: Workload, tokens: int, last_layer_tokens: 
     """Bytes of the last layer: x0 and qkv of every token, the rest only of those that predict a label."""
     text = workload.text
     columns = workload.adapter.count_columns(FUSED_PROJECTIONS[0])
-    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    qkv = (1 + text.has_qk_norm) * (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     every_token = workload.bytes_per_value * (text.hidden_size + qkv + columns) + 4
     return tokens * every_token + last_layer_tokens * (_count_saved_fast(workload) - every_token)
 
