@@ -123,6 +123,8 @@ SLOW = [
     "tests/processing/test_processor.py::test_a_cache_with_too_small",
     "tests/processing/test_processor.py::test_known_image_sizes",
     "tests/processing/test_processor.py::test_labels_are_exactly",
+    "tests/processing/test_processor.py::test_every_family_has",
+    "tests/processing/test_processor.py::test_what_a_model_does",
     "tests/processing/test_template_sandbox.py",
     "tests/inference/test_decode.py",
     "tests/lora/test_merge.py",
