@@ -86,6 +86,7 @@ def test_what_qwen3s_decoder_does_not_compute_is_named(
         ("qwen3_vl", "vision_config", {"num_heads": 3}, "3 vision heads with an embedding width of 32"),
         ("qwen3_vl", "vision_config", {"deepstack_visual_indexes": [1, 9]}, "deepstack_visual_indexes [1, 9]"),
         ("qwen3_vl_moe", "vision_config", {"deepstack_visual_indexes": [1, 1]}, "deepstack_visual_indexes [1, 1]"),
+        ("qwen3_5_moe", None, {"text_config": None}, "text_config is missing"),
         ("qwen3_5", "vision_config", {"out_hidden_size": 48}, "image features of 48 with a hidden size of 64"),
     ],
 )
@@ -104,6 +105,20 @@ def test_sizes_that_do_not_go_together_are_refused_before_any_engine(
     with pytest.raises(LorgnetteError, match=re.escape(f"config.json cannot be used: {reason}")) as caught:
         BaseCheckpoint.from_folder(tmp_path, needs_weights=False)
     assert caught.value.where == str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("root", "text", "is_tied"), [(None, True, True), (False, True, False), (True, False, True), (None, None, False)]
+)
+def test_the_root_says_first_whether_the_output_layer_is_tied(
+    tiny_family: Callable[[str], Path], root: bool | None, text: bool | None, is_tied: bool
+) -> None:
+    """As transformers reads it; its class default of Qwen3-VL-MoE's text_config is another one than the root's."""
+    config = json.loads((tiny_family("qwen3_vl") / "config.json").read_text())
+    for section, value in ((config, root), (config["text_config"], text)):
+        section.pop("tie_word_embeddings")
+        section.update({} if value is None else {"tie_word_embeddings": value})
+    assert parse_sizes(config)[0].tie_word_embeddings == is_tied
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

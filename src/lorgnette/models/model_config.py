@@ -25,9 +25,10 @@ _TEXT_LIMITS: _Limits = {
     "hidden_size": (1, 2**16), "num_hidden_layers": (1, 512), "num_attention_heads": (1, 1024),
     "num_key_value_heads": (1, 1024), "head_dim": (1, 2**12), "intermediate_size": (1, 2**18), "vocab_size": (1, 2**22),
     "max_position_embeddings": (1, 2**32), "rms_norm_eps": (1e-12, 1.0), "rope_theta": (1.0, 1e12),
-    "num_experts": (1, 2**14), "num_local_experts": (1, 2**14), "num_experts_per_tok": (1, 2**14), "moe_intermediate_size": (1, 2**18),
-    "shared_expert_intermediate_size": (1, 2**18), "linear_num_key_heads": (1, 1024),
-    "linear_num_value_heads": (1, 1024), "linear_key_head_dim": (1, 2**12), "linear_value_head_dim": (1, 2**12),
+    "num_experts": (1, 2**14), "num_local_experts": (1, 2**14), "num_experts_per_tok": (1, 2**14),
+    "moe_intermediate_size": (1, 2**18), "shared_expert_intermediate_size": (1, 2**18),
+    "linear_num_key_heads": (1, 1024), "linear_num_value_heads": (1, 1024),
+    "linear_key_head_dim": (1, 2**12), "linear_value_head_dim": (1, 2**12),
     "linear_conv_kernel_dim": (1, 2**10), "full_attention_interval": (1, 512),
 }  # fmt: skip
 _MAX_DEPTH = 512
@@ -211,8 +212,15 @@ def read_text_sizes(config: HfConfig) -> dict[str, Any]:
         "rms_norm_eps": float(tree["rms_norm_eps"]),
         "rope_theta": float(rope["rope_theta"] if "rope_theta" in rope else tree["rope_theta"]),
         "mrope_section": tuple(map(int, rope["mrope_section"])),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings") or tree.get("tie_word_embeddings")),
+        "tie_word_embeddings": has_tied_embeddings(config),
     }
+
+
+def has_tied_embeddings(config: HfConfig) -> bool:
+    """Whether the output layer is the embedding. transformers reads the key at the root; older files have it in
+    text_config alone."""
+    tied = config.get("tie_word_embeddings")
+    return bool(get_text_section(config).get("tie_word_embeddings") if tied is None else tied)
 
 
 def read_num_experts(tree: HfConfig) -> int:

@@ -75,6 +75,8 @@ def find_contradiction(hf_config: HfConfig) -> str | None:
 
 
 def _list_contradictions(hf_config: HfConfig) -> Iterator[str]:
+    if not (hf_config.get("text_config") or _import_config(hf_config).CAN_BE_FLAT):
+        yield "text_config is missing"  # transformers would build the largest model of the family
     if model_config.has_sliding_layers(model_config.get_text_section(hf_config)):
         yield "sliding-window attention is not supported"
     if has_known_sizes(hf_config):

@@ -21,6 +21,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_tensor_entries
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
+from lorgnette.models.model_config import has_tied_embeddings
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 NUM_READERS = 4
@@ -49,9 +50,7 @@ def index_tensors(checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path in checkpoint.weight_files:
         tensors |= {convert_weight_name(name): entry for name, entry in _read_header(path, checkpoint).items()}
-    config = checkpoint.load_hf_config()
-    is_tied = config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
-    if is_tied and EMBEDDING in tensors:
+    if has_tied_embeddings(checkpoint.load_hf_config()) and EMBEDDING in tensors:
         tensors[LM_HEAD] = tensors[EMBEDDING]
     return tensors
 

@@ -11,6 +11,7 @@ from lorgnette.models.model_config import (
 )
 
 VISION_WIDTH_KEY = "hidden_size"
+CAN_BE_FLAT = True
 
 
 def parse_text_config(config: HfConfig) -> TextConfig:

@@ -11,6 +11,7 @@ from lorgnette.models.model_config import (
 )
 
 VISION_WIDTH_KEY = "embed_dim"
+CAN_BE_FLAT = True
 _DEFAULT_MLP_RATIO = 4  # transformers' default
 
 

@@ -6,6 +6,7 @@ from lorgnette.models.model_config import HfConfig, LinearAttention, TextConfig,
 from lorgnette.models.qwen3_vl import config as qwen3_vl
 
 VISION_WIDTH_KEY = qwen3_vl.VISION_WIDTH_KEY
+CAN_BE_FLAT = False
 _DEFAULT_INTERVAL = 4  # transformers' default
 
 

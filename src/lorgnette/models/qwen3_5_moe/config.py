@@ -8,6 +8,7 @@ from lorgnette.models.qwen3_vl import config as qwen3_vl
 from lorgnette.models.qwen3_vl_moe.config import parse_experts
 
 VISION_WIDTH_KEY = qwen3_vl.VISION_WIDTH_KEY
+CAN_BE_FLAT = False
 
 
 def parse_text_config(config: HfConfig) -> TextConfig:

@@ -15,6 +15,7 @@ from lorgnette.models.model_config import (
 )
 
 VISION_WIDTH_KEY = "hidden_size"
+CAN_BE_FLAT = False
 
 
 def parse_text_config(config: HfConfig, model_type: str = "qwen3_vl") -> TextConfig:

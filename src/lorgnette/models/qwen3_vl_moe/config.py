@@ -13,6 +13,7 @@ from lorgnette.models.model_config import (
 from lorgnette.models.qwen3_vl import config as qwen3_vl
 
 VISION_WIDTH_KEY = qwen3_vl.VISION_WIDTH_KEY
+CAN_BE_FLAT = False
 
 
 def parse_text_config(config: HfConfig) -> TextConfig:
