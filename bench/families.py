@@ -134,9 +134,10 @@ def compare_shares(models: dict[str, Any]) -> dict[str, Any]:
         name: {
             step: model[step]["share_of_ceiling_by_rows"] * model["ceiling_tflops"] / ceiling
             for step in ("step_small", "step_large")
-            if "share_of_ceiling_by_rows" in model.get(step, {})
+            if model.get(step, {}).get("share_of_ceiling_by_rows")
         }
         for name, model in models.items()
+        if model.get("ceiling_tflops")
     }
     return {"ceiling_tflops": ceiling, "shares": shares}
 

@@ -17,6 +17,10 @@ from PIL import Image
 from lorgnette import __version__, recipes
 from lorgnette.config import LoraSettings, ProcessorSettings
 from lorgnette.inference.sampling import SamplingParams
+from lorgnette.io.parse import read_tensor_entries
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import parse_configs
+from lorgnette.models.weight_loader import index_tensors
 from lorgnette.processing.processor import Processor
 
 ROOT = Path(__file__).parents[1]
@@ -269,6 +273,34 @@ def test_generated_photographs_are_distinct(monkeypatch: pytest.MonkeyPatch, tmp
     images = [(tmp_path / "made" / row.split(",")[0]).read_bytes() for row in rows]
     assert len(set(images)) == len(set(rows)) == 4
     assert Image.open(io.BytesIO(images[0])).size in check_speed.SIZES
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL-7B", "Qwen3-VL-8B"])
+def test_a_job_has_the_models_own_files(
+    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """In several files, every weight under the hub's name and of its shape."""
+    job = load("job")
+    monkeypatch.setattr(job, "MAX_FILE_BYTES", 200_000)
+    job.make_model(tmp_path / "model", job.BUILT_IN, name, tiny=True)
+    checkpoint = BaseCheckpoint.from_folder(tmp_path / "model")
+    assert len(checkpoint.weight_files) > 1
+    text, vision = parse_configs(checkpoint.load_hf_config())
+    stored = {name: entry.shape for name, entry in index_tensors(checkpoint).items()}
+    assert stored == text.list_weight_shapes() | vision.list_weight_shapes()
+    names = {name for path in checkpoint.weight_files for name in read_tensor_entries(path)}
+    assert ("visual.patch_embed.proj.weight" in names) == (name == "Qwen2.5-VL-7B")
+
+
+def test_shares_of_models_are_of_one_ceiling(load: Callable[[str], ModuleType]) -> None:
+    models = {
+        name: {"ceiling_tflops": ceiling, "step_large": {"share_of_ceiling_by_rows": 0.5}}
+        for name, ceiling in (("a", 700.0), ("b", 800.0), ("c", 750.0))
+    } | {"d": {"failed": "exit status 1"}}
+    compared = load("families").compare_shares(models)
+    assert compared["ceiling_tflops"] == 750
+    assert compared["shares"]["b"]["step_large"] == pytest.approx(0.5 * 800 / 750)
+    assert load("families").compare_shares({"d": {"failed": "exit status 1"}}) == {}
 
 
 def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
