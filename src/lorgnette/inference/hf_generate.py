@@ -87,7 +87,11 @@ class _ProbabilityRecorder:
 
 
 def _pad_batch(encoded: Sequence[Encoded], processor: Processor, device: torch.device) -> dict[str, Any]:
-    """The batch as transformers' `generate` takes it, padded on the left: [B, L] ids, mask, token types; patches."""
+    """The batch as transformers' `generate` takes it, padded on the left: [B, L] ids, mask, token types; patches.
+
+    Attention masks the padding, and linear attention reads zeros there: an answer is that of its prompt alone. Without
+    token types Qwen2.5-VL would count images as text, silently.
+    """
     longest = max(len(e.input_ids) for e in encoded)
     control_tokens = processor.tokenizer.control_tokens
     ids = np.full((len(encoded), longest), control_tokens[ENDOFTEXT_TOKEN], np.int64)
