@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from lorgnette.errors import LorgnetteError
@@ -171,6 +172,17 @@ def test_a_model_that_would_fill_the_memory_is_refused(copy: Path, change: dict[
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | change))
     assert load_broken(copy).message.startswith(message)
+
+
+def test_integer_weights_need_a_quantization_config(copy: Path) -> None:
+    """transformers would take the integers for values."""
+    weights, config = copy / "model.safetensors", copy / "config.json"
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name].to(torch.int8)}, weights)
+    assert load_broken(copy).message.endswith(f"{name} is stored as I8, without quantization_config in config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 8}}))
+    BaseCheckpoint.from_folder(copy)
 
 
 def test_a_model_without_sizes_is_not_transformers_largest(copy: Path) -> None:

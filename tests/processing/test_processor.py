@@ -400,3 +400,13 @@ def test_tokens_of_a_newer_model_come_from_its_tokenizer_json(files: Callable[[s
         shutil.copy(files("qwen2_vl") / name, folder)
     with pytest.raises(LorgnetteError, match=r"tokenizer\.json is missing; the tokens of this model"):
         Processor.from_folder(folder, ProcessorSettings())
+
+
+def test_an_image_token_of_another_tokenizer_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """transformers would find no image in any prompt."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    Processor.from_folder(folder, ProcessorSettings())
+    (folder / "config.json").write_text(json.dumps(config | {"image_token_id": 5}))
+    with pytest.raises(LorgnetteError, match=r"image_token_id is 5, but <\|image_pad\|> is"):
+        Processor.from_folder(folder, ProcessorSettings())

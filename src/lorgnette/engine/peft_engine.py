@@ -161,8 +161,13 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a broken config.json or weight file raises nearly anything in there
-        message = f"weights cannot be loaded: {str(error).strip().splitlines()[0]}"
-        raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN) from error
+        first, *others = str(error).strip().splitlines()
+        reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
+        is_quantized = "quantization_config" in checkpoint.load_hf_config()
+        hint = "use the model's checkpoint without quantization" if is_quantized else DOWNLOAD_AGAIN
+        raise LorgnetteError(
+            f"weights cannot be loaded: {' '.join(reason.split())}", where=str(checkpoint.folder), hint=hint
+        ) from error
     mismatches = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(name for name in info["unexpected_keys"] if not name.startswith(family.ignored_weights)),

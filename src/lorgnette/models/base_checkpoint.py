@@ -2,12 +2,13 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
-from lorgnette.io.parse import read_config, read_tensor_entries
+from lorgnette.io.parse import TensorEntry, read_config, read_tensor_entries
 from lorgnette.models.family import Family, convert_weight_name
 from lorgnette.models.registry import (
     HfConfig,
@@ -19,6 +20,7 @@ from lorgnette.models.registry import (
     parse_configs,
 )
 
+FLOATING_DTYPES = ("BF16", "F16", "F32", "F64")
 _SAMPLE_BYTES = 256
 _MAX_NEW_VALUES = 2**26
 """Values that a model may have beyond its files': loading it then says which weights are missing."""
@@ -55,7 +57,9 @@ class BaseCheckpoint:
         faults, num_values = [], 0
         for path in files:
             try:
-                num_values += sum(math.prod(entry.shape) for entry in read_tensor_entries(path).values())
+                entries = read_tensor_entries(path)
+                num_values += sum(math.prod(entry.shape) for entry in entries.values())
+                faults += [] if "quantization_config" in hf_config else _list_integer_weights(entries)
             except LorgnetteError as error:
                 faults.append(f"{path.name} {error.message}")
         if faults:
@@ -100,6 +104,12 @@ class BaseCheckpoint:
         """The hub's commit if the folder is in a hub's cache (…/snapshots/COMMIT), else None."""
         folder = self.folder.resolve()
         return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _list_integer_weights(entries: Mapping[str, TensorEntry]) -> list[str]:
+    """The first of them: transformers would take its integers for values."""
+    kinds = [(name, entry.dtype) for name, entry in entries.items() if entry.dtype not in FLOATING_DTYPES]
+    return [f"{name} is stored as {dtype}, without quantization_config in config.json" for name, dtype in kinds[:1]]
 
 
 def _list_weight_files(folder: Path) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ from lorgnette.config import ProcessorSettings
 from lorgnette.data import check_aspect, read_image_size
 from lorgnette.data.box_notation import TextBox
 from lorgnette.errors import LorgnetteError
+from lorgnette.io.parse import read_config, shorten
 from lorgnette.models.family import Family
 from lorgnette.models.registry import import_positions, read_family
 from lorgnette.processing.boxes import BoxConvention, ImageSize, has_boxes, join_pieces, parse_boxes, write_boxes
@@ -57,6 +58,7 @@ class _Segment(NamedTuple):
 _END = _Beginning((), is_learned=False)
 """Behind the last segment there is no answer."""
 _THOUGHT = re.compile("</?think>")
+_HINT = "use config.json and the tokenizer of one checkpoint"
 
 
 @dataclass(eq=False)
@@ -92,6 +94,7 @@ class Processor:
         """The processor of a checkpoint's folder. Raises LorgnetteError naming the file that is missing or broken."""
         family = read_family(folder)
         tokenizer = TextTokenizer.from_folder(folder, needs_json=family.needs_tokenizer_json)
+        _check_image_token(folder, tokenizer)
         chat_template = ChatTemplate.from_folder(folder, family.template_options)
         chat_template.check()
         image_processor = ImageProcessor.from_folder(folder, settings)
@@ -317,6 +320,15 @@ class Processor:
 
 def _has_loss(labels: Iterable[Int32[np.ndarray, " _"]]) -> bool:
     return any((part != IGNORE_INDEX).any() for part in labels)
+
+
+def _check_image_token(folder: Path, tokenizer: TextTokenizer) -> None:
+    """Raise LorgnetteError if config.json says that images stand at another token than the tokenizer's."""
+    path, id_ = folder / "config.json", tokenizer.control_tokens[IMAGE_TOKEN]
+    stated = read_config(path, _HINT).get("image_token_id", id_)
+    if stated != id_:
+        message = f"image_token_id is {shorten(repr(stated))}, but {IMAGE_TOKEN} is {id_} in the tokenizer's files"
+        raise LorgnetteError(message, where=str(path), hint=_HINT)
 
 
 def _join_texts(first: Pieces, second: Pieces) -> Pieces:
