@@ -19,6 +19,7 @@ from lorgnette.config import Settings, load_settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import parse_configs
 from lorgnette.planning.gpus import GPU_NAMES
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
 from lorgnette.report.console import Terminal
