@@ -22,7 +22,7 @@ from lorgnette import data, recipes
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Example, Problem
 
-NUM_CASES = 600 if RUNS_ALL else 22
+NUM_CASES = 702 if RUNS_ALL else 26
 NUM_ROWS = 3
 
 
@@ -59,6 +59,23 @@ def write_coco(folder: Path, images: list[str]) -> Path:
     files = [{"id": i, "file_name": name} for i, name in enumerate(images)]
     captions = [{"id": i, "image_id": i, "caption": f"caption {i}"} for i in range(len(images))]
     path.write_text(json.dumps({"images": files, "annotations": captions}))
+    return path
+
+
+def write_instances(folder: Path, images: list[str]) -> Path:
+    path = folder / "instances.json"
+    files = [{"id": i, "file_name": name} for i, name in enumerate(images)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 9, 9], "iscrowd": 0} for i in range(len(images))]
+    path.write_text(json.dumps({"images": files, "annotations": boxes, "categories": [{"id": 1, "name": "a car"}]}))
+    return path
+
+
+def write_objects(folder: Path, images: list[str]) -> Path:
+    path = folder / "boxes.jsonl"
+    objects = {"ref": ["a cat"], "bbox": [[1, 2, 9, 9]], "bbox_type": "real", "image_id": [0]}
+    turns = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "<ref-object><bbox>"}]
+    records = [{"messages": turns, "images": [name], "objects": objects} for name in images]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
@@ -119,7 +136,7 @@ def write_image(folder: Path, images: list[str]) -> Path:
 
 WRITERS: list[Callable[[Path, list[str]], Path]] = [
     write_csv, write_tsv, write_json, write_coco, write_karpathy, write_jsonl, write_tar, write_zip, write_parquet,
-    write_info, write_image,
+    write_info, write_image, write_instances, write_objects,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import lorgnette
 from lorgnette.errors import LorgnetteError
+from lorgnette.models.registry import FAMILIES
 
 NUM_CASES = 200 if RUNS_ALL else 8
 MODEL_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "chat_template.json", "vocab.json")
@@ -74,8 +75,11 @@ def damage_model(rng: random.Random, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(0, NUM_CASES, 2))
-def test_a_damaged_model(seed: int, use: Callable[..., str | None], tiny: Path, tmp_path: Path) -> None:
-    damage_model(random.Random(seed), shutil.copytree(tiny, tmp_path / "model"))
+def test_a_damaged_model(
+    seed: int, use: Callable[..., str | None], tiny_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = tiny_family(list(FAMILIES)[seed // 2 % len(FAMILIES)])
+    damage_model(random.Random(seed), shutil.copytree(model, tmp_path / "model"))
     use(model=tmp_path / "model")
 
 
