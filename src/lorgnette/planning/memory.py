@@ -286,13 +286,11 @@ def _count_saved_fast(workload: Workload) -> int:
     """Bytes per token of `LayerActivations` in text_decoder.py, for every layer but the last.
 
     x0, qkv, attention output, x1, gate_up and u of every adapted projection; in fp32 two norms' scales and the LSE.
-    Where heads are normed, qkv before that too.
     """
     text, adapter = workload.text, workload.adapter
     queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     columns = sum(adapter.count_columns(group) for group in FUSED_PROJECTIONS)
-    qkv = (1 + text.has_qk_norm) * (queries + 2 * keys)
-    values = 2 * text.hidden_size + qkv + queries + 2 * text.intermediate_size + columns
+    values = 2 * text.hidden_size + (queries + 2 * keys) + queries + 2 * text.intermediate_size + columns
     return workload.bytes_per_value * values + 4 * (2 + text.num_heads)
 
 
@@ -300,7 +298,7 @@ def _count_saved_last_layer(workload: Workload, tokens: int, last_layer_tokens: 
     """Bytes of the last layer: x0 and qkv of every token, the rest only of those that predict a label."""
     text = workload.text
     columns = workload.adapter.count_columns(FUSED_PROJECTIONS[0])
-    qkv = (1 + text.has_qk_norm) * (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     every_token = workload.bytes_per_value * (text.hidden_size + qkv + columns) + 4
     return tokens * every_token + last_layer_tokens * (_count_saved_fast(workload) - every_token)
 

@@ -18,7 +18,7 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
     """One layer's frozen weights with the adapter's factors.
 
     head_norms: of the query heads and of the key heads. `LayerActivations.qkv` is the projection's output, because the
-    norm's backward pass needs it; the normed and rotated heads are kept beside it.
+    norm's backward pass needs it; the heads that attention reads are normed and rotated again.
     """
 
     head_norms: Float[Tensor, "2 D"]
@@ -33,6 +33,9 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
         out = torch.empty_like(qkv) if save else qkv
         norm_and_rotate(qkv, self.head_norms, self.config.rms_norm_eps, *cos_sin, self.num_heads, out)
         return out
+
+    def get_rotated(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+        return self.rotate_heads(qkv, cos_sin, save=True)
 
     def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
         norm_and_rotate_backward(dqkv, qkv, self.head_norms, self.config.rms_norm_eps, *cos_sin, self.num_heads)
