@@ -62,6 +62,7 @@ def split(*parts: TurnPart, unit: TextBoxUnit = "pixels", images: int = 1) -> tu
 def test_texts_are_split_at_their_boxes() -> None:
     assert split(f"There: {NAMED}{MARKED}, and so on") == ("There: ", Box(BOX.corners, "a cat"), ", and so on")
     assert split(MARKED, unit="thousandths") == (Box((0.012, 0.034, 0.056, 0.078), unit="sides"),)
+    assert split(NAMED, unit="thousandths") == (Box((), "a cat"),)
     assert split("(12,34),(56,78)") == ("(12,34),(56,78)",)
 
 
@@ -101,13 +102,13 @@ def test_a_file_is_read_with_the_unit_of_its_texts(tmp_path: Path) -> None:
 
 def test_prepare_writes_the_boxes_of_texts_as_objects(tmp_path: Path, make_image: Callable[..., Path]) -> None:
     names = [make_image(f"{i}.png", (i, 0, 0), size=(640, 480)).name for i in range(4)]
-    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": MARKED}]
+    turns = [{"role": "user", "content": f"Find {NAMED}."}, {"role": "assistant", "content": MARKED}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"messages": turns, "images": [name]}) + "\n" for name in names))
     result = prepare(path, tmp_path / "out", text_boxes="thousandths", export_format="swift", holdout=1)
     record = json.loads(result.all_path.read_text().splitlines()[0])
     assert record["messages"][1]["content"] == "<bbox>"
-    assert record["objects"] == {"ref": [], "bbox": [[0.012, 0.034, 0.056, 0.078]], "bbox_type": "norm1"}
+    assert record["objects"] == {"ref": ["a cat"], "bbox": [[0.012, 0.034, 0.056, 0.078]], "bbox_type": "norm1"}
     assert isinstance(row := next(iter(read(result.train_path))), Example)
     assert row.boxes == (Box((0.012, 0.034, 0.056, 0.078), unit="sides"),)
 

@@ -87,7 +87,8 @@ def _split_parts(parts: Sequence[TurnPart], unit: TextBoxUnit) -> tuple[TurnPart
             continue
         end = 0
         for box, start, stop in find_boxes(part):
-            result += [part[end:start], box if unit == "pixels" else _to_sides(box)]
+            is_in_pixels = unit == "pixels" or not box.corners  # a name alone has no unit
+            result += [part[end:start], box if is_in_pixels else _to_sides(box)]
             has_json, end = has_json or part[start] == "{", stop
         result.append(part[end:])
     return drop_list_separators(merge_parts(result)) if has_json else merge_parts(result)
