@@ -20,7 +20,11 @@ def draw_boxes(image: Image.Image, boxes: Sequence[PixelBox], size: tuple[int, i
     scale = copy.width / size[0], copy.height / size[1]
     for number, box in enumerate(boxes):
         color = _COLORS[number % len(_COLORS)]
-        edges = [corner * scale[i % 2] for i, corner in enumerate(box.corners)]
+        # Just outside at most: Pillow would walk along a line of a billion pixels.
+        edges = [
+            min(max(corner * scale[i % 2], -3 * width), copy.size[i % 2] + 3 * width)
+            for i, corner in enumerate(box.corners)
+        ]
         if len(edges) == 2:
             pen.circle(edges, 2 * width + 1, fill=color, outline="white")
             continue
