@@ -252,16 +252,17 @@ def test_a_broken_box_is_a_problem_of_its_image(
     [
         ("annotations", 1, {"image_id": 99}, "annotation 2 has image_id 99, which is not among the images"),
         ("annotations", 1, {"iscrowd": "1"}, "annotation 2 has iscrowd '1', which is not 0 or 1"),
+        ("annotations", 1, 5, "annotation 2 is a number, not an object"),
         ("categories", 1, {"id": 3}, "category 3 has several names: 'car' and 'person'"),
         ("categories", 0, {"name": " "}, "category 1 has no id or no name"),
         ("categories", 0, {"name": 5}, "category 1 has no id or no name"),
     ],
 )
 def test_a_file_whose_boxes_are_not_clear_is_refused(
-    write_file: Callable[..., Path], key: str, number: int, change: dict[str, Any], message: str
+    write_file: Callable[..., Path], key: str, number: int, change: Any, message: str
 ) -> None:
     value = json.loads(json.dumps(INSTANCES))
-    value[key][number] |= change
+    value[key][number] = value[key][number] | change if isinstance(change, dict) else change
     with pytest.raises(LorgnetteError, match=message) as caught:
         list(read(write_file(value, name="instances.json")))
     assert "instances.json" in str(caught.value.where)

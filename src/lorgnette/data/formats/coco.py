@@ -125,7 +125,7 @@ def _read_instances(
     by_image: dict[int | str, list[Mapping[str, Any]]] = {}
     crowds: list[object] = []
     for number, annotation in enumerate(annotations, start=1):
-        record = _require_object(annotation, f"annotation {number}")
+        record = _require_object(annotation, f"annotation {number}", counter.source)
         image_id = record.get("image_id")
         if not isinstance(image_id, int | str) or image_id not in known:
             message = f"annotation {record.get('id', number)} has image_id {image_id!r}, which is not among the images"
@@ -234,9 +234,12 @@ def _require_list(value: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     return items
 
 
-def _require_object(value: object, name: str) -> Mapping[str, Any]:
+def _require_object(value: object, name: str, path: Path | None = None) -> Mapping[str, Any]:
+    """path: the file, for an error that is about all of it."""
+    where = path and str(path)
     if isinstance(value, BrokenRow):
-        raise LorgnetteError(f"{name}: {value.message}", hint="remove one of the two")
+        raise LorgnetteError(f"{name}: {value.message}", where=where, hint="remove one of the two")
     if not isinstance(value, dict):
-        raise LorgnetteError(f"{name} is {describe_type(value)}, not an object", hint="correct or remove it")
+        message = f"{name} is {describe_type(value)}, not an object"
+        raise LorgnetteError(message, where=where, hint="correct or remove it")
     return value
