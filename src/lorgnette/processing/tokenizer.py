@@ -141,8 +141,7 @@ class TextTokenizer:
         return len(ids) - is_end[::-1].index(True) if True in is_end else 0
 
     def decode_each(self, ids: Iterable[int]) -> list[str]:
-        """What each token adds to `decode`'s text, but for line breaks behind a thought. A character in several tokens
-        is its last one's."""
+        """What each token adds to `decode`'s text. A character in several tokens is its last one's."""
         ids = list(ids)
         num_thought = self._count_thought(ids)
         pieces = [""] * num_thought
@@ -155,7 +154,13 @@ class TextTokenizer:
                 token = self._text.id_to_token(id_) or ""
                 is_bytes = all(character in _BYTES for character in token)
                 pieces.append(decoder.decode(bytes(map(_BYTES.__getitem__, token)) if is_bytes else token.encode()))
-        return [*pieces[:-1], pieces[-1] + decoder.decode(b"", final=True)] if pieces else []
+        if pieces:
+            pieces[-1] += decoder.decode(b"", final=True)
+        for i in range(num_thought, len(pieces)) if num_thought else ():
+            pieces[i] = pieces[i].lstrip("\n")
+            if pieces[i]:
+                break
+        return pieces
 
     def decode_with_control_tokens(self, ids: Iterable[int]) -> str:
         """The text with the names of control tokens, for people."""
