@@ -26,9 +26,9 @@ from lorgnette.models.registry import (
     FAMILIES,
     HfConfig,
     VisionConfig,
-    count_feature_levels,
     find_unsupported_feature,
     parse_configs,
+    parse_sizes,
 )
 from lorgnette.types import Image, ImageGrid
 
@@ -228,7 +228,8 @@ def test_features_of_the_reference_engine_alone(tiny_family: Callable[[str], Pat
     patches = torch.randn(sum(LENGTHS[:2]), 6 * read_config(folder)["vision_config"]["patch_size"] ** 2)
     features = run_reference(load_model(folder), patches, GRIDS[:2])
     num_tokens = sum(grid.num_tokens for grid in GRIDS[:2])
-    assert features.shape == (num_tokens, 64 * count_feature_levels(read_config(folder)))
+    _, vision = parse_sizes(read_config(folder))
+    assert features.shape == (num_tokens, vision.feature_width)
 
 
 def test_an_unsupported_tower_is_refused(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:

@@ -94,11 +94,6 @@ def estimate_num_values(hf_config: HfConfig) -> int:
     return model_config.estimate_num_values(hf_config, _import_config(hf_config).VISION_WIDTH_KEY)
 
 
-def count_feature_levels(hf_config: HfConfig) -> int:
-    """Features per image token: 1, and one for each level of deepstack."""
-    return 1 + len((hf_config.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
-
-
 def _import_config(hf_config: HfConfig) -> ModuleType:
     """config.py of the model's family."""
     return import_module(f"lorgnette.models.{find_family(hf_config.get('model_type')).model_type}.config")
