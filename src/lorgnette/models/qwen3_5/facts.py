@@ -1,13 +1,9 @@
 """Qwen3.5, 3.6 and 3.8, dense: their facts. Needs no torch."""
 
 from lorgnette.models.family import Family, ModelSize
-from lorgnette.models.qwen3_vl.facts import build_vision_config
+from lorgnette.models.qwen3_vl.facts import TOWERS, build_vision_config
 
-TOWERS = {
-    "tiny": {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072},
-    "small": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096},
-    "large": {"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304},
-}
+_TOWERS = TOWERS | {"tiny": {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}}
 
 
 def build_size(
@@ -26,7 +22,7 @@ def build_size(
         },
         **mlp,
     }  # fmt: skip
-    vision = build_vision_config(TOWERS[tower], [], hidden)
+    vision = build_vision_config(_TOWERS[tower], [], hidden)
     config = {"model_type": model_type, "text_config": text, "vision_config": vision, "tie_word_embeddings": is_tied}
     return ModelSize(tuple(f"Qwen/{name}" for name in names.split()), config)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lorgnette.models.family import Family, ModelSize
 
-_VISION_BLOCKS = {
+TOWERS = {
     "small": {"depth": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096},
     "large": {"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304},
 }
@@ -29,7 +29,7 @@ def build_size(
         "num_key_value_heads": kv_heads, "head_dim": 128, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 5e6,
         "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}, **mlp,
     }  # fmt: skip
-    vision = build_vision_config(_VISION_BLOCKS[tower], _DEEPSTACK[tower], hidden)
+    vision = build_vision_config(TOWERS[tower], _DEEPSTACK[tower], hidden)
     names = tuple(f"Qwen/Qwen3-VL-{size}-{kind}" for kind in ("Instruct", "Thinking"))
     config = {"model_type": model_type, "text_config": text, "vision_config": vision, "tie_word_embeddings": is_tied}
     return ModelSize(names, config)
