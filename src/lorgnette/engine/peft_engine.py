@@ -161,7 +161,7 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a broken config.json or weight file raises nearly anything in there
-        first, *others = str(error).strip().splitlines()
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
         is_quantized = "quantization_config" in checkpoint.load_hf_config()
         hint = "use the model's checkpoint without quantization" if is_quantized else DOWNLOAD_AGAIN
