@@ -66,7 +66,7 @@ def judge_candidates(
     if not scored:
         why = "The questions have no reference, so nothing measures the answers."
         return Verdict("unsure", "Cannot say which is better.", why), None
-    rows = [_build_row(prompts[i]) for i in scored]
+    rows = [prompts[i].build_row() for i in scored]
     texts = [[own[i] for i in scored] for own in answers]
     total, noun = len(rows), name_rows(rows)
     if all(own == texts[0] for own in texts):
@@ -94,10 +94,6 @@ def judge_candidates(
         was, these = "was" if len(known) == 1 else "were", f"most of these {noun}" if total > 1 else f"this {noun}"
         headline, kind = f"Cannot say: {_join(known)} {was} trained on {these}.", "unsure"
     return Verdict(kind, headline, _describe(names, ranking, total, noun), " ".join(doubts)), best
-
-
-def _build_row(prompt: EvalPrompt) -> PredictionRow:
-    return prompt.build_row()
 
 
 def _rank(
