@@ -94,12 +94,12 @@ def write_merged_checkpoint(
 ) -> Rounding:
     """Merge the adapter into the weights, as PEFT does, and write them shard by shard, as the base has them.
 
-    Each tensor keeps the base's name, layout and dtype, tied ones are written once. Tensors that the adapter does not
+    Each tensor keeps the base's name, layout and dtype; tied ones are written once. Tensors that the adapter does not
     change are copied from the base's files, also those that transformers does not load. An output layer that is no
-    longer the embedding is added. All other files (config, tokenizer, template, processor) are
-    copied. use_float32: all tensors and config.json are float32 instead. check: called before the folder is in its
-    place; if it raises, there is none. The model cannot be used afterwards. It should be in float32, so that the sum is
-    rounded only once, when it is written. Raises LorgnetteError if PEFT cannot merge.
+    longer the embedding is added. All other files (config, tokenizer, template, processor) are copied. use_float32: all
+    tensors and config.json are float32 instead. check: called before the folder is in its place; if it raises, there is
+    none. The model cannot be used afterwards. It should be in float32, so that the sum is rounded only once, when it is
+    written. Raises LorgnetteError if PEFT cannot merge.
     """
     rounding = Rounding("float32" if use_float32 else find_stored_dtype(checkpoint))
     adapted_experts = _list_adapted_experts(model)
