@@ -77,6 +77,9 @@ def test_an_invalid_row_is_named(tmp_path: Path) -> None:
         ("prompt", None, r"\(prompt: Input should be a valid string\)"),
         ("images", "a.png", r"\(images: Input should be a valid array\)"),
         ("references", [["a"]], r"\(references: 0: Input should be a valid string\)"),
+        ("base_boxes", [{"corners": [1, 2, 3]}], "a box has 3 numbers"),
+        ("reference_boxes", [[{"corners": []}]], "a box has 0 numbers"),
+        ("reference_boxes", [[]] * 9, "boxes of 9 references"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_named(field: str, value: object, message: str, tmp_path: Path) -> None:

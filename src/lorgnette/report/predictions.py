@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def read_predictions(path: Path) -> list[PredictionRow]:
 def _parse_row(line: str, where: str) -> PredictionRow:
     try:
         parse_json(line)  # names a key that is there twice, of which pydantic takes the last
-        return _ROW.validate_json(_rename_images(line), strict=True)
+        row = _ROW.validate_json(_rename_images(line), strict=True)
+        _check_boxes(row)
+        return row
     except LorgnetteError as error:
         raise LorgnetteError(f"not a prediction: {error.message}", where=where, hint=error.hint) from error
     except ValidationError as error:
@@ -80,6 +83,17 @@ def _parse_row(line: str, where: str) -> PredictionRow:
         field = "".join(f"{part}: " for part in detail["loc"])
         message, hint = f"not a prediction ({field}{detail['msg']})", "run `lorgnette predict` again"
         raise LorgnetteError(message, where=where, hint=hint) from error
+
+
+def _check_boxes(row: PredictionRow) -> None:
+    """Raise LorgnetteError for boxes that are none, or that belong to no reference."""
+    hint = "run `lorgnette predict` again"
+    for box in chain(row.base_boxes, row.tuned_boxes, *row.reference_boxes):
+        if len(box.corners) not in (2, 4):
+            raise LorgnetteError(f"a box has {len(box.corners)} numbers, not 4, or 2 for a point", hint=hint)
+    if len(row.reference_boxes) not in (0, len(row.references)):
+        message = f"boxes of {len(row.reference_boxes)} references, but {len(row.references)} references"
+        raise LorgnetteError(message, hint=hint)
 
 
 def _rename_images(line: str) -> str:
