@@ -46,5 +46,6 @@ def test_the_nearest_name_is_suggested(typed: str, meant: str | None) -> None:
 def test_quantized_models_are_explained() -> None:
     whole = "its weights are quantized; those of Qwen/Qwen3-VL-4B-Instruct are not"
     assert explain_unsupported_name("Qwen3-VL-4B-Instruct-FP8") == whole
+    assert explain_unsupported_name("unsloth/Qwen3-VL-4B-Instruct-unsloth-bnb-4bit") == whole
     assert explain_unsupported_name("unsloth/Qwen9-VL-1B-bnb-4bit") == "its weights are quantized"
     assert explain_unsupported_name("me/Qwen3-8B") is None

@@ -10,7 +10,7 @@ _OWNER = "Qwen"
 _INSTRUCT = "-instruct"
 _MIN_SIMILARITY = 0.85
 _QUANTIZED = re.compile(
-    r"(.+?)-(?:fp8|nvfp4|awq|gptq\S*|gguf|int[48]\S*|w4a16\S*|\S*bnb-4bit|[2-8]bit|mlx\S*)", re.IGNORECASE
+    r"(.+?)-(?:fp8|nvfp4|awq|gptq\S*|gguf|int[48]\S*|w4a16\S*|(?:unsloth-)?bnb-4bit|[2-8]bit|mlx\S*)", re.IGNORECASE
 )
 """A name and the end that says how the weights are stored."""
 
