@@ -180,6 +180,7 @@ def test_integer_weights_need_a_quantization_config(copy: Path) -> None:
     tensors = load_file(weights)
     name = next(iter(tensors))
     save_file(tensors | {name: tensors[name].to(torch.int8)}, weights)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": None}))
     assert load_broken(copy).message.endswith(f"{name} is stored as I8, without quantization_config in config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 8}}))
     BaseCheckpoint.from_folder(copy)

@@ -28,6 +28,7 @@ from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, check_tensors, explain_load_error
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
+from lorgnette.models.model_config import is_quantized
 from lorgnette.models.registry import find_family
 from lorgnette.types import PackedBatch
 
@@ -163,8 +164,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     except Exception as error:  # a broken config.json or weight file raises nearly anything in there
         first, *others = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
-        is_quantized = "quantization_config" in checkpoint.load_hf_config()
-        hint = "use the model's checkpoint without quantization" if is_quantized else DOWNLOAD_AGAIN
+        hf_config = checkpoint.load_hf_config()
+        hint = "use the model's checkpoint without quantization" if is_quantized(hf_config) else DOWNLOAD_AGAIN
         raise LorgnetteError(
             f"weights cannot be loaded: {' '.join(reason.split())}", where=str(checkpoint.folder), hint=hint
         ) from error

@@ -10,6 +10,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
 from lorgnette.io.parse import TensorEntry, read_config, read_tensor_entries
 from lorgnette.models.family import Family, convert_weight_name
+from lorgnette.models.model_config import is_quantized
 from lorgnette.models.registry import (
     HfConfig,
     TextConfig,
@@ -59,7 +60,7 @@ class BaseCheckpoint:
             try:
                 entries = read_tensor_entries(path)
                 num_values += sum(math.prod(entry.shape) for entry in entries.values())
-                faults += [] if "quantization_config" in hf_config else _list_integer_weights(entries)
+                faults += [] if is_quantized(hf_config) else _list_integer_weights(entries)
             except LorgnetteError as error:
                 faults.append(f"{path.name} {error.message}")
         if faults:

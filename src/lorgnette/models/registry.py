@@ -60,7 +60,7 @@ def parse_sizes(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
 
 def has_known_sizes(hf_config: HfConfig) -> bool:
     """Whether config.json has every size and its weights are not quantized."""
-    if any(section.get("quantization_config") for section in (hf_config, model_config.get_text_section(hf_config))):
+    if model_config.is_quantized(hf_config):
         return False
     try:
         parse_sizes(hf_config)
