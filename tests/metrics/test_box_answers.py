@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorgnette.metrics.box_answers import list_known_boxes, pair_boxes, parse_boxes
+from lorgnette.metrics.box_answers import list_boxes, list_known_boxes, pair_boxes
 from lorgnette.metrics.registry import compute_tallies
 from lorgnette.types import PixelBox, PredictionRow
 
@@ -21,7 +21,7 @@ from lorgnette.types import PixelBox, PredictionRow
     ],
 )
 def test_boxes_are_parsed(text: str, boxes: list[tuple[float, ...]]) -> None:
-    assert [box.corners for box in parse_boxes(text)] == boxes
+    assert [box.corners for box in list_boxes(text)] == boxes
 
 
 def test_boxes_in_pixels_are_compared_if_both_are_known() -> None:

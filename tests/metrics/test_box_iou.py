@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lorgnette.metrics import box_iou as metrics
 from lorgnette.metrics.average_precision import compute_overlaps
-from lorgnette.metrics.box_answers import Boxes, parse_boxes
+from lorgnette.metrics.box_answers import Boxes, list_boxes
 from lorgnette.metrics.score import Tally
 from lorgnette.types import PixelBox
 
@@ -19,15 +19,15 @@ BOXES = st.tuples(EDGES, EDGES, EDGES, EDGES)
 
 
 def read(texts: Sequence[Sequence[str]]) -> list[list[Boxes]]:
-    return [[parse_boxes(text) for text in alternatives] for alternatives in texts]
+    return [[list_boxes(text) for text in alternatives] for alternatives in texts]
 
 
 def box_iou(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    return metrics.box_iou([parse_boxes(text) for text in hypotheses], read(references))
+    return metrics.box_iou([list_boxes(text) for text in hypotheses], read(references))
 
 
 def box_accuracy(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    return metrics.box_accuracy([parse_boxes(text) for text in hypotheses], read(references))
+    return metrics.box_accuracy([list_boxes(text) for text in hypotheses], read(references))
 
 
 def iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -36,7 +36,7 @@ def iou(first: Sequence[float], second: Sequence[float]) -> float:
 
 @given(BOXES, BOXES)
 def test_iou_is_symmetric_and_bounded(first: tuple[int, ...], second: tuple[int, ...]) -> None:
-    (a,), (b,) = parse_boxes(str(list(first))), parse_boxes(str(list(second)))
+    (a,), (b,) = list_boxes(str(list(first))), list_boxes(str(list(second)))
     forward, backward = metrics._match_boxes((a,), (b,), 0), metrics._match_boxes((b,), (a,), 0)
     assert forward == backward
     assert 0 <= forward <= 1
@@ -126,5 +126,5 @@ def test_answers_of_many_boxes_take_seconds() -> None:
         "(1,2),(3,4) " * 10_000,
         "<|box_start|>" * 9_000,
     ):
-        parse_boxes(text)
+        list_boxes(text)
     assert time.perf_counter() - start < 10

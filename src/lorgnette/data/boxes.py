@@ -17,6 +17,14 @@ def convert_to_pixels(box: Box, size: tuple[int, int]) -> Box:
     return replace(box, corners=tuple(value * size[i % 2] for i, value in enumerate(box.corners)), unit="pixels")
 
 
+def sort_corners(corners: Sequence[float]) -> tuple[float, ...]:
+    """Left before right, and upper before lower; a point as it is."""
+    if len(corners) == 2:
+        return tuple(corners)
+    x1, y1, x2, y2 = corners
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
 def check_boxes(example: Example, sizes: Sequence[tuple[int, int]]) -> None:
     """Raise LorgnetteError for a box without area or more than one pixel outside its image.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from lorgnette.data.box_notation import find_boxes
+from lorgnette.data.boxes import sort_corners
 from lorgnette.types import PixelBox, PredictionRow
 
 Boxes = tuple[PixelBox, ...]
@@ -16,14 +17,10 @@ def list_known_boxes(rows: Iterable[PredictionRow]) -> tuple[list[KnownBoxes], l
     return [before for before, _ in pairs], [after for _, after in pairs]
 
 
-def parse_boxes(text: str) -> Boxes:
-    """The boxes in a text as written, in any notation, and left before right, upper before lower."""
-    boxes = []
-    for found in find_boxes(text, with_bare=True):
-        if len(found.box.corners) == 4:
-            x1, y1, x2, y2 = found.box.corners
-            boxes.append(PixelBox((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), found.box.label))
-    return tuple(boxes)
+def list_boxes(text: str) -> Boxes:
+    """The boxes in a text, in any notation, with the numbers that it has."""
+    found = (each.box for each in find_boxes(text, with_bare=True))
+    return tuple(PixelBox(sort_corners(box.corners), box.label) for box in found if len(box.corners) == 4)
 
 
 def pair_boxes(answer: str, references: Sequence[str], known: KnownBoxes) -> tuple[Boxes, list[Boxes], bool]:
@@ -32,7 +29,7 @@ def pair_boxes(answer: str, references: Sequence[str], known: KnownBoxes) -> tup
     Points are left out.
     """
     own, others = _select_boxes(known[0]), [_select_boxes(boxes) for boxes in known[1]]
-    written, written_others = parse_boxes(answer), [parse_boxes(text) for text in references]
+    written, written_others = list_boxes(answer), [list_boxes(text) for text in references]
     if any(others) and (own or not written):
         return own, others, True
     if len(own) == len(written):

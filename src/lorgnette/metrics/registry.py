@@ -10,7 +10,7 @@ from lorgnette.data.splits import map_copies
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.metrics.bleu import bleu
 from lorgnette.metrics.bootstrap import Difference, compare_tallies, compute_intervals
-from lorgnette.metrics.box_answers import KnownBoxes, pair_boxes, parse_boxes
+from lorgnette.metrics.box_answers import KnownBoxes, list_boxes, pair_boxes
 from lorgnette.metrics.box_iou import average_precision, box_accuracy, box_iou
 from lorgnette.metrics.cider import cider_d
 from lorgnette.metrics.edit_distance import anls, edit_distance, exact_match
@@ -63,13 +63,13 @@ METRICS: dict[str, Metric] = {
     "json-field-accuracy": Metric(_FIELDS, compare_objects, str),
     "json-exact-match": Metric("share of answers in which every field is right", compare_objects, str, output_index=1),
     "json-valid": Metric("share of answers that are a JSON object", compare_objects, str, output_index=2),
-    "box-IoU": Metric("overlap of the boxes", box_iou, parse_boxes),
-    "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, parse_boxes),
-    "box-AP": Metric("average precision of boxes, by COCO's definition", average_precision, parse_boxes),
+    "box-IoU": Metric("overlap of the boxes", box_iou, list_boxes),
+    "box-accuracy": Metric("share of boxes with an overlap of one half or more", box_accuracy, list_boxes),
+    "box-AP": Metric("average precision of boxes, by COCO's definition", average_precision, list_boxes),
     "box-AP50": Metric(
-        "the same where an overlap of one half is enough", average_precision, parse_boxes, output_index=1
+        "the same where an overlap of one half is enough", average_precision, list_boxes, output_index=1
     ),
-    "box-AP75": Metric("the same for an overlap of 0.75", average_precision, parse_boxes, output_index=2),
+    "box-AP75": Metric("the same for an overlap of 0.75", average_precision, list_boxes, output_index=2),
     "latex-exact-match": Metric(_LATEX_MATCH, exact_match, tokenize_latex),
     "latex-edit-distance": Metric("tokens to change, per token", edit_distance, tokenize_latex, "lower"),
     "latex-BLEU": Metric("BLEU-4 of LaTeX tokens", bleu, tokenize_latex, output_index=3),
@@ -150,18 +150,18 @@ def compute_tallies(
         raise ValueError(f"{len(hypotheses)} answers to {len(references)} examples")
     inputs = {
         tokenize: (list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in references])
-        for tokenize in {metric.tokenize for metric in metrics.values()} - {parse_boxes}
+        for tokenize in {metric.tokenize for metric in metrics.values()} - {list_boxes}
     }
     note = None
     if uses_boxes(metrics):
-        inputs[parse_boxes], note = _pair_all_boxes(hypotheses, references, boxes)
+        inputs[list_boxes], note = _pair_all_boxes(hypotheses, references, boxes)
     computations = {(metric.compute, metric.tokenize) for metric in metrics.values()}
     outputs = {(compute, tokenize): compute(*inputs[tokenize]) for compute, tokenize in computations}
     tallies = {}
     for name, metric in metrics.items():
         output = outputs[metric.compute, metric.tokenize]
         tally = output if isinstance(output, Tally) else output[metric.output_index]
-        notes = [each for each in (tally.note, note if metric.tokenize is parse_boxes else None) if each]
+        notes = [each for each in (tally.note, note if metric.tokenize is list_boxes else None) if each]
         tallies[name] = replace(tally, note="; ".join(notes) or None)
     groups = number_images(images)
     if len(set(groups)) < len(groups):
@@ -171,7 +171,7 @@ def compute_tallies(
 
 def uses_boxes(names: Iterable[str]) -> bool:
     """Whether one of the metrics is of boxes."""
-    return any(METRICS[name].tokenize is parse_boxes for name in names if name in METRICS)
+    return any(METRICS[name].tokenize is list_boxes for name in names if name in METRICS)
 
 
 def _pair_all_boxes(

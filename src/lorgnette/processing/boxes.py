@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lorgnette.data.box_notation import JSON_KEYS, TextBox, find_boxes
-from lorgnette.data.boxes import check_boxes, convert_to_pixels
+from lorgnette.data.boxes import check_boxes, convert_to_pixels, sort_corners
 from lorgnette.models.family import BoxFormat, BoxScale
 from lorgnette.types import Box, ControlToken, Example, Image, Turn, TurnPart
 
@@ -128,15 +128,9 @@ def parse_boxes(text: str, convention: BoxConvention, size: ImageSize, image: in
     Every notation is read, whatever the family: a model that was not trained on boxes may use another one.
     """
     return [
-        found._replace(box=replace(found.box, corners=convention.to_file(_sort(found.box.corners), size), image=image))
+        found._replace(
+            box=replace(found.box, corners=convention.to_file(sort_corners(found.box.corners), size), image=image)
+        )
         for found in find_boxes(text, with_bare=True)
         if found.box.corners
     ]
-
-
-def _sort(corners: tuple[float, ...]) -> tuple[float, ...]:
-    """Left before right, and upper before lower."""
-    if len(corners) == 2:
-        return corners
-    x1, y1, x2, y2 = corners
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
