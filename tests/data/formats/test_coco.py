@@ -196,7 +196,7 @@ INSTANCES: dict[str, Any] = {
         {"id": 26, "file_name": "26.jpg"},
         {"id": 27, "file_name": "27.jpg"},
     ],
-    "categories": [{"id": 3, "name": "car", "supercategory": "vehicle"}, {"id": 1, "name": "person"}],
+    "categories": [{"id": 3, "name": "car ", "supercategory": "vehicle"}, {"id": 1, "name": "person"}],
     "annotations": [
         {"id": 1, "image_id": 25, "category_id": 3, "bbox": [1, 2.5, 10, 20], "area": 99.5, "iscrowd": 0},
         {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 32, 24], "segmentation": [[1, 2, 3, 4, 5, 6]]},

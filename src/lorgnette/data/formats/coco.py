@@ -106,7 +106,8 @@ def _map_categories(value: Mapping[str, Any], path: Path) -> dict[int | str, str
         if not isinstance(id_, int | str) or not isinstance(name, str) or not name.strip():
             hint = 'write each as {"id": 1, "name": "car"}'
             raise LorgnetteError(f"category {number} has no id or no name", where=str(path), hint=hint)
-        if names.setdefault(id_, fields.require_string(name, f"the name of category {id_!r}")) != name:
+        name = fields.require_string(name, f"the name of category {id_!r}").strip()
+        if names.setdefault(id_, name) != name:
             message = f"category {id_!r} has several names: {names[id_]!r} and {name!r}"
             hint = "give each category an id of its own, and correct the annotations"
             raise LorgnetteError(message, where=str(path), hint=hint)
@@ -236,7 +237,7 @@ def _require_list(value: Mapping[str, Any], key: str, path: Path) -> list[Any]:
 
 def _require_object(value: object, name: str, path: Path | None = None) -> Mapping[str, Any]:
     """path: the file, for an error that is about all of it."""
-    where = path and str(path)
+    where = str(path) if path else None
     if isinstance(value, BrokenRow):
         raise LorgnetteError(f"{name}: {value.message}", where=where, hint="remove one of the two")
     if not isinstance(value, dict):
