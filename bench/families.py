@@ -143,11 +143,12 @@ def compare_shares(models: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarize(model: dict[str, Any]) -> dict[str, Any]:
-    """What the issue asks for, without kernels and items."""
+    """Steps, tower and memory, without kernels and items."""
     summary = {name: model[name] for name in ("failed", "ceiling_tflops", "tower", "took_s") if name in model}
     for name in ("step_small", "step_large"):
         run = model.get(name, {})
-        keys = ("failed", "samples", "rows", "ms_per_step", "share_of_ceiling_by_rows", "peak_gib")
+        shares = ("share_of_ceiling_by_rows", "share_of_ceiling_by_operations")
+        keys = ("failed", "samples", "rows", "ms_per_step", *shares, "peak_gib")
         summary[name] = {key: run[key] for key in keys if key in run}
     for name in ("memory_small", "memory_large"):
         run = model.get(name, {})

@@ -5,7 +5,8 @@
 JOB is made by bench/job.py. The images' features are random: the vision tower is not measured here. Figures are medians
 of steps after the capture of the CUDA graph. Model FLOPs are 4 per frozen and 6 per trained parameter of the language
 model, without attention: once for the tokens that are computed, once for the tokens of all examples, some of which
-share computed tokens. The file is written after every setting and lists the settings that the budget leaves out.
+share computed tokens. Counted by operations, attention and the output layer are in the sum too: they are a larger part
+of a small model. The file is written after every setting and lists the settings that the budget leaves out.
 """
 
 import argparse
@@ -89,6 +90,8 @@ class StepTimer:
         self.encoded, self.batch_size = encoded, batch_size
         self.num_computed_tokens: list[int] = []
         self.num_tokens: list[int] = []
+        self.num_labels: list[int] = []
+        self.num_pairs: list[float] = []
 
     def run_step(self, step: int) -> torch.Tensor:
         start = step * self.batch_size
@@ -98,6 +101,8 @@ class StepTimer:
         )
         self.num_computed_tokens.append(sum(len(batch.input_ids) for batch in batches))
         self.num_tokens.append(sum(len(split_into_microbatches([e], 1)[0].input_ids) for e in examples))
+        self.num_labels.append(sum(len(batch.targets) for batch in batches))
+        self.num_pairs.append(sum(len(example.input_ids) ** 2 / 2 for example in examples))  # causal
         loss = torch.stack([self.engine.backward(batch) for batch in batches]).sum()
         loss_and_norm = self.optimizer.step(loss, 1e-4)
         self.engine.sync_weights()
@@ -137,6 +142,11 @@ def measure(
     frozen = sum(linear.weight.shape[0] * linear.in_features for linear in timer.decoder.linears)
     flop = (4 * frozen + 6 * timer.adapter.values.numel()) / queued / 1e12
     computed, tokens = statistics.mean(timer.num_computed_tokens), statistics.mean(timer.num_tokens)
+    text = timer.decoder.config
+    # Two products forward and five backward for attention; the output layer forward and its input's gradient.
+    attention = 14 * text.num_layers * text.num_heads * text.head_dim * statistics.mean(timer.num_pairs)
+    output = 4 * text.vocab_size * text.hidden_size * statistics.mean(timer.num_labels)
+    operations = flop * computed + (attention + output) / queued / 1e12
     return {
         "samples": batch_size, "dropout": lora.dropout, "rank": lora.rank, "rows": computed, "tokens": tokens,
         "weights_s": timer.weights_seconds, "first_steps_s": seconds[:4], "ms_per_step": 1000 * queued,
@@ -145,6 +155,7 @@ def measure(
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if HAS_GPU else None,
         "share_of_ceiling_by_rows": flop * computed / ceiling if ceiling else None,
         "share_of_ceiling_by_tokens": flop * tokens / ceiling if ceiling else None,
+        "share_of_ceiling_by_operations": operations / ceiling if ceiling else None,
         "kernels": profile_kernels(timer.run_step),
     }  # fmt: skip
 
