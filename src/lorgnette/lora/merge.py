@@ -78,10 +78,9 @@ class Rounding:
 
     def add(self, base: torch.Tensor, merged: torch.Tensor, written: torch.Tensor) -> None:
         """Count the values of one weight. merged: before it is rounded, in float32."""
-        if not torch.equal(base.float(), merged):
-            change, added = merged.double() - base.double(), written.double() - base.double()
-            self.product += (added * change).sum().item()
-            self.square += (change * change).sum().item()
+        change, added = merged.double() - base.double(), written.double() - base.double()
+        self.product += (added * change).sum().item()
+        self.square += (change * change).sum().item()
 
 
 def write_merged_checkpoint(
