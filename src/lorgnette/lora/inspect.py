@@ -138,7 +138,7 @@ def _check_values(factors: Factors, tensors: Mapping[str, torch.Tensor]) -> tupl
 def _explain_merge(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Servers like vLLM load plain LoRA of the decoder's linear layers; everything else is safe only when merged."""
     if any(".experts." in name for name in tensors):
-        return "it adapts experts, which older versions of vLLM leave out without a word"
+        return "it adapts experts, which older versions of vLLM leave out silently"
     if option := find_unsupported_option(config):
         return f"its {CONFIG_FILE} sets {option}"
     for name in tensors:
