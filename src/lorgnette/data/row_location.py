@@ -160,6 +160,7 @@ class RowCounter:
     """Numbers the rows of one source. folders: the starts of relative image paths; default: the source's folder."""
 
     def __init__(self, source: Path, options: ReadOptions, *folders: Path) -> None:
+        folders = tuple(folder for folder in folders if isinstance(folder, Path))  # a zip's own are searched as a zip
         self.source = source = options.source or source
         start, to, locate = options.images_from, options.images_to, options.locate_image
         self.resolver = ImageResolver(source, folders=folders, images_from=start, images_to=to, locate_image=locate)

@@ -67,12 +67,38 @@ def test_each_annotation_is_an_example_in_the_files_order(write_file: Callable[.
     assert check_rows(rows).num_usable == 3
 
 
-@pytest.mark.parametrize("image_folder", [".", "images", "val2017", "train2014", "images/val2014", "../train2017"])
+@pytest.mark.parametrize(
+    "image_folder", [".", "images", "val2017", "train2014", "images/val2014", "../train2017", "..", "../images"]
+)
 def test_images_are_found_in_cocos_folders(write_file: Callable[..., Path], image_folder: str) -> None:
     path = write_file(
         OFFICIAL, f"annotations/{image_folder}/9.jpg", f"annotations/{image_folder}/25.jpg", name="annotations/c.json"
     )
     assert check_rows(read(path)).num_usable == 3
+
+
+@pytest.mark.parametrize("image_folder", ["images", "images/default"])
+def test_images_of_cvat_are_found_also_in_a_zip(
+    write_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: str
+) -> None:
+    """The file's own set comes before another one whose images have the same names."""
+    names = "images/train2017/9.jpg", f"{image_folder}/9.jpg", f"{image_folder}/25.jpg"
+    path = write_file(OFFICIAL, *names, name="annotations/instances_default.json")
+    monkeypatch.chdir(path.parent)
+    rows = [row for row in read(Path(path.name)) if isinstance(row, Example)]
+    assert [row.images[0].path.parent for row in rows] == [tmp_path / image_folder] * 3
+    with zipfile.ZipFile(tmp_path / "cvat.zip", "w") as file:
+        for name in ("annotations/instances_default.json", *names[1:]):
+            file.write(tmp_path / name, name)
+    report = check_rows(read(tmp_path / "cvat.zip"))
+    assert (report.num_usable, report.num_images) == (3, 1)  # both images have the same bytes
+
+
+def test_a_zip_of_annotations_finds_the_images_beside_it(write_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_file(OFFICIAL, "val2017/9.jpg", "val2017/25.jpg")
+    with zipfile.ZipFile(tmp_path / "annotations.zip", "w") as file:
+        file.write(path, "annotations/captions_val2017.json")
+    assert check_rows(read(tmp_path / "annotations.zip")).num_usable == 3
 
 
 def test_images_come_from_a_folder_or_a_zip(write_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -88,3 +88,10 @@ def test_a_broken_zip_is_named(tmp_path: Path, zipped: Callable[..., bytes]) -> 
     path.write_bytes(bytes(packed))
     with pytest.raises(LorgnetteError, match="the zip file cannot be read: Error -3"):
         list(read(path))
+
+
+def test_a_zipped_index_of_files_is_refused_in_one_line(tmp_path: Path, zipped: Callable[..., bytes]) -> None:
+    """Paths in a zip are none of the system."""
+    (tmp_path / "a.zip").write_bytes(zipped(**{"t/i.json": json.dumps({"a": {"file_name": "i.json"}})}))
+    with pytest.raises(LorgnetteError, match="the keys 'a', not a list of examples"):
+        list(read(tmp_path / "a.zip"))

@@ -10,6 +10,7 @@ boxes a row is an image, and the answer is all its boxes in the file's order. An
 for many objects, and images without other boxes are left out. The images are found beside the file.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def is_karpathy(value: Mapping[str, Any]) -> bool:
 
 def read_official(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:
     """One row per annotation in the file's order, so the captions of one image may be far apart."""
-    counter = RowCounter(path, options.require_no_name(path), *_find_image_folders(path))
+    counter = RowCounter(path, options.require_no_name(path), *_find_image_folders(options.source or path))
     annotations, items = _require_list(value, "annotations", path), _require_list(value, "images", path)
     if annotations and not any(isinstance(item, dict) and "caption" in item for item in annotations):
         if not any(isinstance(item, dict) and "bbox" in item for item in annotations):
@@ -196,7 +197,7 @@ def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) ->
     if missing := wanted - set(splits):
         message = f"no split {', '.join(sorted(missing))!r}"
         raise UsageError(message, where=str(path), hint=f"set name to one of {', '.join(splits)}")
-    counter = RowCounter(path, options, *_find_image_folders(path))
+    counter = RowCounter(path, options, *_find_image_folders(options.source or path))
     for image in images:
         location = counter.next()
         if not isinstance(image, dict) or str(image.get("split")) in wanted:
@@ -219,13 +220,17 @@ def _read_image(image: object, location: RowLocation) -> list[Example]:
 
 
 def _find_image_folders(path: Path) -> list[Path]:
-    """The usual folders of the images: the file's own, its images/, and COCO's folders in these or one level up.
+    """The usual folders of the images: the file's own and the one above it, images/ in both, and COCO's folders there.
 
-    COCO's archive of annotations unpacks into annotations/ beside the image folders.
+    COCO's archive of annotations unpacks into annotations/ beside the image folders. CVAT writes
+    annotations/instances_default.json beside images/default/: the file's name ends with that of the folder.
     """
-    parents = (path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images")
-    coco_folders = [parent / name for parent in parents for name in _IMAGE_FOLDERS]
-    return [folder for folder in (*parents[:2], *coco_folders) if folder.is_dir()]
+    own = Path(os.path.abspath(path)).parent
+    parents = (own, own / "images", own.parent, own.parent / "images")
+    names = (path.stem.rpartition("_")[2], *_IMAGE_FOLDERS)
+    folders = (own, *(parent / names[0] for parent in parents), *parents)
+    folders = (*folders, *(parent / name for parent in parents for name in names))
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _require_list(value: Mapping[str, Any], key: str, path: Path) -> list[Any]:
