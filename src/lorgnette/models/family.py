@@ -42,7 +42,7 @@ class Family:
     sizes: the models on the hubs.
     other_language_linears: linear layers of a decoder layer besides the seven projections. They are adapted where all
     seven are.
-    expert_linears: the ones of the seven projections that experts have in place of the layer. Experts are not adapted.
+    expert_linears: those of the seven projections that only experts have. Experts are not adapted.
     template_options: variables of the chat template.
     can_pack: whether examples in one row of tokens stay apart. Layers with a recurrence do not keep them apart.
     ignored_weights: beginnings of the names of weights that transformers does not load.

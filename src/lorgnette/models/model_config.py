@@ -4,7 +4,7 @@ torch.
 Reads the hub's flat layout and transformers' nested one (`text_config`). A family's config.py says which keys it reads.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -40,12 +40,8 @@ _VISION_LIMITS: _Limits = {
     "window_size": (1, 2**16),
 }  # fmt: skip
 """Fields of config.json with the least and the largest value; whole numbers if the limits are."""
-_OPTIONAL = (
-    "num_key_value_heads",
-    "head_dim",
-    "num_experts",
-    "num_local_experts",
-)  # null: as many as num_attention_heads, none
+_OPTIONAL = ("num_key_value_heads", "head_dim", "num_experts", "num_local_experts")
+"""null: transformers' default."""
 _BLOCK_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 _DEFAULT_SIZES = {
     "hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 29568, "vocab_size": 152064,
@@ -241,7 +237,7 @@ def read_vision_sizes(config: HfConfig) -> dict[str, Any]:
         "patch_size": int(tree["patch_size"]),
         "merge_size": int(tree["spatial_merge_size"]),
         "temporal_patch_size": int(tree["temporal_patch_size"]),
-        "in_channels": int(tree.get("in_channels", 3)),
+        "in_channels": int(tree.get("in_channels", _RGB)),
     }
 
 
@@ -266,9 +262,12 @@ def find_first_reason(reasons: Iterable[str]) -> str | None:
 
 
 def list_unsupported_features(
-    config: HfConfig, model_type: str, vision_act: str, parse: "tuple[Any, Any]"
+    config: HfConfig,
+    model_type: str,
+    vision_act: str,
+    parsers: tuple[Callable[[HfConfig], TextConfig], Callable[[HfConfig], VisionConfig]],
 ) -> Iterator[str]:
-    """What the fast engine does not support in any family. parse: the family's parsers of both configs."""
+    """What the fast engine does not support in any family. parsers: the family's."""
     tree, vision = get_text_section(config), config["vision_config"]
     if config.get("model_type") != model_type:
         yield f"model_type {config.get('model_type')!r}"
@@ -282,7 +281,7 @@ def list_unsupported_features(
     if tree.get("use_sliding_window") or has_sliding_layers(tree):
         yield "sliding-window attention"
     yield from _check_rope(tree, vision)
-    parse_text_config, parse_vision_config = parse
+    parse_text_config, parse_vision_config = parsers
     yield from _check_sizes(parse_text_config(config), parse_vision_config(config))
 
 

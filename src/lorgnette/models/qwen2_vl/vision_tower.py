@@ -49,8 +49,9 @@ class VisionTower:
     """Patches to image features, with frozen weights. Other families' towers are subclasses."""
 
     MLP_INPUTS: ClassVar[tuple[str, ...]] = ("mlp.fc1",)
+    """The checkpoint's layers before the activation."""
     MLP_INPUT, MLP_OUTPUT = "mlp.fc1", "mlp.fc2"
-    """The layer of all inputs, and the layer that ends the MLP."""
+    """The one layer that they become here, and the layer behind the activation."""
     MERGER_PARTS: ClassVar = ("ln_q", "mlp.0", "mlp.2")
     """Norm, first and second linear layer."""
 
