@@ -26,6 +26,7 @@ def list_kinds(
         ("done<|im_end|>", ["control-text 1"]),
         ("<|box_start|>(1,2),(3,4)<|box_end|>", ["text-box 1"]),
         ('[{"bbox_2d": [1, 2, 3, 4]}]', ["text-box 1"]),
+        ("<|box_start|>(1,2),(3,4)<|box_end|><|im_end|>", ["text-box 1", "control-text 1"]),
         ("<|box_start|>here<|box_end|>", ["control-text 1"]),
         ("a cat <bbox>", ["stray-marker 1"]),
         ("see <image>", ["stray-marker 1"]),

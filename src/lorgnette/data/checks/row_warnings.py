@@ -23,6 +23,7 @@ MIN_SIDE = 28
 NO_LETTERS = "no letters"
 _CONTROL = re.compile(r"<\|\w+\|>")
 _MARKER = re.compile(r"<(?:image|img|video|audio|bbox|ref-object)>|</img>|\[IMG\]")
+_OF_BOXES = ("<|box_", "<|object_ref_")
 _BOX_SIGNS = ("<|box_start|>", '_2d"')
 """One of them is in every text with a box."""
 _SCRIPT_NAMES = {"Cjk": "Han"}
@@ -52,8 +53,9 @@ def _check_markers(row: Example) -> Iterator[Finding]:
         message = "a text has boxes, whose numbers are trained as written"
         hint = "`lorgnette prepare DATA --text-boxes pixels` (or thousandths) turns them into the model's own"
         yield Finding.for_example(row, "text-box", message, hint)
-    if (match := _CONTROL.search(text)) and not has_box:
-        message = f"a text contains {match[0]}, which is read as characters, never as the model's own token"
+    names = [name for name in _CONTROL.findall(text) if not (has_box and name.startswith(_OF_BOXES))]
+    if names:
+        message = f"a text contains {names[0]}, which is read as characters, never as the model's own token"
         yield Finding.for_example(row, "control-text", message, "remove it, unless you mean the characters")
     if match := _MARKER.search(text):
         what = "a box or a name" if match[0] in ("<bbox>", "<ref-object>") else "an image"
