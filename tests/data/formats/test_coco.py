@@ -247,7 +247,7 @@ def test_a_file_of_boxes_is_read_image_by_image(write_file: Callable[..., Path])
     assert second.turns[1].parts == (Box((1, 2.5, 11, 22.5), "car"), Box((5, 5, 10, 10), "person"))
     assert (second.id, second.row, second.turns[0].text) == ("25", 2, BOX_PROMPT)
     assert remarks == [
-        "instances_val2017.json: 2 annotations of crowds (id 4, 5) and 2 images without other boxes are left out"
+        "instances_val2017.json: annotations of crowds (2: id 4, 5) and images without other boxes (2) are left out"
     ]
     assert check_rows(read(path)).num_boxes == 3
     assert isinstance(own := next(iter(read(path, prompt="Where?"))), Example)
