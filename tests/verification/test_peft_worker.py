@@ -2,10 +2,18 @@
 
 import ast
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from lorgnette.config import ProcessorSettings
+from lorgnette.inference.hf_generate import _pad_batch
+from lorgnette.models.registry import FAMILIES
+from lorgnette.processing.processor import Processor
+from lorgnette.types import Example
 from lorgnette.verification import peft_worker
 from lorgnette.verification.peft_check import WORKER
 
@@ -23,6 +31,33 @@ def test_worker_does_not_import_lorgnette() -> None:
     ]  # fmt: skip
     assert "transformers" in imports
     assert not [name for name in imports if name.startswith("lorgnette")]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_answers_have_no_image_tokens(
+    model_type: str, tiny_family: Callable[[str], Path], conversations: list[Example]
+) -> None:
+    """The likeliest tokens are those of images. If an answer had one, the model would look for its image."""
+    folder = tiny_family(model_type)
+    processor = Processor.from_folder(folder, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
+    request = {"eos_token_ids": [processor.tokenizer.control_tokens["<|im_end|>"]], "max_new_tokens": 3}
+    model, _ = peft_worker._load_model({"device": "cpu"}, str(folder))
+    prompt = _pad_batch(
+        [processor.encode(conversations[1], add_generation_prompt=True)], processor, torch.device("cpu")
+    )
+    names = ("image", "video", "vision_start", "vision_end")
+    image_tokens = [getattr(model.config, f"{name}_token_id") for name in names]
+
+    def prefer_image_tokens(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_add(
+            -1, torch.tensor(image_tokens), torch.tensor([4e4, 3e4, 2e4, 1e4]).expand(*logits.shape[:-1], 4)
+        )
+
+    model.lm_head.register_forward_hook(prefer_image_tokens)
+    answer = peft_worker._generate_greedy(request, model, prompt)
+    assert "pixel_values" in prompt
+    assert not set(answer) & set(image_tokens)
+    assert len(peft_worker._compute_log_probs(model, prompt, answer)) == len(answer)
 
 
 def test_distance_of_known_distributions() -> None:

@@ -153,12 +153,24 @@ def _build_inputs(request: dict[str, Any], processor: Any, messages: list[dict[s
 
 
 def _generate_greedy(request: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
-    """Generate the answer's token ids greedily, with its end token."""
+    """Generate the answer's token ids greedily, with its end token.
+
+    No token of an answer is an image's: `_compute_log_probs` gives it back to the model, which would look for the image.
+    """
     tokens = {"eos_token_id": request["eos_token_ids"], "pad_token_id": request["eos_token_ids"][-1]}
-    config = transformers.GenerationConfig(max_new_tokens=request["max_new_tokens"], do_sample=False, **tokens)
+    config = transformers.GenerationConfig(
+        max_new_tokens=request["max_new_tokens"], do_sample=False, suppress_tokens=_list_image_tokens(model), **tokens
+    )
     with torch.inference_mode():
         output_ids = model.generate(**prompt, generation_config=config)[0]
     return [int(token_id) for token_id in output_ids[prompt["input_ids"].shape[1] :]]
+
+
+def _list_image_tokens(model: Any) -> list[int]:
+    """The ids of the control tokens of images and videos."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = (getattr(model.config, name, None) for name in names)
+    return [token_id for token_id in ids if token_id is not None]
 
 
 def _compute_log_probs(model: Any, prompt: dict[str, torch.Tensor], answer: list[int]) -> torch.Tensor:
