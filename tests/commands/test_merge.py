@@ -103,6 +103,7 @@ def test_cost_of_rounding(
     make_settings: Callable[..., Settings],
     tmp_path: Path,
     replace_worker: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     adapter = train(make_settings("train.learning_rate=1e-2")).adapter
@@ -115,6 +116,15 @@ def test_cost_of_rounding(
     replace_worker(saved_names=("b",))
     with pytest.raises(LorgnetteError, match="two is written but not compared: 0 of 1 adapter tensors match the model"):
         merge(adapter, tmp_path / "two")
+
+    def fail(*_: object, **__: object) -> None:
+        raise LorgnetteError("the process failed", where="an adapter", hint="try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorgnette.commands.merge.check_with_peft", fail)
+        with pytest.raises(LorgnetteError, match="zero is written but not compared: the process failed · an adapter"):
+            merge(adapter, tmp_path / "zero")
+    assert (tmp_path / "zero" / "config.json").is_file()
     replace_worker(has_same_inputs=False)
     with pytest.raises(LorgnetteError, match=r"gives other model inputs than its base model · .*three"):
         merge(adapter, tmp_path / "three")

@@ -98,10 +98,14 @@ def _report_rounding(spec: ModelSpec, out: Path, rounding: Rounding, device: str
     """
     assert spec.adapter is not None
     assert spec.metadata is not None
-    result = check_with_peft(
-        spec.checkpoint, spec.adapter, spec.processor, spec.metadata.prompt, merged=out, device=device,
-        is_base_changed=spec.is_base_changed,
-    )  # fmt: skip
+    try:
+        result = check_with_peft(
+            spec.checkpoint, spec.adapter, spec.processor, spec.metadata.prompt, merged=out, device=device,
+            is_base_changed=spec.is_base_changed,
+        )  # fmt: skip
+    except LorgnetteError as error:
+        message = f"{out} is written but not compared: {error.message}"
+        raise LorgnetteError(message, where=error.where, hint=error.hint) from error
     names = explain_names(result.saved_names, result.expected_names)
     if problem := explain_load_error(result.load_error) if result.load_error else names:
         message = f"{out} is written but not compared: {problem}"
