@@ -155,7 +155,7 @@ def _build_inputs(request: dict[str, Any], processor: Any, messages: list[dict[s
 def _generate_greedy(request: dict[str, Any], model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
     """Generate the answer's token ids greedily, with its end token.
 
-    No token of an answer is an image's: `_compute_log_probs` gives it back to the model, which would look for the image.
+    No token of an answer is an image's: `_compute_log_probs` gives it to the model, which would look for the image.
     """
     tokens = {"eos_token_id": request["eos_token_ids"], "pad_token_id": request["eos_token_ids"][-1]}
     config = transformers.GenerationConfig(
