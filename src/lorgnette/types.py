@@ -7,7 +7,7 @@ Knows nothing about file formats, models or devices. Shapes: T tokens of a packe
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -21,11 +21,13 @@ IGNORE_INDEX = -100
 class Image:
     """The path of an image file; `data.images` reads it.
 
-    written: the path in the data, if the file was found by its name alone.
+    written: the path in the data, if the file was found by its name alone. size: (width, height) as the data gives it;
+    None if it does not.
     """
 
     path: Path
     written: str = field(default="", compare=False, repr=False)
+    size: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,18 @@ class ControlToken:
     """A control token, by its name. A text with the same characters is not one."""
 
     name: str
+
+
+class BoxSource(NamedTuple):
+    """A box as the data has it, for errors.
+
+    name: "" is its number in the row. numbers: () are those of `Box.corners`. order and unit: of the numbers, in words.
+    """
+
+    name: str = ""
+    numbers: tuple[float, ...] = ()
+    order: str = "left, top, right, bottom"
+    unit: str = "pixels of the image file as people see it, after its EXIF rotation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,7 @@ class Box:
     image: int = 0
     unit: Literal["pixels", "sides"] = "pixels"
     written: tuple[str | ControlToken, ...] = field(default=(), compare=False, repr=False)
+    source: BoxSource = field(default=BoxSource(), compare=False, repr=False)
 
     @property
     def text(self) -> str:

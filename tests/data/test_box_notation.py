@@ -9,6 +9,7 @@ import pytest
 
 from lorgnette.data import prepare, read
 from lorgnette.data.box_notation import TextBoxUnit, find_boxes, split_text_boxes
+from lorgnette.data.boxes import check_boxes
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Box, Example, Image, Problem, Turn, TurnPart
 
@@ -98,6 +99,37 @@ def test_a_file_is_read_with_the_unit_of_its_texts(tmp_path: Path) -> None:
     assert (problem.row, "under 'objects'" in problem.hint) == (2, True)
     assert isinstance(plain := next(iter(read(path))), Example)
     assert (plain.reference, plain.boxes) == (MARKED, ())
+
+
+@pytest.mark.parametrize(
+    ("unit", "size", "message", "has_other"),
+    [
+        ("pixels", (50, 50), "box 1 ([12, 34, 56, 78]) lies outside", True),
+        ("thousandths", (50, 50), "", False),
+        ("pixels", (640, 480), "", False),
+    ],
+)
+def test_the_other_unit_is_offered(unit: TextBoxUnit, size: tuple[int, int], message: str, has_other: bool) -> None:
+    turns = Turn("user", (Image(Path("a.png")), "q")), Turn("assistant", (MARKED,))
+    example = split_text_boxes(Example("1", turns, Path("a.jsonl"), 1), unit)
+    if not message:
+        return check_boxes(example, [size])
+    with pytest.raises(LorgnetteError) as caught:
+        check_boxes(example, [size])
+    assert message in caught.value.message
+    assert ("or choose --text-boxes thousandths" in str(caught.value.hint)) is has_other
+
+
+def test_numbers_beyond_thousandths_offer_no_thousandths() -> None:
+    text = '{"bbox_2d": [100, 200, 1500, 400]}'
+    example = Example("1", (Turn("user", (Image(Path("a.png")), text)),), Path("a.jsonl"), 1)
+    with pytest.raises(LorgnetteError) as caught:
+        check_boxes(split_text_boxes(example, "pixels"), [(640, 480)])
+    assert "--text-boxes" not in str(caught.value.hint)
+    with pytest.raises(LorgnetteError) as caught:
+        check_boxes(split_text_boxes(example, "thousandths"), [(640, 480)])
+    assert "[100, 200, 1500, 400]" in caught.value.message
+    assert "--text-boxes pixels" in str(caught.value.hint)
 
 
 def test_prepare_writes_the_boxes_of_texts_as_objects(tmp_path: Path, make_image: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from lorgnette.data import read
 from lorgnette.data.boxes import check_boxes, convert_to_pixels
 from lorgnette.data.checks.data_report import check_rows
+from lorgnette.data.formats.objects import fill_turns
 from lorgnette.errors import LorgnetteError
 from lorgnette.types import Box, Example, Image, Turn
 
@@ -41,6 +42,24 @@ def test_a_box_has_area_and_lies_in_its_image(box: Box, message: str) -> None:
     with pytest.raises(LorgnetteError) as caught:
         check_boxes(build_row(box), [(640, 480), (320, 900)])
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "message", "unit"),
+    [
+        ("norm1", [0.25, 0, 1.5, 1], "box 1 (a cat [0.25, 0, 1.5, 1])", "shares of width and height, 0 to 1"),
+        ("norm1000", [0, 0, 1500, 1], "box 1 (a cat [0, 0, 1500, 1])", "thousandths of width and height, 0 to 1000"),
+        ("real", [0, 0, 1500, 1], "box 1 (a cat [0, 0, 1500, 1])", "as people see it, after its EXIF rotation"),
+    ],
+)
+def test_a_box_is_named_as_it_is_written(kind: str, numbers: list[float], message: str, unit: str) -> None:
+    objects = {"ref": ["a cat"], "bbox": [numbers], "bbox_type": kind}
+    turns = Turn("user", (Image(Path("a.png")), "q")), Turn("assistant", ("<ref-object><bbox>",))
+    example = Example("1", fill_turns(turns, objects), Path("a.jsonl"), 1)
+    with pytest.raises(LorgnetteError) as caught:
+        check_boxes(example, [(640, 480)])
+    assert caught.value.message.startswith(f"{message} lies outside")
+    assert unit in str(caught.value.hint)
 
 
 def test_shares_become_pixels() -> None:

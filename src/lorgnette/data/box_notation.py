@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from lorgnette.data.conversation import merge_parts
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
-from lorgnette.types import Box, Example, TurnPart
+from lorgnette.types import Box, BoxSource, Example, TurnPart
 
 TextBoxUnit = Literal["pixels", "thousandths"]
 """What the numbers of boxes in texts count: pixels of the image file, or thousandths of its width and height."""
@@ -87,14 +87,20 @@ def _split_parts(parts: Sequence[TurnPart], unit: TextBoxUnit) -> tuple[TurnPart
             continue
         end = 0
         for box, start, stop in find_boxes(part):
-            is_in_pixels = unit == "pixels" or not box.corners  # a name alone has no unit
-            result += [part[end:start], box if is_in_pixels else _to_sides(box)]
+            result += [part[end:start], _convert_text_box(box, unit) if box.corners else box]  # a name has no unit
             has_json, end = has_json or part[start] == "{", stop
         result.append(part[end:])
     return drop_list_separators(merge_parts(result)) if has_json else merge_parts(result)
 
 
-def _to_sides(box: Box) -> Box:
+def _convert_text_box(box: Box, unit: TextBoxUnit) -> Box:
+    own = BoxSource().unit if unit == "pixels" else "thousandths of width and height, 0 to 1000"
+    other = "pixels" if unit == "thousandths" else "thousandths"
+    if unit == "thousandths" or max(box.corners) <= 1000:
+        own = f"{own} (or choose --text-boxes {other}, if it counts these)"
+    box = replace(box, source=BoxSource(numbers=box.corners, unit=own))
+    if unit == "pixels":
+        return box
     return replace(box, corners=tuple(value / 1000 for value in box.corners), unit="sides")
 
 

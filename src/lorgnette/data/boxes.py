@@ -1,10 +1,11 @@
-"""Checks the boxes of a row against the sizes of its images. Knows nothing about files and models."""
+"""Checks the boxes of a row against the sizes of its images. Knows nothing about models."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lorgnette.data.images import is_turned
 from lorgnette.errors import LorgnetteError
-from lorgnette.types import Box, Example
+from lorgnette.types import Box, Example, Image
 
 _MAX_OUTSIDE = 1.0
 """Pixels that a box may reach over an edge: annotations are often rounded. They are cut off."""
@@ -26,20 +27,37 @@ def sort_corners(corners: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_boxes(example: Example, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise LorgnetteError for a box without area or more than one pixel outside its image.
+    """Raise LorgnetteError for a box without area or more than one pixel outside its image, or if the data gives the
+    image another size, so that its boxes are in other places.
 
     sizes: (width, height) of each of the example's images as people see them, after EXIF orientation.
     """
+    if example.boxes:
+        for image, size in zip(example.images, sizes, strict=True):
+            _check_image_size(image, size)
     for number, box in enumerate(example.boxes, start=1):
         width, height = size = sizes[box.image]
         corners = convert_to_pixels(box, size).corners
-        name = f"box {number} ({box.text})" if len(corners) == 4 else f"point {number} ({box.text})"
+        source, is_point = box.source, len(corners) == 2
+        name = source.name or f"{'point' if is_point else 'box'} {number}"
+        name = f"{name} ({replace(box, corners=source.numbers or box.corners, written=()).text})"
         if len(corners) == 4 and (corners[0] >= corners[2] or corners[1] >= corners[3]):
-            hint = "write left, top, right, bottom, or remove it"
-            raise LorgnetteError(f"{name} has no area", hint=hint)
+            raise LorgnetteError(f"{name} has no area", hint=f"write {source.order}, or remove it")
         if min(corners) < -_MAX_OUTSIDE or max(corners[::2]) > width + _MAX_OUTSIDE or (
             max(corners[1::2]) > height + _MAX_OUTSIDE
         ):  # fmt: skip
             message = f"{name} lies outside its image, which has {width}×{height} pixels"
-            hint = "give pixels of the image file as people see it, after its EXIF rotation, or remove the box"
+            hint = f"give {'x, y' if is_point else source.order} in {source.unit}, or remove it"
             raise LorgnetteError(message, where=str(example.images[box.image].path), hint=hint)
+
+
+def _check_image_size(image: Image, size: tuple[int, int]) -> None:
+    if image.size in (None, size):
+        return
+    (width, height), (own_width, own_height) = image.size, size
+    message = f"the data gives its image {width}×{height} pixels, but the file has {own_width}×{own_height}"
+    hint = "use the images that were annotated, or scale the boxes and correct the size"
+    if image.size == size[::-1] and is_turned(image.path):
+        message += ": its EXIF rotation swaps the sides, and the boxes are those of the stored image"
+        hint = "annotate the upright image, or remove the rotation from the file's EXIF, so that it stays as stored"
+    raise LorgnetteError(message, where=str(image.path), hint=hint)

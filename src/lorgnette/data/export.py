@@ -160,7 +160,7 @@ def _normalize(example: Example) -> Example:
 
     def normalize_part(part: TurnPart) -> TurnPart:
         if isinstance(part, Image) and not part.path.is_absolute():
-            return Image(Path(os.path.abspath(part.path)))
+            return replace(part, path=Path(os.path.abspath(part.path)))
         return part
 
     turns = tuple(replace(turn, parts=merge_parts(map(normalize_part, turn.parts))) for turn in example.turns)

@@ -101,6 +101,12 @@ def read_image_size(path: Path) -> tuple[int, int]:
         return _check_size(path, _read_oriented_size(image))
 
 
+def is_turned(path: Path) -> bool:
+    """Whether EXIF orientation swaps width and height."""
+    with _open(path) as image:
+        return _read_orientation(image) >= 5
+
+
 def is_deep(path: Path) -> bool:
     """Whether the file has values of more than 8 bits, which are scaled."""
     with _open(path) as image:

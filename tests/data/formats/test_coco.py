@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from lorgnette.data import check_rows, read
@@ -259,8 +260,12 @@ def test_a_file_of_boxes_is_read_image_by_image(write_file: Callable[..., Path])
     [
         ({"category_id": 7}, "annotation 2 of image 9 has category_id 7, which is not among the categories"),
         ({"bbox": [0, 0, 5]}, "the bbox of annotation 2 of image 9 is not a list of four numbers"),
-        ({"bbox": [0, 0, 0, 5]}, "box 1 (person [0, 0, 0, 5]) has no area"),
-        ({"bbox": [0, 0, 40, 5]}, "box 1 (person [0, 0, 40, 5]) lies outside its image, which has 32×24 pixels"),
+        ({"bbox": [0, 0, 0, 5]}, "annotation 2 (person [0, 0, 0, 5]) has no area"),
+        ({"bbox": [0, 0, 40, 5]}, "annotation 2 (person [0, 0, 40, 5]) lies outside its image, which has 32×24 pixels"),
+        (
+            {"bbox": [20, 5, 20, 5]},
+            "annotation 2 (person [20, 5, 20, 5]) lies outside its image, which has 32×24 pixels",
+        ),
     ],
 )
 def test_a_broken_box_is_a_problem_of_its_image(
@@ -271,6 +276,51 @@ def test_a_broken_box_is_a_problem_of_its_image(
     report = check_rows(read(write_file(value, "9.jpg", "25.jpg", "26.jpg", "27.jpg", name="instances.json")))
     [problem] = report.problems
     assert (problem.row, problem.fact, report.num_usable) == (1, message, 1)
+    if "outside" in message:
+        assert problem.hint == "give x, y, width, height in pixels of the stored image, or remove it"
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "message"),
+    [
+        ((32, 24), 1, ""),
+        ((None, 24), 1, ""),
+        ((64, 48), 1, "the data gives its image 64×48 pixels, but the file has 32×24"),
+        ((24, 32), 1, "the data gives its image 24×32 pixels, but the file has 32×24"),
+        (("32", 24), 1, "the width and height of image 9 are '32' and 24, not numbers"),
+        ((24, 32), 6, ""),
+        (
+            (32, 24), 6,
+            "the data gives its image 32×24 pixels, but the file has 24×32: its EXIF rotation swaps the sides, and the "
+            "boxes are those of the stored image",
+        ),
+    ],
+)  # fmt: skip
+def test_boxes_of_an_image_of_another_size_are_a_problem(
+    write_file: Callable[..., Path], tmp_path: Path, size: tuple[Any, Any], orientation: int, message: str
+) -> None:
+    """They would be at other places in silence."""
+    exif = PIL.Image.Exif()
+    exif[0x112] = orientation
+    PIL.Image.new("RGB", (32, 24)).save(tmp_path / "9.jpg", exif=exif)
+    value = json.loads(json.dumps(INSTANCES))
+    value["images"][0] |= {"width": size[0], "height": size[1]}
+    value["annotations"][1]["bbox"] = [0, 0, 20, 20]
+    report = check_rows(read(write_file(value, "25.jpg", name="instances.json")))
+    assert [problem.fact for problem in report.problems] == ([message] if message else [])
+
+
+def test_attributes_are_known_and_a_rotation_is_named(write_file: Callable[..., Path]) -> None:
+    """CVAT writes them to each annotation."""
+    value = json.loads(json.dumps(INSTANCES))
+    for annotation, rotation in zip(value["annotations"], (0.0, 12.5, 0, 0, 0), strict=True):
+        annotation["attributes"] = {"occluded": False, "rotation": rotation}
+    remarks = list[str]()
+    first, second = read(write_file(value, name="instances.json"), on_columns=remarks.append)
+    assert isinstance(first, Example)
+    assert isinstance(second, Example)
+    assert (first.unread_keys, second.unread_keys) == (("annotations[].segmentation",), ())
+    assert remarks[1:] == ["instances.json: annotations with a 'rotation' (1: id 2) are read as upright boxes"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,25 @@ def test_what_does_not_fit_is_refused(location: RowLocation, answer: str, object
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize("kind", [{}, {"bbox_type": "real"}])
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0.1, 0.2, 0.5, 0.9], [0.3, 1]], "all numbers of 'bbox' are between 0 and 1: these are no pixels"),
+        ([[0, 0, 1, 1]], "all numbers of 'bbox' are between 0 and 1"),
+        ([DOG, [7.1, 8.2, 7.5, 8.9]], "box 2 of 'bbox' is smaller than a pixel"),
+    ],
+)
+def test_shares_without_their_unit_are_refused(
+    location: RowLocation, kind: dict[str, str], boxes: list[list[float]], message: str
+) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        read_answer(location, "", "<bbox>" * len(boxes), {"bbox": boxes} | kind)
+    assert message in caught.value.message
+    assert 'write "bbox_type": "norm1"' in str(caught.value.hint)
+    read_answer(location, "", "<bbox>", {"bbox": [[7.1, 8.2, 7.5, 18.9]]} | kind)  # a thin box
+
+
 def build_example(unit: str = "pixels") -> Example:
     scale = 1.0 if unit == "pixels" else 0.001
     boxes = [

@@ -12,6 +12,7 @@ for many objects, and images without other boxes are left out. The images are fo
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from lorgnette.data.formats import captions
 from lorgnette.data.row_location import ReadOptions, Row, RowCounter, RowLocation
 from lorgnette.data.text_files import BrokenRow, describe_type
 from lorgnette.errors import LorgnetteError, UsageError
-from lorgnette.types import Box, Example, Turn
+from lorgnette.types import Box, BoxSource, Example, Turn
 
 _IMAGE_FOLDERS = ("train2017", "val2017", "test2017", "train2014", "val2014", "test2014")
 _IMAGE_KEYS = ("id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url")
-"""What COCO writes of an image; the size and the source are not needed."""
-_INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+"""What COCO writes of an image; its source is not needed."""
+_INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes")
 BOX_PROMPT = "Find all objects in this image."
 """The question of a file of boxes, if the user gives no prompt."""
 _KARPATHY_KEYS = ("filepath", "filename", "split", "sentences", "cocoid", "imgid", "sentids")
@@ -126,6 +127,7 @@ def _read_instances(
     known = _map_images(images)
     by_image: dict[int | str, list[Mapping[str, Any]]] = {}
     crowds: list[object] = []
+    turned: list[object] = []
     for number, annotation in enumerate(annotations, start=1):
         record = _require_object(annotation, f"annotation {number}", counter.source)
         image_id = record.get("image_id")
@@ -139,12 +141,17 @@ def _read_instances(
             crowds.append(record.get("id", number))
         else:
             by_image.setdefault(image_id, []).append(record)
+            attributes = record.get("attributes")  # CVAT's
+            if isinstance(attributes, dict) and attributes.get("rotation"):
+                turned.append(record.get("id", number))
     num_empty = sum(isinstance(image, dict) and _read_key(image) not in by_image for image in images)
     if crowds or num_empty:
-        ids = ", ".join(map(str, crowds[:3])) + (" …" if len(crowds) > 3 else "")
-        left_out = [f"annotations of crowds ({len(crowds)}: id {ids})"] if crowds else []
+        left_out = [f"annotations of crowds ({_list_ids(crowds)})"] if crowds else []
         left_out += [f"images without other boxes ({num_empty})"] if num_empty else []
         options.on_columns(f"{counter.source.name}: {' and '.join(left_out)} are left out")
+    if turned:
+        fact = f"annotations with a 'rotation' ({_list_ids(turned)}) are read as upright boxes"
+        options.on_columns(f"{counter.source.name}: {fact}")
     for image in images:
         location = counter.next()
         of_id: Sequence[object] = [image]  # if it is no image: a problem
@@ -152,6 +159,10 @@ def _read_instances(
             of_id = known[key] if (key := _read_key(image)) in by_image else []
         if any(image is each for each in of_id):  # the same file twice is read once
             yield from location.try_read(partial(_read_boxes, of_id, by_image, categories, location))
+
+
+def _list_ids(ids: Sequence[object]) -> str:
+    return f"{len(ids)}: id {', '.join(map(str, ids[:3]))}{' …' if len(ids) > 3 else ''}"
 
 
 def _read_key(item: Mapping[str, Any]) -> int | str | None:
@@ -170,9 +181,11 @@ def _read_boxes(
     image_id = record["id"]
     unread_keys = fields.list_unread_keys(record, _IMAGE_KEYS, owner=f"image {image_id}", prefix="images[].")
     resolved = location.resolve_image(record.get("file_name"), f"the file_name of image {image_id}")
+    resolved = replace(resolved, size=_read_size(record))
     boxes: list[Box] = []
     for annotation in by_image[image_id]:
-        name = f"annotation {annotation.get('id', len(boxes) + 1)} of image {image_id}"
+        short = f"annotation {annotation.get('id', len(boxes) + 1)}"
+        name = f"{short} of image {image_id}"
         category, bbox = annotation.get("category_id"), annotation.get("bbox")
         if not isinstance(category, int | str) or category not in categories:
             message = f"{name} has category_id {category!r}, which is not among the categories"
@@ -180,13 +193,24 @@ def _read_boxes(
         if not is_list_of_numbers(bbox, 4):
             message = f"the bbox of {name} is not a list of four numbers"
             raise LorgnetteError(message, hint="write it as [x, y, width, height]")
-        x, y, width, height = map(float, annotation["bbox"])
-        boxes.append(Box((x, y, x + width, y + height), categories[category]))
+        x, y, width, height = numbers = tuple(map(float, annotation["bbox"]))
+        source = BoxSource(short, numbers, "x, y, width, height", "pixels of the stored image")
+        boxes.append(Box((x, y, x + width, y + height), categories[category], source=source))
         more = fields.list_unread_keys(annotation, _INSTANCE_KEYS, owner=name, prefix="annotations[].")
         unread_keys = fields.join_keys(unread_keys, more)
     prompt = BOX_PROMPT if location.prompt == DEFAULT_PROMPT else location.prompt
     turns = Turn("user", (resolved, prompt) if prompt else (resolved,)), Turn("assistant", tuple(boxes))
     return [Example(str(image_id), turns, location.source, location.row, unread_keys)]
+
+
+def _read_size(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that the boxes of an image count; None if it has none."""
+    size = record.get("width") or 0, record.get("height") or 0
+    if not is_list_of_numbers(list(size), 2):
+        message = f"the width and height of image {record['id']!r} are {size[0]!r} and {size[1]!r}, not numbers"
+        raise LorgnetteError(message, hint="correct or remove them")
+    width, height = size
+    return (width, height) if width and height else None
 
 
 def read_karpathy(value: Mapping[str, Any], path: Path, options: ReadOptions) -> Iterator[Row]:

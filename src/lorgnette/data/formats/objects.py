@@ -22,12 +22,13 @@ from lorgnette.data.conversation import merge_parts
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import parse_json
-from lorgnette.types import Box, Example, Image, Turn, TurnPart
+from lorgnette.types import Box, BoxSource, Example, Image, Turn, TurnPart
 
 BOX_PLACEHOLDER, NAME_PLACEHOLDER = "<bbox>", "<ref-object>"
 T = TypeVar("T")
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
 _DIVISORS = {"real": None, "norm1": 1, "norm1000": 1000}
+_UNITS = {"norm1": "shares of width and height, 0 to 1", "norm1000": "thousandths of width and height, 0 to 1000"}
 _LABEL = r'"label"\s*:\s*"((?:[^"\\]|\\.)*)"'
 _PLACEHOLDER = re.compile(
     rf'\{{\s*(?:{_LABEL}\s*,\s*)?"(?:bbox_2d|point_2d)"\s*:\s*<bbox>\s*(?:,\s*{_LABEL}\s*)?\}}'
@@ -118,7 +119,11 @@ def _read_boxes(value: Mapping[str, Any], num_images: int) -> Iterator[Box]:
     for number, corners in enumerate(boxes, start=1):
         if not is_list_of_numbers(corners, 4) and not is_list_of_numbers(corners, 2):
             message = f"box {number} of 'bbox' is not a list of four numbers, or of two for a point"
-            raise LorgnetteError(message, hint="write it as [left, top, right, bottom], in pixels of the image file")
+            unit = _UNITS.get(kind, "pixels of the image file")
+            raise LorgnetteError(message, hint=f"write it as [left, top, right, bottom], in {unit}")
+    if kind == "real":
+        _check_pixels(boxes)
+    for number, corners in enumerate(boxes, start=1):
         image = images[number - 1] if number <= len(images) else 0
         if type(image) is not int or not 0 <= image < num_images:
             message = f"box {number} of 'bbox' is in image {image!r}, but the row has {num_images} (counted from 0)"
@@ -126,7 +131,19 @@ def _read_boxes(value: Mapping[str, Any], num_images: int) -> Iterator[Box]:
         if divisor is None:
             yield Box(tuple(map(float, corners)), image=image)
         else:
-            yield Box(tuple(float(corner) / divisor for corner in corners), image=image, unit="sides")
+            source = BoxSource(numbers=tuple(map(float, corners)), unit=_UNITS[kind])
+            sides = tuple(float(corner) / divisor for corner in corners)
+            yield Box(sides, image=image, unit="sides", source=source)
+
+
+def _check_pixels(boxes: Sequence[Sequence[float]]) -> None:
+    """Raise LorgnetteError for boxes that are too small for pixels."""
+    hint = 'write "bbox_type": "norm1" in \'objects\', if the numbers are shares of width and height'
+    if boxes and all(0 <= value <= 1 for box in boxes for value in box):
+        raise LorgnetteError("all numbers of 'bbox' are between 0 and 1: these are no pixels", hint=hint)
+    for number, (left, top, *others) in enumerate(boxes, start=1):
+        if others and 0 < others[0] - left < 1 and 0 < others[1] - top < 1:
+            raise LorgnetteError(f"box {number} of 'bbox' is smaller than a pixel", hint=f"{hint}, or remove it")
 
 
 def fill_turns(turns: Sequence[Turn], value: object) -> tuple[Turn, ...]:
