@@ -40,7 +40,8 @@ def generate_answers(
         answers = generate_tokens(
             generator, prompts, sampler, sampling.max_new_tokens, eos_token_ids, use_adapter=adapter is not None
         )
-        for example, answer_ids, of_tokens in zip(batch, answers.tolist(), sampler.list_probabilities(), strict=False):
+        probabilities = sampler.list_probabilities(len(batch))
+        for example, answer_ids, of_tokens in zip(batch, answers.tolist(), probabilities, strict=True):
             yield build_prediction(processor, example, answer_ids, adapter, of_tokens)
         on_progress(len(batch))
 

@@ -3,9 +3,8 @@
 The inputs come from the processor that training uses, so prompt, chat template and resolution are the adapter's.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def generate_answers(
             )
             probabilities = recorder.list_probabilities(sequences)
         answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        for example, answer_ids, of_tokens in zip(batch, answers, probabilities, strict=False):
+        for example, answer_ids, of_tokens in zip(batch, answers, probabilities, strict=True):
             yield build_prediction(processor, example, answer_ids, adapter, of_tokens)
         on_progress(len(batch))
 
@@ -76,10 +75,10 @@ class _ProbabilityRecorder:
         self._logits = scores.clone()  # later processors may change them
         return scores
 
-    def list_probabilities(self, sequences: Int64[Tensor, "B T"]) -> Iterable[Sequence[float] | None]:
+    def list_probabilities(self, sequences: Int64[Tensor, "B T"]) -> Sequence[Sequence[float] | None]:
         """By row; None for each row if it was not called. sequences: all tokens at the end."""
         self._record(sequences)
-        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else repeat(None)
+        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else [None] * len(sequences)
 
     def _record(self, input_ids: Int64[Tensor, "B T"]) -> None:
         if self._logits is not None:

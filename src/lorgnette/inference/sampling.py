@@ -7,7 +7,6 @@ does not depend on the batch it is in, and the same seed gives other answers tha
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -60,9 +59,9 @@ class Sampler:
             self._probabilities.append(compute_probabilities(logits, tokens))
         return tokens
 
-    def list_probabilities(self) -> Iterable[Sequence[float] | None]:
+    def list_probabilities(self, num_rows: int) -> Sequence[Sequence[float] | None]:
         """The probability of every token that was picked, by row. None for each row if no boxes are expected."""
-        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else repeat(None)
+        return torch.stack(self._probabilities, 1).tolist() if self._probabilities else [None] * num_rows
 
 
 def compute_probabilities(logits: Float32[Tensor, "B V"], tokens: Int64[Tensor, " B"]) -> Float32[Tensor, " B"]:

@@ -1,9 +1,11 @@
 """Qwen3.5, 3.6 and 3.8, dense: their facts. Needs no torch."""
 
-from lorgnette.models.family import Family, ModelSize
-from lorgnette.models.qwen3_vl.facts import TOWERS, build_vision_config
+from dataclasses import replace
 
-_TOWERS = TOWERS | {"tiny": {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}}
+from lorgnette.models.family import ModelSize
+from lorgnette.models.qwen3_vl import facts as qwen3_vl
+
+_TOWERS = qwen3_vl.TOWERS | {"tiny": {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}}
 
 
 def build_size(
@@ -22,20 +24,17 @@ def build_size(
         },
         **mlp,
     }  # fmt: skip
-    vision = build_vision_config(_TOWERS[tower], [], hidden)
+    vision = qwen3_vl.build_vision_config(_TOWERS[tower], [], hidden)
     config = {"model_type": model_type, "text_config": text, "vision_config": vision, "tie_word_embeddings": is_tied}
     return ModelSize(tuple(f"Qwen/{name}" for name in names.split()), config)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    qwen3_vl.FAMILY,  # the same tower without deepstack, and the same boxes
     model_type="qwen3_5",
     title="Qwen3.5",
     class_name="Qwen3_5ForConditionalGeneration",
-    vision_linears=("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2"),
-    merger_linears=("merger.linear_fc1", "merger.linear_fc2"),
-    native_image_tokens=(64, 16384),  # 65,536 to 16,777,216 pixels
-    box_scale="thousandths",
-    box_format="json",
+    deepstack_linears=(),
     other_language_linears=tuple(
         f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
     ),

@@ -128,10 +128,11 @@ def write_comparison_page(path: Path, page: ComparisonPage) -> None:
                 tuple(images[image] for image in prompt.image_paths),
                 answers,
                 page.find_trained_on(i),
-                build_overlays(prompt.image_paths, page.list_box_layers(i)),
-                build_key(page.list_box_layers(i)),
+                build_overlays(prompt.image_paths, layers),
+                build_key(layers),
             )
             for i, (prompt, answers) in enumerate(answers_by_prompt)
+            for layers in [page.list_box_layers(i)]
         ],
         answer_sections=sections,
         style=style,
