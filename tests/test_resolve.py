@@ -65,6 +65,9 @@ def test_a_known_model_needs_no_owner(model: str, monkeypatch: pytest.MonkeyPatc
     assert resolve.portable_name("Qwen2-VL-2B-Instruct") == str(tmp_path / "Qwen2-VL-2B-Instruct")
     with pytest.raises(UsageError, match=r"did you mean Qwen/Qwen2-VL-2B-Instruct\?"):
         resolve.parse_model_name("Qwen2-VL-2B-Instuct")
+    sizes = r"did you mean Qwen/Qwen2-VL-2B-Instruct, Qwen/Qwen2-VL-7B-Instruct or Qwen/Qwen2-VL-72B-Instruct\?"
+    with pytest.raises(UsageError, match=sizes):
+        resolve.parse_model_name("qwen2-vl")
 
 
 def test_a_folder_with_a_typing_error_is_named_when_no_hub_has_it(

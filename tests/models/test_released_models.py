@@ -3,7 +3,7 @@
 import pytest
 
 from lorgnette.models.registry import FAMILIES
-from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_name
+from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_names
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,23 @@ def test_every_model_is_found_by_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("qwen3vl-4b", "Qwen/Qwen3-VL-4B-Instruct"),
-        ("Qwen2-VL-2B-Instuct", "Qwen/Qwen2-VL-2B-Instruct"),
-        ("qwen2.5vl:7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
-        ("my-model", None),
+        ("qwen3vl-4b", ["Qwen3-VL-4B-Instruct"]),
+        ("Qwen2-VL-2B-Instuct", ["Qwen2-VL-2B-Instruct"]),
+        ("qwen2.5vl:7b", ["Qwen2.5-VL-7B-Instruct"]),
+        ("my-model", []),
+        # Sizes that do not exist.
+        ("qwen3-vl-3b", ["Qwen3-VL-2B-Instruct", "Qwen3-VL-4B-Instruct"]),
+        ("Qwen3-VL-7B-Instruct", ["Qwen3-VL-4B-Instruct", "Qwen3-VL-8B-Instruct"]),
+        ("qwen2.5-vl-1b", ["Qwen2.5-VL-3B-Instruct"]),
+        ("qwen3.5-500b", ["Qwen3.5-397B-A17B"]),
+        # Families.
+        ("Qwen2.5-VL", [f"Qwen2.5-VL-{size}B-Instruct" for size in (3, 7, 32, 72)]),
+        ("qwen3vl", [f"Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "30B-A3B", "32B", "235B-A22B")]),
+        ("qwen3.6", ["Qwen3.6-27B", "Qwen3.6-35B-A3B"]),
     ],
 )
-def test_the_nearest_name_is_suggested(typed: str, meant: str | None) -> None:
-    assert suggest_hub_name(typed) == meant
+def test_the_nearest_names_are_suggested(typed: str, meant: list[str]) -> None:
+    assert suggest_hub_names(typed) == [f"Qwen/{name}" for name in meant]
 
 
 def test_quantized_models_are_explained() -> None:

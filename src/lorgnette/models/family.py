@@ -28,6 +28,12 @@ class ModelSize:
     names: tuple[str, ...]
     config: Mapping[str, Any]
 
+    @property
+    def token_side(self) -> int:
+        """The side of an image token in pixels."""
+        vision = self.config["vision_config"]
+        return int(vision["patch_size"] * vision["spatial_merge_size"])
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
