@@ -209,3 +209,14 @@ def test_a_tokenizer_without_box_tokens_is_named(make_example: Callable[..., Exa
     del processor.tokenizer.control_tokens["<|box_start|>"]
     with pytest.raises(LorgnetteError, match=r"tokenizer has no <\|box_start\|>"):
         processor.encode(make_example(Box((1, 2, 30, 40))))
+
+
+def test_boxes_too_small_for_the_models_numbers_are_counted(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
+    example = build_example(Box((10, 10, 11, 11)), Box((10, 10, 300, 11)), Box((10, 10, 300, 300)))
+    image = Image(tmp_path / "a.png")
+    example = replace(example, turns=(Turn("user", (image, "Where?")), example.turns[1]))
+    processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings())
+    [remark] = processor.list_remarks([example])
+    assert remark.startswith("2 boxes have no area in this model's numbers")
+    assert processor.list_remarks([replace(example, turns=(example.turns[0], Turn("assistant", ("A car.",))))]) == []

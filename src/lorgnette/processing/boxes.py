@@ -20,6 +20,7 @@ from lorgnette.types import Box, ControlToken, Example, Image, Turn, TurnPart
 
 REF_START, REF_END = ControlToken("<|object_ref_start|>"), ControlToken("<|object_ref_end|>")
 BOX_START, BOX_END = ControlToken("<|box_start|>"), ControlToken("<|box_end|>")
+_NUM_EDGES = 4
 BOX_TOKENS = tuple(token.name for token in (REF_START, REF_END, BOX_START, BOX_END))
 
 
@@ -75,6 +76,12 @@ def write_boxes(example: Example, convention: BoxConvention, sizes: Sequence[Ima
     """
     check_boxes(example, [size[:2] for size in sizes])
     return replace(example, turns=tuple(_write_turn(turn, convention, sizes) for turn in example.turns))
+
+
+def count_flat_boxes(example: Example, convention: BoxConvention, sizes: Sequence[ImageSize]) -> int:
+    """The boxes, in pixels of the file, that have no area in the model's whole numbers."""
+    numbers = [convention.to_model(box.corners, sizes[box.image]) for box in example.boxes]
+    return sum(len(n) == _NUM_EDGES and (n[0] == n[2] or n[1] == n[3]) for n in numbers)
 
 
 def _write_turn(turn: Turn, convention: BoxConvention, sizes: Sequence[ImageSize]) -> Turn:

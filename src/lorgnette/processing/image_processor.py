@@ -70,10 +70,10 @@ class ImageProcessor:
         nearest multiples of token_side within min_pixels..max_pixels that keep the shape as well as possible.
         """
         side = self.token_side
-        rows, columns = (round(edge / side) * side for edge in self.size or (height, width))
         if self.size is not None:
-            rows, columns = max(side, rows), max(side, columns)
-        elif rows * columns > self.max_pixels:
+            return round_size(self.size, side)
+        rows, columns = (round(edge / side) * side for edge in (height, width))
+        if rows * columns > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
             rows, columns = (max(side, math.floor(edge / shrink / side) * side) for edge in (height, width))
         elif rows * columns < self.min_pixels:
@@ -106,6 +106,12 @@ class ImageProcessor:
         blocks = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
         frames_shape = (*blocks.shape[:5], self.temporal_patch_size, *blocks.shape[5:])
         return np.broadcast_to(blocks[:, :, :, :, :, None], frames_shape).reshape(rows * columns, -1)
+
+
+def round_size(size: tuple[int, int], token_side: int) -> tuple[int, int]:
+    """A (height, width) in pixels in whole tokens, at least one."""
+    height, width = (max(1, round(edge / token_side)) * token_side for edge in size)
+    return height, width
 
 
 def _read_size(config: Mapping[str, Any], name: str) -> int:

@@ -23,9 +23,17 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_config, shorten
 from lorgnette.models.family import Family
 from lorgnette.models.registry import import_positions, read_family
-from lorgnette.processing.boxes import BoxConvention, ImageSize, has_boxes, join_pieces, parse_boxes, write_boxes
+from lorgnette.processing.boxes import (
+    BoxConvention,
+    ImageSize,
+    count_flat_boxes,
+    has_boxes,
+    join_pieces,
+    parse_boxes,
+    write_boxes,
+)
 from lorgnette.processing.chat_template import ChatTemplate, ConversationShape
-from lorgnette.processing.image_processor import ImageProcessor
+from lorgnette.processing.image_processor import ImageProcessor, round_size
 from lorgnette.processing.tokenizer import IM_END_TOKEN, IMAGE_TOKEN, TextTokenizer
 from lorgnette.types import IGNORE_INDEX, ControlToken, Encoded, Example, Image, ImageGrid, Role, Turn
 
@@ -143,6 +151,12 @@ class Processor:
         arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
         return Encoded(example, *arrays, grids, tuple(image_starts))
 
+    def count_answer_tokens(self, example: Example) -> int:
+        """The tokens of `Example.reference`, without an end token; 0 if the user has the last word."""
+        answer = self.write_boxes(example).turns[len(example.without_answer().turns) :][:1]
+        pieces = (piece for turn in answer for piece in join_pieces(turn.parts))
+        return sum(len(self._encode_piece(piece)) for piece in pieces)
+
     def count_skipped_answers(self, example: Example) -> int:
         """The answers that the data wants learned, but that do not begin as a prediction does."""
         outline, answers, _ = self._split_answers(self.write_boxes(example).turns)
@@ -151,16 +165,9 @@ class Processor:
             has_loss and not segment.beginning.is_learned for segment, (_, has_loss) in zip(frame, answers, strict=True)
         )
 
-    def list_remarks(self, examples: Iterable[Example]) -> list[str]:
+    def list_remarks(self, examples: Sequence[Example]) -> list[str]:
         """What this model does otherwise than the settings and the data say, in sentences."""
-        remarks, size = [], self.settings.image_size
-        if size is not None and (rounded := self.image_processor.compute_size(1, 1)) != size:
-            side = self.image_processor.token_side
-            (height, width), (rows, columns) = size, rounded
-            remarks.append(
-                f"image_size {height}×{width} becomes {rows}×{columns}: an image token of this model has {side}×{side} "
-                "pixels"
-            )
+        remarks = list_size_remarks(self.settings, self.image_processor.token_side)
         if self._opens_thought:
             remarks.append("this model thinks before it answers: the training teaches it to answer without a thought")
         if skipped := sum(map(self.count_skipped_answers, examples)):
@@ -168,7 +175,19 @@ class Processor:
                 f"{skipped} {'answer is' if skipped == 1 else 'answers are'} not trained: in a conversation this model "
                 "begins only its last answer as it begins a prediction"
             )
+        if flat := sum(map(self._count_flat_boxes, examples)):
+            verb = "has" if flat == 1 else "have"
+            remarks.append(
+                f"{flat} {'box' if flat == 1 else 'boxes'} {verb} no area in this model's numbers, which are too coarse "
+                "for them: raise image_size, or cut the image"
+            )
         return remarks
+
+    def _count_flat_boxes(self, example: Example) -> int:
+        if not has_boxes(example):
+            return 0
+        written, sizes = self.write_boxes(example), [self._read_sizes(image) for image in example.images]
+        return count_flat_boxes(written, self.box_convention, sizes)
 
     def _check_thoughts(self, example: Example, answers: Sequence[tuple[Pieces, bool]]) -> None:
         """Raises LorgnetteError for an answer with `<think>`, where the template itself writes it."""
@@ -338,10 +357,19 @@ def _join_texts(first: Pieces, second: Pieces) -> Pieces:
     return first + second
 
 
-def describe_image_size(settings: ProcessorSettings, image_processor: ImageProcessor | None = None) -> str:
-    """The size at which a model gets images, in words; without its image processor, the size that is set."""
+def list_size_remarks(settings: ProcessorSettings, token_side: int) -> list[str]:
+    """What becomes of an image size that is not in whole tokens, in a sentence."""
+    if settings.image_size is None or (rounded := round_size(settings.image_size, token_side)) == settings.image_size:
+        return []
+    (height, width), (rows, columns) = settings.image_size, rounded
+    text = f"image_size {height}×{width} becomes {rows}×{columns}: an image token of this model has"
+    return [f"{text} {token_side}×{token_side} pixels"]
+
+
+def describe_image_size(settings: ProcessorSettings, token_side: int | None = None) -> str:
+    """The size at which a model gets images, in words; without the side of its tokens, the size that is set."""
     if settings.image_size is None:
         low, high = settings.image_tokens
         return f"native, {low} to {high} tokens"
-    height, width = image_processor.compute_size(1, 1) if image_processor else settings.image_size
+    height, width = round_size(settings.image_size, token_side) if token_side else settings.image_size
     return f"{height}×{width} pixels"
