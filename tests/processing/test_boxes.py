@@ -213,7 +213,7 @@ def test_a_tokenizer_without_box_tokens_is_named(make_example: Callable[..., Exa
 
 def test_boxes_too_small_for_the_models_numbers_are_counted(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
-    example = build_example(Box((10, 10, 11, 11)), Box((10, 10, 300, 11)), Box((10, 10, 300, 300)))
+    example = build_example(Box((12, 12, 13, 13)), Box((12, 12, 300, 13)), Box((12, 12, 300, 300)))
     image = Image(tmp_path / "a.png")
     example = replace(example, turns=(Turn("user", (image, "Where?")), example.turns[1]))
     processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings())

@@ -176,10 +176,9 @@ class Processor:
                 "begins only its last answer as it begins a prediction"
             )
         if flat := sum(map(self._count_flat_boxes, examples)):
-            verb = "has" if flat == 1 else "have"
+            count = f"{flat} {'box has' if flat == 1 else 'boxes have'}"
             remarks.append(
-                f"{flat} {'box' if flat == 1 else 'boxes'} {verb} no area in this model's numbers, which are too coarse "
-                "for them: raise image_size, or cut the image"
+                f"{count} no area in this model's numbers, which are too coarse for them: raise image_size, or cut the image"
             )
         return remarks
 
