@@ -178,7 +178,7 @@ class Processor:
         if flat := sum(map(self._count_flat_boxes, examples)):
             count = f"{flat} {'box has' if flat == 1 else 'boxes have'}"
             remarks.append(
-                f"{count} no area in this model's numbers, which are too coarse for them: raise image_size, or cut the image"
+                f"{count} no area in this model's numbers, which are too coarse: raise image_size, or cut the image"
             )
         return remarks
 
