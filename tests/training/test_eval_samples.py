@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lorgnette.training.eval_samples import (
     build_metric_curve,
     samples_over_time,
 )
-from lorgnette.types import PredictionRow
+from lorgnette.types import PredictionRow, Turn
 
 PrepareRun = Callable[..., Any]
 ROWS = [PredictionRow(str(i), (Path(f"{i}.png"),), "p", ("a dog",), "before", "a dog") for i in range(6)]
@@ -47,6 +48,22 @@ def test_at_most_four_short_answers(captions: Path, model: LoadedModel) -> None:
     assert [row.images[0].stem for row in samples.rows] == ["red", "green", "blue", "yellow"]
     assert samples.rows[0].references == ("it is red", "once more")
     assert list(samples.scores) == ["ROUGE-L"]
+
+
+@pytest.mark.parametrize(("num_words", "most", "limit"), [(5, 500, 32), (120, 500, None), (120, 40, 40), (120, 8, 8)])
+def test_the_limit_follows_the_longest_reference(
+    captions: Path, model: LoadedModel, num_words: int, most: int, limit: int | None
+) -> None:
+    """Of the chosen images: a later one does not count."""
+    answer = " ".join(["dog"] * num_words)
+    with captions.open("a") as file:
+        file.write(f"red.png,{answer}\n")
+    examples = read_examples(captions, "p")
+    wanted = model.processor.count_answer_tokens(examples[-1]) + 1
+    last = replace(examples[0], turns=(*examples[0].turns[:-1], Turn("assistant", ("dog " * 400,))))
+    last = replace(last, turns=(Turn("user", (*last.turns[0].parts, " later")), *last.turns[1:]))
+    logger = SampleLogger(model, [*examples, last], "ROUGE-L", SamplingParams(most, 7))
+    assert logger._sampling.max_new_tokens == (wanted if limit is None else limit)
 
 
 def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Path, model: LoadedModel) -> None:
@@ -137,6 +154,7 @@ def test_samples_of_the_last_step_are_cut_like_those_before(
 ) -> None:
     """At every step the same four prompts, at most MAX_NEW_TOKENS; only the final answers are whole."""
     monkeypatch.setattr("lorgnette.training.eval_samples.MAX_NEW_TOKENS", 1)
+    monkeypatch.setattr("lorgnette.processing.processor.Processor.count_answer_tokens", lambda self, example: 0)
     run = prepare_run("train.max_steps=2", "train.eval_steps=1", "predict.max_new_tokens=3", "lora.rank=1")
     run.train()
     records = [record for record in run_log.read_log(run.run_dir.log) if record["kind"] == "samples"]

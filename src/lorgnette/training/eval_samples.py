@@ -2,9 +2,11 @@
 
 They go to the log and the trackers; the report shows them in columns. All of a run's samples have the same token limit,
 the last step's too, so that they and their metric can be compared from step to step; the full answers come after the
-training. Four images and 32 tokens cost about as much as one batch of the full answers, so this is on whenever
-examples are held out. Their metric is plotted beside the eval loss. It does not select the best step: a metric of four
-answers is too noisy. If `train.metric_for_best_model` names a metric, all held-out examples are answered in full.
+training. The limit is 32 tokens, or what the longest reference of these examples needs: a list of boxes that is cut off
+could not be scored. Four images and 32 tokens cost about as much as one batch of the full answers, so this is on
+whenever examples are held out. Their metric is plotted beside the eval loss. It does not select the best step: a metric
+of four answers is too noisy. If `train.metric_for_best_model` names a metric, all held-out examples are answered in
+full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from lorgnette.types import Example, PredictionRow, mark_cut
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 32
+"""Of an answer whose references are shorter."""
 RECORD_KIND = "samples"
 """Kind of the log records: {"kind": "samples", "step": 10, "answers": ["a dog", …], "cut": [false, …], …}"""
 
@@ -59,7 +62,11 @@ class SampleLogger:
         """metric: None measures nothing; sampling: of full answers; selects_best: the metric selects the best step."""
         self._model, self.metric, self.selects_best = model, metric, selects_best
         self._prompts = group_by_prompt(held_out)[: None if selects_best else NUM_SAMPLES]
-        short = replace(sampling, max_new_tokens=min(MAX_NEW_TOKENS, sampling.max_new_tokens), batch_size=NUM_SAMPLES)
+        chosen = {prompt.example.without_answer().turns for prompt in self._prompts}
+        answers = (example for example in held_out if example.without_answer().turns in chosen)
+        longest = max(map(model.processor.count_answer_tokens, answers), default=0) + 1  # the end token
+        limit = min(max(MAX_NEW_TOKENS, longest), sampling.max_new_tokens)
+        short = replace(sampling, max_new_tokens=limit, batch_size=NUM_SAMPLES)
         self._sampling = sampling if selects_best else short
 
     def generate(self) -> Samples:
