@@ -13,6 +13,7 @@ from typer.main import get_command
 import lorgnette
 from lorgnette import cli as cli_module
 from lorgnette import config
+from lorgnette.metrics.registry import METRIC_GROUPS
 
 COMMANDS = {
     "demo": "--out --images WORDS",
@@ -100,6 +101,11 @@ def test_every_command_has_help(command: str, cli) -> None:
     assert done.status == 0
     assert done.out.startswith(f"Usage: lorgnette {command} ")
     assert cli(*command.split(), "-h").out == done.out
+
+
+def test_the_help_of_metrics_names_every_group() -> None:
+    text = cli_module.METRICS_HELP
+    assert {name for name in METRIC_GROUPS if name not in text} <= {"demo", "none"}
 
 
 def test_no_arguments_print_help(cli) -> None:

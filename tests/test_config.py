@@ -187,6 +187,13 @@ def test_a_word_without_equals_is_refused() -> None:
         config.load_settings({}, ["train.learning_rate"])
 
 
+def test_the_word_of_another_setting_is_explained() -> None:
+    """predict.image_size and --image-size know it."""
+    with pytest.raises(UsageError, match="write null for images that keep their shape"):
+        config.load_settings({}, ["image_size=native"])
+    assert config.load_settings({}, ["image_size=null"]).image_size is None
+
+
 @pytest.mark.parametrize(
     "word",
     [

@@ -40,7 +40,7 @@ EXIT_INTERRUPTED = 130
 SOURCE_HELP = "a data file or folder in any supported format, hf:NAME[:CONFIG][:SPLIT], modelscope:NAME[:SPLIT]"
 IMAGES_FROM_HELP = "folder or zip with the images by file name; for a data set on a hub also a URL"
 METRICS_HELP = (
-    "auto, label, json, caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
+    "auto, box, label, json, caption, latex, or metric names (docs/metrics.md), with commas; default: the run's metrics"
 )
 IMAGE_SIZE_HELP = "native, train, or height and width in pixels (280x420); default: as the adapter's run answers"
 SETTINGS_HELP = "settings, as epochs=3 or --epochs 3; `lorgnette settings` lists them"

@@ -43,6 +43,8 @@ from lorgnette.synonyms import (
 
 DEFAULT_PROMPT = "Describe this image."
 """The user's text if neither the data nor the settings have one."""
+BOX_PROMPT = "Find all objects in this image."
+"""The same for a file of boxes (COCO)."""
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
 Part = Literal["language", "merger", "vision"]
@@ -63,6 +65,8 @@ def _join_paths(value: Any) -> Any:
 
 def _parse_size(value: Any) -> Any:
     """`280x280` and `280` both mean `[280, 280]`."""
+    if value == "native":  # the word of predict.image_size
+        raise PydanticCustomError("native", "write null for images that keep their shape (image_tokens limits them)")
     value = _parse_list(value.replace("x", ",", 1)) if isinstance(value, str) else value
     sides = (value,) if isinstance(value, int) else value
     return sides * 2 if isinstance(sides, tuple) and len(sides) == 1 else sides

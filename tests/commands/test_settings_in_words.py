@@ -47,6 +47,8 @@ def test_prompt_and_where_it_comes_from() -> None:
     assert describe_prompt(tutorials, [build_row("COCO Yes:")]) == "'COCO Yes:' (of the recipe coco-caption)"
     assert describe_prompt(typed, [build_row("Read it.")] * 2) == "'Read it.' (in the data)"
     assert describe_prompt(typed, [build_row("")]) == "none"
+    assert describe_prompt(default, [build_row(config.BOX_PROMPT)]).endswith("image.' (the default for boxes)")
+    assert describe_prompt(typed, [build_row(config.BOX_PROMPT)]).endswith("image.' (in the data)")
     mixed = describe_prompt(typed, [build_row("Which color?"), build_row("Which color?"), build_row("What?")])
     assert mixed == "2 different ones, 2 of 3: 'Which color?' (in the data; 'What?' where it has none)"
 

@@ -1,7 +1,7 @@
 """Boxes and points in an image of any size."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from lorgnette.report.draw_boxes import draw_boxes, format_box
 from lorgnette.types import PixelBox
@@ -21,6 +21,24 @@ def test_only_the_edges_are_drawn_on_a_copy_at_the_scale_of_the_image() -> None:
     lit = Image.eval(drawn.convert("L"), lambda value: 255 * (value > 0)).getbbox()
     assert lit == pytest.approx((20, 20, 81, 81), abs=1)
     assert drawn.getpixel((50, 50)) == drawn.getpixel((5, 5)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("corners", "area"),
+    [
+        ((40.0, 500.0, 160.0, 800.0), (20, 35, 40, 50)),  # above the corner
+        ((40.0, 0.0, 160.0, 800.0), (20, 0, 40, 14)),  # above it is no room
+        ((400.0, 1000.0), (185, 85, 200, 100)),
+    ],
+)
+def test_the_number_of_a_box_stands_beside_its_corner(
+    corners: tuple[float, ...], area: tuple[int, int, int, int]
+) -> None:
+    image = Image.new("RGB", (200, 100), "black")
+    one, two = (draw_boxes(image, [PixelBox(corners)], FILE, [number]) for number in (1, 2))
+    changed = ImageChops.difference(one, two).getbbox()
+    assert changed is not None
+    assert all(low <= value <= high for value, low, high in zip(changed, area[:2] * 2, area[2:] * 2, strict=True))
 
 
 def test_a_point_is_drawn() -> None:

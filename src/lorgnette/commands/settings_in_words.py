@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from lorgnette.config import Settings
+from lorgnette.config import BOX_PROMPT, Settings
 from lorgnette.io.shell import quote_word
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import flatten_settings
@@ -70,7 +70,8 @@ def describe_prompt(settings: Settings, examples: Sequence[Example]) -> str:
         return f"{_shorten(own)} ({origin})" if own else "none"
     [(common, count)] = prompts.most_common(1)
     if len(prompts) == 1:
-        return f"{_shorten(common)} (in the data)" if common else "none"
+        is_own = common == BOX_PROMPT and own == Settings().data.prompt
+        return f"{_shorten(common)} ({'the default for boxes' if is_own else 'in the data'})" if common else "none"
     in_data = f"{len(prompts)} different ones, {count} of {prompts.total()}: {_shorten(common)}"
     return f"{in_data} (in the data{f'; {_shorten(own)} where it has none' if own in prompts else ''})"
 

@@ -76,9 +76,10 @@ class PreviewRow:
         return sum(span.num_tokens for span in self.spans if span.is_trained)
 
     def draw_image(self, number: int) -> Image.Image:
-        """The resized image with its boxes."""
-        image, boxes = self.images[number], [each.box for each in self.boxes if each.box.image == number]
-        return draw_boxes(image.resized, boxes, image.size)
+        """The resized image with its boxes, each with its number in `box_lines`."""
+        image = self.images[number]
+        boxes = {index: each.box for index, each in enumerate(self.boxes, start=1) if each.box.image == number}
+        return draw_boxes(image.resized, list(boxes.values()), image.size, list(boxes))
 
     @property
     def box_lines(self) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from lorgnette.config import BOX_PROMPT
 from lorgnette.data import check_rows, read
-from lorgnette.data.formats.coco import BOX_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.types import Box, Example, Problem
 

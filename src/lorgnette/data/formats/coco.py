@@ -11,13 +11,13 @@ for many objects, and images without other boxes are left out. The images are fo
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorgnette.config import DEFAULT_PROMPT
+from lorgnette.config import BOX_PROMPT, DEFAULT_PROMPT
 from lorgnette.data import fields
 from lorgnette.data.box_notation import is_list_of_numbers
 from lorgnette.data.formats import captions
@@ -30,8 +30,6 @@ _IMAGE_FOLDERS = ("train2017", "val2017", "test2017", "train2014", "val2014", "t
 _IMAGE_KEYS = ("id", "file_name", "width", "height", "license", "date_captured", "coco_url", "flickr_url")
 """What COCO writes of an image; its source is not needed."""
 _INSTANCE_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes")
-BOX_PROMPT = "Find all objects in this image."
-"""The question of a file of boxes, if the user gives no prompt."""
 _KARPATHY_KEYS = ("filepath", "filename", "split", "sentences", "cocoid", "imgid", "sentids")
 _SENTENCE_KEYS = ("raw", "tokens", "imgid", "sentid")
 """`tokens` are the words of `raw`; the ids number what is read."""
@@ -125,33 +123,8 @@ def _read_instances(
 ) -> Iterator[Row]:
     """One row per image that has a box, in the order of the images. Says what is left out."""
     known = _map_images(images)
-    by_image: dict[int | str, list[Mapping[str, Any]]] = {}
-    crowds: list[object] = []
-    turned: list[object] = []
-    for number, annotation in enumerate(annotations, start=1):
-        record = _require_object(annotation, f"annotation {number}", counter.source)
-        image_id = record.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in known:
-            message = f"annotation {record.get('id', number)} has image_id {image_id!r}, which is not among the images"
-            raise LorgnetteError(message, where=str(counter.source), hint="add the image, or remove the annotation")
-        if (is_crowd := record.get("iscrowd")) not in (None, 0, 1):
-            message = f"annotation {record.get('id', number)} has iscrowd {is_crowd!r}, which is not 0 or 1"
-            raise LorgnetteError(message, where=str(counter.source), hint="correct it")
-        if is_crowd:
-            crowds.append(record.get("id", number))
-        else:
-            by_image.setdefault(image_id, []).append(record)
-            attributes = record.get("attributes")  # CVAT's
-            if isinstance(attributes, dict) and attributes.get("rotation"):
-                turned.append(record.get("id", number))
-    num_empty = sum(isinstance(image, dict) and _read_key(image) not in by_image for image in images)
-    if crowds or num_empty:
-        left_out = [f"annotations of crowds ({_list_ids(crowds)})"] if crowds else []
-        left_out += [f"images without other boxes ({num_empty})"] if num_empty else []
-        options.on_columns(f"{counter.source.name}: {' and '.join(left_out)} are left out")
-    if turned:
-        fact = f"annotations with a 'rotation' ({_list_ids(turned)}) are read as upright boxes"
-        options.on_columns(f"{counter.source.name}: {fact}")
+    by_image, crowds, turned = _group_annotations(annotations, known, counter.source)
+    _report_unread(images, by_image, crowds, turned, counter.source.name, options)
     for image in images:
         location = counter.next()
         of_id: Sequence[object] = [image]  # if it is no image: a problem
@@ -159,6 +132,50 @@ def _read_instances(
             of_id = known[key] if (key := _read_key(image)) in by_image else []
         if any(image is each for each in of_id):  # the same file twice is read once
             yield from location.try_read(partial(_read_boxes, of_id, by_image, categories, location))
+
+
+def _group_annotations(
+    annotations: Sequence[object], known: Mapping[int | str, object], source: Path
+) -> tuple[dict[int | str, list[Mapping[str, Any]]], list[object], list[object]]:
+    """(image id → its annotations, the ids of crowds, the ids of turned boxes). known: the images by id."""
+    by_image: dict[int | str, list[Mapping[str, Any]]] = {}
+    crowds: list[object] = []
+    turned: list[object] = []
+    for number, annotation in enumerate(annotations, start=1):
+        record = _require_object(annotation, f"annotation {number}", source)
+        image_id = record.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in known:
+            message = f"annotation {record.get('id', number)} has image_id {image_id!r}, which is not among the images"
+            raise LorgnetteError(message, where=str(source), hint="add the image, or remove the annotation")
+        if (is_crowd := record.get("iscrowd")) not in (None, 0, 1):
+            message = f"annotation {record.get('id', number)} has iscrowd {is_crowd!r}, which is not 0 or 1"
+            raise LorgnetteError(message, where=str(source), hint="correct it")
+        if is_crowd:
+            crowds.append(record.get("id", number))
+        else:
+            by_image.setdefault(image_id, []).append(record)
+            attributes = record.get("attributes")  # CVAT's
+            if isinstance(attributes, dict) and attributes.get("rotation"):
+                turned.append(record.get("id", number))
+    return by_image, crowds, turned
+
+
+def _report_unread(
+    images: Sequence[object],
+    by_image: Collection[int | str],
+    crowds: Sequence[object],
+    turned: Sequence[object],
+    name: str,
+    options: ReadOptions,
+) -> None:
+    """Say what of the file is not read: crowds, images without boxes, rotations. crowds, turned: ids."""
+    num_empty = sum(isinstance(image, dict) and _read_key(image) not in by_image for image in images)
+    if crowds or num_empty:
+        left_out = [f"annotations of crowds ({_list_ids(crowds)})"] if crowds else []
+        left_out += [f"images without other boxes ({num_empty})"] if num_empty else []
+        options.on_columns(f"{name}: {' and '.join(left_out)} are left out")
+    if turned:
+        options.on_columns(f"{name}: annotations with a 'rotation' ({_list_ids(turned)}) are read as upright boxes")
 
 
 def _list_ids(ids: Sequence[object]) -> str:
