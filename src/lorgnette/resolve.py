@@ -16,8 +16,9 @@ from lorgnette.hub.address import is_hub_address
 from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.paths import join_sources, split_sources, suggest_path
 from lorgnette.io.shell import format_command
-from lorgnette.models.registry import read_family
-from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_name
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.registry import HfConfig, read_family
+from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, find_size, suggest_hub_names
 from lorgnette.report.console import Terminal
 
 if TYPE_CHECKING:
@@ -89,8 +90,21 @@ def portable_name(model: str) -> str:
     """A model's name that is valid in any folder: a folder's absolute path, or the name on a hub."""
     if model != "demo" and Path(model).exists():
         return str(Path(model).resolve())
+    return complete_name(model)
+
+
+def complete_name(model: str) -> str:
+    """A known model's name with its owner, after the hub that is written before it; any other name unchanged."""
     name, hub = parse_model_name(model)
     return name if hub == "auto" else f"{hub}:{name}"
+
+
+def find_model_config(model: str) -> HfConfig | None:
+    """The config.json of a model on this machine; for another known model what it says about sizes, else None."""
+    if folder := find_cached_model(model):
+        return BaseCheckpoint.from_folder(folder, needs_weights=False).load_hf_config()
+    size = find_size(parse_model_name(model)[0])
+    return size.config if size else None
 
 
 def resolve_data(settings: Settings, terminal: Terminal) -> Path | None:
@@ -208,6 +222,7 @@ def _add_owner(name: str) -> str:
         return known
     if "/" not in name:
         _refuse_unsupported(name)
-        if nearest := suggest_hub_name(name):
-            raise UsageError("no such model", where=name, hint=f"did you mean {nearest}? {_LIST_HINT}")
+        if nearest := suggest_hub_names(name):
+            listed = " or ".join(filter(None, (", ".join(nearest[:-1]), nearest[-1])))
+            raise UsageError("no such model", where=name, hint=f"did you mean {listed}? {_LIST_HINT}")
     return name

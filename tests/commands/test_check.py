@@ -65,9 +65,26 @@ def test_missing_model_is_reported_and_not_downloaded(
     assert report.token_stats is None
     assert not report.is_blocking
     assert "nobody/has-this is not on this machine" in terminal_output.getvalue()
+    assert "; not checked: whether this model is supported, tokens," in report.summary
     assert "look-alikes: switched off" in terminal_output.getvalue()
     with pytest.raises(LorgnetteError, match="nowhere"):
         check(captions, settings=load("model=nowhere"), look_alikes=False)
+
+
+def test_known_model_that_is_not_on_this_machine(
+    captions: Path, terminal_output: io.StringIO, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name, the size of its image tokens and whether the fast engine runs it are known without its files."""
+    monkeypatch.setattr("lorgnette.hub.models.find_in_cache", lambda name, **options: None)
+    report = check(captions, settings=load("model=qwen3-VL-4b"), console=console)
+    assert dict(report.basis)["model"] == "Qwen/Qwen3-VL-4B-Instruct"
+    assert dict(report.basis)["images"] == "288×288 pixels"
+    remark = "image_size 280×280 becomes 288×288: an image token of this model has 32×32 pixels"
+    assert report.setting_advice == [remark]
+    assert "not checked: tokens." in report.summary
+    for words in (["model=qwen3-vl-30b-a3b", "engine=fast"], ["model=Qwen3.5-4B", "engine=fast"]):
+        with pytest.raises(UsageError, match="the fast engine does not run this model"):
+            check(captions, settings=load(*words), console=console)
 
 
 def test_metric_that_training_refuses_is_refused(

@@ -14,19 +14,30 @@ from lorgnette import data as data_sets
 from lorgnette.commands.arguments import SettingsLike, build_settings, require_data
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
+from lorgnette.engine.select import select_engine
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.paths import check_writable, split_sources
 from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.registry import read_family
-from lorgnette.processing.processor import Processor
+from lorgnette.models.registry import HfConfig, find_family
+from lorgnette.models.released_models import find_size
+from lorgnette.processing.processor import Processor, list_size_remarks
 from lorgnette.processing.token_stats import TokenStats, compute_token_stats
 from lorgnette.report.check_report import CheckReport, SplitSummary, print_report
 from lorgnette.report.console import Terminal
 from lorgnette.report.html.check_page import write_check_page
-from lorgnette.resolve import check_local_images, find_cached_model, read_rows, resolve_data, resolve_images_folder
+from lorgnette.resolve import (
+    check_local_images,
+    complete_name,
+    find_cached_model,
+    find_model_config,
+    parse_model_name,
+    read_rows,
+    resolve_data,
+    resolve_images_folder,
+)
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
 from lorgnette.training.start_warnings import list_start_warnings
 from lorgnette.training.step_count import StepCount
@@ -72,6 +83,7 @@ def check(
     settings = inherit_settings(settings, terminal)
     if settings.adapter is not None and (model := find_cached_model(settings.model, needs_weights=True)):
         check_initial_adapter(settings, BaseCheckpoint.from_folder(model), terminal)
+    hf_config = _read_model_config(settings)
     get_best_model_metric(settings)
     expand_metric_names(settings.predict.metrics)
     if out is not None:
@@ -94,7 +106,7 @@ def check(
     train, held_out, failure = _split(scan, test_scan, identical_files, settings)
     examples = [*train, *held_out]
     processor = _open_processor(settings, infos)
-    token_stats, token_findings, skipped = _count_tokens(processor, examples, settings)
+    token_stats, token_findings, skipped = _count_tokens(processor, examples, settings, is_known=hf_config is not None)
     num_compared = sum(info.signature is not None for info in infos.values())
     if not look_alikes:
         skipped.append("look-alikes: switched off")
@@ -103,9 +115,8 @@ def check(
     signatures = data_sets.compute_full_signatures(infos, identical_files)
     trainable = _select_trainable(train, token_findings)
     num_trainable = len(trainable)
-    remarks = processor.list_remarks(trainable) if processor else []
-    if (model := find_cached_model(settings.model)) is not None:
-        remarks += read_family(model).list_target_remarks(settings.lora.target_modules, settings.lora.parts)
+    token_side = processor.image_processor.token_side if processor else _find_token_side(settings.model)
+    remarks = processor.list_remarks(trainable) if processor else _list_size_remarks(settings, token_side)
     is_auto = settings.data.holdout == "auto" and settings.data.test is None
     step_count = StepCount(num_trainable, settings.train)
     report = CheckReport(
@@ -123,12 +134,16 @@ def check(
         token_stats=token_stats,
         num_compared=num_compared,
         skipped_checks=skipped,
-        basis=describe_settings(settings, examples, name_of_recipe),
+        basis=describe_settings(settings, examples, name_of_recipe, token_side),
         skips_bad_rows=settings.data.on_bad_row == "skip",
         num_trainable=num_trainable,
         steps=step_count.describe() if num_trainable and not failure else "",
         step_advice=step_count.warning,
-        setting_advice=[*remarks, *list_start_warnings(settings, [row.reference for row in examples])],
+        setting_advice=[
+            *remarks,
+            *_list_target_remarks(settings, hf_config),
+            *list_start_warnings(settings, [row.reference for row in examples]),
+        ],
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )
     report = replace(report, next_steps=_suggest_steps(report, typed, own_settings))
@@ -217,10 +232,37 @@ def _open_processor(settings: Settings, infos: Mapping[Path, data_sets.ImageInfo
     return Processor.from_folder(folder, settings.processor, read_size=lambda path: infos[path].size)
 
 
+def _find_token_side(model: str) -> int | None:
+    """Of a known model that is not on this machine."""
+    size = find_size(parse_model_name(model)[0])
+    return size.token_side if size else None
+
+
+def _list_size_remarks(settings: Settings, token_side: int | None) -> list[str]:
+    return list_size_remarks(settings.processor, token_side) if token_side else []
+
+
+def _read_model_config(settings: Settings) -> HfConfig | None:
+    """What is known of the model's config.json. Raises UsageError for an engine that cannot run it."""
+    hf_config = find_model_config(settings.model)
+    if hf_config is not None:
+        select_engine(settings, hf_config, on_gpu=True)
+    return hf_config
+
+
+def _list_target_remarks(settings: Settings, hf_config: HfConfig | None) -> list[str]:
+    if hf_config is None:
+        return []
+    family = find_family(hf_config.get("model_type"))
+    return family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
+
+
 def _count_tokens(
-    processor: Processor | None, examples: Sequence[Example], settings: Settings
+    processor: Processor | None, examples: Sequence[Example], settings: Settings, *, is_known: bool
 ) -> tuple[TokenStats | None, list[Finding], list[str]]:
-    """(token counts, findings, why tokens are not counted)."""
+    """(token counts, findings, what is not checked and why). is_known: whether the model is known to be supported."""
     if processor is None:
-        return None, [], [f"tokens: {settings.model} is not on this machine; name a model that is (model=FOLDER)"]
+        reason = f"{complete_name(settings.model)} is not on this machine"
+        unknown = [] if is_known else [f"whether this model is supported: {reason}"]
+        return None, [], [*unknown, f"tokens: {reason}; name a model that is (model=FOLDER)"]
     return *compute_token_stats(processor, examples, max_new_tokens=settings.predict.max_new_tokens), []

@@ -103,9 +103,9 @@ def _report_rounding(spec: ModelSpec, out: Path, rounding: Rounding, device: str
             spec.checkpoint, spec.adapter, spec.processor, spec.metadata.prompt, merged=out, device=device,
             is_base_changed=spec.is_base_changed,
         )  # fmt: skip
-    except LorgnetteError as error:
-        message = f"{out} is written but not compared: {error.message}"
-        raise LorgnetteError(message, where=error.where, hint=error.hint) from error
+    except LorgnetteError as failure:
+        message = f"{out} is written but not compared: {failure.message}"
+        raise LorgnetteError(message, where=failure.where, hint=failure.hint) from failure
     names = explain_names(result.saved_names, result.expected_names)
     if problem := explain_load_error(result.load_error) if result.load_error else names:
         message = f"{out} is written but not compared: {problem}"

@@ -121,7 +121,7 @@ def _format_training(name: str, spec: ModelSpec, record: RunRecord | None, round
         "lorgnette. The adapter is merged into the weights."
     )
     is_known = metadata.is_ours
-    image_size = describe_image_size(metadata.processor, spec.processor.image_processor)
+    image_size = describe_image_size(metadata.processor, spec.processor.image_processor.token_side)
     facts = [
         ("base model", _name_base_model(spec) + (f", revision {metadata.revision}" if metadata.revision else "")),
         ("data", _name_data(record)),

@@ -75,7 +75,7 @@ def preview(
             Path(out),
             path.name,
             preview_rows,
-            describe_settings(settings, examples),
+            describe_settings(settings, examples, token_side=processor.image_processor.token_side),
             _suggest_steps(settings),
             [folder.absolute() for folder in folders],
         )

@@ -7,6 +7,7 @@ from lorgnette.config import BOX_PROMPT, Settings
 from lorgnette.io.shell import quote_word
 from lorgnette.processing.processor import describe_image_size
 from lorgnette.report.html.page import flatten_settings
+from lorgnette.resolve import complete_name
 from lorgnette.types import Example
 
 _ABOUT_DATA = (
@@ -24,12 +25,17 @@ def list_changed_settings(settings: Settings, without: Collection[str] = ()) -> 
     return [f"{name}={value}" for name, value in values if (name, value) not in defaults and name not in without]
 
 
-def describe_settings(settings: Settings, examples: Sequence[Example], recipe: str = "") -> list[tuple[str, str]]:
-    """(name, value) of what decides how rows become tokens. recipe: its name, if one was named."""
+def describe_settings(
+    settings: Settings, examples: Sequence[Example], recipe: str = "", token_side: int | None = None
+) -> list[tuple[str, str]]:
+    """(name, value) of what decides how rows become tokens.
+
+    recipe: its name, if one was named; token_side: of the model's image tokens, if it is known.
+    """
     changed = list_changed_settings(settings, _NAMED_APART)
     return [
-        ("model", settings.model),
-        ("images", describe_image_size(settings)),
+        ("model", complete_name(settings.model)),
+        ("images", describe_image_size(settings, token_side)),
         ("prompt", describe_prompt(settings, examples)),
         *([("recipe", recipe)] if recipe else []),
         ("settings", ", ".join(changed) if changed else "defaults"),

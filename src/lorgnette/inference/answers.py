@@ -86,7 +86,7 @@ def describe_generation(processor: Processor, sampling: SamplingParams) -> str:
     choice = "greedy"
     if sampling.temperature is not None:
         choice = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}"
-    size = describe_image_size(processor.settings, processor.image_processor)
+    size = describe_image_size(processor.settings, processor.image_processor.token_side)
     return f"image size {size}; {choice}; at most {sampling.max_new_tokens} tokens"
 
 

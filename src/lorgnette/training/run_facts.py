@@ -100,7 +100,7 @@ def list_facts(
                 ("Base model", settings.model),
                 ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
                 ("Engine", " ".join(filter(None, [memory.get("engine"), memory.get("dtype")]))),
-                ("Image size", describe_image_size(settings.processor, data.processor.image_processor)),
+                ("Image size", describe_image_size(settings.processor, data.processor.image_processor.token_side)),
             ],
         ),
         (
