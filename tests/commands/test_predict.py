@@ -42,7 +42,7 @@ def test_a_single_answer_is_printed_as_json() -> None:
     row = PredictionRow("a", (), "what?", (), base='it "is"\ntwo lines', tuned=None)
     name, _, text = predict_module._format_row(row, both=False).partition("\t")
     assert (name, json.loads(text)) == ("a", 'it "is"\ntwo lines')
-    assert predict_module._format_row(row, both=True) == 'a\n  before: it "is"\ntwo lines\n  after:  None'
+    assert predict_module._format_row(row, both=True) == 'a\n  before: it "is"\\ntwo lines\n  after:  None'
 
 
 def test_cut_answers_are_marked_and_counted(captions: Path, tiny: Path) -> None:

@@ -24,7 +24,7 @@ from lorgnette.inference.answers import AnswersInterrupted, answer_examples, des
 from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
-from lorgnette.io.shell import format_command
+from lorgnette.io.shell import escape_line, format_command
 from lorgnette.metrics.answer_kind import choose_metrics
 from lorgnette.metrics.registry import AUTO, expand_metric_names, uses_boxes
 from lorgnette.report.console import Terminal, print_result
@@ -383,7 +383,7 @@ def _format_row(row: PredictionRow, both: bool) -> str:
     lines = [row.id]
     answers = ("before:", row.shown_base, row.base_boxes), ("after: ", row.shown_tuned, row.tuned_boxes)
     for name, answer, found in answers:
-        lines.append(f"  {name} {answer}")
+        lines.append(f"  {name} {escape_line(str(answer))}")
         if found:
             lines.append(f"          boxes in pixels of the file: {'; '.join(map(format_box, found))}")
     return "\n".join(lines)

@@ -12,6 +12,11 @@ def escape_controls(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def escape_line(text: str) -> str:
+    """The text in one line: line feeds and tabs are escaped too."""
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def quote_word(word: object) -> str:
     """A word as it is typed in a shell (bash, zsh): `'my file.csv'`, `$'caf\\xe9'`."""
     text = str(word)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.loading import ModelSpec
+from lorgnette.io.shell import escape_line
 from lorgnette.lora.inspect import AdapterReport
 from lorgnette.lora.merge import explain_merge_error
 from lorgnette.lora.metadata import METADATA_FILE
@@ -155,7 +156,7 @@ def list_vllm_options(family: Family) -> list[str]:
 def print_answers(terminal: Terminal, answers: Sequence[AnswerComparison]) -> None:
     """Print the greedy answers before and after; the merged model's only if it differs."""
     for number, answer in enumerate(answers, 1):
-        terminal.print_result(f"image {number}    before: {answer.base}")
-        terminal.print_result(f"           after:  {answer.adapter}")
-        if answer.merged not in (None, answer.adapter):
-            terminal.print_result(f"           merged: {answer.merged}", style="yellow")
+        terminal.print_result(f"image {number}    before: {escape_line(answer.base)}")
+        terminal.print_result(f"           after:  {escape_line(answer.adapter)}")
+        if answer.merged is not None and answer.merged != answer.adapter:
+            terminal.print_result(f"           merged: {escape_line(answer.merged)}", style="yellow")
