@@ -1,4 +1,4 @@
-"""`preview` shows rows as the processor encodes them, and downloads nothing."""
+"""`preview` shows rows as the processor encodes them, and downloads no weights."""
 
 import io
 import json
@@ -109,11 +109,25 @@ def test_html_does_not_overwrite_the_data(captions: Path) -> None:
     assert captions.read_bytes() == before
 
 
+def test_a_model_on_a_hub_is_fetched_without_its_weights(
+    captions: Path, output: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple[str, bool]] = []
+
+    def fetch(name: str, *, needs_weights: bool, **rest: object) -> Path:
+        fetched.append((name, needs_weights))
+        return BUILT_IN_MODEL
+
+    monkeypatch.setattr("lorgnette.hub.models.fetch_model", fetch)
+    assert preview(load(captions, "model=somebody/has-this"), rows=1, output=output)
+    assert fetched == [("somebody/has-this", False)]
+
+
 def test_missing_data_or_model(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no data"):
         preview(config.load_settings(None, ["model=demo"]))
-    with pytest.raises(LorgnetteError, match="not on this machine"):
-        preview(load(captions, "model=nobody/has-this"))
+    with pytest.raises(LorgnetteError, match="nowhere"):
+        preview(load(captions, "model=nowhere"))
     (tmp_path / "none.csv").write_text("image_path,caption\n")
     with pytest.raises(LorgnetteError, match="the data has no rows"):
         preview(load(tmp_path / "none.csv"))

@@ -1,6 +1,6 @@
 """`preview`: shows rows as the model gets them.
 
-Needs no torch and no weights; of models on a hub it uses only those that are already downloaded.
+Needs no torch and no weights; of a model on a hub it downloads the small files.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from lorgnette.processing.processor import Processor
 from lorgnette.processing.token_spans import split_into_spans
 from lorgnette.report.console import Terminal
 from lorgnette.report.preview import PreviewBox, PreviewImage, PreviewRow, print_rows, write_preview_page
-from lorgnette.resolve import find_cached_model, read_rows, resolve_data, resolve_images_folder
+from lorgnette.resolve import find_cached_model, read_rows, resolve_data, resolve_images_folder, resolve_model
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.types import Box, Example, Image, PixelBox, Problem, Turn
 
@@ -51,10 +51,7 @@ def preview(
         raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
     if out is not None:
         check_writable(Path(out), path, is_page=True)
-    model = find_cached_model(settings.model)
-    if model is None:
-        message, hint = "the model is not on this machine; its tokenizer is needed", "name a model that is"
-        raise LorgnetteError(message, where=settings.model, hint=f"{hint}: model=FOLDER, or model=demo")
+    model = find_cached_model(settings.model) or resolve_model(settings.model, terminal, needs_weights=False)
     processor = Processor.from_folder(model, settings.processor)
     images_from = resolve_images_folder(settings)
     # An image that is found by its name may be that of a later row: then all rows are read.
