@@ -4,16 +4,20 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from lorgnette.commands.compare_candidates import Candidate
 from lorgnette.commands.evaluate import PREDICTIONS_FILE, SCORES_FILE, evaluate, load_eval_prompts
 from lorgnette.commands.predict import predict
+from lorgnette.config import BOX_PROMPT, Settings
 from lorgnette.data import DEFAULT_PROMPT
 from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.inference.loading import ModelSpec, build_metadata
 from lorgnette.io.atomic import write_json
 from lorgnette.metrics.registry import CAPTION_METRICS
 from lorgnette.report.manifest import build_manifest, hash_image
@@ -44,6 +48,27 @@ def test_a_file_of_answers_is_scored_without_a_model(captions: Path, tiny: Path,
     monkeypatch.setattr("lorgnette.engine.peft_engine.load_base_model", lambda *_: pytest.fail("weights were read"))
     second = evaluate(tmp_path / "scored" / PREDICTIONS_FILE, captions, metrics="ANLS", prompt=DEFAULT_PROMPT)
     assert second.scores == first.scores
+
+
+@pytest.mark.parametrize(("prompt", "asked"), [(None, "Where?"), ("What?", "What?")])
+def test_a_file_of_boxes_is_asked_the_adapters_question(
+    captions: Path, tiny: Path, terminal: Any, prompt: str | None, asked: str
+) -> None:
+    """COCO's has none of its own."""
+    path = captions.with_name("instances.json")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    value = {
+        "images": [{"id": 1, "file_name": "red.png"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [box],
+    }
+    path.write_text(json.dumps(value))
+    spec = ModelSpec.from_names(str(tiny), None, terminal)
+    own = build_metadata(Settings(), spec.checkpoint, spec.processor).model_copy(update={"prompt": "Where?"})
+    for metadata, question in ((own, asked), (None, prompt or BOX_PROMPT)):
+        candidates = [Candidate("x", spec=replace(spec, metadata=metadata))]
+        [found] = load_eval_prompts(candidates, path, prompt=prompt, rows=None, images_from=None, needs_answer=True)
+        assert found.text == question
 
 
 def test_what_was_trained_on_is_said_in_table_and_json(captions: Path, tmp_path: Path, capsys) -> None:

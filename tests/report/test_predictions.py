@@ -70,6 +70,17 @@ def test_an_invalid_row_is_named(tmp_path: Path) -> None:
         read_predictions(tmp_path / "absent.jsonl")
 
 
+def test_all_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": "a", "tuned": "t"}\n')
+    with pytest.raises(LorgnetteError, match="it has no 'images', 'prompt', 'references'") as caught:
+        read_predictions(path)
+    assert "boxes.md" in str(caught.value.hint)
+    path.write_text('{"id": "a", "images": [], "prompt": "", "references": [], "tuned_boxes": [{"label": "a"}]}\n')
+    with pytest.raises(LorgnetteError, match="tuned_boxes: 0: corners: Field required"):
+        read_predictions(path)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

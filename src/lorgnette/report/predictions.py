@@ -79,7 +79,15 @@ def _parse_row(line: str, where: str) -> PredictionRow:
     except LorgnetteError as error:
         raise LorgnetteError(f"not a prediction: {error.message}", where=where, hint=error.hint) from error
     except ValidationError as error:
-        detail = error.errors()[0]
+        details = error.errors()
+        missing = [
+            str(detail["loc"][0]) for detail in details if (detail["type"], len(detail["loc"])) == ("missing", 1)
+        ]
+        if missing:
+            message = f"not a prediction: it has no {', '.join(map(repr, missing))}"
+            hint = "write all keys (docs/guides/boxes.md lists them), or run `lorgnette predict`"
+            raise LorgnetteError(message, where=where, hint=hint) from error
+        detail = details[0]
         field = "".join(f"{part}: " for part in detail["loc"])
         message, hint = f"not a prediction ({field}{detail['msg']})", "run `lorgnette predict` again"
         raise LorgnetteError(message, where=where, hint=hint) from error
