@@ -26,9 +26,14 @@ def sort_corners(corners: Sequence[float]) -> tuple[float, ...]:
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
+def is_below_pixel(corners: Sequence[float]) -> bool:
+    """Whether a box in pixels is less than one wide and high: shares of the sides, most likely."""
+    return len(corners) == 4 and 0 < corners[2] - corners[0] < 1 and 0 < corners[3] - corners[1] < 1
+
+
 def check_boxes(example: Example, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raise LorgnetteError for a box without area or more than one pixel outside its image, or if the data gives the
-    image another size, so that its boxes are in other places.
+    """Raise LorgnetteError for a box without area, smaller than a pixel, or more than one pixel outside its image, or
+    if the data gives the image another size, so that its boxes are in other places.
 
     sizes: (width, height) of each of the example's images as people see them, after EXIF orientation.
     """
@@ -43,6 +48,9 @@ def check_boxes(example: Example, sizes: Sequence[tuple[int, int]]) -> None:
         name = f"{name} ({replace(box, corners=source.numbers or box.corners, written=()).text})"
         if len(corners) == 4 and (corners[0] >= corners[2] or corners[1] >= corners[3]):
             raise LorgnetteError(f"{name} has no area", hint=f"write {source.order}, or remove it")
+        if box.unit == "pixels" and is_below_pixel(corners):
+            hint = f"give {source.order} in {source.unit}, or remove it"
+            raise LorgnetteError(f"{name} is smaller than a pixel", hint=hint)
         if min(corners) < -_MAX_OUTSIDE or max(corners[::2]) > width + _MAX_OUTSIDE or (
             max(corners[1::2]) > height + _MAX_OUTSIDE
         ):  # fmt: skip

@@ -260,6 +260,7 @@ def test_a_file_of_boxes_is_read_image_by_image(write_file: Callable[..., Path])
     [
         ({"category_id": 7}, "annotation 2 of image 9 has category_id 7, which is not among the categories"),
         ({"bbox": [0, 0, 5]}, "the bbox of annotation 2 of image 9 is not a list of four numbers"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.4]}, "annotation 2 (person [0.1, 0.2, 0.5, 0.4]) is smaller than a pixel"),
         ({"bbox": [0, 0, 0, 5]}, "annotation 2 (person [0, 0, 0, 5]) has no area"),
         ({"bbox": [0, 0, 40, 5]}, "annotation 2 (person [0, 0, 40, 5]) lies outside its image, which has 32×24 pixels"),
         (
@@ -276,7 +277,7 @@ def test_a_broken_box_is_a_problem_of_its_image(
     report = check_rows(read(write_file(value, "9.jpg", "25.jpg", "26.jpg", "27.jpg", name="instances.json")))
     [problem] = report.problems
     assert (problem.row, problem.fact, report.num_usable) == (1, message, 1)
-    if "outside" in message:
+    if "outside" in message or "smaller" in message:
         assert problem.hint == "give x, y, width, height in pixels of the stored image, or remove it"
 
 

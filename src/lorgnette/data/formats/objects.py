@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from lorgnette.data import fields
 from lorgnette.data.box_notation import drop_list_separators, is_list_of_numbers
+from lorgnette.data.boxes import is_below_pixel
 from lorgnette.data.conversation import merge_parts
 from lorgnette.data.text_files import describe_type
 from lorgnette.errors import LorgnetteError
@@ -141,8 +142,8 @@ def _check_pixels(boxes: Sequence[Sequence[float]]) -> None:
     hint = 'write "bbox_type": "norm1" in \'objects\', if the numbers are shares of width and height'
     if boxes and all(0 <= value <= 1 for box in boxes for value in box):
         raise LorgnetteError("all numbers of 'bbox' are between 0 and 1: these are no pixels", hint=hint)
-    for number, (left, top, *others) in enumerate(boxes, start=1):
-        if others and 0 < others[0] - left < 1 and 0 < others[1] - top < 1:
+    for number, corners in enumerate(boxes, start=1):
+        if is_below_pixel(corners):
             raise LorgnetteError(f"box {number} of 'bbox' is smaller than a pixel", hint=f"{hint}, or remove it")
 
 
