@@ -14,6 +14,7 @@ from tiny_models import write_small_files
 
 from lorgnette import recipes
 from lorgnette.commands.check import check
+from lorgnette.commands.model import list_models
 from lorgnette.commands.plan import plan
 from lorgnette.config import Settings, load_settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
@@ -276,3 +277,19 @@ def test_bfloat16_is_slow_on_a_cpu(
 ) -> None:
     plan(make_settings("dtype=bfloat16", "device=cpu"), console=console)
     assert "bfloat16 is slow on a CPU; leave dtype=auto" in terminal_output.getvalue()
+
+
+def test_what_is_known_of_a_model_that_no_hub_gives(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, **rest: object) -> Path:
+        raise LorgnetteError("neither hub gives it", where=name, hint="check the network")
+
+    monkeypatch.setattr("lorgnette.hub.models.find_in_cache", lambda name, **options: None)
+    monkeypatch.setattr("lorgnette.hub.models.fetch_model", fail)
+    [entry] = [entry for entry in list_models(cached=False) if "Qwen/Qwen3-VL-4B-Instruct" in entry.names]
+    figure = rf"{entry.memory_bytes / GIB:.1f} GiB of GPU memory for a typical run, engine fast .*check the network"
+    with pytest.raises(LorgnetteError, match=rf"neither hub gives it · .*: {figure}"):
+        plan(make_settings("model=qwen3-vl-4b"))
+    with pytest.raises(LorgnetteError, match="neither hub gives it · me/mine · check the network"):
+        plan(make_settings("model=me/mine"))

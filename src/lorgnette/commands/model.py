@@ -83,6 +83,13 @@ def list_models(*, cached: bool = True) -> list[ModelEntry]:
     return [replace(entry, cached=tuple(filter(find_in_cache, entry.names))) for entry in entries]
 
 
+def find_entry(name: str) -> ModelEntry | None:
+    """The entry of the model OWNER/NAME; None if the list does not have it."""
+    families = FAMILIES.values()
+    found = [(family.title, size) for family in families for size in family.sizes if name in size.names]
+    return _build_entry(*found[0]) if found else None
+
+
 def _build_entry(family: str, size: ModelSize) -> ModelEntry:
     settings = Settings()
     engine, _ = select_engine(settings, size.config, on_gpu=True)

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lorgnette.commands.arguments import SettingsLike, build_settings
+from lorgnette.commands.model import find_entry
 from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.registry import has_known_sizes
 from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
@@ -36,6 +38,7 @@ from lorgnette.planning.throughput import (
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import read_memory_gib
 from lorgnette.report.notebook import build_frame, render_result
+from lorgnette.resolve import parse_model_name
 from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths, compare_layouts, count_steps
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
@@ -156,7 +159,23 @@ def plan(
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
     settings = inherit_settings(settings, terminal)
-    return _plan(settings, TrainingData.load(settings, terminal, needs_weights=False), memory, card, terminal)
+    with _explain_missing_model(settings):
+        training_data = TrainingData.load(settings, terminal, needs_weights=False)
+    return _plan(settings, training_data, memory, card, terminal)
+
+
+@contextmanager
+def _explain_missing_model(settings: Settings) -> Iterator[None]:
+    """Say what is known of a model whose small files no hub gives now."""
+    name, _ = parse_model_name(settings.model)
+    try:
+        yield
+    except LorgnetteError as error:
+        if error.where != name or not (entry := find_entry(name)):
+            raise
+        known = f"{entry.memory_bytes / GIB:.1f} GiB of GPU memory for a typical run, engine {entry.engine}"
+        hint = f"without the model's files only this is known: {known} (`lorgnette model list`); {error.hint}"
+        raise type(error)(error.message, where=error.where, hint=hint) from None
 
 
 def _plan(
@@ -239,7 +258,8 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         span = f"{first}–{last}" if last > first else str(first)
         yield f"{span:>16} {'█' * round(count / longest_bar * _BAR_WIDTH)} {count}"
     per_step = steps.num_microbatches / steps.total_steps
-    microbatches = f"{per_step:.3g} micro-batches per step, of at most {steps.largest_microbatch[0]} tokens"
+    unit = "micro-batch" if f"{per_step:.3g}" == "1" else "micro-batches"
+    microbatches = f"{per_step:.3g} {unit} per step, of at most {steps.largest_microbatch[0]} tokens"
     step_count = StepCount(plan.examples, settings.train)
     yield f"steps      {step_count.describe()}; {steps.steps_per_epoch} per epoch, {microbatches}"
     if step_count.warning:
