@@ -25,12 +25,31 @@ def test_labels_before_and_after() -> None:
     assert len({len(line) for line in lines[:3]}) == 1
 
 
-def test_many_labels_have_a_list_of_mistakes() -> None:
+def test_labels_without_examples_have_no_rows() -> None:
+    """`bird` was answered, so it has a column; `fish` has nothing."""
+    tables = count_answers(["accuracy"], [["cat", "bird", "cat", "dog"]], REFERENCES, ["bird", "fish"])
+    assert squeeze(format_tables(tables, ["after"])) == [
+        "label examples precision recall F1",
+        "cat 3 1.00 0.67 0.80",
+        "dog 1 1.00 1.00 1.00",
+        "",
+        "answers, after bird cat dog other",
+        "cat 1 2 0 0",
+        "dog 0 0 1 0",
+    ]
+
+
+def test_a_table_wider_than_the_terminal_has_a_list_of_mistakes() -> None:
     names = [f"label {i}" for i in range(12)]
     answers = [*names[:10], "label 0", "label 0"]
-    lines = format_tables(count_answers(["macro-F1"], [answers], [[name] for name in names]), ["base"])
-    assert lines[-1] == "most common mistakes, base: label 0 for label 10 1×, label 0 for label 11 1×"
+    tables = count_answers(["macro-F1"], [answers], [[name] for name in names])
+    lines = format_tables(tables, ["base"], page="report.html")
+    mistakes = "most common mistakes, base: label 0 for label 10 1×, label 0 for label 11 1×"
+    assert lines[-1] == f"{mistakes}; all are in report.html"
     assert len(lines) == 1 + 12 + 1
+    wide = format_tables(tables, ["base"], width=141)
+    assert len(wide) == 1 + 12 + 1 + 13
+    assert max(map(len, wide)) <= 141
 
 
 def test_fields_before_and_after() -> None:

@@ -1,5 +1,6 @@
 """`evaluate`: compare answers with references; print metrics with intervals, and write them as JSON."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -161,7 +162,8 @@ def _print_report(report: MetricReport, overlap: TrainingOverlap, name: str) -> 
         print_result(f"{score.name:<20} {format_score(score)}{f'  ({score.note})' if score.note else ''}")
     if overlap.is_tuned:
         print_result(f"{'trained on':<20} {overlap.summary}")
-    if lines := format_tables(report.tables, [name]):
+    width = shutil.get_terminal_size().columns
+    if lines := format_tables(report.tables, [name], width=width, page=f"{SCORES_FILE} (--out)"):
         print_result("\n" + "\n".join(lines))
     print_result(f"\n{'':<28} {'answers':>24} {'references':>24}")
     for row, (of_answers, of_references) in format_style_rows(report):

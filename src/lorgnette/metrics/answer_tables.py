@@ -8,8 +8,6 @@ from lorgnette.metrics.json_fields import FieldCounts, FieldRow, count_fields
 from lorgnette.metrics.labels import OTHER, LabelCounts, LabelRow, count_labels
 from lorgnette.metrics.registry import JSON_METRICS, LABEL_METRICS
 
-MAX_SHOWN_COLUMNS = 10
-"""Labels of a confusion table on a terminal; with more of them its largest numbers are listed."""
 NUM_MISTAKES = 6
 _NAME_WIDTH, _COLUMN_WIDTH = 24, 12
 
@@ -38,9 +36,12 @@ def count_answers(
     return AnswerTables(tuple(labels), tuple(fields))
 
 
-def format_tables(tables: AnswerTables, names: Sequence[str]) -> list[str]:
-    """The tables of one or two candidates as lines of text, `before → after`. names: of the candidates."""
-    lines = list(_format_labels(tables.labels, names)) if tables.labels else []
+def format_tables(tables: AnswerTables, names: Sequence[str], *, width: int = 80, page: str = "") -> list[str]:
+    """The tables of one or two candidates as lines of text, `before → after`.
+
+    names: of the candidates. A confusion table wider than `width` is left out; `page` has it.
+    """
+    lines = list(_format_labels(tables.labels, names, width, page)) if tables.labels else []
     return [*lines, *_format_fields(tables.fields)] if tables.fields else lines
 
 
@@ -49,21 +50,27 @@ def format_share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _format_labels(counts: Sequence[LabelCounts], names: Sequence[str]) -> Iterator[str]:
+def _format_labels(counts: Sequence[LabelCounts], names: Sequence[str], width: int, page: str) -> Iterator[str]:
     yield _build_line("label", "examples", "precision", "recall", "F1")
     for rows in zip(*(each.rows for each in counts), strict=True):
+        if not rows[0].support:
+            continue
         shares: list[Callable[[LabelRow], float | None]] = [lambda r: r.precision, lambda r: r.recall, lambda r: r.f1]
         cells = [" → ".join(format_share(share(row)) for row in rows) for share in shares]
         yield _build_line(rows[0].label, str(rows[0].support), *cells)
     last, name = counts[-1], names[-1]
-    if len(last.labels) <= MAX_SHOWN_COLUMNS:
+    columns = last.find_shown_columns()
+    column_names = [(*last.labels, OTHER)[i] for i in columns]
+    column_width = min(_COLUMN_WIDTH, max(map(len, column_names)))
+    header = _build_line(f"answers, {name}", *column_names, width=column_width)
+    if len(header) <= width:
         yield ""
-        yield _build_line(f"answers, {name}", *last.labels, OTHER)
-        for label, row in zip(last.labels, last.confusion, strict=True):
-            yield _build_line(label, *map(str, row))
+        yield header
+        for i in last.find_shown_rows():
+            yield _build_line(last.labels[i], *(str(last.confusion[i][j]) for j in columns), width=column_width)
     elif last.mistakes:
         listed = ", ".join(f"{answer} for {label} {n}×" for label, answer, n in last.mistakes[:NUM_MISTAKES])
-        yield f"most common mistakes, {name}: {listed}"
+        yield f"most common mistakes, {name}: {listed}{f'; all are in {page}' if page else ''}"
     for each, name in zip(counts, names, strict=True):
         if each.others:
             listed = ", ".join(f"{shorten(text, 60)!r} {count}×" for text, count in each.others)
@@ -82,6 +89,6 @@ def _format_fields(counts: Sequence[FieldCounts]) -> Iterator[str]:
         yield _build_line(name, str(max(row.support for row in rows)), *cells)
 
 
-def _build_line(name: str, *cells: str) -> str:
-    columns = "".join(f" {shorten(cell, _COLUMN_WIDTH + 2):>{_COLUMN_WIDTH}}" for cell in cells)
+def _build_line(name: str, *cells: str, width: int = _COLUMN_WIDTH) -> str:
+    columns = "".join(f" {shorten(cell, _COLUMN_WIDTH + 2):>{width}}" for cell in cells)
     return f"{shorten(name, _NAME_WIDTH):<{_NAME_WIDTH}}{columns}"

@@ -92,6 +92,15 @@ class LabelCounts:
             rows.append(LabelRow(label, support, num_answers, correct, precision, recall, f1))
         return rows
 
+    def find_shown_rows(self) -> list[int]:
+        """The rows of `confusion` of labels that examples have."""
+        return [i for i, row in enumerate(self.confusion) if any(row)]
+
+    def find_shown_columns(self) -> list[int]:
+        """The columns of `confusion` of labels that examples have or that were answered, and `other`."""
+        last = len(self.labels)
+        return [j for j in range(last) if any(self.confusion[j]) or any(row[j] for row in self.confusion)] + [last]
+
     @property
     def mistakes(self) -> list[tuple[str, str, int]]:
         """(label, another one that was answered, how often), the most common first; without `other`."""

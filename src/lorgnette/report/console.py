@@ -38,6 +38,11 @@ class Terminal:
         self._console = console or Console(file=cast(TextIO, RemarkStream(sys.stderr)))
         self._results = console or Console()
 
+    @property
+    def width(self) -> int:
+        """Columns of what the results are printed to."""
+        return self._results.width
+
     def warn(self, text: str) -> None:
         self.print(text, style="yellow")
 

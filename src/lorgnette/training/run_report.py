@@ -121,7 +121,7 @@ def write_run_report(
     write_run_page(run_dir.report, page)
     for line in [
         *(f"{s.name:<28} {s.before:>22} → {s.after}{s.note and f'  ({s.note})'}" for s in scores),
-        *format_tables(tables, ["before", "after"]),
+        *format_tables(tables, ["before", "after"], width=terminal.width, page=run_dir.report.name),
         *notes,
         verdict.text,
         f"adapter    {run_dir.adapter}",

@@ -56,6 +56,15 @@ def test_a_known_label_without_examples_has_a_column_but_no_row() -> None:
     assert read_csv(section.tables[1].csv) == [["label", "cat", "fish", "other"], ["cat", "1", "1", "0"]]
 
 
+def test_columns_of_labels_that_nothing_has_are_left_out_and_many_stand_upright() -> None:
+    names = [f"label {i}" for i in range(9)]
+    for count, is_wide in ((2, False), (9, True)):
+        used = names[:count]
+        [section] = build_answer_sections(count_answers(["accuracy"], [used], [[name] for name in used], names), ["x"])
+        assert section.tables[1].header == ("label", *used, "other")
+        assert section.tables[1].is_wide == is_wide
+
+
 def test_many_labels_have_a_list_of_mistakes() -> None:
     names = [f"label {i:03}" for i in range(51)]
     tables = count_answers(["accuracy"], [["label 000", *names[:-1]]], [[name] for name in names])

@@ -13,6 +13,8 @@ from lorgnette.metrics.labels import OTHER, LabelCounts
 MAX_CONFUSION_LABELS = 50
 """More labels have a list of the most common mistakes instead of a confusion table."""
 NUM_MISTAKES = 50
+MAX_FLAT_COLUMNS = 6
+"""Names of more columns stand upright, so that a page of usual width has the table without scrolling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTable:
-    """groups: (text, number of columns) above the header, after the first column. rows: (name, cells)."""
+    """groups: (text, number of columns) above the header, after the first column. rows: (name, cells).
+
+    is_wide: the names of its columns stand upright.
+    """
 
     title: str
     file_name: str
@@ -34,6 +39,7 @@ class AnswerTable:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     groups: tuple[tuple[str, int], ...] = ()
     hint: str = ""
+    is_wide: bool = False
 
     @property
     def csv(self) -> str:
@@ -98,17 +104,19 @@ def _build_confusion(counts: LabelCounts, name: str, number: int) -> AnswerTable
         rows = tuple((label, (Cell(answer), Cell(str(count)))) for label, answer, count in mistakes)
         columns = ("label", "answer", "examples")
         return AnswerTable(f"Most common mistakes, {name}", file_name, columns, rows, hint=_describe_others(counts))
-    confusion = []
-    for i, (label, row) in enumerate(zip(counts.labels, counts.confusion, strict=True)):
-        if support := sum(row):
-            cells = (
-                Cell(str(count), "right" if i == j else "wrong", count / support) if count else Cell("0")
-                for j, count in enumerate(row)
-            )
-            confusion.append((label, tuple(cells)))
+    confusion, shown = [], counts.find_shown_shown()
+    for i in counts.find_shown_rows():
+        row, support = counts.confusion[i], sum(counts.confusion[i])
+        cells = (
+            Cell(str(row[j]), "right" if i == j else "wrong", row[j] / support) if row[j] else Cell("0") for j in shown
+        )
+        confusion.append((counts.labels[i], tuple(cells)))
     hint = f"A row is the right label, a column the answer. {_describe_others(counts)}"
-    header = ("label", *counts.labels, OTHER)
-    return AnswerTable(f"Answers, {name}", file_name, header, tuple(confusion), hint=hint)
+    names = (*counts.labels, OTHER)
+    header = ("label", *(names[i] for i in shown))
+    return AnswerTable(
+        f"Answers, {name}", file_name, header, tuple(confusion), hint=hint, is_wide=len(shown) > MAX_FLAT_COLUMNS
+    )
 
 
 def _describe_others(counts: LabelCounts) -> str:
