@@ -76,13 +76,12 @@ def test_a_loss_that_only_rises_means_worse_than_the_base_model() -> None:
 def test_a_change_of_less_than_a_hundredth_is_no_harm_and_no_gain(last: float) -> None:
     text = " ".join(summarize_loss(FALLING, [(0, 1.0), (10, 1.001), (20, last)], [], "best", "only 2 steps"))
     assert text == (
-        f"Almost nothing changed: the eval loss is {last:.4g}, 1 before fine-tuning. "
-        "The likeliest reason: only 2 steps."
+        f"The eval loss hardly changed: {last:.4g}, 1 before fine-tuning. The likeliest reason: only 2 steps."
     )
 
 
 def test_an_equal_loss_means_that_nothing_changed() -> None:
-    assert summarize([(0, 1.5), (10, 1.5), (20, 1.5)]).startswith("Nothing changed: the eval loss is 1.5, 1.5 before")
+    assert summarize([(0, 1.5), (10, 1.5), (20, 1.5)]).startswith("The eval loss did not change: 1.5, 1.5 before")
 
 
 def test_a_loss_that_rose_and_fell_back_is_no_harm() -> None:

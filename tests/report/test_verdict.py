@@ -75,6 +75,10 @@ CASES = {
         ["Nothing changed.", "All 30 answers are the same as before.", "The eval loss is 2, 2 before."],
         control=build_rows(30, [LONG], RIGHT, KITES), evals=SAME,
     ),
+    "no answer changed, and the loss hardly": Case(
+        build_rows(30, RIGHT, RIGHT, KITES), "unchanged", ["No answer changed.", "The eval loss is 2.01, 2 before."],
+        control=build_rows(30, [LONG], RIGHT, KITES), evals=[(0, 2.0), (10, 2.01)],
+    ),
     "the loss fell, and no answer changed": Case(
         build_rows(30, [LONG], [LONG], KITES), "unchanged",
         ["No answer changed.", "All 30 answers are the same as before.", "The eval loss fell from 2 to 0.5."],

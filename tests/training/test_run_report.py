@@ -99,7 +99,7 @@ def test_a_run_without_effect_says_so_and_why(prepare_run: Callable[..., Any], t
     write_run_report(run.settings, run.run_dir, run.data, rows, [], run.terminal)
     page = run.run_dir.report.read_text(encoding="utf-8")
     assert "2 steps on 4 examples; eval loss 1.25\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}1.25." in page
-    for part in ("Nothing changed: the eval loss is 1.25", "all 2 steps are in the warm-up (train.warmup_steps=50)",
+    for part in ("The eval loss did not change: 1.25", "all 2 steps are in the warm-up (train.warmup_steps=50)",
                  "The answer is the same as before", "1 of 1 answers are cut at predict.max_new_tokens=2",
                  ">greedy</dd>"):  # fmt: skip
         assert part in page, part

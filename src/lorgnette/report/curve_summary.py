@@ -47,8 +47,8 @@ def summarize_loss(
     (last_step, last), (best_step, lowest) = evals[-1], min(evals, key=lambda point: (point[1], point[0]))
     if before is not None:
         if max(abs(value - before) for _, value in evals) <= MIN_RELATIVE_CHANGE * before:
-            changed = "Nothing changed" if all(value == before for _, value in evals) else "Almost nothing changed"
-            sentence = f"{changed}: the eval loss is {last:.4g}, {before:.4g} {when}."
+            changed = "did not change" if all(value == before for _, value in evals) else "hardly changed"
+            sentence = f"The eval loss {changed}: {last:.4g}, {before:.4g} {when}."
             return [sentence, *([f"The likeliest reason: {reason}."] if reason else [])]
         if before <= lowest:
             verdict = "rose" if last > before * (1 + MIN_RELATIVE_CHANGE) else "did not fall"

@@ -112,7 +112,7 @@ def judge_training(
     noun, rise, loss = name_rows(scored), *_describe_loss(evals)
     if all(row.base == row.tuned for row in scored):
         same = "The answer is" if len(scored) == 1 else f"All {len(scored)} answers are"
-        headline = "No answer changed." if abs(rise) > MIN_LOSS_CHANGE else "Nothing changed."
+        headline = "Nothing changed." if loss and not rise else "No answer changed."
         return Verdict("unchanged", headline, f"{same} the same as before. {loss}".strip())
 
     match, graded = measure_changes(scored, metric_names)
