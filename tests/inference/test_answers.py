@@ -1,6 +1,7 @@
 """Every distinct prompt is answered once, without and with the adapter."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,9 @@ def test_cut_answers_are_counted() -> None:
     rows = [PredictionRow("a", (), "", (), "b", "t", base_is_cut=is_cut) for is_cut in (True, False, True)]
     assert describe_row_cuts(rows, "128 tokens") == ["base model: 2 of 3 answers are cut at 128 tokens"]
     assert describe_row_cuts(rows[1:2], "128 tokens") == []
+    both = [replace(row, tuned="a", tuned_is_cut=True) for row in rows]
+    [line] = describe_row_cuts(both, "128 tokens")
+    assert line == "base model: 2 of 3 answers; adapter: 3 of 3 answers are cut at 128 tokens"
 
 
 def test_an_out_of_memory_error_has_the_hint(

@@ -62,7 +62,7 @@ def test_a_moved_base_model_is_named(adapter: Path, tiny: Path, tmp_path: Path) 
     with pytest.raises(LorgnetteError, match=r"the adapter's base model is missing · /gone · .*--model"):
         ModelSpec.from_names(None, adapter, TERMINAL)
     assert ModelSpec.from_names(str(tiny), adapter, TERMINAL).base_model == str(tiny)
-    with pytest.raises(LorgnetteError, match=r"other weights .* was trained on /gone: give that with --model"):
+    with pytest.raises(LorgnetteError, match=r"other weights .* was trained on /gone: leave out model= \(--model\)"):
         ModelSpec.from_names("demo", adapter, TERMINAL)
 
 

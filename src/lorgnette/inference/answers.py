@@ -98,6 +98,8 @@ def describe_cuts(name: str, flags: Sequence[bool], limit: str) -> list[str]:
 
 
 def describe_row_cuts(rows: Sequence[PredictionRow], limit: str) -> list[str]:
-    """The warnings for both models."""
+    """One warning for both models."""
     base, tuned = [row.base_is_cut for row in rows], [row.tuned_is_cut for row in rows]
-    return describe_cuts(rows[0].before if rows else BASE_MODEL, base, limit) + describe_cuts("adapter", tuned, limit)
+    flags = {rows[0].before if rows else BASE_MODEL: base, "adapter": tuned}
+    counts = [f"{name}: {sum(cut)} of {len(cut)} answers" for name, cut in flags.items() if any(cut)]
+    return [f"{'; '.join(counts)} are cut at {limit}"] if counts else []

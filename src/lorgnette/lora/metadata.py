@@ -112,6 +112,6 @@ class AdapterMetadata(BaseModel):
             message = "base model has another chat template than the adapter was trained on"
         else:
             return
-        hint = f"the adapter was trained on {self.model}: give that with --model"
+        hint = f"the adapter was trained on {self.model}: leave out model= (--model), or give that one"
         hint += f"; if you did, it or {METADATA_FILE} has changed since"
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=hint)
