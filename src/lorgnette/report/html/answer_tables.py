@@ -104,7 +104,7 @@ def _build_confusion(counts: LabelCounts, name: str, number: int) -> AnswerTable
         rows = tuple((label, (Cell(answer), Cell(str(count)))) for label, answer, count in mistakes)
         columns = ("label", "answer", "examples")
         return AnswerTable(f"Most common mistakes, {name}", file_name, columns, rows, hint=_describe_others(counts))
-    confusion, shown = [], counts.find_shown_shown()
+    confusion, shown = [], counts.find_shown_columns()
     for i in counts.find_shown_rows():
         row, support = counts.confusion[i], sum(counts.confusion[i])
         cells = (
