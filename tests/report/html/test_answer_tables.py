@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lorgnette.metrics.answer_tables import AnswerTables, count_answers
 from lorgnette.metrics.eval_prompts import EvalPrompt
 from lorgnette.metrics.report import compute_report
@@ -113,6 +115,16 @@ def test_fifty_labels_scroll_inside_a_narrow_window(tmp_path: Path, opened: Call
         assert label["x"] >= 0
         assert label["height"] < 80  # its words are not broken into letters
         assert page.complaints == []
+
+
+@pytest.mark.parametrize("num_labels", [5, 20])
+def test_a_confusion_table_fits_a_usual_window(tmp_path: Path, opened: Callable[..., Any], num_labels: int) -> None:
+    names = [f"a rather long label {i}" for i in range(num_labels)]
+    tables = count_answers(["accuracy"], [names, names[::-1]], [[name] for name in names])
+    write_run_page(tmp_path / "report.html", RunPage(title="x", tables=tables))
+    with opened(tmp_path / "report.html", viewport={"width": 1200, "height": 800}) as page:
+        hidden = "[...document.querySelectorAll('.scroll')].map(part => part.scrollWidth - part.clientWidth)"
+        assert page.view.evaluate(hidden) == [0, 0, 0]
 
 
 def test_the_comparison_shows_them_for_each_candidate(tmp_path: Path) -> None:
