@@ -332,7 +332,7 @@ def test_a_hold_out_of_one_image_is_a_warning(
     rows = [f"{color}.png,{n} {color}\n" for color in ("red", "green", "blue") for n in range(3)]
     captions.write_text("image_path,caption\n" + "".join(rows))
     TrainingData.load(make_settings(), terminal)
-    assert "split      all 3 held-out rows have the same image" in terminal_output.getvalue()
+    assert "all 3 held-out rows have the same image" in terminal_output.getvalue()
 
 
 def test_max_rows_does_not_cut_a_test_file(

@@ -99,7 +99,7 @@ class TrainingData:
         is_auto = settings.data.holdout == "auto" and settings.data.test is None
         train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
-            terminal.warn(f"split      {line}")
+            terminal.warn(line)
         for line in [*processor.list_remarks(train_part), *target_remarks]:
             terminal.print(f"note       {line}")
         for line in list_start_warnings(settings, loaded.references):
