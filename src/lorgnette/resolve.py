@@ -42,7 +42,7 @@ def resolve_model(model: str, terminal: Terminal, *, needs_weights: bool = True)
     if local := _find_local_model(model):
         return local
     name, hub = parse_model_name(model)
-    _refuse_unsupported(name)
+    _check_support(name)
     from lorgnette.hub.models import fetch_model
 
     with terminal.show_transfer("model") as on_progress:
@@ -82,7 +82,7 @@ def find_cached_model(model: str, *, needs_weights: bool = False) -> Path | None
     name, hub = parse_model_name(model)
     cached = find_in_cache(name, source=hub, needs_weights=needs_weights)
     if cached is None:
-        _refuse_unsupported(name)
+        _check_support(name)
     return cached[1] if cached else None
 
 
@@ -205,7 +205,7 @@ def _find_local_model(model: str) -> Path | None:
     return Path(name) if hub == "auto" and (Path(name).exists() or not is_hub_name) else None
 
 
-def _refuse_unsupported(name: str) -> None:
+def _check_support(name: str) -> None:
     """Raises UsageError for the name of a model that exists but cannot be trained."""
     if reason := explain_unsupported_name(name):
         raise UsageError(f"this model is not supported: {reason}", where=f"model={name}", hint=_LIST_HINT)
@@ -221,7 +221,7 @@ def _add_owner(name: str) -> str:
     if known := find_hub_name(name):
         return known
     if "/" not in name:
-        _refuse_unsupported(name)
+        _check_support(name)
         if nearest := suggest_hub_names(name):
             listed = " or ".join(filter(None, (", ".join(nearest[:-1]), nearest[-1])))
             raise UsageError("no such model", where=name, hint=f"did you mean {listed}? {_LIST_HINT}")

@@ -1,4 +1,4 @@
-"""Sizes of every family's config.json; the hub's own files where they are at hand."""
+"""The sizes in every family's config.json. Some tests read the hub's own files, and skip without them."""
 
 import json
 import re

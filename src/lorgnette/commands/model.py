@@ -68,7 +68,7 @@ def format_models(entries: list[ModelEntry]) -> Iterator[str]:
             f"{entry.memory_bytes / GIB:.1f} GiB",
         )
         name, *others = (name.removeprefix(_OWNER) for name in entry.names)
-        yield _format_row(name, *cells, entry.engine, _format_cached(entry))
+        yield _format_row(name, *cells, entry.engine, _format_cache_state(entry))
         for other in others:
             yield f"  or {other}"
     yield from _list_notes(entries)
@@ -112,7 +112,7 @@ def _build_workload(settings: Settings, size: ModelSize, engine: EngineName) -> 
     return Workload.from_settings(settings, size.config, engine, largest, [], grids)
 
 
-def _format_cached(entry: ModelEntry) -> str:
+def _format_cache_state(entry: ModelEntry) -> str:
     if not entry.cached:
         return ""
     return "yes" if len(entry.names) == 1 or entry.names[0] in entry.cached else "a variant"

@@ -146,7 +146,7 @@ class FastEngine:
         return inputs
 
     def _share_levels(self, tokens: int) -> Float[Tensor, "K T C"]:
-        """Memory for deepstack's features of so many tokens. One micro-batch runs at a time, so all shapes share it."""
+        """Memory for deepstack's features, one row per token. All shapes share it: one micro-batch runs at a time."""
         levels = self._level_embeds
         if levels.shape[1] < tokens:
             levels = self._level_embeds = allocate_levels(self.decoder, tokens)

@@ -191,7 +191,7 @@ class DecoderLayer:
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
         da = self.o_proj.complete_input_grad(da_ext, query_dropout)
-        rotated = self.get_rotated(saved.qkv, cos_sin)
+        rotated = self.recompute_heads(saved.qkv, cos_sin)
         dqkv = attention_backward(da, rotated, a, saved.lse, plan, self.num_heads, saved.qkv)
         del rotated
         self.rotate_heads_backward(dqkv, saved.qkv, cos_sin)
@@ -213,7 +213,7 @@ class DecoderLayer:
         apply_rotary(qkv, *cos_sin, sum(self.num_heads))
         return qkv
 
-    def get_rotated(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+    def recompute_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
         """The result of `rotate_heads`, from `LayerActivations.qkv`."""
         return qkv
 

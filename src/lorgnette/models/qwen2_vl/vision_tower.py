@@ -83,8 +83,8 @@ class VisionTower:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(the tower's weights, views of them by the names and shapes of `config.list_weight_shapes()`). All are 0.
 
-        The MLP's width is padded to a multiple of MLP_PADDING, and what stands before its activation is one layer. The
-        padding stays 0 behind the activation, too.
+        The MLP's width is padded to a multiple of MLP_PADDING. The padding is 0 before and after the activation. The
+        linear layers before the activation are stored as one.
         """
         weights, views = dict[str, Tensor](), dict[str, Tensor]()
 

@@ -34,7 +34,7 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
         norm_and_rotate(qkv, self.head_norms, self.config.rms_norm_eps, *cos_sin, self.num_heads, out)
         return out
 
-    def get_rotated(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+    def recompute_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
         return self.rotate_heads(qkv, cos_sin, save=True)
 
     def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
