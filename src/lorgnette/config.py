@@ -299,8 +299,15 @@ class Settings(ProcessorSettings):
     run: Path | None = Field(None, description="the run folder; null: the next free one under runs/")
     seed: int = Field(0, ge=0, lt=2**63, description="seed for shuffling, initialization and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: bfloat16 on a GPU that computes it, float16 with loss scaling on one that does not, float32 "
+        "elsewhere",
+    )
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: the decoder's projections are frozen in 4 bits (QLoRA; docs/guides/nf4.md); null: as the "
+        "model's files store them",
     )
     report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(_parse_list)] = Field(
         ("auto",),

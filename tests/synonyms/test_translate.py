@@ -125,6 +125,8 @@ def test_null_leaves_a_word_of_the_recipe_out(tmp_path: Path) -> None:
         ("lora_target=all", f"lora_target=all → lora.target_modules={','.join(config.TARGET_MODULES)} (layers of the "
          "language model; PEFT's all-linear takes the vision tower too: lora.parts=language,merger,vision)"),
         ("dtype=bf16", "dtype=bf16 → bfloat16"),
+        ("torch_dtype=torch.float16", "dtype=torch.float16 → float16"),
+        ("dtype=half", "dtype=half → float16"),
         ("device=gpu", "device=gpu → cuda"),
         ("torch_dtype=bf16", "dtype=bf16 → bfloat16"),
         ("lora.target_modules=all-linear", f"lora.target_modules=all-linear → {','.join(config.TARGET_MODULES)}"),

@@ -23,7 +23,6 @@ from lorgnette.synonyms.values import (
     combine_saving,
     format_value,
     read_alpha,
-    read_dtype,
     read_epochs,
     read_grad_norm,
     read_holdout,
@@ -192,8 +191,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
              "epoch is null"),
     # Precision, devices, answers.
     _combine("TL", "bf16, pure_bf16, fp16", "dtype", combine_precision,
-             "bf16=false is float32; the LoRA matrices are always float32"),
-    _accept("TSU", "torch_dtype", "dtype", read_dtype),
+             "bf16=false is float32, fp16=true float16; the LoRA matrices are always float32"),
+    _accept("TSU", "torch_dtype", "dtype"),
     _accept_flag("T", "use_cpu no_cuda", "device", "cpu", "device=auto takes a GPU if there is one"),
     _accept("T", "generation_max_length", "predict.max_new_tokens", read_whole),
     _accept_flag("L", "use_swanlab", "report_to", ("swanlab",), "report_to names the trackers"),
@@ -347,8 +346,9 @@ DIFFERENCES = CLASHES | {
     "model": "a folder, or a name on a hub, as in ms-swift",
 }
 """Settings that other trainers have under the same name, and what differs."""
-VALUES: dict[str, dict[str, Any]] = {
-    "dtype": {"bf16": "bfloat16", "fp32": "float32", "float": "float32"},
+VALUES: dict[str, dict[str, Any]] = {  # torch.NAME is read as NAME
+    "dtype": {name: name for name in ("bfloat16", "float16", "float32")}
+    | {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
     "device": {"gpu": "cuda", "cuda:0": "cuda", "gpu:0": "cuda"},
     "lora.target_modules": {"all": TARGET_MODULES, "all-linear": TARGET_MODULES},
     "train.lr_scheduler_type": {"constant_with_warmup": "constant"},

@@ -148,7 +148,7 @@ def _translate_value(assignment: Assignment, remarks: list[tuple[int, str]]) -> 
     """Another trainer's value of a setting → ours."""
     names = VALUES.get(assignment.setting, {})
     name = str(assignment.value).lower().removeprefix("torch.")
-    if not isinstance(assignment.value, str) or name not in names:
+    if not isinstance(assignment.value, str) or names.get(name, assignment.value) == assignment.value:
         return assignment
     remarks.append((assignment.position, f"{assignment.setting}={assignment.value} → {format_value(names[name])}"))
     return assignment._replace(value=names[name])

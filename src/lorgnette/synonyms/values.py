@@ -15,7 +15,6 @@ _ATTENTION, _MLP = TARGET_MODULES[:4], TARGET_MODULES[4:]
 _PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2-VL and Qwen2.5-VL, whose words these are; which model is trained is not known here."""
 _MIN_TOKENS, _MAX_TOKENS = 4, 1280
-_NO_FLOAT16 = "there is no float16, which needs loss scaling"
 
 
 class NoCounterpartError(Exception):
@@ -129,12 +128,6 @@ def read_holdout(value: Any) -> Any:
     return read_whole(value)
 
 
-def read_dtype(value: Any) -> Any:
-    if str(value).lower().removeprefix("torch.") in ("fp16", "float16", "half"):
-        raise NoCounterpartError(_NO_FLOAT16, "write dtype=bfloat16 or dtype=float32")
-    return value
-
-
 def read_modules(value: Any) -> tuple[str, ...]:
     names = _read_names(value)
     if set(names) & {"all", "all-linear"}:
@@ -218,10 +211,15 @@ def combine_modules(values: Values) -> Translation:
 
 def combine_precision(values: Values) -> Translation:
     flags = _read_flags(values)
-    if flags.pop("fp16", False):
-        raise NoCounterpartError(_NO_FLOAT16, "write dtype=bfloat16 or dtype=float32")
+    is_float16 = flags.pop("fp16", False)
+    if is_float16 and any(flags.values()):
+        raise NoCounterpartError(
+            "a training has one of bf16 and fp16", "write dtype=auto, dtype=bfloat16 or dtype=float16"
+        )
+    if is_float16:
+        return Translation((("dtype", "float16"),), "with loss scaling; the LoRA matrices stay float32")
     if not flags:
-        return Translation((), "there is no float16")
+        return Translation((), "dtype=auto takes float16 only on a GPU without bfloat16")
     if any(flags.values()):
         return Translation((("dtype", "bfloat16"),), "the LoRA matrices stay float32")
     return Translation((("dtype", "float32"),))
