@@ -34,11 +34,10 @@ def make_plan(queries: np.ndarray, visible_until: np.ndarray, group_size: int, d
 
 
 def split_values(qkv: Tensor, H: int, K: int) -> tuple[Tensor, Tensor]:
-    """One matrix for queries and keys, one for values; NaN elsewhere."""
-    queries_keys, values = qkv.clone(), qkv.clone()
-    end = qkv.shape[1] // (H + 2 * K) * (H + K)
-    queries_keys[:, end:] = values[:, :end] = torch.nan
-    return queries_keys, values
+    """A matrix of queries and keys alone, and one with the values, NaN elsewhere."""
+    values, end = qkv.clone(), qkv.shape[1] // (H + 2 * K) * (H + K)
+    values[:, :end] = torch.nan
+    return qkv[:, :end].clone(), values
 
 
 def dense(qkv: Tensor, queries: np.ndarray, visible_until: np.ndarray, H: int, K: int) -> Tensor:
