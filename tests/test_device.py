@@ -1,16 +1,39 @@
 """Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from lorgnette.device import SideStream, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.device import (
+    SideStream,
+    has_flash_attention,
+    measure_peak_gib,
+    measure_reserved_gib,
+    select_device,
+    select_dtype,
+)
 from lorgnette.errors import LorgnetteError
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+SetGpu = Callable[[str, int, int], None]
+
+
+@pytest.fixture
+def set_gpu(monkeypatch: pytest.MonkeyPatch) -> SetGpu:
+    """set_gpu("Tesla T4", 7, 5): this machine has that GPU, of that compute capability."""
+
+    def set_gpu(name: str, major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+
+    return set_gpu
 
 
 def test_auto_selects_cuda_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     for available in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert select_device("auto") == (CUDA if available else CPU)
@@ -23,9 +46,48 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         select_device("cuda")
 
 
-def test_dtype_depends_on_the_device_unless_given() -> None:
-    assert select_dtype("auto", CUDA) == select_dtype("bfloat16", CPU) == torch.bfloat16
-    assert select_dtype("auto", CPU) == select_dtype("float32", CUDA) == torch.float32
+def test_mps_is_taken_only_if_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto") == CPU
+    assert select_device("mps") == MPS
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(LorgnetteError, match="no MPS device found · device=mps · it needs a Mac"):
+        select_device("mps")
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize("gpu", [("Tesla V100-SXM2-16GB", 7, 0), ("Tesla P100-PCIE-16GB", 6, 0)])
+def test_a_gpu_that_is_too_old_is_refused(gpu: tuple[str, int, int], device: str, set_gpu: SetGpu) -> None:
+    set_gpu(*gpu)
+    name, major, minor = gpu
+    message = (
+        rf"{name} is too old: its compute capability is {major}\.{minor}, and lorgnette needs 7\.5 · device={device}"
+    )
+    with pytest.raises(LorgnetteError, match=message):
+        select_device(device)
+    assert select_device("cpu") == CPU
+
+
+def test_dtype_depends_on_the_device_unless_given(set_gpu: SetGpu) -> None:
+    assert select_dtype("auto", CPU) == select_dtype("auto", MPS) == torch.float32
+    for name in ("float32", "bfloat16", "float16"):
+        assert str(select_dtype(name, CPU)) == f"torch.{name}"
+    set_gpu("NVIDIA A100", 8, 0)
+    assert select_device("auto") == CUDA
+    assert select_dtype("auto", CUDA) == select_dtype("bfloat16", CUDA) == torch.bfloat16
+    assert select_dtype("float16", CUDA) == torch.float16
+    assert has_flash_attention(CUDA)
+
+
+def test_a_gpu_without_bfloat16_computes_in_float16(set_gpu: SetGpu) -> None:
+    set_gpu("Tesla T4", 7, 5)
+    assert select_device("auto") == CUDA
+    assert select_dtype("auto", CUDA) == torch.float16
+    assert select_dtype("float32", CUDA) == torch.float32
+    assert not has_flash_attention(CUDA)
+    with pytest.raises(LorgnetteError, match=r"Tesla T4 has no bfloat16 · dtype=bfloat16 · leave dtype=auto"):
+        select_dtype("bfloat16", CUDA)
 
 
 def test_peak_memory_of_a_process() -> None:

@@ -76,7 +76,7 @@ MaxNewTokens = Annotated[
     int | None, Option(min=1, help="maximum tokens per answer; default: as the adapter's run answers, else 128")
 ]
 BatchSize = Annotated[int, Option(min=1, help="answers generated at once")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], Option(help="where the model runs")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], Option(help="where the model runs")]
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
 
 

@@ -298,7 +298,10 @@ class Settings(ProcessorSettings):
     )
     run: Path | None = Field(None, description="the run folder; null: the next free one under runs/")
     seed: int = Field(0, ge=0, lt=2**63, description="seed for shuffling, initialization and dropout")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a GPU")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="auto: CUDA if there is a GPU, else the CPU; mps: a Mac's GPU, not tested (engine reference)",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="auto: bfloat16 on a GPU that computes it, float16 with loss scaling on one that does not, float32 "

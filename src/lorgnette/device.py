@@ -1,6 +1,7 @@
 """Selects device and dtype, copies arrays to the device, measures memory, and runs work on a second CUDA stream."""
 
 import resource
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,25 +10,60 @@ from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MIN_CAPABILITY = (7, 5)
+"""Compute capability of the oldest GPUs that are supported: T4, RTX 20xx."""
+_AMPERE = (8, 0)
+"""The first with bfloat16, and the first for which torch has flash attention."""
 
 
 def select_device(name: str) -> torch.device:
-    """auto: CUDA if there is a device. Raises LorgnetteError for `cuda` without one."""
+    """auto: CUDA if there is a device.
+
+    Raises LorgnetteError for `cuda` or `mps` without one, and for a GPU that is too old.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise LorgnetteError("no CUDA device found", where="device=cuda", hint="use device=auto or device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        hint = "it needs a Mac with Apple silicon; use device=auto or device=cpu"
+        raise LorgnetteError("no MPS device found", where="device=mps", hint=hint)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
+        had, needed = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
+        message = f"{get_gpu_name(device)} is too old: its compute capability is {had}, and lorgnette needs {needed}"
+        raise LorgnetteError(
+            message, where=f"device={name}", hint="use a T4, an RTX 2060 or a newer GPU, or device=cpu"
+        )
+    return device
 
 
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on CUDA, else float32."""
-    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
+    """auto: bfloat16 on a GPU that computes it, float16 on another, float32 elsewhere.
+
+    Raises LorgnetteError for `bfloat16` on a GPU without it.
+    """
+    if name == "auto":
+        name = "float32" if device.type != "cuda" else "bfloat16" if has_bfloat16(device) else "float16"
+    if name == "bfloat16" and device.type == "cuda" and not has_bfloat16(device):
+        message, hint = f"{get_gpu_name(device)} has no bfloat16", "leave dtype=auto, which takes float16 there"
+        raise LorgnetteError(message, where="dtype=bfloat16", hint=hint)
+    return DTYPES[name]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU multiplies matrices of bfloat16."""
+    return torch.cuda.get_device_capability(device) >= _AMPERE
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether torch's flash attention runs on this GPU."""
+    return torch.cuda.get_device_capability(device) >= _AMPERE
 
 
 def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor on the device; through pinned memory to CUDA, so that the host does not wait."""
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def get_gpu_name(device: torch.device) -> str | None:
@@ -39,7 +75,8 @@ def measure_peak_gib(device: torch.device) -> float:
     """Peak memory so far: of tensors on the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts in bytes, Linux in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def measure_reserved_gib(device: torch.device) -> float | None:

@@ -1,6 +1,7 @@
 """The optimizer equals torch's AdamW on clipped gradients, and skips steps that are not finite."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,25 @@ def set_gradients(parameters: list[Tensor], step: int) -> None:
         parameter.grad = torch.randn_like(parameter) * [0.01, 0.1, 2.0][step % 3]
 
 
+@pytest.fixture(params=["cpu", "mps"])
+def device_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """mps: on a CPU, with a kernel that reads neither grad_scale nor found_inf, as torch's for MPS."""
+    if request.param == "mps":
+        kernel, build = torch._fused_adamw_, Optimizer.__init__
+
+        def ignore_two(*tensors: object, grad_scale: Tensor, found_inf: Tensor, **rest: object) -> None:
+            kernel(*tensors, **rest)
+
+        def build_for_mps(self: Optimizer, *arguments: Any) -> None:
+            build(self, *arguments)
+            self._scales_itself = True
+
+        monkeypatch.setattr(torch, "_fused_adamw_", ignore_two)
+        monkeypatch.setattr(Optimizer, "__init__", build_for_mps)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("device_type")
 def test_it_equals_torchs_adamw_on_clipped_gradients() -> None:
     ours, theirs = draw_parameters(), draw_parameters()
     optimizer, adamw = (
@@ -70,6 +90,7 @@ def test_it_continues_from_its_state() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.usefixtures("device_type")
 def test_no_step_is_taken_after_one_that_is_not_finite(where: str, value: float) -> None:
     parameters = draw_parameters()
     optimizer = Optimizer(parameters, SETTINGS)

@@ -70,7 +70,7 @@ def build_segments(offsets: list[int], device: torch.device) -> Segments:
     max_length = max(lengths)
     padded_indices = torch.cat([torch.arange(length) + i * max_length for i, length in enumerate(lengths)])
     boundaries = (padded_indices, torch.tensor(offsets, dtype=torch.int32))
-    padded_indices, cu_seqlens = (t.to(device, non_blocking=True) for t in boundaries)
+    padded_indices, cu_seqlens = (t.to(device, non_blocking=device.type == "cuda") for t in boundaries)
     return Segments(padded_indices, cu_seqlens, len(lengths), max_length)
 
 

@@ -117,8 +117,8 @@ class FeatureStorage:
         return features
 
     def add_mapped(self, features: Mapping[ImageGrid, Float[Tensor, "_ C"]]) -> None:
-        """Keep features that are mapped from disk; on a CPU they stay there."""
-        if self._device.type == "cpu":
+        """Keep features that are mapped from disk; without CUDA they stay there."""
+        if self._device.type != "cuda":
             self._features |= features
         elif features:
             rows, width = sum(map(len, features.values())), next(iter(features.values())).shape[1]
@@ -128,7 +128,8 @@ class FeatureStorage:
 
     def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
         """The features of the images, one after the other, on the device."""
-        return torch.cat([self._features[grid].to(self._device, non_blocking=True) for grid in grids])
+        is_cuda = self._device.type == "cuda"  # MPS may read the source after a copy that does not wait
+        return torch.cat([self._features[grid].to(self._device, non_blocking=is_cuda) for grid in grids])
 
 
 class Features:

@@ -71,7 +71,7 @@ class Patchifier:
     def _copy_to_device(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[Tensor, " B"]:
         size = sum(image.size for image in images)
         if not self._buffers:
-            return torch.from_numpy(np.concatenate([image.reshape(-1) for image in images]))
+            return torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])).to(self._device)
 
         # The oldest buffer, once the device no longer reads it; a larger one replaces it if needed.
         buffer = self._buffers[0]

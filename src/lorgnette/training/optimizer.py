@@ -33,6 +33,8 @@ class Optimizer:
         self._state = {"exp_avg": self._exp_avgs, "exp_avg_sq": self._exp_avg_sqs, "step": self._state_steps}
         self._found_inf = torch.zeros((), device=device)
         """1 from the first step that was not finite."""
+        self._scales_itself = device.type == "mps"
+        """torch's kernel for MPS reads neither grad_scale nor found_inf."""
 
     @torch.no_grad()
     def step(self, loss: Tensor, learning_rate: float) -> Float32[Tensor, " 2"]:
@@ -45,12 +47,15 @@ class Optimizer:
         torch.maximum(self._found_inf, (~torch.isfinite(loss + norm)).float(), out=self._found_inf)
         # A list, not one tensor: torch would read a single tensor's value on the host.
         torch._foreach_add_(self._state_steps, [1 - self._found_inf] * len(self._state_steps))
-        torch._fused_adamw_(
-            self._parameters, grads, self._exp_avgs, self._exp_avg_sqs, [], self._state_steps,
-            lr=learning_rate, beta1=0.9, beta2=0.999, weight_decay=self._weight_decay, eps=1e-8, amsgrad=False,
-            maximize=False, grad_scale=((norm + _NORM_EPS) / self._max_grad_norm).clamp_min(1.0),
-            found_inf=self._found_inf,
-        )  # fmt: skip
+        grad_scale = ((norm + _NORM_EPS) / self._max_grad_norm).clamp_min(1.0)
+        if self._scales_itself:
+            torch._foreach_div_(grads, grad_scale)
+        if not (self._scales_itself and self._found_inf):
+            torch._fused_adamw_(
+                self._parameters, grads, self._exp_avgs, self._exp_avg_sqs, [], self._state_steps,
+                lr=learning_rate, beta1=0.9, beta2=0.999, weight_decay=self._weight_decay, eps=1e-8, amsgrad=False,
+                maximize=False, grad_scale=grad_scale, found_inf=self._found_inf,
+            )  # fmt: skip
         torch._foreach_zero_(grads)
         return torch.stack([loss, norm])
 
