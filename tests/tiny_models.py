@@ -154,3 +154,33 @@ def write_tiny_checkpoint(folder: Path, model_type: str, *, is_tied: bool = True
     model.save_pretrained(folder)
     (folder / "config.json").write_bytes(saved_config)  # the hub's layout, not today's
     return folder
+
+
+def write_nf4_checkpoint(folder: Path, source: Path, *, has_double_quantization: bool = True) -> Path:
+    """A copy of a checkpoint whose projections, and one matrix of the tower, are stored in bitsandbytes' NF4."""
+    import torch
+    from bitsandbytes.functional import quantize_4bit
+    from safetensors.torch import load_file, save_file
+
+    from lorgnette.models.family import convert_weight_name
+    from lorgnette.models.quantization import QLORA, list_quantized_modules
+
+    shutil.copytree(source, folder)
+    path, quantized = folder / "model.safetensors", dict[str, Any]()
+    for name, tensor in load_file(path).items():
+        current = convert_weight_name(name)
+        if list_quantized_modules(QLORA, [current]) or current == "model.visual.blocks.0.attn.qkv.weight":
+            packed, state = quantize_4bit(tensor, quant_type="nf4", compress_statistics=has_double_quantization)
+            parts = {f"{name}.{key}": part.contiguous() for key, part in state.as_dict(packed=True).items()}
+            quantized |= {name: packed, **parts}
+        else:
+            quantized[name] = tensor
+    save_file({name: torch.clone(tensor) for name, tensor in quantized.items()}, path, metadata={"format": "pt"})
+    stored = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": has_double_quantization, "bnb_4bit_compute_dtype": "bfloat16",
+        "llm_int8_skip_modules": ["lm_head", "merger"],
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    return folder

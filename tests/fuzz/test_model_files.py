@@ -99,7 +99,7 @@ def test_a_hostile_config(
         config[name] = {**config[name], **value} if isinstance(value, dict) and name in config else value
     (folder / "config.json").write_text(json.dumps(config))
     refusal = use(model=folder)
-    if not change.keys() & {"auto_map", "quantization_config"}:  # transformers reads neither for these weights
+    if "auto_map" not in change:  # nobody reads it for these weights
         assert refusal is not None
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import write_nf4_checkpoint
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.quantization import QLORA, Quantization
 
 INDEX = "model.safetensors.index.json"
 
@@ -182,8 +184,32 @@ def test_integer_weights_need_a_quantization_config(copy: Path) -> None:
     save_file(tensors | {name: tensors[name].to(torch.int8)}, weights)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": None}))
     assert load_broken(copy).message.endswith(f"{name} is stored as I8, without quantization_config in config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 8}}))
-    BaseCheckpoint.from_folder(copy)
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": nf4}))
+    assert load_broken(copy).message.endswith(f"{name} is stored as I8, and is no NF4 weight")
+
+
+def test_another_quantization_is_refused_before_weights_are_looked_for(copy: Path) -> None:
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(LorgnetteError, match=r"this model is not supported: its weights are quantized \(gptq\)"):
+        BaseCheckpoint.from_folder(copy, needs_weights=False)
+
+
+@pytest.mark.parametrize("has_double_quantization", [True, False])
+def test_a_checkpoint_in_nf4(tiny: Path, tmp_path: Path, has_double_quantization: bool) -> None:
+    folder = tmp_path / "nf4"
+    write_nf4_checkpoint(folder, tiny, has_double_quantization=has_double_quantization)
+    plain, nf4 = BaseCheckpoint.from_folder(tiny), BaseCheckpoint.from_folder(folder)
+    assert nf4.quantization == Quantization(is_stored=True, has_double_quantization=has_double_quantization)
+    assert nf4.quantize("nf4") == nf4.quantize(None) == nf4
+    assert plain.quantization is None
+    assert plain.quantize("nf4").quantization == QLORA
+    assert sorted(nf4.list_weights()) == sorted(plain.list_weights())
+    assert plain.list_quantized_modules() == []
+    projections = plain.quantize("nf4").list_quantized_modules()
+    assert len(projections) == 7 * plain.load_text_config().num_layers
+    assert set(nf4.list_quantized_modules()) == {*projections, "model.visual.blocks.0.attn.qkv"}
 
 
 def test_a_model_without_sizes_is_not_transformers_largest(copy: Path) -> None:

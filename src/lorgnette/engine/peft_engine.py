@@ -28,7 +28,6 @@ from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import HINT, SavedAdapter, check_names, check_tensors, explain_load_error
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import Family
-from lorgnette.models.model_config import is_quantized
 from lorgnette.models.registry import find_family
 from lorgnette.types import PackedBatch
 
@@ -130,7 +129,7 @@ class ReferenceEngine:
         return embeddings.index_copy(0, self._to_device(batch.image_token_indices).long(), rows)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+        return torch.from_numpy(values).to(self.device, non_blocking=self.device.type == "cuda")
 
 
 def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
@@ -153,7 +152,7 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
         model, info = cls.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
-            device_map={"": device} if device.type == "cuda" else None,
+            device_map={"": device} if device.type != "cpu" else None,
             # "": of both together, where config.json could name a kernel to download
             attn_implementation={"": "sdpa", "text_config": ATTENTION_NAME, "vision_config": "sdpa"},
             output_loading_info=True,
@@ -164,11 +163,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
     except Exception as error:  # a broken config.json or weight file raises nearly anything in there
         first, *others = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join([first, *others[:1]]) if first.endswith(":") else first
-        hf_config = checkpoint.load_hf_config()
-        hint = "use the model's checkpoint without quantization" if is_quantized(hf_config) else DOWNLOAD_AGAIN
-        raise LorgnetteError(
-            f"weights cannot be loaded: {' '.join(reason.split())}", where=str(checkpoint.folder), hint=hint
-        ) from error
+        message = f"weights cannot be loaded: {' '.join(reason.split())}"
+        raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN) from error
     mismatches = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(name for name in info["unexpected_keys"] if not name.startswith(family.ignored_weights)),

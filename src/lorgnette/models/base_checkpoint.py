@@ -3,14 +3,22 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
 from lorgnette.io.parse import TensorEntry, read_config, read_tensor_entries
 from lorgnette.models.family import Family, convert_weight_name
-from lorgnette.models.model_config import is_quantized
+from lorgnette.models.quantization import (
+    Quantization,
+    find_unsupported_quantization,
+    is_part,
+    list_quantized_modules,
+    list_stored_modules,
+    select_quantization,
+)
 from lorgnette.models.registry import (
     HfConfig,
     TextConfig,
@@ -30,11 +38,15 @@ DOWNLOAD_AGAIN = "download the checkpoint again, whole"
 
 @dataclass(frozen=True, slots=True)
 class BaseCheckpoint:
-    """A checkpoint with all its files, or without its weights."""
+    """A checkpoint with all its files, or without its weights.
+
+    quantization: how a model that is loaded from it holds its weights; None: in the dtype of the run.
+    """
 
     folder: Path
     family: Family
     weight_files: tuple[Path, ...]
+    quantization: Quantization | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, *, needs_weights: bool = True) -> "BaseCheckpoint":
@@ -52,15 +64,19 @@ class BaseCheckpoint:
         if contradiction := find_contradiction(hf_config):
             hint = f"{DOWNLOAD_AGAIN}, or use another one"
             raise LorgnetteError(f"config.json cannot be used: {contradiction}", where=str(config), hint=hint)
+        if reason := find_unsupported_quantization(hf_config):
+            hint = "use a checkpoint without quantization, or one in bitsandbytes' NF4"
+            raise LorgnetteError(f"this model is not supported: {reason}", where=str(config), hint=hint)
+        quantization = select_quantization(None, hf_config)
         if not needs_weights:
-            return cls(folder, family, ())
+            return cls(folder, family, (), quantization)
         files = _list_weight_files(folder)
         faults, num_values = [], 0
         for path in files:
             try:
                 entries = read_tensor_entries(path)
-                num_values += sum(math.prod(entry.shape) for entry in entries.values())
-                faults += [] if is_quantized(hf_config) else _list_integer_weights(entries)
+                num_values += _count_values(entries)
+                faults += _list_integer_weights(entries, is_quantized=quantization is not None)
             except LorgnetteError as error:
                 faults.append(f"{path.name} {error.message}")
         if faults:
@@ -69,7 +85,11 @@ class BaseCheckpoint:
         if (needed := estimate_num_values(hf_config)) > 2 * num_values + _MAX_NEW_VALUES:
             message = f"config.json describes a model of {needed:,} values, its files have {num_values:,}"
             raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
-        return cls(folder, family, files)
+        return cls(folder, family, files, quantization)
+
+    def quantize(self, setting: Literal["nf4"] | None) -> "BaseCheckpoint":
+        """The checkpoint whose model holds its weights as a setting says. Weights that are stored in NF4 stay so."""
+        return replace(self, quantization=select_quantization(setting, self.load_hf_config()))
 
     def load_hf_config(self) -> HfConfig:
         """config.json."""
@@ -81,6 +101,13 @@ class BaseCheckpoint:
 
     def list_weights(self) -> list[str]:
         """The names of all weights in the files, as transformers names them now."""
+        return [name for name in self._list_tensors() if not is_part(name)]
+
+    def list_quantized_modules(self) -> list[str]:
+        """The modules whose weight a model that is loaded from it holds in NF4, as transformers names them now."""
+        return list_quantized_modules(self.quantization, self._list_tensors()) if self.quantization else []
+
+    def _list_tensors(self) -> list[str]:
         return [convert_weight_name(name) for path in self.weight_files for name in read_tensor_entries(path)]
 
     @property
@@ -107,10 +134,22 @@ class BaseCheckpoint:
         return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _list_integer_weights(entries: Mapping[str, TensorEntry]) -> list[str]:
-    """The first of them: transformers would take its integers for values."""
-    kinds = [(name, entry.dtype) for name, entry in entries.items() if entry.dtype not in FLOATING_DTYPES]
-    return [f"{name} is stored as {dtype}, without quantization_config in config.json" for name, dtype in kinds[:1]]
+def _count_values(entries: Mapping[str, TensorEntry]) -> int:
+    """The values of all weights. NF4 has two in a byte."""
+    sizes = {name: math.prod(entry.shape) for name, entry in entries.items() if not is_part(name)}
+    return sum(sizes.values()) + sum(sizes.get(f"{module}.weight", 0) for module in list_stored_modules(entries))
+
+
+def _list_integer_weights(entries: Mapping[str, TensorEntry], *, is_quantized: bool) -> list[str]:
+    """The first of them that is not NF4: transformers would take its integers for values."""
+    quantized = {f"{module}.weight" for module in list_stored_modules(entries)} if is_quantized else set[str]()
+    kinds = [
+        (name, entry.dtype)
+        for name, entry in entries.items()
+        if entry.dtype not in FLOATING_DTYPES and not (is_quantized and is_part(name)) and name not in quantized
+    ]
+    why = "and is no NF4 weight" if is_quantized else "without quantization_config in config.json"
+    return [f"{name} is stored as {dtype}, {why}" for name, dtype in kinds[:1]]
 
 
 def _list_weight_files(folder: Path) -> tuple[Path, ...]:

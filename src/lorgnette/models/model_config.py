@@ -219,10 +219,6 @@ def has_tied_embeddings(config: HfConfig) -> bool:
     return bool(get_text_section(config).get("tie_word_embeddings") if tied is None else tied)
 
 
-def is_quantized(config: HfConfig) -> bool:
-    return any(section.get("quantization_config") for section in (config, get_text_section(config)))
-
-
 def read_num_experts(tree: HfConfig) -> int:
     """0 without experts. transformers saves Qwen3-VL-MoE's under a name that the hub's files do not have."""
     return int(tree.get("num_experts") or tree.get("num_local_experts") or 0)
@@ -271,8 +267,6 @@ def list_unsupported_features(
     tree, vision = get_text_section(config), config["vision_config"]
     if config.get("model_type") != model_type:
         yield f"model_type {config.get('model_type')!r}"
-    if is_quantized(config):
-        yield "quantized weights"
     act = tree.get("hidden_act", "silu")
     if act != "silu":
         yield f"hidden_act {act!r}"

@@ -59,9 +59,7 @@ def parse_sizes(hf_config: HfConfig) -> tuple[TextConfig, VisionConfig]:
 
 
 def has_known_sizes(hf_config: HfConfig) -> bool:
-    """Whether config.json has every size and its weights are not quantized."""
-    if model_config.is_quantized(hf_config):
-        return False
+    """Whether config.json has every size."""
     try:
         parse_sizes(hf_config)
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError):

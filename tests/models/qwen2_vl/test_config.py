@@ -68,7 +68,6 @@ def test_a_tied_checkpoint_lists_no_output_layer(tiny: Path) -> None:
     ("change", "reason"),
     [
         ({"model_type": "qwen3_vl"}, "model_type 'qwen3_vl'"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"use_sliding_window": True}, "sliding-window attention"),
         ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}, "rope type 'yarn'"),
