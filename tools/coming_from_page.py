@@ -78,7 +78,8 @@ def _format_values() -> Iterator[str]:
     yield from ("", "## The same value", "", "| setting | value | here |", "|---|---|---|")
     for setting, values in VALUES.items():
         for value, ours in values.items():
-            yield f"| `{setting}` | `{value}` | `{format_value(ours)}` |"
+            if value != ours:
+                yield f"| `{setting}` | `{value}` | `{format_value(ours)}` |"
 
 
 def _format_tools() -> Iterator[str]:
