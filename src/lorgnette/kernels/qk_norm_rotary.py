@@ -31,7 +31,7 @@ def norm_and_rotate(
     num_heads: tuple[int, int],
     out: Float[Tensor, "T _"],
 ) -> None:
-    """Write queries and keys, normed and rotated, into `out`, which may be `qkv` itself. Its values are left alone.
+    """Write queries and keys, normed and rotated, into the first columns of `out`, which may be `qkv` itself.
 
     weights: of the query heads' norm and of the key heads'. num_heads: (query heads, key-value heads).
     """
