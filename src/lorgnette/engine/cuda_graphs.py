@@ -163,6 +163,14 @@ class GraphStream:
         finally:
             current.wait_stream(self._stream)
 
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes from the device in one piece, which all micro-batches then divide among them.
+
+        A pool that grows tensor by tensor has gaps that fit no tensor. Raises torch.OutOfMemoryError.
+        """
+        with self.eager():
+            torch.empty(size, dtype=torch.uint8, device=self._device)
+
     @contextmanager
     def capture(self) -> Iterator[torch.cuda.CUDAGraph]:
         """Capture instead of running. The result runs at every `replay`.

@@ -12,7 +12,7 @@ On a CPU the same code runs without padding and graphs, with the kernels' refere
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from jaxtyping import Float, Float32
@@ -80,15 +80,17 @@ class FastEngine:
         num_layers = len(self.decoder.layers)
         self.decoder.compute_losses(self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers))
 
-    def capture_ahead(self, batches: Sequence[PackedBatch]) -> None:
+    def capture_ahead(self, batches: Sequence[PackedBatch], pool_bytes: int = 0) -> None:
         """Capture the graph that these batches will share, and replay it once to upload it to the device.
 
-        Their steps then replay it from the first one on. All kernels must be loaded, as after `warmup` of a smaller
-        model. When memory is short, nothing is captured; the first step then splits its micro-batches.
+        pool_bytes: what micro-batches need beside weights and adapter, taken from the device first. Their steps then
+        replay the graph from the first one on. All kernels must be loaded, as after `warmup` of a smaller model. When
+        memory is short, nothing is captured; the first step then splits its micro-batches.
         """
-        if not self._use_graphs:
+        if self._graph_stream is None:
             return
         with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
+            self._graph_stream.reserve(pool_bytes)
             self._capture(self._load_largest(batches)).replay()
         assert self.adapter.values.grad is not None
         self.adapter.values.grad.zero_()
@@ -97,8 +99,11 @@ class FastEngine:
     def compute_label_losses(self, batch: PackedBatch) -> Float32[Tensor, " R"]:
         """Cross-entropy of every label, in fp32, without dropout."""
         inputs, num_layers = self._load_batch(batch), len(self.decoder.layers)
-        context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
-        return self.decoder.compute_losses(context)[: len(batch.targets)]
+        with self._on_graph_stream():
+            context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
+            losses = self.decoder.compute_losses(context)
+        # A copy: the next step writes over what was computed in the graphs' memory.
+        return losses[: len(batch.targets)].clone()
 
     def compute_loss(self, batch: PackedBatch) -> Float32[Tensor, ""]:
         losses = self.compute_label_losses(batch)
@@ -162,13 +167,21 @@ class FastEngine:
         try:
             yield
         except torch.OutOfMemoryError:
-            self._static_inputs.clear()
-            self._level_embeds = allocate_levels(self.decoder, 0)
-            self._graph_stream = GraphStream(self.device) if self._use_graphs else None
+            self.drop_graphs()
             raise
 
+    def drop_graphs(self) -> None:
+        """Free all graphs and their memory. The next micro-batches capture new ones."""
+        self._static_inputs.clear()
+        self._level_embeds = allocate_levels(self.decoder, 0)
+        self._graph_stream = GraphStream(self.device) if self._use_graphs else None
+
+    def _on_graph_stream(self) -> AbstractContextManager[None]:
+        """Run with the memory of the graphs, if there are any."""
+        return nullcontext() if self._graph_stream is None else self._graph_stream.eager()
+
     def _run_eager(self, inputs: StaticInputs) -> None:
-        with nullcontext() if self._graph_stream is None else self._graph_stream.eager():
+        with self._on_graph_stream():
             self._forward_backward(inputs)
 
     def _capture(self, inputs: StaticInputs) -> torch.cuda.CUDAGraph:
