@@ -12,7 +12,6 @@ import torch
 from lorgnette.config import TARGET_MODULES
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.loading import allocate_decoder
-from lorgnette.kernels.attention_plan import count_tile_queries
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -65,7 +64,7 @@ def test_padding_is_hidden_from_every_query(pack_with: PackFn, decoder: Decoder,
     labels = inputs.label_indices[: exact.labels].long()
     assert last_plan.query_indices[labels].tolist() == batch.label_indices.tolist()
     # No tile or task has work for padding alone.
-    queries = count_tile_queries(static.heads_per_kv)
+    queries = static.tiles.count_queries(static.heads_per_kv)
     for part, count in ((plan, exact.tokens), (last_plan, exact.last_layer_tokens)):
         padding_tiles = part.query_tiles[-(-count // queries) :, 2]
         assert len(padding_tiles)

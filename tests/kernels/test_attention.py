@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorgnette.kernels.attention import attention_backward, attention_forward, attention_reference
 from lorgnette.kernels.attention_plan import AttentionPlan
+from lorgnette.kernels.tiles import AttentionTiles, find_tiles
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SMALL = [12, 12, 5, 4, 5, 12, 8, 8, 12, 10, 12, 12, 0, 0]
@@ -29,8 +30,14 @@ def draw_inputs(T: int, M: int, H: int, K: int, D: int, dtype: torch.dtype = tor
     return torch.randn(T, (H + 2 * K) * D).to(dtype), torch.randn(M, H * D).to(dtype)
 
 
-def make_plan(queries: np.ndarray, visible_until: np.ndarray, group_size: int, device: str = "cpu") -> AttentionPlan:
-    return AttentionPlan.from_numpy(queries.astype(np.int32), visible_until, group_size, torch.device(device))
+def make_plan(
+    queries: np.ndarray,
+    visible_until: np.ndarray,
+    group_size: int,
+    device: str = "cpu",
+    tiles: AttentionTiles | None = None,
+) -> AttentionPlan:
+    return AttentionPlan.from_numpy(queries.astype(np.int32), visible_until, group_size, torch.device(device), tiles)
 
 
 def split_values(qkv: Tensor, H: int, K: int) -> tuple[Tensor, Tensor]:
@@ -119,8 +126,9 @@ CASES = [
 @pytest.mark.parametrize("stride", [1, 5])
 @pytest.mark.parametrize(("visible_until", "H", "K", "D"), CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tiles", [None, find_tiles((7, 5))])
 def test_the_kernels_equal_the_dense_softmax(
-    visible_until: np.ndarray, H: int, K: int, D: int, dtype: torch.dtype, stride: int
+    visible_until: np.ndarray, H: int, K: int, D: int, dtype: torch.dtype, stride: int, tiles: AttentionTiles | None
 ) -> None:
     """On the same rounded inputs; two runs give the same bits, the second with values of another matrix."""
     queries = np.arange(0, len(visible_until), stride)
@@ -130,7 +138,7 @@ def test_the_kernels_equal_the_dense_softmax(
     leaf = qkv.double().requires_grad_()
     expected = dense(leaf, queries, visible_until, H, K)
     (expected_grad,) = torch.autograd.grad(expected, leaf, grad.double())
-    plan, results = make_plan(queries, visible_until, H // K, "cuda"), []
+    plan, results = make_plan(queries, visible_until, H // K, "cuda", tiles), []
     for matrix, values in ((qkv.cuda(), None), split_values(qkv.cuda(), H, K)):
         wide = torch.full((len(queries), H * D + 16), 7.0, dtype=dtype, device="cuda")
         out = wide[:, 8:-8]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
+from lorgnette.kernels.tiles import select_tiles
 from lorgnette.models.networks import Decoder, DecoderInputs
 from lorgnette.planning.limits import pad_labels, pad_last_layer_tokens, pad_tokens
 from lorgnette.types import PackedBatch
@@ -70,7 +71,7 @@ class StaticInputs:
         """level_embeds: memory that other shapes use too; None: memory of its own."""
         config, device = decoder.config, decoder.embed_tokens.device
         self.shape = shape
-        self.heads_per_kv = config.num_heads // config.num_kv_heads
+        self.heads_per_kv, self.tiles = config.num_heads // config.num_kv_heads, select_tiles(device)
         self.x = torch.zeros(shape.tokens, config.hidden_size, dtype=decoder.embed_tokens.dtype, device=device)
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -84,8 +85,8 @@ class StaticInputs:
         all_tokens = torch.arange(shape.tokens, dtype=torch.int32, device=device)
         self.batch = DecoderInputs(
             position_ids=parts["position_ids"].view(3, -1),
-            attention_plan=AttentionPlan.from_parts(parts, "", all_tokens),
-            last_attention_plan=AttentionPlan.from_parts(parts, "last_", parts["last_query_indices"]),
+            attention_plan=AttentionPlan.from_parts(parts, "", all_tokens, self.tiles),
+            last_attention_plan=AttentionPlan.from_parts(parts, "last_", parts["last_query_indices"], self.tiles),
             label_indices=parts["label_indices"],
             label_segments=GatherSegments(parts["segment_indices"], parts["segment_offsets"]),
             targets=parts["targets"],
@@ -132,8 +133,9 @@ class StaticInputs:
 
         # Work lists of the attention kernels, of all layers but the last and of the last one. Their sizes depend on T
         # and M alone.
-        arrays |= plan_attention("", np.arange(T, dtype=np.int32), arrays["visible_until"], group)
-        return arrays | plan_attention("last_", arrays["last_query_indices"], arrays["visible_until"], group)
+        for prefix, queries in (("", np.arange(T, dtype=np.int32)), ("last_", arrays["last_query_indices"])):
+            arrays |= plan_attention(prefix, queries, arrays["visible_until"], group, self.tiles)
+        return arrays
 
 
 def allocate_levels(decoder: Decoder, tokens: int) -> Float[Tensor, "K T C"]:

@@ -17,16 +17,15 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from lorgnette.kernels import MAX_GROUP_SIZE
-from lorgnette.kernels.attention_plan import BLOCK_M, BLOCK_N, AttentionPlan, count_tile_queries
+from lorgnette.kernels.attention_plan import AttentionPlan
+from lorgnette.kernels.tiles import AttentionTiles
 from lorgnette.kernels.triton_import import tl, triton
 
 HeadCounts = tuple[int, int]
 """(H, K): query heads, key-value heads."""
 _LOG2E = 1.4426950408889634
-_BWD_BLOCK_M = MAX_GROUP_SIZE
-"""Rows of a tile in the dK/dV kernel: at least one query with all its heads."""
-_REDUCE_KEYS = 16
+REDUCE_KEYS = 16
+"""Keys per program of the kernel that adds partial sums."""
 _REFERENCE_QUERIES = 256
 """Queries per step of the reference: bounds its memory."""
 
@@ -53,7 +52,7 @@ def attention_forward(
     _attention_fwd_kernel[(len(plan.query_tiles), num_heads[1])](
         qkv, values, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse,
         sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv), qkv.stride(0), values.stride(0), out.stride(0), **sizes,
-        BLOCK_Q=count_tile_queries(sizes["G"]), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
+        **_build_options(plan.tiles, plan.tiles.block_m, sizes["G"]),
     )  # fmt: skip
     return lse
 
@@ -89,19 +88,20 @@ def attention_backward(
     _attention_bwd_dq_kernel[(len(plan.query_tiles), K)](
         qkv, values, grad, attended, lse, plan.query_indices, plan.visible_until, plan.query_tiles, dqkv, delta, scale,
         scale * _LOG2E, M, T, qkv.stride(0), values.stride(0), grad.stride(0), attended.stride(0), **sizes,
-        BLOCK_Q=count_tile_queries(sizes["G"]), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
+        **_build_options(plan.tiles, plan.tiles.block_m, sizes["G"]),
     )  # fmt: skip
     # dK and dV, one program per task. If its block has more than one, each writes an fp32 partial sum; no atomics make
     # the order random.
-    partials = torch.empty(len(plan.dkv_tasks), K, 2, BLOCK_N, D, dtype=torch.float32, device=qkv.device)
+    block_n = plan.tiles.block_n
+    partials = torch.empty(len(plan.dkv_tasks), K, 2, block_n, D, dtype=torch.float32, device=qkv.device)
     _attention_bwd_dkv_kernel[(len(plan.dkv_tasks), K)](
         qkv, values, grad, lse, delta, plan.query_indices, plan.visible_until, plan.dkv_tasks, plan.dkv_task_offsets,
         partials, dqkv, scale, scale * _LOG2E, T, qkv.stride(0), values.stride(0), grad.stride(0), **sizes,
-        BLOCK_Q=_BWD_BLOCK_M // sizes["G"], BLOCK_M=_BWD_BLOCK_M, BLOCK_N=BLOCK_N, num_warps=4, num_stages=2,
+        **_build_options(plan.tiles, plan.tiles.bwd_block_m, sizes["G"]),
     )  # fmt: skip
-    _reduce_dkv_kernel[(len(plan.dkv_task_offsets) - 1, 2 * K, BLOCK_N // _REDUCE_KEYS)](
+    _reduce_dkv_kernel[(len(plan.dkv_task_offsets) - 1, 2 * K, block_n // REDUCE_KEYS)](
         partials, plan.dkv_task_offsets, dqkv, T, dqkv.stride(0), K=K, H=H, D=D, BLOCK_D=sizes["BLOCK_D"],
-        BLOCK_N=BLOCK_N, KEYS=_REDUCE_KEYS, UNROLL=8, num_warps=4,
+        BLOCK_N=block_n, KEYS=REDUCE_KEYS, UNROLL=8, num_warps=4,
     )  # fmt: skip
     return dqkv
 
@@ -135,6 +135,14 @@ def _build_constexprs(values: Float[Tensor, "T _"], num_heads: HeadCounts) -> di
     H, K = num_heads
     D = values.shape[1] // (H + 2 * K)
     return {"H": H, "K": K, "G": H // K, "D": D, "BLOCK_D": max(16, triton.next_power_of_2(D))}
+
+
+def _build_options(tiles: AttentionTiles, block_m: int, group_size: int) -> dict[str, int]:
+    """Tile and launch options of the kernels that multiply."""
+    return {
+        "BLOCK_Q": block_m // group_size, "BLOCK_M": block_m, "BLOCK_N": tiles.block_n,
+        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
+    }  # fmt: skip
 
 
 if triton is not None:

@@ -22,11 +22,8 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from lorgnette.device import copy_to_device
+from lorgnette.kernels.tiles import AttentionTiles, select_tiles
 
-BLOCK_N = 64
-"""Keys per block."""
-BLOCK_M = 64
-"""Rows of a tile: (query, head of the group) pairs that one program holds."""
 _TASK_QUERIES = (64, 128)
 """Smallest and usual largest number of queries per task: small where tokens are few, to occupy all processors."""
 _MAX_TASKS_PER_BLOCK = 3
@@ -41,7 +38,7 @@ class AttentionPlan:
 
     query_indices: token index of each query, ascending. visible_until: see above. query_tiles [n, 3]: key blocks before
     the skipped range, length of the range, blocks visited in all. dkv_tasks [n, 3]: key block, first query, end query.
-    dkv_task_offsets: key block b has the tasks from offsets[b] up to offsets[b + 1].
+    dkv_task_offsets: key block b has the tasks from offsets[b] up to offsets[b + 1]. tiles: what the plan was made for.
     """
 
     query_indices: Int32[Tensor, " M"]
@@ -49,14 +46,16 @@ class AttentionPlan:
     query_tiles: Int32[Tensor, "_ 3"]
     dkv_tasks: Int32[Tensor, "_ 3"]
     dkv_task_offsets: Int32[Tensor, " B"]
+    tiles: AttentionTiles
 
     @classmethod
     def from_parts(
-        cls, parts: Mapping[str, Tensor], prefix: str, query_indices: Int32[Tensor, " M"]
+        cls, parts: Mapping[str, Tensor], prefix: str, query_indices: Int32[Tensor, " M"], tiles: AttentionTiles
     ) -> "AttentionPlan":
         """From the tensors that `plan_attention` named with this prefix, and `visible_until`."""
-        tiles, tasks, offsets = (parts[f"{prefix}{name}"] for name in _PARTS)
-        return cls(query_indices, parts["visible_until"], tiles.view(-1, 3), tasks.view(-1, 3), offsets)
+        query_tiles, tasks, offsets = (parts[f"{prefix}{name}"] for name in _PARTS)
+        until = parts["visible_until"]
+        return cls(query_indices, until, query_tiles.view(-1, 3), tasks.view(-1, 3), offsets, tiles)
 
     @classmethod
     def from_numpy(
@@ -65,42 +64,46 @@ class AttentionPlan:
         visible_until: Int32[np.ndarray, " T"],
         group_size: int,
         device: torch.device,
+        tiles: AttentionTiles | None = None,
     ) -> "AttentionPlan":
-        """Plan on the host and send everything in one copy."""
+        """Plan on the host and send everything in one copy. tiles: None: those of the device."""
+        tiles = tiles or select_tiles(device)
         arrays = {"query_indices": query_indices, "visible_until": visible_until}
-        arrays |= plan_attention("", query_indices, visible_until, group_size)
+        arrays |= plan_attention("", query_indices, visible_until, group_size, tiles)
         flat = copy_to_device(np.concatenate(list(arrays.values())), device)
         parts = dict(zip(arrays, torch.split(flat, list(map(len, arrays.values()))), strict=True))
-        return cls.from_parts(parts, "", parts["query_indices"])
-
-
-def count_tile_queries(group_size: int) -> int:
-    """Queries per tile. group_size: query heads per key head."""
-    return BLOCK_M // group_size
+        return cls.from_parts(parts, "", parts["query_indices"], tiles)
 
 
 def plan_attention(
-    prefix: str, query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
+    prefix: str,
+    query_indices: Int32[np.ndarray, " M"],
+    visible_until: Int32[np.ndarray, " T"],
+    group_size: int,
+    tiles: AttentionTiles,
 ) -> dict[str, Int32[np.ndarray, " _"]]:
     """Query tiles, tasks and task offsets, flattened to be sent; names start with `prefix`.
 
-    The number of integers depends on M and T alone.
+    group_size: query heads per key head. The number of integers depends on M, T and the tiles alone.
     """
-    tasks, offsets = plan_dkv_tasks(query_indices, visible_until)
-    arrays = plan_query_tiles(query_indices, visible_until, group_size).ravel(), tasks.ravel(), offsets
+    tasks, offsets = plan_dkv_tasks(query_indices, visible_until, tiles)
+    arrays = plan_query_tiles(query_indices, visible_until, group_size, tiles).ravel(), tasks.ravel(), offsets
     return {f"{prefix}{name}": array for name, array in zip(_PARTS, arrays, strict=True)}
 
 
 def plan_query_tiles(
-    query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], group_size: int
+    query_indices: Int32[np.ndarray, " M"],
+    visible_until: Int32[np.ndarray, " T"],
+    group_size: int,
+    tiles: AttentionTiles,
 ) -> HostTriples:
     """Each tile skips the widest gap between the key blocks it needs."""
-    until, queries = _reduce_visible_until(visible_until), count_tile_queries(group_size)
+    until, queries = _reduce_visible_until(visible_until, tiles), tiles.count_queries(group_size)
     first = query_indices[::queries]
     last_of_tile = np.arange(queries, len(query_indices) + queries, queries)
     last = query_indices[np.minimum(last_of_tile, len(query_indices)) - 1]
     block = np.arange(len(until), dtype=np.int32)
-    needed = (block * BLOCK_N <= last[:, None]) & (until > first[:, None])
+    needed = (block * tiles.block_n <= last[:, None]) & (until > first[:, None])
     # The needed block before each needed block gives the gap in front of it; argmax finds the widest one.
     latest = np.maximum.accumulate(np.where(needed, block, -1), 1)
     previous = np.concatenate([np.full((len(first), 1), -1), latest[:, :-1]], 1)
@@ -112,11 +115,11 @@ def plan_query_tiles(
 
 
 def plan_dkv_tasks(
-    query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"]
+    query_indices: Int32[np.ndarray, " M"], visible_until: Int32[np.ndarray, " T"], tiles: AttentionTiles
 ) -> tuple[HostTriples, Int32[np.ndarray, " B"]]:
     """(tasks, their offsets by key block). Unused tasks at the end of the list have no queries."""
-    until = _reduce_visible_until(visible_until)
-    first = np.searchsorted(query_indices, np.arange(len(until)) * BLOCK_N)
+    until = _reduce_visible_until(visible_until, tiles)
+    first = np.searchsorted(query_indices, np.arange(len(until)) * tiles.block_n)
     length = np.maximum(np.searchsorted(query_indices, until) - first, 0)
     capacity, total = _MAX_TASKS_PER_BLOCK * len(until), int(length.sum())
     # About 64 tasks, none too short or too long, unless the list has no room for that many.
@@ -130,6 +133,8 @@ def plan_dkv_tasks(
     return tasks, offsets.astype(np.int32)
 
 
-def _reduce_visible_until(visible_until: Int32[np.ndarray, " T"]) -> Int32[np.ndarray, " blocks"]:
+def _reduce_visible_until(
+    visible_until: Int32[np.ndarray, " T"], tiles: AttentionTiles
+) -> Int32[np.ndarray, " blocks"]:
     """The largest value of each key block."""
-    return np.maximum.reduceat(visible_until, np.arange(0, len(visible_until), BLOCK_N))
+    return np.maximum.reduceat(visible_until, np.arange(0, len(visible_until), tiles.block_n))

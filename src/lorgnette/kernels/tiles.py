@@ -1,0 +1,63 @@
+"""Tile sizes of the attention kernels, by the GPU's compute capability. Needs no torch.
+
+A card has 64 to 227 KiB of shared memory for a program, and tensor cores of its generation. Triton multiplies on those
+of capability 8.0 and later. On 7.5 it multiplies with the cores for ordinary arithmetic, from registers, so the tiles
+are small there. docs/kernels.md lists what the kernels need on each card.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorgnette.kernels import MAX_GROUP_SIZE
+
+if TYPE_CHECKING:
+    import torch
+
+Capability = tuple[int, int]
+"""(major, minor), as torch.cuda.get_device_capability returns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTiles:
+    """block_m: rows of a tile, (query, head of the group) pairs that one program holds; at least MAX_GROUP_SIZE.
+    block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. max_head_dim: the widest head that fits.
+    """
+
+    block_m: int = 64
+    block_n: int = 64
+    bwd_block_m: int = MAX_GROUP_SIZE
+    num_warps: int = 4
+    num_stages: int = 2
+    max_head_dim: int = 128
+
+    def count_queries(self, group_size: int) -> int:
+        """Queries per tile. group_size: query heads per key head."""
+        return self.block_m // group_size
+
+
+_WIDE = AttentionTiles(max_head_dim=256)
+_BY_CAPABILITY: dict[Capability, AttentionTiles] = {
+    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1),
+    (8, 0): _WIDE,
+    (8, 6): AttentionTiles(),
+    (9, 0): _WIDE,
+    (12, 0): AttentionTiles(),
+}
+"""From this capability up to the next one."""
+
+
+def find_tiles(capability: Capability) -> AttentionTiles:
+    """The tiles of the nearest listed capability that is not above; of the first one where there is none."""
+    listed = [tiles for least, tiles in _BY_CAPABILITY.items() if least <= capability]
+    return listed[-1] if listed else _BY_CAPABILITY[7, 5]
+
+
+def select_tiles(device: "torch.device") -> AttentionTiles:
+    """The tiles of a GPU. On a CPU they only shape the plan, which the reference does not read."""
+    return find_tiles(_read_capability(device)) if device.type == "cuda" else AttentionTiles()
+
+
+def _read_capability(device: "torch.device") -> Capability:
+    import torch
+
+    return torch.cuda.get_device_capability(device)
