@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
+from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
 from lorgnette.engine.unrounded_linear import add_before_rounding
 from lorgnette.errors import LorgnetteError
@@ -135,8 +136,8 @@ class ReferenceEngine:
 def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel":
     """transformers' model in evaluation mode with every weight frozen.
 
-    Raises LorgnetteError if the files are broken, lack weights of the model, or hold others, or if this transformers
-    does not know the family.
+    Matrices are in NF4 as the checkpoint says. Raises LorgnetteError if the files are broken, lack weights of the
+    model, or hold others, or if this transformers does not know the family; UsageError if NF4 needs bitsandbytes.
     """
     import transformers
 
@@ -148,11 +149,14 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
 
     transformers.utils.logging.set_verbosity_error()  # its messages about loading are replaced by `info` below
     transformers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {"device_map": {"": device} if device.type != "cpu" else None}
+    if checkpoint.quantization is not None:
+        options = build_loading_options(checkpoint, device, dtype)
     try:
         model, info = cls.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
-            device_map={"": device} if device.type != "cpu" else None,
+            **options,
             # "": of both together, where config.json could name a kernel to download
             attn_implementation={"": "sdpa", "text_config": ATTENTION_NAME, "vision_config": "sdpa"},
             output_loading_info=True,
@@ -176,6 +180,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
         examples = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
         message = f"weights do not fit the model: {counts} ({examples})"
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
+    if checkpoint.quantization is not None:
+        replace_quantized_linears(model, dtype)
     # The checkpoint's own sampling defaults (Qwen2-VL's: temperature 0.01, top_k 1) would enter every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()

@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class UnroundedLinear(nn.Linear):
-    """A frozen half-precision linear layer with fp32 output: the sums of its product, not rounded.
+class FrozenLinear(nn.Linear):
+    """A linear layer that trains nothing and may leave its output in fp32: the sums of its product, not rounded."""
+
+    is_unrounded = False
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """That of the product's factors, and of a rounded output."""
+        return self.weight.dtype
+
+
+class UnroundedLinear(FrozenLinear):
+    """A half-precision linear layer with fp32 output.
 
     x: [..., in] in any dtype, rounded to the weights' dtype. The output is [..., out].
     """
+
+    is_unrounded = True
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "UnroundedLinear":
@@ -33,19 +46,24 @@ class UnroundedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+def multiply_unrounded(x: Tensor, weight: Tensor) -> Tensor:
+    """x·Wᵀ in fp32 from half-precision x, [..., in], and W, [out, in]."""
+    rows = x.reshape(-1, x.shape[-1])
+    if x.is_cuda:
+        y = torch.mm(rows, weight.t(), out_dtype=torch.float32)
+    else:  # no CPU kernel has another output dtype
+        with torch.autocast("cpu", enabled=False):
+            y = rows.float() @ weight.float().t()
+    return y.reshape(*x.shape[:-1], -1)
+
+
 class _UnroundedProduct(torch.autograd.Function):
     """x·Wᵀ in fp32 from half-precision x and W. W gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        rows = x.reshape(-1, x.shape[-1])
-        if x.is_cuda:
-            y = torch.mm(rows, weight.t(), out_dtype=torch.float32)
-        else:  # no CPU kernel has another output dtype
-            with torch.autocast("cpu", enabled=False):
-                y = rows.float() @ weight.float().t()
-        return y.reshape(*x.shape[:-1], -1)
+        return multiply_unrounded(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -55,16 +73,19 @@ class _UnroundedProduct(torch.autograd.Function):
 
 
 def add_before_rounding(model: "PeftModel") -> None:
-    """Make every LoRA layer on a half-precision nn.Linear round once, after the adapter's part is added."""
+    """Make every LoRA layer on a half-precision linear layer round once, after the adapter's part is added."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
-        if not isinstance(module, LoraLayer) or type(module.base_layer) is not nn.Linear:
+        base = module.base_layer if isinstance(module, LoraLayer) else None
+        if type(base) is nn.Linear and base.weight.dtype != torch.float32:
+            module.base_layer = UnroundedLinear.from_linear(base)
+        elif isinstance(base, FrozenLinear) and base.compute_dtype != torch.float32:
+            base.is_unrounded = True
+        else:
             continue
-        if module.base_layer.weight.dtype != torch.float32:
-            module.base_layer = UnroundedLinear.from_linear(module.base_layer)
-            module.register_forward_hook(_round_output)
+        module.register_forward_hook(_round_output)
 
 
 def _round_output(module: Any, args: object, output: Tensor) -> Tensor:
-    return output.to(module.base_layer.weight.dtype)
+    return output.to(module.base_layer.compute_dtype)

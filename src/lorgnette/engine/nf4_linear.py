@@ -1,0 +1,123 @@
+"""Linear layers of the reference engine that hold NF4 weights, through bitsandbytes' own functions.
+
+bitsandbytes' layer is replaced: without gradients it multiplies with other kernels, of other precision on some CPUs.
+Here every product is torch's with the dequantized matrix, which is gone afterwards; the backward pass dequantizes
+again.
+"""
+
+from collections.abc import Collection
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear as multiply
+
+from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_unrounded
+from lorgnette.errors import UsageError
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def require_bitsandbytes() -> None:
+    """Raises UsageError if it is not installed. Does not import it."""
+    if find_spec("bitsandbytes") is None:
+        message = "the reference engine needs bitsandbytes for NF4 weights, which is not installed"
+        hint = "pip install bitsandbytes; the fast engine, on an NVIDIA GPU, does not need it"
+        raise UsageError(message, where="quantization=nf4", hint=hint)
+
+
+class Nf4Linear(FrozenLinear):
+    """A frozen linear layer; `weight` is bitsandbytes' Params4bit.
+
+    x: [..., in], rounded to the dtype of the dequantized weight. The output is [..., out] in that dtype, or in fp32,
+    the sums of the product, if `is_unrounded`.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: Any, dtype: torch.dtype) -> "Nf4Linear":
+        """A layer with the parameters of bitsandbytes' Linear4bit, not copies. dtype: of the dequantized weight."""
+        layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer._state.dtype = dtype
+        return layer.train(linear.training)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._state.dtype
+        return dtype
+
+    @property
+    def _state(self) -> Any:
+        """bitsandbytes' QuantState: everything of the weight but its bytes."""
+        weight: Any = self.weight
+        return weight.quant_state
+
+    def dequantize(self) -> Tensor:
+        """The weight, [out, in]."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight: Tensor = dequantize_4bit(self.weight.data, self._state)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Product(torch.autograd.Function):
+    """x·Wᵀ + bias. Neither W nor the bias gets a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
+        ctx.layer, weight = layer, layer.dequantize()
+        if not layer.is_unrounded:
+            return multiply(x, weight, layer.bias)
+        y = multiply_unrounded(x, weight)
+        return y if layer.bias is None else y + layer.bias
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight = ctx.layer.dequantize()
+        return gradients[0].to(weight.dtype) @ weight, None
+
+
+def build_loading_options(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers' from_pretrained needs for a checkpoint with quantization. Raises UsageError as above."""
+    require_bitsandbytes()
+    from transformers import AutoConfig, BitsAndBytesConfig
+
+    quantization = checkpoint.quantization
+    assert quantization is not None
+    bitsandbytes_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.kind,
+        bnb_4bit_use_double_quant=quantization.has_double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+        # Regular expressions of modules that stay as they are: all but these.
+        llm_int8_skip_modules=[_match_others(checkpoint.list_quantized_modules())],
+    )
+    options: dict[str, Any] = {"device_map": {"": device}}
+    if not quantization.is_stored:
+        return options | {"quantization_config": bitsandbytes_config}
+    # The file's own list may have names from before transformers 4.52, or leave out too little.
+    config = AutoConfig.from_pretrained(checkpoint.folder)
+    config.quantization_config = bitsandbytes_config.to_dict()
+    return options | {"config": config}
+
+
+def replace_quantized_linears(model: "PreTrainedModel", dtype: torch.dtype) -> None:
+    """Put Nf4Linear in the place of every one of bitsandbytes' layers."""
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear4bit):
+            model.set_submodule(name, Nf4Linear.from_linear(module, dtype))
+
+
+def _match_others(modules: Collection[str]) -> str:
+    """A regular expression that matches all names but these."""
+    names = "|".join(name.replace(".", r"\.") for name in modules)
+    return rf"(?!(?:{names})$).*"

@@ -1,0 +1,111 @@
+"""The reference engine's NF4 layers compute with bitsandbytes' numbers, and train as plain layers do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file
+from tiny_models import write_nf4_checkpoint
+from torch import nn
+
+from lorgnette.config import LoraSettings
+from lorgnette.engine import nf4_linear
+from lorgnette.engine.nf4_linear import Nf4Linear
+from lorgnette.engine.peft_engine import add_adapter, load_base_model
+from lorgnette.errors import UsageError
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.family import convert_weight_name
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LORA = LoraSettings(rank=4, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nf4_checkpoint(tmp_path_factory.mktemp("nf4") / "model", tiny)
+
+
+def list_nf4(model: Any) -> dict[str, Nf4Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Nf4Linear)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_setting_quantizes_the_projections(tiny: Path, dtype: torch.dtype) -> None:
+    checkpoint = BaseCheckpoint.from_folder(tiny).quantize("nf4")
+    plain, model = (
+        load_base_model(BaseCheckpoint.from_folder(tiny), CPU, dtype),
+        load_base_model(checkpoint, CPU, dtype),
+    )
+    layers, weights = list_nf4(model), plain.state_dict()
+    assert sorted(layers) == sorted(checkpoint.list_quantized_modules())
+    for name, layer in layers.items():
+        expected = dequantize_4bit(
+            *quantize_4bit(weights[f"{name}.weight"], quant_type="nf4", compress_statistics=True)
+        )
+        assert torch.equal(layer.dequantize(), expected)
+        assert layer.dequantize().dtype == dtype
+    others = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in layers}
+    assert others
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in others.items() if ".weight." not in name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_stored_checkpoint_is_read_as_it_is(stored: Path, dtype: torch.dtype) -> None:
+    """Its file leaves out other modules than its config.json says, and its numbers are not rounded to bf16 first."""
+    model, tensors = (
+        load_base_model(BaseCheckpoint.from_folder(stored), CPU, dtype),
+        load_file(stored / "model.safetensors"),
+    )
+    parts = {convert_weight_name(name): tensor for name, tensor in tensors.items()}
+    layers = list_nf4(model)
+    assert "model.visual.blocks.0.attn.qkv" in layers
+    for name, layer in layers.items():
+        start = f"{name}.weight"
+        stats = {key.removeprefix(f"{start}."): part for key, part in parts.items() if key.startswith(f"{start}.")}
+        state = QuantState.from_dict(stats, device=CPU)
+        state.dtype = dtype
+        assert torch.equal(layer.dequantize(), dequantize_4bit(parts[start], state))
+
+
+def make_pair(tiny: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A model with NF4 layers, and one whose plain layers have the dequantized weights; both with the same adapter."""
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    ours, plain = load_base_model(checkpoint.quantize("nf4"), CPU, dtype), load_base_model(checkpoint, CPU, dtype)
+    for name, layer in list_nf4(ours).items():
+        plain.get_submodule(name).weight = nn.Parameter(layer.dequantize(), requires_grad=False)
+    models = [add_adapter(model, checkpoint.family, LORA, seed=0) for model in (ours, plain)]
+    for model in models:
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.05)
+    return models[0], models[1]
+
+
+def compute(model: Any, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = model(input_ids=torch.arange(5, 25)[None]).logits
+    logits.float().logsumexp(-1).sum().backward()
+    return logits, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_products_and_gradients_are_those_of_plain_layers(tiny: Path, dtype: torch.dtype) -> None:
+    ours, plain = make_pair(tiny, dtype)
+    (logits, gradients), (expected, expected_gradients) = compute(ours, dtype), compute(plain, dtype)
+    assert torch.equal(logits, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in gradients)
+    base = load_base_model(BaseCheckpoint.from_folder(tiny), CPU, dtype)  # the control: weights that are not quantized
+    with torch.no_grad():
+        assert not torch.equal(base(input_ids=torch.arange(5, 25)[None]).logits, expected)
+
+
+def test_without_bitsandbytes_it_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nf4_linear, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="the reference engine needs bitsandbytes") as caught:
+        load_base_model(BaseCheckpoint.from_folder(tiny).quantize("nf4"), CPU, torch.float32)
+    assert "pip install bitsandbytes" in str(caught.value.hint)
