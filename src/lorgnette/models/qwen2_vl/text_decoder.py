@@ -204,7 +204,7 @@ class DecoderLayer:
             dx = torch.zeros_like(saved.x0).index_copy_(0, query_indices.long(), dx)
         dx_base, masked_grads = self.qkv_proj.add_lora_input_grad(dx_ext, dropout)
         dx, xn = rms_norm_backward(dx_base, saved.x0, saved.rstd0, self.input_norm, dx, masked_grads)
-        side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn, saved.u_qkv, dropout))
+        side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn[0], saved.u_qkv, dropout, xn))
         return dx
 
     def rotate_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin, *, save: bool) -> Float[Tensor, "T _"]:
@@ -235,7 +235,8 @@ class DecoderLayer:
         dx_ext = self.gate_up_proj.backward_input(dgate_up)
         dx_base, masked_grads = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
         dx, xn = rms_norm_backward(dx_base, saved.x1, saved.rstd1, self.post_attention_norm, dx, masked_grads)
-        return dx, partial(self.gate_up_proj.accumulate_lora_grads, dgate_up, dx_ext, xn, saved.u_gate_up, dropout)
+        accumulate = self.gate_up_proj.accumulate_lora_grads
+        return dx, partial(accumulate, dgate_up, dx_ext, xn[0], saved.u_gate_up, dropout, xn)
 
 
 def write_features(
