@@ -4,6 +4,7 @@
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class BigramEngine:
     """Predicts the next token from the current token's row of a matrix."""
 
     dtype = torch.float32
+    loss_scale: Tensor | None = None
     prefix_sharing = False
     eval_prefix_sharing = False
 
@@ -44,7 +46,7 @@ class BigramEngine:
             raise torch.OutOfMemoryError
         self.dropout.train()
         loss = self.spoil(batch, self._forward(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if self.loss_scale is None else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def compute_loss(self, batch: PackedBatch) -> Tensor:
@@ -68,6 +70,7 @@ class RecordingCallbacks:
         self.losses: list[float] = []
         self.reports: list[StepReport] = []
         self.best_steps: list[int] = []
+        self.loss_scales: list[float] = []
         self.states: dict[int, bytes] = {}
         self.stop_at = stop_at
         self.score: Callable[[int], float] | None = None
@@ -86,6 +89,10 @@ class RecordingCallbacks:
 
     def on_new_best(self, step: int) -> None:
         self.best_steps.append(step)
+
+    def on_skipped_step(self, step: int, loss_scale: float) -> None:
+        self.events.append(("skipped", step))
+        self.loss_scales.append(loss_scale)
 
     def on_out_of_memory(self, step: int, max_tokens: int) -> None:
         self.events.append(("out of memory", step))
@@ -304,6 +311,75 @@ def test_a_step_that_is_not_finite_stops_the_run_and_changes_nothing(spoil: Call
     assert caught.value.where.startswith("its rows: x.csv, row ")
     assert {int(part.rsplit(" ", 1)[1]) for part in caught.value.where.split("; ")} == rows
     assert "train.learning_rate" in str(caught.value.hint)
+
+
+def build_float16_engine() -> BigramEngine:
+    """Its gradients overflow in the second step, and in the fourth."""
+    engine, num_batches = BigramEngine(), 0
+    engine.loss_scale = torch.tensor(2.0**16)
+
+    def spoil(batch: PackedBatch, loss: Tensor) -> Tensor:
+        nonlocal num_batches
+        num_batches += 1
+        return add_infinite_gradient(loss) if num_batches in (2, 4) else loss
+
+    engine.spoil = spoil
+    return engine
+
+
+@pytest.mark.parametrize("max_pending", [0, 1])
+def test_a_gradient_that_overflows_in_float16_skips_its_step(max_pending: int) -> None:
+    """Also where the device is a step ahead of the host."""
+    engine, callbacks = build_float16_engine(), RecordingCallbacks()
+    torch.manual_seed(1)
+    trainer = build_trainer(engine)
+    trainer._max_pending = max_pending
+    assert trainer.train(callbacks)
+    assert callbacks.steps("skipped") == [2, 4]
+    assert callbacks.loss_scales == [2.0**15, 2.0**14]
+    assert callbacks.events.index(("skipped", 2)) == callbacks.events.index(("step", 2)) - 1
+    assert callbacks.steps("step") == [1, 2, 3, 4, 5, 6]
+    assert all(map(math.isfinite, callbacks.losses))
+    assert [math.isfinite(report.grad_norm) for report in callbacks.reports] == [True, False, False, True]
+    assert engine.table.isfinite().all()
+    assert {steps.item() for steps in trainer.optimizer.state_dict()["step"]} == {4.0}
+
+
+def test_a_run_in_float16_goes_on_with_its_loss_scale() -> None:
+    engine, whole = build_float16_engine(), RecordingCallbacks()
+    torch.manual_seed(1)
+    assert build_trainer(engine).train(whole)
+    stopped_engine, stopped = build_float16_engine(), RecordingCallbacks(stop_at=3)
+    torch.manual_seed(1)
+    assert not build_trainer(stopped_engine).train(stopped)
+    random = torch.get_rng_state()
+    stopped_engine.loss_scale = torch.tensor(2.0**16)
+    trainer, resumed = build_trainer(stopped_engine), RecordingCallbacks()
+    trainer.load_state_dict(torch.load(io.BytesIO(stopped.states[3]), weights_only=True))
+    assert stopped_engine.loss_scale == 2.0**15
+    torch.set_rng_state(random)
+    assert trainer.train(resumed)
+    assert stopped.loss_scales + resumed.loss_scales == whole.loss_scales
+    assert torch.equal(stopped_engine.table, engine.table)
+
+
+def test_gradients_that_overflow_at_every_scale_stop_the_run() -> None:
+    engine, callbacks = BigramEngine(), RecordingCallbacks()
+    engine.loss_scale, before = torch.tensor(4.0), engine.table.detach().clone()
+    engine.spoil = lambda batch, loss: add_infinite_gradient(loss)
+    with pytest.raises(LorgnetteError, match=r"step 3: loss .*, gradient norm .*: not finite"):
+        build_trainer(engine).train(callbacks)
+    assert callbacks.loss_scales == [2.0, 1.0]
+    assert torch.equal(engine.table, before)
+
+
+def test_a_loss_that_is_not_finite_stops_a_run_in_float16_too() -> None:
+    engine, callbacks = BigramEngine(), RecordingCallbacks()
+    engine.loss_scale = torch.tensor(2.0**16)
+    engine.spoil = lambda batch, loss: loss * float("nan")
+    with pytest.raises(LorgnetteError, match="step 1: loss nan"):
+        build_trainer(engine).train(callbacks)
+    assert callbacks.events == []
 
 
 def test_the_error_names_the_first_rows_and_counts_the_rest() -> None:

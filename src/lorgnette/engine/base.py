@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorgnette.types import PackedBatch
@@ -23,6 +23,10 @@ class Engine(Protocol):
         """Of the frozen weights."""
 
     @property
+    def loss_scale(self) -> Float32[Tensor, ""] | None:
+        """What gradients are multiplied by; the optimizer changes it in place. None: they are not."""
+
+    @property
     def prefix_sharing(self) -> bool:
         """Whether examples of a training micro-batch may share a prefix."""
 
@@ -31,7 +35,7 @@ class Engine(Protocol):
         """The same without dropout."""
 
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
-        """The loss Σ weight · cross-entropy; its gradient is added to the parameters'."""
+        """The loss Σ weight · cross-entropy; its gradient, times the loss scale, is added to the parameters'."""
 
     def compute_loss(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The same loss without dropout and gradient."""

@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs, allocate_levels
+from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -51,6 +52,7 @@ class FastEngine:
         # Not in fp32: attention then runs its reference definition, which reads numbers back from the device.
         self._use_graphs = self.device.type == "cuda" and self.dtype != torch.float32
         self.parameters = [adapter.values]
+        self.loss_scale = allocate_loss_scale(self.dtype, self.device)
         self._weight_copy = adapter.attach(decoder)
         self.prefix_sharing = not dropout or group_by_image
         self.eval_prefix_sharing = True
@@ -196,6 +198,6 @@ class FastEngine:
         """From `inputs.x` to `inputs.loss` and the gradients; reads nothing back, so that it can be captured."""
         dropout = Dropout(inputs.dropout_keys, self._dropout) if self._dropout else None
         context = self.decoder.forward(inputs.x, inputs.batch, dropout, recompute_layers=self._recompute_layers)
-        losses, dx = self.decoder.compute_losses_and_grad(context)
+        losses, dx = self.decoder.compute_losses_and_grad(context, self.loss_scale)
         torch.sum(losses * inputs.batch.label_weights, 0, out=inputs.loss)
         self.decoder.backward(context, dx)

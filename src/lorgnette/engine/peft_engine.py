@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
+from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
 from lorgnette.engine.unrounded_linear import add_before_rounding
@@ -51,12 +52,13 @@ class ReferenceEngine:
         self._embedding = base.get_input_embeddings()
         self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.loss_scale = allocate_loss_scale(self.dtype, self.device)
 
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """As Engine.backward. The batch's dropout keys are not used: PEFT draws from torch's global random state."""
         self.model.train()
         loss = self.compute_weighted_loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if self.loss_scale is None else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()

@@ -23,6 +23,8 @@ from lorgnette.training.user_callbacks import UserCallbacks
 AdapterSnapshot = Callable[[], Callable[[Path], None]]
 """Copies the adapter as it is now. The returned function writes the copy into a folder, later and on any thread."""
 
+SKIPPED_STEP_KIND = "skipped step"
+"""Kind of the log record: {"kind": "skipped step", "step": 2, "loss_scale": 32768.0, "text": …}"""
 SHOWN_STEPS = 10
 """Steps between two records of the log on the terminal; the progress bar shows the loss of each step."""
 
@@ -112,6 +114,11 @@ class TrainingCallbacks:
             rotate_checkpoints(folder, best_step=state["best"][0])
 
         self.writer.submit(save)
+
+    def on_skipped_step(self, step: int, loss_scale: float) -> None:
+        text = f"step {step}: skipped, its gradient was too large for float16; the loss scale is now {loss_scale:g}"
+        self.terminal.print(text)
+        self.log.write({"kind": SKIPPED_STEP_KIND, "step": step, "loss_scale": loss_scale, "text": text})
 
     def on_out_of_memory(self, step: int, max_tokens: int) -> None:
         text = f"step {step}: out of memory; continuing with micro-batches of at most {max_tokens} tokens"

@@ -97,7 +97,7 @@ def build_training(
         terminal.warn(f"image features are not cached on disk: {error}")
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
     pool = ThreadPoolExecutor(1, "warm up optimizer")
-    optimizer_warmup = pool.submit(warm_up_optimizer, device, settings.train)
+    optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,

@@ -21,7 +21,7 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.training.auto_steps import AutoSteps, compute_eval_steps
 from lorgnette.training.lr_schedule import compute_learning_rate
-from lorgnette.training.optimizer import Optimizer
+from lorgnette.training.optimizer import MIN_LOSS_SCALE, Optimizer
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Encoded, PackedBatch
 
@@ -59,12 +59,12 @@ class RunningStats:
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A launched step. loss_and_norm [2] is being copied to the host until the event `copy_done`."""
+    """A launched step. result: what `Optimizer.step` returned, being copied to the host until the event `copy_done`."""
 
     step: int
     learning_rate: float
     microbatches: Sequence[PackedBatch]
-    loss_and_norm: Tensor
+    result: Tensor
     copy_done: torch.Event | None
 
 
@@ -78,6 +78,9 @@ class Callbacks(Protocol):
 
     def on_new_best(self, step: int) -> None: ...
     def on_save(self, step: int, state: dict[str, Any]) -> None: ...
+    def on_skipped_step(self, step: int, loss_scale: float) -> None:
+        """The gradient of this step overflowed, so it changed nothing. loss_scale: of the next step."""
+
     def on_out_of_memory(self, step: int, max_tokens: int) -> None:
         """The step is repeated in micro-batches of at most max_tokens."""
 
@@ -99,7 +102,7 @@ class Trainer:
         self.engine, self.sampler, self.held_out, self.settings = engine, sampler, held_out, settings
         self.steps_per_epoch = sampler.steps_per_epoch
         self.auto_steps = _build_auto_steps(sampler, settings)
-        self.optimizer = Optimizer(engine.parameters, settings)
+        self.optimizer = Optimizer(engine.parameters, settings, engine.loss_scale)
         self.max_tokens_per_microbatch = max_tokens_per_microbatch or settings.max_tokens_per_microbatch
         self.step = 0
         self.stats = RunningStats()
@@ -146,7 +149,7 @@ class Trainer:
 
         Returns False if `callbacks.should_stop` ended the run early, after a checkpoint. Raises LorgnetteError for a
         loss or gradient that is not finite and names the rows of that step; the parameters keep their values from
-        before it.
+        before it. In float16 a step whose gradient overflowed is skipped and reported instead.
         """
         # The untrained adapter's eval loss is the baseline.
         if self.step == 0 and self.held_out:
@@ -201,14 +204,14 @@ class Trainer:
         learning_rate = self._compute_learning_rate()
         while (loss := self._try_backward(microbatches)) is None:
             microbatches = self._halve_microbatches(microbatches, callbacks)
-        loss_and_norm = self.optimizer.step(loss, learning_rate)
+        result = self.optimizer.step(loss, learning_rate)
         self.engine.sync_weights()
         self.step += 1
         copy_done = None
-        if loss_and_norm.is_cuda:
-            loss_and_norm = loss_and_norm.to("cpu", non_blocking=True)
+        if result.is_cuda:
+            result = result.to("cpu", non_blocking=True)
             copy_done = torch.cuda.current_stream().record_event()
-        self._pending.append(PendingStep(self.step, learning_rate, microbatches, loss_and_norm, copy_done))
+        self._pending.append(PendingStep(self.step, learning_rate, microbatches, result, copy_done))
 
     def _compute_learning_rate(self) -> float:
         if self.auto_steps:
@@ -241,8 +244,9 @@ class Trainer:
             pending = self._pending.popleft()
             if pending.copy_done is not None:
                 pending.copy_done.synchronize()
-            loss, norm = pending.loss_and_norm.tolist()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            loss, norm, *loss_scale = pending.result.tolist()
+            is_skipped = bool(loss_scale) and not math.isfinite(norm) and loss_scale[0] >= MIN_LOSS_SCALE
+            if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
                 self.step = pending.step - 1
                 raise _build_not_finite_error(pending, loss, norm)
             previous_time, self._last_time = self._last_time, time.perf_counter()
@@ -252,6 +256,8 @@ class Trainer:
             self.stats.num_tokens += sum(len(batch.input_ids) for batch in pending.microbatches)
             if self.auto_steps:
                 self.auto_steps.record_loss(loss, sum(len(batch.targets) for batch in pending.microbatches))
+            if is_skipped:
+                callbacks.on_skipped_step(pending.step, loss_scale[0])
             callbacks.on_step_end(pending.step, loss)
             if pending.step in (1, self.total_steps) or pending.step % self.settings.logging_steps == 0:
                 stats, self.stats = self.stats, RunningStats()

@@ -350,9 +350,14 @@ class Decoder:
         """Cross-entropy of every label."""
         return torch.cat([losses for losses, _ in self._compute_loss_chunks(context)])
 
-    def compute_losses_and_grad(self, context: ForwardContext) -> tuple[Float32[Tensor, " R"], Float[Tensor, "M C"]]:
-        """Cross-entropy of every label, and the gradient of Σ weight · cross-entropy by the hidden states."""
-        losses, grads = zip(*self._compute_loss_chunks(context), strict=True)
+    def compute_losses_and_grad(
+        self, context: ForwardContext, loss_scale: Float32[Tensor, ""] | None = None
+    ) -> tuple[Float32[Tensor, " R"], Float[Tensor, "M C"]]:
+        """Cross-entropy of every label, and the gradient of Σ weight · cross-entropy by the hidden states.
+
+        loss_scale: a factor of the gradient, read on the device.
+        """
+        losses, grads = zip(*self._compute_loss_chunks(context, loss_scale), strict=True)
         dx = gather_sum(torch.cat(grads), context.inputs.label_segments, torch.empty_like(context.hidden_states))
         return torch.cat(losses), dx
 
@@ -384,16 +389,17 @@ class Decoder:
         return inputs.last_attention_plan, inputs.last_attention_plan.query_indices
 
     def _compute_loss_chunks(
-        self, context: ForwardContext
+        self, context: ForwardContext, loss_scale: Float32[Tensor, ""] | None = None
     ) -> Iterable[tuple[Float32[Tensor, " r"], Float[Tensor, "r C"]]]:
         """(losses, gradient by the gathered hidden states) of LABELS_PER_CHUNK labels at a time."""
         inputs = context.inputs
+        weights = inputs.label_weights if loss_scale is None else inputs.label_weights * loss_scale
         for start in range(0, len(inputs.label_indices), LABELS_PER_CHUNK):
             chunk = slice(start, start + LABELS_PER_CHUNK)
             x = context.hidden_states.index_select(0, inputs.label_indices[chunk])
             normed = torch.empty_like(x)
             _, rstd, _ = add_rms_norm(x, None, self.norm, self.config.rms_norm_eps, normed)
             logits = normed @ self.lm_head.T
-            losses = cross_entropy_(logits, inputs.targets[chunk], inputs.label_weights[chunk])
+            losses = cross_entropy_(logits, inputs.targets[chunk], weights[chunk])
             # The logits are now their gradient, which goes back through the head and the norm at once.
             yield losses, rms_norm_backward(logits @ self.lm_head, x, rstd, self.norm)[0]
