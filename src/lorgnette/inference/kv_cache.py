@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from lorgnette.models.registry import TextConfig
+from lorgnette.planning.limits import pad_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,7 @@ class CacheShape:
 
     def round_up(self) -> "CacheShape":
         """To a power of two rows (at least 8), and to an eighth of a power of two slots (steps of at least 64)."""
-        step = max(64, (1 << (self.num_slots - 1).bit_length()) // 8)
-        return CacheShape(max(8, 1 << (self.num_rows - 1).bit_length()), -(-self.num_slots // step) * step)
+        return CacheShape(max(8, 1 << (self.num_rows - 1).bit_length()), pad_slots(self.num_slots))
 
     def fits(self, shape: "CacheShape") -> bool:
         """Whether `shape` fits into this one and uses at least about half of it."""

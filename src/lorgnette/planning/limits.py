@@ -22,6 +22,12 @@ def pad_labels(labels: int) -> int:
     return round_up(labels, 2)
 
 
+def pad_slots(slots: int) -> int:
+    """Slots of a KV cache: an eighth of a power of two, in steps of at least 64."""
+    step = max(64, (1 << (slots - 1).bit_length()) // 8)
+    return -(-slots // step) * step
+
+
 def round_up(count: int, parts: int) -> int:
     """The next of `parts` equal steps between two powers of two; a step is at least 16."""
     step = max(16, (1 << max(count - 1, 1).bit_length()) // (2 * parts))

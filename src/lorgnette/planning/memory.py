@@ -5,7 +5,10 @@
     backward   weights · adapter · features · what every layer saves · one layer's gradients
     eval       weights · adapter · features · one layer, nothing saved · logits
 
-The largest of these phases is the peak: what torch.cuda.max_memory_allocated counts. All sizes are in bytes.
+    answers    weights · adapter · features · the graphs' memory · keys and values of the prompts (fast engine)
+
+The largest of these phases is the peak: what torch.cuda.max_memory_reserved counts. Its item `allocator` is what torch
+reserves beside the tensors; without it, the sum is torch.cuda.max_memory_allocated. All sizes are in bytes.
 """
 
 import math
@@ -16,6 +19,13 @@ from typing import Any, Literal
 from lorgnette.config import Settings
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.model_config import LinearAttention
+from lorgnette.models.quantization import (
+    BLOCK_SIZE,
+    QLORA,
+    SCALE_BLOCK_SIZE,
+    list_quantized_modules,
+    select_quantization,
+)
 from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_sizes
 from lorgnette.planning import limits
 from lorgnette.processing.packing import build_prefix_trees
@@ -27,8 +37,15 @@ Items = Mapping[str, int]
 
 GIB = 2**30
 _WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
-_CUDA_CONTEXT_BYTES = GIB // 2  # the context and its kernels, which torch does not count
-_FRAGMENTATION = 0.05  # share of the device that the allocator cannot use
+_DRIVER_BYTES = GIB  # of a card: the driver, CUDA's context and kernels, and a desktop
+_CONTEXT_BYTES = GIB // 2  # CUDA's context, which torch does not count
+_KERNEL_BYTES = GIB // 4  # kernels that are loaded into a context later
+_LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
+_SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
+_GAPS: dict[EngineName, float] = {"fast": 0.04, "reference": 0.05}  # of activations; the fast engine has one segment
+_SMALL_POOLS = 64 * 2**20  # segments of 2 and 20 MiB that are not full
+_POOL_PHASES = ("loss", "backward", "eval")
+_NUM_SAMPLE_ROWS, _SAMPLE_TOKENS = 8, 32  # of the KV cache of a few answers during training, and their new tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +55,10 @@ class Workload:
     tokens, labels: of the largest micro-batch; eval_tokens, eval_labels: of the largest one of an eval loss.
     bytes_per_value: of a weight, 2 or 4. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all
     distinct images. loads_tower: whether the fast engine loads the vision tower to compute features (the reference
-    engine always has it). trained_patches: patches of the largest micro-batch if the vision blocks are trained; they
-    then save activations, and features are not stored.
+    engine always has it). loads_in_turn: warm-up, tower and decoder one after the other, which needs less memory at the
+    start. trained_patches: patches of the largest micro-batch if the vision blocks are trained; they then save
+    activations, and features are not stored. answer_tokens: of the longest prompt and its answer. nf4_values: values of
+    the decoder's matrices that are held in NF4, in nf4_bytes.
     """
 
     engine: EngineName
@@ -55,7 +74,11 @@ class Workload:
     num_graphs: int = 1
     feature_tokens: int = 0
     loads_tower: bool = False
+    loads_in_turn: bool = False
     trained_patches: int = 0
+    answer_tokens: int = 0
+    nf4_values: int = 0
+    nf4_bytes: int = 0
 
     @classmethod
     def from_settings(
@@ -72,6 +95,8 @@ class Workload:
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
+        longest_answer = max((len(encoded.input_ids) + _SAMPLE_TOKENS for encoded in held_out), default=0)
+        nf4_values, nf4_bytes = _measure_nf4(text, settings, hf_config)
         return cls(
             engine,
             AdapterShape.from_settings(text, lora),
@@ -85,6 +110,9 @@ class Workload:
             feature_tokens=sum(grid.num_tokens for grid in grids),
             loads_tower=True,
             trained_patches=largest[0] * vision.merge_size**2 if "vision" in lora.parts else 0,
+            answer_tokens=longest_answer,
+            nf4_values=nf4_values,
+            nf4_bytes=nf4_bytes,
         )
 
     @property
@@ -121,16 +149,29 @@ class MemoryEstimate:
 
     @property
     def peak_bytes(self) -> int:
+        """Reserved."""
         return sum(self.peak_items.values())
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The most in tensors."""
+        return max(sum(items.values()) - items["allocator"] for items in self.phases.values())
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFit:
-    """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed."""
+    """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed.
+
+    peak_bytes: reserved. pool_bytes: of these, for micro-batches. feature_bytes: of image features on the device.
+    loads_in_turn: as in `Workload`.
+    """
 
     max_tokens: int
     recompute_layers: int
     peak_bytes: int
+    pool_bytes: int = 0
+    feature_bytes: int = 0
+    loads_in_turn: bool = False
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
@@ -139,8 +180,13 @@ def predict_memory(workload: Workload) -> MemoryEstimate:
 
 
 def compute_usable_bytes(gib: float) -> int:
-    """The bytes a run may use on a device with this much memory."""
-    return int(gib * GIB * (1 - _FRAGMENTATION)) - _CUDA_CONTEXT_BYTES
+    """The bytes that torch may reserve on a card with this much memory."""
+    return int(gib * GIB) - _DRIVER_BYTES
+
+
+def compute_free_bytes(free: int, *, has_context: bool) -> int:
+    """The bytes that torch may reserve of those that are free. has_context: whether CUDA runs in this process."""
+    return max(free - _KERNEL_BYTES - (0 if has_context else _CONTEXT_BYTES), 0)
 
 
 def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None:
@@ -155,32 +201,59 @@ def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None
 def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
     """Reduce as little as possible until the run fits. None if nothing is enough.
 
-    First the tokens of a micro-batch, which costs almost no time, down to the longest example; then recompute layers.
+    First the start, which may be slower; then the image features on the device, which then come from the host; then the
+    tokens of a micro-batch, which costs almost no time, down to the longest example; then recompute layers.
     """
-    # The features that stay on the device; the rest goes to the host.
-    num_params = _count_params(workload.text.list_weight_shapes()) + _count_params(workload.vision.list_weight_shapes())
-    free = max(available_bytes - workload.bytes_per_value * num_params, 0)
-    feature_bytes = workload.bytes_per_value * workload.vision.feature_width
-    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // feature_bytes
-    workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
+    workload = _limit_features(workload, available_bytes)
+    start = predict_memory(workload).phases.get("features", {})
+    if workload.engine == "fast" and sum(start.values()) > available_bytes:
+        workload = replace(workload, loads_in_turn=True)
+    token_bytes = workload.bytes_per_value * workload.vision.feature_width
+    if (excess := predict_memory(workload).peak_bytes - available_bytes) > 0:
+        workload = replace(workload, feature_tokens=max(workload.feature_tokens - -(-excess // token_bytes), 0))
 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
 
+    def describe(reduced: Workload, max_tokens: int) -> MemoryFit:
+        peak, features = predict_memory(reduced).peak_bytes, reduced.feature_tokens * token_bytes
+        pool, layers = compute_pool_bytes(reduced), reduced.recompute_layers
+        return MemoryFit(max_tokens, layers, peak, pool, features, workload.loads_in_turn)
+
     low, high = longest_example, workload.max_tokens
-    if (peak := compute_peak(high)) <= available_bytes:
-        return MemoryFit(high, workload.recompute_layers, peak)
+    if compute_peak(high) <= available_bytes:
+        return describe(workload, high)
     if compute_peak(low) <= available_bytes:
         # Bisection: `low` always fits, `high` never does.
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if compute_peak(middle) <= available_bytes else (low, middle)
         even = max(low // 64 * 64, longest_example)
-        return MemoryFit(even, workload.recompute_layers, compute_peak(even))
+        return describe(workload.limit_tokens(even), even)
     smallest = workload.limit_tokens(longest_example)
     if (layers := min_recompute_layers(smallest, available_bytes)) is None:
         return None
-    return MemoryFit(longest_example, layers, predict_memory(replace(smallest, recompute_layers=layers)).peak_bytes)
+    return describe(replace(smallest, recompute_layers=layers), longest_example)
+
+
+def compute_pool_bytes(workload: Workload) -> int:
+    """What the fast engine's micro-batches divide among them; 0 for the reference engine."""
+    if workload.engine == "reference":
+        return 0
+    phases, gaps = predict_memory(workload).phases, 1 + _GAPS["fast"]
+    parts = ("activations", "gradients", "logits", "one layer, or logits")
+    need = max(sum(phases[name].get(part, 0) for part in parts) for name in _POOL_PHASES if name in phases)
+    return int(need * gaps) // 2**21 * 2**21
+
+
+def _limit_features(workload: Workload, available_bytes: int) -> Workload:
+    """With the features that may stay on the device; the rest goes to the host."""
+    tower = workload.bytes_per_value * _count_params(workload.vision.list_weight_shapes())
+    free = max(available_bytes - _count_weight_bytes(workload) - tower, 0)
+    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // (
+        workload.bytes_per_value * workload.vision.feature_width
+    )
+    return replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
 
 
 def _predict_fast(workload: Workload) -> MemoryEstimate:
@@ -193,13 +266,18 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     )
     widest = text.intermediate_size + adapter.count_columns(("down_proj",))
     static = {
-        "weights": size * (_count_params(text.list_weight_shapes()) + fused),
+        "weights": _count_weight_bytes(workload) + size * fused,
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
         "features": size * workload.feature_tokens * workload.vision.feature_width,
         "batches": workload.num_graphs * tokens * (size * hidden + 32)
         + tokens * (size * text.num_deepstack_levels * hidden + 4 * text.head_dim),
         "libraries": 3 * _WORKSPACE,
     }
+    if workload.nf4_values:
+        static["one matrix of NF4 in full"] = size * max(
+            sum(map(adapter.out_features, group)) * (adapter.in_features(group[0]) + adapter.count_columns(group))
+            for group in FUSED_PROJECTIONS
+        )
     # Saved activations: a recomputed layer saves its two inputs, the last layer fewer tokens than the others.
     layer = _count_saved_fast(workload)
     last = _count_saved_last_layer(workload, tokens, limits.pad_last_layer_tokens(workload.labels, tokens))
@@ -215,34 +293,59 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         "gradients": tokens * size * (hidden + widest + mlp),
     }
     logits = _count_logits_fast(workload, workload.labels)
+    phases: dict[str, dict[str, int]]
     phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
-    if workload.loads_tower:
-        # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
-        small = size * _count_params(replace(text, num_layers=limits.WARMUP_LAYERS).list_weight_shapes())
-        phases["features"] = {
-            **_predict_feature_phase(workload, static["weights"]),
-            "warm-up": small + tokens * limits.WARMUP_LAYERS * layer + logits,
-            "adapter": static["adapter"] // 2,
-        }
     if workload.eval_tokens:
-        tokens = limits.pad_tokens(workload.eval_tokens)
-        one_layer = tokens * (layer + size * (widest + 2 * hidden))
+        eval_tokens = limits.pad_tokens(workload.eval_tokens)
+        one_layer = eval_tokens * (layer + size * (widest + 2 * hidden))
         phases["eval"] = static | {
-            "activations": tokens * text.num_layers * layer_inputs,
+            "activations": eval_tokens * text.num_layers * layer_inputs,
             "one layer, or logits": max(one_layer, _count_logits_fast(workload, workload.eval_labels)),
         }
+    # Beside the tensors: gaps between activations, and with dropout the masked inputs of the side stream's products.
+    rounding = _SEGMENT_WASTE * text.num_layers * len(FUSED_PROJECTIONS) + _SMALL_POOLS
+    masked = 5 * tokens * size * hidden if workload.has_dropout else 0
+    for items in phases.values():
+        needed = sum(items.values()) - sum(static.values())
+        items["allocator"] = rounding + masked + int(needed * _GAPS["fast"])
+    if workload.answer_tokens:
+        # The graphs keep their memory while a few prompts are answered.
+        kept = max(sum(items.values()) for items in phases.values()) - sum(static.values()) - rounding
+        one_layer = workload.answer_tokens * (layer + size * (widest + 2 * hidden))
+        phases["answers"] = static | {
+            "graphs": kept, "keys and values": _count_sample_cache(workload), "one prompt": one_layer,
+            "allocator": rounding,
+        }  # fmt: skip
+    if workload.loads_tower:
+        # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
+        share = limits.WARMUP_LAYERS / text.num_layers
+        small = replace(
+            workload, adapter=replace(adapter, text=replace(text, num_layers=limits.WARMUP_LAYERS)),
+            nf4_values=int(share * workload.nf4_values), nf4_bytes=int(share * workload.nf4_bytes),
+        )  # fmt: skip
+        warmup = _count_weight_bytes(small) + tokens * limits.WARMUP_LAYERS * layer + logits
+        warmup += static.get("one matrix of NF4 in full", 0)
+        shared = {"adapter": static["adapter"] // 2, "allocator": rounding}
+        start = _predict_feature_phase(workload, 0 if workload.loads_in_turn else static["weights"]) | shared
+        if workload.loads_in_turn:
+            phases["warm-up"] = shared | {"warm-up": warmup, "libraries": 2 * _WORKSPACE}
+        else:
+            start |= {"warm-up": warmup, "loading": _LOADING_BYTES}
+        phases["features"] = start
     return MemoryEstimate(phases)
 
 
 def _predict_reference(workload: Workload) -> MemoryEstimate:
     text, vision, adapter, size = workload.text, workload.vision, workload.adapter, workload.bytes_per_value
     static = {
-        "weights": size * _count_params(text.list_weight_shapes()),
+        "weights": _count_weight_bytes(workload),
         "vision tower": size * _count_params(vision.list_weight_shapes()),
         "adapter": 16 * adapter.num_params,
         "features": 0 if workload.trained_patches else size * workload.feature_tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
     }
+    if workload.nf4_values:
+        static["one matrix of NF4 in full"] = size * max(map(math.prod, text.linear_shapes.values()))
     saved = {"activations": workload.tokens * _count_saved_reference(workload)}
     if size == 2:
         saved["adapter in bf16"] = 2 * adapter.num_params  # autocast's copies
@@ -253,7 +356,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
         per_block += 3 * dim + mlp if workload.has_dropout else 0  # masks
         saved["vision activations"] = workload.trained_patches * vision.depth * per_block
     gradients = 12 * _count_mlp_width(text)  # of the MLP's product and its inputs, some of them in fp32
-    phases = {
+    phases: dict[str, dict[str, int]] = {
         "features": _predict_feature_phase(workload, static["weights"]),
         "loss": static | saved | {"logits": _count_logits_reference(workload, workload.labels)},
         "backward": static | saved | {"gradients": workload.tokens * gradients},
@@ -261,10 +364,13 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     if workload.eval_tokens:
         logits = _count_logits_reference(workload, workload.eval_labels)
         phases["eval"] = static | {"one layer, or logits": max(workload.eval_tokens * gradients, logits)}
+    for items in phases.values():
+        needed = sum(items.values()) - sum(static.values())
+        items["allocator"] = _SMALL_POOLS + int(max(needed, 0) * _GAPS["reference"])
     return MemoryEstimate(phases)
 
 
-def _predict_feature_phase(workload: Workload, weights: int) -> Items:
+def _predict_feature_phase(workload: Workload, weights: int) -> dict[str, int]:
     """The tower's peak in one block: x, its norm, then q, k, v or the MLP (which transformers' modules copy)."""
     vision, size = workload.vision, workload.bytes_per_value
     shapes = vision.list_weight_shapes()
@@ -382,6 +488,42 @@ def _count_logits_fast(workload: Workload, labels: int) -> int:
 def _count_logits_reference(workload: Workload, labels: int) -> int:
     """The logits, the same in fp32, and their log-softmax in fp32."""
     return (workload.bytes_per_value + 8) * labels * workload.text.vocab_size
+
+
+def _count_sample_cache(workload: Workload) -> int:
+    """The KV cache of a few prompts (inference/kv_cache.py), and the logits of their next tokens in fp32."""
+    text, slots = workload.text, limits.pad_slots(workload.answer_tokens)
+    cache = workload.bytes_per_value * slots * text.num_layers * 2 * text.num_kv_heads * text.head_dim
+    return _NUM_SAMPLE_ROWS * (cache + 4 * text.vocab_size)
+
+
+def _measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, Any]) -> tuple[int, int]:
+    """(values, bytes) of the decoder's matrices that the run holds in NF4; the bytes are half as many, and scales."""
+    quantization = select_quantization(settings.quantization, hf_config)
+    if quantization is None:
+        return 0, 0
+    shapes = text.list_weight_shapes()
+    left_out = _list_modules_left_out(hf_config) if quantization.is_stored else ()
+    values = sum(
+        math.prod(shapes[f"{module}.weight"])
+        for module in list_quantized_modules(QLORA, shapes)
+        if not any(f".{name}." in f".{module}." for name in left_out)
+    )
+    blocks = values // BLOCK_SIZE
+    scales = blocks + 4 * blocks // SCALE_BLOCK_SIZE if quantization.has_double_quantization else 4 * blocks
+    return values, values // 2 + scales
+
+
+def _list_modules_left_out(hf_config: Mapping[str, Any]) -> list[str]:
+    """Modules that a checkpoint in NF4 leaves as they are, without what stands before `layers` in their names."""
+    names = hf_config.get("quantization_config", {}).get("llm_int8_skip_modules") or ()
+    return [name[max(name.find("layers."), 0) :] for name in names]
+
+
+def _count_weight_bytes(workload: Workload) -> int:
+    """The decoder's frozen weights, as they are held."""
+    plain = _count_params(workload.text.list_weight_shapes()) - workload.nf4_values
+    return workload.bytes_per_value * plain + workload.nf4_bytes
 
 
 def _count_params(shapes: WeightShapes) -> int:
