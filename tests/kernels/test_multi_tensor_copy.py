@@ -22,7 +22,7 @@ def prepare(device: str, dtype: torch.dtype) -> tuple[MultiTensorCopy, Tensor, l
     return MultiTensorCopy(flat, ops), flat, wide
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scaled_values_are_copied_to_their_columns(dtype: torch.dtype) -> None:
     copy, flat, wide = prepare("cpu", dtype)
     for _ in range(2):  # every call copies the current values
@@ -40,7 +40,7 @@ def test_an_empty_list_does_nothing() -> None:
 
 
 @CUDA
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 def test_the_kernel_equals_its_reference(dtype: torch.dtype, tolerance: float) -> None:
     results = []
     for device in ("cuda", "cpu"):

@@ -30,7 +30,7 @@ class CopyOp:
 
 
 class MultiTensorCopy:
-    """A list of copies to run repeatedly. The tensors must keep their addresses."""
+    """A list of copies to run repeatedly. The tensors must keep their addresses; all destinations have one dtype."""
 
     def __init__(self, flat: Float32[Tensor, " N"], ops: Sequence[CopyOp]) -> None:
         self._flat, self._ops = flat, ops
@@ -47,15 +47,16 @@ class MultiTensorCopy:
             for op in self._ops:
                 op.destination.copy_(op.source * op.scale)
         elif self._ops:
-            to_bf16, grid = self._ops[0].destination.dtype == torch.bfloat16, (len(self._ops), self._num_blocks)
-            _multi_tensor_copy_kernel[grid](self._flat, self._table, self._scales, TO_BF16=to_bf16, BLOCK=_BLOCK)
+            grid, like = (len(self._ops), self._num_blocks), self._ops[0].destination
+            _multi_tensor_copy_kernel[grid](self._flat, self._table, self._scales, like, BLOCK=_BLOCK)
 
 
 if triton is not None:
 
     @triton.jit
     @no_type_check
-    def _multi_tensor_copy_kernel(flat, table, scales, TO_BF16: tl.constexpr, BLOCK: tl.constexpr):
+    def _multi_tensor_copy_kernel(flat, table, scales, like, BLOCK: tl.constexpr):
+        """One block of one copy. like: any destination; its address is not used, but its dtype is that of all."""
         op = tl.program_id(0)
         source, address = tl.load(table + 5 * op), tl.load(table + 5 * op + 1)
         count, width = tl.load(table + 5 * op + 2), tl.load(table + 5 * op + 3).to(tl.int32)
@@ -67,7 +68,4 @@ if triton is not None:
             mask = offs < count
             values = tl.load(flat + source + offs, mask=mask, other=0.0) * tl.load(scales + op)
             offs_dst = (offs // width).to(tl.int64) * stride + offs % width
-            if TO_BF16:
-                tl.store(address.to(tl.pointer_type(tl.bfloat16)) + offs_dst, values.to(tl.bfloat16), mask=mask)
-            else:
-                tl.store(address.to(tl.pointer_type(tl.float32)) + offs_dst, values, mask=mask)
+            tl.store(address.to(like.dtype) + offs_dst, values.to(like.dtype.element_ty), mask=mask)
