@@ -11,10 +11,10 @@ from tiny_models import write_nf4_checkpoint
 from torch import nn
 
 from lorgnette.config import LoraSettings
-from lorgnette.engine import nf4_linear
 from lorgnette.engine.nf4_linear import Nf4Linear
 from lorgnette.engine.peft_engine import add_adapter, load_base_model
 from lorgnette.errors import UsageError
+from lorgnette.models import quantization
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import convert_weight_name
 
@@ -105,7 +105,7 @@ def test_products_and_gradients_are_those_of_plain_layers(tiny: Path, dtype: tor
 
 
 def test_without_bitsandbytes_it_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nf4_linear, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="the reference engine needs bitsandbytes") as caught:
         load_base_model(BaseCheckpoint.from_folder(tiny).quantize("nf4"), CPU, torch.float32)
     assert "pip install bitsandbytes" in str(caught.value.hint)

@@ -10,8 +10,9 @@ from tiny_models import CONTROL_IDS, build_config
 
 from lorgnette import config
 from lorgnette.config import Settings
-from lorgnette.engine.select import select_engine, select_prefix_sharing
+from lorgnette.engine.select import check_quantization, select_engine, select_prefix_sharing
 from lorgnette.errors import UsageError
+from lorgnette.models import quantization
 from lorgnette.models.registry import FAMILIES
 
 
@@ -57,6 +58,26 @@ def test_the_fast_engine_runs_what_it_has_networks_for(model_type: str) -> None:
     assert str(reason).startswith("the fast engine does not run this model: ")
     with pytest.raises(UsageError, match=re.escape(str(reason))):
         select_engine(settings("engine=fast"), hf_config, on_gpu=True)
+
+
+@pytest.mark.parametrize("engine", ["auto", "fast", "reference"])
+def test_experts_are_not_quantized(engine: str) -> None:
+    """NF4 would leave them, and the model would fit no smaller GPU than before."""
+    hf_config = build_config("qwen3_vl_moe", dict.fromkeys(CONTROL_IDS.values(), 0), 100, is_tied=False)
+    with pytest.raises(UsageError, match="NF4 would leave the experts as they are"):
+        select_engine(settings(f"engine={engine}", "quantization=nf4"), hf_config, on_gpu=True)
+
+
+def test_only_the_reference_engine_needs_bitsandbytes(
+    hf_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    check_quantization(settings("quantization=nf4"), hf_config, "fast")
+    check_quantization(settings(), hf_config, "reference")
+    stored = hf_config | {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+    for chosen, config_ in ((settings("quantization=nf4"), hf_config), (settings(), stored)):
+        with pytest.raises(UsageError, match="needs bitsandbytes"):
+            check_quantization(chosen, config_, "reference")
 
 
 def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:

@@ -6,7 +6,6 @@ again.
 """
 
 from collections.abc import Collection
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,19 +13,11 @@ from torch import Tensor
 from torch.nn.functional import linear as multiply
 
 from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_unrounded
-from lorgnette.errors import UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.quantization import require_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def require_bitsandbytes() -> None:
-    """Raises UsageError if it is not installed. Does not import it."""
-    if find_spec("bitsandbytes") is None:
-        message = "the reference engine needs bitsandbytes for NF4 weights, which is not installed"
-        hint = "pip install bitsandbytes; the fast engine, on an NVIDIA GPU, does not need it"
-        raise UsageError(message, where="quantization=nf4", hint=hint)
 
 
 class Nf4Linear(FrozenLinear):
@@ -85,7 +76,10 @@ class _Product(torch.autograd.Function):
 
 
 def build_loading_options(checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What transformers' from_pretrained needs for a checkpoint with quantization. Raises UsageError as above."""
+    """What transformers' from_pretrained needs for a checkpoint with quantization.
+
+    Raises UsageError if bitsandbytes is not installed.
+    """
     require_bitsandbytes()
     from transformers import AutoConfig, BitsAndBytesConfig
 

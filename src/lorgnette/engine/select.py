@@ -5,15 +5,17 @@ from typing import Any
 
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
-from lorgnette.models.registry import find_unsupported_feature
+from lorgnette.models.quantization import require_bitsandbytes, select_quantization
+from lorgnette.models.registry import find_family, find_unsupported_feature
 from lorgnette.planning.memory import EngineName
 
 
 def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: bool) -> tuple[EngineName, str | None]:
     """(engine, reason): the reason is given for the reference engine.
 
-    Raises UsageError for engine=fast if the fast engine cannot train this model.
+    Raises UsageError for engine=fast if the fast engine cannot train this model, and for NF4 if none can.
     """
+    _check_experts(settings, hf_config)
     if settings.engine == "reference":
         return "reference", "as requested"
     reason = None
@@ -26,6 +28,19 @@ def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: b
     if settings.engine == "auto" and not on_gpu:
         reason = "on a CPU"
     return ("reference", reason) if reason else ("fast", None)
+
+
+def check_quantization(settings: Settings, hf_config: Mapping[str, Any], engine: EngineName) -> None:
+    """Raises UsageError if the engine needs bitsandbytes for the frozen weights, and it is not installed."""
+    if engine == "reference" and select_quantization(settings.quantization, hf_config):
+        require_bitsandbytes()
+
+
+def _check_experts(settings: Settings, hf_config: Mapping[str, Any]) -> None:
+    family = find_family(hf_config.get("model_type"))
+    if family.expert_linears and select_quantization(settings.quantization, hf_config):
+        message = f"NF4 would leave the experts as they are, and they are most of {family.title}'s weights"
+        raise UsageError(message, where="quantization=nf4", hint="use quantization=null, or a model without experts")
 
 
 def select_prefix_sharing(settings: Settings, engine: EngineName) -> bool:

@@ -38,6 +38,7 @@ def build_metadata(settings: Settings, checkpoint: BaseCheckpoint, processor: Pr
         model=portable_name(name) if hub == "auto" else name,
         revision=checkpoint.revision,
         fingerprint=checkpoint.fingerprint,
+        quantization=checkpoint.quantization and checkpoint.quantization.kind,
         prompt=settings.data.prompt,
         chat_template=processor.chat_template.source,
         processor=settings.processor,
@@ -107,6 +108,7 @@ class ModelSpec:
     def title(self) -> str:
         """Who answers, in words."""
         base = "demo (the built-in model: drawn scenes only)" if self.base_model == "demo" else self.base_model
+        base += " in NF4" if self.checkpoint.quantization else ""
         return f"{base}, with the adapter {self.adapter}" if self.adapter else base
 
     @classmethod
@@ -125,6 +127,7 @@ class ModelSpec:
         # A merged model has the metadata of its adapter.
         is_merged = (folder / METADATA_FILE).is_file()
         metadata = adapter_metadata or (AdapterMetadata.load(folder) if is_merged else None)
+        checkpoint = checkpoint.quantize(metadata.quantization if metadata else None)
         processor = Processor.from_folder(checkpoint.folder, metadata.processor if metadata else ProcessorSettings())
         if adapter_metadata:
             adapter_metadata.check_base_model(checkpoint, processor.chat_template.source)

@@ -38,8 +38,9 @@ class AdapterOrigin(BaseModel):
 class AdapterMetadata(BaseModel):
     """model: name or folder of the base model; fingerprint: of its weights (BaseCheckpoint.fingerprint).
 
-    None means unknown: the adapter was not trained by lorgnette. step: optimizer steps of its run, those of `origin`
-    not among them. origin: the adapter that its run continued; None for a new one.
+    None means unknown: the adapter was not trained by lorgnette. quantization: of the frozen weights in training, by
+    the setting or the base model's own files; None: they were not quantized. step: optimizer steps of its run, those
+    of `origin` not among them. origin: the adapter that its run continued; None for a new one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -57,6 +58,7 @@ class AdapterMetadata(BaseModel):
     predict_max_new_tokens: PositiveInt = 128
     predict_boxes: bool = False
     """Whether its answers have boxes, as far as the run's metrics say so."""
+    quantization: Literal["nf4"] | None = None
     step: int | None = None
     origin: AdapterOrigin | None = None
 

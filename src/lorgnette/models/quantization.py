@@ -8,9 +8,11 @@ A file holds the bytes under the matrix's name, and beside it what `PARTS` lists
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from lorgnette.config import TARGET_MODULES
+from lorgnette.errors import UsageError
 from lorgnette.io.parse import describe_type, shorten
 from lorgnette.models.family import name_linear
 from lorgnette.models.model_config import HfConfig, get_text_section
@@ -74,6 +76,14 @@ def find_unsupported_quantization(hf_config: HfConfig) -> str | None:
     if kind != "nf4":
         return f"its weights are quantized ({shorten(str(kind))})"
     return None if storage == "uint8" else f"its 4-bit weights are stored as {shorten(str(storage))}"
+
+
+def require_bitsandbytes() -> None:
+    """Raises UsageError if it is not installed. Does not import it."""
+    if find_spec("bitsandbytes") is None:
+        message = "the reference engine needs bitsandbytes for NF4 weights, which is not installed"
+        hint = "pip install bitsandbytes; the fast engine, on an NVIDIA GPU, does not need it"
+        raise UsageError(message, where="quantization=nf4", hint=hint)
 
 
 def list_stored_modules(names: Iterable[str]) -> list[str]:

@@ -77,7 +77,7 @@ class TrainingData:
         # Encode them.
         needs_weights = needs_weights or settings.adapter is not None
         folder = resolve_model(settings.model, terminal, needs_weights=needs_weights)
-        checkpoint = BaseCheckpoint.from_folder(folder, needs_weights=needs_weights)
+        checkpoint = BaseCheckpoint.from_folder(folder, needs_weights=needs_weights).quantize(settings.quantization)
         check_initial_adapter(settings, checkpoint, terminal)
         target_remarks = checkpoint.family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
         sizes = {path: info.size for path, info in scanned.image_infos.items()}

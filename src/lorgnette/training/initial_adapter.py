@@ -69,15 +69,15 @@ def inherit_settings(settings: Settings, terminal: Terminal) -> Settings:
     # What it was used with.
     used: dict[str, dict[str, Any]] = {"": {}, "data": {}, "predict": {}}
     if metadata.is_ours:
-        used[""] = metadata.processor.model_dump()
+        used[""] = metadata.processor.model_dump() | {"quantization": metadata.quantization}
         used["data"] = {"prompt": metadata.prompt}
         used["predict"] = {
             "image_size": metadata.predict_image_size, "max_new_tokens": metadata.predict_max_new_tokens,
         }  # fmt: skip
     else:
         terminal.warn(f"{folder} has no {METADATA_FILE}: its prompt and image size are unknown, the settings' are used")
-    for section, name in (("", "image_size"), ("", "image_tokens"), ("", "eos_token"), ("data", "prompt")):
-        _warn_of_change(settings, section, name, used, terminal)
+    for name in ("image_size", "image_tokens", "eos_token", "quantization", "data.prompt"):
+        _warn_of_change(settings, name, used, terminal)
     used[""]["model"] = metadata.model
     used["lora"] = fixed
 
@@ -185,13 +185,13 @@ class ContinuedModel(LoadedModel):
 
 
 def _warn_of_change(
-    settings: Settings, section: str, name: str, used: Mapping[str, Mapping[str, Any]], terminal: Terminal
+    settings: Settings, full_name: str, used: Mapping[str, Mapping[str, Any]], terminal: Terminal
 ) -> None:
     """Warn that a setting differs from the adapter's. It is allowed: an adapter can learn another prompt."""
+    section, _, name = full_name.rpartition(".")
     tree = getattr(settings, section) if section else settings
     value, before = getattr(tree, name), used[section].get(name)
     if name in tree.model_fields_set and name in used[section] and value != before:
-        full_name = f"{section}{'.' if section else ''}{name}"
         terminal.warn(f"{full_name} is {_format(value)}, the adapter was trained with {_format(before)}")
 
 
