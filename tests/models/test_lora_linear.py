@@ -61,7 +61,7 @@ def run_lora_linear(
     y, dx_ext = linear.forward(x_ext, dropout), linear.backward_input(dy)
     linear.accumulate_lora_grads(dy, dx_ext, x, x_ext[:, INPUTS:], dropout)
     base = linear.forward(x_ext, dropout, use_adapter=False)
-    assert torch.equal(base, torch.addmm(bias, x, linear.weight[:, :INPUTS].T))
+    assert torch.equal(base, torch.addmm(bias, x, linear.load_weight()[:, :INPUTS].T))
     results = [
         y,
         linear.complete_input_grad(dx_ext, dropout),

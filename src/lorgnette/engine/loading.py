@@ -1,22 +1,28 @@
 """Loads the fast engine's model: decoder, adapter and image features, without transformers and PEFT."""
 
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
+from lorgnette.kernels.nf4 import Nf4Matrix
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
-from lorgnette.models.lora_linear import LoraLinear
+from lorgnette.models.lora_linear import LoraLinear, QuantizedWeight
 from lorgnette.models.networks import Decoder, DecoderLayer, find_decoder_classes, find_tower_class
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
-from lorgnette.models.weight_loader import load_weights_into
+from lorgnette.models.weight_loader import list_nf4_modules, load_weights_into
 from lorgnette.processing.image_processor import ImageProcessor
+
+NO_MODULES: Mapping[str, bool] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,22 +73,29 @@ def load_decoder(checkpoint: BaseCheckpoint, shape: AdapterShape, device: torch.
 
     Raises LorgnetteError if the files are broken or do not fit.
     """
-    decoder, weights = allocate_decoder(shape, device, dtype)
-    load_weights_into(checkpoint, weights)
+    decoder, weights = allocate_decoder(shape, device, dtype, list_nf4_modules(checkpoint))
+    load_weights_into(checkpoint, weights, quantize_as=dtype)
     return decoder
 
 
 def allocate_decoder(
-    shape: AdapterShape, device: torch.device, dtype: torch.dtype
-) -> tuple[Decoder, dict[str, Tensor]]:
-    """The decoder with uninitialized memory, and views of its weights by their names in the checkpoint."""
+    shape: AdapterShape, device: torch.device, dtype: torch.dtype, nf4_modules: Mapping[str, bool] = NO_MODULES
+) -> tuple[Decoder, dict[str, Tensor | Nf4Matrix]]:
+    """The decoder with uninitialized memory, and views of its weights by their names in the checkpoint.
+
+    nf4_modules: the projections in NF4, and whether with double quantization.
+    """
     text = shape.text
     decoder_class, layer_class = find_decoder_classes(text.model_type)
-    layers = [_allocate_layer(layer_class, shape, i, device, dtype) for i in range(text.num_layers)]
+    widths = (shape.in_features(group[0]) + shape.count_columns(group) for group in FUSED_PROJECTIONS)
+    heights = (sum(map(shape.out_features, group)) for group in FUSED_PROJECTIONS)
+    size = max(map(operator.mul, heights, widths)) if nf4_modules else 0
+    scratch = torch.empty(size, device=device, dtype=dtype)
+    layers = [_allocate_layer(layer_class, shape, i, scratch, nf4_modules) for i in range(text.num_layers)]
     embedding = torch.empty(text.vocab_size, text.hidden_size, device=device, dtype=dtype)
     lm_head = embedding if text.tie_word_embeddings else torch.empty_like(embedding)
     norm = torch.empty(text.hidden_size, device=device, dtype=dtype)
-    weights = {EMBEDDING: embedding, "model.language_model.norm.weight": norm}
+    weights: dict[str, Tensor | Nf4Matrix] = {EMBEDDING: embedding, "model.language_model.norm.weight": norm}
     if not text.tie_word_embeddings:
         weights[LM_HEAD] = lm_head
 
@@ -91,29 +104,48 @@ def allocate_decoder(
         prefix = f"model.language_model.layers.{i}"
         weights |= {f"{prefix}.{name}.weight": norm_weight for name, norm_weight in layer.norms.items()}
         for linear, group in zip(layer.linears, FUSED_PROJECTIONS, strict=True):
-            end = 0
-            for target in group:
-                rows = slice(end, end + shape.out_features(target))
-                end = rows.stop
-                weights[f"{prefix}.{name_linear(target)}.weight"] = linear.weight[rows, : linear.in_features]
-                if linear.bias is not None:
-                    weights[f"{prefix}.{name_linear(target)}.bias"] = linear.bias[rows]
+            sizes = list(map(shape.out_features, group))
+            names = [f"{prefix}.{name_linear(target)}" for target in group]
+            weights |= {f"{name}.weight": part for name, part in zip(names, _split_weight(linear, sizes), strict=True)}
+            if linear.bias is not None:
+                weights |= {
+                    f"{name}.bias": part for name, part in zip(names, torch.split(linear.bias, sizes), strict=True)
+                }
     return decoder_class(text, embedding, layers, norm, lm_head), weights
 
 
+def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Tensor | Nf4Matrix]:
+    """The base model's matrix of every projection."""
+    if isinstance(linear.weight, QuantizedWeight):
+        return linear.weight.parts
+    return [rows[:, : linear.in_features] for rows in torch.split(linear.weight, sizes)]
+
+
 def _allocate_layer(
-    layer_class: type[DecoderLayer], shape: AdapterShape, number: int, device: torch.device, dtype: torch.dtype
+    layer_class: type[DecoderLayer], shape: AdapterShape, number: int, scratch: Tensor, nf4_modules: Mapping[str, bool]
 ) -> DecoderLayer:
-    text, linears = shape.text, []
+    """scratch: as of QuantizedWeight, with the device and dtype of the weights."""
+    text, linears, allocate = shape.text, [], scratch.new_empty
     # Seven dropout streams per layer, one for each projection, so that no two masks of the model are the same.
     for group, first_stream in zip(FUSED_PROJECTIONS, (0, 3, 4, 6), strict=True):
-        # The fused matrix of the group's projections, with columns for their B factors.
-        in_features, out_features = shape.in_features(group[0]), sum(map(shape.out_features, group))
-        weight = torch.empty(out_features, in_features + shape.count_columns(group), device=device, dtype=dtype)
-        has_bias = text.has_qkv_bias and group[0] == "q_proj"
-        bias = torch.empty(out_features, device=device, dtype=dtype) if has_bias else None
+        in_features, num_columns = shape.in_features(group[0]), shape.count_columns(group)
+        sizes = {f"model.language_model.layers.{number}.{name_linear(t)}": shape.out_features(t) for t in group}
+        out_features = sum(sizes.values())
+        weight: Tensor | QuantizedWeight
+        if nf4_modules.keys().isdisjoint(sizes):
+            # The fused matrix of the group's projections, with columns for their B factors.
+            weight = allocate(out_features, in_features + num_columns)
+        else:
+            parts = [
+                Nf4Matrix.allocate((size, in_features), scratch.device, is_nested=nf4_modules[name])
+                if name in nf4_modules
+                else allocate(size, in_features)
+                for name, size in sizes.items()
+            ]
+            weight = QuantizedWeight(tuple(parts), allocate(out_features, num_columns), scratch)
+        bias = allocate(out_features) if text.has_qkv_bias and group[0] == "q_proj" else None
         linears.append(LoraLinear(weight, bias, in_features, 7 * number + first_stream))
     qkv, o, gate_up, down = linears
-    norm1, norm2 = (torch.empty(text.hidden_size, device=device, dtype=dtype) for _ in range(2))
-    head_norms = [torch.empty(2, text.head_dim, device=device, dtype=dtype)] if text.has_qk_norm else []
+    norm1, norm2 = (allocate(text.hidden_size) for _ in range(2))
+    head_norms = [allocate(2, text.head_dim)] if text.has_qk_norm else []
     return layer_class(text, norm1, qkv, o, norm2, gate_up, down, *head_norms)

@@ -1,6 +1,6 @@
 """Opens the fast engine for a training: loads weights, warms up kernels and initializes the adapter on threads."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +12,7 @@ import torch
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.fast import FastEngine
-from lorgnette.engine.loading import allocate_decoder, load_decoder
+from lorgnette.engine.loading import NO_MODULES, allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
@@ -20,6 +20,7 @@ from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
+from lorgnette.models.weight_loader import list_nf4_modules
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
 from lorgnette.types import ImageGrid, PackedBatch
 
@@ -71,7 +72,8 @@ def open_for_training(
     if lazy_tower is not None:
         warmups.append(warm_tower.submit(warm_up_tower, vision_config, first_batches[0].grids, device, dtype))
     if is_cuda:
-        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, dtype, lora.dropout))
+        options = (dtype, lora.dropout, list_nf4_modules(checkpoint))
+        warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
@@ -122,14 +124,23 @@ def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torc
 
 
 def warm_up_decoder(
-    shape: AdapterShape, batches: Sequence[PackedBatch], features: Features, dtype: torch.dtype, dropout: float
+    shape: AdapterShape,
+    batches: Sequence[PackedBatch],
+    features: Features,
+    dtype: torch.dtype,
+    dropout: float,
+    nf4_modules: Mapping[str, bool] = NO_MODULES,
 ) -> None:
-    """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation."""
+    """The same for the decoder: a few layers forward and backward as in training, and forward as in evaluation.
+
+    nf4_modules: as of `allocate_decoder`.
+    """
     small = replace(shape, text=replace(shape.text, num_layers=WARMUP_LAYERS))
     with suppress(torch.OutOfMemoryError):
-        decoder, weights = allocate_decoder(small, features.device, dtype)
+        decoder, weights = allocate_decoder(small, features.device, dtype, nf4_modules)
         for weight in weights.values():
-            weight.zero_()
+            if isinstance(weight, torch.Tensor):  # NF4 is 0 already
+                weight.zero_()
         adapter = FlatLoraParams(small, features.device)
         FastEngine(decoder, adapter, features, dropout=dropout).warmup(batches)
 

@@ -54,15 +54,15 @@ class Nf4Matrix:
 
     @classmethod
     def allocate(cls, shape: tuple[int, int], device: torch.device, *, is_nested: bool) -> "Nf4Matrix":
-        """Uninitialized memory, except for `nested.code`."""
+        """All values are 0."""
         size = shape[0] * shape[1]
         blocks = -(-size // BLOCK_SIZE)
-        packed = torch.empty(-(-size // 2), dtype=torch.uint8, device=device)
+        packed = torch.zeros(-(-size // 2), dtype=torch.uint8, device=device)
         if not is_nested:
-            return cls(shape, packed, torch.empty(blocks, device=device), None)
-        outer = torch.empty(-(-blocks // NESTED_BLOCK_SIZE), device=device)
-        nested = NestedAbsmax(build_nested_code().to(device), outer, torch.empty(1, device=device))
-        return cls(shape, packed, torch.empty(blocks, dtype=torch.uint8, device=device), nested)
+            return cls(shape, packed, torch.zeros(blocks, device=device), None)
+        outer = torch.zeros(-(-blocks // NESTED_BLOCK_SIZE), device=device)
+        nested = NestedAbsmax(build_nested_code().to(device), outer, torch.zeros(1, device=device))
+        return cls(shape, packed, torch.zeros(blocks, dtype=torch.uint8, device=device), nested)
 
 
 @cache

@@ -13,6 +13,8 @@ result is rounded once. Projections of one input (query, key, value; gate, up) a
 With dropout every projection has its own mask (kernels/dropout.py): uᵢ = (maskᵢ·x)·(sAᵢ)ᵀ.
 The factors' masters and gradients are fp32, as PEFT's.
 
+W may be in NF4 (kernels/nf4.py). [W | B] is then written into memory that all layers share, right before each product.
+
     T tokens, I inputs, O outputs of all projections, n adapted projections of rank r, R = n·r
 """
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from lorgnette.kernels.dropout import Dropout, DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout
 from lorgnette.kernels.multi_tensor_copy import CopyOp
+from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,35 @@ class LoraFactors:
     grad_b: tuple[Float32[Tensor, "_ r"], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """[W | B] with W in NF4.
+
+    parts: W's projections, top to bottom; one that a checkpoint leaves out of its quantization is a plain matrix.
+    scratch: memory for [W | B], which all layers share.
+    """
+
+    parts: tuple[Nf4Matrix | Float[Tensor, "_ I"], ...]
+    b: Float[Tensor, "O R"]
+    scratch: Float[Tensor, " _"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I + R)."""
+        return len(self.b), self.parts[0].shape[1] + self.b.shape[1]
+
+    def dequantize(self) -> Float[Tensor, "O IR"]:
+        """Write [W | B] into `scratch`. Only the stream that does so may read it."""
+        weight, in_features = self.scratch[: self.shape[0] * self.shape[1]].view(self.shape), self.parts[0].shape[1]
+        for part, rows in zip(self.parts, torch.split(weight, [part.shape[0] for part in self.parts]), strict=True):
+            if isinstance(part, Nf4Matrix):
+                dequantize_nf4(part, rows[:, :in_features])
+            else:
+                rows[:, :in_features].copy_(part)
+        weight[:, in_features:].copy_(self.b)
+        return weight
+
+
 class LoraLinear:
     """Stacked projections of one input. Without adapted projections it is a plain linear layer.
 
@@ -44,18 +76,27 @@ class LoraLinear:
     """
 
     def __init__(
-        self, weight: Float[Tensor, "O IR"], bias: Float[Tensor, " O"] | None, in_features: int, rng_stream: int
+        self,
+        weight: Float[Tensor, "O IR"] | QuantizedWeight,
+        bias: Float[Tensor, " O"] | None,
+        in_features: int,
+        rng_stream: int,
     ) -> None:
         self.weight, self.bias, self.in_features, self.rng_stream = weight, bias, in_features, rng_stream
         self.factors: LoraFactors | None = None
         self.scaling = 1.0
-        self._a = weight.new_empty(weight.shape[1] - in_features, in_features)
+        self._b = weight[:, in_features:] if isinstance(weight, Tensor) else weight.b
+        self._a = self._b.new_empty(self._b.shape[1], in_features)
         """s·A of every adapted projection, in the weight's dtype."""
 
     @property
     def ext_features(self) -> int:
         """Columns of x_ext: I + R."""
         return self.weight.shape[1]
+
+    def load_weight(self) -> Float[Tensor, "O IR"]:
+        """[W | B]; of NF4 in memory that the next call for any layer overwrites."""
+        return self.weight if isinstance(self.weight, Tensor) else self.weight.dequantize()
 
     def build_dropout_spec(self, dropout: Dropout | None) -> DropoutSpec | None:
         """The masks of this input; None if there are none."""
@@ -67,7 +108,7 @@ class LoraLinear:
         Returns the copies from the fp32 masters to the weight's dtype. The caller runs them now and after every update.
         """
         self.factors, self.scaling = factors, scaling
-        columns = self.weight[:, self.in_features :].zero_().chunk(len(factors.b), 1)
+        columns = self._b.zero_().chunk(len(factors.b), 1)
         parts = zip(factors.b, columns, factors.out_rows, strict=True)
         return [CopyOp(factors.a, self._a, scaling), *(CopyOp(b, column[rows], 1.0) for b, column, rows in parts)]
 
@@ -83,7 +124,7 @@ class LoraLinear:
 
         dropped: x under every projection's mask, if it exists already. use_adapter: False gives the base model's y.
         """
-        x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.weight
+        x, u, weight = x_ext[:, : self.in_features], x_ext[:, self.in_features :], self.load_weight()
         if not use_adapter:
             x_ext, weight = x, weight[:, : self.in_features]
         elif self.factors is not None and dropout is None:
@@ -95,7 +136,7 @@ class LoraLinear:
 
     def backward_input(self, dy: Float[Tensor, "T O"]) -> Float[Tensor, "T IR"]:
         """dx_ext = [dx_base | du]."""
-        return dy @ self.weight
+        return dy @ self.load_weight()
 
     def add_lora_input_grad(
         self, dx_ext: Float[Tensor, "T IR"], dropout: Dropout | None

@@ -5,6 +5,9 @@
 
 A destination may be a slice of a larger matrix: fused matrices are written in place, and no weight is on the device
 twice. Weights have transformers' current names.
+
+An NF4 matrix as destination takes what a checkpoint stores in NF4 byte for byte. What is stored otherwise is quantized
+as it arrives, some rows at a time. A plain destination of NF4 weights, such as a tower's, gets their numbers.
 """
 
 import math
@@ -19,11 +22,21 @@ from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.parse import read_tensor_entries
+from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
 from lorgnette.models.model_config import has_tied_embeddings
+from lorgnette.models.nf4_weights import (
+    MAX_STATE_BYTES,
+    Nf4State,
+    RowsToQuantize,
+    allocate_absmax,
+    list_parts,
+    parse_nf4_state,
+)
+from lorgnette.models.quantization import STATE
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 NUM_READERS = 4
 READ_BYTES = 16 * 2**20
 """Bytes per read, and per staging buffer (two per reader)."""
@@ -31,9 +44,12 @@ _MAX_GAP_BYTES = 2**18
 """A smaller gap between two weights is read along with them."""
 
 
+Target = Tensor | RowsToQuantize
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A weight in a file: bytes start..end, row after row."""
+    """A tensor in a file: bytes start..end, row after row."""
 
     path: Path
     start: int
@@ -45,7 +61,8 @@ class StoredTensor:
 def index_tensors(checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     """Every weight by name, from the files' headers alone. A tied output layer is listed as the embedding.
 
-    Raises LorgnetteError for a file that is broken or truncated, or has a dtype that is not floating-point.
+    Those of an NF4 weight (`models/quantization.py`) are listed one by one.
+    Raises LorgnetteError for a file that is broken or truncated, or has a dtype that is neither floating-point nor U8.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in checkpoint.weight_files:
@@ -55,32 +72,104 @@ def index_tensors(checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
     return tensors
 
 
-def load_weights_into(checkpoint: BaseCheckpoint, destinations: Mapping[str, Tensor]) -> None:
+def list_nf4_modules(checkpoint: BaseCheckpoint) -> dict[str, bool]:
+    """The modules whose weight a loaded model holds in NF4, and whether with double quantization."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return {}
+    modules = checkpoint.list_quantized_modules()
+    if not quantization.is_stored:
+        return dict.fromkeys(modules, quantization.has_double_quantization)
+    tensors = index_tensors(checkpoint)
+    return {module: f"{module}.weight.nested_absmax" in tensors for module in modules}
+
+
+def load_weights_into(
+    checkpoint: BaseCheckpoint,
+    destinations: Mapping[str, Tensor | Nf4Matrix],
+    *,
+    quantize_as: torch.dtype = torch.float32,
+) -> None:
     """Copy each named weight into its destination, in its dtype. Destinations are on one device and may be strided.
 
+    quantize_as: values are rounded to this dtype before they are quantized, as transformers does.
     On CUDA the caller's stream waits for the copies; the host does not.
     Raises LorgnetteError as `index_tensors` does, and for a weight that is missing or has another shape.
     """
     tensors = index_tensors(checkpoint)
-    missing = sorted(destinations.keys() - tensors.keys())
-    stored = destinations.keys() & tensors.keys()
-    misshapen = sorted(name for name in stored if tensors[name].shape != destinations[name].shape)
+    stored = {name: _read_nf4_state(name, tensors, checkpoint) for name in destinations if f"{name}.{STATE}" in tensors}
+    shapes = {name: entry.shape for name, entry in tensors.items()} | {name: s.shape for name, s in stored.items()}
+    _check_shapes({name: tuple(destination.shape) for name, destination in destinations.items()}, shapes, checkpoint)
+    to_quantize = {n: d for n, d in destinations.items() if isinstance(d, Nf4Matrix) and n not in stored}
+    to_dequantize = {n: d for n, d in destinations.items() if isinstance(d, Tensor) and n in stored}
+
+    # Where each stored tensor goes. A matrix that is quantized collects its absmax in fp32.
+    targets: dict[str, Target] = {n: d for n, d in destinations.items() if isinstance(d, Tensor) and n not in stored}
+    absmax = allocate_absmax(to_quantize)
+    targets |= {n: RowsToQuantize(m.packed, absmax[n], m.shape, quantize_as) for n, m in to_quantize.items()}
+    matrices = {
+        name: Nf4Matrix.allocate(stored[name].shape, out.device, is_nested=stored[name].offset is not None)
+        for name, out in to_dequantize.items()
+    }
+    for name, state in stored.items():
+        matrix = matrices.get(name) or destinations[name]
+        assert isinstance(matrix, Nf4Matrix)
+        parts = list_parts(name, matrix)
+        _check_parts(parts, tensors, checkpoint)
+        targets |= parts
+        if matrix.nested is not None and state.offset is not None:
+            matrix.nested.offset.fill_(state.offset)
+
+    pairs = [(tensors[name], target) for name, target in targets.items()]
+    if any(target.is_cuda for target in targets.values()):
+        _upload(pairs, checkpoint)
+    else:
+        _copy_on_cpu(pairs, checkpoint)
+    for name, matrix in to_quantize.items():
+        quantize_absmax(absmax[name], matrix)
+    for name, out in to_dequantize.items():
+        dequantize_nf4(matrices[name], out)
+
+
+def _read_nf4_state(name: str, tensors: Mapping[str, StoredTensor], checkpoint: BaseCheckpoint) -> Nf4State:
+    stored = tensors[f"{name}.{STATE}"]
+    with open(stored.path, "rb") as file:
+        file.seek(stored.start)
+        content = file.read(min(stored.end - stored.start, MAX_STATE_BYTES))
+    try:
+        return parse_nf4_state(content)
+    except LorgnetteError as error:
+        raise _build_read_error(f"{name}.{STATE} {error.message}", checkpoint) from error
+
+
+def _check_shapes(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], checkpoint: BaseCheckpoint
+) -> None:
+    missing = sorted(expected.keys() - shapes.keys())
+    misshapen = sorted(name for name in expected.keys() & shapes.keys() if shapes[name] != expected[name])
     if names := missing + misshapen:
         groups = ((missing, "missing"), (misshapen, "of another shape"))
         counts = ", ".join(f"{len(group)} {kind}" for group, kind in groups if group)
         message = f"weights do not fit the model: {counts} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
 
-    pairs = [(tensors[name], destination) for name, destination in destinations.items()]
-    if any(destination.is_cuda for destination in destinations.values()):
-        _upload(pairs, checkpoint)
-        return
+
+def _check_parts(parts: Mapping[str, Tensor], tensors: Mapping[str, StoredTensor], checkpoint: BaseCheckpoint) -> None:
+    """Of a weight that is stored in NF4. Its bytes are stored as a column."""
+    sizes = {name: (math.prod(tensors[name].shape),) for name in parts if name in tensors}
+    _check_shapes({name: (part.numel(),) for name, part in parts.items()}, sizes, checkpoint)
+    for name, part in parts.items():
+        if (dtype := tensors[name].dtype) != part.dtype:
+            raise _build_read_error(f"{name} is stored as {dtype}, not {part.dtype}", checkpoint)
+
+
+def _copy_on_cpu(pairs: Iterable[tuple[StoredTensor, Target]], checkpoint: BaseCheckpoint) -> None:
     maps = {path: np.memmap(path, mode="c") for path in checkpoint.weight_files}  # copy-on-write: torch wants to write
-    for entry, destination in pairs:
+    for entry, target in pairs:
         if entry.start < entry.end:
             count = math.prod(entry.shape)
             flat = torch.frombuffer(maps[entry.path], dtype=entry.dtype, count=count, offset=entry.start)
-            destination.copy_(flat.view(entry.shape))
+            target.copy_(flat.view(target.shape))
 
 
 def _read_header(path: Path, checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
@@ -105,25 +194,27 @@ class _Chunk:
     """Whole rows of a weight, with the rows of the destination that they belong to."""
 
     stored: StoredTensor
-    destination: Tensor
+    destination: Target
     start: int
     end: int
 
 
-def _split_into_chunks(entry: StoredTensor, destination: Tensor) -> Iterator[_Chunk]:
-    """A weight as chunks of at most READ_BYTES, but at least one row."""
-    destination = destination if entry.shape else destination[None]
+def _split_into_chunks(entry: StoredTensor, destination: Target) -> Iterator[_Chunk]:
+    """A weight as chunks of at most READ_BYTES, but at least one row, or the rows of whole blocks."""
     if entry.start == entry.end:
         return
+    if isinstance(destination, Tensor) and not entry.shape:
+        destination = destination[None]
+    unit = destination.rows_per_unit if isinstance(destination, RowsToQuantize) else 1
     row_bytes = (entry.end - entry.start) // len(destination)
-    step = max(1, READ_BYTES // row_bytes)
+    step = max(1, READ_BYTES // (row_bytes * unit)) * unit
     for row in range(0, len(destination), step):
         rows = destination[row : row + step]
         start = entry.start + row * row_bytes
         yield _Chunk(entry, rows, start, start + len(rows) * row_bytes)
 
 
-def _group_reads(pairs: Iterable[tuple[StoredTensor, Tensor]]) -> list[list[_Chunk]]:
+def _group_reads(pairs: Iterable[tuple[StoredTensor, Target]]) -> list[list[_Chunk]]:
     """Reads of at most READ_BYTES, each of chunks that are close together in one file."""
     chunks = [chunk for pair in pairs for chunk in _split_into_chunks(*pair)]
     reads: list[list[_Chunk]] = []
@@ -142,7 +233,7 @@ def _group_reads(pairs: Iterable[tuple[StoredTensor, Tensor]]) -> list[list[_Chu
     return reads
 
 
-def _upload(pairs: list[tuple[StoredTensor, Tensor]], checkpoint: BaseCheckpoint) -> None:
+def _upload(pairs: list[tuple[StoredTensor, Target]], checkpoint: BaseCheckpoint) -> None:
     """To CUDA through pinned memory, by NUM_READERS threads, each with its own stream and two buffers."""
     reads = _group_reads(pairs)
     if not reads:
@@ -184,7 +275,9 @@ def _fill_buffer(buffer: Tensor, read: list[_Chunk], checkpoint: BaseCheckpoint)
 
 def _copy_chunk(chunk: _Chunk, staged: Tensor) -> None:
     source = staged.view(chunk.stored.dtype).view(chunk.destination.shape)
-    if chunk.destination.dtype == source.dtype and chunk.destination.is_contiguous():
+    if isinstance(chunk.destination, RowsToQuantize):
+        chunk.destination.copy_(source)
+    elif chunk.destination.dtype == source.dtype and chunk.destination.is_contiguous():
         chunk.destination.copy_(source, non_blocking=True)
     else:  # uploaded as stored; the device converts and scatters it
         chunk.destination.copy_(source.to(chunk.destination.device, non_blocking=True))
