@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -51,6 +52,27 @@ def test_no_query_sees_another_example_or_a_later_token() -> None:
         assert tensor.grad is not None
         visible = tensor.grad.abs().sum((0, 1, 3)) > 0
         assert visible.tolist() == [5 <= token <= 7 for token in range(12)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_on_a_gpu_with_and_without_flash_attention(has_flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output and gradients in float16 are those of float32 on the CPU. No [L, L] matrix is made."""
+    monkeypatch.setattr("lorgnette.engine.packed_attention.has_flash_attention", lambda device: has_flash)
+    offsets = [0, 300, 340, 1200]
+    results = []
+    for device, dtype in ((CPU, torch.float32), (torch.device("cuda"), torch.float16)):
+        leaves = [
+            tensor.to(device, dtype).requires_grad_() for tensor in draw(1200, num_heads=12, num_kv_heads=2, D=128)
+        ]
+        segments = build_segments(offsets, device)
+        with sdpa_kernel([SDPBackend.MATH] if device == CPU else [SDPBackend.EFFICIENT_ATTENTION]):
+            output = packed_attention_forward(nn.Identity(), *leaves, None, segments=segments)[0]
+        (output.float() * torch.linspace(-1, 1, 128, device=device)).sum().backward()
+        results.append([tensor.detach().float().cpu() for tensor in (output, *(leaf.grad for leaf in leaves))])
+    for exact, half in zip(*results, strict=True):
+        assert (half - exact).norm() < 2e-3 * exact.norm()
+    assert (results[0][0] - results[1][0].roll(1, -1)).norm() > results[0][0].norm()  # negative control
 
 
 def test_without_segments_it_equals_sdpa() -> None:

@@ -33,6 +33,7 @@ from lorgnette.models.registry import (
 from lorgnette.types import Image, ImageGrid
 
 CPU = torch.device("cpu")
+ATTENTION_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=CUDA)]
 SIZES = [(1, 8, 12), (1, 2, 2), (1, 10, 6), (1, 10, 6), (1, 2, 140), (3, 4, 6), (1, 18, 34), (1, 16, 16)]
@@ -281,14 +282,21 @@ def test_bf16_is_as_close_to_fp32_as_transformers(pair: Pair, device: torch.devi
 
 @CUDA
 @pytest.mark.parametrize("D", [16, 64, 72, 80])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_attention_on_the_gpu_equals_the_cpu(D: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "has_flash"),
+    [(torch.bfloat16, True), (torch.float16, True), (torch.float16, False), (torch.float32, True)],
+)
+def test_attention_on_the_gpu_equals_the_cpu(
+    D: int, dtype: torch.dtype, has_flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as on a GPU without torch's flash attention."""
+    monkeypatch.setattr("lorgnette.models.qwen2_vl.vision_tower.has_flash_attention", lambda device: has_flash)
     lengths = (24, 4, 64, 64, 32, 280, 16, 36)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
     qkv = torch.randn(sum(lengths), 3, 4, D)
     features = attend_within_images(qkv.to("cuda", dtype), ImageSpans(lengths, cu_seqlens.cuda())).float().cpu()
     expected = attend_within_images(qkv.to(dtype).float(), ImageSpans(lengths, cu_seqlens))
-    torch.testing.assert_close(features, expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-4, rtol=0)
+    torch.testing.assert_close(features, expected, atol=ATTENTION_TOLERANCE[dtype], rtol=0)
     assert not torch.allclose(features, attend_within_images(qkv.flip(0), ImageSpans(lengths, cu_seqlens)), atol=0.1)
 
 

@@ -5,7 +5,8 @@
     [S, L]    │ 5…7 · · · · · │   one causal call; padding follows the tokens of a row, and a causal query
               └ 8…………………15 ┘   never looks ahead, so no mask is needed and the result is exact
 
-On CUDA in bfloat16, torch's flash kernels take the packed segments directly (`varlen_attn`).
+On CUDA in half precision, torch's flash kernels take the packed segments directly (`varlen_attn`). A GPU without flash
+has memory-efficient kernels for the padded batch, which need as many key heads as query heads.
 """
 
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lorgnette.device import has_flash_attention
+
 ATTENTION_NAME = "lorgnette_packed"
 MIN_FILL = 0.75
+_HALF = (torch.bfloat16, torch.float16)
 _SDPA: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
 # torch 2.11 accepts grouped heads without a flag; from 2.12 on it needs one.
 _GQA_ARGUMENTS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
@@ -88,7 +92,7 @@ def packed_attention_forward(
     if segments is None:
         output, _ = _SDPA(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if query.is_cuda and query.dtype in _HALF and has_flash_attention(query.device):
         q, k, v = (packed[0].transpose(0, 1) for packed in (query, key, value))
         attended: Any = varlen_attn(
             q, k, v, segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length,
@@ -100,7 +104,9 @@ def packed_attention_forward(
 
 def _attend_padded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, segments: Segments) -> Tensor:
     q, k, v = (segments.pad(packed[0].transpose(0, 1)).transpose(1, 2) for packed in (query, key, value))
-    output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    if q.is_cuda and q.dtype in _HALF:
+        k, v = (heads.repeat_interleave(q.shape[1] // k.shape[1], 1) for heads in (k, v))
+    output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] < q.shape[1])
     rows = output.transpose(1, 2).flatten(0, 1)
     return rows.index_select(0, segments.padded_indices)[None]
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from lorgnette.device import copy_to_device
+from lorgnette.device import copy_to_device, has_flash_attention
 from lorgnette.kernels.gelu import quick_gelu_
 from lorgnette.kernels.layer_norm import layer_norm
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
@@ -189,11 +189,18 @@ class VisionTower:
 def attend_within_images(qkv: Float[Tensor, "N 3 H D"], spans: ImageSpans) -> Float[Tensor, "N H D"]:
     """softmax(q·kᵀ/√D)·v inside every span.
 
-    On CUDA in half precision one call of torch's flash kernels; otherwise one call per run of spans of equal length.
+    On CUDA in half precision one call of torch's flash kernels, or of its memory-efficient ones on a GPU without flash;
+    otherwise one call per run of spans of equal length.
     """
     q, k, v = qkv.unbind(1)
     if qkv.is_cuda and qkv.dtype in _FLASH_DTYPES and qkv.shape[-1] % 8 == 0:
         longest, scale = max(spans.lengths), qkv.shape[-1] ** -0.5
+        if not has_flash_attention(qkv.device):
+            packed: Tensor = torch.ops.aten._efficient_attention_forward(
+                q[None], k[None], v[None], None, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, 0,
+                scale=scale,
+            )[0]  # fmt: skip
+            return packed[0]
         out: Tensor = torch.ops.aten._flash_attention_forward(
             q, k, v, spans.cu_seqlens, spans.cu_seqlens, longest, longest, 0.0, False, False, scale=scale
         )[0]
