@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from lorgnette.kernels.decode_attention import decode_attention
+from lorgnette.kernels.tiles import Capability
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -35,8 +36,13 @@ def test_each_row_attends_to_its_own_keys(H: int, K: int, D: int) -> None:
 @CUDA
 @pytest.mark.parametrize(("H", "K", "D"), [(4, 2, 16), (12, 2, 128), (3, 3, 64)])
 @pytest.mark.parametrize("L", [40, 256, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_equals_its_reference(H: int, K: int, D: int, L: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+def test_the_kernel_equals_its_reference(
+    H: int, K: int, D: int, L: int, dtype: torch.dtype, capability: Capability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """capability: of the card whose tiles are used."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     wide, cache, lengths = draw_inputs([1, 17, L // 2, L - 1, L], L, H, K, D, dtype)
     decode_attention(wide[:, : H * D], cache, lengths, expected := torch.zeros(5, H * D, dtype=dtype))
     out = torch.zeros(5, H * D + 8, dtype=dtype, device="cuda")

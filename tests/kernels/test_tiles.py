@@ -27,4 +27,4 @@ def test_later_cards_take_the_tiles_of_the_nearest_earlier_one() -> None:
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
 def test_data_centre_cards_keep_their_tiles(capability: Capability) -> None:
     """Other tiles would change the order of the sums, and with it every trained adapter."""
-    assert find_tiles(capability) == AttentionTiles(64, 64, 32, 4, 2, 256)
+    assert find_tiles(capability) == AttentionTiles(64, 64, 32, 4, 2, 64, 256)

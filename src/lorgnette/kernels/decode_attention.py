@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from lorgnette.kernels.tiles import select_tiles
 from lorgnette.kernels.triton_import import tl, triton
 
 _SPLIT_SIZE = 256
-_BLOCK_N = 64
 _MIN_DOT_SIZE = 16
 """Smallest side of a matrix product on tensor cores."""
 
@@ -43,9 +43,10 @@ def decode_attention(
     if splits > 1:
         part_acc = torch.empty(B, K, splits, sizes["BLOCK_G"], sizes["BLOCK_D"], dtype=torch.float32, device=q.device)
         part_l, part_m = torch.empty(2, *part_acc.shape[:-1], dtype=torch.float32, device=q.device)
+    block_n = select_tiles(cache.device).decode_block_n
     _split_kv_kernel[(B, K, splits)](
         q, cache, lengths, out, part_acc, part_l, part_m, D**-0.5, L, q.stride(0), out.stride(0),
-        SPLIT_SIZE=min(_SPLIT_SIZE, triton.cdiv(L, _BLOCK_N) * _BLOCK_N), BLOCK_N=_BLOCK_N, **sizes, num_warps=4,
+        SPLIT_SIZE=min(_SPLIT_SIZE, triton.cdiv(L, block_n) * block_n), BLOCK_N=block_n, **sizes, num_warps=4,
         num_stages=2,
     )  # fmt: skip
     if splits > 1:

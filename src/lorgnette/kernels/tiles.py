@@ -20,7 +20,8 @@ Capability = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class AttentionTiles:
     """block_m: rows of a tile, (query, head of the group) pairs that one program holds; at least MAX_GROUP_SIZE.
-    block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. max_head_dim: the widest head that fits.
+    block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. decode_block_n: keys per block of a decoding
+    step. max_head_dim: the widest head that fits.
     """
 
     block_m: int = 64
@@ -28,6 +29,7 @@ class AttentionTiles:
     bwd_block_m: int = MAX_GROUP_SIZE
     num_warps: int = 4
     num_stages: int = 2
+    decode_block_n: int = 64
     max_head_dim: int = 128
 
     def count_queries(self, group_size: int) -> int:
@@ -37,7 +39,7 @@ class AttentionTiles:
 
 _WIDE = AttentionTiles(max_head_dim=256)
 _BY_CAPABILITY: dict[Capability, AttentionTiles] = {
-    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1),
+    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=32),
     (8, 0): _WIDE,
     (8, 6): AttentionTiles(),
     (9, 0): _WIDE,
@@ -54,10 +56,6 @@ def find_tiles(capability: Capability) -> AttentionTiles:
 
 def select_tiles(device: "torch.device") -> AttentionTiles:
     """The tiles of a GPU. On a CPU they only shape the plan, which the reference does not read."""
-    return find_tiles(_read_capability(device)) if device.type == "cuda" else AttentionTiles()
-
-
-def _read_capability(device: "torch.device") -> Capability:
     import torch
 
-    return torch.cuda.get_device_capability(device)
+    return AttentionTiles() if device.type == "cpu" else find_tiles(torch.cuda.get_device_capability(device))
