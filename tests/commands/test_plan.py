@@ -68,8 +68,12 @@ def test_a_plan_and_a_check_need_no_weights(
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["data.group_by_image=true", "dtype=float32"], ["lora.dropout=0"], ["train.batch_size=2"]]
-)
+    "words",
+    [
+        [], ["data.group_by_image=true", "dtype=float32"], ["lora.dropout=0"], ["train.batch_size=2"],
+        ["quantization=nf4"], ["engine=reference"],
+    ],
+)  # fmt: skip
 def test_plan_and_train_use_the_same_workload(
     make_settings: Callable[..., Settings], console: Console, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
@@ -84,8 +88,9 @@ def test_plan_and_train_use_the_same_workload(
     terminal = Terminal(console)
     data, by_image = TrainingData.load(settings, terminal), settings.data.group_by_image
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
-    setup.fit_to_memory(settings, data, sampler, torch.device("cuda"), terminal)
-    assert [plan(settings, console=console).workload] == workloads
+    result = plan(settings, console=console)
+    setup.fit_to_memory(settings, data, sampler, result.engine, torch.device("cuda"), terminal)
+    assert [result.workload] == workloads
 
 
 def test_printed_lines(make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO) -> None:

@@ -21,6 +21,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import VisionTower, find_tower_class
 from lorgnette.models.registry import parse_configs
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
+from lorgnette.planning.memory import MemoryFit
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, Image, ImageGrid
@@ -28,19 +29,43 @@ from lorgnette.types import Example, Image, ImageGrid
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("resumed", "in_turn"), [(False, False), (True, True)])
 def test_the_adapter_is_initialized_or_resumed(
-    tiny: Path, saved: Path, adapter_metadata: AdapterMetadata, conversations: list[Example], resumed: bool
+    tiny: Path,
+    saved: Path,
+    adapter_metadata: AdapterMetadata,
+    conversations: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,
+    in_turn: bool,
 ) -> None:
+    """And in turn, the decoder is loaded only once its engine is waited for: the tower's memory is free again."""
+    loads: list[Path] = []
+    module = import_module("lorgnette.engine.open_for_training")
+    load, capture = module.load_decoder, FastEngine.capture_ahead
+
+    def record_load(checkpoint: BaseCheckpoint, *rest: Any) -> Any:
+        loads.append(checkpoint.folder)
+        return load(checkpoint, *rest)
+
+    def check_capture(self: FastEngine, batches: Any, pool_bytes: int) -> None:
+        assert pool_bytes == 1000
+        capture(self, batches, pool_bytes)
+
+    monkeypatch.setattr(module, "load_decoder", record_load)
+    monkeypatch.setattr(FastEngine, "capture_ahead", check_capture)
     checkpoint, processor = BaseCheckpoint.from_folder(tiny), Processor.from_folder(tiny, adapter_metadata.processor)
     batch = pack([processor.encode(example) for example in conversations], 10)
     features = build_features(checkpoint, processor.image_processor, CPU, torch.float32)
     pending = open_for_training(
         checkpoint, LoraSettings(rank=4, alpha=8), features, torch.float32, seed=5,
-        resume_from=saved if resumed else None, group_by_image=False, recompute_layers=1, first_batches=[batch],
+        resume_from=saved if resumed else None, group_by_image=False, first_batches=[batch],
+        fit=MemoryFit(1000, recompute_layers=1, peak_bytes=0, pool_bytes=1000, loads_in_turn=in_turn),
     )  # fmt: skip
     pending.wait_for_tower()
+    assert not (in_turn and loads)
     adapter = pending.wait_for_engine().adapter
+    assert loads == [tiny]
     if resumed:
         state = SavedAdapter.load(saved).state
         assert all(torch.equal(tensor, state[name]) for name, tensor in adapter.copy_to_cpu().items())

@@ -87,6 +87,31 @@ def test_answers_keep_order_and_do_not_depend_on_the_batch(answer: Answer, conve
         assert texts(answer(conversations, replace(SAMPLING, batch_size=size))) == texts(alone)
 
 
+def test_a_batch_that_does_not_fit_is_answered_in_halves(
+    generator: Generator, processor: Processor, conversations: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    prefill, most = Generator.prefill, 1
+
+    def run(self: Generator, prompts: list[Any], *rest: Any, **options: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError("short")
+        return prefill(self, prompts, *rest, **options)
+
+    expected = texts(list(decode.generate_answers(generator, processor, conversations, SAMPLING, "tuned")))
+    monkeypatch.setattr(Generator, "prefill", run)
+    progress: list[int] = []
+    large = replace(SAMPLING, batch_size=4)
+    answers = decode.generate_answers(generator, processor, conversations, large, "tuned", progress.append)
+    assert texts(list(answers)) == expected
+    assert sizes == [4, 2, 1, 1, 1, 1, 1]
+    assert progress == [1] * 5
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError, match="short"):
+        list(decode.generate_answers(generator, processor, conversations, large, "tuned"))
+
+
 def test_the_example_s_own_answer_is_not_read(answer: Answer, conversations: list[Example]) -> None:
     first = conversations[0]
     other = replace(first, turns=(first.turns[0], Turn("assistant", ("something else",))))

@@ -22,6 +22,7 @@ from lorgnette.models.networks import find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.models.weight_loader import list_nf4_modules
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
+from lorgnette.planning.memory import MemoryFit
 from lorgnette.types import ImageGrid, PackedBatch
 
 
@@ -41,7 +42,7 @@ def open_for_training(
     seed: int,
     resume_from: Path | None,
     group_by_image: bool,
-    recompute_layers: int,
+    fit: MemoryFit,
     first_batches: Sequence[PackedBatch],
 ) -> PendingEngine:
     """Start loading a model that will be trained, and return at once.
@@ -55,7 +56,8 @@ def open_for_training(
         caller       open_for_training ······│ wait_for_tower, features ·········│ capture │ sync_weights
 
     The tower and the two warm-ups only run on CUDA, the tower only if no image's features are on disk. The tower's
-    weights are read before the decoder's, because the features need them first.
+    weights are read before the decoder's, because the features need them first. If memory is too short for all of it at
+    once (fit.loads_in_turn), warm-ups, tower and decoder come one after the other.
 
     resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first
     steps.
@@ -75,10 +77,14 @@ def open_for_training(
         options = (dtype, lora.dropout, list_nf4_modules(checkpoint))
         warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
+    if fit.loads_in_turn:
+        for warmup in warmups:
+            warmup.result()
+
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
         lazy_tower.start_loading(load, warmups)
-    decoder = load.submit(load_decoder, checkpoint, shape, device, dtype)
+    decoder = None if fit.loads_in_turn else load.submit(load_decoder, checkpoint, shape, device, dtype)
 
     # The adapter's values, on a stream of their own, once this stream has zeroed its memory.
     adapter = FlatLoraParams(shape, device)
@@ -91,10 +97,12 @@ def open_for_training(
     def wait_for_engine() -> FastEngine:
         for warmup in warmups:
             warmup.result()
-        options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": recompute_layers}
-        engine = FastEngine(decoder.result(), adapter, features, dropout=lora.dropout, **options)
+        loaded = decoder.result() if decoder else load_decoder(checkpoint, shape, device, dtype)
+        options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": fit.recompute_layers}
+        engine = FastEngine(loaded, adapter, features, dropout=lora.dropout, **options)
+        torch.cuda.empty_cache()  # a graph's memory cannot be what tower and warm-ups left
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(first_batches)
+        engine.capture_ahead(first_batches, fit.pool_bytes)
         adapter_init.result()
         engine.sync_weights()
         return engine

@@ -92,11 +92,10 @@ class FeatureStorage:
     Nothing here waits for the device.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, device_bytes: int | None = None) -> None:
+        """device_bytes: the device's share; None: FEATURE_MEMORY_FRACTION of what is free at the first `add`."""
         self._device, self._dtype = device, dtype
-        self._device_bytes: int | None = (
-            None  # what is left of FEATURE_MEMORY_FRACTION of the memory at the first `add`
-        )
+        self._device_bytes = device_bytes
         self._features: dict[ImageGrid, Float[Tensor, "P C"]] = {}
 
     def __contains__(self, grid: ImageGrid) -> bool:
@@ -207,6 +206,10 @@ class Features:
         self.__dict__.pop("_patchifier", None)
         if isinstance(self._tower, LazyTower):
             self._tower.release()
+
+    def limit_device_bytes(self, size: int) -> None:
+        """Keep features of at most `size` bytes on the device. Call it before the first image is encoded."""
+        self._storage = FeatureStorage(self._tower.device, self._tower.dtype, size)
 
     def forget_images(self) -> None:
         """Forget all features and pixels: the images' files may change."""

@@ -28,18 +28,29 @@ def generate_answers(
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
     """The model's answer to every example's prompt, in order. adapter=None disables the adapter. on_progress(n) is
-    called after each batch of n examples. Raises LorgnetteError for an unreadable image and for a prompt that is too
-    long."""
+    called after each batch of n examples. Out of memory, a batch is answered in halves. Raises LorgnetteError for an
+    unreadable image and for a prompt that is too long."""
     eos_token_ids = [processor.tokenizer.control_tokens[name] for name in EOS_TOKENS]
-    for start in range(0, len(examples), sampling.batch_size):
-        batch = examples[start : start + sampling.batch_size]
+    start, batch_size = 0, sampling.batch_size
+    while start < len(examples):
+        batch = examples[start : start + batch_size]
         prompts = [processor.encode(example, add_generation_prompt=True) for example in batch]
         for error in generator.features.prepare(grid for prompt in prompts for grid in prompt.grids).values():
             raise error
         sampler = Sampler(sampling, range(start, start + len(batch)), generator.device)
-        answers = generate_tokens(
-            generator, prompts, sampler, sampling.max_new_tokens, eos_token_ids, use_adapter=adapter is not None
-        )
+        answers: Tensor | None = None
+        try:
+            answers = generate_tokens(
+                generator, prompts, sampler, sampling.max_new_tokens, eos_token_ids, use_adapter=adapter is not None
+            )
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        if answers is None:  # now that no traceback holds its tensors
+            batch_size = len(batch) // 2
+            generator.release_memory()
+            continue
+        start += len(batch)
         probabilities = sampler.list_probabilities(len(batch))
         for example, answer_ids, of_tokens in zip(batch, answers.tolist(), probabilities, strict=True):
             yield build_prediction(processor, example, answer_ids, adapter, of_tokens)

@@ -91,6 +91,13 @@ class Generator:
             cache.graphs[use_adapter] = None  # every kernel is compiled now: the next step can be captured
         return cache.logits[: cache.num_active_rows]
 
+    def release_memory(self) -> None:
+        """Free the KV caches and what torch keeps for later."""
+        self._caches.clear()
+        # torch does not capture into a pool again once all of its graphs are gone.
+        self._graph_pool = torch.cuda.graph_pool_handle() if self._use_cuda_graphs else None
+        torch.cuda.empty_cache()
+
     def _get_cache(self, shape: CacheShape) -> KVCache:
         """A cache that fits, reused if possible: its graphs are kept with it."""
         for cache in self._caches:

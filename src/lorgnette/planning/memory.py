@@ -5,8 +5,6 @@
     backward   weights · adapter · features · what every layer saves · one layer's gradients
     eval       weights · adapter · features · one layer, nothing saved · logits
 
-    answers    weights · adapter · features · the graphs' memory · keys and values of the prompts (fast engine)
-
 The largest of these phases is the peak: what torch.cuda.max_memory_reserved counts. Its item `allocator` is what torch
 reserves beside the tensors; without it, the sum is torch.cuda.max_memory_allocated. All sizes are in bytes.
 """
@@ -278,6 +276,10 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
             sum(map(adapter.out_features, group)) * (adapter.in_features(group[0]) + adapter.count_columns(group))
             for group in FUSED_PROJECTIONS
         )
+    if workload.answer_tokens:
+        # A few prompts are answered in memory of their own, which torch then keeps; one prompt at a time, if need be.
+        prompt = workload.answer_tokens * (_count_saved_fast(workload) + size * (widest + 2 * hidden))
+        static["answers"] = _count_sample_cache(workload) + prompt
     # Saved activations: a recomputed layer saves its two inputs, the last layer fewer tokens than the others.
     layer = _count_saved_fast(workload)
     last = _count_saved_last_layer(workload, tokens, limits.pad_last_layer_tokens(workload.labels, tokens))
@@ -308,14 +310,6 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     for items in phases.values():
         needed = sum(items.values()) - sum(static.values())
         items["allocator"] = rounding + masked + int(needed * _GAPS["fast"])
-    if workload.answer_tokens:
-        # The graphs keep their memory while a few prompts are answered.
-        kept = max(sum(items.values()) for items in phases.values()) - sum(static.values()) - rounding
-        one_layer = workload.answer_tokens * (layer + size * (widest + 2 * hidden))
-        phases["answers"] = static | {
-            "graphs": kept, "keys and values": _count_sample_cache(workload), "one prompt": one_layer,
-            "allocator": rounding,
-        }  # fmt: skip
     if workload.loads_tower:
         # Kernels warm up meanwhile (engine/open_for_training.py); the optimizer has no moments yet.
         share = limits.WARMUP_LAYERS / text.num_layers

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -18,7 +18,8 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import SavedAdapter
-from lorgnette.planning.memory import GIB, MemoryFit, Workload, compute_usable_bytes, find_fit
+from lorgnette.models.registry import has_known_sizes
+from lorgnette.planning.memory import GIB, EngineName, MemoryFit, Workload, compute_free_bytes, find_fit
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
@@ -39,13 +40,15 @@ class TrainingSetup:
     """A model ready to train.
 
     engine: what the trainer steps; model: what generates answers; copy_adapter: copies the LoRA factors to the CPU;
-    load_adapter: puts such a copy in their place; data: without the rows whose images cannot be decoded.
+    load_adapter: puts such a copy in their place; release_memory: frees what only steps need; data: without the rows
+    whose images cannot be decoded.
     """
 
     engine: Engine
     model: Union[loading.FastModel, "PeftModel"]
     copy_adapter: Callable[[], Mapping[str, torch.Tensor]]
     load_adapter: Callable[[Mapping[str, torch.Tensor]], None]
+    release_memory: Callable[[], None]
     features: Features
     data: TrainingData
     max_tokens_per_microbatch: int
@@ -80,12 +83,14 @@ def build_training(
         timer.record("decoding", features.decode_pool.wait_seconds)
         return data.drop_images(errors, settings.data.on_bad_row, terminal)
 
-    if engine == "reference":
-        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, timer)
-
-    # Size the micro-batches and pack the first steps: they determine the CUDA graphs to capture.
+    # Size the micro-batches.
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
-    fit = fit_to_memory(settings, data, sampler, device, terminal)
+    fit = fit_to_memory(settings, data, sampler, engine, device, terminal)
+    if engine == "reference":
+        max_tokens = fit.max_tokens
+        return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, max_tokens, timer)
+
+    # Pack the first steps: they determine the CUDA graphs to capture.
     prefix_sharing = select_prefix_sharing(settings, "fast")
     first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, fit.max_tokens, prefix_sharing=prefix_sharing)
 
@@ -96,13 +101,14 @@ def build_training(
     except LorgnetteError as error:
         terminal.warn(f"image features are not cached on disk: {error}")
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
+    features.limit_device_bytes(fit.feature_bytes)
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
     pending = open_for_training(
         data.checkpoint, settings.lora, features, dtype, seed=settings.seed,
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
-        recompute_layers=fit.recompute_layers, first_batches=first_batches,
+        fit=fit, first_batches=first_batches,
     )  # fmt: skip
     features.start_decoding(grids)
 
@@ -124,7 +130,12 @@ def build_training(
         fast.adapter.load_state_dict(state)
         fast.sync_weights()
 
-    return TrainingSetup(fast, model, fast.adapter.copy_to_cpu, load_adapter, features, usable_data, fit.max_tokens)
+    def release_memory() -> None:
+        fast.drop_graphs()
+        torch.cuda.empty_cache()
+
+    copy_adapter, max_tokens = fast.adapter.copy_to_cpu, fit.max_tokens
+    return TrainingSetup(fast, model, copy_adapter, load_adapter, release_memory, features, usable_data, max_tokens)
 
 
 def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:
@@ -147,6 +158,7 @@ def _build_reference(
     dtype: torch.dtype,
     resume_from: Path | None,
     compute_image_features: Callable[[Features], TrainingData],
+    max_tokens: int,
     timer: StageTimer,
 ) -> TrainingSetup:
     with timer("transformers"):
@@ -168,12 +180,18 @@ def _build_reference(
         else:
             model = peft_engine.load_adapter(base, resume_from, is_trainable=True)
     engine, copy_adapter = peft_engine.ReferenceEngine(model, features), partial(peft_engine.copy_adapter_state, model)
-    load_adapter, max_tokens = partial(peft_engine.set_adapter_state, model), settings.train.max_tokens_per_microbatch
-    return TrainingSetup(engine, model, copy_adapter, load_adapter, features, data, max_tokens)
+    load_adapter = partial(peft_engine.set_adapter_state, model)
+    release = torch.cuda.empty_cache
+    return TrainingSetup(engine, model, copy_adapter, load_adapter, release, features, data, max_tokens)
 
 
 def fit_to_memory(
-    settings: Settings, data: TrainingData, sampler: BatchSampler, device: torch.device, terminal: Terminal
+    settings: Settings,
+    data: TrainingData,
+    sampler: BatchSampler,
+    engine: EngineName,
+    device: torch.device,
+    terminal: Terminal,
 ) -> MemoryFit:
     """The micro-batch size and the number of recomputed layers that the memory model predicts to fit.
 
@@ -181,18 +199,22 @@ def fit_to_memory(
     """
     longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
     max_tokens = max(settings.train.max_tokens_per_microbatch, longest)
-    if device.type == "cpu":
-        return MemoryFit(max_tokens, 0, 0)
     config = data.checkpoint.load_hf_config()
-    prefix_sharing = select_prefix_sharing(settings, "fast")
+    if device.type != "cuda" or not has_known_sizes(config):
+        return MemoryFit(max_tokens, 0, 0)
+    prefix_sharing = select_prefix_sharing(settings, engine)
     steps = count_steps(sampler, settings.train.max_tokens_per_microbatch, prefix_sharing=prefix_sharing)
-    workload = Workload.from_settings(settings, config, "fast", steps.largest_microbatch, data.held_out, data.grids)
-    free = compute_usable_bytes(torch.cuda.mem_get_info(device)[0] / GIB)
-    fit = find_fit(workload, longest, free) or MemoryFit(longest, workload.text.num_layers, free)
+    workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
+    free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
+    fit = find_fit(workload, longest, free)
+    if fit is None:
+        # The smallest, which may fit all the same: memory is then taken as it is needed.
+        layers = workload.text.num_layers if engine == "fast" else 0
+        fit = MemoryFit(longest, layers, free, loads_in_turn=True)
     if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
-        return MemoryFit(max_tokens, 0, fit.peak_bytes)
-    layers = f"{fit.recompute_layers} of {workload.text.num_layers} layers"
-    recompute = f", {layers} recomputed" if fit.recompute_layers else ""
+        return replace(fit, max_tokens=max_tokens)
+    recomputed = f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
+    recompute = recomputed if fit.recompute_layers else ""
     terminal.print(f"memory     {free / GIB:.1f} GiB free: micro-batches of at most {fit.max_tokens} tokens{recompute}")
     return fit
 
