@@ -128,6 +128,7 @@ def run_training(
                     remove_folder(run_dir.best)
 
                 # Answer the held-out examples as before the training and with the adapter.
+                setup.release_memory()
                 with timer("answers"):
                     rows = _answer_held_out(model, held_out, sampling, run_dir, terminal, metadata.origin)
             for tracker in trackers:
