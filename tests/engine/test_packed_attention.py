@@ -71,7 +71,7 @@ def test_on_a_gpu_with_and_without_flash_attention(has_flash: bool, monkeypatch:
         (output.float() * torch.linspace(-1, 1, 128, device=device)).sum().backward()
         results.append([tensor.detach().float().cpu() for tensor in (output, *(leaf.grad for leaf in leaves))])
     for exact, half in zip(*results, strict=True):
-        assert (half - exact).norm() < 2e-3 * exact.norm()
+        assert (half - exact).norm() < 5e-3 * exact.norm()
     assert (results[0][0] - results[1][0].roll(1, -1)).norm() > results[0][0].norm()  # negative control
 
 

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
+from lorgnette.config import Settings
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted
 from lorgnette.report import run_log
+from lorgnette.training.run import _select_device_and_dtype
 from lorgnette.training.trainer import Trainer
+from lorgnette.verification.reference_sample import ReferenceSample
 
 PrepareRun = Callable[..., Any]
 
@@ -55,6 +59,38 @@ def test_a_training_from_data_to_report(prepare_run: PrepareRun, terminal_output
     }  # fmt: skip
     assert "tracker    http://here" in terminal_output.getvalue()
     assert "http://here" in run.run_dir.report.read_text(encoding="utf-8")
+
+
+def test_a_training_in_float16_names_the_steps_that_overflow(
+    prepare_run: PrepareRun, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorgnette.engine.loss_scale.INITIAL_LOSS_SCALE", 2.0**20)
+    run = prepare_run("dtype=float16", "train.epochs=4", "train.max_grad_norm=0.1")
+    run.train()
+    records, output = run_log.read_log(run.run_dir.log), terminal_output.getvalue()
+    skipped = [record for record in records if record["kind"] == "skipped step"]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert 0 < len(skipped) < len(steps)
+    for number, record in enumerate(skipped, start=1):
+        assert record["loss_scale"] == 2.0**20 / 2**number
+        assert f"step {number}: skipped, its gradient was too large for float16" in output
+    assert f"{len(skipped)} of {steps[-1]} steps changed nothing" in run.run_dir.report.read_text(encoding="utf-8")
+    assert [record["dtype"] for record in records if record["kind"] == "memory"] == ["float16"]
+    sample = ReferenceSample.load(run.run_dir.adapter)
+    assert sample is not None
+    assert sample.dtype == "float16"
+    assert "float16 is slow on a CPU" in output
+
+
+def test_the_dtype_of_a_gpu_without_bfloat16_is_said(
+    prepare_run: PrepareRun, terminal: Any, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorgnette.training.run.select_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    _, dtype = _select_device_and_dtype(Settings(), terminal)
+    assert dtype == torch.float16
+    assert "dtype      float16, with loss scaling: Tesla T4 has no bfloat16" in terminal_output.getvalue()
 
 
 def test_trackers_finish_after_an_error(prepare_run: PrepareRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,23 @@ from lorgnette.config import Settings
 from lorgnette.demo.captions import write_caption
 from lorgnette.demo.scenes import sample_scene
 from lorgnette.report.curve_summary import summarize_loss
-from lorgnette.training.start_warnings import DRAWN_SCENES_ONLY, explain_built_in_model, list_start_warnings
+from lorgnette.training.start_warnings import (
+    DRAWN_SCENES_ONLY,
+    explain_built_in_model,
+    explain_slow_dtype,
+    list_start_warnings,
+)
 
 
 def test_the_built_in_model_is_for_the_captions_of_the_demo() -> None:
     rng = random.Random(1)
     drawn = [write_caption(sample_scene(rng)) for _ in range(200)]
     assert explain_built_in_model("demo", drawn) == ""
+
+
+def test_half_precision_is_slow_on_a_cpu() -> None:
+    assert explain_slow_dtype("float16") == "float16 is slow on a CPU; leave dtype=auto"
+    assert explain_slow_dtype("float32") == explain_slow_dtype("auto") == ""
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths,
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
-from lorgnette.training.start_warnings import SLOW_BFLOAT16
+from lorgnette.training.start_warnings import explain_slow_dtype
 from lorgnette.training.step_count import StepCount
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def _plan(
     layouts = compare_layouts(ungrouped, by_image, max_tokens)
     counts = len(examples), len(data.held_out), len(data.grids)
     own_gpu = find_gpu() if settings.device != "cpu" else None
-    if own_gpu is None and settings.dtype == "bfloat16":
-        terminal.warn(f"without a GPU: {SLOW_BFLOAT16}")
+    if own_gpu is None and (warning := explain_slow_dtype(settings.dtype)):
+        terminal.warn(f"without a GPU: {warning}")
     machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
     result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
 

@@ -17,14 +17,13 @@ from lorgnette.report.trackers.tracker import Tracker, to_scalars
 from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, save_checkpoint
 from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
+from lorgnette.training.step_count import SKIPPED_STEP_KIND
 from lorgnette.training.trainer import StepReport
 from lorgnette.training.user_callbacks import UserCallbacks
 
 AdapterSnapshot = Callable[[], Callable[[Path], None]]
 """Copies the adapter as it is now. The returned function writes the copy into a folder, later and on any thread."""
 
-SKIPPED_STEP_KIND = "skipped step"
-"""Kind of the log record: {"kind": "skipped step", "step": 2, "loss_scale": 32768.0, "text": …}"""
 SHOWN_STEPS = 10
 """Steps between two records of the log on the terminal; the progress bar shows the loss of each step."""
 

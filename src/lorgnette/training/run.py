@@ -33,7 +33,7 @@ from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.run_report import write_run_report
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, build_training
-from lorgnette.training.start_warnings import SLOW_BFLOAT16, explain_built_in_model
+from lorgnette.training.start_warnings import explain_built_in_model, explain_slow_dtype
 from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.training.trainer import Trainer
 from lorgnette.training.user_callbacks import UserCallbacks
@@ -147,9 +147,12 @@ def run_training(
 
 def _select_device_and_dtype(settings: Settings, terminal: Terminal) -> tuple[torch.device, torch.dtype]:
     device = select_device(settings.device)
-    if device.type == "cpu" and settings.dtype == "bfloat16":
-        terminal.warn(SLOW_BFLOAT16)
-    return device, select_dtype(settings.dtype, device)
+    dtype = select_dtype(settings.dtype, device)
+    if device.type == "cpu" and (warning := explain_slow_dtype(settings.dtype)):
+        terminal.warn(warning)
+    if settings.dtype == "auto" and dtype == torch.float16:
+        terminal.print(f"dtype      float16, with loss scaling: {get_gpu_name(device)} has no bfloat16")
+    return device, dtype
 
 
 def _report_stop(

@@ -35,7 +35,7 @@ from lorgnette.training.run_facts import (
     sum_stages,
 )
 from lorgnette.training.start_warnings import explain_built_in_model
-from lorgnette.training.step_count import END_KIND, STOPPED_BY_CALLBACK, StepCount
+from lorgnette.training.step_count import END_KIND, SKIPPED_STEP_KIND, STOPPED_BY_CALLBACK, StepCount
 from lorgnette.types import BASE_MODEL, PredictionRow
 
 
@@ -168,6 +168,11 @@ def _describe_steps(
     if settings.train.epochs == "auto":
         ends = [record for record in records if record.get("kind") == END_KIND]
         yield from (f"Training took {record['text']}." for record in ends)
+    if num_skipped := sum(record.get("kind") == SKIPPED_STEP_KIND for record in records):
+        yield (
+            f"{num_skipped} of {num_steps} steps changed nothing, because their gradients were too large for float16. "
+            "A few are usual, above all at the start."
+        )
     if note := explain_built_in_model(settings.model, data.references):
         yield note
     if is_chosen:

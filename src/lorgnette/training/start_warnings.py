@@ -12,7 +12,6 @@ DRAWN_SCENES_ONLY = (
     "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs; "
     "model=Qwen2-VL-2B-Instruct can, and others of `lorgnette model list`."
 )
-SLOW_BFLOAT16 = "bfloat16 is slow on a CPU; leave dtype=auto"
 HIGH_LEARNING_RATE = 0.01
 _THING = r"(?:small|big) \w+ \w+"
 _DRAWN_SCENE = re.compile(rf"A {_THING} (?:to the left of|to the right of|above|below) a {_THING}\.")
@@ -26,6 +25,11 @@ def explain_built_in_model(model: str, references: Iterable[str | None]) -> str:
         return ""
     num_drawn = sum(_DRAWN_SCENE.fullmatch(text.strip()) is not None for text in answers)
     return "" if 2 * num_drawn >= len(answers) else DRAWN_SCENES_ONLY
+
+
+def explain_slow_dtype(dtype: str) -> str:
+    """Why this dtype is seldom meant on a CPU; empty for the others."""
+    return f"{dtype} is slow on a CPU; leave dtype=auto" if dtype in ("bfloat16", "float16") else ""
 
 
 def list_start_warnings(settings: Settings, references: Iterable[str | None]) -> list[str]:

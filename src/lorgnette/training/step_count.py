@@ -14,6 +14,9 @@ from lorgnette.training.sampler import compute_steps_per_epoch, compute_total_st
 END_KIND = "end"
 """Kind of the log record: {"kind": "end", "step": 41, "reason": "low", "text": …}; reason: null without epochs=auto"""
 
+SKIPPED_STEP_KIND = "skipped step"
+"""Kind of the log record: {"kind": "skipped step", "step": 2, "loss_scale": 32768.0, "text": …}"""
+
 STOPPED_BY_CALLBACK = "stopped by the callback"
 """In the log's event when a callback of the user ended the training."""
 
