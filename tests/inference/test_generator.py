@@ -78,7 +78,7 @@ def test_a_shared_prefix_is_computed_once(tiny: Path, prompts: list[Encoded], mo
 
 @NEEDS_CUDA
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_captured_step_equals_the_eager_one_and_does_not_wait(
     tiny_family: Callable[[str], Path], conversations: list[Example], model_type: str, dtype: torch.dtype
 ) -> None:

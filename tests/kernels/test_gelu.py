@@ -7,6 +7,9 @@ from transformers.activations import ACT2FN
 from lorgnette.kernels.gelu import linear_gelu_tanh, quick_gelu_
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+HALF_TOLERANCES = {
+    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
+}  # fmt: skip
 
 
 def test_it_equals_transformers_quick_gelu() -> None:
@@ -19,13 +22,13 @@ def test_it_equals_transformers_quick_gelu() -> None:
 
 @CUDA
 @pytest.mark.parametrize("rows", [1, 13, 4000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_equals_its_reference(rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = (torch.randn(rows, 333) * 4).to(dtype)
     quick_gelu_(on_gpu := x.cuda())
     quick_gelu_(x)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else HALF_TOLERANCES[dtype]
     torch.testing.assert_close(on_gpu.cpu(), x, **tolerance)
 
 
@@ -44,12 +47,12 @@ def test_a_linear_layer_with_the_tanh_form_equals_transformers() -> None:
 
 @CUDA
 @pytest.mark.parametrize("rows", [1, 13, 4000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_fused_tanh_form_equals_its_reference(rows: int, dtype: torch.dtype) -> None:
     inputs = draw_linear(rows, dtype)
     on_gpu = linear_gelu_tanh(*(part.cuda() for part in inputs)).float().cpu()
     expected = linear_gelu_tanh(*(part.float() for part in inputs))
     # The hardware's tanh has 11 bits.
-    tolerance = {"atol": 2e-3, "rtol": 2e-3} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
+    tolerance = {"atol": 2e-3, "rtol": 2e-3} if dtype == torch.float32 else HALF_TOLERANCES[dtype]
     torch.testing.assert_close(on_gpu, expected, **tolerance)
     assert not torch.allclose(on_gpu, ACT2FN["quick_gelu"](torch.nn.functional.linear(*(p.float() for p in inputs))))

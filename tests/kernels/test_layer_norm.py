@@ -11,6 +11,9 @@ from torch.nn import functional
 from lorgnette.kernels.layer_norm import layer_norm, rms_norm
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+HALF_TOLERANCES = {
+    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
+}  # fmt: skip
 EPS = 1e-6
 
 
@@ -58,11 +61,11 @@ def test_the_deferred_bias_is_added_first(
 @CUDA
 @pytest.mark.parametrize("run", [run_layer_norm, run_rms_norm])
 @pytest.mark.parametrize("width", [32, 192, 1152, 1280, 4608])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_equals_its_reference(run: Callable[[Inputs], Tensor], width: int, dtype: torch.dtype) -> None:
     inputs = draw_inputs(1001, width, dtype)
     on_gpu = Inputs(*(part.cuda() for part in inputs))
     normed = run(on_gpu)
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else HALF_TOLERANCES[dtype]
     torch.testing.assert_close(normed.cpu(), run(inputs), **tolerance)
     assert torch.equal(on_gpu.x.cpu(), inputs.x)

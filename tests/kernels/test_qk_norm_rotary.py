@@ -75,7 +75,7 @@ def test_the_order_the_heads_weights_and_the_norms_gradient_matter() -> None:
 
 @CUDA
 @pytest.mark.parametrize(("T", "num_heads", "D"), [*SIZES, (19, (12, 2), 128), (3, (64, 8), 128)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 def test_the_kernels_equal_their_definition(
     T: int, num_heads: tuple[int, int], D: int, dtype: torch.dtype, tolerance: float
 ) -> None:

@@ -82,7 +82,7 @@ def test_masked_grads_are_added_before_the_norm() -> None:
 
 @CUDA
 @pytest.mark.parametrize(("T", "C"), [(1, 33), (37, 333), (5, 3584)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 def test_the_kernel_equals_its_reference(T: int, C: int, dtype: torch.dtype, tolerance: float) -> None:
     results = run(*(tensor.cuda() for tensor in draw_inputs(T, C, dtype)))
     for actual, expected in zip(results, run(*draw_inputs(T, C, dtype)), strict=True):

@@ -60,7 +60,7 @@ def test_it_equals_rotate_half_and_its_gradient() -> None:
 
 @CUDA
 @pytest.mark.parametrize(("T", "heads", "kv_heads", "sections"), [(1, 1, 1, [2, 3, 3]), (37, 7, 3, [16, 24, 24])])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 def test_the_kernel_equals_its_reference(
     T: int, heads: int, kv_heads: int, sections: list[int], dtype: torch.dtype, tolerance: float
 ) -> None:

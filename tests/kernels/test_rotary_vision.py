@@ -7,6 +7,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+HALF_TOLERANCES = {
+    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
+}  # fmt: skip
 
 
 def draw_inputs(rows: int, heads: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
@@ -36,10 +39,10 @@ def test_row_and_column_are_not_interchangeable() -> None:
 
 @CUDA
 @pytest.mark.parametrize(("heads", "D"), [(2, 16), (3, 64), (16, 72), (16, 80)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_equals_its_reference(heads: int, D: int, dtype: torch.dtype) -> None:
     qkv, positions, cos, sin = draw_inputs(1001, heads, D, dtype)
     apply_rotary_vision_(expected := qkv.clone(), positions, cos, sin)
     apply_rotary_vision_(on_gpu := qkv.cuda(), positions.cuda(), cos.cuda(), sin.cuda())
-    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 2**-7}
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else HALF_TOLERANCES[dtype]
     torch.testing.assert_close(on_gpu.cpu(), expected, **tolerance)

@@ -1,8 +1,7 @@
-"""In bfloat16 an engine is no further from an fp32 reference than transformers + PEFT, and learns what fp32 learns."""
+"""In half precision an engine is no further from an fp32 reference than transformers + PEFT, and learns as much."""
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,14 +33,14 @@ def skip_rounding_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peft_engine, "add_before_rounding", lambda model: None)
 
 
-@pytest.fixture(scope="module")
-def pairs(make_pair: Callable[..., Any], tiny: Path) -> tuple[Any, Any, Any]:
-    """(fp32, bf16, PEFT's own bf16) on the GPU, the same weights."""
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16])
+def pairs(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
+    """(fp32, half precision, PEFT's own half precision) on the GPU, the same weights."""
     device = torch.device("cuda")
-    exact, half = (make_pair(LORA, ENCODE, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, half = (make_pair(LORA, ENCODE, device, dtype) for dtype in (torch.float32, request.param))
     with pytest.MonkeyPatch.context() as patch:
         skip_rounding_seam(patch)
-        return exact, half, make_pair(LORA, ENCODE, device, torch.bfloat16)
+        return exact, half, make_pair(LORA, ENCODE, device, request.param)
 
 
 def compute_error(losses: torch.Tensor, reference: torch.Tensor) -> float:
@@ -54,7 +53,7 @@ def test_no_further_from_fp32_than_transformers(pairs: tuple[Any, Any, Any], con
     encoded: list[Encoded] = [exact.processor.encode(example) for example in conversations]
     reference, _ = exact.compute_padded(encoded)
     ours, gradients = half.compute_packed([pack(encoded, sum(e.num_labels for e in encoded))])
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch.autocast("cuda", half.engine.dtype):
         theirs, _ = plain.compute_padded(encoded)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert compute_error(ours, reference) <= 1.1 * compute_error(theirs, reference)
@@ -88,24 +87,24 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Encoded]:
     return encoded
 
 
-def build_engine(name: str, device: torch.device, scenes: list[Encoded]) -> Any:
+def build_engine(name: str, dtype: torch.dtype, device: torch.device, scenes: list[Encoded]) -> Any:
     checkpoint = BaseCheckpoint.from_folder(BUILT_IN_MODEL)
     processor = Processor.from_folder(BUILT_IN_MODEL, ProcessorSettings(image_size=(112, 112)))
-    base = peft_engine.load_base_model(checkpoint, device, torch.float32 if name == "fp32" else torch.bfloat16)
+    base = peft_engine.load_base_model(checkpoint, device, dtype)
     features = Features(HfVisionTower(base), processor.image_processor, is_live=False)
     features.prepare([grid for example in scenes for grid in example.grids])
-    if name != "fast":
+    if name == "reference":
         return peft_engine.ReferenceEngine(peft_engine.add_adapter(base, checkpoint.family, LORA, seed=0), features)
     shape = AdapterShape.from_settings(checkpoint.load_text_config(), LORA)
     adapter = FlatLoraParams(shape, device)
     adapter.copy_from(FlatLoraParams.init_values(shape, 0))
-    decoder = load_decoder(checkpoint, shape, device, torch.bfloat16)
+    decoder = load_decoder(checkpoint, shape, device, dtype)
     return FastEngine(decoder, adapter, features, dropout=0.0)
 
 
 def measure_gain(engine: Any, batch: PackedBatch) -> float:
     """What one step takes off the loss of its own examples."""
-    optimizer = Optimizer(engine.parameters, TrainSettings())
+    optimizer = Optimizer(engine.parameters, TrainSettings(), engine.loss_scale)
     before = float(engine.backward(batch))
     optimizer.step(torch.tensor(before, device=engine.parameters[0].device), 1e-4)
     engine.sync_weights()
@@ -114,13 +113,17 @@ def measure_gain(engine: Any, batch: PackedBatch) -> float:
 
 @NEEDS_GPU
 @pytest.mark.parametrize("name", ["reference", "fast"])
-def test_a_step_gains_what_it_gains_in_fp32(name: str, scenes: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_gains_what_it_gains_in_fp32(
+    name: str, dtype: torch.dtype, scenes: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = torch.device("cuda")
     batch = pack(scenes, sum(example.num_labels for example in scenes))
-    engines = [build_engine(kind, device, scenes) for kind in ("fp32", name)]
+    engines = [build_engine("reference", torch.float32, device, scenes), build_engine(name, dtype, device, scenes)]
     skip_rounding_seam(monkeypatch)
-    engines.append(build_engine("peft", device, scenes))
+    engines.append(build_engine("reference", dtype, device, scenes))
     exact, ours, plain = (measure_gain(engine, batch) for engine in engines)
     assert exact > 1e-3
     assert abs(ours - exact) < 0.1 * exact
-    assert plain < 0.6 * exact  # the control: the layers as PEFT computes them
+    if dtype == torch.bfloat16:  # the control: the layers as PEFT computes them. float16 rounds off an eighth of it
+        assert plain < 0.6 * exact

@@ -322,19 +322,20 @@ def test_a_decoder_without_adapter_columns(demo: Any, scene_examples: list[Examp
 
 
 @NEEDS_CUDA
-def test_bf16_is_as_close_to_fp32_as_transformers(
-    make_pair: Callable[..., Any], options: dict[str, Any], examples: list[Example]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_to_fp32_as_transformers(
+    make_pair: Callable[..., Any], options: dict[str, Any], examples: list[Example], dtype: torch.dtype
 ) -> None:
     """The logits of every answer's first token, from prefill and from transformers' forward."""
-    fp32, bf16 = (make_pair(LORA, PROCESSOR, CUDA, dtype, **options) for dtype in (torch.float32, torch.bfloat16))
+    fp32, half = (make_pair(LORA, PROCESSOR, CUDA, kind, **options) for kind in (torch.float32, dtype))
     prompts = encode_prompts(fp32, examples)
-    encode_prompts(bf16, examples)
+    encode_prompts(half, examples)
     expected = build_generator(fp32).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)].clone()
-    actual = build_generator(bf16, torch.bfloat16).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
-    bf16.model.eval()
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        inputs = [hf_generate._pad_batch([prompt], bf16.processor, CUDA) for prompt in prompts]
-        theirs = torch.cat([bf16.model(**batch).logits[:, -1].float() for batch in inputs])
+    actual = build_generator(half, dtype).prefill(prompts, 1, use_adapter=True).logits[: len(prompts)]
+    half.model.eval()
+    with torch.no_grad(), torch.autocast("cuda", dtype):
+        inputs = [hf_generate._pad_batch([prompt], half.processor, CUDA) for prompt in prompts]
+        theirs = torch.cat([half.model(**batch).logits[:, -1].float() for batch in inputs])
 
     def rms_error(logits: Tensor) -> float:
         return (logits - expected).square().mean().sqrt().item()

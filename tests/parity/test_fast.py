@@ -24,6 +24,7 @@ from lorgnette.training.optimizer import Optimizer
 from lorgnette.types import Encoded, Example, PackedBatch
 
 TOLERANCE = 1e-5
+HALF = [torch.bfloat16, torch.float16]
 PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
 LossesAndGrads = tuple[Tensor, dict[str, Tensor]]
@@ -79,7 +80,8 @@ def run_engine(engine: FastEngine, batches: Sequence[PackedBatch]) -> LossesAndG
         losses.append(engine.compute_label_losses(batch))
         loss = engine.backward(batch)
         torch.testing.assert_close(loss, (losses[-1] * torch.from_numpy(batch.label_weights).to(loss.device)).sum())
-    gradients = {name: grad.clone() for name, grad in engine.adapter.named_grads.items()}
+    scale = 1.0 if engine.loss_scale is None else engine.loss_scale.item()
+    gradients = {name: grad / scale for name, grad in engine.adapter.named_grads.items()}
     engine.adapter.values.grad.zero_()
     return torch.cat(losses), gradients
 
@@ -184,22 +186,19 @@ def test_dropout_depends_on_the_step_and_is_unbiased(
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
-def pairs(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """In fp32 and in bf16."""
-    fp32, bf16 = (
-        make_pair(LORA, PROCESSOR, torch.device("cuda"), dtype, **request.param)
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    return fp32, bf16
+def pairs(make_pair: Callable[..., Any], request: pytest.FixtureRequest) -> dict[torch.dtype, Any]:
+    """By dtype."""
+    dtypes = torch.float32, torch.bfloat16, torch.float16
+    return {dtype: make_pair(LORA, PROCESSOR, torch.device("cuda"), dtype, **request.param) for dtype in dtypes}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnAGpu:
-    """In fp32 the kernels equal transformers'; in bf16 they are as close to fp32 as transformers' bf16."""
+    """In fp32 the kernels equal transformers'; in half precision they are as close to fp32 as transformers'."""
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
     def test_in_fp32(self, pairs: Any, conversations: list[Example], prefix_sharing: bool) -> None:
-        fp32, _ = pairs
+        fp32 = pairs[torch.float32]
         encoded = [fp32.processor.encode(example) for example in conversations]
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
         engine, expected = build_engine(fp32, LORA), fp32.compute_padded(encoded)
@@ -207,13 +206,16 @@ class TestOnAGpu:
             assert measure_distance(run_engine(engine, batches), expected) < 5 * TOLERANCE
 
     @pytest.mark.parametrize("prefix_sharing", [False, True])
-    def test_in_bf16(self, pairs: Any, conversations: list[Example], prefix_sharing: bool) -> None:
-        fp32, bf16 = pairs
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_in_half_precision(
+        self, pairs: Any, conversations: list[Example], prefix_sharing: bool, dtype: torch.dtype
+    ) -> None:
+        fp32, half = pairs[torch.float32], pairs[dtype]
         encoded = [fp32.processor.encode(example) for example in conversations]
         reference, gradients = fp32.compute_padded(encoded)
-        with torch.autocast("cuda", torch.bfloat16):
-            theirs, their_gradients = bf16.compute_padded(encoded)
-        engine = build_engine(bf16, LORA, torch.bfloat16)
+        with torch.autocast("cuda", dtype):
+            theirs, their_gradients = half.compute_padded(encoded)
+        engine = build_engine(half, LORA, dtype)
         batches = split_into_microbatches(encoded, 10_000, prefix_sharing=prefix_sharing)
         runs = [run_engine(engine, batches) for _ in range(3)]
         assert rms_error(runs[0][0], reference) <= 1.1 * rms_error(theirs, reference)
@@ -223,13 +225,16 @@ class TestOnAGpu:
             assert torch.equal(run[0], runs[0][0])
             assert all(torch.equal(grad, runs[0][1][name]) for name, grad in run[1].items())
 
-    def test_the_host_does_not_wait_for_the_device(self, pairs: Any, conversations: list[Example]) -> None:
-        _, bf16 = pairs
-        encoded = [bf16.processor.encode(example) for example in conversations]
-        engine = build_engine(bf16, LORA.model_copy(update={"dropout": 0.05}), torch.bfloat16)
+    @pytest.mark.parametrize("dtype", HALF)
+    def test_the_host_does_not_wait_for_the_device(
+        self, pairs: Any, conversations: list[Example], dtype: torch.dtype
+    ) -> None:
+        half = pairs[dtype]
+        encoded = [half.processor.encode(example) for example in conversations]
+        engine = build_engine(half, LORA.model_copy(update={"dropout": 0.05}), dtype)
         batches = split_into_microbatches(encoded, 10_000)
         engine.features.prepare(grid for batch in batches for grid in batch.grids)
-        optimizer = Optimizer(engine.parameters, TrainSettings())
+        optimizer = Optimizer(engine.parameters, TrainSettings(), engine.loss_scale)
         try:
             for step in range(4):
                 torch.cuda.set_sync_debug_mode("error" if step == 3 else "default")
@@ -238,6 +243,20 @@ class TestOnAGpu:
                 engine.sync_weights()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def test_a_captured_graph_reads_the_loss_scale(self, pairs: Any, conversations: list[Example]) -> None:
+        """A power of two changes no bit of what is above the smallest numbers of float16; an overflow is not finite."""
+        half = pairs[torch.float16]
+        encoded = [half.processor.encode(example) for example in conversations]
+        engine = build_engine(half, LORA, torch.float16)
+        batches, gradients = split_into_microbatches(encoded, 10_000), list[Tensor]()
+        scales = 2.0**12, 2.0**12, 2.0**12, 2.0**13, 2.0**40, 2.0**12  # eager, captured, replayed
+        for scale in scales:
+            engine.loss_scale.fill_(scale)
+            gradients.append(torch.cat([g.flatten() for g in run_engine(engine, batches)[1].values()]))
+        assert all(torch.equal(gradients[i], gradients[0]) for i in (1, 2, 5))
+        torch.testing.assert_close(gradients[3], gradients[0], rtol=1e-3, atol=1e-6)
+        assert not gradients[4].isfinite().all()
 
 
 def rms_error(values: Tensor, reference: Tensor) -> float:
