@@ -20,8 +20,8 @@ Capability = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class AttentionTiles:
     """block_m: rows of a tile, (query, head of the group) pairs that one program holds; at least MAX_GROUP_SIZE.
-    block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. decode_block_n: keys per block of a decoding
-    step. max_head_dim: the widest head that fits.
+    block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. decode_block_n: keys per block when one
+    token is decoded. max_head_dim: the widest head that fits.
     """
 
     block_m: int = 64
@@ -39,7 +39,7 @@ class AttentionTiles:
 
 _WIDE = AttentionTiles(max_head_dim=256)
 _BY_CAPABILITY: dict[Capability, AttentionTiles] = {
-    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=32),
+    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=16),
     (8, 0): _WIDE,
     (8, 6): AttentionTiles(),
     (9, 0): _WIDE,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Union
 import torch
 
 from lorgnette.config import Settings
+from lorgnette.device import get_capability
 from lorgnette.engine import loading
 from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
@@ -71,7 +72,8 @@ def build_training(
     images to encode that are not in the data. Raises LorgnetteError for broken files, UsageError if engine=fast cannot
     train this model.
     """
-    engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
+    hf_config, capability = data.checkpoint.load_hf_config(), get_capability(device)
+    engine, reason = select_engine(settings, hf_config, on_gpu=device.type == "cuda", capability=capability)
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
     grids = [*data.grids, *extra_grids]
 
