@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lorgnette.kernels.dropout import Dropout
-from lorgnette.models.lora_linear import LoraFactors, LoraLinear
+from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax, quantize_nf4
+from lorgnette.models.lora_linear import LoraFactors, LoraLinear, QuantizedWeight
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOKENS, INPUTS, RANK, SCALE, RNG_STREAM = 16, 24, 8, 1.5, 3
@@ -48,11 +49,16 @@ def run_lora_linear(
     dropout: Dropout | None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    is_quantized: bool = False,
 ) -> list[Tensor]:
     """The same by LoraLinear. Gradients are added to ones, and the adapter's columns hold garbage before."""
     masters = [tensor.to(device) for tensor in (inputs[4], *inputs[5])]
     w, bias, x, dy = (tensor.to(device, dtype) for tensor in inputs[:4])
-    linear = LoraLinear(torch.cat([w, w.new_full((48, len(masters[0])), 9.0)], 1), bias, INPUTS, RNG_STREAM)
+    weight: Tensor | QuantizedWeight = torch.cat([w, garbage := w.new_full((48, len(masters[0])), 9.0)], 1)
+    if is_quantized:
+        weight = QuantizedWeight(quantize_parts(w), garbage, w.new_full((99, 48), 9.0).flatten())
+    linear = LoraLinear(weight, bias, INPUTS, RNG_STREAM)
     a, *b = masters
     factors = LoraFactors(tuple(adapted), a, tuple(b), torch.ones_like(a), tuple(torch.ones_like(part) for part in b))
     for op in linear.attach_adapter(factors, SCALE):
@@ -71,6 +77,21 @@ def run_lora_linear(
     return [tensor.float().cpu() for tensor in results]
 
 
+def quantize_parts(w: Tensor) -> tuple[Nf4Matrix | Tensor, ...]:
+    """The three projections: the first in NF4, the second plain, the third in NF4 with double quantization."""
+    parts: list[Nf4Matrix | Tensor] = []
+    for rows, is_nested in zip(STACKED, (False, None, True), strict=True):
+        if is_nested is None:
+            parts.append(w[rows].clone())
+            continue
+        matrix = Nf4Matrix.allocate((len(w[rows]), INPUTS), w.device, is_nested=is_nested)
+        absmax = torch.empty(len(matrix.absmax), device=w.device)
+        quantize_nf4(w[rows], matrix.packed, absmax)
+        quantize_absmax(absmax, matrix)
+        parts.append(matrix)
+    return tuple(parts)
+
+
 @pytest.mark.parametrize("adapted", [ALL_PROJECTIONS, TWO_PROJECTIONS, STACKED[1:2]], ids=len)
 @pytest.mark.parametrize("use_dropout", [False, True])
 def test_forward_and_gradients_equal_the_formula(adapted: Sequence[slice], use_dropout: bool) -> None:
@@ -81,6 +102,28 @@ def test_forward_and_gradients_equal_the_formula(adapted: Sequence[slice], use_d
     with_other_dropout = run_autograd(inputs, adapted, make_dropout("cpu", not use_dropout))
     for actual, reference in zip(expected, with_other_dropout, strict=True):
         assert (actual - reference).abs().max() > 0.1  # negative control
+
+
+@pytest.mark.parametrize("use_dropout", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_nf4_gives_the_numbers_of_the_dequantized_matrix(device: str, dtype: torch.dtype, use_dropout: bool) -> None:
+    """Bit for bit: the products are the same."""
+    w, *others = draw_inputs(TWO_PROJECTIONS)
+    dequantized = w.to(device, dtype, copy=True)
+    for rows, part in zip(STACKED, quantize_parts(dequantized), strict=True):
+        if isinstance(part, Nf4Matrix):
+            dequantize_nf4(part, dequantized[rows])
+    run = [(w, True), (dequantized.float().cpu(), False), (w, False)]
+    actual, expected, unquantized = (
+        run_lora_linear(
+            (weight, *others), TWO_PROJECTIONS, make_dropout(device, use_dropout), device, dtype,
+            is_quantized=is_quantized,
+        )
+        for weight, is_quantized in run
+    )  # fmt: skip
+    assert all(map(torch.equal, actual, expected))
+    assert not any(map(torch.equal, actual[:2], unquantized))  # negative control
 
 
 def test_dropped_inputs_are_used_if_given() -> None:

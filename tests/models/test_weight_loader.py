@@ -2,19 +2,25 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from safetensors.torch import load_file, save_file
+from tiny_models import write_nf4_checkpoint
 
 from lorgnette.engine.peft_engine import load_base_model
 from lorgnette.errors import LorgnetteError
+from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4
 from lorgnette.models import weight_loader
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.family import EMBEDDING, LM_HEAD
+from lorgnette.models.family import EMBEDDING, LM_HEAD, convert_weight_name
+from lorgnette.models.nf4_weights import list_parts
+from lorgnette.models.quantization import STATE
 from lorgnette.models.registry import parse_configs
-from lorgnette.models.weight_loader import index_tensors, load_weights_into
+from lorgnette.models.weight_loader import index_tensors, list_nf4_modules, load_weights_into
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -178,3 +184,103 @@ def test_loading_imports_neither_transformers_nor_peft(tiny: Path) -> None:
         "sys.exit('transformers' in sys.modules or 'peft' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["double quantization", "fp32 absmax"])
+def stored(tiny: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    folder = tmp_path_factory.mktemp("nf4") / "model"
+    return write_nf4_checkpoint(folder, tiny, has_double_quantization=request.param)
+
+
+def allocate_destinations(
+    checkpoint: BaseCheckpoint, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor | Nf4Matrix]:
+    """NF4 matrices for the projections, tensors for the rest, the tower's NF4 too."""
+    modules = list_nf4_modules(checkpoint)
+    shapes = list_shapes(checkpoint.folder)
+    return {
+        name: Nf4Matrix.allocate((shape[0], shape[1]), device, is_nested=modules[name.removesuffix(".weight")])
+        if name.removesuffix(".weight") in modules and "visual" not in name
+        else torch.full(shape, 7.0, device=device, dtype=dtype)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("read_bytes", [64, 2**24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nf4_is_read_byte_for_byte_or_quantized_to_the_same(
+    tiny: Path, stored: Path, device: torch.device, dtype: torch.dtype, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stored checkpoint has bitsandbytes' bytes; quantizing the original while it is read gives equal numbers."""
+    monkeypatch.setattr(weight_loader, "READ_BYTES", read_bytes)
+    checkpoint = BaseCheckpoint.from_folder(stored)
+    weights = allocate_destinations(checkpoint, device, dtype)
+    load_weights_into(checkpoint, weights, quantize_as=dtype)
+    parts = {convert_weight_name(name): tensor for name, tensor in load_file(stored / "model.safetensors").items()}
+    is_nested = f"{NAME}.nested_absmax" in parts
+    matrices = {name: matrix for name, matrix in weights.items() if isinstance(matrix, Nf4Matrix)}
+    assert NAME in matrices
+    for name, matrix in matrices.items():
+        for part, tensor in list_parts(name, matrix).items():
+            assert torch.equal(tensor.cpu(), parts[part].flatten())
+        assert (matrix.nested is not None) == is_nested
+
+    # A plain destination of NF4 gets its numbers, which are not those of the original.
+    tower, original = "model.visual.blocks.0.attn.qkv.weight", load_weights(BaseCheckpoint.from_folder(tiny))
+    state = QuantState.from_dict(
+        {name.removeprefix(f"{tower}."): part for name, part in parts.items() if name.startswith(f"{tower}.")}, CPU
+    )
+    state.dtype = dtype
+    actual = weights[tower]
+    assert isinstance(actual, torch.Tensor)
+    assert torch.equal(actual.cpu(), dequantize_4bit(parts[tower], state))
+    assert not torch.equal(actual.float().cpu(), original[tower])
+
+    # Quantizing while loading.
+    checkpoint = BaseCheckpoint.from_folder(tiny).quantize("nf4")
+    quantized = allocate_destinations(checkpoint, device, torch.float32)
+    load_weights_into(checkpoint, quantized, quantize_as=torch.float32)
+    for name, matrix in matrices.items():
+        other = quantized[name]
+        assert isinstance(other, Nf4Matrix)
+        assert torch.equal(other.packed, matrix.packed)
+        if is_nested and device.type == "cpu":  # a CPU rounds 8-bit absmax otherwise, in bitsandbytes too
+            numbers = [torch.empty(matrix.shape) for _ in range(2)]
+            dequantize_nf4(matrix, numbers[0])
+            dequantize_nf4(other, numbers[1])
+            assert torch.equal(*numbers)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("absmax", None, r"1 missing \(.*absmax\)"),
+        ("absmax", lambda absmax: absmax[1:].clone(), "1 of another shape"),
+        ("absmax", lambda absmax: absmax.to(torch.int8), "stored as I8"),
+        ("nested_absmax", lambda absmax: absmax.double(), "is stored as torch.float64"),
+        (STATE, lambda state: state[:-9].clone(), "broken JSON"),
+    ],
+    ids=str,
+)
+def test_a_broken_nf4_weight_is_named(
+    tiny: Path, tmp_path: Path, part: str, change: Callable[[torch.Tensor], torch.Tensor] | None, message: str
+) -> None:
+    folder = write_nf4_checkpoint(tmp_path / "m", tiny)
+    checkpoint = BaseCheckpoint.from_folder(folder)
+    destinations = allocate_destinations(checkpoint, CPU, torch.float32)
+    tensors = load_file(folder / "model.safetensors")
+    tensor = tensors.pop(f"{FILE_NAME}.{part}")
+    save_file(
+        tensors if change is None else tensors | {f"{FILE_NAME}.{part}": change(tensor)}, folder / "model.safetensors"
+    )
+    with pytest.raises(LorgnetteError, match=message):
+        load_weights_into(checkpoint, destinations)
+
+
+def test_an_nf4_weight_of_another_shape_is_named(tiny: Path, stored: Path) -> None:
+    checkpoint = BaseCheckpoint.from_folder(stored)
+    rows, columns = list_shapes(tiny)[NAME]
+    for destination in (torch.empty(columns, rows), Nf4Matrix.allocate((columns, rows), CPU, is_nested=True)):
+        with pytest.raises(LorgnetteError, match="1 of another shape"):
+            load_weights_into(checkpoint, {NAME: destination})
