@@ -50,11 +50,6 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def get_capability(device: torch.device) -> tuple[int, int] | None:
-    """The GPU's compute capability; None without one."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this GPU multiplies matrices of bfloat16."""
     return torch.cuda.get_device_capability(device) >= _AMPERE

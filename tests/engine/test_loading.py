@@ -15,7 +15,6 @@ from lorgnette.engine.loading import build_features, explain_unsupported_inferen
 from lorgnette.engine.peft_engine import ReferenceEngine, load_base_model
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features, HfVisionTower
-from lorgnette.kernels.tiles import AttentionTiles
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import SavedAdapter
@@ -149,10 +148,3 @@ def test_an_unsupported_adapter_is_explained(tiny: Path, saved: Path, tmp_path: 
     assert explain_unsupported_inference(checkpoint, SavedAdapter.load(saved)) is None
     (folder / CONFIG_FILE).write_text(json.dumps(json.loads((folder / CONFIG_FILE).read_text()) | {"use_dora": True}))
     assert "use_dora" in str(explain_unsupported_inference(checkpoint, SavedAdapter.load(folder)))
-
-
-def test_heads_too_wide_for_the_gpu_are_explained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = BaseCheckpoint.from_folder(tiny)
-    assert explain_unsupported_inference(checkpoint, None, (8, 6)) is None
-    monkeypatch.setattr("lorgnette.engine.select.find_tiles", lambda _: AttentionTiles(max_head_dim=8))
-    assert "heads of 8 channels" in str(explain_unsupported_inference(checkpoint, None, (8, 6)))

@@ -85,15 +85,3 @@ def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:
     assert not select_prefix_sharing(settings("lora.dropout=0.1"), "fast")
     assert select_prefix_sharing(settings("lora.dropout=0.1", "data.group_by_image=true"), "fast")
     assert not select_prefix_sharing(settings("lora.dropout=0"), "reference")
-
-
-def test_heads_too_wide_for_the_gpu_need_the_reference_engine() -> None:
-    hf_config = build_config("qwen3_vl", dict.fromkeys(CONTROL_IDS.values(), 0), 100, is_tied=False)
-    hf_config["text_config"] |= {"head_dim": 256}
-    hf_config["text_config"]["rope_scaling"] |= {"mrope_section": [48, 40, 40]}
-    assert select_engine(settings(), hf_config, on_gpu=True, capability=(9, 0)) == ("fast", None)
-    engine, reason = select_engine(settings(), hf_config, on_gpu=True, capability=(8, 9))
-    assert engine == "reference"
-    assert str(reason).endswith("room for heads of 128 channels, and the model's have 256")
-    with pytest.raises(UsageError, match="room for heads"):
-        select_engine(settings("engine=fast"), hf_config, on_gpu=True, capability=(8, 9))

@@ -16,15 +16,13 @@ def test_a_tile_holds_all_heads_of_a_query(capability: Capability) -> None:
     assert tiles.block_n % REDUCE_KEYS == 0
 
 
-def test_later_cards_take_the_tiles_of_the_nearest_earlier_one() -> None:
+def test_cards_take_the_tiles_of_the_nearest_earlier_one() -> None:
     small, large = find_tiles((7, 5)), find_tiles((8, 0))
-    assert find_tiles((8, 9)) is find_tiles((8, 6))
-    assert find_tiles((10, 3)) is find_tiles((9, 0)) == large
-    assert find_tiles((12, 1)) is find_tiles((13, 0)) is find_tiles((12, 0))
-    assert find_tiles((7, 0)) is small != large
+    assert small != large
+    assert find_tiles((7, 0)) is small
+    assert all(find_tiles(later) is large for later in ((8, 6), (8, 9), (9, 0), (10, 3), (12, 0), (13, 0)))
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
-def test_data_centre_cards_keep_their_tiles(capability: Capability) -> None:
+def test_data_centre_cards_keep_their_tiles() -> None:
     """Other tiles would change the order of the sums, and with it every trained adapter."""
-    assert find_tiles(capability) == AttentionTiles(64, 64, 32, 4, 2, 64, 256)
+    assert find_tiles((9, 0)) == AttentionTiles(64, 64, 32, 4, 2, 64)

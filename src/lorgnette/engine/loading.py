@@ -8,11 +8,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lorgnette.engine.select import explain_wide_heads
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.kernels.nf4 import Nf4Matrix
-from lorgnette.kernels.tiles import Capability
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
@@ -50,14 +48,10 @@ def load_fast_model(
     return FastModel(decoder, adapter, features)
 
 
-def explain_unsupported_inference(
-    checkpoint: BaseCheckpoint, saved: SavedAdapter | None, capability: Capability | None = None
-) -> str | None:
-    """Why the fast engine cannot run this model and adapter, or None if it can. capability: the GPU's, if known."""
+def explain_unsupported_inference(checkpoint: BaseCheckpoint, saved: SavedAdapter | None) -> str | None:
+    """Why the fast engine cannot run this model and adapter, or None if it can."""
     config = checkpoint.load_hf_config()
     reason = find_unsupported_feature(config)
-    if reason is None and capability is not None:
-        reason = explain_wide_heads(config, capability)
     return reason or (saved.explain_unsupported(*parse_configs(config)) if saved else None)
 
 

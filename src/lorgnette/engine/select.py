@@ -5,18 +5,14 @@ from typing import Any
 
 from lorgnette.config import Settings
 from lorgnette.errors import UsageError
-from lorgnette.kernels.tiles import Capability, find_tiles
 from lorgnette.models.quantization import require_bitsandbytes, select_quantization
-from lorgnette.models.registry import find_family, find_unsupported_feature, parse_sizes
+from lorgnette.models.registry import find_family, find_unsupported_feature
 from lorgnette.planning.memory import EngineName
 
 
-def select_engine(
-    settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: bool, capability: Capability | None = None
-) -> tuple[EngineName, str | None]:
+def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: bool) -> tuple[EngineName, str | None]:
     """(engine, reason): the reason is given for the reference engine.
 
-    capability: the GPU's; None: it is not known, or there is none.
     Raises UsageError for engine=fast if the fast engine cannot train this model, and for NF4 if none can.
     """
     _check_experts(settings, hf_config)
@@ -27,23 +23,11 @@ def select_engine(
         reason = "the fast engine does not train the vision tower (lora.parts)"
     elif feature := find_unsupported_feature(hf_config):
         reason = f"the fast engine does not run this model: {feature}"
-    elif capability is not None:
-        reason = explain_wide_heads(hf_config, capability)
     if settings.engine == "fast" and reason is not None:
         raise UsageError(reason, where="engine=fast", hint="use engine=auto")
     if settings.engine == "auto" and not on_gpu:
         reason = "on a CPU"
     return ("reference", reason) if reason else ("fast", None)
-
-
-def explain_wide_heads(hf_config: Mapping[str, Any], capability: Capability) -> str | None:
-    """Why the fast engine cannot run a model's attention on this GPU, or None if it can."""
-    width, widest = parse_sizes(hf_config)[0].head_dim, find_tiles(capability).max_head_dim
-    if width <= widest:
-        return None
-    return (
-        f"on this GPU the fast engine's attention has room for heads of {widest} channels, and the model's have {width}"
-    )
 
 
 def check_quantization(settings: Settings, hf_config: Mapping[str, Any], engine: EngineName) -> None:

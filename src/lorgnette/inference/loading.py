@@ -135,16 +135,15 @@ class ModelSpec:
 
     def load(self, device_name: str) -> LoadedModel:
         """Read the weights. On CUDA the fast engine is used if it supports this model and adapter."""
-        from lorgnette.device import get_capability, select_device, select_dtype
+        from lorgnette.device import select_device, select_dtype
         from lorgnette.engine import loading
         from lorgnette.lora.peft_files import SavedAdapter
 
         device = select_device(device_name)
         dtype = select_dtype("auto", device)
         saved = SavedAdapter.load(self.adapter) if self.adapter else None
-        capability = get_capability(device)
         with explain_out_of_memory("free some memory, or use --device cpu"):
-            if capability and loading.explain_unsupported_inference(self.checkpoint, saved, capability) is None:
+            if device.type == "cuda" and loading.explain_unsupported_inference(self.checkpoint, saved) is None:
                 features = loading.build_features(self.checkpoint, self.processor.image_processor, device, dtype)
                 return LoadedModel(loading.load_fast_model(self.checkpoint, saved, features, dtype), self.processor)
             from lorgnette.engine import peft_engine

@@ -7,3 +7,5 @@ cannot wrap what Triton compiles. Knows nothing about models.
 
 MAX_GROUP_SIZE = 32
 """Query heads per key-value head that the attention kernels can process together."""
+MAX_HEAD_DIM = 128
+"""Widest head for which they fit every card (docs/kernels.md)."""

@@ -21,7 +21,7 @@ Capability = tuple[int, int]
 class AttentionTiles:
     """block_m: rows of a tile, (query, head of the group) pairs that one program holds; at least MAX_GROUP_SIZE.
     block_n: keys per block. bwd_block_m: rows of a tile in the dK/dV kernel. decode_block_n: keys per block when one
-    token is decoded. max_head_dim: the widest head that fits.
+    token is decoded.
     """
 
     block_m: int = 64
@@ -30,20 +30,15 @@ class AttentionTiles:
     num_warps: int = 4
     num_stages: int = 2
     decode_block_n: int = 64
-    max_head_dim: int = 128
 
     def count_queries(self, group_size: int) -> int:
         """Queries per tile. group_size: query heads per key head."""
         return self.block_m // group_size
 
 
-_WIDE = AttentionTiles(max_head_dim=256)
 _BY_CAPABILITY: dict[Capability, AttentionTiles] = {
     (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=16),
-    (8, 0): _WIDE,
-    (8, 6): AttentionTiles(),
-    (9, 0): _WIDE,
-    (12, 0): AttentionTiles(),
+    (8, 0): AttentionTiles(),
 }
 """From this capability up to the next one."""
 

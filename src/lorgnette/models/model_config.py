@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from lorgnette.io.parse import describe_type, shorten
-from lorgnette.kernels import MAX_GROUP_SIZE
+from lorgnette.kernels import MAX_GROUP_SIZE, MAX_HEAD_DIM
 
 HfConfig = Mapping[str, Any]
 WeightShapes = dict[str, tuple[int, ...]]
@@ -310,6 +310,8 @@ def _check_sizes(text: TextConfig, vision: VisionConfig) -> Iterator[str]:
         yield "a size below 1"
     if text.head_dim & (text.head_dim - 1):
         yield f"a head width of {text.head_dim}, not a power of two"
+    if text.head_dim > MAX_HEAD_DIM:
+        yield f"a head width of {text.head_dim} (at most {MAX_HEAD_DIM})"
     if text.num_heads // text.num_kv_heads > MAX_GROUP_SIZE:
         yield f"{text.num_heads // text.num_kv_heads} query heads per key-value head (at most {MAX_GROUP_SIZE})"
     yield from list_contradictions(text, vision)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Union
 import torch
 
 from lorgnette.config import Settings
-from lorgnette.device import get_capability
 from lorgnette.engine import loading
 from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
@@ -72,8 +71,7 @@ def build_training(
     images to encode that are not in the data. Raises LorgnetteError for broken files, UsageError if engine=fast cannot
     train this model.
     """
-    hf_config, capability = data.checkpoint.load_hf_config(), get_capability(device)
-    engine, reason = select_engine(settings, hf_config, on_gpu=device.type == "cuda", capability=capability)
+    engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
     grids = [*data.grids, *extra_grids]
 

@@ -81,6 +81,7 @@ def test_a_tied_checkpoint_lists_no_output_layer(tiny: Path) -> None:
             "33 query heads per key-value head (at most 32)",
         ),
         ({"hidden_size": 4 * 24}, "a head width of 24, not a power of two"),
+        ({"hidden_size": 4 * 256}, "a head width of 256 (at most 128)"),
         ({"hidden_size": None}, "config.json has an unexpected value"),
         ({"num_hidden_layers": 0}, "a size below 1"),
     ],
