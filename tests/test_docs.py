@@ -105,8 +105,18 @@ def read_commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lorgnette")]
 
 
+def shrink_trainings(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
+    """Small images and short answers, and `more` settings, where the page sets nothing else."""
+    small = {"predict.max_new_tokens": 2, "image_size": 28, "report_to": "none", **more}
+    monkeypatch.setattr(
+        train_module,
+        "build_settings",
+        lambda data, values, **options: build_settings(data, values={**small, **values}, **options),
+    )
+
+
 def test_readme_commands_and_python_run(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SWANLAB_MODE", "disabled")
+    shrink_trainings(monkeypatch, max_steps=3)
     for words in read_commands(ROOT / "README.md"):
         cli.app(words, standalone_mode=False)
     assert (own_images / "runs" / "captions" / "report.html").is_file()
@@ -127,12 +137,7 @@ def test_extras_that_pages_install_exist() -> None:
 
 def test_the_python_page_is_a_program(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks run one after the other, and leave what the page says."""
-    small = {"predict.max_new_tokens": 2, "image_size": 28, "report_to": "none"}
-    monkeypatch.setattr(
-        train_module,
-        "build_settings",
-        lambda data, values, **options: build_settings(data, values={**small, **values}, **options),
-    )
+    shrink_trainings(monkeypatch)
     names: dict[str, Any] = {}
     for block in read_blocks(ROOT / "docs" / "python.md", "python"):
         exec(compile(block, "python.md", "exec"), names)
