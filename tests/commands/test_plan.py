@@ -100,8 +100,8 @@ def test_printed_lines(make_settings: Callable[..., Settings], console: Console,
     assert sum("█" in line for line in lines) >= 1
     [machine] = [line for line in lines if line.startswith("machine ")]
     assert "GPU: weights and adapter take 0.00 GiB; the training takes several times longer than " in machine
-    assert lines[-3].split() == ["A100", "80", *["less", "than", "0.1", "s", "less", "than", "0.1", "s", "fits"]]
-    assert lines[-2] == "           times assume 44% of a GPU's published peak in steps, 35% for images;"
+    assert lines[-4].split() == ["A100", "80", *["less", "than", "0.1", "s", "less", "than", "0.1", "s", "fits"]]
+    assert lines[-3] == "           times assume 44% of a GPU's published peak in steps, 35% for images;"
 
 
 def test_the_plan_as_json(make_settings: Callable[..., Settings], console: Console) -> None:
@@ -183,7 +183,7 @@ def test_every_family_is_predicted(
     assert result.engine == ("fast" if model_type == "qwen3_vl" else "reference")
     assert result.memory is not None
     assert result.memory.peak_items["weights"] > 0
-    assert all(card.time for card in result.cards if card.gpu.tflops)
+    assert all(card.time for card in result.cards if not card.gpu.obstacle)
 
 
 def test_a_trained_tower_is_counted(make_settings: Callable[..., Settings], console: Console) -> None:
@@ -256,6 +256,12 @@ def test_less_memory_reduces_tokens_first(
 def test_the_gpus_of_the_command_line(cli) -> None:
     for name in GPU_NAMES:
         assert name in " ".join(cli("plan", "--help").out.split())
+
+
+def test_what_a_card_needs_is_named(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
+    [card] = plan(job("lora.rank=512"), memory=8, console=Console(file=terminal_output, width=200)).cards
+    assert card.settings == ("quantization=nf4", "lora.rank=8")
+    assert f"needs quantization=nf4 lora.rank=8: {card.fit.peak_bytes / GIB:.1f} GiB" in terminal_output.getvalue()
 
 
 def test_a_gpu_in_any_letter_case(make_settings: Callable[..., Settings], console: Console) -> None:

@@ -5,21 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, parse_gpu
+from lorgnette import device
+from lorgnette.planning.gpus import GPUS, MIN_CAPABILITY, Gpu, find_gpu, parse_gpu
 
 
 @pytest.mark.parametrize(
     ("line", "gpu"),
     [
-        ("NVIDIA H100 80GB HBM3, 81559, 80990, 9.0", Gpu("NVIDIA H100 80GB HBM3, 79.6 GiB", 80990 / 1024, 989.0)),
-        ("NVIDIA GeForce RTX 3060, 12288, 11000, 8.6", Gpu("NVIDIA GeForce RTX 3060, 12.0 GiB", 11000 / 1024, 25.0)),
-        ("NVIDIA A100-PCIE-40GB, 40960, 40960, 8.0", Gpu("NVIDIA A100-PCIE-40GB, 40.0 GiB", 40.0, 312.0)),
-        ("Tesla T4, 15360, 15360, 7.5", Gpu("Tesla T4, 15.0 GiB", 15.0, None, GPUS["T4"].obstacle)),
+        ("NVIDIA H100 80GB, 81559, 80990, 9.0", Gpu("NVIDIA H100 80GB, 79.6 GiB", 80990 / 1024, 989.0, (9, 0))),
+        (
+            "NVIDIA GeForce RTX 3060, 12288, 11000, 8.6",
+            Gpu("NVIDIA GeForce RTX 3060, 12.0 GiB", 11000 / 1024, 25.0, (8, 6)),
+        ),
+        ("NVIDIA A100-PCIE-40GB, 40960, 40960, 8.0", Gpu("NVIDIA A100-PCIE-40GB, 40.0 GiB", 40.0, 312.0, (8, 0))),
+        ("Tesla T4, 15360, 15360, 7.5", Gpu("Tesla T4, 15.0 GiB", 15.0, 65.0, (7, 5))),
+        ("NVIDIA RTX 4060 Ti, 16384, 1024, 8.9", Gpu("NVIDIA RTX 4060 Ti, 16.0 GiB", 1.0, 44.0, (8, 9))),
         # Of other speeds than their namesakes.
-        ("NVIDIA GeForce RTX 3060 Ti, 8192, 8192, 8.6", Gpu("NVIDIA GeForce RTX 3060 Ti, 8.0 GiB", 8.0, None)),
-        ("NVIDIA RTX 4090 Laptop GPU, 16384, 1024, 8.9", Gpu("NVIDIA RTX 4090 Laptop GPU, 16.0 GiB", 1.0, None)),
-        ("NVIDIA H100 PCIe, 81920, 81920, 9.0", Gpu("NVIDIA H100 PCIe, 80.0 GiB", 80.0, None)),
-        ("NVIDIA A10G, 23028, 23028, 8.6", Gpu("NVIDIA A10G, 22.5 GiB", 23028 / 1024, None)),
+        ("NVIDIA RTX 3060 Ti, 8192, 8192, 8.6", Gpu("NVIDIA RTX 3060 Ti, 8.0 GiB", 8.0, None, (8, 6))),
+        ("NVIDIA RTX 4090 Laptop, 16384, 1024, 8.9", Gpu("NVIDIA RTX 4090 Laptop, 16.0 GiB", 1.0, None, (8, 9))),
+        ("NVIDIA H100 PCIe, 81920, 81920, 9.0", Gpu("NVIDIA H100 PCIe, 80.0 GiB", 80.0, None, (9, 0))),
+        ("NVIDIA A10G, 23028, 23028, 8.6", Gpu("NVIDIA A10G, 22.5 GiB", 23028 / 1024, None, (8, 6))),
         ("No devices were found", None),
         ("", None),
         ("GPU, [N/A], [N/A], 8.0", None),
@@ -27,6 +32,14 @@ from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, parse_gpu
 )  # fmt: skip
 def test_a_line_of_nvidia_smi(line: str, gpu: Gpu | None) -> None:
     assert parse_gpu(line) == gpu
+
+
+def test_a_gpu_is_refused_or_computes_in_float16_by_its_capability() -> None:
+    assert device.MIN_CAPABILITY == MIN_CAPABILITY
+    refused = {name for name, gpu in GPUS.items() if gpu.obstacle}
+    assert refused == {"V100"}
+    assert {name for name, gpu in GPUS.items() if gpu.note} - refused == {"RTX 2080 Ti", "T4"}
+    assert parse_gpu("Tesla P100-PCIE-16GB, 16384, 16384, 6.0").obstacle == GPUS["V100"].obstacle
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.registry import has_known_sizes
+from lorgnette.planning.card_fit import Variant, find_variant, list_variants
 from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
     GIB,
@@ -23,8 +24,8 @@ from lorgnette.planning.memory import (
     MemoryEstimate,
     MemoryFit,
     Workload,
+    compute_free_bytes,
     compute_usable_bytes,
-    find_fit,
     predict_memory,
 )
 from lorgnette.planning.throughput import (
@@ -65,11 +66,15 @@ _PHASE_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class GpuEstimate:
-    """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said."""
+    """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said.
+
+    settings: what has to be set for that, empty if nothing.
+    """
 
     gpu: Gpu
     fit: MemoryFit | None = None
     time: TimeEstimate | None = None
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,8 @@ def _plan(
 ) -> Plan:
     examples, max_tokens = data.examples, settings.train.max_tokens_per_microbatch
     config = data.checkpoint.load_hf_config()
-    engine, reason = select_engine(settings, config, on_gpu=settings.device != "cpu")
+    on_gpu = settings.device in ("auto", "cuda")
+    engine, reason = select_engine(settings, config, on_gpu=on_gpu)
 
     # Steps: counted on the real examples with the training's sampler.
     ungrouped, by_image = (
@@ -194,7 +200,7 @@ def _plan(
     lengths = TokenLengths.from_lengths([len(encoded.input_ids) for encoded in examples])
     layouts = compare_layouts(ungrouped, by_image, max_tokens)
     counts = len(examples), len(data.held_out), len(data.grids)
-    own_gpu = find_gpu() if settings.device != "cpu" else None
+    own_gpu = find_gpu() if on_gpu else None
     if own_gpu is None and (warning := explain_slow_dtype(settings.dtype)):
         terminal.warn(f"without a GPU: {warning}")
     machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
@@ -203,15 +209,22 @@ def _plan(
     # Memory and time: predicted from shapes, with the workload that `train` uses.
     if has_known_sizes(config):
         workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
-        longest = max(len(encoded.input_ids) for encoded in [*examples, *data.held_out])
+        token_side = data.processor.image_processor.token_side
+        everything = [*examples, *data.held_out]
+        tokens_of = [(len(encoded.input_ids), [grid.num_tokens for grid in encoded.grids]) for encoded in everything]
+        variants = list_variants(settings, config, workload, tokens_of, token_side)
 
-        def estimate(card: Gpu) -> GpuEstimate:
-            return _estimate_gpu(card, workload, longest, steps, data)
+        def estimate(card: Gpu, available_bytes: int) -> GpuEstimate:
+            return _estimate_gpu(card, variants, available_bytes, steps, data)
 
-        machine = estimate(own_gpu) if own_gpu else _estimate_cpu(workload, steps, data)
+        if own_gpu:
+            free = compute_free_bytes(int(own_gpu.memory_gib * GIB), has_context=False)
+            machine = estimate(own_gpu, free)
+        else:
+            machine = _estimate_cpu(workload, steps, data)
         result = replace(result, machine=machine)
-        if settings.device != "cpu":
-            cards = [estimate(card) for card in _select_cards(gpu, memory)]
+        if on_gpu:
+            cards = [estimate(card, compute_usable_bytes(card.memory_gib)) for card in _select_cards(gpu, memory)]
             result = replace(result, workload=workload, memory=predict_memory(workload), cards=cards)
     for line in _format_plan(result, settings):
         terminal.print_result(line)
@@ -226,14 +239,19 @@ def _select_cards(name: GpuName | None, memory: float | None) -> list[Gpu]:
     return [replace(gpu, memory_gib=float(memory or gpu.memory_gib))]
 
 
-def _estimate_gpu(gpu: Gpu, workload: Workload, longest: int, steps: StepStats, data: TrainingData) -> GpuEstimate:
-    fit = None if gpu.obstacle else find_fit(workload, longest, compute_usable_bytes(gpu.memory_gib))
-    if fit is None or gpu.tflops is None:
-        return GpuEstimate(gpu, fit)
+def _estimate_gpu(
+    gpu: Gpu, variants: Sequence[Variant], available_bytes: int, steps: StepStats, data: TrainingData
+) -> GpuEstimate:
+    found = None if gpu.obstacle else find_variant(variants, available_bytes)
+    if found is None:
+        return GpuEstimate(gpu)
+    variant, fit = found
+    if gpu.tflops is None:
+        return GpuEstimate(gpu, fit, settings=variant.words)
     num_microbatches = max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens))
-    reduced = replace(workload, recompute_layers=fit.recompute_layers)
+    reduced = replace(variant.workload, recompute_layers=fit.recompute_layers)
     time = estimate_time(reduced, gpu.tflops, steps.tokens, steps.labels, num_microbatches, data.grids)
-    return GpuEstimate(gpu, fit, time)
+    return GpuEstimate(gpu, fit, time, variant.words)
 
 
 def _describe_cpu() -> CpuEstimate:
@@ -275,18 +293,19 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         return
     yield f"memory     {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
-    yield f"GPUs       {'':<11} {'GiB':>5}  {'steps':>13}  {'images':>13}  fits"
+    yield f"GPUs       {'':<17} {'GiB':>5}  {'steps':>13}  {'images':>13}  fits"
     for card in plan.cards:
         times = (
             [_format_duration(value) for value in (card.time.steps_s, card.time.features_s)] if card.time else ["", ""]
         )
-        cells = f"{card.gpu.name:<11} {card.gpu.memory_gib:>5.4g}  {times[0]:>13}  {times[1]:>13}"
+        cells = f"{card.gpu.name:<17} {card.gpu.memory_gib:>5.4g}  {times[0]:>13}  {times[1]:>13}"
         yield f"           {cells}  {_describe_fit(card, plan.workload)}"
     speed = ENGINE_SPEEDS[plan.workload.engine]
     shares = f"{speed.step_fraction:.0%} of a GPU's published peak in steps, {speed.tower_fraction:.0%} for images"
     at_most = f"are for all {steps.total_steps} steps and " if settings.train.epochs == "auto" else ""
     yield f"           times {at_most}assume {shares};"
-    yield "           tested on H100 and H200 only; a Mac is not supported: it trains on its CPU"
+    yield "           tested on H100 and H200 only; 1 GiB of a GPU is left for driver and desktop;"
+    yield "           a Mac trains on its CPU; device=mps, its GPU in the reference engine, is not tested"
 
 
 def _describe_machine(plan: Plan) -> str:
@@ -315,9 +334,12 @@ def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
         return estimate.gpu.obstacle
     if estimate.fit is None:
         return "does not fit"
-    if reductions := _describe_reductions(estimate.fit, workload):
-        return f"fits with {' and '.join(reductions)}: {estimate.fit.peak_bytes / GIB:.1f} GiB"
-    return "fits"
+    note = f", {estimate.gpu.note}" if estimate.gpu.note else ""
+    needs = f"needs {' '.join(estimate.settings)}" if estimate.settings else ""
+    reductions = _describe_reductions(estimate.fit, workload)
+    fits = f"fits with {' and '.join(reductions)}" if reductions else "fits" if not needs else ""
+    text = "; ".join(filter(None, (needs, fits)))
+    return f"{text}: {estimate.fit.peak_bytes / GIB:.1f} GiB{note}" if needs or reductions else f"{text}{note}"
 
 
 def _describe_reductions(fit: MemoryFit, workload: Workload) -> list[str]:

@@ -7,12 +7,16 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lorgnette.kernels.tiles import Capability
+
 GpuName = Literal[
-    "T4", "RTX 3060", "RTX 3090", "RTX 4090", "RTX 5090", "L4", "A10", "L40S", "A100 40 GB", "A100", "H100", "H200"
-]
+    "RTX 3070", "RTX 4060", "RTX 2080 Ti", "RTX 3060", "RTX 5070", "V100", "T4", "RTX 4060 Ti 16 GB", "RTX 4080",
+    "RTX 3090", "RTX 4090", "RTX 5090", "L4", "A10", "L40S", "A100 40 GB", "A100", "H100", "H200",
+]  # fmt: skip
 GPU_NAMES: tuple[GpuName, ...] = get_args(GpuName)
-MIN_COMPUTE_CAPABILITY = 8.0
-"""The first one with bfloat16, Ampere's."""
+MIN_CAPABILITY: Capability = (7, 5)
+"""Turing: older GPUs are not supported (device.py)."""
+_BFLOAT16_CAPABILITY: Capability = (8, 0)
 _VARIANTS = {"Laptop", "Ti", "SUPER", "D", "PCIe", "PCIE", "NVL"}
 _NVIDIA_SMI_SECONDS = 10
 _MIB_PER_GIB = 1024
@@ -21,31 +25,48 @@ _QUERY = "name,memory.total,memory.free,compute_cap"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """memory_gib: what nvidia-smi reports, or what of it is free. tflops: published dense bf16 peak with fp32 sums
-    (NVIDIA's data sheets), or None if it is not known. obstacle: why lorgnette does not support it."""
+    """memory_gib: what nvidia-smi reports, or what of it is free. tflops: published dense peak in half precision with
+    fp32 sums (NVIDIA's data sheets and white papers), or None if it is not known. capability: None if it is not known.
+    """
 
     name: str
     memory_gib: float
     tflops: float | None
-    obstacle: str = ""
+    capability: Capability | None = None
+
+    @property
+    def obstacle(self) -> str:
+        """Why lorgnette does not support it."""
+        return "not supported: older than Turing" if self.capability and self.capability < MIN_CAPABILITY else ""
+
+    @property
+    def note(self) -> str:
+        """What differs from other GPUs."""
+        return "in float16" if self.capability and self.capability < _BFLOAT16_CAPABILITY else ""
 
 
-_NO_BFLOAT16 = "not supported: it has no bfloat16"
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("T4", 15.0, None, _NO_BFLOAT16),
-        Gpu("RTX 3060", 12.0, 25.0),
-        Gpu("RTX 3090", 24.0, 71.0),
-        Gpu("RTX 4090", 24.0, 165.0),
-        Gpu("RTX 5090", 31.8, 209.0),
-        Gpu("L4", 22.5, 121.0),
-        Gpu("A10", 22.5, 125.0),
-        Gpu("L40S", 45.0, 362.0),
-        Gpu("A100 40 GB", 40.0, 312.0),
-        Gpu("A100", 80.0, 312.0),
-        Gpu("H100", 79.6, 989.0),
-        Gpu("H200", 140.4, 989.0),
+        Gpu("RTX 3070", 8.0, 41.0, (8, 6)),
+        Gpu("RTX 4060", 8.0, 30.0, (8, 9)),
+        Gpu("RTX 2080 Ti", 11.0, 54.0, (7, 5)),
+        Gpu("RTX 3060", 12.0, 25.0, (8, 6)),
+        Gpu("RTX 5070", 11.9, 62.0, (12, 0)),
+        Gpu("V100", 16.0, 125.0, (7, 0)),
+        Gpu("T4", 15.0, 65.0, (7, 5)),
+        Gpu("RTX 4060 Ti 16 GB", 16.0, 44.0, (8, 9)),
+        Gpu("RTX 4080", 16.0, 97.0, (8, 9)),
+        Gpu("RTX 3090", 24.0, 71.0, (8, 6)),
+        Gpu("RTX 4090", 24.0, 165.0, (8, 9)),
+        Gpu("RTX 5090", 31.8, 209.0, (12, 0)),
+        Gpu("L4", 22.5, 121.0, (8, 9)),
+        Gpu("A10", 22.5, 125.0, (8, 6)),
+        Gpu("L40S", 45.0, 362.0, (8, 9)),
+        Gpu("A100 40 GB", 40.0, 312.0, (8, 0)),
+        Gpu("A100", 80.0, 312.0, (8, 0)),
+        Gpu("H100", 79.6, 989.0, (9, 0)),
+        Gpu("H200", 140.4, 989.0, (9, 0)),
     )
 }
 
@@ -69,16 +90,19 @@ def parse_gpu(line: str) -> Gpu | None:
     """A line of nvidia-smi: name, total and free memory in MiB, compute capability. None if it is not such a line."""
     try:
         name, total, free, capability = (part.strip() for part in line.rsplit(",", 3))
-        memory_gib, is_supported = int(free) / _MIB_PER_GIB, float(capability) >= MIN_COMPUTE_CAPABILITY
+        memory_gib, (major, minor) = int(free) / _MIB_PER_GIB, map(int, capability.split("."))
     except ValueError:
         return None
     title = f"{name}, {int(total) / _MIB_PER_GIB:.1f} GiB"
-    return Gpu(title, memory_gib, _find_tflops(name), "" if is_supported else _NO_BFLOAT16)
+    return Gpu(title, memory_gib, _find_tflops(name), (major, minor))
 
 
 def _find_tflops(name: str) -> float | None:
     """The peak of the known GPU with this name. None for a variant of another speed, such as "RTX 4090 Laptop"."""
     words = re.sub("[^0-9A-Za-z]+", " ", name).split()
-    if not _VARIANTS.isdisjoint(words) and "A100" not in words:
-        return None
-    return next((gpu.tflops for title, gpu in GPUS.items() if f" {title} " in f" {' '.join(words)} "), None)
+    for title, gpu in GPUS.items():
+        known = title.partition(" 16 GB")[0]
+        variants = _VARIANTS.intersection(words).difference(known.split())
+        if f" {known} " in f" {' '.join(words)} " and (not variants or known.startswith("A100")):
+            return gpu.tflops
+    return None

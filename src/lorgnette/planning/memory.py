@@ -94,7 +94,7 @@ class Workload:
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
         longest_answer = max((len(encoded.input_ids) + _SAMPLE_TOKENS for encoded in held_out), default=0)
-        nf4_values, nf4_bytes = _measure_nf4(text, settings, hf_config)
+        nf4_values, nf4_bytes = measure_nf4(text, settings, hf_config)
         return cls(
             engine,
             AdapterShape.from_settings(text, lora),
@@ -491,7 +491,7 @@ def _count_sample_cache(workload: Workload) -> int:
     return _NUM_SAMPLE_ROWS * (cache + 4 * text.vocab_size)
 
 
-def _measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, Any]) -> tuple[int, int]:
+def measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, Any]) -> tuple[int, int]:
     """(values, bytes) of the decoder's matrices that the run holds in NF4; the bytes are half as many, and scales."""
     quantization = select_quantization(settings.quantization, hf_config)
     if quantization is None:

@@ -1,0 +1,77 @@
+"""Which settings make a training fit a GPU, besides what `train` reduces without being asked. Needs no torch."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorgnette.config import Settings
+from lorgnette.planning.memory import MemoryFit, Workload, find_fit, measure_nf4
+
+_SMALL_RANK = 8
+_MIN_IMAGE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The training with other settings. words: these settings, empty for those of the user."""
+
+    words: tuple[str, ...]
+    workload: Workload
+    longest_example: int
+
+
+def list_variants(
+    settings: Settings,
+    hf_config: Mapping[str, Any],
+    workload: Workload,
+    examples: Sequence[tuple[int, Sequence[int]]],
+    token_side: int,
+) -> list[Variant]:
+    """The user's settings first, then one more setting each time: the frozen weights in NF4, a smaller adapter, ever
+    smaller images.
+
+    examples: the tokens of each, and those of each of its images. token_side: pixels of an image token.
+    """
+    longest = max(length for length, _ in examples)
+    variants, words = [Variant((), workload, longest)], list[str]()
+    if not workload.nf4_values and not workload.text.experts:
+        nf4 = settings.model_copy(update={"quantization": "nf4"})
+        values, size = measure_nf4(workload.text, nf4, hf_config)
+        workload, words = replace(workload, nf4_values=values, nf4_bytes=size), ["quantization=nf4"]
+        variants.append(Variant(tuple(words), workload, longest))
+    if workload.adapter.rank > _SMALL_RANK:
+        workload = replace(workload, adapter=replace(workload.adapter, rank=_SMALL_RANK))
+        words.append(f"lora.rank={_SMALL_RANK}")
+        variants.append(Variant(tuple(words), workload, longest))
+    most = max((tokens for _, images in examples for tokens in images), default=0)
+    for limit, word in _list_image_limits(settings, most, token_side):
+        shortened = max(length - sum(max(tokens - limit, 0) for tokens in images) for length, images in examples)
+        smaller = replace(
+            workload,
+            feature_tokens=workload.feature_tokens * limit // most,
+            answer_tokens=max(workload.answer_tokens - (longest - shortened), 0),
+        )
+        variants.append(Variant((*words, word), smaller, shortened))
+    return variants
+
+
+def find_variant(variants: Sequence[Variant], available_bytes: int) -> tuple[Variant, MemoryFit] | None:
+    """The first that fits; None if none does."""
+    for variant in variants:
+        if fit := find_fit(variant.workload, variant.longest_example, available_bytes):
+            return variant, fit
+    return None
+
+
+def _list_image_limits(settings: Settings, most: int, token_side: int) -> Iterator[tuple[int, str]]:
+    """(tokens of an image, the setting): a half, a quarter and an eighth of the most that one has now."""
+    for halvings in (1, 2, 3):
+        if (limit := most >> halvings) < _MIN_IMAGE_TOKENS:
+            return
+        if settings.image_size is None:
+            yield limit, f"image_tokens={min(settings.image_tokens[0], limit)},{limit}"
+            continue
+        shrink = math.sqrt(limit / most)
+        height, width = (max(math.floor(side * shrink / token_side), 1) * token_side for side in settings.image_size)
+        yield height * width // token_side**2, f"image_size={height}x{width}"
