@@ -54,7 +54,9 @@ VERBS = ["standing next to", "riding on top of", "walking past", "looking at", "
 OBJECTS = ["a wooden table", "a tall building", "the ocean", "a green field", "a slice of pizza", "a busy street"]
 
 
-def make_model(folder: Path, tokenizer: Path, name: str = "Qwen2-VL-2B", *, tiny: bool = False) -> None:
+def make_model(
+    folder: Path, tokenizer: Path, name: str = "Qwen2-VL-2B", *, tiny: bool = False, has_weights: bool = True
+) -> None:
     folder.mkdir(parents=True)
     for file in TOKENIZER:
         shutil.copyfile(tokenizer / file, folder / file)
@@ -72,7 +74,8 @@ def make_model(folder: Path, tokenizer: Path, name: str = "Qwen2-VL-2B", *, tiny
     if "text_config" in config:  # Qwen3-VL's videos have a class of their own; else transformers takes Qwen2-VL's
         video = {"video_processor_type": "Qwen3VLVideoProcessor", "patch_size": side} | STATISTICS[side]
         (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2))
-    write_weights(folder, config)
+    if has_weights:
+        write_weights(folder, config)
 
 
 def shrink(config: HfConfig, vocabulary: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from lorgnette.features.image_features import Features
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.networks import Decoder
 from lorgnette.models.registry import parse_configs
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.processing.processor import Processor
@@ -72,20 +73,31 @@ def build_adapter_shape(checkpoint: BaseCheckpoint, lora: LoraSettings) -> Adapt
 class StepTimer:
     """An engine on the job's examples, its optimizer, and the tokens of its steps."""
 
-    def __init__(self, job: Path, encoded: list[Encoded], batch_size: int, lora: LoraSettings) -> None:
-        if HAS_GPU:
+    def __init__(
+        self,
+        job: Path,
+        encoded: list[Encoded],
+        batch_size: int,
+        lora: LoraSettings,
+        *,
+        decoder: Decoder | None = None,
+        recompute_layers: int = 0,
+    ) -> None:
+        """decoder: None loads the job's."""
+        if HAS_GPU and decoder is None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        checkpoint = BaseCheckpoint.from_folder(job / "model")
+        checkpoint = BaseCheckpoint.from_folder(job / "model", needs_weights=decoder is None)
         shape = build_adapter_shape(checkpoint, lora)
         start = time.perf_counter()
-        self.decoder = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16)
+        self.decoder = load_decoder(checkpoint, shape, DEVICE, torch.bfloat16) if decoder is None else decoder
         synchronize()
         self.weights_seconds = time.perf_counter() - start
         self.adapter = FlatLoraParams(shape, DEVICE)
         self.adapter.copy_from(FlatLoraParams.init_values(shape, 0))
         features = RandomFeatures(get_feature_width(checkpoint))
-        self.engine = FastEngine(self.decoder, self.adapter, features, dropout=lora.dropout)
+        options: dict[str, Any] = {"dropout": lora.dropout, "recompute_layers": recompute_layers}
+        self.engine = FastEngine(self.decoder, self.adapter, features, **options)
         self.optimizer = Optimizer(self.engine.parameters, TrainSettings())
         self.encoded, self.batch_size = encoded, batch_size
         self.num_computed_tokens: list[int] = []

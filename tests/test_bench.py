@@ -315,6 +315,9 @@ def test_the_benchmarks_run_on_a_tiny_model(load: Callable[[str], ModuleType], t
     timer = step.StepTimer(tmp_path, encoded, 2, lora)
     assert timer.run_step(0).isfinite().all()
     assert timer.time_queued_steps(1) > 0
+    decoder = (nf4 := load("nf4")).make_decoder(BaseCheckpoint.from_folder(tmp_path / "model"), is_nf4=True)
+    timer = step.StepTimer(tmp_path, encoded, 2, nf4.LORA, decoder=decoder, recompute_layers=1)
+    assert timer.run_step(0).isfinite().all()
     losses = [memory.measure(tmp_path, encoded, engine, 60, 4, 0.1, 0)["loss"] for engine in ("fast", "reference")]
     assert losses == pytest.approx([losses[0]] * 2, rel=1e-2)
     features = answers.PreparedFeatures(64)
