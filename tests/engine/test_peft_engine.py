@@ -32,7 +32,7 @@ from lorgnette.lora.metadata import METADATA_FILE, AdapterMetadata
 from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
-from lorgnette.models.registry import FAMILIES
+from lorgnette.models.registry import FAMILIES, parse_configs
 from lorgnette.processing.packing import pack
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Example, PackedBatch
@@ -47,6 +47,22 @@ HUB_NAME, HF_NAME = f"model.{LAYER}", f"model.language_model.{LAYER}"  # in the 
 def batch(tiny: Path, adapter_metadata: AdapterMetadata, conversations: list[Example]) -> PackedBatch:
     processor = Processor.from_folder(tiny, adapter_metadata.processor)
     return pack([processor.encode(example) for example in conversations], 10)
+
+
+def test_beside_float16_the_vision_tower_is_float32(
+    tiny: Path, adapter_metadata: AdapterMetadata, batch: PackedBatch
+) -> None:
+    """Also where autocast surrounds it: its residual stream may grow beyond float16's largest number."""
+    base = load_base_model(BaseCheckpoint.from_folder(tiny), CPU, torch.float16)
+    dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if name.startswith("model.visual.")} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "visual" not in name} == {torch.float16}
+    tower, patch_dim = HfVisionTower(base), parse_configs(base.config.to_dict())[1].patch_dim
+    patches = torch.randn(sum(grid.t * grid.h * grid.w for grid in batch.grids), patch_dim)
+    with torch.no_grad():
+        expected = tower(batch.grids, patches)
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(tower(batch.grids, patches), expected)
 
 
 @pytest.fixture

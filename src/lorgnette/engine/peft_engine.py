@@ -184,6 +184,8 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
     if checkpoint.quantization is not None:
         replace_quantized_linears(model, dtype)
+    if dtype == torch.float16:  # the residual stream of a vision tower may grow beyond float16's largest number
+        model.get_submodule("model.visual").float()
     # The checkpoint's own sampling defaults (Qwen2-VL's: temperature 0.01, top_k 1) would enter every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()

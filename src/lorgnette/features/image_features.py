@@ -11,6 +11,7 @@ here waits until the device has finished its last work.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -44,7 +45,7 @@ class Embedder(Protocol):
 
 
 class HfVisionTower:
-    """The vision tower of transformers' model."""
+    """The vision tower of transformers' model. In float32 it computes in float32, whatever surrounds it."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._visual = model.get_submodule("model.visual")
@@ -53,7 +54,8 @@ class HfVisionTower:
 
     def __call__(self, grids: Sequence[ImageGrid], patches: Float[Tensor, "N D"]) -> Float[Tensor, "P C"]:
         grid_thw = torch.tensor([[grid.t, grid.h, grid.w] for grid in grids], device=self.device)
-        output = self._visual(patches, grid_thw=grid_thw)
+        with torch.autocast(self.device.type, enabled=False) if self.dtype == torch.float32 else nullcontext():
+            output = self._visual(patches, grid_thw=grid_thw)
         return torch.cat([output.pooler_output, *(getattr(output, "deepstack_features", None) or ())], dim=1)
 
 

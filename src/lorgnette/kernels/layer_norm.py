@@ -25,26 +25,26 @@ def layer_norm(
     bias: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "N C"]:
-    """A new matrix; x is contiguous and unchanged."""
+    """A new matrix in the weight's dtype; x is contiguous and unchanged."""
     if not x.is_cuda:
         shifted = x.float() + deferred_bias
-        return functional.layer_norm(shifted, deferred_bias.shape, weight.float(), bias.float(), eps).to(x.dtype)
+        return functional.layer_norm(shifted, deferred_bias.shape, weight.float(), bias.float(), eps).to(weight.dtype)
     return _launch(x, deferred_bias, weight, bias, eps)
 
 
 def rms_norm(
     x: Float[Tensor, "N C"], deferred_bias: Float32[Tensor, " C"], weight: Float[Tensor, " C"], eps: float
 ) -> Float[Tensor, "N C"]:
-    """A new matrix; x is contiguous and unchanged."""
+    """A new matrix in the weight's dtype; x is contiguous and unchanged."""
     if not x.is_cuda:
         shifted = x.float() + deferred_bias
-        return functional.rms_norm(shifted, deferred_bias.shape, weight.float(), eps).to(x.dtype)
+        return functional.rms_norm(shifted, deferred_bias.shape, weight.float(), eps).to(weight.dtype)
     return _launch(x, deferred_bias, weight, None, eps)
 
 
 def _launch(x: Tensor, deferred_bias: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """bias: None for RMSNorm."""
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=weight.dtype)
     block = triton.next_power_of_2(x.shape[1])
     warps = min(max(block // 512, 1), 16)
     _norm_kernel[(len(x),)](

@@ -18,7 +18,7 @@ from lorgnette.device import copy_to_device
 from lorgnette.kernels.layer_norm import rms_norm
 from lorgnette.kernels.swiglu import swiglu
 from lorgnette.models.qwen2_vl import vision_tower as qwen2_vl
-from lorgnette.models.qwen2_vl.vision_tower import NORM_EPS, ImageSpans
+from lorgnette.models.qwen2_vl.vision_tower import NORM_EPS, ImageSpans, add_product
 from lorgnette.types import ImageGrid
 
 
@@ -39,7 +39,7 @@ class VisionTower(qwen2_vl.VisionTower):
         gate_up = self._apply_linear(self._apply_norm(x, f"{block}.norm2", bias), f"{block}.mlp.gate_up")
         hidden = gate_up[:, : gate_up.shape[1] // 2]  # in the place of gate
         swiglu(gate_up, hidden)
-        x.addmm_(hidden, self._get_weight(f"{block}.mlp.down_proj.weight").T)
+        add_product(x, hidden, self._get_weight(f"{block}.mlp.down_proj.weight"))
 
     def _apply_norm(self, x: Tensor, name: str, deferred_bias: Tensor) -> Tensor:
         return rms_norm(x, deferred_bias, self._get_weight(f"{name}.weight"), NORM_EPS)

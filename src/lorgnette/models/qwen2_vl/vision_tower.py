@@ -7,6 +7,9 @@
 
 Attention stays inside an image. The biases of proj and fc2 are never added to x, so that these products can accumulate
 into x directly: they are constants, and the norms add them as one row (kernels/layer_norm.py).
+
+x has the dtype of the weights, but float32 beside float16: in the last block of Qwen2.5-VL-3B it grows beyond float16's
+largest number, 65504.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,8 +115,10 @@ class VisionTower:
         if longest > len(self._rotary_table[0]):
             self._rotary_table = self._compute_rotary_table(2 * longest)
         x = self._embed_patches(grids, patches.to(self.dtype))
+        if self.dtype == torch.float16:
+            x = x.float()
         levels = []
-        # addmm_ accumulates into the residual stream; each norm adds the biases left out before it.
+        # Products accumulate into the residual stream; each norm adds the biases left out before it.
         for i in range(self.config.depth):
             self._add_attention(x, f"blocks.{i}", self._deferred_biases[2 * i], spans[i], positions)
             self._add_mlp(x, f"blocks.{i}", self._deferred_biases[2 * i + 1])
@@ -133,13 +138,14 @@ class VisionTower:
         qkv = self._apply_linear(self._apply_norm(x, f"{block}.norm1", bias), f"{block}.attn.qkv")
         heads = qkv.view(len(x), 3, self.config.num_heads, self.config.head_dim)
         apply_rotary_vision_(heads, positions, *self._rotary_table)
-        x.addmm_(attend_within_images(heads, spans).flatten(1), self._get_weight(f"{block}.attn.proj.weight").T)
+        attended = attend_within_images(heads, spans).flatten(1)
+        add_product(x, attended, self._get_weight(f"{block}.attn.proj.weight"))
 
     def _add_mlp(self, x: Float[Tensor, "N E"], block: str, bias: Tensor) -> None:
         """x += fc2(quick_gelu(fc1(norm2 x))), without fc2's bias. bias: the deferred one."""
         hidden = self._apply_linear(self._apply_norm(x, f"{block}.norm2", bias), f"{block}.mlp.fc1")
         quick_gelu_(hidden)
-        x.addmm_(hidden, self._get_weight(f"{block}.mlp.fc2.weight").T)
+        add_product(x, hidden, self._get_weight(f"{block}.mlp.fc2.weight"))
 
     def _merge(self, x: Float[Tensor, "_ _"], merger: str, bias: Tensor) -> Float[Tensor, "P C"]:
         """merge² neighboring patches, adjacent in their order, become one feature. bias: the deferred one."""
@@ -184,6 +190,16 @@ class VisionTower:
         inv_freq = 1.0 / VISION_ROPE_THETA ** (torch.arange(0, half, 2).float() / half)
         angles = torch.arange(length).float()[:, None] * inv_freq
         return angles.cos().to(self.device), angles.sin().to(self.device)
+
+
+def add_product(x: Float[Tensor, "N E"], inputs: Float[Tensor, "N I"], weight: Float[Tensor, "E I"]) -> None:
+    """x += inputs · weightᵀ, in place. x: of their dtype, or float32: then nothing is rounded but x."""
+    if x.dtype == inputs.dtype:
+        x.addmm_(inputs, weight.T)
+    elif x.is_cuda:
+        torch.addmm(x, inputs, weight.T, out_dtype=torch.float32, out=x)
+    else:
+        x.addmm_(inputs.float(), weight.T.float())
 
 
 def attend_within_images(qkv: Float[Tensor, "N 3 H D"], spans: ImageSpans) -> Float[Tensor, "N H D"]:

@@ -19,7 +19,7 @@ from lorgnette.device import copy_to_device
 from lorgnette.kernels.gelu import linear_gelu_tanh
 from lorgnette.models.model_config import VisionConfig
 from lorgnette.models.qwen2_vl import vision_tower as qwen2_vl
-from lorgnette.models.qwen2_vl.vision_tower import compute_patch_positions
+from lorgnette.models.qwen2_vl.vision_tower import add_product, compute_patch_positions
 from lorgnette.types import ImageGrid
 
 
@@ -51,7 +51,7 @@ class VisionTower(qwen2_vl.VisionTower):
         normed, mlp = self._apply_norm(x, f"{block}.norm2", bias), f"{block}.mlp"
         weight, fc1_bias = (self._get_weight(f"{mlp}.linear_fc1.{kind}") for kind in ("weight", "bias"))
         hidden = linear_gelu_tanh(normed, weight, fc1_bias)
-        x.addmm_(hidden, self._get_weight(f"{mlp}.linear_fc2.weight").T)
+        add_product(x, hidden, self._get_weight(f"{mlp}.linear_fc2.weight"))
 
 
 @lru_cache(maxsize=256)
