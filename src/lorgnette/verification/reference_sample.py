@@ -104,7 +104,7 @@ def record_sample(engine: Engine, encoded: Encoded, processor: Processor, prompt
         prompt_ids=prompt_ids,
         answer_ids=answer_ids,
         loss=round(loss, 6),
-        dtype=str(engine.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        dtype=str(engine.dtype).removeprefix("torch."),
     )
 
 
