@@ -30,7 +30,7 @@ def select_device(name: str) -> torch.device:
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
         had, needed = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
-        message = f"{get_gpu_name(device)} is too old: its compute capability is {had}, and lorgnette needs {needed}"
+        message = f"{get_gpu_name(device)} is too old: its compute capability is {had}, not {needed} or more"
         raise LorgnetteError(
             message, where=f"device={name}", hint="use a T4, an RTX 2060 or a newer GPU, or device=cpu"
         )
