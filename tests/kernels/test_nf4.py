@@ -63,13 +63,13 @@ def test_numbers_equal_those_of_bitsandbytes(
     bitsandbytes: ModuleType, shape: tuple[int, int], dtype: torch.dtype, is_nested: bool, device: str
 ) -> None:
     weight = draw_weight(shape, dtype).to(device)
+    if device == "cuda":  # see quantize_nf4
+        weight[0] = weight[1].flip(0)
     options = {"blocksize": 64, "quant_type": "nf4"}
     packed, state = bitsandbytes.quantize_4bit(weight, compress_statistics=is_nested, **options)
     matrix = quantize(weight, is_nested=is_nested)
-    if device == "cpu":
-        # On a GPU its reciprocal is approximate, and a block of zeros has other levels times 0.
-        assert torch.equal(matrix.packed, packed.flatten())
-        assert torch.equal(matrix.absmax, state.absmax)
+    assert torch.equal(matrix.packed, packed.flatten())
+    assert torch.equal(matrix.absmax, state.absmax)
     stored = Nf4Matrix(shape, packed.flatten(), state.absmax, None)
     if is_nested:
         nested = nf4.NestedAbsmax(state.state2.code, state.state2.absmax, state.offset.view(1))
@@ -81,12 +81,14 @@ def test_numbers_equal_those_of_bitsandbytes(
         ):  # fmt: skip
             assert torch.equal(ours, theirs)
     for out_dtype in DTYPES:
+        if device == "cpu" and out_dtype == torch.float16 and shape[1] % 64:
+            continue  # bitsandbytes rounds up what is half way there, at the end of a row on some CPUs
         state.dtype = out_dtype
         expected = bitsandbytes.dequantize_4bit(packed, state)
         assert torch.equal(view_bits(dequantize(stored, out_dtype)), view_bits(expected))
         assert torch.equal(dequantize(matrix, out_dtype), expected)
     swapped = Nf4Matrix(shape, (packed >> 4 | packed << 4).flatten(), stored.absmax, stored.nested)
-    assert not torch.equal(dequantize(swapped, dtype), expected)  # negative control
+    assert not torch.equal(dequantize(swapped, out_dtype), expected)  # negative control
 
 
 def test_block_sizes_are_those_of_the_format() -> None:

@@ -87,20 +87,23 @@ def dequantize_nf4(matrix: Nf4Matrix, out: Float[Tensor, "O I"]) -> None:
         nibbles = torch.stack([matrix.packed >> 4, matrix.packed & 15], 1).flatten()[: rows * columns]
         out.copy_((_get_levels(out.device)[nibbles.int()] * absmax).view(rows, columns))
         return
-    nested = matrix.nested or NestedAbsmax(matrix.absmax, matrix.absmax, matrix.absmax)  # not read
-    num_words = rows * columns // _WORD
+    num_words, absmax, nested = rows * columns // _WORD, matrix.absmax, matrix.nested
+    parts = (nested.code, nested.absmax, nested.offset) if nested else (absmax, absmax, absmax)  # not read without
     # FMA would round the nested absmax once where bitsandbytes rounds twice.
     _dequantize_kernel[(triton.cdiv(num_words, _WORDS),)](
-        matrix.packed.view(torch.int32), matrix.absmax, _get_levels(out.device), nested.code, nested.absmax,
-        nested.offset, out, num_words, columns // _WORD, out.stride(0), IS_NESTED=matrix.nested is not None,
-        WORDS_PER_BLOCK=BLOCK_SIZE // _WORD, NESTED_BLOCK=NESTED_BLOCK_SIZE, WORDS=_WORDS, enable_fp_fusion=False,
+        matrix.packed.view(torch.int32), absmax, _get_levels(out.device), *parts, out, num_words, columns // _WORD,
+        out.stride(0), IS_NESTED=nested is not None, WORDS_PER_BLOCK=BLOCK_SIZE // _WORD,
+        NESTED_BLOCK=NESTED_BLOCK_SIZE, WORDS=_WORDS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def quantize_nf4(
     values: Float[Tensor, "m I"], packed: UInt8[Tensor, " bytes"], absmax: Float32[Tensor, " blocks"]
 ) -> None:
-    """Quantize whole blocks of a matrix, or its last ones, into its bytes and absmax. values: contiguous."""
+    """Quantize whole blocks of a matrix, or its last ones, into its bytes and absmax. values: contiguous.
+
+    A block of zeros stays zeros. bitsandbytes does so on a CPU alone; on a GPU it takes the lowest level.
+    """
     size, bounds = values.numel(), _get_bounds(values.device)
     if values.is_cuda:
         grid = (triton.cdiv(len(absmax), _BLOCKS),)
