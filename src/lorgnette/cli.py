@@ -328,12 +328,13 @@ def merge(
     adapter: AdapterPath,
     out: Annotated[Path, Argument(help="a new folder for the merged checkpoint")],
     model: BaseModel = None,
+    base: Annotated[str | None, Option(help="for an adapter of NF4 weights: the model that they were made of")] = None,
     dtype: Annotated[MergedDtype, Option(help="float32: twice as large, nothing is rounded away")] = "base",
     force: Annotated[bool, Option("--force", help="write it also if rounding removes most of the adapter")] = False,
     device: Device = "auto",
 ) -> None:
     """Merge base model and adapter into one checkpoint, and compare the answers before and after."""
-    lorgnette.merge(adapter, out, model=model, device=device, dtype=dtype, force=force)
+    lorgnette.merge(adapter, out, model=model, base=base, device=device, dtype=dtype, force=force)
 
 
 @app.command("export-adapter")

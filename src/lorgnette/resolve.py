@@ -17,7 +17,7 @@ from lorgnette.io.folder_kind import explain_folder
 from lorgnette.io.paths import join_sources, split_sources, suggest_path
 from lorgnette.io.shell import format_command
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.registry import HfConfig, read_family
+from lorgnette.models.registry import HfConfig
 from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, find_size, suggest_hub_names
 from lorgnette.report.console import Terminal
 
@@ -52,13 +52,18 @@ def resolve_model(model: str, terminal: Terminal, *, needs_weights: bool = True)
                 source=hub,
                 on_progress=on_progress,
                 on_message=terminal.print,
-                check_config=read_family,
+                check_config=_check_config,
                 needs_weights=needs_weights,
             )
         except LorgnetteError as error:
             nearest = suggest_path(Path(name), "")  # a folder with a typing error
             hint = nearest or f"{error.hint}; or name a model on this machine: model=FOLDER, or model=demo"
             raise type(error)(error.message, where=error.where, hint=hint) from None
+
+
+def _check_config(folder: Path) -> None:
+    """Raises LorgnetteError for a model that cannot be trained, before its weights are downloaded."""
+    BaseCheckpoint.from_folder(folder, needs_weights=False)
 
 
 def parse_model_name(model: str) -> "tuple[str, HubChoice]":

@@ -62,6 +62,7 @@ def test_a_stored_checkpoint_is_read_as_it_is(stored: Path, dtype: torch.dtype) 
     parts = {convert_weight_name(name): tensor for name, tensor in tensors.items()}
     layers = list_nf4(model)
     assert "model.visual.blocks.0.attn.qkv" in layers
+    assert {p.dtype for p in model.parameters()} == {dtype, torch.uint8}
     for name, layer in layers.items():
         start = f"{name}.weight"
         stats = {key.removeprefix(f"{start}."): part for key, part in parts.items() if key.startswith(f"{start}.")}

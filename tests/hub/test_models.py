@@ -38,7 +38,7 @@ def model(weights: int = 300_000) -> dict[str, bytes]:
 
 
 def needed(hub: Any) -> set[str]:
-    return set(model()) - {"README.md", "original/model.safetensors", "pytorch_model.bin"}
+    return set(model()) - {"original/model.safetensors", "pytorch_model.bin"}
 
 
 def get(**more: Any) -> tuple[Path, list[str]]:

@@ -3,7 +3,12 @@
 import pytest
 
 from lorgnette.models.registry import FAMILIES
-from lorgnette.models.released_models import explain_unsupported_name, find_hub_name, suggest_hub_names
+from lorgnette.models.released_models import (
+    explain_unsupported_name,
+    find_hub_name,
+    find_unquantized_name,
+    suggest_hub_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,14 @@ def test_the_nearest_names_are_suggested(typed: str, meant: list[str]) -> None:
 def test_quantized_models_are_explained() -> None:
     whole = "its weights are quantized; those of Qwen/Qwen3-VL-4B-Instruct are not"
     assert explain_unsupported_name("Qwen3-VL-4B-Instruct-FP8") == whole
-    assert explain_unsupported_name("unsloth/Qwen3-VL-4B-Instruct-unsloth-bnb-4bit") == whole
-    assert explain_unsupported_name("unsloth/Qwen9-VL-1B-bnb-4bit") == "its weights are quantized"
+    assert explain_unsupported_name("mlx-community/Qwen9-VL-1B-4bit") == "its weights are quantized"
     assert explain_unsupported_name("me/Qwen3-8B") is None
+
+
+def test_the_name_of_nf4_weights_tells_their_base() -> None:
+    for name in ("unsloth/Qwen3-VL-4B-Instruct-unsloth-bnb-4bit", "Qwen3-VL-4B-Instruct-bnb-4bit"):
+        assert explain_unsupported_name(name) is None
+        assert find_unquantized_name(name) == "Qwen/Qwen3-VL-4B-Instruct"
+        assert suggest_hub_names(name) == ["Qwen/Qwen3-VL-4B-Instruct"]
+    assert find_unquantized_name("me/Cats-bnb-4bit") == "me/Cats"
+    assert find_unquantized_name("Qwen/Qwen3-VL-4B-Instruct") is None

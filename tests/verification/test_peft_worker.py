@@ -41,7 +41,7 @@ def test_answers_have_no_image_tokens(
     folder = tiny_family(model_type)
     processor = Processor.from_folder(folder, ProcessorSettings(image_size=None, image_tokens=(4, 30)))
     request = {"eos_token_ids": [processor.tokenizer.control_tokens["<|im_end|>"]], "max_new_tokens": 3}
-    model, _ = peft_worker._load_model({"device": "cpu"}, str(folder))
+    model, _ = peft_worker._load_model({"device": "cpu", "base": "", "quantization": None}, str(folder))
     prompt = _pad_batch(
         [processor.encode(conversations[1], add_generation_prompt=True)], processor, torch.device("cpu")
     )

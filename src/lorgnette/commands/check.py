@@ -21,6 +21,7 @@ from lorgnette.io.paths import check_writable, split_sources
 from lorgnette.io.shell import format_command
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.quantization import list_quantization_remarks, select_quantization
 from lorgnette.models.registry import HfConfig, find_family
 from lorgnette.models.released_models import find_size
 from lorgnette.processing.processor import Processor, list_size_remarks
@@ -141,7 +142,7 @@ def check(
         step_advice=step_count.warning,
         setting_advice=[
             *remarks,
-            *_list_target_remarks(settings, hf_config),
+            *_list_model_remarks(settings, hf_config),
             *list_start_warnings(settings, [row.reference for row in examples]),
         ],
         folders=_list_folders(full_scan, settings, split_sources(source)),
@@ -251,11 +252,12 @@ def _read_model_config(settings: Settings) -> HfConfig | None:
     return hf_config
 
 
-def _list_target_remarks(settings: Settings, hf_config: HfConfig | None) -> list[str]:
+def _list_model_remarks(settings: Settings, hf_config: HfConfig | None) -> list[str]:
     if hf_config is None:
         return []
     family = find_family(hf_config.get("model_type"))
-    return family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
+    remarks = family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
+    return remarks + list_quantization_remarks(select_quantization(settings.quantization, hf_config))
 
 
 def _count_tokens(

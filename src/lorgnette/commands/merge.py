@@ -1,5 +1,6 @@
 """`merge`: writes base model and adapter as one checkpoint that needs neither PEFT nor lorgnette."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,10 @@ from lorgnette.inference.loading import ModelSpec, explain_out_of_memory
 from lorgnette.io.shell import format_command, quote_word
 from lorgnette.lora.merge import Rounding, untie_output_layer, write_merged_checkpoint
 from lorgnette.lora.peft_files import SavedAdapter, explain_load_error, explain_names
+from lorgnette.lora.unquantized_base import find_unquantized_base
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
+from lorgnette.resolve import portable_name
 from lorgnette.verification import checks
 from lorgnette.verification.judgement import judge_adapter
 from lorgnette.verification.peft_check import Distance, check_with_peft
@@ -35,6 +38,7 @@ def merge(
     out: Path | str,
     *,
     model: str | None = None,
+    base: str | None = None,
     device: str = "auto",
     dtype: MergedDtype = "base",
     force: bool = False,
@@ -43,8 +47,9 @@ def merge(
     """Write the merged checkpoint to the new folder `out`, then compare its answers with base and adapter.
 
     Merges on the CPU in float32. dtype: of the written weights; base: that of the base model's. force: write also if
-    rounding to it keeps less than MIN_KEPT of the adapter. Raises UsageError if `out` exists, LorgnetteError if adapter
-    or result are broken or rounding keeps too little.
+    rounding to it keeps less than MIN_KEPT of the adapter. An adapter of NF4 weights is merged into the weights that
+    were quantized; base: their model, if the NF4 model does not name it. Raises UsageError if `out` exists,
+    LorgnetteError if adapter or result are broken, rounding keeps too little, or no unquantized base is found.
     """
     terminal = Terminal(console)
     adapter, out = Path(adapter), Path(out)
@@ -58,6 +63,12 @@ def merge(
     if judgement.merge_obstacle:
         hint = "use it beside its base model: `lorgnette verify` prints how"
         raise LorgnetteError(judgement.merge_obstacle, where=str(spec.adapter), hint=hint)
+    if base is not None and spec.checkpoint.quantization is None:
+        hint = "leave it out; --model names an adapter's base model"
+        raise UsageError("the adapter was not trained on NF4 weights", where=f"base={base}", hint=hint)
+    if spec.checkpoint.quantization is not None:
+        spec = _replace_base(spec, base, terminal)
+    assert spec.adapter is not None
     from lorgnette.engine.peft_engine import load_adapter, load_base_model
 
     with explain_out_of_memory("merging needs 8 bytes per weight"):
@@ -68,8 +79,9 @@ def merge(
             check=lambda rounding: None if force else _check_rounding(rounding, adapter, out),
         )  # fmt: skip
         del base_model
+    assert spec.metadata is not None
     fingerprint = BaseCheckpoint.from_folder(out).fingerprint
-    spec.metadata.model_copy(update={"fingerprint": fingerprint}).write(out)
+    spec.metadata.model_copy(update={"fingerprint": fingerprint, "quantization": None}).write(out)
     write_model_card(out, spec, rounding)
     terminal.print_result(f"merged     {out}")
     _report_rounding(spec, out, rounding, select_device(device).type, terminal)
@@ -81,6 +93,16 @@ def merge(
     terminal.print_result(f"vLLM       vllm serve {' '.join(map(quote_word, words))}")
     terminal.print_result(f"card       {out / CARD_FILE}: how it was made, and the commands for GGUF and Ollama")
     return out
+
+
+def _replace_base(spec: ModelSpec, base: str | None, terminal: Terminal) -> ModelSpec:
+    """The adapter with the base model whose weights were quantized. Says how far the two are apart."""
+    assert spec.metadata is not None
+    found = find_unquantized_base(spec.checkpoint, spec.base_model, terminal, given=base)
+    terminal.print_result(f"base       {found.name} without quantization; the adapter was trained on its NF4 weights,")
+    terminal.print_result(f"           which are {found.distance:.1%} away from its own (of their norm)")
+    metadata = spec.metadata.model_copy(update={"model": portable_name(found.name)})
+    return replace(spec, base_model=found.name, checkpoint=found.checkpoint, metadata=metadata)
 
 
 def _check_rounding(rounding: Rounding, adapter: Path, out: Path) -> None:
@@ -115,7 +137,10 @@ def _report_rounding(spec: ModelSpec, out: Path, rounding: Rounding, device: str
         raise LorgnetteError(f"the merged folder {problem}", where=str(out), hint="remove it, and merge again")
     sample = ReferenceSample.load(spec.adapter)
     check = checks.check_sample_loss(sample, result.sample_loss) if sample else None
-    if check and not check.passed:
+    if spec.metadata.quantization and sample and result.sample_loss is not None:
+        losses = f"{sample.loss:.4f} on NF4 when saved, {result.sample_loss:.4f} on the base model's own weights"
+        terminal.print_result(f"sample     loss of the reference sample: {losses}")
+    elif check and not check.passed:
         message, hint = f"the adapter is not the one that was trained: {check.message}", f"{check.hint}, remove {out}"
         raise LorgnetteError(message, where=str(spec.adapter), hint=f"{hint}, and merge again")
     effect = Distance.from_parts([answer.adapter_effect for answer in result.answers])

@@ -124,6 +124,7 @@ def _format_training(name: str, spec: ModelSpec, record: RunRecord | None, round
     image_size = describe_image_size(metadata.processor, spec.processor.image_processor.token_side)
     facts = [
         ("base model", _name_base_model(spec) + (f", revision {metadata.revision}" if metadata.revision else "")),
+        *([("trained on", "its weights in NF4 (QLoRA); these are not quantized")] if metadata.quantization else []),
         ("data", _name_data(record)),
         ("prompt", f"`{json.dumps(metadata.prompt, ensure_ascii=False)}`" if is_known else "unknown"),
         ("image size", image_size if is_known else "unknown"),

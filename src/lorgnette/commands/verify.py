@@ -19,6 +19,12 @@ from lorgnette.verification.judgement import Judgement, judge_adapter
 from lorgnette.verification.peft_check import AnswerComparison, check_with_peft
 from lorgnette.verification.reference_sample import ReferenceSample
 
+_NF4_OPTIONS = (
+    "load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, "
+    "llm_int8_skip_modules=['model.visual', 'lm_head']"
+)
+"""Of transformers' BitsAndBytesConfig, for the weights of a training with quantization=nf4."""
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -83,16 +89,19 @@ def verify(
         examples = read_examples(Path(data), prompt, max_rows=rows, terminal=terminal) if data else ()
         peft_result = check_with_peft(
             spec.checkpoint, adapter, spec.processor, prompt, examples, device=device,
-            is_mergeable=judgement.merge_obstacle is None, is_base_changed=spec.is_base_changed,
+            is_mergeable=not (judgement.merge_obstacle or spec.checkpoint.quantization),
+            is_base_changed=spec.is_base_changed,
         )  # fmt: skip
         sample = ReferenceSample.load(adapter)
-        peft_results = checks.check_peft_result(peft_result, sample, judgement.merge_obstacle)
+        why_unmerged = judgement.merge_obstacle or (checks.NF4_IS_NOT_MERGED if spec.checkpoint.quantization else None)
+        peft_results = checks.check_peft_result(peft_result, sample, why_unmerged)
         _print_results(terminal, peft_results)
         checks.print_answers(terminal, peft_result.answers)
         result = VerifyReport(adapter, [*result.results, *peft_results], peft_result.answers)
         if result.passed:
             obstacles = [check.message for check in peft_results if check.check == "merged" and not check.passed]
-            judgement = replace(judgement, merge_obstacle=next(iter(obstacles), None))
+            obstacle = next((text for text in obstacles if text != checks.NF4_IS_NOT_MERGED), None)
+            judgement = replace(judgement, merge_obstacle=obstacle)
             result = replace(result, usage=describe_usage(judgement))
     for name, line in result.usage:
         terminal.print_result(f"{name:<10} {line}")
@@ -110,10 +119,14 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     assert report is not None
     assert spec.adapter is not None
     base, adapter = resolve_base_name(spec), str(spec.adapter.resolve())
-    peft = f"PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({base!r}), {adapter!r})"
+    quantization, options = spec.checkpoint.quantization, ""
+    if quantization and not quantization.is_stored:
+        options = f", quantization_config=BitsAndBytesConfig({_NF4_OPTIONS})"
+    peft = f"PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({base!r}{options}), {adapter!r})"
     if judgement.has_old_names:
         peft = f"rename it first (lorgnette export-adapter {quote_word(adapter)} NEW_FOLDER --transformers 4.52)"
     reason = report.merge_reason or ("its names are from before transformers 4.52" if judgement.has_old_names else None)
+    reason = reason or ("its base model has NF4 weights" if quantization and quantization.is_stored else None)
     if judgement.merge_obstacle:
         vllm = f"does not load it: {judgement.merge_obstacle}"
     elif reason:

@@ -5,7 +5,6 @@ Here every product is torch's with the dequantized matrix, which is gone afterwa
 again.
 """
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,14 +84,7 @@ def build_loading_options(checkpoint: BaseCheckpoint, device: torch.device, dtyp
 
     quantization = checkpoint.quantization
     assert quantization is not None
-    bitsandbytes_config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.kind,
-        bnb_4bit_use_double_quant=quantization.has_double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-        # Regular expressions of modules that stay as they are: all but these.
-        llm_int8_skip_modules=[_match_others(checkpoint.list_quantized_modules())],
-    )
+    bitsandbytes_config = BitsAndBytesConfig(**checkpoint.build_bitsandbytes_options(), bnb_4bit_compute_dtype=dtype)
     options: dict[str, Any] = {"device_map": {"": device}}
     if not quantization.is_stored:
         return options | {"quantization_config": bitsandbytes_config}
@@ -103,15 +95,15 @@ def build_loading_options(checkpoint: BaseCheckpoint, device: torch.device, dtyp
 
 
 def replace_quantized_linears(model: "PreTrainedModel", dtype: torch.dtype) -> None:
-    """Put Nf4Linear in the place of every one of bitsandbytes' layers."""
+    """Put Nf4Linear in the place of every one of bitsandbytes' layers, and all other weights in `dtype`.
+
+    transformers leaves those in the dtype of the file if it has NF4 weights.
+    """
     from bitsandbytes.nn import Linear4bit
 
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit):
             model.set_submodule(name, Nf4Linear.from_linear(module, dtype))
-
-
-def _match_others(modules: Collection[str]) -> str:
-    """A regular expression that matches all names but these."""
-    names = "|".join(name.replace(".", r"\.") for name in modules)
-    return rf"(?!(?:{names})$).*"
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

@@ -26,7 +26,7 @@ _SMALL_FILES = frozenset({
     "config.json", "generation_config.json", "model.safetensors.index.json", "preprocessor_config.json",
     "processor_config.json", "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.json", "chat_template.jinja",
+    "chat_template.json", "chat_template.jinja", "README.md",
 })  # fmt: skip
 
 

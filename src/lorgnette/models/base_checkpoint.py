@@ -2,10 +2,11 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.folder_kind import explain_folder, find_folder_kind
@@ -106,6 +107,17 @@ class BaseCheckpoint:
     def list_quantized_modules(self) -> list[str]:
         """The modules whose weight a model that is loaded from it holds in NF4, as transformers names them now."""
         return list_quantized_modules(self.quantization, self._list_tensors()) if self.quantization else []
+
+    def build_bitsandbytes_options(self) -> dict[str, Any]:
+        """The options of transformers' BitsAndBytesConfig that quantize, or leave quantized, these modules alone."""
+        assert self.quantization is not None
+        names = "|".join(re.escape(name) for name in self.list_quantized_modules())
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.quantization.kind,
+            "bnb_4bit_use_double_quant": self.quantization.has_double_quantization,
+            "llm_int8_skip_modules": [f"(?!(?:{names})$).*"],  # regular expressions: all modules but these
+        }
 
     def _list_tensors(self) -> list[str]:
         return [convert_weight_name(name) for path in self.weight_files for name in read_tensor_entries(path)]

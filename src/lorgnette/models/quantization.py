@@ -78,6 +78,17 @@ def find_unsupported_quantization(hf_config: HfConfig) -> str | None:
     return None if storage == "uint8" else f"its 4-bit weights are stored as {shorten(str(storage))}"
 
 
+def list_quantization_remarks(quantization: Quantization | None) -> list[str]:
+    """What a user should know before a training on NF4 weights, in sentences."""
+    if quantization is None:
+        return []
+    source = "as the checkpoint stores them" if quantization.is_stored else "made while they are loaded"
+    return [
+        f"the decoder's projections are NF4 weights, {source}: without a training such a model answers a little "
+        "differently from the one in 16 bits (docs/guides/nf4.md)"
+    ]
+
+
 def require_bitsandbytes() -> None:
     """Raises UsageError if it is not installed. Does not import it."""
     if find_spec("bitsandbytes") is None:

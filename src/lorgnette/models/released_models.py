@@ -11,9 +11,11 @@ _OWNER = "Qwen"
 _INSTRUCT = "-instruct"
 _MIN_SIMILARITY = 0.85
 _QUANTIZED = re.compile(
-    r"(.+?)-(?:fp8|nvfp4|awq|gptq\S*|gguf|int[48]\S*|w4a16\S*|(?:unsloth-)?bnb-4bit|[2-8]bit|mlx\S*)", re.IGNORECASE
+    r"(.+?)-(?:fp8|nvfp4|awq|gptq\S*|gguf|int[48]\S*|w4a16\S*|bnb-8bit|[2-8]bit|mlx\S*)", re.IGNORECASE
 )
 """A name and the end that says how the weights are stored."""
+_NF4 = re.compile(r"(.+?)-(?:unsloth-)?bnb-4bit", re.IGNORECASE)
+"""The same for weights in bitsandbytes' NF4, which are supported."""
 _SIZED = re.compile(r"(qwen\d(?:\.\d)?)\W*(vl)?\W*(?:(\d+(?:\.\d+)?)b\b\W*(.*))?", re.IGNORECASE)
 """A name: the family's version, whether it is a VL, the size in billions, and what follows."""
 
@@ -38,6 +40,8 @@ def suggest_hub_names(name: str) -> list[str]:
     The one with the most similar name; for a size that does not exist the nearest smaller and larger one; for the name
     of a family alone all its sizes, the smallest first.
     """
+    if plain := find_unquantized_name(name):
+        return [plain]
     if typed := _SIZED.fullmatch(name):
         sizes = _list_sizes(typed)
         if typed[3] is None:
@@ -51,10 +55,17 @@ def suggest_hub_names(name: str) -> list[str]:
     return [known[match] for match in nearest]
 
 
+def find_unquantized_name(name: str) -> str | None:
+    """The model whose weights are in NF4 under this name, by the name alone; None if it does not look like one."""
+    owner, slash, own_name = name.rpartition("/")
+    match = _NF4.fullmatch(own_name)
+    return (find_hub_name(match[1]) or f"{owner}{slash}{match[1]}") if match else None
+
+
 def explain_unsupported_name(name: str) -> str | None:
     """Why the model of this name cannot be trained; None if the name does not tell."""
     owner, _, own_name = name.rpartition("/")
-    if match := _QUANTIZED.fullmatch(own_name):
+    if (match := _QUANTIZED.fullmatch(own_name)) and not _NF4.fullmatch(own_name):
         model = find_hub_name(match[1])
         return f"its weights are quantized{f'; those of {model} are not' if model else ''}"
     return unsupported.explain_name(own_name) if owner.lower() in ("", _OWNER.lower()) else None

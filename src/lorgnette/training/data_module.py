@@ -22,6 +22,7 @@ from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.metrics.labels import find_labels
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.quantization import list_quantization_remarks
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
@@ -80,6 +81,7 @@ class TrainingData:
         checkpoint = BaseCheckpoint.from_folder(folder, needs_weights=needs_weights).quantize(settings.quantization)
         check_initial_adapter(settings, checkpoint, terminal)
         target_remarks = checkpoint.family.list_target_remarks(settings.lora.target_modules, settings.lora.parts)
+        weight_remarks = list_quantization_remarks(checkpoint.quantization)
         sizes = {path: info.size for path, info in scanned.image_infos.items()}
         processor = Processor.from_folder(
             checkpoint.folder, settings.processor, read_size=lambda path: sizes.get(path) or data.read_image_size(path)
@@ -100,7 +102,7 @@ class TrainingData:
         train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
-        for line in [*processor.list_remarks(train_part), *target_remarks]:
+        for line in [*processor.list_remarks(train_part), *target_remarks, *weight_remarks]:
             terminal.print(f"note       {line}")
         for line in list_start_warnings(settings, loaded.references):
             terminal.warn(line)

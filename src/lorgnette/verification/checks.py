@@ -21,6 +21,7 @@ from lorgnette.verification.reference_sample import TOLERANCE, ReferenceSample
 
 MAX_LOGPROB_DIFFERENCE = 1e-2
 """Largest log-probability difference that float32 rounding may cause; usually it is below 1e-4."""
+NF4_IS_NOT_MERGED = "not into its NF4 weights, which would be rounded again: `lorgnette merge` takes those before NF4"
 MIN_TOTAL_VARIATION = 1e-6
 """A smaller mean total variation counts as no effect: it is within float32 rounding."""
 
@@ -89,7 +90,7 @@ def describe_processing_change(spec: ModelSpec, sample: ReferenceSample | None) 
 def check_peft_result(
     result: PeftResult, sample: ReferenceSample | None, merge_obstacle: str | None = None
 ) -> list[CheckResult]:
-    """Check what the process of plain transformers + PEFT returned. merge_obstacle: the judgement's."""
+    """Check what the process of plain transformers + PEFT returned. merge_obstacle: why it did not merge them."""
     if result.missing_weights:
         message = f"{len(result.missing_weights)} weights are in none of its files, such as {result.missing_weights[0]}"
         return [CheckResult("base", False, message, "download the whole checkpoint again")]

@@ -22,6 +22,7 @@ from lorgnette.inference.sampling import EOS_TOKENS
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.lora.rename import write_renamed
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.quantization import require_bitsandbytes
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Box, Example, Image, Turn
 from lorgnette.verification.reference_sample import IMAGE, IMAGE_FILE, ReferenceSample
@@ -115,7 +116,7 @@ def check_with_peft(
     Without examples, `prompt` is asked about four views of the reference image. Without `merged`, the worker merges
     base and adapter itself, if it is mergeable. is_base_changed: whether loading the adapter changes the base model's
     weights, so that the worker must load them again. An adapter with names from before transformers 4.52 is renamed
-    first. Raises LorgnetteError if the process fails.
+    first. Raises LorgnetteError if the process fails, UsageError if it needs bitsandbytes.
     """
     sample = ReferenceSample.load(adapter)
     with TemporaryDirectory() as temporary:
@@ -126,6 +127,7 @@ def check_with_peft(
             "is_mergeable": is_mergeable,
             "is_base_changed": is_base_changed,
             "merged": str(merged.resolve()) if merged else None,
+            "quantization": _describe_quantization(base),
             "template_options": dict(base.family.template_options),
             "device": device,
             "processor_settings": processor.settings.model_dump(mode="json"),
@@ -161,6 +163,14 @@ def _run_worker(request: dict[str, Any], folder: Path, adapter: Path) -> PeftRes
         message = f"the transformers + PEFT process failed: {reason}"
         raise LorgnetteError(message, where=str(adapter), hint=hint)
     return PeftResult.model_validate_json(result_file.read_text(encoding="utf-8"))
+
+
+def _describe_quantization(base: BaseCheckpoint) -> dict[str, Any] | None:
+    """How the base model's weights are NF4; options: of transformers' BitsAndBytesConfig."""
+    if base.quantization is None:
+        return None
+    require_bitsandbytes()
+    return {"is_stored": base.quantization.is_stored, "options": base.build_bitsandbytes_options()}
 
 
 def _rename_tensors(adapter: Path, copy: Path) -> Path:

@@ -116,10 +116,41 @@ def _load_model(request: dict[str, Any], folder: str) -> tuple[Any, list[str]]:
     """
     auto_model = transformers.AutoModelForImageTextToText
     # config.json could name a kernel to download.
-    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+    quantization = request["quantization"] if folder == request["base"] else None
+    if quantization is not None:
+        options |= _build_quantization_options(quantization, folder)
     model, info = auto_model.from_pretrained(folder, **options)
+    if quantization is not None:
+        _dequantize(model)
     model.generation_config = transformers.GenerationConfig()
     return model.to(request["device"]).eval(), sorted(info["missing_keys"])
+
+
+def _build_quantization_options(quantization: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Options of from_pretrained for a base model in NF4; its config.json may name other modules than are stored."""
+    config = transformers.BitsAndBytesConfig(**quantization["options"])
+    options: dict[str, Any] = {"device_map": {"": "cpu"}}
+    if not quantization["is_stored"]:
+        return options | {"quantization_config": config}
+    model_config = transformers.AutoConfig.from_pretrained(folder)
+    model_config.quantization_config = config.to_dict()
+    return options | {"config": model_config}
+
+
+def _dequantize(model: Any) -> None:
+    """Make plain layers of bitsandbytes' ones, whose products have another precision on some CPUs.
+
+    All other weights become float32: transformers leaves them in the dtype of a file that has NF4 weights.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.weight.quant_state.dtype = torch.float32  # else rounded to the dtype of whoever quantized them
+    model.dequantize()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
 
 
 def _load_processor(folder: str) -> Any:
