@@ -98,8 +98,8 @@ def shrink(config: HfConfig, vocabulary: int) -> dict[str, Any]:
     return small | {"vision_config": vision | {name: value for name, value in blocks.items() if name in vision}}
 
 
-def write_weights(folder: Path, config: HfConfig) -> None:
-    """Write random weights under the hub's names, several files at a time."""
+def write_weights(folder: Path, config: HfConfig, *, zeros: bool = False) -> None:
+    """Write random weights under the hub's names, several files at a time. zeros: files that take no space."""
     text, vision = parse_configs(config)
     shapes = text.list_weight_shapes() | vision.list_weight_shapes()
     if "text_config" not in config:
@@ -118,10 +118,10 @@ def write_weights(folder: Path, config: HfConfig) -> None:
         weight_map = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda n: write_file(folder / names[n], groups[n], n), range(len(groups))))
+        list(pool.map(lambda n: write_file(folder / names[n], groups[n], n, zeros=zeros), range(len(groups))))
 
 
-def write_file(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+def write_file(path: Path, shapes: dict[str, tuple[int, ...]], seed: int, *, zeros: bool) -> None:
     """A safetensors file, weight after weight, so that it is never in memory as a whole."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -133,6 +133,9 @@ def write_file(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> Non
     generator = torch.Generator(DEVICE).manual_seed(seed)
     with path.open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
+        if zeros:
+            file.truncate(8 + len(content) + end)
+            return
         for name, shape in shapes.items():
             file.write(memoryview(init_weight(name, shape, generator).cpu().view(torch.uint8).numpy()))
 

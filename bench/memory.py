@@ -91,8 +91,9 @@ def measure(
     estimate = predict_memory(workload)
     return {
         "engine": name, "tokens": workload.tokens, "labels": workload.labels, "rank": rank, "dropout": dropout,
-        "recompute_layers": recompute_layers, "peak_gib": peak / GIB, "predicted_gib": estimate.peak_bytes / GIB,
-        "error_percent": 100 * (estimate.peak_bytes / peak - 1) if peak else 0.0, "peak_phase": estimate.peak_phase,
+        "recompute_layers": recompute_layers, "peak_gib": peak / GIB, "predicted_gib": estimate.allocated_bytes / GIB,
+        "error_percent": 100 * (estimate.allocated_bytes / peak - 1) if peak else 0.0,
+        "peak_phase": estimate.peak_phase, "predicted_reserved_gib": estimate.peak_bytes / GIB,
         "items_gib": {item: size / GIB for item, size in estimate.peak_items.items()},
         "reserved_gib": reserved / GIB, "reserved_two_shapes_gib": measure_peak_bytes()[1] / GIB,
         "loss": engine.compute_loss(replace(batch, examples=())).item(),
