@@ -1,0 +1,114 @@
+"""Prints docs/kernels.md from the file that `make test-kernels` writes."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kernel_matrix import CARDS, KIB, WIDEST, Card, format_capability
+
+from lorgnette.kernels.tiles import find_tiles
+
+RESULTS = Path(__file__).parent / "kernel_matrix.json"
+_HEADER = """# Kernels and cards
+
+The fast engine's Triton kernels are for NVIDIA GPUs of compute capability 7.5 and later. A kernel can be compiled for a
+card without having it. `make test-kernels` records what the engine launches for each released model, compiles it with
+Triton and NVIDIA's assembler, and holds it against the card's limits. `make docs` prints this page from the result.
+**A card on this page is compiled for, not tried**; [speed.md](speed.md) says on which ones lorgnette was measured.
+
+A kernel does not start if it needs more shared memory than the card gives to a program. Registers that do not fit are
+kept in memory ("spilled"): the kernel is correct and slower.
+"""
+_COMPILED = """With Triton {triton}: {programs:,} programs, from {launches} launches of {num_models} models ({models}),
+and in half precision from those of a model with the most and the widest heads that the kernels take.
+"""
+_T4 = """On 7.5 Triton does not use tensor cores, so attention is slow there for long examples. All other products are
+cuBLAS's and use them. The reference engine trains a model whose heads are wider than 128, or with more than 32 query
+heads per key-value head.
+"""
+_KERNELS = """The most that any launch of a released model needs: shared memory in KiB, and behind a + the bytes that a
+thread spills. 0 is less than half a KiB.
+"""
+_SHAPES = """The kernels with matrix products, by query heads/key-value heads, at a head width of 128 in half precision.
+"""
+
+
+def format_page(results: Mapping[str, Any]) -> str:
+    """The page. results: the content of the file."""
+    launches: Sequence[Mapping[str, Any]] = results["launches"]
+    models = [name for name in results["models"] if name != WIDEST]
+    count = sum(len(launch["needs"]) for launch in launches)
+    compiled = _COMPILED.format(
+        triton=results["triton"], programs=count, launches=len(launches), num_models=len(models),
+        models=", ".join(models),
+    )  # fmt: skip
+    released = [launch for launch in launches if launch["models"] != [WIDEST]]
+    cards, kernels, shapes = format_cards(), format_kernels(released), format_shapes(launches)
+    parts = [_HEADER, compiled, "## Cards\n", cards, _T4, "## Kernels\n", _KERNELS, kernels]
+    parts += ["## Attention by shape\n", _SHAPES, shapes]
+    return "\n".join(parts)
+
+
+def format_cards() -> str:
+    def describe(capability: tuple[int, int], card: Card) -> list[object]:
+        tiles = find_tiles(capability)
+        shape = f"{tiles.block_m}×{tiles.block_n}, {tiles.num_warps} warps"
+        limits = card.shared_kib, card.max_spilled, shape
+        return [format_capability(capability), card.names, *limits, ", ".join(card.dtypes)]
+
+    header = ["capability", "cards", "shared memory, KiB", "spilled bytes allowed", "attention's tiles", "compiled in"]
+    return _format_table(header, [describe(*item) for item in CARDS.items()])
+
+
+def format_kernels(launches: Sequence[Mapping[str, Any]]) -> str:
+    kernels = sorted({launch["kernel"] for launch in launches})
+    rows = [
+        [_name(kernel), *_list_worst(launches, lambda launch, k=kernel: launch["kernel"] == k)] for kernel in kernels
+    ]
+    return _format_table(["kernel", *map(format_capability, CARDS)], rows)
+
+
+def format_shapes(launches: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each kernel and number of heads."""
+    rows, seen = [], set()
+    for launch in sorted(launches, key=lambda launch: (launch["kernel"], launch["constants"].get("G", 0))):
+        constants = launch["constants"]
+        key = launch["kernel"], constants.get("G"), constants.get("K")
+        if constants.get("D") != 128 or "BLOCK_N" not in constants or "G" not in constants or key in seen:
+            continue
+        seen.add(key)
+
+        def is_same(other: Mapping[str, Any], key: tuple[str, int, int] = key) -> bool:
+            shape = other["kernel"], other["constants"].get("G"), other["constants"].get("K")
+            return shape == key and other["constants"].get("D") == 128 and other["dtype"] != "fp32"
+
+        heads = f"{constants['G'] * constants['K']}/{constants['K']}"
+        rows.append([_name(launch["kernel"]), heads, *_list_worst(launches, is_same)])
+    return _format_table(["kernel", "heads", *map(format_capability, CARDS)], rows)
+
+
+def _list_worst(launches: Iterable[Mapping[str, Any]], is_meant: Callable[[Mapping[str, Any]], bool]) -> list[str]:
+    """By card: most shared memory and most spilled bytes of these launches."""
+    meant = [launch["needs"] for launch in launches if is_meant(launch)]
+    cells = []
+    for capability in map(format_capability, CARDS):
+        needs = [need[capability] for need in meant if capability in need]
+        shared, spilled = (max((need[i] for need in needs), default=0) for i in (0, 2))
+        cells.append(f"{shared / KIB:.0f}{f' +{spilled}' if spilled else ''}")
+    return cells
+
+
+def _name(kernel: str) -> str:
+    """`attention: attention_fwd`."""
+    module, _, name = kernel.partition(":")
+    return f"{module}: {name.strip('_').removesuffix('_kernel')}"
+
+
+def _format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    print(format_page(json.loads(RESULTS.read_text(encoding="utf-8"))), end="")
