@@ -94,10 +94,10 @@ def test_a_file_of_ms_swift_is_a_recipe(tmp_path: Path) -> None:
 
 def test_all_that_does_not_fit_is_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        load(tmp_path, LLAMA_FACTORY + "deepspeed: ds_z3.json\nquantization_bit: 4\nzzz: 1\n")
+        load(tmp_path, LLAMA_FACTORY + "deepspeed: ds_z3.json\nquantization_bit: 8\nzzz: 1\n")
     message = str(caught.value)
     for part in ("5 settings do not fit", "dataset=mllm_demo,identity: ", "cutoff_len=2048: ", "deepspeed=ds_z3.json: ",
-                 "quantization_bit=4: ", "unknown setting zzz", "r.yaml", "WORD=null on the command line"):  # fmt: skip
+                 "quantization_bit=8: ", "unknown setting zzz", "r.yaml", "WORD=null on the command line"):  # fmt: skip
         assert part in message, message
     assert "\n" not in message
 

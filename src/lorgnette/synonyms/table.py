@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from lorgnette.synonyms.values import (
+    EIGHT_BITS,
     TARGET_MODULES,
     NoCounterpartError,
     Translation,
@@ -20,6 +21,7 @@ from lorgnette.synonyms.values import (
     combine_parts,
     combine_pixels,
     combine_precision,
+    combine_quantization,
     combine_saving,
     format_value,
     read_alpha,
@@ -133,6 +135,7 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 _RECOMPUTE = "layers are recomputed only where the memory is short"
 _KERNELS = "the engine chooses its kernels"
 _ONE_GPU = "training runs on one GPU"
+_NF4 = "quantization=nf4 is NF4"
 _PLAIN_LORA = "plain LoRA, of one rank and one learning rate, is what is trained"
 _FITS = "remove it; `lorgnette plan` says whether the run fits"
 # fmt: off
@@ -193,6 +196,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _combine("TL", "bf16, pure_bf16, fp16", "dtype", combine_precision,
              "bf16=false is float32, fp16=true float16; the LoRA matrices are always float32"),
     _accept("TSU", "torch_dtype", "dtype"),
+    _combine("LSU", "quantization_bit quant_bits, load_in_4bit", "quantization", combine_quantization,
+             f"4 bits are nf4; {EIGHT_BITS}"),
     _accept_flag("T", "use_cpu no_cuda", "device", "cpu", "device=auto takes a GPU if there is one"),
     _accept("T", "generation_max_length", "predict.max_new_tokens", read_whole),
     _accept_flag("L", "use_swanlab", "report_to", ("swanlab",), "report_to names the trackers"),
@@ -245,8 +250,12 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
                   "the answers alone have a loss", bool),
     _need_nothing("U", "instruction_part response_part", "the chat template says where an answer begins"),
     _need_nothing("L", "ignore_pad_token_for_loss", "there is no padding", bool),
-    _need_nothing("LS", "quantization_method quantization_type double_quantization bnb_4bit_compute_dtype "
-                  "bnb_4bit_quant_type bnb_4bit_use_double_quant", "the weights are not quantized"),
+    _need_nothing("LS", "quantization_method quant_method", f"{_NF4} in bitsandbytes' format",
+                  _is("bnb", "bitsandbytes")),
+    _need_nothing("LS", "quantization_type bnb_4bit_quant_type", _NF4, _is("nf4")),
+    _need_nothing("LS", "double_quantization bnb_4bit_use_double_quant", f"{_NF4} with double quantization",
+                  _is(True, "true")),
+    _need_nothing("LS", "bnb_4bit_compute_dtype", f"{_NF4}, and its products are computed in dtype"),
     _need_nothing("L", "video_max_pixels video_min_pixels video_fps video_maxlen", "there are no videos"),
     _need_nothing("PS", "bias lora_bias", "biases are not trained", _is("none", False)),
     _need_nothing("PS", "init_lora_weights init_weights", "A is drawn as in PEFT, B is zero", _is(True, "true")),
@@ -283,8 +292,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
             "it cuts longer examples, and no example is ever cut here",
             "remove it, or write max_length=N: a longer example is then a broken row", "max_length"),
     _refuse("T", "deepspeed fsdp fsdp_config parallelism_config", _ONE_GPU, _FITS, off=("",)),
-    _refuse("LSU", "quantization_bit quant_bits quant_method load_in_4bit load_in_8bit load_in_fp8 fp8",
-            "LoRA is trained on the weights as they are, not on 4 or 8 bits", _FITS),
+    _refuse("LSU", "load_in_8bit load_in_fp8 fp8", EIGHT_BITS, "write quantization=nf4, or remove it", "quantization"),
     _refuse("RLS", "packing neat_packing packing_length eval_packing",
             "it changes how many examples a step has; here it is train.batch_size, always packed without padding"),
     _refuse("T", "optim_args optim_target_modules optimizer use_galore use_apollo use_badam use_adam_mini use_muon",

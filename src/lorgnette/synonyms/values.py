@@ -15,6 +15,7 @@ _ATTENTION, _MLP = TARGET_MODULES[:4], TARGET_MODULES[4:]
 _PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2-VL and Qwen2.5-VL, whose words these are; which model is trained is not known here."""
 _MIN_TOKENS, _MAX_TOKENS = 4, 1280
+EIGHT_BITS = "frozen weights are in 4 bits (NF4) or as they are, not in 8"
 
 
 class NoCounterpartError(Exception):
@@ -207,6 +208,15 @@ def combine_modules(values: Values) -> Translation:
     if not names:
         raise NoCounterpartError("no layers are left to train", "let attention or MLP be trained")
     return Translation((("lora.target_modules", names),), "layers of the language model")
+
+
+def combine_quantization(values: Values) -> Translation:
+    """quantization_bit: bits of a weight; 0 for none."""
+    bits = values.get("quantization_bit") or 0
+    if bits and str(bits) != "4":
+        raise NoCounterpartError(EIGHT_BITS, "write quantization=nf4, or remove it")
+    is_on = bits or any(_read_flags({word: value for word, value in values.items() if word == "load_in_4bit"}).values())
+    return Translation((("quantization", "nf4"),) if is_on else ())
 
 
 def combine_precision(values: Values) -> Translation:
