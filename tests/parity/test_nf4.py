@@ -14,6 +14,7 @@ from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import build_features, load_decoder
 from lorgnette.engine.peft_engine import ReferenceEngine, add_adapter, load_base_model
 from lorgnette.features.image_features import Features, HfVisionTower
+from lorgnette.inference.generator import Generator
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
@@ -30,6 +31,7 @@ STEPS = [
     (CPU, torch.float32, 0.0), (CPU, torch.float32, 0.3),
     pytest.param(torch.device("cuda"), torch.bfloat16, 0.3, marks=CUDA),
 ]  # fmt: skip
+DEVICES = [(CPU, torch.float32), pytest.param(torch.device("cuda"), torch.bfloat16, marks=CUDA)]
 PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
 TOLERANCE = 1e-5
@@ -103,6 +105,34 @@ def test_a_step_equals_that_of_the_dequantized_weights(
     for linear in plain.decoder.linears:  # negative control
         linear.load_weight()[:, : linear.in_features] *= 1.01
     assert not torch.equal(run_engine(plain, batch)[0], losses)
+
+
+@pytest.mark.parametrize(("device", "dtype"), DEVICES)
+@pytest.mark.parametrize("use_adapter", [False, True])
+def test_answers_equal_those_of_the_dequantized_weights(
+    checkpoint: BaseCheckpoint,
+    conversations: list[Example],
+    device: torch.device,
+    dtype: torch.dtype,
+    use_adapter: bool,
+) -> None:
+    """The logits of the prompts and of three more tokens: on CUDA eager, captured and replayed."""
+    processor = Processor.from_folder(checkpoint.folder, PROCESSOR)
+    prompts = [processor.encode(example, add_generation_prompt=True) for example in conversations[:2]]
+    engine, plain = (build_engine(checkpoint, device, dtype, 0.0) for _ in range(2))
+    dequantize_decoder(plain.decoder)
+    FastEngine(plain.decoder, plain.adapter, plain.features, dropout=0.0)
+    engine.features.prepare(grid for prompt in prompts for grid in prompt.grids)
+    logits = []
+    for decoder in (engine.decoder, plain.decoder):
+        generator = Generator(decoder, engine.features)
+        cache = generator.prefill(prompts, 4, use_adapter=use_adapter)
+        logits.append([cache.logits.clone()])
+        for _ in range(3):
+            step = generator.decode_step(cache, cache.logits.argmax(-1), use_adapter=use_adapter)
+            logits[-1].append(step.clone())
+    assert all(map(torch.equal, *logits))
+    assert not torch.equal(logits[0][0], logits[0][1])
 
 
 def test_losses_and_gradients_equal_those_of_bitsandbytes(checkpoint: BaseCheckpoint, batch: PackedBatch) -> None:
