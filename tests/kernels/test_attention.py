@@ -41,10 +41,11 @@ def make_plan(
 
 
 def split_values(qkv: Tensor, H: int, K: int) -> tuple[Tensor, Tensor]:
-    """A matrix of queries and keys alone, and one with the values, NaN elsewhere."""
-    values, end = qkv.clone(), qkv.shape[1] // (H + 2 * K) * (H + K)
-    values[:, :end] = torch.nan
-    return qkv[:, :end].clone(), values
+    """One matrix for queries and keys, one for values; NaN elsewhere."""
+    queries_keys, values = qkv.clone(), qkv.clone()
+    end = qkv.shape[1] // (H + 2 * K) * (H + K)
+    queries_keys[:, end:] = values[:, :end] = torch.nan
+    return queries_keys, values
 
 
 def dense(qkv: Tensor, queries: np.ndarray, visible_until: np.ndarray, H: int, K: int) -> Tensor:

@@ -158,8 +158,7 @@ def test_predicted_activations_equal_the_saved_ones(
 def _count_bytes(saved: object, workload: Workload) -> int:
     """With values of two bytes, as on a GPU, where attention also saves a log-sum-exp per token and head."""
     assert isinstance(saved, LayerActivations)
-    found = [value for field in fields(saved) if isinstance(value := getattr(saved, field.name), Tensor)]
-    tensors = {tensor.data_ptr(): tensor for tensor in found}.values()  # `rotated` may be `qkv`
+    tensors = [value for field in fields(saved) if isinstance(value := getattr(saved, field.name), Tensor)]
     values, scales = (sum(t.numel() for t in tensors if t.dim() == dims) for dims in (2, 1))
     return 2 * values + 4 * scales + 4 * workload.text.num_heads * len(saved.attn_ext)
 

@@ -1,7 +1,7 @@
 """Attention in a packed prefix tree, forward and backward: query q sees the keys k ≤ q < visible_until[k].
 
     qkv  [T, (H+2K)·D]  the heads of queries, keys and values side by side; H/K = G query heads share a key head.
-                        Without values, [T, (H+K)·D], where these are in another matrix of this layout.
+                        The values may be those of another matrix of this layout.
 
     S = QKᵀ/√D   P = exp(S − lse)   O = PV      dS = P ∘ (dO·Vᵀ − Σ dO∘O)   dQ = dS·K/√D   dK = dSᵀQ/√D   dV = PᵀdO
     (FlashAttention-2: Dao 2023; the mask as one range of queries per key: FlashMask, Wang et al. 2024)
@@ -40,18 +40,17 @@ def attention_forward(
     """out = softmax(q·kᵀ/√D)·v over the keys each query sees; 0 if it sees none. `out` may be columns of a wider
     matrix.
 
-    values: the matrix of all heads whose last columns are the values; None: `qkv`, which may otherwise lack these.
+    values: the matrix whose last columns are the values; None: `qkv`.
     Returns the log-sum-exp that the backward pass needs, in base 2: log₂ Σ 2^(S·log₂e); None from the reference.
     """
     if not (qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)):  # fp32 would gain nothing: no tensor cores
         out.copy_(attention_reference(_join_values(qkv, values, num_heads), plan, num_heads))
         return None
-    values = qkv if values is None else values
-    sizes = _build_constexprs(values, num_heads)
+    sizes = _build_constexprs(qkv, num_heads)
     lse = torch.empty(len(out), num_heads[0], dtype=torch.float32, device=qkv.device)
     _attention_fwd_kernel[(len(plan.query_tiles), num_heads[1])](
-        qkv, values, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse,
-        sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv), qkv.stride(0), values.stride(0), out.stride(0), **sizes,
+        qkv, qkv if values is None else values, plan.query_indices, plan.visible_until, plan.query_tiles, out, lse,
+        sizes["D"] ** -0.5 * _LOG2E, len(out), len(qkv), qkv.stride(0), out.stride(0), **sizes,
         **_build_options(plan.tiles, plan.tiles.block_m, sizes["G"]),
     )  # fmt: skip
     return lse
@@ -76,18 +75,17 @@ def attention_backward(
             # The gradient of a scalar: for any other output torch imports sympy to compare shapes.
             total = (attention_reference(leaf, plan, num_heads) * grad).sum()
         return torch.autograd.grad(total, leaf)[0]
-    values, (H, K) = qkv if values is None else values, num_heads
-    sizes = _build_constexprs(values, num_heads)
+    sizes, (H, K) = _build_constexprs(qkv, num_heads), num_heads
     M, T, D = len(grad), len(qkv), sizes["D"]
-    scale = D**-0.5
-    dqkv = torch.empty(values.shape, dtype=qkv.dtype, device=qkv.device)
+    scale, values = D**-0.5, qkv if values is None else values
+    dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if M < T:
         dqkv[:, : H * D].zero_()
     # dQ, one program per query tile; it also stores delta = Σ dO∘O for the next kernel.
     delta = torch.empty_like(lse)
     _attention_bwd_dq_kernel[(len(plan.query_tiles), K)](
         qkv, values, grad, attended, lse, plan.query_indices, plan.visible_until, plan.query_tiles, dqkv, delta, scale,
-        scale * _LOG2E, M, T, qkv.stride(0), values.stride(0), grad.stride(0), attended.stride(0), **sizes,
+        scale * _LOG2E, M, T, qkv.stride(0), grad.stride(0), attended.stride(0), **sizes,
         **_build_options(plan.tiles, plan.tiles.block_m, sizes["G"]),
     )  # fmt: skip
     # dK and dV, one program per task. If its block has more than one, each writes an fp32 partial sum; no atomics make
@@ -96,7 +94,7 @@ def attention_backward(
     partials = torch.empty(len(plan.dkv_tasks), K, 2, block_n, D, dtype=torch.float32, device=qkv.device)
     _attention_bwd_dkv_kernel[(len(plan.dkv_tasks), K)](
         qkv, values, grad, lse, delta, plan.query_indices, plan.visible_until, plan.dkv_tasks, plan.dkv_task_offsets,
-        partials, dqkv, scale, scale * _LOG2E, T, qkv.stride(0), values.stride(0), grad.stride(0), **sizes,
+        partials, dqkv, scale, scale * _LOG2E, T, qkv.stride(0), grad.stride(0), **sizes,
         **_build_options(plan.tiles, plan.tiles.bwd_block_m, sizes["G"]),
     )  # fmt: skip
     _reduce_dkv_kernel[(len(plan.dkv_task_offsets) - 1, 2 * K, block_n // REDUCE_KEYS)](
@@ -123,17 +121,17 @@ def attention_reference(qkv: Float[Tensor, "T _"], plan: AttentionPlan, num_head
 def _join_values(
     qkv: Float[Tensor, "T _"], values: Float[Tensor, "T _"] | None, num_heads: HeadCounts
 ) -> Float[Tensor, "T _"]:
-    """One matrix of queries, keys and values, for the reference."""
+    """One matrix with all of them, for the reference."""
     if values is None or values is qkv:
         return qkv
     H, K = num_heads
-    end = values.shape[1] // (H + 2 * K) * (H + K)
+    end = qkv.shape[1] // (H + 2 * K) * (H + K)
     return torch.cat([qkv[:, :end], values[:, end:]], 1)
 
 
-def _build_constexprs(values: Float[Tensor, "T _"], num_heads: HeadCounts) -> dict[str, int]:
+def _build_constexprs(qkv: Float[Tensor, "T _"], num_heads: HeadCounts) -> dict[str, int]:
     H, K = num_heads
-    D = values.shape[1] // (H + 2 * K)
+    D = qkv.shape[1] // (H + 2 * K)
     return {"H": H, "K": K, "G": H // K, "D": D, "BLOCK_D": max(16, triton.next_power_of_2(D))}
 
 
@@ -161,22 +159,21 @@ if triton is not None:
     @triton.jit
     @no_type_check
     def _load_kv_block(
-        qkv, values, visible_until, offs_n, head, T, stride, value_stride,
+        qkv, values, visible_until, offs_n, head, T, stride,
         H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """(k, v, visible_until) of some tokens, for one key head."""
         offs_d = tl.arange(0, BLOCK_D)
         mask_nd = (offs_n < T)[:, None] & (offs_d < D)[None, :]
-        rows, cols = offs_n.to(tl.int64)[:, None], (H + head) * D + offs_d[None, :]
-        k = tl.load(qkv + rows * stride + cols, mask=mask_nd, other=0.0)
-        v = tl.load(values + rows * value_stride + cols + K * D, mask=mask_nd, other=0.0)
+        offs_k = offs_n.to(tl.int64)[:, None] * stride + (H + head) * D + offs_d[None, :]
+        k = tl.load(qkv + offs_k, mask=mask_nd, other=0.0)
+        v = tl.load(values + offs_k + K * D, mask=mask_nd, other=0.0)
         return k, v, tl.load(visible_until + offs_n, mask=offs_n < T, other=0)
 
     @triton.jit
     @no_type_check
     def _attention_fwd_kernel(
-        qkv, values, query_indices, visible_until, query_tiles, out, lse, scale, M, T, stride, value_stride,
-        out_stride,
+        qkv, values, query_indices, visible_until, query_tiles, out, lse, scale, M, T, stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
@@ -199,9 +196,7 @@ if triton is not None:
         )
         for i in range(0, count):
             offs_n = (i + tl.where(i >= before, gap, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(
-                qkv, values, visible_until, offs_n, head, T, stride, value_stride, H, K, D, BLOCK_D
-            )
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             qk = tl.dot(q, tl.trans(k)) * scale
             # A block may hold keys of other branches, and keys behind the query.
             mask_mn = mask_m[:, None] & (offs_n[None, :] <= pos_m[:, None]) & (pos_m[:, None] < until_n[None, :])
@@ -225,7 +220,7 @@ if triton is not None:
     @no_type_check
     def _attention_bwd_dq_kernel(
         qkv, values, grad, attended, lse, query_indices, visible_until, query_tiles, dqkv, delta, scale, scale_log2, M,
-        T, stride, value_stride, grad_stride, out_stride,
+        T, stride, grad_stride, out_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
@@ -253,9 +248,7 @@ if triton is not None:
         # The key blocks of the forward pass; P is recomputed from the saved lse.
         for i in range(0, count):
             offs_n = (i + tl.where(i >= before, gap, 0)) * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(
-                qkv, values, visible_until, offs_n, head, T, stride, value_stride, H, K, D, BLOCK_D
-            )
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             qk = tl.dot(q, tl.trans(k)) * scale_log2
             mask_mn = mask_m[:, None] & (offs_n[None, :] <= pos_m[:, None]) & (pos_m[:, None] < until_n[None, :])
             p = tl.where(mask_mn, tl.exp2(qk - lse_i[:, None]), 0.0)
@@ -268,7 +261,7 @@ if triton is not None:
     @no_type_check
     def _attention_bwd_dkv_kernel(
         qkv, values, grad, lse, delta, query_indices, visible_until, dkv_tasks, task_offsets, partials, dqkv, scale,
-        scale_log2, T, stride, value_stride, grad_stride,
+        scale_log2, T, stride, grad_stride,
         H: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
         BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
@@ -282,9 +275,7 @@ if triton is not None:
         if first < end:
             offs_d = tl.arange(0, BLOCK_D)
             offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-            k, v, until_n = _load_kv_block(
-                qkv, values, visible_until, offs_n, head, T, stride, value_stride, H, K, D, BLOCK_D
-            )
+            k, v, until_n = _load_kv_block(qkv, values, visible_until, offs_n, head, T, stride, H, K, D, BLOCK_D)
             dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
             # Keys stay in registers; the queries that see them stream by. Scores are transposed: keys × rows.

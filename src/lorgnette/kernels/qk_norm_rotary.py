@@ -31,7 +31,7 @@ def norm_and_rotate(
     num_heads: tuple[int, int],
     out: Float[Tensor, "T _"],
 ) -> None:
-    """Write queries and keys, normed and rotated, into the first columns of `out`, which may be `qkv` itself.
+    """Write queries and keys, normed and rotated, into `out`, which may be `qkv` itself. Its values are left alone.
 
     weights: of the query heads' norm and of the key heads'. num_heads: (query heads, key-value heads).
     """
@@ -96,15 +96,13 @@ if triton is not None:
         offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
         offs_d = tl.arange(0, HALF)[None, :]
         mask_h = offs_h < HEADS
-        # All loads come before the first sum: none waits for it.
         ptrs = qkv + row * stride + offs_h * (2 * HALF) + offs_d
         first = tl.load(ptrs, mask=mask_h, other=0.0).to(tl.float32)
         second = tl.load(ptrs + HALF, mask=mask_h, other=0.0).to(tl.float32)
-        w = weights + tl.where(offs_h < H, 0, 2 * HALF) + offs_d
-        w_first, w_second = tl.load(w).to(tl.float32), tl.load(w + HALF).to(tl.float32)
-        c, s = tl.load(cos + row * HALF + offs_d), tl.load(sin + row * HALF + offs_d)
         rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
-        first, second = w_first * (first * rstd), w_second * (second * rstd)
+        w = weights + tl.where(offs_h < H, 0, 2 * HALF) + offs_d
+        first, second = tl.load(w).to(tl.float32) * (first * rstd), tl.load(w + HALF).to(tl.float32) * (second * rstd)
+        c, s = tl.load(cos + row * HALF + offs_d), tl.load(sin + row * HALF + offs_d)
         ptrs = out + row * out_stride + offs_h * (2 * HALF) + offs_d
         tl.store(ptrs, (first * c - second * s).to(out.dtype.element_ty), mask=mask_h)
         tl.store(ptrs + HALF, (second * c + first * s).to(out.dtype.element_ty), mask=mask_h)
@@ -123,17 +121,16 @@ if triton is not None:
         ptrs = qkv + row * stride + offs_h * (2 * HALF) + offs_d
         first = tl.load(ptrs, mask=mask_h, other=0.0).to(tl.float32)
         second = tl.load(ptrs + HALF, mask=mask_h, other=0.0).to(tl.float32)
+        rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
+        # Rotate the gradient back.
         grad_ptrs = dqkv + row * grad_stride + offs_h * (2 * HALF) + offs_d
         grad_first = tl.load(grad_ptrs, mask=mask_h, other=0.0).to(tl.float32)
         grad_second = tl.load(grad_ptrs + HALF, mask=mask_h, other=0.0).to(tl.float32)
-        w = weights + tl.where(offs_h < H, 0, 2 * HALF) + offs_d
-        w_first, w_second = tl.load(w).to(tl.float32), tl.load(w + HALF).to(tl.float32)
         c, s = tl.load(cos + row * HALF + offs_d), tl.load(sin + row * HALF + offs_d)
-        # Rotate the gradient back.
-        g_first = (grad_first * c + grad_second * s) * w_first
-        g_second = (grad_second * c - grad_first * s) * w_second
+        w = weights + tl.where(offs_h < H, 0, 2 * HALF) + offs_d
+        g_first = (grad_first * c + grad_second * s) * tl.load(w).to(tl.float32)
+        g_second = (grad_second * c - grad_first * s) * tl.load(w + HALF).to(tl.float32)
         # The norm's backward.
-        rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
         first, second = first * rstd, second * rstd
         mean = (tl.sum(g_first * first, 1) + tl.sum(g_second * second, 1))[:, None] / (2 * HALF)
         tl.store(grad_ptrs, (rstd * (g_first - first * mean)).to(dqkv.dtype.element_ty), mask=mask_h)

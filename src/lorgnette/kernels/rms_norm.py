@@ -52,27 +52,26 @@ def rms_norm_backward(
     weight: Float[Tensor, " C"],
     residual: Float[Tensor, "T C"] | None = None,
     masked_grads: MaskedGrads | None = None,
-) -> tuple[Float[Tensor, "T C"], Float[Tensor, "n T C"]]:
-    """(gradient of x', [xn]), with xn recomputed and rounded as before. The weight is frozen.
+) -> tuple[Float[Tensor, "T C"], Float[Tensor, "T C"]]:
+    """(gradient of x', xn recomputed with the same rounding). The weight is frozen.
 
-    grad: of xn; may be columns of a wider matrix. If `masked_grads` is given, each is masked and added to `grad` first,
-    and xn comes under every one of their masks, as `add_rms_norm` returns it.
+    grad: of xn; may be columns of a wider matrix. If `masked_grads` is given, each is masked and added to `grad` first.
     residual: the gradient that reaches x' past the norm; added to the result.
     """
     if not x.is_cuda:
         # dx = rstd · (g·w) − x · rstd³ · mean(g·w·x)
-        wg, normed = grad.float(), (weight.float() * (x.float() * rstd[:, None])).to(x.dtype)[None]
+        wg = grad.float()
         if masked_grads is not None:
-            grads, dropout, rng_stream = masked_grads
-            wg, normed = wg.clone(), apply_dropout(normed[0], len(grads), dropout, rng_stream)
-            add_masked_grads(wg, grads, dropout, rng_stream)
+            wg = wg.clone()
+            add_masked_grads(wg, *masked_grads)
         wg = wg * weight.float()
         mean = (wg * x.float()).mean(-1, keepdim=True)
         dx = (rstd[:, None] * (wg - x.float() * rstd[:, None].square() * mean)).to(x.dtype)
+        normed = (weight.float() * (x.float() * rstd[:, None])).to(x.dtype)
         return dx if residual is None else residual + dx, normed
     block = triton.next_power_of_2(x.shape[1])
+    dx, normed = torch.empty_like(x), torch.empty_like(x)
     grads, dropout, rng_stream = masked_grads or (x[None], None, 0)
-    dx, normed = torch.empty_like(x), torch.empty_like(grads)
     _rms_norm_backward_kernel[(len(x),)](
         grad, x, rstd, weight, x if residual is None else residual, dx, normed, grads, len(x), x.shape[1],
         grad.stride(0), *build_kernel_args(dropout, x, rng_stream), ADD=residual is not None,
@@ -126,23 +125,16 @@ if triton is not None:
         offs_c = tl.arange(0, BLOCK)
         mask_c = offs_c < C
         g = tl.load(grad + row * grad_stride + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        # Sum the projections' input gradients, each under its own mask, before the norm's backward.
+        for i in tl.static_range(COUNT):
+            masked_grad = tl.load(grads + (i * T + row) * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+            g += tl.where(is_kept(keys + row, rng_stream + i, offs_c, threshold), masked_grad * dropout_scale, 0.0)
         values = tl.load(x + row * C + offs_c, mask=mask_c, other=0.0).to(tl.float32)
         w = tl.load(weight + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        wg = g * w
         rstd_i = tl.load(rstd + row)
         # The norm's output again, for the gradient of A: cheaper than keeping it since the forward pass.
-        normed_i = (w * (values * rstd_i)).to(normed.dtype.element_ty)
-        if COUNT == 0:
-            tl.store(normed + row * C + offs_c, normed_i, mask=mask_c)
-        # Sum the projections' input gradients, each under its own mask, before the norm's backward. The same mask is on
-        # the projection's input.
-        for i in tl.static_range(COUNT):
-            ptrs = (i * T + row) * C + offs_c
-            kept = is_kept(keys + row, rng_stream + i, offs_c, threshold)
-            masked_grad = tl.load(grads + ptrs, mask=mask_c, other=0.0).to(tl.float32)
-            g += tl.where(kept, masked_grad * dropout_scale, 0.0)
-            masked = tl.where(kept, normed_i.to(tl.float32) * dropout_scale, 0.0)
-            tl.store(normed + ptrs, masked.to(normed.dtype.element_ty), mask=mask_c)
-        wg = g * w
+        tl.store(normed + row * C + offs_c, (w * (values * rstd_i)).to(normed.dtype.element_ty), mask=mask_c)
         mean = tl.sum(wg * values) / C
         dx_i = rstd_i * (wg - values * rstd_i * rstd_i * mean)
         if ADD:

@@ -39,8 +39,8 @@ CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
 AttentionFn = Callable[
     [Float[Tensor, "T _"], Float[Tensor, "T _"], Float[Tensor, "M _"]], Float32[Tensor, "M H"] | None
 ]
-"""attention(rotated, values, out): the first columns of `rotated` are queries and keys, the last ones of `values` are
-values; both may be one matrix. Write into `out`, return the log-sum-exp if there is one."""
+"""attention(qkv, values, out): queries and keys are rotated, values are the last columns of `values`, which may be
+`qkv`; write into `out`, return the log-sum-exp if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,6 @@ class LayerActivations:
     """The tensors a layer keeps for its backward pass; the norms' outputs are recomputed.
 
     x0, x1: the residual stream before attention and before the MLP; rstd0, rstd1: of their norms. attn_ext: [a | u].
-    rotated: the queries and keys of attention; `qkv` itself where they are rotated in place.
     The adapter's inputs are not kept, only their columns u.
     """
 
@@ -77,7 +76,6 @@ class LayerActivations:
     rstd0: Float32[Tensor, " T"]
     u_qkv: Float[Tensor, "T _"]
     qkv: Float[Tensor, "T _"]
-    rotated: Float[Tensor, "T _"]
     attn_ext: Float[Tensor, "M _"]
     lse: Float32[Tensor, "M H"] | None
     x1: Float[Tensor, "M C"]
@@ -146,8 +144,7 @@ class DecoderLayer:
         M = len(x) if query_indices is None else len(query_indices)
         dropout = select_tokens(dropout, query_indices)
         attn_ext = x.new_empty(M, self.o_proj.ext_features)
-        rotated = self.rotate_heads(qkv, cos_sin, save=save)
-        lse = attention(rotated, qkv, attn_ext[:, : self.o_proj.in_features])
+        lse = attention(self.rotate_heads(qkv, cos_sin, save=save), qkv, attn_ext[:, : self.o_proj.in_features])
         attn_out = self.o_proj.forward(attn_ext, dropout, use_adapter=use_adapter)
 
         # MLP.
@@ -165,8 +162,7 @@ class DecoderLayer:
         if not save:
             return x1, out, None
         u_qkv, u_gate_up, u_down = *u, mlp_ext[:, F:].clone()
-        saved = LayerActivations(x0, rstd0, u_qkv, qkv, rotated, attn_ext, lse, x1, rstd1, u_gate_up, gate_up, u_down)
-        return x1, out, saved
+        return x1, out, LayerActivations(x0, rstd0, u_qkv, qkv, attn_ext, lse, x1, rstd1, u_gate_up, gate_up, u_down)
 
     def backward(
         self,
@@ -195,7 +191,9 @@ class DecoderLayer:
 
         # Attention, then the rotation backwards: dqkv is the gradient of the projection's output.
         da = self.o_proj.complete_input_grad(da_ext, query_dropout)
-        dqkv = attention_backward(da, saved.rotated, a, saved.lse, plan, self.num_heads, saved.qkv)
+        rotated = self.recompute_heads(saved.qkv, cos_sin)
+        dqkv = attention_backward(da, rotated, a, saved.lse, plan, self.num_heads, saved.qkv)
+        del rotated
         self.rotate_heads_backward(dqkv, saved.qkv, cos_sin)
 
         # qkv_proj and the first norm. Tokens that are no queries have only the gradient of their keys and values.
@@ -204,12 +202,19 @@ class DecoderLayer:
             dx = torch.zeros_like(saved.x0).index_copy_(0, query_indices.long(), dx)
         dx_base, masked_grads = self.qkv_proj.add_lora_input_grad(dx_ext, dropout)
         dx, xn = rms_norm_backward(dx_base, saved.x0, saved.rstd0, self.input_norm, dx, masked_grads)
-        side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn[0], saved.u_qkv, dropout, xn))
+        side_stream.launch(partial(self.qkv_proj.accumulate_lora_grads, dqkv, dx_ext, xn, saved.u_qkv, dropout))
         return dx
 
     def rotate_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin, *, save: bool) -> Float[Tensor, "T _"]:
-        """Rotate queries and keys of the projection's output, in place. save: the backward pass will use `qkv`."""
+        """Rotate queries and keys of the projection's output, in place. save: the backward pass will use `qkv`.
+
+        The values of the result are not read.
+        """
         apply_rotary(qkv, *cos_sin, sum(self.num_heads))
+        return qkv
+
+    def recompute_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+        """The result of `rotate_heads`, from `LayerActivations.qkv`."""
         return qkv
 
     def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
@@ -235,8 +240,7 @@ class DecoderLayer:
         dx_ext = self.gate_up_proj.backward_input(dgate_up)
         dx_base, masked_grads = self.gate_up_proj.add_lora_input_grad(dx_ext, dropout)
         dx, xn = rms_norm_backward(dx_base, saved.x1, saved.rstd1, self.post_attention_norm, dx, masked_grads)
-        accumulate = self.gate_up_proj.accumulate_lora_grads
-        return dx, partial(accumulate, dgate_up, dx_ext, xn[0], saved.u_gate_up, dropout, xn)
+        return dx, partial(self.gate_up_proj.accumulate_lora_grads, dgate_up, dx_ext, xn, saved.u_gate_up, dropout)
 
 
 def write_features(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
     """One layer's frozen weights with the adapter's factors.
 
     head_norms: of the query heads and of the key heads. `LayerActivations.qkv` is the projection's output, because the
-    norm's backward pass needs it, and `rotated` a matrix of its own without values.
+    norm's backward pass needs it; the heads that attention reads are normed and rotated again.
     """
 
     head_norms: Float[Tensor, "2 D"]
@@ -29,9 +30,12 @@ class DecoderLayer(qwen2_vl.DecoderLayer):
         return outer | {"self_attn.q_norm": q_norm, "self_attn.k_norm": k_norm}
 
     def rotate_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin, *, save: bool) -> Float[Tensor, "T _"]:
-        out = qkv.new_empty(len(qkv), sum(self.num_heads) * self.config.head_dim) if save else qkv
+        out = torch.empty_like(qkv) if save else qkv
         norm_and_rotate(qkv, self.head_norms, self.config.rms_norm_eps, *cos_sin, self.num_heads, out)
         return out
+
+    def recompute_heads(self, qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> Float[Tensor, "T _"]:
+        return self.rotate_heads(qkv, cos_sin, save=True)
 
     def rotate_heads_backward(self, dqkv: Float[Tensor, "T _"], qkv: Float[Tensor, "T _"], cos_sin: CosSin) -> None:
         norm_and_rotate_backward(dqkv, qkv, self.head_norms, self.config.rms_norm_eps, *cos_sin, self.num_heads)
