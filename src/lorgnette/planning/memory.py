@@ -388,9 +388,9 @@ def _count_saved_fast(workload: Workload) -> int:
     x0, qkv, attention output, x1, gate_up and u of every adapted projection; in fp32 two norms' scales and the LSE.
     """
     text, adapter = workload.text, workload.adapter
-    queries = text.num_heads * text.head_dim
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     columns = sum(adapter.count_columns(group) for group in FUSED_PROJECTIONS)
-    values = 2 * text.hidden_size + _count_qkv(text) + queries + 2 * text.intermediate_size + columns
+    values = 2 * text.hidden_size + (queries + 2 * keys) + queries + 2 * text.intermediate_size + columns
     return workload.bytes_per_value * values + 4 * (2 + text.num_heads)
 
 
@@ -398,14 +398,9 @@ def _count_saved_last_layer(workload: Workload, tokens: int, last_layer_tokens: 
     """Bytes of the last layer: x0 and qkv of every token, the rest only of those that predict a label."""
     text = workload.text
     columns = workload.adapter.count_columns(FUSED_PROJECTIONS[0])
-    every_token = workload.bytes_per_value * (text.hidden_size + _count_qkv(text) + columns) + 4
+    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    every_token = workload.bytes_per_value * (text.hidden_size + qkv + columns) + 4
     return tokens * every_token + last_layer_tokens * (_count_saved_fast(workload) - every_token)
-
-
-def _count_qkv(text: TextConfig) -> int:
-    """Values per token of queries, keys and values; where heads are normed, of queries and keys before that, too."""
-    heads = text.num_heads + text.num_kv_heads
-    return ((1 + text.has_qk_norm) * heads + text.num_kv_heads) * text.head_dim
 
 
 def _count_saved_reference(workload: Workload) -> int:
