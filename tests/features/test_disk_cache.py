@@ -38,11 +38,11 @@ def rows(number: int) -> torch.Tensor:
 
 @pytest.fixture
 def open_cache(tmp_path: Path) -> Callable[..., FeatureDiskCache]:
-    """open_cache(name) → a set in this test's folder; all are closed afterwards."""
+    """open_cache(name, dtype) → a set in this test's folder; all are closed afterwards."""
     caches: list[FeatureDiskCache] = []
 
-    def build(name: str = "set") -> FeatureDiskCache:
-        caches.append(FeatureDiskCache(tmp_path / "features", name, WIDTH, torch.bfloat16))
+    def build(name: str = "set", dtype: torch.dtype = torch.bfloat16) -> FeatureDiskCache:
+        caches.append(FeatureDiskCache(tmp_path / "features", name, WIDTH, dtype))
         return caches[-1]
 
     yield build
@@ -50,13 +50,14 @@ def open_cache(tmp_path: Path) -> Callable[..., FeatureDiskCache]:
         cache.close()
 
 
-def test_appended_features_read_back(open_cache: Callable[..., FeatureDiskCache]) -> None:
-    cache = open_cache()
-    cache.append({key(i): rows(i) for i in range(5)})
-    cache.append({key(i): rows(i) for i in range(5, 9)})
-    reopened = open_cache()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_appended_features_read_back(open_cache: Callable[..., FeatureDiskCache], dtype: torch.dtype) -> None:
+    cache = open_cache("set", dtype)
+    cache.append({key(i): rows(i).to(dtype) for i in range(5)})
+    cache.append({key(i): rows(i).to(dtype) for i in range(5, 9)})
+    reopened = open_cache("set", dtype)
     for i in range(9):
-        assert torch.equal(reopened.get(key(i)), rows(i))
+        assert torch.equal(reopened.get(key(i)), rows(i).to(dtype))
     assert reopened.get(key(9)) is None
     assert not torch.equal(reopened.get(key(0)), reopened.get(key(5)))
 
@@ -259,12 +260,12 @@ def test_a_set_belongs_to_one_tower_processing_and_dtype(
     for arguments in (
         (checkpoint, processor, CPU, torch.float32), (checkpoint, resized, CPU, torch.float32),
         (checkpoint, other_mean, CPU, torch.float32), (checkpoint, processor, CPU, torch.bfloat16),
-        (other_tower, processor, CPU, torch.float32),
+        (checkpoint, processor, CPU, torch.float16), (other_tower, processor, CPU, torch.float32),
     ):  # fmt: skip
         (cache := open_disk_cache(*arguments)).close()
         names.append(cache._folder)
     assert names[0] == names[1]
-    assert len(set(names)) == 4
+    assert len(set(names)) == 5
     assert names[0].parent == tmp_path / "cache" / "lorgnette" / "features"
 
 
