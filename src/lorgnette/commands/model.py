@@ -95,17 +95,21 @@ def _build_entry(family: str, size: ModelSize) -> ModelEntry:
     engine, _ = select_engine(settings, size.config, on_gpu=True)
     shapes = (part.list_weight_shapes() for part in parse_sizes(size.config))
     parameters = sum(math.prod(shape) for part in shapes for shape in part.values())
-    memory = predict_memory(_build_workload(settings, size, engine)).peak_bytes
+    memory = predict_memory(build_workload(settings, size, engine)).peak_bytes
     reason = find_unsupported_feature(size.config)
     return ModelEntry(family, size.names, engine, reason, parameters, _BYTES_PER_VALUE * parameters, memory)
 
 
-def _build_workload(settings: Settings, size: ModelSize, engine: EngineName) -> Workload:
-    """A step of the default settings in one micro-batch, with the features of NUM_IMAGES images on the GPU."""
-    vision = size.config["vision_config"]
-    patch, merge = vision["patch_size"], vision["spatial_merge_size"]
-    assert settings.image_size is not None
-    rows, columns = (max(1, round(side / (patch * merge))) * merge for side in settings.image_size)
+def build_workload(
+    settings: Settings, size: ModelSize, engine: EngineName, image_tokens: int | None = None
+) -> Workload:
+    """A step in one micro-batch, with the features of NUM_IMAGES images on the GPU. image_tokens: of an image, instead
+    of those of the settings' size."""
+    merge = size.config["vision_config"]["spatial_merge_size"]
+    rows, columns = merge, merge * (image_tokens or 1)
+    if image_tokens is None:
+        assert settings.image_size is not None
+        rows, columns = (max(1, round(side / size.token_side)) * merge for side in settings.image_size)
     grids = [ImageGrid(Image(Path(str(i))), 1, rows, columns, merge) for i in range(NUM_IMAGES)]
     batch = settings.train.batch_size
     largest = batch * (TEXT_TOKENS + grids[0].num_tokens), batch * LABELS

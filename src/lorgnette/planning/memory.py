@@ -10,8 +10,10 @@ reserves beside the tensors; without it, the sum is torch.cuda.max_memory_alloca
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from lorgnette.config import Settings
@@ -24,7 +26,7 @@ from lorgnette.models.quantization import (
     list_quantized_modules,
     select_quantization,
 )
-from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, WeightShapes, parse_sizes
+from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, parse_sizes
 from lorgnette.planning import limits
 from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.types import Encoded, ImageGrid
@@ -190,10 +192,13 @@ def compute_free_bytes(free: int, *, has_context: bool) -> int:
 def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None:
     """The fewest recomputed layers for a peak within `available_bytes`; None if no number is enough."""
     max_layers = workload.text.num_layers if workload.engine == "fast" else 0
-    for layers in range(max_layers + 1):
-        if predict_memory(replace(workload, recompute_layers=layers)).peak_bytes <= available_bytes:
-            return layers
-    return None
+    counts = range(max_layers + 1)
+
+    def fits(layers: int) -> bool:
+        return predict_memory(replace(workload, recompute_layers=layers)).peak_bytes <= available_bytes
+
+    layers = bisect_left(counts, True, key=fits)
+    return layers if layers in counts else None
 
 
 def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
@@ -246,7 +251,7 @@ def compute_pool_bytes(workload: Workload) -> int:
 
 def _limit_features(workload: Workload, available_bytes: int) -> Workload:
     """With the features that may stay on the device; the rest goes to the host."""
-    tower = workload.bytes_per_value * _count_params(workload.vision.list_weight_shapes())
+    tower = workload.bytes_per_value * _count_weights(workload.vision)
     free = max(available_bytes - _count_weight_bytes(workload) - tower, 0)
     max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // (
         workload.bytes_per_value * workload.vision.feature_width
@@ -333,7 +338,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     text, vision, adapter, size = workload.text, workload.vision, workload.adapter, workload.bytes_per_value
     static = {
         "weights": _count_weight_bytes(workload),
-        "vision tower": size * _count_params(vision.list_weight_shapes()),
+        "vision tower": size * _count_weights(vision),
         "adapter": 16 * adapter.num_params,
         "features": 0 if workload.trained_patches else size * workload.feature_tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
@@ -375,7 +380,7 @@ def _predict_feature_phase(workload: Workload, weights: int) -> dict[str, int]:
     patches = min(limits.MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
         "weights": weights,
-        "vision tower": size * _count_params(shapes),
+        "vision tower": size * _count_weights(vision),
         "patches": size * patches * widest,
         "features": size * tokens * vision.feature_width,
         "libraries": 2 * _WORKSPACE,
@@ -511,9 +516,10 @@ def _list_modules_left_out(hf_config: Mapping[str, Any]) -> list[str]:
 
 def _count_weight_bytes(workload: Workload) -> int:
     """The decoder's frozen weights, as they are held."""
-    plain = _count_params(workload.text.list_weight_shapes()) - workload.nf4_values
+    plain = _count_weights(workload.text) - workload.nf4_values
     return workload.bytes_per_value * plain + workload.nf4_bytes
 
 
-def _count_params(shapes: WeightShapes) -> int:
-    return sum(map(math.prod, shapes.values()))
+@cache
+def _count_weights(config: TextConfig | VisionConfig) -> int:
+    return sum(map(math.prod, config.list_weight_shapes().values()))
