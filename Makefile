@@ -52,6 +52,7 @@ docs: .venv/.run
 	$(BIN)/python tools/settings_page.py > docs/settings.md
 	$(BIN)/python tools/coming_from_page.py > docs/coming-from.md
 	$(BIN)/python tools/models_page.py
+	$(BIN)/python tools/cards_page.py
 
 clean:
 	rm -rf .venv bench/out runs
