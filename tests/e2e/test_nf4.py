@@ -36,7 +36,7 @@ def test_from_check_to_the_merged_checkpoint(
     folder, words = nf4_model
     words += [
         f"model={folder}", f"data={captions}", "image_size=28", "lora.rank=2", "data.holdout=2", "report_to=none",
-        "predict.max_new_tokens=2", "train.max_steps=2", "train.batch_size=2", "train.learning_rate=1e-2",
+        "predict.max_new_tokens=2", "device=cpu", "train.max_steps=2", "train.batch_size=2", "train.learning_rate=1e-2",
     ]  # fmt: skip
     assert cli("preview", *words).status == 0
     trained = cli("train", *words, "run=run")

@@ -32,7 +32,7 @@ def _describe_candidate(candidate: Candidate) -> Iterator[tuple[str, str]]:
     if candidate.spec is not None:
         tuned = "a tuned model" if candidate.is_tuned else "a model that was not tuned"
         yield "kind", "a base model with an adapter" if candidate.spec.adapter else tuned
-        yield "base model", candidate.spec.base_model
+        yield "base model", f"{candidate.spec.base_model}{' in NF4' if candidate.spec.checkpoint.quantization else ''}"
         if candidate.spec.adapter:
             yield "adapter", str(candidate.spec.adapter)
     if candidate.run is not None and candidate.is_tuned:
