@@ -28,6 +28,11 @@ def settings(*words: str) -> Settings:
 def test_auto_selects_fast_on_a_gpu_and_reference_elsewhere(hf_config: dict[str, Any]) -> None:
     assert select_engine(settings(), hf_config, on_gpu=True) == ("fast", None)
     assert select_engine(settings(), hf_config, on_gpu=False) == ("reference", "on a CPU")
+    engine, reason = select_engine(settings("device=mps"), hf_config, on_gpu=False)
+    assert engine == "reference"
+    assert "MPS, and nobody has tested" in reason
+    with pytest.raises(UsageError, match="the fast engine does not run on MPS"):
+        select_engine(settings("device=mps", "engine=fast"), hf_config, on_gpu=False)
 
 
 def test_a_requested_engine_is_used(hf_config: dict[str, Any]) -> None:

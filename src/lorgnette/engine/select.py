@@ -23,9 +23,11 @@ def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: b
         reason = "the fast engine does not train the vision tower (lora.parts)"
     elif feature := find_unsupported_feature(hf_config):
         reason = f"the fast engine does not run this model: {feature}"
+    elif settings.device == "mps":
+        reason = "the fast engine does not run on MPS, and nobody has tested the reference engine there"
     if settings.engine == "fast" and reason is not None:
         raise UsageError(reason, where="engine=fast", hint="use engine=auto")
-    if settings.engine == "auto" and not on_gpu:
+    if settings.engine == "auto" and not on_gpu and settings.device != "mps":
         reason = "on a CPU"
     return ("reference", reason) if reason else ("fast", None)
 
