@@ -117,7 +117,7 @@ def trainer() -> Trainer:
     """A trainer of four steps with one parameter of 5 × 3."""
     settings = TrainSettings(batch_size=1, epochs=1)
     sampler = SimpleNamespace(steps_per_epoch=4, total_steps=4)
-    engine = SimpleNamespace(parameters=[torch.zeros(5, 3)])
+    engine = SimpleNamespace(parameters=[torch.zeros(5, 3)], loss_scale=None)
     return Trainer(engine, sampler, [], settings)  # type: ignore[arg-type]
 
 
