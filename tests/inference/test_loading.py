@@ -80,6 +80,7 @@ def test_a_base_model_is_loaded_for_inference(tiny: Path) -> None:
             "CUDA out of memory. Tried",
         ),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried 1 TB"), "can't allocate memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "MPS backend out of memory"),
         (MemoryError(), "no details"),
     ],
 )

@@ -44,6 +44,18 @@ def test_a_checkpoint_holds_adapter_and_state(tmp_path: Path) -> None:
     assert loaded.keys() == saved.keys()
 
 
+def test_the_random_state_of_mps_is_restored_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    torch.save({"random": get_rng_state()}, tmp_path / "state.pt")
+    load_checkpoint(tmp_path, torch.device("cpu"))
+    assert not restored
+    load_checkpoint(tmp_path, torch.device("mps"))
+    assert [tensor.tolist() for tensor in restored] == [[7]]
+
+
 def test_loading_restores_the_random_state(tmp_path: Path) -> None:
     torch.manual_seed(7)
     path = save_checkpoint(tmp_path, 1, write_adapter, build_state())

@@ -189,8 +189,9 @@ def explain_out_of_memory(hint: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no error type of its own for a CPU's memory.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        # torch has no error type of its own for the memory of a CPU and of MPS.
+        is_short = any(words in str(error) for words in ("can't allocate memory", "MPS backend out of memory"))
+        if not (is_short or isinstance(error, MemoryError | torch.OutOfMemoryError)):
             raise
         first_line = (str(error).strip() or "no details").splitlines()[0]
         reason = first_line.partition(". GPU ")[0].rpartition("DefaultCPUAllocator: ")[2]

@@ -72,12 +72,18 @@ def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
         torch.set_rng_state(random["cpu"])
         if device.type == "cuda" and random["cuda"] is not None:
             torch.cuda.set_rng_state(random["cuda"], device)
+        if device.type == "mps" and random.get("mps") is not None:
+            torch.mps.set_rng_state(random["mps"])
     return state
 
 
 def get_rng_state() -> dict[str, torch.Tensor | None]:
-    """torch's random state on the CPU and, if available, on CUDA."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+    """torch's random state on the CPU and, if available, on CUDA and MPS."""
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
 
 
 @contextmanager
