@@ -187,7 +187,7 @@ def test_a_peer_is_ended_once_its_adapter_is_saved(
     (tmp_path / "site" / "slow-1.2.dist-info").mkdir(parents=True)
     (tmp_path / "site" / "slow-1.2.dist-info" / "METADATA").write_text("Name: slow\nVersion: 1.2\n")
     monkeypatch.setattr(run_one, "HERE", tmp_path)
-    run = run_one.run_peer("slow", tmp_path, tmp_path, tmp_path / "site", 40 if saves else 5)
+    run = run_one.run_peer("slow", tmp_path, tmp_path, tmp_path / "site", 40 if saves else 3)
     assert run["training_s"] == 2
     assert run["versions"] == {"slow": "1.2"}
     assert ("saved_s" in run, "unsaved" in run) == (saves, not saves)

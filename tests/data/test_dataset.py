@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorgnette.data.checks.data_report import load_usable
@@ -58,7 +58,6 @@ def test_two_formats_in_one_row(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from([*GOOD, *BAD]), max_size=12), st.sampled_from([".json", ".jsonl"]))
-@settings(deadline=None, max_examples=60)
 def test_no_row_disappears(items: list[Any], suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorgnette.data import check_rows, export, read
@@ -113,7 +113,6 @@ def read_content(turns: tuple[Turn, ...]) -> list[Any]:
 
 @pytest.mark.parametrize("export_format", FORMATS)
 @given(data=st.data())
-@settings(deadline=None, max_examples=100)
 def test_an_export_reads_back_unchanged(
     quoted_images: list[Image], export_format: ExportFormat, data: st.DataObject
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -145,7 +145,6 @@ NASTY = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30) 
 
 
 @given(st.lists(NASTY.filter(lambda text: text.strip() and "\0" not in text), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=50)
 def test_csv_to_json_keeps_every_character(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

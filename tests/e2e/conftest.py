@@ -48,12 +48,13 @@ def run_to_end(words: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 
 
 @pytest.fixture
-def start_process(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """start_process("train", …) → the running process, a real one: it can be killed."""
+def start_process(tmp_path: Path, fork_command: Callable[..., list[str]]) -> Callable[..., "subprocess.Popen[str]"]:
+    """start_process("train", …) → the running process. A signal to it reaches its program (tests/fork_server.py)."""
 
     def start(*words: object) -> "subprocess.Popen[str]":
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+        forked = fork_command("lorgnette", *words)
+        return subprocess.Popen(forked, cwd=tmp_path, env=environment(), text=True, **pipes)  # type: ignore[call-overload, no-any-return]
 
     return start
 

@@ -16,11 +16,20 @@ pytestmark = pytest.mark.usefixtures("forked_peft_worker")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves a copy of its folder for the others."""
+    return tmp_path_factory.mktemp("own-files") / "trained"
+
+
 @pytest.fixture
-def run(captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(trained: Path, captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A training on the tutorial's own data_vl_train.json, tested on its data_vl_test.json."""
     folder = captions.parent
     monkeypatch.chdir(folder)
+    if trained.exists():
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+        return folder / "run"
     captions.rename("coco-2024-dataset.csv")
     assert cli("prepare", "coco-2024-dataset.csv", "--out", ".", "--split", "tail").status == 0
     result = cli(
@@ -28,6 +37,7 @@ def run(captions: Path, tiny: Path, cli: Callable[..., Any], monkeypatch: pytest
         "train.learning_rate=0.01", "train.batch_size=2", "report_to=none", "predict.max_new_tokens=6",
     )  # fmt: skip
     assert result.status == 0, result.err
+    shutil.copytree(folder, trained)
     return folder / "run"
 
 

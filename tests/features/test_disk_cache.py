@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,12 +153,23 @@ for i in range(int(sys.argv[2]), int(sys.argv[3])):
 """
 
 
-def start_writer(folder: Path, first: int, last: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(first), str(last)], stdout=subprocess.PIPE)
+StartWriter = Callable[[int, int], "subprocess.Popen[bytes]"]
 
 
-def test_two_processes_append_at_once(open_cache: Callable[..., FeatureDiskCache], tmp_path: Path) -> None:
-    processes = [start_writer(tmp_path / "features", 0, 60), start_writer(tmp_path / "features", 40, 100)]
+@pytest.fixture
+def start_writer(tmp_path: Path, fork_command: Callable[..., list[str]]) -> StartWriter:
+    """start_writer(first, last) → the process that appends these images."""
+    program = tmp_path / "writer.py"
+    program.write_text(WRITER)
+
+    def start(first: int, last: int) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(fork_command(program, tmp_path / "features", first, last), stdout=subprocess.PIPE)
+
+    return start
+
+
+def test_two_processes_append_at_once(open_cache: Callable[..., FeatureDiskCache], start_writer: StartWriter) -> None:
+    processes = [start_writer(0, 60), start_writer(40, 100)]
     assert [process.communicate() and process.returncode for process in processes] == [0, 0]
     cache = open_cache()
     for i in range(100):
@@ -167,9 +177,9 @@ def test_two_processes_append_at_once(open_cache: Callable[..., FeatureDiskCache
 
 
 def test_a_process_killed_while_writing_loses_only_its_last_image(
-    open_cache: Callable[..., FeatureDiskCache], tmp_path: Path
+    open_cache: Callable[..., FeatureDiskCache], start_writer: StartWriter
 ) -> None:
-    process = start_writer(tmp_path / "features", 0, 10**6)
+    process = start_writer(0, 10**6)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.3)
