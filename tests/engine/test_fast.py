@@ -204,6 +204,32 @@ def test_capturing_ahead_changes_nothing_but_the_graph(
 
 
 @CUDA
+def test_an_eval_loss_takes_the_graphs_memory_and_changes_no_step(
+    make_engine: Callable[..., FastEngine], pack_with: PackFn
+) -> None:
+    batch, other = pack_with(False), pack_with(True)
+    engine, eager = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    engine.warmup([batch])
+    engine.drop_graphs()
+    expected, losses = compute(engine, batch), eager.compute_label_losses(other)
+    compute(engine, batch)
+    engine.drop_graphs()
+    engine.capture_ahead([batch], pool_bytes := 64 * 2**20)
+    compute(engine, batch)
+    pool = engine._graph_stream._pool.id
+    before = [segment["total_size"] for segment in torch.cuda.memory_snapshot(pool)]
+    assert pool_bytes in before, "one piece"
+    assert sum(before) < 2 * pool_bytes
+    kept = engine.compute_label_losses(other)
+    for _ in range(2):
+        replayed = compute(engine, batch)
+        assert replayed[0] == expected[0]
+        assert torch.equal(replayed[1], expected[1])
+    assert torch.equal(kept, losses), "a replay does not write over them"
+    assert [segment["total_size"] for segment in torch.cuda.memory_snapshot(pool)] == before
+
+
+@CUDA
 @pytest.mark.parametrize("function", ["compute_losses_and_grad", "attention_backward"])
 @pytest.mark.parametrize("when", ["captured ahead", "eager", "captured"])
 def test_smaller_batches_are_captured_after_running_out_of_memory(

@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
-from lorgnette.config import TrainSettings
+from lorgnette.config import Settings, TrainSettings
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.peft_engine import ReferenceEngine
 from lorgnette.errors import UsageError
 from lorgnette.lora.peft_files import WEIGHTS_FILE
+from lorgnette.planning.memory import GIB, MemoryFit
 from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.report import run_log
+from lorgnette.report.console import Terminal
+from lorgnette.training import setup
+from lorgnette.training.data_module import TrainingData
 from lorgnette.training.optimizer import Optimizer
+from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, limit_progress
 
 PrepareRun = Callable[..., Any]
@@ -54,6 +60,31 @@ def test_a_model_is_built_and_takes_a_step(
     assert all(tensor.any() for tensor in setup.copy_adapter().values())
     assert not any(tensor.any() for name, tensor in before.items() if "lora_B" in name), "a copy does not change"
     setup.features.close()
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_a_training_is_fitted_into_the_memory_that_is_free(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, terminal_output: io.StringIO, engine: str
+) -> None:
+    settings = make_settings(f"engine={engine}")
+    terminal = Terminal(Console(file=terminal_output, width=200))
+    data = TrainingData.load(settings, terminal)
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=False)
+    longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
+
+    def fit(gib: float) -> MemoryFit:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * GIB), 0))
+        return setup.fit_to_memory(settings, data, sampler, engine, torch.device("cuda"), terminal)
+
+    assert fit(4).max_tokens == settings.train.max_tokens_per_microbatch
+    assert (fit(4).pool_bytes > 0) == (engine == "fast")
+    assert "memory" not in terminal_output.getvalue()
+    least = fit(0.3)
+    assert (least.max_tokens, least.loads_in_turn) == (longest, True)
+    assert (least.recompute_layers > 0) == (engine == "fast")
+    assert f"GiB free: micro-batches of at most {longest} tokens" in terminal_output.getvalue()
+    monkeypatch.setattr(setup, "has_known_sizes", lambda config: False)
+    assert fit(0.3).max_tokens == settings.train.max_tokens_per_microbatch, "nothing is predicted"
 
 
 def test_damaged_features_are_computed_again(

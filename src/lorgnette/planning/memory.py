@@ -246,7 +246,7 @@ def compute_pool_bytes(workload: Workload) -> int:
     phases, gaps = predict_memory(workload).phases, 1 + _GAPS["fast"]
     parts = ("activations", "gradients", "logits", "one layer, or logits")
     need = max(sum(phases[name].get(part, 0) for part in parts) for name in _POOL_PHASES if name in phases)
-    return int(need * gaps) // 2**21 * 2**21
+    return -(-int(need * gaps) // 2**21) * 2**21
 
 
 def _limit_features(workload: Workload, available_bytes: int) -> Workload:
@@ -329,7 +329,8 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         if workload.loads_in_turn:
             phases["warm-up"] = shared | {"warm-up": warmup, "libraries": 2 * _WORKSPACE}
         else:
-            start |= {"warm-up": warmup, "loading": _LOADING_BYTES}
+            # While matrices are quantized, their absmax is in fp32: 4 bytes for 64 values.
+            start |= {"warm-up": warmup, "loading": _LOADING_BYTES + workload.nf4_values // 16}
         phases["features"] = start
     return MemoryEstimate(phases)
 
