@@ -174,13 +174,11 @@ def compile_tasks(tasks: Sequence[Task], known: Mapping[str, Need], jobs: int) -
 
 def find_excess(task: Task, need: Need) -> str | None:
     """What is above the card's limits; None if nothing is."""
-    card, capability = CARDS[task.capability], ".".join(map(str, task.capability))
+    card, name = CARDS[task.capability], f"{task.launch.kernel} on {format_capability(task.capability)}"
     if need.shared > card.shared_kib * KIB:
-        return f"{task.launch.kernel} on {capability}: {need.shared / KIB:.1f} of {card.shared_kib} KiB shared memory"
+        return f"{name}: {need.shared / KIB:.1f} of {card.shared_kib} KiB shared memory"
     if need.spilled > card.max_spilled:
-        return (
-            f"{task.launch.kernel} on {capability}: {need.spilled} bytes a thread spilled, {card.max_spilled} allowed"
-        )
+        return f"{name}: {need.spilled} bytes a thread spilled, {card.max_spilled} allowed"
     return None
 
 
@@ -257,9 +255,9 @@ def compile_largest(path: Path, jobs: int) -> list[str]:
 
 def describe(launch: Launch) -> dict[str, Any]:
     """For the file."""
-    constants, options = launch.list_constants(), dict(launch.options)
-    return {"kernel": launch.kernel, "id": build_hash(launch), "dtype": launch.dtype} | {
-        "constants": constants, "options": options
+    return {
+        "kernel": launch.kernel, "id": build_hash(launch), "dtype": launch.dtype,
+        "constants": launch.list_constants(), "options": dict(launch.options),
     }  # fmt: skip
 
 

@@ -1,14 +1,18 @@
 """Prints docs/kernels.md from the file that `make test-kernels` writes."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kernel_matrix import CARDS, KIB, WIDEST, Card, format_capability
 
+from lorgnette.kernels import MAX_HEAD_DIM
 from lorgnette.kernels.tiles import find_tiles
 
+Launch = Mapping[str, Any]
+"""An entry of the file."""
 RESULTS = Path(__file__).parent / "kernel_matrix.json"
 _HEADER = """# Kernels and cards
 
@@ -23,9 +27,11 @@ kept in memory ("spilled"): the kernel is correct and slower.
 _COMPILED = """With Triton {triton}: {programs:,} programs, from {launches} launches of {num_models} models ({models}),
 and in half precision from those of a model with the most and the widest heads that the kernels take.
 """
-_T4 = """On 7.5 Triton does not use tensor cores, so attention is slow there for long examples. All other products are
-cuBLAS's and use them. The reference engine trains a model whose heads are wider than 128, or with more than 32 query
-heads per key-value head.
+_T4 = """On 7.5 Triton multiplies without tensor cores. So attention takes a larger part of a step there, above all with
+long examples; all other products are cuBLAS's and use them. This is not measured.
+
+The reference engine trains a model whose heads are wider than 128, or that has more than 32 query heads per key-value
+head.
 """
 _KERNELS = """The most that any launch of a released model needs: shared memory in KiB, and behind a + the bytes that a
 thread spills. 0 is less than half a KiB.
@@ -36,7 +42,7 @@ _SHAPES = """The kernels with matrix products, by query heads/key-value heads, a
 
 def format_page(results: Mapping[str, Any]) -> str:
     """The page. results: the content of the file."""
-    launches: Sequence[Mapping[str, Any]] = results["launches"]
+    launches: Sequence[Launch] = results["launches"]
     models = [name for name in results["models"] if name != WIDEST]
     count = sum(len(launch["needs"]) for launch in launches)
     compiled = _COMPILED.format(
@@ -61,41 +67,33 @@ def format_cards() -> str:
     return _format_table(header, [describe(*item) for item in CARDS.items()])
 
 
-def format_kernels(launches: Sequence[Mapping[str, Any]]) -> str:
-    kernels = sorted({launch["kernel"] for launch in launches})
-    rows = [
-        [_name(kernel), *_list_worst(launches, lambda launch, k=kernel: launch["kernel"] == k)] for kernel in kernels
-    ]
+def format_kernels(launches: Sequence[Launch]) -> str:
+    """One row for each kernel."""
+    by_kernel: dict[str, list[Launch]] = defaultdict(list)
+    for launch in launches:
+        by_kernel[launch["kernel"]].append(launch)
+    rows = [[_name(kernel), *_list_worst(group)] for kernel, group in sorted(by_kernel.items())]
     return _format_table(["kernel", *map(format_capability, CARDS)], rows)
 
 
-def format_shapes(launches: Sequence[Mapping[str, Any]]) -> str:
-    """One row for each kernel and number of heads."""
-    rows, seen = [], set()
-    for launch in sorted(launches, key=lambda launch: (launch["kernel"], launch["constants"].get("G", 0))):
+def format_shapes(launches: Sequence[Launch]) -> str:
+    """One row for each kernel with matrix products and number of heads."""
+    by_shape: dict[tuple[str, int, int], list[Launch]] = defaultdict(list)
+    for launch in launches:
         constants = launch["constants"]
-        key = launch["kernel"], constants.get("G"), constants.get("K")
-        if constants.get("D") != 128 or "BLOCK_N" not in constants or "G" not in constants or key in seen:
-            continue
-        seen.add(key)
-
-        def is_same(other: Mapping[str, Any], key: tuple[str, int, int] = key) -> bool:
-            shape = other["kernel"], other["constants"].get("G"), other["constants"].get("K")
-            return shape == key and other["constants"].get("D") == 128 and other["dtype"] != "fp32"
-
-        heads = f"{constants['G'] * constants['K']}/{constants['K']}"
-        rows.append([_name(launch["kernel"]), heads, *_list_worst(launches, is_same)])
+        if launch["dtype"] != "fp32" and constants.get("D") == MAX_HEAD_DIM and {"G", "BLOCK_N"} <= constants.keys():
+            by_shape[launch["kernel"], constants["G"] * constants["K"], constants["K"]].append(launch)
+    rows = [[_name(kernel), f"{H}/{K}", *_list_worst(group)] for (kernel, H, K), group in sorted(by_shape.items())]
     return _format_table(["kernel", "heads", *map(format_capability, CARDS)], rows)
 
 
-def _list_worst(launches: Iterable[Mapping[str, Any]], is_meant: Callable[[Mapping[str, Any]], bool]) -> list[str]:
-    """By card: most shared memory and most spilled bytes of these launches."""
-    meant = [launch["needs"] for launch in launches if is_meant(launch)]
+def _list_worst(launches: Sequence[Launch]) -> list[str]:
+    """By card: the most shared memory and the most spilled bytes of these launches."""
     cells = []
     for capability in map(format_capability, CARDS):
-        needs = [need[capability] for need in meant if capability in need]
-        shared, spilled = (max((need[i] for need in needs), default=0) for i in (0, 2))
-        cells.append(f"{shared / KIB:.0f}{f' +{spilled}' if spilled else ''}")
+        needs = [launch["needs"][capability] for launch in launches if capability in launch["needs"]]
+        shared, _, spilled, _ = map(max, zip(*needs, strict=True)) if needs else (0, 0, 0, "")
+        cells.append(f"{shared / KIB:.0f}{f' +{spilled}' if spilled else ''}" if needs else "–")
     return cells
 
 
