@@ -10,8 +10,8 @@ import importlib.util
 import json
 import pkgutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -189,12 +189,21 @@ def _recording(capability: Capability) -> Iterator[list[Launch]]:
         return qkv[:M, : qkv.shape[1] // (H + 2 * K) * H]
 
     driver.set_active(Driver())
-    with (
-        patch.object(torch.Tensor, "is_cuda", True),
-        patch("torch.cuda.get_device_capability", lambda _=None: capability),
-        # torch's own kernels, which do not run on such tensors.
-        patch("lorgnette.models.lora_linear._accumulate_matmul"),
-        patch("lorgnette.kernels.attention.attention_reference", take_queries),
-        patch.object(knobs.runtime, "jit_cache_hook", record),
-    ):
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(torch.Tensor, "is_cuda", True))
+        patches.enter_context(patch("torch.cuda.get_device_capability", lambda _=None: capability))
+        # torch's own operations. Not every form of them takes such tensors, and their results do not matter.
+        patches.enter_context(patch("lorgnette.kernels.attention.attention_reference", take_queries))
+        for name in ("mm", "addmm", "baddbmm"):
+            patches.enter_context(patch.object(torch, name, _skip_with_out(getattr(torch, name))))
+        patches.enter_context(patch.object(knobs.runtime, "jit_cache_hook", record))
         yield launches
+
+
+def _skip_with_out(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, which does nothing where the caller has memory for the result."""
+
+    def skip(*arguments: Any, out: Any = None, **options: Any) -> Any:
+        return operation(*arguments, **options) if out is None else out
+
+    return skip
