@@ -42,7 +42,8 @@ def _check_experts(settings: Settings, hf_config: Mapping[str, Any]) -> None:
     family = find_family(hf_config.get("model_type"))
     if family.expert_linears and select_quantization(settings.quantization, hf_config):
         message = f"NF4 would leave the experts as they are, and they are most of {family.title}'s weights"
-        raise UsageError(message, where="quantization=nf4", hint="use quantization=null, or a model without experts")
+        hint = f"use {'quantization=null' if settings.quantization else 'its checkpoint without quantization'}"
+        raise UsageError(message, where="quantization=nf4", hint=f"{hint}, or a model without experts")
 
 
 def select_prefix_sharing(settings: Settings, engine: EngineName) -> bool:

@@ -97,7 +97,7 @@ def list_facts(
         (
             "Model",
             [
-                ("Base model", settings.model),
+                ("Base model", f"{settings.model}{' in NF4' if data.checkpoint.quantization else ''}"),
                 ("Adapter", f"LoRA rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"),
                 ("Engine", " ".join(filter(None, [memory.get("engine"), memory.get("dtype")]))),
                 ("Image size", describe_image_size(settings.processor, data.processor.image_processor.token_side)),
