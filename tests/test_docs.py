@@ -153,9 +153,31 @@ def test_the_python_page_is_a_program(own_images: Path, monkeypatch: pytest.Monk
     own_metric._own.clear()
 
 
+RUN_DEMO_ONCE = """#!/bin/sh
+kept={kept}/$(echo "$*" | tr ' /' '__')
+if [ "$1" != demo ]; then
+  exec {command} "$@"
+elif [ ! -d "$kept" ]; then
+  mkdir "$kept"
+  {command} "$@" > "$kept/output" 2>&1 || {{ cat "$kept/output"; exit 1; }}
+  cp -r "$3" "$kept"
+else
+  cp -r "$kept/$3" .
+fi
+cat "$kept/output"
+"""
+"""Several guides begin with the same `lorgnette demo --out FOLDER …`: it runs once, and the others take a copy."""
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders and outputs of demos, by their arguments."""
+    return tmp_path_factory.mktemp("demos")
+
+
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guides_commands_run_and_print_what_it_says(
-    page: Path, here: Path, fork_command: Callable[..., list[str]]
+    page: Path, here: Path, demos: Path, fork_command: Callable[..., list[str]]
 ) -> None:
     """The `sh` blocks of a page are one script, run in an empty folder. A `text` block has lines, or parts of lines,
     that the block before it prints. A `python` block runs after the script where lorgnette is not imported, and what
@@ -172,7 +194,10 @@ def test_a_guides_commands_run_and_print_what_it_says(
     }
     for name, command in programs.items():
         skipped = "shift 2\n" if name == "worker" else ""
-        (bin_folder / name).write_text(f'#!/bin/sh\n{skipped}exec {shlex.join(command)} "$@"\n')
+        text = f'#!/bin/sh\n{skipped}exec {shlex.join(command)} "$@"\n'
+        if name == "lorgnette":
+            text = RUN_DEMO_ONCE.format(kept=demos, command=shlex.join(command))
+        (bin_folder / name).write_text(text)
         (bin_folder / name).chmod(0o755)
     script = "set -eu\n" + "".join(f"echo '{separator}'\n{text}" for language, text in blocks if language == "sh")
     environment = {
