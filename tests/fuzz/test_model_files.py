@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hostile import RUNS_ALL, VALUES, change_json, damage_bytes, limits, replace_file
 from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tiny_models import write_nf4_checkpoint
 
 import lorgnette
+from lorgnette.engine.loading import load_decoder
 from lorgnette.errors import LorgnetteError
+from lorgnette.models.adapter_shape import AdapterShape
+from lorgnette.models.base_checkpoint import BaseCheckpoint
+from lorgnette.models.networks import find_tower_class
 from lorgnette.models.registry import FAMILIES
 
 NUM_CASES = 200 if RUNS_ALL else 8
@@ -67,11 +74,16 @@ def damage_model(rng: random.Random, folder: Path) -> None:
         case "weights":
             weights.write_bytes(damage_bytes(rng, weights.read_bytes()))
         case "header":
-            content = weights.read_bytes()
-            (length,) = struct.unpack("<Q", content[:8])
-            header = change_json(rng, json.loads(content[8 : 8 + length])).encode()
-            size = rng.choice([len(header), len(header), len(header), *(2**63, 10**8 + 1, 0, len(header) + 5)])
-            weights.write_bytes(struct.pack("<Q", size) + header + content[8 + length :])
+            damage_header(rng, weights)
+
+
+def damage_header(rng: random.Random, weights: Path) -> None:
+    """Change one value of a safetensors file's header, or the header's length."""
+    content = weights.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = change_json(rng, json.loads(content[8 : 8 + length])).encode()
+    size = rng.choice([len(header), len(header), len(header), *(2**63, 10**8 + 1, 0, len(header) + 5)])
+    weights.write_bytes(struct.pack("<Q", size) + header + content[8 + length :])
 
 
 @pytest.mark.parametrize("seed", range(0, NUM_CASES, 2))
@@ -87,6 +99,35 @@ def test_a_damaged_model(
 def test_a_damaged_adapter(seed: int, use: Callable[..., str | None], saved: Path, tmp_path: Path) -> None:
     damage_model(random.Random(seed), shutil.copytree(saved, tmp_path / "adapter"))
     use(adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("seed", range(0, NUM_CASES, 2))
+def test_a_damaged_nf4_weight(seed: int, tiny: Path, tmp_path: Path) -> None:
+    """Its state, a part of it, or the header; read by the fast engine, whose tower has NF4 too."""
+    rng, folder = random.Random(seed), write_nf4_checkpoint(tmp_path / "model", tiny)
+    path, kind = folder / "model.safetensors", rng.choice(["state", "part", "header"])
+    tensors = load_file(path)
+    if kind == "header":
+        damage_header(rng, path)
+    else:
+        name = rng.choice([name for name in tensors if ("quant_state" if kind == "state" else ".weight.") in name])
+        tensor = tensors.pop(name)
+        if kind == "state":
+            changed = change_json(rng, json.loads(bytes(tensor.tolist()))).encode()
+            tensors[name] = torch.frombuffer(bytearray(changed), dtype=torch.uint8)
+        elif (change := rng.choice([None, lambda part: part[1:], lambda part: part.float()])) is not None:
+            tensors[name] = change(tensor).clone()
+        save_file(tensors, path)
+    refusal = ""
+    try:
+        with limits():
+            checkpoint, cpu = BaseCheckpoint.from_folder(folder), torch.device("cpu")
+            load_decoder(checkpoint, AdapterShape.empty(checkpoint.load_text_config()), cpu, torch.float32)
+            find_tower_class(checkpoint.family.model_type).from_checkpoint(checkpoint, cpu, torch.float32)
+    except LorgnetteError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+    assert len(refusal) < 2000
 
 
 @pytest.mark.parametrize("change", HOSTILE_CONFIGS if RUNS_ALL else HOSTILE_CONFIGS[::8], ids=str)

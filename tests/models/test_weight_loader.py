@@ -252,6 +252,10 @@ def test_nf4_is_read_byte_for_byte_or_quantized_to_the_same(
             assert torch.equal(*numbers)
 
 
+def rename_key(state: torch.Tensor, key: str) -> torch.Tensor:
+    return torch.tensor(list(bytes(state.tolist()).replace(key.encode(), b"x")), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
@@ -260,6 +264,7 @@ def test_nf4_is_read_byte_for_byte_or_quantized_to_the_same(
         ("absmax", lambda absmax: absmax.to(torch.int8), "stored as I8"),
         ("nested_absmax", lambda absmax: absmax.double(), "is stored as torch.float64"),
         (STATE, lambda state: state[:-9].clone(), "broken JSON"),
+        (STATE, lambda state: rename_key(state, "nested_blocksize"), "has double quantization in one"),
     ],
     ids=str,
 )

@@ -37,7 +37,7 @@ def parse_nf4_state(content: bytes) -> Nf4State:
             raise LorgnetteError(f"has the {key} {shorten(repr(state.get(key)))}, not {value!r}")
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size > 0 for size in shape)):
         raise LorgnetteError(f"has the shape {shorten(repr(shape))}")
-    offset = state.get("nested_offset")
+    offset = state.get("nested_offset") if is_nested else None
     if is_nested and not isinstance(offset, float):
         raise LorgnetteError(f"has the nested_offset {shorten(repr(offset))}")
     return Nf4State((shape[0], shape[1]), offset)

@@ -117,6 +117,8 @@ def load_weights_into(
         parts = list_parts(name, matrix)
         _check_parts(parts, tensors, checkpoint)
         targets |= parts
+        if (matrix.nested is None) != (state.offset is None):
+            raise _build_read_error(f"{name} has double quantization in one of its tensors alone", checkpoint)
         if matrix.nested is not None and state.offset is not None:
             matrix.nested.offset.fill_(state.offset)
 
