@@ -1,22 +1,27 @@
 """The reference engine's NF4 layers compute with bitsandbytes' numbers, and train as plain layers do."""
 
+import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import write_nf4_checkpoint
 from torch import nn
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.nf4_linear import Nf4Linear
 from lorgnette.engine.peft_engine import add_adapter, load_base_model
-from lorgnette.errors import UsageError
+from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models import quantization
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.family import convert_weight_name
+from lorgnette.models.quantization import STATE
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -62,13 +67,47 @@ def test_a_stored_checkpoint_is_read_as_it_is(stored: Path, dtype: torch.dtype) 
     parts = {convert_weight_name(name): tensor for name, tensor in tensors.items()}
     layers = list_nf4(model)
     assert "model.visual.blocks.0.attn.qkv" in layers
-    assert {p.dtype for p in model.parameters()} == {dtype, torch.uint8}
+    tower_dtype = torch.float32 if dtype == torch.float16 else dtype
+    assert {p.dtype for p in model.parameters()} == {dtype, tower_dtype, torch.uint8}
     for name, layer in layers.items():
         start = f"{name}.weight"
         stats = {key.removeprefix(f"{start}."): part for key, part in parts.items() if key.startswith(f"{start}.")}
         state = QuantState.from_dict(stats, device=CPU)
-        state.dtype = dtype
+        state.dtype = tower_dtype if ".visual." in name else dtype
         assert torch.equal(layer.dequantize(), dequantize_4bit(parts[start], state))
+
+
+def pack_state(tensors: dict[str, torch.Tensor], name: str, **changed: object) -> torch.Tensor:
+    values = json.loads(bytes(tensors[f"{name}.{STATE}"].tolist())) | changed
+    return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "misfit"),
+    [
+        ("", lambda t, n: t[n][:10], "its bytes of another size or dtype"),
+        (".absmax", lambda t, n: t[f"{n}.absmax"][:3], "absmax of another size or dtype"),
+        (".nested_absmax", lambda t, n: None, "absmax of another size or dtype"),
+        (".nested_quant_map", lambda t, n: torch.zeros(4), "nested_quant_map of another size"),
+        (f".{STATE}", lambda t, n: pack_state(t, n, shape=[32, 64]), r"the shape \[32, 64\], not \[64, 64\]"),
+        (f".{STATE}", lambda t, n: pack_state(t, n, blocksize=128), "the type nf4 in blocks of 128"),
+        (f".{STATE}", lambda t, n: pack_state(t, n, quant_type="fp4"), "the type fp4"),
+        (f".{STATE}", lambda t, n: pack_state(t, n, nested_offset=math.nan), "an offset that is not finite"),
+        (f".{STATE}", lambda t, n: torch.ones(3, dtype=torch.uint8), "issues during automatic conversion"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused(
+    stored: Path, tmp_path: Path, part: str, change: Callable[..., torch.Tensor | None], misfit: str
+) -> None:
+    """bitsandbytes would read memory beyond them, or take them for other numbers."""
+    folder = shutil.copytree(stored, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    changed = tensors | {name + part: change(tensors, name)}
+    save_file({key: t.clone() for key, t in changed.items() if t is not None}, folder / "model.safetensors")
+    with pytest.raises(LorgnetteError, match=f"weights cannot be loaded: .*{misfit}") as caught:
+        load_base_model(BaseCheckpoint.from_folder(folder), CPU, torch.float32)
+    assert caught.value.where == str(folder)
 
 
 def make_pair(tiny: Path, dtype: torch.dtype) -> tuple[Any, Any]:

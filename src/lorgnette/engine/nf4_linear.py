@@ -5,15 +5,17 @@ Here every product is torch's with the dequantized matrix, which is gone afterwa
 again.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
 from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_unrounded
-from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.quantization import require_bitsandbytes
+from lorgnette.errors import LorgnetteError
+from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
+from lorgnette.models.quantization import BLOCK_SIZE, SCALE_BLOCK_SIZE, require_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,16 +96,49 @@ def build_loading_options(checkpoint: BaseCheckpoint, device: torch.device, dtyp
     return options | {"config": config}
 
 
-def replace_quantized_linears(model: "PreTrainedModel", dtype: torch.dtype) -> None:
+def replace_quantized_linears(model: "PreTrainedModel", dtype: torch.dtype, folder: Path) -> None:
     """Put Nf4Linear in the place of every one of bitsandbytes' layers, and all other weights in `dtype`.
 
-    transformers leaves those in the dtype of the file if it has NF4 weights.
+    transformers leaves those in the dtype of the file if it has NF4 weights. Raises LorgnetteError for an NF4 weight
+    whose parts do not fit together: bitsandbytes would read memory beyond them.
     """
     from bitsandbytes.nn import Linear4bit
 
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear4bit):
+            if misfit := _find_misfit(module):
+                message = f"weights cannot be loaded: {name}.weight has {misfit}"
+                raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
             model.set_submodule(name, Nf4Linear.from_linear(module, dtype))
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+    """The dtype of the products of its NF4 layers."""
+    for layer in module.modules():
+        if isinstance(layer, Nf4Linear):
+            layer._state.dtype = dtype
+
+
+def _find_misfit(linear: Any) -> str | None:
+    """What does not fit together in the weight of bitsandbytes' layer, or None."""
+    state, size = linear.weight.quant_state, linear.in_features * linear.out_features
+    num_blocks = -(-size // BLOCK_SIZE)
+    dtypes = {"its bytes": (linear.weight, torch.uint8), "absmax": (state.absmax, torch.float32)}
+    sizes = {"its bytes": (linear.weight, -(-size // 2)), "absmax": (state.absmax, num_blocks)}
+    if state.nested:
+        dtypes |= {"absmax": (state.absmax, torch.uint8), "nested_absmax": (state.state2.absmax, torch.float32)}
+        sizes["nested_absmax"] = state.state2.absmax, -(-num_blocks // SCALE_BLOCK_SIZE)
+        sizes["nested_quant_map"] = state.state2.code, SCALE_BLOCK_SIZE
+    blocks = (state.blocksize, state.state2.blocksize if state.nested else SCALE_BLOCK_SIZE)
+    if state.quant_type != "nf4" or blocks != (BLOCK_SIZE, SCALE_BLOCK_SIZE):
+        return f"the type {state.quant_type} in blocks of {blocks[0]} and {blocks[1]}"
+    if tuple(state.shape or ()) != (linear.out_features, linear.in_features):
+        return f"the shape {list(state.shape or ())}, not {[linear.out_features, linear.in_features]}"
+    if state.nested and not state.offset.isfinite().all():
+        return "an offset that is not finite"
+    wrong = [name for name, (part, expected) in sizes.items() if part.numel() != expected]
+    wrong += [name for name, (part, dtype) in dtypes.items() if part.dtype != dtype]
+    return f"{wrong[0]} of another size or dtype" if wrong else None

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
 from lorgnette.engine.loss_scale import allocate_loss_scale
-from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears
+from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears, set_compute_dtype
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
 from lorgnette.engine.unrounded_linear import add_before_rounding
 from lorgnette.errors import LorgnetteError
@@ -183,9 +183,9 @@ def load_base_model(checkpoint: BaseCheckpoint, device: torch.device, dtype: tor
         message = f"weights do not fit the model: {counts} ({examples})"
         raise LorgnetteError(message, where=str(checkpoint.folder), hint=DOWNLOAD_AGAIN)
     if checkpoint.quantization is not None:
-        replace_quantized_linears(model, dtype)
+        replace_quantized_linears(model, dtype, checkpoint.folder)
     if dtype == torch.float16:  # the residual stream of a vision tower may grow beyond float16's largest number
-        model.get_submodule("model.visual").float()
+        set_compute_dtype(model.get_submodule("model.visual").float(), torch.float32)
     # The checkpoint's own sampling defaults (Qwen2-VL's: temperature 0.01, top_k 1) would enter every generate call.
     model.generation_config = transformers.GenerationConfig()
     return model.requires_grad_(False).eval()
