@@ -78,13 +78,13 @@ def test_a_run_from_start_to_finish(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_repeated_batch_is_learned(untrained: Path) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(untrained, dtype=torch.float32).train()
-    batch, weights = make_batch(untrained, 2), torch.ones(1024)
+    batch, weights = make_batch(untrained, 1), torch.ones(1024)
     before = compute_loss(model, batch, weights).item()
-    settings = PretrainSettings(untrained, steps=24, batch_size=2, log_seconds=1e9)
+    settings = PretrainSettings(untrained, steps=12, batch_size=1, log_seconds=1e9)
     progress = pretrain.train(model, itertools.repeat(batch), settings, started_at=0.0)
     assert before > 6.5
     assert progress.loss < before
-    assert compute_loss(model, batch, weights).item() < 4.0
+    assert compute_loss(model, batch, weights).item() < 5.5
 
 
 def test_an_interrupted_run_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
