@@ -37,7 +37,7 @@ from lorgnette.config import LoraSettings, ProcessorSettings, TrainSettings
 from lorgnette.engine import peft_engine
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import load_decoder
-from lorgnette.features.image_features import Features, HfVisionTower
+from lorgnette.features.image_features import Features, HfVisionTower, LazyTower
 from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
@@ -49,6 +49,10 @@ from lorgnette.types import Encoded, Example
 
 LORA = LoraSettings(rank=64, alpha=16, dropout=0.0)
 BATCH_SIZE = 16
+
+
+def load_tower(checkpoint: BaseCheckpoint, dtype: torch.dtype) -> HfVisionTower:
+    return HfVisionTower(peft_engine.load_base_model(checkpoint, DEVICE, dtype))
 
 
 def build_fp32(checkpoint: BaseCheckpoint, features: Features) -> Any:
@@ -138,7 +142,7 @@ if __name__ == "__main__":
             continue
         dtype = torch.float16 if name in ("fast-fp16", "reference-fp16", "overflow") else torch.bfloat16
         if dtype not in features:
-            tower = HfVisionTower(peft_engine.load_base_model(checkpoint, DEVICE, dtype))
+            tower = LazyTower(DEVICE, dtype, partial(load_tower, checkpoint, dtype))
             features[dtype] = Features(tower, processor.image_processor, is_live=False)
             features[dtype].prepare([grid for example in encoded for grid in example.grids])
             features[dtype].release_tower()
