@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 
 from lorgnette.commands import verify as verify_module
 from lorgnette.commands.demo import demo
-from lorgnette.commands.verify import VerifyReport, verify
+from lorgnette.commands.verify import VerifyReport, format_nf4_options, verify
 from lorgnette.errors import UsageError
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.lora.peft_config import CONFIG_FILE
 from lorgnette.lora.peft_files import WEIGHTS_FILE
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.report.console import Terminal
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.verification.judgement import judge_adapter
@@ -298,3 +301,16 @@ def test_command_line(run: Path, adapter: Path, image: Path, cli: Callable[..., 
     assert not json.loads(done.out)["passed"]
     done.assert_refused(1, "the adapter failed a check", str(adapter))
     cli("verify", "nowhere").assert_refused(2, "no such adapter", "nowhere")
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_5"])
+def test_printed_options_quantize_what_the_setting_does(
+    tiny_family: Callable[[str], Path], model_type: str
+) -> None:
+    checkpoint = BaseCheckpoint.from_folder(tiny_family(model_type)).quantize("nf4")
+    options = eval(f"dict({format_nf4_options(checkpoint.family)})")
+    quantized = transformers.AutoModelForImageTextToText.from_pretrained(
+        checkpoint.folder, quantization_config=transformers.BitsAndBytesConfig(**options), device_map={"": "cpu"}
+    )
+    names = [name for name, module in quantized.named_modules() if isinstance(module, Linear4bit)]
+    assert sorted(names) == sorted(checkpoint.list_quantized_modules())

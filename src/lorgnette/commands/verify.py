@@ -11,6 +11,7 @@ from lorgnette.commands.predict import read_examples
 from lorgnette.device import select_device
 from lorgnette.inference.loading import ModelSpec
 from lorgnette.io.shell import quote_word
+from lorgnette.models.family import Family
 from lorgnette.report.console import Terminal
 from lorgnette.report.run import Run
 from lorgnette.verification import checks
@@ -18,12 +19,6 @@ from lorgnette.verification.checks import CheckResult
 from lorgnette.verification.judgement import Judgement, judge_adapter
 from lorgnette.verification.peft_check import AnswerComparison, check_with_peft
 from lorgnette.verification.reference_sample import ReferenceSample
-
-_NF4_OPTIONS = (
-    "load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, "
-    "llm_int8_skip_modules=['model.visual', 'lm_head']"
-)
-"""Of transformers' BitsAndBytesConfig, for the weights of a training with quantization=nf4."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
     base, adapter = resolve_base_name(spec), str(spec.adapter.resolve())
     quantization, options = spec.checkpoint.quantization, ""
     if quantization and not quantization.is_stored:
-        options = f", quantization_config=BitsAndBytesConfig({_NF4_OPTIONS})"
+        options = f", quantization_config=BitsAndBytesConfig({format_nf4_options(spec.checkpoint.family)})"
     peft = f"PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({base!r}{options}), {adapter!r})"
     if judgement.has_old_names:
         peft = f"rename it first (lorgnette export-adapter {quote_word(adapter)} NEW_FOLDER --transformers 4.52)"
@@ -137,6 +132,14 @@ def describe_usage(judgement: Judgement) -> tuple[tuple[str, str], ...]:
         words += ["--max-lora-rank", str(max_rank), *checks.list_vllm_options(spec.checkpoint.family)]
         vllm = " ".join(map(quote_word, words))
     return ("PEFT", peft), ("vLLM", vllm), ("images", checks.describe_image_size(spec))
+
+
+def format_nf4_options(family: Family) -> str:
+    """The arguments of transformers' BitsAndBytesConfig that quantize what quantization=nf4 does."""
+    others = sorted({name.rpartition(".")[0] for name in family.other_language_linears})
+    left_out = ["model.visual", "lm_head", *(f".*{name}" for name in others)]
+    options = "load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True"
+    return f"{options}, llm_int8_skip_modules={left_out}"
 
 
 def resolve_base_name(spec: ModelSpec) -> str:
