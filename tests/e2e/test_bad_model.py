@@ -77,10 +77,19 @@ def test_a_broken_model(change: Change, message: str, tmp_path: Path, tiny: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves a copy of its run for the others."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
 @pytest.fixture
-def trained(tmp_path: Path, captions, cli, quick) -> Path:
-    """A run that is result."""
+def trained(kept: Path, tmp_path: Path, captions, cli, quick) -> Path:
+    """A run that has ended."""
+    if kept.exists():
+        return shutil.copytree(kept, tmp_path / "run")
     assert cli(*quick()).status == 0
+    shutil.copytree(tmp_path / "run", kept)
     return tmp_path / "run"
 
 
