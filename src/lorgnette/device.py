@@ -71,6 +71,18 @@ def get_gpu_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
+def release_cached_memory(device: torch.device) -> None:
+    """Give back to the GPU what torch keeps for later, and cuBLAS's workspaces, of which every thread made its own."""
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def measure_available_bytes(device: torch.device) -> int:
+    """What torch may reserve in all: what it has reserved, and what is free."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
 def measure_peak_gib(device: torch.device) -> float:
     """Peak memory so far: of tensors on the GPU, or of the process on a CPU."""
     if device.type == "cuda":

@@ -64,7 +64,10 @@ def test_the_adapter_is_initialized_or_resumed(
     )  # fmt: skip
     pending.wait_for_tower()
     assert not (in_turn and loads)
-    adapter = pending.wait_for_engine().adapter
+    fit = MemoryFit(1000, recompute_layers=2, peak_bytes=0, pool_bytes=1000)
+    engine = pending.build_engine(pending.wait_for_decoder(), fit, [batch])
+    adapter = engine.adapter
+    assert engine._recompute_layers == 2, "what is free is known by now"
     assert loads == [tiny]
     if resumed:
         state = SavedAdapter.load(saved).state

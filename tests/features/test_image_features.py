@@ -274,7 +274,8 @@ def test_features_that_do_not_fit_are_in_pinned_memory(
 ) -> None:
     monkeypatch.setattr(decode_pool, "MAX_PATCHES_PER_CALL", 60)
     features = Features(RecordingTower("cuda"), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
-    features._storage._device_bytes = device_bytes
+    if device_bytes is not None:
+        features.limit_device_bytes(device_bytes)
     features.prepare(grids)
     locations = {
         "device" if part.is_cuda else "pinned"
@@ -282,6 +283,9 @@ def test_features_that_do_not_fit_are_in_pinned_memory(
         if part.is_cuda or part.is_pinned()
     }
     assert locations == {0: {"pinned"}, 400: {"pinned", "device"}, None: {"device"}}[device_bytes]
+    if device_bytes == 400:
+        on_device = [part for part in features._storage._features.values() if part.is_cuda]
+        assert {part.untyped_storage().nbytes() for part in on_device} == {400}, "in one piece"
     on_cpu = Features(RecordingTower(), image_processor, is_live=False)
     on_cpu.prepare(grids)
     assert torch.equal(features.gather(grids).cpu(), on_cpu.gather(grids))

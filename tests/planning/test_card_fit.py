@@ -9,7 +9,7 @@ import pytest
 from lorgnette.config import Settings
 from lorgnette.models.registry import FAMILIES, parse_sizes
 from lorgnette.planning.card_fit import Variant, find_variant, list_variants
-from lorgnette.planning.memory import GIB, Workload, compute_usable_bytes, measure_nf4, predict_memory
+from lorgnette.planning.memory import GIB, Workload, compute_usable_bytes, find_fit, measure_nf4, predict_memory
 from lorgnette.types import Image, ImageGrid
 
 SIZES = {size.names[0]: size.config for family in FAMILIES.values() for size in family.sizes}
@@ -72,6 +72,19 @@ def test_nf4_takes_half_a_byte_and_a_scale_for_64_values() -> None:
     assert values == linears - mlp
     assert size / values == pytest.approx(0.5 + 4 / 64), "single quantization"
     assert measure_nf4(text, Settings(), SMALL) == (0, 0)
+
+
+def test_a_second_fit_keeps_the_features_where_they_are() -> None:
+    [variant, *_] = build_variants(LARGE, Settings(lora={"rank": 64}), 100)
+    first = find_fit(variant.workload, 145, 30 * GIB)
+    assert (first.max_tokens, first.feature_bytes) == (2320, 100 * 100 * 3584 * 2)
+    second = find_fit(variant.workload, 145, 23 * GIB, first)
+    assert second.max_tokens < first.max_tokens
+    assert second.feature_bytes == first.feature_bytes
+    assert second.peak_bytes <= 23 * GIB
+    assert second.pool_bytes < first.pool_bytes
+    again = find_fit(variant.workload, 145, 30 * GIB, first)
+    assert (again.max_tokens, again.recompute_layers, again.pool_bytes) == (2320, 0, first.pool_bytes)
 
 
 def test_a_start_in_turn_holds_either_tower_or_decoder() -> None:

@@ -72,9 +72,10 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=False)
     longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
 
-    def fit(gib: float) -> MemoryFit:
+    def fit(gib: float, loaded: MemoryFit | None = None) -> MemoryFit:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * GIB), 0))
-        return setup.fit_to_memory(settings, data, sampler, engine, torch.device("cuda"), terminal)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        return setup.fit_to_memory(settings, data, sampler, engine, torch.device("cuda"), terminal, loaded)
 
     assert fit(4).max_tokens == settings.train.max_tokens_per_microbatch
     assert (fit(4).pool_bytes > 0) == (engine == "fast")
@@ -83,6 +84,9 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     assert (least.max_tokens, least.loads_in_turn) == (longest, True)
     assert (least.recompute_layers > 0) == (engine == "fast")
     assert f"GiB free: micro-batches of at most {longest} tokens" in terminal_output.getvalue()
+    assert fit(4, loaded=fit(4)) == fit(4), "it still fits"
+    if engine == "fast":
+        assert fit(0.27, loaded=fit(4)).max_tokens == longest, "kernels took more than was thought"
     monkeypatch.setattr(setup, "has_known_sizes", lambda config: False)
     assert fit(0.3).max_tokens == settings.train.max_tokens_per_microbatch, "nothing is predicted"
 

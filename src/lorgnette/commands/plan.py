@@ -60,6 +60,8 @@ _PHASE_TEXTS = {
     "features": "while encoding images",
     "loss": "when computing the loss",
     "backward": "in the backward pass",
+    "recompute": "while a layer is computed again",
+    "warm-up": "while kernels are loaded",
     "eval": "in an eval loss",
 }
 

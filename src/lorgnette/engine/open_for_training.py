@@ -1,7 +1,7 @@
 """Opens the fast engine for a training: loads weights, warms up kernels and initializes the adapter on threads."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorgnette.config import LoraSettings
+from lorgnette.device import release_cached_memory
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features
@@ -18,7 +19,7 @@ from lorgnette.lora.flat_params import FlatLoraParams
 from lorgnette.lora.peft_files import SavedAdapter
 from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
-from lorgnette.models.networks import find_tower_class
+from lorgnette.models.networks import Decoder, find_tower_class
 from lorgnette.models.registry import VisionConfig, parse_configs
 from lorgnette.models.weight_loader import list_nf4_modules
 from lorgnette.planning.limits import MAX_PATCHES_PER_CALL, WARMUP_LAYERS
@@ -27,10 +28,12 @@ from lorgnette.types import ImageGrid, PackedBatch
 
 
 class PendingEngine(NamedTuple):
-    """Both waits raise LorgnetteError if files are broken or do not fit. wait_for_engine captures the first graph."""
+    """Both waits raise LorgnetteError if files are broken or do not fit. build_engine captures the first graph; what is
+    free for it is known once the decoder is there."""
 
     wait_for_tower: Callable[[], object]
-    wait_for_engine: Callable[[], FastEngine]
+    wait_for_decoder: Callable[[], Decoder]
+    build_engine: Callable[[Decoder, MemoryFit, Sequence[PackedBatch]], FastEngine]
 
 
 def open_for_training(
@@ -54,6 +57,7 @@ def open_for_training(
         warm decoder decoder kernels ────────┤                                   │
         init adapter (memory zeroed) values ─│───────────────────────────────────│─────────┐
         caller       open_for_training ······│ wait_for_tower, features ·········│ capture │ sync_weights
+                                                                 wait_for_decoder │ build_engine
 
     The tower and the two warm-ups only run on CUDA, the tower only if no image's features are on disk. The tower's
     weights are read before the decoder's, because the features need them first. If memory is too short for all of it at
@@ -69,6 +73,12 @@ def open_for_training(
     )
     lazy_tower = features.lazy_tower if is_cuda and first_batches[0].grids else None
 
+    # The adapter's values, on a stream of their own, once this stream has zeroed its memory. They stay, so they come
+    # first: in a part of what a warm-up leaves they would keep the rest of it from everyone.
+    adapter = FlatLoraParams(shape, device)
+    zeroed = torch.cuda.current_stream(device).record_event() if is_cuda else None
+    adapter_init = init.submit(_init_adapter, adapter, seed, resume_from, zeroed)
+
     # Kernels, while the weights are read.
     warmups: list[Future[None]] = []
     if lazy_tower is not None:
@@ -78,36 +88,38 @@ def open_for_training(
         warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
     if fit.loads_in_turn:
-        for warmup in warmups:
-            warmup.result()
+        wait(warmups)
+        release_cached_memory(device)
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
         lazy_tower.start_loading(load, warmups)
     decoder = None if fit.loads_in_turn else load.submit(load_decoder, checkpoint, shape, device, dtype)
 
-    # The adapter's values, on a stream of their own, once this stream has zeroed its memory.
-    adapter = FlatLoraParams(shape, device)
-    zeroed = torch.cuda.current_stream(device).record_event() if is_cuda else None
-    adapter_init = init.submit(_init_adapter, adapter, seed, resume_from, zeroed)
-
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)
 
-    def wait_for_engine() -> FastEngine:
+    def load_alone() -> Decoder:
+        release_cached_memory(device)  # the tower's
+        return load_decoder(checkpoint, shape, device, dtype)
+
+    def wait_for_decoder() -> Decoder:
         for warmup in warmups:
             warmup.result()
-        loaded = decoder.result() if decoder else load_decoder(checkpoint, shape, device, dtype)
+        loaded = decoder.result() if decoder else load_alone()
+        release_cached_memory(device)  # a graph's memory cannot be what tower and warm-ups left
+        return loaded
+
+    def build_engine(loaded: Decoder, fit: MemoryFit, batches: Sequence[PackedBatch]) -> FastEngine:
         options: dict[str, Any] = {"group_by_image": group_by_image, "recompute_layers": fit.recompute_layers}
         engine = FastEngine(loaded, adapter, features, dropout=lora.dropout, **options)
-        torch.cuda.empty_cache()  # a graph's memory cannot be what tower and warm-ups left
         # The replay inside may read a half-initialized adapter: nothing of it is kept, and the copy below follows.
-        engine.capture_ahead(first_batches, fit.pool_bytes)
+        engine.capture_ahead(batches, fit.pool_bytes)
         adapter_init.result()
         engine.sync_weights()
         return engine
 
-    return PendingEngine(lambda: lazy_tower and lazy_tower.tower, wait_for_engine)
+    return PendingEngine(lambda: lazy_tower and lazy_tower.tower, wait_for_decoder, build_engine)
 
 
 def warm_up_tower(config: VisionConfig, grids: Iterable[ImageGrid], device: torch.device, dtype: torch.dtype) -> None:

@@ -95,9 +95,12 @@ class FeatureStorage:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, device_bytes: int | None = None) -> None:
-        """device_bytes: the device's share; None: FEATURE_MEMORY_FRACTION of what is free at the first `add`."""
+        """device_bytes: the device's share, taken at once; None: FEATURE_MEMORY_FRACTION of what is free at the first
+        `add`, taken as needed."""
         self._device, self._dtype = device, dtype
         self._device_bytes = device_bytes
+        # In one piece: features that are kept in pieces of what a tower used would keep all of that from others.
+        self._free = None if device_bytes is None else torch.empty(device_bytes, dtype=torch.uint8, device=device)
         self._features: dict[ImageGrid, Float[Tensor, "P C"]] = {}
 
     def __contains__(self, grid: ImageGrid) -> bool:
@@ -113,6 +116,9 @@ class FeatureStorage:
                 # To pinned host memory, in the order of the stream.
                 host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
                 features = host.copy_(features, non_blocking=True)
+            elif self._free is not None:
+                kept, self._free = self._free[: features.nbytes], self._free[features.nbytes :]
+                features = kept.view(features.dtype).view(features.shape).copy_(features)
         parts = torch.split(features, [grid.num_tokens for grid in grids])
         self._features |= dict(zip(grids, parts, strict=True))
         return features
@@ -210,8 +216,9 @@ class Features:
             self._tower.release()
 
     def limit_device_bytes(self, size: int) -> None:
-        """Keep features of at most `size` bytes on the device. Call it before the first image is encoded."""
-        self._storage = FeatureStorage(self._tower.device, self._tower.dtype, size)
+        """Keep features of at most `size` bytes on a CUDA device. Call it before the first image is encoded."""
+        if self.device.type == "cuda":
+            self._storage = FeatureStorage(self._tower.device, self._tower.dtype, size)
 
     def forget_images(self) -> None:
         """Forget all features and pixels: the images' files may change."""

@@ -3,6 +3,7 @@
     features   weights · tower · its activations · features (and in the fast engine, the small decoder of the warm-up)
     loss       weights · adapter · features · what every layer saves · logits
     backward   weights · adapter · features · what every layer saves · one layer's gradients
+    recompute  weights · adapter · features · the inputs of layers · one layer runs again · its gradients
     eval       weights · adapter · features · one layer, nothing saved · logits
 
 The largest of these phases is the peak: what torch.cuda.max_memory_reserved counts. Its item `allocator` is what torch
@@ -40,11 +41,12 @@ _WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
 _DRIVER_BYTES = GIB  # of a card: the driver, CUDA's context and kernels, and a desktop
 _CONTEXT_BYTES = GIB // 2  # CUDA's context, which torch does not count
 _KERNEL_BYTES = GIB // 4  # kernels that are loaded into a context later
+_LATE_BYTES = GIB // 8  # of those, graphs and the kernels of answers
 _LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
 _SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
 _GAPS: dict[EngineName, float] = {"fast": 0.04, "reference": 0.05}  # of activations; the fast engine has one segment
 _SMALL_POOLS = 64 * 2**20  # segments of 2 and 20 MiB that are not full
-_POOL_PHASES = ("loss", "backward", "eval")
+_POOL_PHASES = ("loss", "backward", "recompute", "eval")
 _NUM_SAMPLE_ROWS, _SAMPLE_TOKENS = 8, 32  # of the KV cache of a few answers during training, and their new tokens
 
 
@@ -201,25 +203,30 @@ def min_recompute_layers(workload: Workload, available_bytes: int) -> int | None
     return layers if layers in counts else None
 
 
-def find_fit(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit | None:
+def compute_left_bytes(available: int) -> int:
+    """The bytes that torch may reserve once kernels are loaded. Graphs and the kernels of answers still come."""
+    return max(available - _LATE_BYTES, 0)
+
+
+def find_fit(
+    workload: Workload, longest_example: int, available_bytes: int, loaded: MemoryFit | None = None
+) -> MemoryFit | None:
     """Reduce as little as possible until the run fits. None if nothing is enough.
 
     First the start, which may be slower; then the image features on the device, which then come from the host; then the
     tokens of a micro-batch, which costs almost no time, down to the longest example; then recompute layers.
+    loaded: what the start was; it is over, and its image features stay where they are.
     """
-    workload = _limit_features(workload, available_bytes)
-    start = predict_memory(workload).phases.get("features", {})
-    if workload.engine == "fast" and sum(start.values()) > available_bytes:
-        workload = replace(workload, loads_in_turn=True)
-    token_bytes = workload.bytes_per_value * workload.vision.feature_width
-    if (excess := predict_memory(workload).peak_bytes - available_bytes) > 0:
-        workload = replace(workload, feature_tokens=max(workload.feature_tokens - -(-excess // token_bytes), 0))
+    kept_bytes = loaded.feature_bytes if loaded else 0
+    available_bytes -= kept_bytes
+    workload = _reduce_start(workload, available_bytes, is_loaded=loaded is not None)
 
     def compute_peak(max_tokens: int) -> int:
         return predict_memory(workload.limit_tokens(max_tokens)).peak_bytes
 
     def describe(reduced: Workload, max_tokens: int) -> MemoryFit:
-        peak, features = predict_memory(reduced).peak_bytes, reduced.feature_tokens * token_bytes
+        peak = predict_memory(reduced).peak_bytes + kept_bytes
+        features = kept_bytes + reduced.feature_tokens * _count_feature_bytes(workload)
         pool, layers = compute_pool_bytes(reduced), reduced.recompute_layers
         return MemoryFit(max_tokens, layers, peak, pool, features, workload.loads_in_turn)
 
@@ -249,14 +256,24 @@ def compute_pool_bytes(workload: Workload) -> int:
     return -(-int(need * gaps) // 2**21) * 2**21
 
 
-def _limit_features(workload: Workload, available_bytes: int) -> Workload:
-    """With the features that may stay on the device; the rest goes to the host."""
+def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) -> Workload:
+    """With the features that may stay on the device, loaded in turn if need be. is_loaded: all of that is past."""
+    if is_loaded:
+        return replace(workload, loads_tower=False, feature_tokens=0)
     tower = workload.bytes_per_value * _count_weights(workload.vision)
     free = max(available_bytes - _count_weight_bytes(workload) - tower, 0)
-    max_features = int(limits.FEATURE_MEMORY_FRACTION * free) // (
-        workload.bytes_per_value * workload.vision.feature_width
-    )
-    return replace(workload, feature_tokens=min(workload.feature_tokens, max_features))
+    max_tokens = int(limits.FEATURE_MEMORY_FRACTION * free) // _count_feature_bytes(workload)
+    workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
+    if workload.engine == "fast" and predict_memory(workload).peak_bytes > available_bytes:
+        workload = replace(workload, loads_in_turn=True)
+    excess = max(predict_memory(workload).peak_bytes - available_bytes, 0)
+    left = max(workload.feature_tokens - -(-excess // _count_feature_bytes(workload)), 0)
+    return replace(workload, feature_tokens=left)
+
+
+def _count_feature_bytes(workload: Workload) -> int:
+    """Of an image token."""
+    return workload.bytes_per_value * workload.vision.feature_width
 
 
 def _predict_fast(workload: Workload) -> MemoryEstimate:
@@ -302,6 +319,13 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     logits = _count_logits_fast(workload, workload.labels)
     phases: dict[str, dict[str, int]]
     phases = {"loss": static | {"activations": activations, "logits": logits}, "backward": static | backward}
+    if recomputed:
+        # A layer runs again while the side stream holds what the gradients of the layer above need.
+        beside = tokens * size * hidden * (8 if workload.has_dropout else 4)
+        phases["recompute"] = static | {
+            "activations": tokens * (layer + recomputed * layer_inputs),
+            "gradients": backward["gradients"] + beside,
+        }
     if workload.eval_tokens:
         eval_tokens = limits.pad_tokens(workload.eval_tokens)
         one_layer = eval_tokens * (layer + size * (widest + 2 * hidden))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Union
 import torch
 
 from lorgnette.config import Settings
+from lorgnette.device import measure_available_bytes
 from lorgnette.engine import loading
 from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
@@ -18,8 +19,16 @@ from lorgnette.errors import LorgnetteError
 from lorgnette.features.disk_cache import open_disk_cache
 from lorgnette.features.image_features import Features
 from lorgnette.lora.peft_files import SavedAdapter
-from lorgnette.models.registry import has_known_sizes
-from lorgnette.planning.memory import GIB, EngineName, MemoryFit, Workload, compute_free_bytes, find_fit
+from lorgnette.models.registry import has_known_sizes, parse_configs
+from lorgnette.planning.memory import (
+    GIB,
+    EngineName,
+    MemoryFit,
+    Workload,
+    compute_free_bytes,
+    compute_left_bytes,
+    find_fit,
+)
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
@@ -101,7 +110,9 @@ def build_training(
     except LorgnetteError as error:
         terminal.warn(f"image features are not cached on disk: {error}")
     features = loading.build_features(data.checkpoint, image_processor, device, dtype, disk_cache)
-    features.limit_device_bytes(fit.feature_bytes)
+    _, vision = parse_configs(data.checkpoint.load_hf_config())
+    extra_tokens = sum(grid.num_tokens for grid in extra_grids)
+    features.limit_device_bytes(fit.feature_bytes + extra_tokens * vision.feature_width * dtype.itemsize)
     pool = ThreadPoolExecutor(1, "warm up optimizer")
     optimizer_warmup = pool.submit(warm_up_optimizer, device, dtype, settings.train)
     pool.shutdown(wait=False)
@@ -122,7 +133,11 @@ def build_training(
     # The optimizer's kernels must be loaded before a graph is captured. The device may still compute features.
     with timer("engine"):
         optimizer_warmup.result()
-        fast = pending.wait_for_engine()
+        decoder = pending.wait_for_decoder()
+        refit = fit_to_memory(settings, data, sampler, engine, device, terminal, loaded=fit)
+        if refit.max_tokens < fit.max_tokens:
+            first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, refit.max_tokens, prefix_sharing=prefix_sharing)
+        fast = pending.build_engine(decoder, refit, first_batches)
         _synchronize(device)
     model = loading.FastModel(fast.decoder, fast.adapter, features)
 
@@ -134,7 +149,7 @@ def build_training(
         fast.drop_graphs()
         torch.cuda.empty_cache()
 
-    copy_adapter, max_tokens = fast.adapter.copy_to_cpu, fit.max_tokens
+    copy_adapter, max_tokens = fast.adapter.copy_to_cpu, refit.max_tokens
     return TrainingSetup(fast, model, copy_adapter, load_adapter, release_memory, features, usable_data, max_tokens)
 
 
@@ -192,25 +207,34 @@ def fit_to_memory(
     engine: EngineName,
     device: torch.device,
     terminal: Terminal,
+    loaded: MemoryFit | None = None,
 ) -> MemoryFit:
     """The micro-batch size and the number of recomputed layers that the memory model predicts to fit.
 
-    Nothing is reduced if everything fits. If nothing does, the smallest is tried, and may run out of memory.
+    loaded: the fit with which weights and features were loaded. It is kept if it still fits, now that kernels are there
+    too. Nothing is reduced if everything fits. If nothing does, the smallest is tried, and may run out of memory.
     """
     longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
     max_tokens = max(settings.train.max_tokens_per_microbatch, longest)
     config = data.checkpoint.load_hf_config()
     if device.type != "cuda" or not has_known_sizes(config):
-        return MemoryFit(max_tokens, 0, 0)
+        return loaded or MemoryFit(max_tokens, 0, 0)
+    if loaded is None:
+        free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
+    else:
+        free = compute_left_bytes(measure_available_bytes(device))
+        if loaded.peak_bytes <= free:
+            return loaded
     prefix_sharing = select_prefix_sharing(settings, engine)
     steps = count_steps(sampler, settings.train.max_tokens_per_microbatch, prefix_sharing=prefix_sharing)
     workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
-    free = compute_free_bytes(torch.cuda.mem_get_info(device)[0], has_context=True)
-    fit = find_fit(workload, longest, free)
+    fit = find_fit(workload, longest, free, loaded)
     if fit is None:
         # The smallest, which may fit all the same: memory is then taken as it is needed.
         layers = workload.text.num_layers if engine == "fast" else 0
         fit = MemoryFit(longest, layers, free, loads_in_turn=True)
+    if loaded is not None and (fit.max_tokens, fit.recompute_layers) == (loaded.max_tokens, loaded.recompute_layers):
+        return fit
     if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
         return replace(fit, max_tokens=max_tokens)
     recomputed = f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
