@@ -1,13 +1,13 @@
 """NF4 (QLoRA) in the fast engine: the kernel that dequantizes, steps beside bf16, memory with and without recompute.
 
-    python bench/nf4.py WORK --out results.json [--models Qwen2-VL-2B,Qwen2-VL-7B] [--budget 200]
+    python bench/nf4.py WORK --out results.json [--models Qwen2-VL-2B,Qwen2-VL-7B] [--kernel] [--budget 200]
 
-The kernel's rate counts the bytes it reads and writes, for every projection of a layer of the last model, and for a
-pass over all its layers. Steps have 16 examples, the tutorial's, and as many as give LARGE_STEP tokens, without
-recompute, in bf16 and in NF4, of the last model. Memory is the tutorial's step in NF4, with all layers recomputed and
-with none, of every model; the features of 500 images are on the device. Weights and features are random, quantized
-here; nothing of the models is on the disk. The file is written after every part.
---tiny: two small layers.
+The kernel's rate counts the bytes that it reads and writes, for the largest projection of the last model and for all of
+a layer. Steps have 16 examples, the tutorial's, in bf16 and in NF4; of the last model also as many as give LARGE_STEP
+tokens. Memory is that of the tutorial's step in NF4 with no layer recomputed and with all; the features of 500 images
+are on the device. Weights and features are random, quantized here; nothing of the models is on the disk. The file is
+written after every part.
+--kernel: its rate alone. --tiny: two small layers.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import json
 import math
 import shutil
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,13 @@ from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax, qu
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.networks import Decoder
 from lorgnette.models.quantization import QLORA, list_quantized_modules
+from lorgnette.models.registry import TextConfig
 from lorgnette.processing.processor import Processor
 from lorgnette.types import Encoded
 
-SECONDS_PER_PART = 20
-NUM_WARMUP_STEPS, NUM_STEPS = 6, 16
+SECONDS_PER_PART = 12
+NUM_STEPS = 8
+REPEATS = 10
 
 
 def make_random_matrix(shape: tuple[int, int]) -> Nf4Matrix:
@@ -52,11 +56,10 @@ def fill_matrix(matrix: Nf4Matrix) -> None:
     quantize_absmax(absmax, matrix)
 
 
-def measure_kernel(checkpoint: BaseCheckpoint) -> dict[str, Any]:
-    """TB/s of every projection, and of all of a layer one after the other, as a pass does."""
-    text = checkpoint.load_text_config()
-    matrices = {name: make_random_matrix(shape) for name, shape in text.linear_shapes.items()}
+def measure_kernel(text: TextConfig) -> dict[str, Any]:
+    """TB/s of the largest projection, and of a layer's seven one after the other, as a pass runs them."""
     columns = LORA.rank
+    matrices = {name: make_random_matrix(shape) for name, shape in text.linear_shapes.items()}
     wide = {
         name: torch.empty(shape[0], shape[1] + columns, dtype=torch.bfloat16, device=DEVICE)
         for name, shape in text.linear_shapes.items()
@@ -71,27 +74,33 @@ def measure_kernel(checkpoint: BaseCheckpoint) -> dict[str, Any]:
         return matrix.packed.nbytes + matrix.absmax.nbytes + 2 * math.prod(matrix.shape)
 
     rates: dict[str, Any] = {}
-    for label, names in {**{name: [name] for name in matrices}, "layer": list(matrices)}.items():
+    for label, names in (("gate_proj", ["gate_proj"]), ("layer", list(matrices))):
         ms, size = time_ms(lambda names=names: dequantize(names)), sum(map(count_bytes, names))
         rates[label] = {"ms": ms, "tb_s": size / ms / 1e9}
     rates["model_ms"] = rates["layer"]["ms"] * text.num_layers
     return rates
 
 
-def time_ms(run: Any) -> float:
-    """Median of 30; not a number without a GPU."""
+def time_ms(run: Callable[[], None]) -> float:
+    """Within a CUDA graph of REPEATS calls, as in a step: launched one by one, the host would be slower. The median of
+    nine; not a number without a GPU."""
     run()
     if not HAS_GPU:
         return math.nan
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(REPEATS):
+            run()
     times = []
-    for _ in range(30):
+    for _ in range(10):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        run()
+        graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+        times.append(start.elapsed_time(end) / REPEATS)
+    return statistics.median(times[1:])
 
 
 def make_decoder(checkpoint: BaseCheckpoint, *, is_nf4: bool) -> Decoder:
@@ -122,7 +131,8 @@ def measure_step(
     timer = StepTimer(folder, encoded, count, LORA, decoder=decoder, recompute_layers=recompute_layers)
     for example in encoded:
         timer.engine.features.gather(example.grids)
-    timer.time_separate_steps(NUM_WARMUP_STEPS)
+    for _ in range(2):  # every shape of these steps: once eager, once captured
+        timer.time_separate_steps(NUM_STEPS)
     seconds = timer.time_queued_steps(NUM_STEPS)
     synchronize()
     return {
@@ -133,54 +143,56 @@ def measure_step(
     }  # fmt: skip
 
 
+def make_job(work: Path, name: str, *, tiny: bool) -> tuple[Path, list[Encoded]]:
+    """The files of a model without its weights, and the encoded captions."""
+    folder = work / name
+    job.make_model(folder / "model", job.BUILT_IN, name, tiny=tiny, has_weights=False)
+    for file in ("images", "captions.csv"):
+        (folder / file).symlink_to(work / file)
+    processor = Processor.from_folder(folder / "model", ProcessorSettings(image_size=(SIDE, SIDE)))
+    return folder, [processor.encode(example) for example in load_examples(folder)]
+
+
+def compare_steps(parts: dict[str, Any]) -> dict[str, float]:
+    """By how many percent NF4's steps are slower."""
+    pairs = {size: [parts.get(f"{size}_{kind}") for kind in ("bf16", "nf4")] for size in ("small", "large")}
+    return {
+        size: 100 * (nf4["ms_per_step"] / bf16["ms_per_step"] - 1)
+        for size, (bf16, nf4) in pairs.items()
+        if bf16 and nf4
+    }
+
+
 def measure_all(arguments: argparse.Namespace) -> None:
     results = ResultsFile(arguments.out, ["bench/nf4.py", *arguments.models], name_device(), arguments.budget)
     work: Path = arguments.work.resolve()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     job.make_images(work, arguments.images)
-    figures: dict[str, dict[str, Any]] = {}
-    needed = 0 if arguments.tiny else SECONDS_PER_PART
-
-    def measure(name: str, part: str, *options: Any, **settings: Any) -> None:
-        if results.fits(needed, f"{name} {part}"):
-            figures[name][part] = measure_step(*options, **settings)
-            results.update(models=figures)
-            print(name, part, json.dumps(figures[name][part]), flush=True)
-
-    for name in arguments.models:
-        folder, figures[name] = work / name, {}
-        job.make_model(folder / "model", job.BUILT_IN, name, tiny=arguments.tiny, has_weights=False)
-        for file in ("images", "captions.csv"):
-            (folder / file).symlink_to(work / file)
-        checkpoint = BaseCheckpoint.from_folder(folder / "model", needs_weights=False)
-        processor = Processor.from_folder(folder / "model", ProcessorSettings(image_size=(SIDE, SIDE)))
-        encoded = [processor.encode(example) for example in load_examples(folder)]
-        num_layers = checkpoint.load_text_config().num_layers
-        if name == arguments.models[-1]:
-            figures[name]["kernel"] = measure_kernel(checkpoint)
-            results.update(models=figures)
-            print(name, "kernel", json.dumps(figures[name]["kernel"]), flush=True)
+    figures: dict[str, dict[str, Any]] = {name: {} for name in arguments.models}
+    for name, parts in figures.items():
+        folder, encoded = make_job(work, name, tiny=arguments.tiny)
+        text = BaseCheckpoint.from_folder(folder / "model", needs_weights=False).load_text_config()
         small = 2 if arguments.tiny else SMALL_STEP
-        measure(name, "recompute", folder, encoded, small, is_nf4=True, recompute_layers=num_layers)
-        measure(name, "small_nf4", folder, encoded, small, is_nf4=True)
-        if name != arguments.models[-1]:
-            continue
         tokens = statistics.mean(len(example.input_ids) for example in encoded)
         large = math.ceil((300 if arguments.tiny else LARGE_STEP) / tokens)
-        for part, count, is_nf4 in (
-            ("small_bf16", small, False),
-            ("large_bf16", large, False),
-            ("large_nf4", large, True),
-        ):
-            measure(name, part, folder, encoded, count, is_nf4=is_nf4)
-        parts = figures[name]
-        for size in ("small", "large"):
-            if f"{size}_bf16" in parts and f"{size}_nf4" in parts:
-                ratio = parts[f"{size}_nf4"]["ms_per_step"] / parts[f"{size}_bf16"]["ms_per_step"]
-                parts[f"{size}_slower_percent"] = 100 * (ratio - 1)
-        results.update(models=figures)
-        print(name, {part: value for part, value in parts.items() if part.endswith("percent")}, flush=True)
+        measure = partial(measure_step, folder, encoded)
+        todo: dict[str, Callable[[], dict[str, Any]]] = {
+            "kernel": partial(measure_kernel, text),
+            "recompute": partial(measure, small, is_nf4=True, recompute_layers=text.num_layers),
+            "small_nf4": partial(measure, small, is_nf4=True),
+            "small_bf16": partial(measure, small, is_nf4=False),
+            "large_bf16": partial(measure, large, is_nf4=False),
+            "large_nf4": partial(measure, large, is_nf4=True),
+        }
+        wanted = list(todo) if name == arguments.models[-1] else ["recompute", "small_nf4", "small_bf16"]
+        for part in ["kernel"] if arguments.kernel else wanted:
+            if results.fits(0 if arguments.tiny else SECONDS_PER_PART, f"{name} {part}"):
+                parts[part] = todo[part]()
+                slower = {model: compare_steps(made) for model, made in figures.items()}
+                results.update(models=figures, slower_percent=slower)
+                print(name, part, json.dumps(parts[part]), flush=True)
+    print("slower, in percent:", json.dumps(results.figures.get("slower_percent")), flush=True)
 
 
 if __name__ == "__main__":
@@ -191,4 +203,5 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--budget", type=float, default=200, help="seconds for everything")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--kernel", action="store_true")
     measure_all(parser.parse_args())

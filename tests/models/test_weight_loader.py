@@ -266,7 +266,7 @@ def rename_key(state: torch.Tensor, key: str) -> torch.Tensor:
         (STATE, lambda state: state[:-9].clone(), "broken JSON"),
         (STATE, lambda state: rename_key(state, "nested_blocksize"), "has double quantization in one"),
     ],
-    ids=str,
+    ids=["missing", "short", "another dtype", "nested in another dtype", "broken state", "state of another kind"],
 )
 def test_a_broken_nf4_weight_is_named(
     tiny: Path, tmp_path: Path, part: str, change: Callable[[torch.Tensor], torch.Tensor] | None, message: str
