@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import write_nf4_checkpoint
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.hub.http import RetryPolicy
 from lorgnette.hub.models import fetch_model, is_complete_model
+from lorgnette.lora.unquantized_base import find_unquantized_base
+from lorgnette.models.base_checkpoint import BaseCheckpoint
 
 QUICK = RetryPolicy(max_attempts=3, connect_timeout=2, read_timeout=1, initial_pause=0.01, max_pause=0.05)
 NAME = "Qwen/Qwen2-VL-2B-Instruct"
@@ -250,3 +253,22 @@ def test_a_second_process_waits(hub: Any, trick: Any, tmp_path: Path) -> None:
     assert any(message.startswith("waiting for another process") for message in messages)
     assert len(hub.requests(SHARDS[0])) == 1
     assert is_complete_model(folder)
+
+
+@pytest.mark.parametrize("source", ["hf", "modelscope"])
+def test_what_nf4_weights_were_made_of_is_fetched(
+    source: str, hub: Any, tiny: Path, tmp_path: Path, terminal: Any
+) -> None:
+    """The card names it, as the cards of the hubs' NF4 models do. An int8 model is refused before its weights come."""
+    hub.repo(source, "models", "me/Base", {path.name: path.read_bytes() for path in tiny.iterdir()})
+    nf4 = write_nf4_checkpoint(tmp_path / "nf4", tiny)
+    config = (nf4 / "config.json").read_bytes()
+    int8 = {"config.json": config.replace(b'"load_in_4bit": true', b'"load_in_8bit": true')}
+    hub.repo(source, "models", "me/Int8", {path.name: path.read_bytes() for path in nf4.iterdir()} | int8)
+    (nf4 / "README.md").write_text("---\nbase_model:\n- me/Int8\n- me/Base\n---\n")
+    found = find_unquantized_base(BaseCheckpoint.from_folder(nf4), "me/Nf4", terminal)
+    assert found.name == "me/Base"
+    assert found.checkpoint.fingerprint == BaseCheckpoint.from_folder(tiny).fingerprint
+    weights = [request.path for request in hub.requests("model.safetensors")]
+    assert any("me/Base" in path for path in weights)
+    assert not any("me/Int8" in path for path in weights)
