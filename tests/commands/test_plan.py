@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,9 +80,9 @@ def test_plan_and_train_use_the_same_workload(
 ) -> None:
     settings, workloads = make_settings(*words), []
 
-    def record(workload: Workload, longest_example: int, available_bytes: int) -> MemoryFit:
+    def record(workload: Workload, *rest: Any) -> MemoryFit:
         workloads.append(workload)
-        return find_fit(workload, longest_example, available_bytes)
+        return find_fit(workload, *rest)
 
     monkeypatch.setattr(setup, "find_fit", record)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
