@@ -39,11 +39,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves a copy of its run for the others."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
 @pytest.fixture
-def old_run(make_settings: Chosen, tmp_path: Path) -> Path:
+def old_run(kept: Path, make_settings: Chosen, tmp_path: Path) -> Path:
     """A run of rank 2 that has changed the answers."""
+    if kept.exists():
+        return shutil.copytree(kept, tmp_path / "old")
     words = (f"run={tmp_path / 'old'}", "train.learning_rate=1e-1", "data.prompt=Say:", "lora.alpha=16", "device=cpu")
-    return train(make_settings(*words)).path
+    shutil.copytree(train(make_settings(*words)).path, kept)
+    return tmp_path / "old"
 
 
 def train_in(settings: Settings) -> RunDir:
