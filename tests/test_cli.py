@@ -31,7 +31,7 @@ COMMANDS = {
     "compare": "MODELS_AND_DATA --out --metrics --model --prompt --rows --images-from --image-column --caption-column"
     " --image-size --max-new-tokens --batch-size --device",
     "verify": "ADAPTER --model --data --rows --device --json",
-    "merge": "ADAPTER OUT --model --dtype --force --device",
+    "merge": "ADAPTER OUT --model --base --dtype --force --device",
     "export-adapter": "ADAPTER OUT --transformers",
     "watch": "FOLDER --port",
     "settings": "WORD",
@@ -237,8 +237,8 @@ def test_training_on_local_files_imports_only_what_it_needs(captions: Path) -> N
 def test_settings_are_frozen() -> None:
     """A renamed one breaks recipes of users."""
     assert config.list_settings() == [
-        "model", "adapter", "engine", "run", "seed", "device", "dtype", "report_to", "project", "image_size",
-        "image_tokens", "eos_token", "max_length",
+        "model", "adapter", "engine", "run", "seed", "device", "dtype", "quantization", "report_to", "project",
+        "image_size", "image_tokens", "eos_token", "max_length",
         "data.path", "data.test", "data.holdout", "data.split", "data.prompt", "data.trim", "data.on_bad_row",
         "data.max_rows", "data.images_from", "data.image_column", "data.caption_column", "data.group_by_image",
         "lora.rank", "lora.alpha", "lora.dropout", "lora.use_rslora", "lora.target_modules", "lora.parts",
