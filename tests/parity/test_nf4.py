@@ -27,10 +27,6 @@ from lorgnette.types import Example, PackedBatch
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-STEPS = [
-    (CPU, torch.float32, 0.0), (CPU, torch.float32, 0.3),
-    pytest.param(torch.device("cuda"), torch.bfloat16, 0.3, marks=CUDA),
-]  # fmt: skip
 DEVICES = [(CPU, torch.float32), pytest.param(torch.device("cuda"), torch.bfloat16, marks=CUDA)]
 PROCESSOR = ProcessorSettings(image_size=None, image_tokens=(4, 30))
 LORA = LoraSettings(rank=8, alpha=16, dropout=0.0)
@@ -91,14 +87,14 @@ def run_engine(engine: FastEngine, batch: PackedBatch) -> LossesAndGrads:
     return losses, {name: grad.clone() for name, grad in engine.adapter.named_grads.items()}
 
 
-@pytest.mark.parametrize(("device", "dtype", "dropout"), STEPS)
+@pytest.mark.parametrize(("device", "dtype"), DEVICES)
 def test_a_step_equals_that_of_the_dequantized_weights(
-    checkpoint: BaseCheckpoint, batch: PackedBatch, device: torch.device, dtype: torch.dtype, dropout: float
+    checkpoint: BaseCheckpoint, batch: PackedBatch, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Bit for bit, with a layer that is run twice."""
-    engine, plain = (build_engine(checkpoint, device, dtype, dropout) for _ in range(2))
+    """Bit for bit, with dropout and a layer that is run twice."""
+    engine, plain = (build_engine(checkpoint, device, dtype, 0.3) for _ in range(2))
     dequantize_decoder(plain.decoder)
-    plain = FastEngine(plain.decoder, plain.adapter, plain.features, dropout=dropout, recompute_layers=1)
+    plain = FastEngine(plain.decoder, plain.adapter, plain.features, dropout=0.3, recompute_layers=1)
     (losses, grads), (expected_losses, expected_grads) = run_engine(engine, batch), run_engine(plain, batch)
     assert torch.equal(losses, expected_losses)
     assert all(torch.equal(grad, expected_grads[name]) for name, grad in grads.items())
