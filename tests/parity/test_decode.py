@@ -107,7 +107,7 @@ def test_greedy_answers_equal_transformers(
     adapter: str | None,
     options: dict[str, Any],
 ) -> None:
-    for batch_size in [4] if options else [1, 2, 4, 32]:
+    for batch_size in [4] if options else [1, 4, 32]:
         sampling = replace(SAMPLING, batch_size=batch_size)
         answers = decode.generate_answers(generator, pair.processor, examples, sampling, adapter=adapter)
         assert to_pairs(answers) == expected

@@ -175,14 +175,14 @@ def test_dropout_depends_on_the_step_and_is_unbiased(
     engine = build_engine(pair, LORA.model_copy(update={"dropout": 0.3}))
     encoded = [pair.processor.encode(example) for example in conversations]
     num_labels = sum(e.num_labels for e in encoded)
-    batches = [pack(encoded, num_labels, step_key=derive_step_key(0, step)) for step in range(40)]
+    batches = [pack(encoded, num_labels, step_key=derive_step_key(0, step)) for step in range(20)]
     engine.features.prepare(batches[0].grids)
     first, repeated, different = (engine.backward(batches[step]).item() for step in (5, 5, 6))
     assert first == repeated != different
     engine.adapter.values.grad.zero_()
     without_dropout = engine.compute_loss(batches[0]).item()
     losses = [engine.backward(batch).item() for batch in batches]
-    assert abs(sum(losses) / 40 - without_dropout) < 0.02 * without_dropout
+    assert abs(sum(losses) / 20 - without_dropout) < 0.03 * without_dropout
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=IDS)
