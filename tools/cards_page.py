@@ -20,7 +20,7 @@ CARDS = (8, 12, 16, 24, 32, 48, 80)
 """GiB."""
 IMAGE_TOKENS = (None, 1280)
 """Tokens of an image in each table; None: of the default size."""
-_BLOCK = re.compile(r"(?<=```text\n).*?(?=\n```)", re.DOTALL)
+_BLOCK = re.compile(r"(?<=```\n) +\d+ GB.*?(?=\n```)", re.DOTALL)
 _SAMPLE_TOKENS = 32
 _SHORT = {"quantization=nf4": "nf4", "lora.rank=8": "r8"}
 
