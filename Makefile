@@ -6,9 +6,11 @@ BIN := .venv/bin
 # Tests of one file stay on one worker, the slowest start first (tests/conftest.py).
 TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+# What torch 2.11 brings. Builds for the CPU alone bring none; the kernels' tests then use this one (tools/README.md).
+TRITON := triton==3.6.0
 SIZES := 1.2 GB on disk with PyTorch's CPU build, 5.7 GB with CUDA
 
-.PHONY: setup demo test test-fast test-kills test-fuzz check fix bench docs clean
+.PHONY: setup demo test test-fast test-kills test-fuzz test-kernels check fix bench docs clean
 
 demo: .venv/.run
 	$(BIN)/lorgnette demo
@@ -16,7 +18,7 @@ demo: .venv/.run
 setup: .venv/.dev
 
 # The browser tests need Debian's chromium and a font with Chinese characters; they skip without.
-test: .venv/.dev .venv/.system
+test: .venv/.dev .venv/.system .venv/.triton
 	$(TEST)
 
 # For the inner loop: under a minute, without the tests that take seconds each.
@@ -31,6 +33,11 @@ test-kills: .venv/.dev
 # 1,800 damaged or hostile files: data, models, adapters, runs. `make test` has a sample of them.
 test-fuzz: .venv/.dev
 	LORGNETTE_FUZZ=all $(TEST) tests/fuzz
+
+# Every kernel for every card at the shapes of every model, compiled without a GPU. Half an hour on two cores, less where few kernels changed.
+# `make docs` prints the result.
+test-kernels: .venv/.dev .venv/.triton
+	OMP_NUM_THREADS=1 $(BIN)/python tools/kernel_matrix.py tools/kernel_matrix.json --all
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -47,10 +54,11 @@ bench: .venv/.run
 	$(BIN)/python bench/job.py bench/out/job
 	$(BIN)/python bench/training_run.py bench/out/job --out bench/out/training_run.json
 
-# docs/settings.md and docs/coming-from.md are generated.
+# docs/settings.md, docs/coming-from.md and docs/kernels.md are generated.
 docs: .venv/.run
 	$(BIN)/python tools/settings_page.py > docs/settings.md
 	$(BIN)/python tools/coming_from_page.py > docs/coming-from.md
+	$(BIN)/python tools/kernels_page.py > docs/kernels.md
 	$(BIN)/python tools/models_page.py
 	$(BIN)/python tools/cards_page.py
 
@@ -74,4 +82,10 @@ clean:
 	command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-cjk > /dev/null; } || \
 	  echo "no chromium: the browser tests will skip (apt-get install chromium fonts-noto-cjk)"
+	touch $@
+
+# In a folder of its own: beside torch's packages, torch would find it.
+.venv/.triton: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/triton $(TRITON) || \
+	  echo "no Triton for this machine: the test that compiles the kernels will skip"
 	touch $@

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernel_matrix import CARDS, KIB, WIDEST, Card, format_capability
+from kernel_matrix import CARDS, FLOAT32_MODEL, KIB, WIDEST, Card, format_capability
 
 from lorgnette.kernels import MAX_HEAD_DIM
 from lorgnette.kernels.tiles import find_tiles
@@ -24,8 +24,8 @@ Triton and NVIDIA's assembler, and holds it against the card's limits. `make doc
 A kernel does not start if it needs more shared memory than the card gives to a program. Registers that do not fit are
 kept in memory ("spilled"): the kernel is correct and slower.
 """
-_COMPILED = """With Triton {triton}: {programs:,} programs, from {launches} launches of {num_models} models ({models}),
-and in half precision from those of a model with the most and the widest heads that the kernels take.
+_COMPILED = """With Triton {triton}: {programs:,} programs, from {launches} launches of {num_models} models ({models})
+and of one with the most and the widest heads that the kernels take; in float32 of {float32_model} alone.
 """
 _T4 = """On 7.5 Triton multiplies without tensor cores. So attention takes a larger part of a step there, above all with
 long examples; all other products are cuBLAS's and use them. This is not measured.
@@ -47,7 +47,7 @@ def format_page(results: Mapping[str, Any]) -> str:
     count = sum(len(launch["needs"]) for launch in launches)
     compiled = _COMPILED.format(
         triton=results["triton"], programs=count, launches=len(launches), num_models=len(models),
-        models=", ".join(models),
+        models=", ".join(models), float32_model=FLOAT32_MODEL,
     )  # fmt: skip
     released = [launch for launch in launches if launch["models"] != [WIDEST]]
     cards, kernels, shapes = format_cards(), format_kernels(released), format_shapes(launches)
