@@ -34,8 +34,8 @@ test-kills: .venv/.dev
 test-fuzz: .venv/.dev
 	LORGNETTE_FUZZ=all $(TEST) tests/fuzz
 
-# Every kernel for every card at the shapes of every model, compiled without a GPU. Half an hour on two cores, less where few kernels changed.
-# `make docs` prints the result.
+# Every kernel for every card at the shapes of every model, compiled without a GPU: from nothing, half an hour on two
+# cores. `make docs` prints the result.
 test-kernels: .venv/.dev .venv/.triton
 	OMP_NUM_THREADS=1 $(BIN)/python tools/kernel_matrix.py tools/kernel_matrix.json --all
 
