@@ -304,9 +304,7 @@ def test_command_line(run: Path, adapter: Path, image: Path, cli: Callable[..., 
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_5"])
-def test_printed_options_quantize_what_the_setting_does(
-    tiny_family: Callable[[str], Path], model_type: str
-) -> None:
+def test_printed_options_quantize_what_the_setting_does(tiny_family: Callable[[str], Path], model_type: str) -> None:
     checkpoint = BaseCheckpoint.from_folder(tiny_family(model_type)).quantize("nf4")
     options = eval(f"dict({format_nf4_options(checkpoint.family)})")
     quantized = transformers.AutoModelForImageTextToText.from_pretrained(
