@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,15 +23,15 @@ class PreparedRun:
     timer: StageTimer
     terminal: Terminal
 
-    def build(self) -> Any:
+    def build(self, resume_from: Path | None = None) -> Any:
         """The TrainingSetup on the CPU."""
         import torch
 
         from lorgnette.training.setup import build_training
 
         return build_training(
-            self.settings, self.data, torch.device("cpu"), torch.float32, resume_from=None, timer=self.timer,
-            terminal=self.terminal,
+            self.settings, self.data, torch.device("cpu"), torch.float32, resume_from=resume_from,
+            timer=self.timer, terminal=self.terminal,
         )  # fmt: skip
 
     def train(self, trackers: Sequence[Tracker] = ()) -> None:

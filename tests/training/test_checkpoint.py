@@ -17,11 +17,12 @@ from lorgnette.training.checkpoint import (
     find_latest_checkpoint,
     get_rng_state,
     load_checkpoint,
+    read_max_tokens,
     restore_checkpoint,
     rotate_checkpoints,
     save_checkpoint,
 )
-from lorgnette.training.trainer import Trainer
+from lorgnette.training.trainer import MAX_TOKENS, Trainer
 
 CPU = torch.device("cpu")
 
@@ -138,6 +139,22 @@ def test_a_state_is_restored(tmp_path: Path, trainer: Trainer) -> None:
     path = save_checkpoint(tmp_path, 3, write_adapter, build_state(**{**state, "step": 3, "best": [2, 0.5, 1]}))
     restore_checkpoint(trainer, path, CPU)
     assert (trainer.step, trainer.best_step, trainer.best_score) == (3, 2, 0.5)
+
+
+def test_the_size_of_micro_batches_is_read_without_the_tensors(tmp_path: Path, trainer: Trainer) -> None:
+    """Also after it was lowered. An older version did not save it."""
+    trainer.max_tokens_per_microbatch = 7
+    state = trainer.state_dict()
+    assert read_max_tokens(save_checkpoint(tmp_path, 1, write_adapter, build_state(**state))) == 7
+    del state[MAX_TOKENS]
+    assert read_max_tokens(save_checkpoint(tmp_path, 2, write_adapter, build_state(**state))) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_a_broken_state_has_no_size_of_micro_batches(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(LorgnetteError, match=r"checkpoint cannot be read: .* · delete it"):
+        read_max_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The model of a training on a CPU, by either engine: the same losses."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from lorgnette.processing.packing import split_into_microbatches
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.training import setup
+from lorgnette.training.checkpoint import STATE_FILE
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.optimizer import Optimizer
 from lorgnette.training.sampler import BatchSampler
 from lorgnette.training.setup import TrainingSetup, limit_progress
+from lorgnette.training.trainer import MAX_TOKENS
 
 PrepareRun = Callable[..., Any]
 
@@ -72,10 +75,10 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=False)
     longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
 
-    def fit(gib: float, loaded: MemoryFit | None = None) -> MemoryFit:
+    def fit(gib: float, kept_tokens: int | None = None, loaded: MemoryFit | None = None) -> MemoryFit:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * GIB), 0))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-        return setup.fit_to_memory(settings, data, sampler, engine, torch.device("cuda"), terminal, loaded)
+        return setup.fit_to_memory(settings, data, sampler, engine, torch.device("cuda"), terminal, kept_tokens, loaded)
 
     assert fit(4).max_tokens == settings.train.max_tokens_per_microbatch
     assert (fit(4).pool_bytes > 0) == (engine == "fast")
@@ -87,8 +90,21 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     assert fit(4, loaded=fit(4)) == fit(4), "it still fits"
     if engine == "fast":
         assert fit(0.27, loaded=fit(4)).max_tokens == longest, "kernels took more than was thought"
+    for gib in (0.3, 4):
+        assert fit(gib, kept_tokens=longest + 1).max_tokens == longest + 1, "a resumed run keeps its micro-batches"
+        assert fit(gib, kept_tokens=longest - 1).max_tokens == longest - 1, "halved when out of memory"
+    assert (fit(0.3, kept_tokens=longest + 1).recompute_layers > 0) == (engine == "fast")
     monkeypatch.setattr(setup, "has_known_sizes", lambda config: False)
     assert fit(0.3).max_tokens == settings.train.max_tokens_per_microbatch, "nothing is predicted"
+
+
+def test_a_resumed_run_keeps_its_micro_batches(prepare_run: PrepareRun, saved: Path, tmp_path: Path) -> None:
+    """They may have been smaller than now, where more memory is free: PEFT draws a dropout mask for each."""
+    checkpoint = shutil.copytree(saved, tmp_path / "step-000001")
+    run = prepare_run("engine=reference")
+    for state, expected in (({MAX_TOKENS: 41}, 41), ({}, run.settings.train.max_tokens_per_microbatch)):
+        torch.save(state, checkpoint / STATE_FILE)
+        assert run.build(resume_from=checkpoint).max_tokens_per_microbatch == expected
 
 
 def test_damaged_features_are_computed_again(

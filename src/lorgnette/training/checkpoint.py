@@ -13,7 +13,7 @@ import torch
 
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_folder, remove_folder
-from lorgnette.training.trainer import Trainer
+from lorgnette.training.trainer import MAX_TOKENS, Trainer
 
 STATE_FILE = "state.pt"
 SAVE_TOTAL_LIMIT = 2
@@ -59,6 +59,17 @@ def restore_checkpoint(trainer: Trainer, checkpoint: Path, device: torch.device)
     """Load the saved state into the trainer. Raises LorgnetteError if it cannot be read or is not this run's."""
     with _explain_errors(checkpoint, "checkpoint does not fit this run"):
         trainer.load_state_dict(load_checkpoint(checkpoint, device))
+
+
+def read_max_tokens(checkpoint: Path) -> int | None:
+    """The size of the micro-batches when it was saved; None if an older version saved it.
+
+    Reads no tensors. Raises LorgnetteError if the file cannot be read.
+    """
+    with _explain_errors(checkpoint, "checkpoint cannot be read"):
+        state = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True, mmap=True)
+        value = state.get(MAX_TOKENS)
+        return None if value is None else int(value)
 
 
 def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:

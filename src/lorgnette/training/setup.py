@@ -32,6 +32,7 @@ from lorgnette.planning.memory import (
 from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.training.batch_stats import count_steps
+from lorgnette.training.checkpoint import read_max_tokens
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.optimizer import warm_up_optimizer
 from lorgnette.training.sampler import BatchSampler
@@ -94,7 +95,9 @@ def build_training(
 
     # Size the micro-batches.
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
-    fit = fit_to_memory(settings, data, sampler, engine, device, terminal)
+    kept_tokens = read_max_tokens(resume_from) if resume_from else None
+    fit_memory = partial(fit_to_memory, settings, data, sampler, engine, device, terminal, kept_tokens)
+    fit = fit_memory()
     if engine == "reference":
         max_tokens = fit.max_tokens
         return _build_reference(settings, data, device, dtype, resume_from, compute_image_features, max_tokens, timer)
@@ -134,7 +137,7 @@ def build_training(
     with timer("engine"):
         optimizer_warmup.result()
         decoder = pending.wait_for_decoder()
-        refit = fit_to_memory(settings, data, sampler, engine, device, terminal, loaded=fit)
+        refit = fit_memory(loaded=fit)
         if refit.max_tokens < fit.max_tokens:
             first_batches = sampler.first_steps(NUM_EXAMPLES_AHEAD, refit.max_tokens, prefix_sharing=prefix_sharing)
         fast = pending.build_engine(decoder, refit, first_batches)
@@ -207,15 +210,23 @@ def fit_to_memory(
     engine: EngineName,
     device: torch.device,
     terminal: Terminal,
+    kept_tokens: int | None = None,
     loaded: MemoryFit | None = None,
 ) -> MemoryFit:
     """The micro-batch size and the number of recomputed layers that the memory model predicts to fit.
 
-    loaded: the fit with which weights and features were loaded. It is kept if it still fits, now that kernels are there
-    too. Nothing is reduced if everything fits. If nothing does, the smallest is tried, and may run out of memory.
+    kept_tokens: of the micro-batches of the run that is resumed. They stay as large, whatever memory is free: others
+    draw other dropout masks and round otherwise. loaded: the fit with which weights and features were loaded. It is
+    kept if it still fits, now that kernels are there too. Nothing is reduced if everything fits. If nothing does, the
+    smallest is tried, and may run out of memory.
     """
     longest = max(len(encoded.input_ids) for encoded in [*data.examples, *data.held_out])
-    max_tokens = max(settings.train.max_tokens_per_microbatch, longest)
+    max_tokens, least = max(settings.train.max_tokens_per_microbatch, longest), longest
+    if kept_tokens is not None:
+        max_tokens = min(kept_tokens, max_tokens)
+        least = max(longest, max_tokens)
+        train = settings.train.model_copy(update={"max_tokens_per_microbatch": max_tokens})
+        settings = settings.model_copy(update={"train": train})
     config = data.checkpoint.load_hf_config()
     if device.type != "cuda" or not has_known_sizes(config):
         return loaded or MemoryFit(max_tokens, 0, 0)
@@ -228,18 +239,21 @@ def fit_to_memory(
     prefix_sharing = select_prefix_sharing(settings, engine)
     steps = count_steps(sampler, settings.train.max_tokens_per_microbatch, prefix_sharing=prefix_sharing)
     workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
-    fit = find_fit(workload, longest, free, loaded)
+    fit = find_fit(workload, least, free, loaded)
     if fit is None:
         # The smallest, which may fit all the same: memory is then taken as it is needed.
         layers = workload.text.num_layers if engine == "fast" else 0
-        fit = MemoryFit(longest, layers, free, loads_in_turn=True)
+        fit = MemoryFit(least, layers, free, loads_in_turn=True)
+    if kept_tokens is not None:
+        fit = replace(fit, max_tokens=max_tokens)
     if loaded is not None and (fit.max_tokens, fit.recompute_layers) == (loaded.max_tokens, loaded.recompute_layers):
         return fit
     if fit.recompute_layers == 0 and fit.max_tokens >= workload.max_tokens:
         return replace(fit, max_tokens=max_tokens)
-    recomputed = f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
-    recompute = recomputed if fit.recompute_layers else ""
-    terminal.print(f"memory     {free / GIB:.1f} GiB free: micro-batches of at most {fit.max_tokens} tokens{recompute}")
+    line = f"memory     {free / GIB:.1f} GiB free: micro-batches of at most {fit.max_tokens} tokens"
+    if fit.recompute_layers:
+        line += f", {fit.recompute_layers} of {workload.text.num_layers} layers recomputed"
+    terminal.print(line)
     return fit
 
 

@@ -26,6 +26,8 @@ from lorgnette.training.sampler import BatchSampler
 from lorgnette.types import Encoded, PackedBatch
 
 MAX_ROWS_IN_ERROR = 16
+MAX_TOKENS = "max_tokens_per_microbatch"
+"""Its key in a checkpoint: a resumed run keeps it, since PEFT draws a dropout mask for every micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Trainer:
             "stats": asdict(self.stats),
             "best": [self.best_step, self.best_score, self.num_evals_since_best],
             "losses": list(self.auto_steps.losses) if self.auto_steps else [],
+            MAX_TOKENS: self.max_tokens_per_microbatch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
