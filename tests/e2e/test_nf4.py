@@ -25,7 +25,7 @@ def nf4_model(request: pytest.FixtureRequest, tiny: Path, tmp_path: Path) -> tup
     """(folder, settings): a model that is quantized while it is loaded, or an NF4 file whose card names its base."""
     if request.param == "setting":
         return shutil.copytree(tiny, tmp_path / "model"), ["quantization=nf4"]
-    folder = write_nf4_checkpoint(tmp_path / "model", tiny)
+    folder = write_nf4_checkpoint(tmp_path / "snapshots" / "model", tiny)  # a hub's cache, of the revision `model`
     (folder / "README.md").write_text(f"---\nbase_model: {tiny}\nlicense: apache-2.0\n---\n")
     return folder, []
 
@@ -46,6 +46,7 @@ def test_from_check_to_the_merged_checkpoint(
     adapter = tmp_path / "run" / "adapter"
     metadata = AdapterMetadata.load(adapter)
     assert (metadata.quantization, metadata.model) == ("nf4", str(folder))
+    assert metadata.revision == (None if "quantization=nf4" in words else "model")
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
 
     # Answers, on the same weights.
@@ -80,7 +81,9 @@ def test_from_check_to_the_merged_checkpoint(
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "| trained on | its weights in NF4 (QLoRA); these are not quantized |" in card
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert AdapterMetadata.load(tmp_path / "merged").quantization is None
+    merged_metadata = AdapterMetadata.load(tmp_path / "merged")
+    assert (merged_metadata.quantization, merged_metadata.revision) == (None, None)
+    assert "revision" not in card
     assert cli("predict", "1.png", "--model", "merged").status == 0
 
 

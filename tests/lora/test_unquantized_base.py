@@ -7,12 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import write_nf4_checkpoint, write_tiny_checkpoint
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.lora import unquantized_base
-from lorgnette.lora.unquantized_base import find_unquantized_base, measure_distance
+from lorgnette.lora.unquantized_base import compare_weights, find_unquantized_base
 from lorgnette.models.base_checkpoint import BaseCheckpoint
+
+
+NOISE = {"Hub/FineTune": (0.02, "_proj"), "Hub/OneProjection": (0.02, "v_proj"), "Hub/HalfPercent": (0.005, "_proj")}
+"""Models that another training moved by this share of the weights' norm, in the projections of this name."""
+
+
+def add_noise(source: Path, folder: Path, share: float, projection: str) -> Path:
+    """A copy of a checkpoint, in float32, with noise of this share of the weights' standard deviation."""
+    shutil.copytree(source, folder)
+    torch.manual_seed(0)
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    for name, tensor in tensors.items():
+        if f"{projection}.weight" in name:
+            tensor += share * tensor.std() * torch.randn_like(tensor)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +48,8 @@ def find(
     def resolve(name: str, *_: object) -> Path:
         if name == "Hub/Other":
             return other if other.exists() else write_tiny_checkpoint(other, "qwen2_vl", seed=5)
+        if name in NOISE:
+            return other if other.exists() else add_noise(tiny, other, *NOISE[name])
         folder = {"Hub/Base": tiny, "Hub/Nf4": stored}.get(name)
         if folder is None:
             raise LorgnetteError("no such model", where=name)
@@ -81,7 +101,10 @@ def test_card_config_and_name_tell_the_base(find: Callable[..., Any], tiny: Path
         ({}, LorgnetteError, "its files and its name tell none"),
         ({"name": "Hub/Gone-bnb-4bit"}, LorgnetteError, "Hub/Gone: no such model"),
         ({"card": "---\nbase_model: Hub/Nf4\n---\n"}, LorgnetteError, "Hub/Nf4: its weights are in NF4 too"),
-        ({"path": "Hub/Other"}, LorgnetteError, "Hub/Other: its weights are not those that were quantized (14"),
+        ({"path": "Hub/Other"}, LorgnetteError, "Hub/Other: its weights are not those that were quantized (quantized"),
+        ({"path": "Hub/FineTune"}, LorgnetteError, "a matrix of them gives 8"),
+        ({"path": "Hub/OneProjection"}, LorgnetteError, "a matrix of them gives 8"),
+        ({"path": "Hub/HalfPercent"}, LorgnetteError, "a matrix of them gives 9"),
         ({"path": "Hub/Base", "given": "Hub/Other"}, UsageError, "Hub/Other: its weights are not those"),
     ],
 )
@@ -96,4 +119,27 @@ def test_without_its_base_it_says_why(
 
 def test_a_model_of_another_shape_is_no_base(stored: Path, tiny_family: Callable[[str], Path]) -> None:
     with pytest.raises(LorgnetteError):
-        measure_distance(BaseCheckpoint.from_folder(stored), BaseCheckpoint.from_folder(tiny_family("qwen3_vl")))
+        compare_weights(BaseCheckpoint.from_folder(stored), BaseCheckpoint.from_folder(tiny_family("qwen3_vl")))
+
+
+@pytest.mark.parametrize("has_double_quantization", [False, True])
+def test_weights_that_were_rounded_before_are_the_same(
+    tiny: Path, tmp_path: Path, has_double_quantization: bool
+) -> None:
+    """Of a base in float32 whose NF4 was made of its values in bfloat16."""
+    base, rounded = add_noise(tiny, tmp_path / "base", 0.02, "_proj"), shutil.copytree(tiny, tmp_path / "rounded")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(tensors, rounded / "model.safetensors", {"format": "pt"})
+    nf4 = write_nf4_checkpoint(tmp_path / "nf4", rounded, has_double_quantization=has_double_quantization)
+    assert compare_weights(*map(BaseCheckpoint.from_folder, (nf4, base))).equal_share == 1
+
+
+def test_the_base_of_a_model_that_is_quantized_while_it_is_loaded_has_its_fingerprint(
+    tiny: Path, tmp_path: Path, terminal: Any
+) -> None:
+    """A fine-tune that moved the weights so little that most of their NF4 is the same is refused too."""
+    checkpoint = BaseCheckpoint.from_folder(tiny).quantize("nf4")
+    assert find_unquantized_base(checkpoint, "tiny", terminal, given=str(tiny)).distance < 0.12
+    other = add_noise(tiny, tmp_path / "other", 1e-4, "_proj")
+    with pytest.raises(UsageError, match="the adapter's base model has others"):
+        find_unquantized_base(checkpoint, "tiny", terminal, given=str(other))

@@ -21,15 +21,16 @@ def parse(**changes: Any) -> Nf4State:
 
 
 def test_a_state_is_read() -> None:
-    assert parse() == ((48, 96), 0.03)
-    assert parse_nf4_state(json.dumps(STATE).encode()) == ((48, 96), None)
+    assert parse(dtype="float16") == ((48, 96), 0.03, torch.float16)
+    assert parse_nf4_state(json.dumps(STATE).encode()) == ((48, 96), None, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"quant_type": "fp4"}, {"blocksize": 128}, {"nested_blocksize": 64}, {"nested_dtype": "float16"},
-        {"nested_offset": None}, {"nested_offset": "0"}, {"shape": [48]}, {"shape": None}, {"shape": [-48, -96]},
+        {"nested_offset": None}, {"nested_offset": "0"}, {"shape": [48]}, {"shape": None}, {"shape": [-48, -96]}, {"dtype": "int8"},
+        {"dtype": None}, {"dtype": ["float32"]},
     ],
     ids=str,
 )  # fmt: skip

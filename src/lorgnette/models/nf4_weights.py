@@ -14,13 +14,15 @@ from lorgnette.kernels.nf4 import BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Matrix, quan
 
 MAX_STATE_BYTES = 2**16
 """bitsandbytes writes 200."""
+_DTYPES = ("float16", "bfloat16", "float32")
 
 
 class Nf4State(NamedTuple):
-    """offset: None without double quantization."""
+    """offset: None without double quantization. dtype: of the values that were quantized."""
 
     shape: tuple[int, int]
     offset: float | None
+    dtype: torch.dtype
 
 
 def parse_nf4_state(content: bytes) -> Nf4State:
@@ -40,7 +42,10 @@ def parse_nf4_state(content: bytes) -> Nf4State:
     offset = state.get("nested_offset") if is_nested else None
     if is_nested and not isinstance(offset, float):
         raise LorgnetteError(f"has the nested_offset {shorten(repr(offset))}")
-    return Nf4State((shape[0], shape[1]), offset)
+    dtype = state.get("dtype")
+    if dtype not in _DTYPES:
+        raise LorgnetteError(f"has the dtype {shorten(repr(dtype))}")
+    return Nf4State((shape[0], shape[1]), offset, getattr(torch, dtype))
 
 
 def list_parts(name: str, matrix: Nf4Matrix) -> dict[str, Tensor]:

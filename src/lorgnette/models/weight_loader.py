@@ -97,7 +97,8 @@ def load_weights_into(
     Raises LorgnetteError as `index_tensors` does, and for a weight that is missing or has another shape.
     """
     tensors = index_tensors(checkpoint)
-    stored = {name: _read_nf4_state(name, tensors, checkpoint) for name in destinations if f"{name}.{STATE}" in tensors}
+    states = {name: read_nf4_state(name, tensors, checkpoint) for name in destinations}
+    stored = {name: state for name, state in states.items() if state}
     shapes = {name: entry.shape for name, entry in tensors.items()} | {name: s.shape for name, s in stored.items()}
     _check_shapes({name: tuple(destination.shape) for name, destination in destinations.items()}, shapes, checkpoint)
     to_quantize = {n: d for n, d in destinations.items() if isinstance(d, Nf4Matrix) and n not in stored}
@@ -133,8 +134,11 @@ def load_weights_into(
         dequantize_nf4(matrices[name], out)
 
 
-def _read_nf4_state(name: str, tensors: Mapping[str, StoredTensor], checkpoint: BaseCheckpoint) -> Nf4State:
-    stored = tensors[f"{name}.{STATE}"]
+def read_nf4_state(name: str, tensors: Mapping[str, StoredTensor], checkpoint: BaseCheckpoint) -> Nf4State | None:
+    """What a file says of a weight in NF4; None of another weight. Raises LorgnetteError as `parse_nf4_state` does."""
+    stored = tensors.get(f"{name}.{STATE}")
+    if stored is None:
+        return None
     with open(stored.path, "rb") as file:
         file.seek(stored.start)
         content = file.read(min(stored.end - stored.start, MAX_STATE_BYTES))
