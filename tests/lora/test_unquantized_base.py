@@ -16,7 +16,6 @@ from lorgnette.lora import unquantized_base
 from lorgnette.lora.unquantized_base import compare_weights, find_unquantized_base
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 
-
 NOISE = {"Hub/FineTune": (0.02, "_proj"), "Hub/OneProjection": (0.02, "v_proj"), "Hub/HalfPercent": (0.005, "_proj")}
 """Models that another training moved by this share of the weights' norm, in the projections of this name."""
 
@@ -28,7 +27,7 @@ def add_noise(source: Path, folder: Path, share: float, projection: str) -> Path
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     for name, tensor in tensors.items():
         if f"{projection}.weight" in name:
-            tensor += share * tensor.std() * torch.randn_like(tensor)
+            tensor.add_(share * tensor.std() * torch.randn_like(tensor))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 

@@ -29,8 +29,8 @@ def test_a_state_is_read() -> None:
     "changes",
     [
         {"quant_type": "fp4"}, {"blocksize": 128}, {"nested_blocksize": 64}, {"nested_dtype": "float16"},
-        {"nested_offset": None}, {"nested_offset": "0"}, {"shape": [48]}, {"shape": None}, {"shape": [-48, -96]}, {"dtype": "int8"},
-        {"dtype": None}, {"dtype": ["float32"]},
+        {"nested_offset": None}, {"nested_offset": "0"}, {"shape": [48]}, {"shape": None}, {"shape": [-48, -96]},
+        {"dtype": "int8"}, {"dtype": None}, {"dtype": ["float32"]},
     ],
     ids=str,
 )  # fmt: skip
