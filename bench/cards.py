@@ -81,7 +81,7 @@ def run_case(work: Path, name: str, limit: float) -> dict[str, Any]:
     lines = output.read_text(encoding="utf-8").splitlines()
     return {
         "fits": reserved <= float(gib) - 1, "settings": card.settings, "max_tokens": fit.max_tokens,
-        "recompute_layers": fit.recompute_layers, "loads_in_turn": fit.loads_in_turn, "planned_gib": planned,
+        "recompute_layers": fit.recompute_layers, "is_loaded_in_turn": fit.is_loaded_in_turn, "planned_gib": planned,
         "reserved_gib": reserved, "error_percent": 100 * (planned / reserved - 1), "peak_gib": used["peak_gib"],
         "out_of_memory_steps": sum("memory" in str(record.get("text", "")) for record in records),
         "said": [line for line in lines if line.startswith(("memory", "engine"))], "seconds": seconds,
@@ -125,7 +125,7 @@ def train(words: list[str]) -> None:
 
     watched = (
         (setup, "fit_to_memory"), (open_for_training, "warm_up_tower"), (open_for_training, "warm_up_decoder"),
-        (open_for_training, "load_decoder"), (open_for_training, "release_cached_memory"),
+        (open_for_training, "load_decoder"), (open_for_training, "release_workspaces"),
         (FastEngine, "capture_ahead"), (Trainer, "__init__"), (Trainer, "evaluate"), (Generator, "prefill"),
         (Trainer, "_launch_step"),
     )  # fmt: skip

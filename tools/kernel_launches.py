@@ -20,10 +20,9 @@ from unittest.mock import patch
 
 import lorgnette.kernels
 from lorgnette.config import LoraSettings
-from lorgnette.kernels.tiles import Capability
 from lorgnette.models.family import ModelSize
 from lorgnette.models.registry import FAMILIES, find_unsupported_feature, parse_configs
-from lorgnette.types import Image, ImageGrid
+from lorgnette.types import Capability, Image, ImageGrid
 
 TRITON = Path(__file__).parents[1] / ".venv" / "triton"
 """Where `make` installs Triton if torch has none."""

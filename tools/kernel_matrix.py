@@ -32,8 +32,9 @@ from kernel_launches import Launch, find_kernels, import_triton, list_fast_sizes
 
 from lorgnette.io.atomic import write_json
 from lorgnette.kernels import MAX_GROUP_SIZE, MAX_HEAD_DIM
-from lorgnette.kernels.tiles import AttentionTiles, Capability, find_tiles
+from lorgnette.kernels.tiles import AttentionTiles, find_tiles
 from lorgnette.models.family import ModelSize
+from lorgnette.types import Capability
 
 KIB = 1024
 WIDEST = "the widest heads"

@@ -2,7 +2,7 @@
 
     Example → Encoded → PackedBatch → Prediction
 
-Knows nothing about file formats, models or devices. Shapes: T tokens of a packed micro-batch, P image tokens, R labels.
+Knows nothing about file formats and models. Shapes: T tokens of a packed micro-batch, P image tokens, R labels.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,12 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 Role = Literal["system", "user", "assistant"]
+Capability = tuple[int, int]
+"""A GPU's compute capability: (major, minor), as torch.cuda.get_device_capability returns it."""
+TURING: Capability = (7, 5)
+"""T4, RTX 20xx: the oldest GPUs that are supported."""
+AMPERE: Capability = (8, 0)
+"""The first GPUs with bfloat16, and the first for which torch has flash attention."""
 IGNORE_INDEX = -100
 """Label of a token without loss (the value that every Hugging Face model ignores)."""
 

@@ -273,6 +273,20 @@ def test_a_gpu_in_any_letter_case(make_settings: Callable[..., Settings], consol
     assert "--memory 16" in caught.value.hint
 
 
+def test_a_gpu_without_bfloat16(
+    make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO
+) -> None:
+    """It computes in float16, beside which the reference engine holds the tower in float32."""
+    (t4,), (l4,) = (plan(make_settings("engine=reference"), gpu=gpu, console=console).cards for gpu in ("T4", "L4"))
+    assert t4.fit.peak_bytes > l4.fit.peak_bytes
+    [explicit] = plan(make_settings("engine=reference", "dtype=float16"), gpu="L4", console=console).cards
+    assert explicit.fit.peak_bytes == t4.fit.peak_bytes
+    assert (t4.note, l4.note, explicit.note) == ("in float16", "", "")
+    [card] = plan(make_settings("dtype=bfloat16"), gpu="T4", console=console).cards
+    assert card.fit is None
+    assert terminal_output.getvalue().count("not with dtype=bfloat16") == 1
+
+
 def test_bfloat16_is_slow_on_a_cpu(
     make_settings: Callable[..., Settings], console: Console, terminal_output: io.StringIO
 ) -> None:

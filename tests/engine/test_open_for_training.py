@@ -60,7 +60,7 @@ def test_the_adapter_is_initialized_or_resumed(
     pending = open_for_training(
         checkpoint, LoraSettings(rank=4, alpha=8), features, torch.float32, seed=5,
         resume_from=saved if resumed else None, group_by_image=False, first_batches=[batch],
-        fit=MemoryFit(1000, recompute_layers=1, peak_bytes=0, pool_bytes=1000, loads_in_turn=in_turn),
+        fit=MemoryFit(1000, recompute_layers=1, peak_bytes=0, pool_bytes=1000, is_loaded_in_turn=in_turn),
     )  # fmt: skip
     pending.wait_for_tower()
     assert not (in_turn and loads)

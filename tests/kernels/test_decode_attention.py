@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from lorgnette.kernels.decode_attention import decode_attention
-from lorgnette.kernels.tiles import Capability
+from lorgnette.types import Capability
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 

@@ -4,7 +4,8 @@ import pytest
 
 from lorgnette.kernels import MAX_GROUP_SIZE
 from lorgnette.kernels.attention import REDUCE_KEYS
-from lorgnette.kernels.tiles import AttentionTiles, Capability, find_tiles
+from lorgnette.kernels.tiles import AttentionTiles, find_tiles
+from lorgnette.types import Capability
 
 CARDS = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 

@@ -70,6 +70,8 @@ def test_nf4_takes_half_a_byte_and_a_scale_for_64_values() -> None:
     values, size = measure_nf4(text, Settings(), SMALL | {"quantization_config": stored})
     mlp = sum(o * i for name, (o, i) in text.linear_shapes.items() if name in ("gate_proj", "up_proj", "down_proj"))
     assert values == linears - mlp
+    nested = {"quantization_config": None, "text_config": {**SMALL, "quantization_config": stored}}
+    assert measure_nf4(text, Settings(), SMALL | nested) == (values, size)
     assert size / values == pytest.approx(0.5 + 4 / 64), "single quantization"
     assert measure_nf4(text, Settings(), SMALL) == (0, 0)
 
@@ -90,7 +92,7 @@ def test_a_second_fit_keeps_the_features_where_they_are() -> None:
 def test_a_start_in_turn_holds_either_tower_or_decoder() -> None:
     [variant, *_] = build_variants(LARGE, Settings(), 100)
     together, in_turn = (
-        predict_memory(replace(variant.workload, loads_in_turn=value)).phases for value in (False, True)
+        predict_memory(replace(variant.workload, is_loaded_in_turn=value)).phases for value in (False, True)
     )
     assert "warm-up" in together["features"]
     assert "warm-up" not in in_turn["features"]

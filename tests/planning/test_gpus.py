@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette import device
-from lorgnette.planning.gpus import GPUS, MIN_CAPABILITY, Gpu, find_gpu, parse_gpu
+from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, parse_gpu
 
 
 @pytest.mark.parametrize(
@@ -35,10 +34,9 @@ def test_a_line_of_nvidia_smi(line: str, gpu: Gpu | None) -> None:
 
 
 def test_a_gpu_is_refused_or_computes_in_float16_by_its_capability() -> None:
-    assert device.MIN_CAPABILITY == MIN_CAPABILITY
     refused = {name for name, gpu in GPUS.items() if gpu.obstacle}
     assert refused == {"V100"}
-    assert {name for name, gpu in GPUS.items() if gpu.note} - refused == {"RTX 2080 Ti", "T4"}
+    assert {name for name, gpu in GPUS.items() if not gpu.has_bfloat16} - refused == {"RTX 2080 Ti", "T4"}
     assert parse_gpu("Tesla P100-PCIE-16GB, 16384, 16384, 6.0").obstacle == GPUS["V100"].obstacle
 
 

@@ -20,7 +20,7 @@ from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.model_config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, LayerActivations
 from lorgnette.models.registry import parse_configs, parse_sizes
-from lorgnette.planning import memory
+from lorgnette.planning import limits, memory
 from lorgnette.planning.memory import (
     GIB,
     MemoryFit,
@@ -211,3 +211,22 @@ def test_a_trained_tower_saves_activations_instead_of_features() -> None:
     items = predict_memory(replace(REFERENCE, trained_patches=6400)).phases["backward"]
     assert items["features"] == 0
     assert items["vision activations"] > GIB
+
+
+def test_beside_float16_the_tower_is_in_float32(tiny: Path) -> None:
+    """The reference engine's whole tower, the fast one's residual stream."""
+    checkpoint = BaseCheckpoint.from_folder(tiny)
+    _, vision = parse_sizes(checkpoint.load_hf_config())
+    visual = load_base_model(checkpoint, torch.device("cpu"), torch.float16).get_submodule("model.visual")
+    held = sum(parameter.nbytes for parameter in visual.parameters())
+    phases = predict_memory(replace(REFERENCE, vision=vision, is_float16=True)).phases
+    assert held == phases["features"]["vision tower"] == phases["backward"]["vision tower"]
+    assert held == 2 * predict_memory(replace(REFERENCE, vision=vision)).phases["backward"]["vision tower"]
+
+    in_bfloat16, in_float16 = (
+        predict_memory(replace(FAST, loads_tower=True, feature_tokens=50_000, is_float16=value)).phases
+        for value in (False, True)
+    )
+    more = in_float16["features"]["patches"] - in_bfloat16["features"]["patches"]
+    assert more == 2 * limits.MAX_PATCHES_PER_CALL * VISION.embed_dim
+    assert in_float16["backward"] == in_bfloat16["backward"]

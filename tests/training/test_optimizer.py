@@ -38,7 +38,7 @@ def device_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
         def build_for_mps(self: Optimizer, *arguments: Any) -> None:
             build(self, *arguments)
-            self._scales_itself = True
+            self._has_own_scaling = True
 
         monkeypatch.setattr(torch, "_fused_adamw_", ignore_two)
         monkeypatch.setattr(Optimizer, "__init__", build_for_mps)

@@ -84,7 +84,7 @@ def test_a_training_is_fitted_into_the_memory_that_is_free(
     assert (fit(4).pool_bytes > 0) == (engine == "fast")
     assert "memory" not in terminal_output.getvalue()
     least = fit(0.3)
-    assert (least.max_tokens, least.loads_in_turn) == (longest, True)
+    assert (least.max_tokens, least.is_loaded_in_turn) == (longest, True)
     assert (least.recompute_layers > 0) == (engine == "fast")
     assert f"GiB free: micro-batches of at most {longest} tokens" in terminal_output.getvalue()
     assert fit(4, loaded=fit(4)) == fit(4), "it still fits"

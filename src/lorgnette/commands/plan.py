@@ -70,13 +70,14 @@ _PHASE_TEXTS = {
 class GpuEstimate:
     """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said.
 
-    settings: what has to be set for that, empty if nothing.
+    settings: what has to be set for that, empty if nothing. note: what differs there.
     """
 
     gpu: Gpu
     fit: MemoryFit | None = None
     time: TimeEstimate | None = None
     settings: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ def _plan(
         variants = list_variants(settings, config, workload, tokens_of, token_side)
 
         def estimate(card: Gpu, available_bytes: int) -> GpuEstimate:
-            return _estimate_gpu(card, variants, available_bytes, steps, data)
+            return _estimate_gpu(card, settings.dtype, variants, available_bytes, steps, data)
 
         if own_gpu:
             free = compute_free_bytes(int(own_gpu.memory_gib * GIB), has_context=False)
@@ -242,18 +243,25 @@ def _select_cards(name: GpuName | None, memory: float | None) -> list[Gpu]:
 
 
 def _estimate_gpu(
-    gpu: Gpu, variants: Sequence[Variant], available_bytes: int, steps: StepStats, data: TrainingData
+    gpu: Gpu, dtype: str, variants: Sequence[Variant], available_bytes: int, steps: StepStats, data: TrainingData
 ) -> GpuEstimate:
-    found = None if gpu.obstacle else find_variant(variants, available_bytes)
+    """dtype: of the settings."""
+    note = ""
+    if gpu.obstacle or (dtype == "bfloat16" and not gpu.has_bfloat16):
+        return GpuEstimate(gpu, note=gpu.obstacle or "not with dtype=bfloat16, which it lacks")
+    if dtype == "auto" and not gpu.has_bfloat16:
+        note = "in float16"
+        variants = [replace(variant, workload=replace(variant.workload, is_float16=True)) for variant in variants]
+    found = find_variant(variants, available_bytes)
     if found is None:
         return GpuEstimate(gpu)
     variant, fit = found
     if gpu.tflops is None:
-        return GpuEstimate(gpu, fit, settings=variant.words)
+        return GpuEstimate(gpu, fit, settings=variant.words, note=note)
     num_microbatches = max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens))
     reduced = replace(variant.workload, recompute_layers=fit.recompute_layers)
     time = estimate_time(reduced, gpu.tflops, steps.tokens, steps.labels, num_microbatches, data.grids)
-    return GpuEstimate(gpu, fit, time, variant.words)
+    return GpuEstimate(gpu, fit, time, variant.words, note)
 
 
 def _describe_cpu() -> CpuEstimate:
@@ -332,11 +340,9 @@ def _describe_machine(plan: Plan) -> str:
 
 
 def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
-    if estimate.gpu.obstacle:
-        return estimate.gpu.obstacle
     if estimate.fit is None:
-        return "does not fit"
-    note = f", {estimate.gpu.note}" if estimate.gpu.note else ""
+        return estimate.note or "does not fit"
+    note = f", {estimate.note}" if estimate.note else ""
     needs = f"needs {' '.join(estimate.settings)}" if estimate.settings else ""
     reductions = _describe_reductions(estimate.fit, workload)
     fits = f"fits with {' and '.join(reductions)}" if reductions else "fits" if not needs else ""

@@ -61,7 +61,7 @@ def open_for_training(
 
     The tower and the two warm-ups only run on CUDA, the tower only if no image's features are on disk. The tower's
     weights are read before the decoder's, because the features need them first. If memory is too short for all of it at
-    once (fit.loads_in_turn), warm-ups, tower and decoder come one after the other.
+    once (fit.is_loaded_in_turn), warm-ups, tower and decoder come one after the other.
 
     resume_from: the folder of a checkpoint or an adapter to start from. first_batches: micro-batches of the first
     steps.
@@ -87,14 +87,14 @@ def open_for_training(
         options = (dtype, lora.dropout, list_nf4_modules(checkpoint))
         warmups.append(warm_decoder.submit(warm_up_decoder, shape, first_batches, features, *options))
 
-    if fit.loads_in_turn:
+    if fit.is_loaded_in_turn:
         wait(warmups)
         release_cached_memory(device)
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
         lazy_tower.start_loading(load, warmups)
-    decoder = None if fit.loads_in_turn else load.submit(load_decoder, checkpoint, shape, device, dtype)
+    decoder = None if fit.is_loaded_in_turn else load.submit(load_decoder, checkpoint, shape, device, dtype)
 
     for pool in (load, init, warm_tower, warm_decoder):
         pool.shutdown(wait=False)

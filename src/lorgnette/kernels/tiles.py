@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorgnette.kernels import MAX_GROUP_SIZE
+from lorgnette.types import AMPERE, TURING, Capability
 
 if TYPE_CHECKING:
     import torch
-
-Capability = tuple[int, int]
-"""(major, minor), as torch.cuda.get_device_capability returns it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,8 @@ class AttentionTiles:
 
 
 _BY_CAPABILITY: dict[Capability, AttentionTiles] = {
-    (7, 5): AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=16),
-    (8, 0): AttentionTiles(),
+    TURING: AttentionTiles(block_m=32, block_n=16, num_warps=8, num_stages=1, decode_block_n=16),
+    AMPERE: AttentionTiles(),
 }
 """From this capability up to the next one."""
 
@@ -46,7 +44,7 @@ _BY_CAPABILITY: dict[Capability, AttentionTiles] = {
 def find_tiles(capability: Capability) -> AttentionTiles:
     """The tiles of the nearest listed capability that is not above; of the first one where there is none."""
     listed = [tiles for least, tiles in _BY_CAPABILITY.items() if least <= capability]
-    return listed[-1] if listed else _BY_CAPABILITY[7, 5]
+    return listed[-1] if listed else _BY_CAPABILITY[TURING]
 
 
 def select_tiles(device: "torch.device") -> AttentionTiles:

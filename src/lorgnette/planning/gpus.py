@@ -7,16 +7,13 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lorgnette.kernels.tiles import Capability
+from lorgnette.types import AMPERE, TURING, Capability
 
 GpuName = Literal[
     "RTX 3070", "RTX 4060", "RTX 2080 Ti", "RTX 3060", "RTX 5070", "V100", "T4", "RTX 4060 Ti 16 GB", "RTX 4080",
     "RTX 3090", "RTX 4090", "RTX 5090", "L4", "A10", "L40S", "A100 40 GB", "A100", "H100", "H200",
 ]  # fmt: skip
 GPU_NAMES: tuple[GpuName, ...] = get_args(GpuName)
-MIN_CAPABILITY: Capability = (7, 5)
-"""Turing: older GPUs are not supported (device.py)."""
-_BFLOAT16_CAPABILITY: Capability = (8, 0)
 _VARIANTS = {"Laptop", "Ti", "SUPER", "D", "PCIe", "PCIE", "NVL"}
 _NVIDIA_SMI_SECONDS = 10
 _MIB_PER_GIB = 1024
@@ -37,12 +34,12 @@ class Gpu:
     @property
     def obstacle(self) -> str:
         """Why lorgnette does not support it."""
-        return "not supported: older than Turing" if self.capability and self.capability < MIN_CAPABILITY else ""
+        return "not supported: older than Turing" if self.capability and self.capability < TURING else ""
 
     @property
-    def note(self) -> str:
-        """What differs from other GPUs."""
-        return "in float16" if self.capability and self.capability < _BFLOAT16_CAPABILITY else ""
+    def has_bfloat16(self) -> bool:
+        """Whether it computes bfloat16, as far as is known."""
+        return self.capability is None or self.capability >= AMPERE
 
 
 GPUS = {

@@ -24,6 +24,7 @@ from lorgnette.models.quantization import (
     BLOCK_SIZE,
     QLORA,
     SCALE_BLOCK_SIZE,
+    list_modules_left_out,
     list_quantized_modules,
     select_quantization,
 )
@@ -55,12 +56,13 @@ class Workload:
     """What a run computes with, and the most it computes at once.
 
     tokens, labels: of the largest micro-batch; eval_tokens, eval_labels: of the largest one of an eval loss.
-    bytes_per_value: of a weight, 2 or 4. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all
-    distinct images. loads_tower: whether the fast engine loads the vision tower to compute features (the reference
-    engine always has it). loads_in_turn: warm-up, tower and decoder one after the other, which needs less memory at the
-    start. trained_patches: patches of the largest micro-batch if the vision blocks are trained; they then save
-    activations, and features are not stored. answer_tokens: of the longest prompt and its answer. nf4_values: values of
-    the decoder's matrices that are held in NF4, in nf4_bytes.
+    bytes_per_value: of a weight, 2 or 4. is_float16: these two bytes are float16, whose range is too small for the
+    vision tower's sums. num_graphs: CUDA graphs of the training. feature_tokens: image tokens of all distinct images.
+    loads_tower: whether the fast engine loads the vision tower to compute features (the reference engine always has
+    it). is_loaded_in_turn: warm-up, tower and decoder one after the other, which needs less memory at the start.
+    trained_patches: patches of the largest micro-batch if the vision blocks are trained; they then save activations,
+    and features are not stored. answer_tokens: of the longest prompt and its answer. nf4_values: values of the
+    decoder's matrices that are held in NF4, in nf4_bytes.
     """
 
     engine: EngineName
@@ -70,13 +72,14 @@ class Workload:
     tokens: int
     labels: int
     bytes_per_value: int = 2
+    is_float16: bool = False
     eval_tokens: int = 0
     eval_labels: int = 0
     recompute_layers: int = 0
     num_graphs: int = 1
     feature_tokens: int = 0
     loads_tower: bool = False
-    loads_in_turn: bool = False
+    is_loaded_in_turn: bool = False
     trained_patches: int = 0
     answer_tokens: int = 0
     nf4_values: int = 0
@@ -92,7 +95,8 @@ class Workload:
         held_out: Sequence[Encoded],
         grids: Iterable[ImageGrid],
     ) -> "Workload":
-        """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples."""
+        """largest: tokens and labels of the largest micro-batch; grids: the distinct images of all examples. dtype=auto
+        counts as bfloat16."""
         (text, vision), lora = parse_sizes(hf_config), settings.lora
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
@@ -106,6 +110,7 @@ class Workload:
             lora.dropout > 0,
             *largest,
             bytes_per_value=4 if settings.dtype == "float32" else 2,
+            is_float16=settings.dtype == "float16",
             eval_tokens=eval_tokens,
             eval_labels=eval_labels,
             num_graphs=2,  # of a whole step, and of the shorter last one of an epoch
@@ -120,6 +125,11 @@ class Workload:
     @property
     def text(self) -> TextConfig:
         return self.adapter.text
+
+    @property
+    def tower_bytes_per_value(self) -> int:
+        """Of the vision tower's weights and features: the reference engine holds them in float32 beside float16."""
+        return 4 if self.is_float16 and self.engine == "reference" else self.bytes_per_value
 
     @property
     def max_tokens(self) -> int:
@@ -165,7 +175,7 @@ class MemoryFit:
     """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed.
 
     peak_bytes: reserved. pool_bytes: of these, for micro-batches. feature_bytes: of image features on the device.
-    loads_in_turn: as in `Workload`.
+    is_loaded_in_turn: as in `Workload`.
     """
 
     max_tokens: int
@@ -173,7 +183,7 @@ class MemoryFit:
     peak_bytes: int
     pool_bytes: int = 0
     feature_bytes: int = 0
-    loads_in_turn: bool = False
+    is_loaded_in_turn: bool = False
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
@@ -228,7 +238,7 @@ def find_fit(
         peak = predict_memory(reduced).peak_bytes + kept_bytes
         features = kept_bytes + reduced.feature_tokens * _count_feature_bytes(workload)
         pool, layers = compute_pool_bytes(reduced), reduced.recompute_layers
-        return MemoryFit(max_tokens, layers, peak, pool, features, workload.loads_in_turn)
+        return MemoryFit(max_tokens, layers, peak, pool, features, workload.is_loaded_in_turn)
 
     low, high = longest_example, workload.max_tokens
     if compute_peak(high) <= available_bytes:
@@ -260,12 +270,12 @@ def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) 
     """With the features that may stay on the device, loaded in turn if need be. is_loaded: all of that is past."""
     if is_loaded:
         return replace(workload, loads_tower=False, feature_tokens=0)
-    tower = workload.bytes_per_value * _count_weights(workload.vision)
+    tower = workload.tower_bytes_per_value * _count_weights(workload.vision)
     free = max(available_bytes - _count_weight_bytes(workload) - tower, 0)
     max_tokens = int(limits.FEATURE_MEMORY_FRACTION * free) // _count_feature_bytes(workload)
     workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
     if workload.engine == "fast" and predict_memory(workload).peak_bytes > available_bytes:
-        workload = replace(workload, loads_in_turn=True)
+        workload = replace(workload, is_loaded_in_turn=True)
     excess = max(predict_memory(workload).peak_bytes - available_bytes, 0)
     left = max(workload.feature_tokens - -(-excess // _count_feature_bytes(workload)), 0)
     return replace(workload, feature_tokens=left)
@@ -273,7 +283,7 @@ def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) 
 
 def _count_feature_bytes(workload: Workload) -> int:
     """Of an image token."""
-    return workload.bytes_per_value * workload.vision.feature_width
+    return workload.tower_bytes_per_value * workload.vision.feature_width
 
 
 def _predict_fast(workload: Workload) -> MemoryEstimate:
@@ -288,7 +298,7 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
     static = {
         "weights": _count_weight_bytes(workload) + size * fused,
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
-        "features": size * workload.feature_tokens * workload.vision.feature_width,
+        "features": workload.feature_tokens * _count_feature_bytes(workload),
         "batches": workload.num_graphs * tokens * (size * hidden + 32)
         + tokens * (size * text.num_deepstack_levels * hidden + 4 * text.head_dim),
         "libraries": 3 * _WORKSPACE,
@@ -349,8 +359,8 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         warmup = _count_weight_bytes(small) + tokens * limits.WARMUP_LAYERS * layer + logits
         warmup += static.get("one matrix of NF4 in full", 0)
         shared = {"adapter": static["adapter"] // 2, "allocator": rounding}
-        start = _predict_feature_phase(workload, 0 if workload.loads_in_turn else static["weights"]) | shared
-        if workload.loads_in_turn:
+        start = _predict_feature_phase(workload, 0 if workload.is_loaded_in_turn else static["weights"]) | shared
+        if workload.is_loaded_in_turn:
             phases["warm-up"] = shared | {"warm-up": warmup, "libraries": 2 * _WORKSPACE}
         else:
             # While matrices are quantized, their absmax is in fp32: 4 bytes for 64 values.
@@ -363,9 +373,9 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     text, vision, adapter, size = workload.text, workload.vision, workload.adapter, workload.bytes_per_value
     static = {
         "weights": _count_weight_bytes(workload),
-        "vision tower": size * _count_weights(vision),
+        "vision tower": workload.tower_bytes_per_value * _count_weights(vision),
         "adapter": 16 * adapter.num_params,
-        "features": 0 if workload.trained_patches else size * workload.feature_tokens * vision.feature_width,
+        "features": 0 if workload.trained_patches else workload.feature_tokens * _count_feature_bytes(workload),
         "libraries": 2 * _WORKSPACE,
     }
     if workload.nf4_values:
@@ -376,7 +386,7 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
     if workload.trained_patches:
         # Per patch and block: counted from the operations, not measured.
         dim, mlp = vision.embed_dim, vision.intermediate_size
-        per_block = 8 * dim + size * (7 * dim + 3 * mlp + 4 * adapter.rank)
+        per_block = 8 * dim + workload.tower_bytes_per_value * (7 * dim + 3 * mlp + 4 * adapter.rank)
         per_block += 3 * dim + mlp if workload.has_dropout else 0  # masks
         saved["vision activations"] = workload.trained_patches * vision.depth * per_block
     gradients = 12 * _count_mlp_width(text)  # of the MLP's product and its inputs, some of them in fp32
@@ -396,18 +406,19 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
 
 def _predict_feature_phase(workload: Workload, weights: int) -> dict[str, int]:
     """The tower's peak in one block: x, its norm, then q, k, v or the MLP (which transformers' modules copy)."""
-    vision, size = workload.vision, workload.bytes_per_value
+    vision, size = workload.vision, workload.tower_bytes_per_value
     shapes = vision.list_weight_shapes()
     inputs = 2 if "model.visual.blocks.0.mlp.gate_proj.weight" in shapes else 1
     copies = inputs if workload.engine == "fast" else 3
     widest = 2 * vision.embed_dim + max(3 * vision.embed_dim, copies * vision.intermediate_size) + vision.patch_dim
+    in_float32 = 2 * vision.embed_dim if workload.is_float16 and workload.engine == "fast" else 0  # x alone
     tokens = 0 if workload.trained_patches else workload.feature_tokens
     patches = min(limits.MAX_PATCHES_PER_CALL, tokens * vision.merge_size**2)
     return {
         "weights": weights,
         "vision tower": size * _count_weights(vision),
-        "patches": size * patches * widest,
-        "features": size * tokens * vision.feature_width,
+        "patches": patches * (size * widest + in_float32),
+        "features": tokens * _count_feature_bytes(workload),
         "libraries": 2 * _WORKSPACE,
     }
 
@@ -522,7 +533,8 @@ def measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, An
     if quantization is None:
         return 0, 0
     shapes = text.list_weight_shapes()
-    left_out = _list_modules_left_out(hf_config) if quantization.is_stored else ()
+    names = list_modules_left_out(hf_config) if quantization.is_stored else ()
+    left_out = [name[max(name.find("layers."), 0) :] for name in names]  # what stands before differs by version
     values = sum(
         math.prod(shapes[f"{module}.weight"])
         for module in list_quantized_modules(QLORA, shapes)
@@ -531,12 +543,6 @@ def measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, An
     blocks = values // BLOCK_SIZE
     scales = blocks + 4 * blocks // SCALE_BLOCK_SIZE if quantization.has_double_quantization else 4 * blocks
     return values, values // 2 + scales
-
-
-def _list_modules_left_out(hf_config: Mapping[str, Any]) -> list[str]:
-    """Modules that a checkpoint in NF4 leaves as they are, without what stands before `layers` in their names."""
-    names = hf_config.get("quantization_config", {}).get("llm_int8_skip_modules") or ()
-    return [name[max(name.find("layers."), 0) :] for name in names]
 
 
 def _count_weight_bytes(workload: Workload) -> int:

@@ -47,7 +47,7 @@ class Optimizer:
             self._state[_LOSS_SCALE] = [loss_scale, self._growth_tracker]
         self._found_inf = torch.zeros((), device=device)
         """1 from the first step after which no other is taken."""
-        self._scales_itself = device.type == "mps"
+        self._has_own_scaling = device.type == "mps"
         """torch's kernel for MPS reads neither grad_scale nor found_inf."""
 
     @torch.no_grad()
@@ -66,9 +66,9 @@ class Optimizer:
         grad_scale = ((norm + _NORM_EPS) / self._max_grad_norm).clamp_min(1.0)
         if self._loss_scale is not None:
             grad_scale = grad_scale * self._loss_scale
-        if self._scales_itself:
+        if self._has_own_scaling:
             torch._foreach_div_(grads, grad_scale)
-        if not (self._scales_itself and found_inf):
+        if not (self._has_own_scaling and found_inf):
             torch._fused_adamw_(
                 self._parameters, grads, self._exp_avgs, self._exp_avg_sqs, [], self._state_steps,
                 lr=learning_rate, beta1=0.9, beta2=0.999, weight_decay=self._weight_decay, eps=1e-8, amsgrad=False,

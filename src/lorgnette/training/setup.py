@@ -96,7 +96,8 @@ def build_training(
     # Size the micro-batches.
     sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=settings.data.group_by_image)
     kept_tokens = read_max_tokens(resume_from) if resume_from else None
-    fit_memory = partial(fit_to_memory, settings, data, sampler, engine, device, terminal, kept_tokens)
+    in_dtype = settings.model_copy(update={"dtype": f"{dtype}".removeprefix("torch.")})
+    fit_memory = partial(fit_to_memory, in_dtype, data, sampler, engine, device, terminal, kept_tokens)
     fit = fit_memory()
     if engine == "reference":
         max_tokens = fit.max_tokens
@@ -243,7 +244,7 @@ def fit_to_memory(
     if fit is None:
         # The smallest, which may fit all the same: memory is then taken as it is needed.
         layers = workload.text.num_layers if engine == "fast" else 0
-        fit = MemoryFit(least, layers, free, loads_in_turn=True)
+        fit = MemoryFit(least, layers, free, is_loaded_in_turn=True)
     if kept_tokens is not None:
         fit = replace(fit, max_tokens=max_tokens)
     if loaded is not None and (fit.max_tokens, fit.recompute_layers) == (loaded.max_tokens, loaded.recompute_layers):
