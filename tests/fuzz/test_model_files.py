@@ -26,6 +26,7 @@ from lorgnette.models.registry import FAMILIES
 NUM_CASES = 200 if RUNS_ALL else 8
 MODEL_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "chat_template.json", "vocab.json")
 ADAPTER_FILES = ("adapter_config.json", "lorgnette.json", "reference_sample.json")
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 HOSTILE_CONFIGS = [
     {"num_hidden_layers": 10**9}, {"hidden_size": 10**9}, {"vocab_size": 2**22}, {"rms_norm_eps": -1.0},
     {"hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 512}, {"max_position_embeddings": 10**30},
@@ -34,7 +35,9 @@ HOSTILE_CONFIGS = [
     {"vision_config": {"patch_size": 10**9}}, {"vision_config": {"embed_dim": 2.5}}, {"num_attention_heads": True},
     {"_attn_implementation": "somebody/kernel"}, {"text_config": {"_attn_implementation": "somebody/kernel"}},
     {"auto_map": {"AutoModel": "x.py"}}, {"quantization_config": {"quant_method": "bitsandbytes"}},
-    {"model_type": "\ud800"},
+    {"quantization_config": NF4 | {"llm_int8_skip_modules": [1]}},
+    {"quantization_config": NF4 | {"llm_int8_skip_modules": 5}},
+    {"quantization_config": None, "text_config": {"quantization_config": NF4}}, {"model_type": "\ud800"},
 ]  # fmt: skip
 
 

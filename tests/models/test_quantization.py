@@ -9,6 +9,7 @@ from lorgnette.models.quantization import (
     Quantization,
     find_unsupported_quantization,
     is_part,
+    list_modules_left_out,
     list_quantized_modules,
     read_quantization,
     select_quantization,
@@ -36,6 +37,18 @@ def test_a_checkpoint_in_nf4_is_read(at: str) -> None:
     assert read_quantization(once) == Quantization(is_stored=True, has_double_quantization=False)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": NF4}, {"text_config": {"quantization_config": NF4}},
+        {"quantization_config": None, "text_config": {"quantization_config": NF4}},
+    ],
+)  # fmt: skip
+def test_modules_left_out_are_those_of_the_section_that_is_read(config: dict[str, Any]) -> None:
+    assert list_modules_left_out(config) == ["lm_head", "visual"]
+    assert list_modules_left_out({}) == list_modules_left_out({"quantization_config": {"load_in_4bit": True}}) == []
+
+
 def test_a_setting_quantizes_what_is_not() -> None:
     assert read_quantization({}) is None is select_quantization(None, {})
     assert select_quantization("nf4", {"quantization_config": None}) is QLORA
@@ -49,6 +62,9 @@ def test_a_setting_quantizes_what_is_not() -> None:
         ({"bnb_4bit_quant_type": "fp4"}, "its weights are quantized (fp4)"),
         ({"load_in_4bit": False}, "its weights are quantized (in an unknown way)"),
         ({"bnb_4bit_quant_storage": "bfloat16"}, "its 4-bit weights are stored as bfloat16"),
+        ({"llm_int8_skip_modules": 5}, "llm_int8_skip_modules is 5, not a list of names"),
+        ({"llm_int8_skip_modules": "lm_head"}, "llm_int8_skip_modules is 'lm_head', not a list of names"),
+        ({"llm_int8_skip_modules": ["lm_head", 1]}, "llm_int8_skip_modules is ['lm_head', 1], not a list of names"),
     ],
 )
 def test_another_quantization_is_explained(change: dict[str, Any], reason: str) -> None:

@@ -22,6 +22,7 @@ STATE = "quant_state.bitsandbytes__nf4"
 """JSON in bytes: quant_type, blocksize, dtype, shape; nested_blocksize, nested_dtype, nested_offset."""
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 """What stands in a file beside `X.weight`, as `X.weight.absmax`. `nested_…` only with double quantization."""
+_LEFT_OUT = "llm_int8_skip_modules"
 _PROJECTION = re.compile(
     rf"model\.language_model\.layers\.\d+\.(?:{'|'.join(re.escape(name_linear(target)) for target in TARGET_MODULES)})"
 )
@@ -75,7 +76,17 @@ def find_unsupported_quantization(hf_config: HfConfig) -> str | None:
     kind, storage = stored.get("bnb_4bit_quant_type", "fp4"), stored.get("bnb_4bit_quant_storage") or "uint8"
     if kind != "nf4":
         return f"its weights are quantized ({shorten(str(kind))})"
-    return None if storage == "uint8" else f"its 4-bit weights are stored as {shorten(str(storage))}"
+    if storage != "uint8":
+        return f"its 4-bit weights are stored as {shorten(str(storage))}"
+    names = stored.get(_LEFT_OUT)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return f"{_LEFT_OUT} is {shorten(repr(names))}, not a list of names"
+    return None
+
+
+def list_modules_left_out(hf_config: HfConfig) -> list[str]:
+    """The modules that a checkpoint in NF4 leaves as they are, as config.json names them."""
+    return (_get_stored(hf_config) or {}).get(_LEFT_OUT) or []
 
 
 def list_quantization_remarks(quantization: Quantization | None) -> list[str]:
