@@ -1,15 +1,18 @@
 """Device and dtype are selected by name; memory is measured; work on a second stream keeps its memory."""
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 import pytest
 import torch
 
 from lorgnette.device import (
     SideStream,
+    allocate_graph,
     has_flash_attention,
     measure_peak_gib,
     measure_reserved_gib,
+    release_workspaces,
     select_device,
     select_dtype,
 )
@@ -138,3 +141,21 @@ def test_memory_is_kept_while_a_piece_reads_it(captured: bool) -> None:
         means.fill_(9)
         graph.replay()
     assert means.tolist() == list(range(8))
+
+
+def test_workspaces_stay_while_a_graph_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replay writes to them, whoever asks for the memory: a training beside a model that answers."""
+    released: list[str] = []
+    monkeypatch.setattr("lorgnette.device._graphs", WeakSet())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append("cache"))
+    clear = "_cuda_clearCublasWorkspaces"
+    monkeypatch.setattr(torch._C, clear, lambda: released.append("workspaces"), raising=False)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), {}))
+    first, second = allocate_graph(), allocate_graph()
+    del first
+    release_workspaces()
+    assert released == ["cache"]
+    del second
+    release_workspaces()
+    assert released == ["cache", "workspaces", "cache"]

@@ -1,8 +1,10 @@
-"""Selects device and dtype, copies arrays to the device, measures memory, and runs work on a second CUDA stream."""
+"""Selects device and dtype, copies arrays to the device, measures and releases memory, and runs work on a second CUDA
+stream."""
 
 import resource
 import sys
 from collections.abc import Callable
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ MIN_CAPABILITY = (7, 5)
 """Compute capability of the oldest GPUs that are supported: T4, RTX 20xx."""
 _AMPERE = (8, 0)
 """The first with bfloat16, and the first for which torch has flash attention."""
+_graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+"""Those that are alive: their kernels write to cuBLAS's workspaces."""
 
 
 def select_device(name: str) -> torch.device:
@@ -71,11 +75,34 @@ def get_gpu_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def release_cached_memory(device: torch.device) -> None:
-    """Give back to the GPU what torch keeps for later, and cuBLAS's workspaces, of which every thread made its own."""
-    if device.type == "cuda":
+def allocate_graph() -> torch.cuda.CUDAGraph:
+    """A graph to capture. While it is alive, `release_workspaces` leaves cuBLAS its workspaces."""
+    graph = torch.cuda.CUDAGraph()
+    _graphs.add(graph)
+    return graph
+
+
+def allocate_workspaces(device: torch.device, dtype: torch.dtype) -> None:
+    """Let cuBLAS take its workspaces for this thread and the current stream, before a graph is captured there.
+
+    The first product takes them, and they stay. In the memory of a graph they would keep all of it from everyone, also
+    when the graph is gone.
+    """
+    x = torch.zeros(16, 16, dtype=dtype, device=device)
+    torch.mm(x, x)
+    torch.addmm(x[0], x, x)  # a bias: through cuBLASLt, which may have a workspace of its own
+
+
+def release_workspaces() -> None:
+    """Give back to the GPU what torch keeps for later, and cuBLAS's workspaces, of which every thread has its own.
+
+    They stay while any graph is alive: its replay writes to them. No other thread may run products meanwhile.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    if not _graphs:
         torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def measure_available_bytes(device: torch.device) -> int:

@@ -1,16 +1,18 @@
 """Padded shapes cover their batches, and padding is hidden. (That it changes no number: test_fast.py.)"""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
 from lorgnette.config import TARGET_MODULES
-from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
+from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs
 from lorgnette.engine.loading import allocate_decoder
 from lorgnette.lora.metadata import AdapterMetadata
 from lorgnette.models.adapter_shape import AdapterShape
@@ -108,3 +110,34 @@ def test_a_padded_shape_has_a_spare_token() -> None:
         full = BatchShape(tokens, tokens, tokens)
         assert full.pad().fits(full)
         assert full.pad().last_layer_tokens < full.pad().tokens, "fewer queries than tokens mark the last layer"
+
+
+def test_workspaces_are_there_before_the_pool_is_used(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stream of the graphs: in the pool, a workspace would keep its memory from everyone. (On a GPU:
+    test_fast.py, test_dropped_graphs_give_their_memory_back.)"""
+    events: list[str] = []
+
+    @contextmanager
+    def enter(name: str) -> Iterator[None]:
+        events.append(name)
+        yield
+        events.append(f"end {name}")
+
+    def allocate() -> None:
+        decoder.allocate_workspaces()
+        events.append("workspaces")
+
+    for name in ("MemPool", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    graph = MagicMock(capture_begin=lambda *_: events.append("capture"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    stream = GraphStream(torch.device("cpu"), allocate)
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", lambda pool: enter("pool"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: enter("stream" if stream else "side stream"))
+    stream.reserve(8)
+    side = ["side stream", "end side stream"]
+    assert events == ["stream", *side, "workspaces", "pool", "end pool", "end stream"]
+    events.clear()
+    with stream.capture():
+        pass
+    assert events == ["stream", *side, "workspaces", "capture", "end stream"]

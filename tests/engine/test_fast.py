@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lorgnette.config import TARGET_MODULES
+from lorgnette.device import release_workspaces
 from lorgnette.engine import loading
 from lorgnette.engine.cuda_graphs import BatchShape, StaticInputs
 from lorgnette.engine.fast import FastEngine
@@ -227,6 +228,37 @@ def test_an_eval_loss_takes_the_graphs_memory_and_changes_no_step(
         assert torch.equal(replayed[1], expected[1])
     assert torch.equal(kept, losses), "a replay does not write over them"
     assert [segment["total_size"] for segment in torch.cuda.memory_snapshot(pool)] == before
+
+
+@CUDA
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_dropped_graphs_give_their_memory_back(
+    make_engine: Callable[..., FastEngine], pack_with: PackFn, is_ahead: bool
+) -> None:
+    """All of it: cuBLAS keeps its workspaces, but they do not lie in it. As in training, none are there at first."""
+    batch, engine = pack_with(False), make_engine(0.3, device="cuda", dtype=torch.bfloat16)
+    engine.warmup([batch])
+    engine.drop_graphs()
+    release_workspaces()
+    if is_ahead:
+        engine.capture_ahead([batch], pool_bytes=64 * 2**20)
+    expected = [compute(engine, batch) for _ in range(2)][-1]
+    pool = engine._graph_stream._pool.id
+    reserved, before = torch.cuda.memory_reserved(), list_segments(pool)
+    engine.drop_graphs()
+    assert sum(before) >= (64 * 2**20 if is_ahead else 1)
+    assert list_segments(pool) == []
+    assert torch.cuda.memory_reserved() <= reserved - sum(before)
+    again = compute(engine, batch)
+    assert again[0] == expected[0]
+    assert torch.equal(again[1], expected[1])
+
+
+def list_segments(pool: tuple[int, int]) -> list[int]:
+    """Bytes of all that a pool has from the device."""
+    return [
+        part["total_size"] for part in torch.cuda.memory_snapshot() if tuple(part["segment_pool_id"]) == tuple(pool)
+    ]
 
 
 @CUDA

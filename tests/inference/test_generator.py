@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lorgnette.config import ProcessorSettings
+from lorgnette.device import release_workspaces
 from lorgnette.engine.loading import build_features, load_fast_model
 from lorgnette.inference import generator as generator_module
 from lorgnette.inference.generator import MAX_CACHES, Generator
@@ -100,3 +101,26 @@ def test_a_captured_step_equals_the_eager_one_and_does_not_wait(
         runs.append(torch.stack(steps))
     assert cache.graphs[False] is not None
     torch.testing.assert_close(runs[0], runs[1], atol=1e-4 if dtype == torch.float32 else 1e-1, rtol=0)
+
+
+@NEEDS_CUDA
+def test_a_graph_outlives_a_release_of_workspaces(tiny: Path, prompts: list[Encoded]) -> None:
+    """As of a training in the same process. When the graphs are gone, nothing keeps their memory."""
+    generator = build_generator(tiny, prompts, "cuda", torch.bfloat16)
+    cache = generator.prefill(prompts, 9, use_adapter=False)
+    tokens = torch.zeros(len(prompts), dtype=torch.int64, device="cuda")
+    steps = []
+    for _ in range(3):  # eager, captured, replayed
+        generator.decode_step(cache, tokens, use_adapter=False)
+    lengths, position_ids = cache.lengths.clone(), cache.position_ids.clone()
+    for _ in range(2):
+        cache.lengths.copy_(lengths)
+        cache.position_ids.copy_(position_ids)
+        steps.append(generator.decode_step(cache, tokens, use_adapter=False).clone())
+        release_workspaces()
+        others = [torch.full((2**21,), float("nan"), device="cuda") for _ in range(16)]  # in freed memory, if any
+    assert torch.equal(*steps)
+    pool = generator._graph_pool
+    del cache, others
+    generator.drop_caches()
+    assert all(tuple(segment["segment_pool_id"]) != tuple(pool) for segment in torch.cuda.memory_snapshot())

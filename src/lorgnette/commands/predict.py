@@ -21,7 +21,7 @@ from lorgnette.data.image_resolver import build_url_error, is_url
 from lorgnette.data.memory_rows import encode_image, is_in_memory, write_rows
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
-from lorgnette.inference.loading import LoadedModel, ModelSpec, release_memory, resolve_adapter
+from lorgnette.inference.loading import LoadedModel, ModelSpec, release_unused_models, resolve_adapter
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.io.paths import check_writable
 from lorgnette.io.shell import escape_line, format_command
@@ -170,7 +170,7 @@ class Model:
     def close(self) -> None:
         """Free the memory of the model."""
         self._is_closed, self._weights = True, None
-        release_memory()
+        release_unused_models()
 
     def predict(
         self,

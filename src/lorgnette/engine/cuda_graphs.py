@@ -6,7 +6,7 @@ A graph has fixed sizes and fixed addresses, so every micro-batch is padded to a
 Knows nothing about the decoder's arithmetic.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from lorgnette.device import allocate_graph
 from lorgnette.kernels.attention_plan import AttentionPlan, plan_attention
 from lorgnette.kernels.gather_sum import GatherSegments, build_segments
 from lorgnette.kernels.tiles import select_tiles
@@ -150,8 +151,11 @@ class GraphStream:
     Captured and eager micro-batches share it, so memory freed by one is reused by the next.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, allocate_workspaces: Callable[[], None]) -> None:
+        """allocate_workspaces: Decoder.allocate_workspaces. It runs here before the pool is used, so that the pool can
+        be given back."""
         self._device, self._pool = device, torch.cuda.MemPool()
+        self._allocate_workspaces = allocate_workspaces
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -160,8 +164,10 @@ class GraphStream:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
-                yield
+            with torch.cuda.stream(self._stream):
+                self._allocate_workspaces()
+                with torch.cuda.use_mem_pool(self._pool):
+                    yield
         finally:
             current.wait_stream(self._stream)
 
@@ -179,9 +185,10 @@ class GraphStream:
 
         Unlike torch.cuda.graph, this does not synchronize the host, and other threads may use the device meanwhile.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph = allocate_graph()
         pool: Any = self._pool.id  # torch's stubs know the other kind of handle alone
         with torch.cuda.stream(self._stream):
+            self._allocate_workspaces()
             graph.capture_begin(pool, "thread_local")
             try:
                 yield graph

@@ -59,7 +59,7 @@ class FastEngine:
         self._dropout, self._recompute_layers = dropout, recompute_layers
         self._static_inputs: dict[BatchShape, StaticInputs] = {}
         self._level_embeds = allocate_levels(decoder, 0)
-        self._graph_stream = GraphStream(self.device) if self._use_graphs else None
+        self._graph_stream = self._open_graph_stream()
 
     def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
         """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped."""
@@ -173,10 +173,14 @@ class FastEngine:
             raise
 
     def drop_graphs(self) -> None:
-        """Free all graphs and their memory. The next micro-batches capture new ones."""
+        """Free all graphs and give their memory back to the GPU. The next micro-batches capture new ones."""
         self._static_inputs.clear()
         self._level_embeds = allocate_levels(self.decoder, 0)
-        self._graph_stream = GraphStream(self.device) if self._use_graphs else None
+        self._graph_stream = self._open_graph_stream()
+        torch.cuda.empty_cache()
+
+    def _open_graph_stream(self) -> GraphStream | None:
+        return GraphStream(self.device, self.decoder.allocate_workspaces) if self._use_graphs else None
 
     def _on_graph_stream(self) -> AbstractContextManager[None]:
         """Run with the memory of the graphs, if there are any."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorgnette.config import LoraSettings
-from lorgnette.device import release_cached_memory
+from lorgnette.device import release_workspaces
 from lorgnette.engine.fast import FastEngine
 from lorgnette.engine.loading import NO_MODULES, allocate_decoder, load_decoder
 from lorgnette.features.image_features import Features
@@ -89,7 +89,7 @@ def open_for_training(
 
     if fit.is_loaded_in_turn:
         wait(warmups)
-        release_cached_memory(device)
+        release_workspaces()
 
     # Weights, on one thread: the tower's, then the decoder's.
     if lazy_tower is not None:
@@ -100,14 +100,14 @@ def open_for_training(
         pool.shutdown(wait=False)
 
     def load_alone() -> Decoder:
-        release_cached_memory(device)  # the tower's
+        release_workspaces()  # the tower's
         return load_decoder(checkpoint, shape, device, dtype)
 
     def wait_for_decoder() -> Decoder:
         for warmup in warmups:
             warmup.result()
         loaded = decoder.result() if decoder else load_alone()
-        release_cached_memory(device)  # a graph's memory cannot be what tower and warm-ups left
+        release_workspaces()  # a graph's memory cannot be what tower and warm-ups left
         return loaded
 
     def build_engine(loaded: Decoder, fit: MemoryFit, batches: Sequence[PackedBatch]) -> FastEngine:

@@ -48,7 +48,7 @@ def generate_answers(
                 raise
         if answers is None:  # now that no traceback holds its tensors
             batch_size = len(batch) // 2
-            generator.release_memory()
+            generator.drop_caches()
             continue
         start += len(batch)
         probabilities = sampler.list_probabilities(len(batch))

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
-from lorgnette.device import copy_to_device
+from lorgnette.device import allocate_graph, allocate_workspaces, copy_to_device
 from lorgnette.features.image_features import Features
 from lorgnette.inference.kv_cache import CacheShape, KVCache
 from lorgnette.kernels.attention import attention_forward
@@ -80,9 +80,12 @@ class Generator:
         if graph is not None:
             graph.replay()
         elif self._use_cuda_graphs and use_adapter in cache.graphs:
-            graph = torch.cuda.CUDAGraph()
+            graph = allocate_graph()
             # thread_local: other threads may use the device during the capture, to compute features.
-            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+            capture = torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local")
+            with torch.cuda.stream(capture.capture_stream):
+                allocate_workspaces(self.device, self.decoder.embed_tokens.dtype)
+            with capture:
                 self._run_decode_step(cache, use_adapter)
             cache.graphs[use_adapter] = graph
             graph.replay()
@@ -91,8 +94,8 @@ class Generator:
             cache.graphs[use_adapter] = None  # every kernel is compiled now: the next step can be captured
         return cache.logits[: cache.num_active_rows]
 
-    def release_memory(self) -> None:
-        """Free the KV caches and what torch keeps for later."""
+    def drop_caches(self) -> None:
+        """Free the KV caches with their graphs, and give their memory back to the GPU."""
         self._caches.clear()
         # torch does not capture into a pool again once all of its graphs are gone.
         self._graph_pool = torch.cuda.graph_pool_handle() if self._use_cuda_graphs else None

@@ -172,7 +172,7 @@ def resolve_adapter(path: Path) -> Path:
     return run.adapter if run.config.is_file() and run.adapter.is_dir() else path
 
 
-def release_memory() -> None:
+def release_unused_models() -> None:
     """Free the memory of models that nobody uses any more, on the GPU too."""
     import torch
 

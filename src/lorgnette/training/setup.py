@@ -149,12 +149,8 @@ def build_training(
         fast.adapter.load_state_dict(state)
         fast.sync_weights()
 
-    def release_memory() -> None:
-        fast.drop_graphs()
-        torch.cuda.empty_cache()
-
     copy_adapter, max_tokens = fast.adapter.copy_to_cpu, refit.max_tokens
-    return TrainingSetup(fast, model, copy_adapter, load_adapter, release_memory, features, usable_data, max_tokens)
+    return TrainingSetup(fast, model, copy_adapter, load_adapter, fast.drop_graphs, features, usable_data, max_tokens)
 
 
 def limit_progress(advance: ProgressCallback, total: int) -> ProgressCallback:

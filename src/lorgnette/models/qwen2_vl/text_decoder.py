@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
-from lorgnette.device import SideStream
+from lorgnette.device import SideStream, allocate_workspaces
 from lorgnette.kernels.attention import attention_backward, attention_forward
 from lorgnette.kernels.attention_plan import AttentionPlan
 from lorgnette.kernels.cross_entropy import cross_entropy_
@@ -309,6 +309,13 @@ class Decoder:
         self._mrope_axes = expand_mrope_section(config.mrope_section, device, is_interleaved=is_interleaved)
         self._inv_freq = compute_inv_freq(config.head_dim, config.rope_theta, device)
         self._side_stream = SideStream(device)
+
+    def allocate_workspaces(self) -> None:
+        """Let cuBLAS take its workspaces for the current stream and for the side stream (device.py)."""
+        allocate = partial(allocate_workspaces, self.embed_tokens.device, self.embed_tokens.dtype)
+        allocate()
+        self._side_stream.launch(allocate)
+        self._side_stream.join()
 
     def compute_cos_sin(self, position_ids: Int[Tensor, "3 T"]) -> CosSin:
         """Rotary cosines and sines of every token, shared by all layers."""
