@@ -50,6 +50,24 @@ def dequantize(matrix: Nf4Matrix, dtype: torch.dtype) -> Tensor:
     return wide[:, 8:-16].contiguous()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_graph_can_be_captured_right_after_a_matrix_is_there(device: str) -> None:
+    """The levels are there too: to make them is a copy from the host, which no graph can hold."""
+    nf4._get_levels.cache_clear()
+    matrix = quantize(draw_weight((16, 1536), torch.float32).to(device), is_nested=True)
+    num_made = nf4._get_levels.cache_info().misses
+    expected, out = dequantize(matrix, torch.float16), torch.empty(16, 1536, dtype=torch.float16, device=device)
+    assert nf4._get_levels.cache_info().misses == num_made == 1
+    if device == "cuda":
+        nf4._get_levels.cache_clear()
+        matrix = quantize(draw_weight((16, 1536), torch.float32).to(device), is_nested=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            dequantize_nf4(matrix, out)
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
 def view_bits(values: Tensor) -> Tensor:
     """Of 0 and -0 as well: a test for equality takes them for the same."""
     return values.view(torch.int32 if values.dtype == torch.float32 else torch.int16)

@@ -58,6 +58,7 @@ class Nf4Matrix:
         size = shape[0] * shape[1]
         blocks = -(-size // BLOCK_SIZE)
         packed = torch.zeros(-(-size // 2), dtype=torch.uint8, device=device)
+        _get_levels(packed.device)  # a copy that the host waits for: it cannot be made in the capture of a graph
         if not is_nested:
             return cls(shape, packed, torch.zeros(blocks, device=device), None)
         outer = torch.zeros(-(-blocks // NESTED_BLOCK_SIZE), device=device)
