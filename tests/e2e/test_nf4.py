@@ -108,6 +108,6 @@ def test_what_cannot_be_done_is_refused_before_data_is_read(
     cli: Callable[..., Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    for command in ("train", "check"):
+    for command in ("train", "check", "plan"):
         result = cli(command, "missing.csv", f"model={tiny}", "quantization=nf4", "device=cpu")
         result.assert_refused(2, "the reference engine needs bitsandbytes", "pip install bitsandbytes")

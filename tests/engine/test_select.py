@@ -10,7 +10,7 @@ from tiny_models import CONTROL_IDS, build_config
 
 from lorgnette import config
 from lorgnette.config import Settings
-from lorgnette.engine.select import check_quantization, select_engine, select_prefix_sharing
+from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import UsageError
 from lorgnette.models import quantization
 from lorgnette.models.registry import FAMILIES
@@ -77,12 +77,20 @@ def test_only_the_reference_engine_needs_bitsandbytes(
     hf_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    check_quantization(settings("quantization=nf4"), hf_config, "fast")
-    check_quantization(settings(), hf_config, "reference")
     stored = hf_config | {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
-    for chosen, config_ in ((settings("quantization=nf4"), hf_config), (settings(), stored)):
-        with pytest.raises(UsageError, match="needs bitsandbytes"):
-            check_quantization(chosen, config_, "reference")
+    for words, config_ in ((["quantization=nf4"], hf_config), ([], stored)):
+        assert select_engine(settings(*words), config_, on_gpu=True) == ("fast", None)
+        # Nobody has looked for a GPU: a container may have one without nvidia-smi.
+        assert select_engine(settings(*words), config_) == ("fast", None)
+        for refused, on_gpu in (
+            ([], False),
+            (["device=cpu"], None),
+            (["device=mps"], None),
+            (["engine=reference"], True),
+        ):
+            with pytest.raises(UsageError, match="needs bitsandbytes"):
+                select_engine(settings(*words, *refused), config_, on_gpu=on_gpu)
+            assert select_engine(settings(*refused), hf_config, on_gpu=on_gpu)[0] == "reference"
 
 
 def test_dropout_prevents_prefix_sharing_unless_grouped_by_image() -> None:

@@ -223,3 +223,11 @@ def test_a_weight_index_names_files_of_its_folder_only(copy: Path) -> None:
     for name in ("../x.safetensors", "/etc/passwd", "a/../b", "..", ""):
         (copy / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
         assert load_broken(copy).message == "weight index has no weight_map of file names"
+
+
+def test_a_config_in_nf4_beside_weights_that_are_not_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "config.json says that they are in NF4 (quantization_config), and none is" in load_broken(copy).message
+    assert BaseCheckpoint.from_folder(copy, needs_weights=False).quantization == Quantization(True, False)

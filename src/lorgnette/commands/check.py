@@ -14,7 +14,7 @@ from lorgnette import data as data_sets
 from lorgnette.commands.arguments import SettingsLike, build_settings, require_data
 from lorgnette.commands.settings_in_words import describe_settings, list_changed_settings
 from lorgnette.config import Settings
-from lorgnette.engine.select import check_quantization, select_engine
+from lorgnette.engine.select import select_engine
 from lorgnette.errors import UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.paths import check_writable, split_sources
@@ -247,8 +247,7 @@ def _read_model_config(settings: Settings) -> HfConfig | None:
     """What is known of the model's config.json. Raises UsageError for an engine that cannot run it."""
     hf_config = find_model_config(settings.model)
     if hf_config is not None:
-        engine, _ = select_engine(settings, hf_config, on_gpu=settings.device in ("auto", "cuda"))
-        check_quantization(settings, hf_config, engine)
+        select_engine(settings, hf_config)
     return hf_config
 
 

@@ -15,20 +15,17 @@ from lorgnette.commands.arguments import SettingsLike, as_name, build_settings, 
 from lorgnette.commands.settings_in_words import describe_prompt
 from lorgnette.commands.write_rows import write_rows
 from lorgnette.config import Settings
-from lorgnette.engine.select import check_quantization, select_engine
 from lorgnette.errors import UsageError
 from lorgnette.io.atomic import remove_folder, write_json, write_text
 from lorgnette.io.paths import join_sources, split_sources
 from lorgnette.metrics.own_metric import MetricFunction, check_own_metrics, resolve_metric_names
-from lorgnette.models.quantization import select_quantization
-from lorgnette.planning.gpus import find_gpu
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run import Run
 from lorgnette.report.run_dir import DATA_FOLDER, RunDir, find_free_path, is_written_rows
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import open_trackers
-from lorgnette.resolve import find_model_config, portable_name, resolve_images_folder
+from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
@@ -101,7 +98,6 @@ class _LoadedRun:
 
 def _load(settings: Settings, timer: StageTimer, terminal: Terminal) -> _LoadedRun:
     with timer("data"):
-        _check_bitsandbytes(settings)
         data = TrainingData.load(settings, terminal)
         settings = data.choose_metrics(settings, terminal)
         references = [[e.example.reference] for e in data.held_out if e.example.reference]
@@ -121,14 +117,6 @@ def _load(settings: Settings, timer: StageTimer, terminal: Terminal) -> _LoadedR
         num_training_images=data.num_training_images, adapter=adapter,
     )  # fmt: skip
     return _LoadedRun(settings, data, manifest)
-
-
-def _check_bitsandbytes(settings: Settings) -> None:
-    """Raises UsageError if NF4 weights need it, it is not installed, and the model is known without a download."""
-    hf_config = find_model_config(settings.model)
-    if hf_config is not None and select_quantization(settings.quantization, hf_config):
-        on_gpu = settings.device in ("auto", "cuda") and find_gpu() is not None
-        check_quantization(settings, hf_config, select_engine(settings, hf_config, on_gpu=on_gpu)[0])
 
 
 @contextmanager

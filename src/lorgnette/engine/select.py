@@ -10,12 +10,25 @@ from lorgnette.models.registry import find_family, find_unsupported_feature
 from lorgnette.planning.memory import EngineName
 
 
-def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: bool) -> tuple[EngineName, str | None]:
+def select_engine(
+    settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: bool | None = None
+) -> tuple[EngineName, str | None]:
     """(engine, reason): the reason is given for the reference engine.
 
-    Raises UsageError for engine=fast if the fast engine cannot train this model, and for NF4 if none can.
+    on_gpu: None if nobody has looked yet; it then runs on one if the settings allow it. Raises UsageError for
+    engine=fast if the fast engine cannot train this model; for NF4 if none can, or if the reference engine would and
+    bitsandbytes is not installed.
     """
     _check_experts(settings, hf_config)
+    if on_gpu is None:
+        on_gpu = settings.device in ("auto", "cuda")
+    engine, reason = _select_engine(settings, hf_config, on_gpu)
+    if engine == "reference" and select_quantization(settings.quantization, hf_config):
+        require_bitsandbytes()
+    return engine, reason
+
+
+def _select_engine(settings: Settings, hf_config: Mapping[str, Any], on_gpu: bool) -> tuple[EngineName, str | None]:
     if settings.engine == "reference":
         return "reference", "as requested"
     reason = None
@@ -30,12 +43,6 @@ def select_engine(settings: Settings, hf_config: Mapping[str, Any], *, on_gpu: b
     if settings.engine == "auto" and not on_gpu and settings.device != "mps":
         reason = "on a CPU"
     return ("reference", reason) if reason else ("fast", None)
-
-
-def check_quantization(settings: Settings, hf_config: Mapping[str, Any], engine: EngineName) -> None:
-    """Raises UsageError if the engine needs bitsandbytes for the frozen weights, and it is not installed."""
-    if engine == "reference" and select_quantization(settings.quantization, hf_config):
-        require_bitsandbytes()
 
 
 def _check_experts(settings: Settings, hf_config: Mapping[str, Any]) -> None:

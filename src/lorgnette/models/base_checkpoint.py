@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,14 +72,7 @@ class BaseCheckpoint:
         if not needs_weights:
             return cls(folder, family, (), quantization)
         files = _list_weight_files(folder)
-        faults, num_values = [], 0
-        for path in files:
-            try:
-                entries = read_tensor_entries(path)
-                num_values += _count_values(entries)
-                faults += _list_integer_weights(entries, is_quantized=quantization is not None)
-            except LorgnetteError as error:
-                faults.append(f"{path.name} {error.message}")
+        faults, num_values = _find_faults(files, is_quantized=quantization is not None)
         if faults:
             message = f"weights cannot be loaded: {'; '.join(faults)}"
             raise LorgnetteError(message, where=str(folder), hint=DOWNLOAD_AGAIN)
@@ -144,6 +137,22 @@ class BaseCheckpoint:
         """The hub's commit if the folder is in a hub's cache (…/snapshots/COMMIT), else None."""
         folder = self.folder.resolve()
         return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _find_faults(files: Iterable[Path], *, is_quantized: bool) -> tuple[list[str], int]:
+    """(faults, number of values) of a checkpoint's files. is_quantized: as config.json says."""
+    faults, num_values, has_nf4 = [], 0, False
+    for path in files:
+        try:
+            entries = read_tensor_entries(path)
+            num_values += _count_values(entries)
+            has_nf4 = has_nf4 or bool(list_stored_modules(entries))
+            faults += _list_integer_weights(entries, is_quantized=is_quantized)
+        except LorgnetteError as error:
+            faults.append(f"{path.name} {error.message}")
+    if is_quantized and not has_nf4 and not faults:
+        faults.append("config.json says that they are in NF4 (quantization_config), and none is")
+    return faults, num_values
 
 
 def _count_values(entries: Mapping[str, TensorEntry]) -> int:

@@ -6,7 +6,7 @@ A file holds the bytes under the matrix's name, and beside it what `PARTS` lists
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from lorgnette.config import TARGET_MODULES
 from lorgnette.errors import UsageError
 from lorgnette.io.parse import describe_type, shorten
 from lorgnette.models.family import name_linear
-from lorgnette.models.model_config import HfConfig, get_text_section
+from lorgnette.models.model_config import HfConfig, find_first_reason, get_text_section
 
 BLOCK_SIZE, SCALE_BLOCK_SIZE = 64, 256
 STATE = "quant_state.bitsandbytes__nf4"
@@ -66,22 +66,25 @@ def find_unsupported_quantization(hf_config: HfConfig) -> str | None:
         return None
     if not isinstance(stored, dict):
         return f"quantization_config is {describe_type(stored)}, not an object"
+    return find_first_reason(_list_obstacles(stored))
+
+
+def _list_obstacles(stored: Mapping[str, Any]) -> Iterator[str]:
     method = stored.get("quant_method")
     if method not in (None, "bitsandbytes"):
-        return f"its weights are quantized ({shorten(str(method))})"
+        yield f"its weights are quantized ({shorten(str(method))})"
     # transformers saves the second name too; "fp4" is its default.
     if not (stored.get("load_in_4bit") or stored.get("_load_in_4bit")):
         is_int8 = stored.get("load_in_8bit") or stored.get("_load_in_8bit")
-        return f"its weights are quantized ({'int8' if is_int8 else 'in an unknown way'})"
+        yield f"its weights are quantized ({'int8' if is_int8 else 'in an unknown way'})"
     kind, storage = stored.get("bnb_4bit_quant_type", "fp4"), stored.get("bnb_4bit_quant_storage") or "uint8"
     if kind != "nf4":
-        return f"its weights are quantized ({shorten(str(kind))})"
+        yield f"its weights are quantized ({shorten(str(kind))})"
     if storage != "uint8":
-        return f"its 4-bit weights are stored as {shorten(str(storage))}"
+        yield f"its 4-bit weights are stored as {shorten(str(storage))}"
     names = stored.get(_LEFT_OUT)
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        return f"{_LEFT_OUT} is {shorten(repr(names))}, not a list of names"
-    return None
+        yield f"{_LEFT_OUT} is {shorten(repr(names))}, not a list of names"
 
 
 def list_modules_left_out(hf_config: HfConfig) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from lorgnette import data
 from lorgnette.config import ProcessorSettings, Settings
+from lorgnette.engine.select import select_engine
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.hub.address import is_hub_address
 from lorgnette.io.parse import parse_json
@@ -28,7 +29,7 @@ from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
 from lorgnette.report.manifest import compute_sha256, hash_image, hide_home
 from lorgnette.report.trackers.tracker import select_trackers
-from lorgnette.resolve import read_rows, resolve_data, resolve_model
+from lorgnette.resolve import find_model_config, read_rows, resolve_data, resolve_model
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.training.start_warnings import list_start_warnings
@@ -61,6 +62,8 @@ class TrainingData:
         select_trackers(settings.report_to)
         get_best_model_metric(settings)
         expand_metric_names(settings.predict.metrics)
+        if (hf_config := find_model_config(settings.model)) is not None:
+            select_engine(settings, hf_config)
         table = resolve_data(settings, terminal)
         if table is None:
             raise UsageError("no data", where="data.path", hint="name a file: data=captions.csv")
