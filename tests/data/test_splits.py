@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorgnette.data.splits import (
@@ -138,6 +138,7 @@ def test_known_identical_files_are_not_read(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(alphabet="abcdefgh", max_size=2), min_size=2, max_size=20), st.integers(1, 5))
+@settings(max_examples=150)
 def test_no_image_is_in_both_parts_and_no_row_in_neither(words: list[str], holdout: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         examples = build_examples(Path(folder), *words)

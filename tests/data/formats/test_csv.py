@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorgnette.data.formats.csv import format_row, read_csv, to_record
@@ -143,6 +143,7 @@ def test_columns_alone_are_no_rows(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), max_size=8))
+@settings(max_examples=150)
 def test_no_row_disappears_and_captions_lose_only_the_blanks_around_them(cells: list[tuple[str, str]]) -> None:
     content = io.StringIO()
     csv.writer(content, quoting=csv.QUOTE_ALL).writerows([("image_path", "caption"), *cells])
@@ -163,6 +164,7 @@ def test_no_row_disappears_and_captions_lose_only_the_blanks_around_them(cells: 
 
 
 @given(st.text(alphabet='ab,"\n\r;', max_size=60))
+@settings(max_examples=150)
 def test_any_text_is_rows_or_a_named_error(body: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
