@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.types import AMPERE, TURING
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MIN_CAPABILITY = (7, 5)
-"""Compute capability of the oldest GPUs that are supported: T4, RTX 20xx."""
-_AMPERE = (8, 0)
-"""The first with bfloat16, and the first for which torch has flash attention."""
 _graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 """Those that are alive: their kernels write to cuBLAS's workspaces."""
 
@@ -32,8 +29,8 @@ def select_device(name: str) -> torch.device:
         hint = "it needs a Mac with Apple silicon; use device=auto or device=cpu"
         raise LorgnetteError("no MPS device found", where="device=mps", hint=hint)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
-        had, needed = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < TURING:
+        had, needed = (".".join(map(str, version)) for version in (capability, TURING))
         message = f"{get_gpu_name(device)} is too old: its compute capability is {had}, not {needed} or more"
         raise LorgnetteError(
             message, where=f"device={name}", hint="use a T4, an RTX 2060 or a newer GPU, or device=cpu"
@@ -56,12 +53,12 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this GPU multiplies matrices of bfloat16."""
-    return torch.cuda.get_device_capability(device) >= _AMPERE
+    return torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def has_flash_attention(device: torch.device) -> bool:
-    """Whether torch's flash attention runs on this GPU."""
-    return torch.cuda.get_device_capability(device) >= _AMPERE
+    """Whether torch's flash attention runs on this GPU: the same GPUs have both."""
+    return has_bfloat16(device)
 
 
 def copy_to_device(values: np.ndarray, device: torch.device) -> Tensor:
