@@ -187,6 +187,61 @@ def test_one_source_does_not_say_two_things(tree: dict[str, Any], message: str) 
     assert config.load_settings({"lr": 1.0, "train": {"learning_rate": 1.0}}).train.learning_rate == 1
 
 
+@pytest.mark.parametrize(
+    ("tree", "words", "quantization", "remark"),
+    [
+        (
+            {},
+            ["load_in_4bit=true", "bnb_4bit_quant_type=nf4"],
+            "nf4",
+            "bnb_4bit_quant_type=nf4: nothing to set; quanti",
+        ),
+        ({"bnb_4bit_use_double_quant": True, "load_in_4bit": True}, [], "nf4", "with double quantization"),
+        ({"quantization": "nf4"}, ["load_in_4bit=false"], None, "load_in_4bit=false → quantization=null"),
+        ({"quantization_bit": 4}, ["load_in_4bit=false"], None, "load_in_4bit=false → quantization=null"),
+        ({"quantization_bit": 4}, ["quantization_bit=null"], None, None),
+        (
+            {"load_in_4bit": False, "double_quantization": False, "quant_method": "hqq"},
+            [],
+            None,
+            "write quantization=nf4",
+        ),
+        (
+            {},
+            ["bnb_4bit_quant_type=nf4"],
+            None,
+            "bnb_4bit_quant_type=nf4: nothing to set; write quantization=nf4 for 4",
+        ),
+        ({}, ["quantization=QLoRA"], "nf4", "quantization=QLoRA → nf4"),
+        ({}, ["quantization=NF4"], "nf4", "quantization=NF4 → nf4"),
+        ({}, ["quantization=null"], None, None),
+        ({}, ["--qlora=true"], "nf4", "--qlora=true → quantization=nf4"),
+    ],
+)
+def test_words_for_four_bits(
+    tree: dict[str, Any], words: list[str], quantization: str | None, remark: str | None
+) -> None:
+    remarks: list[str] = []
+    assert config.load_settings(tree, words, on_remark=remarks.append).quantization == quantization
+    assert remark is None or any(remark in line for line in remarks), remarks
+
+
+@pytest.mark.parametrize(
+    ("tree", "words", "message"),
+    [
+        ({"quantization": "nf4", "load_in_4bit": False}, [], "quantization and load_in_4bit both set quantization"),
+        ({"quantization_bit": 4, "load_in_4bit": False}, [], "both set quantization"),
+        ({"load_in_4bit": True, "double_quantization": False}, [], "with double quantization"),
+        ({}, ["quantization=int8"], "quantization=int8: frozen weights are in 4 bits .* quantization=null"),
+        ({}, ["quantization=4"], "quantization=4: frozen weights are in 4 bits"),
+        ({"quantization": "fp4"}, [], "quantization=fp4: frozen weights are in 4 bits"),
+    ],
+)
+def test_other_words_for_weights_are_refused(tree: dict[str, Any], words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.load_settings(tree, words)
+
+
 def test_a_misspelled_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("captions.csv").touch()

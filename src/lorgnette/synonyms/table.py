@@ -5,13 +5,14 @@ The meanings are those of transformers 5.23, PEFT 0.21, TRL 1.16, LLaMA-Factory 
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 from lorgnette.synonyms.values import (
     EIGHT_BITS,
     TARGET_MODULES,
+    WRITE_NF4,
     NoCounterpartError,
     Translation,
     Values,
@@ -21,11 +22,12 @@ from lorgnette.synonyms.values import (
     combine_parts,
     combine_pixels,
     combine_precision,
-    combine_quantization,
     combine_saving,
     format_value,
     read_alpha,
+    read_bits,
     read_epochs,
+    read_four_bits,
     read_grad_norm,
     read_holdout,
     read_max_steps,
@@ -49,7 +51,8 @@ class Synonym:
     """A word, with its other spellings.
 
     setting: what it sets; "" if nothing. translate: the values of all words of the group → what they set.
-    group: words that are translated together; most are alone. meaning: what differs, or why there is none.
+    group: words that are translated together; most are alone. meaning: what differs, or why there is none. needs: the
+    setting without which they mean nothing.
     """
 
     words: tuple[str, ...]
@@ -59,6 +62,7 @@ class Synonym:
     translate: Callable[[Values], Translation]
     group: str
     meaning: str
+    needs: str = ""
 
 
 def _accept(
@@ -92,7 +96,7 @@ def _combine(
 
 
 def _need_nothing(
-    tools: str, words: str, reason: str, only: Callable[[Any], bool] = lambda value: True
+    tools: str, words: str, reason: str, only: Callable[[Any], bool] = lambda value: True, needs: str = ""
 ) -> list[Synonym]:
     """Words that mean what is done anyway. only: the values of which this is true; others are refused."""
 
@@ -102,7 +106,7 @@ def _need_nothing(
             raise NoCounterpartError(reason, "leave it out")
         return Translation((), reason)
 
-    return [_build(tools, word, "needless", "", translate, reason) for word in words.split()]
+    return [replace(_build(tools, word, "needless", "", translate, reason), needs=needs) for word in words.split()]
 
 
 def _refuse(
@@ -196,8 +200,8 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _combine("TL", "bf16, pure_bf16, fp16", "dtype", combine_precision,
              "bf16=false is float32, fp16=true float16; the LoRA matrices are always float32"),
     _accept("TSU", "torch_dtype", "dtype"),
-    _combine("LSU", "quantization_bit quant_bits, load_in_4bit", "quantization", combine_quantization,
-             f"4 bits are nf4; {EIGHT_BITS}"),
+    _accept("LSU", "quantization_bit quant_bits bits", "quantization", read_bits, f"4 bits are nf4; {EIGHT_BITS}"),
+    _accept("LSU", "load_in_4bit qlora", "quantization", read_four_bits, "true is nf4, false null"),
     _accept_flag("T", "use_cpu no_cuda", "device", "cpu", "device=auto takes a GPU if there is one"),
     _accept("T", "generation_max_length", "predict.max_new_tokens", read_whole),
     _accept_flag("L", "use_swanlab", "report_to", ("swanlab",), "report_to names the trackers"),
@@ -251,11 +255,12 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
     _need_nothing("U", "instruction_part response_part", "the chat template says where an answer begins"),
     _need_nothing("L", "ignore_pad_token_for_loss", "there is no padding", bool),
     _need_nothing("LS", "quantization_method quant_method", f"{_NF4} in bitsandbytes' format",
-                  _is("bnb", "bitsandbytes")),
-    _need_nothing("LS", "quantization_type bnb_4bit_quant_type", _NF4, _is("nf4")),
+                  _is("bnb", "bitsandbytes"), needs="quantization"),
+    _need_nothing("LS", "quantization_type bnb_4bit_quant_type", _NF4, _is("nf4"), needs="quantization"),
     _need_nothing("LS", "double_quantization bnb_4bit_use_double_quant", f"{_NF4} with double quantization",
-                  _is(True, "true")),
-    _need_nothing("LS", "bnb_4bit_compute_dtype", f"{_NF4}, and its products are computed in dtype"),
+                  _is(True, "true"), needs="quantization"),
+    _need_nothing("LS", "bnb_4bit_compute_dtype", f"{_NF4}, and its products are computed in dtype",
+                  needs="quantization"),
     _need_nothing("L", "video_max_pixels video_min_pixels video_fps video_maxlen", "there are no videos"),
     _need_nothing("PS", "bias lora_bias", "biases are not trained", _is("none", False)),
     _need_nothing("PS", "init_lora_weights init_weights", "A is drawn as in PEFT, B is zero", _is(True, "true")),
@@ -292,7 +297,7 @@ TABLE: tuple[Synonym, ...] = tuple(chain(
             "it cuts longer examples, and no example is ever cut here",
             "remove it, or write max_length=N: a longer example is then a broken row", "max_length"),
     _refuse("T", "deepspeed fsdp fsdp_config parallelism_config", _ONE_GPU, _FITS, off=("",)),
-    _refuse("LSU", "load_in_8bit load_in_fp8 fp8", EIGHT_BITS, "write quantization=nf4, or remove it", "quantization"),
+    _refuse("LSU", "load_in_8bit load_in_fp8 fp8", EIGHT_BITS, WRITE_NF4, "quantization"),
     _refuse("RLS", "packing neat_packing packing_length eval_packing",
             "it changes how many examples a step has; here it is train.batch_size, always packed without padding"),
     _refuse("T", "optim_args optim_target_modules optimizer use_galore use_apollo use_badam use_adam_mini use_muon",
@@ -359,9 +364,12 @@ VALUES: dict[str, dict[str, Any]] = {  # torch.NAME is read as NAME
     | {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
     "device": {"gpu": "cuda", "cuda:0": "cuda", "gpu:0": "cuda"},
     "lora.target_modules": {"all": TARGET_MODULES, "all-linear": TARGET_MODULES},
+    "quantization": {"nf4": "nf4", "qlora": "nf4", "none": None},
     "train.lr_scheduler_type": {"constant_with_warmup": "constant"},
     "train.metric_for_best_model": {"eval_loss": "loss"},
 }
 """Setting → values of other trainers and ours."""
+OTHER_VALUES = {"quantization": (EIGHT_BITS, WRITE_NF4)}
+"""Setting → (reason, hint) for all other values."""
 OWN_NAMES = {"rows": "data.max_rows", "data.rows": "data.max_rows", "data": "data.path"}
 """Other names of ours: those of options."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lorgnette.errors import UsageError
 from lorgnette.io.parse import shorten
 from lorgnette.io.shell import format_command
-from lorgnette.synonyms.table import CLASHES, OWN_NAMES, SYNONYMS, VALUES
+from lorgnette.synonyms.table import CLASHES, OTHER_VALUES, OWN_NAMES, SYNONYMS, VALUES
 from lorgnette.synonyms.values import NoCounterpartError, Translation, format_value, is_empty, parse_value
 
 _NOTHING = ": nothing to set; "
@@ -83,10 +83,12 @@ def translate(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[As
         own.append(Assignment(index, matches[0], entry.value, entry.source, entry.key))
         if entry.key not in (matches[0], "data"):
             remarks.append((index, f"{entry.key} → {matches[0]}"))
-    for words in foreign.values():
+    # Last the words that mean nothing without another setting.
+    for words in sorted(foreign.values(), key=lambda words: bool(SYNONYMS[next(iter(words))].needs)):
         _translate_group(words, own, problems, remarks)
     assignments = [_translate_value(assignment, remarks) for assignment in sorted(own)]
     _check_agreement(assignments, problems)
+    problems += _find_other_values(assignments)
     remarks += _find_clashes(own, {entry.source for words in foreign.values() for _, entry in words.values()})
     if problems:
         raise _build_error(problems)
@@ -118,6 +120,10 @@ def _translate_group(
     if any(other.setting == synonym.setting and other.position > index and other.source != last.source
            for other in assignments):  # fmt: skip
         return
+    if synonym.needs and not _is_set(synonym.needs, assignments):
+        translation = Translation((), f"write {synonym.needs}=nf4 for 4 bits")
+        remarks.append((index, _describe([words[word][1] for word in values], translation)))
+        return
     try:
         translation = synonym.translate(values)
     except NoCounterpartError as error:
@@ -129,6 +135,21 @@ def _translate_group(
     remarks.append((index, line))
     written = words[next(iter(values))][1].key
     assignments += [Assignment(index, *pair, last.source, written) for pair in translation.settings]
+
+
+def _is_set(setting: str, assignments: Iterable[Assignment]) -> bool:
+    """Whether the last of them gives it a value that is not null."""
+    last = max((each for each in assignments if each.setting == setting), key=lambda each: each.position, default=None)
+    return last is not None and not is_empty(parse_value(last.value))
+
+
+def _find_other_values(assignments: Iterable[Assignment]) -> Iterator[Problem]:
+    """Values that are explained better here than as values that do not fit the setting."""
+    for assignment in assignments:
+        setting, value = assignment.setting, parse_value(assignment.value)
+        if setting in OTHER_VALUES and not is_empty(value) and value not in VALUES[setting].values():
+            reason, hint = OTHER_VALUES[setting]
+            yield Problem(f"{setting}={shorten(format_value(value))}: {reason}", assignment.source, hint)
 
 
 def _describe(entries: Sequence[Entry], translation: Translation) -> str:

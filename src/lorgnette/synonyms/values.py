@@ -16,6 +16,7 @@ _PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2-VL and Qwen2.5-VL, whose words these are; which model is trained is not known here."""
 _MIN_TOKENS, _MAX_TOKENS = 4, 1280
 EIGHT_BITS = "frozen weights are in 4 bits (NF4) or as they are, not in 8"
+WRITE_NF4 = "write quantization=nf4, or quantization=null"
 
 
 class NoCounterpartError(Exception):
@@ -210,13 +211,18 @@ def combine_modules(values: Values) -> Translation:
     return Translation((("lora.target_modules", names),), "layers of the language model")
 
 
-def combine_quantization(values: Values) -> Translation:
-    """quantization_bit: bits of a weight; 0 for none."""
-    bits = values.get("quantization_bit") or 0
-    if bits and str(bits) != "4":
-        raise NoCounterpartError(EIGHT_BITS, "write quantization=nf4, or remove it")
-    is_on = bits or any(_read_flags({word: value for word, value in values.items() if word == "load_in_4bit"}).values())
-    return Translation((("quantization", "nf4"),) if is_on else ())
+def read_bits(value: Any) -> str | None:
+    """Bits of a frozen weight; 0 for none."""
+    if str(value) not in ("0", "4"):
+        raise NoCounterpartError(EIGHT_BITS, WRITE_NF4)
+    return "nf4" if str(value) == "4" else None
+
+
+def read_four_bits(value: Any) -> str | None:
+    """Whether the frozen weights are in 4 bits."""
+    if not isinstance(value, bool):
+        raise NoCounterpartError("it is neither true nor false", "write true or false")
+    return "nf4" if value else None
 
 
 def combine_precision(values: Values) -> Translation:
