@@ -104,7 +104,8 @@ def test_card_config_and_name_tell_the_base(find: Callable[..., Any], tiny: Path
         ({"path": "Hub/FineTune"}, LorgnetteError, "a matrix of them gives 8"),
         ({"path": "Hub/OneProjection"}, LorgnetteError, "a matrix of them gives 8"),
         ({"path": "Hub/HalfPercent"}, LorgnetteError, "a matrix of them gives 9"),
-        ({"path": "Hub/Base", "given": "Hub/Other"}, UsageError, "Hub/Other: its weights are not those"),
+        ({"path": "Hub/Base", "given": "Hub/Other"}, UsageError, "its weights are not those that were quantized ("),
+        ({"path": "Hub/Base", "given": "Hub/Nf4"}, UsageError, "its weights are in NF4 too"),
     ],
 )
 def test_without_its_base_it_says_why(
@@ -114,6 +115,12 @@ def test_without_its_base_it_says_why(
         find(**facts)
     assert reason in caught.value.message
     assert "--base MODEL" in str(caught.value.hint)
+
+
+def test_a_given_base_that_cannot_be_opened_is_the_error(find: Callable[..., Any]) -> None:
+    with pytest.raises(LorgnetteError) as caught:
+        find(path="Hub/Base", given="Hub/Gone")
+    assert str(caught.value) == "no such model · Hub/Gone"
 
 
 def test_a_model_of_another_shape_is_no_base(stored: Path, tiny_family: Callable[[str], Path]) -> None:

@@ -23,6 +23,7 @@ from lorgnette.resolve import resolve_model
 MIN_EQUAL_SHARE = 0.99
 """Of the bytes of each matrix. The weights that were quantized give all of them; with noise of 0.5 % they give 97 %,
 with 2 % 88 %."""
+_NAME_BASE = "name the model that was quantized: --base MODEL (in Python: base=MODEL)"
 _MAX_MATRICES = 28
 """So many, spread over all layers, are compared: a model of 8B has 252."""
 
@@ -58,24 +59,30 @@ def find_unquantized_base(
     if given is None and not checkpoint.quantization.is_stored:
         base = BaseCheckpoint.from_folder(checkpoint.folder)
         return UnquantizedBase(name, base, compare_weights(checkpoint, base).distance)
+    if given is not None:
+        return _open_base(checkpoint, given, terminal)
     failures = []
-    for candidate in [given] if given else dict.fromkeys(_list_names(checkpoint, name)):
+    for candidate in dict.fromkeys(_list_names(checkpoint, name)):
         try:
-            base = BaseCheckpoint.from_folder(resolve_model(candidate, terminal))
-            if base.quantization is not None:
-                raise LorgnetteError("its weights are in NF4 too")
-            comparison = compare_weights(checkpoint, base)
+            return _open_base(checkpoint, candidate, terminal)
         except LorgnetteError as error:
             failures.append(f"{candidate}: {error.message}")
-            continue
-        if problem := _explain_difference(checkpoint, base, comparison):
-            failures.append(f"{candidate}: its weights are not those that were quantized ({problem})")
-            continue
-        return UnquantizedBase(candidate, base, comparison.distance)
     reason = "; ".join(failures) or "its files and its name tell none"
     message = f"{name} has NF4 weights alone, and no base model without quantization is found: {reason}"
-    hint = "name it: --base MODEL (in Python: base=MODEL); or use the adapter beside its NF4 model"
-    raise (UsageError if given else LorgnetteError)(message, where=str(checkpoint.folder), hint=hint)
+    hint = f"{_NAME_BASE}; or use the adapter beside its NF4 model"
+    raise LorgnetteError(message, where=str(checkpoint.folder), hint=hint)
+
+
+def _open_base(checkpoint: BaseCheckpoint, name: str, terminal: Terminal) -> UnquantizedBase:
+    """Raises LorgnetteError for a model that cannot be opened, UsageError for another one than that was quantized."""
+    base = BaseCheckpoint.from_folder(resolve_model(name, terminal))
+    if base.quantization is not None:
+        raise UsageError("its weights are in NF4 too", where=name, hint=_NAME_BASE)
+    comparison = compare_weights(checkpoint, base)
+    if problem := _explain_difference(checkpoint, base, comparison):
+        message = f"its weights are not those that were quantized ({problem})"
+        raise UsageError(message, where=name, hint=_NAME_BASE)
+    return UnquantizedBase(name, base, comparison.distance)
 
 
 def compare_weights(quantized: BaseCheckpoint, base: BaseCheckpoint) -> WeightComparison:
