@@ -12,10 +12,12 @@ import lorgnette
 from lorgnette.config import Settings
 from lorgnette.demo.captions import write_caption
 from lorgnette.demo.scenes import sample_scene
+from lorgnette.planning.gpus import GPUS
 from lorgnette.report.curve_summary import summarize_loss
 from lorgnette.training.start_warnings import (
     DRAWN_SCENES_ONLY,
     explain_built_in_model,
+    explain_missing_device,
     explain_slow_dtype,
     list_start_warnings,
 )
@@ -25,6 +27,15 @@ def test_the_built_in_model_is_for_the_captions_of_the_demo() -> None:
     rng = random.Random(1)
     drawn = [write_caption(sample_scene(rng)) for _ in range(200)]
     assert explain_built_in_model("demo", drawn) == ""
+
+
+def test_a_device_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "lorgnette.training.start_warnings"
+    for gpu, platform in ((None, "linux"), (GPUS["T4"], "darwin")):
+        monkeypatch.setattr(f"{module}.find_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(f"{module}.sys.platform", platform)
+        warned = {device for device in ("auto", "cpu", "cuda", "mps") if explain_missing_device(device)}
+        assert warned == (set() if gpu else {"cuda", "mps"})
 
 
 def test_half_precision_is_slow_on_a_cpu() -> None:

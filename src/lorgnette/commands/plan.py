@@ -44,7 +44,7 @@ from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths,
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
-from lorgnette.training.start_warnings import explain_slow_dtype
+from lorgnette.training.start_warnings import explain_missing_device, explain_slow_dtype
 from lorgnette.training.step_count import StepCount
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ def _plan(
     own_gpu = find_gpu() if on_gpu else None
     if own_gpu is None and (warning := explain_slow_dtype(settings.dtype)):
         terminal.warn(f"without a GPU: {warning}")
+    if warning := explain_missing_device(settings.device):
+        terminal.warn(warning)
     machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
     result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
 

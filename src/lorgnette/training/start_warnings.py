@@ -4,9 +4,11 @@ Needs no torch. `check`, `plan`, `train`, `evaluate` and `compare` use the same 
 """
 
 import re
+import sys
 from collections.abc import Iterable
 
 from lorgnette.config import Settings
+from lorgnette.planning.gpus import find_gpu
 
 DRAWN_SCENES_ONLY = (
     "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs; "
@@ -30,6 +32,15 @@ def explain_built_in_model(model: str, references: Iterable[str | None]) -> str:
 def explain_slow_dtype(dtype: str) -> str:
     """Why this dtype is seldom meant on a CPU; empty for the others."""
     return f"{dtype} is slow on a CPU; leave dtype=auto" if dtype in ("bfloat16", "float16") else ""
+
+
+def explain_missing_device(device: str) -> str:
+    """That this machine seems not to have the device of the settings; empty if it has. Needs no torch."""
+    if device == "cuda" and find_gpu() is None:
+        return "device=cuda: nvidia-smi shows no GPU in this machine; without one the training would not start here"
+    if device == "mps" and sys.platform != "darwin":
+        return "device=mps: this machine is no Mac; the training would not start here"
+    return ""
 
 
 def list_start_warnings(settings: Settings, references: Iterable[str | None]) -> list[str]:
