@@ -100,7 +100,7 @@ def _replace_base(spec: ModelSpec, base: str | None, terminal: Terminal) -> Mode
     assert spec.metadata is not None
     found = find_unquantized_base(spec.checkpoint, spec.base_model, terminal, given=base)
     terminal.print_result(f"base       {found.name} without quantization; the adapter was trained on its NF4 weights,")
-    terminal.print_result(f"           which are {found.distance:.1%} away from its own (of their norm)")
+    terminal.print_result(f"           which differ by {found.distance:.1%} of the norm")
     facts = {"model": portable_name(found.name), "revision": found.checkpoint.revision}
     metadata = spec.metadata.model_copy(update=facts)
     return replace(spec, base_model=found.name, checkpoint=found.checkpoint, metadata=metadata)

@@ -192,7 +192,8 @@ def _warn_of_change(
     tree = getattr(settings, section) if section else settings
     value, before = getattr(tree, name), used[section].get(name)
     if name in tree.model_fields_set and name in used[section] and value != before:
-        terminal.warn(f"{full_name} is {_format(value)}, the adapter was trained with {_format(before)}")
+        follows = ": its training goes on beside other frozen weights" if name == "quantization" else ""
+        terminal.warn(f"{full_name} is {_format(value)}, the adapter was trained with {_format(before)}{follows}")
 
 
 def _sort(value: Any) -> Any:

@@ -21,7 +21,7 @@ from lorgnette.verification.reference_sample import TOLERANCE, ReferenceSample
 
 MAX_LOGPROB_DIFFERENCE = 1e-2
 """Largest log-probability difference that float32 rounding may cause; usually it is below 1e-4."""
-NF4_IS_NOT_MERGED = "not into its NF4 weights, which would be rounded again: `lorgnette merge` takes those before NF4"
+NF4_IS_NOT_MERGED = "not into NF4 weights, which would be rounded again; `lorgnette merge` takes the weights before NF4"
 MIN_TOTAL_VARIATION = 1e-6
 """A smaller mean total variation counts as no effect: it is within float32 rounding."""
 
