@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -285,6 +286,25 @@ def test_a_gpu_without_bfloat16(
     [card] = plan(make_settings("dtype=bfloat16"), gpu="T4", console=console).cards
     assert card.fit is None
     assert terminal_output.getvalue().count("not with dtype=bfloat16") == 1
+
+
+def test_what_does_not_fit_says_what_is_missing(
+    make_settings: Callable[..., Settings], terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card, and in the memory beside a CPU. A card with as much as is missing fits."""
+    monkeypatch.setattr("lorgnette.commands.plan.find_gpu", lambda: None)
+    monkeypatch.setattr("lorgnette.commands.plan.read_memory_gib", lambda: 1e-6)
+    settings = make_settings("quantization=nf4")
+    console = Console(file=terminal_output, width=500)
+    [card] = plan(settings, memory=1, console=console).cards
+    assert card.fit is None
+    assert ": the training does not fit this machine" in terminal_output.getvalue()
+    least = float(re.search(r"does not fit: it takes at least (.*) GiB", terminal_output.getvalue())[1])
+    [card] = plan(settings, memory=least + 1.1, console=console).cards
+    assert card.fit is not None
+    assert "in steps, 35% for images, without the time of NF4;" in terminal_output.getvalue()
+    [card] = plan(settings, memory=least + 0.9, console=console).cards
+    assert card.fit is None
 
 
 def test_bfloat16_is_slow_on_a_cpu(

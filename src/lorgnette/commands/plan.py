@@ -16,7 +16,7 @@ from lorgnette.config import Settings
 from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.registry import has_known_sizes
-from lorgnette.planning.card_fit import Variant, find_variant, list_variants
+from lorgnette.planning.card_fit import Variant, compute_least_bytes, find_variant, list_variants
 from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
 from lorgnette.planning.memory import (
     GIB,
@@ -181,7 +181,10 @@ def _explain_missing_model(settings: Settings) -> Iterator[None]:
     except LorgnetteError as error:
         if error.where != name or not (entry := find_entry(name)):
             raise
-        known = f"{entry.memory_bytes / GIB:.1f} GiB of GPU memory for a typical run, engine {entry.engine}"
+        size = f"{entry.memory_bytes / GIB:.1f} GiB of GPU memory"
+        if settings.quantization is not None:
+            size += " in bfloat16 (docs/guides/cards.md has NF4's)"
+        known = f"{size} for a typical run, engine {entry.engine}"
         hint = f"without the model's files only this is known: {known} (`lorgnette model list`); {error.hint}"
         raise type(error)(error.message, where=error.where, hint=hint) from None
 
@@ -256,7 +259,8 @@ def _estimate_gpu(
         variants = [replace(variant, workload=replace(variant.workload, is_float16=True)) for variant in variants]
     found = find_variant(variants, available_bytes)
     if found is None:
-        return GpuEstimate(gpu)
+        least = compute_least_bytes(variants[-1]) / GIB
+        return GpuEstimate(gpu, note=f"does not fit: it takes at least {least:.1f} GiB")
     variant, fit = found
     if gpu.tflops is None:
         return GpuEstimate(gpu, fit, settings=variant.words, note=note)
@@ -315,7 +319,9 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
     speed = ENGINE_SPEEDS[plan.workload.engine]
     shares = f"{speed.step_fraction:.0%} of a GPU's published peak in steps, {speed.tower_fraction:.0%} for images"
     at_most = f"are for all {steps.total_steps} steps and " if settings.train.epochs == "auto" else ""
-    yield f"           times {at_most}assume {shares};"
+    uses_nf4 = plan.workload.nf4_values or any("quantization=nf4" in card.settings for card in plan.cards)
+    left_out = ", without the time of NF4" if uses_nf4 else ""
+    yield f"           times {at_most}assume {shares}{left_out};"
     yield "           tested on H100 and H200 only; 1 GiB of a GPU is left for driver and desktop;"
     yield "           a Mac trains on its CPU; device=mps, its GPU in the reference engine, is not tested"
 
@@ -327,10 +333,11 @@ def _describe_machine(plan: Plan) -> str:
         name = f"{machine.cores} CPU {'core' if machine.cores == 1 else 'cores'}{memory}"
         if machine.used_gib is None or machine.seconds is None:
             return name
-        return (
-            f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB; the training takes several times "
-            f"longer than {_format_duration(machine.seconds)}, what its matrix products alone would take"
-        )
+        used = f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB"
+        if machine.memory_gib and machine.used_gib > machine.memory_gib:
+            return f"{used}: the training does not fit this machine"
+        seconds = _format_duration(machine.seconds)
+        return f"{used}; the training takes several times longer than {seconds}, its matrix products' time alone"
     free = f"{machine.gpu.name}, {machine.gpu.memory_gib:.1f} GiB free"
     if plan.workload is None:
         return free
@@ -343,7 +350,7 @@ def _describe_machine(plan: Plan) -> str:
 
 def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
     if estimate.fit is None:
-        return estimate.note or "does not fit"
+        return estimate.note
     note = f", {estimate.note}" if estimate.note else ""
     needs = f"needs {' '.join(estimate.settings)}" if estimate.settings else ""
     reductions = _describe_reductions(estimate.fit, workload)

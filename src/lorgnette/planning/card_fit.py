@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorgnette.config import Settings
-from lorgnette.planning.memory import MemoryFit, Workload, find_fit, measure_nf4
+from lorgnette.planning.memory import MemoryFit, Workload, find_fit, measure_nf4, predict_memory
 
 _SMALL_RANK = 8
 _MIN_IMAGE_TOKENS = 64
@@ -62,6 +62,14 @@ def find_variant(variants: Sequence[Variant], available_bytes: int) -> tuple[Var
         if fit := find_fit(variant.workload, variant.longest_example, available_bytes):
             return variant, fit
     return None
+
+
+def compute_least_bytes(variant: Variant) -> int:
+    """What torch reserves at the least: with everything that `train` reduces by itself reduced as far as it goes."""
+    workload = variant.workload.limit_tokens(variant.longest_example)
+    if workload.engine == "fast":
+        workload = replace(workload, recompute_layers=workload.text.num_layers, is_loaded_in_turn=True)
+    return predict_memory(replace(workload, feature_tokens=0)).peak_bytes
 
 
 def _list_image_limits(settings: Settings, most: int, token_side: int) -> Iterator[tuple[int, str]]:
