@@ -200,6 +200,7 @@ def test_one_source_does_not_say_two_things(tree: dict[str, Any], message: str) 
         ({"quantization": "nf4"}, ["load_in_4bit=false"], None, "load_in_4bit=false → quantization=null"),
         ({"quantization_bit": 4}, ["load_in_4bit=false"], None, "load_in_4bit=false → quantization=null"),
         ({"quantization_bit": 4}, ["quantization_bit=null"], None, None),
+        ({"quantization": "nf4"}, ["quantization_bit=null"], "nf4", "=null: nothing to set; quantization stands in "),
         (
             {"load_in_4bit": False, "double_quantization": False, "quant_method": "hqq"},
             [],

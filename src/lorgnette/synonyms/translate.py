@@ -114,6 +114,7 @@ def _translate_group(
     values = {word: parse_value(entry.value) for word, (_, entry) in words.items()}
     values = {word: value for word, value in values.items() if not is_empty(value)}
     if not values:
+        remarks += _explain_null(words, assignments)
         return
     index, last = max(words[word] for word in values)
     synonym = SYNONYMS[next(iter(values))]
@@ -135,6 +136,18 @@ def _translate_group(
     remarks.append((index, line))
     written = words[next(iter(values))][1].key
     assignments += [Assignment(index, *pair, last.source, written) for pair in translation.settings]
+
+
+def _explain_null(
+    words: Mapping[str, tuple[int, Entry]], assignments: Iterable[Assignment]
+) -> Iterator[tuple[int, str]]:
+    """null leaves a word out; it does not undo what an earlier source sets by another word."""
+    index, last = max(words.values())
+    setting = SYNONYMS[next(iter(words))].setting
+    earlier = [each for each in assignments if each.setting == setting and each.position < index]
+    if earlier and earlier[-1].source != last.source:
+        note = f"{earlier[-1].written} stands in {earlier[-1].source}: write {setting}=null"
+        yield index, _describe([last], Translation((), note))
 
 
 def _is_set(setting: str, assignments: Iterable[Assignment]) -> bool:
