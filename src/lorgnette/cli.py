@@ -163,7 +163,10 @@ def check(
     out: Annotated[Path | None, Option(help="also write an HTML report")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start. Of a missing device it warns."""
+    """Check a data set before training. Lists every row with a problem; exits with 1 if training would not start.
+
+    Of a device that this machine lacks it only warns.
+    """
     settings = _load_settings(request := parse_words(words or [], recipe), "check")
     report = lorgnette.check(
         request.require_data(settings), settings=settings, prompt=prompt, rows=rows, name=name, images_from=images_from,

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
+from tolerances import HALF_TOLERANCES
 from transformers.activations import ACT2FN
 
 from lorgnette.kernels.gelu import linear_gelu_tanh, quick_gelu_
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-HALF_TOLERANCES = {
-    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
-}  # fmt: skip
 
 
 def test_it_equals_transformers_quick_gelu() -> None:

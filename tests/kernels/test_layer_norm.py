@@ -5,15 +5,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tolerances import HALF_TOLERANCES
 from torch import Tensor
 from torch.nn import functional
 
 from lorgnette.kernels.layer_norm import layer_norm, rms_norm
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-HALF_TOLERANCES = {
-    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
-}  # fmt: skip
 EPS = 1e-6
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lorgnette.kernels import nf4
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4, quantize_absmax, quantize_nf4
-from lorgnette.models import quantization
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -107,11 +106,6 @@ def test_numbers_equal_those_of_bitsandbytes(
         assert torch.equal(dequantize(matrix, out_dtype), expected)
     swapped = Nf4Matrix(shape, (packed >> 4 | packed << 4).flatten(), stored.absmax, stored.nested)
     assert not torch.equal(dequantize(swapped, out_dtype), expected)  # negative control
-
-
-def test_block_sizes_are_those_of_the_format() -> None:
-    sizes = (quantization.BLOCK_SIZE, quantization.SCALE_BLOCK_SIZE)
-    assert sizes == (nf4.BLOCK_SIZE, nf4.NESTED_BLOCK_SIZE)
 
 
 def test_pieces_of_whole_blocks_give_the_same_bytes() -> None:

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
+from tolerances import HALF_TOLERANCES
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from lorgnette.kernels.rotary_vision import apply_rotary_vision_
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-HALF_TOLERANCES = {
-    torch.bfloat16: {"atol": 1e-2, "rtol": 2**-7}, torch.float16: {"atol": 2e-3, "rtol": 2**-9},
-}  # fmt: skip
 
 
 def draw_inputs(rows: int, heads: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:

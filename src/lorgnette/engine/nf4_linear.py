@@ -14,8 +14,9 @@ from torch.nn.functional import linear as multiply
 
 from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_unrounded
 from lorgnette.errors import LorgnetteError
+from lorgnette.kernels import NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
-from lorgnette.models.quantization import BLOCK_SIZE, SCALE_BLOCK_SIZE, require_bitsandbytes
+from lorgnette.models.quantization import require_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,15 +126,15 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
 def _find_misfit(linear: Any) -> str | None:
     """What does not fit together in the weight of bitsandbytes' layer, or None."""
     state, size = linear.weight.quant_state, linear.in_features * linear.out_features
-    num_blocks = -(-size // BLOCK_SIZE)
+    num_blocks = -(-size // NF4_BLOCK_SIZE)
     dtypes = {"its bytes": (linear.weight, torch.uint8), "absmax": (state.absmax, torch.float32)}
     sizes = {"its bytes": (linear.weight, -(-size // 2)), "absmax": (state.absmax, num_blocks)}
     if state.nested:
         dtypes |= {"absmax": (state.absmax, torch.uint8), "nested_absmax": (state.state2.absmax, torch.float32)}
-        sizes["nested_absmax"] = state.state2.absmax, -(-num_blocks // SCALE_BLOCK_SIZE)
-        sizes["nested_quant_map"] = state.state2.code, SCALE_BLOCK_SIZE
-    blocks = (state.blocksize, state.state2.blocksize if state.nested else SCALE_BLOCK_SIZE)
-    if state.quant_type != "nf4" or blocks != (BLOCK_SIZE, SCALE_BLOCK_SIZE):
+        sizes["nested_absmax"] = state.state2.absmax, -(-num_blocks // NF4_NESTED_BLOCK_SIZE)
+        sizes["nested_quant_map"] = state.state2.code, NF4_NESTED_BLOCK_SIZE
+    blocks = (state.blocksize, state.state2.blocksize if state.nested else NF4_NESTED_BLOCK_SIZE)
+    if state.quant_type != "nf4" or blocks != (NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE):
         return f"the type {state.quant_type} in blocks of {blocks[0]} and {blocks[1]}"
     if tuple(state.shape or ()) != (linear.out_features, linear.in_features):
         return f"the shape {list(state.shape or ())}, not {[linear.out_features, linear.in_features]}"

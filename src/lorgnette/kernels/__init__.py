@@ -9,3 +9,5 @@ MAX_GROUP_SIZE = 32
 """Query heads per key-value head that the attention kernels can process together."""
 MAX_HEAD_DIM = 128
 """Widest head for which they fit every card (docs/kernels.md)."""
+NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE = 64, 256
+"""Values with one scale, and scales with one scale of their own."""

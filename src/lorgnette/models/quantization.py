@@ -17,7 +17,6 @@ from lorgnette.io.parse import describe_type, shorten
 from lorgnette.models.family import name_linear
 from lorgnette.models.model_config import HfConfig, find_first_reason, get_text_section
 
-BLOCK_SIZE, SCALE_BLOCK_SIZE = 64, 256
 STATE = "quant_state.bitsandbytes__nf4"
 """JSON in bytes: quant_type, blocksize, dtype, shape; nested_blocksize, nested_dtype, nested_offset."""
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)

@@ -18,12 +18,11 @@ from functools import cache
 from typing import Any, Literal
 
 from lorgnette.config import Settings
+from lorgnette.kernels import NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.model_config import LinearAttention
 from lorgnette.models.quantization import (
-    BLOCK_SIZE,
     QLORA,
-    SCALE_BLOCK_SIZE,
     list_modules_left_out,
     list_quantized_modules,
     select_quantization,
@@ -540,8 +539,8 @@ def measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, An
         for module in list_quantized_modules(QLORA, shapes)
         if not any(f".{name}." in f".{module}." for name in left_out)
     )
-    blocks = values // BLOCK_SIZE
-    scales = blocks + 4 * blocks // SCALE_BLOCK_SIZE if quantization.has_double_quantization else 4 * blocks
+    blocks = values // NF4_BLOCK_SIZE
+    scales = blocks + 4 * blocks // NF4_NESTED_BLOCK_SIZE if quantization.has_double_quantization else 4 * blocks
     return values, values // 2 + scales
 
 
