@@ -53,8 +53,8 @@ def test_what_is_no_name_is_refused(function: Any, name: Any) -> None:
 def test_other_values_of_a_wrong_type() -> None:
     with pytest.raises(UsageError, match="no settings · settings is a list · give a dict"):
         build_settings("a.csv", settings=["x"])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no such GPU · gpu=V100 · give one of T4, "):
-        plan("a.csv", gpu="V100")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no such GPU · gpu=K80 · give one of RTX 3070, "):
+        plan("a.csv", gpu="K80")  # type: ignore[arg-type]
 
 
 def test_settings_stay_as_they_are_without_others() -> None:

@@ -35,7 +35,7 @@ def test_all_settings_are_listed(cli: Callable[..., object]) -> None:
         ("checkpoint", ["train.save_steps", "gradient_checkpointing (transformers): nothing to set"]),
         ("lr", ["also: lr", "learning_rate, lr (transformers) → train.learning_rate"]),
         ("cutoff_len", ["max_length  8192", "cutoff_len (LLaMA-Factory, Unsloth): no counterpart; it cuts longer"]),
-        ("load_in_4bit", ["no counterpart; LoRA is trained on the weights as they are"]),
+        ("load_in_4bit", ["quantization  null  nf4: ", "→ quantization: true is nf4, false null"]),
         ("seed", ["seed  0", "draws another order"]),
         ("train", ["train.epochs", "train.early_stopping_patience"]),
         ("rows", ["data.max_rows"]),
