@@ -42,7 +42,7 @@ def test_from_check_to_the_merged_checkpoint(
     trained = cli("train", *words, "run=run")
     assert trained.status == 0, trained.err
     assert "note       the decoder's projections are NF4 weights" in trained.out + trained.err
-    assert f"{folder.name} in NF4" in (tmp_path / "run" / "report.html").read_text()
+    assert f"{folder.name} in NF4 without an adapter" in (tmp_path / "run" / "report.html").read_text()
     adapter = tmp_path / "run" / "adapter"
     metadata = AdapterMetadata.load(adapter)
     assert (metadata.quantization, metadata.model) == ("nf4", str(folder))

@@ -39,6 +39,7 @@ def describe_comparison(settings: Settings, data: TrainingData, rows: Sequence[P
     if not rows:
         return ()
     model = Path(settings.model).name if Path(settings.model).is_absolute() else settings.model
+    model += " in NF4" if data.checkpoint.quantization else ""
     origin = rows[0].before
     before = f"{model} without an adapter" if origin == BASE_MODEL else f"{model} with {origin}"
     steps = f", after {num_steps} {'step' if num_steps == 1 else 'steps'}" if num_steps else ""
