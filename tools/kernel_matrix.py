@@ -2,9 +2,9 @@
 
     python tools/kernel_matrix.py FILE [--all] [--jobs N]
 
-The launches of every released model (kernel_launches.py) are compiled by Triton and NVIDIA's assembler. Shared memory
-and registers that do not fit ("spilled", kept in memory instead) are held against the card's limits. Exits with 1 if a
-kernel is above one, or if no model launches it.
+The launches of every released model (kernel_launches.py) are compiled by Triton and NVIDIA's assembler. Two figures are
+held against the card's limits: shared memory, and spilled bytes (registers that do not fit and are kept in memory).
+Exits with 1 if a kernel is above a limit, or if no model launches it.
 
 --all: compile everything and write FILE, of which tools/kernels_page.py prints docs/kernels.md. Otherwise each kernel
 once a card, at the shape that needs most according to FILE. What FILE has of the same source and the same Triton is not

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear as multiply
 
-from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_unrounded
+from lorgnette.engine.unrounded_linear import FrozenLinear, multiply_in_fp32
 from lorgnette.errors import LorgnetteError
 from lorgnette.kernels import NF4_BLOCK_SIZE, NF4_NESTED_BLOCK_SIZE
 from lorgnette.models.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
@@ -68,7 +68,7 @@ class _Product(torch.autograd.Function):
         ctx.layer, weight = layer, layer.dequantize()
         if not layer.is_unrounded:
             return multiply(x, weight, layer.bias)
-        y = multiply_unrounded(x, weight)
+        y = multiply_in_fp32(x, weight)
         return y if layer.bias is None else y + layer.bias
 
     @staticmethod

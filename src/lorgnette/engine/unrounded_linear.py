@@ -46,7 +46,7 @@ class UnroundedLinear(FrozenLinear):
         return y if self.bias is None else y + self.bias
 
 
-def multiply_unrounded(x: Tensor, weight: Tensor) -> Tensor:
+def multiply_in_fp32(x: Tensor, weight: Tensor) -> Tensor:
     """x·Wᵀ in fp32 from half-precision x, [..., in], and W, [out, in]."""
     rows = x.reshape(-1, x.shape[-1])
     if x.is_cuda:
@@ -63,7 +63,7 @@ class _UnroundedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return multiply_unrounded(x, weight)
+        return multiply_in_fp32(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -47,7 +47,7 @@ QLORA = Quantization(is_stored=False)
 
 def read_quantization(hf_config: HfConfig) -> Quantization | None:
     """How a checkpoint stores its weights; None if it is not quantized, or in a way that is not supported."""
-    stored = _get_stored(hf_config)
+    stored = _find_section(hf_config)
     if stored is None or find_unsupported_quantization(hf_config):
         return None
     return Quantization(is_stored=True, has_double_quantization=bool(stored.get("bnb_4bit_use_double_quant")))
@@ -60,7 +60,7 @@ def select_quantization(setting: Literal["nf4"] | None, hf_config: HfConfig) -> 
 
 def find_unsupported_quantization(hf_config: HfConfig) -> str | None:
     """What is quantized in a way that is not supported, in words, or None: `its weights are quantized (gptq)`."""
-    stored = _get_stored(hf_config)
+    stored = _find_section(hf_config)
     if stored is None:
         return None
     if not isinstance(stored, dict):
@@ -88,7 +88,7 @@ def _list_obstacles(stored: Mapping[str, Any]) -> Iterator[str]:
 
 def list_modules_left_out(hf_config: HfConfig) -> list[str]:
     """The modules that a checkpoint in NF4 leaves as they are, as config.json names them."""
-    return (_get_stored(hf_config) or {}).get(_LEFT_OUT) or []
+    return (_find_section(hf_config) or {}).get(_LEFT_OUT) or []
 
 
 def list_quantization_remarks(quantization: Quantization | None) -> list[str]:
@@ -129,7 +129,7 @@ def is_part(name: str) -> bool:
     return any(name.endswith(f".weight.{part}") for part in PARTS)
 
 
-def _get_stored(hf_config: HfConfig) -> Any:
+def _find_section(hf_config: HfConfig) -> Any:
     """`quantization_config` of config.json; None without one."""
     sections = (hf_config, get_text_section(hf_config))
     return next((found for section in sections if (found := section.get("quantization_config"))), None)

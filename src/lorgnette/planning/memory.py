@@ -533,7 +533,7 @@ def measure_nf4(text: TextConfig, settings: Settings, hf_config: Mapping[str, An
         return 0, 0
     shapes = text.list_weight_shapes()
     names = list_modules_left_out(hf_config) if quantization.is_stored else ()
-    left_out = [name[max(name.find("layers."), 0) :] for name in names]  # what stands before differs by version
+    left_out = [name[max(name.find("layers."), 0) :] for name in names]  # the prefix of a name differs by version
     values = sum(
         math.prod(shapes[f"{module}.weight"])
         for module in list_quantized_modules(QLORA, shapes)
