@@ -1,0 +1,119 @@
+"""The processes that train together, one for each GPU, and what they exchange.
+
+A process is a rank of a world. Two groups connect the ranks:
+
+    device group   NCCL on CUDA, gloo on a CPU: tensors of a step; an exchange that takes 10 minutes fails
+    host group     gloo: objects, and phases of any length (images, downloads) that begin and end together
+
+A world of one process exchanges nothing, and needs no group.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lorgnette.errors import LorgnetteError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+STEP_TIMEOUT = timedelta(minutes=10)
+"""Of one exchange in the device group."""
+PHASE_TIMEOUT = timedelta(days=7)
+"""Of one exchange in the host group: how long a phase takes is not known."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together.
+
+    rank: from 0 to size - 1; local_rank, local_size: the same among the processes of this machine. machine: its name.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    machine: str = ""
+    host_group: "ProcessGroup | None" = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """The same for one machine."""
+        return self.local_rank == 0
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace the tensor by its sum over all ranks. Every rank gets the same bits."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def all_reduce_max(self, tensor: Tensor) -> None:
+        """Replace the tensor by its maximum over all ranks."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here, for as long as it takes."""
+        if self.size > 1:
+            torch.distributed.barrier(self.host_group)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The value of every rank, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        torch.distributed.all_gather_object(values, value, self.host_group)
+        return values
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, 0, self.host_group)
+        return values[0]
+
+
+def has_world(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or an agent like it, started this process as one of several."""
+    return int(environment.get("WORLD_SIZE", "1")) > 1
+
+
+def join_world(device_type: str) -> World:
+    """Connect with the other ranks that the environment describes, as torchrun sets it. Every rank calls it once.
+
+    device_type: `cuda` or `cpu`. On CUDA the process uses its current device. Raises LorgnetteError if the ranks do not
+    find each other.
+    """
+    if not has_world():
+        return World(machine=socket.gethostname())
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    device = torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else None
+    try:
+        torch.distributed.init_process_group(backend, timeout=STEP_TIMEOUT, device_id=device)
+        host_group = torch.distributed.new_group(backend="gloo", timeout=PHASE_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        where = f"rank {os.environ.get('RANK')} on {socket.gethostname()}"
+        hint = "start all processes with torchrun, or with gpus=N"
+        raise LorgnetteError(f"the ranks do not find each other: {error}", where=where, hint=hint) from error
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    return World(rank, size, local_rank, local_size, socket.gethostname(), host_group)
+
+
+def leave_world(world: World) -> None:
+    """Disconnect. No rank may wait for this one any more."""
+    if world.size > 1:
+        torch.distributed.destroy_process_group()

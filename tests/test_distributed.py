@@ -1,0 +1,44 @@
+"""What ranks exchange, over gloo on loopback."""
+
+import pytest
+import torch
+
+from lorgnette.distributed import World, has_world
+from tests.ranks import run_ranks
+
+
+def exchange(world: World) -> dict[str, object]:
+    total, largest = torch.tensor([1.0, world.rank]), torch.tensor([world.rank])
+    world.all_reduce(total)
+    world.all_reduce_max(largest)
+    world.barrier()
+    return {
+        "sum": total.tolist(), "max": largest.tolist(), "objects": world.gather_objects(f"rank {world.rank}"),
+        "first": world.broadcast_object(world.rank + 7), "is_main": world.is_main,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_every_rank_gets_the_same(size: int) -> None:
+    results = run_ranks(exchange, size)
+    for rank, result in enumerate(results):
+        assert result == {
+            "sum": [size, size * (size - 1) / 2], "max": [size - 1], "first": 7, "is_main": rank == 0,
+            "objects": [f"rank {other}" for other in range(size)],
+        }  # fmt: skip
+
+
+def fail_on_rank_1(world: World) -> None:
+    if world.rank == 1:
+        raise ValueError("of rank 1")
+
+
+def test_a_rank_that_fails_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"rank 1:[\s\S]*ValueError: of rank 1"):
+        run_ranks(fail_on_rank_1, 2)
+
+
+def test_a_world_is_of_several_processes() -> None:
+    assert has_world({"WORLD_SIZE": "2"})
+    assert not has_world({"WORLD_SIZE": "1"})
+    assert not has_world({})
