@@ -18,7 +18,7 @@ from lorgnette.training.sampler import (
     select_examples,
     select_grouped_examples,
 )
-from lorgnette.types import Encoded, Example, Image, ImageGrid
+from lorgnette.types import Encoded, Example, Image, ImageGrid, PackedBatch
 
 COUNT = st.integers(1, 60)
 SETTINGS = TrainSettings(batch_size=4, epochs=3)
@@ -143,6 +143,38 @@ def test_captions_of_an_image_stay_together_if_grouped(encoded: list[Encoded]) -
     for step in range(sampler.total_steps):
         grids = [grid for batch in sampler.pack_step(step, 10**6, prefix_sharing=True) for grid in batch.grids]
         assert len(grids) == len(set(grids)) <= 2
+
+
+@pytest.mark.parametrize("group_by_image", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
+def test_the_ranks_shares_are_the_step(encoded: list[Encoded], num_ranks: int, group_by_image: bool) -> None:
+    """Every example once, with the masks and the label weights of the whole step; some ranks have none."""
+    sampler = BatchSampler(encoded, SETTINGS, 7, group_by_image=group_by_image)
+
+    def describe(batches: list[PackedBatch]) -> dict[str, tuple[set[int], float]]:
+        return {
+            batch.examples[0].id: (set(batch.dropout_keys.tolist()), float(batch.label_weights[0])) for batch in batches
+        }
+
+    for step in range(sampler.total_steps):
+        selected = sampler.select(step)
+        shares = sampler.split_step(step, num_ranks, prefix_sharing=group_by_image)
+        assert sorted(place for share in shares for place in share) == list(range(len(selected)))
+        packed = [
+            sampler.pack_step(step, 1, prefix_sharing=group_by_image, rank=rank, num_ranks=num_ranks)
+            for rank in range(num_ranks)
+        ]
+        for share, batches in zip(shares, packed, strict=True):
+            examples = [example for batch in batches for example in batch.examples]
+            assert examples == [encoded[selected[place]].example for place in share]
+        whole = sampler.pack_step(step, 1, prefix_sharing=group_by_image)
+        assert describe(whole) == {key: value for batches in packed for key, value in describe(batches).items()}
+        assert sum(len(batch.targets) for batches in packed for batch in batches) == sampler.count_labels(step)
+        if group_by_image:
+            for share in shares:
+                own = {encoded[selected[place]].grids for place in share}
+                others = {encoded[selected[place]].grids for place in range(len(selected)) if place not in share}
+                assert not own & others
 
 
 def test_the_first_steps_are_those_that_training_takes(encoded: list[Encoded]) -> None:

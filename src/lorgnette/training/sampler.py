@@ -7,13 +7,14 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
 from lorgnette.config import TrainSettings
 from lorgnette.processing.dropout_keys import derive_step_key
 from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.training.auto_steps import compute_step_limit
 from lorgnette.types import Encoded, PackedBatch
 
@@ -55,10 +56,46 @@ class BatchSampler:
             return select_examples(step, len(self.examples), self.batch_size, self.seed)
         return select_grouped_examples(step, self.groups, self.batch_size, self.seed)
 
-    def pack_step(self, step: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
-        """The micro-batches of `step` (from 0), each of at most `max_tokens` tokens."""
+    def pack_step(
+        self, step: int, max_tokens: int, *, prefix_sharing: bool, rank: int = 0, num_ranks: int = 1
+    ) -> list[PackedBatch]:
+        """A rank's micro-batches of `step` (from 0), each of at most `max_tokens` tokens; [] if it has no example.
+
+        The ranks' micro-batches together are the step: labels and dropout masks do not depend on num_ranks.
+        """
         examples, step_key = [self.examples[i] for i in self.select(step)], derive_step_key(self.seed, step)
-        return split_into_microbatches(examples, max_tokens, prefix_sharing=prefix_sharing, step_key=step_key)
+        places = self.split_step(step, num_ranks, prefix_sharing=prefix_sharing)[rank]
+        return split_into_microbatches(
+            examples, max_tokens, prefix_sharing=prefix_sharing, step_key=step_key, places=places
+        )
+
+    def split_step(self, step: int, num_ranks: int, *, prefix_sharing: bool) -> list[list[int]]:
+        """Each rank's places in `select(step)`, in order: all have about as many tokens, and groups stay whole."""
+        pieces = self._list_pieces(step)
+        sizes = [self._count_tokens([self.examples[i] for i in piece], prefix_sharing) for piece in pieces]
+        starts = [0, *accumulate(map(len, pieces))]
+        return [
+            [place for piece in share for place in range(starts[piece], starts[piece + 1])]
+            for share in split_between_ranks(sizes, num_ranks)
+        ]
+
+    def count_labels(self, step: int) -> int:
+        """The labels of a whole step."""
+        return sum(self.examples[i].num_labels for i in self.select(step))
+
+    def _list_pieces(self, step: int) -> list[tuple[int, ...]]:
+        """The examples of a step, in order, in pieces that stay together."""
+        if self.groups is None:
+            return [(i,) for i in self.select(step)]
+        return select_groups(step, self.groups, self.batch_size, self.seed)
+
+    @staticmethod
+    def _count_tokens(piece: Sequence[Encoded], prefix_sharing: bool) -> int:
+        """About as many as are computed: with prefix sharing, the examples of a piece share what ends with an image."""
+        if len(piece) == 1 or not prefix_sharing:
+            return sum(len(encoded.input_ids) for encoded in piece)
+        shared = min(encoded.image_starts[0] + encoded.grids[0].num_tokens for encoded in piece)
+        return shared + sum(len(encoded.input_ids) - shared for encoded in piece)
 
     def first_steps(self, num_examples: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
         """The micro-batches of the first steps, about `num_examples` examples, which show the shapes of the rest."""
@@ -92,9 +129,14 @@ def select_grouped_examples(step: int, groups: ImageGroups, batch_size: int, see
     A step has batch_size examples, plus or minus one group; an epoch has as many steps as without groups. Only a group
     of more than batch_size examples is split, into parts of batch_size.
     """
+    return list(chain.from_iterable(select_groups(step, groups, batch_size, seed)))
+
+
+def select_groups(step: int, groups: ImageGroups, batch_size: int, seed: int) -> list[tuple[int, ...]]:
+    """The groups, or their parts, of `select_grouped_examples`."""
     epoch, index = divmod(step, compute_steps_per_epoch(groups.num_examples, batch_size))
     parts, order, starts = _assign_groups_to_steps(epoch, groups, batch_size, seed)
-    return [i for part in order[starts[index] : starts[index + 1]] for i in parts[part]]
+    return [parts[part] for part in order[starts[index] : starts[index + 1]]]
 
 
 @lru_cache(maxsize=2)
