@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, parse_gpu
+from lorgnette.planning.gpus import GPUS, Gpu, find_gpu, find_gpus, parse_gpu
 
 
 @pytest.mark.parametrize(
@@ -53,20 +53,19 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def test_the_first_visible_gpu_is_asked_for(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = find_gpu()
-    assert gpu is not None
-    assert gpu.memory_gib == 0.5
-    assert "--id" not in gpu.name
+def test_the_visible_gpus_are_asked_for(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = find_gpus()
+    assert [gpu.memory_gib for gpu in gpus] == [0.5, 9 / 1024]
+    assert "--id" not in gpus[0].name
+    assert find_gpu() == gpus[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    gpu = find_gpu()
-    assert gpu is not None
-    assert "--id=3, 1.0 GiB" in gpu.name
+    assert "--id=3,1, 1.0 GiB" in find_gpus()[0].name
 
 
 def test_without_a_gpu_there_is_none(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert find_gpu() is None
+    assert find_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (nvidia_smi.parent / "broken").touch()
     assert find_gpu() is None

@@ -69,18 +69,23 @@ GPUS = {
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU that CUDA_VISIBLE_DEVICES shows, with its free memory; None if nvidia-smi reports none."""
+    """The first of `find_gpus`; None if there is none."""
+    return next(iter(find_gpus()), None)
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES shows, with their free memory; none if nvidia-smi reports none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     program = shutil.which("nvidia-smi")
     if program is None or visible in ("", "-1"):
-        return None
+        return []
     command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    command += [f"--id={visible.split(',')[0]}"] if visible else []
+    command += [f"--id={visible}"] if visible else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)  # noqa: S603 - a fixed query
     except (OSError, subprocess.SubprocessError):
-        return None  # a driver that does not answer has no GPU for torch either
-    return parse_gpu(done.stdout.partition("\n")[0])
+        return []  # a driver that does not answer has no GPU for torch either
+    return [gpu for line in done.stdout.splitlines() if (gpu := parse_gpu(line))]
 
 
 def parse_gpu(line: str) -> Gpu | None:
