@@ -212,6 +212,7 @@ def test_an_eval_loss_takes_the_graphs_memory_and_changes_no_step(
     engine, eager = (make_engine(0.3, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     engine.warmup([batch])
     engine.drop_graphs()
+    eager.features.prepare(other.grids)
     expected, losses = compute(engine, batch), eager.compute_label_losses(other)
     compute(engine, batch)
     engine.drop_graphs()
