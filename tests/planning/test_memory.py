@@ -19,7 +19,7 @@ from lorgnette.models.adapter_shape import AdapterShape
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.model_config import TextConfig, VisionConfig
 from lorgnette.models.qwen2_vl.text_decoder import Decoder, LayerActivations
-from lorgnette.models.registry import parse_configs, parse_sizes
+from lorgnette.models.registry import FAMILIES, parse_configs, parse_sizes
 from lorgnette.planning import limits, memory
 from lorgnette.planning.memory import (
     GIB,
@@ -191,6 +191,30 @@ def test_tokens_are_reduced_before_layers_are_recomputed() -> None:
     assert recomputed.recompute_layers > 0
     assert max(fewer_tokens.peak_bytes / 12, recomputed.peak_bytes / 6) <= GIB
     assert fit(4, 150) is None
+
+
+def test_sharded_layers_are_counted_where_they_are() -> None:
+    """Over two GPUs a half of [W | B] of every layer, and two layers whole; all else stays."""
+    whole, sharded = (predict_memory(replace(LARGE, num_shards=n)).phases["backward"] for n in (1, 2))
+    layer = 2 * (2048 * (1536 + 3 * 64) + 1536 * (1536 + 64) + 2 * 8960 * (1536 + 2 * 64) + 1536 * (8960 + 64))
+    assert whole["weights"] - sharded["weights"] == 14 * layer
+    assert sharded["gathered layers"] == 2 * layer
+    assert {name: whole[name] for name in whole if name not in ("weights", "allocator")} == {
+        name: sharded[name] for name in sharded if name not in ("weights", "allocator", "gathered layers")
+    }
+    assert "gathered layers" not in whole
+    halves = [predict_memory(replace(REFERENCE, num_shards=n)).peak_bytes for n in (1, 2, 4)]
+    assert halves[0] > halves[1] > halves[2]
+
+
+def test_what_fits_no_card_fits_sharded_over_several() -> None:
+    """Qwen2.5-VL-32B in bf16: 62 GB of layers, of which each of four cards of 48 GiB holds a quarter."""
+    size = next(s for s in FAMILIES["qwen2_5_vl"].sizes if "32B" in s.names[0])
+    text, vision = parse_sizes(size.config)
+    large = replace(LARGE, adapter=replace(ADAPTER, text=text), vision=vision, loads_tower=True, feature_tokens=50_000)
+    assert find_fit(large, 4000, compute_usable_bytes(48.0)) is None
+    assert find_fit(replace(large, num_shards=2), 4000, compute_usable_bytes(48.0)) is None
+    assert find_fit(replace(large, num_shards=4), 4000, compute_usable_bytes(48.0)) is not None
 
 
 def test_features_that_do_not_fit_are_on_the_host() -> None:

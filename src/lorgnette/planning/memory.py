@@ -61,7 +61,8 @@ class Workload:
     it). is_loaded_in_turn: warm-up, tower and decoder one after the other, which needs less memory at the start.
     trained_patches: patches of the largest micro-batch if the vision blocks are trained; they then save activations,
     and features are not stored. answer_tokens: of the longest prompt and its answer. nf4_values: values of the
-    decoder's matrices that are held in NF4, in nf4_bytes.
+    decoder's matrices that are held in NF4, in nf4_bytes. num_shards: GPUs that hold a part each of the decoder's
+    layers, and gather one layer after the other.
     """
 
     engine: EngineName
@@ -83,6 +84,7 @@ class Workload:
     answer_tokens: int = 0
     nf4_values: int = 0
     nf4_bytes: int = 0
+    num_shards: int = 1
 
     @classmethod
     def from_settings(
@@ -270,7 +272,11 @@ def _reduce_start(workload: Workload, available_bytes: int, *, is_loaded: bool) 
     if is_loaded:
         return replace(workload, loads_tower=False, feature_tokens=0)
     tower = workload.tower_bytes_per_value * _count_weights(workload.vision)
-    free = max(available_bytes - _count_weight_bytes(workload) - tower, 0)
+    held = _count_weight_bytes(workload)
+    if workload.num_shards > 1:
+        items = predict_memory(workload).phases["backward"]
+        held = items["weights"] + items["gathered layers"]
+    free = max(available_bytes - held - tower, 0)
     max_tokens = int(limits.FEATURE_MEMORY_FRACTION * free) // _count_feature_bytes(workload)
     workload = replace(workload, feature_tokens=min(workload.feature_tokens, max_tokens))
     if workload.engine == "fast" and predict_memory(workload).peak_bytes > available_bytes:
@@ -294,6 +300,10 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         for group in FUSED_PROJECTIONS
     )
     widest = text.intermediate_size + adapter.count_columns(("down_proj",))
+    matrices = [
+        size * sum(map(adapter.out_features, group)) * (adapter.in_features(group[0]) + adapter.count_columns(group))
+        for group in FUSED_PROJECTIONS
+    ]
     static = {
         "weights": _count_weight_bytes(workload) + size * fused,
         "adapter": 16 * adapter.num_params,  # fp32: value, gradient, two moments of AdamW
@@ -303,10 +313,9 @@ def _predict_fast(workload: Workload) -> MemoryEstimate:
         "libraries": 3 * _WORKSPACE,
     }
     if workload.nf4_values:
-        static["one matrix of NF4 in full"] = size * max(
-            sum(map(adapter.out_features, group)) * (adapter.in_features(group[0]) + adapter.count_columns(group))
-            for group in FUSED_PROJECTIONS
-        )
+        static["one matrix of NF4 in full"] = max(matrices)
+    if workload.num_shards > 1:
+        static |= _shard_layers(static["weights"], sum(matrices), workload)
     if workload.answer_tokens:
         # A few prompts are answered in memory of their own, which torch then keeps; one prompt at a time, if need be.
         prompt = workload.answer_tokens * (_count_saved_fast(workload) + size * (widest + 2 * hidden))
@@ -377,6 +386,9 @@ def _predict_reference(workload: Workload) -> MemoryEstimate:
         "features": 0 if workload.trained_patches else workload.feature_tokens * _count_feature_bytes(workload),
         "libraries": 2 * _WORKSPACE,
     }
+    if workload.num_shards > 1:
+        layer = sum(math.prod(shape) for name, shape in text.list_weight_shapes().items() if ".layers.0." in name)
+        static |= _shard_layers(static["weights"], size * layer, workload)
     if workload.nf4_values:
         static["one matrix of NF4 in full"] = size * max(map(math.prod, text.linear_shapes.values()))
     saved = {"activations": workload.tokens * _count_saved_reference(workload)}
@@ -548,6 +560,13 @@ def _count_weight_bytes(workload: Workload) -> int:
     """The decoder's frozen weights, as they are held."""
     plain = _count_weights(workload.text) - workload.nf4_values
     return workload.bytes_per_value * plain + workload.nf4_bytes
+
+
+def _shard_layers(weights: int, layer: int, workload: Workload) -> dict[str, int]:
+    """Of layers of this many bytes each GPU holds a part, and two whole: the one that computes, and the next."""
+    others = workload.num_shards - 1
+    elsewhere = workload.text.num_layers * layer * others // workload.num_shards
+    return {"weights": weights - elsewhere, "gathered layers": 2 * layer}
 
 
 @cache
