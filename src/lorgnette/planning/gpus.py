@@ -17,6 +17,8 @@ GPU_NAMES: tuple[GpuName, ...] = get_args(GpuName)
 _VARIANTS = {"Laptop", "Ti", "SUPER", "D", "PCIe", "PCIE", "NVL"}
 _NVIDIA_SMI_SECONDS = 10
 _MIB_PER_GIB = 1024
+_LINKS = {(9, 0): 340e9, AMPERE: 220e9}  # NVLink in servers; an A100's is assumed by the ratio of the published rates
+_PCIE_BYTES_PER_S = 10e9
 _QUERY = "name,memory.total,memory.free,compute_cap"
 
 
@@ -40,6 +42,11 @@ class Gpu:
     def has_bfloat16(self) -> bool:
         """Whether it computes bfloat16, as far as is known."""
         return self.capability is None or self.capability >= AMPERE
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Of a ring of such GPUs that sums a vector: measured on H100 with NVLink, assumed elsewhere."""
+        return _LINKS.get(self.capability or TURING, _PCIE_BYTES_PER_S)
 
 
 GPUS = {

@@ -1,0 +1,62 @@
+"""The estimate is near what was measured on four GPUs; without its parts it is not."""
+
+from dataclasses import replace
+
+import pytest
+
+from lorgnette.config import TARGET_MODULES
+from lorgnette.models.adapter_shape import AdapterShape
+from lorgnette.models.registry import FAMILIES, parse_sizes
+from lorgnette.planning import data_parallel
+from lorgnette.planning.data_parallel import estimate_parallel
+from lorgnette.planning.gpus import GPUS, Gpu
+from lorgnette.planning.memory import Workload
+
+MEASURED = [("2B", 16, 1.79), ("2B", 64, 3.66), ("2B", 256, 3.76), ("7B", 16, 2.70), ("7B", 64, 3.87)]
+"""Samples a step of 140 tokens each, and how much faster four H100 were than one, with the gradient in fp32."""
+TOKENS = 140
+
+
+def build_workload(name: str) -> Workload:
+    size = next(size for size in FAMILIES["qwen2_vl"].sizes if f"-{name}" in size.names[0])
+    text, vision = parse_sizes(size.config)
+    return Workload("fast", AdapterShape(text, TARGET_MODULES, 64, 1.0), vision, has_dropout=True, tokens=1, labels=1)
+
+
+@pytest.mark.parametrize(("name", "samples", "speedup"), MEASURED)
+def test_four_gpus_are_as_fast_as_measured(name: str, samples: int, speedup: float) -> None:
+    estimate = estimate_parallel(build_workload(name), GPUS["H100"], TOKENS * samples, 4)
+    assert estimate.speedup == pytest.approx(speedup, rel=0.15)
+    assert estimate.tokens == TOKENS * samples // 4
+
+
+def test_few_tokens_fill_a_gpu_badly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without the least time of a step, the smallest measurement is missed by far."""
+    name, samples, speedup = MEASURED[0]
+    monkeypatch.setattr(data_parallel, "_LAYER_SECONDS", 0.0)
+    monkeypatch.setattr(data_parallel, "_LEAST_TOKENS", 0)
+    assert estimate_parallel(build_workload(name), GPUS["H100"], TOKENS * samples, 4).speedup > 1.5 * speedup
+
+
+def test_the_all_reduce_takes_as_long_as_measured() -> None:
+    """73.9 M numbers 1.32 ms, 161.5 M 2.79 ms."""
+    for name, ms in (("2B", 1.32), ("7B", 2.79)):
+        estimate = estimate_parallel(build_workload(name), GPUS["H100"], 1000, 4)
+        assert 1000 * estimate.all_reduce_s == pytest.approx(ms, rel=0.05)
+    by_pcie = estimate_parallel(build_workload("2B"), GPUS["RTX 4090"], 1000, 2)
+    assert by_pcie.all_reduce_s > 10 * estimate_parallel(build_workload("2B"), GPUS["H100"], 1000, 2).all_reduce_s
+
+
+def test_from_how_many_tokens_on_it_pays() -> None:
+    workload, gpu = build_workload("2B"), GPUS["H100"]
+    paying = estimate_parallel(workload, gpu, 1, 4).paying_tokens
+    assert paying is not None
+    enough, too_few = (estimate_parallel(workload, gpu, 4 * tokens, 4) for tokens in (paying, paying - 1))
+    assert enough.speedup >= 3.2 > too_few.speedup
+    assert enough.pays
+    assert not too_few.pays
+    assert estimate_parallel(build_workload("7B"), gpu, 1, 4).paying_tokens < paying, "a large model pays earlier"
+    slow = replace(gpu, capability=(8, 9), tflops=1e6)
+    assert not estimate_parallel(workload, slow, 10**6, 4).pays, "the exchange alone takes longer"
+    with pytest.raises(ValueError, match="is not known"):
+        estimate_parallel(workload, Gpu("some GPU", 80.0, None), 1000, 2)
