@@ -10,8 +10,9 @@ A world of one process exchanges nothing, and needs no group.
 
 import os
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,17 @@ import torch
 from torch import Tensor
 
 from lorgnette.errors import LorgnetteError
+from lorgnette.rank_status import RankStatus, allocate_table
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Work
 
 STEP_TIMEOUT = timedelta(minutes=10)
 """Of one exchange in the device group."""
 PHASE_TIMEOUT = timedelta(days=7)
 """Of one exchange in the host group: how long a phase takes is not known."""
+TAIL = 128
+"""Numbers behind the gradient, for what the ranks tell each other in its all-reduce (training/step_counts.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class World:
     local_size: int = 1
     machine: str = ""
     host_group: "ProcessGroup | None" = None
+    status: RankStatus = field(default_factory=RankStatus, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -56,24 +61,38 @@ class World:
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over all ranks. Every rank gets the same bits."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            with self._exchange():
+                torch.distributed.all_reduce(tensor)
 
     def all_reduce_max(self, tensor: Tensor) -> None:
         """Replace the tensor by its maximum over all ranks."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+            with self._exchange():
+                torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+
+    def begin_all_gather(self, whole: Tensor, part: Tensor) -> "Work":
+        """Begin to write the parts of all ranks, by rank, into `whole`, after all that this rank has launched.
+
+        After `wait()` of the result the current stream, or on a CPU the host, has them.
+        """
+        # torch before 2.13 has the first name alone.
+        name = "all_gather_into_tensor" if torch.__version__ < "2.13" else "all_gather_single"
+        work: Work = getattr(torch.distributed, name)(whole, part, async_op=True)
+        return work
 
     def barrier(self) -> None:
         """Wait until all ranks are here, for as long as it takes."""
         if self.size > 1:
-            torch.distributed.barrier(self.host_group)
+            with self._exchange():
+                torch.distributed.barrier(self.host_group)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The value of every rank, by rank, on every rank."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        torch.distributed.all_gather_object(values, value, self.host_group)
+        with self._exchange():
+            torch.distributed.all_gather_object(values, value, self.host_group)
         return values
 
     def broadcast_object(self, value: Any) -> Any:
@@ -81,8 +100,20 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        torch.distributed.broadcast_object_list(values, 0, self.host_group)
+        with self._exchange():
+            torch.distributed.broadcast_object_list(values, 0, self.host_group)
         return values[0]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Says that this rank waits for the others. Raises LorgnetteError with the cause if one of them is gone."""
+        try:
+            with self.status.waiting():
+                yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of gloo and NCCL, without a class of their own
+            raise self.status.explain_broken_exchange(error) from error
 
 
 def has_world(environment: Mapping[str, str] = os.environ) -> bool:
@@ -90,11 +121,11 @@ def has_world(environment: Mapping[str, str] = os.environ) -> bool:
     return int(environment.get("WORLD_SIZE", "1")) > 1
 
 
-def join_world(device_type: str) -> World:
+def join_world(device_type: str, status: RankStatus | None = None) -> World:
     """Connect with the other ranks that the environment describes, as torchrun sets it. Every rank calls it once.
 
-    device_type: `cuda` or `cpu`. On CUDA the process uses its current device. Raises LorgnetteError if the ranks do not
-    find each other.
+    device_type: `cuda` or `cpu`. On CUDA the process uses its current device. status: in a table that the ranks share;
+    default: a table of its own. Raises LorgnetteError if the ranks do not find each other.
     """
     if not has_world():
         return World(machine=socket.gethostname())
@@ -110,7 +141,17 @@ def join_world(device_type: str) -> World:
     rank, size, local_rank, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return World(rank, size, local_rank, local_size, socket.gethostname(), host_group)
+    status = status or RankStatus(rank, allocate_table(size))
+    return World(rank, size, local_rank, local_size, socket.gethostname(), host_group, status)
+
+
+def allocate_flat_grad(parameters: Sequence[Tensor]) -> Tensor:
+    """One vector of zeros: the `.grad` of every fp32 parameter is a view of its front, `TAIL` numbers are behind."""
+    sizes = [parameter.numel() for parameter in parameters]
+    flat_grad = torch.zeros(sum(sizes) + TAIL, device=parameters[0].device)
+    for parameter, grad in zip(parameters, flat_grad[:-TAIL].split(sizes), strict=True):
+        parameter.grad = grad.view(parameter.shape)
+    return flat_grad
 
 
 def leave_world(world: World) -> None:
