@@ -46,6 +46,22 @@ def test_the_histogram_counts_every_example() -> None:
     assert TokenLengths.from_lengths([7]).histogram == ((7, 7, 1),)
 
 
+@pytest.mark.parametrize("group_by_image", [False, True])
+def test_steps_of_several_ranks_are_those_of_the_sampler(examples: list[Encoded], group_by_image: bool) -> None:
+    """Also of a rank without examples."""
+    sampler = build_sampler(examples, group_by_image=group_by_image)
+    for num_ranks in (2, 8):
+        stats = count_steps(sampler, 10_000, prefix_sharing=True, num_ranks=num_ranks)
+        packed = [
+            sampler.pack_step(step, 10_000, prefix_sharing=True, rank=rank, num_ranks=num_ranks)
+            for step in range(4) for rank in range(num_ranks)
+        ]  # fmt: skip
+        tokens = [len(batch.input_ids) for batches in packed for batch in batches]
+        assert (stats.tokens, stats.num_microbatches) == (3 * sum(tokens), 3 * len(tokens))
+        assert stats.largest_microbatch[0] == max(tokens)
+    assert [] in packed
+
+
 @pytest.mark.parametrize("max_tokens", [10_000, 60])
 @pytest.mark.parametrize("prefix_sharing", [False, True])
 @pytest.mark.parametrize("group_by_image", [False, True])

@@ -56,7 +56,7 @@ class EpochTokens:
 class StepStats:
     """The steps of a run. num_microbatches, tokens and labels are of all steps, projected from num_sampled of them.
 
-    largest_microbatch: its tokens and labels.
+    largest_microbatch: its tokens and labels. With several ranks the micro-batches are those of all.
     """
 
     total_steps: int
@@ -68,10 +68,11 @@ class StepStats:
     largest_microbatch: tuple[int, int]
 
 
-def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool) -> StepStats:
-    """Pack the steps of the first epoch and project them to the whole run."""
+def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1) -> StepStats:
+    """Pack the steps of the first epoch, each dealt to num_ranks, and project them to the whole run."""
     steps = _sample_steps(min(sampler.steps_per_epoch, sampler.total_steps), sampler.batch_size)
-    sizes = [(t.num_tokens, t.num_labels) for step in steps for t in _pack(sampler, step, max_tokens, prefix_sharing)]
+    trees = (tree for step in steps for tree in _pack(sampler, step, max_tokens, prefix_sharing, num_ranks))
+    sizes = [(tree.num_tokens, tree.num_labels) for tree in trees]
     scale = sampler.total_steps / len(steps)
     microbatches, tokens, labels = (round(count * scale) for count in (len(sizes), *map(sum, zip(*sizes, strict=True))))
     return StepStats(sampler.total_steps, sampler.steps_per_epoch, len(steps), microbatches, tokens, labels, max(sizes))
@@ -90,10 +91,18 @@ def compare_layouts(sampler: BatchSampler, grouped: BatchSampler, max_tokens: in
     return EpochTokens(*(round(tokens) for tokens in totals * (sampler.steps_per_epoch / len(steps))))
 
 
-def _pack(sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: bool) -> list[PrefixTree]:
-    """The micro-batches of a step, without their arrays."""
-    examples = (sampler.examples[i] for i in sampler.select(step))
-    return build_prefix_trees(examples, max_tokens, prefix_sharing=prefix_sharing)
+def _pack(
+    sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: bool, num_ranks: int = 1
+) -> list[PrefixTree]:
+    """The micro-batches of a step, of all ranks, without their arrays."""
+    examples, trees = [sampler.examples[i] for i in sampler.select(step)], list[PrefixTree]()
+    shares: Sequence[Sequence[int]] = [range(len(examples))]
+    if num_ranks > 1:
+        shares = sampler.split_step(step, num_ranks, prefix_sharing=prefix_sharing)
+    for places in shares:
+        share = [examples[place] for place in places]
+        trees += build_prefix_trees(share, max_tokens, prefix_sharing=prefix_sharing)
+    return trees
 
 
 def _sample_steps(num_steps: int, batch_size: int) -> list[int]:
