@@ -22,6 +22,7 @@ from lorgnette.training.callbacks import TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, load_checkpoint
 from lorgnette.training.eval_samples import Samples
 from lorgnette.training.interrupt import GracefulInterrupt
+from lorgnette.training.random_state import get_rng_state
 from lorgnette.training.trainer import StepReport
 from lorgnette.types import PredictionRow
 
@@ -177,7 +178,7 @@ def test_a_tracker_that_fails_stops_nothing(build_callbacks: Any, terminal_outpu
 def test_checkpoints_are_saved_logged_and_rotated(build_callbacks: Any) -> None:
     callbacks, run, _ = build_callbacks()
     for step in (7, 8, 9, 10):
-        callbacks.on_save(step, {"step": step, "best": [7, 0.5, 0]})
+        callbacks.on_save(step, {"step": step, "best": [7, 0.5, 0], "random": [get_rng_state()]})
     callbacks.writer.wait()
     step, path = find_latest_checkpoint(run / "checkpoints") or (0, run)
     assert step == 10

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from lorgnette.config import TrainSettings
+from lorgnette.distributed import allocate_flat_grad
 from lorgnette.errors import LorgnetteError
 from lorgnette.training.checkpoint import (
     STATE_FILE,
     find_latest_checkpoint,
-    get_rng_state,
     load_checkpoint,
     read_max_tokens,
     restore_checkpoint,
     rotate_checkpoints,
     save_checkpoint,
 )
+from lorgnette.training.random_state import get_rng_state
 from lorgnette.training.trainer import MAX_TOKENS, Trainer
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def write_adapter(folder: Path) -> None:
 
 
 def build_state(**more: Any) -> dict[str, Any]:
-    return {**more, "random": get_rng_state()}
+    return {"step": 1, **more, "random": get_rng_state()}
 
 
 def test_a_checkpoint_holds_adapter_and_state(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_the_random_state_of_mps_is_restored_there(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
     monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
-    torch.save({"random": get_rng_state()}, tmp_path / "state.pt")
+    torch.save(build_state(), tmp_path / "state.pt")
     load_checkpoint(tmp_path, torch.device("cpu"))
     assert not restored
     load_checkpoint(tmp_path, torch.device("mps"))
@@ -129,8 +130,9 @@ def test_an_adapter_that_cannot_be_written_leaves_no_partial_checkpoint(tmp_path
 def trainer() -> Trainer:
     """A trainer of four steps with one parameter of 5 × 3."""
     settings = TrainSettings(batch_size=1, epochs=1)
-    sampler = SimpleNamespace(steps_per_epoch=4, total_steps=4)
-    engine = SimpleNamespace(parameters=[torch.zeros(5, 3)], loss_scale=None)
+    sampler = SimpleNamespace(steps_per_epoch=4, total_steps=4, seed=0)
+    parameters = [torch.zeros(5, 3)]
+    engine = SimpleNamespace(parameters=parameters, flat_grad=allocate_flat_grad(parameters), loss_scale=None)
     return Trainer(engine, sampler, [], settings)  # type: ignore[arg-type]
 
 

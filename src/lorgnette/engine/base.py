@@ -19,6 +19,10 @@ class Engine(Protocol):
         """The trained fp32 parameters."""
 
     @property
+    def flat_grad(self) -> Float32[Tensor, " n"]:
+        """The gradients of all parameters, and `distributed.TAIL` numbers behind them."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the frozen weights."""
 

@@ -11,7 +11,7 @@ host never waits for the device inside a step.
 On a CPU the same code runs without padding and graphs, with the kernels' reference definitions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorgnette.engine.cuda_graphs import BatchShape, GraphStream, StaticInputs, allocate_levels
 from lorgnette.engine.loss_scale import allocate_loss_scale
+from lorgnette.errors import LorgnetteError
 from lorgnette.features.image_features import Features
 from lorgnette.kernels.dropout import Dropout
 from lorgnette.lora.flat_params import FlatLoraParams
@@ -50,8 +51,9 @@ class FastEngine:
         self.decoder, self.adapter, self.features = decoder, adapter, features
         self.device, self.dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
         # Not in fp32: attention then runs its reference definition, which reads numbers back from the device.
-        self._use_graphs = self.device.type == "cuda" and self.dtype != torch.float32
-        self.parameters = [adapter.values]
+        self._use_padding = self.device.type == "cuda" and self.dtype != torch.float32
+        self._use_graphs = self._use_padding and decoder.shards is None  # each pass finds other layers gathered
+        self.parameters, self.flat_grad = [adapter.values], adapter.flat_grad
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
         self._weight_copy = adapter.attach(decoder)
         self.prefix_sharing = not dropout or group_by_image
@@ -62,8 +64,9 @@ class FastEngine:
         self._graph_stream = self._open_graph_stream()
 
     def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
-        """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped."""
-        with self._drop_graphs_on_oom():
+        """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped; LorgnetteError in its place if the
+        layers are sharded."""
+        with self._refuse_oom_of_shards(batch), self._drop_graphs_on_oom():
             inputs = self._load_batch(batch)
             inputs.num_uses += 1
             if inputs.graph is None and self._use_graphs and inputs.num_uses > 1:
@@ -93,17 +96,20 @@ class FastEngine:
             return
         with suppress(torch.OutOfMemoryError), self._drop_graphs_on_oom():
             self._graph_stream.reserve(pool_bytes)
-            self._capture(self._load_largest(batches)).replay()
-        assert self.adapter.values.grad is not None
-        self.adapter.values.grad.zero_()
+            inputs = self._load_largest(batches)
+            if self._use_graphs:
+                self._capture(inputs).replay()
+        self.flat_grad.zero_()
 
     @torch.no_grad()
     def compute_label_losses(self, batch: PackedBatch) -> Float32[Tensor, " R"]:
         """Cross-entropy of every label, in fp32, without dropout."""
-        inputs, num_layers = self._load_batch(batch), len(self.decoder.layers)
-        with self._on_graph_stream():
-            context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
-            losses = self.decoder.compute_losses(context)
+        num_layers = len(self.decoder.layers)
+        with self._refuse_oom_of_shards(batch):
+            inputs = self._load_batch(batch)
+            with self._on_graph_stream():
+                context = self.decoder.forward(inputs.x, inputs.batch, None, recompute_layers=num_layers)
+                losses = self.decoder.compute_losses(context)
         # A copy: the next step writes over what was computed in the graphs' memory.
         return losses[: len(batch.targets)].clone()
 
@@ -113,14 +119,47 @@ class FastEngine:
 
     def sync_weights(self) -> None:
         """Copy the fp32 master weights into the decoder's matrices."""
+        if self.decoder.shards is not None:
+            self.decoder.shards.discard_gathered()
         self._weight_copy()
+
+    def load_adapter(self, state: Mapping[str, Tensor]) -> None:
+        """Put these factors in the place of the trained ones."""
+        self.adapter.load_state_dict(state)
+        if self.decoder.shards is not None:
+            self.decoder.shards.send_factors(self.adapter.values.detach())
+        self.sync_weights()
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.decoder.shards is not None
+
+    def run_empty_pass(self, *, backward: bool) -> None:
+        """As Engine.run_empty_pass."""
+        if self.decoder.shards is not None:
+            with self._on_graph_stream():
+                self.decoder.shards.run_empty_pass(backward=backward)
+
+    def lead(self) -> AbstractContextManager[None]:
+        """As Engine.lead."""
+        return nullcontext() if self.decoder.shards is None else self.decoder.shards.lead()
+
+    def follow(self) -> None:
+        """As Engine.follow."""
+
+        def load_factors(values: Float32[Tensor, " n"]) -> None:
+            self.adapter.copy_from(values)
+            self.sync_weights()
+
+        if self.decoder.shards is not None:
+            self.decoder.shards.follow(load_factors)
 
     @torch.no_grad()
     def _load_batch(self, batch: PackedBatch) -> StaticInputs:
         """Copy the batch into static inputs and write its embeddings."""
         # Integers: one host-to-device copy.
         exact = BatchShape.from_batch(batch)
-        if self._use_graphs:
+        if self._use_padding:
             matches = (inputs for shape, inputs in self._static_inputs.items() if shape.fits(exact))
             inputs = next(matches, None) or self._allocate_inputs(exact.pad())
         else:
@@ -172,6 +211,19 @@ class FastEngine:
             self.drop_graphs()
             raise
 
+    @contextmanager
+    def _refuse_oom_of_shards(self, batch: PackedBatch) -> Iterator[None]:
+        """With sharded layers no rank can repeat a pass in smaller ones: the others wait in the middle of it."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self.decoder.shards is None:
+                raise
+            world, tokens = self.decoder.shards.world, len(batch.input_ids)
+            message = f"out of memory in a micro-batch of {tokens} tokens, with layers that are sharded over the GPUs"
+            hint = f"use train.max_tokens_per_microbatch={tokens // 2}, or more GPUs"
+            raise LorgnetteError(message, where=f"rank {world.rank} on {world.machine}", hint=hint) from error
+
     def drop_graphs(self) -> None:
         """Free all graphs and give their memory back to the GPU. The next micro-batches capture new ones."""
         self._static_inputs.clear()
@@ -180,7 +232,7 @@ class FastEngine:
         torch.cuda.empty_cache()
 
     def _open_graph_stream(self) -> GraphStream | None:
-        return GraphStream(self.device, self.decoder.allocate_workspaces) if self._use_graphs else None
+        return GraphStream(self.device, self.decoder.allocate_workspaces) if self._use_padding else None
 
     def _on_graph_stream(self) -> AbstractContextManager[None]:
         """Run with the memory of the graphs, if there are any."""

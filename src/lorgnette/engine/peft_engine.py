@@ -10,17 +10,19 @@ similar length in one call.
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
+from lorgnette.distributed import allocate_flat_grad
 from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears, set_compute_dtype
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
@@ -53,6 +55,11 @@ class ReferenceEngine:
         self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
+
+    @cached_property
+    def flat_grad(self) -> Float32[Tensor, " n"]:
+        """As Engine.flat_grad. From then on autograd adds to it."""
+        return allocate_flat_grad(self.parameters)
 
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """As Engine.backward. The batch's dropout keys are not used: PEFT draws from torch's global random state."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorgnette.config import TARGET_MODULES, TargetModule
+from lorgnette.distributed import allocate_flat_grad
 from lorgnette.kernels.multi_tensor_copy import CopyOp, MultiTensorCopy
 from lorgnette.models.adapter_shape import FUSED_PROJECTIONS, AdapterShape
 from lorgnette.models.lora_linear import LoraFactors
@@ -22,14 +23,15 @@ from lorgnette.models.networks import Decoder
 class FlatLoraParams:
     """The fp32 master weights of the factors.
 
-    `values` is the optimizer's only parameter. Its `.grad` is allocated once and never None. named_params, named_grads:
-    views of both by the factors' names in PEFT's file.
+    `values` is the optimizer's only parameter. Its `.grad` is the front of `flat_grad`, which is allocated once.
+    named_params, named_grads: views of both by the factors' names in PEFT's file.
     """
 
     def __init__(self, shape: AdapterShape, device: torch.device) -> None:
         self.shape = shape
         self.values = nn.Parameter(torch.zeros(shape.num_params, device=device))
-        self.values.grad = torch.zeros_like(self.values)
+        self.flat_grad = allocate_flat_grad([self.values])
+        assert self.values.grad is not None
         self.named_params = _split_into_views(shape, self.values.data)
         self.named_grads = _split_into_views(shape, self.values.grad)
 

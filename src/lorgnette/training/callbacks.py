@@ -1,11 +1,12 @@
-"""Callbacks of a training: log, trackers, progress bar, checkpoints."""
+"""Callbacks of a training: log, trackers, progress bar, checkpoints. Of several ranks only rank 0 has these."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorgnette.distributed import World
 from lorgnette.io.async_writer import AsyncWriter
 from lorgnette.io.atomic import atomic_folder
 from lorgnette.metrics.own_metric import OwnMetricError
@@ -14,7 +15,7 @@ from lorgnette.report.console import ProgressCallback, Terminal
 from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.trackers.tracker import Tracker, to_scalars
-from lorgnette.training.checkpoint import get_rng_state, rotate_checkpoints, save_checkpoint
+from lorgnette.training.checkpoint import rotate_checkpoints, save_checkpoint
 from lorgnette.training.eval_samples import SampleLogger
 from lorgnette.training.interrupt import GracefulInterrupt
 from lorgnette.training.step_count import SKIPPED_STEP_KIND
@@ -44,13 +45,14 @@ class TrainingCallbacks:
     get_total_steps: Callable[[], int]
     logging_steps: int = 1
     user: UserCallbacks = field(default_factory=UserCallbacks)
+    world: World = World()
 
     def on_step_end(self, step: int, loss: float) -> None:
         self.advance(1, f"loss {loss:.3f}")
         self.user.call("on_step_end", step, loss)
 
     def on_log(self, report: StepReport) -> None:
-        self._record({"kind": "train", **asdict(report)})
+        self._record({"kind": "train", **report.to_record()})
         is_shown = report.step // SHOWN_STEPS > (report.step - self.logging_steps) // SHOWN_STEPS
         if is_shown or report.step in (1, self.get_total_steps()):
             self.terminal.print(
@@ -100,15 +102,15 @@ class TrainingCallbacks:
         self.save_checkpoint(step, state, self.snapshot())
 
     def save_checkpoint(self, step: int, state: dict[str, Any], write_adapter: Callable[[Path], None]) -> None:
-        """Save a checkpoint in the background with the random state of this moment.
+        """Save a checkpoint in the background. state: from `Trainer.gather_state`, which every rank calls.
 
         Raises LorgnetteError if the run folder was deleted or renamed.
         """
         self.run_dir.check_in_place()
-        random, folder = get_rng_state(), self.run_dir.checkpoints
+        folder = self.run_dir.checkpoints
 
         def save() -> None:
-            path = save_checkpoint(folder, step, write_adapter, {**state, "random": random})
+            path = save_checkpoint(folder, step, write_adapter, state)
             self.log.write({"kind": "event", "step": step, "text": f"checkpoint {path.name}", "level": "info"})
             rotate_checkpoints(folder, best_step=state["best"][0])
 
@@ -119,8 +121,9 @@ class TrainingCallbacks:
         self.terminal.print(text)
         self.log.write({"kind": SKIPPED_STEP_KIND, "step": step, "loss_scale": loss_scale, "text": text})
 
-    def on_out_of_memory(self, step: int, max_tokens: int) -> None:
-        text = f"step {step}: out of memory; continuing with micro-batches of at most {max_tokens} tokens"
+    def on_out_of_memory(self, step: int, max_tokens: int, rank: int) -> None:
+        on_rank = f" on rank {rank}" if self.world.size > 1 else ""
+        text = f"step {step}: out of memory{on_rank}; continuing with micro-batches of at most {max_tokens} tokens"
         self.terminal.warn(text)
         self.log.write({"kind": "event", "step": step, "text": text, "level": "warning"})
 
@@ -132,3 +135,26 @@ class TrainingCallbacks:
         self.log.write(record)
         for tracker in self.trackers:
             tracker.log(to_scalars(record), record["step"])
+
+
+@dataclass(frozen=True)
+class SilentCallbacks:
+    """Those of the ranks other than 0: they write nothing, but answer their share and may be asked to stop."""
+
+    samples: SampleLogger
+    interrupt: GracefulInterrupt
+
+    def on_evaluate(self, step: int, loss: float) -> float:
+        """Answer this rank's share of the samples. The score is rank 0's."""
+        self.samples.generate()
+        return loss
+
+    def should_stop(self) -> bool:
+        return self.interrupt.is_requested
+
+    def on_step_end(self, step: int, loss: float) -> None: ...
+    def on_log(self, report: StepReport) -> None: ...
+    def on_new_best(self, step: int) -> None: ...
+    def on_save(self, step: int, state: dict[str, Any]) -> None: ...
+    def on_skipped_step(self, step: int, loss_scale: float) -> None: ...
+    def on_out_of_memory(self, step: int, max_tokens: int, rank: int) -> None: ...

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.io.atomic import atomic_folder, remove_folder
+from lorgnette.training.random_state import set_rng_state
 from lorgnette.training.trainer import MAX_TOKENS, Trainer
 
 STATE_FILE = "state.pt"
@@ -26,7 +28,7 @@ _STATE_ERRORS = (
 
 
 def save_checkpoint(checkpoints: Path, step: int, write_adapter: Callable[[Path], None], state: dict[str, Any]) -> Path:
-    """Write the checkpoint after `step` steps. state: holds `get_rng_state()` as "random"."""
+    """Write the checkpoint after `step` steps. state: as `Trainer.gather_state` returns it."""
     path = checkpoints / f"step-{step:06d}"
     with atomic_folder(path) as folder:
         write_adapter(folder)
@@ -58,7 +60,7 @@ def rotate_checkpoints(checkpoints: Path, *, best_step: int) -> None:
 def restore_checkpoint(trainer: Trainer, checkpoint: Path, device: torch.device) -> None:
     """Load the saved state into the trainer. Raises LorgnetteError if it cannot be read or is not this run's."""
     with _explain_errors(checkpoint, "checkpoint does not fit this run"):
-        trainer.load_state_dict(load_checkpoint(checkpoint, device))
+        trainer.load_state_dict(load_checkpoint(checkpoint, device, trainer.world, trainer.sampler.seed))
 
 
 def read_max_tokens(checkpoint: Path) -> int | None:
@@ -72,29 +74,18 @@ def read_max_tokens(checkpoint: Path) -> int | None:
         return None if value is None else int(value)
 
 
-def load_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, device: torch.device, world: World = World(), seed: int = 0) -> dict[str, Any]:
     """The saved state without "random": torch's random state is restored, so that dropout continues its sequence.
 
-    Raises LorgnetteError if the file cannot be read.
+    With another number of ranks each begins a new sequence from the seed. Raises LorgnetteError if the file cannot be
+    read.
     """
     with _explain_errors(checkpoint, "checkpoint cannot be read"):
         state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, map_location="cpu", weights_only=True)
         random = state.pop("random")
-        torch.set_rng_state(random["cpu"])
-        if device.type == "cuda" and random["cuda"] is not None:
-            torch.cuda.set_rng_state(random["cuda"], device)
-        if device.type == "mps" and random.get("mps") is not None:
-            torch.mps.set_rng_state(random["mps"])
+        states = random if isinstance(random, list) else [random]  # an older version saved that of its one process
+        set_rng_state(states, device, world, (seed, state["step"]))
     return state
-
-
-def get_rng_state() -> dict[str, torch.Tensor | None]:
-    """torch's random state on the CPU and, if available, on CUDA and MPS."""
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
 
 
 @contextmanager

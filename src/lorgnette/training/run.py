@@ -123,7 +123,7 @@ def run_training(
                 with timer("save"):
                     write = snapshot()
                     _save_adapter(run_dir, write)
-                callbacks.save_checkpoint(trainer.step, trainer.state_dict(), write)
+                callbacks.save_checkpoint(trainer.step, trainer.gather_state(), write)
                 if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
                     remove_folder(run_dir.best)
 
