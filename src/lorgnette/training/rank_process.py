@@ -1,0 +1,195 @@
+"""A rank as a process: its signals, its end, and the thread that watches all ranks.
+
+No rank stays behind. If one fails, the others end within seconds, also those that wait inside of an exchange. If the
+process that started the ranks is killed, they save and end as after TERM.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorgnette.errors import LorgnetteError
+from lorgnette.rank_status import (
+    ROW,
+    Outcome,
+    RankStatus,
+    StalledRankError,
+    VictimError,
+    describe_rank,
+    find_cause,
+    is_gone,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+SAID_SECONDS = 60.0
+"""Without progress, until the terminal says so."""
+LIMIT_SECONDS = 600.0
+"""Without progress, until the run ends."""
+PERIOD = 1.0
+"""Seconds between two looks at all ranks."""
+LEAVE_SECONDS = 15.0
+"""How long a rank may go on after another one failed: to finish a checkpoint that is being written."""
+STOP_SECONDS = 300.0
+"""How long a rank that was stopped waits for the others: rank 0 saves."""
+
+
+class Watchdog:
+    """A thread that says which rank the others wait for, and ends this process if waiting is no use.
+
+    say: prints a line, on the rank with the terminal. store: of torch, if the ranks share no memory.
+    """
+
+    def __init__(self, status: RankStatus, say: Callable[[str], None], store: "Store | None" = None) -> None:
+        self._status, self._say, self._store = status, say, store
+        self._keys = [f"rank_status/{rank}" for rank in range(status.size)]
+        self._parent = os.getppid()
+        self._beats, self._seen = np.full(status.size, -1), np.full(status.size, time.monotonic())
+        self._said: set[bytes] = set()
+        self._cause_since: float | None = None
+        self._lock, self._is_over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self.exchange_rows()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            row = self._status.row
+            row["num_beats"] += 1
+            row["seconds"] = time.monotonic() - row["since"]
+            self.exchange_rows()
+            self._check_parent()
+            self._check_cause()
+            self._check_progress()
+            self._is_over.wait(PERIOD)
+
+    def exchange_rows(self) -> None:
+        """Write this rank's row to the store and read the others. If the store is gone, so is its process."""
+        if self._store is None:
+            return
+        table, rank = self._status.table, self._status.rank
+        with self._lock, suppress(RuntimeError):
+            self._store.set(self._keys[rank], table[rank].tobytes().rstrip(b"\0"))
+            if self._store.check(self._keys):
+                for other, row in enumerate(self._store.multi_get(self._keys)):
+                    if other != rank:
+                        table[other : other + 1] = np.frombuffer(bytes(row).ljust(ROW.itemsize, b"\0"), ROW)
+
+    def _check_parent(self) -> None:
+        """Stop as after TERM if the process that started this one is gone."""
+        if os.getppid() != self._parent:
+            self._parent = os.getppid()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _check_cause(self) -> None:
+        """End this process some time after another one failed: its exchange may never return."""
+        cause = find_cause(self._status.table)
+        if cause is None or cause.rank == self._status.rank:
+            return
+        self._cause_since = self._cause_since or time.monotonic()
+        if time.monotonic() - self._cause_since >= LEAVE_SECONDS:
+            self._end(VictimError(cause))
+
+    def _check_progress(self) -> None:
+        """Say, and later end, that ranks wait for one that makes no progress."""
+        # Without beats the whole process stands still, or its machine is gone.
+        table, now = self._status.table, time.monotonic()
+        has_beat = table["num_beats"] != self._beats
+        self._beats, self._seen = table["num_beats"].copy(), np.where(has_beat, now, self._seen)
+        idle = np.maximum(table["seconds"], now - self._seen)
+        is_running = table["outcome"] == Outcome.RUNNING
+        waits = is_running & table["is_waiting"] & (now - self._seen < SAID_SECONDS)
+        if not waits.any():
+            return
+        others = np.flatnonzero(is_running & ~waits)
+        stalled = [rank for rank in others if idle[rank] >= SAID_SECONDS]
+        waited = float(idle[waits].max())
+        if waited < SAID_SECONDS or (len(others) and not stalled):
+            return
+
+        # All wait: no rank alone is to blame.
+        rank = int(max(stalled or np.flatnonzero(waits), key=lambda rank: idle[rank]))
+        seconds = min(waited, float(idle[rank]))
+        where = describe_rank(table, rank) if stalled else f"all ranks wait: {describe_rank(table, rank)}"
+        if seconds >= LIMIT_SECONDS and table["is_bounded"][rank]:
+            hint = "the checkpoints before it are on disk; see the output of this rank in the run's folder ranks/"
+            self._end(StalledRankError(rank, f"no progress for {seconds:.0f} s", hint))
+        key = b"%d %d %s" % (rank, table["step"][rank], table["phase"][rank])
+        if key not in self._said:
+            self._said.add(key)
+            if self._status.rank == find_speaker(table):
+                self._say(f"{where}: no progress for {seconds:.0f} s; the other ranks wait")
+
+    def _end(self, error: LorgnetteError) -> NoReturn:
+        """End this process now: its main thread may never run again."""
+        self._status.record_error(error)
+        self.exchange_rows()
+        if self._status.rank == find_speaker(self._status.table) and self._store is not None:
+            self._say(str(find_cause(self._status.table) or error))
+        leave_process(1)
+
+
+def find_speaker(table: NDArray[Any]) -> int:
+    """The rank that prints what concerns all: the first whose process did not vanish."""
+    return next((r for r in range(len(table)) if table["outcome"][r] != Outcome.RUNNING or not is_gone(table, r)), 0)
+
+
+@contextmanager
+def watch_ranks(status: RankStatus, say: Callable[[str], None], store: "Store | None" = None) -> Iterator[None]:
+    """Watch the other ranks in the block, and record how this rank ends.
+
+    A rank that is stopped waits until the others have stopped, so that rank 0 can save. say, store: as in Watchdog.
+    """
+    with Watchdog(status, say, store) as watchdog:
+        try:
+            yield
+        except KeyboardInterrupt:
+            status.record_end(Outcome.STOPPED)
+            _wait_for_others(status, watchdog)
+            raise
+        except BaseException as error:
+            status.record_error(error)
+            raise
+        status.record_end(Outcome.DONE)
+
+
+def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
+    end, table = time.monotonic() + STOP_SECONDS, status.table
+    while time.monotonic() < end:
+        watchdog.exchange_rows()
+        if not any(table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r) for r in range(status.size)):
+            return
+        time.sleep(0.05)
+
+
+def end_with_parent() -> None:
+    """Let the death of the process that started this one count as TERM, and no key of its terminal reach this one."""
+    os.setpgrp()
+    with suppress(ImportError):  # a private name; the watchdog looks too, once a second
+        from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+        _prctl_pr_set_pdeathsig(signal.SIGTERM)
+
+
+def leave_process(exit_status: int) -> NoReturn:
+    """End this process without waiting for its threads or for other ranks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_status)
