@@ -13,14 +13,17 @@ from torch import Tensor
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import read_image_size
+from lorgnette.distributed import World
 from lorgnette.engine.loading import build_features
 from lorgnette.errors import LorgnetteError
-from lorgnette.features import decode_pool, image_features
+from lorgnette.features import decode_pool, disk_cache, image_features
+from lorgnette.features.cache_folder import count_images
 from lorgnette.features.disk_cache import FeatureDiskCache, open_disk_cache
 from lorgnette.features.image_features import Features, FeatureStorage, HfVisionTower, LazyTower
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.processing.image_processor import ImageProcessor
 from lorgnette.types import Image, ImageGrid
+from tests.ranks import run_ranks
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 CPU = torch.device("cpu")
@@ -261,6 +264,62 @@ def test_a_full_disk_cache_is_reported_and_changes_no_feature(
     error = features.close()
     assert error is not None
     assert error.message == "disk cache of image features is full"
+
+
+def prepare_on_rank(
+    world: World, image_processor: ImageProcessor, grids: list[ImageGrid], folder: Path | None, max_bytes: int = 2**30
+) -> dict[str, Any]:
+    """What a rank makes, fails at and has in the end, in numbers."""
+    disk_cache.MAX_BYTES = max_bytes
+    cache = open_cache(folder) if folder else None
+    features = Features(tower := RecordingTower(), image_processor, is_live=False, disk_cache=cache)
+    progress: list[int] = []
+    features.start_decoding(grids, world)
+    errors = features.prepare(grids, on_progress=progress.append, world=world)
+    made = [grids.index(grid) for call in tower.calls for grid in call]
+    rows = features.gather([grid for grid in grids if grid not in errors]).tolist()
+    error = features.close()
+    return {
+        "made": made, "errors": {grids.index(grid): str(error) for grid, error in errors.items()}, "rows": rows,
+        "seen": sum(progress), "damaged": cache.num_damaged if cache else 0, "close": error and error.message,
+    }  # fmt: skip
+
+
+def test_ranks_make_shares_and_have_all_features(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path
+) -> None:
+    """None is missing, none is made twice; also if some are on disk already, and damaged there."""
+    (tmp_path / "cut.png").write_bytes(grids[0].image.path.read_bytes()[:200])
+    grids = [*grids[:2], ImageGrid(Image(tmp_path / "cut.png"), 1, 4, 4, 2), *grids[2:]]
+    alone = prepare_on_rank(World(), image_processor, grids, None)
+    ranks = run_ranks(prepare_on_rank, 3, image_processor, grids, tmp_path)
+    assert sorted(i for rank in ranks for i in rank["made"]) == sorted(alone["made"])
+    assert all(rank["made"] for rank in ranks)
+    assert sum(rank["seen"] for rank in ranks) == len(grids)
+    assert count_images(tmp_path / "set") == len(alone["made"])
+    for rank in ranks:
+        assert (rank["rows"], rank["close"]) == (alone["rows"], None)
+        assert rank["errors"] == alone["errors"], "dropped on all ranks"
+    assert list(alone["errors"]) == [2]
+
+    # Other ranks than those that made them read them; one damaged image is made again, by one rank.
+    rows = tmp_path / "set" / "rows"
+    rows.write_bytes(b"\1" + rows.read_bytes()[1:])
+    ranks = run_ranks(prepare_on_rank, 2, image_processor, grids, tmp_path)
+    assert sorted(len(rank["made"]) for rank in ranks) == sorted(rank["damaged"] for rank in ranks) == [0, 1]
+    assert all(rank["rows"] == alone["rows"] for rank in ranks)
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_ranks_without_a_common_disk_cache_make_all_features(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path, has_folder: bool
+) -> None:
+    """It is full, or there is none."""
+    alone = prepare_on_rank(World(), image_processor, grids, None)
+    for rank in run_ranks(prepare_on_rank, 2, image_processor, grids, tmp_path if has_folder else None, 8):
+        assert sorted(set(rank["made"])) == list(range(len(grids)))
+        assert rank["rows"] == alone["rows"]
+        assert (rank["close"] is not None) == has_folder
 
 
 @CUDA

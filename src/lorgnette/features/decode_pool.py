@@ -36,10 +36,14 @@ class DecodePool:
         self.wait_seconds = 0.0
 
     def start(
-        self, grids: Sequence[ImageGrid], load: Callable[[ImageGrid], ImageContent]
+        self, grids: Sequence[ImageGrid], load: Callable[[ImageGrid], ImageContent], num_ranks: int = 1
     ) -> Iterator[dict[ImageGrid, ImageContent]]:
-        """Start loading at once. Returns the groups, each for one call of the vision tower."""
-        pool, groups = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)), _split_into_groups(grids)
+        """Start loading at once. Returns the groups, each for one call of the vision tower.
+
+        num_ranks: processes of this machine that load at the same time.
+        """
+        num_threads = min(max((os.cpu_count() or 1) // num_ranks, 1), _MAX_THREADS)
+        pool, groups = ThreadPoolExecutor(num_threads), _split_into_groups(grids)
         pending: deque[dict[ImageGrid, Future[ImageContent]]] = deque()
 
         def submit(num_groups: int) -> None:

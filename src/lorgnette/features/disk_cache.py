@@ -19,9 +19,10 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import PIL
 import torch
@@ -103,11 +104,7 @@ class FeatureDiskCache:
                 evict_oldest(root, self._folder, MAX_BYTES)
             self._index, self._index_bytes_read = dict[bytes, tuple[int, int, int]](), 0
             self._damaged: list[bytes] = []
-            self._read_index()
-            path, self._map = self._folder / "rows", None
-            if path.exists() and path.stat().st_size:
-                with open(path, "rb") as file:  # copy-on-write, because torch needs writable memory
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._read_set()
         except OSError as error:
             raise self._build_error(f"cannot be opened: {error.strerror or error}") from error
 
@@ -120,29 +117,50 @@ class FeatureDiskCache:
         """Images whose features did not have their checksum when `get` read them."""
         return len(self._damaged)
 
-    def get(self, key: bytes) -> Float[Tensor, "P C"] | None:
-        """The image's features as a view of the file; None if they were not stored when the set was opened.
+    def refresh(self) -> None:
+        """See what other processes have stored since. Raises LorgnetteError if it cannot be read."""
+        try:
+            self._read_set()
+        except OSError as error:
+            raise self._build_error(f"cannot be read: {error.strerror or error}") from error
 
-        None also if they are damaged; `append` then stores them again.
+    def get(self, key: bytes, *, is_checked: bool = False) -> Float[Tensor, "P C"] | None:
+        """The image's features as a view of the file; None if they were not stored at the last `refresh`.
+
+        None also if they are damaged; `append` then stores them again. is_checked: another rank has just read or
+        written them, so that their checksum needs no second look.
         """
         first, rows, crc = self._index.get(key, (0, 0, 0))
         if not rows or self._map is None or (first + rows) * self._row_bytes > len(self._map):
             return None
         count, offset = rows * self._width, first * self._row_bytes
         with memoryview(self._map) as view, view[offset : offset + rows * self._row_bytes] as stored:
-            is_damaged = zlib.crc32(stored) != crc
+            is_damaged = not is_checked and zlib.crc32(stored) != crc
         if is_damaged:
             self._damaged.append(key)
             del self._index[key]
             return None
         return torch.frombuffer(self._map, dtype=self._dtype, count=count, offset=offset).view(rows, self._width)
 
-    def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]]) -> None:
-        """Store features from host memory. Raises LorgnetteError if the disk is full or not writable."""
+    def append(self, features: Mapping[bytes, Float[Tensor, "_ C"]], *, is_synced: bool = True) -> None:
+        """Store features from host memory. Raises LorgnetteError if the disk is full or not writable.
+
+        is_synced: wait until the rows are on the disk. Without it other processes see them at once, and a power
+        failure may damage them until `sync` returns.
+        """
+        stored = [_StoredRows.from_tensor(key, rows.to(self._dtype)) for key, rows in features.items() if len(rows)]
         try:
             with lock_file(self._folder / "lock", fcntl.LOCK_EX):
                 self._read_index()
-                self._append_rows({key: rows for key, rows in features.items() if key not in self._index and len(rows)})
+                self._append_rows([rows for rows in stored if rows.key not in self._index], is_synced=is_synced)
+        except OSError as error:
+            raise self._build_error(f"cannot be written: {error.strerror or error}") from error
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk. Raises LorgnetteError if the disk fails."""
+        try:
+            with open(self._folder / "rows", "ab", opener=open_no_follow) as file:
+                os.fsync(file.fileno())
         except OSError as error:
             raise self._build_error(f"cannot be written: {error.strerror or error}") from error
 
@@ -150,8 +168,15 @@ class FeatureDiskCache:
         """Release the set. Tensors returned by `get` stay valid."""
         self._in_use_file.close()
 
-    def _append_rows(self, features: Mapping[bytes, Tensor]) -> None:
-        size = sum(len(rows) for rows in features.values()) * self._row_bytes
+    def _read_set(self) -> None:
+        self._read_index()
+        path, self._map = self._folder / "rows", None
+        if path.exists() and path.stat().st_size:
+            with open(path, "rb") as file:  # copy-on-write, because torch needs writable memory
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def _append_rows(self, stored: Sequence["_StoredRows"], *, is_synced: bool) -> None:
+        size = sum(rows.num_rows for rows in stored) * self._row_bytes
         with open(self._folder / "rows", "ab", opener=open_no_follow) as file:
             first = -(-file.tell() // self._row_bytes)  # skip the partial row that a killed process left
             is_too_large = first * self._row_bytes + size > MAX_BYTES
@@ -159,14 +184,14 @@ class FeatureDiskCache:
                 raise self._build_error("is full")
             file.truncate(first * self._row_bytes)
             entries = []
-            for num_left, (key, rows) in zip(reversed(range(len(features))), features.items(), strict=True):
-                content = rows.to(self._dtype).contiguous().view(torch.uint8).numpy().data
-                file.write(content)
-                fields = (key, first, len(rows), zlib.crc32(content), num_left)
+            for num_left, rows in zip(reversed(range(len(stored))), stored, strict=True):
+                file.write(rows.content)
+                fields = (rows.key, first, rows.num_rows, rows.crc, num_left)
                 entries.append(ENTRY.pack(*fields, zlib.crc32(ENTRY.pack(*fields, 0))))
-                first += len(rows)
+                first += rows.num_rows
             file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                os.fsync(file.fileno())
         with open(self._folder / "index", "ab", opener=open_no_follow) as file:
             file.truncate(self._index_bytes_read)
             file.write(b"".join(entries))
@@ -192,3 +217,17 @@ class FeatureDiskCache:
     def _build_error(self, message: str) -> LorgnetteError:
         hint = "delete the folder above or set XDG_CACHE_HOME to another disk; the run continues without the cache"
         return LorgnetteError(f"disk cache of image features {message}", where=str(self._folder), hint=hint)
+
+
+class _StoredRows(NamedTuple):
+    """The rows of an image as they are stored. Made before the lock is taken, for which other ranks wait."""
+
+    key: bytes
+    num_rows: int
+    content: memoryview
+    crc: int
+
+    @classmethod
+    def from_tensor(cls, key: bytes, rows: Float[Tensor, "P C"]) -> "_StoredRows":
+        content = rows.contiguous().view(torch.uint8).numpy().data
+        return cls(key, len(rows), content, zlib.crc32(content))

@@ -3,6 +3,9 @@
     image file ─ in the disk cache? ─ yes ─────────────────────────────────────────▶ features
                                     └ no ─ decode, resize ─ pixels ─▶ device: patches ─ tower ─▶ features ─▶ disk cache
 
+With several ranks each makes the features of its share of the images, and all read all from the disk cache: its file is
+in memory once for all ranks of a machine.
+
 A row holds the merger's output and every level of deepstack side by side; most families have none of these levels.
 With a frozen tower an image has the same features in every step, so each distinct image is encoded once before
 training, or never if an earlier run did it. A trained tower computes features in every micro-batch. On CUDA nothing
@@ -10,7 +13,7 @@ here waits until the device has finished its last work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -21,13 +24,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorgnette.data import load_resized
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.features.decode_pool import DecodePool, ImageContent, Pixels
 from lorgnette.features.disk_cache import FeatureDiskCache, hash_image
 from lorgnette.features.patchify import Patchifier
 from lorgnette.planning.limits import FEATURE_MEMORY_FRACTION, MAX_PATCHES_PER_CALL
 from lorgnette.processing.image_processor import ImageProcessor
+from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.types import ImageGrid
+
+_MAX_PENDING_WRITES = 32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +96,7 @@ class LazyTower:
 
 
 class FeatureStorage:
-    """Features by image: on the device while they fit into its share, then in pinned host memory.
+    """Features by image: on the device while they fit into its share, then in pinned host memory or mapped from disk.
 
     Nothing here waits for the device.
     """
@@ -102,23 +109,32 @@ class FeatureStorage:
         # In one piece: features that are kept in pieces of what a tower used would keep all of that from others.
         self._free = None if device_bytes is None else torch.empty(device_bytes, dtype=torch.uint8, device=device)
         self._features: dict[ImageGrid, Float[Tensor, "P C"]] = {}
+        self._mapped: dict[ImageGrid, Float[Tensor, "P C"]] = {}
 
     def __contains__(self, grid: ImageGrid) -> bool:
-        return grid in self._features
+        return grid in self._features or grid in self._mapped
 
-    def add(self, grids: Sequence[ImageGrid], features: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
-        """Keep the features of these images, one after the other. Returns them where they are now."""
+    def add(
+        self, grids: Sequence[ImageGrid], features: Float[Tensor, "P C"], *, is_on_disk: bool = False
+    ) -> Float[Tensor, "P C"]:
+        """Keep the features of these images, one after the other. Returns them where they are now.
+
+        is_on_disk: those that do not fit on the device are not kept, because they will be mapped from disk.
+        """
         if features.is_cuda:
             if self._device_bytes is None:
                 self._device_bytes = int(FEATURE_MEMORY_FRACTION * torch.cuda.mem_get_info(features.device)[0])
-            self._device_bytes -= features.nbytes
-            if self._device_bytes < 0:
+            if features.nbytes > self._device_bytes:
+                if is_on_disk:
+                    return features
                 # To pinned host memory, in the order of the stream.
                 host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
                 features = host.copy_(features, non_blocking=True)
-            elif self._free is not None:
-                kept, self._free = self._free[: features.nbytes], self._free[features.nbytes :]
-                features = kept.view(features.dtype).view(features.shape).copy_(features)
+            else:
+                self._device_bytes -= features.nbytes
+                if self._free is not None:
+                    kept, self._free = self._free[: features.nbytes], self._free[features.nbytes :]
+                    features = kept.view(features.dtype).view(features.shape).copy_(features)
         parts = torch.split(features, [grid.num_tokens for grid in grids])
         self._features |= dict(zip(grids, parts, strict=True))
         return features
@@ -128,21 +144,39 @@ class FeatureStorage:
         if self._device.type != "cuda":
             self._features |= features
         elif features:
-            rows, width = sum(map(len, features.values())), next(iter(features.values())).shape[1]
-            host = torch.empty(rows, width, dtype=self._dtype, pin_memory=True)
-            torch.cat(list(features.values()), out=host)
-            self.add(list(features), host.to(self._device, non_blocking=True))
+            self.add(list(features), self._copy_to_device(list(features.values())))
+
+    def map(self, features: Mapping[ImageGrid, Float[Tensor, "_ C"]]) -> None:
+        """Leave features where they are mapped from disk. On CUDA `gather` copies them, and keeps what fits."""
+        if self._device.type == "cuda":
+            self._mapped |= features
+        else:
+            self._features |= features
 
     def gather(self, grids: Sequence[ImageGrid]) -> Float[Tensor, "P C"]:
         """The features of the images, one after the other, on the device."""
         is_cuda = self._device.type == "cuda"  # MPS may read the source after a copy that does not wait
-        return torch.cat([self._features[grid].to(self._device, non_blocking=is_cuda) for grid in grids])
+        parts = {grid: self._features[grid] for grid in grids if grid in self._features}
+        if mapped := [grid for grid in dict.fromkeys(grids) if grid not in parts]:
+            rows = self._copy_to_device([self._mapped[grid] for grid in mapped])
+            rows = self.add(mapped, rows, is_on_disk=True)
+            parts |= dict(zip(mapped, torch.split(rows, [grid.num_tokens for grid in mapped]), strict=True))
+        return torch.cat([parts[grid].to(self._device, non_blocking=is_cuda) for grid in grids])
+
+    def _copy_to_device(self, mapped: Sequence[Float[Tensor, "_ C"]]) -> Float[Tensor, "P C"]:
+        """Through pinned memory that torch reuses. The host waits for nothing but the disk."""
+        if self._device.type != "cuda":
+            return torch.cat(list(mapped)).to(self._device)
+        rows, width = sum(map(len, mapped)), mapped[0].shape[1]
+        host = torch.empty(rows, width, dtype=self._dtype, pin_memory=True)
+        torch.cat(list(mapped), out=host)
+        return host.to(self._device, non_blocking=True)
 
 
 class Features:
     """Features by image: encoded once and kept (frozen tower), or from kept pixels in every micro-batch (is_live).
 
-    num_cached: images whose features were in the disk cache.
+    num_cached: images whose features this rank found in the disk cache.
     """
 
     def __init__(
@@ -163,6 +197,8 @@ class Features:
         self._started: Iterator[dict[ImageGrid, ImageContent]] | None = None
         self._pixels: dict[ImageGrid, Pixels] = {}
         self._storage = FeatureStorage(tower.device, tower.dtype)
+        self._keys: dict[ImageGrid, bytes] = {}
+        self._read_error: LorgnetteError | None = None
         self.num_cached = 0
 
     @cached_property
@@ -176,38 +212,30 @@ class Features:
         is_needed = self._disk_cache is None or self._disk_cache.is_empty
         return self._tower if is_needed and isinstance(self._tower, LazyTower) else None
 
-    def start_decoding(self, grids: Iterable[ImageGrid]) -> None:
+    def start_decoding(self, grids: Iterable[ImageGrid], world: World = World()) -> None:
         """Start decoding the images of the next `prepare`, while the tower is loaded.
 
         Later, the decoding threads would hold Python's lock against the thread that launches the tower's kernels.
         """
-        self._started = self._start_decoding(grids)
+        self._started = self._start_decoding(self._select_share(grids, world), world.local_size)
         if self._disk_cache is None or self._disk_cache.is_empty:
             _ = self._patchifier  # pins its memory before the device is busy
 
     def prepare(
-        self, grids: Iterable[ImageGrid], *, on_progress: Callable[[int], None] = lambda count: None
+        self,
+        grids: Iterable[ImageGrid],
+        *,
+        on_progress: Callable[[int], None] = lambda count: None,
+        world: World = World(),
     ) -> dict[ImageGrid, LorgnetteError]:
         """Decode the images on threads and, with a frozen tower, encode them.
 
-        on_progress(n) is called after n more images. Returns the images that cannot be decoded, with the errors.
+        world: every rank calls this with the same images, and makes its share of them. on_progress(n) is called after n
+        more images of this rank. Returns the images that cannot be decoded, on any rank, with the errors.
         """
-        errors: dict[ImageGrid, LorgnetteError] = {}
-        groups, self._started = self._started, None
-        for group in groups or self._start_decoding(grids):
-            contents = {grid: image.content for grid, image in group.items()}
-            errors |= {grid: content for grid, content in contents.items() if isinstance(content, LorgnetteError)}
-            pixels = {grid: content for grid, content in contents.items() if isinstance(content, np.ndarray)}
-            if self._is_live:
-                self._pixels |= pixels
-            else:
-                cached = {grid: content for grid, content in contents.items() if isinstance(content, Tensor)}
-                self.num_cached += len(cached)
-                self._storage.add_mapped(cached)
-                if pixels:
-                    self._encode(pixels, {grid: image.key for grid, image in group.items()})
-            on_progress(len(group))
-        return errors
+        images = list(dict.fromkeys(grids))
+        errors = self._prepare_share(self._select_share(images, world), on_progress, world)
+        return errors if world.size == 1 else self._exchange(images, errors, world)
 
     def release_tower(self) -> None:
         """Free the memory of the tower and of the patches, if no more images are expected soon."""
@@ -231,19 +259,84 @@ class Features:
         return self._storage.gather(grids)
 
     def close(self) -> LorgnetteError | None:
-        """Wait until the features are on disk, and close the cache. Returns the error if they cannot be written."""
+        """Wait until the features are on disk, and close the cache. Returns the error if they cannot be written or
+        read."""
         self._writer.shutdown()
         if self._disk_cache is not None:
             self._disk_cache.close()
-        for error in filter(None, (write.exception() for write in self._writes)):
+        for error in filter(None, (self._read_error, *(write.exception() for write in self._writes))):
             if isinstance(error, LorgnetteError):
                 return error
             raise error
         return None
 
-    def _start_decoding(self, grids: Iterable[ImageGrid]) -> Iterator[dict[ImageGrid, ImageContent]]:
+    def _select_share(self, grids: Iterable[ImageGrid], world: World) -> list[ImageGrid]:
+        """The images that this rank makes: about as many patches as each rank of its machine. All, if nothing can be
+        exchanged through the disk cache."""
+        images = list(dict.fromkeys(grids))
+        if world.size == 1 or self._disk_cache is None:
+            return images
+        shares = split_between_ranks([grid.h * grid.w for grid in images], world.local_size)
+        return [images[i] for i in shares[world.local_rank]]
+
+    def _start_decoding(self, grids: Iterable[ImageGrid], num_ranks: int) -> Iterator[dict[ImageGrid, ImageContent]]:
         new = [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._storage]
-        return self.decode_pool.start(new, self._load_or_decode)
+        return self.decode_pool.start(new, self._load_or_decode, num_ranks)
+
+    def _prepare_share(
+        self, grids: Iterable[ImageGrid], on_progress: Callable[[int], None], world: World
+    ) -> dict[ImageGrid, LorgnetteError]:
+        """Decode and encode these images; those that cannot be decoded, with the errors."""
+        errors: dict[ImageGrid, LorgnetteError] = {}
+        groups, self._started = self._started, None
+        is_shared = world.size > 1 and self._disk_cache is not None
+        for group in groups or self._start_decoding(grids, world.local_size):
+            contents = {grid: image.content for grid, image in group.items()}
+            errors |= {grid: content for grid, content in contents.items() if isinstance(content, LorgnetteError)}
+            pixels = {grid: content for grid, content in contents.items() if isinstance(content, np.ndarray)}
+            keys = {grid: image.key for grid, image in group.items() if image.key is not None}
+            if self._is_live:
+                self._pixels |= pixels
+            else:
+                cached = {grid: content for grid, content in contents.items() if isinstance(content, Tensor)}
+                self.num_cached += len(cached)
+                (self._storage.map if is_shared else self._storage.add_mapped)(cached)
+                if pixels:
+                    self._encode(pixels, keys, is_shared=is_shared)
+            if is_shared:
+                self._keys |= keys
+            on_progress(len(group))
+        return errors
+
+    def _exchange(
+        self, images: Sequence[ImageGrid], errors: Mapping[ImageGrid, LorgnetteError], world: World
+    ) -> dict[ImageGrid, LorgnetteError]:
+        """Wait for all ranks, map the features that the others have stored, and make those that nobody could store.
+
+        Returns the errors of all ranks, in the order of the images: no rank may train with an image that another lacks.
+        """
+        disk_cache, numbers = self._disk_cache, {grid: i for i, grid in enumerate(images)}
+        wait(self._writes)  # `close` tells of their errors
+        own_errors = {numbers[grid]: error for grid, error in errors.items()}
+        own_keys = {numbers[grid]: key for grid, key in self._keys.items() if grid in numbers}
+        all_errors, all_keys = dict[int, LorgnetteError](), dict[int, bytes]()
+        for rank_errors, keys in world.gather_objects((own_errors, own_keys)):
+            all_errors = rank_errors | all_errors  # of the lowest rank
+            all_keys |= keys
+        failed = {images[i]: all_errors[i] for i in sorted(all_errors)}
+
+        if disk_cache is not None:
+            try:
+                disk_cache.refresh()
+            except LorgnetteError as error:  # this rank makes all images
+                self._read_error = error
+            stored = {images[i]: disk_cache.get(key, is_checked=True) for i, key in all_keys.items()}
+            self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
+            self._writes.append(self._writer.submit(disk_cache.sync))
+        missing = [grid for grid in images if grid not in failed]  # of these, what is not there yet is made
+        for error in self._prepare_share(missing, lambda count: None, World()).values():
+            raise error
+        return failed
 
     def _load_or_decode(self, grid: ImageGrid) -> ImageContent:
         """On a thread: the image's features from the disk cache, else its pixels."""
@@ -257,12 +350,15 @@ class Features:
         except LorgnetteError as error:
             return ImageContent(key, error)
 
-    def _encode(self, pixels: Mapping[ImageGrid, Pixels], keys: Mapping[ImageGrid, bytes | None]) -> None:
-        """Encode a group in one call of the tower, with images of one size side by side."""
+    def _encode(self, pixels: Mapping[ImageGrid, Pixels], keys: Mapping[ImageGrid, bytes], *, is_shared: bool) -> None:
+        """Encode a group in one call of the tower, with images of one size side by side.
+
+        is_shared: other ranks wait for the features, but not until they are on the disk.
+        """
         grids = sorted(pixels, key=lambda grid: (grid.h, grid.w))
         with torch.no_grad():
             features = self._tower(grids, self._patchifier([pixels[grid] for grid in grids]))
-        features, disk_cache = self._storage.add(grids, features), self._disk_cache
+        features, disk_cache = self._storage.add(grids, features, is_on_disk=is_shared), self._disk_cache
         if disk_cache is None:
             return
 
@@ -275,6 +371,8 @@ class Features:
             with torch.cuda.stream(self._write_stream):  # not behind the tower's next images
                 host = features.cpu()
             parts = zip(grids, torch.split(host, [grid.num_tokens for grid in grids]), strict=True)
-            disk_cache.append({key: part for grid, part in parts if (key := keys[grid]) is not None})
+            disk_cache.append({keys[grid]: part for grid, part in parts if grid in keys}, is_synced=not is_shared)
 
         self._writes.append(self._writer.submit(append))
+        if is_shared:  # features that are not kept wait on the device
+            wait(self._writes[:-_MAX_PENDING_WRITES][-1:])
