@@ -10,7 +10,7 @@ A world of one process exchanges nothing, and needs no group.
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -75,9 +75,9 @@ class World:
 
         After `wait()` of the result the current stream, or on a CPU the host, has them.
         """
-        # torch before 2.13 has the first name alone.
-        name = "all_gather_into_tensor" if torch.__version__ < "2.13" else "all_gather_single"
-        work: Work = getattr(torch.distributed, name)(whole, part, async_op=True)
+        # The second name is that of torch before 2.13.
+        gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+        work: Work = gather(whole, part, async_op=True)
         return work
 
     def barrier(self) -> None:
@@ -114,6 +114,24 @@ class World:
             raise
         except RuntimeError as error:  # of gloo and NCCL, without a class of their own
             raise self.status.explain_broken_exchange(error) from error
+
+    def share_progress(self, name: str, advance: Callable[[int], object]) -> Callable[[int], object]:
+        """A callback for the count of things that this rank has done since the last call.
+
+        Rank 0's calls `advance` with the count of all ranks since its last call. Waits for no rank.
+        """
+        if self.size == 1:
+            return advance
+        store, key, seen = torch.distributed.distributed_c10d._get_default_store(), f"progress of {name}", 0
+
+        def count(amount: int) -> None:
+            nonlocal seen
+            total = store.add(key, amount)
+            if self.is_main:
+                advance(total - seen)
+                seen = total
+
+        return count
 
 
 def has_world(environment: Mapping[str, str] = os.environ) -> bool:

@@ -119,7 +119,7 @@ def test_a_batch_without_images_has_nothing_of_the_last_ones(
     text = replace(batch, grids=(), image_token_indices=none, feature_indices=none)
     loss, expected = compute(engine, text)
     assert compute(engine, batch)[0] != pytest.approx(loss, rel=1e-3)  # negative control
-    monkeypatch.setattr(engine, "_use_graphs", True)
+    monkeypatch.setattr(engine, "_use_padding", True)
     first, second = engine._load_batch(batch), engine._load_batch(text)
     assert first is second
     other = engine._allocate_inputs(BatchShape(64, 16, 16)).batch.level_embeds

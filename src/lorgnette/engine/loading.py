@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from lorgnette.distributed import World
 from lorgnette.features.disk_cache import FeatureDiskCache
 from lorgnette.features.image_features import Features, LazyTower
 from lorgnette.kernels.nf4 import Nf4Matrix
@@ -19,7 +20,8 @@ from lorgnette.models.family import EMBEDDING, LM_HEAD, name_linear
 from lorgnette.models.lora_linear import LoraLinear, QuantizedWeight
 from lorgnette.models.networks import Decoder, DecoderLayer, find_decoder_classes, find_tower_class
 from lorgnette.models.registry import find_unsupported_feature, parse_configs
-from lorgnette.models.weight_loader import list_nf4_modules, load_weights_into
+from lorgnette.models.sharded_weight import ShardedLayers, ShardedWeight
+from lorgnette.models.weight_loader import Destination, WeightRows, list_nf4_modules, load_weights_into
 from lorgnette.processing.image_processor import ImageProcessor
 
 NO_MODULES: Mapping[str, bool] = MappingProxyType({})
@@ -68,34 +70,51 @@ def build_features(
     return Features(tower, image_processor, is_live=False, disk_cache=disk_cache)
 
 
-def load_decoder(checkpoint: BaseCheckpoint, shape: AdapterShape, device: torch.device, dtype: torch.dtype) -> Decoder:
+def load_decoder(
+    checkpoint: BaseCheckpoint,
+    shape: AdapterShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    shard_over: World | None = None,
+) -> Decoder:
     """The decoder with room for an adapter of this shape; `FlatLoraParams.attach` adds the adapter.
 
-    Raises LorgnetteError if the files are broken or do not fit.
+    shard_over: as of `allocate_decoder`. Raises LorgnetteError if the files are broken or do not fit.
     """
-    decoder, weights = allocate_decoder(shape, device, dtype, list_nf4_modules(checkpoint))
+    decoder, weights = allocate_decoder(shape, device, dtype, list_nf4_modules(checkpoint), shard_over)
     load_weights_into(checkpoint, weights, quantize_as=dtype)
     return decoder
 
 
 def allocate_decoder(
-    shape: AdapterShape, device: torch.device, dtype: torch.dtype, nf4_modules: Mapping[str, bool] = NO_MODULES
-) -> tuple[Decoder, dict[str, Tensor | Nf4Matrix]]:
+    shape: AdapterShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    nf4_modules: Mapping[str, bool] = NO_MODULES,
+    shard_over: World | None = None,
+) -> tuple[Decoder, dict[str, Destination]]:
     """The decoder with uninitialized memory, and views of its weights by their names in the checkpoint.
 
-    nf4_modules: the projections in NF4, and whether with double quantization.
+    nf4_modules: the projections in NF4, and whether with double quantization. shard_over: the ranks over which the
+    layers' matrices are cut by rows, none of which is in NF4; None: this process has them whole.
     """
+    assert not (nf4_modules and shard_over)
     text = shape.text
     decoder_class, layer_class = find_decoder_classes(text.model_type)
     widths = (shape.in_features(group[0]) + shape.count_columns(group) for group in FUSED_PROJECTIONS)
     heights = (sum(map(shape.out_features, group)) for group in FUSED_PROJECTIONS)
     size = max(map(operator.mul, heights, widths)) if nf4_modules else 0
     scratch = torch.empty(size, device=device, dtype=dtype)
-    layers = [_allocate_layer(layer_class, shape, i, scratch, nf4_modules) for i in range(text.num_layers)]
+    shards = None if shard_over is None else ShardedLayers(shard_over, scratch.new_empty)
+    layers = [_allocate_layer(layer_class, shape, i, scratch, nf4_modules, shards) for i in range(text.num_layers)]
     embedding = torch.empty(text.vocab_size, text.hidden_size, device=device, dtype=dtype)
     lm_head = embedding if text.tie_word_embeddings else torch.empty_like(embedding)
     norm = torch.empty(text.hidden_size, device=device, dtype=dtype)
-    weights: dict[str, Tensor | Nf4Matrix] = {EMBEDDING: embedding, "model.language_model.norm.weight": norm}
+    weights: dict[str, Tensor | Nf4Matrix | WeightRows] = {
+        EMBEDDING: embedding,
+        "model.language_model.norm.weight": norm,
+    }
     if not text.tie_word_embeddings:
         weights[LM_HEAD] = lm_head
 
@@ -111,18 +130,36 @@ def allocate_decoder(
                 weights |= {
                     f"{name}.bias": part for name, part in zip(names, torch.split(linear.bias, sizes), strict=True)
                 }
-    return decoder_class(text, embedding, layers, norm, lm_head), weights
+    return decoder_class(text, embedding, layers, norm, lm_head, shards), weights
 
 
-def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Tensor | Nf4Matrix]:
+def _split_weight(linear: LoraLinear, sizes: list[int]) -> Sequence[Destination]:
     """The base model's matrix of every projection."""
     if isinstance(linear.weight, QuantizedWeight):
         return linear.weight.parts
+    if isinstance(linear.weight, ShardedWeight):
+        return _split_rows(linear.weight, linear.in_features, sizes)
     return [rows[:, : linear.in_features] for rows in torch.split(linear.weight, sizes)]
 
 
+def _split_rows(weight: ShardedWeight, in_features: int, sizes: list[int]) -> list[WeightRows]:
+    """The rows of every projection that this rank keeps; none of some."""
+    parts, first = [], 0
+    for size in sizes:
+        start, end = (min(max(row - first, 0), size) for row in (weight.rows.start, weight.rows.stop))
+        begin = first + start - weight.rows.start
+        parts.append(WeightRows(weight.kept[begin : begin + end - start, :in_features], start, (size, in_features)))
+        first += size
+    return parts
+
+
 def _allocate_layer(
-    layer_class: type[DecoderLayer], shape: AdapterShape, number: int, scratch: Tensor, nf4_modules: Mapping[str, bool]
+    layer_class: type[DecoderLayer],
+    shape: AdapterShape,
+    number: int,
+    scratch: Tensor,
+    nf4_modules: Mapping[str, bool],
+    shards: ShardedLayers | None,
 ) -> DecoderLayer:
     """scratch: as of QuantizedWeight, with the device and dtype of the weights."""
     text, linears, allocate = shape.text, [], scratch.new_empty
@@ -131,8 +168,10 @@ def _allocate_layer(
         in_features, num_columns = shape.in_features(group[0]), shape.count_columns(group)
         sizes = {f"model.language_model.layers.{number}.{name_linear(t)}": shape.out_features(t) for t in group}
         out_features = sum(sizes.values())
-        weight: Tensor | QuantizedWeight
-        if nf4_modules.keys().isdisjoint(sizes):
+        weight: Tensor | QuantizedWeight | ShardedWeight
+        if shards is not None:
+            weight = shards.allocate_weight(number, out_features, in_features + num_columns)
+        elif nf4_modules.keys().isdisjoint(sizes):
             # The fused matrix of the group's projections, with columns for their B factors.
             weight = allocate(out_features, in_features + num_columns)
         else:

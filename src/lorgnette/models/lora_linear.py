@@ -14,6 +14,7 @@ With dropout every projection has its own mask (kernels/dropout.py): uᵢ = (mas
 The factors' masters and gradients are fp32, as PEFT's.
 
 W may be in NF4 (kernels/nf4.py). [W | B] is then written into memory that all layers share, right before each product.
+Or this rank has some rows of [W | B] alone, and gathers the others (models/sharded_weight.py).
 
     T tokens, I inputs, O outputs of all projections, n adapted projections of rank r, R = n·r
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 from lorgnette.kernels.dropout import Dropout, DropoutSpec, MaskedGrads, add_masked_grads, apply_dropout
 from lorgnette.kernels.multi_tensor_copy import CopyOp
 from lorgnette.kernels.nf4 import Nf4Matrix, dequantize_nf4
+from lorgnette.models.sharded_weight import ShardedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class LoraLinear:
 
     def __init__(
         self,
-        weight: Float[Tensor, "O IR"] | QuantizedWeight,
+        weight: Float[Tensor, "O IR"] | QuantizedWeight | ShardedWeight,
         bias: Float[Tensor, " O"] | None,
         in_features: int,
         rng_stream: int,
@@ -85,7 +87,8 @@ class LoraLinear:
         self.weight, self.bias, self.in_features, self.rng_stream = weight, bias, in_features, rng_stream
         self.factors: LoraFactors | None = None
         self.scaling = 1.0
-        self._b = weight[:, in_features:] if isinstance(weight, Tensor) else weight.b
+        kept = weight.kept if isinstance(weight, ShardedWeight) else weight
+        self._b = kept.b if isinstance(kept, QuantizedWeight) else kept[:, in_features:]
         self._a = self._b.new_empty(self._b.shape[1], in_features)
         """s·A of every adapted projection, in the weight's dtype."""
 
@@ -95,8 +98,11 @@ class LoraLinear:
         return self.weight.shape[1]
 
     def load_weight(self) -> Float[Tensor, "O IR"]:
-        """[W | B]; of NF4 in memory that the next call for any layer overwrites."""
-        return self.weight if isinstance(self.weight, Tensor) else self.weight.dequantize()
+        """[W | B]; of NF4 in memory that the next call for any layer overwrites, of shards in that of the layer after
+        the next."""
+        if isinstance(self.weight, QuantizedWeight):
+            return self.weight.dequantize()
+        return self.weight.gather() if isinstance(self.weight, ShardedWeight) else self.weight
 
     def build_dropout_spec(self, dropout: Dropout | None) -> DropoutSpec | None:
         """The masks of this input; None if there are none."""
@@ -106,11 +112,18 @@ class LoraLinear:
         """Use these factors, given in the order of their columns.
 
         Returns the copies from the fp32 masters to the weight's dtype. The caller runs them now and after every update.
+        Of B to the rows that this rank keeps.
         """
         self.factors, self.scaling = factors, scaling
         columns = self._b.zero_().chunk(len(factors.b), 1)
-        parts = zip(factors.b, columns, factors.out_rows, strict=True)
-        return [CopyOp(factors.a, self._a, scaling), *(CopyOp(b, column[rows], 1.0) for b, column, rows in parts)]
+        kept = self.weight.rows if isinstance(self.weight, ShardedWeight) else range(len(self._b))
+        copies = [CopyOp(factors.a, self._a, scaling)]
+        for b, column, rows in zip(factors.b, columns, factors.out_rows, strict=True):
+            start, end = max(rows.start, kept.start), min(rows.stop, kept.stop)
+            if start < end:
+                source = b[start - rows.start : end - rows.start]
+                copies.append(CopyOp(source, column[start - kept.start : end - kept.start], 1.0))
+        return copies
 
     def forward(
         self,

@@ -8,12 +8,14 @@ twice. Weights have transformers' current names.
 
 An NF4 matrix as destination takes what a checkpoint stores in NF4 byte for byte. What is stored otherwise is quantized
 as it arrives, some rows at a time. A plain destination of NF4 weights, such as a tower's, gets their numbers.
+
+Of a weight that is cut by rows each rank reads its rows alone: the ranks of a machine together read each byte once.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,19 @@ Target = Tensor | RowsToQuantize
 
 
 @dataclass(frozen=True, slots=True)
+class WeightRows:
+    """Some rows of a weight as its destination. shape: of the whole weight; start: the first row's number."""
+
+    rows: Tensor
+    start: int
+    shape: tuple[int, int]
+
+
+Destination = Tensor | Nf4Matrix | WeightRows
+"""Of a named weight."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor in a file: bytes start..end, row after row."""
 
@@ -56,6 +71,12 @@ class StoredTensor:
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def narrow(self, start: int, length: int) -> "StoredTensor":
+        """Some of its rows."""
+        row_bytes = (self.end - self.start) // self.shape[0]
+        start, end = (self.start + row * row_bytes for row in (start, start + length))
+        return replace(self, start=start, end=end, shape=(length, *self.shape[1:]))
 
 
 def index_tensors(checkpoint: BaseCheckpoint) -> dict[str, StoredTensor]:
@@ -86,13 +107,14 @@ def list_nf4_modules(checkpoint: BaseCheckpoint) -> dict[str, bool]:
 
 def load_weights_into(
     checkpoint: BaseCheckpoint,
-    destinations: Mapping[str, Tensor | Nf4Matrix],
+    destinations: Mapping[str, Destination],
     *,
     quantize_as: torch.dtype = torch.float32,
 ) -> None:
     """Copy each named weight into its destination, in its dtype. Destinations are on one device and may be strided.
 
     quantize_as: values are rounded to this dtype before they are quantized, as transformers does.
+    Weights that are stored in NF4 have no WeightRows as destination.
     On CUDA the caller's stream waits for the copies; the host does not.
     Raises LorgnetteError as `index_tensors` does, and for a weight that is missing or has another shape.
     """
@@ -124,7 +146,12 @@ def load_weights_into(
             matrix.nested.offset.fill_(state.offset)
 
     pairs = [(tensors[name], target) for name, target in targets.items()]
-    if any(target.is_cuda for target in targets.values()):
+    pairs += [
+        (tensors[name].narrow(part.start, len(part.rows)), part.rows)
+        for name, part in destinations.items()
+        if isinstance(part, WeightRows) and len(part.rows)
+    ]
+    if any(target.is_cuda for _, target in pairs):
         _upload(pairs, checkpoint)
     else:
         _copy_on_cpu(pairs, checkpoint)

@@ -34,6 +34,7 @@ from lorgnette.kernels.rotary import apply_rotary, compute_cos_sin, compute_inv_
 from lorgnette.kernels.swiglu import swiglu, swiglu_backward
 from lorgnette.models.lora_linear import LoraLinear
 from lorgnette.models.model_config import LABELS_PER_CHUNK, TextConfig
+from lorgnette.models.sharded_weight import ShardedLayers
 
 CosSin = tuple[Float32[Tensor, "T half"], Float32[Tensor, "T half"]]
 AttentionFn = Callable[
@@ -302,8 +303,10 @@ class Decoder:
         layers: Sequence[DecoderLayer],
         norm: Float[Tensor, " C"],
         lm_head: Float[Tensor, "V C"],
+        shards: ShardedLayers | None = None,
     ) -> None:
-        self.config, self.layers, device = config, layers, embed_tokens.device
+        """shards: of the layers' matrices, if they are cut over ranks."""
+        self.config, self.layers, self.shards, device = config, layers, shards, embed_tokens.device
         self.embed_tokens, self.norm, self.lm_head = embed_tokens, norm, lm_head
         is_interleaved = config.is_mrope_interleaved
         self._mrope_axes = expand_mrope_section(config.mrope_section, device, is_interleaved=is_interleaved)
