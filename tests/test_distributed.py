@@ -42,3 +42,21 @@ def test_a_world_is_of_several_processes() -> None:
     assert has_world({"WORLD_SIZE": "2"})
     assert not has_world({"WORLD_SIZE": "1"})
     assert not has_world({})
+
+
+def count_in_parts(world: World) -> list[int]:
+    counts: list[int] = []
+    advance = world.share_progress("work", counts.append)
+    for amount in (1, 2):
+        world.barrier()
+        advance(amount)
+    world.barrier()
+    advance(0)
+    return counts
+
+
+def test_rank_0_shows_what_all_ranks_have_done() -> None:
+    first, *others = run_ranks(count_in_parts, 3)
+    assert (sum(first), len(first)) == (9, 3)
+    assert others == [[], []]
+    assert count_in_parts(World()) == [1, 2, 0]

@@ -115,7 +115,7 @@ class World:
         except RuntimeError as error:  # of gloo and NCCL, without a class of their own
             raise self.status.explain_broken_exchange(error) from error
 
-    def share_progress(self, name: str, advance: Callable[[int], object]) -> Callable[[int], object]:
+    def share_progress(self, name: str, advance: Callable[[int], None]) -> Callable[[int], None]:
         """A callback for the count of things that this rank has done since the last call.
 
         Rank 0's calls `advance` with the count of all ranks since its last call. Waits for no rank.
@@ -126,6 +126,7 @@ class World:
 
         def count(amount: int) -> None:
             nonlocal seen
+            self.status.report_progress()
             total = store.add(key, amount)
             if self.is_main:
                 advance(total - seen)

@@ -334,8 +334,8 @@ class Features:
             self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
             self._writes.append(self._writer.submit(disk_cache.sync))
         missing = [grid for grid in images if grid not in failed]  # of these, what is not there yet is made
-        for error in self._prepare_share(missing, lambda count: None, World()).values():
-            raise error
+        for own_error in self._prepare_share(missing, lambda count: None, World()).values():
+            raise own_error
         return failed
 
     def _load_or_decode(self, grid: ImageGrid) -> ImageContent:

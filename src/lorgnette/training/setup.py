@@ -11,6 +11,7 @@ import torch
 
 from lorgnette.config import Settings
 from lorgnette.device import measure_available_bytes
+from lorgnette.distributed import World
 from lorgnette.engine import loading
 from lorgnette.engine.base import Engine
 from lorgnette.engine.open_for_training import open_for_training
@@ -74,12 +75,13 @@ def build_training(
     extra_grids: Sequence[ImageGrid] = (),
     timer: StageTimer,
     terminal: Terminal,
+    world: World = World(),
 ) -> TrainingSetup:
     """Load the weights, add the adapter and encode the images.
 
     resume_from: a checkpoint's folder; without one, training starts from `settings.adapter`, if set. extra_grids:
-    images to encode that are not in the data. Raises LorgnetteError for broken files, UsageError if engine=fast cannot
-    train this model.
+    images to encode that are not in the data. Every rank of the world calls this, and encodes its share of the images.
+    Raises LorgnetteError for broken files, UsageError if engine=fast cannot train this model.
     """
     engine, reason = select_engine(settings, data.checkpoint.load_hf_config(), on_gpu=device.type == "cuda")
     terminal.print(f"engine     {engine}{f' ({reason})' if reason else ''}")
@@ -87,8 +89,16 @@ def build_training(
 
     def compute_image_features(features: Features) -> TrainingData:
         """Encode the images; returns the data without those that cannot be decoded."""
-        with timer("features"), terminal.show_progress("images", len(data.grids)) as advance:
-            errors = features.prepare(grids, on_progress=limit_progress(advance, len(data.grids)))
+        num_images = len(grids) - len(extra_grids)
+        with (
+            timer("features"),
+            world.status.phase("images"),
+            terminal.show_progress("images", num_images) as show,
+        ):
+            advance = limit_progress(show, num_images)
+            on_progress = world.share_progress(f"images on {world.machine}", advance)
+            errors = features.prepare(grids, on_progress=on_progress, world=world)
+            advance(num_images)  # what other ranks have made since this one was done
             features.release_tower()
         timer.record("decoding", features.decode_pool.wait_seconds)
         return data.drop_images(errors, settings.data.on_bad_row, terminal)
@@ -125,14 +135,14 @@ def build_training(
         resume_from=resume_from or settings.adapter, group_by_image=settings.data.group_by_image,
         fit=fit, first_batches=first_batches,
     )  # fmt: skip
-    features.start_decoding(grids)
+    features.start_decoding(grids, world)
 
     # The vision tower first: the decoder is read while it computes features.
     with timer("weights"):
         pending.wait_for_tower()
     usable_data = compute_image_features(features)
-    if disk_cache is not None and disk_cache.num_damaged:
-        terminal.warn(f"features of {disk_cache.num_damaged} images were damaged on disk, and are computed again")
+    if num_damaged := sum(world.gather_objects(disk_cache.num_damaged if disk_cache else 0)):
+        terminal.warn(f"features of {num_damaged} images were damaged on disk, and are computed again")
 
     # The optimizer's kernels must be loaded before a graph is captured. The device may still compute features.
     with timer("engine"):
