@@ -16,14 +16,14 @@ from lorgnette import config
 from lorgnette.metrics.registry import METRIC_GROUPS
 
 COMMANDS = {
-    "demo": "--out --images WORDS",
+    "demo": "--out --images --gpus WORDS",
     "prepare": "SOURCE --out --prompt --holdout --split --rows --sample --seed --to --name --images-from"
     " --image-column --caption-column --on-bad-row --text-boxes",
     "check": "WORDS --recipe --prompt --rows --name --images-from --image-column --caption-column"
     " --look-alikes/--no-look-alikes --out --json",
     "preview": "WORDS --rows --out",
     "plan": "WORDS --memory --gpu --json",
-    "train": "WORDS --resume",
+    "train": "WORDS --resume --gpus",
     "predict": "SOURCE --adapter --model --prompt --both --images-from --image-column --caption-column --image-size"
     " --out --max-new-tokens --batch-size --temperature --top-p --seed --device",
     "evaluate": "MODEL_OR_RUN SOURCE --metrics --out --model --prompt --rows --images-from --image-column"
@@ -137,10 +137,10 @@ def test_train_demo_draws_its_images(tmp_path: Path, captions: Path, cli, monkey
     monkeypatch.setattr("lorgnette.commands.demo.demo", lambda **options: calls.append(options))
     monkeypatch.setattr("lorgnette.commands.train.train", lambda settings, **options: calls.append(options))
     done = cli("train", "demo", "--epochs", "3")  # captions.csv is there
-    assert (done.status, calls) == (0, [{"name": "demo"}])
+    assert (done.status, calls) == (0, [{"name": "demo", "gpus": None}])
     captions.unlink()
-    assert cli("train", "demo", "--epochs", "3").status == 0
-    assert calls[1:] == [{"overrides": ["epochs=3"]}]
+    assert cli("train", "demo", "--epochs", "3", "gpus=2").status == 0
+    assert calls[1:] == [{"overrides": ["epochs=3"], "gpus": "2"}]
     for command in ("plan", "preview", "check"):
         cli(command, "demo").assert_refused(2, "not drawn yet", f"lorgnette {command} demo runs/demo/captions.csv")
 
@@ -157,7 +157,7 @@ def test_words_of_another_trainer_are_said(captions: Path, cli) -> None:
 
 def test_a_run_has_the_name_of_its_data(captions: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[object] = []
-    monkeypatch.setattr("lorgnette.commands.train.train", lambda settings, *, name: names.append(name))
+    monkeypatch.setattr("lorgnette.commands.train.train", lambda settings, *, name, gpus: names.append(name))
     for words in (
         ["captions.csv"],
         ["data=captions.csv"],

@@ -76,6 +76,9 @@ MaxNewTokens = Annotated[
     int | None, Option(min=1, help="maximum tokens per answer; default: as the adapter's run answers, else 128")
 ]
 BatchSize = Annotated[int, Option(min=1, help="answers generated at once")]
+Gpus = Annotated[
+    str | None, Option(metavar="N", help="how many GPUs train together, or all; with device=cpu: processes")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], Option(help="where the model runs")]
 AsJson = Annotated[bool, Option("--json", help="print the result as JSON")]
 
@@ -107,6 +110,7 @@ def _parse_global_options(
 def demo(
     out: Annotated[Path | None, Option(help="folder for the images and the run")] = None,
     images: Annotated[int, Option(min=8, help="how many images to draw")] = 500,
+    gpus: Gpus = None,
     words: Overrides = None,
 ) -> None:
     """Try it: draw images, fine-tune the built-in model on them, write the report."""
@@ -114,7 +118,7 @@ def demo(
 
     request = parse_words(words or [], "demo")
     _load_settings(request)
-    run_demo(out, num_images=images, overrides=request.settings)
+    run_demo(out, num_images=images, overrides=request.settings, gpus=gpus)
 
 
 @app.command()
@@ -208,21 +212,22 @@ def plan(
 def train(
     words: Words = None,
     resume: Annotated[Path | None, Option(metavar="RUN", help="resume an interrupted run")] = None,
+    gpus: Gpus = None,
 ) -> None:
     """Train an adapter, answer the held-out prompts with and without it, write the report."""
     if resume is not None:
         if words:
-            raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN alone")
-        lorgnette.resume(resume)
+            raise typer.BadParameter("a resumed run keeps its settings; give --resume RUN, and gpus=N if you like")
+        lorgnette.resume(resume, gpus=gpus)
         return
     request = parse_words(words or [])
     settings = _load_settings(request)
     if request.draws_demo:
         from lorgnette.commands.demo import demo as run_demo
 
-        run_demo(overrides=request.settings)
+        run_demo(overrides=request.settings, gpus=gpus)
         return
-    lorgnette.train(settings, name=request.name)
+    lorgnette.train(settings, name=request.name, gpus=gpus)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from lorgnette.io.atomic import atomic_write
 from lorgnette.report.console import Terminal
 from lorgnette.report.run import Run
 from lorgnette.report.run_dir import RunDir, find_free_path, is_free
+from lorgnette.training.launch import NumGpus
 
 __all__ = ["demo", "register_facts_metric"]
 SEED = 20140
@@ -27,6 +28,7 @@ def demo(
     *,
     num_images: int = 500,
     overrides: Sequence[str] = (),
+    gpus: NumGpus = None,
     console: Console | None = None,
 ) -> Run:
     """Draw images with short captions, train the built-in model on them, and compare its answers before and after.
@@ -46,7 +48,8 @@ def demo(
     prepared = lorgnette.prepare(folder / "captions.csv", folder, prompt=prompt, holdout=holdout, console=console)
     files = [f"data.path={prepared.train_path}", f"data.test={prepared.test_path}"]
     data_and_run = [*files, f"data.prompt={prompt}", f"run={folder / 'demo'}"]
-    return lorgnette.train(lorgnette.recipes.load_settings("demo", [*data_and_run, *overrides]), console=console)
+    settings = lorgnette.recipes.load_settings("demo", [*data_and_run, *overrides])
+    return lorgnette.train(settings, gpus=gpus, console=console)
 
 
 def _draw_dataset(folder: Path, num_images: int, terminal: Terminal) -> None:

@@ -29,6 +29,7 @@ from lorgnette.resolve import portable_name, resolve_images_folder
 from lorgnette.startup import gc_paused, start_cuda_init
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import build_manifest_entry, describe_seen_images, inherit_settings
+from lorgnette.training.launch import NumGpus, build_rank_terminal, count_ranks, start_ranks
 from lorgnette.training.step_count import StepCount
 from lorgnette.training.user_callbacks import UserCallbacks
 
@@ -41,6 +42,7 @@ def train(
     name: str | None = None,
     metrics: MetricFunction | str | Iterable[str | MetricFunction] | None = None,
     callbacks: Any = (),
+    gpus: NumGpus = None,
     console: Console | None = None,
     **values: Any,
 ) -> Run:
@@ -57,6 +59,8 @@ def train(
     metrics: names of metrics and groups, and functions (answer, references) → number; short for predict.metrics.
     callbacks: functions of (step, loss), and objects (training/user_callbacks.py). One that returns True ends the
     training; one that raises an exception stops it with its step saved.
+    gpus: how many train together, or "all"; default: one. Each has a process of its own, which is forked; the callbacks
+    are called in the first of them. With device="cpu" that many processes share the CPU.
 
     Raises LorgnetteError or UsageError for what the user can mend, before weights are read where possible;
     KeyboardInterrupt after Ctrl-C, when the step is saved. `lorgnette.resume(run)` goes on with a stopped run.
@@ -67,6 +71,7 @@ def train(
         values["predict.metrics"] = resolve_metric_names(metrics)
     source = None if rows is not None else data
     chosen = build_settings(source, recipe=recipe, settings=settings, values=values, terminal=terminal)
+    num_ranks = count_ranks(gpus, chosen.device)
     if name and values.get("run") is not None:
         hint = "give name= for runs/NAME, or run= for the folder itself"
         raise UsageError("two names for the run's folder", where=f"name={name}, run={values['run']}", hint=hint)
@@ -78,12 +83,12 @@ def train(
     if rows is None:
         start = _load(chosen, timer, terminal)  # before the folder is created
         with _open_run(chosen, name, terminal) as run_dir:
-            _start(start, run_dir, user_callbacks, timer, terminal)
+            _start(start, run_dir, user_callbacks, timer, terminal, num_ranks)
     else:
         with _open_run(chosen, name, terminal) as run_dir:
             with timer("rows"):
                 chosen = _write_rows(rows, chosen, run_dir, terminal)
-            _start(_load(chosen, timer, terminal), run_dir, user_callbacks, timer, terminal)
+            _start(_load(chosen, timer, terminal), run_dir, user_callbacks, timer, terminal, num_ranks)
     return Run(run_dir.path)
 
 
@@ -129,11 +134,16 @@ def _open_run(settings: Settings, name: str, terminal: Terminal) -> Iterator[Run
 
 
 def _start(
-    run: _LoadedRun, run_dir: RunDir, user_callbacks: UserCallbacks, timer: StageTimer, terminal: Terminal
+    run: _LoadedRun,
+    run_dir: RunDir,
+    user_callbacks: UserCallbacks,
+    timer: StageTimer,
+    terminal: Terminal,
+    num_ranks: int,
 ) -> None:
     write_json(run_dir.manifest, run.manifest)
     write_text(run_dir.config, config.dump_settings(_make_absolute(run.settings, run_dir)))
-    _train(run.settings, run_dir, run.data, user_callbacks, timer, terminal)
+    _train(run.settings, run_dir, run.data, user_callbacks, timer, terminal, num_ranks)
 
 
 def _write_rows(rows: Any, settings: Settings, run_dir: RunDir, terminal: Terminal) -> Settings:
@@ -157,11 +167,13 @@ def resume(
     *,
     metrics: MetricFunction | str | Iterable[str | MetricFunction] = (),
     callbacks: Any = (),
+    gpus: NumGpus = None,
     console: Console | None = None,
 ) -> Run:
     """Continue a stopped run from its latest checkpoint. The result is the same as without the stop.
 
-    metrics: functions of the user that the run was started with; callbacks: as in `train`.
+    metrics: functions of the user that the run was started with; callbacks, gpus: as in `train`. Their number may be
+    another than before.
     """
     terminal, user_callbacks = Terminal(console), UserCallbacks(callbacks)
     resolve_metric_names(metrics)
@@ -170,11 +182,12 @@ def resume(
     with run_dir.lock(terminal.warn) as locked:
         settings = config.load_settings(config.read_recipe(run_dir.config), where=str(run_dir.config))
         settings = _relocate(settings, run_dir)
+        num_ranks = count_ranks(gpus, settings.device)
         with timer("data"):
             data = TrainingData.load(settings, terminal)
             data.check_unchanged(run_dir.manifest)
             settings = data.choose_metrics(settings, terminal)
-        _train(settings, locked, data, user_callbacks, timer, terminal)
+        _train(settings, locked, data, user_callbacks, timer, terminal, num_ranks)
     return Run(run_dir.path)
 
 
@@ -194,6 +207,7 @@ def _train(
     user_callbacks: UserCallbacks,
     timer: StageTimer,
     terminal: Terminal,
+    num_ranks: int = 1,
 ) -> None:
     # What torch is not needed for: a tracker that is not installed is an error now.
     trackers = open_trackers(settings.report_to, settings.project, run_dir.path, terminal.warn)
@@ -203,15 +217,28 @@ def _train(
 
         register_facts_metric()
 
-    # CUDA starts on a thread while torch is imported.
+    # CUDA starts on a thread while torch is imported; with several ranks, in each of them.
     with timer("imports"):
-        if settings.device != "cpu":
+        if num_ranks == 1 and settings.device != "cpu":
             start_cuda_init()
         with gc_paused():
+            from lorgnette.distributed import World
             from lorgnette.training.run import run_training
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of libraries, for their developers
-        run_training(settings, run_dir, data, eval_processor, trackers, timer, terminal, user_callbacks)
+
+    def run_rank(world: World) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of libraries, for their developers
+            if world.is_main:
+                run_training(settings, shared, data, eval_processor, trackers, timer, terminal, user_callbacks, world)
+            else:
+                own = build_rank_terminal()
+                run_training(settings, shared, data, eval_processor, (), StageTimer(own), own, UserCallbacks(), world)
+
+    with run_dir.share_lock() as shared:
+        if num_ranks == 1:
+            run_rank(World())
+        else:
+            start_ranks(num_ranks, settings.device, run_dir.ranks, run_rank)
 
 
 def _make_absolute(settings: Settings, run_dir: RunDir) -> Settings:
@@ -243,9 +270,9 @@ def _discard_failed_run(run_dir: RunDir) -> Iterator[None]:
     except BaseException:
         own_files = (run_dir.config, run_dir.manifest, run_dir.lock_file)
         files = set(run_dir.path.iterdir()) if run_dir.is_in_place else set()
-        rows = {path for path in files - before if is_written_rows(path)}
-        if run_dir.is_in_place and files <= {*own_files, *rows}:
-            for path in rows:
+        folders = {path for path in files - before if is_written_rows(path) or path == run_dir.ranks}
+        if run_dir.is_in_place and files <= {*own_files, *folders}:
+            for path in folders:
                 remove_folder(path)
             for path in own_files:
                 path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@
       log.jsonl          losses, evaluations, events
       predictions.jsonl  answers to the held-out examples before and after training
       report.html        the report
+      ranks/             what the processes but the first printed, if several trained
       .lock              the process that trains, while it does
 
 config.yaml is written last of what a run needs to be resumed: a folder without it is free. Knows nothing about the
@@ -66,6 +67,7 @@ class RunDir:
     log = _Child("log.jsonl")
     predictions = _Child("predictions.jsonl")
     report = _Child("report.html")
+    ranks = _Child("ranks")
     lock_file = _Child(".lock")
 
     @classmethod
@@ -126,6 +128,18 @@ class RunDir:
             yield replace(self, lock_descriptor=descriptor)
         finally:
             _release_lock(descriptor, self.lock_file)
+
+    @contextmanager
+    def share_lock(self) -> Iterator["RunDir"]:
+        """The locked run folder for processes that are forked in this block: each keeps the lock until it ends."""
+        if self.lock_descriptor is None:
+            yield self
+            return
+        descriptor = os.dup(self.lock_descriptor)
+        try:
+            yield replace(self, lock_descriptor=descriptor)
+        finally:
+            os.close(descriptor)
 
     @property
     def is_in_place(self) -> bool:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorgnette.config import Settings
 from lorgnette.device import get_gpu_name, measure_peak_gib, measure_reserved_gib, select_device, select_dtype
+from lorgnette.distributed import World
 from lorgnette.engine.loading import FastModel
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples
 from lorgnette.inference.loading import LoadedModel, build_metadata, explain_out_of_memory
@@ -24,7 +26,7 @@ from lorgnette.report.run_dir import RunDir
 from lorgnette.report.run_log import RunLog
 from lorgnette.report.stage_timer import StageTimer
 from lorgnette.report.trackers.tracker import Tracker
-from lorgnette.training.callbacks import AdapterSnapshot, TrainingCallbacks
+from lorgnette.training.callbacks import AdapterSnapshot, SilentCallbacks, TrainingCallbacks
 from lorgnette.training.checkpoint import find_latest_checkpoint, restore_checkpoint
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.eval_samples import SampleLogger
@@ -50,11 +52,13 @@ def run_training(
     timer: StageTimer,
     terminal: Terminal,
     user_callbacks: UserCallbacks,
+    world: World = World(),
 ) -> None:
     """Train from the latest checkpoint or from the start; write the adapter, the answers and the report.
 
-    eval_processor: encodes the held-out prompts. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training,
-    after its checkpoint is saved, and then what a callback of the user raised.
+    eval_processor: encodes the held-out prompts. Every rank of the world calls it; the first alone writes files other
+    than its own log. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training, after its checkpoint is
+    saved, and then what a callback of the user raised.
     """
     # Resolve what depends on the device and on earlier checkpoints.
     device, dtype = _select_device_and_dtype(settings, terminal)
@@ -78,20 +82,12 @@ def run_training(
         model = _build_answering_model(setup, eval_processor, settings.adapter)
         selects_best = get_best_model_metric(settings) is not None
         samples = SampleLogger(model, held_out, select_tracked_metric(settings), sampling, selects_best=selects_best)
-        by_image = settings.data.group_by_image
-        sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
-        trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, setup.max_tokens_per_microbatch)
-        if checkpoint is not None:
-            restore_checkpoint(trainer, checkpoint, device)
-            terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
+        trainer = _build_trainer(setup, settings, checkpoint, device, terminal, world)
 
         try:
-            for tracker in trackers:
-                tracker.start(settings.model_dump(mode="json"))
-                if tracker.address:
-                    terminal.print(f"tracker    {tracker.address}")
+            _start_trackers(trackers, settings, terminal)
             run_dir.check_in_place()
-            with RunLog.resume(run_dir.log, step, repeated_kinds=("skipped", END_KIND)) as log, AsyncWriter() as writer:
+            with _open_log(run_dir, step, world) as log, AsyncWriter() as writer:
                 timer.attach_log(log)
                 for p in data.problems:
                     log.write({"kind": "skipped", "source": p.source, "row": p.row, "message": p.message})
@@ -105,15 +101,16 @@ def run_training(
                 ):
                     callbacks = TrainingCallbacks(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
-                        lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks,
+                        lambda: trainer.total_steps, settings.train.logging_steps, user_callbacks, world,
                     )  # fmt: skip
-                    is_finished = trainer.train(callbacks)
+                    is_finished = trainer.train(callbacks if world.is_main else SilentCallbacks(samples, interrupt))
                 if is_finished:
                     can_learn = not explain_built_in_model(settings.model, data.references)
                     _report_end(trainer, log, terminal, can_learn=can_learn)
                 else:
                     writer.wait()
-                    _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal)
+                    if not _report_stop(trainer.step, interrupt, user_callbacks, run_dir, log, terminal, world):
+                        return
 
                 # Save the adapter; the last checkpoint is written while the answers are generated.
                 peak, reserved = measure_peak_gib(device), measure_reserved_gib(device)
@@ -121,16 +118,14 @@ def run_training(
                 used = {"gpu": get_gpu_name(device), "engine": engine, "dtype": str(dtype).removeprefix("torch.")}
                 log.write({"kind": "memory", "peak_gib": peak, "reserved_gib": reserved, **used})
                 with timer("save"):
-                    write = snapshot()
-                    _save_adapter(run_dir, write)
-                callbacks.save_checkpoint(trainer.step, trainer.gather_state(), write)
-                if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
-                    remove_folder(run_dir.best)
+                    write, state = snapshot(), trainer.gather_state()
+                    if world.is_main:
+                        _save_result(trainer, run_dir, callbacks, state, write)
 
                 # Answer the held-out examples as before the training and with the adapter.
                 setup.release_memory()
                 with timer("answers"):
-                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal, metadata.origin)
+                    rows = _answer_held_out(model, held_out, sampling, run_dir, terminal, metadata.origin, world)
             for tracker in trackers:
                 tracker.log_predictions(rows, trainer.step)
         finally:
@@ -140,6 +135,8 @@ def run_training(
             for tracker in trackers:
                 tracker.finish()
 
+    if not world.is_main:
+        return
     run_dir.check_in_place()
     write_run_report(settings, run_dir, data, rows, trackers, terminal)
     user_callbacks.raise_error()  # of the last step, now that everything is written
@@ -155,6 +152,38 @@ def _select_device_and_dtype(settings: Settings, terminal: Terminal) -> tuple[to
     return device, dtype
 
 
+def _build_trainer(
+    setup: TrainingSetup,
+    settings: Settings,
+    checkpoint: Path | None,
+    device: torch.device,
+    terminal: Terminal,
+    world: World,
+) -> Trainer:
+    """The trainer at the checkpoint's step, or at the start."""
+    data, max_tokens = setup.data, setup.max_tokens_per_microbatch
+    by_image = settings.data.group_by_image
+    sampler = BatchSampler(data.examples, settings.train, settings.seed, group_by_image=by_image)
+    trainer = Trainer(setup.engine, sampler, data.held_out, settings.train, max_tokens, world)
+    if checkpoint is not None:
+        restore_checkpoint(trainer, checkpoint, device)
+        terminal.print(f"resumed    at step {trainer.step} of {trainer.total_steps}")
+    return trainer
+
+
+def _open_log(run_dir: RunDir, step: int | None, world: World) -> RunLog:
+    """The run's log; for ranks but the first one of their own."""
+    path = run_dir.log if world.is_main else run_dir.ranks / f"rank-{world.rank}.jsonl"
+    return RunLog.resume(path, step, repeated_kinds=("skipped", END_KIND))
+
+
+def _start_trackers(trackers: Sequence[Tracker], settings: Settings, terminal: Terminal) -> None:
+    for tracker in trackers:
+        tracker.start(settings.model_dump(mode="json"))
+        if tracker.address:
+            terminal.print(f"tracker    {tracker.address}")
+
+
 def _report_stop(
     step: int,
     interrupt: GracefulInterrupt,
@@ -162,16 +191,24 @@ def _report_stop(
     run_dir: RunDir,
     log: RunLog,
     terminal: Terminal,
-) -> None:
-    """Say why the training ended before its last step, which is saved. Raises KeyboardInterrupt for a signal, and what
-    a callback of the user raised; returns if a callback asked for the end."""
-    if interrupt.is_requested or user_callbacks.error is not None:
+    world: World,
+) -> bool:
+    """Say why the training ended before its last step, which is saved. Raises KeyboardInterrupt for a signal on any
+    rank, and on the first what a callback of the user raised; the others then return False. Returns True if a callback
+    asked for the end."""
+    numbers = [number for number in world.gather_objects(interrupt.number) if number is not None]
+    has_error = world.broadcast_object(user_callbacks.error is not None)
+    if numbers or has_error:
         terminal.print(f"saved      at step {step}; to resume: {run_dir.resume_command}")
         user_callbacks.raise_error(f"The run is saved at step {step}; lorgnette.resume({str(run_dir.path)!r}) goes on.")
+        if has_error:
+            return False
+        interrupt.number = numbers[0]  # another rank may have received it
         interrupt.stop()
     text = f"step {step}: {STOPPED_BY_CALLBACK} {user_callbacks.stop_reason}"
     terminal.print(f"{text}; to take the other steps later: {run_dir.resume_command}")
     log.write({"kind": "event", "step": step, "text": text, "level": "info"})
+    return True
 
 
 def _report_end(trainer: Trainer, log: RunLog, terminal: Terminal, *, can_learn: bool) -> None:
@@ -183,10 +220,20 @@ def _report_end(trainer: Trainer, log: RunLog, terminal: Terminal, *, can_learn:
     terminal.print(f"trained    {text}")
 
 
-def _save_adapter(run_dir: RunDir, write: Callable[[Path], None]) -> None:
+def _save_result(
+    trainer: Trainer,
+    run_dir: RunDir,
+    callbacks: TrainingCallbacks,
+    state: dict[str, Any],
+    write: Callable[[Path], None],
+) -> None:
+    """Save the adapter, and in the background the last checkpoint."""
     run_dir.check_in_place()
     with atomic_folder(run_dir.adapter) as folder:
         write(folder)
+    callbacks.save_checkpoint(trainer.step, state, write)
+    if trainer.best_step == trainer.step:  # best/ holds only another step's adapter
+        remove_folder(run_dir.best)
 
 
 def _answer_held_out(
@@ -196,6 +243,7 @@ def _answer_held_out(
     run_dir: RunDir,
     terminal: Terminal,
     origin: AdapterOrigin | None,
+    world: World,
 ) -> list[PredictionRow]:
     """Answer as before the training and with the adapter; write predictions.jsonl. origin: what the run continued."""
     hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
@@ -204,6 +252,8 @@ def _answer_held_out(
     except AnswersInterrupted:
         terminal.print(f"saved      the adapter; for the answers and the report: {run_dir.resume_command}")
         raise
+    if not world.is_main:
+        return []
     run_dir.check_in_place()
     rows = [replace(row, before=str(origin or BASE_MODEL)) for row in rows]
     write_predictions(run_dir.predictions, rows)

@@ -1,0 +1,267 @@
+"""Starts the processes that train together, one for each GPU.
+
+    lorgnette train … gpus=4                  this process reads the data, then forks four ranks and watches them
+    torchrun --nproc-per-node 4 … train …     torchrun starts four; each reads the data itself
+
+torch's elastic agent, which torchrun is made of, forks and watches. A forked rank shares the parent's examples: memory
+is copied only where it is written. The parent never touches CUDA, which a forked process could not use any more.
+"""
+
+import gc
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from lorgnette.errors import LorgnetteError, UsageError
+from lorgnette.planning.gpus import find_gpus
+from lorgnette.report.console import Terminal
+from lorgnette.training.interrupt import STOP_SIGNALS, StopSignals
+
+if TYPE_CHECKING:
+    from lorgnette.distributed import World
+
+NumGpus = int | Literal["all"] | str | None
+SHUTDOWN_SECONDS = 300
+"""From a signal to the agent until ranks that have not saved and ended are killed."""
+_LOOPBACK = "127.0.0.1"
+
+
+def count_ranks(gpus: NumGpus, device: str) -> int:
+    """The processes that this one has to start; 1: it trains alone, or is itself one of several.
+
+    gpus: a number, or `all` that CUDA_VISIBLE_DEVICES shows; None: 1. Raises UsageError for more than there are.
+    """
+    where = f"gpus={gpus}"
+    if is_rank():
+        world_size = os.environ["WORLD_SIZE"]
+        if gpus is not None and str(gpus) != world_size:
+            message = f"torchrun has started {world_size} processes"
+            raise UsageError(message, where=where, hint=f"leave gpus out, or write gpus={world_size}")
+        return 1
+    if gpus is None:
+        return 1
+    if gpus != "all" and not (str(gpus).isdecimal() and int(gpus) > 0):
+        raise UsageError("no number of GPUs", where=where, hint="write a number, 1 or more, or gpus=all")
+    if gpus != "all" and (int(gpus) == 1 or device == "cpu"):
+        return int(gpus)
+    if device in ("cpu", "mps"):
+        hint = "write the number of processes, such as gpus=2" if device == "cpu" else "leave gpus out"
+        raise UsageError(f"device={device} has no several GPUs", where=where, hint=hint)
+    found = len(find_gpus())
+    if found == 0 or (gpus != "all" and int(gpus) > found):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"
+        number = "no GPU" if found == 0 else f"{found} GPU{'s' if found > 1 else ''}"
+        hint = f"gpus={found}, or gpus=all" if found else "gpus=2 device=cpu starts two processes on the CPU"
+        raise UsageError(f"this machine shows {number}{seen}", where=where, hint=hint)
+    return found if gpus == "all" else int(gpus)
+
+
+def is_rank() -> bool:
+    """Whether torchrun, or an agent like it, started this process as one of several. Imports torch only then."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from lorgnette.distributed import has_world
+
+    return has_world()
+
+
+def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"], None]) -> None:
+    """Call `train(world)` in `size` forked processes, and wait for them.
+
+    device: the setting. folder: gets what ranks but the first print. Raises what the first rank that failed raised;
+    KeyboardInterrupt if a signal ended the ranks, after they have saved.
+    """
+    import torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        message, hint = "CUDA is in use in this process", "restart it, or run `lorgnette train` in a terminal"
+        raise UsageError(message, where=f"gpus={size}", hint=hint)
+    device_type = "cpu" if device == "cpu" else "cuda"
+    folder.mkdir(exist_ok=True)
+    store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
+    rank_job = _RankJob(device_type, folder, train)
+    gc.freeze()  # a collection in a rank would write to the pages that it shares
+    try:
+        with _keep_signal_handlers(), _log_agent(folder):
+            elastic_launch(_build_launch_config(size, store.port), rank_job.run)()
+    except SignalException as error:
+        _raise_interrupt(error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            _raise_interrupt(failure.exitcode - 128)
+        raise _load_error(folder, rank, failure.exitcode) from None
+    finally:
+        gc.unfreeze()
+
+
+def select_card(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Show this rank its own GPU only, which is then cuda:0. Must come before CUDA starts.
+
+    Raises LorgnetteError if the machine has fewer GPUs than ranks.
+    """
+    local_rank, visible = int(environment["LOCAL_RANK"]), environment.get("CUDA_VISIBLE_DEVICES")
+    cards = None if visible is None else [card.strip() for card in visible.split(",")]
+    if cards is not None and local_rank >= len(cards):
+        where = f"rank {environment['RANK']} on {socket.gethostname()}"
+        message = f"CUDA_VISIBLE_DEVICES={visible} shows no GPU number {local_rank}"
+        raise LorgnetteError(message, where=where, hint="start one process for each GPU")
+    environment["CUDA_VISIBLE_DEVICES"] = str(local_rank) if cards is None else cards[local_rank]
+
+
+@dataclass(frozen=True)
+class _RankJob:
+    """What a forked rank does."""
+
+    device_type: str
+    folder: Path
+    train: Callable[["World"], None]
+
+    def run(self) -> None:
+        """Never returns an error to the agent: it ends the process with 1, or 128 plus the signal's number."""
+        os.setpgrp()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
+        rank, stop = int(os.environ["RANK"]), StopSignals()
+        if rank > 0:
+            _redirect_output(self.folder / f"rank-{rank}.log")
+        try:
+            with stop:
+                self._train()
+            return
+        except KeyboardInterrupt:
+            status = 128 + (stop.number or signal.SIGINT)
+        except BaseException as error:  # the parent raises it
+            _save_error(self.folder, rank, error)
+            status = 1
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the agent's, for the ranks that end last
+        sys.exit(status)
+
+    def _train(self) -> None:
+        import torch
+
+        from lorgnette.distributed import join_world, leave_world
+
+        if self.device_type == "cuda":
+            select_card()
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        world = join_world(self.device_type)
+        self.train(world)
+        leave_world(world)
+
+
+def build_rank_terminal() -> Terminal:
+    """For ranks but the first: prints to standard error, which is a file."""
+    return Terminal(Console(file=sys.stderr))
+
+
+def _build_launch_config(size: int, port: int) -> Any:
+    from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    class NoLogs(LogsSpecs):
+        """The ranks redirect what they print themselves."""
+
+        root_log_dir = ""
+
+        def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+            nothing = dict.fromkeys(envs, "")
+            return LogsDest(stdouts=dict(nothing), stderrs=dict(nothing), error_files=dict(nothing))
+
+    options: dict[str, Any] = {
+        "run_id": f"{os.getpid()}", "rdzv_backend": "static", "rdzv_endpoint": f"{_LOOPBACK}:{port}",
+        "rdzv_configs": {"rank": 0}, "max_restarts": 0, "monitor_interval": 0.1, "start_method": "fork",
+        "logs_specs": NoLogs(), "shutdown_timeout": SHUTDOWN_SECONDS,
+        "signals_to_handle": ",".join(s.name for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN),
+    }  # fmt: skip
+    known = {field.name for field in fields(LaunchConfig)}  # torch 2.11 has fewer
+    # The configuration asks whether there is CUDA; through NVML the parent stays without.
+    before = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    try:
+        return LaunchConfig(1, 1, size, **{name: value for name, value in options.items() if name in known})
+    finally:
+        if before is None:
+            del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+
+
+@contextmanager
+def _keep_signal_handlers() -> Iterator[None]:
+    """The agent sets handlers and leaves them."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _log_agent(folder: Path) -> Iterator[None]:
+    """Write what the agent logs into a file, not to the terminal: the parent says what failed."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    handler, propagates = logging.FileHandler(folder / "agent.log", delay=True), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _redirect_output(path: Path) -> None:
+    """Append all that this process and its libraries print to the file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+
+
+def _raise_interrupt(number: int) -> None:
+    """Raise KeyboardInterrupt; the handler from before learns the signal."""
+    handler = signal.getsignal(number)
+    if callable(handler):
+        handler(number, None)
+    raise KeyboardInterrupt
+
+
+def _save_error(folder: Path, rank: int, error: BaseException) -> None:
+    if not isinstance(error, LorgnetteError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        content = pickle.dumps((error, getattr(error, "__notes__", [])))
+    except Exception:  # a user's exception may refuse in any way
+        content = pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), []))
+    (folder / f"rank-{rank}.error").write_bytes(content)
+
+
+def _load_error(folder: Path, rank: int, status: int) -> BaseException:
+    path = folder / f"rank-{rank}.error"
+    if not path.exists():
+        message = f"rank {rank} on {socket.gethostname()} ended with exit status {status}"
+        return LorgnetteError(message, where=str(folder))
+    error, notes = pickle.loads(path.read_bytes())  # noqa: S301 - this run wrote it
+    for note in notes:
+        error.add_note(note)
+    path.unlink()
+    loaded: BaseException = error
+    return loaded
