@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lorgnette.config import ProcessorSettings
+from lorgnette.distributed import World
 from lorgnette.errors import LorgnetteError
 from lorgnette.inference.answers import AnswersInterrupted, answer_examples, describe_generation, describe_row_cuts
 from lorgnette.inference.loading import LoadedModel
@@ -14,6 +15,7 @@ from lorgnette.inference.sampling import SamplingParams
 from lorgnette.processing.processor import Processor
 from lorgnette.resolve import BUILT_IN_MODEL
 from lorgnette.types import Example, Prediction, PredictionRow
+from tests.ranks import run_ranks
 
 
 class EchoModel(LoadedModel):
@@ -106,3 +108,33 @@ def test_an_out_of_memory_error_has_the_hint(
     monkeypatch.setattr(EchoModel, "generate_answers", fail)
     with pytest.raises(LorgnetteError, match="buy more"):
         answer_examples(EchoModel(), examples, SamplingParams(4, 2), terminal, memory_hint="buy more")
+
+
+class CountingModel(EchoModel):
+    """Counts the prompts that it answers, and answers with their image and the adapter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "ids", [])
+
+    def generate_answers(self, examples: Sequence[Example], *arguments: Any, **options: Any) -> Iterator[Prediction]:
+        self.ids.append(len(examples))  # type: ignore[attr-defined]
+        for prediction in super().generate_answers(examples, *arguments, **options):
+            yield replace(prediction, text=f"{prediction.text} {prediction.example.images[0].path.name}")
+
+
+def answer_on_rank(world: World, examples: list[Example], terminal: Any) -> tuple[list[PredictionRow], list[int]]:
+    model = CountingModel()
+    return answer_examples(model, examples, SamplingParams(4, 2), terminal, world=world), model.ids  # type: ignore[attr-defined]
+
+
+def test_ranks_share_the_prompts_and_have_all_answers(example: Callable[..., Example], terminal: Any) -> None:
+    """In the order of the data, with the fields that one process fills; the longest answer is a share of its own."""
+    texts = ["a", "b", "a text that is longer than all others together", "c", "d"]
+    examples = [example(("user", i, "What?"), ("assistant", text)) for i, text in enumerate(texts)]
+    alone, _ = answer_on_rank(World(), examples, terminal)
+    assert len({row.tuned for row in alone}) == len(texts)
+    results = run_ranks(answer_on_rank, 3, examples, terminal)
+    assert [rows for rows, _ in results] == [alone] * 3
+    assert sorted(num_prompts for _, num_prompts in results) == [[1, 1], [2, 2], [2, 2]]
+    assert [rows for rows, _ in run_ranks(answer_on_rank, 2, examples[:1], terminal)] == [alone[:1]] * 2

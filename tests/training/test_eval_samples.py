@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lorgnette.commands.predict import read_examples
+from lorgnette.distributed import World
 from lorgnette.inference.loading import LoadedModel, ModelSpec
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.report import run_log
@@ -21,7 +22,8 @@ from lorgnette.training.eval_samples import (
     build_metric_curve,
     samples_over_time,
 )
-from lorgnette.types import PredictionRow, Turn
+from lorgnette.types import Example, PredictionRow, Turn
+from tests.ranks import run_ranks
 
 PrepareRun = Callable[..., Any]
 ROWS = [PredictionRow(str(i), (Path(f"{i}.png"),), "p", ("a dog",), "before", "a dog") for i in range(6)]
@@ -72,6 +74,42 @@ def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Pat
     assert logger._sampling == sampling
     assert len(logger._prompts) == len(examples) > NUM_SAMPLES
     assert len(logger.generate().rows) == NUM_SAMPLES
+
+
+def generate_on_rank(
+    world: World, model: LoadedModel, examples: list[Example], selects_best: bool, is_dealt: bool
+) -> tuple[list[str | None], dict[str, float], int]:
+    """Answers, scores and the number of prompts that this rank answered."""
+    counts: list[int] = []
+    answer = LoadedModel.generate_answers
+
+    def generate(self: LoadedModel, chosen: Any, *arguments: Any, **options: Any) -> Any:
+        counts.append(len(chosen))
+        return answer(self, chosen, *arguments, **options)
+
+    LoadedModel.generate_answers = generate  # type: ignore[method-assign]
+    sampling = SamplingParams(5, 2)
+    logger = SampleLogger(
+        model, examples, "ROUGE-L", sampling, selects_best=selects_best, world=world, is_dealt=is_dealt
+    )
+    samples = logger.generate()
+    LoadedModel.generate_answers = answer  # type: ignore[method-assign]
+    return [row.tuned for row in samples.rows], dict(samples.scores), sum(counts)
+
+
+@pytest.mark.parametrize(
+    ("selects_best", "is_dealt", "counts"), [(True, True, {2, 3}), (False, True, {0, 4}), (True, False, {5})]
+)
+def test_ranks_share_what_is_worth_it(
+    captions: Path, model: LoadedModel, selects_best: bool, is_dealt: bool, counts: set[int]
+) -> None:
+    """All full answers, and not a few short ones; the first rank has the score of all."""
+    examples = read_examples(captions, "p")[:5]
+    answers, scores, _ = generate_on_rank(World(), model, examples, selects_best, True)
+    first, second = run_ranks(generate_on_rank, 2, model, examples, selects_best, is_dealt)
+    assert first[:2] == (answers, scores)
+    assert second[1] == {}
+    assert {first[2], second[2]} == counts
 
 
 def test_a_metric_saves_another_best_step_than_the_loss(

@@ -1,13 +1,16 @@
 """Answers to prompts before and after training, as rows of a report."""
 
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, zip_longest
 
+from lorgnette.distributed import World
 from lorgnette.inference.answer_boxes import locate_references
 from lorgnette.inference.loading import LoadedModel, explain_out_of_memory
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics.eval_prompts import EvalPrompt, group_by_prompt
 from lorgnette.processing.processor import Processor, describe_image_size
+from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.report.console import Terminal
 from lorgnette.types import BASE_MODEL, Example, Prediction, PredictionRow
 
@@ -28,10 +31,12 @@ def answer_examples(
     with_base: bool = True,
     with_adapter: bool = True,
     memory_hint: str = "free some memory, or use --device cpu",
+    world: World = World(),
 ) -> list[PredictionRow]:
     """Answer every distinct (images, prompt) of the examples once, in order, without and with the adapter.
 
-    memory_hint: the advice in an out-of-memory error. Raises AnswersInterrupted with what was answered before Ctrl-C.
+    memory_hint: the advice in an out-of-memory error. world: its ranks share the prompts, and each gets all answers.
+    Raises AnswersInterrupted with what was answered before Ctrl-C; with several ranks, by all of them.
     """
     prompts = locate_references(group_by_prompt(examples), model.processor)
     before, after = list[Prediction](), list[Prediction]()
@@ -47,7 +52,7 @@ def answer_examples(
             (after, with_adapter, "after", "tuned"),
         ):
             if is_asked:
-                for prediction in _generate(model, prompts, sampling, terminal, label, adapter, memory_hint):
+                for prediction in _generate(model, prompts, sampling, terminal, label, adapter, memory_hint, world):
                     answers.append(prediction)
     except KeyboardInterrupt as interrupt:
         raise AnswersInterrupted(build_rows(), len(prompts)) from interrupt
@@ -75,10 +80,36 @@ def _generate(
     label: str,
     adapter: str | None,
     memory_hint: str,
+    world: World = World(),
 ) -> Iterator[Prediction]:
     examples = [prompt.example for prompt in prompts]
     with terminal.show_progress(label, len(examples)) as advance, explain_out_of_memory(memory_hint):
-        yield from model.generate_answers(examples, sampling, adapter=adapter, on_progress=advance)
+        on_progress = world.share_progress(f"answers {label}", advance)
+        generate = partial(model.generate_answers, sampling=sampling, adapter=adapter, on_progress=on_progress)
+        yield from share_answers(generate, examples, model.processor, world)
+        on_progress(0)  # shows what other ranks have done since
+
+
+def share_answers(
+    generate: Callable[[Sequence[Example]], Iterable[Prediction]],
+    examples: Sequence[Example],
+    processor: Processor,
+    world: World,
+) -> Iterator[Prediction]:
+    """The greedy answer to every example, in order, on every rank; each generates those of its share.
+
+    An answer is expected to be as long as the example's own.
+    """
+    if world.size == 1:
+        yield from generate(examples)
+        return
+    shares = split_between_ranks([processor.count_answer_tokens(example) + 1 for example in examples], world.size)
+    with world.status.phase("answers", is_bounded=False):
+        predictions = generate([examples[i] for i in shares[world.rank]])
+        own = [(p.text, p.adapter, p.is_complete, p.boxes) for p in predictions]
+        gathered = world.gather_objects(own)
+    by_place = dict(zip(chain(*shares), chain(*gathered), strict=True))
+    yield from (Prediction(example, *by_place[i]) for i, example in enumerate(examples))
 
 
 def describe_generation(processor: Processor, sampling: SamplingParams) -> str:

@@ -11,9 +11,12 @@ full.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from lorgnette.distributed import World
+from lorgnette.inference.answers import share_answers
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
 from lorgnette.metrics import registry
@@ -58,9 +61,15 @@ class SampleLogger:
         sampling: SamplingParams,
         *,
         selects_best: bool = False,
+        world: World = World(),
+        is_dealt: bool = True,
     ) -> None:
-        """metric: None measures nothing; sampling: of full answers; selects_best: the metric selects the best step."""
+        """metric: None measures nothing; sampling: of full answers; selects_best: the metric selects the best step.
+
+        is_dealt: a rank of the world can generate alone; otherwise all generate all answers, at the same time.
+        """
         self._model, self.metric, self.selects_best = model, metric, selects_best
+        self._world, self._is_dealt = world, is_dealt
         self._prompts = group_by_prompt(held_out)[: None if selects_best else NUM_SAMPLES]
         chosen = {prompt.example.without_answer().turns for prompt in self._prompts}
         answers = (example for example in held_out if example.without_answer().turns in chosen)
@@ -70,14 +79,19 @@ class SampleLogger:
         self._sampling = sampling if selects_best else short
 
     def generate(self) -> Samples:
-        """The answers of the adapter as it is now."""
-        examples = [prompt.example for prompt in self._prompts]
+        """The answers of the adapter as it is now. Every rank of the world calls this; the first alone gets them."""
+        examples, limit = [prompt.example for prompt in self._prompts], self._sampling.max_new_tokens
+        is_main = self._world.is_main
+        if self._is_dealt and not self.selects_best and not is_main:
+            return Samples((), {}, limit)  # a few short answers take as long as one
         # Dropout must draw the same numbers as without evaluation.
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
-            predictions = list(self._model.generate_answers(examples, self._sampling, adapter="tuned"))
+            generate = partial(self._model.generate_answers, sampling=self._sampling, adapter="tuned")
+            world = self._world if self._is_dealt and self.selects_best else World()
+            predictions = list(share_answers(generate, examples, self._model.processor, world))
         pairs = zip(self._prompts, predictions, strict=True)
         rows = tuple(prompt.build_row(tuned=prediction) for prompt, prediction in pairs)
-        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric), self._sampling.max_new_tokens)
+        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric) if is_main else {}, limit)
 
 
 def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[PredictionRow]) -> list[SampleHistory]:
