@@ -91,9 +91,9 @@ def test_a_process_that_is_gone_is_the_cause() -> None:
     ranks[1].start_step(5)
     exit_codes = {1: -int(signal.SIGKILL)}
     text = str(find_cause(ranks[0].table, exit_codes))
-    assert text.startswith("its process was ended by SIGKILL · rank 1 of 3 on host in step 5: start · the system does")
-    assert str(find_cause(ranks[0].table, {1: -int(signal.SIGSEGV)})).startswith("its process crashed: SIGSEGV")
-    assert str(find_cause(ranks[0].table, {1: 3})).startswith("its process ended with status 3")
+    assert text.startswith("a process was ended by SIGKILL · rank 1 of 3 on host in step 5: start · the system does")
+    assert str(find_cause(ranks[0].table, {1: -int(signal.SIGSEGV)})).startswith("a process crashed: SIGSEGV")
+    assert str(find_cause(ranks[0].table, {1: 3})).startswith("a process ended with status 3")
 
 
 def test_a_process_is_gone_only_on_its_own_machine() -> None:

@@ -225,13 +225,13 @@ def restore_error(error: RankError) -> LorgnetteError:
 def _explain_exit(code: int | None) -> tuple[str, str]:
     """(what, hint) for a process that ended without a word."""
     if code is None:
-        return "its process was ended from outside", "the system does this if memory is short: see `dmesg`"
+        return "a process was ended from outside", "the system does this if memory is short: see `dmesg`"
     if code > 0:
-        return f"its process ended with status {code}", "see its output in the run's folder ranks/"
+        return f"a process ended with status {code}", "see its output in the run's folder ranks/"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     if code == -signal.SIGKILL:
-        return f"its process was ended by {name}", "the system does this if memory is short: see `dmesg`"
-    return f"its process crashed: {name}", "see its output in the run's folder ranks/"
+        return f"a process was ended by {name}", "the system does this if memory is short: see `dmesg`"
+    return f"a process crashed: {name}", "see its output in the run's folder ranks/"
 
 
 def is_gone(table: NDArray[Any], rank: int) -> bool:

@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn, Self
 
+from lorgnette.rank_status import RankStatus, find_cause
 from lorgnette.report.console import Terminal
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -52,15 +53,18 @@ class StopSignals:
 class GracefulInterrupt(StopSignals):
     """The first signal finishes the step and saves; a second Ctrl-C stops at once."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, status: RankStatus | None = None) -> None:
+        """status: of this rank among several."""
         super().__init__()
-        self._terminal = terminal
+        self._terminal, self._status = terminal, status
 
     @property
     def is_requested(self) -> bool:
         return self.number is not None
 
     def on_first(self, number: int) -> None:
+        if self._status is not None and find_cause(self._status.table):
+            return  # torch's agent ends the ranks because one has failed: there will be no next step
         name = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
         self._terminal.warn(f"{name}stopping after this step; press Ctrl-C again to stop at once without saving")
 

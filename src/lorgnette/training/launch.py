@@ -21,12 +21,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.planning.gpus import find_gpus
+from lorgnette.rank_status import RankError, RankStatus, allocate_table, find_cause, restore_error
 from lorgnette.report.console import Terminal
 from lorgnette.training.interrupt import STOP_SIGNALS, StopSignals
+from lorgnette.training.rank_process import end_with_parent, leave_process, wait_for_ranks, watch_ranks
 
 if TYPE_CHECKING:
     from lorgnette.distributed import World
@@ -35,6 +38,7 @@ NumGpus = int | Literal["all"] | str | None
 SHUTDOWN_SECONDS = 300
 """From a signal to the agent until ranks that have not saved and ended are killed."""
 _LOOPBACK = "127.0.0.1"
+_ERROR_FILE = "rank-0.error"
 
 
 def count_ranks(gpus: NumGpus, device: str) -> int:
@@ -95,18 +99,18 @@ def start_ranks(size: int, device: str, folder: Path, train: Callable[["World"],
     device_type = "cpu" if device == "cpu" else "cuda"
     folder.mkdir(exist_ok=True)
     store = TCPStore(_LOOPBACK, 0, is_master=True, multi_tenant=True)
-    rank_job = _RankJob(device_type, folder, train)
+    table = allocate_table(size)
+    rank_job = _RankJob(device_type, folder, table, train)
     gc.freeze()  # a collection in a rank would write to the pages that it shares
     try:
-        with _keep_signal_handlers(), _log_agent(folder):
+        with _keep_signal_handlers(), _log_agent(folder), wait_for_ranks(table):
             elastic_launch(_build_launch_config(size, store.port), rank_job.run)()
-    except SignalException as error:
-        _raise_interrupt(error.sigval)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 128:
-            _raise_interrupt(failure.exitcode - 128)
-        raise _load_error(folder, rank, failure.exitcode) from None
+    except (SignalException, ChildFailedError) as error:
+        failures = error.failures if isinstance(error, ChildFailedError) else {}
+        exit_codes = {rank: failure.exitcode for rank, failure in failures.items()}
+        if cause := find_cause(table, exit_codes):
+            raise _load_error(folder, cause) from None
+        _raise_interrupt(error.sigval if isinstance(error, SignalException) else max(exit_codes.values()) - 128)
     finally:
         gc.unfreeze()
 
@@ -131,28 +135,32 @@ class _RankJob:
 
     device_type: str
     folder: Path
+    table: NDArray[Any]
     train: Callable[["World"], None]
 
     def run(self) -> None:
         """Never returns an error to the agent: it ends the process with 1, or 128 plus the signal's number."""
-        os.setpgrp()  # a terminal's Ctrl-C reaches the agent alone, which forwards it
+        end_with_parent()
         rank, stop = int(os.environ["RANK"]), StopSignals()
         if rank > 0:
             _redirect_output(self.folder / f"rank-{rank}.log")
+        status = RankStatus(rank, self.table)
+        say = Terminal().warn if rank == 0 else build_rank_terminal().warn
         try:
-            with stop:
-                self._train()
+            with stop, watch_ranks(status, say):
+                self._train(status)
             return
         except KeyboardInterrupt:
-            status = 128 + (stop.number or signal.SIGINT)
+            exit_status = 128 + (stop.number or signal.SIGINT)
         except BaseException as error:  # the parent raises it
-            _save_error(self.folder, rank, error)
-            status = 1
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the agent's, for the ranks that end last
-        sys.exit(status)
+            exit_status = 1
+            if rank == 0:
+                _save_error(self.folder, error)
+            elif not isinstance(error, LorgnetteError):
+                traceback.print_exc()
+        leave_process(exit_status)
 
-    def _train(self) -> None:
+    def _train(self, status: RankStatus) -> None:
         import torch
 
         from lorgnette.distributed import join_world, leave_world
@@ -161,7 +169,7 @@ class _RankJob:
             select_card()
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
-        world = join_world(self.device_type)
+        world = join_world(self.device_type, status)
         self.train(world)
         leave_world(world)
 
@@ -216,15 +224,16 @@ def _keep_signal_handlers() -> Iterator[None]:
 @contextmanager
 def _log_agent(folder: Path) -> Iterator[None]:
     """Write what the agent logs into a file, not to the terminal: the parent says what failed."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    handler, propagates = logging.FileHandler(folder / "agent.log", delay=True), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    handler = logging.FileHandler(folder / "agent.log", delay=True)
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
     try:
         yield
     finally:
-        logger.propagate = propagates
-        logger.removeHandler(handler)
+        for logger, (handlers, propagates) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagates
         handler.close()
 
 
@@ -244,24 +253,28 @@ def _raise_interrupt(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _save_error(folder: Path, rank: int, error: BaseException) -> None:
-    if not isinstance(error, LorgnetteError):
-        error.add_note("".join(traceback.format_exception(error)))
+def _save_error(folder: Path, error: BaseException) -> None:
+    """Keep an exception of the first rank, which calls the user's callbacks. Those for the user are in the table."""
+    if isinstance(error, LorgnetteError):
+        return
+    error.add_note("".join(traceback.format_exception(error)))
     try:
         content = pickle.dumps((error, getattr(error, "__notes__", [])))
     except Exception:  # a user's exception may refuse in any way
         content = pickle.dumps((RuntimeError("".join(traceback.format_exception(error))), []))
-    (folder / f"rank-{rank}.error").write_bytes(content)
+    (folder / _ERROR_FILE).write_bytes(content)
 
 
-def _load_error(folder: Path, rank: int, status: int) -> BaseException:
-    path = folder / f"rank-{rank}.error"
-    if not path.exists():
-        message = f"rank {rank} on {socket.gethostname()} ended with exit status {status}"
-        return LorgnetteError(message, where=str(folder))
-    error, notes = pickle.loads(path.read_bytes())  # noqa: S301 - this run wrote it
-    for note in notes:
-        error.add_note(note)
-    path.unlink()
-    loaded: BaseException = error
-    return loaded
+def _load_error(folder: Path, cause: RankError) -> BaseException:
+    """What ended the ranks, for the command."""
+    path = folder / _ERROR_FILE
+    if cause.rank == 0 and path.exists():
+        error, notes = pickle.loads(path.read_bytes())  # noqa: S301 - this run wrote it
+        for note in notes:
+            error.add_note(note)
+        path.unlink()
+        loaded: BaseException = error
+        return loaded
+    log = folder / f"rank-{cause.rank}.log"
+    cause.hint = cause.hint or f"see its output: {log}"
+    return restore_error(cause)

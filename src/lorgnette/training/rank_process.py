@@ -4,12 +4,13 @@ No rank stays behind. If one fails, the others end within seconds, also those th
 process that started the ranks is killed, they save and end as after TERM.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -176,6 +177,40 @@ def _wait_for_others(status: RankStatus, watchdog: Watchdog) -> None:
         if not any(table["outcome"][r] == Outcome.RUNNING and not is_gone(table, r) for r in range(status.size)):
             return
         time.sleep(0.05)
+
+
+@contextmanager
+def wait_for_ranks(table: NDArray[Any]) -> Iterator[None]:
+    """In the process that forked the ranks: leave the block, after a signal too, when none of them runs.
+
+    A second signal makes torch's agent give up waiting. A second Ctrl-C reaches the ranks, which then do not save.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    try:
+        yield
+    except SignalException:
+        end = time.monotonic() + STOP_SECONDS
+        while pids := _find_children(table):
+            try:
+                time.sleep(0.05)
+            except SignalException as again:
+                if again.sigval == signal.SIGINT:
+                    _send(signal.SIGINT, pids)
+            if time.monotonic() > end:
+                _send(signal.SIGKILL, pids)
+        raise
+
+
+def _find_children(table: NDArray[Any]) -> list[int]:
+    pids = set(table["pid"].tolist())
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None and child.pid in pids]
+
+
+def _send(number: int, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def end_with_parent() -> None:

@@ -75,13 +75,14 @@ def run_training(
         sample = make_sample(data.processor, metadata.prompt)
         setup = build_training(
             settings, data, device, dtype, resume_from=checkpoint, extra_grids=sample.grids, timer=timer,
-            terminal=terminal,
+            terminal=terminal, world=world,
         )  # fmt: skip
         data = setup.data
-        held_out = [encoded.example for encoded in data.held_out]
+        held_out = data.held_out.conversations
         model = _build_answering_model(setup, eval_processor, settings.adapter)
         selects_best = get_best_model_metric(settings) is not None
-        samples = SampleLogger(model, held_out, select_tracked_metric(settings), sampling, selects_best=selects_best)
+        metric = select_tracked_metric(settings)
+        samples = SampleLogger(model, held_out, metric, sampling, selects_best=selects_best, world=world)
         trainer = _build_trainer(setup, settings, checkpoint, device, terminal, world)
 
         try:
@@ -97,7 +98,7 @@ def run_training(
                 with (
                     timer("steps"),
                     terminal.show_progress("steps", trainer.total_steps, completed=trainer.step) as advance,
-                    GracefulInterrupt(terminal) as interrupt,
+                    GracefulInterrupt(terminal, world.status) as interrupt,
                 ):
                     callbacks = TrainingCallbacks(
                         run_dir, terminal, log, trackers, snapshot, writer, samples, advance, interrupt,
@@ -248,7 +249,7 @@ def _answer_held_out(
     """Answer as before the training and with the adapter; write predictions.jsonl. origin: what the run continued."""
     hint = f"lower predict.batch_size in {run_dir.config}, then: {run_dir.resume_command}"
     try:
-        rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint)
+        rows = answer_examples(model, held_out, sampling, terminal, memory_hint=hint, world=world)
     except AnswersInterrupted:
         terminal.print(f"saved      the adapter; for the answers and the report: {run_dir.resume_command}")
         raise
