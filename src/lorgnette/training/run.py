@@ -60,6 +60,8 @@ def run_training(
     than its own log. Raises KeyboardInterrupt if Ctrl-C, TERM or HUP stopped the training, after its checkpoint is
     saved, and then what a callback of the user raised.
     """
+    timer.attach_status(world.status)
+
     # Resolve what depends on the device and on earlier checkpoints.
     device, dtype = _select_device_and_dtype(settings, terminal)
     step, checkpoint = find_latest_checkpoint(run_dir.checkpoints) or (None, None)
