@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lorgnette.rank_status import RankStatus
 from lorgnette.report import run_log
 from lorgnette.report.console import Terminal
 from lorgnette.report.run_log import RunLog
@@ -34,3 +35,12 @@ def test_a_stage_that_fails_has_no_seconds(terminal: Terminal, terminal_output: 
     with pytest.raises(KeyboardInterrupt), StageTimer(terminal)("data"):
         raise KeyboardInterrupt
     assert not terminal_output.getvalue()
+
+
+def test_a_stage_is_a_phase_of_the_rank(terminal: Terminal) -> None:
+    timer, status = StageTimer(terminal), RankStatus()
+    timer.attach_status(status)
+    with timer("features"):
+        assert (status.row["phase"], status.row["is_bounded"]) == (b"features", True)
+    with timer("weights"):
+        assert (status.row["phase"], status.row["is_bounded"]) == (b"weights", False)

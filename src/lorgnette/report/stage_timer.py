@@ -4,8 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lorgnette.rank_status import RankStatus
 from lorgnette.report.console import Terminal
 from lorgnette.report.run_log import RunLog
+
+UNBOUNDED = ("transformers", "weights", "adapter")
+"""Stages that may take long without a sign of progress: a slow disk."""
 
 
 class StageTimer:
@@ -18,11 +22,13 @@ class StageTimer:
         self._terminal = terminal
         self._log: RunLog | None = None
         self._unlogged: list[tuple[str, float]] = []
+        self._status = RankStatus()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with self._status.phase(name, is_bounded=name not in UNBOUNDED):
+            yield
         seconds = time.perf_counter() - start
         self._terminal.print(f"{name:<10} {seconds:.1f} s")
         self.record(name, seconds)
@@ -33,6 +39,10 @@ class StageTimer:
             self._unlogged.append((name, seconds))
         else:
             self._log.write({"kind": "stage", "name": name, "seconds": seconds})
+
+    def attach_status(self, status: RankStatus) -> None:
+        """Name the stages there from now on, for the other ranks."""
+        self._status = status
 
     def attach_log(self, log: RunLog) -> None:
         """Write to this log from now on, starting with the stages measured before."""
