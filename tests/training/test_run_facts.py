@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from lorgnette.io.atomic import write_json
+from lorgnette.models.qwen2_vl.positions import compute_position_ids
+from lorgnette.processing.encoded_rows import EncodedRows, TextRow
 from lorgnette.report.manifest import build_manifest
 from lorgnette.report.run_log import RunLog
 from lorgnette.training.run_facts import describe_comparison, format_duration, list_facts, list_next_steps, sum_stages
 from lorgnette.training.run_report import write_run_report
-from lorgnette.types import Image, PredictionRow
+from lorgnette.types import Example, Image, PredictionRow
 
 STAGES = [("data", 1.0), ("features", 3.0), ("decoding", 2.5), ("steps", 60.0), ("steps", 64.0)]
 RECORDS = [{"kind": "stage", "name": name, "seconds": seconds} for name, seconds in STAGES]
@@ -71,12 +73,13 @@ def test_copies_of_images_are_counted_once(prepare_run: Callable[..., Any], tmp_
     for path in copies:
         path.write_bytes(b"the same")
 
-    def show(encoded: Any, path: Path) -> Any:
-        user, *others = encoded.example.turns
+    def show(example: Example, path: Path) -> TextRow:
+        user, *others = example.turns
         parts = tuple(replace(part, path=path) if isinstance(part, Image) else part for part in user.parts)
-        return replace(encoded, example=replace(encoded.example, turns=(replace(user, parts=parts), *others)))
+        return TextRow(replace(example, turns=(replace(user, parts=parts), *others)), [], [], [], [])
 
-    data = replace(run.data, held_out=list(map(show, run.data.held_out, copies)))
+    rows = map(show, run.data.held_out.conversations, copies)
+    data = replace(run.data, held_out=EncodedRows.from_rows(rows, 0, compute_position_ids))
     asked = dict(describe_comparison(run.settings, data, build_rows(run), 12))["Asked about"]
     assert asked.startswith(
         "2 held-out rows with 1 image: from the end of captions.csv, with the copies of their images; none"

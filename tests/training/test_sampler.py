@@ -98,7 +98,7 @@ def test_examples_are_grouped_by_their_first_image() -> None:
     cat, dog = (ImageGrid(Image(Path(name)), 1, 2, 2, 2) for name in ("cat.png", "dog.png"))
     empty = np.zeros(0, np.int32)
     examples = [
-        Encoded(Example("", (), Path("x"), 1), empty, empty, empty.reshape(3, 0), grids, ())
+        Encoded(Example("", (), Path("x"), 1), empty, empty, empty.reshape(3, 0), grids, (0,) * len(grids))
         for grids in ((cat,), (), (dog,), (cat, dog), (), (cat,))
     ]
     assert ImageGroups.from_examples(examples).indices == ((0, 3, 5), (1,), (2,), (4,))

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Int32, UInt64
 
 from lorgnette.processing.dropout_keys import draw_dropout_keys, hash_tokens, identify_by_place
+from lorgnette.processing.encoded_rows import RowSizes
 from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.types import IGNORE_INDEX, Encoded, ImageGrid, PackedBatch
 
@@ -59,12 +60,11 @@ def split_into_microbatches(
     step_key: selects the dropout masks of the step (`derive_step_key`). places: the examples of the step to pack, if
     not all of them; the weights of their labels and their dropout masks stay those of the whole step.
     """
-    places = range(len(examples)) if places is None else places
-    num_labels = sum(encoded.num_labels for encoded in examples)
-    images = dict.fromkeys(grid for encoded in examples for grid in encoded.grids)
+    places, sizes = range(len(examples)) if places is None else places, RowSizes.from_examples(examples)
+    num_labels = int(sizes.num_labels.sum())
     trees = build_prefix_trees(
-        [examples[place] for place in places], max_tokens, prefix_sharing=prefix_sharing,
-        image_numbers={grid: number for number, grid in enumerate(images)},
+        (examples[place] for place in places), max_tokens, prefix_sharing=prefix_sharing,
+        image_numbers={grid: number for number, grid in enumerate(sizes.distinct_grids)},
     )  # fmt: skip
     left = iter(places)
     return [_pack_tree(tree, list(islice(left, len(tree.examples))), num_labels, step_key) for tree in trees]

@@ -6,15 +6,12 @@ as not to be learned (`Turn.has_loss`).
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import Int32
 
 from lorgnette.config import ProcessorSettings
 from lorgnette.data import check_aspect, read_image_size
@@ -33,9 +30,10 @@ from lorgnette.processing.boxes import (
     write_boxes,
 )
 from lorgnette.processing.chat_template import ChatTemplate, ConversationShape
+from lorgnette.processing.encoded_rows import TextRow, add_span
 from lorgnette.processing.image_processor import ImageProcessor, round_size
 from lorgnette.processing.tokenizer import IM_END_TOKEN, IMAGE_TOKEN, TextTokenizer
-from lorgnette.types import IGNORE_INDEX, ControlToken, Encoded, Example, Image, ImageGrid, Role, Turn
+from lorgnette.types import ControlToken, Encoded, Example, Image, ImageGrid, Role, Turn
 
 SizeReader = Callable[[Path], tuple[int, int]]
 """Path → the image's (width, height) after orientation."""
@@ -54,12 +52,13 @@ class _Beginning(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """Tokens without answers. image_starts: offsets from the segment's first token; beginning: of the answer after
-    it."""
+    """Tokens without answers. text, spans, image_starts: as in `TextRow`, from the segment's first token; length: with
+    the image tokens; beginning: of the answer after it."""
 
-    input_ids: Int32[np.ndarray, " T"]
-    labels: Int32[np.ndarray, " T"]
+    text: tuple[int, ...]
+    spans: tuple[int, ...]
     image_starts: tuple[int, ...]
+    length: int
     beginning: _Beginning
 
 
@@ -85,9 +84,9 @@ class Processor:
 
     def __post_init__(self) -> None:
         control_tokens, eos_token = self.tokenizer.control_tokens, self.settings.eos_token
-        self._image_token_id = control_tokens[IMAGE_TOKEN]
+        self.image_token_id = control_tokens[IMAGE_TOKEN]
         self.eos_token_id = control_tokens[IM_END_TOKEN if eos_token == "template" else eos_token]  # noqa: S105
-        self._compute_position_ids = import_positions(self.family.model_type).compute_position_ids
+        self.compute_position_ids = import_positions(self.family.model_type).compute_position_ids
         self.box_convention = BoxConvention(self.family.box_scale, self.family.box_format)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, control_tokens)) + ")")
         self._prompt_end = str(self.chat_template.render((("user", (False,)),), True)[-1])
@@ -121,35 +120,39 @@ class Processor:
         them. Raises LorgnetteError for an image that cannot be read, for an example longer than `max_length` and for
         an answer with a thought that the template does not write.
         """
+        row = self.encode_row(example, add_generation_prompt=add_generation_prompt)
+        return row.expand(self.image_token_id, self.compute_position_ids)
+
+    def encode_row(self, example: Example, *, add_generation_prompt: bool = False) -> TextRow:
+        """What `encode` returns, in short."""
         example = self.write_boxes(example)
         turns = example.without_answer().turns if add_generation_prompt else example.turns
         outline, answers, grids = self._split_answers(turns)
         self._check_thoughts(example, answers)
         # The frame around the answers comes from a cache; only the answers are tokenized for each example.
-        input_ids: list[Int32[np.ndarray, " _"]] = []
-        labels: list[Int32[np.ndarray, " _"]] = []
-        image_starts: list[int] = []
-        length = 0
+        text, spans, image_starts, length = list[int](), list[int](), list[int](), 0
         frame = self._cached_frame(outline, add_generation_prompt)
         for segment, (pieces, has_loss) in zip(frame, [*answers, ((), False)], strict=True):
+            text += segment.text
             image_starts += [length + start for start in segment.image_starts]
+            for first, last in zip(segment.spans[::2], segment.spans[1::2], strict=True):
+                add_span(spans, length + first, length + last)
+            length += segment.length
             written = _join_texts(segment.beginning.opening, pieces)
-            answer_ids = np.array([id_ for piece in written for id_ in self._encode_piece(piece)], np.int32)
-            is_learned = has_loss and segment.beginning.is_learned
-            input_ids += [segment.input_ids, answer_ids]
-            labels += [segment.labels, answer_ids if is_learned else np.full_like(answer_ids, IGNORE_INDEX)]
-            length += len(segment.input_ids) + len(answer_ids)
+            answer = [id_ for piece in written for id_ in self._encode_piece(piece)]
+            text += answer
+            if answer and has_loss and segment.beginning.is_learned:
+                add_span(spans, length, length + len(answer))
+            length += len(answer)
         if length > self.settings.max_length:
             counts = f"{length} tokens ({sum(grid.num_tokens for grid in grids)} of them for images)"
             message = f"{counts}, more than max_length={self.settings.max_length}"
             hint = "shorten the text, lower image_tokens, or raise max_length"
             raise LorgnetteError(message, where=example.where, hint=hint)
-        if not add_generation_prompt and any(has_loss for _, has_loss in answers) and not _has_loss(labels):
+        if not add_generation_prompt and not spans and any(has_loss for _, has_loss in answers):
             message = "no answer that is to be learned begins as a prediction of this model does"
             raise LorgnetteError(message, where=example.where, hint="let the last answer be learned, or remove the row")
-        position_ids = self._compute_position_ids(length, image_starts, grids)
-        arrays = np.concatenate(input_ids), np.concatenate(labels), position_ids
-        return Encoded(example, *arrays, grids, tuple(image_starts))
+        return TextRow(example, text, spans, image_starts, grids)
 
     def count_answer_tokens(self, example: Example) -> int:
         """The tokens of `Example.reference`, without an end token; 0 if the user has the last word."""
@@ -248,22 +251,20 @@ class Processor:
         """The segments before the first answer, between answers, and behind the last."""
         image_lengths = iter([part for _, parts, _ in outline for part in parts if isinstance(part, int)])
         frame: list[_Segment] = []
-        input_ids: list[int] = []
-        labels: list[int] = []
-        image_starts: list[int] = []
+        text, spans, image_starts, length = list[int](), list[int](), list[int](), 0
         for run, has_loss in chain(self._iter_runs(outline, add_generation_prompt), [(_END, False)]):
             if isinstance(run, _Beginning):
-                arrays = np.array(input_ids, np.int32), np.array(labels, np.int32)
-                frame.append(_Segment(*arrays, tuple(image_starts), run))
-                input_ids, labels, image_starts = [], [], []
-                continue
-            # The template writes one image token per image; it is repeated for each token that the image takes.
-            repeats = 1
-            if run == [self._image_token_id]:
-                image_starts.append(len(input_ids))
-                repeats = next(image_lengths)
-            input_ids += run * repeats
-            labels += run if has_loss else [IGNORE_INDEX] * len(run) * repeats
+                frame.append(_Segment(tuple(text), tuple(spans), tuple(image_starts), length, run))
+                text, spans, image_starts, length = [], [], [], 0
+            elif run == [self.image_token_id]:
+                # The template writes one image token per image; it takes the place of all of the image's.
+                image_starts.append(length)
+                length += next(image_lengths)
+            else:
+                text += run
+                if run and has_loss:
+                    add_span(spans, length, length + len(run))
+                length += len(run)
         return tuple(frame)
 
     def _iter_runs(
@@ -334,10 +335,6 @@ class Processor:
         height, width = processor.compute_size(*size)
         # t = 1: an image is one frame.
         return ImageGrid(image, 1, height // processor.patch_size, width // processor.patch_size, processor.merge_size)
-
-
-def _has_loss(labels: Iterable[Int32[np.ndarray, " _"]]) -> bool:
-    return any((part != IGNORE_INDEX).any() for part in labels)
 
 
 def _check_image_token(folder: Path, tokenizer: TextTokenizer) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+from jaxtyping import Int32
 
-from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.training.sampler import BatchSampler
 
@@ -25,7 +26,7 @@ class TokenLengths:
     histogram: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def from_lengths(cls, lengths: Sequence[int], num_bars: int = 8) -> "TokenLengths":
+    def from_lengths(cls, lengths: Sequence[int] | Int32[np.ndarray, " N"], num_bars: int = 8) -> "TokenLengths":
         values = np.sort(np.asarray(lengths))
         first, last = int(values[0]), int(values[-1])
         width = -(-(last - first + 1) // num_bars)
@@ -56,7 +57,8 @@ class EpochTokens:
 class StepStats:
     """The steps of a run. num_microbatches, tokens and labels are of all steps, projected from num_sampled of them.
 
-    largest_microbatch: its tokens and labels. With several ranks the micro-batches are those of all.
+    largest_microbatch: its tokens and labels. tokens_per_step: of a step that is not the last of an epoch, where fewer
+    examples are left. With several ranks the micro-batches are those of all.
     """
 
     total_steps: int
@@ -66,6 +68,7 @@ class StepStats:
     tokens: int
     labels: int
     largest_microbatch: tuple[int, int]
+    tokens_per_step: int
 
 
 def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1) -> StepStats:
@@ -75,14 +78,19 @@ def count_steps(sampler: BatchSampler, max_tokens: int, *, prefix_sharing: bool,
     sizes = [(tree.num_tokens, tree.num_labels) for tree in trees]
     scale = sampler.total_steps / len(steps)
     microbatches, tokens, labels = (round(count * scale) for count in (len(sizes), *map(sum, zip(*sizes, strict=True))))
-    return StepStats(sampler.total_steps, sampler.steps_per_epoch, len(steps), microbatches, tokens, labels, max(sizes))
+    num_examples = len(sampler.examples)
+    full = sampler.steps_per_epoch * min(sampler.batch_size, num_examples) / num_examples  # beside a step's mean
+    return StepStats(
+        sampler.total_steps, sampler.steps_per_epoch, len(steps), microbatches, tokens, labels, max(sizes),
+        tokens_per_step=round(tokens / sampler.total_steps * full),
+    )  # fmt: skip
 
 
 def compare_layouts(sampler: BatchSampler, grouped: BatchSampler, max_tokens: int) -> EpochTokens:
     """grouped: the sampler that keeps the captions of an image together."""
     steps, totals = _sample_steps(sampler.steps_per_epoch, sampler.batch_size), np.zeros(4)
     for step in steps:
-        lengths = [len(sampler.examples[i].input_ids) for i in sampler.select(step)]
+        lengths = sampler.sizes.lengths[sampler.select(step)].tolist()
         packed, prefix_shared, grouped_by_image = (
             sum(tree.num_tokens for tree in _pack(layout, step, max_tokens, prefix_sharing))
             for layout, prefix_sharing in ((sampler, False), (sampler, True), (grouped, True))
@@ -95,14 +103,8 @@ def _pack(
     sampler: BatchSampler, step: int, max_tokens: int, prefix_sharing: bool, num_ranks: int = 1
 ) -> list[PrefixTree]:
     """The micro-batches of a step, of all ranks, without their arrays."""
-    examples, trees = [sampler.examples[i] for i in sampler.select(step)], list[PrefixTree]()
-    shares: Sequence[Sequence[int]] = [range(len(examples))]
-    if num_ranks > 1:
-        shares = sampler.split_step(step, num_ranks, prefix_sharing=prefix_sharing)
-    for places in shares:
-        share = [examples[place] for place in places]
-        trees += build_prefix_trees(share, max_tokens, prefix_sharing=prefix_sharing)
-    return trees
+    ranks = sampler.build_trees(step, max_tokens, prefix_sharing=prefix_sharing, num_ranks=num_ranks)
+    return list(chain.from_iterable(ranks))
 
 
 def _sample_steps(num_steps: int, batch_size: int) -> list[int]:

@@ -5,7 +5,7 @@ Everything is checked here, before a run folder is created and before weights ar
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from lorgnette.metrics.labels import find_labels
 from lorgnette.metrics.registry import check_best_model_metric, expand_metric_names, get_best_model_metric
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.quantization import list_quantization_remarks
+from lorgnette.processing.encoded_rows import EncodedRows, TextRow
 from lorgnette.processing.processor import Processor
 from lorgnette.report.check_report import SplitSummary
 from lorgnette.report.console import Terminal
@@ -33,7 +34,7 @@ from lorgnette.resolve import find_model_config, read_rows, resolve_data, resolv
 from lorgnette.startup import gc_paused
 from lorgnette.training.initial_adapter import check_initial_adapter, hash_adapter
 from lorgnette.training.start_warnings import list_start_warnings
-from lorgnette.types import Encoded, Example, ImageGrid, Problem
+from lorgnette.types import Example, ImageGrid, Problem
 
 _FIX_ROW = "fix or remove the row"
 MAX_LISTED_INPUTS = 8
@@ -46,8 +47,8 @@ class TrainingData:
 
     checkpoint: BaseCheckpoint
     processor: Processor
-    examples: list[Encoded]
-    held_out: list[Encoded]
+    examples: EncodedRows
+    held_out: EncodedRows
     problems: list[Problem]
     files: tuple[Path, ...]
     adapter: Path | None = None
@@ -98,11 +99,11 @@ class TrainingData:
         files = tuple(dict.fromkeys(source for path in paths for source in split_sources(path)))
         loaded = cls(checkpoint, processor, examples, held_out, problems, files, settings.adapter)
         loaded._check_rows(problems, len(train_rows) + len(test_rows), settings.data.on_bad_row, terminal)
-        check_best_model_metric(settings, [e.example for e in held_out])
+        check_best_model_metric(settings, held_out.conversations)
         for finding in scanned.remarks:
             terminal.warn(str(finding.problem))
         is_auto = settings.data.holdout == "auto" and settings.data.test is None
-        train_part, test_part = ([e.example for e in part] for part in (examples, held_out))
+        train_part, test_part = examples.conversations, held_out.conversations
         for line in SplitSummary.from_examples(train_part, test_part, is_auto=is_auto).advice:
             terminal.warn(line)
         for line in [*processor.list_remarks(train_part), *target_remarks, *weight_remarks]:
@@ -112,13 +113,18 @@ class TrainingData:
         return loaded
 
     @property
-    def references(self) -> list[str | None]:
+    def references(self) -> list[str]:
         """The answers of all rows."""
-        return [e.example.reference for part in (self.examples, self.held_out) for e in part]
+        return [example.reference for example in self.conversations]
+
+    @property
+    def conversations(self) -> list[Example]:
+        """All rows, first those that are trained on."""
+        return [*self.examples.conversations, *self.held_out.conversations]
 
     def choose_metrics(self, settings: Settings, terminal: Terminal) -> Settings:
         """The settings, with `auto` in predict.metrics replaced by what suits the references of all rows. Prints it."""
-        names, examples = settings.predict.metrics, [e.example for part in (self.examples, self.held_out) for e in part]
+        names, examples = settings.predict.metrics, self.conversations
         has_boxes = [bool(example.reference_boxes) for example in examples]
         choice = choose_metrics(names, [(example.reference,) for example in examples], has_boxes)
         if choice.labels:
@@ -132,21 +138,22 @@ class TrainingData:
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, if the answers of all rows are labels."""
-        return find_labels([(e.example.reference,) for part in (self.examples, self.held_out) for e in part])
+        return find_labels([(reference,) for reference in self.references])
 
     @property
     def grids(self) -> list[ImageGrid]:
         """The distinct images."""
-        return list(dict.fromkeys(grid for part in (self.examples, self.held_out) for e in part for grid in e.grids))
+        return list(dict.fromkeys([*self.examples.sizes.distinct_grids, *self.held_out.sizes.distinct_grids]))
 
     @property
     def num_training_images(self) -> int:
-        return len({grid.image.path for e in self.examples for grid in e.grids})
+        return len({grid.image.path for grid in self.examples.sizes.distinct_grids})
 
     @property
     def most_common_prompt(self) -> str:
         """The prompt of most examples, used for images without one; "" if there is none."""
-        prompts = Counter(e.example.turns[-2].text for e in self.examples if len(e.example.turns) > 1)
+        conversations = self.examples.conversations
+        prompts = Counter(example.turns[-2].text for example in conversations if len(example.turns) > 1)
         return prompts.most_common(1)[0][0] if prompts else ""
 
     def build_eval_processor(self, settings: ProcessorSettings, image_size: Literal["train", "native"]) -> Processor:
@@ -174,7 +181,7 @@ class TrainingData:
 
     def select_held_out(self, image_hashes: Mapping[str, str]) -> dict[Path, str]:
         """Held-out image → its hash, from `hash_images`."""
-        paths = dict.fromkeys(grid.image.path for encoded in self.held_out for grid in encoded.grids)
+        paths = dict.fromkeys(grid.image.path for grid in self.held_out.sizes.distinct_grids)
         return {path: image_hashes[str(path)] for path in paths}
 
     def _hash_examples(self) -> str:
@@ -195,15 +202,19 @@ class TrainingData:
         """The data without the rows of images that cannot be decoded. Raises LorgnetteError for on_bad_row=error."""
         if not errors:
             return self
-        problems = [
-            Problem(e.example.source, e.example.row, f"{error.message} ({path})", error.hint or _FIX_ROW, str(path))
-            for part in (self.examples, self.held_out)
-            for e in part
-            for path, error in [(grid.image.path, errors[grid]) for grid in e.grids if grid in errors][:1]
-        ]
-        examples, held_out = (
-            [e for e in part if errors.keys().isdisjoint(e.grids)] for part in (self.examples, self.held_out)
-        )
+        kept, problems = list[EncodedRows](), list[Problem]()
+        for part in (self.examples, self.held_out):
+            usable = list[int]()
+            for i, (example, grids) in enumerate(zip(part.conversations, part.sizes.iter_grids(), strict=True)):
+                grid = next((grid for grid in grids if grid in errors), None)
+                if grid is None:
+                    usable.append(i)
+                    continue
+                error, path = errors[grid], grid.image.path
+                message, hint = f"{error.message} ({path})", error.hint or _FIX_ROW
+                problems.append(Problem(example.source, example.row, message, hint, str(path)))
+            kept.append(part.select(usable))
+        examples, held_out = kept
         rest = replace(self, examples=examples, held_out=held_out, problems=self.problems + problems)
         rest._check_rows(problems, len(self.examples) + len(self.held_out), on_bad_row, terminal)
         return rest
@@ -260,12 +271,14 @@ def _read_rows(settings: Settings, path: Path, terminal: Terminal) -> data.ScanR
 
 
 @gc_paused()
-def _encode_examples(processor: Processor, examples: Sequence[Example], problems: list[Problem]) -> list[Encoded]:
+def _encode_examples(processor: Processor, examples: Sequence[Example], problems: list[Problem]) -> EncodedRows:
     """Encode the examples; those that cannot be encoded are added to `problems`."""
-    encoded = []
-    for example in examples:
-        try:
-            encoded.append(processor.encode(example))
-        except LorgnetteError as error:
-            problems.append(Problem(example.source, example.row, error.message, error.hint or _FIX_ROW))
-    return encoded
+
+    def iter_rows() -> Iterator[TextRow]:
+        for example in examples:
+            try:
+                yield processor.encode_row(example)
+            except LorgnetteError as error:
+                problems.append(Problem(example.source, example.row, error.message, error.hint or _FIX_ROW))
+
+    return EncodedRows.from_rows(iter_rows(), processor.image_token_id, processor.compute_position_ids)

@@ -53,16 +53,17 @@ def describe_comparison(settings: Settings, data: TrainingData, rows: Sequence[P
 
 def _describe_held_out(settings: Settings, data: TrainingData, num_prompts: int) -> str:
     """How many prompts, and how their rows were chosen."""
-    num_rows = len(data.held_out)
+    rows = data.held_out.conversations
+    num_rows = len(rows)
     count = f"{num_prompts} held-out {'row' if num_prompts == 1 else 'rows'}"
     if num_rows != num_prompts:
         count = f"{num_prompts} held-out {'prompt' if num_prompts == 1 else 'prompts'} with {num_rows} references"
     if settings.data.test is not None:
-        return f"{count}: those of {_join_names(dict.fromkeys(e.example.source for e in data.held_out))}"
-    names = _join_names(dict.fromkeys(e.example.source for e in data.held_out))
+        return f"{count}: those of {_join_names(dict.fromkeys(row.source for row in rows))}"
+    names = _join_names(dict.fromkeys(row.source for row in rows))
     if settings.data.split == "tail":
         return f"{count}: the last of {names}; an image may also be in the training part"
-    copies = map_copies(path for e in data.held_out for path in (image.path for image in e.example.images))
+    copies = map_copies(image.path for row in rows for image in row.images)
     with_copies = ""
     if (num_images := len(set(copies.values()))) < len(copies):
         count += " with 1 image" if num_images == 1 else f" with {num_images} different images"
@@ -153,7 +154,7 @@ def list_machine(manifest: Mapping[str, Any], memory: Mapping[str, Any]) -> list
 
 
 def _describe_prompts(data: TrainingData) -> str:
-    prompts = {e.example.turns[-2].text for e in data.examples if len(e.example.turns) > 1}
+    prompts = {row.turns[-2].text for row in data.examples.conversations if len(row.turns) > 1}
     if len(prompts) == 1:
         return prompts.pop()
     return f"{len(prompts)} different prompts" if prompts else ""

@@ -4,16 +4,19 @@ Nothing is remembered between steps, so a resumed run needs only its step number
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 
 import numpy as np
+from jaxtyping import Int64
 
 from lorgnette.config import TrainSettings
 from lorgnette.processing.dropout_keys import derive_step_key
-from lorgnette.processing.packing import split_into_microbatches
+from lorgnette.processing.encoded_rows import RowSizes, select_rows
+from lorgnette.processing.packing import build_prefix_trees, split_into_microbatches
+from lorgnette.processing.prefix_tree import PrefixTree
 from lorgnette.processing.rank_shares import split_between_ranks
 from lorgnette.training.auto_steps import compute_step_limit
 from lorgnette.types import Encoded, PackedBatch
@@ -28,9 +31,9 @@ class ImageGroups:
     @classmethod
     def from_examples(cls, examples: Sequence[Encoded]) -> "ImageGroups":
         """Group the examples by their first image; an example without images is a group of one."""
-        groups: dict[Hashable, list[int]] = {}
-        for i, encoded in enumerate(examples):
-            groups.setdefault(encoded.grids[0] if encoded.grids else i, []).append(i)
+        groups: dict[int, list[int]] = {}
+        for i, image in enumerate(RowSizes.from_examples(examples).first_images.tolist()):
+            groups.setdefault(image if image >= 0 else -1 - i, []).append(i)
         return cls(tuple(map(tuple, groups.values())))
 
     @cached_property
@@ -46,6 +49,7 @@ class BatchSampler:
     ) -> None:
         """group_by_image: a step takes all captions of its images together."""
         self.examples, self.batch_size, self.seed = examples, settings.batch_size, seed
+        self.sizes = RowSizes.from_examples(examples)
         self.groups = ImageGroups.from_examples(examples) if group_by_image else None
         self.steps_per_epoch = compute_steps_per_epoch(len(examples), settings.batch_size)
         self.total_steps = compute_total_steps(self.steps_per_epoch, settings)
@@ -63,7 +67,7 @@ class BatchSampler:
 
         The ranks' micro-batches together are the step: labels and dropout masks do not depend on num_ranks.
         """
-        examples, step_key = [self.examples[i] for i in self.select(step)], derive_step_key(self.seed, step)
+        examples, step_key = select_rows(self.examples, self.select(step)), derive_step_key(self.seed, step)
         places = self.split_step(step, num_ranks, prefix_sharing=prefix_sharing)[rank]
         return split_into_microbatches(
             examples, max_tokens, prefix_sharing=prefix_sharing, step_key=step_key, places=places
@@ -72,7 +76,7 @@ class BatchSampler:
     def split_step(self, step: int, num_ranks: int, *, prefix_sharing: bool) -> list[list[int]]:
         """Each rank's places in `select(step)`, in order: all have about as many tokens, and groups stay whole."""
         pieces = self._list_pieces(step)
-        sizes = [self._count_tokens([self.examples[i] for i in piece], prefix_sharing) for piece in pieces]
+        sizes = [self._count_tokens(list(piece), prefix_sharing) for piece in pieces]
         starts = [0, *accumulate(map(len, pieces))]
         return [
             [place for piece in share for place in range(starts[piece], starts[piece + 1])]
@@ -81,7 +85,17 @@ class BatchSampler:
 
     def count_labels(self, step: int) -> int:
         """The labels of a whole step."""
-        return sum(self.examples[i].num_labels for i in self.select(step))
+        return int(self.sizes.num_labels[self.select(step)].sum())
+
+    def build_trees(
+        self, step: int, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1
+    ) -> list[list[PrefixTree]]:
+        """Each rank's micro-batches of `step` without their arrays: their number, tokens and labels."""
+        examples = select_rows(self.examples, self.select(step))
+        return [
+            build_prefix_trees((examples[place] for place in places), max_tokens, prefix_sharing=prefix_sharing)
+            for places in self.split_step(step, num_ranks, prefix_sharing=prefix_sharing)
+        ]
 
     def _list_pieces(self, step: int) -> list[tuple[int, ...]]:
         """The examples of a step, in order, in pieces that stay together."""
@@ -89,18 +103,25 @@ class BatchSampler:
             return [(i,) for i in self.select(step)]
         return select_groups(step, self.groups, self.batch_size, self.seed)
 
-    @staticmethod
-    def _count_tokens(piece: Sequence[Encoded], prefix_sharing: bool) -> int:
-        """About as many as are computed: with prefix sharing, the examples of a piece share what ends with an image."""
-        if len(piece) == 1 or not prefix_sharing:
-            return sum(len(encoded.input_ids) for encoded in piece)
-        shared = min(encoded.image_starts[0] + encoded.grids[0].num_tokens for encoded in piece)
-        return shared + sum(len(encoded.input_ids) - shared for encoded in piece)
+    def _count_tokens(self, piece: list[int], prefix_sharing: bool) -> int:
+        """Tokens that are computed: with prefix sharing, examples of one piece share those up to their image's end."""
+        lengths = self.sizes.used_lengths[piece]
+        shared = int(np.minimum(self.sizes.shared_lengths[piece], lengths).min()) if prefix_sharing else 0
+        return int(lengths.sum()) - shared * (len(piece) - 1)
 
-    def first_steps(self, num_examples: int, max_tokens: int, *, prefix_sharing: bool) -> list[PackedBatch]:
-        """The micro-batches of the first steps, about `num_examples` examples, which show the shapes of the rest."""
+    def first_steps(
+        self, num_examples: int, max_tokens: int, *, prefix_sharing: bool, num_ranks: int = 1
+    ) -> list[PackedBatch]:
+        """All ranks' micro-batches of the first steps, about `num_examples` examples: they show the shapes of the rest.
+
+        So every rank has the same shapes, and needs as much memory.
+        """
         steps = min(self.total_steps, max(1, num_examples // self.batch_size))
-        packed = (self.pack_step(step, max_tokens, prefix_sharing=prefix_sharing) for step in range(steps))
+        packed = (
+            self.pack_step(step, max_tokens, prefix_sharing=prefix_sharing, rank=rank, num_ranks=num_ranks)
+            for step in range(steps)
+            for rank in range(num_ranks)
+        )
         return list(chain.from_iterable(packed))
 
 
@@ -120,7 +141,8 @@ def compute_total_steps(steps_per_epoch: int, settings: TrainSettings) -> int:
 def select_examples(step: int, num_examples: int, batch_size: int, seed: int) -> list[int]:
     """Indices of the examples of `step` (from 0): every epoch is a new permutation, drawn from (seed, epoch)."""
     epoch, index = divmod(step, compute_steps_per_epoch(num_examples, batch_size))
-    return _draw_order(epoch, num_examples, seed)[index * batch_size : (index + 1) * batch_size]
+    selected: list[int] = _draw_order(epoch, num_examples, seed)[index * batch_size : (index + 1) * batch_size].tolist()
+    return selected
 
 
 def select_grouped_examples(step: int, groups: ImageGroups, batch_size: int, seed: int) -> list[int]:
@@ -136,23 +158,22 @@ def select_groups(step: int, groups: ImageGroups, batch_size: int, seed: int) ->
     """The groups, or their parts, of `select_grouped_examples`."""
     epoch, index = divmod(step, compute_steps_per_epoch(groups.num_examples, batch_size))
     parts, order, starts = _assign_groups_to_steps(epoch, groups, batch_size, seed)
-    return [parts[part] for part in order[starts[index] : starts[index + 1]]]
+    return [parts[part] for part in order[starts[index] : starts[index + 1]].tolist()]
 
 
 @lru_cache(maxsize=2)
-def _draw_order(epoch: int, num_items: int, seed: int) -> list[int]:
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(num_items).tolist()
-    return order
+def _draw_order(epoch: int, num_items: int, seed: int) -> Int64[np.ndarray, " N"]:
+    return np.random.default_rng([seed, epoch]).permutation(num_items)
 
 
 @lru_cache(maxsize=2)
 def _assign_groups_to_steps(
     epoch: int, groups: ImageGroups, batch_size: int, seed: int
-) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+) -> tuple[list[tuple[int, ...]], Int64[np.ndarray, " parts"], list[int]]:
     """(parts, their order in the epoch, index in that order where each step starts, with the end of the last)."""
     parts = [group[i : i + batch_size] for group in groups.indices for i in range(0, len(group), batch_size)]
     order = _draw_order(epoch, len(parts), seed)
-    sizes = np.array([len(parts[part]) for part in order])
+    sizes = np.array([len(part) for part in parts])[order]
     steps = compute_steps_per_epoch(int(sizes.sum()), batch_size)
     index = np.arange(len(parts))
     # In a row of all examples, a part belongs to the step that contains its middle.
