@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lorgnette.config import TrainSettings
-from lorgnette.distributed import allocate_flat_grad
+from lorgnette.distributed import World, allocate_flat_grad
 from lorgnette.errors import LorgnetteError
 from lorgnette.training.sampler import BatchSampler, select_examples
 from lorgnette.training.trainer import StepReport, Trainer
@@ -32,6 +33,7 @@ class BigramEngine:
     loss_scale: Tensor | None = None
     prefix_sharing = False
     eval_prefix_sharing = False
+    shards = None
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -73,6 +75,8 @@ class RecordingCallbacks:
         self.reports: list[StepReport] = []
         self.best_steps: list[int] = []
         self.loss_scales: list[float] = []
+        self.eval_losses: list[float] = []
+        self.ranks_out_of_memory: list[int] = []
         self.states: dict[int, bytes] = {}
         self.stop_at = stop_at
         self.score: Callable[[int], float] | None = None
@@ -87,6 +91,7 @@ class RecordingCallbacks:
 
     def on_evaluate(self, step: int, loss: float) -> float:
         self.events.append(("evaluate", step))
+        self.eval_losses.append(loss)
         return loss if self.score is None else self.score(step)
 
     def on_new_best(self, step: int) -> None:
@@ -98,6 +103,7 @@ class RecordingCallbacks:
 
     def on_out_of_memory(self, step: int, max_tokens: int, rank: int) -> None:
         self.events.append(("out of memory", step))
+        self.ranks_out_of_memory.append(rank)
 
     def on_save(self, step: int, state: dict[str, Any]) -> None:
         self.events.append(("save", step))
@@ -469,3 +475,201 @@ def test_steps_chosen_from_the_losses_are_the_same_after_a_stop(low_loss: float,
     trainer._max_pending = 1
     assert trainer.train(ahead)
     assert ahead.losses == whole.losses
+
+
+def train_rank(
+    world: World, engine: BigramEngine, callbacks: RecordingCallbacks, settings: TrainSettings = SETTINGS
+) -> Trainer:
+    """All steps of one rank, with held-out examples and without dropout."""
+    engine.dropout.p = 0.0
+    trainer = build_trainer(engine, settings, held_out=HELD_OUT)
+    trainer.world = world
+    trainer.train(callbacks)
+    return trainer
+
+
+def train_plainly(world: World) -> Any:
+    engine, callbacks = BigramEngine(), RecordingCallbacks()
+    train_rank(world, engine, callbacks)
+    return engine.table.detach().numpy(), callbacks
+
+
+def run_out_of_memory(world: World) -> Any:
+    """The second of the ranks, from the second step on."""
+    engine, callbacks = BigramEngine(), RecordingCallbacks()
+
+    def fill_memory(batch: PackedBatch, loss: Tensor) -> Tensor:
+        is_full = world.rank == 1 and len(callbacks.losses) > 0 and len(batch.examples) > 1
+        if is_full:
+            loss.backward()  # half of a pass has added to the gradient
+            raise torch.OutOfMemoryError
+        return loss
+
+    engine.spoil = fill_memory
+    trainer = train_rank(world, engine, callbacks)
+    return engine.table.detach().numpy(), callbacks, trainer.max_tokens_per_microbatch
+
+
+def stop_one_rank(world: World) -> Any:
+    callbacks = RecordingCallbacks(stop_at=2 if world.rank == 2 else None)
+    return train_rank(world, BigramEngine(), callbacks).step, callbacks.events
+
+
+def stop_in_evaluation(world: World) -> Any:
+    """One rank is asked to stop while it evaluates after the third step."""
+    callbacks = RecordingCallbacks()
+    is_asked = False
+
+    def score(step: int) -> float:
+        nonlocal is_asked
+        is_asked = world.rank == 1 and step == 3
+        return 0.0
+
+    callbacks.score, callbacks.should_stop = score, lambda: is_asked  # type: ignore[method-assign]
+    return train_rank(world, BigramEngine(), callbacks).step
+
+
+def overflow_on_one_rank(world: World) -> Any:
+    engine = build_float16_engine() if world.rank == 1 else BigramEngine()
+    engine.loss_scale, callbacks = torch.tensor(2.0**16), RecordingCallbacks()
+    train_rank(world, engine, callbacks)
+    return engine.table.detach().numpy(), callbacks
+
+
+def choose_steps(world: World) -> Any:
+    callbacks = RecordingCallbacks()
+    trainer = train_rank(world, BigramEngine(), callbacks, AUTO.model_copy(update={"eval_steps": 100}))
+    assert trainer.auto_steps is not None
+    return trainer.step, trainer.auto_steps.end_reason
+
+
+def score_by_rank(world: World) -> Any:
+    """Rank 0 sees no step that is better than the first, the others see each better than the one before."""
+    callbacks = RecordingCallbacks()
+    callbacks.score = lambda step: step if world.is_main else -step
+    trainer = train_rank(world, BigramEngine(), callbacks, change(eval_steps=1, early_stopping_patience=2))
+    return trainer.step, trainer.best_step
+
+
+def change_one_rank(world: World) -> Any:
+    engine = BigramEngine()
+    if world.rank == 1:
+        engine.table.data[0, 0] += 1e-6
+    with pytest.raises(LorgnetteError) as caught:
+        train_rank(world, engine, RecordingCallbacks())
+    return str(caught.value)
+
+
+def spoil_one_rank(world: World) -> Any:
+    engine = BigramEngine()
+    engine.spoil = lambda batch, loss: loss * float("nan") if world.rank == 1 else loss
+    before = engine.table.detach().clone()
+    with pytest.raises(LorgnetteError) as caught:
+        train_rank(world, engine, RecordingCallbacks())
+    assert torch.equal(engine.table, before)
+    return str(caught.value)
+
+
+SCENARIOS = (
+    train_plainly, run_out_of_memory, stop_one_rank, stop_in_evaluation, overflow_on_one_rank, choose_steps,
+    score_by_rank, change_one_rank, spoil_one_rank,
+)  # fmt: skip
+
+
+def run_scenarios(world: World) -> dict[str, Any]:
+    results = {}
+    for scenario in SCENARIOS:
+        result = scenario(world)
+        for part in result if isinstance(result, tuple) else ():
+            if isinstance(part, RecordingCallbacks):
+                part.score = part.should_stop = None  # type: ignore[assignment]  functions are not sent
+        results[scenario.__name__] = result
+    return results
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Any]]:
+    """What three ranks did. In the third step of an epoch one has no example."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorgnette.training.auto_steps.LOW_LOSS", 1.95)
+        return run_ranks(run_scenarios, 3)
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[Any, RecordingCallbacks]:
+    return train_plainly(World())  # type: ignore[no-any-return]
+
+
+def test_three_ranks_take_the_steps_of_one(ranks: Any, alone: Any) -> None:
+    table, callbacks = alone
+    for rank in ranks:
+        own_table, own = rank["train_plainly"]
+        assert np.array_equal(own_table, ranks[0]["train_plainly"][0])
+        np.testing.assert_allclose(own_table, table, atol=1e-5)
+        assert own.losses == pytest.approx(callbacks.losses, abs=1e-6)
+        assert own.eval_losses == pytest.approx(callbacks.eval_losses, abs=1e-6)
+        assert own.events == callbacks.events
+        assert len(torch.load(io.BytesIO(own.states[4]), weights_only=True)["random"]) == 3
+
+
+def test_the_log_counts_all_ranks(ranks: Any, alone: Any) -> None:
+    sampler = build_trainer(BigramEngine()).sampler
+    for own, one in zip(ranks[0]["train_plainly"][1].reports, alone[1].reports, strict=True):
+        assert own.tokens_per_s * own.seconds == pytest.approx(one.tokens_per_s * one.seconds)
+        assert own.ranks == 3
+        assert 0 <= own.data_wait <= 1
+        assert "imbalance" in own.to_record()
+        assert "imbalance" not in one.to_record()
+    lengths = [
+        [sum(len(batch.input_ids) for batch in sampler.pack_step(
+            0, 999, prefix_sharing=False, rank=rank, num_ranks=3
+        ))] for rank in range(3)
+    ]  # fmt: skip
+    expected = np.max(lengths) / np.mean(lengths) - 1
+    assert ranks[0]["train_plainly"][1].reports[0].imbalance == pytest.approx(expected) != 0
+
+
+def test_a_rank_that_runs_out_of_memory_heals_and_all_take_its_size(ranks: Any, alone: Any) -> None:
+    sizes = {rank["run_out_of_memory"][2] for rank in ranks}
+    assert len(sizes) == 1
+    assert sizes.pop() < SETTINGS.max_tokens_per_microbatch
+    for rank in ranks:
+        table, callbacks, _ = rank["run_out_of_memory"]
+        np.testing.assert_allclose(table, alone[0], atol=1e-5)
+        assert callbacks.steps("out of memory")[0] == 2
+        assert set(callbacks.ranks_out_of_memory) == {1}
+        assert callbacks.steps("step") == [1, 2, 3, 4, 5, 6], "no step is lost"
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all(ranks: Any) -> None:
+    """They hear of it with the next step, and all save the same one."""
+    for rank in ranks:
+        step, events = rank["stop_one_rank"]
+        assert (step, events[-2:]) == (3, [("evaluate", 3), ("save", 3)])
+        assert rank["stop_in_evaluation"] == 3
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks: Any) -> None:
+    for rank in ranks:
+        table, callbacks = rank["overflow_on_one_rank"]
+        assert callbacks.steps("skipped") == [2, 4]
+        assert callbacks.loss_scales == [2.0**15, 2.0**14]
+        assert np.array_equal(table, ranks[0]["overflow_on_one_rank"][0])
+
+
+def test_losses_and_scores_end_all_at_the_same_step(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.training.auto_steps.LOW_LOSS", 1.95)
+    expected = choose_steps(World())
+    assert expected[1] == "low"
+    for rank in ranks:
+        assert rank["choose_steps"] == expected
+        assert rank["score_by_rank"] == (3, 1)
+
+
+def test_errors_are_the_same_on_all(ranks: Any) -> None:
+    differs, not_finite = ({rank[name] for rank in ranks} for name in ("change_one_rank", "spoil_one_rank"))
+    assert len(differs) == len(not_finite) == 1
+    assert "not the same on all ranks" in (message := differs.pop())
+    assert "most ranks: rank 1 on " in message
+    rows = [EXAMPLES[i].example.where for i in select_examples(0, 10, 4, 3)]
+    assert all(row in message for message in not_finite for row in rows), "the rows of all ranks"

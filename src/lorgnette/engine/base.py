@@ -1,13 +1,31 @@
 """The interface of an engine, as the trainer uses it."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lorgnette.distributed import World
 from lorgnette.types import PackedBatch
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Shards(Protocol):
+    """The layers of a model that is cut over the ranks. A pass gathers them, so it waits for all ranks."""
+
+    def run_empty_pass(self, *, backward: bool) -> None:
+        """Take part in a forward pass of the others, and in its backward pass, without examples."""
+
+    def lead(self) -> AbstractContextManager[None]:
+        """Run passes on rank 0 while the others `follow`."""
+
+    def follow(self) -> None:
+        """Take part in the passes of rank 0, until its `lead` ends."""
 
 
 @runtime_checkable
@@ -38,6 +56,10 @@ class Engine(Protocol):
     def eval_prefix_sharing(self) -> bool:
         """The same without dropout."""
 
+    @property
+    def shards(self) -> Shards | None:
+        """None if this rank has the whole model. Otherwise all ranks run equally many passes."""
+
     def backward(self, batch: PackedBatch) -> Float[Tensor, ""]:
         """The loss Σ weight · cross-entropy; its gradient, times the loss scale, is added to the parameters'."""
 
@@ -46,3 +68,13 @@ class Engine(Protocol):
 
     def sync_weights(self) -> None:
         """Copy the parameters to where they are computed with. Call it after every optimizer step."""
+
+
+def run_on_main_rank(world: World, shards: Shards | None, function: Callable[[], T]) -> T | None:
+    """`function()` on rank 0, None on the others, which take part in its passes if the model is sharded."""
+    if not world.is_main:
+        if shards is not None:
+            shards.follow()
+        return None
+    with nullcontext() if shards is None else shards.lead():
+        return function()

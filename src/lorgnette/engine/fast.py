@@ -52,7 +52,10 @@ class FastEngine:
         self.device, self.dtype = decoder.embed_tokens.device, decoder.embed_tokens.dtype
         # Not in fp32: attention then runs its reference definition, which reads numbers back from the device.
         self._use_padding = self.device.type == "cuda" and self.dtype != torch.float32
-        self._use_graphs = self._use_padding and decoder.shards is None  # each pass finds other layers gathered
+        self.shards = decoder.shards
+        if self.shards is not None:
+            self.shards.load_factors = self._load_factors
+        self._use_graphs = self._use_padding and self.shards is None  # each pass finds other layers gathered
         self.parameters, self.flat_grad = [adapter.values], adapter.flat_grad
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
         self._weight_copy = adapter.attach(decoder)
@@ -64,8 +67,8 @@ class FastEngine:
         self._graph_stream = self._open_graph_stream()
 
     def backward(self, batch: PackedBatch) -> Float32[Tensor, ""]:
-        """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped; LorgnetteError in its place if the
-        layers are sharded."""
+        """As Engine.backward. Raises torch.OutOfMemoryError, with all graphs dropped; if the layers are sharded,
+        LorgnetteError."""
         with self._refuse_oom_of_shards(batch), self._drop_graphs_on_oom():
             inputs = self._load_batch(batch)
             inputs.num_uses += 1
@@ -119,40 +122,20 @@ class FastEngine:
 
     def sync_weights(self) -> None:
         """Copy the fp32 master weights into the decoder's matrices."""
-        if self.decoder.shards is not None:
-            self.decoder.shards.discard_gathered()
+        if self.shards is not None:
+            self.shards.discard_gathered()
         self._weight_copy()
 
     def load_adapter(self, state: Mapping[str, Tensor]) -> None:
         """Put these factors in the place of the trained ones."""
         self.adapter.load_state_dict(state)
-        if self.decoder.shards is not None:
-            self.decoder.shards.send_factors(self.adapter.values.detach())
+        if self.shards is not None:
+            self.shards.send_factors(self.adapter.values.detach())
         self.sync_weights()
 
-    @property
-    def is_sharded(self) -> bool:
-        return self.decoder.shards is not None
-
-    def run_empty_pass(self, *, backward: bool) -> None:
-        """As Engine.run_empty_pass."""
-        if self.decoder.shards is not None:
-            with self._on_graph_stream():
-                self.decoder.shards.run_empty_pass(backward=backward)
-
-    def lead(self) -> AbstractContextManager[None]:
-        """As Engine.lead."""
-        return nullcontext() if self.decoder.shards is None else self.decoder.shards.lead()
-
-    def follow(self) -> None:
-        """As Engine.follow."""
-
-        def load_factors(values: Float32[Tensor, " n"]) -> None:
-            self.adapter.copy_from(values)
-            self.sync_weights()
-
-        if self.decoder.shards is not None:
-            self.decoder.shards.follow(load_factors)
+    def _load_factors(self, values: Float32[Tensor, " n"]) -> None:
+        self.adapter.copy_from(values)
+        self.sync_weights()
 
     @torch.no_grad()
     def _load_batch(self, batch: PackedBatch) -> StaticInputs:
@@ -217,9 +200,9 @@ class FastEngine:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            if self.decoder.shards is None:
+            if self.shards is None:
                 raise
-            world, tokens = self.decoder.shards.world, len(batch.input_ids)
+            world, tokens = self.shards.world, len(batch.input_ids)
             message = f"out of memory in a micro-batch of {tokens} tokens, with layers that are sharded over the GPUs"
             hint = f"use train.max_tokens_per_microbatch={tokens // 2}, or more GPUs"
             raise LorgnetteError(message, where=f"rank {world.rank} on {world.machine}", hint=hint) from error

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from lorgnette.config import LoraSettings
 from lorgnette.distributed import allocate_flat_grad
+from lorgnette.engine.base import Shards
 from lorgnette.engine.loss_scale import allocate_loss_scale
 from lorgnette.engine.nf4_linear import build_loading_options, replace_quantized_linears, set_compute_dtype
 from lorgnette.engine.packed_attention import ATTENTION_NAME, Segments, build_segments, group_by_length
@@ -54,6 +55,7 @@ class ReferenceEngine:
         self._embedding = base.get_input_embeddings()
         self.device, self.dtype = self._embedding.weight.device, self._embedding.weight.dtype
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.shards: Shards | None = None
         self.loss_scale = allocate_loss_scale(self.dtype, self.device)
 
     @cached_property

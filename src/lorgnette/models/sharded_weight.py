@@ -61,6 +61,8 @@ class ShardedLayers:
         self._running: list[list[Work]] = [[], []]
         self._current: int | None = None
         self._is_leading = False
+        self.load_factors: Callable[[Float32[Tensor, " n"]], None] = lambda values: None
+        """Puts other LoRA factors into this rank's engine."""
 
     def allocate_weight(self, layer: int, out_features: int, ext_features: int) -> ShardedWeight:
         """Memory for this rank's rows of the next matrix of a layer. Layers come in order, their matrices too."""
@@ -106,11 +108,11 @@ class ShardedLayers:
             self._is_leading = False
             self.world.broadcast_object(None)
 
-    def follow(self, load_factors: Callable[[Float32[Tensor, " n"]], None]) -> None:
-        """Take part in the gathers of rank 0, until its `lead` ends. load_factors: what to do with new LoRA factors."""
+    def follow(self) -> None:
+        """Take part in the gathers of rank 0, until its `lead` ends."""
         while (message := self.world.broadcast_object(None)) is not None:
             if isinstance(message, Tensor):
-                load_factors(message)
+                self.load_factors(message)
             else:
                 self._enter_layer(message)
 

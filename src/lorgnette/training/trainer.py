@@ -238,7 +238,9 @@ class Trainer:
         sharing = self.engine.eval_prefix_sharing
         batches = split_into_microbatches(self.held_out, max_tokens, prefix_sharing=sharing)
         shares = split_between_ranks([len(batch.input_ids) for batch in batches], self.world.size)
-        loss = sum(self.engine.compute_loss(batches[i]).item() for i in shares[self.world.rank])
+        with self.world.status.phase("evaluation"):
+            loss = sum(self.engine.compute_loss(batches[i]).item() for i in shares[self.world.rank])
+        self._run_empty_passes(max(map(len, shares)) - len(shares[self.world.rank]), backward=False)
         losses: list[float] = self.world.gather_objects(loss)
         return sum(losses)
 
@@ -248,9 +250,14 @@ class Trainer:
         Out of memory, the rank repeats its part in smaller micro-batches, which add up to the same gradient; the others
         wait for it in the all-reduce.
         """
+        status = self.world.status
+        status.start_step(self.step + 1)
         learning_rate, is_out_of_memory = self._compute_learning_rate(), False
-        while (loss := self._try_backward(microbatches)) is None:
-            microbatches, is_out_of_memory = self._halve_microbatches(microbatches, callbacks), True
+        most_passes = max(self.world.gather_objects(len(microbatches))) if self.engine.shards else 0
+        with status.phase("gradients"):
+            while (loss := self._try_backward(microbatches)) is None:
+                microbatches, is_out_of_memory = self._halve_microbatches(microbatches, callbacks), True
+        self._run_empty_passes(most_passes - len(microbatches), backward=True)
 
         # Sum gradients, losses and counts over the ranks.
         counts = RankCounts(
@@ -260,7 +267,8 @@ class Trainer:
         )  # fmt: skip
         tail = self._flat_grad[-TAIL:]
         counts.write(tail, loss, self.world.rank)
-        self.world.all_reduce(self._flat_grad)
+        with status.phase("all-reduce"):
+            self.world.all_reduce(self._flat_grad)
 
         # Update. The tail of the next step replaces this one.
         result = torch.cat([self.optimizer.step(tail[LOSS], learning_rate), tail])
@@ -293,6 +301,12 @@ class Trainer:
         except torch.OutOfMemoryError:
             return None
 
+    def _run_empty_passes(self, count: int, *, backward: bool) -> None:
+        """Where the model is sharded, as many passes as this rank has fewer than another."""
+        if self.engine.shards is not None:
+            for _ in range(count):
+                self.engine.shards.run_empty_pass(backward=backward)
+
     def _halve_microbatches(self, microbatches: Sequence[PackedBatch], callbacks: Callbacks) -> list[PackedBatch]:
         """The same examples in micro-batches of half the tokens. Raises torch.OutOfMemoryError for single examples."""
         longest = max(len(batch.input_ids) for batch in microbatches)
@@ -317,7 +331,8 @@ class Trainer:
         while len(self._pending) > max_pending:
             pending = self._pending.popleft()
             if pending.copy_done is not None:
-                pending.copy_done.synchronize()
+                with self.world.status.waiting():  # for the ranks that have not launched their all-reduce
+                    pending.copy_done.synchronize()
             values = pending.result.tolist()
             (loss, norm, *loss_scale), counts = values[:-TAIL], StepCounts.from_tail(values[-TAIL:], self.world.size)
             is_skipped = bool(loss_scale) and not math.isfinite(norm) and loss_scale[0] >= MIN_LOSS_SCALE
@@ -338,7 +353,8 @@ class Trainer:
                 self.auto_steps.record_loss(loss, counts.num_labels)
             if is_skipped:
                 callbacks.on_skipped_step(pending.step, loss_scale[0])
-            callbacks.on_step_end(pending.step, loss)
+            with self.world.status.phase("callbacks"):
+                callbacks.on_step_end(pending.step, loss)
             if pending.step in (1, self.total_steps) or pending.step % self.settings.logging_steps == 0:
                 stats, self.stats = self.stats, RunningStats()
                 report = StepReport(
