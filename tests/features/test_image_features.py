@@ -1,5 +1,6 @@
 """A frozen tower encodes each image once; an undecodable image is returned with its error."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -281,7 +282,8 @@ def prepare_on_rank(
     error = features.close()
     return {
         "made": made, "errors": {grids.index(grid): str(error) for grid, error in errors.items()}, "rows": rows,
-        "seen": sum(progress), "damaged": cache.num_damaged if cache else 0, "close": error and error.message,
+        "seen": sum(progress), "unshared": features.num_unshared, "damaged": cache.num_damaged if cache else 0,
+        "close": error and error.message,
     }  # fmt: skip
 
 
@@ -316,10 +318,51 @@ def test_ranks_without_a_common_disk_cache_make_all_features(
 ) -> None:
     """It is full, or there is none."""
     alone = prepare_on_rank(World(), image_processor, grids, None)
-    for rank in run_ranks(prepare_on_rank, 2, image_processor, grids, tmp_path if has_folder else None, 8):
+    ranks = run_ranks(prepare_on_rank, 2, image_processor, grids, tmp_path if has_folder else None, 8)
+    for rank in ranks:
         assert sorted(set(rank["made"])) == list(range(len(grids)))
         assert rank["rows"] == alone["rows"]
         assert (rank["close"] is not None) == has_folder
+    assert sum(rank["unshared"] for rank in ranks) == (len(grids) if has_folder else 0)
+
+
+class ThreadWorld(World):
+    """Ranks on threads of one process, which CUDA needs here."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        values, barrier = self.host_group  # type: ignore[misc]
+        values[self.rank] = value
+        barrier.wait(20)
+        return list(values)
+
+
+@CUDA
+@pytest.mark.parametrize(("device_bytes", "num_kept"), [(0, 0), (400, None), (10**6, 6)])
+def test_ranks_map_what_does_not_fit_on_their_gpus(
+    image_processor: ImageProcessor, grids: list[ImageGrid], tmp_path: Path, device_bytes: int, num_kept: int | None
+) -> None:
+    """Nothing is in pinned memory; what `gather` copies from the disk stays on the GPU if there is room."""
+    group = [None, None], threading.Barrier(2)
+    everything = Features(RecordingTower("cuda"), image_processor, is_live=False)
+    everything.prepare(grids)
+
+    def prepare(rank: int) -> None:
+        world = ThreadWorld(rank, 2, rank, 2, host_group=group)  # type: ignore[arg-type]
+        features = Features(RecordingTower("cuda"), image_processor, is_live=False, disk_cache=open_cache(tmp_path))
+        features.limit_device_bytes(device_bytes)
+        features.prepare(grids, world=world)
+        storage = features._storage
+        assert storage._mapped.keys() | storage._features.keys() == set(grids)
+        for chosen in (grids, grids[::-2], grids):
+            assert torch.equal(features.gather(chosen), everything.gather(chosen))
+        assert all(part.is_cuda for part in storage._features.values())
+        assert len(storage._features) == num_kept or num_kept is None
+        assert features.num_unshared == 0
+        assert features.close() is None
+
+    with ThreadPoolExecutor(2) as pool:
+        for rank in [pool.submit(prepare, rank) for rank in range(2)]:
+            rank.result()
 
 
 @CUDA

@@ -176,7 +176,8 @@ class FeatureStorage:
 class Features:
     """Features by image: encoded once and kept (frozen tower), or from kept pixels in every micro-batch (is_live).
 
-    num_cached: images whose features this rank found in the disk cache.
+    num_cached: images whose features this rank found in the disk cache. num_unshared: those of other ranks that it made
+    again, because the disk cache did not take them.
     """
 
     def __init__(
@@ -199,7 +200,11 @@ class Features:
         self._storage = FeatureStorage(tower.device, tower.dtype)
         self._keys: dict[ImageGrid, bytes] = {}
         self._read_error: LorgnetteError | None = None
-        self.num_cached = 0
+        self.num_cached, self.num_unshared = 0, 0
+
+    def __contains__(self, grid: ImageGrid) -> bool:
+        """Whether `gather` has the image."""
+        return grid in self._pixels or grid in self._storage
 
     @cached_property
     def _patchifier(self) -> Patchifier:
@@ -280,7 +285,7 @@ class Features:
         return [images[i] for i in shares[world.local_rank]]
 
     def _start_decoding(self, grids: Iterable[ImageGrid], num_ranks: int) -> Iterator[dict[ImageGrid, ImageContent]]:
-        new = [grid for grid in dict.fromkeys(grids) if grid not in self._pixels and grid not in self._storage]
+        new = [grid for grid in dict.fromkeys(grids) if grid not in self]
         return self.decode_pool.start(new, self._load_or_decode, num_ranks)
 
     def _prepare_share(
@@ -333,7 +338,8 @@ class Features:
             stored = {images[i]: disk_cache.get(key, is_checked=True) for i, key in all_keys.items()}
             self._storage.map({grid: rows for grid, rows in stored.items() if rows is not None})
             self._writes.append(self._writer.submit(disk_cache.sync))
-        missing = [grid for grid in images if grid not in failed]  # of these, what is not there yet is made
+        missing = [grid for grid in images if grid not in failed and grid not in self]
+        self.num_unshared += len(missing)
         for own_error in self._prepare_share(missing, lambda count: None, World()).values():
             raise own_error
         return failed
