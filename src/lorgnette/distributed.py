@@ -168,7 +168,7 @@ def allocate_flat_grad(parameters: Sequence[Tensor]) -> Tensor:
     """One vector of zeros: the `.grad` of every fp32 parameter is a view of its front, `TAIL` numbers are behind."""
     sizes = [parameter.numel() for parameter in parameters]
     flat_grad = torch.zeros(sum(sizes) + TAIL, device=parameters[0].device)
-    for parameter, grad in zip(parameters, flat_grad[:-TAIL].split(sizes), strict=True):
+    for parameter, grad in zip(parameters, torch.split(flat_grad[:-TAIL], sizes), strict=True):
         parameter.grad = grad.view(parameter.shape)
     return flat_grad
 
