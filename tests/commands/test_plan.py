@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.base_checkpoint import BaseCheckpoint
 from lorgnette.models.registry import parse_configs
-from lorgnette.planning.gpus import GPU_NAMES
+from lorgnette.planning.gpus import GPU_NAMES, GPUS
 from lorgnette.planning.memory import GIB, MemoryFit, Workload, find_fit, predict_memory
 from lorgnette.report.console import Terminal
 from lorgnette.training import setup
@@ -264,6 +265,57 @@ def test_what_a_card_needs_is_named(job: Callable[..., Settings], terminal_outpu
     [card] = plan(job("lora.rank=512"), memory=8, console=Console(file=terminal_output, width=200)).cards
     assert card.settings == ("quantization=nf4", "lora.rank=8")
     assert f"needs quantization=nf4 lora.rank=8: {card.fit.peak_bytes / GIB:.1f} GiB" in terminal_output.getvalue()
+
+
+def test_several_gpus_share_a_step(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
+    """The tutorial's step leaves each of four little to do: the plan says so, and how many examples would be enough."""
+    console = Console(file=terminal_output, width=500)
+    (alone,), (few,) = (plan(job(), gpu="H100", gpus=n, console=console).cards for n in (1, 4))
+    assert few.fit.peak_bytes < alone.fit.peak_bytes, "each has a quarter of the tokens"
+    assert few.parallel.tokens == pytest.approx(16 * 138 / 4, rel=0.03)
+    assert few.time.steps_s == pytest.approx(alone.time.steps_s / few.parallel.speedup, rel=0.02)
+    assert few.time.features_s == pytest.approx(alone.time.features_s / 4)
+    printed = terminal_output.getvalue()
+    [enough] = re.findall(r"H100 +4 GPUs: 5\d\d tokens for each .* train.batch_size=(\d+), which is another", printed)
+    assert "\n4 GPUs " in printed
+    assert alone.parallel is None
+    [many] = plan(job(f"train.batch_size={enough}"), gpu="H100", gpus="4", console=console).cards
+    assert many.parallel.pays
+    assert "which is another" not in terminal_output.getvalue().removeprefix(printed)
+
+
+def test_layers_are_sharded_where_they_fit_no_card(job: Callable[..., Settings], terminal_output: io.StringIO) -> None:
+    """Before anything that would change the model, and only there."""
+    console = Console(file=terminal_output, width=500)
+    words = ("lora.rank=8", "train.batch_size=4")
+    alone, four, large = (
+        plan(job(*words), memory=m, gpus=n, console=console).cards[0] for m, n in ((4, 1), (4, 4), (12, 4))
+    )
+    assert (alone.settings, alone.num_shards) == (("quantization=nf4",), 1)
+    assert (four.settings, four.num_shards) == ((), 4)
+    assert "fits with the layers sharded over 4 GPUs" in terminal_output.getvalue()
+    assert (large.settings, large.num_shards) == ((), 1)
+
+
+def test_the_gpus_of_this_machine(
+    make_settings: Callable[..., Settings], terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console, two = Console(file=terminal_output, width=500), [replace(GPUS["H100"], memory_gib=70.0)] * 2
+    for module in ("commands.plan", "planning.gpus", "training.start_warnings"):
+        monkeypatch.setattr(f"lorgnette.{module}.find_gpus", lambda: two)
+    assert plan(make_settings(), console=console).num_gpus == 1
+    assert "has 2 GPUs: `train` uses one, and with gpus=all every one" in terminal_output.getvalue()
+    result = plan(make_settings(), gpus="all", console=console)
+    assert result.num_gpus == result.machine.parallel.num_gpus == 2
+    assert "machine    2 × H100, 70.0 GiB free on the first: fits" in terminal_output.getvalue()
+    assert json.loads(json.dumps(result.as_dict()))["machine"]["parallel"]["num_gpus"] == 2
+    plan(make_settings(), gpus=4, console=console)
+    assert "has 2 GPUs: the training would not start here with gpus=4" in terminal_output.getvalue()
+    monkeypatch.setattr("lorgnette.commands.plan.find_gpus", lambda: [])
+    assert plan(make_settings(), gpus="all", console=console).num_gpus == 1
+    for gpus in (0, "-1", "two"):
+        with pytest.raises(UsageError, match="no number of GPUs · gpus="):
+            plan(make_settings(), gpus=gpus, console=console)
 
 
 def test_a_gpu_in_any_letter_case(make_settings: Callable[..., Settings], console: Console) -> None:

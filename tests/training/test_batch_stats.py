@@ -60,6 +60,8 @@ def test_steps_of_several_ranks_are_those_of_the_sampler(examples: list[Encoded]
         assert (stats.tokens, stats.num_microbatches) == (3 * sum(tokens), 3 * len(tokens))
         assert stats.largest_microbatch[0] == max(tokens)
     assert [] in packed
+    [full, *_] = (build_sampler(examples).select(step) for step in range(4))
+    assert stats.tokens_per_step == pytest.approx(stats.tokens / 3 / 20 * len(full), abs=1)
 
 
 @pytest.mark.parametrize("max_tokens", [10_000, 60])

@@ -17,6 +17,7 @@ from lorgnette.report.curve_summary import summarize_loss
 from lorgnette.training.start_warnings import (
     DRAWN_SCENES_ONLY,
     explain_built_in_model,
+    explain_idle_gpus,
     explain_missing_device,
     explain_slow_dtype,
     list_start_warnings,
@@ -36,6 +37,15 @@ def test_a_device_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(f"{module}.sys.platform", platform)
         warned = {device for device in ("auto", "cpu", "cuda", "mps") if explain_missing_device(device)}
         assert warned == (set() if gpu else {"cuda", "mps"})
+
+
+def test_gpus_that_are_idle_or_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorgnette.training.start_warnings.find_gpus", lambda: [GPUS["T4"]] * 2)
+    assert "this machine has 2 GPUs: `train` uses one" in explain_idle_gpus("auto")
+    assert "would not start here with gpus=3" in explain_idle_gpus("cuda", 3)
+    assert explain_idle_gpus("auto", 2) == explain_idle_gpus("cpu") == explain_idle_gpus("cpu", 3) == ""
+    monkeypatch.setattr("lorgnette.training.start_warnings.find_gpus", lambda: [])
+    assert explain_idle_gpus("auto", 4) == "", "the plan may be for another machine"
 
 
 def test_half_precision_is_slow_on_a_cpu() -> None:
@@ -61,12 +71,16 @@ def test_an_absurd_learning_rate_is_told(rate: str, is_told: bool, make_settings
     assert any("usual are 1e-5 to 1e-3" in text for text in warnings) is is_told
 
 
-def test_every_command_says_it_before_it_starts(captions: Path, terminal_output: io.StringIO) -> None:
+def test_every_command_says_it_before_it_starts(
+    captions: Path, terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorgnette.training.start_warnings.find_gpus", lambda: [GPUS["T4"]] * 2)
     console = Console(file=terminal_output, width=500)
     lorgnette.check(captions, model="demo", console=console)
     lorgnette.plan(captions, model="demo", console=console, image_size=28)
     lorgnette.evaluate("base", captions, model="demo", image_size="28", max_new_tokens=1, console=console)
     assert terminal_output.getvalue().count(DRAWN_SCENES_ONLY) == 3
+    assert terminal_output.getvalue().count("this machine has 2 GPUs") == 2, "of check and plan"
 
 
 def test_more_steps_are_no_advice_for_it() -> None:

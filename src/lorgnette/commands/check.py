@@ -40,7 +40,7 @@ from lorgnette.resolve import (
     resolve_images_folder,
 )
 from lorgnette.training.initial_adapter import check_initial_adapter, inherit_settings
-from lorgnette.training.start_warnings import explain_missing_device, list_start_warnings
+from lorgnette.training.start_warnings import explain_idle_gpus, explain_missing_device, list_start_warnings
 from lorgnette.training.step_count import StepCount
 from lorgnette.types import Example, Finding, Problem
 
@@ -144,7 +144,7 @@ def check(
             *remarks,
             *_list_model_remarks(settings, hf_config),
             *list_start_warnings(settings, [row.reference for row in examples]),
-            *filter(None, [explain_missing_device(settings.device)]),
+            *filter(None, [explain_missing_device(settings.device), explain_idle_gpus(settings.device)]),
         ],
         folders=_list_folders(full_scan, settings, split_sources(source)),
     )

@@ -17,7 +17,8 @@ from lorgnette.engine.select import select_engine, select_prefix_sharing
 from lorgnette.errors import LorgnetteError, UsageError
 from lorgnette.models.registry import has_known_sizes
 from lorgnette.planning.card_fit import Variant, compute_least_bytes, find_variant, list_variants
-from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu
+from lorgnette.planning.data_parallel import ParallelEstimate, estimate_parallel, format_duration
+from lorgnette.planning.gpus import GPU_NAMES, GPUS, Gpu, GpuName, find_gpu, find_gpus
 from lorgnette.planning.memory import (
     GIB,
     EngineName,
@@ -44,7 +45,7 @@ from lorgnette.training.batch_stats import EpochTokens, StepStats, TokenLengths,
 from lorgnette.training.data_module import TrainingData
 from lorgnette.training.initial_adapter import inherit_settings
 from lorgnette.training.sampler import BatchSampler
-from lorgnette.training.start_warnings import explain_missing_device, explain_slow_dtype
+from lorgnette.training.start_warnings import explain_idle_gpus, explain_missing_device, explain_slow_dtype
 from lorgnette.training.step_count import StepCount
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ _PHASE_TEXTS = {
 class GpuEstimate:
     """Whether the run fits on a GPU, with which reductions, and how long it takes if that can be said.
 
-    settings: what has to be set for that, empty if nothing. note: what differs there.
+    settings: what has to be set for that, empty if nothing. note: what differs there. num_shards: GPUs that hold a part
+    each of the layers. parallel: what several such GPUs gain; `time` is then theirs.
     """
 
     gpu: Gpu
@@ -78,6 +80,8 @@ class GpuEstimate:
     time: TimeEstimate | None = None
     settings: tuple[str, ...] = ()
     note: str = ""
+    num_shards: int = 1
+    parallel: ParallelEstimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ class CpuEstimate:
 class Plan:
     """The prediction. reason: why the run cannot use the fast engine. machine: this one; cards: GPUs that people own.
 
-    workload and memory are None and cards is empty if they cannot be predicted; `reason` then says why.
+    workload and memory are None and cards is empty if they cannot be predicted; `reason` then says why. num_gpus: of
+    each card, and of this machine's; workload: of one of them.
     """
 
     examples: int
@@ -111,9 +116,10 @@ class Plan:
     memory: MemoryEstimate | None
     machine: GpuEstimate | CpuEstimate
     cards: Sequence[GpuEstimate]
+    num_gpus: int = 1
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A dict for each GPU, this machine's first: whether the training fits, and its seconds in all."""
+        """A dict for each kind of GPU, this machine's first: whether the training fits, and its seconds in all."""
         own = [self.machine] if isinstance(self.machine, GpuEstimate) else []
         return [
             {
@@ -152,13 +158,15 @@ def plan(
     settings: SettingsLike = None,
     memory: float | None = None,
     gpu: str | None = None,
+    gpus: int | str | None = None,
     console: Console | None = None,
     **values: Any,
 ) -> Plan:
     """Predict and print steps, memory and time of a training: on this machine, then on GPUs that people own.
 
     data, recipe, settings, values: as in `train`. gpu: this one instead of all, in any letter case. memory: GiB of a
-    GPU instead of its own. Raises what `train` raises before it reads weights.
+    GPU instead of its own. gpus: how many of each train together, or "all" of this machine; it may have fewer. Raises
+    what `train` raises before it reads weights.
     """
     card = next((name for name in GPU_NAMES if gpu and name.lower() == gpu.lower()), None)
     if gpu is not None and card is None:
@@ -166,10 +174,20 @@ def plan(
         raise UsageError("no such GPU", where=f"gpu={gpu}", hint=hint)
     terminal = Terminal(console)
     settings = build_settings(data, recipe=recipe, settings=settings, values=values, terminal=terminal)
+    num_gpus = _count_gpus(gpus)
     settings = inherit_settings(settings, terminal)
     with _explain_missing_model(settings):
         training_data = TrainingData.load(settings, terminal, needs_weights=False)
-    return _plan(settings, training_data, memory, card, terminal)
+    return _plan(settings, training_data, memory, card, num_gpus, terminal)
+
+
+def _count_gpus(gpus: int | str | None) -> int:
+    """Raises UsageError for what is no number."""
+    if gpus is None:
+        return 1
+    if gpus != "all" and not (str(gpus).isdecimal() and int(gpus) > 0):
+        raise UsageError("no number of GPUs", where=f"gpus={gpus}", hint="write a number, 1 or more, or gpus=all")
+    return max(len(find_gpus()), 1) if gpus == "all" else int(gpus)
 
 
 @contextmanager
@@ -190,7 +208,12 @@ def _explain_missing_model(settings: Settings) -> Iterator[None]:
 
 
 def _plan(
-    settings: Settings, data: TrainingData, memory: float | None, gpu: GpuName | None, terminal: Terminal
+    settings: Settings,
+    data: TrainingData,
+    memory: float | None,
+    gpu: GpuName | None,
+    num_gpus: int,
+    terminal: Terminal,
 ) -> Plan:
     examples, max_tokens = data.examples, settings.train.max_tokens_per_microbatch
     config = data.checkpoint.load_hf_config()
@@ -202,8 +225,9 @@ def _plan(
         BatchSampler(examples, settings.train, settings.seed, group_by_image=grouped) for grouped in (False, True)
     )
     sampler = by_image if settings.data.group_by_image else ungrouped
-    steps = count_steps(sampler, max_tokens, prefix_sharing=select_prefix_sharing(settings, engine))
-    lengths = TokenLengths.from_lengths([len(encoded.input_ids) for encoded in examples])
+    prefix_sharing = select_prefix_sharing(settings, engine)
+    steps = count_steps(sampler, max_tokens, prefix_sharing=prefix_sharing, num_ranks=num_gpus)
+    lengths = TokenLengths.from_lengths(examples.sizes.lengths)
     layouts = compare_layouts(ungrouped, by_image, max_tokens)
     counts = len(examples), len(data.held_out), len(data.grids)
     own_gpu = find_gpu() if on_gpu else None
@@ -212,18 +236,21 @@ def _plan(
     if warning := explain_missing_device(settings.device):
         terminal.warn(warning)
     machine = GpuEstimate(own_gpu) if own_gpu else _describe_cpu()
-    result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, ())
+    result = Plan(*counts, lengths, layouts, steps, engine, reason, None, None, machine, (), num_gpus)
 
     # Memory and time: predicted from shapes, with the workload that `train` uses.
     if has_known_sizes(config):
         workload = Workload.from_settings(settings, config, engine, steps.largest_microbatch, data.held_out, data.grids)
         token_side = data.processor.image_processor.token_side
-        everything = [*examples, *data.held_out]
-        tokens_of = [(len(encoded.input_ids), [grid.num_tokens for grid in encoded.grids]) for encoded in everything]
-        variants = list_variants(settings, config, workload, tokens_of, token_side)
+        tokens_of = [
+            (length, [grid.num_tokens for grid in grids])
+            for sizes in (examples.sizes, data.held_out.sizes)
+            for length, grids in zip(sizes.lengths.tolist(), sizes.iter_grids(), strict=True)
+        ]
+        variants = list_variants(settings, config, workload, tokens_of, token_side, num_gpus)
 
         def estimate(card: Gpu, available_bytes: int) -> GpuEstimate:
-            return _estimate_gpu(card, settings.dtype, variants, available_bytes, steps, data)
+            return _estimate_gpu(card, settings.dtype, variants, available_bytes, steps, data, num_gpus)
 
         if own_gpu:
             free = compute_free_bytes(int(own_gpu.memory_gib * GIB), has_context=False)
@@ -232,10 +259,13 @@ def _plan(
             machine = _estimate_cpu(workload, steps, data)
         result = replace(result, machine=machine)
         if on_gpu:
-            cards = [estimate(card, compute_usable_bytes(card.memory_gib)) for card in _select_cards(gpu, memory)]
+            chosen = _select_cards(gpu, memory)
+            cards = [estimate(card, compute_usable_bytes(card.memory_gib, num_gpus)) for card in chosen]
             result = replace(result, workload=workload, memory=predict_memory(workload), cards=cards)
     for line in _format_plan(result, settings):
         terminal.print_result(line)
+    if hint := explain_idle_gpus(settings.device, num_gpus):
+        terminal.print(f"note       {hint}")
     return result
 
 
@@ -248,9 +278,15 @@ def _select_cards(name: GpuName | None, memory: float | None) -> list[Gpu]:
 
 
 def _estimate_gpu(
-    gpu: Gpu, dtype: str, variants: Sequence[Variant], available_bytes: int, steps: StepStats, data: TrainingData
+    gpu: Gpu,
+    dtype: str,
+    variants: Sequence[Variant],
+    available_bytes: int,
+    steps: StepStats,
+    data: TrainingData,
+    num_gpus: int,
 ) -> GpuEstimate:
-    """dtype: of the settings."""
+    """dtype: of the settings. steps: dealt to num_gpus."""
     note = ""
     if gpu.obstacle or (dtype == "bfloat16" and not gpu.has_bfloat16):
         return GpuEstimate(gpu, note=gpu.obstacle or "not with dtype=bfloat16, which it lacks")
@@ -262,12 +298,17 @@ def _estimate_gpu(
         least = compute_least_bytes(variants[-1]) / GIB
         return GpuEstimate(gpu, note=f"does not fit: it takes at least {least:.1f} GiB")
     variant, fit = found
+    estimate = GpuEstimate(gpu, fit, settings=variant.words, note=note, num_shards=variant.workload.num_shards)
     if gpu.tflops is None:
-        return GpuEstimate(gpu, fit, settings=variant.words, note=note)
-    num_microbatches = max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens))
+        return estimate
+    num_microbatches = -(-max(steps.num_microbatches, math.ceil(steps.tokens / fit.max_tokens)) // num_gpus)
     reduced = replace(variant.workload, recompute_layers=fit.recompute_layers)
     time = estimate_time(reduced, gpu.tflops, steps.tokens, steps.labels, num_microbatches, data.grids)
-    return GpuEstimate(gpu, fit, time, variant.words, note)
+    if num_gpus == 1:
+        return replace(estimate, time=time)
+    parallel = estimate_parallel(reduced, gpu, steps.tokens_per_step, num_gpus)
+    time = replace(time, steps_s=time.steps_s / parallel.speedup, features_s=time.features_s / num_gpus)
+    return replace(estimate, time=time, parallel=parallel)
 
 
 def _describe_cpu() -> CpuEstimate:
@@ -309,21 +350,35 @@ def _format_plan(plan: Plan, settings: Settings) -> Iterator[str]:
         return
     yield f"memory     {memory.peak_bytes / GIB:.1f} GiB, {_PHASE_TEXTS[memory.peak_phase]} (in GiB):"
     yield "           " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.peak_items.items() if size)
-    yield f"GPUs       {'':<17} {'GiB':>5}  {'steps':>13}  {'images':>13}  fits"
+    title = f"{plan.num_gpus} GPUs" if plan.num_gpus > 1 else "GPUs"
+    yield f"{title:<10} {'':<17} {'GiB':>5}  {'steps':>13}  {'images':>13}  fits"
     for card in plan.cards:
         times = (
-            [_format_duration(value) for value in (card.time.steps_s, card.time.features_s)] if card.time else ["", ""]
+            [format_duration(value) for value in (card.time.steps_s, card.time.features_s)] if card.time else ["", ""]
         )
         cells = f"{card.gpu.name:<17} {card.gpu.memory_gib:>5.4g}  {times[0]:>13}  {times[1]:>13}"
         yield f"           {cells}  {_describe_fit(card, plan.workload)}"
+    yield from _describe_gain(plan, settings)
     speed = ENGINE_SPEEDS[plan.workload.engine]
     shares = f"{speed.step_fraction:.0%} of a GPU's published peak in steps, {speed.tower_fraction:.0%} for images"
     at_most = f"are for all {steps.total_steps} steps and " if settings.train.epochs == "auto" else ""
     uses_nf4 = plan.workload.nf4_values or any("quantization=nf4" in card.settings for card in plan.cards)
     left_out = ", without the time of NF4" if uses_nf4 else ""
+    if any(card.num_shards > 1 for card in plan.cards):
+        left_out += ", and without that of gathering layers"
     yield f"           times {at_most}assume {shares}{left_out};"
     yield "           tested on H100 and H200 only; 1 GiB of a GPU is left for driver and desktop;"
     yield "           a Mac trains on its CPU; device=mps, its GPU in the reference engine, is not tested"
+
+
+def _describe_gain(plan: Plan, settings: Settings) -> Iterator[str]:
+    """What several GPUs gain: this machine's if they are known, else the last of the list."""
+    machine = [plan.machine] if isinstance(plan.machine, GpuEstimate) else []
+    for estimate in (*machine, *reversed(plan.cards)):
+        if (parallel := estimate.parallel) and estimate.time:
+            alone = estimate.time.steps_s * parallel.speedup
+            yield f"{estimate.gpu.name:<10} {parallel.describe(alone, settings.train.batch_size)}"
+            return
 
 
 def _describe_machine(plan: Plan) -> str:
@@ -336,15 +391,17 @@ def _describe_machine(plan: Plan) -> str:
         used = f"{name}, no GPU: weights and adapter take {machine.used_gib:.2f} GiB"
         if machine.memory_gib and machine.used_gib > machine.memory_gib:
             return f"{used}: the training does not fit this machine"
-        seconds = _format_duration(machine.seconds)
+        seconds = format_duration(machine.seconds)
         return f"{used}; the training takes several times longer than {seconds}, its matrix products' time alone"
     free = f"{machine.gpu.name}, {machine.gpu.memory_gib:.1f} GiB free"
+    if plan.num_gpus > 1:
+        free = f"{plan.num_gpus} × {free} on the first"
     if plan.workload is None:
         return free
     fit = _describe_fit(machine, plan.workload)
     if machine.time is None:
         return f"{free}: {fit}"
-    times = [_format_duration(seconds) for seconds in (machine.time.steps_s, machine.time.features_s)]
+    times = [format_duration(seconds) for seconds in (machine.time.steps_s, machine.time.features_s)]
     return f"{free}: {fit}; {times[0]} for steps, {times[1]} for image features"
 
 
@@ -353,20 +410,19 @@ def _describe_fit(estimate: GpuEstimate, workload: Workload) -> str:
         return estimate.note
     note = f", {estimate.note}" if estimate.note else ""
     needs = f"needs {' '.join(estimate.settings)}" if estimate.settings else ""
-    reductions = _describe_reductions(estimate.fit, workload)
+    reductions = _describe_reductions(estimate, workload)
     fits = f"fits with {' and '.join(reductions)}" if reductions else "fits" if not needs else ""
     text = "; ".join(filter(None, (needs, fits)))
     return f"{text}: {estimate.fit.peak_bytes / GIB:.1f} GiB{note}" if needs or reductions else f"{text}{note}"
 
 
-def _describe_reductions(fit: MemoryFit, workload: Workload) -> list[str]:
+def _describe_reductions(estimate: GpuEstimate, workload: Workload) -> list[str]:
     """What `train` reduces to fit; it does so without being asked."""
-    tokens, layers = f"train.max_tokens_per_microbatch={fit.max_tokens}", workload.text.num_layers
-    reductions = [tokens] if fit.max_tokens < workload.max_tokens else []
-    return reductions + ([f"{fit.recompute_layers} of {layers} layers recomputed"] if fit.recompute_layers else [])
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 120:
-        return "less than 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    fit, layers = estimate.fit, workload.text.num_layers
+    assert fit is not None
+    reductions = [f"the layers sharded over {estimate.num_shards} GPUs"] if estimate.num_shards > 1 else []
+    if fit.max_tokens < workload.max_tokens:
+        reductions.append(f"train.max_tokens_per_microbatch={fit.max_tokens}")
+    if fit.recompute_layers:
+        reductions.append(f"{fit.recompute_layers} of {layers} layers recomputed")
+    return reductions

@@ -27,14 +27,17 @@ def list_variants(
     workload: Workload,
     examples: Sequence[tuple[int, Sequence[int]]],
     token_side: int,
+    num_gpus: int = 1,
 ) -> list[Variant]:
-    """The user's settings first, then one more setting each time: the frozen weights in NF4, a smaller adapter, ever
-    smaller images.
+    """The user's settings first, with layers whole and, over several GPUs, sharded; then with whole layers one more
+    setting each time: the frozen weights in NF4, a smaller adapter, ever smaller images.
 
     examples: the tokens of each, and those of each of its images. token_side: pixels of an image token.
     """
     longest = max(length for length, _ in examples)
     variants, words = [Variant((), workload, longest)], list[str]()
+    if num_gpus > 1 and not workload.nf4_values:
+        variants.append(Variant((), replace(workload, num_shards=num_gpus), longest))
     if not workload.nf4_values and not workload.text.experts:
         nf4 = settings.model_copy(update={"quantization": "nf4"})
         values, size = measure_nf4(workload.text, nf4, hf_config)

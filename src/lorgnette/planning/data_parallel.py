@@ -10,6 +10,7 @@ The constants are fitted to the fast engine's steps of 561, 2,238 and 8,952 toke
 all-reduces of their gradients, on four NVIDIA H100 with NVLink.
 """
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -40,6 +41,29 @@ class ParallelEstimate:
     @property
     def pays(self) -> bool:
         return self.paying_tokens is not None and self.tokens >= self.paying_tokens
+
+    def describe(self, seconds_alone: float, batch_size: int) -> str:
+        """What they gain, and if they do not pay, with how many examples in a step they would.
+
+        seconds_alone: of all steps on one GPU; batch_size: examples of a step.
+        """
+        saved = seconds_alone * (1 - 1 / self.speedup)
+        text = f"{self.num_gpus} GPUs: {self.tokens} tokens for each in a step, {self.speedup:.1f} times as fast as one"
+        text += f" (estimated); all steps together take {format_duration(saved)} less"
+        if self.pays:
+            return text
+        if self.paying_tokens is None:
+            return f"{text}; their link is too slow to gain more"
+        enough = math.ceil(batch_size * self.paying_tokens / self.tokens / self.num_gpus) * self.num_gpus
+        least = f"a GPU is used well from {self.paying_tokens} tokens on"
+        return f"{text}; {least}: train.batch_size={enough}, which is another training, of fewer and larger steps"
+
+
+def format_duration(seconds: float) -> str:
+    """Such as "8.9 s" or "12 min"."""
+    if seconds < 120:
+        return "less than 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def estimate_parallel(workload: Workload, gpu: Gpu, tokens_per_step: int, num_gpus: int) -> ParallelEstimate:

@@ -29,6 +29,7 @@ from lorgnette.models.quantization import (
 )
 from lorgnette.models.registry import LABELS_PER_CHUNK, TextConfig, VisionConfig, parse_sizes
 from lorgnette.planning import limits
+from lorgnette.processing.encoded_rows import RowSizes
 from lorgnette.processing.packing import build_prefix_trees
 from lorgnette.types import Encoded, ImageGrid
 
@@ -41,6 +42,7 @@ _WORKSPACE = 32 * 2**20  # cuBLAS's, of each stream on Hopper
 _DRIVER_BYTES = GIB  # of a card: the driver, CUDA's context and kernels, and a desktop
 _CONTEXT_BYTES = GIB // 2  # CUDA's context, which torch does not count
 _KERNEL_BYTES = GIB // 4  # kernels that are loaded into a context later
+_NCCL_BYTES = GIB // 2  # buffers that connect the GPU with the others
 _LATE_BYTES = GIB // 8  # of those, graphs and the kernels of answers
 _LOADING_BYTES = 4 * 20 * 2**20  # pieces of weights on their way into a fused matrix, one of each reader
 _SEGMENT_WASTE = 2**20  # torch rounds a large tensor up to 2 MiB
@@ -102,7 +104,8 @@ class Workload:
         max_tokens, prefix_sharing = settings.train.max_tokens_per_microbatch, engine == "fast"
         trees = build_prefix_trees(held_out, max_tokens, prefix_sharing=prefix_sharing)
         eval_tokens, eval_labels = max(((tree.num_tokens, tree.num_labels) for tree in trees), default=(0, 0))
-        longest_answer = max((len(encoded.input_ids) + _SAMPLE_TOKENS for encoded in held_out), default=0)
+        lengths = RowSizes.from_examples(held_out).lengths
+        longest_answer = int(lengths.max()) + _SAMPLE_TOKENS if len(lengths) else 0
         nf4_values, nf4_bytes = measure_nf4(text, settings, hf_config)
         return cls(
             engine,
@@ -176,7 +179,7 @@ class MemoryFit:
     """Micro-batches of at most `max_tokens` tokens, with `recompute_layers` layers recomputed.
 
     peak_bytes: reserved. pool_bytes: of these, for micro-batches. feature_bytes: of image features on the device.
-    is_loaded_in_turn: as in `Workload`.
+    is_loaded_in_turn, num_shards: as in `Workload`.
     """
 
     max_tokens: int
@@ -185,6 +188,7 @@ class MemoryFit:
     pool_bytes: int = 0
     feature_bytes: int = 0
     is_loaded_in_turn: bool = False
+    num_shards: int = 1
 
 
 def predict_memory(workload: Workload) -> MemoryEstimate:
@@ -192,9 +196,9 @@ def predict_memory(workload: Workload) -> MemoryEstimate:
     return _predict_fast(workload) if workload.engine == "fast" else _predict_reference(workload)
 
 
-def compute_usable_bytes(gib: float) -> int:
-    """The bytes that torch may reserve on a card with this much memory."""
-    return int(gib * GIB) - _DRIVER_BYTES
+def compute_usable_bytes(gib: float, num_gpus: int = 1) -> int:
+    """The bytes that torch may reserve on a card with this much memory, one of several if num_gpus is more than 1."""
+    return int(gib * GIB) - _DRIVER_BYTES - (_NCCL_BYTES if num_gpus > 1 else 0)
 
 
 def compute_free_bytes(free: int, *, has_context: bool) -> int:
@@ -239,7 +243,7 @@ def find_fit(
         peak = predict_memory(reduced).peak_bytes + kept_bytes
         features = kept_bytes + reduced.feature_tokens * _count_feature_bytes(workload)
         pool, layers = compute_pool_bytes(reduced), reduced.recompute_layers
-        return MemoryFit(max_tokens, layers, peak, pool, features, workload.is_loaded_in_turn)
+        return MemoryFit(max_tokens, layers, peak, pool, features, workload.is_loaded_in_turn, workload.num_shards)
 
     low, high = longest_example, workload.max_tokens
     if compute_peak(high) <= available_bytes:

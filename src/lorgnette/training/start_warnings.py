@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from lorgnette.config import Settings
-from lorgnette.planning.gpus import find_gpu
+from lorgnette.planning.gpus import find_gpu, find_gpus
 
 DRAWN_SCENES_ONLY = (
     "The built-in model (model=demo) knows drawn scenes only: it cannot learn to describe photographs; "
@@ -40,6 +40,17 @@ def explain_missing_device(device: str) -> str:
         return "device=cuda: nvidia-smi shows no GPU in this machine; without one the training would not start here"
     if device == "mps" and sys.platform != "darwin":
         return "device=mps: this machine is no Mac; the training would not start here"
+    return ""
+
+
+def explain_idle_gpus(device: str, num_used: int = 1) -> str:
+    """That this machine has more GPUs than the training uses, or fewer; empty if neither. num_used: of `gpus=`."""
+    num_gpus = len(find_gpus()) if device in ("auto", "cuda") else 0
+    if num_used == 1 < num_gpus:
+        return f"this machine has {num_gpus} GPUs: `train` uses one, and with gpus=all every one"
+    if 0 < num_gpus < num_used:
+        found = f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"
+        return f"this machine has {found}: the training would not start here with gpus={num_used}"
     return ""
 
 
