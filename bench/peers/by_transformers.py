@@ -6,7 +6,7 @@ The adapter in bf16 without autocast: the faster of the two ways.
 from typing import Any
 
 import torch
-from inputs import DEVICE, LANGUAGE, PROMPT, TRAINER, parse_inputs
+from inputs import DEVICE, LANGUAGE, PROMPT, parse_inputs
 from meter import Meter
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -37,5 +37,5 @@ def collate(samples: list[tuple[Any, str]]) -> dict[str, torch.Tensor]:
     return batch | {"labels": labels}
 
 
-arguments = TrainingArguments(run.out, **(TRAINER | {"bf16": False}), remove_unused_columns=False)
+arguments = TrainingArguments(run.out, **(run.trainer | {"bf16": False}), remove_unused_columns=False)
 Trainer(model, arguments, data_collator=collate, train_dataset=run.samples, callbacks=[Meter(run)]).train()

@@ -1,6 +1,7 @@
 """The inputs of every peer: samples, adapter settings and trainer settings. `python by_X.py WORK OUT …`
 
 WORK has captions.csv and its images, already at the job's size, training samples only; OUT is the folder of this run.
+Under torchrun each process has a share of a step's samples.
 """
 
 import argparse
@@ -19,7 +20,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LANGUAGE = rf".*language_model.*\.({'|'.join(TARGETS)})"
 CUDA = torch.cuda.is_available()
 """Without a GPU, Liger's kernels and pinned memory are off: that only shows that a script runs."""
-DEVICE = "cuda" if CUDA else "cpu"
+DEVICE = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if CUDA else "cpu"
 
 TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -53,6 +54,14 @@ class Inputs:
     samples: list[tuple[Path, str]]
     started_at: float
     dropout: float
+    batch_size: int
+    max_steps: int
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """For transformers' TrainingArguments. max_steps: -1 for the epochs of the job."""
+        own = {"per_device_train_batch_size": self.batch_size // int(os.environ.get("WORLD_SIZE", "1"))}
+        return TRAINER | own | {"max_steps": self.max_steps}
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -78,7 +87,12 @@ def parse_inputs() -> Inputs:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--started-at", type=float, required=True)
     parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--samples", type=int, default=16, help="of a step")
+    parser.add_argument("--steps", type=int, default=-1)
     arguments = parser.parse_args()
     with (arguments.work / "captions.csv").open(newline="", encoding="utf-8") as file:
         samples = [(arguments.work / row["image_path"], row["caption"]) for row in csv.DictReader(file)]
-    return Inputs(arguments.model, arguments.out, samples, arguments.started_at, arguments.dropout)
+    return Inputs(
+        arguments.model, arguments.out, samples, arguments.started_at, arguments.dropout, arguments.samples,
+        arguments.steps,
+    )  # fmt: skip

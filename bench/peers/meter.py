@@ -24,6 +24,7 @@ class Meter(TrainerCallback):
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
+        self.is_main = os.environ.get("RANK", "0") == "0"
         self.warm_at: float | None = None
         self.losses: list[list[float]] = []
         self.run: dict[str, Any] = {}
@@ -60,6 +61,8 @@ class Meter(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not self.run:  # it ended before max_steps
             self.record_steps(state.global_step, read_time(), model)
+        if not self.is_main:
+            return
         folder = self.inputs.out / "adapter"
         model.save_pretrained(folder)
         saved_at = time.time()
@@ -70,6 +73,8 @@ class Meter(TrainerCallback):
         self.write(self.run | {"losses": self.losses, "versions": read_versions()})
 
     def write(self, run: dict[str, Any]) -> None:
+        if not self.is_main:
+            return
         temporary = self.inputs.out / "run.json.part"
         temporary.write_text(json.dumps(run), encoding="utf-8")
         os.replace(temporary, self.inputs.out / "run.json")
