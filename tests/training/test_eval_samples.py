@@ -1,7 +1,8 @@
 """Sample answers at every evaluation: what they log, and that they do not change the training."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,26 @@ def test_a_metric_that_selects_the_best_step_uses_all_full_answers(captions: Pat
     assert len(logger.generate().rows) == NUM_SAMPLES
 
 
-def generate_on_rank(
-    world: World, model: LoadedModel, examples: list[Example], selects_best: bool, is_dealt: bool
-) -> tuple[list[str | None], dict[str, float], int]:
-    """Answers, scores and the number of prompts that this rank answered."""
+class RecordingShards:
+    """Layers of all ranks: says whether a rank leads or follows."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def run_empty_pass(self, *, backward: bool) -> None:
+        raise AssertionError
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        self.calls.append("lead")
+        yield
+
+    def follow(self) -> None:
+        self.calls.append("follow")
+
+
+def generate_on_rank(world: World, model: LoadedModel, examples: list[Example]) -> list[dict[str, Any]]:
+    """Full answers, a few short ones, and full ones of a model whose layers are cut: what this rank does and gets."""
     counts: list[int] = []
     answer = LoadedModel.generate_answers
 
@@ -88,28 +105,29 @@ def generate_on_rank(
         return answer(self, chosen, *arguments, **options)
 
     LoadedModel.generate_answers = generate  # type: ignore[method-assign]
-    sampling = SamplingParams(5, 2)
-    logger = SampleLogger(
-        model, examples, "ROUGE-L", sampling, selects_best=selects_best, world=world, is_dealt=is_dealt
-    )
-    samples = logger.generate()
+    results = []
+    for selects_best, shards in ((True, None), (False, None), (True, RecordingShards())):
+        options: dict[str, Any] = {"selects_best": selects_best, "world": world, "shards": shards}
+        samples = SampleLogger(model, examples, "ROUGE-L", SamplingParams(5, 2), **options).generate()
+        result = {"answers": [row.tuned for row in samples.rows], "scores": dict(samples.scores)}
+        results.append({**result, "prompts": sum(counts), "calls": shards.calls if shards else []})
+        counts.clear()
     LoadedModel.generate_answers = answer  # type: ignore[method-assign]
-    return [row.tuned for row in samples.rows], dict(samples.scores), sum(counts)
+    return results
 
 
-@pytest.mark.parametrize(
-    ("selects_best", "is_dealt", "counts"), [(True, True, {2, 3}), (False, True, {0, 4}), (True, False, {5})]
-)
-def test_ranks_share_what_is_worth_it(
-    captions: Path, model: LoadedModel, selects_best: bool, is_dealt: bool, counts: set[int]
-) -> None:
-    """All full answers, and not a few short ones; the first rank has the score of all."""
-    examples = read_examples(captions, "p")[:5]
-    answers, scores, _ = generate_on_rank(World(), model, examples, selects_best, True)
-    first, second = run_ranks(generate_on_rank, 2, model, examples, selects_best, is_dealt)
-    assert first[:2] == (answers, scores)
-    assert second[1] == {}
-    assert {first[2], second[2]} == counts
+def test_ranks_share_what_is_worth_it(captions: Path, model: LoadedModel) -> None:
+    """All full answers, if a rank can generate alone, and not a few short ones. The first rank has the score of all."""
+    arguments = model, read_examples(captions, "p")[:5]
+    alone, (first, second) = generate_on_rank(World(), *arguments), run_ranks(generate_on_rank, 2, *arguments)
+    assert [result["prompts"] for result in alone] == [5, 4, 5]
+    for expected, result, other in zip(alone, first, second, strict=True):
+        assert (result["answers"], result["scores"]) == (expected["answers"], expected["scores"])
+        assert (other["answers"], other["scores"]) == ([], {})
+    assert [(a["prompts"], b["prompts"]) for a, b in zip(first, second, strict=True)] in (
+        [(2, 3), (4, 0), (5, 0)], [(3, 2), (4, 0), (5, 0)],
+    )  # fmt: skip
+    assert [a["calls"] + b["calls"] for a, b in zip(first, second, strict=True)] == [[], [], ["lead", "follow"]]
 
 
 def test_a_metric_saves_another_best_step_than_the_loss(

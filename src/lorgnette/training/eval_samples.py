@@ -16,6 +16,7 @@ from functools import partial
 import torch
 
 from lorgnette.distributed import World
+from lorgnette.engine.base import Shards, run_on_main_rank
 from lorgnette.inference.answers import share_answers
 from lorgnette.inference.loading import LoadedModel
 from lorgnette.inference.sampling import SamplingParams
@@ -25,7 +26,7 @@ from lorgnette.metrics.eval_prompts import group_by_prompt
 from lorgnette.report import run_log
 from lorgnette.report.html.charts import Curve
 from lorgnette.report.html.page import SampleHistory
-from lorgnette.types import Example, PredictionRow, mark_cut
+from lorgnette.types import Example, Prediction, PredictionRow, mark_cut
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 32
@@ -62,14 +63,14 @@ class SampleLogger:
         *,
         selects_best: bool = False,
         world: World = World(),
-        is_dealt: bool = True,
+        shards: Shards | None = None,
     ) -> None:
         """metric: None measures nothing; sampling: of full answers; selects_best: the metric selects the best step.
 
-        is_dealt: a rank of the world can generate alone; otherwise all generate all answers, at the same time.
+        shards: of the model, if its layers are cut over the ranks: then the first alone generates, and all take part.
         """
         self._model, self.metric, self.selects_best = model, metric, selects_best
-        self._world, self._is_dealt = world, is_dealt
+        self._world, self._shards = world, shards
         self._prompts = group_by_prompt(held_out)[: None if selects_best else NUM_SAMPLES]
         chosen = {prompt.example.without_answer().turns for prompt in self._prompts}
         answers = (example for example in held_out if example.without_answer().turns in chosen)
@@ -79,19 +80,26 @@ class SampleLogger:
         self._sampling = sampling if selects_best else short
 
     def generate(self) -> Samples:
-        """The answers of the adapter as it is now. Every rank of the world calls this; the first alone gets them."""
-        examples, limit = [prompt.example for prompt in self._prompts], self._sampling.max_new_tokens
-        is_main = self._world.is_main
-        if self._is_dealt and not self.selects_best and not is_main:
-            return Samples((), {}, limit)  # a few short answers take as long as one
-        # Dropout must draw the same numbers as without evaluation.
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
-            generate = partial(self._model.generate_answers, sampling=self._sampling, adapter="tuned")
-            world = self._world if self._is_dealt and self.selects_best else World()
-            predictions = list(share_answers(generate, examples, self._model.processor, world))
+        """The answers of the adapter as it is now. Every rank of the world calls this; the first alone gets them.
+
+        The ranks share full answers. A few short ones take as long as one, and stay with the first rank.
+        """
+        if self.selects_best and self._shards is None:
+            predictions = self._answer(self._world)
+        else:
+            predictions = run_on_main_rank(self._world, self._shards, partial(self._answer, World())) or []
+        if not self._world.is_main:
+            return Samples((), {}, self._sampling.max_new_tokens)
         pairs = zip(self._prompts, predictions, strict=True)
         rows = tuple(prompt.build_row(tuned=prediction) for prompt, prediction in pairs)
-        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric) if is_main else {}, limit)
+        return Samples(rows[:NUM_SAMPLES], _compute_scores(rows, self.metric), self._sampling.max_new_tokens)
+
+    def _answer(self, world: World) -> list[Prediction]:
+        generate = partial(self._model.generate_answers, sampling=self._sampling, adapter="tuned")
+        examples = [prompt.example for prompt in self._prompts]
+        # Dropout must draw the same numbers as without evaluation.
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
+            return list(share_answers(generate, examples, self._model.processor, world))
 
 
 def samples_over_time(records: Sequence[run_log.Record], rows: Sequence[PredictionRow]) -> list[SampleHistory]:
